@@ -1,0 +1,131 @@
+"""Pages and ranges of pages that cannot wrap.
+
+Owns the arithmetic on guest-physical and VMM addresses; must not know what is mapped where.
+Every range is half-open and counted in 4 KiB pages, whatever unit it came in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NewType, Self
+
+Gpa = NewType("Gpa", int)
+"""A guest-physical address in bytes."""
+Gfn = NewType("Gfn", int)
+"""A guest-physical page number."""
+Uaddr = NewType("Uaddr", int)
+"""An address in the VMM's address space, in bytes."""
+Pfn = NewType("Pfn", int)
+"""A host page number; only the declared address space knows any."""
+
+PAGE_SHIFT = 12
+"""HV_HYP_PAGE_SHIFT: the hypervisor's page is 4 KiB on every architecture."""
+PAGE_SIZE = 1 << PAGE_SHIFT
+PAGE_LIMIT = 1 << (64 - PAGE_SHIFT)
+"""Page numbers lie below this: 2^64 bytes hold 2^52 pages."""
+
+
+class RangeError(ValueError):
+    """A range is empty, misaligned, or ends beyond the address space; `field` names the culprit."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PageRange:
+    """The pages [start, end). Build one with `of` where the numbers come from outside."""
+
+    start: int
+    end: int
+
+    start_field: ClassVar[str] = "start"
+
+    @classmethod
+    def of(cls, start: int, page_count: int) -> Self:
+        """Check and build [start, start + page_count); raises `RangeError` if empty or wrapping."""
+        if page_count <= 0:
+            raise RangeError("page_count", f"must be at least 1 page, got {page_count}")
+        return cls._of(start, page_count, count_field="page_count")
+
+    @classmethod
+    def _of(cls, start: int, page_count: int, *, count_field: str) -> Self:
+        if not 0 <= start < PAGE_LIMIT:
+            raise RangeError(cls.start_field, f"page {start:#x} lies outside [0x0, {PAGE_LIMIT:#x})")
+        if start + page_count > PAGE_LIMIT:
+            raise RangeError(
+                count_field, f"{page_count:#x} pages from page {start:#x} end beyond page {PAGE_LIMIT:#x}"
+            )
+        return cls(start, start + page_count)
+
+    @property
+    def page_count(self) -> int:
+        return self.end - self.start
+
+    def __contains__(self, page: int) -> bool:
+        return self.start <= page < self.end
+
+    def covers(self, other: PageRange) -> bool:
+        return self.start <= other.start and other.end <= self.end
+
+    def overlaps(self, other: PageRange) -> bool:
+        return self.start < other.end and other.start < self.end
+
+    def clip(self, other: PageRange) -> Self | None:
+        """The part of this range that lies in `other`, or None."""
+        start, end = max(self.start, other.start), min(self.end, other.end)
+        return type(self)(start, end) if start < end else None
+
+    def slice(self, start: int, end: int) -> Self:
+        """The pages [start, end) of this range; what a `RangeMap` asks of its items."""
+        return type(self)(start, end)
+
+    def __str__(self) -> str:
+        return f"[{self.start:#x}, {self.end:#x})"
+
+
+class GfnRange(PageRange):
+    """Guest-physical pages. Printed as page numbers."""
+
+    __slots__ = ()
+    start_field: ClassVar[str] = "start_gfn"
+
+
+class UaddrRange(PageRange):
+    """Pages of the VMM's address space, held as page numbers, printed as byte addresses."""
+
+    __slots__ = ()
+    start_field: ClassVar[str] = "start_uaddr"
+
+    @classmethod
+    def of_bytes(cls, start_uaddr: int, length: int) -> Self:
+        """From a byte address and a byte length; both must be whole pages."""
+        if length <= 0 or length % PAGE_SIZE:
+            raise RangeError(
+                "length", f"must be one or more whole pages of {PAGE_SIZE} bytes, got {length:#x}"
+            )
+        return cls._of(uaddr_page(start_uaddr), length >> PAGE_SHIFT, count_field="length")
+
+    @classmethod
+    def of_pages(cls, start_uaddr: int, page_count: int) -> Self:
+        """From a byte address and a number of pages."""
+        return cls.of(uaddr_page(start_uaddr), page_count)
+
+    @property
+    def start_uaddr(self) -> Uaddr:
+        return Uaddr(self.start << PAGE_SHIFT)
+
+    @property
+    def length(self) -> int:
+        return self.page_count << PAGE_SHIFT
+
+    def __str__(self) -> str:
+        return f"[{self.start << PAGE_SHIFT:#x}, {self.end << PAGE_SHIFT:#x})"
+
+
+def uaddr_page(uaddr: int) -> int:
+    """The page number of a page-aligned uaddr; raises `RangeError` when it is not aligned."""
+    if uaddr % PAGE_SIZE:
+        raise RangeError("start_uaddr", f"must be a multiple of {PAGE_SIZE}, got {uaddr:#x}")
+    return uaddr >> PAGE_SHIFT

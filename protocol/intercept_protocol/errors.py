@@ -1,0 +1,49 @@
+"""The two kinds of error on the wire.
+
+`WireError` is an answer: the request is refused, the connection goes on. `ProtocolViolation` is for good:
+what the peer sent is no request, and nothing after it can be trusted. Neither knows who raised it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+
+
+class WireError(Exception):
+    """An error as it travels: ``[errno, name, message, details]``.
+
+    `number` is a Linux errno, used as the mshv ioctls use them; `details` names fields and ranges for
+    programs, `message` for people.
+    """
+
+    def __init__(self, number: int, message: str, /, **details: object) -> None:
+        super().__init__(f"{error_name(number)}: {message}")
+        self.number = number
+        self.message = message
+        self.details: Mapping[str, object] = details
+
+    @property
+    def name(self) -> str:
+        return error_name(self.number)
+
+    def to_wire(self) -> list[object]:
+        return [self.number, self.name, self.message, dict(self.details)]
+
+    @classmethod
+    def from_wire(cls, value: object) -> WireError:
+        """Read a peer's error; anything that is not of the form becomes EPROTO with its repr."""
+        match value:
+            case [int(number), str(), str(message), dict(details)] if not isinstance(number, bool):
+                return cls(number, message, **{str(key): item for key, item in details.items()})
+            case _:
+                return cls(errno.EPROTO, f"the peer sent an error of another form: {value!r:.200}")
+
+
+class ProtocolViolation(WireError):
+    """The peer broke the protocol: it is told so under msgid 0 and the connection is closed."""
+
+
+def error_name(number: int) -> str:
+    """``EINVAL`` for 22; the number's text for one that Linux does not name."""
+    return errno.errorcode.get(number, f"E{number}")

@@ -1,0 +1,102 @@
+"""Where one MessagePack value ends in a stream of bytes.
+
+Owns the boundary scan and its limits; must not know what the values mean. The scan looks at type bytes and
+lengths only (https://github.com/msgpack/msgpack/blob/master/spec.md, "Formats"), resumes where it stopped,
+and refuses as soon as the outcome is certain: an announced length over the limit is an error at the header.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from .errors import ProtocolViolation
+
+MESSAGE_LIMIT = 64 * 1024
+"""Bytes in one message. An intercept takes 273; the largest control message a few hundred."""
+DEPTH_LIMIT = 16
+"""Containers that a value may lie in. Requests need 3, inspection replies 6."""
+
+_BLOBS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+"""Bin and str 8/16/32: bytes of the length."""
+_CONTAINERS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
+"""Array and map 16/32: bytes of the count, values an element."""
+
+
+def _tokens() -> list[tuple[int, int] | None]:
+    """For each type byte that says it all: bytes of the token, values that follow as its children."""
+    tokens: list[tuple[int, int] | None] = [None] * 256
+    for kind in (*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3):
+        tokens[kind] = 1, 0  # fixint, nil, false, true
+    for low in range(16):
+        tokens[0x80 + low] = 1, 2 * low  # fixmap
+        tokens[0x90 + low] = 1, low  # fixarray
+    for low in range(32):
+        tokens[0xA0 + low] = 1 + low, 0  # fixstr
+    for width in (1, 2, 4, 8):
+        tokens[0xCC + width.bit_length() - 1] = 1 + width, 0  # uint
+        tokens[0xD0 + width.bit_length() - 1] = 1 + width, 0  # int
+    tokens[0xCA], tokens[0xCB] = (5, 0), (9, 0)  # float
+    return tokens
+
+
+_TOKENS = _tokens()
+
+
+class FrameScanner:
+    """Finds the end of the value that starts at offset 0 of a growing buffer. One use a value."""
+
+    __slots__ = ("_missing", "_open", "_position")
+
+    def __init__(self) -> None:
+        self._position = 0
+        self._open = [1]  # values still to come, one count a level of nesting
+        self._missing = 1  # their sum: each takes a byte at least
+
+    def scan(self, buffer: bytes | bytearray) -> int | None:
+        """The offset behind the value, or None while bytes are missing. Raises `ProtocolViolation`."""
+        available = len(buffer)
+        open_ = self._open
+        while open_:
+            position = self._position
+            if position >= available:
+                return None
+            kind = buffer[position]
+            token = _TOKENS[kind] or _announced(buffer, position, kind)
+            if token is None:
+                return None
+            size, children = token
+            if position + size + children + self._missing - 1 > MESSAGE_LIMIT:
+                raise ProtocolViolation(
+                    errno.EMSGSIZE, f"a message may have {MESSAGE_LIMIT} bytes", limit=MESSAGE_LIMIT
+                )
+            if position + size > available:
+                return None
+            self._position = position + size
+            self._missing += children - 1
+            open_[-1] -= 1
+            if children:
+                self._descend(children)
+            while open_ and not open_[-1]:
+                open_.pop()
+        return self._position
+
+    def _descend(self, children: int) -> None:
+        if len(self._open) > DEPTH_LIMIT:
+            raise ProtocolViolation(
+                errno.EBADMSG, f"nested more than {DEPTH_LIMIT} levels deep", limit=DEPTH_LIMIT
+            )
+        self._open.append(children)
+
+
+def _announced(buffer: bytes | bytearray, position: int, kind: int) -> tuple[int, int] | None:
+    """A token whose length or count follows its type byte; None while that has not arrived."""
+    if kind in _BLOBS:
+        width, values = _BLOBS[kind], 0
+    elif kind in _CONTAINERS:
+        width, values = _CONTAINERS[kind]
+    else:
+        raise ProtocolViolation(errno.EBADMSG, f"byte {kind:#04x} starts no value of this protocol")
+    if position + 1 + width > len(buffer):
+        return None
+    announced = int.from_bytes(buffer[position + 1 : position + 1 + width])
+    return (1 + width, announced * values) if values else (1 + width + announced, 0)

@@ -1,0 +1,217 @@
+"""What a memory intercept says: the payload of a hypervisor message, on x86-64 and arm64.
+
+Owns the two layouts (Hyper-V's hv_x64_memory_intercept_message and its arm64 twin: little endian, packed) and
+the small codes in them. Must not know the message around them. Unknown codes and reserved bits are kept as
+they came.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from struct import Struct
+from struct import error as StructError
+from typing import ClassVar, Self
+
+from .outcomes import Access
+
+
+class AccessType(IntEnum):
+    """hv_intercept_access_type: what the guest tried. Another encoding than `Access`; do not mix them."""
+
+    READ = 0
+    WRITE = 1
+    EXECUTE = 2
+
+    @property
+    def access(self) -> Access:
+        """The one right that this access needs: rights are the bits that access types number."""
+        return Access(1 << self)
+
+    @classmethod
+    def wanting(cls, access: Access) -> AccessType:
+        """The access type that needs exactly this one right; ValueError for none or several."""
+        for kind in cls:
+            if kind.access == access:
+                return kind
+        raise ValueError(f"an access type is one right, got {access!r}")
+
+
+class CacheType(IntEnum):
+    """hv_cache_type."""
+
+    UNCACHED = 0
+    WRITE_COMBINING = 1
+    WRITE_THROUGH = 4
+    WRITE_PROTECTED = 5
+    """x86-64 only."""
+    WRITE_BACK = 6
+
+
+class MemoryAccessInfo(IntFlag):
+    """The access-info byte of a memory intercept. None of it says whether the gpa itself is valid."""
+
+    NONE = 0x00
+    GVA_VALID = 0x01
+    GVA_GPA_VALID = 0x02
+    """The gpa is the translation of the gva. Not set for page-table walks; no reason to refuse the gpa."""
+    HYPERCALL_OUTPUT_PENDING = 0x04
+    TLB_LOCKED_NO_OVERLAY = 0x08
+    """x86-64 only; reserved on arm64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """hv_x64_segment_register."""
+
+    base: int = 0
+    limit: int = 0
+    selector: int = 0
+    attributes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class X64MemoryIntercept:
+    """hv_x64_memory_intercept_message: message bytes 16 to 95."""
+
+    LAYOUT: ClassVar[Struct] = Struct("<IBBHQIHHQQIBBBBQQ16s")
+
+    vp_index: int = 0
+    instruction_length: int = 0
+    cr8: int = 0
+    access_type: int
+    execution_state: int = 0
+    cs_segment: Segment = Segment()
+    rip: int = 0
+    rflags: int = 0
+    cache_type: int = CacheType.WRITE_BACK
+    instruction_byte_count: int = 0
+    access_info: MemoryAccessInfo = MemoryAccessInfo.NONE
+    tpr_priority: int = 0
+    reserved1: int = 0
+    gva: int = 0
+    gpa: int
+    instruction_bytes: bytes = bytes(16)
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Self:
+        """Read the first 80 bytes of a payload."""
+        (
+            vp_index, length_and_cr8, access_type, execution_state,
+            base, limit, selector, attributes, rip, rflags,
+            cache_type, byte_count, access_info, tpr_priority, reserved1, gva, gpa, instruction_bytes,
+        ) = cls.LAYOUT.unpack_from(payload)  # fmt: skip
+        return cls(
+            vp_index=vp_index,
+            instruction_length=length_and_cr8 & 0x0F,
+            cr8=length_and_cr8 >> 4,
+            access_type=access_type,
+            execution_state=execution_state,
+            cs_segment=Segment(base, limit, selector, attributes),
+            rip=rip,
+            rflags=rflags,
+            cache_type=cache_type,
+            instruction_byte_count=byte_count,
+            access_info=MemoryAccessInfo(access_info),
+            tpr_priority=tpr_priority,
+            reserved1=reserved1,
+            gva=gva,
+            gpa=gpa,
+            instruction_bytes=instruction_bytes,
+        )
+
+    def build(self) -> bytes:
+        """The 80 bytes; ValueError when a field does not fit."""
+        length_and_cr8 = (
+            _nibble("instruction_length", self.instruction_length) | _nibble("cr8", self.cr8) << 4
+        )
+        segment = self.cs_segment
+        return pack(
+            self.LAYOUT,
+            self.vp_index, length_and_cr8, self.access_type, self.execution_state,
+            segment.base, segment.limit, segment.selector, segment.attributes, self.rip, self.rflags,
+            self.cache_type, self.instruction_byte_count, self.access_info, self.tpr_priority, self.reserved1,
+            self.gva, self.gpa, exactly(16, self.instruction_bytes),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm64MemoryIntercept:
+    """hv_arm64_memory_intercept_message: message bytes 16 to 79."""
+
+    LAYOUT: ClassVar[Struct] = Struct("<IBBHQQIBBH4sIQQQ")
+
+    vp_index: int = 0
+    instruction_length: int = 0
+    access_type: int
+    execution_state: int = 0
+    pc: int = 0
+    cpsr: int = 0
+    cache_type: int = CacheType.WRITE_BACK
+    instruction_byte_count: int = 0
+    access_info: MemoryAccessInfo = MemoryAccessInfo.NONE
+    reserved1: int = 0
+    instruction_bytes: bytes = bytes(4)
+    reserved2: int = 0
+    gva: int = 0
+    gpa: int
+    syndrome: int = 0
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Self:
+        """Read the first 64 bytes of a payload."""
+        (
+            vp_index, instruction_length, access_type, execution_state, pc, cpsr,
+            cache_type, byte_count, access_info, reserved1, instruction_bytes, reserved2, gva, gpa, syndrome,
+        ) = cls.LAYOUT.unpack_from(payload)  # fmt: skip
+        return cls(
+            vp_index=vp_index,
+            instruction_length=instruction_length,
+            access_type=access_type,
+            execution_state=execution_state,
+            pc=pc,
+            cpsr=cpsr,
+            cache_type=cache_type,
+            instruction_byte_count=byte_count,
+            access_info=MemoryAccessInfo(access_info),
+            reserved1=reserved1,
+            instruction_bytes=instruction_bytes,
+            reserved2=reserved2,
+            gva=gva,
+            gpa=gpa,
+            syndrome=syndrome,
+        )
+
+    def build(self) -> bytes:
+        """The 64 bytes; ValueError when a field does not fit."""
+        return pack(
+            self.LAYOUT,
+            self.vp_index, self.instruction_length, self.access_type, self.execution_state,
+            self.pc, self.cpsr,
+            self.cache_type, self.instruction_byte_count, self.access_info, self.reserved1,
+            exactly(4, self.instruction_bytes), self.reserved2, self.gva, self.gpa, self.syndrome,
+        )  # fmt: skip
+
+
+MemoryIntercept = X64MemoryIntercept | Arm64MemoryIntercept
+
+
+def pack(layout: Struct, *values: int | bytes) -> bytes:
+    """`layout.pack`, with a ValueError for a value that does not fit."""
+    try:
+        return layout.pack(*values)
+    except StructError as error:
+        raise ValueError(f"a field does not fit: {error}") from error
+
+
+def exactly(size: int, value: bytes) -> bytes:
+    """`value`, if it has `size` bytes; struct itself would cut or fill it in silence."""
+    if len(value) != size:
+        raise ValueError(f"expected {size} bytes, got {len(value)}")
+    return value
+
+
+def _nibble(name: str, value: int) -> int:
+    if not 0 <= value <= 0x0F:
+        raise ValueError(f"{name} has 4 bits, got {value}")
+    return value

@@ -1,0 +1,546 @@
+"""Every request and reply of the wire, typed.
+
+Owns names, fields, types and defaults; must not know how a request is carried out. `decode_request` checks
+field by field and names the one that is wrong. Integers are u64 on the wire, so only their sign is checked
+here; what a value may be in context (overlap, limits) is the service's to say.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from .errors import WireError
+
+PROTOCOL_VERSION = 1
+
+U64 = Annotated[int, Meta(ge=0)]
+"""MessagePack has nothing above 2^64 - 1, so the upper bound needs no check."""
+U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Name = Annotated[str, Meta(max_length=64)]
+
+Reply = TypeVar("Reply")
+
+
+class RegionKind(StrEnum):
+    """How the frames of a region may change."""
+
+    MMIO = "mmio"
+    MOVABLE = "movable"
+    PINNED = "pinned"
+
+
+class AddressSpaceKind(StrEnum):
+    DECLARED = "declared"
+    PROCESS = "process"
+
+
+class HypervisorKind(StrEnum):
+    SOFTWARE = "software"
+    VMM = "vmm"
+
+
+class Architecture(StrEnum):
+    X86_64 = "x86_64"
+    ARM64 = "arm64"
+
+
+class MmioGranularity(StrEnum):
+    """How much of an MMIO region one first touch maps."""
+
+    VMA = "vma"
+    PAGE = "page"
+
+
+class Remap(StrEnum):
+    """What the software hypervisor does when an accessible gfn is mapped again."""
+
+    REPLACE = "replace"
+    ERROR = "error"
+
+
+class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
+    """A map of named fields on the wire."""
+
+
+class Call(Fields, Generic[Reply], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request; its type parameter is what a successful answer holds."""
+
+    METHOD: ClassVar[str]
+    REPLY: ClassVar[object]
+
+
+# ---------------------------------------------------------------- hello
+
+
+class HelloReply(msgspec.Struct, frozen=True, kw_only=True):
+    protocol: int
+    server: str
+    version: str
+    limits: dict[str, int]
+    features: dict[str, object]
+
+
+class _Hello(Call[HelloReply], frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="role"):
+    METHOD: ClassVar[str] = "hello"
+    REPLY: ClassVar[object] = HelloReply
+
+    protocol: U64 = PROTOCOL_VERSION
+
+
+class HelloVmm(_Hello, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="vmm"):
+    name: Name = ""
+
+
+class HelloVp(_Hello, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="vp"):
+    partition_id: U64
+    vp_index: U32
+    token: Token
+
+
+class HelloNotifier(_Hello, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="notifier"):
+    partition_id: U64
+    token: Token
+
+
+class HelloHypervisor(_Hello, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="hypervisor"):
+    partition_id: U64
+    token: Token
+
+
+class HelloOperator(_Hello, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="operator"):
+    pass
+
+
+Hello = HelloVmm | HelloVp | HelloNotifier | HelloHypervisor | HelloOperator
+PartitionHello = HelloVp | HelloNotifier | HelloHypervisor
+"""The hellos that join a partition that is already there."""
+
+HELLOS: Mapping[str, type[Hello]] = {
+    "vmm": HelloVmm,
+    "vp": HelloVp,
+    "notifier": HelloNotifier,
+    "hypervisor": HelloHypervisor,
+    "operator": HelloOperator,
+}
+"""By role."""
+
+
+# ---------------------------------------------------------------- vmm
+
+
+class CreatePartitionReply(msgspec.Struct, frozen=True, kw_only=True):
+    partition_id: int
+    token: bytes
+
+
+class CreatePartition(Call[CreatePartitionReply], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "create_partition"
+    REPLY: ClassVar[object] = CreatePartitionReply
+
+    address_space: AddressSpaceKind
+    hypervisor: HypervisorKind
+    architecture: Architecture = Architecture.X86_64
+    mmio_granularity: MmioGranularity = MmioGranularity.VMA
+    remap: Remap = Remap.REPLACE
+    deposit_pages: U32 | None = None
+    invalidate_timeout_ms: U32 | None = None
+
+
+class AddRegionReply(msgspec.Struct, frozen=True, kw_only=True):
+    kind: RegionKind
+
+
+class AddRegion(Call[AddRegionReply], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "add_region"
+    REPLY: ClassVar[object] = AddRegionReply
+
+    start_gfn: U64
+    page_count: U64
+    start_uaddr: U64
+    kind: Literal["auto", "mmio", "movable", "pinned"]
+    writable: bool
+    executable: bool
+
+
+class RemoveRegion(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "remove_region"
+    REPLY: ClassVar[object] = None
+
+    start_gfn: U64
+    page_count: U64
+    start_uaddr: U64
+
+
+class MapVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "map_vma"
+    REPLY: ClassVar[object] = None
+
+    start_uaddr: U64
+    page_count: U64
+    start_pfn: U64
+    readable: bool
+    writable: bool
+    executable: bool
+    io: bool
+
+
+class UnmapVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "unmap_vma"
+    REPLY: ClassVar[object] = None
+
+    start_uaddr: U64
+    page_count: U64
+
+
+class ProtectVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "protect_vma"
+    REPLY: ClassVar[object] = None
+
+    start_uaddr: U64
+    page_count: U64
+    readable: bool
+    writable: bool
+    executable: bool
+
+
+class Kick(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "kick"
+    REPLY: ClassVar[object] = None
+
+    vp_index: U32 | Literal["all"]
+
+
+class SetPolicy(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "set_policy"
+    REPLY: ClassVar[object] = None
+
+    mmio_granularity: MmioGranularity | None = None
+
+
+class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters of one partition since it was created; gauges are named without a verb."""
+
+    regions: int
+    vmas: int
+    vps: int
+    open_invalidations: int
+    mapped_gfns: int
+    no_access_gfns: int
+    slat_extents: int
+    map_calls: int
+    unmap_calls: int
+    deposits: int
+    invalidations: int
+    stale_attempts: int
+    intercepts: dict[str, dict[str, int]]
+
+
+class Statistics(Call[PartitionStatistics], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "statistics"
+    REPLY: ClassVar[object] = PartitionStatistics
+
+
+class Translation(msgspec.Struct, frozen=True, kw_only=True):
+    """What the guest would reach at a gfn: the frame and the access bits r 1, w 2, x 4."""
+
+    frame: tuple[object, int]
+    access: int
+    pfn: int | None = None
+
+
+class Translate(Call[Translation | None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "translate"
+    REPLY: ClassVar[object] = Translation | None
+
+    gfn: U64
+
+
+# ---------------------------------------------------------------- notifier
+
+
+class InvalidateBegin(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "invalidate_begin"
+    REPLY: ClassVar[object] = None
+
+    start_uaddr: U64
+    length: U64
+
+
+class InvalidateEnd(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "invalidate_end"
+    REPLY: ClassVar[object] = None
+
+    start_uaddr: U64
+    length: U64
+
+
+class Invalidate(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "invalidate"
+    REPLY: ClassVar[object] = None
+
+    start_uaddr: U64
+    length: U64
+
+
+# ---------------------------------------------------------------- hypervisor (the daemon asks)
+
+
+class MapGpa(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "map_gpa"
+    REPLY: ClassVar[object] = None
+
+    start_gfn: U64
+    page_count: U64
+    start_uaddr: U64
+    start_pfn: U64 | None = None
+    access: U32
+
+
+class UnmapGpa(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "unmap_gpa"
+    REPLY: ClassVar[object] = None
+
+    start_gfn: U64
+    page_count: U64
+
+
+# ---------------------------------------------------------------- operator
+
+
+class PartitionSummary(msgspec.Struct, frozen=True, kw_only=True):
+    partition_id: int
+    name: str
+    uid: int
+    pid: int
+    address_space: str
+    hypervisor: str
+    vps: int
+    regions: int
+    mapped_gfns: int
+    intercepts: int
+    invalidations: int
+    age_ms: int
+
+
+class PartitionList(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of the partitions, by ascending id; `more` says that another page follows the last one."""
+
+    PAGE: ClassVar[int] = 128
+
+    partitions: list[PartitionSummary]
+    more: bool
+
+
+class ListPartitions(Call[PartitionList], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "list_partitions"
+    REPLY: ClassVar[object] = PartitionList
+
+    after: U64 = 0
+
+
+class RegionView(msgspec.Struct, frozen=True, kw_only=True):
+    start_gfn: int
+    page_count: int
+    start_uaddr: int
+    kind: RegionKind
+    state: str
+    writable: bool
+    executable: bool
+    mapped_gfns: int
+
+
+class VpView(msgspec.Struct, frozen=True, kw_only=True):
+    vp_index: int
+    state: str
+    intercepts: int
+
+
+class PartitionInspection(msgspec.Struct, frozen=True, kw_only=True):
+    """One partition in full; `regions` is cut to `REGION_VIEWS`, the statistics say how many there are."""
+
+    REGION_VIEWS: ClassVar[int] = 256
+
+    summary: PartitionSummary
+    architecture: Architecture
+    mmio_granularity: MmioGranularity
+    statistics: PartitionStatistics
+    regions: list[RegionView]
+    virtual_processors: list[VpView]
+
+
+class InspectPartition(Call[PartitionInspection], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "inspect_partition"
+    REPLY: ClassVar[object] = PartitionInspection
+
+    partition_id: U64
+
+
+class DaemonStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    uptime_ms: int
+    partitions: int
+    vps: int
+    connections: int
+    connections_without_hello: int
+    tasks: int
+    partitions_created: int
+    partitions_lost: int
+    connections_refused: int
+    intercepts: dict[str, dict[str, int]]
+    invalidations: int
+
+
+class OperatorStatistics(Call[DaemonStatistics], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "statistics"
+    REPLY: ClassVar[object] = DaemonStatistics
+
+
+class OperatorSetPolicy(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "set_policy"
+    REPLY: ClassVar[object] = None
+
+    partition_id: U64
+    mmio_granularity: MmioGranularity | None = None
+
+
+class Drain(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "drain"
+    REPLY: ClassVar[object] = None
+
+    timeout_ms: U32
+
+
+VmmCall = (
+    CreatePartition | AddRegion | RemoveRegion | MapVma | UnmapVma | ProtectVma
+    | Kick | SetPolicy | Statistics | Translate
+)  # fmt: skip
+NotifierCall = InvalidateBegin | InvalidateEnd | Invalidate
+HypervisorCall = MapGpa | UnmapGpa
+OperatorCall = ListPartitions | InspectPartition | OperatorStatistics | OperatorSetPolicy | Drain
+
+VMM_METHODS: Mapping[str, type[VmmCall]] = {
+    call.METHOD: call
+    for call in (
+        CreatePartition, AddRegion, RemoveRegion, MapVma, UnmapVma, ProtectVma,
+        Kick, SetPolicy, Statistics, Translate,
+    )
+}  # fmt: skip
+NOTIFIER_METHODS: Mapping[str, type[NotifierCall]] = {
+    call.METHOD: call for call in (InvalidateBegin, InvalidateEnd, Invalidate)
+}
+HYPERVISOR_METHODS: Mapping[str, type[HypervisorCall]] = {call.METHOD: call for call in (MapGpa, UnmapGpa)}
+OPERATOR_METHODS: Mapping[str, type[OperatorCall]] = {
+    call.METHOD: call
+    for call in (ListPartitions, InspectPartition, OperatorStatistics, OperatorSetPolicy, Drain)
+}
+INTERCEPT_METHOD = "intercept"
+"""The one method without named fields: its parameter is the 256 raw bytes."""
+
+
+# ---------------------------------------------------------------- codec
+
+
+def role_of(hello: Hello) -> str:
+    """The role that a hello asks for, as the wire spells it."""
+    return str(hello.__struct_config__.tag)
+
+
+T = TypeVar("T")
+
+_BYTES_ARE_BYTES = (bytes,)
+"""Told to msgspec, or it takes a string for the base64 of bytes."""
+_QUOTED = 120
+"""Characters of the peer's own text in an error about it."""
+
+
+def decode_call(methods: Mapping[str, type[T]], method: str, params: list[object]) -> T:
+    """The typed request, or a `WireError`: ENOSYS for an unknown method, EINVAL that names the field."""
+    form = methods.get(method)
+    if form is None:
+        raise WireError(errno.ENOSYS, f"no method {method!r:.80} for this role", methods=sorted(methods))
+    return decode_fields(form, method, params)
+
+
+def decode_fields(form: type[T], method: str, params: list[object]) -> T:
+    """Validate `params`, an array of at most one map, against `form`."""
+    fields = _fields(method, params)
+    if None in fields.values():
+        optional = _optional(form)
+        fields = {name: item for name, item in fields.items() if item is not None or name not in optional}
+    try:
+        return msgspec.convert(fields, form, builtin_types=_BYTES_ARE_BYTES)
+    except msgspec.ValidationError as error:
+        field, why = _explain(str(error))
+        raise WireError(errno.EINVAL, f"{method}: {field}: {why}", field=field) from None
+
+
+def decode_hello(params: list[object]) -> Hello:
+    """The typed hello; another protocol version is EPROTONOSUPPORT before any other field is looked at."""
+    fields = _fields("hello", params)
+    version = fields.get("protocol")
+    if version is None:
+        raise WireError(errno.EINVAL, "hello: protocol: is missing", field="protocol")
+    if type(version) is int and version != PROTOCOL_VERSION:
+        raise WireError(
+            errno.EPROTONOSUPPORT,
+            f"hello: protocol {version} is not spoken here, only {PROTOCOL_VERSION}",
+            supported=[PROTOCOL_VERSION],
+        )
+    role = fields.get("role")
+    if not isinstance(role, str) or role not in HELLOS:
+        raise WireError(errno.EINVAL, f"hello: role: must be one of {', '.join(HELLOS)}", field="role")
+    return decode_fields(HELLOS[role], "hello", params)
+
+
+def decode_reply(call: Call[Reply], result: object) -> Reply:
+    """What a peer answered, typed; EPROTO when it is of another form."""
+    try:
+        reply: Reply = msgspec.convert(result, call.REPLY, builtin_types=_BYTES_ARE_BYTES)
+    except msgspec.ValidationError as error:
+        raise WireError(
+            errno.EPROTO, f"{call.METHOD}: the answer is of another form: {error!s:.200}"
+        ) from None
+    return reply
+
+
+def to_fields(value: msgspec.Struct) -> dict[str, object]:
+    """A request or reply as the map that goes over the wire; fields that are None are left out."""
+    fields: dict[str, object] = msgspec.to_builtins(value, builtin_types=_BYTES_ARE_BYTES)
+    return {name: item for name, item in fields.items() if item is not None}
+
+
+def _fields(method: str, params: list[object]) -> dict[object, object]:
+    match params:
+        case []:
+            return {}
+        case [dict(fields)]:
+            return fields
+        case _:
+            raise WireError(
+                errno.EINVAL, f"{method}: params must be an array of at most one map", field="params"
+            )
+
+
+def _optional(form: type) -> frozenset[str]:
+    """The fields that may be absent, and so may be nil as well."""
+    return frozenset(field.name for field in msgspec.structs.fields(form) if not field.required)
+
+
+def _explain(text: str) -> tuple[str, str]:
+    """msgspec's sentence as (field, what was expected), cut: it quotes the peer, who may have sent 64 KiB."""
+    for prefix, verdict in (
+        ("Object missing required field `", "is missing"),
+        ("Object contains unknown field `", "is no field of this method"),
+    ):
+        if text.startswith(prefix):
+            return text.removeprefix(prefix).removesuffix("`")[:_QUOTED], verdict
+    why, _, path = text.rpartition(" - at `")
+    if path.startswith("key`"):
+        return "params", "every field name must be a string"
+    return path.removesuffix("`").removeprefix("$."), why[:1].lower() + why[1:_QUOTED]

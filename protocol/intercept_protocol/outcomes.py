@@ -1,0 +1,52 @@
+"""What the daemon can answer to an intercept.
+
+Owns the outcomes and their reasons; must not know how they are decided.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntFlag, StrEnum
+
+
+class Access(IntFlag):
+    """Rights on a page, as they stand in replies and map requests: r 1, w 2, x 4."""
+
+    NONE = 0
+    READ = 1
+    WRITE = 2
+    EXECUTE = 4
+
+
+class Outcome(StrEnum):
+    RESUME = "resume"
+    """Run the instruction again."""
+    FORWARD = "forward"
+    """The access is the VMM's to emulate. Said only of what was decided."""
+    RETRY = "retry"
+    """Nothing was decided; look at your own stop flags and ask again, do not emulate."""
+    FAIL = "fail"
+    """Going on would spin or lie; stop the VP."""
+
+
+class Answer(Enum):
+    """Every answer there is, each an (outcome, reason) pair as it goes over the wire."""
+
+    MAPPED = (Outcome.RESUME, "mapped")
+    ALREADY_MAPPED = (Outcome.RESUME, "already_mapped")
+    NOT_MEMORY = (Outcome.FORWARD, "not_memory")
+    NO_REGION = (Outcome.FORWARD, "no_region")
+    PERMISSION = (Outcome.FORWARD, "permission")
+    UNBACKED = (Outcome.FORWARD, "unbacked")
+    INVALIDATING = (Outcome.RETRY, "invalidating")
+    CONTENDED = (Outcome.RETRY, "contended")
+    KICKED = (Outcome.RETRY, "kicked")
+    DRAINING = (Outcome.RETRY, "draining")
+    NO_PROGRESS = (Outcome.FAIL, "no_progress")
+    HYPERVISOR_ERROR = (Outcome.FAIL, "hypervisor_error")
+
+    def __init__(self, outcome: Outcome, reason: str) -> None:
+        self.outcome = outcome
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.outcome} {self.reason}"

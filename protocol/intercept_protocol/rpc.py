@@ -1,0 +1,178 @@
+"""MessagePack-RPC, sans I/O: bytes in, messages out.
+
+Owns the three message shapes, their encoding, and a bounded receive buffer. Must not know the methods, nor
+which side it plays: `Receiver` is told which kinds of message its peer may send.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Container
+from typing import Final, NamedTuple
+
+import msgpack
+
+from .errors import ProtocolViolation, WireError
+from .frames import FrameScanner
+
+REQUEST: Final = 0
+RESPONSE: Final = 1
+NOTIFICATION: Final = 2
+_LENGTHS = {REQUEST: 4, RESPONSE: 4, NOTIFICATION: 3}
+MSGID_LIMIT = 1 << 32
+"""The MessagePack-RPC specification makes msgid a 32-bit unsigned number."""
+
+_pack: Callable[[object], bytes] = msgpack.Packer().pack
+_UNPACK_ERRORS = (ValueError, TypeError, msgpack.exceptions.UnpackException)
+_SMALL_FRAME = 512
+"""Bytes up to which a frame with a single blob is tried whole: an intercept takes at most 282."""
+
+
+class Request(NamedTuple):
+    msgid: int
+    method: str
+    params: list[object]
+
+
+class Response(NamedTuple):
+    msgid: int
+    error: object
+    result: object
+
+
+class Notification(NamedTuple):
+    method: str
+    params: list[object]
+
+
+Message = Request | Response | Notification
+
+
+def encode_request(msgid: int, method: str, params: list[object]) -> bytes:
+    return _pack((REQUEST, msgid, method, params))
+
+
+def encode_result(msgid: int, result: object) -> bytes:
+    return _pack((RESPONSE, msgid, None, result))
+
+
+def encode_error(msgid: int, error: WireError) -> bytes:
+    return _pack((RESPONSE, msgid, error.to_wire(), None))
+
+
+def encode_notification(method: str, params: list[object]) -> bytes:
+    return _pack((NOTIFICATION, method, params))
+
+
+class Receiver:
+    """Turns a peer's bytes into messages.
+
+    Holds at most one message's worth of bytes beyond what one `receive_data` brought. After a
+    `ProtocolViolation` the stream is lost for good: every later call raises it again.
+    """
+
+    __slots__ = ("_accepts", "_buffer", "_scanner", "_violation")
+
+    def __init__(self, accepts: Container[int]) -> None:
+        self._accepts = accepts
+        self._buffer = bytearray()
+        self._scanner = FrameScanner()
+        self._violation: ProtocolViolation | None = None
+
+    @property
+    def has_bytes(self) -> bool:
+        """Whether a message, or part of one, is waiting in the buffer."""
+        return bool(self._buffer)
+
+    def receive_data(self, data: bytes) -> None:
+        """Take in what the peer sent; dropped when the stream is lost already."""
+        if self._violation is None:
+            self._buffer += data
+
+    def next_message(self) -> Message | None:
+        """The next whole message, or None until more bytes arrive. Raises `ProtocolViolation`."""
+        if self._violation is not None:
+            raise self._violation
+        try:
+            return self._next_message()
+        except ProtocolViolation as violation:
+            self._violation = violation
+            self._buffer.clear()
+            raise
+
+    def _next_message(self) -> Message | None:
+        if (request := self._small_request()) is not None:
+            return request
+        self._check_prefix()
+        end = self._scanner.scan(self._buffer)
+        if end is None:
+            return None
+        frame = bytes(self._buffer[:end])
+        del self._buffer[:end]
+        self._scanner = FrameScanner()
+        return self._decode(frame)
+
+    def _small_request(self) -> Request | None:
+        """The hot path: a buffer that is exactly one request with one blob needs no boundary scan (6 us)."""
+        if not 0 < len(self._buffer) <= _SMALL_FRAME or REQUEST not in self._accepts:
+            return None
+        try:
+            value = _unpack(self._buffer)
+        except _UNPACK_ERRORS:
+            return None  # incomplete, pipelined or garbage: the scan below says which
+        match value:
+            case [0 as kind, int(msgid), str(method), [bytes(blob)]] if type(kind) is int and _is_msgid(
+                msgid
+            ):
+                self._buffer.clear()
+                self._scanner = FrameScanner()
+                return Request(msgid, method, [blob])
+            case _:
+                return None
+
+    def _check_prefix(self) -> None:
+        """Refuse what cannot become a message at its first bytes, without waiting for the rest."""
+        if self._buffer and self._buffer[0] not in (0x93, 0x94, 0xDC, 0xDD):
+            raise _no_message("an array of 3 or 4 elements must come first")
+        if len(self._buffer) > 1 and self._buffer[0] in (0x93, 0x94):
+            kind, elements = self._buffer[1], self._buffer[0] & 0x0F
+            spelled_out = (
+                0xCC <= kind <= 0xD3
+            )  # an integer in more bytes than it needs: seen when it is whole
+            if not spelled_out and not (kind in self._accepts and _LENGTHS[kind] == elements):
+                raise _no_message(
+                    f"no message of {elements} elements that starts with {kind:#04x} is expected"
+                )
+
+    def _decode(self, frame: bytes) -> Message:
+        try:
+            value = _unpack(frame)
+        except _UNPACK_ERRORS as error:
+            raise _no_message(str(error) or type(error).__name__) from error
+        return self._message(value)
+
+    def _message(self, value: object) -> Message:
+        match value:
+            case [kind, *_] if type(kind) is not int or kind not in self._accepts:
+                raise _no_message(f"a message of type {kind!r} is not expected here")
+            case [0, int(msgid), str(method), list(params)] if _is_msgid(msgid):
+                return Request(msgid, method, params)
+            case [1, int(msgid), error, result] if _is_msgid(msgid):
+                return Response(msgid, error, result)
+            case [2, str(method), list(params)]:
+                return Notification(method, params)
+            case _:
+                raise _no_message(f"got {value!r:.80}")
+
+
+def _unpack(frame: bytes | bytearray) -> object:
+    """One whole value. Keys of any type are let through: a wrong one is the method's EINVAL, not garbage."""
+    return msgpack.unpackb(frame, strict_map_key=False)
+
+
+def _is_msgid(value: int) -> bool:
+    return not isinstance(value, bool) and 0 <= value < MSGID_LIMIT
+
+
+def _no_message(why: str) -> ProtocolViolation:
+    return ProtocolViolation(errno.EBADMSG, f"not a MessagePack-RPC message: {why}")

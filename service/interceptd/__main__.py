@@ -1,0 +1,5 @@
+"""`python -m interceptd`."""
+
+from interceptd.cli import main
+
+main()

@@ -1,0 +1,31 @@
+"""The port to what stands behind a VMM's addresses.
+
+Owns the contract, seen from the intercept path. An address space knows uaddrs only: no gfns, no regions, no
+rights but the VMA's own.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from intercept_protocol.addresses import UaddrRange
+from interceptd.mapping import Extent
+
+
+class AddressSpace(Protocol):
+    """Where uaddrs lead. Called without any lock held; both questions may block, each with a deadline."""
+
+    async def resolve(self, page: int, window: UaddrRange, region: UaddrRange) -> Extent | None:
+        """The part of `window` around `page` that the VMA there really backs; None where there is no VMA.
+
+        `window` is what may be mapped, `region` the whole range that `page` was registered in, `page` a page
+        number of the VMM. The frames are contiguous within the extent. The answer is true at some instant of
+        the call; the caller finds out by its attempt whether it still is.
+        """
+
+    async def is_io(self, page: int) -> bool | None:
+        """Whether the VMA at `page` is VM_IO | VM_PFNMAP; None where there is no VMA."""
+
+    @property
+    def vma_count(self) -> int:
+        """VMAs that this address space keeps a record of."""

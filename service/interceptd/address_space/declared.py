@@ -1,0 +1,116 @@
+"""The declared address space: the VMM tells us its VMAs and their host pages.
+
+Owns the VMA table; must not know who is told when it changes. `map_vma` is one
+synchronous step; the edits that take away are made under an open invalidation.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+import trio
+
+from intercept_protocol.addresses import PAGE_SHIFT, PageRange, UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.outcomes import Access
+from interceptd.mapping import HOST_BACKING, Extent, Frame
+from interceptd.range_map import RangeMap
+
+VMAS_A_TURN = 1024
+"""VMAs that a long edit passes before it lets other tasks run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vma:
+    """Pages [start, end) of the VMM, backed by contiguous host pages from `start_pfn`."""
+
+    start: int
+    end: int
+    start_pfn: int
+    access: Access
+    io: bool
+
+    def slice(self, start: int, end: int) -> Vma:
+        return replace(self, start=start, end=end, start_pfn=self.start_pfn + start - self.start)
+
+
+class DeclaredAddressSpace:
+    """See `AddressSpace`. Never blocks."""
+
+    def __init__(self, vma_limit: int) -> None:
+        self._vma_limit = vma_limit
+        self._vmas: RangeMap[Vma] = RangeMap()
+
+    @property
+    def vma_count(self) -> int:
+        return len(self._vmas)
+
+    async def resolve(self, page: int, window: UaddrRange, region: UaddrRange) -> Extent | None:  # noqa: ARG002 - of use where VMAs must be watched
+        """See `AddressSpace.resolve`."""
+        vma = self._vmas.find(page)
+        if vma is None:
+            return None
+        backed = vma.slice(max(vma.start, window.start), min(vma.end, window.end))
+        uaddrs = UaddrRange(backed.start, backed.end)
+        return Extent(uaddrs, Frame(HOST_BACKING, backed.start_pfn), backed.access, backed.io)
+
+    async def is_io(self, page: int) -> bool | None:
+        vma = self._vmas.find(page)
+        return None if vma is None else vma.io
+
+    def map_vma(self, vma: Vma) -> None:
+        """Raises EEXIST over another VMA, ENOSPC at the limit."""
+        overlapped = self._vmas.overlapping(vma)
+        if overlapped:
+            raise WireError(
+                errno.EEXIST,
+                f"VMA {_uaddrs(vma)} overlaps {_uaddrs(overlapped[0])}",
+                start_uaddr=overlapped[0].start << PAGE_SHIFT,
+                page_count=overlapped[0].end - overlapped[0].start,
+            )
+        self._require_room(1)
+        self._vmas.insert(vma)
+
+    async def unmap_vma(self, uaddrs: UaddrRange) -> None:
+        """Take away what lies in `uaddrs`, which may be nothing or parts of several VMAs.
+
+        The caller has opened an invalidation of `uaddrs`: no attempt looks at them while a long edit lets
+        other tasks run. Raises ENOSPC, and changes nothing, where a cut would make one VMA too many.
+        """
+        self._require_room(self._cuts(uaddrs) - len(self._vmas.overlapping(self._vmas.head(uaddrs, 2))))
+        async for part in self._in_turns(uaddrs):
+            self._vmas.carve(part)
+
+    async def protect_vma(self, uaddrs: UaddrRange, access: Access) -> None:
+        """Give what lies in `uaddrs` the rights `access`. Like `unmap_vma` otherwise."""
+        self._require_room(self._cuts(uaddrs))
+        async for part in self._in_turns(uaddrs):
+            for vma in self._vmas.carve(part):
+                self._vmas.insert(replace(vma, access=access))
+
+    async def _in_turns(self, uaddrs: UaddrRange) -> AsyncIterator[PageRange]:
+        rest: PageRange = uaddrs
+        while (part := self._vmas.head(rest, VMAS_A_TURN)).end < rest.end:
+            yield part
+            rest = rest.slice(part.end, rest.end)
+            await trio.lowlevel.checkpoint()
+        yield rest
+
+    def _cuts(self, uaddrs: UaddrRange) -> int:
+        """At how many ends of `uaddrs` a VMA is cut in two."""
+        first, last = self._vmas.find(uaddrs.start), self._vmas.find(uaddrs.end - 1)
+        at_start = first is not None and first.start < uaddrs.start
+        at_end = last is not None and uaddrs.end < last.end
+        return at_start + at_end
+
+    def _require_room(self, more: int) -> None:
+        if len(self._vmas) + more > self._vma_limit:
+            raise WireError(
+                errno.ENOSPC, f"a partition may have {self._vma_limit} VMAs", limit="vmas_per_partition"
+            )
+
+
+def _uaddrs(vma: Vma) -> UaddrRange:
+    return UaddrRange(vma.start, vma.end)

@@ -1,0 +1,80 @@
+"""The loop that every control connection runs: decode a call, answer it, send.
+
+Owns turning typed answers and errors into bytes, and how a connection ends. Must not know any method.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from types import TracebackType
+from typing import TypeVar
+
+import msgspec
+import structlog
+
+from intercept_protocol import messages, rpc
+from intercept_protocol.addresses import RangeError
+from intercept_protocol.errors import WireError
+from interceptd.connection import Connection, ConnectionGone
+from interceptd.region_manager import PartitionLost
+
+log = structlog.get_logger()
+Call = TypeVar("Call")
+Reply = msgspec.Struct | None
+
+
+async def serve_calls(
+    connection: Connection,
+    methods: Mapping[str, type[Call]],
+    answer: Callable[[Call], Awaitable[Reply]],
+) -> None:
+    """Answer calls until the peer closes. A `WireError` or a `RangeError` is an answer too."""
+    while (request := await connection.receive()) is not None:
+        reply = await connection.answer_watched(partial(_reply, methods, answer, request))
+        await connection.send(reply)
+
+
+class closing:  # reads as the verb it is: `with closing(connection)`
+    """However the peer's session ends, it is told why if there is a reason, and closed; nobody else notices.
+    A lost partition alone goes on up.
+
+    A class, because a generator that is given up (`ExitStack.pop_all`) would close on collection.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        peer = self._connection.peer
+        match error:
+            case WireError():
+                log.info("connection_refused", error=str(error), pid=peer.pid, uid=peer.uid)
+                self._connection.refuse(error)
+            case ConnectionGone():
+                log.debug("connection_gone", reason=str(error))
+            case Exception() if not isinstance(error, PartitionLost):
+                log.error("connection_failed", exc_info=error)
+        self._connection.close()
+        return isinstance(error, Exception) and not isinstance(error, PartitionLost)
+
+
+async def _reply(
+    methods: Mapping[str, type[Call]],
+    answer: Callable[[Call], Awaitable[Reply]],
+    request: rpc.Request,
+) -> bytes:
+    try:
+        result = await answer(messages.decode_call(methods, request.method, request.params))
+    except RangeError as error:
+        refusal = WireError(errno.EINVAL, f"{request.method}: {error}", field=error.field)
+        return rpc.encode_error(request.msgid, refusal)
+    except WireError as error:
+        return rpc.encode_error(request.msgid, error)
+    return rpc.encode_result(request.msgid, None if result is None else messages.to_fields(result))

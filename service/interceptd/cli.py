@@ -1,0 +1,70 @@
+"""The `interceptd` command.
+
+Owns flags, environment and exit statuses. Must not know what the daemon does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+import trio
+
+from interceptd import __version__
+from interceptd.config import Config, ConfigError, load_config
+from interceptd.daemon import Daemon, run_until_signalled
+from interceptd.listening import ListenError
+from interceptd.logs import configure_logs
+
+CHAOS_VARIABLE = "INTERCEPTD_CHAOS"
+
+
+@click.group()
+@click.version_option(__version__, prog_name="interceptd")
+def main() -> None:
+    """Handle hypervisor memory intercepts outside the hypervisor."""
+
+
+@main.command()
+@click.option("--socket", metavar="PATH", help="Socket for VMMs  [default: /run/interceptd/vmm.sock].")
+@click.option(
+    "--operator-socket", metavar="PATH", help="Socket for operators  [default: operator.sock beside it]."
+)
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML configuration file.")
+def serve(socket: str | None, operator_socket: str | None, config_file: Path | None) -> None:
+    """Serve VMMs until SIGTERM or SIGINT, which drain; a second one ends at once.
+
+    Exit status: 0 drained, 1 cannot start, 2 wrong usage, 128+N ended by a second signal N.
+    """
+    try:
+        config = load_config(config_file)
+        chaos = _chaos()
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+    flags = {"socket": socket, "operator_socket": operator_socket}
+    config = msgspec.structs.replace(config, **{key: path for key, path in flags.items() if path is not None})
+    configure_logs(config.log)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # what is left when our receiver closes: a late one changes nothing
+    try:
+        status = trio.run(_run, config, chaos)
+    except ListenError as error:
+        raise click.ClickException(str(error)) from None
+    sys.exit(status)
+
+
+async def _run(config: Config, chaos: int) -> int:
+    return await run_until_signalled(Daemon(config, chaos=chaos))
+
+
+def _chaos() -> int:
+    text = os.environ.get(CHAOS_VARIABLE, "0")
+    if not text.isdecimal() or int(text) > 1000:
+        raise ConfigError(f"environment: {CHAOS_VARIABLE}: expected a number from 0 to 1000, got {text!r}")
+    return int(text)

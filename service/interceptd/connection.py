@@ -1,0 +1,130 @@
+"""One accepted connection: requests in, answers out, one at a time.
+
+Owns the socket, the receive buffer and the rule of one request in flight. Must not know roles or methods.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import outcome
+import trio
+
+from intercept_protocol import rpc
+from intercept_protocol.errors import ProtocolViolation, WireError
+from interceptd.peer import Peer
+
+RECEIVE_BYTES = 4096
+"""A read: fifteen intercepts, and any control message in one go."""
+TURN = 8
+"""Messages that one connection is answered before the others get a turn: trio parks a task only when its
+socket is empty, and a peer that never lets it be empty would starve the rest."""
+DISCARD_READS = 64
+"""Reads that are thrown away before closing on a peer in error. Closing an AF_UNIX socket with unread bytes
+resets it, and the peer would find ECONNRESET where our error should be."""
+
+
+class ConnectionGone(Exception):
+    """The peer closed, or the connection broke."""
+
+
+class Connection:
+    """A stream of requests from one peer. `receive` and `answer_watched` are for one task only."""
+
+    def __init__(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        self.peer = Peer.of(accepted)
+        self._socket = accepted
+        self._receiver = rpc.Receiver({rpc.REQUEST})
+        self._turn = 0
+
+    def close(self) -> None:
+        """Close at once; idempotent. A task parked on the socket is woken with `ConnectionGone`."""
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+
+    async def receive(self) -> rpc.Request | None:
+        """The next request, None when the peer has closed. Raises `ProtocolViolation`, `ConnectionGone`."""
+        self._turn += 1
+        if self._turn >= TURN:
+            self._turn = 0
+            await trio.lowlevel.checkpoint()
+        while (message := self._receiver.next_message()) is None:
+            data = await self._read()
+            if not data:
+                return None
+            self._receiver.receive_data(data)
+        assert isinstance(message, rpc.Request), "the receiver accepts nothing else"
+        if self._receiver.has_bytes:
+            raise _second_request()
+        return message
+
+    async def send(self, data: bytes) -> None:
+        """Send an answer; blocks while the peer does not read. Raises `ConnectionGone`."""
+        while data:
+            try:
+                sent = self._socket.send(data, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                await self._parked(trio.lowlevel.wait_writable)
+                continue
+            except OSError as error:
+                raise ConnectionGone(str(error)) from error
+            data = data[sent:]
+
+    async def answer_watched(self, answer: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Run `answer`, which may wait, and give it up when the peer closes or breaks the rule meanwhile."""
+        result: outcome.Outcome[bytes] | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, nursery.cancel_scope)
+            try:
+                result = outcome.Value(await answer())
+            except Exception as error:  # carried out of the nursery, which would wrap it in a group
+                result = outcome.Error(error)
+            nursery.cancel_scope.cancel()
+        if result is None:
+            raise ConnectionGone("closed before the answer") if self._peek() == b"" else _second_request()
+        return result.unwrap()
+
+    def refuse(self, error: WireError, msgid: int = 0) -> None:
+        """Tell the peer why its connection ends: under msgid 0 unless a request of its own is answered. Never
+        blocks; close it afterwards."""
+        with suppress(OSError):  # it is gone, or does not read: there is nobody to tell
+            self._socket.send(rpc.encode_error(msgid, error), socket.MSG_NOSIGNAL)
+            for _ in range(DISCARD_READS):
+                if not self._socket.recv(RECEIVE_BYTES):
+                    break
+
+    async def _read(self) -> bytes:
+        while True:
+            try:
+                return self._socket.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                await self._parked(trio.lowlevel.wait_readable)
+            except OSError as error:
+                raise ConnectionGone(str(error)) from error
+
+    async def _watch(self, scope: trio.CancelScope) -> None:
+        """Between a request and its answer the peer has nothing to say: bytes are a second request."""
+        with suppress(ConnectionGone):
+            await self._parked(trio.lowlevel.wait_readable)
+        scope.cancel()
+
+    async def _parked(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+        try:
+            await wait(self._socket)
+        except (trio.ClosedResourceError, OSError) as error:
+            raise ConnectionGone("closed here") from error
+
+    def _peek(self) -> bytes:
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return b""
+
+
+def _second_request() -> ProtocolViolation:
+    return ProtocolViolation(errno.EPROTO, "a second request came before the answer to the first")

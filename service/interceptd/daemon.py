@@ -1,0 +1,151 @@
+"""The daemon: two doors, the partitions behind them, and the end of both.
+
+Owns the listening sockets and the drain. Must not know roles or methods.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from functools import partial
+
+import structlog
+import trio
+
+from intercept_protocol import messages
+from intercept_protocol.messages import PROTOCOL_VERSION, Architecture
+from interceptd import __version__
+from interceptd.config import Config
+from interceptd.hello import Door
+from interceptd.listening import listening
+from interceptd.partition import by_outcome
+from interceptd.partition_factory import ADDRESS_SPACES, HYPERVISORS, PartitionFactory
+from interceptd.reception import Reception
+from interceptd.registry import PartitionRegistry
+
+log = structlog.get_logger()
+OPERATOR_SOCKET_MODE = 0o600
+
+
+class Daemon:
+    """One daemon. `run` is its life; `drain` begins the end of it, from any task."""
+
+    def __init__(self, config: Config, *, chaos: int = 0) -> None:
+        self.partitions = PartitionRegistry()
+        self._config = config
+        self._reception = Reception(
+            config,
+            PartitionFactory(config, chaos),
+            self.partitions,
+            overview=self,
+            hello_reply=_hello_reply(config, chaos),
+        )
+        self._drain_requested = trio.Event()
+        self._drain_timeout = config.timeouts.drain_ms / 1000
+        self._started_at = time.monotonic()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until drained. Raises `ListenError` if a socket path cannot be used."""
+        config = self._config
+        with (
+            listening(config.socket, config.socket_mode) as vmm_socket,
+            listening(config.operator_path, OPERATOR_SOCKET_MODE) as operator_socket,
+        ):
+            async with trio.open_nursery() as connections:
+                async with trio.open_nursery() as doors:
+                    for door, listener in ((Door.VMM, vmm_socket), (Door.OPERATOR, operator_socket)):
+                        doors.start_soon(
+                            partial(
+                                trio.serve_listeners,
+                                partial(self._reception.enter, door),
+                                [trio.SocketListener(trio.socket.from_stdlib_socket(listener.dup()))],
+                                handler_nursery=connections,
+                            )
+                        )
+                    log.info("daemon_started", socket=config.socket, operator_socket=config.operator_path)
+                    task_status.started()
+                    await self._drain_requested.wait()
+                    doors.cancel_scope.cancel()
+                await self._end_partitions()
+                connections.cancel_scope.cancel()
+        log.info("daemon_ended")
+
+    def drain(self, timeout: float | None = None) -> None:
+        """End gracefully: answer what is in flight, unmap, close; cut off after `timeout` seconds."""
+        if not self._drain_requested.is_set():
+            self._drain_timeout = self._drain_timeout if timeout is None else timeout
+            log.info("drain_started", timeout_s=self._drain_timeout, partitions=len(self.partitions))
+            self._drain_requested.set()
+
+    @property
+    def draining(self) -> bool:
+        return self._drain_requested.is_set()
+
+    def daemon_statistics(self) -> messages.DaemonStatistics:
+        partitions = list(self.partitions)
+        vps = sum(len(partition.vps) for partition in partitions)
+        reception = self._reception
+        joined = vps + sum(partition.notifiers for partition in partitions)
+        return messages.DaemonStatistics(
+            uptime_ms=int((time.monotonic() - self._started_at) * 1000),
+            partitions=len(partitions),
+            vps=vps,
+            connections=joined + reception.vmms + reception.operators + reception.without_hello,
+            connections_without_hello=reception.without_hello,
+            tasks=trio.lowlevel.current_statistics().tasks_living,
+            partitions_created=self.partitions.created,
+            partitions_lost=self.partitions.lost,
+            connections_refused=reception.refused,
+            intercepts=by_outcome(self.partitions.answers),
+            invalidations=self.partitions.invalidations,
+        )
+
+    async def _end_partitions(self) -> None:
+        with trio.move_on_after(self._drain_timeout) as scope:
+            for partition in self.partitions:
+                partition.end()
+            await self.partitions.wait_empty()
+        if scope.cancelled_caught:
+            log.warning("drain_cut_short", partitions=len(self.partitions))
+
+
+async def run_until_signalled(daemon: Daemon) -> int:
+    """Run a daemon for a process: SIGTERM and SIGINT drain it, the second one ends it at once.
+
+    Returns the exit status: 0 after a drain, 128 + n when cut off by signal n.
+    """
+    status = 0
+
+    async def obey(scope: trio.CancelScope) -> None:
+        nonlocal status
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                if daemon.draining:
+                    log.warning("daemon_ended_at_once", signal=signal.Signals(number).name)
+                    status = 128 + number
+                    scope.cancel()
+                else:
+                    daemon.drain()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(obey, nursery.cancel_scope)
+        await daemon.run()
+        nursery.cancel_scope.cancel()
+    return status
+
+
+def _hello_reply(config: Config, chaos: int) -> messages.HelloReply:
+    limits = config.limits.stated() | {
+        "hello_timeout_ms": config.timeouts.hello_ms,
+        "invalidate_timeout_ms": config.timeouts.invalidate_ms,
+    }
+    features: dict[str, object] = {
+        "address_spaces": [kind.value for kind in ADDRESS_SPACES],
+        "hypervisors": [kind.value for kind in HYPERVISORS],
+        "architectures": [architecture.value for architecture in Architecture],
+    }
+    if chaos:
+        features["chaos"] = chaos
+    return messages.HelloReply(
+        protocol=PROTOCOL_VERSION, server="interceptd", version=__version__, limits=limits, features=features
+    )

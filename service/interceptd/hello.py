@@ -1,0 +1,84 @@
+"""How a connection comes in: credentials, then a hello that its door serves.
+
+Owns the order of admission and the refusals before a session begins. Must not know what a role may do.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+
+import structlog
+import trio
+
+from intercept_protocol import messages, rpc
+from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.messages import Hello
+from interceptd.config import Config
+from interceptd.connection import Connection, ConnectionGone
+from interceptd.peer import require_allowed
+
+log = structlog.get_logger()
+
+
+class Door(Enum):
+    """The socket that a connection came in by, and the roles that may."""
+
+    VMM = (messages.HelloVmm, messages.HelloVp, messages.HelloNotifier, messages.HelloHypervisor)
+    OPERATOR = (messages.HelloOperator,)
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """A connection whose hello is fit for its door, and not answered yet."""
+
+    connection: Connection
+    hello: Hello
+    msgid: int
+
+    def welcome(self, reply: messages.HelloReply) -> bytes:
+        """The bytes that answer the hello."""
+        return rpc.encode_result(self.msgid, messages.to_fields(reply))
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """A `WireError` within answers the hello, and ends the connection: a refused hello closes."""
+        with _refusing(self.connection, self.msgid):
+            yield
+
+
+async def admit(connection: Connection, door: Door, config: Config) -> Visitor:
+    """Wait for the hello; bounded by the hello timeout.
+
+    Raises `WireError` for a peer that is to be refused under msgid 0, and `ConnectionGone` for one that was
+    refused already, or left.
+    """
+    require_allowed(connection.peer, config.uids)
+    request = None
+    with trio.move_on_after(config.timeouts.hello_ms / 1000):
+        request = await connection.receive()
+        if request is None:
+            raise ConnectionGone("closed before its hello")
+    if request is None:
+        raise ProtocolViolation(errno.ETIMEDOUT, f"no hello within {config.timeouts.hello_ms} ms")
+    if request.method != "hello":
+        raise ProtocolViolation(errno.EPROTO, f"the first request must be hello, not {request.method!r:.80}")
+    with _refusing(connection, request.msgid):
+        hello = messages.decode_hello(request.params)
+        if not isinstance(hello, door.value):
+            role = messages.role_of(hello)
+            raise WireError(errno.EACCES, f"role {role} is not served on this socket", role=role)
+    return Visitor(connection, hello, request.msgid)
+
+
+@contextmanager
+def _refusing(connection: Connection, msgid: int) -> Iterator[None]:
+    try:
+        yield
+    except WireError as error:
+        log.info("hello_refused", error=str(error), pid=connection.peer.pid, uid=connection.peer.uid)
+        connection.refuse(error, msgid)
+        raise ConnectionGone("its hello was refused") from error

@@ -1,0 +1,144 @@
+"""The software hypervisor: mshv's hypercall path over a software SLAT.
+
+Owns batching, deposits, their counting and the roll-back, as drivers/hv/mshv_root_hv_call.c does them
+(hv_do_map_gpa_hcall), with its known mistakes mended. The SLAT is edited once a request and the calls are
+counted by arithmetic, because a 64 GiB BAR is 33,000 of them. Must not know why something is mapped.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping as ReadOnlyDict
+
+from intercept_protocol.addresses import GfnRange
+from intercept_protocol.messages import Remap
+from interceptd.hypervisor import HypervisorCounters, HypervisorError
+from interceptd.hypervisor.hv_status import HvStatus
+from interceptd.hypervisor.slat import GFNS_PER_TABLE_PAGE, SoftwareSlat
+from interceptd.mapping import Mapping
+
+MAP_BATCH_GFNS = 509
+"""HV_MAP_GPA_BATCH_SIZE: (4096 - 24) / 8, the pfns that fit the hypercall's input page."""
+UNMAP_BATCH_GFNS = 512
+"""HV_UMAP_GPA_PAGES."""
+DEPOSIT_PAGES = 256
+"""HV_MAP_GPA_DEPOSIT_PAGES: what one deposit adds after HV_STATUS_INSUFFICIENT_MEMORY."""
+
+
+class SoftwareHypervisor:
+    """A strict second-level table behind mshv's batches, deposits and status codes. Never blocks.
+
+    `pool_pages` is what the table starts with, `pool_limit` where deposits end (ENOMEM). `failing_calls` is
+    for tests: the n-th map hypercall, counted from 1, fails with the given status.
+    """
+
+    def __init__(
+        self,
+        *,
+        remap: Remap,
+        pool_pages: int,
+        pool_limit: int,
+        failing_calls: ReadOnlyDict[int, HvStatus] | None = None,
+    ) -> None:
+        self._remap = remap
+        self._pool_pages = pool_pages
+        self._pool_limit = pool_limit
+        self._failing_calls = failing_calls or {}
+        self._slat = SoftwareSlat()
+        self._map_calls = 0
+        self._unmap_calls = 0
+        self._deposits = 0
+
+    async def map_gpa(self, mapping: Mapping) -> None:
+        """See `Hypervisor.map_gpa`."""
+        before = self._slat.entries(mapping.gfns)
+        if self._remap is Remap.ERROR and mapping.access and any(entry.access for entry in before):
+            self._map_calls += 1
+            raise _refused(HvStatus.INVALID_PARAMETER, mapping, 0)
+        completed, status = self._map_hypercalls(mapping)
+        if completed:
+            self._slat.replace(mapping.slice(mapping.start, mapping.start + completed))
+        if status is not HvStatus.SUCCESS:
+            self._roll_back(GfnRange(mapping.start, mapping.start + completed), before)
+            raise _refused(status, mapping, completed)
+
+    async def unmap_gpa(self, gfns: GfnRange) -> None:
+        """See `Hypervisor.unmap_gpa`. A call for every 512 gfns from the first to the last mapped one."""
+        entries = self._slat.entries(gfns)
+        if entries:
+            self._unmap_calls += _calls(entries[-1].end - entries[0].start, UNMAP_BATCH_GFNS)
+            self._slat.clear(gfns)
+
+    def translate(self, gfn: int) -> Mapping | None:
+        entry = self._slat.entry(gfn)
+        return entry if entry is not None and entry.access else None
+
+    def counters(self) -> HypervisorCounters:
+        return HypervisorCounters(
+            mapped_gfns=self._slat.gfn_count - self._slat.no_access_gfns,
+            no_access_gfns=self._slat.no_access_gfns,
+            slat_extents=len(self._slat),
+            map_calls=self._map_calls,
+            unmap_calls=self._unmap_calls,
+            deposits=self._deposits,
+        )
+
+    def _map_hypercalls(self, mapping: Mapping) -> tuple[int, HvStatus]:
+        """Count the calls that map `mapping`; returns the gfns completed and the last call's status.
+
+        A call that runs out of table pages is continued from its completed reps after a deposit, and counts
+        once. A failing call has completed nothing of its own batch.
+        """
+        room, status = self._make_room(mapping.gfns)
+        calls = _calls(room, MAP_BATCH_GFNS) if status is HvStatus.SUCCESS else room // MAP_BATCH_GFNS + 1
+        planned = [n for n in self._failing_calls if self._map_calls < n <= self._map_calls + calls]
+        if planned:
+            failing = min(planned)
+            completed_calls = failing - self._map_calls - 1
+            self._map_calls = failing
+            return completed_calls * MAP_BATCH_GFNS, self._failing_calls[failing]
+        self._map_calls += calls
+        return room, status
+
+    def _make_room(self, gfns: GfnRange) -> tuple[int, HvStatus]:
+        """Deposit until the table can hold `gfns`; returns how many from the start it can hold at least."""
+        new = self._slat.new_gfns(gfns)
+        wanted = self._slat.gfn_count + sum(end - start for start, end in new)
+        while (capacity := self._pool_pages * GFNS_PER_TABLE_PAGE) < wanted:
+            if self._pool_pages + DEPOSIT_PAGES > self._pool_limit:
+                return _reach(gfns, new, capacity - self._slat.gfn_count), HvStatus.INSUFFICIENT_MEMORY
+            self._pool_pages += DEPOSIT_PAGES
+            self._deposits += 1
+        return gfns.page_count, HvStatus.SUCCESS
+
+    def _roll_back(self, done: GfnRange, before: list[Mapping]) -> None:
+        """Unmap what the completed batches mapped, and put back the extents that they replaced."""
+        if done.page_count:
+            self._unmap_calls += _calls(done.page_count, UNMAP_BATCH_GFNS)
+            self._slat.clear(done)
+        for entry in before:
+            restored = entry.gfns.clip(done)
+            if restored is not None:
+                self._map_calls += _calls(restored.page_count, MAP_BATCH_GFNS)
+                self._slat.replace(entry.slice(restored.start, restored.end))
+
+
+def _reach(gfns: GfnRange, new: list[tuple[int, int]], room: int) -> int:
+    """Gfns from the start of `gfns` that can be written when only `room` new ones fit."""
+    for start, end in new:
+        if room < end - start:
+            return start + max(room, 0) - gfns.start
+        room -= end - start
+    return gfns.page_count
+
+
+def _calls(gfn_count: int, batch: int) -> int:
+    return -(-gfn_count // batch)
+
+
+def _refused(status: HvStatus, mapping: Mapping, completed: int) -> HypervisorError:
+    return HypervisorError(
+        status.errno or errno.EIO,
+        f"mapping gfns {mapping.gfns} with {mapping.access!r} failed with HV_STATUS_{status.name} "
+        f"after {completed} of {mapping.gfns.page_count} gfns, which were rolled back",
+    )

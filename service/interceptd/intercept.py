@@ -1,0 +1,112 @@
+"""The intercept path: begin, resolve, commit, around again, within bounds.
+
+Owns the decision about one access that takes more than a look. Must not know connections or messages.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import trio
+
+from intercept_protocol.addresses import PAGE_SHIFT
+from intercept_protocol.errors import WireError
+from intercept_protocol.outcomes import Access, Answer
+from interceptd.address_space import AddressSpace
+from interceptd.mapping import Extent, Mapping
+from interceptd.region import Region, RegionState
+from interceptd.region_manager import Attempt, Obstacle, RegionManager
+
+ROUNDS = 16
+"""Times that one intercept looks again before it is told RETRY: a VMM that invalidates without end keeps its
+own VPs busy, not ours."""
+
+
+class InterceptPath:
+    """Decides a partition's memory intercepts. `timeout` bounds one, in seconds."""
+
+    def __init__(self, regions: RegionManager, address_space: AddressSpace, timeout: float) -> None:
+        self._regions = regions
+        self._address_space = address_space
+        self._timeout = timeout
+
+    async def settle(self, gfn: int, access: Access, about_to_wait: Callable[[], Answer | None]) -> Answer:
+        """Decide an access that could not be answered on the spot; bounded by the timeout and by `ROUNDS`.
+
+        `about_to_wait` is asked before each wait for somebody else, and may answer instead (a kept kick).
+        Cancelling is safe at any time: an attempt is finished, and a commit that has begun is completed.
+        """
+        answer = Answer.CONTENDED
+        with trio.move_on_after(self._timeout):
+            for _ in range(ROUNDS):
+                match self._regions.begin(gfn, access):
+                    case Mapping():
+                        return Answer.ALREADY_MAPPED
+                    case Answer() as decided:
+                        return decided
+                    case Obstacle(over, answer):
+                        if (instead := about_to_wait()) is not None:
+                            return instead
+                        await over.wait()
+                    case Attempt() as attempt:
+                        answer = Answer.CONTENDED
+                        if (verdict := await self._try(attempt)) is not None:
+                            return verdict
+        return answer
+
+    async def populate(self, region: Region) -> None:
+        """Map a pinned region whole, or raise EFAULT and leave nothing of it.
+
+        The region is in the list and not live; one attempt spans it, so that any invalidation meanwhile fails
+        the add.
+        """
+        try:
+            attempt = self._regions.begin_whole(region)
+            try:
+                extents = await self._resolve_whole(region)
+                answer = await self._regions.commit(attempt, extents)
+                if answer is None or attempt.stale:
+                    raise _unpopulated(region, "its memory was invalidated meanwhile")
+                if answer is Answer.HYPERVISOR_ERROR:
+                    raise _unpopulated(region, "the hypervisor refused the map")
+                region.state = RegionState.LIVE
+            finally:
+                self._regions.finish(attempt)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._regions.remove(region)
+            raise
+
+    async def _try(self, attempt: Attempt) -> Answer | None:
+        """One round; None when nothing can be decided because the attempt went stale, a "no" included."""
+        try:
+            extent = await self._address_space.resolve(
+                attempt.uaddr_page, attempt.window.uaddrs, attempt.region.uaddrs
+            )
+            if attempt.stale:
+                return None
+            if extent is None or not attempt.region.fits(extent):
+                return Answer.UNBACKED
+            if attempt.access not in attempt.region.rights(extent):
+                return Answer.PERMISSION
+            return await self._regions.commit(attempt, [extent])
+        finally:
+            self._regions.finish(attempt)
+
+    async def _resolve_whole(self, region: Region) -> list[Extent]:
+        extents: list[Extent] = []
+        page = region.uaddrs.start
+        while page < region.uaddrs.end:
+            extent = await self._address_space.resolve(page, region.uaddrs, region.uaddrs)
+            if extent is None:
+                raise _unpopulated(region, f"nothing is mapped at uaddr {page << PAGE_SHIFT:#x}")
+            if Access.READ not in extent.access:
+                raise _unpopulated(region, f"uaddr {page << PAGE_SHIFT:#x} may not be read")
+            extents.append(extent)
+            page = extent.uaddrs.end
+        return extents
+
+
+def _unpopulated(region: Region, why: str) -> WireError:
+    return WireError(errno.EFAULT, f"pinned region {region.gfns} cannot be populated: {why}")

@@ -1,0 +1,59 @@
+"""Which of many, possibly overlapping, page ranges touch a given one.
+
+Owns the search; must not know what it indexes. Ranges are kept by size class, the power of two that bounds
+their length: within a class, whatever touches [a, b) starts in (a - 2^class, b), so a look-up is one ordered
+scan a class that is in use, O(classes * log n) plus what is found. Aliases (equal ranges) are told apart by a
+number of the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from sortedcontainers import SortedDict
+
+from intercept_protocol.addresses import PageRange
+
+Value = TypeVar("Value")
+
+
+class IntervalIndex(Generic[Value]):
+    """Values filed under page ranges."""
+
+    __slots__ = ("_classes", "_size")
+
+    def __init__(self) -> None:
+        self._classes: dict[int, SortedDict[tuple[int, int], tuple[int, Value]]] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, pages: PageRange, alias: int, value: Value) -> None:
+        """File `value`; the pair of `pages` and `alias` is new here."""
+        members = self._classes.setdefault(_size_class(pages), SortedDict())
+        members[pages.start, alias] = (pages.end, value)
+        self._size += 1
+
+    def remove(self, pages: PageRange, alias: int) -> None:
+        """Take out what was filed under the pair."""
+        size_class = _size_class(pages)
+        members = self._classes[size_class]
+        del members[pages.start, alias]
+        if not members:
+            del self._classes[size_class]
+        self._size -= 1
+
+    def overlapping(self, pages: PageRange) -> Iterator[Value]:
+        """The values whose ranges touch `pages`; do not edit the index under it."""
+        for size_class, members in self._classes.items():
+            lowest = pages.start - (1 << size_class) + 1
+            for key in members.irange((lowest, 0), (pages.end, 0), inclusive=(True, False)):
+                end, value = members[key]
+                if pages.start < end:
+                    yield value
+
+
+def _size_class(pages: PageRange) -> int:
+    return (pages.page_count - 1).bit_length()

@@ -1,0 +1,80 @@
+"""Binding a Unix socket: a stale one is replaced, a live one is an error.
+
+Owns the socket file from bind to unlink. Must not know who connects.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+BACKLOG = 1024
+"""A burst of VPs attaches at once; a backlog under 512 was seen to refuse some."""
+
+
+class ListenError(Exception):
+    """A socket path that cannot be used; the text names it and the cause."""
+
+
+@contextmanager
+def listening(path: str, mode: int) -> Iterator[socket.socket]:
+    """A listening AF_UNIX socket at `path` with the file mode `mode`; the file is gone afterwards.
+
+    Blocks for other daemons that bind in the same directory at the same moment, and for nothing else.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        try:
+            identity = _bind(listener, path, mode)
+        except OSError as error:
+            raise ListenError(f"{path}: {error.strerror or error}") from error
+        listener.listen(BACKLOG)
+        try:
+            yield listener
+        finally:
+            with suppress(OSError):
+                if _identity(path) == identity:  # another daemon may have taken the path over
+                    os.unlink(path)
+    finally:
+        listener.close()
+
+
+def _bind(listener: socket.socket, path: str, mode: int) -> tuple[int, int]:
+    """Bind under a lock on the directory, so that of two daemons that start at once one finds the other."""
+    directory = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        _remove_stale(path)
+        umask = os.umask(0o777 & ~mode)  # a chmod afterwards would leave a window
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(umask)
+        return _identity(path)
+    finally:
+        os.close(directory)
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise ListenError(f"{path}: exists and is not a socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        result = probe.connect_ex(path)
+    if result != errno.ECONNREFUSED:  # connected, or its backlog is full: somebody is there
+        raise ListenError(f"{path}: is in use by a live daemon")
+    os.unlink(path)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino

@@ -1,0 +1,83 @@
+"""What stands behind a guest page, and how the guest may reach it.
+
+Owns the frame and the mapping: plain values that can be cut. Must not know who made them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import NamedTuple
+
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.outcomes import Access
+
+
+class Frame(NamedTuple):
+    """One page of a backing: ("host", pfn), or for live memory a file and its page, or an anonymous page.
+
+    The backing is the frame's identity, not its present location: see the design of the address spaces.
+    """
+
+    backing: str
+    page: int
+
+    def ahead(self, pages: int) -> Frame:
+        return Frame(self.backing, self.page + pages)
+
+
+HOST_BACKING = "host"
+"""The backing of declared memory: `page` is a host page number."""
+
+
+class Cache(Enum):
+    NORMAL = "normal"
+    NOT_CACHED = "not_cached"
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The pages around a fault that one VMA really backs: `frame` is that of the first, the rest follow it.
+
+    `access` are the VMA's own rights, `io` its VM_IO | VM_PFNMAP flag.
+    """
+
+    uaddrs: UaddrRange
+    frame: Frame
+    access: Access
+    io: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """Guest pages [start, end) and the frames they reach, in step; `frame` is that of the first.
+
+    A mapping without rights is the SLAT's NO_ACCESS: the gfns are known, the guest reaches nothing.
+    """
+
+    start: int
+    end: int
+    frame: Frame | None
+    start_uaddr_page: int
+    access: Access
+    cache: Cache = Cache.NORMAL
+
+    @property
+    def gfns(self) -> GfnRange:
+        return GfnRange(self.start, self.end)
+
+    def frame_at(self, gfn: int) -> Frame | None:
+        return None if self.frame is None else self.frame.ahead(gfn - self.start)
+
+    def slice(self, start: int, end: int) -> Mapping:
+        return replace(
+            self,
+            start=start,
+            end=end,
+            frame=self.frame_at(start),
+            start_uaddr_page=self.start_uaddr_page + start - self.start,
+        )
+
+    def serves(self, other: Mapping) -> bool:
+        """Whether what `other` wants within this mapping is what it already gives."""
+        return self.frame_at(other.start) == other.frame and other.access in self.access

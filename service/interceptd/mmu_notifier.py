@@ -1,0 +1,167 @@
+"""The MMU-notifier channel: what is known to be going, and who is in the middle of relying on it.
+
+Owns the attempts in flight, the invalidations that are open and those that are pending. Every change here is
+one synchronous step, so an invalidation source waits for nothing: its munmap may be blocked until we return.
+Must not know regions, the lock or the hypervisor.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import trio
+
+from intercept_protocol.addresses import PAGE_LIMIT, UaddrRange
+from intercept_protocol.errors import WireError
+from interceptd.interval_index import IntervalIndex
+from interceptd.range_map import RangeMap
+
+PENDING_PIECES = 1024
+"""Beyond this many disjoint pieces the pending set becomes "everything": bounded memory, and still right."""
+EVERYTHING = UaddrRange(0, PAGE_LIMIT)
+
+
+@dataclass(slots=True, eq=False)
+class Window:
+    """The uaddrs that one optimistic section relies on, from `open_window` to `close_window`.
+
+    An invalidation that overlaps them makes it stale, and nothing makes it fresh again.
+    """
+
+    uaddrs: UaddrRange
+    stale: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class OpenInvalidation:
+    """A range between begin and end. Equal begins nest: they are counted."""
+
+    uaddrs: UaddrRange
+    depth: int = 0
+    over: trio.Event = field(default_factory=trio.Event)
+
+
+class Batch:
+    """The invalidations that one pass of the region manager serves."""
+
+    __slots__ = ("_pieces", "done")
+
+    def __init__(self) -> None:
+        self._pieces: RangeMap[UaddrRange] = RangeMap()
+        self.done = trio.Event()
+        """Set once no SLAT entry is left that was made from the old frames."""
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    @property
+    def pieces(self) -> list[UaddrRange]:
+        return list(self._pieces)
+
+    def add(self, uaddrs: UaddrRange) -> None:
+        self._pieces.carve(uaddrs)
+        self._pieces.insert(uaddrs)
+        if len(self._pieces) > PENDING_PIECES:
+            self._pieces.carve(EVERYTHING)
+            self._pieces.insert(EVERYTHING)
+
+
+class MmuNotifier:
+    """One partition's channel from the invalidation sources to its region manager."""
+
+    def __init__(self, open_limit: int) -> None:
+        self._open_limit = open_limit
+        self._windows: set[Window] = set()
+        self._open: dict[UaddrRange, OpenInvalidation] = {}
+        self._open_index: IntervalIndex[OpenInvalidation] = IntervalIndex()
+        self._open_depth = 0
+        self._pending = Batch()
+        self._ring, self._doorbell = trio.open_memory_channel[None](1)
+        self.invalidations = 0
+        self.stale_windows = 0
+
+    # ------------------------------------------------ sources
+
+    def invalidate(self, uaddrs: UaddrRange) -> Batch:
+        """The frames behind `uaddrs` are going or gone. Wait for the batch's `done` before saying so."""
+        self.invalidations += 1
+        self.mark_stale(uaddrs)
+        self._pending.add(uaddrs)
+        with suppress(trio.WouldBlock):  # already rung: the pass to come takes this one along
+            self._ring.send_nowait(None)
+        return self._pending
+
+    def begin(self, uaddrs: UaddrRange) -> Batch:
+        """Invalidate, and keep faults out until the matching `end`. Raises ENOSPC at the limit."""
+        if self._open_depth >= self._open_limit:
+            raise WireError(
+                errno.ENOSPC,
+                f"a partition may have {self._open_limit} open invalidations",
+                limit="open_invalidations_per_partition",
+            )
+        entry = self._open.get(uaddrs)
+        if entry is None:
+            entry = self._open[uaddrs] = OpenInvalidation(uaddrs)
+            self._open_index.add(uaddrs, uaddrs.end, entry)
+        entry.depth += 1
+        self._open_depth += 1
+        return self.invalidate(uaddrs)
+
+    def end(self, uaddrs: UaddrRange) -> None:
+        """End one begin of just this range; the last one lets the waiting faults go on."""
+        entry = self._open[uaddrs]
+        entry.depth -= 1
+        self._open_depth -= 1
+        if not entry.depth:
+            del self._open[uaddrs]
+            self._open_index.remove(uaddrs, uaddrs.end)
+            entry.over.set()
+
+    @property
+    def open_invalidations(self) -> int:
+        return self._open_depth
+
+    # ------------------------------------------------ optimistic sections
+
+    def open_window(self, uaddrs: UaddrRange) -> Window:
+        """Start relying on `uaddrs`, none of which may lie in an open invalidation."""
+        window = Window(uaddrs)
+        self._windows.add(window)
+        return window
+
+    def close_window(self, window: Window) -> None:
+        self._windows.discard(window)
+
+    def mark_stale(self, uaddrs: UaddrRange) -> None:
+        """Whoever relies on these pages must look again."""
+        for window in self._windows:
+            if not window.stale and window.uaddrs.overlaps(uaddrs):
+                window.stale = True
+                self.stale_windows += 1
+
+    def open_at(self, uaddrs: UaddrRange) -> OpenInvalidation | None:
+        """An open invalidation that touches these pages."""
+        return next(self._open_index.overlapping(uaddrs), None)
+
+    def cut_back(self, uaddrs: UaddrRange, page: int) -> UaddrRange:
+        """The largest part of `uaddrs` around `page` that touches no invalidation that is open now."""
+        start, end = uaddrs.start, uaddrs.end
+        for entry in self._open_index.overlapping(uaddrs):
+            if entry.uaddrs.end <= page:
+                start = max(start, entry.uaddrs.end)
+            else:
+                end = min(end, entry.uaddrs.start)
+        return UaddrRange(start, end)
+
+    # ------------------------------------------------ the region manager's end
+
+    async def wait_rung(self) -> None:
+        """Block until something is pending that no `take` has taken yet, or was taken since the last ring."""
+        await self._doorbell.receive()
+
+    def take(self) -> Batch:
+        """What is pending now. Call it under the region lock: one pass then serves all that came before."""
+        batch, self._pending = self._pending, Batch()
+        return batch

@@ -1,0 +1,46 @@
+"""One notifier connection: a VMM thread announces that memory is going.
+
+Owns the begins of this connection that have no end yet: they end with it. Must not know what is mapped.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+
+from intercept_protocol import messages
+from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import NotifierCall
+from interceptd.mmu_notifier import MmuNotifier
+
+
+class NotifierSession:
+    def __init__(self, notifier: MmuNotifier) -> None:
+        self._notifier = notifier
+        self._begun: Counter[UaddrRange] = Counter()
+
+    async def answer(self, call: NotifierCall) -> None:
+        """Begin and invalidate return once the guest can no longer reach the range."""
+        uaddrs = UaddrRange.of_bytes(call.start_uaddr, call.length)
+        match call:
+            case messages.InvalidateBegin():
+                batch = self._notifier.begin(uaddrs)
+                self._begun[uaddrs] += 1
+                await batch.done.wait()
+            case messages.Invalidate():
+                await self._notifier.invalidate(uaddrs).done.wait()
+            case messages.InvalidateEnd():
+                self._end(uaddrs)
+
+    def close(self) -> None:
+        """End what this connection began: it cannot any more."""
+        for uaddrs in self._begun.elements():
+            self._notifier.end(uaddrs)
+        self._begun.clear()
+
+    def _end(self, uaddrs: UaddrRange) -> None:
+        if not self._begun[uaddrs]:
+            raise WireError(errno.ENOENT, f"this connection has no begin of just {uaddrs} to end")
+        self._begun[uaddrs] -= 1
+        self._notifier.end(uaddrs)

@@ -1,0 +1,196 @@
+"""A partition: one guest, all that is held for it, and the nursery that its tasks live in.
+
+Owns the lifetimes: the region manager, the notifier connections and the VPs end with the partition, and the
+partition ends with its VMM's connection, in order. Must not know how a client gets in.
+"""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import secrets
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import structlog
+import trio
+
+from intercept_protocol import messages
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import CreatePartition
+from intercept_protocol.outcomes import Answer, Outcome
+from interceptd.address_space import AddressSpace
+from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.calls import closing
+from interceptd.connection import Connection
+from interceptd.hypervisor import Hypervisor
+from interceptd.intercept import InterceptPath
+from interceptd.mmu_notifier import MmuNotifier
+from interceptd.peer import Peer
+from interceptd.region_manager import PartitionLost, RegionManager
+from interceptd.virtual_processor import VirtualProcessor
+
+log = structlog.get_logger()
+
+
+@dataclass(eq=False)
+class Partition:
+    """See the module. Everything is built before the nursery opens; `run` is the partition's life."""
+
+    partition_id: int
+    name: str
+    owner: Peer
+    request: CreatePartition
+    address_space: AddressSpace
+    declared: DeclaredAddressSpace | None
+    """The address space again, where it is one that the VMM declares."""
+    hypervisor: Hypervisor
+    notifier: MmuNotifier
+    regions: RegionManager
+    path: InterceptPath
+    end_timeout: float
+    token: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
+    created_at: float = field(default_factory=time.monotonic)
+    vps: dict[int, VirtualProcessor] = field(default_factory=dict)
+    notifiers: int = 0
+    answers: Counter[Answer] = field(default_factory=Counter)
+    ending: bool = False
+    lost: bool = False
+
+    def __post_init__(self) -> None:
+        self._nursery: trio.Nursery | None = None
+        self._serving = trio.CancelScope()
+
+    def admits(self, token: bytes, peer: Peer) -> bool:
+        """Whether a connection with this token, of this peer, may join. The token's time is constant."""
+        return hmac.compare_digest(token, self.token) and peer.uid == self.owner.uid and not self.ending
+
+    async def run(self, serve_vmm: Callable[[], Awaitable[None]]) -> None:
+        """Serve the VMM until it leaves or `end` is called, then end in order.
+
+        Raises what serving the VMM raised, after the end; EIO if a mapping could not be taken away.
+        """
+        structlog.contextvars.bind_contextvars(partition_id=self.partition_id)
+        log.info("partition_created", name=self.name, pid=self.owner.pid, uid=self.owner.uid)
+        failure: Exception | None = None
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self.regions.run)
+                try:
+                    with self._serving:
+                        await serve_vmm()
+                except Exception as error:
+                    if isinstance(error, PartitionLost):
+                        raise
+                    failure = error
+                await self._end()
+                self._nursery.cancel_scope.cancel()
+        except* PartitionLost as lost:
+            self.lost = True
+            log.critical("partition_lost", error=str(lost.exceptions[0]))
+            failure = WireError(errno.EIO, f"the partition is lost: {lost.exceptions[0]}")
+        finally:
+            self.ending = True
+            log.info("partition_ended", intercepts=self.answers.total())
+        if failure is not None:
+            raise failure
+
+    def end(self) -> None:
+        """Begin the partition's end; `run` returns when it is over."""
+        self._serving.cancel()
+
+    def start_vp(self, vp: VirtualProcessor, connection: Connection, welcome: bytes) -> None:
+        """Run a VP as a task of this partition; the slot is taken before this returns."""
+        self.vps[vp.index] = vp
+        self._spawn(connection, welcome, vp.run, partial(self.vps.pop, vp.index), vp_index=vp.index)
+
+    def start_notifier(
+        self,
+        connection: Connection,
+        welcome: bytes,
+        serve: Callable[[], Awaitable[None]],
+        close: Callable[[], None],
+    ) -> None:
+        """Run a notifier connection as a task of this partition; `close` is called when it ends."""
+
+        def leave() -> None:
+            self.notifiers -= 1
+            close()
+
+        self.notifiers += 1
+        self._spawn(connection, welcome, serve, leave)
+
+    def kick(self, vp_index: int) -> bool:
+        """Kick one VP; False if there is no such VP."""
+        vp = self.vps.get(vp_index)
+        if vp is not None:
+            vp.kick()
+        return vp is not None
+
+    def kick_all(self) -> None:
+        for vp in self.vps.values():
+            vp.kick()
+
+    def statistics(self) -> messages.PartitionStatistics:
+        counters = self.hypervisor.counters()
+        return messages.PartitionStatistics(
+            regions=self.regions.region_count,
+            vmas=self.address_space.vma_count,
+            vps=len(self.vps),
+            open_invalidations=self.notifier.open_invalidations,
+            mapped_gfns=counters.mapped_gfns,
+            no_access_gfns=counters.no_access_gfns,
+            slat_extents=counters.slat_extents,
+            map_calls=counters.map_calls,
+            unmap_calls=counters.unmap_calls,
+            deposits=counters.deposits,
+            invalidations=self.notifier.invalidations,
+            stale_attempts=self.notifier.stale_windows,
+            intercepts=by_outcome(self.answers),
+        )
+
+    def _spawn(
+        self,
+        connection: Connection,
+        welcome: bytes,
+        serve: Callable[[], Awaitable[None]],
+        leave: Callable[[], object],
+        **context: int,
+    ) -> None:
+        """Own a connection that joins: greet it, serve it, close it; nothing of it reaches the others."""
+
+        async def live() -> None:
+            structlog.contextvars.bind_contextvars(partition_id=self.partition_id, **context)
+            try:
+                with closing(connection):
+                    await connection.send(welcome)
+                    await serve()
+            finally:
+                leave()
+
+        assert self._nursery is not None, "only a partition that runs is found"
+        self._nursery.start_soon(live)
+
+    async def _end(self) -> None:
+        """Take no more intercepts, answer those in flight, drain the notifier, unmap; the caller closes."""
+        self.ending = True
+        for vp in self.vps.values():
+            vp.drain()
+        with trio.move_on_after(self.end_timeout) as scope:
+            for vp in list(self.vps.values()):
+                await vp.wait_quiet()
+        if scope.cancelled_caught:
+            log.warning("partition_end_cut_short", timeout_s=self.end_timeout)
+        await self.regions.serve_pending()
+        await self.regions.close()
+
+
+def by_outcome(answers: Counter[Answer]) -> dict[str, dict[str, int]]:
+    """Counts as {outcome: {reason: n}}, with every answer that there is."""
+    table: dict[str, dict[str, int]] = {outcome.value: {} for outcome in Outcome}
+    for answer in Answer:
+        table[answer.outcome][answer.reason] = answers[answer]
+    return table

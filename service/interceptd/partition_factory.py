@@ -1,0 +1,99 @@
+"""Builds partitions from what a VMM asked for.
+
+Owns the choice of ports, ids and the limit of partitions a uid. Must not know connections.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Collection
+
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import AddressSpaceKind, CreatePartition, HypervisorKind
+from interceptd.address_space import AddressSpace
+from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.chaos import Chaos, ChaoticAddressSpace, ChaoticHypervisor
+from interceptd.config import Config
+from interceptd.hypervisor import Hypervisor
+from interceptd.hypervisor.software import DEPOSIT_PAGES, SoftwareHypervisor
+from interceptd.intercept import InterceptPath
+from interceptd.mmu_notifier import MmuNotifier
+from interceptd.partition import Partition
+from interceptd.peer import Peer
+from interceptd.region_manager import RegionManager
+from interceptd.registry import PartitionRegistry
+
+ADDRESS_SPACES = (AddressSpaceKind.DECLARED,)
+HYPERVISORS = (HypervisorKind.SOFTWARE,)
+
+
+class PartitionFactory:
+    """`chaos` is how many extra checkpoints a port call may take at most; 0 for none."""
+
+    def __init__(self, config: Config, chaos: int) -> None:
+        self._config = config
+        self._chaos = Chaos(chaos, random.Random()) if chaos else None
+
+    def create(
+        self, request: CreatePartition, name: str, owner: Peer, living: PartitionRegistry
+    ) -> Partition:
+        """Raises ENOSPC at the uid's limit, EOPNOTSUPP for a setting that is not built in."""
+        limits = self._config.limits
+        if sum(partition.owner.uid == owner.uid for partition in living) >= limits.partitions_per_uid:
+            raise WireError(
+                errno.ENOSPC,
+                f"uid {owner.uid} may have {limits.partitions_per_uid} partitions",
+                limit="partitions_per_uid",
+            )
+        declared = self._declared(request)
+        address_space: AddressSpace = declared
+        hypervisor = self._hypervisor(request)
+        if self._chaos is not None:
+            address_space = ChaoticAddressSpace(address_space, self._chaos)
+            hypervisor = ChaoticHypervisor(hypervisor, self._chaos)
+        notifier = MmuNotifier(limits.open_invalidations_per_partition)
+        regions = RegionManager(
+            hypervisor=hypervisor,
+            notifier=notifier,
+            region_limit=limits.regions_per_partition,
+            mmio_granularity=request.mmio_granularity,
+        )
+        timeout_ms = request.invalidate_timeout_ms or self._config.timeouts.invalidate_ms
+        return Partition(
+            partition_id=living.next_id(),
+            name=name,
+            owner=owner,
+            request=request,
+            address_space=address_space,
+            declared=declared,
+            hypervisor=hypervisor,
+            notifier=notifier,
+            regions=regions,
+            path=InterceptPath(regions, address_space, timeout_ms / 1000),
+            end_timeout=self._config.timeouts.drain_ms / 1000,
+        )
+
+    def _declared(self, request: CreatePartition) -> DeclaredAddressSpace:
+        if request.address_space not in ADDRESS_SPACES:
+            raise _not_built_in("address_space", request.address_space, ADDRESS_SPACES)
+        return DeclaredAddressSpace(self._config.limits.vmas_per_partition)
+
+    def _hypervisor(self, request: CreatePartition) -> Hypervisor:
+        if request.hypervisor not in HYPERVISORS:
+            raise _not_built_in("hypervisor", request.hypervisor, HYPERVISORS)
+        pool_limit = self._config.limits.deposit_pages_per_partition
+        pool_pages = DEPOSIT_PAGES if request.deposit_pages is None else request.deposit_pages
+        if pool_pages > pool_limit:
+            raise WireError(
+                errno.ENOSPC,
+                f"a partition may have {pool_limit} deposited pages, not {pool_pages}",
+                limit="deposit_pages_per_partition",
+            )
+        return SoftwareHypervisor(remap=request.remap, pool_pages=pool_pages, pool_limit=pool_limit)
+
+
+def _not_built_in(field: str, asked: str, built_in: Collection[str]) -> WireError:
+    return WireError(
+        errno.EOPNOTSUPP, f"{field} {asked} is not built in, only {', '.join(built_in)}", field=field
+    )

@@ -1,0 +1,50 @@
+"""Who is at the other end of a Unix socket, by the kernel's word.
+
+Owns reading the credentials and the rule who may come in; must not know roles or partitions.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from intercept_protocol.errors import WireError
+
+_UCRED = struct.Struct("iII")
+"""struct ucred: pid, uid, gid (SO_PEERCRED, unix(7))."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The process that connected, as it was when it did."""
+
+    pid: int
+    uid: int
+    gid: int
+
+    @classmethod
+    def of(cls, connected: socket.socket) -> Peer:
+        return cls(*_UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+
+
+def overflow_uid() -> int:
+    """The uid that stands for every uid without a name in our user namespace (user_namespaces(7))."""
+    try:
+        return int(Path("/proc/sys/kernel/overflowuid").read_text())
+    except OSError:
+        return 65534
+
+
+def require_allowed(peer: Peer, allowed_uids: Collection[int]) -> None:
+    """Raises EACCES unless the peer's uid is among `allowed_uids`.
+
+    The overflow uid needs to be named like any other: across user namespaces it may be several tenants.
+    """
+    if peer.uid in allowed_uids:
+        return
+    hint = " (the overflow uid: a peer of another user namespace)" if peer.uid == overflow_uid() else ""
+    raise WireError(errno.EACCES, f"uid {peer.uid}{hint} is not among allowed_uids", uid=peer.uid)

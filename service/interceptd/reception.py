@@ -1,0 +1,190 @@
+"""The way from an accepted socket to the session of its role.
+
+Owns admission: the limits of each role, and who owns a connection when. A VMM's or an operator's is served
+here, a VP's or a notifier's is handed to its partition's nursery. Must not know what a session answers.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from contextlib import ExitStack
+from functools import partial
+
+import trio
+
+from intercept_protocol import messages, rpc
+from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.messages import CreatePartition, HelloReply, HelloVmm, PartitionHello
+from interceptd.calls import closing, serve_calls
+from interceptd.config import Config
+from interceptd.connection import Connection
+from interceptd.hello import Door, Visitor, admit
+from interceptd.notifier_session import NotifierSession
+from interceptd.operator_session import OperatorSession, Overview
+from interceptd.partition import Partition
+from interceptd.partition_factory import PartitionFactory
+from interceptd.registry import PartitionRegistry
+from interceptd.virtual_processor import VirtualProcessor
+from interceptd.vmm_session import VmmSession
+
+
+class Reception:
+    """One for all doors. `hello_reply` is what everyone is told."""
+
+    def __init__(
+        self,
+        config: Config,
+        factory: PartitionFactory,
+        partitions: PartitionRegistry,
+        overview: Overview,
+        hello_reply: HelloReply,
+    ) -> None:
+        self._limits = config.limits
+        self._config = config
+        self._factory = factory
+        self._partitions = partitions
+        self._overview = overview
+        self._hello_reply = hello_reply
+        self.without_hello = 0
+        self.operators = 0
+        self.vmms = 0
+        self.refused = 0
+
+    async def enter(self, door: Door, stream: trio.SocketStream) -> None:
+        """Serve one accepted connection, until it ends or a partition's nursery takes it over."""
+        with ExitStack() as held:
+            connection = Connection(socket.socket(fileno=stream.socket.detach()))
+            held.enter_context(closing(connection))
+            visitor = await self._admit(connection, door)
+            match visitor.hello:
+                case HelloVmm() as hello:
+                    await self._serve_vmm(visitor, hello)
+                case messages.HelloOperator():
+                    await self._serve_operator(visitor)
+                case hello:
+                    with visitor.refusing():
+                        self._join(visitor, hello)
+                    held.pop_all()  # the partition closes it now
+
+    async def _admit(self, connection: Connection, door: Door) -> Visitor:
+        limit = self._limits.connections_without_hello
+        if self.without_hello >= limit:
+            self.refused += 1
+            raise ProtocolViolation(
+                errno.EAGAIN,
+                f"{limit} connections have not said hello yet",
+                limit="connections_without_hello",
+            )
+        self.without_hello += 1
+        try:
+            return await admit(connection, door, self._config)
+        except Exception:
+            self.refused += 1
+            raise
+        finally:
+            self.without_hello -= 1
+
+    # ------------------------------------------------ joining a partition
+
+    def _join(self, visitor: Visitor, hello: PartitionHello) -> None:
+        """Hand a connection to its partition. "No such partition" and "wrong token" are one error."""
+        partition = self._partitions.find(hello.partition_id)
+        if partition is None or not partition.admits(hello.token, visitor.connection.peer):
+            raise WireError(errno.EACCES, "no such partition, or it is not yours to join")
+        match hello:
+            case messages.HelloVp():
+                self._join_vp(visitor, partition, hello.vp_index)
+            case messages.HelloNotifier():
+                self._join_notifier(visitor, partition)
+            case messages.HelloHypervisor():
+                raise WireError(errno.EINVAL, "the partition's hypervisor is not vmm", field="role")
+
+    def _join_vp(self, visitor: Visitor, partition: Partition, vp_index: int) -> None:
+        limit = self._limits.vps_per_partition
+        if vp_index >= limit:
+            raise WireError(
+                errno.EINVAL,
+                f"vp_index must be below {limit}, got {vp_index}",
+                field="vp_index",
+                limit="vps_per_partition",
+            )
+        if vp_index in partition.vps:
+            raise WireError(errno.EEXIST, f"VP {vp_index} is attached already", vp_index=vp_index)
+        vp = VirtualProcessor(
+            vp_index,
+            visitor.connection,
+            architecture=partition.request.architecture,
+            regions=partition.regions,
+            path=partition.path,
+            answers=partition.answers,
+        )
+        partition.start_vp(vp, visitor.connection, visitor.welcome(self._hello_reply))
+
+    def _join_notifier(self, visitor: Visitor, partition: Partition) -> None:
+        limit = self._limits.notifiers_per_partition
+        if partition.notifiers >= limit:
+            raise WireError(
+                errno.ENOSPC,
+                f"a partition may have {limit} notifier connections",
+                limit="notifiers_per_partition",
+            )
+        session = NotifierSession(partition.notifier)
+        partition.start_notifier(
+            visitor.connection,
+            visitor.welcome(self._hello_reply),
+            partial(serve_calls, visitor.connection, messages.NOTIFIER_METHODS, session.answer),
+            session.close,
+        )
+
+    # ------------------------------------------------ served here
+
+    async def _serve_operator(self, visitor: Visitor) -> None:
+        limit = self._limits.operators
+        with visitor.refusing():
+            if self.operators >= limit:
+                raise WireError(errno.ENOSPC, f"{limit} operators are connected", limit="operators")
+        self.operators += 1
+        try:
+            await visitor.connection.send(visitor.welcome(self._hello_reply))
+            session = OperatorSession(self._overview)
+            await serve_calls(visitor.connection, messages.OPERATOR_METHODS, session.answer)
+        finally:
+            self.operators -= 1
+
+    async def _serve_vmm(self, visitor: Visitor, hello: HelloVmm) -> None:
+        """A VMM without a partition, and then the whole life of the one that it creates."""
+        connection = visitor.connection
+        self.vmms += 1
+        try:
+            await connection.send(visitor.welcome(self._hello_reply))
+            while (request := await connection.receive()) is not None:
+                try:
+                    call = messages.decode_call(messages.VMM_METHODS, request.method, request.params)
+                    partition = self._create_partition(call, hello.name, connection)
+                except WireError as error:
+                    await connection.send(rpc.encode_error(request.msgid, error))
+                    continue
+                await self._live(partition, connection, request.msgid)
+                return
+        finally:
+            self.vmms -= 1
+
+    def _create_partition(self, call: messages.VmmCall, name: str, connection: Connection) -> Partition:
+        if not isinstance(call, CreatePartition):
+            raise WireError(errno.ENOENT, f"{call.METHOD}: there is no partition yet, create_partition first")
+        partition = self._factory.create(call, name, connection.peer, self._partitions)
+        self._partitions.add(partition)
+        return partition
+
+    async def _live(self, partition: Partition, connection: Connection, msgid: int) -> None:
+        created = messages.CreatePartitionReply(partition_id=partition.partition_id, token=partition.token)
+
+        async def serve() -> None:
+            await connection.send(rpc.encode_result(msgid, messages.to_fields(created)))
+            await serve_calls(connection, messages.VMM_METHODS, VmmSession(partition).answer)
+
+        try:
+            await partition.run(serve)
+        finally:
+            self._partitions.remove(partition)

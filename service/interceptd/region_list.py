@@ -1,0 +1,95 @@
+"""The regions of a partition, by gfn and by uaddr.
+
+Owns that they are disjoint in gfns, limited in number, and found from either side: two regions may alias one
+uaddr range. Must not know locks, mappings or faults.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from sortedcontainers import SortedDict
+
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.errors import WireError
+from interceptd.interval_index import IntervalIndex
+from interceptd.region import Region
+
+
+class RegionList:
+    """Sorted and disjoint (I3)."""
+
+    __slots__ = ("_by_gfn", "_by_uaddr", "_limit")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._by_gfn: SortedDict[int, Region] = SortedDict()
+        self._by_uaddr: IntervalIndex[Region] = IntervalIndex()
+
+    def __len__(self) -> int:
+        return len(self._by_gfn)
+
+    def __iter__(self) -> Iterator[Region]:
+        return iter(self._by_gfn.values())
+
+    def find(self, gfn: int) -> Region | None:
+        """The region that covers `gfn`."""
+        for start in self._by_gfn.irange(maximum=gfn, reverse=True):
+            region = self._by_gfn[start]
+            return region if gfn < region.gfns.end else None
+        return None
+
+    def from_gfn(self, gfn: int, count: int) -> list[Region]:
+        """Up to `count` regions that start at or above `gfn`."""
+        starts = self._by_gfn.irange(minimum=gfn)
+        return [self._by_gfn[start] for start, _ in zip(starts, range(count), strict=False)]
+
+    def behind(self, uaddrs: UaddrRange) -> Iterator[Region]:
+        """Every region that is backed by some of these pages, aliases included; do not edit under it."""
+        return self._by_uaddr.overlapping(uaddrs)
+
+    def add(self, region: Region) -> None:
+        """Raises EEXIST on overlap of the half-open gfn ranges, ENOSPC at the limit."""
+        overlapped = self._overlapping(region.gfns)
+        if overlapped is not None:
+            raise WireError(
+                errno.EEXIST,
+                f"region {region.gfns} overlaps {overlapped.gfns}",
+                start_gfn=overlapped.gfns.start,
+                page_count=overlapped.gfns.page_count,
+            )
+        if len(self._by_gfn) >= self._limit:
+            raise WireError(
+                errno.ENOSPC, f"a partition may have {self._limit} regions", limit="regions_per_partition"
+            )
+        self._by_gfn[region.gfns.start] = region
+        self._by_uaddr.add(region.uaddrs, region.gfns.start, region)
+
+    def remove(self, region: Region) -> None:
+        del self._by_gfn[region.gfns.start]
+        self._by_uaddr.remove(region.uaddrs, region.gfns.start)
+
+    def exactly(self, gfns: GfnRange, uaddrs: UaddrRange) -> Region:
+        """The region with just these ranges; ENOENT when none starts there, EINVAL on a mismatch."""
+        region = self._by_gfn.get(gfns.start)
+        if region is None:
+            raise WireError(errno.ENOENT, f"no region starts at gfn {gfns.start:#x}", start_gfn=gfns.start)
+        for field, asked, held in (
+            ("page_count", gfns.page_count, region.gfns.page_count),
+            ("start_uaddr", uaddrs.start_uaddr, region.uaddrs.start_uaddr),
+        ):
+            if asked != held:
+                raise WireError(
+                    errno.EINVAL,
+                    f"the region at gfn {gfns.start:#x} has {field} {held:#x}, not {asked:#x}",
+                    field=field,
+                )
+        return region
+
+    def _overlapping(self, gfns: GfnRange) -> Region | None:
+        """The last region that starts below the end of `gfns`, if it reaches into them."""
+        for start in self._by_gfn.irange(maximum=gfns.end - 1, reverse=True):
+            region = self._by_gfn[start]
+            return region if region.gfns.overlaps(gfns) else None
+        return None

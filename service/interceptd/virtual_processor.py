@@ -1,0 +1,160 @@
+"""One virtual processor: a task that consumes intercept messages from its socket.
+
+Owns the order of one intercept, from the 256 bytes to the answer, and the ways to interrupt its waiting. Must
+not know the region list's inside or how mappings are made.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+
+import structlog
+import trio
+
+from intercept_protocol import messages, rpc
+from intercept_protocol.errors import WireError
+from intercept_protocol.hv_message import MESSAGE_SIZE, memory_access
+from intercept_protocol.messages import Architecture
+from intercept_protocol.outcomes import Access, Answer
+from interceptd.connection import Connection
+from interceptd.intercept import InterceptPath
+from interceptd.mapping import Mapping
+from interceptd.progress_guard import ProgressGuard
+from interceptd.region_manager import RegionManager
+
+log = structlog.get_logger()
+
+
+class VirtualProcessor:
+    """Lives as long as its connection. Every intercept gets exactly one answer (I4)."""
+
+    def __init__(
+        self,
+        index: int,
+        connection: Connection,
+        *,
+        architecture: Architecture,
+        regions: RegionManager,
+        path: InterceptPath,
+        answers: Counter[Answer],
+    ) -> None:
+        self.index = index
+        self.intercepts = 0
+        self._connection = connection
+        self._architecture = architecture
+        self._regions = regions
+        self._path = path
+        self._answers = answers
+        self._guard = ProgressGuard()
+        self._waiting: trio.CancelScope | None = None
+        self._quiet = trio.Event()
+        self._quiet.set()
+        self._interrupted_by: Answer | None = None
+        self._kick_kept = False
+        self._draining = False
+
+    @property
+    def state(self) -> str:
+        return "running" if self._waiting is None else "waiting"
+
+    async def run(self) -> None:
+        """Answer intercepts until the VMM closes the connection."""
+        try:
+            while (request := await self._connection.receive()) is not None:
+                await self._connection.send(await self._reply(request))
+                self._quiet.set()
+        finally:
+            self._quiet.set()
+
+    def kick(self) -> None:
+        """Answer the intercept that waits now with RETRY kicked; if none does, the next one that would."""
+        if self._waiting is None:
+            self._kick_kept = True
+        else:
+            self._interrupt(Answer.KICKED)
+
+    def drain(self) -> None:
+        """From now on decide nothing: what waits and what comes is answered RETRY draining."""
+        self._draining = True
+        if self._waiting is not None:
+            self._interrupt(Answer.DRAINING)
+
+    async def wait_quiet(self) -> None:
+        """Block until no intercept is without its answer."""
+        await self._quiet.wait()
+
+    async def _reply(self, request: rpc.Request) -> bytes:
+        try:
+            wanted = memory_access(_intercept_message(request), self._architecture)
+        except WireError as error:
+            return rpc.encode_error(request.msgid, error)
+        answer = self._decide(wanted)
+        if answer is None:
+            assert wanted is not None, "what is not memory is decided"
+            answer = await self._settle(*wanted)
+        if answer is not Answer.ALREADY_MAPPED:
+            self._guard.reset()
+        self.intercepts += 1
+        self._answers[answer] += 1
+        return rpc.encode_result(request.msgid, answer.value)
+
+    def _decide(self, wanted: tuple[int, Access] | None) -> Answer | None:
+        """The answer, where one look is enough: no wait, no checkpoint."""
+        if wanted is None:
+            return Answer.NOT_MEMORY
+        if self._draining:
+            return Answer.DRAINING
+        match self._regions.look(*wanted):
+            case Mapping() as mapping:
+                return self._guard.answer(mapping, *wanted)
+            case Answer() as answer:
+                return answer
+            case _:
+                return None
+
+    async def _settle(self, gfn: int, access: Access) -> Answer:
+        """Resolve, map, wait as it takes; interrupted by a kick, a drain or the end of the connection."""
+        answer = None
+
+        async def settle() -> bytes:
+            nonlocal answer
+            answer = await self._path.settle(gfn, access, self._about_to_wait)
+            return b""
+
+        self._quiet = trio.Event()
+        self._interrupted_by = None
+        try:
+            with trio.CancelScope() as self._waiting:
+                await self._connection.answer_watched(settle)
+        finally:
+            self._waiting = None
+        return answer or self._interrupted_by or Answer.CONTENDED
+
+    def _about_to_wait(self) -> Answer | None:
+        if not self._kick_kept:
+            return None
+        self._kick_kept = False
+        return Answer.KICKED
+
+    def _interrupt(self, answer: Answer) -> None:
+        assert self._waiting is not None
+        self._interrupted_by = answer
+        self._waiting.cancel()
+
+
+def _intercept_message(request: rpc.Request) -> bytes:
+    """The 256 bytes of an `intercept`; ENOSYS for another method, EINVAL for other parameters."""
+    if request.method != messages.INTERCEPT_METHOD:
+        raise WireError(
+            errno.ENOSYS,
+            f"no method {request.method!r:.80} for this role",
+            methods=[messages.INTERCEPT_METHOD],
+        )
+    match request.params:
+        case [bytes(message)] if len(message) == MESSAGE_SIZE:
+            return message
+        case _:
+            raise WireError(
+                errno.EINVAL, f"intercept: params must be {MESSAGE_SIZE} raw bytes", field="params"
+            )

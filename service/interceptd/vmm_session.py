@@ -1,0 +1,146 @@
+"""What a VMM may ask of its partition.
+
+Owns the `vmm` methods, one line each or a helper. The partition's life is the caller's; so is the connection.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from intercept_protocol import messages
+from intercept_protocol.addresses import GfnRange, PageRange, Pfn, UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import RegionKind, VmmCall
+from intercept_protocol.outcomes import Access
+from interceptd.address_space.declared import DeclaredAddressSpace, Vma
+from interceptd.calls import Reply
+from interceptd.mapping import HOST_BACKING
+from interceptd.partition import Partition
+from interceptd.region import Presumption, Region, RegionState, kind_of_vma
+
+
+class VmmSession:
+    """Answers one VMM's calls, one at a time."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._partition = partition
+
+    async def answer(self, call: VmmCall) -> Reply:
+        match call:
+            case messages.CreatePartition():
+                raise WireError(errno.EEXIST, "this connection has a partition already")
+            case messages.AddRegion():
+                return await self._add_region(call)
+            case messages.RemoveRegion():
+                await self._partition.regions.remove_exactly(*_region_ranges(call))
+            case messages.MapVma():
+                self._declared().map_vma(_vma(call))
+            case messages.UnmapVma():
+                await self._unmap_vma(call)
+            case messages.ProtectVma():
+                await self._protect_vma(call)
+            case messages.Kick():
+                self._kick(call)
+            case messages.SetPolicy():
+                set_policy(self._partition, call)
+            case messages.Statistics():
+                return self._partition.statistics()
+            case messages.Translate():
+                return self._translate(call.gfn)
+        return None
+
+    async def _add_region(self, call: messages.AddRegion) -> messages.AddRegionReply:
+        gfns, uaddrs = _region_ranges(call)
+        region = Region(
+            gfns=gfns,
+            uaddrs=uaddrs,
+            kind=await self._kind(call.kind, uaddrs),
+            presumption=Presumption.INFERRED if call.kind == "auto" else Presumption.STATED,
+            access=_access(readable=True, writable=call.writable, executable=call.executable),
+        )
+        if region.kind is RegionKind.PINNED:
+            region.state = RegionState.POPULATING
+        await self._partition.regions.add(region)
+        if region.kind is RegionKind.PINNED:
+            await self._partition.path.populate(region)
+        return messages.AddRegionReply(kind=region.kind)
+
+    async def _kind(self, stated: str, uaddrs: UaddrRange) -> RegionKind:
+        if stated != "auto":
+            return RegionKind(stated)
+        io = await self._partition.address_space.is_io(uaddrs.start)
+        if io is None:
+            raise WireError(
+                errno.EINVAL,
+                f"kind auto: no VMA at start_uaddr {uaddrs.start_uaddr:#x} to tell the kind from",
+                field="start_uaddr",
+            )
+        return kind_of_vma(io)
+
+    async def _protect_vma(self, call: messages.ProtectVma) -> None:
+        access = _access(readable=call.readable, writable=call.writable, executable=call.executable)
+        uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
+        await self._invalidating(uaddrs, partial(self._declared().protect_vma, uaddrs, access))
+
+    async def _unmap_vma(self, call: messages.UnmapVma) -> None:
+        uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
+        await self._invalidating(uaddrs, partial(self._declared().unmap_vma, uaddrs))
+
+    async def _invalidating(self, uaddrs: UaddrRange, edit: Callable[[], Awaitable[None]]) -> None:
+        """Attempts go stale first, in the step that opens the range; then the VMAs are edited, the guest's
+        mappings taken away, the range closed, and the VMM answered."""
+        batch = self._partition.notifier.begin(uaddrs)
+        try:
+            await edit()
+            await batch.done.wait()
+        finally:
+            self._partition.notifier.end(uaddrs)
+
+    def _kick(self, call: messages.Kick) -> None:
+        if call.vp_index == "all":
+            self._partition.kick_all()
+        elif not self._partition.kick(call.vp_index):
+            raise WireError(errno.ENOENT, f"no VP {call.vp_index} is attached", vp_index=call.vp_index)
+
+    def _translate(self, gfn: int) -> messages.Translation | None:
+        mapping = self._partition.hypervisor.translate(gfn)
+        frame = None if mapping is None else mapping.frame_at(gfn)
+        if mapping is None or frame is None:
+            return None
+        pfn = Pfn(frame.page) if frame.backing == HOST_BACKING else None
+        return messages.Translation(frame=(frame.backing, frame.page), access=int(mapping.access), pfn=pfn)
+
+    def _declared(self) -> DeclaredAddressSpace:
+        address_space = self._partition.declared
+        if address_space is None:
+            raise WireError(errno.EINVAL, "VMAs are declared only with address_space declared")
+        return address_space
+
+
+def set_policy(partition: Partition, call: messages.SetPolicy | messages.OperatorSetPolicy) -> None:
+    """Change what was given, for faults from now on."""
+    if call.mmio_granularity is not None:
+        partition.regions.mmio_granularity = call.mmio_granularity
+
+
+def _region_ranges(call: messages.AddRegion | messages.RemoveRegion) -> tuple[GfnRange, UaddrRange]:
+    """I3: neither may be empty, misaligned or wrap."""
+    gfns = GfnRange.of(call.start_gfn, call.page_count)
+    return gfns, UaddrRange.of_pages(call.start_uaddr, call.page_count)
+
+
+def _vma(call: messages.MapVma) -> Vma:
+    uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
+    PageRange.of(call.start_pfn, call.page_count)  # the host's page numbers may not wrap either
+    access = _access(readable=call.readable, writable=call.writable, executable=call.executable)
+    return Vma(uaddrs.start, uaddrs.end, call.start_pfn, access, call.io)
+
+
+def _access(*, readable: bool, writable: bool, executable: bool) -> Access:
+    return (
+        (Access.READ if readable else Access.NONE)
+        | (Access.WRITE if writable else Access.NONE)
+        | (Access.EXECUTE if executable else Access.NONE)
+    )
