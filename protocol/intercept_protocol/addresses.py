@@ -92,6 +92,13 @@ class GfnRange(PageRange):
     start_field: ClassVar[str] = "start_gfn"
 
 
+class PfnRange(PageRange):
+    """Host pages. Printed as page numbers."""
+
+    __slots__ = ()
+    start_field: ClassVar[str] = "start_pfn"
+
+
 class UaddrRange(PageRange):
     """Pages of the VMM's address space, held as page numbers, printed as byte addresses."""
 

@@ -46,4 +46,8 @@ class ProtocolViolation(WireError):
 
 def error_name(number: int) -> str:
     """``EINVAL`` for 22; the number's text for one that Linux does not name."""
-    return errno.errorcode.get(number, f"E{number}")
+    return _KERNEL_NAMES.get(number) or errno.errorcode.get(number, f"E{number}")
+
+
+_KERNEL_NAMES = {errno.EDEADLK: "EDEADLK", errno.EOPNOTSUPP: "EOPNOTSUPP"}
+"""Where Python's table has libc's alias instead of the name in the kernel's errno.h."""

@@ -150,7 +150,7 @@ class CreatePartition(Call[CreatePartitionReply], frozen=True, kw_only=True, for
     mmio_granularity: MmioGranularity = MmioGranularity.VMA
     remap: Remap = Remap.REPLACE
     deposit_pages: U32 | None = None
-    invalidate_timeout_ms: U32 | None = None
+    invalidate_timeout_ms: Annotated[int, Meta(ge=1, le=3_600_000)] | None = None
 
 
 class AddRegionReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,6 +208,15 @@ class ProtectVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=Tr
     readable: bool
     writable: bool
     executable: bool
+
+
+class AttachMemory(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """With SCM_RIGHTS on the request's first byte: the VMM's maps, and optionally smaps and a userfaultfd."""
+
+    METHOD: ClassVar[str] = "attach_memory"
+    REPLY: ClassVar[object] = None
+
+    promise_begin_end: bool | None = None
 
 
 class Kick(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -418,7 +427,7 @@ class Drain(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 VmmCall = (
     CreatePartition | AddRegion | RemoveRegion | MapVma | UnmapVma | ProtectVma
-    | Kick | SetPolicy | Statistics | Translate
+    | AttachMemory | Kick | SetPolicy | Statistics | Translate
 )  # fmt: skip
 NotifierCall = InvalidateBegin | InvalidateEnd | Invalidate
 HypervisorCall = MapGpa | UnmapGpa
@@ -428,7 +437,7 @@ VMM_METHODS: Mapping[str, type[VmmCall]] = {
     call.METHOD: call
     for call in (
         CreatePartition, AddRegion, RemoveRegion, MapVma, UnmapVma, ProtectVma,
-        Kick, SetPolicy, Statistics, Translate,
+        AttachMemory, Kick, SetPolicy, Statistics, Translate,
     )
 }  # fmt: skip
 NOTIFIER_METHODS: Mapping[str, type[NotifierCall]] = {

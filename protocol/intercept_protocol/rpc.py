@@ -121,9 +121,7 @@ class Receiver:
         except _UNPACK_ERRORS:
             return None  # incomplete, pipelined or garbage: the scan below says which
         match value:
-            case [0 as kind, int(msgid), str(method), [bytes(blob)]] if type(kind) is int and _is_msgid(
-                msgid
-            ):
+            case [kind, int(msgid), str(method), [bytes(blob)]] if _is_request(kind) and _is_msgid(msgid):
                 self._buffer.clear()
                 self._scanner = FrameScanner()
                 return Request(msgid, method, [blob])
@@ -136,13 +134,10 @@ class Receiver:
             raise _no_message("an array of 3 or 4 elements must come first")
         if len(self._buffer) > 1 and self._buffer[0] in (0x93, 0x94):
             kind, elements = self._buffer[1], self._buffer[0] & 0x0F
-            spelled_out = (
-                0xCC <= kind <= 0xD3
-            )  # an integer in more bytes than it needs: seen when it is whole
+            # An integer in more bytes than it needs is seen when the message is whole.
+            spelled_out = 0xCC <= kind <= 0xD3
             if not spelled_out and not (kind in self._accepts and _LENGTHS[kind] == elements):
-                raise _no_message(
-                    f"no message of {elements} elements that starts with {kind:#04x} is expected"
-                )
+                raise _no_message(f"{kind:#04x} starts no message of {elements} elements that is expected")
 
     def _decode(self, frame: bytes) -> Message:
         try:
@@ -168,6 +163,10 @@ class Receiver:
 def _unpack(frame: bytes | bytearray) -> object:
     """One whole value. Keys of any type are let through: a wrong one is the method's EINVAL, not garbage."""
     return msgpack.unpackb(frame, strict_map_key=False)
+
+
+def _is_request(kind: object) -> bool:
+    return type(kind) is int and kind == REQUEST  # False and 0.0 equal 0, too
 
 
 def _is_msgid(value: int) -> bool:

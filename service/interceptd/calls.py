@@ -32,7 +32,10 @@ async def serve_calls(
 ) -> None:
     """Answer calls until the peer closes. A `WireError` or a `RangeError` is an answer too."""
     while (request := await connection.receive()) is not None:
-        reply = await connection.answer_watched(partial(_reply, methods, answer, request))
+        try:
+            reply = await connection.answer_watched(partial(_reply, methods, answer, request))
+        finally:
+            connection.drop_descriptors()
         await connection.send(reply)
 
 

@@ -36,6 +36,12 @@ class ChaoticAddressSpace:
     def vma_count(self) -> int:
         return self._inner.vma_count
 
+    async def run(self) -> None:
+        await self._inner.run()
+
+    def close(self) -> None:
+        self._inner.close()
+
     async def resolve(self, page: int, window: UaddrRange, region: UaddrRange) -> Extent | None:
         await self._chaos.pause()
         extent = await self._inner.resolve(page, window, region)

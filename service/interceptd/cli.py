@@ -16,7 +16,7 @@ import trio
 
 from interceptd import __version__
 from interceptd.config import Config, ConfigError, load_config
-from interceptd.daemon import Daemon, run_until_signalled
+from interceptd.daemon import END_SIGNALS, Daemon, run_until_signalled
 from interceptd.listening import ListenError
 from interceptd.logs import configure_logs
 
@@ -48,10 +48,9 @@ def serve(socket: str | None, operator_socket: str | None, config_file: Path | N
     flags = {"socket": socket, "operator_socket": operator_socket}
     config = msgspec.structs.replace(config, **{key: path for key, path in flags.items() if path is not None})
     configure_logs(config.log)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(
-            number, signal.SIG_IGN
-        )  # what is left when our receiver closes: a late one changes nothing
+    signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)  # an early one is kept until our receiver opens
+    for number in END_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # what is left when it closes: a late one changes nothing
     try:
         status = trio.run(_run, config, chaos)
     except ListenError as error:

@@ -33,6 +33,8 @@ class Limits(_Table, frozen=True, kw_only=True):
 
     connections_without_hello: Count = 512
     partitions_per_uid: Count = 64
+    vmms_per_uid: Count = 128
+    """VMM connections, with a partition or without one yet."""
     vps_per_partition: Annotated[int, Meta(ge=1, le=256)] = 256
     notifiers_per_partition: Count = 64
     regions_per_partition: Count = 1 << 20

@@ -15,7 +15,8 @@ import trio
 
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
-from interceptd.peer import Peer
+from interceptd.descriptor_box import DescriptorBox
+from interceptd.peer import Peer, Pidfd
 
 RECEIVE_BYTES = 4096
 """A read: fifteen intercepts, and any control message in one go."""
@@ -40,12 +41,28 @@ class Connection:
         self._socket = accepted
         self._receiver = rpc.Receiver({rpc.REQUEST})
         self._turn = 0
+        self._descriptors: DescriptorBox | None = None
+
+    def peer_pidfd(self) -> Pidfd | None:
+        """A handle on the process that connected; the caller closes it."""
+        return Pidfd.of(self._socket)
+
+    def box_descriptors(self) -> DescriptorBox:
+        """Receive descriptors from now on. Without it the kernel closes those that a peer sends."""
+        self._descriptors = self._descriptors or DescriptorBox()
+        return self._descriptors
+
+    def drop_descriptors(self) -> None:
+        """Close what came with the last request and was not taken."""
+        if self._descriptors is not None:
+            self._descriptors.drop()
 
     def close(self) -> None:
         """Close at once; idempotent. A task parked on the socket is woken with `ConnectionGone`."""
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
+            self.drop_descriptors()
 
     async def receive(self) -> rpc.Request | None:
         """The next request, None when the peer has closed. Raises `ProtocolViolation`, `ConnectionGone`."""
@@ -101,6 +118,8 @@ class Connection:
     async def _read(self) -> bytes:
         while True:
             try:
+                if self._descriptors is not None:
+                    return self._descriptors.receive(self._socket, RECEIVE_BYTES)
                 return self._socket.recv(RECEIVE_BYTES)
             except BlockingIOError:
                 await self._parked(trio.lowlevel.wait_readable)

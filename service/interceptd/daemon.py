@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import structlog
@@ -25,6 +27,7 @@ from interceptd.registry import PartitionRegistry
 
 log = structlog.get_logger()
 OPERATOR_SOCKET_MODE = 0o600
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Daemon:
@@ -101,6 +104,7 @@ class Daemon:
         )
 
     async def _end_partitions(self) -> None:
+        self.partitions.closed = True
         with trio.move_on_after(self._drain_timeout) as scope:
             for partition in self.partitions:
                 partition.end()
@@ -112,13 +116,14 @@ class Daemon:
 async def run_until_signalled(daemon: Daemon) -> int:
     """Run a daemon for a process: SIGTERM and SIGINT drain it, the second one ends it at once.
 
-    Returns the exit status: 0 after a drain, 128 + n when cut off by signal n.
+    Returns the exit status: 0 after a drain, 128 + n when cut off by signal n. A caller that has the signals
+    blocked and ignored loses none that comes early, and is not killed by one that comes late.
     """
     status = 0
 
     async def obey(scope: trio.CancelScope) -> None:
         nonlocal status
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(*END_SIGNALS) as signals, _delivering(END_SIGNALS):
             async for number in signals:
                 if daemon.draining:
                     log.warning("daemon_ended_at_once", signal=signal.Signals(number).name)
@@ -132,6 +137,16 @@ async def run_until_signalled(daemon: Daemon) -> int:
         await daemon.run()
         nursery.cancel_scope.cancel()
     return status
+
+
+@contextmanager
+def _delivering(signals: Collection[signal.Signals]) -> Iterator[None]:
+    """Let `signals` through within, whatever the caller's mask."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _hello_reply(config: Config, chaos: int) -> messages.HelloReply:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 
 import trio
 
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.address_space import AddressSpace
+from interceptd.address_space import AddressSpace, Undecided
 from interceptd.mapping import Extent, Mapping
-from interceptd.region import Region, RegionState
+from interceptd.region import Presumption, Region, RegionState
 from interceptd.region_manager import Attempt, Obstacle, RegionManager
 
 ROUNDS = 16
@@ -80,17 +81,22 @@ class InterceptPath:
 
     async def _try(self, attempt: Attempt) -> Answer | None:
         """One round; None when nothing can be decided because the attempt went stale, a "no" included."""
+        region = attempt.region
         try:
             extent = await self._address_space.resolve(
-                attempt.uaddr_page, attempt.window.uaddrs, attempt.region.uaddrs
+                attempt.uaddr_page, attempt.window.uaddrs, region.uaddrs
             )
+            if extent is not None and extent.io is None and region.presumption is Presumption.INFERRED:
+                extent = replace(extent, io=await self._address_space.is_io(attempt.uaddr_page))
             if attempt.stale:
                 return None
-            if extent is None or not attempt.region.fits(extent):
+            if extent is None or not region.fits(extent):
                 return Answer.UNBACKED
-            if attempt.access not in attempt.region.rights(extent):
+            if attempt.access not in region.rights(extent):
                 return Answer.PERMISSION
             return await self._regions.commit(attempt, [extent])
+        except Undecided:
+            return Answer.CONTENDED
         finally:
             self._regions.finish(attempt)
 
@@ -98,7 +104,10 @@ class InterceptPath:
         extents: list[Extent] = []
         page = region.uaddrs.start
         while page < region.uaddrs.end:
-            extent = await self._address_space.resolve(page, region.uaddrs, region.uaddrs)
+            try:
+                extent = await self._address_space.resolve(page, region.uaddrs, region.uaddrs)
+            except Undecided as error:
+                raise _unpopulated(region, str(error)) from error
             if extent is None:
                 raise _unpopulated(region, f"nothing is mapped at uaddr {page << PAGE_SHIFT:#x}")
             if Access.READ not in extent.access:

@@ -34,7 +34,6 @@ def listening(path: str, mode: int) -> Iterator[socket.socket]:
             identity = _bind(listener, path, mode)
         except OSError as error:
             raise ListenError(f"{path}: {error.strerror or error}") from error
-        listener.listen(BACKLOG)
         try:
             yield listener
         finally:
@@ -46,22 +45,29 @@ def listening(path: str, mode: int) -> Iterator[socket.socket]:
 
 
 def _bind(listener: socket.socket, path: str, mode: int) -> tuple[int, int]:
-    """Bind under a lock on the directory, so that of two daemons that start at once one finds the other."""
+    """Bind and listen under a lock on the directory, so that of two daemons that start at once one finds the
+    other. The path appears when the socket listens: whoever sees it can connect."""
+    unready = f"{path}~"
     directory = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
-        _remove_stale(path)
+        _require_free(path)
+        with suppress(FileNotFoundError):
+            os.unlink(unready)  # of a daemon that was killed just here
         umask = os.umask(0o777 & ~mode)  # a chmod afterwards would leave a window
         try:
-            listener.bind(path)
+            listener.bind(unready)
         finally:
             os.umask(umask)
+        listener.listen(BACKLOG)
+        os.rename(unready, path)
         return _identity(path)
     finally:
         os.close(directory)
 
 
-def _remove_stale(path: str) -> None:
+def _require_free(path: str) -> None:
+    """Nothing is at `path`, or a socket that nobody listens on any more."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise ListenError(f"{path}: exists and is not a socket")
@@ -72,7 +78,6 @@ def _remove_stale(path: str) -> None:
         result = probe.connect_ex(path)
     if result != errno.ECONNREFUSED:  # connected, or its backlog is full: somebody is there
         raise ListenError(f"{path}: is in use by a live daemon")
-    os.unlink(path)
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -39,13 +39,13 @@ class Cache(Enum):
 class Extent:
     """The pages around a fault that one VMA really backs: `frame` is that of the first, the rest follow it.
 
-    `access` are the VMA's own rights, `io` its VM_IO | VM_PFNMAP flag.
+    `access` are the VMA's own rights, `io` its VM_IO | VM_PFNMAP flag, None where it was not looked at.
     """
 
     uaddrs: UaddrRange
     frame: Frame
     access: Access
-    io: bool
+    io: bool | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,8 +53,8 @@ class Batch:
         self.done = trio.Event()
         """Set once no SLAT entry is left that was made from the old frames."""
 
-    def __len__(self) -> int:
-        return len(self._pieces)
+    def __contains__(self, page: int) -> bool:
+        return self._pieces.find(page) is not None
 
     @property
     def pieces(self) -> list[UaddrRange]:
@@ -78,6 +78,8 @@ class MmuNotifier:
         self._open_index: IntervalIndex[OpenInvalidation] = IntervalIndex()
         self._open_depth = 0
         self._pending = Batch()
+        self._serving: Batch | None = None
+        self._going = False
         self._ring, self._doorbell = trio.open_memory_channel[None](1)
         self.invalidations = 0
         self.stale_windows = 0
@@ -89,6 +91,7 @@ class MmuNotifier:
         self.invalidations += 1
         self.mark_stale(uaddrs)
         self._pending.add(uaddrs)
+        self._going = True
         with suppress(trio.WouldBlock):  # already rung: the pass to come takes this one along
             self._ring.send_nowait(None)
         return self._pending
@@ -157,11 +160,26 @@ class MmuNotifier:
 
     # ------------------------------------------------ the region manager's end
 
+    def going(self, page: int) -> Batch | None:
+        """The invalidation of `page` that is known and not served yet: what is mapped of it is no answer."""
+        if not self._going:
+            return None
+        for batch in (self._pending, self._serving):
+            if batch is not None and page in batch:
+                return batch
+        return None
+
     async def wait_rung(self) -> None:
         """Block until something is pending that no `take` has taken yet, or was taken since the last ring."""
         await self._doorbell.receive()
 
     def take(self) -> Batch:
         """What is pending now. Call it under the region lock: one pass then serves all that came before."""
-        batch, self._pending = self._pending, Batch()
-        return batch
+        self._serving, self._pending = self._pending, Batch()
+        return self._serving
+
+    def served(self, batch: Batch) -> None:
+        """Nothing is left that was made from the old frames: let those know who wait for it."""
+        self._serving = None
+        self._going = bool(self._pending.pieces)
+        batch.done.set()

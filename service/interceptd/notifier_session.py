@@ -43,4 +43,6 @@ class NotifierSession:
         if not self._begun[uaddrs]:
             raise WireError(errno.ENOENT, f"this connection has no begin of just {uaddrs} to end")
         self._begun[uaddrs] -= 1
+        if not self._begun[uaddrs]:
+            del self._begun[uaddrs]  # a Counter keeps its zeroes, and every range may be another
         self._notifier.end(uaddrs)

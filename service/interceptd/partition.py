@@ -24,6 +24,7 @@ from intercept_protocol.messages import CreatePartition
 from intercept_protocol.outcomes import Answer, Outcome
 from interceptd.address_space import AddressSpace
 from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.calls import closing
 from interceptd.connection import Connection
 from interceptd.hypervisor import Hypervisor
@@ -45,8 +46,8 @@ class Partition:
     owner: Peer
     request: CreatePartition
     address_space: AddressSpace
-    declared: DeclaredAddressSpace | None
-    """The address space again, where it is one that the VMM declares."""
+    memory: DeclaredAddressSpace | ProcessAddressSpace
+    """The address space itself, for the VMM's calls that concern it; `address_space` may be a wrapper."""
     hypervisor: Hypervisor
     notifier: MmuNotifier
     regions: RegionManager
@@ -79,6 +80,7 @@ class Partition:
         try:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self.regions.run)
+                self._nursery.start_soon(self._end_with_memory)
                 try:
                     with self._serving:
                         await serve_vmm()
@@ -94,6 +96,7 @@ class Partition:
             failure = WireError(errno.EIO, f"the partition is lost: {lost.exceptions[0]}")
         finally:
             self.ending = True
+            self.memory.close()
             log.info("partition_ended", intercepts=self.answers.total())
         if failure is not None:
             raise failure
@@ -173,6 +176,11 @@ class Partition:
 
         assert self._nursery is not None, "only a partition that runs is found"
         self._nursery.start_soon(live)
+
+    async def _end_with_memory(self) -> None:
+        await self.memory.run()
+        log.warning("memory_gone", pid=self.owner.pid)
+        self.end()
 
     async def _end(self) -> None:
         """Take no more intercepts, answer those in flight, drain the notifier, unmap; the caller closes."""

@@ -13,18 +13,19 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.messages import AddressSpaceKind, CreatePartition, HypervisorKind
 from interceptd.address_space import AddressSpace
 from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.chaos import Chaos, ChaoticAddressSpace, ChaoticHypervisor
 from interceptd.config import Config
+from interceptd.connection import Connection
 from interceptd.hypervisor import Hypervisor
 from interceptd.hypervisor.software import DEPOSIT_PAGES, SoftwareHypervisor
 from interceptd.intercept import InterceptPath
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition import Partition
-from interceptd.peer import Peer
 from interceptd.region_manager import RegionManager
 from interceptd.registry import PartitionRegistry
 
-ADDRESS_SPACES = (AddressSpaceKind.DECLARED,)
+ADDRESS_SPACES = (AddressSpaceKind.DECLARED, AddressSpaceKind.PROCESS)
 HYPERVISORS = (HypervisorKind.SOFTWARE,)
 
 
@@ -36,48 +37,53 @@ class PartitionFactory:
         self._chaos = Chaos(chaos, random.Random()) if chaos else None
 
     def create(
-        self, request: CreatePartition, name: str, owner: Peer, living: PartitionRegistry
+        self, request: CreatePartition, name: str, connection: Connection, living: PartitionRegistry
     ) -> Partition:
         """Raises ENOSPC at the uid's limit, EOPNOTSUPP for a setting that is not built in."""
         limits = self._config.limits
+        owner = connection.peer
         if sum(partition.owner.uid == owner.uid for partition in living) >= limits.partitions_per_uid:
             raise WireError(
                 errno.ENOSPC,
                 f"uid {owner.uid} may have {limits.partitions_per_uid} partitions",
                 limit="partitions_per_uid",
             )
-        declared = self._declared(request)
-        address_space: AddressSpace = declared
         hypervisor = self._hypervisor(request)
+        notifier = MmuNotifier(limits.open_invalidations_per_partition)
+        timeout = (request.invalidate_timeout_ms or self._config.timeouts.invalidate_ms) / 1000
+        memory = self._memory(request, notifier, timeout, connection)
+        address_space: AddressSpace = memory
         if self._chaos is not None:
             address_space = ChaoticAddressSpace(address_space, self._chaos)
             hypervisor = ChaoticHypervisor(hypervisor, self._chaos)
-        notifier = MmuNotifier(limits.open_invalidations_per_partition)
         regions = RegionManager(
             hypervisor=hypervisor,
             notifier=notifier,
             region_limit=limits.regions_per_partition,
             mmio_granularity=request.mmio_granularity,
         )
-        timeout_ms = request.invalidate_timeout_ms or self._config.timeouts.invalidate_ms
         return Partition(
             partition_id=living.next_id(),
             name=name,
             owner=owner,
             request=request,
             address_space=address_space,
-            declared=declared,
+            memory=memory,
             hypervisor=hypervisor,
             notifier=notifier,
             regions=regions,
-            path=InterceptPath(regions, address_space, timeout_ms / 1000),
+            path=InterceptPath(regions, address_space, timeout),
             end_timeout=self._config.timeouts.drain_ms / 1000,
         )
 
-    def _declared(self, request: CreatePartition) -> DeclaredAddressSpace:
-        if request.address_space not in ADDRESS_SPACES:
-            raise _not_built_in("address_space", request.address_space, ADDRESS_SPACES)
-        return DeclaredAddressSpace(self._config.limits.vmas_per_partition)
+    def _memory(
+        self, request: CreatePartition, notifier: MmuNotifier, timeout: float, connection: Connection
+    ) -> DeclaredAddressSpace | ProcessAddressSpace:
+        match request.address_space:
+            case AddressSpaceKind.DECLARED:
+                return DeclaredAddressSpace(self._config.limits.vmas_per_partition)
+            case AddressSpaceKind.PROCESS:
+                return ProcessAddressSpace(notifier, timeout, connection.peer_pidfd())
 
     def _hypervisor(self, request: CreatePartition) -> Hypervisor:
         if request.hypervisor not in HYPERVISORS:

@@ -6,6 +6,7 @@ Owns reading the credentials and the rule who may come in; must not know roles o
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Collection
@@ -16,6 +17,10 @@ from intercept_protocol.errors import WireError
 
 _UCRED = struct.Struct("iII")
 """struct ucred: pid, uid, gid (SO_PEERCRED, unix(7))."""
+
+
+SO_PEERPIDFD = 77
+"""include/uapi/asm-generic/socket.h; not in the socket module of Python 3.11."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,27 @@ class Peer:
     @classmethod
     def of(cls, connected: socket.socket) -> Peer:
         return cls(*_UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+
+
+class Pidfd:
+    """A handle on the process that connected: readable once it has exited. Owns the descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    def of(cls, connected: socket.socket) -> Pidfd | None:
+        """None where the kernel has no SO_PEERPIDFD (before Linux 6.5), or the process is gone already."""
+        try:
+            return cls(connected.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD))
+        except OSError:
+            return None
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 def overflow_uid() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import Counter
 from contextlib import ExitStack
 from functools import partial
 
@@ -48,8 +49,8 @@ class Reception:
         self._hello_reply = hello_reply
         self.without_hello = 0
         self.operators = 0
-        self.vmms = 0
         self.refused = 0
+        self._vmms: Counter[int] = Counter()  # by uid
 
     async def enter(self, door: Door, stream: trio.SocketStream) -> None:
         """Serve one accepted connection, until it ends or a partition's nursery takes it over."""
@@ -66,6 +67,11 @@ class Reception:
                     with visitor.refusing():
                         self._join(visitor, hello)
                     held.pop_all()  # the partition closes it now
+
+    @property
+    def vmms(self) -> int:
+        """VMM connections, with a partition or without."""
+        return self._vmms.total()
 
     async def _admit(self, connection: Connection, door: Door) -> Visitor:
         limit = self._limits.connections_without_hello
@@ -154,8 +160,12 @@ class Reception:
 
     async def _serve_vmm(self, visitor: Visitor, hello: HelloVmm) -> None:
         """A VMM without a partition, and then the whole life of the one that it creates."""
-        connection = visitor.connection
-        self.vmms += 1
+        connection, uid = visitor.connection, visitor.connection.peer.uid
+        limit = self._limits.vmms_per_uid
+        with visitor.refusing():
+            if self._vmms[uid] >= limit:
+                raise WireError(errno.ENOSPC, f"uid {uid} may have {limit} VMMs", limit="vmms_per_uid")
+        self._vmms[uid] += 1
         try:
             await connection.send(visitor.welcome(self._hello_reply))
             while (request := await connection.receive()) is not None:
@@ -168,21 +178,25 @@ class Reception:
                 await self._live(partition, connection, request.msgid)
                 return
         finally:
-            self.vmms -= 1
+            self._vmms[uid] -= 1
 
     def _create_partition(self, call: messages.VmmCall, name: str, connection: Connection) -> Partition:
         if not isinstance(call, CreatePartition):
             raise WireError(errno.ENOENT, f"{call.METHOD}: there is no partition yet, create_partition first")
-        partition = self._factory.create(call, name, connection.peer, self._partitions)
+        if self._partitions.closed:
+            raise WireError(errno.ESHUTDOWN, "the daemon is draining and takes no more partitions")
+        partition = self._factory.create(call, name, connection, self._partitions)
         self._partitions.add(partition)
         return partition
 
     async def _live(self, partition: Partition, connection: Connection, msgid: int) -> None:
         created = messages.CreatePartitionReply(partition_id=partition.partition_id, token=partition.token)
 
+        descriptors = connection.box_descriptors()
+
         async def serve() -> None:
             await connection.send(rpc.encode_result(msgid, messages.to_fields(created)))
-            await serve_calls(connection, messages.VMM_METHODS, VmmSession(partition).answer)
+            await serve_calls(connection, messages.VMM_METHODS, VmmSession(partition, descriptors).answer)
 
         try:
             await partition.run(serve)

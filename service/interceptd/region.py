@@ -69,7 +69,9 @@ class Region:
 
     def fits(self, extent: Extent) -> bool:
         """Whether the VMA is still of the kind that `auto` saw."""
-        return self.presumption is Presumption.STATED or kind_of_vma(extent.io) is self.kind
+        return self.presumption is Presumption.STATED or (
+            extent.io is not None and kind_of_vma(extent.io) is self.kind
+        )
 
     def rights(self, extent: Extent) -> Access:
         """Read and write are those of region and VMA together. Execute is the region's alone, because hosts

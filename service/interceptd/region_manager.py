@@ -116,7 +116,8 @@ class RegionManager:
             return Obstacle(self._change.over, Answer.CONTENDED)
         mapping = self._mappings.find(gfn)
         if mapping is not None and access in mapping.access:
-            return mapping
+            going = self._notifier.going(gfn - mapping.start + mapping.start_uaddr_page)
+            return mapping if going is None else Obstacle(going.done, Answer.INVALIDATING)
         region = self._regions.find(gfn)
         if region is None:
             return Answer.NO_REGION
@@ -211,7 +212,7 @@ class RegionManager:
                 for uaddrs in batch.pieces:
                     async for region in _in_turns(self._regions.behind(uaddrs)):
                         await self._invalidate(region, uaddrs)
-        batch.done.set()
+            self._notifier.served(batch)
 
     async def close(self) -> None:
         """Unmap everything and forget the regions: the end of the partition (I6)."""

@@ -24,6 +24,8 @@ class PartitionRegistry:
         self._ended_invalidations = 0
         self.created = 0
         self.lost = 0
+        self.closed = False
+        """Whether the daemon is ending: nothing is to be added any more."""
 
     def __len__(self) -> int:
         return len(self._partitions)

@@ -10,12 +10,16 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from intercept_protocol import messages
-from intercept_protocol.addresses import GfnRange, PageRange, Pfn, UaddrRange
+from intercept_protocol.addresses import GfnRange, Pfn, PfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind, VmmCall
 from intercept_protocol.outcomes import Access
+from interceptd.address_space import Undecided
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
+from interceptd.address_space.descriptors import attach
+from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.calls import Reply
+from interceptd.descriptor_box import DescriptorBox
 from interceptd.mapping import HOST_BACKING
 from interceptd.partition import Partition
 from interceptd.region import Presumption, Region, RegionState, kind_of_vma
@@ -24,8 +28,9 @@ from interceptd.region import Presumption, Region, RegionState, kind_of_vma
 class VmmSession:
     """Answers one VMM's calls, one at a time."""
 
-    def __init__(self, partition: Partition) -> None:
+    def __init__(self, partition: Partition, descriptors: DescriptorBox) -> None:
         self._partition = partition
+        self._descriptors = descriptors
 
     async def answer(self, call: VmmCall) -> Reply:
         match call:
@@ -41,6 +46,8 @@ class VmmSession:
                 await self._unmap_vma(call)
             case messages.ProtectVma():
                 await self._protect_vma(call)
+            case messages.AttachMemory():
+                await self._attach_memory(call)
             case messages.Kick():
                 self._kick(call)
             case messages.SetPolicy():
@@ -70,7 +77,10 @@ class VmmSession:
     async def _kind(self, stated: str, uaddrs: UaddrRange) -> RegionKind:
         if stated != "auto":
             return RegionKind(stated)
-        io = await self._partition.address_space.is_io(uaddrs.start)
+        try:
+            io = await self._partition.address_space.is_io(uaddrs.start)
+        except Undecided as error:
+            raise WireError(errno.EINVAL, f"kind auto: {error}", field="kind") from None
         if io is None:
             raise WireError(
                 errno.EINVAL,
@@ -98,6 +108,21 @@ class VmmSession:
         finally:
             self._partition.notifier.end(uaddrs)
 
+    async def _attach_memory(self, call: messages.AttachMemory) -> None:
+        memory = self._partition.memory
+        if not isinstance(memory, ProcessAddressSpace):
+            raise WireError(errno.EINVAL, "memory is attached only with address_space process")
+        if memory.attached:
+            raise WireError(errno.EEXIST, "memory is attached already")
+        received, descriptors = self._descriptors.received, self._descriptors.take()
+        attachment = attach(
+            descriptors, received, self._partition.owner, promised=bool(call.promise_begin_end)
+        )
+        try:
+            await memory.attach(attachment)
+        except Undecided as error:
+            raise WireError(errno.EINVAL, f"attach_memory: {error}") from None
+
     def _kick(self, call: messages.Kick) -> None:
         if call.vp_index == "all":
             self._partition.kick_all()
@@ -113,10 +138,10 @@ class VmmSession:
         return messages.Translation(frame=(frame.backing, frame.page), access=int(mapping.access), pfn=pfn)
 
     def _declared(self) -> DeclaredAddressSpace:
-        address_space = self._partition.declared
-        if address_space is None:
+        memory = self._partition.memory
+        if not isinstance(memory, DeclaredAddressSpace):
             raise WireError(errno.EINVAL, "VMAs are declared only with address_space declared")
-        return address_space
+        return memory
 
 
 def set_policy(partition: Partition, call: messages.SetPolicy | messages.OperatorSetPolicy) -> None:
@@ -133,7 +158,7 @@ def _region_ranges(call: messages.AddRegion | messages.RemoveRegion) -> tuple[Gf
 
 def _vma(call: messages.MapVma) -> Vma:
     uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
-    PageRange.of(call.start_pfn, call.page_count)  # the host's page numbers may not wrap either
+    PfnRange.of(call.start_pfn, call.page_count)  # the host's page numbers may not wrap either
     access = _access(readable=call.readable, writable=call.writable, executable=call.executable)
     return Vma(uaddrs.start, uaddrs.end, call.start_pfn, access, call.io)
 

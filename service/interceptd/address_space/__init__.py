@@ -12,6 +12,10 @@ from intercept_protocol.addresses import UaddrRange
 from interceptd.mapping import Extent
 
 
+class Undecided(Exception):
+    """The question could not be answered in time: ask again later, nothing was found out."""
+
+
 class AddressSpace(Protocol):
     """Where uaddrs lead. Called without any lock held; both questions may block, each with a deadline."""
 
@@ -20,11 +24,17 @@ class AddressSpace(Protocol):
 
         `window` is what may be mapped, `region` the whole range that `page` was registered in, `page` a page
         number of the VMM. The frames are contiguous within the extent. The answer is true at some instant of
-        the call; the caller finds out by its attempt whether it still is.
+        the call; the caller finds out by its attempt whether it still is. Raises `Undecided`.
         """
 
     async def is_io(self, page: int) -> bool | None:
         """Whether the VMA at `page` is VM_IO | VM_PFNMAP; None where there is no VMA."""
+
+    async def run(self) -> None:
+        """The address space's own tasks, for as long as the partition; returns when the memory is gone."""
+
+    def close(self) -> None:
+        """Let go of what was handed over. Nothing is asked any more."""
 
     @property
     def vma_count(self) -> int:

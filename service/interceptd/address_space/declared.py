@@ -56,6 +56,13 @@ class DeclaredAddressSpace:
         uaddrs = UaddrRange(backed.start, backed.end)
         return Extent(uaddrs, Frame(HOST_BACKING, backed.start_pfn), backed.access, backed.io)
 
+    async def run(self) -> None:
+        """Declared memory is gone when its VMM is."""
+        await trio.sleep_forever()
+
+    def close(self) -> None:
+        """Nothing was handed over."""
+
     async def is_io(self, page: int) -> bool | None:
         vma = self._vmas.find(page)
         return None if vma is None else vma.io

@@ -1,0 +1,35 @@
+"""Reaching the daemon's socket.
+
+Owns one connection attempt and its errors; must not know how a shell waits between attempts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import Final
+
+RETRY_DELAY: Final = 0.01
+"""Seconds between attempts while the daemon's backlog is full."""
+
+StrPath = str | os.PathLike[str]
+
+
+def connect_now(path: StrPath) -> socket.socket:
+    """A non-blocking socket, connected.
+
+    An AF_UNIX connect never completes later: when the backlog is full it is `BlockingIOError`, and nothing
+    would announce room, so ask again after `RETRY_DELAY`. Every `OSError` names the path.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(os.fspath(path))
+    except OSError as error:
+        sock.close()
+        number = error.errno or errno.ENAMETOOLONG  # "AF_UNIX path too long" comes without a number
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,191 @@
+"""One connection's conversation, without any I/O.
+
+Owns msgids, the request in flight, the bytes still to be sent, and the end of the conversation; must not know
+sockets, clocks, trio or threads. A shell does, until nothing is in flight: send `data_to_send` and report
+`sent`, or when there is none, receive and hand it to `receive_data`.
+
+A caller may walk away from its request at any point (a cancellation, a timeout): the exchange stays in
+flight, the next caller's shell finishes it first, and its answer reaches nobody else. So the
+connection never gets out of step, and never has two requests in flight.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from typing import Final
+
+from intercept_protocol import rpc
+from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.frames import MESSAGE_LIMIT
+
+from .errors import ClientMisuse, ConnectionLost, FatalError
+from .exchange import RESPONSE_HEAD, Exchange, Progress, Reply
+
+NOTIFICATION_LIMIT: Final = 1024
+"""Notifications kept for `take_notifications`; beyond it the oldest are dropped and counted."""
+_MSGID_LIMIT: Final = 0x80
+"""Msgids 1 to 127 take one byte, and one request in flight needs no more. 0 is the daemon's last word."""
+
+
+class ClientSession:
+    """The client's side of one connection. Not thread-safe: a shell's lock covers it."""
+
+    __slots__ = (
+        "_dropped", "_in_flight", "_loss", "_msgid", "_notifications", "_receiver", "_sent", "_unsent",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self._receiver = rpc.Receiver({rpc.RESPONSE, rpc.NOTIFICATION})
+        self._notifications: deque[rpc.Notification] = deque(maxlen=NOTIFICATION_LIMIT)
+        self._dropped = 0
+        self._msgid = 0
+        self._in_flight: Exchange[object] | None = None
+        self._unsent = b""
+        self._sent = 0
+        self._loss: ConnectionLost | ProtocolViolation | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is owed."""
+        return self._in_flight is not None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the conversation is over; the shell should close its socket."""
+        return self._loss is not None
+
+    @property
+    def dropped_notifications(self) -> int:
+        return self._dropped
+
+    # ------------------------------------------------------------ our side
+
+    def start(self, exchange: Exchange[Reply]) -> None:
+        """Put a request in flight.
+
+        Raises what ended the conversation if it is over, and `ClientMisuse` for a second request before the
+        answer, an exchange that was used before, or a request that no daemon would read.
+        """
+        if self._loss is not None:
+            raise self._loss
+        if self._in_flight is not None:
+            raise ClientMisuse(
+                f"{exchange.method}: {self._in_flight.method} is in flight, and the wire allows one request"
+            )
+        if exchange.progress is not Progress.NEW:
+            raise ClientMisuse(f"{exchange.method}: runs once, and this one: {exchange.progress.value}")
+        self._msgid = self._msgid % (_MSGID_LIMIT - 1) + 1
+        self._unsent = _encode(self._msgid, exchange)
+        self._sent = 0
+        exchange.progress = Progress.IN_FLIGHT
+        self._in_flight = exchange  # type: ignore[assignment]  # read only through its own decode
+
+    def data_to_send(self) -> bytes:
+        """What is left of the request in flight; empty when an answer is to be received."""
+        return self._unsent
+
+    def sent(self, count: int) -> None:
+        """The first `count` bytes of `data_to_send` are on their way."""
+        self._unsent = self._unsent[count:]
+        self._sent += count
+
+    def withdraw_unsent(self) -> None:
+        """Take back the request in flight if none of its bytes was sent; otherwise its answer stays owed."""
+        if self._in_flight is not None and not self._sent:
+            self._in_flight.progress = Progress.WITHDRAWN
+            self._in_flight = None
+            self._unsent = b""
+
+    def lose(self, reason: str) -> None:
+        """End the conversation from this side."""
+        self._lose(ConnectionLost(reason))
+
+    # ------------------------------------------------------------ the daemon's side
+
+    def receive_data(self, data: bytes) -> None:
+        """Take in what the daemon sent; empty is its end. Never raises: the exchange tells."""
+        if self._is_known_answer(data):
+            return
+        if not data:
+            where = " in the middle of a message" if self._receiver.has_bytes else ""
+            self.lose(f"the connection ended{where}")
+        self._receiver.receive_data(data)
+        try:
+            while self._loss is None and (message := self._receiver.next_message()) is not None:
+                self._handle(message)
+        except ProtocolViolation as violation:
+            self._lose(violation)
+
+    def stream_failed(self, error: OSError) -> None:
+        """A send or a receive failed.
+
+        When the daemon hung up before it read our request, what it said last may still be there to receive.
+        """
+        if self._unsent and isinstance(error, BrokenPipeError | ConnectionResetError):
+            self._unsent = b""
+        else:
+            self.lose(f"the connection failed: {error}")
+
+    def take_notifications(self) -> list[rpc.Notification]:
+        """Remove and return the notifications that came so far, oldest first."""
+        taken = list(self._notifications)
+        self._notifications.clear()
+        return taken
+
+    def _is_known_answer(self, data: bytes) -> bool:
+        """The hot path: exactly the answer to the request in flight, in a form that needs no decoding."""
+        exchange = self._in_flight
+        if exchange is None or exchange.known is None or self._unsent or self._receiver.has_bytes:
+            return False
+        reply = exchange.known.get(data[RESPONSE_HEAD:])
+        if reply is None or data[:RESPONSE_HEAD] != bytes((0x94, rpc.RESPONSE, self._msgid)):
+            return False
+        self._in_flight = None
+        exchange.answer(reply)
+        return True
+
+    def _handle(self, message: rpc.Message) -> None:
+        match message:
+            case rpc.Notification():
+                self._dropped += len(self._notifications) == NOTIFICATION_LIMIT
+                self._notifications.append(message)
+            case rpc.Response(msgid=0, error=error) if error is not None:
+                self._lose(FatalError(WireError.from_wire(error)))
+            case rpc.Response(msgid=msgid, error=error, result=result):
+                self._settle(self._answered(msgid), error, result)
+
+    def _answered(self, msgid: int) -> Exchange[object]:
+        exchange = self._in_flight
+        if exchange is None or msgid != self._msgid or self._unsent:
+            raise ProtocolViolation(errno.EBADMSG, f"an answer under msgid {msgid}, which was not asked")
+        return exchange
+
+    def _settle(self, exchange: Exchange[object], error: object, result: object) -> None:
+        if error is not None:
+            exchange.fail(Progress.REFUSED, WireError.from_wire(error))
+        else:
+            try:
+                exchange.answer(exchange.decode(result))
+            except WireError as form:
+                raise ProtocolViolation(form.number, form.message) from form
+        self._in_flight = None
+
+    def _lose(self, loss: ConnectionLost | ProtocolViolation) -> None:
+        if self._loss is not None:
+            return
+        self._loss = loss
+        self._unsent = b""
+        if self._in_flight is not None:
+            self._in_flight.fail(Progress.LOST, loss)
+            self._in_flight = None
+
+
+def _encode(msgid: int, exchange: Exchange[Reply]) -> bytes:
+    try:
+        data = rpc.encode_request(msgid, exchange.method, exchange.params)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ClientMisuse(f"{exchange.method}: cannot be encoded: {error}") from error
+    if len(data) > MESSAGE_LIMIT:
+        raise ClientMisuse(f"{exchange.method}: {len(data)} bytes; a message may have {MESSAGE_LIMIT}")
+    return data

@@ -1,0 +1,84 @@
+"""The I/O of one connection in trio.
+
+Owns the socket and the lock that gives one task at a time its turn; must not know roles or methods.
+"""
+
+from __future__ import annotations
+
+from socket import MSG_NOSIGNAL
+
+import trio
+
+from intercept_protocol.rpc import Notification
+
+from .connecting import RETRY_DELAY, StrPath, connect_now
+from .exchange import Exchange, Reply
+from .session import ClientSession
+
+_RECEIVE_BYTES = 4096
+
+
+class TrioConnection:
+    """A connected socket and its conversation. Tasks may share it: their requests take turns, in order."""
+
+    def __init__(self, socket: trio.socket.SocketType) -> None:
+        self._socket = socket
+        self._session = ClientSession()
+        self._turn = trio.Lock()
+
+    @classmethod
+    async def open(cls, path: StrPath) -> TrioConnection:
+        """Connect, waiting while the daemon's backlog is full. Raises `OSError` that names the path."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            try:
+                return cls(trio.socket.from_stdlib_socket(connect_now(path)))
+            except BlockingIOError:
+                await trio.sleep(RETRY_DELAY)
+
+    async def run(self, exchange: Exchange[Reply]) -> Reply:
+        """Send the request and wait for its answer.
+
+        Cancelled before its first byte went out, the request was never made. Cancelled later, it may be
+        carried out, its answer is kept from everybody but `exchange`, and the connection stays usable: the
+        next turn begins by waiting for that answer.
+        """
+        async with self._turn:
+            await self._pump()
+            self._session.start(exchange)
+            try:
+                await self._pump()
+            finally:
+                self._session.withdraw_unsent()
+        return exchange.reply()
+
+    async def settle(self) -> None:
+        """Wait until no answer is owed, also to an exchange whose caller was cancelled."""
+        async with self._turn:
+            await self._pump()
+
+    def close(self) -> None:
+        """Close at once; a request in flight, in whatever task, ends as `ConnectionLost`."""
+        self._session.lose("closed by this client")
+        self._socket.close()
+
+    def take_notifications(self) -> list[Notification]:
+        """The notifications that came with answers so far, oldest first."""
+        return self._session.take_notifications()
+
+    @trio.lowlevel.enable_ki_protection  # or Ctrl-C comes between a system call and its bookkeeping
+    async def _pump(self) -> None:
+        """Send and receive until nothing is in flight. A cancelled send or recv has done nothing."""
+        session, socket = self._session, self._socket
+        while session.is_busy:
+            try:
+                if data := session.data_to_send():
+                    session.sent(await socket.send(data, MSG_NOSIGNAL))
+                else:
+                    session.receive_data(await socket.recv(_RECEIVE_BYTES))
+            except OSError as error:
+                session.stream_failed(error)
+            except trio.ClosedResourceError:
+                session.lose("closed by this client")
+        if session.is_lost:
+            socket.close()

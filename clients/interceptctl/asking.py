@@ -1,0 +1,104 @@
+"""One conversation with the daemon, and every way it can fail as a sentence and an exit code.
+
+Owns the wording of failures and the paging of lists; must not know commands or tables.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import click
+
+from intercept_client import BlockingOperator, ConnectionLost
+from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.messages import ListPartitions, PartitionSummary
+
+ANSWER_TIMEOUT: Final = 10.0
+"""Seconds to wait for an answer; the daemon answers an operator without waiting for anything."""
+
+
+class Refused(click.ClickException):
+    """The daemon answered, with an error."""
+
+    exit_code = 1
+
+
+class Unreachable(click.ClickException):
+    """There is no conversation with the daemon. Exit code 2, wrong usage, is click's own."""
+
+    exit_code = 3
+
+
+@contextmanager
+def operator(path: str, timeout: float = ANSWER_TIMEOUT) -> Iterator[BlockingOperator]:
+    """A connected operator; whatever goes wrong, here or in the block, becomes `Refused` or `Unreachable`."""
+    with _connect(path, timeout) as client:
+        try:
+            yield client
+        except ProtocolViolation as violation:
+            raise _unreachable(path, f"the daemon broke the protocol: {violation}") from violation
+        except WireError as refusal:
+            raise Refused(f"refused: {refusal}") from refusal
+        except TimeoutError as error:
+            raise _unreachable(path, f"no answer within {timeout:g} s") from error
+        except ConnectionLost as error:
+            raise _unreachable(path, str(error)) from error
+
+
+def all_partitions(client: BlockingOperator) -> list[PartitionSummary]:
+    """Every partition, by ascending id, page after page."""
+    partitions: list[PartitionSummary] = []
+    more, after = True, 0
+    while more:
+        page = client.call(ListPartitions(after=after))
+        partitions += page.partitions
+        more = page.more
+        if more:
+            after = _next_page(after, page.partitions)
+    return partitions
+
+
+def _next_page(after: int, page: list[PartitionSummary]) -> int:
+    """Where the next page starts; a page that brings us no further would be asked for ever."""
+    last = page[-1].partition_id if page else after
+    if last <= after:
+        raise ProtocolViolation(errno.EPROTO, f"list_partitions: no page after partition {after}")
+    return last
+
+
+def _connect(path: str, timeout: float) -> BlockingOperator:
+    try:
+        return BlockingOperator.open(path, timeout=timeout)
+    except ProtocolViolation as violation:
+        raise _unreachable(path, f"not an operator socket: {violation}") from violation
+    except WireError as refusal:
+        if refusal.number == errno.EPROTONOSUPPORT:
+            raise _unreachable(path, refusal.message) from refusal
+        raise _unreachable(path, f"not an operator socket, or not for you: {refusal}") from refusal
+    except ConnectionLost as error:
+        raise _unreachable(path, f"not an operator socket: {error}") from error
+    except TimeoutError as error:
+        raise _unreachable(
+            path, f"not an operator socket, or busy: no answer within {timeout:g} s"
+        ) from error
+    except OSError as error:
+        raise _unreachable(path, _cause(error)) from error
+
+
+def _cause(error: OSError) -> str:
+    match error:
+        case FileNotFoundError():
+            return "no such file; is interceptd running, and is this its --operator-socket?"
+        case ConnectionRefusedError():
+            return "connection refused; nobody listens there"
+        case PermissionError():
+            return "permission denied; the operator's socket is its owner's alone"
+        case _:
+            return (error.strerror or str(error)).lower()
+
+
+def _unreachable(path: str, cause: str) -> Unreachable:
+    return Unreachable(f"{path}: {cause}")

@@ -1,0 +1,163 @@
+"""The commands and their options.
+
+Owns the command line; must not know how failures are worded (`asking`) or how tables look (`render`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import click
+import msgspec
+from rich.console import RenderableType
+
+from intercept_protocol import messages
+from intercept_protocol.messages import (
+    Drain,
+    InspectPartition,
+    MmioGranularity,
+    OperatorSetPolicy,
+    OperatorStatistics,
+)
+
+from . import asking, render
+from .exercise.command import exercise_command
+
+DEFAULT_SOCKET: Final = "/run/interceptd/operator.sock"
+
+_HELP = """Look at a running interceptd, and steer it.
+
+\b
+Exit codes:
+  0  done
+  1  the daemon refused
+  2  the command line is wrong
+  3  no conversation with the daemon: cannot connect, no answer, connection lost
+"""
+
+_ReplyT = TypeVar("_ReplyT")
+_FunctionT = TypeVar("_FunctionT", bound=Callable[..., None])
+
+
+@click.group(help=_HELP)
+@click.option(
+    "--socket",
+    "path",
+    metavar="PATH",
+    envvar="INTERCEPTD_OPERATOR_SOCKET",
+    default=DEFAULT_SOCKET,
+    show_default=True,
+    show_envvar=True,
+    help="The daemon's operator socket.",
+)
+@click.pass_context
+def main(context: click.Context, path: str) -> None:
+    context.obj = path
+
+
+def _as_json(command: _FunctionT) -> _FunctionT:
+    return click.option("--json", "as_json", is_flag=True, help="For scripts: keys are the wire's names.")(
+        command
+    )
+
+
+_partition_id = click.argument("partition_id", metavar="ID", type=click.IntRange(0, 2**64 - 1))
+
+
+@main.command("ls")
+@_as_json
+@click.pass_obj
+def list_partitions(path: str, *, as_json: bool) -> None:
+    """List the partitions."""
+    with asking.operator(path) as operator:
+        summaries = asking.all_partitions(operator)
+    if as_json:
+        _print_json({"partitions": summaries})
+    else:
+        render.show(render.partitions(summaries))
+
+
+@main.command("show")
+@_partition_id
+@_as_json
+@click.pass_obj
+def show_partition(path: str, partition_id: int, *, as_json: bool) -> None:
+    """Show one partition: its setting, regions and virtual processors."""
+    with asking.operator(path) as operator:
+        inspection = operator.call(InspectPartition(partition_id=partition_id))
+    _print(inspection, render.inspection, as_json=as_json)
+
+
+@main.command("stats")
+@click.argument("partition_id", metavar="[ID]", required=False, type=click.IntRange(0, 2**64 - 1))
+@_as_json
+@click.pass_obj
+def show_statistics(path: str, partition_id: int | None, *, as_json: bool) -> None:
+    """Show the counters of the daemon, or of one partition."""
+    with asking.operator(path) as operator:
+        if partition_id is None:
+            _print(operator.call(OperatorStatistics()), render.daemon_statistics, as_json=as_json)
+        else:
+            inspection = operator.call(InspectPartition(partition_id=partition_id))
+            _print(inspection.statistics, render.partition_statistics, as_json=as_json)
+
+
+@main.command("policy")
+@_partition_id
+@click.option(
+    "--mmio-granularity",
+    required=True,
+    type=click.Choice([choice.value for choice in MmioGranularity]),
+    help="How much of an MMIO region one first touch maps.",
+)
+@_as_json
+@click.pass_obj
+def set_policy(path: str, partition_id: int, mmio_granularity: str, *, as_json: bool) -> None:
+    """Change how a partition maps from now on."""
+    granularity = MmioGranularity(mmio_granularity)
+    request = OperatorSetPolicy(partition_id=partition_id, mmio_granularity=granularity)
+    with asking.operator(path) as operator:
+        operator.call(request)
+    _confirm(request, f"partition {partition_id}: mmio_granularity is {granularity}", as_json=as_json)
+
+
+@main.command("drain")
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    required=True,
+    type=click.FloatRange(0, (2**32 - 1) / 1000),
+    help="How long what is under way may take.",
+)
+@_as_json
+@click.pass_obj
+def drain(path: str, timeout: float, *, as_json: bool) -> None:
+    """Let the daemon finish: it takes nothing new, and what is left after SECONDS is ended."""
+    request = Drain(timeout_ms=int(timeout * 1000))
+    with asking.operator(path, timeout + asking.ANSWER_TIMEOUT) as operator:
+        operator.call(request)
+    _confirm(request, "drained", as_json=as_json)
+
+
+def _print(reply: _ReplyT, table: Callable[[_ReplyT], RenderableType], *, as_json: bool) -> None:
+    if as_json:
+        _print_json(reply)
+    else:
+        render.show(table(reply))
+
+
+def _confirm(request: messages.Fields, sentence: str, *, as_json: bool) -> None:
+    """For requests that are answered with nothing: say what was asked, now that it is done."""
+    if as_json:
+        _print_json(request)
+    else:
+        click.echo(sentence)
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(msgspec.to_builtins(value), indent=2))
+
+
+main.add_command(exercise_command)

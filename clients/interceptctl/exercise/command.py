@@ -1,0 +1,60 @@
+"""`interceptctl exercise`: its options and exit status.
+
+Owns the command line of the exercise; must not know what it does.
+"""
+
+from __future__ import annotations
+
+import json
+
+import click
+import msgspec
+from rich.console import Console
+
+from .scenario import DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scenario
+
+
+@click.command("exercise")
+@click.option(
+    "--vmm-socket", metavar="PATH", help="Exercise the daemon that listens there, not one of our own."
+)
+@click.option("--vps", type=click.IntRange(1, MOST_VPS), default=DEFAULT_VPS, show_default=True)
+@click.option("--seed", type=int, default=DEFAULT_SEED, show_default=True, help="What every task draws from.")
+@click.option("--steps", type=click.IntRange(1), help="End after this many changes by the VMM.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    help=f"End after this time.  [default: {DEFAULT_SECONDS:g}, or no limit with --steps]",
+)
+@click.option("--quiet", is_flag=True, help="Print the verdict alone.")
+@click.option("--json", "as_json", is_flag=True, help="For scripts: print the report alone, as JSON.")
+def exercise_command(
+    vmm_socket: str | None,
+    vps: int,
+    seed: int,
+    steps: int | None,
+    seconds: float | None,
+    *,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Drive a daemon with a fake VMM and fake guests, and check every answer.
+
+    The VMM maps, unmaps, protects and remaps parts of several BARs and RAM while its VPs run. What a guest is
+    told must have been true at some instant between its request and the answer, and after an acknowledged
+    invalidation no guest may reach the old frames. Exit status 1 if one did.
+    """
+    from . import program, summary  # noqa: PLC0415 - they import trio, which no other command waits for
+
+    if steps is None and seconds is None:
+        seconds = DEFAULT_SECONDS
+    scenario = Scenario(seed=seed, vps=vps, steps=steps, seconds=seconds)
+    console = Console(highlight=False, emoji=False, markup=False)
+    if not (quiet or as_json):
+        console.print(f"exercising {vmm_socket or 'a daemon of our own'} with {vps} VPs, seed {seed}")
+    report = program.run(vmm_socket, scenario, None if quiet or as_json else console)
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(report), indent=2))
+    else:
+        console.print(summary.verdict(report) if quiet else summary.summary(report))
+    raise SystemExit(0 if report.passed else 1)

@@ -1,0 +1,83 @@
+"""A daemon of our own, for as long as an exercise takes.
+
+Owns the process, its temporary directory and its log; must not know what it is asked. It is started by name:
+the operator's tool shares no code with the daemon.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from subprocess import DEVNULL
+from typing import Final
+
+import trio
+
+START_TIMEOUT: Final = 20.0
+"""Seconds until a daemon must listen; a machine that is busy with other things may take a few."""
+END_TIMEOUT: Final = 20.0
+"""Seconds from SIGTERM until a daemon must be gone; it gives itself 5 to drain."""
+_LOOK_AGAIN: Final = 0.02
+_LOG_SHOWN: Final = 2000
+
+REAL_DAEMON: Final = (sys.executable, "-m", "interceptd")
+
+
+class DaemonFailed(Exception):
+    """The daemon did not start, or not end, as it should; the text ends with the end of its log."""
+
+
+@asynccontextmanager
+async def running_daemon(command: Sequence[str] = REAL_DAEMON) -> AsyncIterator[str]:
+    """A daemon that serves, as the path of its VMMs' socket; ended by SIGTERM, which must leave status 0.
+
+    What the block raises goes on, with the end of the daemon's log as a note.
+    """
+    with tempfile.TemporaryDirectory(prefix="interceptd-") as directory:
+        path, log = Path(directory, "vmm.sock"), Path(directory, "log")
+        with log.open("wb") as log_file:  # noqa: ASYNC230 - a file in a directory that we just made
+            process = await trio.lowlevel.open_process(
+                [*command, "serve", "--socket", str(path)], stdin=DEVNULL, stdout=log_file, stderr=log_file
+            )
+        try:
+            await _wait_until_it_listens(process, path, log)
+            yield str(path)
+        except BaseException as error:
+            await _end(process)
+            error.add_note(_end_of(log))
+            raise
+        status = await _end(process)
+        if status != 0:
+            raise DaemonFailed(f"the daemon ended with status {status} instead of 0\n{_end_of(log)}")
+
+
+async def _wait_until_it_listens(process: trio.Process, path: Path, log: Path) -> None:
+    """Connect until it is answered: the daemon tells nobody that it is ready."""
+    with trio.move_on_after(START_TIMEOUT):
+        while process.poll() is None:
+            try:
+                await (await trio.open_unix_socket(path)).aclose()
+            except OSError:
+                await trio.sleep(_LOOK_AGAIN)
+            else:
+                return
+    raise DaemonFailed(f"the daemon does not listen at {path}\n{_end_of(log)}")
+
+
+async def _end(process: trio.Process) -> int:
+    """SIGTERM, and SIGKILL when that does not help; the exit status."""
+    with trio.CancelScope(shield=True):
+        process.terminate()
+        with trio.move_on_after(END_TIMEOUT) as patience:
+            await process.wait()
+        if patience.cancelled_caught:
+            process.kill()
+        status: int = await process.wait()
+    return status
+
+
+def _end_of(log: Path) -> str:
+    return f"the daemon's log ends:\n{log.read_text(errors='replace')[-_LOG_SHOWN:]}"

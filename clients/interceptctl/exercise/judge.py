@@ -1,0 +1,73 @@
+"""Compares what a guest was told, and what it reaches, with the truth.
+
+Owns what counts as wrong, and its wording; must not know connections.
+"""
+
+from __future__ import annotations
+
+from intercept_protocol.outcomes import Access, Answer, Outcome
+
+from .clock import During
+from .tally import Finding, Tally, Wrong
+from .truth import State, Truth
+from .world import Sight, rights_text
+
+
+class Judge:
+    """Every judgement is made while its question is open: the truth may forget it afterwards."""
+
+    def __init__(self, truth: Truth, tally: Tally) -> None:
+        self._truth = truth
+        self._tally = tally
+
+    def not_memory(self, who: str, answer: Answer, during: During) -> None:
+        """Judge the answer to a message that is no fault on memory."""
+        if answer is not Answer.NOT_MEMORY:
+            right = (str(Answer.NOT_MEMORY),)
+            self._tally.found(Finding(Wrong.UNTRUE_ANSWER, who, None, f"no memory: {answer}", right, during))
+
+    def answer(self, who: str, gfn: int, access: Access, answer: Answer, during: During) -> None:
+        """Judge the answer to an access."""
+        match answer.outcome:
+            case Outcome.RETRY:
+                return
+            case Outcome.FAIL:
+                wrong = Wrong.FAILED
+            case _ if answer in self._truth.possible_answers(gfn, access, during):
+                return
+            case _:
+                wrong = Wrong.UNTRUE_ANSWER
+        self._found(wrong, who, gfn, f"{rights_text(access)}: {answer}", during)
+
+    def sight(
+        self, who: str, gfn: int, seen: Sight | None, during: During, resumed_since: int | None
+    ) -> None:
+        """Judge what a guest reaches. It may be nothing, unless it was told to go on: then, if nothing took
+        the page away since that question was asked, it is to be there."""
+        self._tally.looks += 1
+        if seen is not None:
+            if seen not in self._truth.possible_sights(gfn, during):
+                self._found(Wrong.UNTRUE_SIGHT, who, gfn, f"reaches {seen}", during)
+        elif resumed_since is not None and not self._truth.touched(gfn, During(resumed_since, during.last)):
+            self._found(Wrong.LOST, who, gfn, "reaches nothing", during)
+
+    def addition(self, slot: str, home: int, said: str, right: str) -> None:
+        """Judge whether a region was added: who adds knows its memory, so there is one right answer."""
+        if said != right:
+            self._tally.found(Finding(Wrong.MISJUDGED, f"add of {slot}", home, said, (right,), During(0, 0)))
+
+    def _found(self, wrong: Wrong, who: str, gfn: int, told: str, during: During) -> None:
+        states = tuple(_state_text(state, gfn) for state in self._truth.states(gfn, during))
+        self._tally.found(Finding(wrong, who, gfn, told, states, during))
+
+
+def _state_text(state: State, gfn: int) -> str:
+    when = f"from {state.since} to {state.until}"
+    if state.region is None:
+        return f"{when} no region"
+    region = f"{state.region.kind} region {state.region.gfns} {rights_text(state.region.access)}"
+    uaddr = f"page {state.region.uaddr_page(gfn):#x}"
+    shut = ", being invalidated" if state.shut else ""
+    if state.backing is None:
+        return f"{when} {region}, {uaddr} is unbacked{shut}"
+    return f"{when} {region}, {uaddr} is {Sight(state.backing.frame, state.backing.access)}{shut}"

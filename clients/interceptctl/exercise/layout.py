@@ -1,0 +1,71 @@
+"""The fake machine: what memory its VMM has, and where its guest sees it.
+
+Owns sizes, places and rights, as data; must not know what is done with them. Memory of neighbouring BARs is
+adjacent in the VMM's address space, so that one unmap can reach over several.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.outcomes import Access
+
+_BASE: Final = 0x7F00_0000_0
+READ_WRITE: Final = Access.READ | Access.WRITE
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A part of the VMM's address space that it maps and unmaps; `parts` are what it maps of it."""
+
+    name: str
+    parts: tuple[UaddrRange, ...]
+    access: Access
+    io: bool
+
+    @property
+    def uaddrs(self) -> UaddrRange:
+        return UaddrRange(self.parts[0].start, self.parts[-1].end)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for one region; `homes` are the gfns at which it may start, one at a time."""
+
+    name: str
+    kind: Literal["auto", "mmio", "movable", "pinned"]
+    uaddrs: UaddrRange
+    homes: tuple[int, ...]
+    access: Access
+
+    def gfns(self, home: int) -> GfnRange:
+        return GfnRange(home, home + self.uaddrs.page_count)
+
+
+def _pages(start: int, count: int) -> UaddrRange:
+    return UaddrRange(_BASE + start, _BASE + start + count)
+
+
+NIC = Memory("nic", (_pages(0, 20), _pages(23, 41)), READ_WRITE, io=True)
+"""A BAR with a hole: its MSI-X table, which the VMM emulates."""
+ROM = Memory("rom", (_pages(64, 16),), Access.READ, io=True)
+GPU = Memory("gpu", (_pages(80, 512),), READ_WRITE, io=True)
+RAM = Memory("ram", (_pages(0x1000, 700), _pages(0x1000 + 700, 836)), READ_WRITE, io=False)
+"""In two VMAs, whose border is no multiple of the 512 pages that one fault maps."""
+SHARED = Memory("shared", (_pages(0x2000, 32),), READ_WRITE, io=False)
+
+MEMORIES: Final = (NIC, ROM, GPU, RAM, SHARED)
+
+SLOTS: Final = (
+    Slot("nic", "mmio", NIC.uaddrs, (0xE0000, 0xE1000, 0xE2000), READ_WRITE),
+    Slot("rom", "mmio", ROM.uaddrs, (0xFFF00,), Access.READ),
+    Slot("gpu", "auto", GPU.uaddrs, (0xF0000, 0xF4000), READ_WRITE),
+    Slot("ram", "movable", RAM.uaddrs, (0x0,), READ_WRITE | Access.EXECUTE),
+    Slot("ram alias", "movable", _pages(0x1000 + 640, 128), (0x4000, 0x4800), READ_WRITE),
+    Slot("shared", "pinned", SHARED.uaddrs, (0x8000,), READ_WRITE),
+)
+
+NOWHERE: Final = (0x3FFF, 0xE0FFF, 0xFFFFF, 1 << 35)
+"""Gfns at which there is never a region."""

@@ -1,0 +1,71 @@
+"""The fake VMM's one connection, with a tick for everything that goes over it.
+
+Owns the order of requests, and counts those that change something. They take turns here, so that a tick is
+given out when the request really goes and not when somebody queues for it: no two of them overlap in logical
+time. Must not know what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import trio
+
+from intercept_client import VmmClient
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import Call
+
+from .clock import Clock, During
+from .tally import Tally
+
+Reply = TypeVar("Reply")
+
+
+class Edit(Protocol):
+    """A change of the truth that was asked for."""
+
+    def acknowledge(self, at: int) -> None: ...
+
+    def refuse(self, at: int) -> None: ...
+
+
+class Link:
+    def __init__(self, client: VmmClient, clock: Clock, tally: Tally) -> None:
+        self._client = client
+        self._clock = clock
+        self._tally = tally
+        self._turn = trio.Lock()
+
+    async def steer(self, call: Call[None]) -> None:
+        """A request that changes how the daemon works, and nothing of the truth."""
+        self._tally.steps += 1
+        await self.ask(call)
+
+    async def ask(self, call: Call[Reply]) -> Reply:
+        """A request that changes nothing."""
+        async with self._turn:
+            return await self._client.call(call)
+
+    async def change(self, call: Call[Reply], ask: Callable[[int], Edit]) -> Reply:
+        """A request that changes the truth: `ask` says how, given the tick at which it goes.
+
+        Raises `WireError` when it is refused, and then the truth is as before.
+        """
+        self._tally.steps += 1
+        async with self._turn:
+            edit = ask(self._clock.tick())
+            try:
+                reply = await self._client.call(call)
+            except WireError:
+                edit.refuse(self._clock.tick())
+                raise
+            edit.acknowledge(self._clock.tick())
+        return reply
+
+    async def look(self, call: Call[Reply], judge: Callable[[Reply, During], None]) -> None:
+        """A question about the truth: `judge` is given the answer, and when, while the question is open."""
+        async with self._turn:
+            with self._clock.question() as asked:
+                reply = await self._client.call(call)
+                judge(reply, During(asked, self._clock.tick()))

@@ -1,0 +1,69 @@
+"""One exercise as a program runs it: its own daemon or another's, watched or not, to a report.
+
+Owns who watches, and every way in which there is no report as a sentence and an exit status. Must not know
+options.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+import trio
+from rich.console import Console
+
+from intercept_client import ConnectionLost
+from intercept_protocol.errors import ProtocolViolation, WireError
+from interceptctl import asking
+
+from .daemon_process import DaemonFailed, running_daemon
+from .exercise import Watch, exercise
+from .live import watch_by_lines, watch_in_terminal, watch_nothing
+from .report import Report
+from .scenario import Scenario
+
+_NO_CONVERSATION: Final = (ConnectionLost, ProtocolViolation, DaemonFailed, OSError)
+
+
+def run(path: str | None, scenario: Scenario, watching: Console | None) -> Report:
+    """Exercise the daemon at `path`, or one of our own for None, showing how it goes on `watching`.
+
+    Raises `asking.Refused` or `asking.Unreachable` when the daemon could not be exercised to the end.
+    """
+    try:
+        return trio.run(_exercise, path, scenario, _watch(watching))
+    except ExceptionGroup as group:
+        expected, others = group.split((WireError, *_NO_CONVERSATION))
+        if others is not None or expected is None:
+            raise
+        raise _failure(_first(expected), expected) from group
+    except (WireError, *_NO_CONVERSATION) as error:
+        raise _failure(error, error) from error
+
+
+async def _exercise(path: str | None, scenario: Scenario, watch: Watch) -> Report:
+    if path is not None:
+        return await exercise(path, scenario, watch)
+    async with running_daemon() as own:
+        return await exercise(own, scenario, watch)
+
+
+def _watch(console: Console | None) -> Watch:
+    if console is None:
+        return watch_nothing
+    return partial(watch_in_terminal if console.is_terminal else watch_by_lines, console)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first that went wrong: the others follow from it."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _failure(error: BaseException, annotated: BaseException) -> asking.Refused | asking.Unreachable:
+    text = "\n".join((str(error), *getattr(annotated, "__notes__", ())))
+    if isinstance(error, _NO_CONVERSATION):
+        return asking.Unreachable(text)
+    return asking.Refused(f"refused: {text}")

@@ -1,0 +1,77 @@
+"""The last word on an exercise: a table that fits 80 columns, the counterexamples and one line of verdict.
+
+Owns their looks; must not know how the figures came about.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .report import Report
+from .tally import Finding
+
+FINDINGS_SHOWN: Final = 5
+
+
+def summary(report: Report) -> RenderableType:
+    """Intercepts by outcome and reason, the other figures, and the verdict."""
+    return Group(_intercepts(report), Text(""), _figures(report), Text(""), verdict(report))
+
+
+def verdict(report: Report) -> RenderableType:
+    """The counterexamples, if any, and one line."""
+    if report.passed:
+        return Text(
+            f"PASS: {report.intercept_count:,} intercepts and {report.looks:,} looks, "
+            "no guest reached what it should not",
+            style="bold green",
+        )
+    wrongs = ", ".join(f"{count} x {wrong}" for wrong, count in report.wrongs.items())
+    shown = report.findings[:FINDINGS_SHOWN]
+    return Group(*(_finding(finding) for finding in shown), Text(f"FAIL: {wrongs}", style="bold red"))
+
+
+def _intercepts(report: Report) -> RenderableType:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("OUTCOME")
+    table.add_column("REASON")
+    table.add_column("INTERCEPTS", justify="right")
+    for outcome, reasons in report.intercepts.items():
+        for reason, count in reasons.items():
+            if count:
+                table.add_row(outcome, reason, f"{count:,}")
+    return table
+
+
+def _figures(report: Report) -> RenderableType:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")
+    stale = Text(f"{report.stale_reads:,}", style="bold red" if report.stale_reads else "bold green")
+    rows: tuple[tuple[str, str | Text], ...] = (
+        ("setting", report.setting),
+        ("VPs, steps, seed", f"{report.vps}, {report.steps:,}, {report.seed}"),
+        ("mappings made", f"{report.map_calls:,} map calls"),
+        ("pages mapped", f"{report.pages_mapped:,} at the end"),
+        ("invalidations", f"{report.invalidations:,}, which made {report.stale_attempts:,} attempts stale"),
+        ("looks at pages", f"{report.looks:,}"),
+        ("stale reads", stale),
+        ("latency", f"median {report.median_us:,.0f} us, p99 {report.p99_us:,.0f} us, both ends in Python"),
+        ("time", f"{report.seconds:.1f} s"),
+    )
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _finding(finding: Finding) -> RenderableType:
+    """What was told, and everything that would have been right; times are ticks of the logical clock."""
+    where = "" if finding.gfn is None else f" at gfn {finding.gfn:#x}"
+    when = f"between {finding.during.first} and {finding.during.last}"
+    lines = [f"{finding.wrong}: {finding.who}{where} {when}", f"  told: {finding.told}"]
+    lines += [f"  possible: {state}" for state in finding.possible]
+    return Text("\n".join(lines))

@@ -1,0 +1,88 @@
+"""What has happened so far, in numbers.
+
+Owns the counters that the live view reads while the exercise runs, and the findings; must not know what is
+right. Findings beyond the first few are counted only.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from intercept_protocol.outcomes import Answer
+
+from .clock import During
+
+FINDINGS_KEPT: Final = 20
+EVENTS_KEPT: Final = 8
+
+
+class Wrong(StrEnum):
+    """What can be wrong with a daemon. The first two are stale reads."""
+
+    UNTRUE_ANSWER = "untrue answer"
+    """A guest was told what was true at no instant between its request and the answer."""
+    UNTRUE_SIGHT = "stale frame"
+    """A guest reached a frame, or had a right, that was not there."""
+    LOST = "lost mapping"
+    """A guest was told to go on, nothing was taken away, and it reached nothing."""
+    FAILED = "failed"
+    """A guest was told that going on would spin or lie; the exercise gives no cause."""
+    MISJUDGED = "wrong refusal"
+    """A region that should have been added was refused, or the other way round."""
+    MISCOUNTED = "miscounted"
+    """Intercepts asked, answered and counted by the daemon are not the same number."""
+
+
+STALE = frozenset({Wrong.UNTRUE_ANSWER, Wrong.UNTRUE_SIGHT})
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A counterexample."""
+
+    wrong: Wrong
+    who: str
+    gfn: int | None
+    told: str
+    possible: tuple[str, ...]
+    during: During
+
+
+@dataclass(slots=True)
+class VpTally:
+    intercepts: int = 0
+    last: Answer | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    vps: list[VpTally]
+    answers: Counter[Answer] = field(default_factory=Counter)
+    latencies: array[float] = field(default_factory=lambda: array("d"))
+    """Seconds from each intercept to its answer, as the guest waited for it."""
+    steps: int = 0
+    looks: int = 0
+    """Times that a guest's view of a page was compared with what is true."""
+    wrongs: Counter[Wrong] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+    events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
+
+    def answered(self, vp_index: int, answer: Answer, latency: float) -> None:
+        vp = self.vps[vp_index]
+        vp.intercepts += 1
+        vp.last = answer
+        self.answers[answer] += 1
+        self.latencies.append(latency)
+
+    def found(self, finding: Finding) -> None:
+        self.wrongs[finding.wrong] += 1
+        if len(self.findings) < FINDINGS_KEPT:
+            self.findings.append(finding)
+
+    @property
+    def stale_reads(self) -> int:
+        return sum(self.wrongs[wrong] for wrong in STALE)

@@ -1,0 +1,248 @@
+"""The plain model: what is behind every page and what every gfn leads to, and what that was before.
+
+Owns which regions and VMAs there are, page by page, and every judgement of whether something can have been
+true. Pure: it is told when a change was asked for and acknowledged, and asked about instants between two
+ticks. Must not know connections or how a daemon does anything. It forgets what no open question can be about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.messages import RegionKind
+from intercept_protocol.outcomes import Access, Answer
+
+from .clock import Clock, During
+from .history import FOREVER, History
+from .world import RESUMED, Backing, Invalidation, Region, Sight, decide, sight
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A region and a backing that were possible together, at every instant in [since, until]."""
+
+    since: int
+    until: int
+    region: Region | None
+    backing: Backing | None
+    shut: bool
+    """All that time the page lay in an invalidation that had begun and not ended."""
+
+
+@dataclass(slots=True)
+class Edit:
+    """A change that was asked for; it is acknowledged or refused once."""
+
+    _truth: Truth
+    _pages: list[History[Backing | None]]
+    _gfns: list[History[Region | None]]
+    _invalidation: Invalidation | None = None
+    _added: Region | None = None
+
+    def acknowledge(self, at: int) -> None:
+        for page in self._pages:
+            page.acknowledge(at, self._truth.horizon)
+        for gfn in self._gfns:
+            gfn.acknowledge(at, self._truth.horizon)
+        if self._invalidation is not None:
+            self._invalidation.gone = self._invalidation.shut_until = at
+
+    def refuse(self, at: int) -> None:
+        for page in self._pages:
+            page.refuse(at, self._truth.horizon)
+        for gfn in self._gfns:
+            gfn.refuse(at, self._truth.horizon)
+        if self._added is not None:
+            self._truth.forget(self._added)
+
+
+class Truth:
+    """See the module. Ticks come from `clock`, which also says what may be forgotten."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._backings: dict[int, History[Backing | None]] = {}
+        self._layout: dict[int, History[Region | None]] = {}
+        self._regions: dict[Region, None] = {}
+        self._invalidations: list[Invalidation] = []
+
+    @property
+    def horizon(self) -> int:
+        return self._clock.horizon
+
+    # ------------------------------------------------ what is, as far as it was acknowledged
+
+    @property
+    def regions(self) -> list[Region]:
+        return list(self._regions)
+
+    def backing(self, page: int) -> Backing | None:
+        """What stands behind a uaddr page."""
+        history = self._backings.get(page)
+        return None if history is None else history.now
+
+    def gaps(self, uaddrs: UaddrRange) -> list[UaddrRange]:
+        """The runs of `uaddrs` that nothing backs."""
+        runs: list[UaddrRange] = []
+        for page in range(uaddrs.start, uaddrs.end):
+            if self.backing(page) is None:
+                start = runs.pop().start if runs and runs[-1].end == page else page
+                runs.append(UaddrRange(start, page + 1))
+        return runs
+
+    # ------------------------------------------------ changes, each asked for `at` a tick
+
+    def ask_map(self, uaddrs: UaddrRange, first: Backing, at: int) -> Edit:
+        """A VMA over `uaddrs`, where nothing is; `first` is behind its first page, the rest follow it."""
+        pages = [self._page(page) for page in range(uaddrs.start, uaddrs.end)]
+        for offset, history in enumerate(pages):
+            history.ask(first.ahead(offset), at)
+        return Edit(self, pages, [])
+
+    def ask_unmap(self, uaddrs: UaddrRange, at: int) -> Edit:
+        pages = self._backed(uaddrs)
+        for history, _ in pages:
+            history.ask(None, at)
+        return Edit(self, [history for history, _ in pages], [], self.ask_invalidation(uaddrs, at))
+
+    def ask_protect(self, uaddrs: UaddrRange, access: Access, at: int) -> Edit:
+        pages = self._backed(uaddrs)
+        for history, backing in pages:
+            history.ask(Backing(backing.frame, access, backing.io), at)
+        return Edit(self, [history for history, _ in pages], [], self.ask_invalidation(uaddrs, at))
+
+    def ask_add(self, region: Region, at: int) -> Edit:
+        self._regions[region] = None
+        gfns = [self._gfn(gfn) for gfn in range(region.gfns.start, region.gfns.end)]
+        for history in gfns:
+            history.ask(region, at)
+        return Edit(self, [], gfns, _added=region)
+
+    def ask_remove(self, region: Region, at: int) -> Edit:
+        self.forget(region)
+        gfns = [self._gfn(gfn) for gfn in range(region.gfns.start, region.gfns.end)]
+        for history in gfns:
+            history.ask(None, at)
+        return Edit(self, [], gfns)
+
+    def forget(self, region: Region) -> None:
+        """It is no region any more, or its add was refused."""
+        del self._regions[region]
+
+    def ask_invalidation(self, uaddrs: UaddrRange, at: int) -> Invalidation:
+        """`uaddrs` is being taken from the guest; who asked sets `gone` and `shut_until`."""
+        horizon = self.horizon
+        self._invalidations = [old for old in self._invalidations if max(old.gone, old.shut_until) >= horizon]
+        invalidation = Invalidation(uaddrs, asked=at, gone=FOREVER)
+        self._invalidations.append(invalidation)
+        for region in self._regions:
+            if region.kind is RegionKind.PINNED and region.uaddrs.overlaps(uaddrs):
+                region.hits.append(invalidation)
+        return invalidation
+
+    # ------------------------------------------------ what can have been
+
+    def possible_answers(self, gfn: int, access: Access, during: During) -> frozenset[Answer]:
+        """Every answer that was right at some instant in `during`, besides "ask again"."""
+        return frozenset(
+            answer
+            for state in self.states(gfn, during)
+            for answer in _answers(state, gfn, access)
+            if not (state.shut and answer in RESUMED)
+        )
+
+    def possible_sights(self, gfn: int, during: During) -> set[Sight]:
+        """Everything that a guest may have reached at `gfn` at some instant in `during`."""
+        seen = (
+            None if state.shut or _taken_for_good(state, gfn) else sight(state.region, state.backing)
+            for state in self.states(gfn, during)
+        )
+        return {something for something in seen if something is not None}
+
+    def touched(self, gfn: int, during: During) -> bool:
+        """Whether anything in `during` can have taken a mapping of `gfn` away."""
+        layouts = self._layout_spans(gfn, during)
+        return len(layouts) > 1 or any(
+            region is not None and self._invalidated(region.uaddr_page(gfn), during)
+            for region, _, _ in layouts
+        )
+
+    def states(self, gfn: int, during: During) -> Iterator[State]:
+        """Every state of `gfn` that was possible at some instant in `during`.
+
+        Region and backing change independently; they were possible together when their times overlap.
+        """
+        for region, since, until in self._layout_spans(gfn, during):
+            if region is None:
+                yield State(since, until, None, None, shut=False)
+                continue
+            page = region.uaddr_page(gfn)
+            history = self._backings.get(page, _NEVER_BACKED)
+            for backed in history.possible(During(since, until)):
+                both = During(max(since, backed.since), min(until, backed.until))
+                yield State(*both, region, backed.value, self._shut(page, both))
+
+    def _layout_spans(self, gfn: int, during: During) -> list[tuple[Region | None, int, int]]:
+        history = self._layout.get(gfn, _NO_REGION_EVER)
+        return [
+            (span.value, max(span.since, during.first), min(span.until, during.last))
+            for span in history.possible(during)
+        ]
+
+    def _invalidated(self, page: int, during: During) -> bool:
+        return any(
+            page in each.uaddrs and each.asked <= during.last and during.first <= each.gone
+            for each in self._invalidations
+        )
+
+    def _shut(self, page: int, during: During) -> bool:
+        """Whether invalidations that had begun and not ended cover `during` without a gap.
+
+        Between an end that is sent and the next begin that is acknowledged the page may be free for an
+        instant, even if the two ticks follow each other.
+        """
+        shut = sorted((each.gone, each.shut_until) for each in self._invalidations if page in each.uaddrs)
+        reached = during.first
+        for start, end in shut:
+            if start <= reached <= end:
+                reached = end
+        return reached > during.first and reached >= during.last
+
+    # ------------------------------------------------ helpers
+
+    def _backed(self, uaddrs: UaddrRange) -> list[tuple[History[Backing | None], Backing]]:
+        pages = (self._backings.get(page) for page in range(uaddrs.start, uaddrs.end))
+        return [
+            (history, history.now) for history in pages if history is not None and history.now is not None
+        ]
+
+    def _page(self, page: int) -> History[Backing | None]:
+        return self._backings.setdefault(page, History(None))
+
+    def _gfn(self, gfn: int) -> History[Region | None]:
+        return self._layout.setdefault(gfn, History(None))
+
+
+_NEVER_BACKED: History[Backing | None] = History(None)
+_NO_REGION_EVER: History[Region | None] = History(None)
+
+
+def _answers(state: State, gfn: int, access: Access) -> frozenset[Answer]:
+    """What is right in one state. A pinned region that was hit maps nothing again: pages that were not in
+    the range stay as they are, the others are gone for good."""
+    right = decide(state.region, state.backing, access)
+    region = state.region
+    if region is None or access not in region.access or not any(h.asked <= state.until for h in region.hits):
+        return right
+    if _taken_for_good(state, gfn):
+        return frozenset({Answer.UNBACKED})
+    return right | {Answer.UNBACKED}
+
+
+def _taken_for_good(state: State, gfn: int) -> bool:
+    if state.region is None:
+        return False
+    page = state.region.uaddr_page(gfn)
+    return any(page in hit.uaddrs and hit.gone <= state.since for hit in state.region.hits)

@@ -1,0 +1,44 @@
+"""Numbers and foreign text in few columns.
+
+Owns units and the escaping of what a VMM chose; must not know tables. Exact numbers are what `--json` is for.
+"""
+
+from __future__ import annotations
+
+from intercept_protocol.addresses import PAGE_SIZE
+
+
+def count(number: int) -> str:
+    """At most five characters up to 10^18: 99999, 1234k, 5678M."""
+    for unit in ("", "k", "M", "G", "T"):
+        if number < (100_000 if not unit else 10_000):
+            return f"{number}{unit}"
+        number //= 1000
+    return f"{number}P"
+
+
+def pages(page_count: int) -> str:
+    """Pages of 4 KiB as bytes: 4 KiB, 512 MiB, 1.5 GiB."""
+    size: float = page_count * PAGE_SIZE / 1024
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} EiB"
+
+
+def duration(milliseconds: int) -> str:
+    """The two largest units: 42s, 12m30s, 3h05m, 17d04h."""
+    minutes, seconds = divmod(milliseconds // 1000, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours:02}h"
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
+
+
+def visible(text: str) -> str:
+    """A name from outside, harmless on a terminal: what does not print is shown as its escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

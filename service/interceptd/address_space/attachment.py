@@ -1,0 +1,56 @@
+"""The descriptors that a VMM handed over, and who may still be using them.
+
+Owns their lifetime: a worker that was given up may be inside the kernel with one, so they are closed by
+whoever lets go last. Must not know what they are asked.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from interceptd.address_space.procmaps import MmGone, ProcMaps
+from interceptd.userfaultfd import Userfaultfd
+
+
+class Attachment:
+    """A process's maps, perhaps its smaps and a userfaultfd; `promised` if all changes are announced."""
+
+    def __init__(
+        self, maps: ProcMaps, smaps: int | None, userfaultfd: Userfaultfd | None, *, promised: bool
+    ) -> None:
+        self.maps = maps
+        self.smaps = smaps
+        self.userfaultfd = userfaultfd
+        self.promised = promised
+        self._lock = threading.Lock()
+        self._users = 1  # the owner
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the descriptors open; for worker threads. Raises `MmGone` once they are closed."""
+        with self._lock:
+            if not self._users:
+                raise MmGone
+            self._users += 1
+        try:
+            yield
+        finally:
+            self._let_go()
+
+    def close(self) -> None:
+        """The owner lets go; once."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            self._users -= 1
+            last = not self._users
+        if last:
+            self.maps.close()
+            if self.smaps is not None:
+                os.close(self.smaps)
+            if self.userfaultfd is not None:
+                self.userfaultfd.close()

@@ -1,0 +1,135 @@
+"""What a descriptor is that a VMM handed over.
+
+Owns the recognition and its refusals: a maps file, an smaps file, a userfaultfd, or something that is named
+in the error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import stat
+from contextlib import ExitStack
+from enum import Enum
+
+from intercept_protocol.errors import WireError
+from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.procmaps import ProcMaps
+from interceptd.peer import Peer
+from interceptd.userfaultfd import LINK as USERFAULTFD_LINK
+from interceptd.userfaultfd import NotVirgin, Userfaultfd
+
+PROC_SUPER_MAGIC = 0x9FA0
+"""f_type of procfs, statfs(2)."""
+_PROCESS_FILE = re.compile(r"/proc/(?P<pid>\d+)/(task/\d+/)?(?P<name>\w+)$")
+
+
+class DescriptorKind(Enum):
+    MAPS = "/proc/self/maps"
+    SMAPS = "/proc/self/smaps"
+    USERFAULTFD = "userfaultfd"
+
+
+_TAKEN = "an open /proc/self/maps, and optionally /proc/self/smaps and a userfaultfd"
+
+
+def recognise(descriptor: int, peer: Peer) -> DescriptorKind:
+    """Tell what it is. Raises EINVAL that says what it got, also for a proc file of another process.
+
+    Where the peer sees another /proc than we do (a pid namespace of its own), whose file it is cannot be
+    told; it is one that the peer was allowed to open, and only the peer is answered from it.
+    """
+    link = os.readlink(f"/proc/self/fd/{descriptor}")
+    if link == USERFAULTFD_LINK:
+        return DescriptorKind.USERFAULTFD
+    file = _PROCESS_FILE.search(link)
+    if file is None or not _is_procfs(descriptor) or file["name"] not in ("maps", "smaps"):
+        raise WireError(
+            errno.EINVAL,
+            f"attach_memory takes {_TAKEN}, not {_describe(descriptor, link)}",
+        )
+    if _is_of_our_procfs(descriptor) and int(file["pid"]) != peer.pid:
+        raise WireError(
+            errno.EINVAL, f"{link} is of another process than the one that is connected, pid {peer.pid}"
+        )
+    return DescriptorKind.MAPS if file["name"] == "maps" else DescriptorKind.SMAPS
+
+
+def attach(descriptors: list[int], received: int, peer: Peer, *, promised: bool) -> Attachment:
+    """Build an attachment of what the peer handed over, in any order; it owns them all.
+
+    `received` is how many there were, of which `descriptors` are kept. Raises EINVAL that says what is
+    missing, too much or wrong, and closes them.
+    """
+    with ExitStack() as unwanted:
+        for descriptor in descriptors:
+            unwanted.callback(os.close, descriptor)
+        found = _sort(descriptors, received, peer)
+        if DescriptorKind.MAPS not in found:
+            raise WireError(errno.EINVAL, f"attach_memory takes {_TAKEN}: the first is missing")
+        userfaultfd = _negotiate(found.get(DescriptorKind.USERFAULTFD))
+        unwanted.pop_all()
+    smaps = found.get(DescriptorKind.SMAPS)
+    maps = found[DescriptorKind.MAPS]
+    if smaps is None and _is_of_our_procfs(maps):
+        smaps = _open_smaps(peer)
+    return Attachment(ProcMaps(maps), smaps, userfaultfd, promised=promised)
+
+
+def _sort(descriptors: list[int], received: int, peer: Peer) -> dict[DescriptorKind, int]:
+    if received > len(DescriptorKind):
+        raise WireError(errno.EINVAL, f"attach_memory takes {_TAKEN}, not {received} descriptors")
+    found: dict[DescriptorKind, int] = {}
+    for descriptor in descriptors:
+        kind = recognise(descriptor, peer)
+        if kind in found:
+            raise WireError(errno.EINVAL, f"attach_memory takes one {kind.value}, not two")
+        found[kind] = descriptor
+    return found
+
+
+def _negotiate(descriptor: int | None) -> Userfaultfd | None:
+    if descriptor is None:
+        return None
+    try:
+        return Userfaultfd(descriptor)
+    except NotVirgin:
+        raise WireError(
+            errno.EINVAL, "the userfaultfd was initialised before: UFFDIO_API is for the daemon to call"
+        ) from None
+
+
+def _open_smaps(peer: Peer) -> int | None:
+    """The peer's smaps by its pid, where it handed over none; None if we may not. The attachment's maps are
+    asked afterwards: while that mm lives, the pid was not used again."""
+    try:
+        return os.open(f"/proc/{peer.pid}/smaps", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _is_of_our_procfs(descriptor: int) -> bool:
+    """Whether a proc file comes from the instance that is mounted here, so that its pids are ours."""
+    return os.fstat(descriptor).st_dev == os.stat("/proc").st_dev
+
+
+def _is_procfs(descriptor: int) -> bool:
+    buffer = (ctypes.c_long * 32)()  # struct statfs is 120 bytes, f_type its first long
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.fstatfs(descriptor, buffer) == 0 and buffer[0] == PROC_SUPER_MAGIC
+
+
+def _describe(descriptor: int, link: str) -> str:
+    mode = os.fstat(descriptor).st_mode
+    for test, noun in (
+        (stat.S_ISREG, "the file"),
+        (stat.S_ISDIR, "the directory"),
+        (stat.S_ISSOCK, "the socket"),
+        (stat.S_ISFIFO, "the pipe"),
+        (stat.S_ISCHR, "the device"),
+    ):
+        if test(mode):
+            return f"{noun} {link}"
+    return link

@@ -1,0 +1,50 @@
+"""Descriptors that came in with a connection's bytes, until a method takes them.
+
+Owns receiving them (SCM_RIGHTS, unix(7)) and closing those that nobody took. Must not know what they are.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+
+KEPT = 4
+"""Descriptors kept at most; one more than any method takes, so that the method can say what it got."""
+SCM_MAX_FD = 253
+"""What one message can bring, include/net/scm.h."""
+_ANCILLARY_BYTES = socket.CMSG_SPACE(SCM_MAX_FD * array.array("i").itemsize)
+
+
+class DescriptorBox:
+    def __init__(self) -> None:
+        self._kept: list[int] = []
+        self.received = 0
+        """How many came since the last `take` or `drop`, those that were closed at once included."""
+
+    def receive(self, source: socket.socket, size: int) -> bytes:
+        """Like `recv`; what comes along is boxed, and closed where it is too many."""
+        data, ancillary, _, _ = source.recvmsg(size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors = array.array("i")
+                descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+                self._keep(list(descriptors))
+        return data
+
+    def take(self) -> list[int]:
+        """Hand over what is kept; the taker closes them."""
+        taken, self._kept, self.received = self._kept, [], 0
+        return taken
+
+    def drop(self) -> None:
+        """Close what nobody took."""
+        for descriptor in self.take():
+            os.close(descriptor)
+
+    def _keep(self, descriptors: list[int]) -> None:
+        self.received += len(descriptors)
+        room = KEPT - len(self._kept)
+        self._kept += descriptors[:room]
+        for descriptor in descriptors[room:]:
+            os.close(descriptor)

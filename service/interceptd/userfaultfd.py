@@ -1,0 +1,101 @@
+"""A userfaultfd as an MMU notifier: told of every munmap in the ranges that it watches.
+
+Owns the negotiation, registration and the event format (include/uapi/linux/userfaultfd.h). Must not know
+partitions; `register` waits for the VMM's mmap lock and belongs in a worker thread, the rest never blocks.
+
+Ranges are registered in write-protect mode and never protected, so no fault is raised. UNMAP alone is asked
+for: mremap and MAP_FIXED report the old range as UNMAP too; REMOVE comes before the zap and says nothing that
+a backing's identity does not survive; FORK needs privilege and can hang the VMM's fork.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+
+from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, UaddrRange
+
+UFFDIO_API = 0xC018AA3F
+UFFDIO_REGISTER = 0xC020AA00
+UFFD_API = 0xAA
+FEATURE_EVENT_UNMAP = 1 << 6
+REGISTER_MODE_WP = 2
+EVENT_UNMAP = 0x16
+_API = struct.Struct("<3Q")
+"""struct uffdio_api: api, features, ioctls."""
+_REGISTER = struct.Struct("<4Q")
+"""struct uffdio_register: start, len, mode, ioctls."""
+_EVENT = struct.Struct("<B7xQQQ")
+"""struct uffd_msg, 32 bytes: the event, and for UNMAP its start and end."""
+EVENTS_A_READ = 64
+LINK = "anon_inode:[userfaultfd]"
+"""What /proc/self/fd shows for one."""
+
+
+class NotVirgin(Exception):
+    """Somebody has called UFFDIO_API before and so has chosen the features."""
+
+
+class Userfaultfd:
+    """Owns the descriptor. The VMM can change the open file's flags, so O_NONBLOCK is not relied on."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Negotiate UNMAP. Raises `NotVirgin`; the descriptor stays the caller's then."""
+        request = bytearray(_API.pack(UFFD_API, FEATURE_EVENT_UNMAP, 0))
+        try:
+            fcntl.ioctl(descriptor, UFFDIO_API, request)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise NotVirgin from error
+            raise
+        self._descriptor = descriptor
+        self._buffer = bytearray(EVENTS_A_READ * _EVENT.size)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def close(self) -> None:
+        """Idempotent. The kernel lets every munmap that waits go on."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def register(self, uaddrs: UaddrRange) -> bool:
+        """Watch a range that one VMA covers; True also if it was watched. False if that cannot be: a special
+        or file-backed VMA, one with another userfaultfd, or nothing there any more."""
+        request = bytearray(_REGISTER.pack(uaddrs.start_uaddr, uaddrs.length, REGISTER_MODE_WP, 0))
+        try:
+            fcntl.ioctl(self._descriptor, UFFDIO_REGISTER, request)
+        except OSError:
+            return False
+        return True
+
+    def read_events(self) -> list[UaddrRange]:
+        """The ranges of up to `EVENTS_A_READ` unmaps, which may go on now; empty when there are none.
+
+        Never blocks, whatever the VMM did to O_NONBLOCK. Raises `OSError` when the mm is gone.
+        """
+        try:
+            size = os.preadv(self._descriptor, [self._buffer], -1, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return []
+        return parse_events(memoryview(self._buffer)[:size])
+
+    def restore_nonblocking(self) -> bool:
+        """Set O_NONBLOCK if it was cleared, and say so: without it poll(2) reports an error for ever."""
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        if flags & os.O_NONBLOCK:
+            return False
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+        return True
+
+
+def parse_events(data: bytes | memoryview) -> list[UaddrRange]:
+    """The ranges of the UNMAP events in what was read; other events are not asked for and passed over."""
+    return [
+        UaddrRange(start >> PAGE_SHIFT, (end + PAGE_SIZE - 1) >> PAGE_SHIFT)
+        for event, start, end, _ in _EVENT.iter_unpack(data)
+        if event == EVENT_UNMAP and start < end
+    ]

@@ -1,0 +1,80 @@
+"""What the two shells do with a socket, where a daemon could not bring it about."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+import trio
+import trio.testing
+
+from intercept_client.blocking_connection import BlockingConnection, deadline_in
+from intercept_client.exchange import Progress, call_exchange
+from intercept_client.trio_connection import TrioConnection
+from intercept_protocol import rpc
+from intercept_protocol.messages import Kick
+
+KICK = Kick(vp_index="all")
+DEAF_FOR = 0.05
+"""Seconds that a test waits for room in a full socket."""
+
+SocketPair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def sockets() -> Iterator[SocketPair]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.fixture
+def full_sockets(sockets: SocketPair) -> SocketPair:
+    """A pair whose first socket cannot take another byte."""
+    ours, _ = sockets
+    ours.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        fill(ours)
+    return sockets
+
+
+def fill(sock: socket.socket) -> None:
+    while True:
+        sock.send(bytes(4096))
+
+
+async def test_a_trio_call_cancelled_while_the_socket_is_full_is_withdrawn(full_sockets: SocketPair) -> None:
+    connection = TrioConnection(trio.socket.from_stdlib_socket(full_sockets[0]))
+    exchange = call_exchange(KICK)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.run, exchange)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+    assert exchange.progress is Progress.WITHDRAWN
+    connection.close()
+
+
+def test_a_blocking_call_timed_out_while_the_socket_is_full_is_withdrawn(full_sockets: SocketPair) -> None:
+    connection, exchange = BlockingConnection(full_sockets[0]), call_exchange(KICK)
+
+    with pytest.raises(TimeoutError):
+        connection.run(exchange, deadline_in(DEAF_FOR))
+
+    assert exchange.progress is Progress.WITHDRAWN
+
+
+def test_a_blocking_call_without_a_deadline_waits_for_ever_after_one_with_a_deadline(
+    sockets: SocketPair,
+) -> None:
+    ours, theirs = sockets
+    connection = BlockingConnection(ours)
+    theirs.sendall(rpc.encode_result(1, None))
+    connection.run(call_exchange(KICK), deadline_in(10))
+    theirs.sendall(rpc.encode_result(2, None))
+
+    connection.run(call_exchange(KICK), None)
+
+    assert ours.gettimeout() is None

@@ -1,0 +1,415 @@
+"""The operator's tool, from its command line to its output and exit code."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fakes.scripted_daemon import HangUp, Hear, Refuse, Say, ScriptedDaemon, Step, hello, replies
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import (
+    Architecture,
+    DaemonStatistics,
+    MmioGranularity,
+    PartitionInspection,
+    PartitionList,
+    PartitionStatistics,
+    PartitionSummary,
+    RegionKind,
+    RegionView,
+    VpView,
+)
+from interceptctl.cli import main
+
+
+def summary(partition_id: int, name: str = "guest") -> PartitionSummary:
+    return PartitionSummary(
+        partition_id=partition_id,
+        name=name,
+        uid=1000,
+        pid=4242,
+        address_space="declared",
+        hypervisor="software",
+        vps=2,
+        regions=300,
+        mapped_gfns=262144,
+        intercepts=1_234_567,
+        invalidations=5,
+        age_ms=3_725_000,
+    )
+
+
+STATISTICS = PartitionStatistics(
+    regions=300,
+    vmas=4,
+    vps=2,
+    open_invalidations=1,
+    mapped_gfns=262144,
+    no_access_gfns=512,
+    slat_extents=12,
+    map_calls=516,
+    unmap_calls=3,
+    deposits=2,
+    invalidations=5,
+    stale_attempts=1,
+    intercepts={"resume": {"mapped": 516, "already_mapped": 7}, "forward": {"no_region": 11}},
+)
+INSPECTION = PartitionInspection(
+    summary=summary(7),
+    architecture=Architecture.X86_64,
+    mmio_granularity=MmioGranularity.VMA,
+    statistics=STATISTICS,
+    regions=[
+        RegionView(
+            start_gfn=0xFFFF_FFFF_F000,
+            page_count=0x4_0000,
+            start_uaddr=0x7FFF_1234_5000,
+            kind=RegionKind.MOVABLE,
+            state="populating",
+            writable=True,
+            executable=False,
+            mapped_gfns=262144,
+        )
+    ],
+    virtual_processors=[VpView(vp_index=1, state="waiting", intercepts=99)],
+)
+DAEMON = DaemonStatistics(
+    uptime_ms=1000,
+    partitions=1,
+    vps=2,
+    connections=4,
+    connections_without_hello=0,
+    tasks=9,
+    partitions_created=3,
+    partitions_lost=0,
+    connections_refused=1,
+    intercepts={"resume": {"mapped": 516}},
+    invalidations=5,
+)
+HUGE = 2**64 - 1
+
+
+def run(path: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["--socket", str(path), *arguments])
+
+
+def run_against(path: Path, steps: list[Step], *arguments: str) -> tuple[Result, ScriptedDaemon]:
+    with ScriptedDaemon(path, ([*hello(), *steps],)) as daemon:
+        return run(path, *arguments), daemon
+
+
+def test_ls_shows_a_line_a_partition(socket_path: Path) -> None:
+    page = PartitionList(partitions=[summary(7), summary(12, "other")], more=False)
+
+    result, _ = run_against(socket_path, replies(page), "ls")
+
+    assert result.exit_code == 0
+    heading, *lines = (line.split() for line in result.stdout.splitlines())
+    assert heading == ["ID", "NAME", "UID", "PID", "VPS", "REGIONS", "MAPPED", "INTERCEPTS", "AGE"]
+    assert lines == [
+        ["7", "guest", "1000", "4242", "2", "300", "1", "GiB", "1234k", "1h02m"],
+        ["12", "other", "1000", "4242", "2", "300", "1", "GiB", "1234k", "1h02m"],
+    ]
+
+
+def test_ls_reads_page_after_page(socket_path: Path) -> None:
+    pages = replies(
+        PartitionList(partitions=[summary(1), summary(2)], more=True),
+        PartitionList(partitions=[summary(9)], more=False),
+    )
+
+    result, daemon = run_against(socket_path, pages, "ls", "--json")
+
+    assert [item["partition_id"] for item in json.loads(result.stdout)["partitions"]] == [1, 2, 9]
+    assert [params for _, params in daemon.heard[1:]] == [[{"after": 0}], [{"after": 2}]]
+
+
+def test_ls_gives_up_on_pages_that_lead_nowhere(socket_path: Path) -> None:
+    result, _ = run_against(socket_path, replies(PartitionList(partitions=[], more=True)), "ls")
+
+    assert result.exit_code == 3
+    assert "no page after partition 0" in result.stderr
+
+
+def test_ls_of_nothing_says_so(socket_path: Path) -> None:
+    result, _ = run_against(socket_path, replies(PartitionList(partitions=[], more=False)), "ls")
+
+    assert result.stdout == "no partitions\n"
+
+
+def test_ls_json_has_the_wires_names_and_exact_numbers(socket_path: Path) -> None:
+    page = PartitionList(partitions=[summary(7)], more=False)
+
+    result, _ = run_against(socket_path, replies(page), "ls", "--json")
+
+    assert json.loads(result.stdout) == {
+        "partitions": [
+            {
+                "partition_id": 7,
+                "name": "guest",
+                "uid": 1000,
+                "pid": 4242,
+                "address_space": "declared",
+                "hypervisor": "software",
+                "vps": 2,
+                "regions": 300,
+                "mapped_gfns": 262144,
+                "intercepts": 1234567,
+                "invalidations": 5,
+                "age_ms": 3725000,
+            }
+        ]
+    }
+
+
+def test_a_name_that_would_steer_the_terminal_is_shown_escaped(socket_path: Path) -> None:
+    page = PartitionList(partitions=[summary(7, "\x1b[2J[red]x")], more=False)
+
+    result, _ = run_against(socket_path, replies(page), "ls")
+
+    assert "\x1b" not in result.stdout
+    assert r"\x1b[2J[red]x" in result.stdout
+
+
+def test_ls_fits_80_columns_and_cuts_no_id_whatever_the_partitions_are(socket_path: Path) -> None:
+    page = PartitionList(partitions=[summary(7, "n" * 64), summary(123_456_789, "模" * 64)], more=False)
+
+    result, _ = run_against(socket_path, replies(page), "ls")
+
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+    assert "123456789" in result.stdout
+
+
+def test_show_prints_setting_statistics_regions_and_virtual_processors(socket_path: Path) -> None:
+    result, daemon = run_against(socket_path, replies(INSPECTION), "show", "7")
+
+    assert daemon.heard[1:] == [("inspect_partition", [{"partition_id": 7}])]
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["owner", "uid", "1000,", "pid", "4242"] in lines
+    assert ["mmio_granularity", "vma"] in lines
+    assert ["stale_attempts", "1"] in lines
+    assert ["regions:", "1", "of", "300", "shown"] in lines
+    assert [
+        "0xfffffffff000",
+        "0x40000",
+        "0x7fff12345000",
+        "movable",
+        "populating",
+        "rw-",
+        "1",
+        "GiB",
+    ] in lines
+    assert ["1", "waiting", "99"] in lines
+
+
+def test_show_fits_80_columns(socket_path: Path) -> None:
+    result, _ = run_against(socket_path, replies(INSPECTION), "show", "7")
+
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+
+
+def test_show_json_is_the_whole_inspection(socket_path: Path) -> None:
+    result, _ = run_against(socket_path, replies(INSPECTION), "show", "7", "--json")
+
+    shown = json.loads(result.stdout)
+    assert list(shown) == [
+        "summary",
+        "architecture",
+        "mmio_granularity",
+        "statistics",
+        "regions",
+        "virtual_processors",
+    ]
+    assert shown["regions"][0]["start_uaddr"] == 0x7FFF_1234_5000
+
+
+def test_stats_are_the_daemons(socket_path: Path) -> None:
+    result, daemon = run_against(socket_path, replies(DAEMON), "stats")
+
+    assert daemon.methods == ["hello", "statistics"]
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["partitions_created", "3"] in lines
+    assert ["resume", "mapped", "516"] in lines
+
+
+def test_stats_of_a_partition_are_its_own(socket_path: Path) -> None:
+    result, daemon = run_against(socket_path, replies(INSPECTION), "stats", "7", "--json")
+
+    assert daemon.methods == ["hello", "inspect_partition"]
+    shown = json.loads(result.stdout)
+    assert shown["stale_attempts"] == 1
+    assert shown["intercepts"]["forward"] == {"no_region": 11}
+
+
+def test_policy_sets_the_granularity_and_confirms(socket_path: Path) -> None:
+    result, daemon = run_against(socket_path, replies(None), "policy", "7", "--mmio-granularity", "page")
+
+    assert daemon.heard[1:] == [("set_policy", [{"partition_id": 7, "mmio_granularity": "page"}])]
+    assert result.stdout == "partition 7: mmio_granularity is page\n"
+
+
+def test_drain_passes_its_timeout_in_milliseconds(socket_path: Path) -> None:
+    result, daemon = run_against(socket_path, replies(None), "drain", "--timeout", "2.5", "--json")
+
+    assert daemon.heard[1:] == [("drain", [{"timeout_ms": 2500}])]
+    assert json.loads(result.stdout) == {"timeout_ms": 2500}
+
+
+def test_a_refusal_is_exit_code_1_and_the_daemons_words(socket_path: Path) -> None:
+    refused: list[Step] = [Hear(), Refuse(WireError(errno.ENOENT, "no partition 9"))]
+
+    result, _ = run_against(socket_path, refused, "show", "9")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "ENOENT: no partition 9" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["policy", "7"],
+        ["policy", "7", "--mmio-granularity", "region"],
+        ["show", "guest"],
+        ["show", "-1"],
+        ["show", str(HUGE + 1)],
+        ["drain"],
+        ["drain", "--timeout", "-1"],
+        ["drain", "--timeout", "5000000"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_command_line_is_exit_code_2_before_anything_is_asked(
+    socket_path: Path, arguments: list[str]
+) -> None:
+    assert run(socket_path, *arguments).exit_code == 2
+
+
+def test_an_absent_socket_is_exit_code_3_and_named(socket_path: Path) -> None:
+    result = run(socket_path, "ls")
+
+    assert result.exit_code == 3
+    assert f"Error: {socket_path}: no such file" in result.stderr
+
+
+def test_a_socket_that_nobody_serves_is_named(socket_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(socket_path))
+
+    result = run(socket_path, "ls")
+
+    assert result.exit_code == 3
+    assert f"{socket_path}: connection refused" in result.stderr
+
+
+@pytest.fixture
+def locked_path(socket_path: Path) -> Iterator[Path]:
+    """A socket in a folder that this process, as long as the fixture lives, may not look into."""
+    user = os.geteuid()
+    socket_path.parent.chmod(0o000)
+    os.seteuid(user or 65534)  # root may look everywhere, so be nobody
+    yield socket_path
+    os.seteuid(user)
+    socket_path.parent.chmod(0o700)
+
+
+def test_a_socket_without_permission_is_named(locked_path: Path) -> None:
+    result = run(locked_path, "ls")
+
+    assert result.exit_code == 3
+    assert f"{locked_path}: permission denied" in result.stderr
+
+
+def test_the_vmms_socket_is_told_apart(socket_path: Path) -> None:
+    refused: list[Step] = [
+        Hear(),
+        Refuse(WireError(errno.EACCES, "operators are served elsewhere")),
+        HangUp(),
+    ]
+
+    with ScriptedDaemon(socket_path, (refused,)):
+        result = run(socket_path, "ls")
+
+    assert result.exit_code == 3
+    assert f"{socket_path}: not an operator socket, or not for you: EACCES: operators" in result.stderr
+
+
+def test_a_server_of_another_protocol_is_told_apart(socket_path: Path) -> None:
+    with ScriptedDaemon(socket_path, ([Say(b"220 mail\r\n")],)):
+        result = run(socket_path, "ls")
+
+    assert result.exit_code == 3
+    assert f"{socket_path}: not an operator socket" in result.stderr
+
+
+def test_a_server_that_says_nothing_but_good_bye_is_told_apart(socket_path: Path) -> None:
+    with ScriptedDaemon(socket_path, ([Hear(), HangUp()],)):
+        result = run(socket_path, "ls")
+
+    assert result.exit_code == 3
+    assert f"{socket_path}: not an operator socket: the connection ended" in result.stderr
+
+
+def test_a_path_that_is_no_socket_path_is_named(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 200)
+
+    result = run(path, "ls")
+
+    assert result.exit_code == 3
+    assert f"{path}: file name too long" in result.stderr
+
+
+def test_another_protocol_version_is_told_as_such(socket_path: Path) -> None:
+    refusal = WireError(errno.EPROTONOSUPPORT, "hello: protocol 1 is not spoken here, only 2")
+    with ScriptedDaemon(socket_path, ([Hear(), Refuse(refusal)],)):
+        result = run(socket_path, "ls")
+
+    assert result.exit_code == 3
+    assert f"{socket_path}: hello: protocol 1 is not spoken here" in result.stderr
+
+
+def test_a_connection_lost_in_between_is_exit_code_3(socket_path: Path) -> None:
+    result, _ = run_against(socket_path, [Hear(), HangUp()], "stats")
+
+    assert result.exit_code == 3
+    assert f"{socket_path}: the connection ended" in result.stderr
+
+
+def test_a_daemon_that_does_not_answer_is_exit_code_3(
+    socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interceptctl.asking.ANSWER_TIMEOUT", 0.05)
+
+    result, _ = run_against(socket_path, [Hear()], "drain", "--timeout", "0")
+
+    assert result.exit_code == 3
+    assert "no answer within 0.05 s" in result.stderr
+
+
+def test_the_socket_may_come_from_the_environment(socket_path: Path) -> None:
+    with ScriptedDaemon(socket_path, ([*hello(), *replies(DAEMON)],)):
+        result = CliRunner().invoke(main, ["stats"], env={"INTERCEPTD_OPERATOR_SOCKET": str(socket_path)})
+
+    assert result.exit_code == 0
+
+
+def test_it_runs_as_a_module_and_documents_its_exit_codes() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "interceptctl", "--help"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_COLOR": "1"},
+    )
+
+    assert result.stdout.startswith("Usage: interceptctl ")
+    assert "3  no conversation with the daemon" in result.stdout
+    assert "/run/interceptd/operator.sock" in result.stdout

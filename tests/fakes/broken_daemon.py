@@ -1,0 +1,44 @@
+"""A daemon with one thing taken out, for tests that must see it missing.
+
+Owns the breaks; what it runs otherwise is the real command. The first argument names the break, the rest go
+to `interceptd`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from intercept_protocol.addresses import UaddrRange
+from interceptd.cli import main
+from interceptd.region import Region
+from interceptd.region_manager import Attempt, RegionManager
+
+
+def without_invalidation() -> None:
+    """Invalidations are announced, waited for and acknowledged, and take nothing away (hazards k, H4)."""
+
+    async def take_nothing_away(manager: RegionManager, region: Region, uaddrs: UaddrRange) -> None:
+        pass
+
+    RegionManager._invalidate = take_nothing_away  # type: ignore[method-assign]
+
+
+def without_staleness_check() -> None:
+    """What was resolved is mapped, whatever happened since (hazard e). Only a race shows it."""
+
+    def never(_: Attempt) -> bool:
+        return False
+
+    Attempt.stale = property(never)  # type: ignore[method-assign, assignment]
+
+
+BREAKS: Final[Mapping[str, Callable[[], None]]] = {
+    "without-invalidation": without_invalidation,
+    "without-staleness-check": without_staleness_check,
+}
+
+if __name__ == "__main__":
+    BREAKS[sys.argv.pop(1)]()
+    main()

@@ -1,0 +1,17 @@
+"""Hypothesis strategies for small page ranges, where collisions are likely."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from intercept_protocol.addresses import PageRange
+
+SPACE = 48
+"""Pages of the small world that ranges are drawn from."""
+
+
+def ranges(space: int = SPACE) -> st.SearchStrategy[PageRange]:
+    """Half-open, never empty, within [0, space)."""
+    return st.tuples(st.integers(0, space - 1), st.integers(1, space)).map(
+        lambda drawn: PageRange(drawn[0], min(drawn[0] + drawn[1], space))
+    )

@@ -1,0 +1,113 @@
+"""The two ports of a partition, recorded and able to pause.
+
+Owns the exact list of calls and the refusals that a test orders. What the calls do is left to the real
+implementations inside.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from fakes.pauses import Pauses, Point
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.outcomes import Access
+from interceptd.address_space import AddressSpace
+from interceptd.hypervisor import Hypervisor, HypervisorCounters, HypervisorError
+from interceptd.mapping import Extent, Frame, Mapping
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A map_gpa that was asked for; `pfn` is that of the first gfn, None for NO_ACCESS."""
+
+    start: int
+    end: int
+    pfn: int | None
+    access: Access
+
+
+@dataclass(frozen=True)
+class Unmapped:
+    start: int
+    end: int
+
+
+class RecordedAddressSpace:
+    """`resolved` are the pages that were asked for, `extents` the answers, in order."""
+
+    def __init__(self, inner: AddressSpace, pauses: Pauses) -> None:
+        self._inner = inner
+        self._pauses = pauses
+        self.resolved: list[int] = []
+        self.extents: list[Extent | None] = []
+
+    @property
+    def vma_count(self) -> int:
+        return self._inner.vma_count
+
+    async def run(self) -> None:
+        await self._inner.run()
+
+    def close(self) -> None:
+        self._inner.close()
+
+    async def resolve(self, page: int, window: UaddrRange, region: UaddrRange) -> Extent | None:
+        self.resolved.append(page)
+        await self._pauses.at(Point.RESOLVE)
+        extent = await self._inner.resolve(page, window, region)
+        self.extents.append(extent)
+        await self._pauses.at(Point.RESOLVED)
+        return extent
+
+    async def is_io(self, page: int) -> bool | None:
+        return await self._inner.is_io(page)
+
+
+class RecordedHypervisor:
+    """`events` are the port calls in the order in which they were asked for."""
+
+    def __init__(self, inner: Hypervisor, pauses: Pauses) -> None:
+        self._inner = inner
+        self._pauses = pauses
+        self._maps_until_refusal = 0
+        self._refused_number = errno.EIO
+        self._refuses_unmaps = False
+        self.events: list[Mapped | Unmapped] = []
+
+    def refuse_map(self, nth: int = 1, number: int = errno.EIO) -> None:
+        """The n-th map_gpa from now on fails, having changed nothing."""
+        self._maps_until_refusal = nth
+        self._refused_number = number
+
+    def refuse_unmaps(self) -> None:
+        self._refuses_unmaps = True
+
+    async def map_gpa(self, mapping: Mapping) -> None:
+        pfn = None if mapping.frame is None else mapping.frame.page
+        self.events.append(Mapped(mapping.start, mapping.end, pfn, mapping.access))
+        await self._pauses.at(Point.MAP)
+        self._maps_until_refusal -= 1
+        if self._maps_until_refusal == 0:
+            raise HypervisorError(self._refused_number, "refused by order of the test")
+        await self._inner.map_gpa(mapping)
+        await self._pauses.at(Point.MAPPED)
+
+    async def unmap_gpa(self, gfns: GfnRange) -> None:
+        self.events.append(Unmapped(gfns.start, gfns.end))
+        await self._pauses.at(Point.UNMAP)
+        if self._refuses_unmaps:
+            raise HypervisorError(errno.EIO, "refused by order of the test")
+        await self._inner.unmap_gpa(gfns)
+        await self._pauses.at(Point.UNMAPPED)
+
+    def translate(self, gfn: int) -> Mapping | None:
+        return self._inner.translate(gfn)
+
+    def counters(self) -> HypervisorCounters:
+        return self._inner.counters()
+
+    def frame(self, gfn: int) -> Frame | None:
+        """What the guest reaches at `gfn`."""
+        mapping = self._inner.translate(gfn)
+        return None if mapping is None else mapping.frame_at(gfn)

@@ -1,0 +1,86 @@
+"""Where a fake port can stop, and who says for how long.
+
+Owns the two kinds of pausing: gates that a test holds and opens by name, and pauses that were drawn beforehand.
+Must not know what the ports do.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from enum import Enum
+from itertools import cycle
+from typing import Protocol
+
+import trio
+
+
+class Point(Enum):
+    """A place inside a port call: before the work is done, or after it and before the caller sees it."""
+
+    RESOLVE = "before resolve"
+    RESOLVED = "after resolve"
+    MAP = "before map_gpa"
+    MAPPED = "after map_gpa"
+    UNMAP = "before unmap_gpa"
+    UNMAPPED = "after unmap_gpa"
+
+
+class Pauses(Protocol):
+    async def at(self, point: Point) -> None:
+        """Stop here, or do not."""
+
+
+class Gate:
+    """One stop of one call."""
+
+    def __init__(self) -> None:
+        self._reached = trio.Event()
+        self._opened = trio.Event()
+
+    @property
+    def reached(self) -> bool:
+        return self._reached.is_set()
+
+    async def wait_reached(self) -> None:
+        """Block until a call stands at the gate."""
+        await self._reached.wait()
+
+    def open(self) -> None:
+        """Let the call go on."""
+        self._opened.set()
+
+    async def stop(self) -> None:
+        self._reached.set()
+        await self._opened.wait()
+
+
+class Gates:
+    """Calls run through without a checkpoint, except where a gate is held."""
+
+    def __init__(self) -> None:
+        self._held: defaultdict[Point, deque[Gate]] = defaultdict(deque)
+
+    def hold(self, point: Point) -> Gate:
+        """The next call that comes to `point`, and meets no gate held before, stops there until opened."""
+        gate = Gate()
+        self._held[point].append(gate)
+        return gate
+
+    async def at(self, point: Point) -> None:
+        if self._held[point]:
+            await self._held[point].popleft().stop()
+
+
+class DrawnPauses:
+    """So many checkpoints at each point that is passed, over and over.
+
+    Drawn beforehand: a strategy that runs dry inside a task would end the run from within a nursery.
+    """
+
+    def __init__(self, checkpoints: Iterable[int]) -> None:
+        self._checkpoints = cycle(checkpoints)
+
+    async def at(self, point: Point) -> None:  # noqa: ARG002 - the same draw serves every point
+        for _ in range(next(self._checkpoints)):
+            await trio.lowlevel.checkpoint()

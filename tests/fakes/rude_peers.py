@@ -1,0 +1,52 @@
+"""Peers that wear a daemon down without breaking a rule of the protocol.
+
+Owns how it is done; what must come of it is the tests' to say.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import socket
+import termios
+from contextlib import ExitStack
+
+from fakes.daemon_process import DaemonProcess
+from fakes.eventually import eventually
+from fakes.raw_client import READ, RawConnection, intercept_message, request
+
+ANSWERS_THAT_FIT: int = 100_000
+"""More than any socket buffer holds: a peer that was sent so many did not stop reading."""
+
+
+def unread_bytes(connection: RawConnection) -> int:
+    """What has arrived and was not read (FIONREAD)."""
+    count = array.array("i", [0])
+    fcntl.ioctl(connection.fileno(), termios.FIONREAD, count)
+    return count[0]
+
+
+def stop_reading(daemon: DaemonProcess, vp: RawConnection, gfn: int) -> None:
+    """Ask for `gfn` again and again, one request at a time, until an answer does not fit the buffers any more.
+
+    An intercept counts in the step that sends its answer: once it counted without more bytes having
+    arrived, the daemon waits for this peer to read.
+    """
+    counted = daemon.intercepts()
+    for sent in range(1, ANSWERS_THAT_FIT):
+        before = unread_bytes(vp)
+        vp.send(request("intercept", intercept_message(gfn, READ)))
+        eventually(lambda: unread_bytes(vp) > before or daemon.intercepts() == counted + sent, True)  # noqa: B023 - called here and now
+        if unread_bytes(vp) == before:
+            return
+    raise AssertionError("the daemon never waited for its peer to read")
+
+
+def send_with_descriptors(connection: RawConnection, data: bytes, count: int) -> None:
+    """Send `data` and `count` open descriptors along with it (SCM_RIGHTS)."""
+    with ExitStack() as opened:
+        descriptors = [os.open("/dev/null", os.O_RDONLY) for _ in range(count)]
+        opened.callback(lambda: [os.close(descriptor) for descriptor in descriptors])
+        with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+            socket.send_fds(duplicate, [data], descriptors)

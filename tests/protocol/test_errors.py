@@ -1,0 +1,84 @@
+"""Errors through both ends of the wire."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from intercept_protocol.errors import ProtocolViolation, WireError, error_name
+
+details = st.dictionaries(st.text(), st.integers(0, 2**64 - 1) | st.text() | st.lists(st.integers(0, 9)))
+
+
+@given(st.integers(1, 200), st.text(), details)
+def test_error_survives_to_wire_and_from_wire(number: int, message: str, details: dict[str, object]) -> None:
+    received = WireError.from_wire(WireError(number, message, **details).to_wire())
+
+    assert (received.number, received.message, received.details) == (number, message, details)
+
+
+def test_to_wire_is_number_name_message_details() -> None:
+    error = WireError(errno.EEXIST, "taken", start_gfn=0x100)
+
+    assert error.to_wire() == [17, "EEXIST", "taken", {"start_gfn": 0x100}]
+
+
+def test_to_wire_without_details_is_an_empty_map() -> None:
+    assert WireError(errno.ENOENT, "none").to_wire() == [2, "ENOENT", "none", {}]
+
+
+@pytest.mark.parametrize("key", ["number", "message", "self", "name"])
+def test_details_may_bear_any_name(key: str) -> None:
+    assert WireError.from_wire([22, "EINVAL", "m", {key: 1}]).details == {key: 1}
+
+
+def test_from_wire_makes_keys_strings() -> None:
+    assert WireError.from_wire([22, "EINVAL", "m", {5: 1}]).details == {"5": 1}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "EINVAL",
+        [],
+        [22, "EINVAL", "no details"],
+        [22, "EINVAL", "m", {}, "more"],
+        ["22", "EINVAL", "m", {}],
+        [True, "EPERM", "m", {}],
+        [22, None, "m", {}],
+        [22, "EINVAL", b"m", {}],
+        [22, "EINVAL", "m", []],
+    ],
+)
+def test_from_wire_of_another_form_is_eproto(value: object) -> None:
+    error = WireError.from_wire(value)
+
+    assert error.number == errno.EPROTO
+    assert "another form" in error.message
+
+
+def test_from_wire_of_a_huge_other_form_is_cut() -> None:
+    assert len(WireError.from_wire("x" * 65_536).message) < 300
+
+
+def test_error_prints_its_name_and_message() -> None:
+    assert str(WireError(errno.EINVAL, "gfn: is missing")) == "EINVAL: gfn: is missing"
+
+
+def test_error_name_of_an_unnamed_number_is_the_number() -> None:
+    assert error_name(4242) == "E4242"
+
+
+@pytest.mark.parametrize(("number", "name"), [(11, "EAGAIN"), (35, "EDEADLK"), (95, "EOPNOTSUPP")])
+def test_error_name_is_the_kernels_and_not_an_alias(number: int, name: str) -> None:
+    assert error_name(number) == name
+
+
+def test_violation_is_an_error_of_the_wire_too() -> None:
+    violation = ProtocolViolation(errno.EBADMSG, "garbage")
+
+    assert violation.to_wire() == [74, "EBADMSG", "garbage", {}]

@@ -1,0 +1,475 @@
+"""Every field of every method: absent, nil, of another type, out of range, unknown.
+
+The cases come from the method tables and, for values that are right, from the test vectors.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from intercept_protocol import messages as m
+from intercept_protocol import rpc
+from intercept_protocol.errors import WireError
+from intercept_protocol.frames import MESSAGE_LIMIT
+from intercept_protocol.outcomes import Answer
+
+VECTORS = Path(__file__).parents[2] / "protocol" / "vectors" / "methods.json"
+TABLES = {
+    "vmm": m.VMM_METHODS,
+    "notifier": m.NOTIFIER_METHODS,
+    "hypervisor": m.HYPERVISOR_METHODS,
+    "operator": m.OPERATOR_METHODS,
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """One method of one role, with values that are right for all of its fields."""
+
+    role: str
+    method: str
+    type: type[m.Call[object]]
+    fields: dict[str, object]
+
+    def decode(self, fields: object) -> m.Call[object]:
+        if self.method == "hello":
+            return m.decode_hello([fields])
+        return m.decode_call(TABLES[self.role], self.method, [fields])
+
+    def refusal(self, fields: object) -> WireError:
+        with pytest.raises(WireError) as caught:
+            self.decode(fields)
+        return caught.value
+
+    def __str__(self) -> str:
+        return f"{self.role}-{self.method}"
+
+
+def from_json(value: object) -> object:
+    match value:
+        case {"hex": str(text)}:
+            return bytes.fromhex(text)
+        case dict():
+            return {key: from_json(item) for key, item in value.items()}
+        case _:
+            return value
+
+
+def fullest(role: str, method: str) -> dict[str, object]:
+    """The fields of the vector that has most of them."""
+    vectors = json.loads(VECTORS.read_text(encoding="utf-8"))
+    found = [from_json(v["fields"]) for v in vectors if (v["role"], v["method"]) == (role, method)]
+    return max(found, key=len)
+
+
+FORMS = [Form(role, "hello", form, fullest(role, "hello")) for role, form in m.HELLOS.items()] + [
+    Form(role, method, form, fullest(role, method))
+    for role, table in TABLES.items()
+    for method, form in table.items()
+]
+FIELDS = [(form, field) for form in FORMS for field in msgspec.structs.fields(form.type)]
+# A client always sends `protocol` and the tag `role`: they have rules, and tests, of their own.
+REQUIRED = [(form, field.name) for form, field in FIELDS if field.required]
+OPTIONAL = [(form, field) for form, field in FIELDS if not field.required and field.name != "protocol"]
+NAMES = [(form, field.name) for form, field in FIELDS if field.name != "protocol"]
+INTEGERS = [(form, name) for form, name in NAMES if type(form.fields.get(name)) is int]
+BOOLEANS = [(form, name) for form, name in NAMES if type(form.fields.get(name)) is bool]
+WORDS = [(form, name) for form, name in NAMES if type(form.fields.get(name)) is str and name != "name"]
+
+each_form = pytest.mark.parametrize("form", FORMS, ids=str)
+
+
+def each(cases: list[tuple[Form, str]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("form", "name"), cases, ids=[f"{form}-{name}" for form, name in cases])
+
+
+def assert_names(error: WireError, field: str) -> None:
+    """The refusal is EINVAL, for programs in `details` and for people in the message."""
+    assert (error.number, error.details) == (errno.EINVAL, {"field": field})
+    assert field in error.message
+
+
+# ---------------------------------------------------------------- every field
+
+
+def test_every_field_of_every_method_has_a_value_in_the_vectors() -> None:
+    assert {(form, name) for form, name in NAMES if name not in form.fields} == set()
+
+
+@each_form
+def test_all_fields_right_are_decoded(form: Form) -> None:
+    assert m.to_fields(form.decode(form.fields)) == form.fields
+
+
+@each_form
+def test_call_survives_to_fields_and_the_wire(form: Form) -> None:
+    call = form.decode(form.fields)
+    receiver = rpc.Receiver({rpc.REQUEST})
+    receiver.receive_data(rpc.encode_request(1, form.method, [m.to_fields(call)]))
+
+    request = receiver.next_message()
+
+    assert isinstance(request, rpc.Request)
+    assert form.decode(*request.params) == call
+
+
+@each(REQUIRED)
+def test_required_field_missing_is_named(form: Form, name: str) -> None:
+    fields = {key: value for key, value in form.fields.items() if key != name}
+
+    assert_names(form.refusal(fields), name)
+
+
+@each(REQUIRED)
+def test_required_field_nil_is_named(form: Form, name: str) -> None:
+    assert_names(form.refusal(form.fields | {name: None}), name)
+
+
+@pytest.mark.parametrize(
+    ("form", "field"), OPTIONAL, ids=[f"{form}-{field.name}" for form, field in OPTIONAL]
+)
+def test_optional_field_absent_or_nil_is_its_default(form: Form, field: msgspec.structs.FieldInfo) -> None:
+    absent = {key: value for key, value in form.fields.items() if key != field.name}
+
+    assert getattr(form.decode(absent), field.name) == field.default
+    assert form.decode(form.fields | {field.name: None}) == form.decode(absent)
+
+
+def test_defaults_are_those_of_the_wire_specification() -> None:
+    defaults = {f"{form}.{field.name}": field.default for form, field in OPTIONAL}
+
+    assert defaults == {
+        "vmm-hello.name": "",
+        "vmm-create_partition.architecture": "x86_64",
+        "vmm-create_partition.mmio_granularity": "vma",
+        "vmm-create_partition.remap": "replace",
+        "vmm-create_partition.deposit_pages": None,
+        "vmm-create_partition.invalidate_timeout_ms": None,
+        "vmm-attach_memory.promise_begin_end": None,
+        "vmm-set_policy.mmio_granularity": None,
+        "hypervisor-map_gpa.start_pfn": None,
+        "operator-list_partitions.after": 0,
+        "operator-set_policy.mmio_granularity": None,
+    }
+
+
+@each_form
+def test_unknown_field_is_named(form: Form) -> None:
+    assert_names(form.refusal(form.fields | {"no_such_field": 1}), "no_such_field")
+
+
+@each_form
+def test_unknown_field_is_named_even_if_nil(form: Form) -> None:
+    assert_names(form.refusal(form.fields | {"no_such_field": None}), "no_such_field")
+
+
+@each_form
+@pytest.mark.parametrize("key", [5, None, b"bytes", True])
+def test_key_that_is_no_string_is_refused(form: Form, key: object) -> None:
+    error = form.refusal(form.fields | {key: 1})
+
+    assert error.details == {"field": "params"}
+
+
+@each(NAMES)
+@pytest.mark.parametrize("wrong", [[], [1], {}, {"a": 1}, 1.5], ids=repr)
+def test_field_of_a_type_that_no_field_has_is_named(form: Form, name: str, wrong: object) -> None:
+    assert_names(form.refusal(form.fields | {name: wrong}), name)
+
+
+@each(INTEGERS)
+@pytest.mark.parametrize("wrong", [-1, -(2**63), True, 1.0, "1", b"1"], ids=repr)
+def test_integer_field_with_no_unsigned_integer_is_named(form: Form, name: str, wrong: object) -> None:
+    assert_names(form.refusal(form.fields | {name: wrong}), name)
+
+
+@each(BOOLEANS)
+@pytest.mark.parametrize("wrong", [0, 1, "true"], ids=repr)
+def test_boolean_field_with_no_boolean_is_named(form: Form, name: str, wrong: object) -> None:
+    assert_names(form.refusal(form.fields | {name: wrong}), name)
+
+
+@each(WORDS)
+@pytest.mark.parametrize("wrong", ["no_such_word", "", b"vma"], ids=repr)
+def test_word_field_with_another_word_is_named(form: Form, name: str, wrong: object) -> None:
+    assert_names(form.refusal(form.fields | {name: wrong}), name)
+
+
+@each([(form, name) for form, name in INTEGERS if name.startswith("start_") or name in ("gfn", "length")])
+def test_address_field_takes_64_bits(form: Form, name: str) -> None:
+    assert getattr(form.decode(form.fields | {name: 2**64 - 1}), name) == 2**64 - 1
+
+
+@each(
+    [(form, name) for form, name in INTEGERS if name.endswith("_ms") or name in ("vp_index", "deposit_pages")]
+)
+def test_32_bit_field_refuses_33_bits(form: Form, name: str) -> None:
+    assert_names(form.refusal(form.fields | {name: 2**32}), name)
+    assert getattr(form.decode(form.fields | {name: 2**32 - 1}), name) == 2**32 - 1
+
+
+# ---------------------------------------------------------------- params and methods
+
+
+@pytest.mark.parametrize("params", [[1], [None], [b"x"], [[]], [{}, {}], [{}, 1]], ids=repr)
+def test_params_other_than_one_map_are_refused(params: list[object]) -> None:
+    with pytest.raises(WireError) as caught:
+        m.decode_call(m.VMM_METHODS, "statistics", params)
+
+    assert_names(caught.value, "params")
+
+
+@pytest.mark.parametrize("params", [[], [{}]], ids=repr)
+def test_params_may_be_left_out_where_no_field_is_required(params: list[object]) -> None:
+    assert m.decode_call(m.VMM_METHODS, "statistics", params) == m.Statistics()
+
+
+@pytest.mark.parametrize("role", TABLES)
+@pytest.mark.parametrize("method", ["no_such_method", "", "hello", "intercept", "subscribe"])
+def test_unknown_and_reserved_methods_are_enosys(role: str, method: str) -> None:
+    with pytest.raises(WireError) as caught:
+        m.decode_call(TABLES[role], method, [])
+
+    assert caught.value.number == errno.ENOSYS
+    assert caught.value.details == {"methods": sorted(TABLES[role])}
+
+
+def test_method_of_another_role_is_enosys() -> None:
+    with pytest.raises(WireError) as caught:
+        m.decode_call(m.NOTIFIER_METHODS, "add_region", [])
+
+    assert caught.value.number == errno.ENOSYS
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("m" * 60_000, []),
+        ("kick", [{"k" * 60_000: 1}]),
+        ("kick", [{"vp_index": "v" * 60_000}]),
+        ("create_partition", [{"address_space": "a" * 60_000, "hypervisor": "vmm"}]),
+    ],
+    ids=["method", "field", "value", "word"],
+)
+def test_refusal_of_a_huge_request_is_small(method: str, params: list[object]) -> None:
+    with pytest.raises(WireError) as caught:
+        m.decode_call(m.VMM_METHODS, method, params)
+
+    assert len(rpc.encode_error(1, caught.value)) < 1024
+
+
+@pytest.mark.parametrize("key", ["a - at `$.b`", "`", "", "key`"])
+def test_unknown_field_with_an_odd_name_is_named_whole(key: str) -> None:
+    with pytest.raises(WireError) as caught:
+        m.decode_call(m.VMM_METHODS, "statistics", [{key: 1}])
+
+    assert caught.value.details == {"field": key}
+
+
+def test_value_that_looks_like_a_path_does_not_change_the_field_named() -> None:
+    with pytest.raises(WireError) as caught:
+        m.decode_call(m.VMM_METHODS, "kick", [{"vp_index": "x - at `$.other`"}])
+
+    assert caught.value.details == {"field": "vp_index"}
+
+
+names = st.text(max_size=6) | st.sampled_from(["vp_index", "gfn", "start_gfn"])
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(names, inner),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(FORMS), st.lists(anything | st.dictionaries(names, anything), max_size=2))
+def test_any_params_are_a_call_or_a_wire_error(form: Form, params: list[object]) -> None:
+    try:
+        call = m.decode_fields(form.type, form.method, params)
+    except WireError as error:
+        assert error.to_wire()[0] == errno.EINVAL  # noqa: PT017 - an error is one of two right answers
+    else:
+        assert isinstance(call, form.type)
+
+
+# ---------------------------------------------------------------- hello
+
+
+@pytest.mark.parametrize(
+    "params", [[], [{}], [{"role": "vmm"}], [{"role": "vmm", "protocol": None}]], ids=repr
+)
+def test_hello_without_protocol_is_refused_first(params: list[object]) -> None:
+    with pytest.raises(WireError) as caught:
+        m.decode_hello(params)
+
+    assert_names(caught.value, "protocol")
+
+
+@pytest.mark.parametrize("version", [0, 2, 2**64 - 1, -1])
+def test_hello_of_another_version_is_told_which_is_spoken_whatever_else_it_says(version: int) -> None:
+    with pytest.raises(WireError) as caught:
+        m.decode_hello([{"protocol": version, "a": "later idea"}])
+
+    assert caught.value.number == errno.EPROTONOSUPPORT
+    assert caught.value.details == {"supported": [1]}
+
+
+@pytest.mark.parametrize("version", [True, False, 1.0, "1", b"1", [1]], ids=repr)
+def test_hello_whose_protocol_is_no_integer_is_refused(version: object) -> None:
+    with pytest.raises(WireError) as caught:
+        m.decode_hello([{"protocol": version, "role": "vmm"}])
+
+    assert_names(caught.value, "protocol")
+
+
+@pytest.mark.parametrize(
+    "hello", [{}, {"role": None}, {"role": "admin"}, {"role": 5}, {"role": ["vmm"]}], ids=repr
+)
+def test_hello_without_a_known_role_is_refused(hello: dict[str, object]) -> None:
+    with pytest.raises(WireError) as caught:
+        m.decode_hello([{"protocol": 1} | hello])
+
+    assert_names(caught.value, "role")
+
+
+@pytest.mark.parametrize("params", [[{}, {}], [1], [None]], ids=repr)
+def test_hello_params_other_than_one_map_are_refused(params: list[object]) -> None:
+    with pytest.raises(WireError) as caught:
+        m.decode_hello(params)
+
+    assert_names(caught.value, "params")
+
+
+@pytest.mark.parametrize("role", m.HELLOS)
+def test_role_of_a_hello_is_its_word_on_the_wire(role: str) -> None:
+    assert m.role_of(m.decode_hello([fullest(role, "hello")])) == role
+
+
+@pytest.mark.parametrize("role", ["vp", "notifier", "hypervisor"])
+@pytest.mark.parametrize(
+    "token", [b"", bytes(15), bytes(17), "0123456789abcdef", "AAECAwQFBgcICQoLDA0ODw=="], ids=repr
+)
+def test_hello_token_other_than_16_bytes_is_refused(role: str, token: object) -> None:
+    with pytest.raises(WireError) as caught:
+        m.decode_hello([fullest(role, "hello") | {"token": token}])
+
+    assert_names(caught.value, "token")
+
+
+def test_hello_name_may_have_64_characters_and_no_more() -> None:
+    assert m.decode_hello([{"protocol": 1, "role": "vmm", "name": "é" * 64}]) == m.HelloVmm(name="é" * 64)
+    with pytest.raises(WireError) as caught:
+        m.decode_hello([{"protocol": 1, "role": "vmm", "name": "é" * 65}])
+
+    assert_names(caught.value, "name")
+
+
+# ---------------------------------------------------------------- replies
+
+
+@each_form
+def test_reply_of_another_form_is_eproto_and_names_the_method(form: Form) -> None:
+    with pytest.raises(WireError) as caught:
+        m.decode_reply(form.decode(form.fields), "no such thing")
+
+    assert caught.value.number == errno.EPROTO
+    assert form.method in caught.value.message
+
+
+def test_reply_with_unknown_keys_is_taken_without_them() -> None:
+    reply = m.decode_reply(
+        m.Translate(gfn=1), {"frame": ["host", 5], "access": 3, "pfn": 5, "later": {"idea": 1}}
+    )
+
+    assert reply == m.Translation(frame=("host", 5), access=3, pfn=5)
+
+
+def test_reply_without_an_optional_key_is_taken() -> None:
+    assert m.decode_reply(m.Translate(gfn=1), {"frame": [b"memfd", 5], "access": 1}) == m.Translation(
+        frame=(b"memfd", 5), access=1
+    )
+
+
+def test_reply_nil_is_taken_where_it_may_be() -> None:
+    assert m.decode_reply(m.Translate(gfn=1), None) is None
+
+
+def test_reply_with_a_string_for_bytes_is_eproto() -> None:
+    call = m.CreatePartition(address_space=m.AddressSpaceKind.DECLARED, hypervisor=m.HypervisorKind.SOFTWARE)
+
+    with pytest.raises(WireError) as caught:
+        m.decode_reply(call, {"partition_id": 1, "token": "AAAA"})
+
+    assert caught.value.number == errno.EPROTO
+
+
+def test_reply_error_about_a_huge_answer_is_cut() -> None:
+    with pytest.raises(WireError) as caught:
+        m.decode_reply(
+            m.AddRegion(
+                start_gfn=0, page_count=1, start_uaddr=0, kind="auto", writable=True, executable=False
+            ),
+            {"kind": "k" * 60_000},
+        )
+
+    assert len(caught.value.message) < 300
+
+
+def test_to_fields_leaves_out_what_is_none() -> None:
+    assert m.to_fields(m.SetPolicy()) == {}
+
+
+def test_to_fields_keeps_bytes_and_spells_enums() -> None:
+    reply = m.CreatePartitionReply(partition_id=1, token=bytes(16))
+
+    assert m.to_fields(reply) == {"partition_id": 1, "token": bytes(16)}
+    assert m.to_fields(m.AddRegionReply(kind=m.RegionKind.PINNED)) == {"kind": "pinned"}
+
+
+# ---------------------------------------------------------------- sizes
+
+U64_MAX = 2**64 - 1
+LARGEST_SUMMARY = m.PartitionSummary(
+    partition_id=U64_MAX, name="\U0001f600" * 64, uid=2**32 - 2, pid=2**31 - 1, address_space="declared",
+    hypervisor="software", vps=U64_MAX, regions=U64_MAX, mapped_gfns=U64_MAX, intercepts=U64_MAX,
+    invalidations=U64_MAX, age_ms=U64_MAX,
+)  # fmt: skip
+LARGEST_REGION = m.RegionView(
+    start_gfn=U64_MAX, page_count=U64_MAX, start_uaddr=U64_MAX, kind=m.RegionKind.MOVABLE,
+    state="populating", writable=True, executable=True, mapped_gfns=U64_MAX,
+)  # fmt: skip
+LARGEST_VP = m.VpView(vp_index=255, state="waiting", intercepts=U64_MAX)
+LARGEST_STATISTICS = m.PartitionStatistics(
+    **{name: U64_MAX for name in m.PartitionStatistics.__struct_fields__ if name != "intercepts"},
+    intercepts={answer.outcome: {a.reason: U64_MAX for a in Answer} for answer in Answer},
+)
+
+
+def wire_size(reply: msgspec.Struct) -> int:
+    return len(rpc.encode_result(2**32 - 1, m.to_fields(reply)))
+
+
+def test_largest_page_of_partitions_fits_in_one_message() -> None:
+    reply = m.PartitionList(partitions=[LARGEST_SUMMARY] * m.PartitionList.PAGE, more=True)
+
+    assert wire_size(reply) <= MESSAGE_LIMIT
+
+
+def test_largest_inspection_fits_in_one_message() -> None:
+    reply = m.PartitionInspection(
+        summary=LARGEST_SUMMARY,
+        architecture=m.Architecture.X86_64,
+        mmio_granularity=m.MmioGranularity.PAGE,
+        statistics=LARGEST_STATISTICS,
+        regions=[LARGEST_REGION] * m.PartitionInspection.REGION_VIEWS,
+        virtual_processors=[LARGEST_VP] * 256,
+    )
+
+    assert wire_size(reply) <= MESSAGE_LIMIT

@@ -1,0 +1,41 @@
+"""Every answer there is, as it goes over the wire."""
+
+from __future__ import annotations
+
+import pytest
+
+from intercept_protocol.outcomes import Access, Answer, Outcome
+
+
+def test_answers_are_the_pairs_of_the_wire_specification() -> None:
+    assert {(str(answer.outcome), answer.reason) for answer in Answer} == {
+        ("resume", "mapped"),
+        ("resume", "already_mapped"),
+        ("forward", "not_memory"),
+        ("forward", "no_region"),
+        ("forward", "permission"),
+        ("forward", "unbacked"),
+        ("retry", "invalidating"),
+        ("retry", "contended"),
+        ("retry", "kicked"),
+        ("retry", "draining"),
+        ("fail", "no_progress"),
+        ("fail", "hypervisor_error"),
+    }
+
+
+@pytest.mark.parametrize("answer", Answer)
+def test_answer_is_found_by_its_pair(answer: Answer) -> None:
+    assert Answer((answer.outcome, answer.reason)) is answer
+
+
+def test_answer_prints_outcome_and_reason() -> None:
+    assert str(Answer.NO_REGION) == "forward no_region"
+
+
+def test_outcome_is_its_word_on_the_wire() -> None:
+    assert Outcome.RETRY == "retry"
+
+
+def test_access_bits_are_those_of_the_wire_specification() -> None:
+    assert (Access.READ, Access.WRITE, Access.EXECUTE) == (1, 2, 4)

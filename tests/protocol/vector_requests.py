@@ -1,0 +1,126 @@
+"""Examples of every method's request and reply, for `make_vectors`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from intercept_protocol import messages as m
+from intercept_protocol import rpc
+from intercept_protocol.outcomes import Access
+
+TOKEN = bytes(range(16))
+
+
+def as_json(value: object) -> object:
+    """Bytes become {"hex": ...}; all else is what JSON has."""
+    match value:
+        case bytes():
+            return {"hex": value.hex()}
+        case dict():
+            return {str(key): as_json(item) for key, item in value.items()}
+        case list() | tuple():
+            return [as_json(item) for item in value]
+        case _:
+            return value
+
+
+def methods() -> list[object]:
+    range_ = {"start_uaddr": 0x7F0000000000, "length": 0x4000}
+    bar = {"start_gfn": 0xFEB00, "page_count": 16, "start_uaddr": 0x7F0000000000}
+    summary = m.PartitionSummary(
+        partition_id=1, name="guest-a", uid=1000, pid=4242, address_space="declared", hypervisor="software",
+        vps=1, regions=1, mapped_gfns=16, intercepts=3, invalidations=0, age_ms=1500,
+    )  # fmt: skip
+    intercepts = {"resume": {"mapped": 1, "already_mapped": 1}, "forward": {"no_region": 1}}
+    counters = m.PartitionStatistics(
+        regions=1, vmas=1, vps=1, open_invalidations=0, mapped_gfns=16, no_access_gfns=0, slat_extents=1,
+        map_calls=1, unmap_calls=0, deposits=0, invalidations=0, stale_attempts=0, intercepts=intercepts,
+    )  # fmt: skip
+    region = m.RegionView(
+        **bar, kind=m.RegionKind.MMIO, state="live", writable=True, executable=False, mapped_gfns=16
+    )
+    inspection = m.PartitionInspection(
+        summary=summary, architecture=m.Architecture.X86_64, mmio_granularity=m.MmioGranularity.VMA,
+        statistics=counters,
+        regions=[region], virtual_processors=[m.VpView(vp_index=0, state="running", intercepts=3)],
+    )  # fmt: skip
+    daemon = m.DaemonStatistics(
+        uptime_ms=90_000, partitions=1, vps=1, connections=3, connections_without_hello=0, tasks=12,
+        partitions_created=1, partitions_lost=0, connections_refused=0, intercepts=intercepts,
+        invalidations=0,
+    )  # fmt: skip
+    hello = m.HelloReply(
+        protocol=1, server="interceptd", version="0.1.0",
+        limits={"message_bytes": 65_536, "vps_per_partition": 256}, features={"chaos": 0},
+    )  # fmt: skip
+    joined = {"partition_id": 1, "token": TOKEN}
+    declared, process = m.AddressSpaceKind.DECLARED, m.AddressSpaceKind.PROCESS
+    software, vmm = m.HypervisorKind.SOFTWARE, m.HypervisorKind.VMM
+    cases: list[tuple[str, str, m.Call[object], object]] = [
+        ("vmm", "plain", m.HelloVmm(), hello),
+        ("vmm", "named", m.HelloVmm(name="guest-a"), hello),
+        ("vp", "plain", m.HelloVp(vp_index=0, **joined), hello),
+        ("notifier", "plain", m.HelloNotifier(**joined), hello),
+        ("hypervisor", "plain", m.HelloHypervisor(**joined), hello),
+        ("operator", "plain", m.HelloOperator(), hello),
+        ("vmm", "declared, software", m.CreatePartition(address_space=declared, hypervisor=software),
+         m.CreatePartitionReply(partition_id=1, token=TOKEN)),
+        ("vmm", "process, vmm, every field",
+         m.CreatePartition(
+             address_space=process, hypervisor=vmm, architecture=m.Architecture.ARM64, remap=m.Remap.ERROR,
+             mmio_granularity=m.MmioGranularity.PAGE, deposit_pages=512, invalidate_timeout_ms=250),
+         m.CreatePartitionReply(partition_id=2**53 + 1, token=TOKEN)),
+        ("vmm", "auto", m.AddRegion(**bar, kind="auto", writable=True, executable=False),
+         m.AddRegionReply(kind=m.RegionKind.MMIO)),
+        ("vmm", "largest numbers",
+         m.AddRegion(start_gfn=2**52 - 1, page_count=1, start_uaddr=2**64 - 4096, kind="movable",
+                     writable=False, executable=True),
+         m.AddRegionReply(kind=m.RegionKind.MOVABLE)),
+        ("vmm", "plain", m.RemoveRegion(**bar), None),
+        ("vmm", "device memory",
+         m.MapVma(start_uaddr=0x7F0000000000, page_count=16, start_pfn=0xC0000, readable=True, writable=True,
+                  executable=False, io=True), None),
+        ("vmm", "plain", m.UnmapVma(start_uaddr=0x7F0000004000, page_count=4), None),
+        ("vmm", "made read-only",
+         m.ProtectVma(start_uaddr=0x7F0000000000, page_count=4, readable=True, writable=False,
+                      executable=False), None),
+        ("vmm", "one VP", m.Kick(vp_index=0), None),
+        ("vmm", "all VPs", m.Kick(vp_index="all"), None),
+        ("vmm", "nothing changes", m.SetPolicy(), None),
+        ("vmm", "page by page", m.SetPolicy(mmio_granularity=m.MmioGranularity.PAGE), None),
+        ("vmm", "plain", m.Statistics(), counters),
+        ("vmm", "mapped", m.Translate(gfn=0xFEB03),
+         m.Translation(frame=("host", 0xC0003), access=int(Access.READ | Access.WRITE), pfn=0xC0003)),
+        ("vmm", "not reachable", m.Translate(gfn=0xFFFFF), None),
+        ("notifier", "plain", m.InvalidateBegin(**range_), None),
+        ("notifier", "plain", m.InvalidateEnd(**range_), None),
+        ("notifier", "plain", m.Invalidate(**range_), None),
+        ("hypervisor", "declared", m.MapGpa(**bar, start_pfn=0xC0000, access=3), None),
+        ("hypervisor", "process", m.MapGpa(**bar, access=7), None),
+        ("hypervisor", "plain", m.UnmapGpa(start_gfn=0xFEB00, page_count=16), None),
+        ("operator", "first page", m.ListPartitions(), m.PartitionList(partitions=[summary], more=False)),
+        ("operator", "next page", m.ListPartitions(after=128), m.PartitionList(partitions=[], more=False)),
+        ("operator", "plain", m.InspectPartition(partition_id=1), inspection),
+        ("operator", "plain", m.OperatorStatistics(), daemon),
+        ("operator", "page by page",
+         m.OperatorSetPolicy(partition_id=1, mmio_granularity=m.MmioGranularity.PAGE), None),
+        ("operator", "plain", m.Drain(timeout_ms=5000), None),
+        ("vmm", "no promise", m.AttachMemory(), None),
+        ("vmm", "promised", m.AttachMemory(promise_begin_end=True), None),
+    ]  # fmt: skip
+    return [_exchange(msgid, *case) for msgid, case in enumerate(cases, start=1)]
+
+
+def _exchange(msgid: int, role: str, name: str, call: m.Call[object], reply: object) -> object:
+    fields = m.to_fields(call)
+    result = m.to_fields(reply) if isinstance(reply, msgspec.Struct) else reply
+    return {
+        "role": role,
+        "method": call.METHOD,
+        "name": name,
+        "msgid": msgid,
+        "fields": as_json(fields),
+        "request": rpc.encode_request(msgid, call.METHOD, [fields]).hex(),
+        "result": as_json(result),
+        "reply": rpc.encode_result(msgid, result).hex(),
+    }

@@ -1,0 +1,207 @@
+"""The declared address space: the VMA table that a VMM feeds."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from itertools import pairwise
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fakes.drawn import SPACE, ranges
+from intercept_protocol.addresses import PageRange, UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.outcomes import Access
+from interceptd.address_space.declared import VMAS_A_TURN, DeclaredAddressSpace, Vma
+from interceptd.mapping import HOST_BACKING, Extent, Frame
+
+RW = Access.READ | Access.WRITE
+EVERYWHERE = UaddrRange(0, 1 << 40)
+
+
+def space(*vmas: Vma, limit: int = 1000) -> DeclaredAddressSpace:
+    declared = DeclaredAddressSpace(limit)
+    for vma in vmas:
+        declared.map_vma(vma)
+    return declared
+
+
+def vma(start: int, end: int, pfn: int = 7000, access: Access = RW, *, io: bool = False) -> Vma:
+    return Vma(start, end, pfn, access, io)
+
+
+# ------------------------------------------------ resolve
+
+
+async def test_resolve_answers_with_the_part_of_the_vma_in_the_window() -> None:
+    declared = space(vma(10, 30, 7000, io=True))
+    extent = await declared.resolve(20, UaddrRange(15, 100), EVERYWHERE)
+    assert extent == Extent(UaddrRange(15, 30), Frame(HOST_BACKING, 7005), RW, io=True)
+
+
+async def test_resolve_stops_at_the_vmas_ends_even_where_neighbours_touch() -> None:
+    declared = space(vma(0, 10, 100), vma(10, 20, 110), vma(20, 30, 120))
+    extent = await declared.resolve(15, EVERYWHERE, EVERYWHERE)
+    assert extent is not None
+    assert (extent.uaddrs, extent.frame.page) == (UaddrRange(10, 20), 110)
+
+
+async def test_resolve_of_a_hole_is_none() -> None:
+    assert await space(vma(0, 10)).resolve(10, EVERYWHERE, EVERYWHERE) is None
+
+
+async def test_is_io_of_a_hole_is_none() -> None:
+    declared = space(vma(0, 10, io=True))
+    assert [await declared.is_io(page) for page in (9, 10)] == [True, None]
+
+
+# ------------------------------------------------ limits and refusals
+
+
+def test_map_over_a_vma_is_eexist_and_names_it() -> None:
+    with pytest.raises(WireError) as refused:
+        space(vma(4, 8), vma(0, 5))
+    assert refused.value.number == errno.EEXIST
+    assert refused.value.details == {"start_uaddr": 4 << 12, "page_count": 4}
+
+
+def test_map_at_the_limit_is_enospc() -> None:
+    with pytest.raises(WireError, match="may have 1 VMAs") as refused:
+        space(vma(0, 1), vma(1, 2), limit=1)
+    assert refused.value.number == errno.ENOSPC
+
+
+async def test_unmap_that_cuts_a_hole_at_the_limit_is_enospc_and_changes_nothing() -> None:
+    declared = space(vma(0, 10), limit=1)
+    with pytest.raises(WireError) as refused:
+        await declared.unmap_vma(UaddrRange(4, 5))
+    assert refused.value.number == errno.ENOSPC
+    assert await declared.is_io(4) is False
+
+
+async def test_unmap_of_an_end_at_the_limit_needs_no_room() -> None:
+    declared = space(vma(0, 10), limit=1)
+    await declared.unmap_vma(UaddrRange(8, 12))
+    assert (declared.vma_count, await declared.is_io(8)) == (1, None)
+
+
+async def test_unmap_over_the_ends_of_two_vmas_at_the_limit_needs_no_room() -> None:
+    declared = space(vma(0, 10), vma(10, 20), limit=2)
+    await declared.unmap_vma(UaddrRange(8, 12))
+    assert declared.vma_count == 2
+
+
+@pytest.mark.parametrize(("start", "end"), [(4, 5), (0, 5), (5, 10)])
+async def test_protect_that_cuts_at_the_limit_is_enospc_and_changes_nothing(start: int, end: int) -> None:
+    declared = space(vma(0, 10), limit=1)
+    with pytest.raises(WireError) as refused:
+        await declared.protect_vma(UaddrRange(start, end), Access.READ)
+    assert refused.value.number == errno.ENOSPC
+    extent = await declared.resolve(4, EVERYWHERE, EVERYWHERE)
+    assert extent is not None
+    assert (extent.uaddrs, extent.access) == (UaddrRange(0, 10), RW)
+
+
+async def test_protect_of_a_whole_vma_at_the_limit_needs_no_room() -> None:
+    declared = space(vma(0, 10), limit=1)
+    await declared.protect_vma(UaddrRange(0, 10), Access.READ)
+    assert declared.vma_count == 1
+
+
+# ------------------------------------------------ long edits
+
+
+async def passed_meanwhile(edit: DeclaredAddressSpace, uaddrs: UaddrRange) -> int:
+    """Turns that another task got while the edit ran."""
+    turns = 0
+
+    async def another() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(another)
+        await edit.unmap_vma(uaddrs)
+        nursery.cancel_scope.cancel()
+    return turns
+
+
+async def test_unmap_of_many_vmas_lets_others_run_in_between() -> None:
+    many = 5 * VMAS_A_TURN
+    declared = space(*(vma(page, page + 1) for page in range(many)), limit=many)
+    assert await passed_meanwhile(declared, EVERYWHERE) >= 3
+    assert declared.vma_count == 0
+
+
+async def test_unmap_of_few_vmas_is_one_step() -> None:
+    declared = space(*(vma(page, page + 1) for page in range(VMAS_A_TURN)), limit=VMAS_A_TURN)
+    with trio.testing.assert_no_checkpoints():
+        await declared.unmap_vma(EVERYWHERE)
+    assert declared.vma_count == 0
+
+
+# ------------------------------------------------ oracle
+
+Page = tuple[int, Access]
+edits = st.lists(st.tuples(st.sampled_from(["map", "unmap", "protect"]), ranges()))
+
+
+async def carry_out(
+    declared: DeclaredAddressSpace, edit: str, pages: PageRange, pfn: int, oracle: dict[int, Page]
+) -> dict[int, Page]:
+    """One edit; returns what the VMM's pages are afterwards."""
+    uaddrs = UaddrRange(pages.start, pages.end)
+    match edit:
+        case "map":
+            declared.map_vma(vma(pages.start, pages.end, pfn))
+            return oracle | {page: (pfn + page - pages.start, RW) for page in range(pages.start, pages.end)}
+        case "unmap":
+            await declared.unmap_vma(uaddrs)
+            return {page: held for page, held in oracle.items() if page not in pages}
+        case _:
+            await declared.protect_vma(uaddrs, Access.READ)
+            return {
+                page: (pfn, Access.READ if page in pages else access)
+                for page, (pfn, access) in oracle.items()
+            }
+
+
+async def read(declared: DeclaredAddressSpace) -> dict[int, Page]:
+    extents = [(page, await declared.resolve(page, UaddrRange(page, page + 1), EVERYWHERE)) for page in range(SPACE)]
+    return {page: (extent.frame.page, extent.access) for page, extent in extents if extent is not None}
+
+
+@given(edits)
+async def test_any_edits_leave_what_a_dict_of_pages_holds(drawn: list[tuple[str, PageRange]]) -> None:
+    declared = space(limit=6)
+    oracle: dict[int, Page] = {}
+    for number, (edit, pages) in enumerate(drawn):
+        with suppress(WireError):  # refused, and then nothing has changed
+            oracle = await carry_out(declared, edit, pages, 1000 * number, oracle)
+    assert await read(declared) == oracle
+    assert declared.vma_count <= 6
+
+
+@given(edits)
+async def test_an_edit_is_refused_only_where_it_would_overlap_or_pass_the_limit(
+    drawn: list[tuple[str, PageRange]],
+) -> None:
+    declared, roomy = space(limit=4), space(limit=1000)
+    for number, (edit, pages) in enumerate(drawn):
+        with suppress(WireError):
+            await carry_out(declared, edit, pages, 1000 * number, {})
+            await carry_out(roomy, edit, pages, 1000 * number, {})
+    assert await read(declared) == await read(roomy)
+    assert declared.vma_count == roomy.vma_count
+
+
+def test_pairs_of_pages_within_a_vma_are_contiguous_frames() -> None:
+    whole = vma(0, 10, 7000)
+    parts = [whole.slice(page, page + 1) for page in range(10)]
+    assert all(after.start_pfn == before.start_pfn + 1 for before, after in pairwise(parts))

@@ -1,0 +1,50 @@
+"""IntervalIndex against brute force."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fakes.drawn import ranges
+from intercept_protocol.addresses import PAGE_LIMIT, PageRange
+from interceptd.interval_index import IntervalIndex
+
+everything = PageRange(0, PAGE_LIMIT)
+drawn_ranges = st.lists(ranges(300) | st.just(everything))
+
+
+def indexed(drawn: list[PageRange]) -> IntervalIndex[int]:
+    """Each range filed under its place in the list, equal ones as aliases."""
+    index: IntervalIndex[int] = IntervalIndex()
+    for place, pages in enumerate(drawn):
+        index.add(pages, place, place)
+    return index
+
+
+@given(drawn_ranges, ranges(300))
+def test_overlapping_finds_what_a_scan_of_all_finds(drawn: list[PageRange], asked: PageRange) -> None:
+    expected = [place for place, pages in enumerate(drawn) if pages.overlaps(asked)]
+    assert sorted(indexed(drawn).overlapping(asked)) == expected
+
+
+@given(drawn_ranges, ranges(300), st.sets(st.integers(0, 40)))
+def test_removed_ranges_are_found_no_more_and_the_others_still(
+    drawn: list[PageRange], asked: PageRange, removed: set[int]
+) -> None:
+    index = indexed(drawn)
+    for place in removed & set(range(len(drawn))):
+        index.remove(drawn[place], place)
+    kept = [place for place in range(len(drawn)) if place not in removed]
+    assert sorted(index.overlapping(asked)) == [place for place in kept if drawn[place].overlaps(asked)]
+    assert len(index) == len(kept)
+
+
+def test_ranges_of_equal_extent_are_told_apart_by_their_alias() -> None:
+    index = indexed([PageRange(4, 8), PageRange(4, 8)])
+    index.remove(PageRange(4, 8), 0)
+    assert list(index.overlapping(PageRange(5, 6))) == [1]
+
+
+def test_a_range_that_ends_where_the_asked_one_starts_is_not_found() -> None:
+    index = indexed([PageRange(0, 4), PageRange(8, 9)])
+    assert list(index.overlapping(PageRange(4, 8))) == []

@@ -1,0 +1,192 @@
+"""The MMU-notifier channel: windows, open ranges, the pending set. All of it synchronous."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fakes.drawn import SPACE, ranges
+from intercept_protocol.addresses import PageRange, UaddrRange
+from intercept_protocol.errors import WireError
+from interceptd.mmu_notifier import EVERYTHING, PENDING_PIECES, Batch, MmuNotifier
+
+
+def uaddrs(start: int, end: int) -> UaddrRange:
+    return UaddrRange(start, end)
+
+
+def of(pages: PageRange) -> UaddrRange:
+    return UaddrRange(pages.start, pages.end)
+
+
+# ------------------------------------------------ windows
+
+
+@given(ranges(), st.lists(ranges()))
+def test_a_window_is_stale_exactly_when_an_invalidation_touched_it(
+    relied_on: PageRange, invalidated: list[PageRange]
+) -> None:
+    notifier = MmuNotifier(open_limit=1)
+    window = notifier.open_window(of(relied_on))
+    for pages in invalidated:
+        notifier.invalidate(of(pages))
+    assert window.stale == any(pages.overlaps(relied_on) for pages in invalidated)
+
+
+def test_a_window_opened_after_an_invalidation_is_fresh() -> None:
+    notifier = MmuNotifier(open_limit=1)
+    notifier.invalidate(uaddrs(0, 8))
+    assert not notifier.open_window(uaddrs(0, 8)).stale
+
+
+def test_a_closed_window_is_not_counted_as_stale() -> None:
+    notifier = MmuNotifier(open_limit=1)
+    window = notifier.open_window(uaddrs(0, 8))
+    notifier.close_window(window)
+    notifier.invalidate(uaddrs(0, 8))
+    assert notifier.stale_windows == 0
+
+
+def test_a_stale_window_is_counted_once() -> None:
+    notifier = MmuNotifier(open_limit=1)
+    notifier.open_window(uaddrs(0, 8))
+    notifier.invalidate(uaddrs(0, 1))
+    notifier.invalidate(uaddrs(1, 2))
+    assert notifier.stale_windows == 1
+
+
+def test_two_windows_on_one_range_are_two() -> None:
+    notifier = MmuNotifier(open_limit=1)
+    first, second = notifier.open_window(uaddrs(0, 8)), notifier.open_window(uaddrs(0, 8))
+    notifier.close_window(first)
+    notifier.invalidate(uaddrs(0, 8))
+    assert second.stale
+
+
+# ------------------------------------------------ open ranges
+
+
+def test_equal_begins_nest_and_only_the_last_end_opens_the_range() -> None:
+    notifier = MmuNotifier(open_limit=4)
+    notifier.begin(uaddrs(0, 8))
+    notifier.begin(uaddrs(0, 8))
+    entry = notifier.open_at(uaddrs(3, 4))
+    assert entry is not None
+    notifier.end(uaddrs(0, 8))
+    assert not entry.over.is_set()
+    assert notifier.open_at(uaddrs(3, 4)) is entry
+    notifier.end(uaddrs(0, 8))
+    assert entry.over.is_set()
+    assert notifier.open_at(uaddrs(3, 4)) is None
+
+
+def test_overlapping_begins_of_different_ranges_end_apart() -> None:
+    notifier = MmuNotifier(open_limit=4)
+    notifier.begin(uaddrs(0, 8))
+    notifier.begin(uaddrs(4, 12))
+    notifier.end(uaddrs(0, 8))
+    assert notifier.open_at(uaddrs(0, 4)) is None
+    assert notifier.open_at(uaddrs(4, 5)) is not None
+
+
+def test_begin_makes_attempts_stale_as_an_invalidation_does() -> None:
+    notifier = MmuNotifier(open_limit=4)
+    window = notifier.open_window(uaddrs(0, 8))
+    notifier.begin(uaddrs(7, 9))
+    assert window.stale
+
+
+def test_begin_at_the_limit_is_enospc_and_changes_nothing() -> None:
+    notifier = MmuNotifier(open_limit=1)
+    notifier.begin(uaddrs(0, 1))
+    with pytest.raises(WireError) as refused:
+        notifier.begin(uaddrs(0, 1))
+    assert refused.value.number == errno.ENOSPC
+    assert refused.value.details == {"limit": "open_invalidations_per_partition"}
+    assert (notifier.open_invalidations, notifier.invalidations) == (1, 1)
+
+
+@given(st.lists(ranges(), max_size=12), ranges(), st.data())
+def test_cut_back_is_the_largest_range_around_the_page_without_an_open_one(
+    begun: list[PageRange], asked: PageRange, data: st.DataObject
+) -> None:
+    page = data.draw(st.integers(asked.start, asked.end - 1))
+    elsewhere = [pages for pages in begun if page not in pages]
+    notifier = MmuNotifier(open_limit=100)
+    for pages in elsewhere:
+        notifier.begin(of(pages))
+    taken = {taken for pages in elsewhere for taken in range(pages.start, pages.end)}
+    before = [free for free in range(asked.start, page) if free in taken]
+    behind = [free for free in range(page, asked.end) if free in taken]
+    expected = uaddrs(max(before, default=asked.start - 1) + 1, min(behind, default=asked.end))
+    assert notifier.cut_back(of(asked), page) == expected
+
+
+# ------------------------------------------------ the pending set
+
+
+@given(st.lists(ranges(), max_size=30))
+def test_pending_pieces_are_disjoint_and_cover_just_what_was_invalidated(drawn: list[PageRange]) -> None:
+    batch = Batch()
+    for pages in drawn:
+        batch.add(of(pages))
+    pieces = batch.pieces
+    covered = {page for piece in pieces for page in range(piece.start, piece.end)}
+    assert covered == {page for pages in drawn for page in range(pages.start, pages.end)}
+    assert sum(piece.page_count for piece in pieces) == len(covered) <= SPACE
+
+
+def test_pending_beyond_1024_pieces_becomes_everything() -> None:
+    batch = Batch()
+    for piece in range(PENDING_PIECES):
+        batch.add(uaddrs(2 * piece, 2 * piece + 1))
+    assert len(batch.pieces) == PENDING_PIECES == 1024
+    batch.add(uaddrs(1 << 40, (1 << 40) + 1))
+    assert batch.pieces == [EVERYTHING]
+
+
+def test_pending_everything_stays_within_bounds_whatever_comes() -> None:
+    batch = Batch()
+    batch.add(EVERYTHING)
+    for piece in range(3 * PENDING_PIECES):
+        batch.add(uaddrs(2 * piece, 2 * piece + 1))
+    assert len(batch.pieces) <= PENDING_PIECES
+    assert sum(piece.page_count for piece in batch.pieces) == EVERYTHING.page_count
+
+
+def test_take_leaves_an_empty_set_and_later_invalidations_go_to_the_next_batch() -> None:
+    notifier = MmuNotifier(open_limit=1)
+    first = notifier.invalidate(uaddrs(0, 1))
+    assert notifier.take() is first
+    second = notifier.invalidate(uaddrs(2, 3))
+    assert second is not first
+    assert notifier.take().pieces == [uaddrs(2, 3)]
+
+
+async def test_doorbell_rung_many_times_rings_once() -> None:
+    notifier = MmuNotifier(open_limit=1)
+    for page in range(100):
+        notifier.invalidate(uaddrs(page, page + 1))
+    await notifier.wait_rung()
+    with trio.move_on_after(1) as waited:
+        await notifier.wait_rung()
+    assert waited.cancelled_caught
+
+
+async def test_doorbell_rung_before_anyone_waits_is_heard() -> None:
+    notifier = MmuNotifier(open_limit=1)
+    notifier.invalidate(uaddrs(0, 1))
+    await notifier.wait_rung()
+    assert notifier.take().pieces == [uaddrs(0, 1)]
+
+
+def test_an_invalidation_needs_neither_a_task_nor_a_manager() -> None:
+    """The source's munmap is blocked until we return: there is nothing here that could be waited for."""
+    notifier = MmuNotifier(open_limit=1)
+    for page in range(3 * PENDING_PIECES):
+        notifier.invalidate(uaddrs(2 * page, 2 * page + 1))
+    assert notifier.invalidations == 3 * PENDING_PIECES

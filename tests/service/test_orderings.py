@@ -1,0 +1,325 @@
+"""The orderings that a prototype got wrong first (the design's section on the core), one test each."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from fakes.model_partition import RW, ModelPartition
+from fakes.model_ports import Mapped, Unmapped
+from fakes.pauses import Point
+from fakes.running import Running
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import RegionKind, Remap
+from intercept_protocol.outcomes import Access, Answer
+
+GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
+NOTHING = [None] * PAGES
+
+
+async def with_region(model: ModelPartition, kind: RegionKind = RegionKind.MMIO) -> None:
+    await model.map_vma(PAGE, PAGES, PFN)
+    await model.add_region(GFN, PAGES, PAGE, kind)
+
+
+# ------------------------------------------------ unmap_vma
+
+
+async def test_unmap_vma_marks_stale_and_edits_before_anyone_else_runs(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """A fault that begins while the guest's mapping is being taken away must not find the VMA any more."""
+    await with_region(model)
+    await model.fault(GFN)
+    unmapping = model.gates.hold(Point.UNMAP)
+    unmap = Running(nursery, model.unmap_vma, PAGE, PAGES)
+    await unmapping.wait_reached()
+    assert await model.declared.is_io(PAGE) is None
+    assert model.notifier.open_invalidations == 1
+    unmapping.open()
+    await unmap.result()
+
+
+async def test_unmap_vma_is_answered_after_the_unmap_and_the_range_is_closed_by_then(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await with_region(model)
+    await model.fault(GFN)
+    unmapping = model.gates.hold(Point.UNMAP)
+    unmap = Running(nursery, model.unmap_vma, PAGE, PAGES)
+    await unmapping.wait_reached()
+    await wait_all_tasks_blocked()
+    assert not unmap.done
+    unmapping.open()
+    await unmap.result()
+    assert model.notifier.open_invalidations == 0
+
+
+async def test_unmap_vma_that_is_refused_closes_its_range(model: ModelPartition) -> None:
+    for vma in range(1, 64):
+        await model.begin(vma, 1)
+    await model.map_vma(PAGE, PAGES, PFN)
+    await model.unmap_vma(PAGE, 1)
+    assert model.notifier.open_invalidations == 63
+
+
+# ------------------------------------------------ remove
+
+
+async def test_remove_unlinks_before_it_unmaps(model: ModelPartition, nursery: trio.Nursery) -> None:
+    await with_region(model)
+    await model.fault(GFN)
+    unmapping = model.gates.hold(Point.UNMAP)
+    remove = Running(nursery, model.remove_region, GFN, PAGES, PAGE)
+    await unmapping.wait_reached()
+    assert model.regions.region_count == 0
+    unmapping.open()
+    await remove.result()
+
+
+async def test_remove_is_completed_once_it_has_begun_whoever_gives_up(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await with_region(model)
+    await model.fault(GFN)
+    unmapping = model.gates.hold(Point.UNMAP)
+    remove = Running(nursery, model.remove_region, GFN, PAGES, PAGE)
+    await unmapping.wait_reached()
+    nursery.start_soon(remove.cancel)
+    await wait_all_tasks_blocked()
+    assert not remove.done
+    unmapping.open()
+    await wait_all_tasks_blocked()
+    assert model.pfns(GFN, PAGES) == NOTHING
+    assert await model.fault(GFN) is Answer.NO_REGION
+
+
+# ------------------------------------------------ add movable
+
+
+async def test_add_movable_inserts_then_maps_no_access_and_a_fault_in_between_waits(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """Mapped before it is inserted, the fault would be told that there is no region."""
+    await model.map_vma(PAGE, PAGES, PFN)
+    mapping = model.gates.hold(Point.MAP)
+    add = Running(nursery, model.add_region, GFN, PAGES, PAGE, RegionKind.MOVABLE)
+    await mapping.wait_reached()
+    fault = Running(nursery, model.fault, GFN)
+    await wait_all_tasks_blocked()
+    assert (fault.done, add.done) == (False, False)
+    mapping.open()
+    assert await add.result() is RegionKind.MOVABLE
+    assert await fault.result() is Answer.MAPPED
+    assert model.hypervisor.events == [
+        Mapped(GFN, GFN + PAGES, None, Access.NONE),
+        Mapped(GFN, GFN + PAGES, PFN, RW),
+    ]
+
+
+async def test_add_movable_that_the_hypervisor_refuses_leaves_no_region(model: ModelPartition) -> None:
+    model.hypervisor.refuse_map(number=errno.ENOMEM)
+    with pytest.raises(WireError) as refused:
+        await model.add_region(GFN, PAGES, PAGE, RegionKind.MOVABLE)
+    assert refused.value.number == errno.ENOMEM
+    assert await model.fault(GFN) is Answer.NO_REGION
+
+
+# ------------------------------------------------ add pinned
+
+
+async def test_add_pinned_is_not_live_while_it_is_populated(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """A fault is told to ask again, not that nothing is there."""
+    await model.map_vma(PAGE, PAGES, PFN)
+    gate = model.gates.hold(Point.RESOLVE)
+    add = Running(nursery, model.add_region, GFN, PAGES, PAGE, RegionKind.PINNED)
+    await gate.wait_reached()
+    assert await model.fault(GFN) is Answer.CONTENDED
+    gate.open()
+    assert await add.result() is RegionKind.PINNED
+    assert await model.fault(GFN) is Answer.ALREADY_MAPPED
+    assert model.hypervisor.events == [Mapped(GFN, GFN + PAGES, PFN, RW)]
+
+
+@pytest.mark.parametrize("point", [Point.RESOLVE, Point.RESOLVED, Point.MAP, Point.MAPPED])
+async def test_add_pinned_with_an_invalidation_meanwhile_is_efault_and_leaves_nothing(
+    model: ModelPartition, nursery: trio.Nursery, point: Point
+) -> None:
+    await model.map_vma(PAGE, PAGES, PFN)
+    gate = model.gates.hold(point)
+    add = Running(nursery, model.add_region, GFN, PAGES, PAGE, RegionKind.PINNED)
+    await gate.wait_reached()
+    invalidate = Running(nursery, model.invalidate, PAGE + 15, 1)
+    await wait_all_tasks_blocked()
+    gate.open()
+    with pytest.raises(WireError, match="was invalidated meanwhile") as refused:
+        await add.result()
+    assert refused.value.number == errno.EFAULT
+    await invalidate.result()
+    assert (model.regions.region_count, model.pfns(GFN, PAGES)) == (0, NOTHING)
+    assert await model.fault(GFN) is Answer.NO_REGION
+
+
+async def test_add_pinned_inside_an_open_invalidation_is_efault_and_leaves_nothing(
+    model: ModelPartition,
+) -> None:
+    await model.map_vma(PAGE, PAGES, PFN)
+    await model.begin(PAGE + 3, 1)
+    with pytest.raises(WireError, match="is being invalidated") as refused:
+        await model.add_region(GFN, PAGES, PAGE, RegionKind.PINNED)
+    assert refused.value.number == errno.EFAULT
+    assert model.regions.region_count == 0
+
+
+@pytest.mark.parametrize(("backed", "access"), [(15, RW), (16, Access.WRITE)])
+async def test_add_pinned_that_cannot_be_populated_whole_is_efault_and_leaves_nothing(
+    model: ModelPartition, backed: int, access: Access
+) -> None:
+    await model.map_vma(PAGE, backed, PFN, access)
+    with pytest.raises(WireError) as refused:
+        await model.add_region(GFN, PAGES, PAGE, RegionKind.PINNED)
+    assert refused.value.number == errno.EFAULT
+    assert (model.regions.region_count, model.pfns(GFN, PAGES)) == (0, NOTHING)
+
+
+async def test_add_pinned_that_the_hypervisor_refuses_half_way_leaves_nothing(model: ModelPartition) -> None:
+    await model.map_vma(PAGE, 8, PFN)
+    await model.map_vma(PAGE + 8, 8, 0xB000)
+    model.hypervisor.refuse_map(nth=2)
+    with pytest.raises(WireError, match="the hypervisor refused") as refused:
+        await model.add_region(GFN, PAGES, PAGE, RegionKind.PINNED)
+    assert refused.value.number == errno.EFAULT
+    assert (model.regions.region_count, model.pfns(GFN, PAGES)) == (0, NOTHING)
+
+
+async def test_add_pinned_that_is_given_up_leaves_nothing(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await model.map_vma(PAGE, PAGES, PFN)
+    gate = model.gates.hold(Point.RESOLVED)
+    add = Running(nursery, model.add_region, GFN, PAGES, PAGE, RegionKind.PINNED)
+    await gate.wait_reached()
+    assert await add.cancel()
+    assert (model.regions.region_count, model.pfns(GFN, PAGES)) == (0, NOTHING)
+
+
+# ------------------------------------------------ roll-back
+
+
+@pytest.mark.parametrize("remap", Remap)
+async def test_roll_back_puts_back_no_access(remap: Remap) -> None:
+    """ "Unmap what I mapped" would lose it, and the next touch would be an UNMAPPED_GPA."""
+    async with ModelPartition(remap=remap).running() as model:
+        await with_region(model, RegionKind.MOVABLE)
+        model.hypervisor.refuse_map()
+        assert await model.fault(GFN) is Answer.HYPERVISOR_ERROR
+        assert model.hypervisor.counters().no_access_gfns == PAGES
+        assert await model.fault(GFN) is Answer.MAPPED
+
+
+async def test_roll_back_of_several_maps_puts_back_no_access_of_each(model: ModelPartition) -> None:
+    await with_region(model, RegionKind.MOVABLE)
+    await model.fault(GFN)
+    await model.invalidate(PAGE, 4)
+    await model.invalidate(PAGE + 8, 4)
+    model.hypervisor.refuse_map(nth=2)
+    assert await model.fault(GFN) is Answer.HYPERVISOR_ERROR
+    assert model.hypervisor.counters().no_access_gfns == 8
+    assert model.pfns(GFN, 5) == [None] * 4 + [PFN + 4]
+
+
+# ------------------------------------------------ the pending set
+
+
+async def test_pending_set_is_taken_after_the_lock_so_that_one_pass_serves_all(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """Taken before, what came while the manager waited would need a pass of its own."""
+    await with_region(model)
+    await model.fault(GFN)
+    await model.map_vma(0xA000, 1, 0x8000)
+    await model.add_region(0x200, 1, 0xA000)
+    holder = model.gates.hold(Point.MAP)
+    Running(nursery, model.fault, 0x200)
+    await holder.wait_reached()
+    first = Running(nursery, model.invalidate, PAGE, PAGES // 2)
+    await wait_all_tasks_blocked()
+    second = Running(nursery, model.invalidate, PAGE + PAGES // 2, PAGES // 2)
+    await wait_all_tasks_blocked()
+    unmapping = model.gates.hold(Point.UNMAP)
+    holder.open()
+    await unmapping.wait_reached()
+    pending = model.notifier.take()
+    unmapping.open()
+    assert pending.pieces == []
+    await first.result()
+    await second.result()
+    assert model.pfns(GFN, PAGES) == NOTHING
+
+
+async def test_an_invalidation_that_comes_during_a_pass_is_served_by_the_next(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await with_region(model)
+    await model.fault(GFN)
+    unmapping = model.gates.hold(Point.UNMAP)
+    first = Running(nursery, model.invalidate, PAGE, 4)
+    await unmapping.wait_reached()
+    second = Running(nursery, model.invalidate, PAGE + 4, 4)
+    await wait_all_tasks_blocked()
+    unmapping.open()
+    await first.result()
+    await second.result()
+    assert model.hypervisor.events[1:] == [Unmapped(GFN, GFN + 4), Unmapped(GFN + 4, GFN + 8)]
+
+
+# ------------------------------------------------ being mapped is one slot
+
+
+async def test_a_second_vp_is_not_told_resume_while_the_call_is_out(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await with_region(model)
+    mapping = model.gates.hold(Point.MAP)
+    first = Running(nursery, model.fault, GFN)
+    await mapping.wait_reached()
+    second = Running(nursery, model.fault, GFN)
+    await wait_all_tasks_blocked()
+    assert not second.done
+    mapping.open()
+    assert await first.result() is Answer.MAPPED
+    assert await second.result() is Answer.ALREADY_MAPPED
+
+
+async def test_a_fault_on_a_page_that_is_being_unmapped_waits(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """Told RESUME, the VP would run into the same fault at once, and be taken for one without progress."""
+    await with_region(model)
+    await model.fault(GFN)
+    unmapping = model.gates.hold(Point.UNMAPPED)
+    invalidate = Running(nursery, model.invalidate, PAGE, PAGES)
+    await unmapping.wait_reached()
+    fault = Running(nursery, model.fault, GFN)
+    await wait_all_tasks_blocked()
+    assert not fault.done
+    unmapping.open()
+    await invalidate.result()
+    assert await fault.result() is Answer.MAPPED
+
+
+async def test_a_fault_behind_a_call_that_does_not_return_is_told_contended(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await with_region(model)
+    mapping = model.gates.hold(Point.MAP)
+    first = Running(nursery, model.fault, GFN)
+    await mapping.wait_reached()
+    assert await model.fault(GFN) is Answer.CONTENDED
+    mapping.open()
+    assert await first.result() is Answer.MAPPED

@@ -1,0 +1,142 @@
+"""The region list: I3, limits, and finding from both sides."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from itertools import compress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fakes.drawn import SPACE, ranges
+from intercept_protocol.addresses import PAGE_LIMIT, GfnRange, PageRange, UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import RegionKind
+from intercept_protocol.outcomes import Access
+from interceptd.region import Presumption, Region
+from interceptd.region_list import RegionList
+
+
+def region(gfns: PageRange, start_uaddr_page: int = 0) -> Region:
+    return Region(
+        GfnRange(gfns.start, gfns.end),
+        UaddrRange(start_uaddr_page, start_uaddr_page + gfns.page_count),
+        RegionKind.MMIO,
+        Presumption.STATED,
+        Access.READ,
+    )
+
+
+def listed(drawn: list[tuple[PageRange, int]]) -> tuple[RegionList, list[Region]]:
+    """All that can be added in turn, and what an oracle with a plain list accepts."""
+    regions = RegionList(limit=1000)
+    oracle: list[Region] = []
+    for gfns, uaddr in drawn:
+        candidate = region(gfns, uaddr)
+        with suppress(WireError):
+            regions.add(candidate)
+        oracle += [] if any(held.gfns.overlaps(gfns) for held in oracle) else [candidate]
+    return regions, sorted(oracle, key=lambda held: held.gfns.start)
+
+
+drawn_regions = st.lists(st.tuples(ranges(), st.integers(0, SPACE)))
+
+
+@given(drawn_regions)
+def test_i3_regions_stay_sorted_and_disjoint_and_none_is_refused_without_overlap(
+    drawn: list[tuple[PageRange, int]],
+) -> None:
+    regions, oracle = listed(drawn)
+    assert list(regions) == oracle
+
+
+@given(drawn_regions, st.integers(0, SPACE))
+def test_find_answers_with_the_region_that_covers_the_gfn(
+    drawn: list[tuple[PageRange, int]], gfn: int
+) -> None:
+    regions, oracle = listed(drawn)
+    assert regions.find(gfn) is next((held for held in oracle if gfn in held.gfns), None)
+
+
+@given(drawn_regions, ranges())
+def test_behind_finds_every_region_of_a_uaddr_aliases_included(
+    drawn: list[tuple[PageRange, int]], asked: PageRange
+) -> None:
+    regions, oracle = listed(drawn)
+    found = sorted(
+        regions.behind(UaddrRange(asked.start, asked.end)), key=lambda region: region.gfns.start
+    )
+    assert found == [held for held in oracle if held.uaddrs.overlaps(asked)]
+
+
+@given(drawn_regions, st.data())
+def test_removed_regions_are_found_from_neither_side(
+    drawn: list[tuple[PageRange, int]], data: st.DataObject
+) -> None:
+    regions, oracle = listed(drawn)
+    stays = data.draw(st.lists(st.booleans(), min_size=len(oracle), max_size=len(oracle)))
+    kept = list(compress(oracle, stays))
+    for held in compress(oracle, (not stay for stay in stays)):
+        regions.remove(held)
+    assert list(regions) == kept
+    assert set(regions.behind(UaddrRange(0, PAGE_LIMIT))) == set(kept)
+
+
+def test_add_over_another_region_is_eexist_and_names_both() -> None:
+    regions = RegionList(limit=10)
+    regions.add(region(PageRange(0x180, 0x280)))
+    with pytest.raises(WireError, match=r"region \[0x100, 0x200\) overlaps \[0x180, 0x280\)") as refused:
+        regions.add(region(PageRange(0x100, 0x200)))
+    assert refused.value.number == errno.EEXIST
+
+
+def test_add_beside_another_region_is_no_overlap() -> None:
+    regions = RegionList(limit=10)
+    regions.add(region(PageRange(0x180, 0x280)))
+    regions.add(region(PageRange(0x100, 0x180)))
+    regions.add(region(PageRange(0x280, 0x281)))
+    assert len(regions) == 3
+
+
+def test_add_at_the_limit_is_enospc_and_names_the_limit() -> None:
+    regions = RegionList(limit=1)
+    regions.add(region(PageRange(0, 1)))
+    with pytest.raises(WireError) as refused:
+        regions.add(region(PageRange(1, 2)))
+    assert refused.value.number == errno.ENOSPC
+    assert refused.value.details == {"limit": "regions_per_partition"}
+
+
+def test_exactly_with_another_start_is_enoent() -> None:
+    regions = RegionList(limit=1)
+    regions.add(region(PageRange(0, 8)))
+    with pytest.raises(WireError) as refused:
+        regions.exactly(GfnRange(1, 8), UaddrRange(0, 7))
+    assert refused.value.number == errno.ENOENT
+
+
+@pytest.mark.parametrize(
+    ("gfns", "uaddrs", "field"),
+    [
+        (GfnRange(0, 7), UaddrRange(0, 7), "page_count"),
+        (GfnRange(0, 8), UaddrRange(1, 9), "start_uaddr"),
+    ],
+)
+def test_exactly_with_another_extent_is_einval_and_names_the_field(
+    gfns: GfnRange, uaddrs: UaddrRange, field: str
+) -> None:
+    regions = RegionList(limit=1)
+    regions.add(region(PageRange(0, 8)))
+    with pytest.raises(WireError) as refused:
+        regions.exactly(gfns, uaddrs)
+    assert (refused.value.number, refused.value.details["field"]) == (errno.EINVAL, field)
+
+
+def test_from_gfn_pages_through_the_list() -> None:
+    regions = RegionList(limit=10)
+    held = [region(PageRange(start, start + 2)) for start in (0, 4, 8)]
+    for each in held:
+        regions.add(each)
+    assert regions.from_gfn(1, 1) == [held[1]]

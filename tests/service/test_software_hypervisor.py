@@ -1,0 +1,267 @@
+"""The software hypervisor: batches, deposits, status codes and the roll-back."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from intercept_protocol.addresses import GfnRange
+from intercept_protocol.messages import Remap
+from intercept_protocol.outcomes import Access
+from interceptd.hypervisor import HypervisorError
+from interceptd.hypervisor.hv_status import HvStatus
+from interceptd.hypervisor.software import (
+    DEPOSIT_PAGES,
+    MAP_BATCH_GFNS,
+    UNMAP_BATCH_GFNS,
+    SoftwareHypervisor,
+)
+from interceptd.mapping import HOST_BACKING, Frame, Mapping
+
+LONG = 2000
+"""Pages: four map batches, the last one short."""
+Reach = list[int | None]
+
+
+def hypervisor(
+    *,
+    remap: Remap = Remap.REPLACE,
+    pool_pages: int = DEPOSIT_PAGES,
+    pool_limit: int = 4 * DEPOSIT_PAGES,
+    failing_calls: dict[int, HvStatus] | None = None,
+) -> SoftwareHypervisor:
+    return SoftwareHypervisor(
+        remap=remap, pool_pages=pool_pages, pool_limit=pool_limit, failing_calls=failing_calls
+    )
+
+
+def mapping(start: int, page_count: int, pfn: int = 0x5000) -> Mapping:
+    return Mapping(start, start + page_count, Frame(HOST_BACKING, pfn), 0x9000, Access.READ)
+
+
+def no_access(start: int, page_count: int) -> Mapping:
+    return Mapping(start, start + page_count, None, 0x9000, Access.NONE)
+
+
+def reach(hypervisor: SoftwareHypervisor, page_count: int = LONG + 10) -> Reach:
+    """The pfn that the guest reaches, gfn by gfn."""
+    frames = [
+        None if (entry := hypervisor.translate(gfn)) is None else entry.frame_at(gfn)
+        for gfn in range(page_count)
+    ]
+    return [None if frame is None else frame.page for frame in frames]
+
+
+# ------------------------------------------------ batches
+
+
+@given(st.integers(1, 5000))
+async def test_map_takes_a_call_for_every_509_gfns_begun(page_count: int) -> None:
+    software = hypervisor()
+    await software.map_gpa(mapping(0, page_count))
+    assert software.counters().map_calls == -(-page_count // 509)
+
+
+@given(st.integers(1, 5000))
+async def test_unmap_takes_a_call_for_every_512_gfns_begun(page_count: int) -> None:
+    software = hypervisor()
+    await software.map_gpa(mapping(0, page_count))
+    await software.unmap_gpa(GfnRange(0, page_count))
+    assert software.counters().unmap_calls == -(-page_count // 512)
+
+
+async def test_unmap_of_nothing_calls_nothing_and_may_be_repeated() -> None:
+    software = hypervisor()
+    await software.map_gpa(mapping(0, 4))
+    await software.unmap_gpa(GfnRange(0, 8))
+    await software.unmap_gpa(GfnRange(0, 8))
+    assert software.counters().unmap_calls == 1
+
+
+async def test_unmap_calls_run_from_the_first_to_the_last_mapped_gfn() -> None:
+    software = hypervisor()
+    await software.map_gpa(mapping(100, 1))
+    await software.map_gpa(mapping(100 + UNMAP_BATCH_GFNS, 1))
+    await software.unmap_gpa(GfnRange(0, 1 << 30))
+    assert software.counters().unmap_calls == 2
+
+
+async def test_no_access_is_counted_apart_and_translates_to_nothing() -> None:
+    software = hypervisor()
+    await software.map_gpa(no_access(0, 8))
+    counters = software.counters()
+    assert (counters.no_access_gfns, counters.mapped_gfns, software.translate(3)) == (8, 0, None)
+
+
+# ------------------------------------------------ deposits
+
+
+async def test_map_beyond_the_pool_deposits_256_pages_at_a_time_and_counts_no_more_calls() -> None:
+    software = hypervisor(pool_pages=0)
+    await software.map_gpa(mapping(0, DEPOSIT_PAGES * 512 + 1))
+    counters = software.counters()
+    assert (counters.deposits, counters.map_calls) == (2, -(-(DEPOSIT_PAGES * 512 + 1) // 509))
+
+
+async def test_map_within_the_pool_deposits_nothing() -> None:
+    software = hypervisor(pool_pages=1)
+    await software.map_gpa(mapping(0, 512))
+    assert software.counters().deposits == 0
+
+
+async def test_map_over_what_is_mapped_needs_no_more_room() -> None:
+    software = hypervisor(pool_pages=1, pool_limit=1)
+    await software.map_gpa(no_access(0, 512))
+    await software.map_gpa(mapping(0, 512))
+    assert software.counters().mapped_gfns == 512
+
+
+async def test_unmap_gives_its_room_back() -> None:
+    software = hypervisor(pool_pages=1, pool_limit=1)
+    await software.map_gpa(mapping(0, 512))
+    await software.unmap_gpa(GfnRange(0, 512))
+    await software.map_gpa(mapping(1024, 512))
+    assert software.counters().mapped_gfns == 512
+
+
+async def test_map_beyond_the_pool_limit_is_enomem_and_leaves_nothing() -> None:
+    software = hypervisor(pool_pages=1, pool_limit=1)
+    with pytest.raises(HypervisorError, match="INSUFFICIENT_MEMORY after 512 of 513") as refused:
+        await software.map_gpa(mapping(0, 513))
+    assert refused.value.number == errno.ENOMEM
+    assert software.counters().slat_extents == 0
+    assert software.counters().map_calls == 2
+
+
+async def test_map_beyond_the_pool_limit_puts_back_no_access_and_other_mappings() -> None:
+    software = hypervisor(pool_pages=2, pool_limit=2)
+    await software.map_gpa(no_access(0, 100))
+    await software.map_gpa(mapping(200, 100, pfn=0x8000))
+    before, no_access_before = reach(software), software.counters().no_access_gfns
+    with pytest.raises(HypervisorError):
+        await software.map_gpa(mapping(0, LONG))
+    assert reach(software) == before
+    assert software.counters().no_access_gfns == no_access_before == 100
+
+
+# ------------------------------------------------ failing calls
+
+
+CALLS = -(-LONG // MAP_BATCH_GFNS)
+
+
+@pytest.mark.parametrize("failing", [1, 2, CALLS])
+async def test_map_that_fails_at_the_nth_call_rolls_back_exactly_the_batches_before_it(failing: int) -> None:
+    software = hypervisor(failing_calls={failing: HvStatus.OPERATION_FAILED})
+    completed = (failing - 1) * MAP_BATCH_GFNS
+    with pytest.raises(HypervisorError, match=f"OPERATION_FAILED after {completed} of {LONG} gfns"):
+        await software.map_gpa(mapping(0, LONG))
+    counters = software.counters()
+    assert (counters.slat_extents, counters.map_calls) == (0, failing)
+    assert counters.unmap_calls == -(-completed // UNMAP_BATCH_GFNS)
+
+
+@pytest.mark.parametrize("failing", [1, 2, CALLS])
+async def test_map_that_fails_puts_back_no_access_and_frames_that_it_replaced(failing: int) -> None:
+    software = hypervisor(failing_calls={3 + failing: HvStatus.OPERATION_FAILED})
+    await software.map_gpa(no_access(0, 300))
+    await software.map_gpa(mapping(400, 300, pfn=0x8000))
+    await software.map_gpa(no_access(1900, 100))
+    before = reach(software)
+    with pytest.raises(HypervisorError):
+        await software.map_gpa(mapping(0, LONG))
+    assert reach(software) == before
+    assert (software.counters().no_access_gfns, software.counters().mapped_gfns) == (400, 300)
+
+
+async def test_map_after_a_failed_one_succeeds() -> None:
+    software = hypervisor(failing_calls={2: HvStatus.OPERATION_FAILED})
+    with pytest.raises(HypervisorError):
+        await software.map_gpa(mapping(0, LONG))
+    await software.map_gpa(mapping(0, LONG))
+    assert software.counters().mapped_gfns == LONG
+
+
+def test_every_status_of_too_little_memory_is_enomem() -> None:
+    too_little = {status for status in HvStatus if status.errno == errno.ENOMEM}
+    assert too_little == {0xB, 0x73, 0x75, 0x83}
+
+
+def test_every_status_of_a_wrong_argument_is_einval_and_the_rest_eio() -> None:
+    wrong = {status for status in HvStatus if status.errno == errno.EINVAL}
+    assert wrong == {2, 3, 5, 0xD, 0xE}
+    assert {status.errno for status in set(HvStatus) - wrong} == {0, errno.ENOMEM, errno.EIO}
+
+
+# ------------------------------------------------ mapping what is mapped
+
+
+async def test_remap_replace_lets_the_last_frame_win() -> None:
+    software = hypervisor(remap=Remap.REPLACE)
+    await software.map_gpa(mapping(0, 8))
+    await software.map_gpa(mapping(4, 8, pfn=0x8000))
+    assert reach(software, 12) == [*range(0x5000, 0x5004), *range(0x8000, 0x8008)]
+
+
+async def test_remap_error_refuses_a_gfn_that_the_guest_reaches_and_changes_nothing() -> None:
+    software = hypervisor(remap=Remap.ERROR)
+    await software.map_gpa(mapping(0, 8))
+    before = reach(software)
+    with pytest.raises(HypervisorError, match="INVALID_PARAMETER") as refused:
+        await software.map_gpa(mapping(4, 8, pfn=0x8000))
+    assert refused.value.number == errno.EINVAL
+    assert reach(software) == before
+
+
+async def test_remap_error_allows_no_access_to_be_mapped_and_put_back() -> None:
+    software = hypervisor(remap=Remap.ERROR)
+    await software.map_gpa(no_access(0, 8))
+    await software.map_gpa(mapping(2, 4))
+    await software.map_gpa(no_access(0, 8))
+    assert software.counters().no_access_gfns == 8
+
+
+# ------------------------------------------------ oracle
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["map", "no access", "unmap"]), st.integers(0, 1500), st.integers(1, 1200)),
+    max_size=8,
+)
+
+
+def reach_of(wanted: Mapping) -> Reach:
+    frames = [wanted.frame_at(gfn) for gfn in range(wanted.start, wanted.end)]
+    return [None if frame is None else frame.page for frame in frames]
+
+
+async def carry_out(software: SoftwareHypervisor, step: str, wanted: Mapping) -> Reach:
+    """Ask for one step; returns what the guest is to reach there afterwards."""
+    match step:
+        case "map":
+            await software.map_gpa(wanted)
+            return reach_of(wanted)
+        case "no access":
+            await software.map_gpa(replace(wanted, frame=None, access=Access.NONE))
+        case _:
+            await software.unmap_gpa(wanted.gfns)
+    return [None] * wanted.gfns.page_count
+
+
+@given(steps, st.dictionaries(st.integers(1, 12), st.just(HvStatus.OPERATION_FAILED)))
+async def test_any_requests_with_any_failures_leave_what_a_dict_of_pages_holds(
+    drawn: list[tuple[str, int, int]], failing_calls: dict[int, HvStatus]
+) -> None:
+    software = hypervisor(failing_calls=failing_calls, pool_pages=2, pool_limit=2)
+    oracle: Reach = [None] * 2800
+    for number, (step, start, page_count) in enumerate(drawn):
+        with suppress(HypervisorError):  # then all is as it was before
+            oracle[start : start + page_count] = await carry_out(
+                software, step, mapping(start, page_count, pfn=10_000 * number)
+            )
+    assert reach(software, len(oracle)) == oracle

@@ -1,0 +1,212 @@
+"""Every limit that `hello` states: reaching it is an error that names it, and the rest goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from fakes.daemon_process import DaemonProcess
+from fakes.eventually import eventually
+from fakes.raw_client import RawConnection, Refusal, intercept_message, pack, request
+from fakes.raw_vmm import GFN, MODEL, PAGE, PAGES, UADDR, WHOLE_MEMORY, RawVmm, region, vma
+from fakes.witness import Witness
+
+CONFIG = """
+[limits]
+connections_without_hello = 6
+partitions_per_uid = 3
+vmms_per_uid = 5
+vps_per_partition = 2
+notifiers_per_partition = 2
+regions_per_partition = 2
+vmas_per_partition = 3
+open_invalidations_per_partition = 2
+deposit_pages_per_partition = 300
+operators = 2
+[timeouts]
+hello_ms = 1000
+invalidate_ms = 200
+"""
+
+
+@pytest.fixture(scope="module")
+def small_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    with DaemonProcess(tmp_path_factory.mktemp("small"), config=CONFIG) as process:
+        yield process.wait_serving()
+
+
+@pytest.fixture
+def daemon(small_daemon: DaemonProcess) -> DaemonProcess:
+    return small_daemon
+
+
+@pytest.fixture
+def limits(witness: Witness, daemon: DaemonProcess) -> dict[str, int]:
+    with RawConnection(daemon.socket) as connection:
+        stated: dict[str, int] = connection.say_hello("vmm")["limits"]
+    assert witness.serve() == Witness.SERVED
+    return stated
+
+
+def partitions(daemon: DaemonProcess, vmm: RawVmm, opened: ExitStack) -> Refusal:
+    opened.enter_context(RawVmm(daemon.socket))  # the witness has one, `vmm` the second
+    connection = opened.enter_context(RawConnection(daemon.socket))
+    connection.say_hello("vmm")
+    return connection.refusal("create_partition", MODEL)
+
+
+def vmms(daemon: DaemonProcess, vmm: RawVmm, opened: ExitStack) -> Refusal:
+    for _ in range(3):  # the witness and `vmm` are two
+        opened.enter_context(RawConnection(daemon.socket)).say_hello("vmm")
+    connection = opened.enter_context(RawConnection(daemon.socket))
+    return connection.refusal("hello", {"protocol": 1, "role": "vmm"})
+
+
+def vps(daemon: DaemonProcess, vmm: RawVmm, opened: ExitStack) -> Refusal:
+    vmm.vp(1)
+    connection = opened.enter_context(RawConnection(daemon.socket))
+    return connection.refusal("hello", {"protocol": 1, "role": "vp", "vp_index": 2, **vmm.credentials})
+
+
+def notifiers(daemon: DaemonProcess, vmm: RawVmm, opened: ExitStack) -> Refusal:
+    vmm.notifier()
+    vmm.notifier()
+    connection = opened.enter_context(RawConnection(daemon.socket))
+    return connection.refusal("hello", {"protocol": 1, "role": "notifier", **vmm.credentials})
+
+
+def regions(daemon: DaemonProcess, vmm: RawVmm, opened: ExitStack) -> Refusal:
+    vmm.add_region(0, 1, UADDR)
+    vmm.add_region(1, 1, UADDR)
+    return vmm.connection.refusal("add_region", region(2, 1, UADDR))
+
+
+def vmas(daemon: DaemonProcess, vmm: RawVmm, opened: ExitStack) -> Refusal:
+    for page in range(3):
+        vmm.map_vma(UADDR + page * PAGE, 1)
+    return vmm.connection.refusal("map_vma", vma(UADDR + 3 * PAGE, 1))
+
+
+def open_invalidations(daemon: DaemonProcess, vmm: RawVmm, opened: ExitStack) -> Refusal:
+    one, other = vmm.notifier(), vmm.notifier()
+    one.ask("invalidate_begin", WHOLE_MEMORY)
+    other.ask("invalidate_begin", WHOLE_MEMORY)
+    return one.refusal("invalidate_begin", WHOLE_MEMORY)
+
+
+def deposit_pages(daemon: DaemonProcess, vmm: RawVmm, opened: ExitStack) -> Refusal:
+    vmm.close()
+    connection = opened.enter_context(RawConnection(daemon.socket))
+    connection.say_hello("vmm")
+    return connection.refusal("create_partition", MODEL | {"deposit_pages": 301})
+
+
+def operators(daemon: DaemonProcess, vmm: RawVmm, opened: ExitStack) -> Refusal:
+    daemon.operator()
+    opened.enter_context(RawConnection(daemon.operator_socket)).say_hello("operator")
+    connection = opened.enter_context(RawConnection(daemon.operator_socket))
+    return connection.refusal("hello", {"protocol": 1, "role": "operator"})
+
+
+REACHED: dict[str, tuple[Callable[[DaemonProcess, RawVmm, ExitStack], Refusal], str]] = {
+    "partitions_per_uid": (partitions, "ENOSPC"),
+    "vmms_per_uid": (vmms, "ENOSPC"),
+    "vps_per_partition": (vps, "EINVAL"),
+    "notifiers_per_partition": (notifiers, "ENOSPC"),
+    "regions_per_partition": (regions, "ENOSPC"),
+    "vmas_per_partition": (vmas, "ENOSPC"),
+    "open_invalidations_per_partition": (open_invalidations, "ENOSPC"),
+    "deposit_pages_per_partition": (deposit_pages, "ENOSPC"),
+    "operators": (operators, "ENOSPC"),
+}
+
+
+@pytest.mark.parametrize("limit", REACHED)
+def test_a_limit_that_is_reached_is_an_error_that_names_it(
+    daemon: DaemonProcess, vmm: RawVmm, limits: dict[str, int], limit: str
+) -> None:
+    reach, errno_name = REACHED[limit]
+    with ExitStack() as opened:
+        refusal = reach(daemon, vmm, opened)
+    assert (refusal.name, refusal.details["limit"]) == (errno_name, limit)
+    assert str(limits[limit]) in refusal.message
+
+
+def test_a_cut_that_would_make_one_vma_too_many_changes_nothing(vmm: RawVmm) -> None:
+    vmm.map_vma(UADDR, PAGES)
+    vmm.map_vma(UADDR + PAGES * PAGE, 1)
+    refusal = vmm.connection.refusal(
+        "protect_vma",
+        {"start_uaddr": UADDR + PAGE, "page_count": 1, "readable": True, "writable": False, "executable": False},
+    )
+    assert (refusal.name, refusal.details) == ("ENOSPC", {"limit": "vmas_per_partition"})
+    assert vmm.ask("statistics")["vmas"] == 2
+    vmm.add_region(GFN, PAGES, UADDR)
+    assert vmm.vp().intercept(GFN + 1, access=1) == ["resume", "mapped"]
+
+
+def test_a_partition_that_ended_makes_room_for_another(daemon: DaemonProcess, vmm: RawVmm) -> None:
+    with RawVmm(daemon.socket):
+        pass
+    eventually(lambda: len(daemon.partition_ids()), 2)
+    with RawVmm(daemon.socket) as another:
+        assert another.ask("statistics")["regions"] == 0
+
+
+def test_deposits_end_at_the_limit_and_the_region_is_not_added(vmm: RawVmm) -> None:
+    refusal = vmm.connection.refusal("add_region", region(0, 301 * 512, UADDR))
+    assert (refusal.name, vmm.ask("statistics")["regions"]) == ("ENOMEM", 0)
+    vmm.add_region(0, 256 * 512, UADDR)
+
+
+def test_connections_without_hello_over_the_limit_are_eagain_at_once(
+    daemon: DaemonProcess, limits: dict[str, int], witness: Witness
+) -> None:
+    with ExitStack() as opened:
+        for _ in range(limits["connections_without_hello"]):
+            opened.enter_context(RawConnection(daemon.socket))
+        refusal = opened.enter_context(RawConnection(daemon.socket)).farewell()
+        assert (refusal.name, refusal.details) == ("EAGAIN", {"limit": "connections_without_hello"})
+        assert witness.serve() == Witness.SERVED
+
+
+@pytest.mark.parametrize("said", [b"", request("hello")[:-1]], ids=["nothing", "most of it"])
+def test_a_hello_that_does_not_come_in_time_is_etimedout(
+    daemon: DaemonProcess, limits: dict[str, int], said: bytes
+) -> None:
+    with RawConnection(daemon.socket) as connection:
+        connection.send(said)
+        refusal = connection.farewell()
+    assert (refusal.name, str(limits["hello_timeout_ms"]) in refusal.message) == ("ETIMEDOUT", True)
+
+
+@pytest.mark.parametrize("setting", [{}, {"invalidate_timeout_ms": 100}], ids=["default", "of the partition"])
+def test_a_wait_for_an_invalidation_ends_with_retry(
+    daemon: DaemonProcess, witness: Witness, setting: dict[str, int]
+) -> None:
+    with RawVmm(daemon.socket, **setting) as vmm:
+        vmm.add_memory()
+        vmm.notifier().ask("invalidate_begin", WHOLE_MEMORY)
+        vp = vmm.vp()
+        vp.send(request("intercept", intercept_message(GFN, 0)))
+        assert witness.serve() == Witness.SERVED
+        assert vp.answer() == ["retry", "invalidating"]
+
+
+def test_message_bytes_and_requests_in_flight_are_errors_that_say_how_many(
+    daemon: DaemonProcess, limits: dict[str, int]
+) -> None:
+    with RawConnection(daemon.socket) as long, RawConnection(daemon.socket) as hasty:
+        long.send(pack([0, 1, "hello", [bytes(limits["message_bytes"])]]))
+        hasty.send(request("hello", {"protocol": 1, "role": "vmm"}) * 2)
+        assert [long.farewell().name, hasty.farewell().name] == ["EMSGSIZE", "EPROTO"]
+
+
+def test_every_limit_that_hello_states_is_reached_here(limits: dict[str, int]) -> None:
+    others = {
+        "connections_without_hello", "hello_timeout_ms", "invalidate_timeout_ms",
+        "message_bytes", "requests_in_flight_per_connection",
+    }  # fmt: skip
+    assert set(limits) == others | set(REACHED)
