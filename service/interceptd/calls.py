@@ -18,7 +18,7 @@ from intercept_protocol import messages, rpc
 from intercept_protocol.addresses import RangeError
 from intercept_protocol.errors import WireError
 from interceptd.connection import Connection, ConnectionGone
-from interceptd.region_manager import PartitionLost
+from interceptd.hypervisor import PartitionLost
 
 log = structlog.get_logger()
 Call = TypeVar("Call")

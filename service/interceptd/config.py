@@ -55,6 +55,8 @@ class Timeouts(_Table, frozen=True, kw_only=True):
     hello_ms: Milliseconds = 5_000
     invalidate_ms: Milliseconds = 5_000
     """How long an intercept waits for an invalidation or a map to end; a partition may set its own."""
+    hypervisor_ms: Milliseconds = 5_000
+    """How long a VMM may take to answer a map or unmap request."""
     drain_ms: Milliseconds = 5_000
     """From SIGTERM, or the end of a partition, until what is still in flight is cut off."""
 

@@ -70,14 +70,20 @@ class Connection:
         if self._turn >= TURN:
             self._turn = 0
             await trio.lowlevel.checkpoint()
-        while (message := self._receiver.next_message()) is None:
-            data = await self._read()
-            if not data:
-                return None
-            self._receiver.receive_data(data)
-        assert isinstance(message, rpc.Request), "the receiver accepts nothing else"
+        message = await self._next_message()
+        assert isinstance(message, rpc.Request | None), "the receiver accepts nothing else"
         if self._receiver.has_bytes:
             raise _second_request()
+        return message
+
+    def expect_responses(self) -> None:
+        """From now on we ask and the peer answers."""
+        self._receiver = rpc.Receiver({rpc.RESPONSE})
+
+    async def receive_response(self) -> rpc.Response | None:
+        """The next answer of the peer, None when it has closed. Raises like `receive`."""
+        message = await self._next_message()
+        assert isinstance(message, rpc.Response | None), "the receiver accepts nothing else"
         return message
 
     async def send(self, data: bytes) -> None:
@@ -114,6 +120,14 @@ class Connection:
             for _ in range(DISCARD_READS):
                 if not self._socket.recv(RECEIVE_BYTES):
                     break
+
+    async def _next_message(self) -> rpc.Message | None:
+        while (message := self._receiver.next_message()) is None:
+            data = await self._read()
+            if not data:
+                return None
+            self._receiver.receive_data(data)
+        return message
 
     async def _read(self) -> bytes:
         while True:

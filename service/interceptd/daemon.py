@@ -15,13 +15,13 @@ import structlog
 import trio
 
 from intercept_protocol import messages
-from intercept_protocol.messages import PROTOCOL_VERSION, Architecture
+from intercept_protocol.messages import PROTOCOL_VERSION, AddressSpaceKind, Architecture, HypervisorKind
 from interceptd import __version__
 from interceptd.config import Config
 from interceptd.hello import Door
-from interceptd.listening import listening
+from interceptd.listening import ListenError, listening
 from interceptd.partition import by_outcome
-from interceptd.partition_factory import ADDRESS_SPACES, HYPERVISORS, PartitionFactory
+from interceptd.partition_factory import PartitionFactory
 from interceptd.reception import Reception
 from interceptd.registry import PartitionRegistry
 
@@ -120,6 +120,7 @@ async def run_until_signalled(daemon: Daemon) -> int:
     blocked and ignored loses none that comes early, and is not killed by one that comes late.
     """
     status = 0
+    failure: ListenError | None = None
 
     async def obey(scope: trio.CancelScope) -> None:
         nonlocal status
@@ -134,8 +135,13 @@ async def run_until_signalled(daemon: Daemon) -> int:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(obey, nursery.cancel_scope)
-        await daemon.run()
+        try:
+            await daemon.run()
+        except ListenError as error:  # carried out of the nursery, which would wrap it in a group
+            failure = error
         nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
     return status
 
 
@@ -155,8 +161,8 @@ def _hello_reply(config: Config, chaos: int) -> messages.HelloReply:
         "invalidate_timeout_ms": config.timeouts.invalidate_ms,
     }
     features: dict[str, object] = {
-        "address_spaces": [kind.value for kind in ADDRESS_SPACES],
-        "hypervisors": [kind.value for kind in HYPERVISORS],
+        "address_spaces": [kind.value for kind in AddressSpaceKind],
+        "hypervisors": [kind.value for kind in HypervisorKind],
         "architectures": [architecture.value for architecture in Architecture],
     }
     if chaos:

@@ -52,6 +52,7 @@ def _bind(listener: socket.socket, path: str, mode: int) -> tuple[int, int]:
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
         _require_free(path)
+        _require_free(unready)
         with suppress(FileNotFoundError):
             os.unlink(unready)  # of a daemon that was killed just here
         umask = os.umask(0o777 & ~mode)  # a chmod afterwards would leave a window

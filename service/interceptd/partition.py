@@ -27,14 +27,19 @@ from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.calls import closing
 from interceptd.connection import Connection
-from interceptd.hypervisor import Hypervisor
+from interceptd.hypervisor import Hypervisor, PartitionLost
+from interceptd.hypervisor.vmm_link import VmmHypervisor
 from interceptd.intercept import InterceptPath
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.peer import Peer
-from interceptd.region_manager import PartitionLost, RegionManager
+from interceptd.region_manager import RegionManager
 from interceptd.virtual_processor import VirtualProcessor
 
 log = structlog.get_logger()
+
+VMM_LEAVES_SECONDS = 0.5
+"""A process that exits closes its connections one by one: within this it is an exit, beyond it the loss of
+the hypervisor connection."""
 
 
 @dataclass(eq=False)
@@ -49,6 +54,8 @@ class Partition:
     memory: DeclaredAddressSpace | ProcessAddressSpace
     """The address space itself, for the VMM's calls that concern it; `address_space` may be a wrapper."""
     hypervisor: Hypervisor
+    link: VmmHypervisor | None
+    """The hypervisor itself, where it is the VMM's."""
     notifier: MmuNotifier
     regions: RegionManager
     path: InterceptPath
@@ -64,6 +71,7 @@ class Partition:
     def __post_init__(self) -> None:
         self._nursery: trio.Nursery | None = None
         self._serving = trio.CancelScope()
+        self._vmm_left = trio.Event()
 
     def admits(self, token: bytes, peer: Peer) -> bool:
         """Whether a connection with this token, of this peer, may join. The token's time is constant."""
@@ -88,6 +96,7 @@ class Partition:
                     if isinstance(error, PartitionLost):
                         raise
                     failure = error
+                self._vmm_left.set()
                 await self._end()
                 self._nursery.cancel_scope.cancel()
         except* PartitionLost as lost:
@@ -125,6 +134,20 @@ class Partition:
 
         self.notifiers += 1
         self._spawn(connection, welcome, serve, leave)
+
+    def start_link(self, link: VmmHypervisor, connection: Connection, welcome: bytes) -> None:
+        """Run the hypervisor connection as a task of this partition, which is lost with it."""
+
+        async def serve() -> None:
+            with closing(connection):
+                await link.serve(connection)
+            with trio.move_on_after(VMM_LEAVES_SECONDS):
+                await self._vmm_left.wait()
+            if not self._vmm_left.is_set():
+                raise PartitionLost("the hypervisor connection closed")
+
+        link.claimed = True
+        self._spawn(connection, welcome, serve, lambda: None)
 
     def kick(self, vp_index: int) -> bool:
         """Kick one VP; False if there is no such VP."""
@@ -192,8 +215,11 @@ class Partition:
                 await vp.wait_quiet()
         if scope.cancelled_caught:
             log.warning("partition_end_cut_short", timeout_s=self.end_timeout)
-        await self.regions.serve_pending()
-        await self.regions.close()
+        try:
+            await self.regions.serve_pending()
+            await self.regions.close()
+        except PartitionLost as error:  # a VMM that is gone, or is told by the end of its connection
+            log.warning("mappings_left", error=str(error))
 
 
 def by_outcome(answers: Counter[Answer]) -> dict[str, dict[str, int]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Collection
 
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import AddressSpaceKind, CreatePartition, HypervisorKind
@@ -19,14 +18,12 @@ from interceptd.config import Config
 from interceptd.connection import Connection
 from interceptd.hypervisor import Hypervisor
 from interceptd.hypervisor.software import DEPOSIT_PAGES, SoftwareHypervisor
+from interceptd.hypervisor.vmm_link import VmmHypervisor
 from interceptd.intercept import InterceptPath
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition import Partition
 from interceptd.region_manager import RegionManager
 from interceptd.registry import PartitionRegistry
-
-ADDRESS_SPACES = (AddressSpaceKind.DECLARED, AddressSpaceKind.PROCESS)
-HYPERVISORS = (HypervisorKind.SOFTWARE,)
 
 
 class PartitionFactory:
@@ -39,7 +36,7 @@ class PartitionFactory:
     def create(
         self, request: CreatePartition, name: str, connection: Connection, living: PartitionRegistry
     ) -> Partition:
-        """Raises ENOSPC at the uid's limit, EOPNOTSUPP for a setting that is not built in."""
+        """Raises ENOSPC at the uid's limit."""
         limits = self._config.limits
         owner = connection.peer
         if sum(partition.owner.uid == owner.uid for partition in living) >= limits.partitions_per_uid:
@@ -48,7 +45,8 @@ class PartitionFactory:
                 f"uid {owner.uid} may have {limits.partitions_per_uid} partitions",
                 limit="partitions_per_uid",
             )
-        hypervisor = self._hypervisor(request)
+        built = self._hypervisor(request)
+        hypervisor: Hypervisor = built
         notifier = MmuNotifier(limits.open_invalidations_per_partition)
         timeout = (request.invalidate_timeout_ms or self._config.timeouts.invalidate_ms) / 1000
         memory = self._memory(request, notifier, timeout, connection)
@@ -70,6 +68,7 @@ class PartitionFactory:
             address_space=address_space,
             memory=memory,
             hypervisor=hypervisor,
+            link=built if isinstance(built, VmmHypervisor) else None,
             notifier=notifier,
             regions=regions,
             path=InterceptPath(regions, address_space, timeout),
@@ -85,9 +84,14 @@ class PartitionFactory:
             case AddressSpaceKind.PROCESS:
                 return ProcessAddressSpace(notifier, timeout, connection.peer_pidfd())
 
-    def _hypervisor(self, request: CreatePartition) -> Hypervisor:
-        if request.hypervisor not in HYPERVISORS:
-            raise _not_built_in("hypervisor", request.hypervisor, HYPERVISORS)
+    def _hypervisor(self, request: CreatePartition) -> SoftwareHypervisor | VmmHypervisor:
+        match request.hypervisor:
+            case HypervisorKind.SOFTWARE:
+                return self._software(request)
+            case HypervisorKind.VMM:
+                return VmmHypervisor(self._config.timeouts.hypervisor_ms / 1000)
+
+    def _software(self, request: CreatePartition) -> SoftwareHypervisor:
         pool_limit = self._config.limits.deposit_pages_per_partition
         pool_pages = DEPOSIT_PAGES if request.deposit_pages is None else request.deposit_pages
         if pool_pages > pool_limit:
@@ -97,9 +101,3 @@ class PartitionFactory:
                 limit="deposit_pages_per_partition",
             )
         return SoftwareHypervisor(remap=request.remap, pool_pages=pool_pages, pool_limit=pool_limit)
-
-
-def _not_built_in(field: str, asked: str, built_in: Collection[str]) -> WireError:
-    return WireError(
-        errno.EOPNOTSUPP, f"{field} {asked} is not built in, only {', '.join(built_in)}", field=field
-    )

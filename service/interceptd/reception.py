@@ -104,7 +104,7 @@ class Reception:
             case messages.HelloNotifier():
                 self._join_notifier(visitor, partition)
             case messages.HelloHypervisor():
-                raise WireError(errno.EINVAL, "the partition's hypervisor is not vmm", field="role")
+                self._join_link(visitor, partition)
 
     def _join_vp(self, visitor: Visitor, partition: Partition, vp_index: int) -> None:
         limit = self._limits.vps_per_partition
@@ -126,6 +126,13 @@ class Reception:
             answers=partition.answers,
         )
         partition.start_vp(vp, visitor.connection, visitor.welcome(self._hello_reply))
+
+    def _join_link(self, visitor: Visitor, partition: Partition) -> None:
+        if partition.link is None:
+            raise WireError(errno.EINVAL, "the partition's hypervisor is not vmm", field="role")
+        if partition.link.claimed:
+            raise WireError(errno.EEXIST, "the partition has a hypervisor connection already")
+        partition.start_link(partition.link, visitor.connection, visitor.welcome(self._hello_reply))
 
     def _join_notifier(self, visitor: Visitor, partition: Partition) -> None:
         limit = self._limits.notifiers_per_partition

@@ -22,7 +22,7 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.hypervisor import Hypervisor, HypervisorError
+from interceptd.hypervisor import Hypervisor, HypervisorError, PartitionLost
 from interceptd.mapping import Extent, Mapping
 from interceptd.mmu_notifier import MmuNotifier, Window
 from interceptd.range_map import RangeMap
@@ -37,10 +37,6 @@ of them must not stop the others. Whoever wants this partition's lock waits all 
 
 _STATE_ANSWERS = {RegionState.POPULATING: Answer.CONTENDED, RegionState.DANGLING: Answer.UNBACKED}
 """What a fault is told in a region that is not live."""
-
-
-class PartitionLost(Exception):
-    """A mapping may be left that nobody can take away: the partition must end, loudly."""
 
 
 @dataclass(frozen=True, slots=True)

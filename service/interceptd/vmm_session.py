@@ -60,6 +60,9 @@ class VmmSession:
 
     async def _add_region(self, call: messages.AddRegion) -> messages.AddRegionReply:
         gfns, uaddrs = _region_ranges(call)
+        link = self._partition.link
+        if link is not None and not link.connected:
+            raise WireError(errno.ENOTCONN, "the hypervisor connection comes before the first region")
         region = Region(
             gfns=gfns,
             uaddrs=uaddrs,

@@ -49,14 +49,14 @@ class ModelPartition:
         pauses: Pauses | None = None,
         remap: Remap = Remap.REPLACE,
         failing_calls: Mapping[int, HvStatus] | None = None,
-        pool_pages: int = 256,
+        vma_limit: int = 1 << 20,
         partition_id: int = 1,
     ) -> None:
         self.gates = Gates()
-        self.declared = DeclaredAddressSpace(vma_limit=1 << 20)
+        self.declared = DeclaredAddressSpace(vma_limit)
         self.address_space = RecordedAddressSpace(self.declared, pauses or self.gates)
         self.software = SoftwareHypervisor(
-            remap=remap, pool_pages=pool_pages, pool_limit=1 << 20, failing_calls=failing_calls
+            remap=remap, pool_pages=256, pool_limit=1 << 20, failing_calls=failing_calls
         )
         self.hypervisor = RecordedHypervisor(self.software, pauses or self.gates)
         self.notifier = MmuNotifier(open_limit=64)
@@ -77,6 +77,7 @@ class ModelPartition:
             address_space=self.address_space,
             memory=self.declared,
             hypervisor=self.hypervisor,
+            link=None,
             notifier=self.notifier,
             regions=self.regions,
             path=self.path,

@@ -73,6 +73,9 @@ class RecordedHypervisor:
         self._maps_until_refusal = 0
         self._refused_number = errno.EIO
         self._refuses_unmaps = False
+        self._maps_with_access = 0
+        self.refused_maps: frozenset[int] = frozenset()
+        """Which maps with access fail, counted from 1: none that takes something away."""
         self.events: list[Mapped | Unmapped] = []
 
     def refuse_map(self, nth: int = 1, number: int = errno.EIO) -> None:
@@ -88,7 +91,8 @@ class RecordedHypervisor:
         self.events.append(Mapped(mapping.start, mapping.end, pfn, mapping.access))
         await self._pauses.at(Point.MAP)
         self._maps_until_refusal -= 1
-        if self._maps_until_refusal == 0:
+        self._maps_with_access += bool(mapping.access)
+        if self._maps_until_refusal == 0 or (mapping.access and self._maps_with_access in self.refused_maps):
             raise HypervisorError(self._refused_number, "refused by order of the test")
         await self._inner.map_gpa(mapping)
         await self._pauses.at(Point.MAPPED)

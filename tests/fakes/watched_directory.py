@@ -15,22 +15,24 @@ from typing import NamedTuple, Self
 
 from fakes.eventually import PATIENCE
 
-ATTRIB, CREATE, DELETE = 0x004, 0x100, 0x200
+_ATTRIB, _MOVED_TO, _CREATE = 0x004, 0x080, 0x100
 _EVENT = struct.Struct("iIII")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Happening(NamedTuple):
-    what: int
+    """An entry of the directory appeared, or else its mode or owner changed."""
+
+    appeared: bool
     name: str
 
 
 class WatchedDirectory:
-    """Reports `ATTRIB`, `CREATE` and `DELETE` of a directory's entries from construction on."""
+    """Reports what happens to a directory's entries from construction on."""
 
     def __init__(self, directory: Path) -> None:
         self._descriptor = _libc.inotify_init1(os.O_CLOEXEC)
-        watch = _libc.inotify_add_watch(self._descriptor, bytes(directory), ATTRIB | CREATE | DELETE)
+        watch = _libc.inotify_add_watch(self._descriptor, bytes(directory), _ATTRIB | _MOVED_TO | _CREATE)
         if self._descriptor < 0 or watch < 0:
             raise OSError(ctypes.get_errno(), "inotify")
         self._unread: list[Happening] = []
@@ -43,10 +45,10 @@ class WatchedDirectory:
     ) -> None:
         os.close(self._descriptor)
 
-    def wait_for(self, what: int, name: str) -> list[Happening]:
-        """Block until this happens; returns everything up to it."""
+    def wait_for(self, name: str) -> list[Happening]:
+        """Block until an entry `name` appears; returns all that happened up to then."""
         happened: list[Happening] = []
-        while Happening(what, name) not in happened:
+        while Happening(True, name) not in happened:
             happened.append(self._next())
         return happened
 
@@ -58,5 +60,5 @@ class WatchedDirectory:
             while data:
                 _, what, _, length = _EVENT.unpack_from(data)
                 name, data = data[_EVENT.size : _EVENT.size + length], data[_EVENT.size + length :]
-                self._unread.append(Happening(what, os.fsdecode(name.rstrip(b"\0"))))
+                self._unread.append(Happening(what != _ATTRIB, os.fsdecode(name.rstrip(b"\0"))))
         return self._unread.pop(0)

@@ -12,7 +12,7 @@ from fakes.eventually import eventually
 from fakes.raw_client import READ, RawConnection, intercept_message, request
 from fakes.raw_vmm import GFN, MODEL, WHOLE_MEMORY, RawVmm
 from fakes.rude_peers import stop_reading
-from fakes.watched_directory import CREATE, WatchedDirectory
+from fakes.watched_directory import WatchedDirectory
 
 END_SIGNALS = [signal.SIGTERM, signal.SIGINT]
 UNBACKED_GFN = 0x9000
@@ -112,7 +112,7 @@ def test_a_partition_asked_for_during_the_drain_is_refused(start_daemon: StartDa
 
 def test_a_signal_that_comes_while_the_daemon_starts_is_not_lost(tmp_path: Path) -> None:
     with WatchedDirectory(tmp_path) as directory, DaemonProcess(tmp_path) as daemon:
-        directory.wait_for(CREATE, daemon.socket.name)
+        directory.wait_for(daemon.socket.name)
         daemon.signal(signal.SIGTERM)
         assert daemon.wait_ended() == 0
     assert sockets_of(daemon) == []

@@ -21,6 +21,10 @@ class HypervisorError(Exception):
         self.number = number
 
 
+class PartitionLost(Exception):
+    """The guest may still reach what it must not, and nobody can take it away: the partition ends, loudly."""
+
+
 @dataclass(slots=True)
 class HypervisorCounters:
     """Calls and their effect; `map_calls` and `unmap_calls` count hypercalls or requests, not port calls."""

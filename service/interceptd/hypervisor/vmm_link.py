@@ -1,0 +1,142 @@
+"""The hypervisor that is the VMM's: map and unmap are asked of it over its hypervisor connection.
+
+Owns the requests in flight, their deadline, and a mirror of what the VMM has confirmed. Must not know why
+something is mapped. The VMM answers in order; what is late is not forgotten, it is undone.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+
+import trio
+
+from intercept_protocol import messages, rpc
+from intercept_protocol.addresses import PAGE_SHIFT, GfnRange
+from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.messages import HypervisorCall
+from interceptd.connection import Connection, ConnectionGone
+from interceptd.hypervisor import HypervisorCounters, HypervisorError, PartitionLost
+from interceptd.hypervisor.slat import SoftwareSlat
+from interceptd.mapping import HOST_BACKING, Mapping
+
+
+class Late(HypervisorError):
+    """No answer by the deadline: the VMM may still carry the request out."""
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """One request on its way; `error` is the VMM's, once it is `answered`."""
+
+    answered: trio.Event = field(default_factory=trio.Event)
+    error: WireError | None = None
+
+
+class VmmHypervisor:
+    """See `Hypervisor`. `deadline` bounds each request, in seconds."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self.claimed = False
+        """Whether a hypervisor connection has come: there is one, and never another after it."""
+        self._connection: Connection | None = None
+        self._asked: dict[int, _Asked] = {}
+        self._late: set[int] = set()
+        self._msgid = 0
+        self._mirror = SoftwareSlat()
+        self._map_calls = 0
+        self._unmap_calls = 0
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
+    async def serve(self, connection: Connection) -> None:
+        """Take the VMM's answers until it closes. Raises `ProtocolViolation`, `ConnectionGone`."""
+        connection.expect_responses()
+        self._connection = connection
+        try:
+            while (response := await connection.receive_response()) is not None:
+                self._settle(response)
+        finally:
+            self._connection = None
+            for asked in self._asked.values():
+                asked.error = WireError(errno.ENOTCONN, "the hypervisor connection closed")
+                asked.answered.set()
+
+    async def map_gpa(self, mapping: Mapping) -> None:
+        """See `Hypervisor.map_gpa`. A map that comes too late is unmapped before the error is raised."""
+        self._map_calls += 1
+        frame = mapping.frame
+        call = messages.MapGpa(
+            start_gfn=mapping.start,
+            page_count=mapping.end - mapping.start,
+            start_uaddr=mapping.start_uaddr_page << PAGE_SHIFT,
+            start_pfn=frame.page if frame is not None and frame.backing == HOST_BACKING else None,
+            access=int(mapping.access),
+        )
+        try:
+            await self._ask(call)
+        except Late:
+            try:
+                await self.unmap_gpa(mapping.gfns)
+            except HypervisorError as error:
+                raise PartitionLost(
+                    f"a late map of gfns {mapping.gfns} could not be undone: {error}"
+                ) from error
+            raise
+        self._mirror.replace(mapping)
+
+    async def unmap_gpa(self, gfns: GfnRange) -> None:
+        """See `Hypervisor.unmap_gpa`."""
+        self._unmap_calls += 1
+        await self._ask(messages.UnmapGpa(start_gfn=gfns.start, page_count=gfns.page_count))
+        self._mirror.clear(gfns)
+
+    def translate(self, gfn: int) -> Mapping | None:
+        """What the VMM has confirmed to have mapped."""
+        entry = self._mirror.entry(gfn)
+        return entry if entry is not None and entry.access else None
+
+    def counters(self) -> HypervisorCounters:
+        return HypervisorCounters(
+            mapped_gfns=self._mirror.gfn_count - self._mirror.no_access_gfns,
+            no_access_gfns=self._mirror.no_access_gfns,
+            slat_extents=len(self._mirror),
+            map_calls=self._map_calls,
+            unmap_calls=self._unmap_calls,
+        )
+
+    async def _ask(self, call: HypervisorCall) -> None:
+        if self._connection is None:
+            raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: there is no hypervisor connection")
+        self._msgid = (self._msgid + 1) % rpc.MSGID_LIMIT
+        msgid = self._msgid
+        asked = self._asked[msgid] = _Asked()
+        try:
+            with trio.fail_after(self._deadline):
+                await self._connection.send(
+                    rpc.encode_request(msgid, call.METHOD, [messages.to_fields(call)])
+                )
+                await asked.answered.wait()
+        except trio.TooSlowError:
+            self._late.add(msgid)
+            raise Late(errno.ETIMEDOUT, f"{call.METHOD}: no answer within {self._deadline} s") from None
+        except ConnectionGone as error:
+            raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: {error}") from None
+        finally:
+            del self._asked[msgid]
+        if asked.error is not None:
+            raise HypervisorError(asked.error.number, f"{call.METHOD}: {asked.error.message}")
+
+    def _settle(self, response: rpc.Response) -> None:
+        asked = self._asked.get(response.msgid)
+        if asked is None or asked.answered.is_set():
+            if response.msgid not in self._late:
+                raise ProtocolViolation(errno.EPROTO, f"no request {response.msgid} waits for an answer")
+            self._late.discard(response.msgid)
+            return
+        if response.error is not None:
+            asked.error = WireError.from_wire(response.error)
+        asked.answered.set()
