@@ -72,7 +72,7 @@ class Connection:
             await trio.lowlevel.checkpoint()
         message = await self._next_message()
         assert isinstance(message, rpc.Request | None), "the receiver accepts nothing else"
-        if self._receiver.has_bytes:
+        if message is not None and self._receiver.has_bytes:
             raise _second_request()
         return message
 
