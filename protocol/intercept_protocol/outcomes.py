@@ -17,6 +17,11 @@ class Access(IntFlag):
     EXECUTE = 4
 
 
+def allows(rights: Access, wanted: Access) -> bool:
+    """Whether all of `wanted` is among `rights`. By plain int: the flag's own `in` takes ten times longer."""
+    return int.__and__(rights, wanted) == wanted
+
+
 class Outcome(StrEnum):
     RESUME = "resume"
     """Run the instruction again."""
@@ -47,6 +52,9 @@ class Answer(Enum):
     def __init__(self, outcome: Outcome, reason: str) -> None:
         self.outcome = outcome
         self.reason = reason
+
+    __hash__ = object.__hash__
+    """Members are singletons; an enum's own hash runs in Python, once an intercept."""
 
     def __str__(self) -> str:
         return f"{self.outcome} {self.reason}"

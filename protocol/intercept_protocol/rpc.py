@@ -149,15 +149,19 @@ class Receiver:
     def _message(self, value: object) -> Message:
         match value:
             case [kind, *_] if type(kind) is not int or kind not in self._accepts:
-                raise _no_message(f"a message of type {kind!r} is not expected here")
+                shown = kind if type(kind) is int else type(kind).__name__
+                raise _no_message(f"a message of type {shown} is not expected here")
             case [0, int(msgid), str(method), list(params)] if _is_msgid(msgid):
                 return Request(msgid, method, params)
             case [1, int(msgid), error, result] if _is_msgid(msgid):
                 return Response(msgid, error, result)
             case [2, str(method), list(params)]:
                 return Notification(method, params)
+            case [*elements]:
+                form = ", ".join(type(element).__name__ for element in elements[:4])
+                raise _no_message(f"got {len(elements)} elements, [{form}]")  # no values: one may be a token
             case _:
-                raise _no_message(f"got {value!r:.80}")
+                raise _no_message(f"got {type(value).__name__}")
 
 
 def _unpack(frame: bytes | bytearray) -> object:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -110,4 +110,15 @@ def _explain(text: str) -> str:
         if why.startswith(prefix):
             key = why.removeprefix(prefix).rstrip("`")
             return f"{f'{where}.' if where else ''}{key}: is no key of this table"
+    if why.startswith("Invalid enum value "):
+        got = why.removeprefix("Invalid enum value ")
+        why = f"expected one of {', '.join(_choices(where))}, got {got}"
     return f"{where or 'the file'}: {why[:1].lower() + why[1:]}"
+
+
+def _choices(key: str) -> tuple[str, ...]:
+    """What a key that is one of a few words may be."""
+    form: type = Config
+    for name in key.split("."):
+        form = get_type_hints(form)[name]
+    return get_args(form)

@@ -6,9 +6,11 @@ Owns the socket, the receive buffer and the rule of one request in flight. Must 
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import ClassVar, TypeVar
 
 import outcome
 import trio
@@ -32,8 +34,14 @@ class ConnectionGone(Exception):
     """The peer closed, or the connection broke."""
 
 
+Whole = TypeVar("Whole")
+
+
 class Connection:
     """A stream of requests from one peer. `receive` and `answer_watched` are for one task only."""
+
+    _latest: ClassVar[Connection | None] = None
+    """Who received last, of all connections of the process."""
 
     def __init__(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
@@ -75,6 +83,41 @@ class Connection:
         if message is not None and self._receiver.has_bytes:
             raise _second_request()
         return message
+
+    async def receive_whole(self, recognise: Callable[[bytes], Whole | None]) -> Whole | rpc.Request | None:
+        """Like `receive`, for the hot path: what `recognise` makes of one whole read is taken as it is.
+
+        While no other connection is busy, the CPU is yielded once before the task is parked: a peer on the
+        same CPU then often has its next message ready, and the round by way of epoll (15 us) is saved.
+        """
+        self._turn += 1
+        if self._turn >= TURN:
+            self._turn = 0
+            await trio.lowlevel.checkpoint()
+        if self._receiver.has_bytes:
+            return await self.receive()
+        alone = Connection._latest is self
+        Connection._latest = self
+        while True:
+            try:
+                data = self._socket.recv(RECEIVE_BYTES)
+                break
+            except BlockingIOError:
+                if alone:
+                    alone = False
+                    os.sched_yield()
+                else:
+                    self._turn = 0
+                    await self._parked(trio.lowlevel.wait_readable)
+            except OSError as error:
+                raise ConnectionGone(str(error)) from error
+        whole = recognise(data)
+        if whole is not None:
+            return whole
+        if not data:
+            return None
+        self._receiver.receive_data(data)
+        return await self.receive()
 
     def expect_responses(self) -> None:
         """From now on we ask and the peer answers."""

@@ -78,6 +78,7 @@ class Daemon:
         if not self._drain_requested.is_set():
             self._drain_timeout = self._drain_timeout if timeout is None else timeout
             log.info("drain_started", timeout_s=self._drain_timeout, partitions=len(self.partitions))
+            self.partitions.closed = True
             self._drain_requested.set()
 
     @property
@@ -104,7 +105,6 @@ class Daemon:
         )
 
     async def _end_partitions(self) -> None:
-        self.partitions.closed = True
         with trio.move_on_after(self._drain_timeout) as scope:
             for partition in self.partitions:
                 partition.end()

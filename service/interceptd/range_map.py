@@ -58,6 +58,10 @@ class RangeMap(Generic[Item]):
             return item if page < item.end else None
         return None
 
+    def holds(self, item: Item) -> bool:
+        """Whether just this item is in the map still: O(1), where `find` would have to search."""
+        return self._items.get(item.start) is item
+
     def overlapping(self, pages: RangeItem | PageRange) -> list[Item]:
         """The items that touch `pages`, whole and in order: a snapshot, safe to edit under."""
         first = self.find(pages.start)

@@ -21,7 +21,7 @@ import trio
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
-from intercept_protocol.outcomes import Access, Answer
+from intercept_protocol.outcomes import Access, Answer, allows
 from interceptd.hypervisor import Hypervisor, HypervisorError, PartitionLost
 from interceptd.mapping import Extent, Mapping
 from interceptd.mmu_notifier import MmuNotifier, Window
@@ -102,16 +102,22 @@ class RegionManager:
         """Up to `count` regions that start at or above `gfn`, each with its number of mapped gfns."""
         return [(region, self._mapped_gfns(region.gfns)) for region in self._regions.from_gfn(gfn, count)]
 
-    def look(self, gfn: int, access: Access) -> Mapping | Answer | Obstacle | Region:
+    def look(
+        self, gfn: int, access: Access, hint: Mapping | None = None
+    ) -> Mapping | Answer | Obstacle | Region:
         """What there is to an access to `gfn`, seen in one whole state.
 
         A `Mapping` serves the access already; an `Answer` is decided; an `Obstacle` is to be waited for; of
-        the `Region` that covers it the page must be resolved.
+        the `Region` that covers it the page must be resolved. `hint` is a mapping that may serve again:
+        guests touch neighbouring pages, and to see that it is still there is cheaper than to search.
         """
         if self._change is not None and gfn in self._change.gfns:
             return Obstacle(self._change.over, Answer.CONTENDED)
-        mapping = self._mappings.find(gfn)
-        if mapping is not None and access in mapping.access:
+        if hint is not None and hint.start <= gfn < hint.end and self._mappings.holds(hint):
+            mapping: Mapping | None = hint
+        else:
+            mapping = self._mappings.find(gfn)
+        if mapping is not None and allows(mapping.access, access):
             going = self._notifier.going(gfn - mapping.start + mapping.start_uaddr_page)
             return mapping if going is None else Obstacle(going.done, Answer.INVALIDATING)
         region = self._regions.find(gfn)

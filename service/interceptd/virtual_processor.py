@@ -15,6 +15,7 @@ import trio
 from intercept_protocol import messages, rpc
 from intercept_protocol.errors import WireError
 from intercept_protocol.hv_message import MESSAGE_SIZE, memory_access
+from intercept_protocol.intercept_codec import InterceptCall, encode_answer, match_intercept
 from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.connection import Connection
@@ -61,8 +62,13 @@ class VirtualProcessor:
     async def run(self) -> None:
         """Answer intercepts until the VMM closes the connection."""
         try:
-            while (request := await self._connection.receive()) is not None:
-                await self._connection.send(await self._reply(request))
+            while (request := await self._connection.receive_whole(match_intercept)) is not None:
+                if isinstance(request, InterceptCall):
+                    answer = await self._answer(request.message)
+                    reply = encode_answer(request.msgid, answer)
+                else:
+                    reply = await self._reply(request)
+                await self._connection.send(reply)
                 self._quiet.set()
         finally:
             self._quiet.set()
@@ -85,10 +91,15 @@ class VirtualProcessor:
         await self._quiet.wait()
 
     async def _reply(self, request: rpc.Request) -> bytes:
+        """The general form of a request: another encoding of an intercept, or none."""
         try:
-            wanted = memory_access(_intercept_message(request), self._architecture)
+            answer = await self._answer(_intercept_message(request))
         except WireError as error:
             return rpc.encode_error(request.msgid, error)
+        return rpc.encode_result(request.msgid, answer.value)
+
+    async def _answer(self, message: bytes) -> Answer:
+        wanted = memory_access(message, self._architecture)
         answer = self._decide(wanted)
         if answer is None:
             assert wanted is not None, "what is not memory is decided"
@@ -97,7 +108,7 @@ class VirtualProcessor:
             self._guard.reset()
         self.intercepts += 1
         self._answers[answer] += 1
-        return rpc.encode_result(request.msgid, answer.value)
+        return answer
 
     def _decide(self, wanted: tuple[int, Access] | None) -> Answer | None:
         """The answer, where one look is enough: no wait, no checkpoint."""
@@ -105,7 +116,7 @@ class VirtualProcessor:
             return Answer.NOT_MEMORY
         if self._draining:
             return Answer.DRAINING
-        match self._regions.look(*wanted):
+        match self._regions.look(*wanted, self._guard.mapping):
             case Mapping() as mapping:
                 return self._guard.answer(mapping, *wanted)
             case Answer() as answer:
