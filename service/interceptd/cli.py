@@ -6,6 +6,7 @@ Owns flags, environment and exit statuses. Must not know what the daemon does.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -51,11 +52,18 @@ def serve(socket: str | None, operator_socket: str | None, config_file: Path | N
     signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)  # an early one is kept until our receiver opens
     for number in END_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # what is left when it closes: a late one changes nothing
+    _raise_descriptor_limit()
     try:
         status = trio.run(_run, config, chaos)
     except ListenError as error:
         raise click.ClickException(str(error)) from None
     sys.exit(status)
+
+
+def _raise_descriptor_limit() -> None:
+    """A VP is a descriptor: take as many as we may. The soft limit is low for the sake of select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _run(config: Config, chaos: int) -> int:

@@ -15,9 +15,10 @@ from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space import AddressSpace, Undecided
+from interceptd.attempt import Attempt, Obstacle
 from interceptd.mapping import Extent, Mapping
 from interceptd.region import Presumption, Region, RegionState
-from interceptd.region_manager import Attempt, Obstacle, RegionManager
+from interceptd.region_manager import RegionManager
 
 ROUNDS = 16
 """Times that one intercept looks again before it is told RETRY: a VMM that invalidates without end keeps its

@@ -22,9 +22,10 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer, allows
+from interceptd.attempt import Attempt, Obstacle
 from interceptd.hypervisor import Hypervisor, HypervisorError, PartitionLost
 from interceptd.mapping import Extent, Mapping
-from interceptd.mmu_notifier import MmuNotifier, Window
+from interceptd.mmu_notifier import MmuNotifier
 from interceptd.range_map import RangeMap
 from interceptd.region import Region, RegionState
 from interceptd.region_list import RegionList
@@ -37,32 +38,6 @@ of them must not stop the others. Whoever wants this partition's lock waits all 
 
 _STATE_ANSWERS = {RegionState.POPULATING: Answer.CONTENDED, RegionState.DANGLING: Answer.UNBACKED}
 """What a fault is told in a region that is not live."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One VP's optimistic section over a window of uaddrs, from `begin` to `finish`."""
-
-    region: Region
-    gfn: int
-    access: Access
-    window: Window
-
-    @property
-    def uaddr_page(self) -> int:
-        return self.gfn - self.region.gfns.start + self.region.uaddrs.start
-
-    @property
-    def stale(self) -> bool:
-        return self.window.stale
-
-
-@dataclass(frozen=True, slots=True)
-class Obstacle:
-    """The page is in somebody's hands: wait for `over`, and look again; give up with `answer`."""
-
-    over: trio.Event
-    answer: Answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,8 @@ class ProcessAddressSpace:
         except trio.TooSlowError:
             raise Undecided("the process does not answer: its mmap lock is held") from None
         except MmGone:
-            self._gone.set()
+            if attachment is self._attachment:  # and not one that is being refused
+                self._gone.set()
             raise Undecided("the process has exited or called exec") from None
 
 
