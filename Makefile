@@ -1,7 +1,8 @@
 # make run    the main job, with the embedded defaults        make check   format, lint, types, contracts
 # make test   the tests                                       make verify  the long checks
+# make bench  an intercept beside the bare socket             make coverage, make format, make clean
 .DEFAULT_GOAL := help
-.PHONY: help run test check format verify coverage clean
+.PHONY: help run test check format verify bench coverage clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 help:
-	@sed -n '1,2s/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -37,6 +38,9 @@ format: $(READY)
 
 verify: $(READY)
 	$(BIN)/python -m pytest -m verify -v
+
+bench: $(READY)
+	@$(BIN)/python tests/benchmarks/bench.py
 
 coverage: $(READY)
 	$(BIN)/coverage erase

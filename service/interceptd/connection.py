@@ -25,6 +25,8 @@ RECEIVE_BYTES = 4096
 TURN = 8
 """Messages that one connection is answered before the others get a turn: trio parks a task only when its
 socket is empty, and a peer that never lets it be empty would starve the rest."""
+ALONE = 4 * TURN
+"""Messages running after which a connection is taken to be the only busy one."""
 DISCARD_READS = 64
 """Reads that are thrown away before closing on a peer in error. Closing an AF_UNIX socket with unread bytes
 resets it, and the peer would find ECONNRESET where our error should be."""
@@ -41,7 +43,9 @@ class Connection:
     """A stream of requests from one peer. `receive` and `answer_watched` are for one task only."""
 
     _latest: ClassVar[Connection | None] = None
-    """Who received last, of all connections of the process."""
+    """Who received last on the hot path, of all connections of the process."""
+    _running: ClassVar[int] = 0
+    """How many messages running it was."""
 
     def __init__(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
@@ -87,17 +91,16 @@ class Connection:
     async def receive_whole(self, recognise: Callable[[bytes], Whole | None]) -> Whole | rpc.Request | None:
         """Like `receive`, for the hot path: what `recognise` makes of one whole read is taken as it is.
 
-        While no other connection is busy, the CPU is yielded once before the task is parked: a peer on the
+        While no other VP is busy, the CPU is yielded once before the task is parked: a peer on the
         same CPU then often has its next message ready, and the round by way of epoll (15 us) is saved.
         """
+        alone = self._is_alone()
         self._turn += 1
-        if self._turn >= TURN:
+        if self._turn >= TURN or not alone:
             self._turn = 0
             await trio.lowlevel.checkpoint()
         if self._receiver.has_bytes:
             return await self.receive()
-        alone = Connection._latest is self
-        Connection._latest = self
         while True:
             try:
                 data = self._socket.recv(RECEIVE_BYTES)
@@ -118,6 +121,13 @@ class Connection:
             return None
         self._receiver.receive_data(data)
         return await self.receive()
+
+    def _is_alone(self) -> bool:
+        """Whether nobody else has received for a while: yielding the CPU to our peer would starve others."""
+        if Connection._latest is not self:
+            Connection._latest, Connection._running = self, 0
+        Connection._running += 1
+        return Connection._running > ALONE
 
     def expect_responses(self) -> None:
         """From now on we ask and the peer answers."""

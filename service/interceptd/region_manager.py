@@ -11,7 +11,7 @@ Must not know address spaces, connections or intercept messages.
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -186,17 +186,19 @@ class RegionManager:
         async with self._lock:
             batch = self._notifier.take()
             with trio.CancelScope(shield=True):
-                for uaddrs in batch.pieces:
-                    async for region in _in_turns(self._regions.behind(uaddrs)):
-                        await self._invalidate(region, uaddrs)
+                touched = ((region, piece) for piece in batch.pieces for region in self._regions.behind(piece))
+                for passed, (region, uaddrs) in enumerate(touched, start=1):
+                    await self._invalidate(region, uaddrs)
+                    await _let_others_run(passed)
             self._notifier.served(batch)
 
     async def close(self) -> None:
         """Unmap everything and forget the regions: the end of the partition (I6)."""
         async with self._lock:
             with trio.CancelScope(shield=True):
-                async for region in _in_turns(list(self._regions)):
+                for passed, region in enumerate(list(self._regions), start=1):
                     await self._remove(region)
+                    await _let_others_run(passed)
 
     # ------------------------------------------------ helpers; those that are async want the lock held
 
@@ -301,11 +303,10 @@ def _no_refusal(gfns: GfnRange) -> Iterator[None]:
         raise PartitionLost(f"gfns {gfns} may still be reached by the guest: {error}") from error
 
 
-async def _in_turns(regions: Iterable[Region]) -> AsyncIterator[Region]:
-    for count, region in enumerate(regions, start=1):
-        yield region
-        if not count % REGIONS_A_TURN:
-            await trio.lowlevel.checkpoint()
+async def _let_others_run(passed: int) -> None:
+    """Once in `REGIONS_A_TURN` regions. No generator: one that an error leaves half-way is never closed."""
+    if not passed % REGIONS_A_TURN:
+        await trio.lowlevel.checkpoint()
 
 
 def _runs(mappings: Iterable[Mapping]) -> list[GfnRange]:

@@ -134,12 +134,16 @@ class ProcMaps:
 
 
 def read_all(descriptor: int) -> bytes:
-    """A /proc file from its beginning, whatever its shared file position is."""
+    """A /proc file from its beginning, whatever its shared file position is. Raises `MmGone` once the process
+    was reaped; before, and after an exec, the file is empty."""
     chunks = []
     position = 0
-    while chunk := os.pread(descriptor, _READ_BYTES, position):
-        chunks.append(chunk)
-        position += len(chunk)
+    try:
+        while chunk := os.pread(descriptor, _READ_BYTES, position):
+            chunks.append(chunk)
+            position += len(chunk)
+    except ProcessLookupError as error:
+        raise MmGone from error
     return b"".join(chunks)
 
 
