@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from intercept_protocol.frames import MESSAGE_LIMIT
+from interceptd.peer import overflow_uid
 
 Count = Annotated[int, Meta(ge=1, le=1 << 32)]
 Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
@@ -73,7 +74,8 @@ class Config(_Table, frozen=True, kw_only=True):
     """Default: operator.sock beside `socket`."""
     socket_mode: Annotated[int, Meta(ge=0, le=0o777)] = 0o660
     allowed_uids: list[Uid] | None = None
-    """Who may connect. Default: root and the uid that the daemon runs as."""
+    """Who may connect. Default: root and the uid that the daemon runs as, unless that is the overflow uid: so
+    looks everybody in a user namespace that has no map, and so it must be named."""
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     log: Log = Log()
@@ -84,7 +86,9 @@ class Config(_Table, frozen=True, kw_only=True):
 
     @property
     def uids(self) -> frozenset[int]:
-        return frozenset({0, os.geteuid()} if self.allowed_uids is None else self.allowed_uids)
+        if self.allowed_uids is not None:
+            return frozenset(self.allowed_uids)
+        return frozenset({0, os.geteuid()} - {overflow_uid()})
 
 
 def load_config(path: Path | None) -> Config:

@@ -159,6 +159,7 @@ def _hello_reply(config: Config, chaos: int) -> messages.HelloReply:
     limits = config.limits.stated() | {
         "hello_timeout_ms": config.timeouts.hello_ms,
         "invalidate_timeout_ms": config.timeouts.invalidate_ms,
+        "hypervisor_timeout_ms": config.timeouts.hypervisor_ms,
     }
     features: dict[str, object] = {
         "address_spaces": [kind.value for kind in AddressSpaceKind],

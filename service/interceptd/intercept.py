@@ -18,7 +18,7 @@ from interceptd.address_space import AddressSpace, Undecided
 from interceptd.attempt import Attempt, Obstacle
 from interceptd.mapping import Extent, Mapping
 from interceptd.region import Presumption, Region, RegionState
-from interceptd.region_manager import RegionManager
+from interceptd.region_manager import A_TURN, RegionManager
 
 ROUNDS = 16
 """Times that one intercept looks again before it is told RETRY: a VMM that invalidates without end keeps its
@@ -115,6 +115,8 @@ class InterceptPath:
                 raise _unpopulated(region, f"uaddr {page << PAGE_SHIFT:#x} may not be read")
             extents.append(extent)
             page = extent.uaddrs.end
+            if not len(extents) % A_TURN:
+                await trio.lowlevel.checkpoint()
         return extents
 
 

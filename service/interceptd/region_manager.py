@@ -32,9 +32,9 @@ from interceptd.region_list import RegionList
 
 log = structlog.get_logger()
 
-REGIONS_A_TURN = 256
-"""Regions that a long walk under the lock passes before it lets other tasks run: a partition with a million
-of them must not stop the others. Whoever wants this partition's lock waits all the same."""
+A_TURN = 256
+"""Regions, or mappings, that a long walk under the lock passes before it lets other tasks run: a partition with
+a million of them must not stop the others. Whoever wants this partition's lock waits all the same."""
 
 _STATE_ANSWERS = {RegionState.POPULATING: Answer.CONTENDED, RegionState.DANGLING: Answer.UNBACKED}
 """What a fault is told in a region that is not live."""
@@ -135,18 +135,18 @@ class RegionManager:
         async with self._lock:
             if attempt.stale:
                 return None
-            wanted = [self._wanted(attempt, extent) for extent in extents]
             made: list[Mapping] = []
             with trio.CancelScope(shield=True):
-                for gap in [gap for mapping in wanted for gap in self._gaps(mapping)]:
-                    try:
-                        await self._map(attempt.region, gap)
-                    except HypervisorError as error:
-                        log.warning("map_refused", region=str(attempt.region.gfns), error=str(error))
-                        for mapping in made:
-                            await self._take_away(attempt.region, mapping.gfns)
-                        return Answer.HYPERVISOR_ERROR
-                    made.append(gap)
+                for passed, extent in enumerate(extents, start=1):
+                    for gap in self._gaps(self._wanted(attempt, extent)):
+                        try:
+                            await self._map(attempt.region, gap)
+                        except HypervisorError as error:
+                            log.warning("map_refused", region=str(attempt.region.gfns), error=str(error))
+                            await self._undo(attempt.region, made)
+                            return Answer.HYPERVISOR_ERROR
+                        made.append(gap)
+                    await _let_others_run(passed)
             return Answer.MAPPED if made else Answer.ALREADY_MAPPED
 
     async def add(self, region: Region) -> None:
@@ -254,14 +254,30 @@ class RegionManager:
 
         May not fail: the frames will be somebody else's. Raises `PartitionLost` if the hypervisor refuses.
         """
-        for run in _runs(self._mappings.clipped(gfns)):
-            with self._changing(run):
-                with _no_refusal(run):
-                    if region.kind is RegionKind.MOVABLE:
-                        await self._hypervisor.map_gpa(region.no_access(run))
-                    else:
-                        await self._hypervisor.unmap_gpa(run)
-                self._mappings.carve(run)
+        for part in self._parts(gfns):
+            for run in _runs(self._mappings.clipped(part)):
+                with self._changing(run):
+                    with _no_refusal(run):
+                        if region.kind is RegionKind.MOVABLE:
+                            await self._hypervisor.map_gpa(region.no_access(run))
+                        else:
+                            await self._hypervisor.unmap_gpa(run)
+                    self._mappings.carve(run)
+            if part.end < gfns.end:
+                await trio.lowlevel.checkpoint()
+
+    async def _undo(self, region: Region, made: list[Mapping]) -> None:
+        for passed, mapping in enumerate(made, start=1):
+            await self._take_away(region, mapping.gfns)
+            await _let_others_run(passed)
+
+    def _parts(self, gfns: GfnRange) -> Iterator[GfnRange]:
+        """`gfns` cut so that few mappings begin in each part; the caller lets others run in between."""
+        rest = gfns
+        while rest.page_count:
+            part = self._mappings.head(rest, A_TURN)
+            yield GfnRange(part.start, part.end)
+            rest = GfnRange(part.end, rest.end)
 
     async def _invalidate(self, region: Region, uaddrs: UaddrRange) -> None:
         clipped = region.uaddrs.clip(uaddrs)
@@ -281,15 +297,15 @@ class RegionManager:
         self._regions.remove(region)
         self._notifier.mark_stale(region.uaddrs)
         with trio.CancelScope(shield=True):
-            if region.kind is RegionKind.MOVABLE:
-                runs = [region.gfns]  # NO_ACCESS entries go as well
-            else:
-                runs = _runs(self._mappings.clipped(region.gfns))
-            for run in runs:
-                with self._changing(run):
-                    with _no_refusal(run):
-                        await self._hypervisor.unmap_gpa(run)
-                    self._mappings.carve(run)
+            for part in self._parts(region.gfns):
+                movable = region.kind is RegionKind.MOVABLE  # whose NO_ACCESS entries go as well
+                for run in [part] if movable else _runs(self._mappings.clipped(part)):
+                    with self._changing(run):
+                        with _no_refusal(run):
+                            await self._hypervisor.unmap_gpa(run)
+                        self._mappings.carve(run)
+                if part.end < region.gfns.end:
+                    await trio.lowlevel.checkpoint()
 
     def _mapped_gfns(self, gfns: GfnRange) -> int:
         return sum(mapping.end - mapping.start for mapping in self._mappings.clipped(gfns))
@@ -304,8 +320,8 @@ def _no_refusal(gfns: GfnRange) -> Iterator[None]:
 
 
 async def _let_others_run(passed: int) -> None:
-    """Once in `REGIONS_A_TURN` regions. No generator: one that an error leaves half-way is never closed."""
-    if not passed % REGIONS_A_TURN:
+    """Once in `A_TURN`. No generator: one that an error leaves half-way is never closed."""
+    if not passed % A_TURN:
         await trio.lowlevel.checkpoint()
 
 
