@@ -24,6 +24,7 @@ from intercept_protocol.messages import (
 
 from . import asking, render
 from .exercise.command import exercise_command
+from .guest.command import guest_command
 
 DEFAULT_SOCKET: Final = "/run/interceptd/operator.sock"
 
@@ -161,3 +162,4 @@ def _print_json(value: object) -> None:
 
 
 main.add_command(exercise_command)
+main.add_command(guest_command)

@@ -16,7 +16,7 @@ def changed(*, asked: int, acknowledged: int, horizon: int = 0) -> History[str]:
 
 
 def possible(history: History[str], first: int, last: int) -> set[str]:
-    return {span.value for span in history.possible(During(first, last))}
+    return {value for value, _ in history.possible(During(first, last))}
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,17 @@ def test_overlapping_invalidations_leave_none() -> None:
     assert scene.truth.possible_answers(GFN, READ, During(asked, scene.clock.tick())) == frozenset()
 
 
+def test_an_open_invalidation_is_remembered_however_long_it_lasts() -> None:
+    scene = Scene()
+    scene.add(region())
+    scene.map(backing(0x50))
+    open_one = scene.truth.ask_invalidation(UADDRS, scene.clock.tick())
+    open_one.gone, open_one.shut_until = scene.clock.tick(), FOREVER
+    scene.unmap(UaddrRange(PAGE + 1, PAGE + 2))
+    scene.unmap(UaddrRange(PAGE + 2, PAGE + 3))
+    assert scene.truth.possible_answers(GFN, READ, scene.now()) == frozenset()
+
+
 def test_aliases_show_the_same_frames() -> None:
     scene = Scene()
     scene.add(region())
@@ -134,6 +145,15 @@ def test_a_pinned_page_that_was_hit_is_never_mapped_again() -> None:
     assert scene.truth.possible_answers(GFN, READ, scene.now()) == {Answer.UNBACKED}
     assert scene.truth.possible_sights(GFN, scene.now()) == set()
     assert scene.truth.possible_answers(GFN + 1, READ, scene.now()) == RESUMED | {Answer.UNBACKED}
+
+
+def test_a_pinned_page_is_there_until_the_hit_is_acknowledged() -> None:
+    scene = Scene()
+    scene.map(backing(0x50))
+    scene.add(region(RegionKind.PINNED))
+    scene.truth.ask_invalidation(UADDRS, scene.clock.tick())
+    assert scene.truth.possible_answers(GFN, READ, scene.now()) == RESUMED | {Answer.UNBACKED}
+    assert scene.truth.possible_sights(GFN, scene.now()) == {Sight(Frame("host", 0x50), READ_WRITE)}
 
 
 def test_a_mapping_is_touched_by_what_takes_it_away_and_by_nothing_else() -> None:

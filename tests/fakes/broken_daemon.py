@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from intercept_protocol.addresses import UaddrRange
+from interceptd.attempt import Attempt
 from interceptd.cli import main
 from interceptd.region import Region
-from interceptd.region_manager import Attempt, RegionManager
+from interceptd.region_manager import RegionManager
 
 
 def without_invalidation() -> None:
@@ -22,7 +23,7 @@ def without_invalidation() -> None:
     async def take_nothing_away(manager: RegionManager, region: Region, uaddrs: UaddrRange) -> None:
         pass
 
-    RegionManager._invalidate = take_nothing_away  # type: ignore[method-assign]
+    RegionManager._invalidate = take_nothing_away  # type: ignore[method-assign, assignment]
 
 
 def without_staleness_check() -> None:

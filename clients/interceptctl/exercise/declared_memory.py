@@ -22,7 +22,7 @@ NAME: Final = "model: declared + software"
 PARTITION: Final = CreatePartition(
     address_space=AddressSpaceKind.DECLARED,
     hypervisor=HypervisorKind.SOFTWARE,
-    invalidate_timeout_ms=20,  # short enough for some to be told RETRY: what gives up midway is tried too
+    invalidate_timeout_ms=50,  # short enough for some to be told RETRY: what gives up midway is tried too
 )
 _FIRST_PFN: Final = 0x100000
 _BACKING: Final = "host"

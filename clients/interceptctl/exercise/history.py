@@ -60,12 +60,16 @@ class History(Generic[Value]):
         self._keep(self._asked, horizon)
         self._asked = None
 
-    def possible(self, during: During) -> list[Span[Value]]:
-        """Every value that was possible at some instant of `during`, with when."""
+    def possible(self, during: During) -> list[tuple[Value, During]]:
+        """Every value that was possible at some instant of `during`, with when within it."""
         spans = [*self._past, self._settled]
         if self._asked is not None:
             spans.append(self._asked)
-        return [span for span in spans if span.since <= during.last and during.first <= span.until]
+        return [
+            (span.value, During(max(span.since, during.first), min(span.until, during.last)))
+            for span in spans
+            if span.since <= during.last and during.first <= span.until
+        ]
 
     def _keep(self, span: Span[Value], horizon: int) -> None:
         self._past = [old for old in (*self._past, span) if old.until >= horizon]

@@ -62,7 +62,7 @@ class Judge:
 
 
 def _state_text(state: State, gfn: int) -> str:
-    when = f"from {state.since} to {state.until}"
+    when = f"from {state.during.first} to {state.during.last}"
     if state.region is None:
         return f"{when} no region"
     region = f"{state.region.kind} region {state.region.gfns} {rights_text(state.region.access)}"

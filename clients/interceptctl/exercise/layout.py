@@ -51,8 +51,8 @@ def _pages(start: int, count: int) -> UaddrRange:
 NIC = Memory("nic", (_pages(0, 20), _pages(23, 41)), READ_WRITE, io=True)
 """A BAR with a hole: its MSI-X table, which the VMM emulates."""
 ROM = Memory("rom", (_pages(64, 16),), Access.READ, io=True)
-GPU = Memory("gpu", (_pages(80, 512),), READ_WRITE, io=True)
-RAM = Memory("ram", (_pages(0x1000, 700), _pages(0x1000 + 700, 836)), READ_WRITE, io=False)
+GPU = Memory("gpu", (_pages(80, 256),), READ_WRITE, io=True)
+RAM = Memory("ram", (_pages(0x1000, 700), _pages(0x1000 + 700, 400)), READ_WRITE, io=False)
 """In two VMAs, whose border is no multiple of the 512 pages that one fault maps."""
 SHARED = Memory("shared", (_pages(0x2000, 32),), READ_WRITE, io=False)
 

@@ -26,8 +26,7 @@ def verdict(report: Report) -> RenderableType:
     """The counterexamples, if any, and one line."""
     if report.passed:
         return Text(
-            f"PASS: {report.intercept_count:,} intercepts and {report.looks:,} looks, "
-            "no guest reached what it should not",
+            f"PASS: no stale read in {report.intercept_count:,} intercepts and {report.looks:,} looks",
             style="bold green",
         )
     wrongs = ", ".join(f"{count} x {wrong}" for wrong, count in report.wrongs.items())

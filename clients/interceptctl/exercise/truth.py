@@ -21,10 +21,9 @@ from .world import RESUMED, Backing, Invalidation, Region, Sight, decide, sight
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A region and a backing that were possible together, at every instant in [since, until]."""
+    """A region and a backing that were possible together, at every instant of `during`."""
 
-    since: int
-    until: int
+    during: During
     region: Region | None
     backing: Backing | None
     shut: bool
@@ -145,7 +144,7 @@ class Truth:
     # ------------------------------------------------ what can have been
 
     def possible_answers(self, gfn: int, access: Access, during: During) -> frozenset[Answer]:
-        """Every answer that was right at some instant in `during`, besides "ask again"."""
+        """Every answer that was right at some instant of `during`, besides "ask again"."""
         return frozenset(
             answer
             for state in self.states(gfn, during)
@@ -154,7 +153,7 @@ class Truth:
         )
 
     def possible_sights(self, gfn: int, during: During) -> set[Sight]:
-        """Everything that a guest may have reached at `gfn` at some instant in `during`."""
+        """Everything that a guest may have reached at `gfn` at some instant of `during`."""
         seen = (
             None if state.shut or _taken_for_good(state, gfn) else sight(state.region, state.backing)
             for state in self.states(gfn, during)
@@ -163,33 +162,26 @@ class Truth:
 
     def touched(self, gfn: int, during: During) -> bool:
         """Whether anything in `during` can have taken a mapping of `gfn` away."""
-        layouts = self._layout_spans(gfn, during)
+        layouts = self._layout_of(gfn).possible(during)
         return len(layouts) > 1 or any(
-            region is not None and self._invalidated(region.uaddr_page(gfn), during)
-            for region, _, _ in layouts
+            region is not None and self._invalidated(region.uaddr_page(gfn), during) for region, _ in layouts
         )
 
     def states(self, gfn: int, during: During) -> Iterator[State]:
-        """Every state of `gfn` that was possible at some instant in `during`.
+        """Every state of `gfn` that was possible at some instant of `during`.
 
         Region and backing change independently; they were possible together when their times overlap.
         """
-        for region, since, until in self._layout_spans(gfn, during):
+        for region, covered in self._layout_of(gfn).possible(during):
             if region is None:
-                yield State(since, until, None, None, shut=False)
+                yield State(covered, None, None, shut=False)
                 continue
             page = region.uaddr_page(gfn)
-            history = self._backings.get(page, _NEVER_BACKED)
-            for backed in history.possible(During(since, until)):
-                both = During(max(since, backed.since), min(until, backed.until))
-                yield State(*both, region, backed.value, self._shut(page, both))
+            for backing, both in self._backings.get(page, _NEVER_BACKED).possible(covered):
+                yield State(both, region, backing, self._shut(page, both))
 
-    def _layout_spans(self, gfn: int, during: During) -> list[tuple[Region | None, int, int]]:
-        history = self._layout.get(gfn, _NO_REGION_EVER)
-        return [
-            (span.value, max(span.since, during.first), min(span.until, during.last))
-            for span in history.possible(during)
-        ]
+    def _layout_of(self, gfn: int) -> History[Region | None]:
+        return self._layout.get(gfn, _NO_REGION_EVER)
 
     def _invalidated(self, page: int, during: During) -> bool:
         return any(
@@ -219,10 +211,14 @@ class Truth:
         ]
 
     def _page(self, page: int) -> History[Backing | None]:
-        return self._backings.setdefault(page, History(None))
+        if page not in self._backings:
+            self._backings[page] = History(None)
+        return self._backings[page]
 
     def _gfn(self, gfn: int) -> History[Region | None]:
-        return self._layout.setdefault(gfn, History(None))
+        if gfn not in self._layout:
+            self._layout[gfn] = History(None)
+        return self._layout[gfn]
 
 
 _NEVER_BACKED: History[Backing | None] = History(None)
@@ -234,7 +230,11 @@ def _answers(state: State, gfn: int, access: Access) -> frozenset[Answer]:
     the range stay as they are, the others are gone for good."""
     right = decide(state.region, state.backing, access)
     region = state.region
-    if region is None or access not in region.access or not any(h.asked <= state.until for h in region.hits):
+    if (
+        region is None
+        or access not in region.access
+        or not any(h.asked <= state.during.last for h in region.hits)
+    ):
         return right
     if _taken_for_good(state, gfn):
         return frozenset({Answer.UNBACKED})
@@ -245,4 +245,4 @@ def _taken_for_good(state: State, gfn: int) -> bool:
     if state.region is None:
         return False
     page = state.region.uaddr_page(gfn)
-    return any(page in hit.uaddrs and hit.gone <= state.since for hit in state.region.hits)
+    return any(page in hit.uaddrs and hit.gone <= state.during.first for hit in state.region.hits)

@@ -112,7 +112,7 @@ class Turmoil:
                 await self._map_a_gap(memory)
                 return memory.name
             case Deed.UNMAP_ACROSS:
-                piece = UaddrRange(piece.start, piece.start + rng.randint(1, 600))
+                piece = UaddrRange(piece.start, piece.start + rng.randint(1, 300))
                 await vmm.unmap(piece)
             case Deed.REPLACE:
                 await self._replace(memory, piece)

@@ -25,7 +25,7 @@ from .link import Link
 from .truth import Truth
 from .world import Frame, Region, Sight, kind_of
 
-PROBES: Final = 5
+PROBES: Final = 4
 """Pages that are looked at of a larger range; of a smaller one it is all."""
 
 

@@ -1,0 +1,70 @@
+"""Playing scenarios: a fresh guest each, and what came of it.
+
+Owns the VMM's life and the figures around a scenario; must not know what is expected.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+
+from intercept_client.kvm import Coverage, PartitionSetting
+
+from .outcome import GuestReport, ScenarioOutcome, vcpu_outcome
+from .scenarios import Scenario, Unexpected
+from .small_vmm import SmallVmm
+
+MMIO_EXITS = "mmio_exits"
+
+
+def play_all(
+    path: str, coverage: Coverage, scenarios: Sequence[Scenario], tell: Callable[[str], None]
+) -> GuestReport:
+    """Play them one after the other at the daemon that listens at `path`.
+
+    `tell` hears of each as it ends. Raises `KvmUnavailable`, or what a connection raises.
+    """
+    outcomes = []
+    for scenario in scenarios:
+        outcome = _play(path, coverage, scenario)
+        tell(f"{outcome.name}: {outcome.found}")
+        outcomes.append(outcome)
+    return GuestReport(coverage=coverage.name.lower(), scenarios=outcomes)
+
+
+def _play(path: str, coverage: Coverage, scenario: Scenario) -> ScenarioOutcome:
+    setting = PartitionSetting(
+        name=f"guest {scenario.name}", mmio_granularity=scenario.granularity, coverage=coverage
+    )
+    with SmallVmm(path, setting) as vmm:
+        began = time.perf_counter()
+        try:
+            found, passed = scenario.play(vmm), True
+        except (Unexpected, TimeoutError) as error:
+            found, passed = str(error), False
+        seconds = time.perf_counter() - began
+        memslots = len(vmm.partition.memory.slots)
+        stops = vmm.stop()
+        return ScenarioOutcome(
+            name=scenario.name,
+            expects=scenario.expects,
+            passed=passed,
+            found=found,
+            seconds=seconds,
+            memslots=memslots,
+            vcpus=[
+                vcpu_outcome(vcpu, stop, _mmio_exits(vmm, index))
+                for index, (vcpu, stop) in enumerate(zip(vmm.vcpus, stops, strict=False))
+            ],
+        )
+
+
+def _mmio_exits(vmm: SmallVmm, index: int) -> int | None:
+    """KVM's own count since the vCPU was made."""
+    with ExitStack() as opened:
+        try:
+            statistics = opened.enter_context(closing(vmm.vcpus[index].vcpu.statistics()))
+        except OSError:  # before Linux 5.14
+            return None
+        return statistics.read(MMIO_EXITS) if MMIO_EXITS in statistics.names else None

@@ -1,0 +1,66 @@
+"""Guests as a program runs them: with its own daemon or another's, to a report.
+
+Owns every way in which there is no report, as a sentence and an exit status. Must not know options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+import click
+import trio
+
+from intercept_client import ConnectionLost
+from intercept_client.kvm import Coverage, KvmUnavailable, Machine
+from intercept_protocol.errors import ProtocolViolation, WireError
+from interceptctl import asking
+from interceptctl.exercise.daemon_process import DaemonFailed, running_daemon
+
+from .outcome import GuestReport
+from .playing import play_all
+from .scenarios import SCENARIOS, Scenario
+
+_NO_CONVERSATION: Final = (ConnectionLost, ProtocolViolation, DaemonFailed, OSError)
+
+
+class NoKvm(click.ClickException):
+    exit_code = 4
+
+
+def select(names: Sequence[str]) -> Sequence[Scenario]:
+    """Those of that name, or all; a name that is none is the command line's error."""
+    known = {scenario.name: scenario for scenario in SCENARIOS}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise click.UsageError(f"no guest {unknown[0]!r}; there are: {', '.join(known)}")
+    return [known[name] for name in names] or SCENARIOS
+
+
+def run(
+    path: str | None, coverage: str, scenarios: Sequence[Scenario], tell: Callable[[str], None]
+) -> GuestReport:
+    """Play at the daemon at `path`, or one of our own for None.
+
+    Raises `NoKvm`, and `asking.Refused` or `asking.Unreachable` when the guests could not be run to the end.
+    """
+    play = partial(play_all, coverage=Coverage[coverage.upper()], scenarios=scenarios, tell=tell)
+    try:
+        Machine.open().close()
+        return play(path) if path is not None else trio.run(_with_own_daemon, play)
+    except KvmUnavailable as error:
+        raise NoKvm(f"no guest can run here: {error}") from error
+    except _NO_CONVERSATION as error:
+        raise asking.Unreachable(_text(error)) from error
+    except WireError as error:
+        raise asking.Refused(f"refused: {_text(error)}") from error
+
+
+async def _with_own_daemon(play: Callable[[str], GuestReport]) -> GuestReport:
+    async with running_daemon() as path:
+        return await trio.to_thread.run_sync(play, path)
+
+
+def _text(error: BaseException) -> str:
+    return "\n".join((str(error), *getattr(error, "__notes__", ())))

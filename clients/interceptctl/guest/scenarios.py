@@ -1,0 +1,161 @@
+"""The scenarios: which guest programs run on which memory, what the host does meanwhile, and what must come
+of it.
+
+Owns the expectations; must not know how they are shown. Each begins with a fresh guest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Final
+
+from intercept_client import libc, memory
+from intercept_client.kvm import Stop, StopReason
+from intercept_client.libc import Sharing
+from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange
+from intercept_protocol.messages import MmioGranularity
+from intercept_protocol.outcomes import Answer
+
+from .programs import COUNT, JUMP, PATTERN, STORE, SWEEP, TRIPLE_FAULT, WATCH
+from .small_vmm import READ_WRITE, SCRATCH_GPA, SmallVmm
+
+STOP_SECONDS: Final = 60.0
+"""Until a program that ends must have ended."""
+BAR_PAGES: Final = 256
+FLOATING: Final = 0xFFFF_FFFF
+OURS: Final = 0x42
+ELSEWHERE: Final = 0x800
+"""A gfn where no scenario puts its BAR first."""
+INCREMENTS: Final = 2000
+READS: Final = 50
+
+
+class Unexpected(Exception):
+    """The scenario found something else; the text says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    name: str
+    expects: str
+    play: Callable[[SmallVmm], str]
+    """Run it; returns what was found, or raises `Unexpected`."""
+    granularity: MmioGranularity = MmioGranularity.VMA
+
+
+def _sweep(vmm: SmallVmm, intercepts: int) -> str:
+    bar = vmm.add_bar(BAR_PAGES)
+    guest = vmm.add_vcpu(SWEEP, esi=bar.gpa, ecx=BAR_PAGES, ebx=2)
+    _ended(vmm.start())
+    _require(bar.word(PAGE_SIZE) == 2, f"a page was counted up {bar.word(PAGE_SIZE)} times in 2 rounds")
+    taken = guest.tally.intercepts.total() - 1  # one for the program's own page
+    _require(taken == intercepts, f"{taken} intercepts")
+    return f"{taken} intercept{'s' if taken > 1 else ''} for {2 * BAR_PAGES} accesses"
+
+
+def _count(vmm: SmallVmm) -> str:
+    bar = vmm.add_bar(1)
+    for _ in range(2):
+        vmm.add_vcpu(COUNT, esi=bar.gpa, ecx=INCREMENTS)
+    _ended(vmm.start())
+    _require(bar.word(0) == 2 * INCREMENTS, f"the counter is {bar.word(0)}")
+    return f"the counter is {bar.word(0)}"
+
+
+def _pattern(vmm: SmallVmm) -> str:
+    bar = vmm.add_bar(4)
+    vmm.add_vcpu(PATTERN, esi=bar.gpa, edx=bar.gpa + 4 * PAGE_SIZE)
+    _ended(vmm.start())
+    found = bar.read(0, 8) + bar.read(4094, 4) + bar.read(8188, 8)
+    wanted = bytes.fromhex("0011222204002000") + b"ABCD" + bytes.fromhex("080020000c002000")
+    _require(found == wanted, found.hex())
+    _require(bar.word(4 * PAGE_SIZE - 4) == bar.gpa + 4 * PAGE_SIZE - 4, "the last word is another")
+    return "every byte is there"
+
+
+def _device(vmm: SmallVmm) -> str:
+    guest = vmm.add_vcpu(STORE, esi=SCRATCH_GPA, ebx=7)
+    _ended(vmm.start())
+    _require(vmm.reports.kept == [7], f"the guest read {vmm.reports.kept}")
+    _require(guest.tally.intercepts.total() == 1, f"{guest.tally.intercepts.total()} intercepts")
+    return f"{vmm.scratch.accesses} accesses answered by the VMM alone"
+
+
+def _read_only(vmm: SmallVmm) -> str:
+    rom = vmm.add_bar(1, writable=False)
+    rom.write(0, bytes([OURS]))
+    guest = vmm.add_vcpu(STORE, esi=rom.gpa, ebx=7)
+    _ended(vmm.start())
+    _require(rom.word(0) == OURS and vmm.reports.kept == [OURS], "the memory was changed")
+    _require(guest.tally.intercepts[Answer.PERMISSION] == 1, "the write was not forwarded")
+    return "the write was forwarded, the memory is as it was"
+
+
+def _void(vmm: SmallVmm) -> str:
+    vmm.add_vcpu(JUMP, esi=ELSEWHERE << PAGE_SHIFT)
+    vmm.add_vcpu(TRIPLE_FAULT)
+    reasons = [running.result(STOP_SECONDS).reason for running in vmm.start()]
+    _require(reasons == [StopReason.NOT_EXECUTABLE, StopReason.TRIPLE_FAULT], f"stopped: {reasons}")
+    return "each vCPU stopped with its reason"
+
+
+def _move(vmm: SmallVmm) -> str:
+    bar = vmm.add_bar(1)
+    bar.write(0, bytes([OURS]))
+    vmm.add_vcpu(WATCH, esi=bar.gpa)
+    vmm.start()
+    vmm.reports.wait_for(OURS)
+    vmm.partition.remove_region(bar.gfns, bar.uaddrs)
+    vmm.partition.add_region(GfnRange(ELSEWHERE, ELSEWHERE + 1), bar.uaddrs, "mmio")
+    seen = set(vmm.reports.wait(READS)[1:])
+    _require(seen == {FLOATING}, f"the old place reads {sorted(seen)}")
+    vmm.add_vcpu(STORE, esi=ELSEWHERE << PAGE_SHIFT, ebx=7)
+    _ended(vmm.start()[1:])
+    _require(bar.word(0) == 7, "the new place does not reach it")
+    return "gone at the old place, there at the new"
+
+
+def _unmap(vmm: SmallVmm) -> str:
+    bar = vmm.add_bar(1)
+    bar.write(0, bytes([OURS]))
+    vmm.add_vcpu(WATCH, esi=bar.gpa)
+    vmm.start()
+    vmm.reports.wait_for(OURS)
+    memory.munmap(vmm.partition.notifier, bar.uaddrs)
+    vmm.partition.remove_region(bar.gfns, bar.uaddrs)
+    seen = set(vmm.reports.wait(READS)[1:])
+    libc.mmap(bar.uaddrs, READ_WRITE, Sharing.PRIVATE, flags=libc.MAP_FIXED)  # somebody else's by now
+    seen |= set(vmm.reports.wait(READS))
+    _require(seen == {FLOATING}, f"the guest reads {sorted(seen)}")
+    return "the guest reads what floats, and never somebody else's memory"
+
+
+SCENARIOS: Final = (
+    Scenario("sweep", "1 intercept a VMA", lambda vmm: _sweep(vmm, 1)),
+    Scenario(
+        "sweep by page",
+        f"{BAR_PAGES} intercepts",
+        lambda vmm: _sweep(vmm, BAR_PAGES),
+        granularity=MmioGranularity.PAGE,
+    ),
+    Scenario("count", f"two vCPUs count to {2 * INCREMENTS} together", _count),
+    Scenario("pattern", "writes of 1 to 8 bytes arrive, across pages too", _pattern),
+    Scenario("device", "the VMM's own device takes no intercept", _device),
+    Scenario("read-only", "a write is forwarded and changes nothing", _read_only),
+    Scenario("void", "a jump into the void and a triple fault stop their vCPUs", _void),
+    Scenario("move", "a moved BAR is seen at the new place and not at the old", _move),
+    Scenario("unmap", "the guest never reads what was unmapped", _unmap),
+)
+
+
+def _ended(running: list[Future[Stop]]) -> None:
+    for vcpu in running:
+        stop = vcpu.result(STOP_SECONDS)
+        _require(stop.reason is StopReason.HALTED, f"a vCPU stopped: {stop}")
+
+
+def _require(holds: bool, found: str) -> None:
+    if not holds:
+        raise Unexpected(found)

@@ -1,0 +1,166 @@
+"""The small VMM: a guest with RAM at 0, BARs where one puts them, and a scratch register that it emulates.
+
+Owns the guest's physical layout and the memory behind it; must not know what programs are for. All memory is
+memfds, which stand for whatever a real VMM passes through, and stays readable by the host when a mapping is
+gone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from intercept_client import libc
+from intercept_client.kvm import (
+    Bus,
+    GuestPartition,
+    GuestVcpu,
+    Machine,
+    PartitionSetting,
+    Register,
+    StartState,
+    Stop,
+    Window,
+)
+from intercept_client.kvm.partition import Kind
+from intercept_client.libc import Sharing
+from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange, UaddrRange
+from intercept_protocol.outcomes import Access
+
+from .emulated import Reports, Scratch
+from .programs import REPORT_PORT, Program
+
+RAM: Final = GfnRange(0, 16)
+ENTRY: Final = 0x1000
+PROGRAM_BYTES: Final = 0x100
+"""Room for one vCPU's program: each has its own copy."""
+BAR_GFN: Final = 0x200
+"""2 MiB: where BARs usually start."""
+SCRATCH_GPA: Final = 0xFEB0_0000
+READ_WRITE: Final = Access.READ | Access.WRITE
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Memory that the guest may reach, at both its addresses; `file` is the memfd behind it."""
+
+    gfns: GfnRange
+    uaddrs: UaddrRange
+    file: int
+
+    @property
+    def gpa(self) -> int:
+        return self.gfns.start << PAGE_SHIFT
+
+    def read(self, offset: int, size: int) -> bytes:
+        """From the file, whatever is mapped."""
+        return os.pread(self.file, size, offset)
+
+    def write(self, offset: int, data: bytes) -> None:
+        os.pwrite(self.file, data, offset)
+
+    def word(self, offset: int) -> int:
+        return int.from_bytes(self.read(offset, 4), "little")
+
+
+def _nothing(_why: str) -> None:
+    """For whoever looks at why the vCPUs stopped."""
+
+
+class SmallVmm:
+    """One guest. Closing it stops its vCPUs first."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        setting: PartitionSetting,
+        on_lost: Callable[[str], None] = _nothing,
+    ) -> None:
+        """Raises `KvmUnavailable`, or what `GuestPartition.open` raises."""
+        self.reports: Final = Reports()
+        self.scratch: Final = Scratch(PAGE_SIZE)
+        self.vcpus: Final[list[GuestVcpu]] = []
+        self._running: list[Future[Stop]] = []
+        self._opened = ExitStack()
+        try:
+            machine = self._opened.enter_context(Machine.open())
+            self.partition: Final = self._opened.enter_context(
+                GuestPartition.open(path, machine, setting, on_lost)
+            )
+            self.ram: Final = self.add_bar(RAM.page_count, at=RAM.start, kind="movable", executable=True)
+        except BaseException:
+            self._opened.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        self._opened.close()
+
+    def add_bar(
+        self,
+        page_count: int,
+        *,
+        at: int = BAR_GFN,
+        kind: Kind = "mmio",
+        writable: bool = True,
+        executable: bool = False,
+    ) -> Bar:
+        """A new memfd, mapped here and registered as a region at gfn `at`."""
+        file = os.memfd_create(f"gfn-{at:#x}", os.MFD_CLOEXEC)
+        self._opened.callback(os.close, file)
+        os.ftruncate(file, page_count * PAGE_SIZE)
+        uaddrs = libc.mmap(UaddrRange(0, page_count), READ_WRITE, Sharing.SHARED, file=file)
+        bar = Bar(GfnRange(at, at + page_count), uaddrs, file)
+        self.partition.add_region(bar.gfns, uaddrs, kind, writable=writable, executable=executable)
+        return bar
+
+    def add_vcpu(self, program: Program, **registers: int) -> GuestVcpu:
+        """A vCPU that will run `program`, its registers (`esi=...`) as given."""
+        index = len(self.vcpus)
+        entry = ENTRY + index * PROGRAM_BYTES
+        self.ram.write(entry, program.code)
+        vcpu = self.partition.add_vcpu(
+            index,
+            start_state(entry, registers),
+            devices=Bus(Window(SCRATCH_GPA, PAGE_SIZE, self.scratch)),
+            ports=Bus(Window(REPORT_PORT, 1, self.reports)),
+        )
+        self.vcpus.append(vcpu)
+        return vcpu
+
+    def restart(self, vcpu: GuestVcpu, **registers: int) -> None:
+        """Put a vCPU that stopped at its program's beginning again."""
+        entry = ENTRY + self.vcpus.index(vcpu) * PROGRAM_BYTES
+        vcpu.vcpu.start_at(start_state(entry, registers))
+
+    def start(self) -> list[Future[Stop]]:
+        """Run all vCPUs that do not run, each in its thread; those that stopped go on, a halted one behind
+        its halt."""
+        running = dict(zip(range(len(self.vcpus)), self._running, strict=False))
+        self._running = [
+            running[index] if index in running and not running[index].done() else vcpu.start()
+            for index, vcpu in enumerate(self.vcpus)
+        ]
+        return self._running
+
+    def stop(self) -> list[Stop]:
+        """Stop all vCPUs that were started, wait for their threads, and say why each stopped."""
+        for vcpu, running in zip(self.vcpus, self._running, strict=False):
+            if not running.done():
+                vcpu.stop()
+        return [running.result() for running in self._running]
+
+
+def start_state(entry: int, registers: dict[str, int]) -> StartState:
+    """Registers by their names in small letters."""
+    return StartState(entry, tuple((Register[name.upper()], value) for name, value in registers.items()))

@@ -1,0 +1,29 @@
+"""One exercise of one daemon, for tests.
+
+Owns the commands of daemons that lack something; must not know what is expected of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from fakes import broken_daemon
+from interceptctl.exercise.daemon_process import REAL_DAEMON, running_daemon
+from interceptctl.exercise.exercise import exercise
+from interceptctl.exercise.live import watch_nothing
+from interceptctl.exercise.report import Report
+from interceptctl.exercise.scenario import Scenario
+
+CHAOS_VARIABLE: Final = "INTERCEPTD_CHAOS"
+_BROKEN: Final = (sys.executable, str(Path(broken_daemon.__file__)))
+WITHOUT_INVALIDATION: Final = (*_BROKEN, "without-invalidation")
+WITHOUT_STALENESS_CHECK: Final = (*_BROKEN, "without-staleness-check")
+
+
+async def exercised(scenario: Scenario, command: Sequence[str] = REAL_DAEMON) -> Report:
+    """Start a daemon, exercise it, end it."""
+    async with running_daemon(command) as path:
+        return await exercise(path, scenario, watch_nothing)

@@ -1,0 +1,77 @@
+"""`interceptctl exercise` from its command line to its output and exit status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from exercise.running import WITHOUT_INVALIDATION
+from fakes.daemon_process import DaemonProcess
+from fakes.eventually import eventually
+from interceptctl.cli import main
+from interceptctl.exercise import program
+from interceptctl.exercise.daemon_process import running_daemon
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["exercise", *arguments])
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon of our own takes nothing away."""
+    monkeypatch.setattr(program, "running_daemon", lambda: running_daemon(WITHOUT_INVALIDATION))
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
+    with DaemonProcess(tmp_path, config="[limits]\nvps_per_partition = 3\n") as process:
+        yield process.wait_serving()
+
+
+def test_a_good_daemon_is_status_0_with_progress_a_summary_and_a_verdict() -> None:
+    result = run("--seconds", "1.5", "--vps", "2")
+    assert result.exit_code == 0
+    assert "exercising a daemon of our own with 2 VPs, seed 1" in result.stdout
+    assert "   1 s  steps " in result.stdout
+    assert "stale reads       0" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("PASS")
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_bad_daemon_is_status_1_with_counterexamples() -> None:
+    result = run("--steps", "100", "--quiet")
+    assert result.exit_code == 1
+    assert "told: reaches host page 0x" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("FAIL")
+
+
+def test_json_is_the_report_alone() -> None:
+    result = run("--steps", "30", "--vps", "2", "--seed", "7", "--json")
+    report = json.loads(result.stdout)
+    assert (report["seed"], report["vps"], report["stale_reads"]) == (7, 2, 0)
+    assert report["intercepts"]["resume"]["mapped"] > 0
+
+
+def test_a_daemon_that_runs_already_is_exercised_and_left_as_it_was(daemon: DaemonProcess) -> None:
+    result = run("--vmm-socket", str(daemon.socket), "--steps", "30", "--vps", "3", "--quiet")
+    (line,) = result.stdout.splitlines()
+    assert line.startswith("PASS")
+    assert result.exit_code == 0
+    eventually(lambda: len(daemon.partition_ids()), 0)
+
+
+def test_a_daemon_that_refuses_is_status_1_with_its_reason(daemon: DaemonProcess) -> None:
+    result = run("--vmm-socket", str(daemon.socket), "--vps", "4")
+    assert result.exit_code == 1
+    assert "refused: EINVAL: vp_index must be below 3" in result.stderr
+
+
+def test_a_socket_that_is_not_there_is_status_3(tmp_path: Path) -> None:
+    result = run("--vmm-socket", str(tmp_path / "nobody"))
+    assert result.exit_code == 3
+    assert "nobody" in result.stderr

@@ -1,0 +1,85 @@
+"""The last word fits a terminal and says what matters."""
+
+from __future__ import annotations
+
+import io
+
+import msgspec
+import pytest
+from rich.console import Console, RenderableType
+
+from intercept_protocol.outcomes import Answer, Outcome
+from interceptctl.exercise.clock import During
+from interceptctl.exercise.report import Report
+from interceptctl.exercise.summary import FINDINGS_SHOWN, summary, verdict
+from interceptctl.exercise.tally import Finding, Wrong
+
+HUGE = 10**9
+
+
+def report(*findings: Finding) -> Report:
+    """A report with every counter at a thousand million."""
+    return Report(
+        setting="model: declared + software",
+        seed=HUGE,
+        vps=256,
+        steps=HUGE,
+        seconds=float(HUGE),
+        intercepts={
+            outcome.value: {answer.reason: HUGE for answer in Answer if answer.outcome is outcome}
+            for outcome in Outcome
+        },
+        map_calls=HUGE,
+        pages_mapped=HUGE,
+        invalidations=HUGE,
+        stale_attempts=HUGE,
+        looks=HUGE,
+        stale_reads=len(findings),
+        wrongs={Wrong.UNTRUE_SIGHT: len(findings)} if findings else {},
+        median_us=float(HUGE),
+        p99_us=float(HUGE),
+        findings=list(findings),
+    )
+
+
+def finding(gfn: int) -> Finding:
+    possible = ("from 5 to 6 no region",)
+    return Finding(Wrong.UNTRUE_SIGHT, "VP 3", gfn, "reaches host page 0x50 rw-", possible, During(5, 6))
+
+
+def shown(renderable: RenderableType) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(renderable)
+    return stream.getvalue()
+
+
+def test_summary_fits_80_columns_with_the_largest_counts() -> None:
+    lines = shown(summary(report())).splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert len([line for line in lines if line.startswith(("stale reads", "latency", "time"))]) == 3
+
+
+def test_summary_names_every_outcome_and_reason() -> None:
+    text = shown(summary(report()))
+    assert all(answer.reason in text for answer in Answer)
+
+
+def test_verdict_of_a_good_daemon_is_one_line() -> None:
+    (line,) = shown(verdict(report())).splitlines()
+    assert line.startswith("PASS")
+
+
+def test_verdict_of_a_bad_daemon_shows_the_first_counterexamples_and_counts_all() -> None:
+    text = shown(verdict(report(*(finding(gfn) for gfn in range(FINDINGS_SHOWN + 2)))))
+    assert "stale frame: VP 3 at gfn 0x0 between 5 and 6" in text
+    assert "told: reaches host page 0x50 rw-" in text
+    assert "possible: from 5 to 6 no region" in text
+    assert f"at gfn {FINDINGS_SHOWN - 1:#x}" in text
+    assert f"at gfn {FINDINGS_SHOWN:#x}" not in text
+    assert text.splitlines()[-1] == f"FAIL: {FINDINGS_SHOWN + 2} x stale frame"
+
+
+@pytest.mark.parametrize("findings", [(), (finding(7),)])
+def test_a_report_survives_json(findings: tuple[Finding, ...]) -> None:
+    original = report(*findings)
+    assert msgspec.json.decode(msgspec.json.encode(original), type=Report) == original

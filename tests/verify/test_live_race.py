@@ -1,0 +1,57 @@
+"""The long race over live memory: no guest reaches what its VMM has not, and broken daemons are found out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fakes.broken_live_daemon import launch
+from fakes.daemon_process import DaemonProcess
+from fakes.held_daemon import ENVIRONMENT
+from fakes.live_race import Drain, Findings, Mode, Stop, race
+from fakes.live_vmm import LiveVmm
+from fakes.puppet import Puppet
+
+pytestmark = pytest.mark.verify
+
+SECONDS = 60.0
+SECONDS_TO_BE_FOUND_OUT = 60.0
+
+
+def raced(
+    daemon: DaemonProcess, mode: Mode, seconds: float, stop: Stop = Stop.NEVER, drain: Drain = Drain.FIRST
+) -> Findings:
+    with Puppet() as vmm:
+        vmm.do(LiveVmm.connect, daemon.wait_serving().socket)
+        return vmm.start(race, mode, seconds, stop, drain).result(patience=seconds + 60)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_race_of_changes_and_faults_leaves_nothing_stale(tmp_path: Path, mode: Mode) -> None:
+    with DaemonProcess(tmp_path) as daemon:
+        found = raced(daemon, mode, SECONDS)
+    print(f"\n{mode.name}: {found}")
+    assert found.stale == []
+    assert found.rounds > SECONDS
+    assert found.pages_reached > found.rounds
+
+
+@pytest.mark.parametrize(
+    "lacking", ["without-second-registration", "without-second-look", "without-staleness-check"]
+)
+def test_a_daemon_that_lacks_a_part_of_the_order_is_found_out(tmp_path: Path, lacking: str) -> None:
+    with DaemonProcess(tmp_path, launch=launch(lacking), environment=ENVIRONMENT) as daemon:
+        found = raced(daemon, Mode.WATCHED, SECONDS_TO_BE_FOUND_OUT, Stop.AT_THE_FIRST_STALE_PAGE)
+    print(f"\n{lacking}: {found}")
+    assert found.stale
+
+
+def test_a_race_that_looks_before_the_notifier_has_drained_finds_stale_pages(tmp_path: Path) -> None:
+    """What the watched setting does not promise: a munmap returns when its event was read, not served."""
+    with DaemonProcess(tmp_path) as daemon:
+        found = raced(
+            daemon, Mode.WATCHED, SECONDS_TO_BE_FOUND_OUT, Stop.AT_THE_FIRST_STALE_PAGE, Drain.NOT_AT_ALL
+        )
+    print(f"\nnot drained: {found}")
+    assert found.stale
