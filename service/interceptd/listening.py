@@ -47,6 +47,8 @@ def listening(path: str, mode: int) -> Iterator[socket.socket]:
 def _bind(listener: socket.socket, path: str, mode: int) -> tuple[int, int]:
     """Bind and listen under a lock on the directory, so that of two daemons that start at once one finds the
     other. The path appears when the socket listens: whoever sees it can connect."""
+    if not path or "\0" in path:
+        raise ListenError(f"{path!r}: is no path")
     unready = f"{path}~"
     directory = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

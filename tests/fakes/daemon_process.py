@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -40,19 +40,21 @@ class DaemonProcess:
         config: str = "",
         environment: Mapping[str, str] | None = None,
         umask: int = -1,
+        log: Path | None = None,
+        launch: Sequence[str] = (sys.executable, "-m", "interceptd"),
     ) -> None:
         self.socket = directory / "vmm.sock"
         self.operator_socket = directory / "operator.sock"
         config_file = directory / "interceptd.toml"
         config_file.write_text(config)
-        self._log = directory / "log"
+        self._log = log or directory / "log"
         self._operator: RawConnection | None = None
-        with self._log.open("ab") as log:
+        with self._log.open("ab") as output:
             self._process = subprocess.Popen(
-                command("--socket", str(self.socket), "--config", str(config_file)),
+                [*launch, "serve", "--socket", str(self.socket), "--config", str(config_file)],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 env=clean_environment() | dict(environment or {}),
                 umask=umask,
             )
@@ -125,14 +127,16 @@ class DaemonProcess:
 
     def intercepts(self) -> int:
         """Intercepts that were answered since the daemon began."""
-        return sum(count for reasons in self.statistics()["intercepts"].values() for count in reasons.values())
+        return sum(
+            count for reasons in self.statistics()["intercepts"].values() for count in reasons.values()
+        )
 
     def resident_kib(self) -> int:
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
     def log_text(self) -> str:
-        return self._log.read_text()
+        return self._log.read_text() if self._log.is_file() else ""
 
     def log_lines(self) -> list[dict[str, Any]]:
         """The log of a daemon that logs JSON, every whole line of it."""

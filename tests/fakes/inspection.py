@@ -78,9 +78,9 @@ def _slat(model: ModelPartition) -> Iterator[Violation]:
             yield Violation("I10", f"{gfn:#x}: recorded {recorded.get(gfn)}, reached {reached.get(gfn)}")
     slat = model.software._slat
     for region in model.regions._regions:
-        if region.kind is RegionKind.MOVABLE and not region.gfns.overlaps(changing(model)):
-            if missing := slat.new_gfns(region.gfns):
-                yield Violation("I10", f"movable {region.gfns} has neither frames nor NO_ACCESS at {missing}")
+        settled = region.kind is RegionKind.MOVABLE and not region.gfns.overlaps(changing(model))
+        if settled and (missing := slat.new_gfns(region.gfns)):
+            yield Violation("I10", f"movable {region.gfns} has neither frames nor NO_ACCESS at {missing}")
     for entry in slat.entries(EVERYWHERE):
         waiting = entry.access is Access.NONE and not entry.gfns.overlaps(changing(model))
         if waiting and model.regions._regions.find(entry.start) is None:

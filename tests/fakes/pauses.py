@@ -1,7 +1,7 @@
 """Where a fake port can stop, and who says for how long.
 
-Owns the two kinds of pausing: gates that a test holds and opens by name, and pauses that were drawn beforehand.
-Must not know what the ports do.
+Owns the two kinds of pausing: gates that a test holds and opens by name, and pauses that were drawn
+beforehand. Must not know what the ports do.
 """
 
 from __future__ import annotations

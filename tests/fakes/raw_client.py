@@ -1,7 +1,7 @@
 """A client that shares no code with what it tests: a blocking socket, msgpack, and the wire's words.
 
 Owns bytes out, bytes in and the intercept message as `protocol/README.md` lays it out. It can be as rude as a
-test wants: nothing here keeps the protocol's rules on behalf of the caller. No wait is longer than `PATIENCE`.
+test wants: nothing here keeps the protocol's rules for the caller. No wait is longer than `PATIENCE`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,9 @@ Owns one end of a Unix socket. Must not know what the methods mean, nor the clie
 
 from __future__ import annotations
 
+import os
 import socket
+from contextlib import suppress
 from itertools import count
 from typing import Self
 
@@ -16,7 +18,10 @@ from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.errors import WireError
 from intercept_protocol.hv_message import build_memory_intercept
 from intercept_protocol.messages import INTERCEPT_METHOD
-from intercept_protocol.outcomes import Access, Answer, Outcome
+from intercept_protocol.outcomes import Access, Answer
+
+ANSWERS = {answer.value: answer for answer in Answer}
+"""By the pair that goes over the wire."""
 
 
 class RawPeer:
@@ -29,7 +34,7 @@ class RawPeer:
 
     @classmethod
     async def connect(cls, path: str) -> Self:
-        return cls(await trio.open_unix_socket(path))  # type: ignore[arg-type] # its end is a SocketStream
+        return cls(await trio.open_unix_socket(path))
 
     @classmethod
     def of(cls, end: socket.socket) -> Self:
@@ -37,6 +42,22 @@ class RawPeer:
 
     async def send(self, data: bytes) -> None:
         await self._stream.send_all(data)
+
+    def send_now(self, data: bytes) -> None:
+        """Send without a checkpoint; the socket has room."""
+        with socket.socket(fileno=os.dup(self._stream.socket.fileno())) as end:
+            end.send(data, socket.MSG_NOSIGNAL)
+
+    def try_send(self, data: bytes) -> None:
+        """Like `send_now`, whether or not anyone is there to read it."""
+        with suppress(OSError):
+            self.send_now(data)
+
+    @property
+    def has_bytes(self) -> bool:
+        """Whether something has arrived that was not received yet."""
+        with socket.socket(fileno=os.dup(self._stream.socket.fileno())) as end:
+            return bool(end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
 
     async def request(self, method: str, *params: object) -> int:
         """Send a request without waiting for its answer; returns its msgid."""
@@ -84,8 +105,7 @@ class RawPeer:
         response = await self.response()
         assert response.error is None, response.error
         assert isinstance(response.result, list)
-        outcome, reason = response.result
-        return Answer((Outcome(outcome), reason))
+        return ANSWERS[tuple(response.result)]
 
     async def intercept(self, gfn: int, access: Access = Access.READ) -> Answer:
         await self.send_intercept(gfn, access)

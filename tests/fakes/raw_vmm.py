@@ -18,10 +18,12 @@ GFN, UADDR, PFN, PAGES = 0x100, 0x7F00_0000_0000, 0x5000, 16
 """The memory of `add_memory`."""
 MODEL = {"address_space": "declared", "hypervisor": "software"}
 """The setting that needs nothing: `create_partition` in the model."""
+PATIENT = {"invalidate_timeout_ms": 600_000}
+"""Longer than any test waits: what goes on does so for another reason than that its time was up."""
 
 
 class RawVmm:
-    """A partition; its VPs and notifiers close with it."""
+    """A partition, with waits that do not end by themselves; its VPs and notifiers close with it."""
 
     def __init__(self, path: str | os.PathLike[str], **setting: object) -> None:
         self._path = path
@@ -29,7 +31,7 @@ class RawVmm:
         self.connection = self._connections.enter_context(RawConnection(path))
         try:
             self.connection.say_hello("vmm")
-            created = self.connection.ask("create_partition", MODEL | setting)
+            created = self.connection.ask("create_partition", MODEL | PATIENT | setting)
         except BaseException:
             self.close()
             raise

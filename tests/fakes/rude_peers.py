@@ -11,6 +11,7 @@ import os
 import socket
 import termios
 from contextlib import ExitStack
+from pathlib import Path
 
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import eventually
@@ -28,7 +29,7 @@ def unread_bytes(connection: RawConnection) -> int:
 
 
 def stop_reading(daemon: DaemonProcess, vp: RawConnection, gfn: int) -> None:
-    """Ask for `gfn` again and again, one request at a time, until an answer does not fit the buffers any more.
+    """Ask for `gfn` again and again, one request at a time, until an answer does not fit the buffers.
 
     An intercept counts in the step that sends its answer: once it counted without more bytes having
     arrived, the daemon waits for this peer to read.
@@ -43,10 +44,9 @@ def stop_reading(daemon: DaemonProcess, vp: RawConnection, gfn: int) -> None:
     raise AssertionError("the daemon never waited for its peer to read")
 
 
-def send_with_descriptors(connection: RawConnection, data: bytes, count: int) -> None:
-    """Send `data` and `count` open descriptors along with it (SCM_RIGHTS)."""
+def send_with_descriptors(connection: RawConnection, data: bytes, count: int, path: str = os.devnull) -> None:
+    """Send `data` and `count` descriptors of the file `path` along with it (SCM_RIGHTS)."""
     with ExitStack() as opened:
-        descriptors = [os.open("/dev/null", os.O_RDONLY) for _ in range(count)]
-        opened.callback(lambda: [os.close(descriptor) for descriptor in descriptors])
+        files = [opened.enter_context(Path(path).open("rb")) for _ in range(count)]
         with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
-            socket.send_fds(duplicate, [data], descriptors)
+            socket.send_fds(duplicate, [data], [file.fileno() for file in files])

@@ -1,7 +1,7 @@
 """What the VMM of a drawn schedule knows to be true, page by page, and what may be said of it.
 
 Owns the reference: plain dicts, no ranges, no locks. A page whose call is not answered yet is in motion:
-nothing can be said of it. Must not know how the daemon works.
+nothing can be said of it, and a fault there waits. Must not know how the daemon works.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ CANDIDATES = (
     Candidate(30, 4, 28, RegionKind.MMIO, RW),
 )
 """They overlap in gfns, alias each other's pages, and are of every kind."""
-GFNS = 40
 PAGES = 36
 
 
@@ -93,12 +92,16 @@ class World:
         finally:
             self._watches.discard(watch)
 
-    @contextmanager
-    def motion(self, pages: range) -> Iterator[None]:
-        """While a call about these pages is out."""
-        self.moving.update(pages)
+    def shake(self, pages: range) -> None:
+        """An invalidation of these pages: a pinned region does not survive it."""
         self.dangling |= {held for held in CANDIDATES if _touches(held, pages)}
         self.changed()
+
+    @contextmanager
+    def motion(self, pages: range) -> Iterator[None]:
+        """From a begin, or a call that is one, to its answer: nothing can be said of these pages."""
+        self.moving.update(pages)
+        self.shake(pages)
         try:
             yield
         finally:
@@ -145,9 +148,11 @@ class World:
             _, vma_access = self.pages.get(page, (None, Access.NONE))
             if access not in held.access:
                 forwards.add(Answer.PERMISSION)
-            elif self.moving[page]:
-                forwards |= {Answer.UNBACKED, Answer.PERMISSION}
-            elif page not in self.pages or (held.kind is RegionKind.PINNED and held in self.dangling):
+            elif held.kind is RegionKind.PINNED and held in self.dangling:
+                forwards.add(Answer.UNBACKED)
+            elif self.moving[page] or self.closed[page]:
+                continue  # faults wait
+            elif page not in self.pages:
                 forwards.add(Answer.UNBACKED)
             elif access not in _rights(held, vma_access):
                 forwards.add(Answer.PERMISSION)

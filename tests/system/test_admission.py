@@ -52,8 +52,14 @@ def test_another_protocol_version_is_eprotonosupport_whatever_else_it_says(
         ({"protocol": 1, "role": "vp", "partition_id": 1, "vp_index": 0}, "token"),
         ({"protocol": 1, "role": "vp", "partition_id": 1, "vp_index": 0, "token": bytes(15)}, "token"),
         ({"protocol": 1, "role": "vp", "partition_id": 1, "vp_index": 0, "token": "t" * 16}, "token"),
-        ({"protocol": 1, "role": "vp", "partition_id": -1, "vp_index": 0, "token": bytes(16)}, "partition_id"),
-        ({"protocol": 1, "role": "vp", "partition_id": 1, "vp_index": 1 << 32, "token": bytes(16)}, "vp_index"),
+        (
+            {"protocol": 1, "role": "vp", "partition_id": -1, "vp_index": 0, "token": bytes(16)},
+            "partition_id",
+        ),
+        (
+            {"protocol": 1, "role": "vp", "partition_id": 1, "vp_index": 1 << 32, "token": bytes(16)},
+            "vp_index",
+        ),
         ([], "params"),
     ],
 )
@@ -88,7 +94,9 @@ def test_a_vp_index_that_is_attached_is_eexist_until_it_leaves(connect: Connect,
     assert (refusal.name, refusal.details) == ("EEXIST", {"vp_index": 3})
 
 
-def test_a_hypervisor_of_a_partition_that_has_the_software_one_is_einval(connect: Connect, vmm: RawVmm) -> None:
+def test_a_hypervisor_of_a_partition_that_has_the_software_one_is_einval(
+    connect: Connect, vmm: RawVmm
+) -> None:
     refusal = refused_hello(connect(), {"protocol": 1, "role": "hypervisor", **vmm.credentials})
     assert (refusal.name, refusal.details["field"]) == ("EINVAL", "role")
 
@@ -98,15 +106,21 @@ def test_an_operator_on_the_vmms_socket_is_eacces(connect: Connect) -> None:
     assert (refusal.name, refusal.details) == ("EACCES", {"role": "operator"})
 
 
-@pytest.mark.parametrize("role", ["vmm", *JOINING_ROLES])
-def test_any_other_role_on_the_operators_socket_is_eacces(
+@pytest.mark.parametrize("role", JOINING_ROLES)
+def test_a_role_that_joins_a_partition_on_the_operators_socket_is_eacces(
     daemon: DaemonProcess, vmm: RawVmm, role: str
 ) -> None:
-    fields = vmm.credentials if role in JOINING_ROLES else {}
-    hello = {"protocol": 1, "role": role, **JOINING_ROLES.get(role, {}), **fields}
     with RawConnection(daemon.operator_socket) as connection:
+        hello = {"protocol": 1, "role": role, **JOINING_ROLES[role], **vmm.credentials}
         refusal = refused_hello(connection, hello)
     assert (refusal.name, refusal.details) == ("EACCES", {"role": role})
+
+
+def test_a_vmm_on_the_operators_socket_is_eacces(daemon: DaemonProcess, witness: Witness) -> None:
+    with RawConnection(daemon.operator_socket) as connection:
+        refusal = refused_hello(connection, {"protocol": 1, "role": "vmm"})
+    assert (refusal.name, refusal.details) == ("EACCES", {"role": "vmm"})
+    assert witness.serve() == Witness.SERVED
 
 
 @pytest.mark.parametrize("method", ["create_partition", "translate", "intercept", "invalidate", "hello"])

@@ -8,11 +8,12 @@ from contextlib import ExitStack
 
 import pytest
 
+from fakes.child_process import child_process
 from fakes.daemon_process import DaemonProcess, StartDaemon
 from fakes.eventually import eventually
-from fakes.raw_client import Connect, RawConnection, request
+from fakes.raw_client import RawConnection, request
 from fakes.raw_vmm import GFN, PAGES, RawVmm
-from fakes.rude_peers import send_with_descriptors, stop_reading
+from fakes.rude_peers import stop_reading
 from fakes.witness import Witness
 
 FLOOD = 600
@@ -68,18 +69,6 @@ def test_a_daemon_without_descriptors_serves_whom_it_has_and_then_the_next(start
         assert witness.vp(1).intercept(GFN)[0] == "resume"
 
 
-@pytest.mark.parametrize("count", [1, 253])
-@pytest.mark.parametrize("method", ["hello", "statistics", "attach_memory", "intercept"])
-def test_descriptors_that_nobody_asked_for_are_closed(
-    connect: Connect, vmm: RawVmm, method: str, count: int
-) -> None:
-    send_with_descriptors(connect(), b"\xc1", count)
-    send_with_descriptors(connect(), request("hello", {"protocol": 1, "role": "vmm"}), count)
-    for connection in (vmm.connection, vmm.vp(), vmm.notifier()):
-        send_with_descriptors(connection, request(method), count)
-        assert connection.receive()[:2] == [1, 1]
-
-
 def test_a_vp_that_does_not_read_its_answers_keeps_nobody_waiting(
     daemon: DaemonProcess, vmm: RawVmm, witness: Witness
 ) -> None:
@@ -89,6 +78,16 @@ def test_a_vp_that_does_not_read_its_answers_keeps_nobody_waiting(
     assert vmm.vp(1).intercept(GFN) == ["resume", "mapped"]
     assert vmm.notifier().ask("invalidate", {"start_uaddr": 0, "length": 4096}) is None
     assert vmm.ask("kick", vp_index="all") is None
+
+
+def test_vps_that_ask_without_a_pause_keep_nobody_waiting(daemon: DaemonProcess, witness: Witness) -> None:
+    with (
+        child_process("fakes.hammering_vp", daemon.socket),
+        child_process("fakes.hammering_vp", daemon.socket),
+        RawVmm(daemon.socket) as newcomer,
+    ):
+        assert [witness.serve() for _ in range(20)] == [Witness.SERVED] * 20
+        assert newcomer.vp().intercept(0) == ["forward", "no_region"]
 
 
 def test_a_peer_that_sends_without_end_and_reads_nothing_is_cut_off(vmm: RawVmm, witness: Witness) -> None:

@@ -1,4 +1,4 @@
-"""Users that are not ours: kept out by the socket's mode, by `allowed_uids`, and from each other's partitions."""
+"""Other users: kept out by the socket's mode, by `allowed_uids`, and from each other's partitions."""
 
 from __future__ import annotations
 
@@ -75,7 +75,11 @@ def test_a_uid_that_is_not_allowed_is_eacces_that_names_it(daemon: DaemonProcess
 
 def test_the_overflow_uid_is_refused_as_what_it_is(daemon: DaemonProcess, witness: Witness) -> None:
     refusal = as_uid(OVERFLOW, greet, daemon.socket)
-    assert (refusal.name, refusal.details, "overflow" in refusal.message) == ("EACCES", {"uid": OVERFLOW}, True)
+    assert (refusal.name, refusal.details, "overflow" in refusal.message) == (
+        "EACCES",
+        {"uid": OVERFLOW},
+        True,
+    )
     assert witness.serve() == Witness.SERVED
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from fakes.daemon_process import DaemonProcess, StartDaemon
 from fakes.eventually import eventually
+from fakes.locked_directory import is_waiting_for_a_lock, locked
 from fakes.raw_client import READ, RawConnection, intercept_message, request
 from fakes.raw_vmm import GFN, MODEL, WHOLE_MEMORY, RawVmm
 from fakes.rude_peers import stop_reading
-from fakes.watched_directory import WatchedDirectory
 
 END_SIGNALS = [signal.SIGTERM, signal.SIGINT]
 UNBACKED_GFN = 0x9000
@@ -111,9 +111,11 @@ def test_a_partition_asked_for_during_the_drain_is_refused(start_daemon: StartDa
 
 
 def test_a_signal_that_comes_while_the_daemon_starts_is_not_lost(tmp_path: Path) -> None:
-    with WatchedDirectory(tmp_path) as directory, DaemonProcess(tmp_path) as daemon:
-        directory.wait_for(daemon.socket.name)
+    with locked(tmp_path):
+        daemon = DaemonProcess(tmp_path)
+        eventually(lambda: is_waiting_for_a_lock(daemon.pid), True)
         daemon.signal(signal.SIGTERM)
+    with daemon:
         assert daemon.wait_ended() == 0
     assert sockets_of(daemon) == []
 
@@ -121,7 +123,7 @@ def test_a_signal_that_comes_while_the_daemon_starts_is_not_lost(tmp_path: Path)
 def test_a_hundred_signals_at_the_end_do_not_change_the_status(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     daemon.signal(signal.SIGTERM)
-    eventually(lambda: sockets_of(daemon), [])
+    eventually(lambda: len(sockets_of(daemon)), 0)
     for _ in range(100):
         daemon.signal(signal.SIGTERM)
     assert daemon.wait_ended() == 0

@@ -12,7 +12,9 @@ INVALIDATION = {"start_uaddr": UADDR, "length": PAGE}
 
 def says(refusal: Refusal, errno_name: str, field: object) -> bool:
     """Whether the error has this name, and names the field to programs and to people."""
-    return (refusal.name, refusal.details.get("field")) == (errno_name, field) and str(field) in refusal.message
+    return (refusal.name, refusal.details.get("field")) == (errno_name, field) and str(
+        field
+    ) in refusal.message
 
 
 @pytest.mark.parametrize(
@@ -102,9 +104,7 @@ def test_a_method_that_is_not_a_vps_is_enosys(vmm: RawVmm, method: str) -> None:
     assert vmm.vp().refusal(method).name == "ENOSYS"
 
 
-@pytest.mark.parametrize(
-    "message", [b"", bytes(255), bytes(257), "x" * 256, {}, None, 256], ids=repr
-)
+@pytest.mark.parametrize("message", [b"", bytes(255), bytes(257), "x" * 256, {}, None, 256], ids=repr)
 def test_an_intercept_that_is_not_256_bytes_is_einval(vmm: RawVmm, message: object) -> None:
     vp = vmm.vp()
     assert says(vp.refusal("intercept", message), "EINVAL", "params")
@@ -154,5 +154,8 @@ def test_an_overlap_is_eexist_that_says_with_what(vmm: RawVmm) -> None:
     vmm.add_memory()
     region_refusal = vmm.connection.refusal("add_region", region(GFN + PAGES - 1, 2, UADDR))
     vma_refusal = vmm.connection.refusal("map_vma", vma(UADDR - PAGE, 2))
-    assert (region_refusal.name, region_refusal.details) == ("EEXIST", {"start_gfn": GFN, "page_count": PAGES})
+    assert (region_refusal.name, region_refusal.details) == (
+        "EEXIST",
+        {"start_gfn": GFN, "page_count": PAGES},
+    )
     assert (vma_refusal.name, vma_refusal.details) == ("EEXIST", {"start_uaddr": UADDR, "page_count": PAGES})

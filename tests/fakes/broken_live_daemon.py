@@ -1,0 +1,74 @@
+"""A daemon whose way of looking at live memory lacks one thing, for runs that must find it missing.
+
+Owns the breaks; what it runs otherwise is the real command. The first argument names the break, the rest go to
+`interceptd`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from fakes.broken_daemon import without_staleness_check
+from intercept_protocol.addresses import UaddrRange
+from interceptd.address_space import process
+from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.procmaps import LiveVma
+from interceptd.cli import main
+from interceptd.unmap_watch import UnmapWatch
+from interceptd.userfaultfd import Userfaultfd
+
+
+def without_second_registration() -> None:
+    """What was watched once is taken to be watched for ever, also after other memory took its place."""
+    register, registered = Userfaultfd.register, set[UaddrRange]()
+
+    def register_once(self: Userfaultfd, uaddrs: UaddrRange) -> bool:
+        if uaddrs not in registered and register(self, uaddrs):
+            registered.add(uaddrs)
+        return uaddrs in registered
+
+    Userfaultfd.register = register_once  # type: ignore[method-assign]
+
+
+def without_second_look() -> None:
+    """What was found before it was watched is taken for what is watched."""
+
+    def look(
+        attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange
+    ) -> tuple[LiveVma, UaddrRange] | None:
+        vma = attachment.maps.vma_at(page)
+        assert attachment.userfaultfd is not None
+        if vma is None or not attachment.userfaultfd.register(process._overlap(vma, region)):
+            return None
+        return vma, process._overlap(vma, window)
+
+    process._look = look
+
+
+def without_drain() -> None:
+    """What was unmapped before an answer is read after it."""
+
+    def read_nothing(_: UnmapWatch) -> None:
+        pass
+
+    UnmapWatch.drain = read_nothing  # type: ignore[method-assign]
+
+
+BREAKS: Final[Mapping[str, Callable[[], None]]] = {
+    "without-second-registration": without_second_registration,
+    "without-second-look": without_second_look,
+    "without-drain": without_drain,
+    "without-staleness-check": without_staleness_check,
+}
+
+
+def launch(what: str) -> tuple[str, ...]:
+    """The command of a daemon that lacks something; run with `ENVIRONMENT` of `held_daemon`."""
+    return sys.executable, "-m", "fakes.broken_live_daemon", what
+
+
+if __name__ == "__main__":
+    BREAKS[sys.argv.pop(1)]()
+    main()

@@ -1,0 +1,73 @@
+"""A daemon that stops at a barrier, where a test wants to see what goes on meanwhile.
+
+Owns the places; what it runs otherwise is the real command. Arguments: the place, the barrier's directory, and
+those of `interceptd`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from fakes.barrier import Barrier
+from fakes.puppet import TESTS
+from intercept_protocol.addresses import UaddrRange
+from interceptd.address_space import process
+from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.procmaps import LiveVma
+from interceptd.cli import main
+from interceptd.hypervisor.software import SoftwareHypervisor
+from interceptd.mapping import Mapping as GuestMapping
+from intercept_protocol.outcomes import Access
+
+Found = tuple[LiveVma, UaddrRange] | None
+
+
+def in_the_hypervisor(barrier: Barrier) -> None:
+    """Every taking away of movable memory stops, with the region lock held."""
+    map_gpa = SoftwareHypervisor.map_gpa
+
+    async def held(self: SoftwareHypervisor, mapping: GuestMapping) -> None:
+        if mapping.access is Access.NONE and self.counters().mapped_gfns:
+            barrier.arrive()
+            await trio.lowlevel.wait_readable(barrier.passes)
+            barrier.pass_through()
+        await map_gpa(self, mapping)
+
+    SoftwareHypervisor.map_gpa = held  # type: ignore[method-assign]
+
+
+def in_resolve(barrier: Barrier) -> None:
+    """Every look at the VMM's memory stops in its worker thread, with the answer in hand."""
+    look = process._look
+
+    def held(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange) -> Found:
+        found = look(attachment, page, window, region)
+        barrier.arrive()
+        barrier.pass_through()
+        return found
+
+    process._look = held
+
+
+PLACES: Final[Mapping[str, Callable[[Barrier], None]]] = {
+    "in-the-hypervisor": in_the_hypervisor,
+    "in-resolve": in_resolve,
+}
+
+
+ENVIRONMENT: Final = {"PYTHONPATH": str(TESTS)}
+
+
+def launch(place: str, directory: Path) -> tuple[str, ...]:
+    """The command of a daemon that is held at `place`, without its arguments; run with `ENVIRONMENT`."""
+    return sys.executable, "-m", "fakes.held_daemon", place, str(directory)
+
+
+if __name__ == "__main__":
+    PLACES[sys.argv.pop(1)](Barrier(Path(sys.argv.pop(1))))
+    main()

@@ -1,0 +1,177 @@
+"""Handing over the wrong descriptors, in every way that a VMM might.
+
+Owns opening them and closing our copies. The right way is the client library's `own_memory`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from fakes import stale_maps
+from fakes.live_vmm import ELSEWHERE, GFN, LiveVmm
+from fakes.raw_client import READ, RawConnection, intercept_message, request
+from fakes.rude_peers import send_with_descriptors
+from intercept_client.userfaultfd import open_userfaultfd
+from intercept_protocol.messages import AttachMemory, Statistics
+
+UFFDIO_API, UFFD_API = 0xC018AA3F, 0xAA
+
+
+def nothing(vmm: LiveVmm) -> None:
+    _hand_over(vmm)
+
+
+def smaps_alone(vmm: LiveVmm) -> None:
+    _hand_over(vmm, _open("/proc/self/smaps"))
+
+
+def a_file(vmm: LiveVmm) -> None:
+    with tempfile.TemporaryFile() as file:
+        _hand_over(vmm, os.dup(file.fileno()))
+
+
+def a_directory(vmm: LiveVmm) -> None:
+    _hand_over(vmm, _open("/"))
+
+
+def a_socket(vmm: LiveVmm) -> None:
+    with socket.socket(socket.AF_UNIX) as unconnected:
+        _hand_over(vmm, os.dup(unconnected.fileno()))
+
+
+def a_pipe(vmm: LiveVmm) -> None:
+    _hand_over(vmm, *os.pipe()[:1])
+
+
+def a_device(vmm: LiveVmm) -> None:
+    _hand_over(vmm, _open("/dev/null"))
+
+
+def an_epoll(vmm: LiveVmm) -> None:
+    with select.epoll() as poll:
+        _hand_over(vmm, os.dup(poll.fileno()))
+
+
+def another_proc_file(vmm: LiveVmm) -> None:
+    _hand_over(vmm, _open("/proc/self/status"))
+
+
+def a_file_with_a_maps_files_name(vmm: LiveVmm) -> None:
+    """Its path ends as a maps file's does."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "proc", str(os.getpid()), "maps")
+        path.parent.mkdir(parents=True)
+        path.write_bytes(Path("/proc/self/maps").read_bytes())
+        _hand_over(vmm, _open(str(path)))
+
+
+def maps_twice(vmm: LiveVmm) -> None:
+    _hand_over(vmm, _open("/proc/self/maps"), _open("/proc/self/maps"))
+
+
+def four_descriptors(vmm: LiveVmm) -> None:
+    _hand_over(vmm, *[_open("/proc/self/maps") for _ in range(4)])
+
+
+def as_many_as_a_message_brings(vmm: LiveVmm) -> None:
+    _hand_over(vmm, *[_open("/proc/self/maps") for _ in range(253)])
+
+
+def maps_of_another_process(vmm: LiveVmm) -> None:
+    with _child() as child:
+        _hand_over(vmm, _open(f"/proc/{child}/maps"))
+
+
+def maps_of_a_dead_process(vmm: LiveVmm) -> None:
+    with _child() as child:
+        maps = _open(f"/proc/{child}/maps")
+    _hand_over(vmm, maps)
+
+
+def maps_from_before_the_exec(vmm: LiveVmm) -> None:
+    """For a process that `stale_maps` has launched."""
+    _hand_over(vmm, int(os.environ[stale_maps.VARIABLE]))
+
+
+def an_initialised_userfaultfd(vmm: LiveVmm) -> None:
+    userfaultfd = open_userfaultfd()
+    fcntl.ioctl(userfaultfd, UFFDIO_API, bytearray(struct.pack("<3Q", UFFD_API, 0, 0)))
+    _hand_over(vmm, _open("/proc/self/maps"), userfaultfd)
+
+
+# ------------------------------------------------ methods that take none
+
+
+def to_statistics(vmm: LiveVmm, count: int) -> None:
+    with _opened(count) as descriptors:
+        vmm.vmm.call(Statistics(), descriptors=descriptors)
+
+
+def to_intercept(vmm: LiveVmm, count: int) -> None:
+    hello = {"role": "vp", "vp_index": 9, **vmm.credentials}
+    _send(vmm, hello, request("intercept", intercept_message(GFN, READ)), count)
+
+
+def to_invalidate(vmm: LiveVmm, count: int) -> None:
+    fields = {"start_uaddr": ELSEWHERE.start_uaddr, "length": ELSEWHERE.length}
+    _send(vmm, {"role": "notifier", **vmm.credentials}, request("invalidate", fields), count)
+
+
+def to_hello(vmm: LiveVmm, count: int) -> None:
+    with RawConnection(vmm.path) as connection:
+        send_with_descriptors(connection, request("hello", {"protocol": 1, "role": "vmm"}), count)
+        connection.answer()
+
+
+# ------------------------------------------------ helpers
+
+
+def _send(vmm: LiveVmm, hello: dict[str, object], data: bytes, count: int) -> None:
+    with RawConnection(vmm.path) as connection:
+        connection.ask("hello", {"protocol": 1, **hello})
+        send_with_descriptors(connection, data, count)
+        connection.answer()
+
+
+def _hand_over(vmm: LiveVmm, *descriptors: int) -> None:
+    """Sends copies, and closes ours."""
+    try:
+        vmm.vmm.call(AttachMemory(), descriptors=descriptors)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDONLY)
+
+
+@contextmanager
+def _opened(count: int) -> Iterator[list[int]]:
+    with ExitStack() as opened:
+        descriptors = [_open("/dev/null") for _ in range(count)]
+        opened.callback(lambda: [os.close(descriptor) for descriptor in descriptors])
+        yield descriptors
+
+
+@contextmanager
+def _child() -> Iterator[int]:
+    """The pid of a child that lives as long as the block."""
+    child = os.fork()
+    if not child:
+        while True:
+            signal.pause()
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -1,0 +1,45 @@
+"""Threads of a VMM that hold a lock while they change memory, and others that need it.
+
+Owns the lock. What the hypervisor thread answers is a daemon that is held at a barrier.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+from fakes.barrier import Barrier
+from fakes.live_vmm import LiveVmm
+from intercept_client import libc
+from intercept_protocol.addresses import UaddrRange
+
+CLEARING_SECONDS = 0.5
+_lock = threading.Lock()
+
+
+def unmap_all_under_the_lock(_: LiveVmm, parts: list[UaddrRange]) -> int:
+    """Returns how many were unmapped before the lock was let go."""
+    with _lock:
+        for part in parts:
+            libc.munmap(part)
+        return len(parts)
+
+
+def answer_the_hypervisor_under_the_lock(_: LiveVmm, directory: Path) -> None:
+    """A hypervisor thread: whoever comes to the barrier is answered once the lock could be had."""
+    barrier = Barrier(directory)
+    while True:
+        barrier.wait_arrived()
+        with _lock:
+            barrier.let_go()
+
+
+def clear_nonblocking_for_a_while(vmm: LiveVmm) -> int:
+    """Returns how often."""
+    end = time.monotonic() + CLEARING_SECONDS
+    count = 0
+    while time.monotonic() < end:
+        vmm.clear_nonblocking()
+        count += 1
+    return count

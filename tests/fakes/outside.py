@@ -1,0 +1,57 @@
+"""A process's memory as anybody else sees it in /proc.
+
+Owns reading the maps file and the files behind it. Shares no code with what is tested.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+PAGE = 4096
+Frame = tuple[str, int]
+
+
+class Truth(NamedTuple):
+    """What a process has at a page: the file and its page, or itself; and the rights, as in r 1, w 2, x 4."""
+
+    frame: Frame
+    rights: int
+
+
+def truth_of(pid: int, pages: Collection[int]) -> dict[int, Truth]:
+    """What the process has at those of `pages` where it has anything, all of one instant."""
+    found = {}
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        span, letters, offset, device, inode, *_ = line.split()
+        start, end = (int(bound, 16) // PAGE for bound in span.split("-"))
+        rights = sum(bit for letter, bit in zip("rwx", (1, 2, 4), strict=True) if letter in letters)
+        major, minor = (int(number, 16) for number in device.split(":"))
+        for page in pages:
+            if start <= page < end:
+                of_file = f"file {major}:{minor}:{inode}", int(offset, 16) // PAGE + page - start
+                found[page] = Truth(("anonymous", page) if inode == "0" else of_file, rights)
+    return found
+
+
+def frame_at(pid: int, page: int) -> Frame | None:
+    """The identity of what the process has at a page of its own."""
+    truth = truth_of(pid, [page]).get(page)
+    return None if truth is None else truth.frame
+
+
+def content_of(pid: int, frame: Frame) -> bytes:
+    """The page that a file's frame names, read through a descriptor that the process has of that file."""
+    for entry in os.listdir(f"/proc/{pid}/fd"):
+        path = f"/proc/{pid}/fd/{entry}"
+        status = os.stat(path)
+        if f"file {os.major(status.st_dev)}:{os.minor(status.st_dev)}:{status.st_ino}" == frame[0]:
+            with open(path, "rb") as file:
+                return os.pread(file.fileno(), PAGE, frame[1] * PAGE)
+    raise LookupError(f"process {pid} has no {frame[0]} open")
+
+
+def descriptor_count(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))

@@ -1,0 +1,76 @@
+"""Descriptors that come with a request (SCM_RIGHTS): those that nobody wants are closed, wrong ones refused.
+
+That none is kept is the witness's to see: it counts the daemon's descriptors before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from fakes.daemon_process import DaemonProcess
+from fakes.raw_client import Connect, Refusal, request
+from fakes.raw_vmm import RawVmm
+from fakes.rude_peers import send_with_descriptors
+from fakes.witness import Witness
+
+MOST = 253
+"""SCM_MAX_FD: the kernel passes no more with one message."""
+ATTACH = request("attach_memory", {})
+
+
+@pytest.fixture
+def live_vmm(daemon: DaemonProcess, witness: Witness) -> Iterator[RawVmm]:
+    """A partition that wants the descriptors of its VMM's memory."""
+    assert witness is not None
+    with RawVmm(daemon.socket, address_space="process") as vmm:
+        yield vmm
+
+
+def refused(vmm: RawVmm) -> Refusal:
+    _, _, error, _ = vmm.connection.receive()
+    return Refusal(*error)
+
+
+@pytest.mark.parametrize("count", [1, MOST])
+@pytest.mark.parametrize("method", ["hello", "statistics", "attach_memory", "intercept"])
+def test_descriptors_that_nobody_asked_for_are_closed(
+    connect: Connect, vmm: RawVmm, method: str, count: int
+) -> None:
+    send_with_descriptors(connect(), b"\xc1", count)
+    send_with_descriptors(connect(), request("hello", {"protocol": 1, "role": "vmm"}), count)
+    for connection in (vmm.connection, vmm.vp(), vmm.notifier()):
+        send_with_descriptors(connection, request(method), count)
+        assert connection.receive()[:2] == [1, 1]
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/proc/self/status", "/proc/self/smaps", "/etc/passwd"])
+def test_a_descriptor_of_something_else_than_maps_is_einval(live_vmm: RawVmm, path: str) -> None:
+    send_with_descriptors(live_vmm.connection, ATTACH, 1, path)
+    assert refused(live_vmm).name == "EINVAL"
+
+
+@pytest.mark.parametrize("count", [3, MOST])
+def test_too_many_descriptors_are_einval(live_vmm: RawVmm, count: int) -> None:
+    send_with_descriptors(live_vmm.connection, ATTACH, count, "/proc/self/maps")
+    assert refused(live_vmm).name == "EINVAL"
+
+
+def test_attaching_without_a_descriptor_is_einval(live_vmm: RawVmm) -> None:
+    assert live_vmm.connection.refusal("attach_memory", {}).name == "EINVAL"
+
+
+def test_the_maps_of_another_process_are_einval(daemon: DaemonProcess, live_vmm: RawVmm) -> None:
+    send_with_descriptors(live_vmm.connection, ATTACH, 1, f"/proc/{daemon.pid}/maps")
+    assert refused(live_vmm).name == "EINVAL"
+
+
+def test_half_a_request_with_descriptors_keeps_none_once_its_vmm_left(live_vmm: RawVmm) -> None:
+    send_with_descriptors(live_vmm.connection, ATTACH[:4], MOST)
+
+
+def test_a_vmm_that_attaches_its_memory_again_and_again_leaves_no_descriptor(live_vmm: RawVmm) -> None:
+    for _ in range(20):
+        send_with_descriptors(live_vmm.connection, ATTACH, 1, "/proc/self/maps")
+        assert live_vmm.connection.receive()[:2] == [1, 1]

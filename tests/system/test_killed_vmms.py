@@ -1,0 +1,52 @@
+"""A VMM that is killed in the middle leaves nothing behind: no partition, no task, no descriptor (I6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from fakes.child_process import child_process
+from fakes.daemon_process import DaemonProcess
+from fakes.eventually import eventually
+from fakes.witness import Witness
+
+CHAOS = {"INTERCEPTD_CHAOS": "20"}
+"""Spreads the work of a request over many steps, so that the kill finds it half done."""
+
+
+@pytest.fixture(scope="module")
+def chaotic_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    with DaemonProcess(tmp_path_factory.mktemp("chaotic"), environment=CHAOS) as process:
+        yield process.wait_serving()
+        assert process.stop() == 0
+
+
+@pytest.fixture
+def daemon(chaotic_daemon: DaemonProcess) -> DaemonProcess:
+    return chaotic_daemon
+
+
+@pytest.mark.parametrize("repetition", range(20))
+def test_a_vmm_killed_mid_intercept_mid_begin_and_mid_unmap_leaves_nothing(
+    daemon: DaemonProcess, witness: Witness, repetition: int
+) -> None:
+    before = daemon.footprint()
+    with child_process("fakes.doomed_vmm", daemon.socket) as said:
+        assert int(said) in daemon.partition_ids()
+    assert witness.serve() == Witness.SERVED
+    eventually(daemon.partition_ids, [witness.partition_id])
+    eventually(daemon.footprint, before)
+    assert repetition in range(20)
+
+
+def test_a_killed_vmms_totals_stay_in_the_daemons_statistics(daemon: DaemonProcess, witness: Witness) -> None:
+    before = daemon.statistics()
+    with Witness(daemon.socket) as doomed:
+        doomed.serve()
+    eventually(daemon.partition_ids, [witness.partition_id])
+    after = daemon.statistics()
+    assert after["partitions_created"] - before["partitions_created"] == 1
+    assert after["invalidations"] - before["invalidations"] == 1
+    assert after["intercepts"]["resume"]["mapped"] - before["intercepts"]["resume"]["mapped"] == 1
+    assert after["partitions_lost"] == 0

@@ -1,0 +1,162 @@
+"""The log: lines for machines or for people, partition and VP bound to them, and never a token."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.daemon_process import DaemonProcess, StartDaemon, clean_environment
+from fakes.raw_client import RawConnection, pack
+from fakes.raw_vmm import UADDR, WHOLE_MEMORY, RawVmm
+from fakes.witness import Witness
+
+FRAGMENT = 6
+"""Bytes of a token that are no chance find."""
+FAILURE = """
+import structlog
+from interceptd.config import Log
+from interceptd.logs import configure_logs
+
+def serve(token):
+    secret = {"token": token}
+    raise RuntimeError("the cause")
+
+configure_logs(Log(format=FORMAT))
+try:
+    serve(b"0123456789abcdef")
+except RuntimeError:
+    structlog.get_logger().exception("connection_failed")
+"""
+
+
+def misuse(daemon: DaemonProcess, vmm: RawVmm) -> None:
+    """What makes a daemon say something about a client, with the token in every place that takes bytes."""
+    vmm.map_vma(UADDR, 16)
+    vmm.add_region(0x100, 16, UADDR, kind="pinned")
+    vmm.notifier().ask("invalidate", WHOLE_MEMORY)
+    for role, token in (("vp", bytes(16)), ("vp", vmm.token + b"!"), ("notifier", vmm.token[::-1])):
+        with RawConnection(daemon.socket) as connection:
+            hello = {"protocol": 1, "role": role, "partition_id": vmm.partition_id, "token": token}
+            connection.refusal("hello", hello | {"x" * 70: vmm.token})
+            connection.receive_all()
+    credentials = [{"token": vmm.token}]
+    for garbage in (
+        [0, 1 << 32, "hello", credentials],
+        [0, -1, vmm.token, credentials],
+        [0, 1, vmm.token.hex().encode(), credentials],
+        [0, 1, "hello", {"token": vmm.token}],
+        [vmm.token, 1, "hello", credentials],
+        [2, vmm.token, credentials],
+        vmm.token,
+    ):
+        with RawConnection(daemon.socket) as connection:
+            connection.send(pack(garbage))
+            connection.farewell()
+    vp = vmm.vp(3)
+    vp.refusal("intercept", vmm.token)
+    vp.send(pack([0, -1, "intercept", [vmm.token]]))
+    vp.farewell()
+
+
+@pytest.fixture(scope="module")
+def misused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DaemonProcess, RawVmm]]:
+    """A daemon that logs all it can, after all that it can log of a client."""
+    config = '[log]\nlevel = "debug"\nformat = "json"'
+    with DaemonProcess(tmp_path_factory.mktemp("logging"), config=config) as daemon:
+        daemon.wait_serving()
+        with RawVmm(daemon.socket) as vmm:
+            misuse(daemon, vmm)
+        assert daemon.stop() == 0
+        yield daemon, vmm
+
+
+def spellings(secret: bytes) -> Iterator[str]:
+    """The ways in which bytes come to stand in a log."""
+    yield secret.decode("latin-1")
+    yield secret.hex()
+    yield secret.hex(" ")
+    yield repr(secret)[2:-1]
+    yield repr(secret)[2:-1].replace("\\", "\\\\")
+    yield str(list(secret))[1:-1]
+    yield base64.b64encode(secret).decode().rstrip("=")
+    yield base64.urlsafe_b64encode(secret).decode().rstrip("=")
+    yield str(int.from_bytes(secret))
+    yield str(int.from_bytes(secret, "little"))
+
+
+def lines_about(daemon: DaemonProcess, event: str) -> list[dict[str, Any]]:
+    return [line for line in daemon.log_lines() if line["event"] == event]
+
+
+def test_every_line_for_machines_is_json_with_event_level_and_time(
+    misused: tuple[DaemonProcess, RawVmm],
+) -> None:
+    daemon, _ = misused
+    lines = daemon.log_lines()
+    assert (len(lines) > 10, len(lines)) == (True, len(daemon.log_text().splitlines()))
+    assert [line for line in lines if not {"event", "level", "timestamp"} <= line.keys()] == []
+
+
+@pytest.mark.parametrize("event", ["partition_created", "pinned_region_dangling", "partition_ended"])
+def test_a_line_about_a_partition_says_which(misused: tuple[DaemonProcess, RawVmm], event: str) -> None:
+    daemon, vmm = misused
+    assert [line["partition_id"] for line in lines_about(daemon, event)] == [vmm.partition_id]
+
+
+def test_a_line_about_a_vp_says_which_and_of_what_partition(misused: tuple[DaemonProcess, RawVmm]) -> None:
+    daemon, vmm = misused
+    of_vps = [line for line in lines_about(daemon, "connection_refused") if "vp_index" in line]
+    assert [(line["partition_id"], line["vp_index"]) for line in of_vps] == [(vmm.partition_id, 3)]
+
+
+def test_a_refusal_says_of_whom(misused: tuple[DaemonProcess, RawVmm]) -> None:
+    daemon, _ = misused
+    refusals = lines_about(daemon, "hello_refused") + lines_about(daemon, "connection_refused")
+    assert (len(refusals), {"pid", "uid", "error"} <= refusals[0].keys()) == (11, True)
+
+
+def test_no_part_of_a_token_is_in_the_log_in_any_spelling(misused: tuple[DaemonProcess, RawVmm]) -> None:
+    daemon, vmm = misused
+    starts = range(len(vmm.token) - FRAGMENT + 1)
+    secrets = [vmm.token, vmm.token[::-1], *(vmm.token[start : start + FRAGMENT] for start in starts)]
+    text = daemon.log_text()
+    assert [spelling for secret in secrets for spelling in spellings(secret) if spelling in text] == []
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_traceback_comes_without_the_local_variables(log_format: str) -> None:
+    script = FAILURE.replace("FORMAT", repr(log_format))
+    failed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=clean_environment()
+    )
+    assert ("the cause" in failed.stderr, "serve" in failed.stderr) == (True, True)
+    assert ("0123456789abcdef" in failed.stderr, "secret" in failed.stderr) == (False, False)
+
+
+def test_lines_for_people_are_plain_text_where_there_is_no_terminal(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(config='log.format = "console"')
+    with Witness(daemon.socket) as witness:
+        assert witness.serve() == Witness.SERVED
+    assert daemon.stop() == 0
+    first, *_ = daemon.log_text().splitlines()
+    assert ("daemon_started" in first, f"socket={daemon.socket}" in first) == (True, True)
+    assert "\x1b" not in daemon.log_text()
+
+
+@pytest.mark.parametrize(("level", "events"), [("warning", []), ("info", ["daemon_started"])])
+def test_lines_below_the_level_are_left_out(start_daemon: StartDaemon, level: str, events: list[str]) -> None:
+    assert start_daemon(config=f'log.level = "{level}"').events() == events
+
+
+def test_a_log_that_cannot_be_written_harms_nobody(tmp_path: Path) -> None:
+    with DaemonProcess(tmp_path, log=Path("/dev/full")) as daemon:
+        daemon.wait_serving()
+        with Witness(daemon.socket) as witness:
+            assert witness.serve() == Witness.SERVED
+        assert daemon.stop() == 0
