@@ -67,7 +67,7 @@ class FrameScanner:
             size, children = token
             if position + size + children + self._missing - 1 > MESSAGE_LIMIT:
                 raise ProtocolViolation(
-                    errno.EMSGSIZE, f"a message may have {MESSAGE_LIMIT} bytes", limit=MESSAGE_LIMIT
+                    errno.EMSGSIZE, f"a message may have {MESSAGE_LIMIT} bytes", limit="message_bytes"
                 )
             if position + size > available:
                 return None
@@ -83,7 +83,7 @@ class FrameScanner:
     def _descend(self, children: int) -> None:
         if len(self._open) > DEPTH_LIMIT:
             raise ProtocolViolation(
-                errno.EBADMSG, f"nested more than {DEPTH_LIMIT} levels deep", limit=DEPTH_LIMIT
+                errno.EBADMSG, f"nested more than {DEPTH_LIMIT} levels deep", limit="nesting"
             )
         self._open.append(children)
 

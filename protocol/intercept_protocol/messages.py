@@ -23,7 +23,8 @@ U64 = Annotated[int, Meta(ge=0)]
 """MessagePack has nothing above 2^64 - 1, so the upper bound needs no check."""
 U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
-Name = Annotated[str, Meta(max_length=64)]
+Name = Annotated[str, Meta(max_length=64, pattern="^[^\x00-\x1f\x7f-\x9f]*$")]
+"""No control characters: it is shown on terminals."""
 
 Reply = TypeVar("Reply")
 

@@ -6,8 +6,7 @@ Owns turning typed answers and errors into bytes, and how a connection ends. Mus
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import TypeVar
 
@@ -16,24 +15,24 @@ import structlog
 
 from intercept_protocol import messages, rpc
 from intercept_protocol.addresses import RangeError
-from intercept_protocol.errors import WireError
+from intercept_protocol.errors import ProtocolViolation, WireError
 from interceptd.connection import Connection, ConnectionGone
 from interceptd.hypervisor import PartitionLost
 
 log = structlog.get_logger()
 Call = TypeVar("Call")
 Reply = msgspec.Struct | None
+Answering = Callable[[Call], Reply | Coroutine[object, object, Reply]]
+"""Answers a call at once, or by a coroutine that may wait."""
 
 
 async def serve_calls(
-    connection: Connection,
-    methods: Mapping[str, type[Call]],
-    answer: Callable[[Call], Awaitable[Reply]],
+    connection: Connection, methods: Mapping[str, type[Call]], answer: Answering[Call]
 ) -> None:
     """Answer calls until the peer closes. A `WireError` or a `RangeError` is an answer too."""
     while (request := await connection.receive()) is not None:
         try:
-            reply = await connection.answer_watched(partial(_reply, methods, answer, request))
+            reply = await _reply(connection, methods, answer, request)
         finally:
             connection.drop_descriptors()
         await connection.send(reply)
@@ -69,12 +68,14 @@ class closing:  # reads as the verb it is: `with closing(connection)`
 
 
 async def _reply(
-    methods: Mapping[str, type[Call]],
-    answer: Callable[[Call], Awaitable[Reply]],
-    request: rpc.Request,
+    connection: Connection, methods: Mapping[str, type[Call]], answer: Answering[Call], request: rpc.Request
 ) -> bytes:
     try:
-        result = await answer(messages.decode_call(methods, request.method, request.params))
+        result = answer(messages.decode_call(methods, request.method, request.params))
+        if isinstance(result, Coroutine):  # what cannot wait is spared the watch's nursery (60 us)
+            result = await connection.answer_watched(result)
+    except ProtocolViolation:
+        raise
     except RangeError as error:
         refusal = WireError(errno.EINVAL, f"{request.method}: {error}", field=error.field)
         return rpc.encode_error(request.msgid, refusal)

@@ -37,6 +37,7 @@ class ConnectionGone(Exception):
 
 
 Whole = TypeVar("Whole")
+Answered = TypeVar("Answered")
 
 
 class Connection:
@@ -151,13 +152,13 @@ class Connection:
                 raise ConnectionGone(str(error)) from error
             data = data[sent:]
 
-    async def answer_watched(self, answer: Callable[[], Awaitable[bytes]]) -> bytes:
-        """Run `answer`, which may wait, and give it up when the peer closes or breaks the rule meanwhile."""
-        result: outcome.Outcome[bytes] | None = None
+    async def answer_watched(self, answering: Awaitable[Answered]) -> Answered:
+        """Await `answering`, and give it up when the peer closes or breaks the rule meanwhile."""
+        result: outcome.Outcome[Answered] | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, nursery.cancel_scope)
             try:
-                result = outcome.Value(await answer())
+                result = outcome.Value(await answering)
             except Exception as error:  # carried out of the nursery, which would wrap it in a group
                 result = outcome.Error(error)
             nursery.cancel_scope.cancel()
@@ -213,4 +214,8 @@ class Connection:
 
 
 def _second_request() -> ProtocolViolation:
-    return ProtocolViolation(errno.EPROTO, "a second request came before the answer to the first")
+    return ProtocolViolation(
+        errno.EPROTO,
+        "a second request came before the answer to the first",
+        limit="requests_in_flight_per_connection",
+    )

@@ -61,7 +61,7 @@ class Daemon:
                             partial(
                                 trio.serve_listeners,
                                 partial(self._reception.enter, door),
-                                [trio.SocketListener(trio.socket.from_stdlib_socket(listener.dup()))],
+                                [trio.SocketListener(trio.socket.from_stdlib_socket(listener))],
                                 handler_nursery=connections,
                             )
                         )
@@ -69,6 +69,8 @@ class Daemon:
                     task_status.started()
                     await self._drain_requested.wait()
                     doors.cancel_scope.cancel()
+                for listener in (vmm_socket, operator_socket):
+                    listener.close()  # who connects now is refused, and need not wait for our end
                 await self._end_partitions()
                 connections.cancel_scope.cancel()
         log.info("daemon_ended")

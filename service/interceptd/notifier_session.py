@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
+from collections.abc import Coroutine
 
 from intercept_protocol import messages
 from intercept_protocol.addresses import UaddrRange
@@ -20,24 +21,31 @@ class NotifierSession:
         self._notifier = notifier
         self._begun: Counter[UaddrRange] = Counter()
 
-    async def answer(self, call: NotifierCall) -> None:
-        """Begin and invalidate return once the guest can no longer reach the range."""
+    def answer(self, call: NotifierCall) -> Coroutine[object, object, None] | None:
+        """Begin and invalidate are answered once the guest can no longer reach the range."""
         uaddrs = UaddrRange.of_bytes(call.start_uaddr, call.length)
         match call:
             case messages.InvalidateBegin():
-                batch = self._notifier.begin(uaddrs)
-                self._begun[uaddrs] += 1
-                await batch.done.wait()
+                return self._begin(uaddrs)
             case messages.Invalidate():
-                await self._notifier.invalidate(uaddrs).done.wait()
+                return self._invalidate(uaddrs)
             case messages.InvalidateEnd():
                 self._end(uaddrs)
+        return None
 
     def close(self) -> None:
         """End what this connection began: it cannot any more."""
         for uaddrs in self._begun.elements():
             self._notifier.end(uaddrs)
         self._begun.clear()
+
+    async def _begin(self, uaddrs: UaddrRange) -> None:
+        batch = self._notifier.begin(uaddrs)
+        self._begun[uaddrs] += 1
+        await batch.done.wait()
+
+    async def _invalidate(self, uaddrs: UaddrRange) -> None:
+        await self._notifier.invalidate(uaddrs).done.wait()
 
     def _end(self, uaddrs: UaddrRange) -> None:
         if not self._begun[uaddrs]:

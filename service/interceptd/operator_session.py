@@ -35,7 +35,7 @@ class OperatorSession:
     def __init__(self, overview: Overview) -> None:
         self._overview = overview
 
-    async def answer(self, call: OperatorCall) -> Reply:
+    def answer(self, call: OperatorCall) -> Reply:
         match call:
             case messages.ListPartitions():
                 return self._list(call.after)

@@ -47,7 +47,7 @@ class Reception:
         self._partitions = partitions
         self._overview = overview
         self._hello_reply = hello_reply
-        self.without_hello = 0
+        self._queues: Counter[tuple[Door, int]] = Counter()  # connections without hello
         self.operators = 0
         self.refused = 0
         self._vmms: Counter[int] = Counter()  # by uid
@@ -69,27 +69,35 @@ class Reception:
                     held.pop_all()  # the partition closes it now
 
     @property
+    def without_hello(self) -> int:
+        return self._queues.total()
+
+    @property
     def vmms(self) -> int:
         """VMM connections, with a partition or without."""
         return self._vmms.total()
 
     async def _admit(self, connection: Connection, door: Door) -> Visitor:
+        """Each uid has a limit of its own at each door, so that none can keep another out."""
         limit = self._limits.connections_without_hello
-        if self.without_hello >= limit:
+        queue = (door, connection.peer.uid)
+        if self._queues[queue] >= limit:
             self.refused += 1
             raise ProtocolViolation(
                 errno.EAGAIN,
-                f"{limit} connections have not said hello yet",
+                f"{limit} connections of uid {connection.peer.uid} have not said hello yet",
                 limit="connections_without_hello",
             )
-        self.without_hello += 1
+        self._queues[queue] += 1
         try:
             return await admit(connection, door, self._config)
         except Exception:
             self.refused += 1
             raise
         finally:
-            self.without_hello -= 1
+            self._queues[queue] -= 1
+            if not self._queues[queue]:
+                del self._queues[queue]
 
     # ------------------------------------------------ joining a partition
 

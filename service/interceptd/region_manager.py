@@ -33,8 +33,8 @@ from interceptd.region_list import RegionList
 log = structlog.get_logger()
 
 A_TURN = 256
-"""Regions, or mappings, that a long walk under the lock passes before it lets other tasks run: a partition with
-a million of them must not stop the others. Whoever wants this partition's lock waits all the same."""
+"""Regions, or mappings, that a long walk under the lock passes before it lets other tasks run: a partition
+with a million of them must not stop the others. Whoever wants this partition's lock waits all the same."""
 
 _STATE_ANSWERS = {RegionState.POPULATING: Answer.CONTENDED, RegionState.DANGLING: Answer.UNBACKED}
 """What a fault is told in a region that is not live."""
@@ -186,7 +186,9 @@ class RegionManager:
         async with self._lock:
             batch = self._notifier.take()
             with trio.CancelScope(shield=True):
-                touched = ((region, piece) for piece in batch.pieces for region in self._regions.behind(piece))
+                touched = (
+                    (region, uaddrs) for uaddrs in batch.pieces for region in self._regions.behind(uaddrs)
+                )
                 for passed, (region, uaddrs) in enumerate(touched, start=1):
                     await self._invalidate(region, uaddrs)
                     await _let_others_run(passed)

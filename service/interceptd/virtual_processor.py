@@ -126,18 +126,17 @@ class VirtualProcessor:
 
     async def _settle(self, gfn: int, access: Access) -> Answer:
         """Resolve, map, wait as it takes; interrupted by a kick, a drain or the end of the connection."""
-        answer = None
+        answer: Answer | None = None
 
-        async def settle() -> bytes:
-            nonlocal answer
+        async def settle() -> None:
+            nonlocal answer  # an interrupt that comes too late does not hide what was decided
             answer = await self._path.settle(gfn, access, self._about_to_wait)
-            return b""
 
         self._quiet = trio.Event()
         self._interrupted_by = None
         try:
             with trio.CancelScope() as self._waiting:
-                await self._connection.answer_watched(settle)
+                await self._connection.answer_watched(settle())
         finally:
             self._waiting = None
         return answer or self._interrupted_by or Answer.CONTENDED

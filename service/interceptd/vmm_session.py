@@ -6,7 +6,7 @@ Owns the `vmm` methods, one line each or a helper. The partition's life is the c
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 
 from intercept_protocol import messages
@@ -32,22 +32,22 @@ class VmmSession:
         self._partition = partition
         self._descriptors = descriptors
 
-    async def answer(self, call: VmmCall) -> Reply:
+    def answer(self, call: VmmCall) -> Reply | Coroutine[object, object, Reply]:
         match call:
             case messages.CreatePartition():
                 raise WireError(errno.EEXIST, "this connection has a partition already")
             case messages.AddRegion():
-                return await self._add_region(call)
+                return self._add_region(call)
             case messages.RemoveRegion():
-                await self._partition.regions.remove_exactly(*_region_ranges(call))
+                return self._partition.regions.remove_exactly(*_region_ranges(call))
             case messages.MapVma():
                 self._declared().map_vma(_vma(call))
             case messages.UnmapVma():
-                await self._unmap_vma(call)
+                return self._unmap_vma(call)
             case messages.ProtectVma():
-                await self._protect_vma(call)
+                return self._protect_vma(call)
             case messages.AttachMemory():
-                await self._attach_memory(call)
+                return self._attach_memory(call)
             case messages.Kick():
                 self._kick(call)
             case messages.SetPolicy():

@@ -6,7 +6,7 @@ a test says so. Must not know what is right.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 
 import trio
@@ -25,6 +25,7 @@ from intercept_protocol.messages import (
 )
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.calls import Reply
 from interceptd.descriptor_box import DescriptorBox
 from interceptd.hypervisor.hv_status import HvStatus
 from interceptd.hypervisor.software import SoftwareHypervisor
@@ -95,10 +96,14 @@ class ModelPartition:
 
     # ------------------------------------------------ what a VMM does
 
+    async def _ask(self, call: messages.VmmCall) -> Reply:
+        result = self._session.answer(call)
+        return await result if isinstance(result, Coroutine) else result
+
     async def map_vma(
         self, page: int, page_count: int, pfn: int, access: Access = RW, *, io: bool = False
     ) -> None:
-        await self._session.answer(
+        await self._ask(
             messages.MapVma(
                 start_uaddr=page << PAGE_SHIFT,
                 page_count=page_count,
@@ -111,10 +116,10 @@ class ModelPartition:
         )
 
     async def unmap_vma(self, page: int, page_count: int) -> None:
-        await self._session.answer(messages.UnmapVma(start_uaddr=page << PAGE_SHIFT, page_count=page_count))
+        await self._ask(messages.UnmapVma(start_uaddr=page << PAGE_SHIFT, page_count=page_count))
 
     async def protect_vma(self, page: int, page_count: int, access: Access) -> None:
-        await self._session.answer(
+        await self._ask(
             messages.ProtectVma(
                 start_uaddr=page << PAGE_SHIFT,
                 page_count=page_count,
@@ -133,7 +138,7 @@ class ModelPartition:
         access: Access = RW,
     ) -> RegionKind:
         """`kind` None is `auto`; returns the kind that it became."""
-        reply = await self._session.answer(
+        reply = await self._ask(
             messages.AddRegion(
                 start_gfn=gfn,
                 page_count=page_count,
@@ -147,7 +152,7 @@ class ModelPartition:
         return reply.kind
 
     async def remove_region(self, gfn: int, page_count: int, page: int) -> None:
-        await self._session.answer(
+        await self._ask(
             messages.RemoveRegion(start_gfn=gfn, page_count=page_count, start_uaddr=page << PAGE_SHIFT)
         )
 

@@ -157,7 +157,7 @@ def test_refusal_at_the_limit_names_it() -> None:
     with pytest.raises(ProtocolViolation) as caught:
         FrameScanner().scan(b"\xc6\xff\xff\xff\xff")
 
-    assert caught.value.details == {"limit": 65_536}
+    assert caught.value.details == {"limit": "message_bytes"}
 
 
 def test_nesting_to_the_limit_is_taken() -> None:

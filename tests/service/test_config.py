@@ -56,7 +56,7 @@ def test_a_wrong_key_is_named_with_its_file_and_what_was_expected(
 
 def test_a_file_that_is_no_toml_is_named_with_the_place(file: Path) -> None:
     file.write_text("socket = \n")
-    with pytest.raises(ConfigError, match="is not TOML: .*line 1"):
+    with pytest.raises(ConfigError, match=r"is not TOML: .*line 1"):
         load_config(file)
 
 

@@ -173,7 +173,9 @@ async def carry_out(
 
 
 async def read(declared: DeclaredAddressSpace) -> dict[int, Page]:
-    extents = [(page, await declared.resolve(page, UaddrRange(page, page + 1), EVERYWHERE)) for page in range(SPACE)]
+    extents = [
+        (page, await declared.resolve(page, UaddrRange(page, page + 1), EVERYWHERE)) for page in range(SPACE)
+    ]
     return {page: (extent.frame.page, extent.access) for page, extent in extents if extent is not None}
 
 

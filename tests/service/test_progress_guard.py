@@ -43,7 +43,10 @@ def test_guard_counts_another_access_apart() -> None:
 
 
 questions = st.tuples(
-    st.integers(0, 1), st.sampled_from([3, 4]), st.sampled_from([Access.READ, Access.WRITE]), st.integers(1, 40)
+    st.integers(0, 1),
+    st.sampled_from([3, 4]),
+    st.sampled_from([Access.READ, Access.WRITE]),
+    st.integers(1, 40),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -51,7 +52,7 @@ def test_range_map_after_any_writes_holds_what_a_dict_holds(drawn: list[PageRang
 @given(st.lists(ranges()))
 def test_range_map_after_any_writes_is_ordered_and_disjoint(drawn: list[PageRange]) -> None:
     held = list(filled(drawn)[0])
-    assert all(before.end <= after.start for before, after in zip(held, held[1:], strict=False))
+    assert all(before.end <= after.start for before, after in pairwise(held))
 
 
 @given(st.lists(ranges()), st.integers(0, SPACE))
@@ -104,6 +105,18 @@ def test_insert_over_another_item_is_refused_as_our_own_mistake() -> None:
     items.insert(Item(0, 4))
     with pytest.raises(AssertionError, match="overlaps"):
         items.insert(Item(3, 5))
+
+
+@given(st.lists(ranges()), ranges())
+def test_holds_tells_an_item_that_is_there_from_one_that_was_cut(
+    drawn: list[PageRange], cut: PageRange
+) -> None:
+    items, _ = filled(drawn)
+    before = list(items)
+    items.carve(cut)
+    assert [items.holds(item) for item in before] == [
+        not (item.start < cut.end and cut.start < item.end) for item in before
+    ]
 
 
 def test_uncut_items_keep_their_identity_through_a_carve_elsewhere() -> None:

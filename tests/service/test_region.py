@@ -107,8 +107,7 @@ def test_a_stated_kind_fits_every_vma(*, io: bool) -> None:
     assert region(RegionKind.MMIO).fits(extent(io=io))
 
 
-@pytest.mark.parametrize(("kind", "io"), [*product([RegionKind.MMIO, RegionKind.MOVABLE], [True, False])]
-)
+@pytest.mark.parametrize(("kind", "io"), [*product([RegionKind.MMIO, RegionKind.MOVABLE], [True, False])])
 def test_an_inferred_kind_fits_only_a_vma_of_that_kind(kind: RegionKind, *, io: bool) -> None:
     inferred = region(kind, presumption=Presumption.INFERRED)
     assert inferred.fits(extent(io=io)) == (kind_of_vma(io) is kind)

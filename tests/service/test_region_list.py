@@ -65,9 +65,7 @@ def test_behind_finds_every_region_of_a_uaddr_aliases_included(
     drawn: list[tuple[PageRange, int]], asked: PageRange
 ) -> None:
     regions, oracle = listed(drawn)
-    found = sorted(
-        regions.behind(UaddrRange(asked.start, asked.end)), key=lambda region: region.gfns.start
-    )
+    found = sorted(regions.behind(UaddrRange(asked.start, asked.end)), key=lambda region: region.gfns.start)
     assert found == [held for held in oracle if held.uaddrs.overlaps(asked)]
 
 

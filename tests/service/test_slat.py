@@ -30,7 +30,7 @@ def edited(drawn: list[tuple[PageRange, str]]) -> tuple[SoftwareSlat, dict[int, 
                 oracle |= {gfn: (1000 * number + gfn, Access.READ) for gfn in each}
             case "no access":
                 slat.replace(Mapping(pages.start, pages.end, None, 0, Access.NONE))
-                oracle |= {gfn: (None, Access.NONE) for gfn in each}
+                oracle |= dict.fromkeys(each, (None, Access.NONE))
             case _:
                 cleared = slat.clear(GfnRange(pages.start, pages.end))
                 assert cleared == len([oracle.pop(gfn) for gfn in each if gfn in oracle])

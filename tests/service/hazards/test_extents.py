@@ -18,7 +18,7 @@ from intercept_protocol.addresses import PAGE_LIMIT, RangeError
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Answer
-from interceptd.region_manager import REGIONS_A_TURN
+from interceptd.region_manager import A_TURN
 
 GFN, PAGE, PFN, PAGES = 0x103, 0x9000, 0x7000, 16
 BAR_PAGES = (64 << 30) >> 12
@@ -193,24 +193,48 @@ async def test_q_other_vps_are_answered_while_a_64_gib_bar_is_mapped(
     assert await bar.result() is Answer.MAPPED
 
 
+class Turns:
+    """Counts how often another partition's task gets to run."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.taken = 0
+        nursery.start_soon(self._run)
+
+    async def _run(self) -> None:
+        while True:
+            self.taken += 1
+            await trio.lowlevel.checkpoint()
+
+
 async def test_q_an_invalidation_of_many_regions_lets_other_partitions_run_in_between(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    many = 8 * REGIONS_A_TURN
+    many = 8 * A_TURN
     await model.map_vma(PAGE, many, PFN)
     for region in range(many):
         await model.add_region(region, 1, PAGE + region)
-    turns = 0
-
-    async def another_partition() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await trio.lowlevel.checkpoint()
-
-    nursery.start_soon(another_partition)
+    turns = Turns(nursery)
     await model.invalidate(PAGE, many)
-    assert turns >= 7
+    assert turns.taken >= 7
+
+
+async def test_q_a_pinned_region_over_many_vmas_lets_other_partitions_run_all_its_life(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """q: a million VMAs in one region took the daemon minutes at a stretch."""
+    many = 8 * A_TURN
+    for page in range(many):
+        await model.map_vma(page, 1, 2 * page)
+    turns = [Turns(nursery) for _ in range(3)]
+    await model.add_region(0, many, 0, RegionKind.PINNED)
+    added, turns[1].taken = turns[0].taken, 0
+    await model.remove_region(0, many, 0)
+    removed = turns[1].taken
+    await model.add_region(0, many, 0, RegionKind.PINNED)
+    turns[2].taken = 0
+    await model.invalidate(0, many)
+    assert (added >= 14, removed >= 7, turns[2].taken >= 7) == (True, True, True)
+    assert model.pfns(0, many) == [None] * many
 
 
 @given(st.integers(1, 3000))

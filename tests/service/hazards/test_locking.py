@@ -67,7 +67,7 @@ def test_h6_a_fault_beside_a_remove_maps_nothing_that_outlives_the_region(
 async def test_c_a_region_that_was_removed_after_its_lookup_is_not_used(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    """c: the region was looked up, then its lock was dropped: what came of it is used only if it is still there."""
+    """c: between the look-up and the use the lock is dropped; by then the region may be gone."""
     gate = (await with_mmio(model)).gates.hold(Point.RESOLVED)
     fault = Running(nursery, model.fault, GFN)
     await gate.wait_reached()

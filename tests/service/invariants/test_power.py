@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, Phase, find, settings
 from fakes.schedule import Schedule, schedules, violations_of
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Answer
+from interceptd.attempt import Attempt
 from interceptd.intercept import InterceptPath
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.region import Region
-from interceptd.region_manager import Attempt, RegionManager
+from interceptd.region_manager import RegionManager
 
 searching = settings(
     max_examples=2000,

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from fakes.schedule import Schedule, schedules, violations_of
 
-drawn = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+drawn = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def broken(schedule: Schedule, invariant: str) -> list[str]:

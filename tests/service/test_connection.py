@@ -1,0 +1,180 @@
+"""One connection over a real socket pair: requests in, answers out, one at a time."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from fakes.raw_peer import RawPeer
+from fakes.running import Running
+from intercept_protocol import rpc
+from intercept_protocol.errors import ProtocolViolation, WireError
+from interceptd.connection import TURN, Connection, ConnectionGone
+
+REQUEST = rpc.encode_request(1, "statistics", [{}])
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.fixture
+async def connection(ends: tuple[socket.socket, socket.socket]) -> Connection:
+    return Connection(ends[0])
+
+
+@pytest.fixture
+async def peer(ends: tuple[socket.socket, socket.socket]) -> RawPeer:
+    return RawPeer.of(ends[1])
+
+
+async def waiting_for_ever() -> bytes:
+    await trio.sleep_forever()
+
+
+async def test_a_request_in_pieces_is_received_whole(connection: Connection, peer: RawPeer) -> None:
+    await peer.send(REQUEST[:5])
+    async with trio.open_nursery() as nursery:
+        received = Running(nursery, connection.receive)
+        await wait_all_tasks_blocked()
+        await peer.send(REQUEST[5:])
+        assert await received.result() == rpc.Request(1, "statistics", [{}])
+
+
+async def test_a_peer_that_closes_between_requests_is_the_end(connection: Connection, peer: RawPeer) -> None:
+    peer.close()
+    assert await connection.receive() is None
+
+
+async def test_two_requests_at_once_are_a_violation(connection: Connection, peer: RawPeer) -> None:
+    await peer.send(REQUEST + REQUEST)
+    with pytest.raises(ProtocolViolation, match="EPROTO: a second request came before the answer"):
+        await connection.receive()
+
+
+async def test_a_request_and_a_part_of_the_next_are_a_violation(
+    connection: Connection, peer: RawPeer
+) -> None:
+    await peer.send(REQUEST + REQUEST[:1])
+    with pytest.raises(ProtocolViolation):
+        await connection.receive()
+
+
+async def test_a_second_request_while_the_first_waits_ends_the_wait(
+    connection: Connection, peer: RawPeer, nursery: trio.Nursery
+) -> None:
+    answering = Running(nursery, connection.answer_watched, waiting_for_ever())
+    await wait_all_tasks_blocked()
+    await peer.send(REQUEST)
+    with pytest.raises(ProtocolViolation) as violation:
+        await answering.result()
+    assert violation.value.number == errno.EPROTO
+
+
+async def test_a_peer_that_closes_while_its_request_waits_ends_the_wait(
+    connection: Connection, peer: RawPeer, nursery: trio.Nursery
+) -> None:
+    answering = Running(nursery, connection.answer_watched, waiting_for_ever())
+    await wait_all_tasks_blocked()
+    peer.close()
+    with pytest.raises(ConnectionGone):
+        await answering.result()
+
+
+async def test_an_answer_that_needs_no_wait_is_given(connection: Connection) -> None:
+    async def answer() -> bytes:
+        return b"there"
+
+    assert await connection.answer_watched(answer()) == b"there"
+
+
+async def test_an_error_of_the_answer_comes_out_as_it_is(connection: Connection) -> None:
+    async def answer() -> bytes:
+        raise WireError(errno.ENOENT, "not here")
+
+    with pytest.raises(WireError, match="ENOENT: not here"):
+        await connection.answer_watched(answer())
+
+
+async def test_a_wait_is_cancelled_from_outside_as_any_other(
+    connection: Connection, nursery: trio.Nursery
+) -> None:
+    answering = Running(nursery, connection.answer_watched, waiting_for_ever())
+    await wait_all_tasks_blocked()
+    assert await answering.cancel()
+
+
+async def test_a_send_to_a_peer_that_does_not_read_waits_and_then_arrives_whole(
+    connection: Connection, peer: RawPeer, nursery: trio.Nursery
+) -> None:
+    result = bytes(60_000)
+    sent = [Running(nursery, connection.send, rpc.encode_result(1, result))]
+    while sent[-1].done or len(sent) < 2:
+        sent.append(Running(nursery, connection.send, rpc.encode_result(1, result)))
+        await wait_all_tasks_blocked()
+    received = [await peer.response() for _ in sent]
+    assert {response.result for response in received} == {result}
+
+
+async def test_a_send_to_a_peer_that_is_gone_says_so(connection: Connection, peer: RawPeer) -> None:
+    peer.close()
+    with pytest.raises(ConnectionGone):
+        await connection.send(REQUEST)
+
+
+async def test_closing_wakes_who_waits_for_a_request(connection: Connection, nursery: trio.Nursery) -> None:
+    received = Running(nursery, connection.receive)
+    await wait_all_tasks_blocked()
+    connection.close()
+    with pytest.raises(ConnectionGone):
+        await received.result()
+    connection.close()
+
+
+async def test_refuse_reaches_a_peer_that_has_said_more_than_was_read(
+    connection: Connection, peer: RawPeer
+) -> None:
+    """Closed with unread bytes, the socket would be reset, and the peer would not find our error."""
+    await peer.send(REQUEST * 500)
+    connection.refuse(WireError(errno.EPROTO, "no"))
+    connection.close()
+    assert (await peer.last_words()).number == errno.EPROTO
+
+
+async def test_refuse_does_not_wait_for_a_peer_that_does_not_read(
+    connection: Connection, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    ends[0].setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            ends[0].send(bytes(60_000))
+    with trio.testing.assert_no_checkpoints():
+        connection.refuse(WireError(errno.EPROTO, "no"))
+
+
+async def test_a_peer_that_never_pauses_lets_others_have_a_turn(
+    connection: Connection, peer: RawPeer, nursery: trio.Nursery
+) -> None:
+    """Its socket is never found empty, so nothing else would park the task."""
+    turns = 0
+
+    async def another() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    nursery.start_soon(another)
+    for _ in range(4 * TURN):
+        peer.send_now(REQUEST)
+        await connection.receive()
+    assert turns >= 3

@@ -1,0 +1,97 @@
+"""Adding a pinned region: not live, then populated whole by one attempt, or nothing is left of it."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from fakes.model_partition import RW, ModelPartition
+from fakes.model_ports import Mapped
+from fakes.pauses import Point
+from fakes.running import Running
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import RegionKind
+from intercept_protocol.outcomes import Access, Answer
+
+GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
+NOTHING = [None] * PAGES
+
+
+async def test_add_pinned_is_not_live_while_it_is_populated(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """A fault is told to ask again, not that nothing is there."""
+    await model.map_vma(PAGE, PAGES, PFN)
+    gate = model.gates.hold(Point.RESOLVE)
+    add = Running(nursery, model.add_region, GFN, PAGES, PAGE, RegionKind.PINNED)
+    await gate.wait_reached()
+    assert await model.fault(GFN) is Answer.CONTENDED
+    gate.open()
+    assert await add.result() is RegionKind.PINNED
+    assert await model.fault(GFN) is Answer.ALREADY_MAPPED
+    assert model.hypervisor.events == [Mapped(GFN, GFN + PAGES, PFN, RW)]
+
+
+@pytest.mark.parametrize("point", [Point.RESOLVE, Point.RESOLVED, Point.MAP, Point.MAPPED])
+async def test_add_pinned_with_an_invalidation_meanwhile_is_efault_and_leaves_nothing(
+    model: ModelPartition, nursery: trio.Nursery, point: Point
+) -> None:
+    await model.map_vma(PAGE, PAGES, PFN)
+    gate = model.gates.hold(point)
+    add = Running(nursery, model.add_region, GFN, PAGES, PAGE, RegionKind.PINNED)
+    await gate.wait_reached()
+    invalidate = Running(nursery, model.invalidate, PAGE + 15, 1)
+    await wait_all_tasks_blocked()
+    gate.open()
+    with pytest.raises(WireError, match="was invalidated meanwhile") as refused:
+        await add.result()
+    assert refused.value.number == errno.EFAULT
+    await invalidate.result()
+    assert (model.regions.region_count, model.pfns(GFN, PAGES)) == (0, NOTHING)
+    assert await model.fault(GFN) is Answer.NO_REGION
+
+
+async def test_add_pinned_inside_an_open_invalidation_is_efault_and_leaves_nothing(
+    model: ModelPartition,
+) -> None:
+    await model.map_vma(PAGE, PAGES, PFN)
+    await model.begin(PAGE + 3, 1)
+    with pytest.raises(WireError, match="is being invalidated") as refused:
+        await model.add_region(GFN, PAGES, PAGE, RegionKind.PINNED)
+    assert refused.value.number == errno.EFAULT
+    assert model.regions.region_count == 0
+
+
+@pytest.mark.parametrize(("backed", "access"), [(15, RW), (16, Access.WRITE)])
+async def test_add_pinned_that_cannot_be_populated_whole_is_efault_and_leaves_nothing(
+    model: ModelPartition, backed: int, access: Access
+) -> None:
+    await model.map_vma(PAGE, backed, PFN, access)
+    with pytest.raises(WireError) as refused:
+        await model.add_region(GFN, PAGES, PAGE, RegionKind.PINNED)
+    assert refused.value.number == errno.EFAULT
+    assert (model.regions.region_count, model.pfns(GFN, PAGES)) == (0, NOTHING)
+
+
+async def test_add_pinned_that_the_hypervisor_refuses_half_way_leaves_nothing(model: ModelPartition) -> None:
+    await model.map_vma(PAGE, 8, PFN)
+    await model.map_vma(PAGE + 8, 8, 0xB000)
+    model.hypervisor.refuse_map(nth=2)
+    with pytest.raises(WireError, match="the hypervisor refused") as refused:
+        await model.add_region(GFN, PAGES, PAGE, RegionKind.PINNED)
+    assert refused.value.number == errno.EFAULT
+    assert (model.regions.region_count, model.pfns(GFN, PAGES)) == (0, NOTHING)
+
+
+async def test_add_pinned_that_is_given_up_leaves_nothing(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await model.map_vma(PAGE, PAGES, PFN)
+    gate = model.gates.hold(Point.RESOLVED)
+    add = Running(nursery, model.add_region, GFN, PAGES, PAGE, RegionKind.PINNED)
+    await gate.wait_reached()
+    assert await add.cancel()
+    assert (model.regions.region_count, model.pfns(GFN, PAGES)) == (0, NOTHING)

@@ -1,0 +1,186 @@
+"""What a VMM and its notifier connections may ask, over the wire of an in-process daemon."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator
+
+import pytest
+from trio.testing import wait_all_tasks_blocked
+
+from fakes.model_partition import ModelPartition
+from fakes.served import Guest, Served, serving
+from intercept_protocol import messages
+from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.outcomes import Answer
+from interceptd.notifier_session import NotifierSession
+
+RANGE = {"start_uaddr": 0x9000000, "length": 0x4000}
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    async with serving() as running:
+        yield running
+
+
+@pytest.fixture
+async def guest(served: Served) -> Guest:
+    guest = await served.guest()
+    await served.mmio(guest)
+    return guest
+
+
+# ------------------------------------------------ notifiers
+
+
+async def test_faults_in_a_begun_range_wait_for_its_end(served: Served, guest: Guest) -> None:
+    vp, notifier = await served.vp(guest), await served.notifier(guest)
+    await notifier.ask("invalidate_begin", **RANGE)
+    await vp.send_intercept(0x101)
+    await wait_all_tasks_blocked()
+    await notifier.ask("invalidate_end", **RANGE)
+    assert await vp.answer() is Answer.MAPPED
+
+
+async def test_an_end_without_a_begin_of_just_this_range_is_enoent(served: Served, guest: Guest) -> None:
+    notifier = await served.notifier(guest)
+    await notifier.ask("invalidate_begin", **RANGE)
+    with pytest.raises(WireError, match="ENOENT"):
+        await notifier.ask("invalidate_end", start_uaddr=0x9000000, length=0x3000)
+
+
+async def test_the_end_of_another_connections_begin_is_enoent(served: Served, guest: Guest) -> None:
+    ours, theirs = await served.notifier(guest), await served.notifier(guest)
+    await ours.ask("invalidate_begin", **RANGE)
+    with pytest.raises(WireError, match="ENOENT"):
+        await theirs.ask("invalidate_end", **RANGE)
+
+
+async def test_a_notifier_that_closes_ends_its_own_begins_and_no_others(served: Served, guest: Guest) -> None:
+    vp = await served.vp(guest)
+    leaving, staying = await served.notifier(guest), await served.notifier(guest)
+    for notifier in (leaving, leaving, staying):
+        await notifier.ask("invalidate_begin", **RANGE)
+    leaving.close()
+    await vp.send_intercept(0x101)
+    await wait_all_tasks_blocked()
+    await staying.ask("invalidate_end", **RANGE)
+    assert await vp.answer() is Answer.MAPPED
+
+
+async def test_invalidate_is_both_at_once(served: Served, guest: Guest) -> None:
+    vp, notifier = await served.vp(guest), await served.notifier(guest)
+    await vp.intercept(0x100)
+    await notifier.ask("invalidate", **RANGE)
+    assert await guest.vmm.ask("translate", gfn=0x100) is None
+    assert await vp.intercept(0x100) is Answer.MAPPED
+
+
+@pytest.mark.parametrize(
+    ("start_uaddr", "length", "field"),
+    [
+        (0x1001, 0x1000, "start_uaddr"),
+        (0x1000, 0, "length"),
+        (0x1000, 0x1001, "length"),
+        ((1 << 64) - 0x1000, 0x2000, "length"),
+    ],
+)
+async def test_a_range_that_is_not_whole_pages_or_wraps_is_einval_by_its_field(
+    served: Served, guest: Guest, start_uaddr: int, length: int, field: str
+) -> None:
+    notifier = await served.notifier(guest)
+    with pytest.raises(WireError) as refused:
+        await notifier.ask("invalidate", start_uaddr=start_uaddr, length=length)
+    assert (refused.value.number, refused.value.details["field"]) == (errno.EINVAL, field)
+
+
+async def test_i7_a_notifier_that_begins_and_ends_for_ever_keeps_nothing() -> None:
+    async with ModelPartition().running() as model:
+        session = NotifierSession(model.notifier)
+        for page in range(200):
+            where = {"start_uaddr": page << 12, "length": 0x1000}
+            begun = session.answer(messages.InvalidateBegin(**where))
+            assert begun is not None
+            await begun
+            assert session.answer(messages.InvalidateEnd(**where)) is None
+        assert len(session._begun) == 0
+        assert model.notifier.open_at(UaddrRange(0, 1 << 40)) is None
+
+
+# ------------------------------------------------ VMMs
+
+
+async def test_kick_of_a_vp_that_is_not_attached_is_enoent(guest: Guest) -> None:
+    await guest.vmm.ask("kick", vp_index="all")
+    with pytest.raises(WireError, match="ENOENT"):
+        await guest.vmm.ask("kick", vp_index=3)
+
+
+@pytest.mark.parametrize("whom", [0, "all"])
+async def test_kick_answers_a_vp_that_waits(served: Served, guest: Guest, whom: int | str) -> None:
+    vp, notifier = await served.vp(guest), await served.notifier(guest)
+    await notifier.ask("invalidate_begin", **RANGE)
+    await vp.send_intercept(0x100)
+    await wait_all_tasks_blocked()
+    await guest.vmm.ask("kick", vp_index=whom)
+    assert await vp.answer() is Answer.KICKED
+
+
+async def test_policy_is_changed_for_faults_from_now_on(served: Served, guest: Guest) -> None:
+    vp = await served.vp(guest)
+    await guest.vmm.ask("set_policy", mmio_granularity="page")
+    await vp.intercept(0x104)
+    translated = [await guest.vmm.ask("translate", gfn=gfn) for gfn in (0x103, 0x104, 0x105)]
+    assert [each is None for each in translated] == [True, False, True]
+
+
+async def test_statistics_tell_what_happened(served: Served, guest: Guest) -> None:
+    vp = await served.vp(guest)
+    await vp.intercept(0x100)
+    await vp.intercept(0)
+    statistics = await guest.vmm.ask("statistics")
+    assert isinstance(statistics, dict)
+    told = {name: statistics[name] for name in ("regions", "vmas", "vps", "mapped_gfns", "map_calls")}
+    assert told == {"regions": 1, "vmas": 1, "vps": 1, "mapped_gfns": 16, "map_calls": 1}
+
+
+async def test_remove_region_of_no_region_is_enoent(guest: Guest) -> None:
+    with pytest.raises(WireError, match="ENOENT"):
+        await guest.vmm.ask("remove_region", start_gfn=0x101, page_count=1, start_uaddr=0)
+
+
+async def test_a_vmm_that_leaves_during_a_pinned_add_leaves_nothing_behind() -> None:
+    async with serving(chaos=20) as served:
+        guest = await served.guest()
+        await served.mmio(guest)
+        await guest.vmm.request(
+            "add_region",
+            {"start_gfn": 0x200, "page_count": 16, "start_uaddr": 0x9000000}
+            | {"kind": "pinned", "writable": True, "executable": False},
+        )
+        guest.vmm.close()
+        await wait_all_tasks_blocked()
+        assert len(served.daemon.partitions) == 0
+
+
+# ------------------------------------------------ operators
+
+
+async def test_an_operator_sees_partitions_and_steers_their_policy(served: Served, guest: Guest) -> None:
+    operator = await served.operator()
+    listed = await operator.ask("list_partitions")
+    assert isinstance(listed, dict)
+    assert [each["partition_id"] for each in listed["partitions"]] == [guest.partition_id]
+    await operator.ask("set_policy", partition_id=guest.partition_id, mmio_granularity="page")
+    inspected = await operator.ask("inspect_partition", partition_id=guest.partition_id)
+    assert isinstance(inspected, dict)
+    assert inspected["mmio_granularity"] == "page"
+    assert [region["start_gfn"] for region in inspected["regions"]] == [0x100]
+
+
+async def test_an_operator_that_asks_for_no_partition_is_told_enoent(served: Served) -> None:
+    operator = await served.operator()
+    with pytest.raises(WireError, match="ENOENT"):
+        await operator.ask("inspect_partition", partition_id=99)

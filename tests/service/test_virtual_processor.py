@@ -1,0 +1,268 @@
+"""A VP over a real socket pair: every intercept gets exactly one answer (I4)."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from fakes.model_partition import TIMEOUT, ModelPartition
+from fakes.model_vp import attached_vp
+from fakes.pauses import DrawnPauses, Point
+from intercept_protocol import rpc
+from intercept_protocol.errors import WireError
+from intercept_protocol.hv_message import MessageType, build_memory_intercept
+from intercept_protocol.messages import INTERCEPT_METHOD
+from intercept_protocol.outcomes import Access, Answer
+
+GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
+
+
+@pytest.fixture
+async def backed(model: ModelPartition) -> ModelPartition:
+    """With one MMIO region that nothing is mapped of."""
+    await model.map_vma(PAGE, PAGES, PFN)
+    await model.add_region(GFN, PAGES, PAGE)
+    return model
+
+
+# ------------------------------------------------ one answer each
+
+
+async def test_vp_answers_under_the_msgid_of_the_request(backed: ModelPartition) -> None:
+    async with attached_vp(backed) as vp:
+        msgid = await vp.peer.send_intercept(GFN)
+        assert await vp.peer.response() == rpc.Response(msgid, None, ["resume", "mapped"])
+
+
+async def test_vp_forwards_what_is_no_fault_on_memory(backed: ModelPartition) -> None:
+    message = build_memory_intercept(gpa=0, access=Access.READ, message_type=MessageType.X64_HALT)
+    async with attached_vp(backed) as vp:
+        await vp.peer.request(INTERCEPT_METHOD, message)
+        assert await vp.peer.answer() is Answer.NOT_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "number"),
+    [
+        ("statistics", [{}], errno.ENOSYS),
+        (INTERCEPT_METHOD, [], errno.EINVAL),
+        (INTERCEPT_METHOD, [bytes(255)], errno.EINVAL),
+        (INTERCEPT_METHOD, [bytes(257)], errno.EINVAL),
+        (INTERCEPT_METHOD, ["x" * 256], errno.EINVAL),
+        (INTERCEPT_METHOD, [bytes(256), 0], errno.EINVAL),
+    ],
+)
+async def test_vp_refuses_another_request_and_goes_on(
+    backed: ModelPartition, method: str, params: list[object], number: int
+) -> None:
+    async with attached_vp(backed) as vp:
+        await vp.peer.request(method, *params)
+        assert WireError.from_wire((await vp.peer.response()).error).number == number
+        assert await vp.peer.intercept(GFN) is Answer.MAPPED
+
+
+async def test_vp_counts_what_it_answered(backed: ModelPartition) -> None:
+    async with attached_vp(backed) as vp:
+        for gfn in (GFN, GFN, 0):
+            await vp.peer.intercept(gfn)
+        assert vp.processor.intercepts == 3
+    counted = backed.partition.statistics().intercepts
+    assert (counted["resume"], counted["forward"]["no_region"]) == ({"mapped": 1, "already_mapped": 1}, 1)
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=6),
+    st.lists(st.sampled_from([0, GFN, GFN + 8, GFN + 15, GFN + 16]), min_size=1, max_size=20),
+    st.lists(st.integers(0, 12), max_size=6),
+)
+def test_i4_every_intercept_gets_exactly_one_answer_while_kicked_and_drained(
+    pauses: list[int], gfns: list[int], kicks: list[int]
+) -> None:
+    async def main() -> list[object]:
+        async with ModelPartition(pauses=DrawnPauses(pauses)).running() as model, attached_vp(model) as vp:
+            await model.map_vma(PAGE, PAGES, PFN)
+            await model.add_region(GFN, PAGES, PAGE)
+
+            async def kick() -> None:
+                for checkpoints in kicks:
+                    for _ in range(checkpoints):
+                        await trio.lowlevel.checkpoint()
+                    vp.processor.kick()
+                vp.processor.drain()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(kick)
+                return [(await vp.peer.send_intercept(gfn), (await vp.peer.response()).msgid) for gfn in gfns]
+
+    assert trio.run(main, clock=MockClock(autojump_threshold=0)) == [
+        (msgid, msgid) for msgid in range(1, len(gfns) + 1)
+    ]
+
+
+# ------------------------------------------------ kicks
+
+
+async def test_kick_answers_the_intercept_that_waits(backed: ModelPartition) -> None:
+    await backed.begin(PAGE, PAGES)
+    async with attached_vp(backed) as vp:
+        await vp.peer.send_intercept(GFN)
+        await wait_all_tasks_blocked()
+        started = trio.current_time()
+        vp.processor.kick()
+        assert await vp.peer.answer() is Answer.KICKED
+        assert trio.current_time() == started
+
+
+async def test_kick_that_finds_nothing_waiting_answers_the_next_wait_at_once_and_only_that(
+    backed: ModelPartition,
+) -> None:
+    await backed.begin(PAGE, PAGES)
+    async with attached_vp(backed) as vp:
+        vp.processor.kick()
+        started = trio.current_time()
+        assert await vp.peer.intercept(GFN) is Answer.KICKED
+        assert trio.current_time() == started
+        assert await vp.peer.intercept(GFN) is Answer.INVALIDATING
+
+
+async def test_kick_that_is_kept_leaves_alone_what_need_not_wait(backed: ModelPartition) -> None:
+    async with attached_vp(backed) as vp:
+        vp.processor.kick()
+        assert await vp.peer.intercept(0) is Answer.NO_REGION
+        assert await vp.peer.intercept(GFN) is Answer.MAPPED
+        await backed.begin(PAGE, PAGES)
+        assert await vp.peer.intercept(GFN) is Answer.KICKED
+
+
+async def test_kick_while_it_resolves_gives_the_attempt_up(backed: ModelPartition) -> None:
+    backed.gates.hold(Point.RESOLVE)
+    async with attached_vp(backed) as vp:
+        await vp.peer.send_intercept(GFN)
+        await wait_all_tasks_blocked()
+        vp.processor.kick()
+        assert await vp.peer.answer() is Answer.KICKED
+        assert await vp.peer.intercept(GFN) is Answer.MAPPED
+
+
+async def test_kick_while_the_map_is_out_does_not_hide_that_it_was_made(backed: ModelPartition) -> None:
+    gate = backed.gates.hold(Point.MAP)
+    async with attached_vp(backed) as vp:
+        await vp.peer.send_intercept(GFN)
+        await gate.wait_reached()
+        vp.processor.kick()
+        gate.open()
+        assert await vp.peer.answer() is Answer.MAPPED
+
+
+async def test_state_tells_a_vp_that_waits_from_one_that_does_not(backed: ModelPartition) -> None:
+    await backed.begin(PAGE, PAGES)
+    async with attached_vp(backed) as vp:
+        before = vp.processor.state
+        await vp.peer.send_intercept(GFN)
+        await wait_all_tasks_blocked()
+        assert (before, vp.processor.state) == ("running", "waiting")
+
+
+# ------------------------------------------------ draining
+
+
+async def test_drain_answers_what_waits_and_whatever_comes(backed: ModelPartition) -> None:
+    await backed.begin(PAGE, PAGES)
+    async with attached_vp(backed) as vp:
+        await vp.peer.send_intercept(GFN)
+        await wait_all_tasks_blocked()
+        vp.processor.drain()
+        answers = [await vp.peer.answer(), await vp.peer.intercept(GFN), await vp.peer.intercept(0)]
+    assert answers == [Answer.DRAINING] * 3
+
+
+async def test_wait_quiet_returns_after_the_answer_in_flight(backed: ModelPartition) -> None:
+    gate = backed.gates.hold(Point.MAP)
+    async with attached_vp(backed) as vp:
+        await vp.peer.send_intercept(GFN)
+        await gate.wait_reached()
+        vp.processor.drain()
+        with trio.move_on_after(1) as waited:
+            await vp.processor.wait_quiet()
+        assert waited.cancelled_caught
+        gate.open()
+        await vp.processor.wait_quiet()
+        assert vp.peer.has_bytes
+
+
+# ------------------------------------------------ bounds
+
+
+async def test_an_intercept_in_an_open_invalidation_is_answered_within_the_timeout(
+    backed: ModelPartition,
+) -> None:
+    await backed.begin(PAGE, PAGES)
+    async with attached_vp(backed) as vp:
+        started = trio.current_time()
+        assert await vp.peer.intercept(GFN) is Answer.INVALIDATING
+        assert trio.current_time() - started == pytest.approx(TIMEOUT)
+
+
+async def test_i8_another_answer_in_between_starts_the_count_again(backed: ModelPartition) -> None:
+    async with attached_vp(backed) as vp:
+        await vp.peer.intercept(GFN)
+        first = [await vp.peer.intercept(GFN) for _ in range(16)]
+        await vp.peer.intercept(0)
+        second = [await vp.peer.intercept(GFN) for _ in range(17)]
+    assert first == [Answer.ALREADY_MAPPED] * 16
+    assert second == [*[Answer.ALREADY_MAPPED] * 16, Answer.NO_PROGRESS]
+
+
+async def test_i8_a_change_of_the_extent_in_between_starts_the_count_again(backed: ModelPartition) -> None:
+    async with attached_vp(backed) as vp:
+        await vp.peer.intercept(GFN)
+        for _ in range(16):
+            await vp.peer.intercept(GFN)
+        await backed.invalidate(PAGE + 8, 1)
+        assert await vp.peer.intercept(GFN) is Answer.ALREADY_MAPPED
+
+
+async def test_a_mapping_that_went_is_not_answered_from_memory(backed: ModelPartition) -> None:
+    """The VP remembers what served it last; that is a hint, no more."""
+    async with attached_vp(backed) as vp:
+        assert await vp.peer.intercept(GFN) is Answer.MAPPED
+        assert await vp.peer.intercept(GFN) is Answer.ALREADY_MAPPED
+        await backed.unmap_vma(PAGE, PAGES)
+        assert await vp.peer.intercept(GFN) is Answer.UNBACKED
+
+
+# ------------------------------------------------ the end of the connection
+
+
+async def test_closing_while_it_waits_ends_the_attempt(backed: ModelPartition) -> None:
+    backed.gates.hold(Point.RESOLVE)
+    async with attached_vp(backed) as vp:
+        await vp.peer.send_intercept(GFN)
+        await wait_all_tasks_blocked()
+        vp.peer.close()
+        await vp.ended.wait()
+    assert len(backed.notifier._windows) == 0
+
+
+async def test_a_second_request_before_the_answer_ends_the_connection_with_eproto(
+    backed: ModelPartition,
+) -> None:
+    backed.gates.hold(Point.RESOLVE)
+    async with attached_vp(backed) as vp:
+        await vp.peer.send_intercept(GFN)
+        await wait_all_tasks_blocked()
+        await vp.peer.send_intercept(GFN)
+        assert (await vp.peer.last_words()).number == errno.EPROTO
+        await vp.ended.wait()
+    assert len(backed.notifier._windows) == 0
+
+
+async def test_garbage_ends_the_connection_with_an_error(backed: ModelPartition) -> None:
+    async with attached_vp(backed) as vp:
+        await vp.peer.send(b"\x00 not a request")
+        assert (await vp.peer.last_words()).number == errno.EBADMSG
