@@ -7,7 +7,7 @@ See `BlockingConnection.run` for what a call that timed out leaves behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -77,6 +77,10 @@ class _CallClient(_Client):
 
 class BlockingVmm(_CallClient):
     """Role `vmm`: it is the partition, which ends when this is closed."""
+
+    def call(self, call: messages.Call[Reply], *, descriptors: Sequence[int] = ()) -> Reply:
+        """As of every client; `AttachMemory` takes `descriptors`, which stay the caller's to close."""
+        return self._connection.run(call_exchange(call, descriptors), deadline_in(self.timeout))
 
     @classmethod
     def open(cls, path: StrPath, *, name: str = "", timeout: float | None = None) -> Self:

@@ -14,7 +14,7 @@ from socket import MSG_NOSIGNAL
 
 from intercept_protocol.rpc import Notification
 
-from .connecting import RETRY_DELAY, StrPath, connect_now
+from .connecting import RETRY_DELAY, StrPath, connect_now, rights
 from .exchange import Exchange, Reply
 from .session import ClientSession
 
@@ -99,7 +99,11 @@ class BlockingConnection:
                 sock.settimeout(_remaining(deadline))
             try:
                 if data := session.data_to_send():
-                    session.sent(sock.send(data, MSG_NOSIGNAL))
+                    if descriptors := session.descriptors_to_send():
+                        sent = sock.sendmsg([data], rights(descriptors), MSG_NOSIGNAL)
+                    else:
+                        sent = sock.send(data, MSG_NOSIGNAL)
+                    session.sent(sent)
                 else:
                     session.receive_data(sock.recv(_RECEIVE_BYTES))
             except TimeoutError:

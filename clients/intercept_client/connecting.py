@@ -1,13 +1,16 @@
 """Reaching the daemon's socket.
 
-Owns one connection attempt and its errors; must not know how a shell waits between attempts.
+Owns one connection attempt and its errors, and how descriptors go along with bytes; must not know how a
+shell waits between attempts.
 """
 
 from __future__ import annotations
 
+import array
 import errno
 import os
 import socket
+from collections.abc import Sequence
 from typing import Final
 
 RETRY_DELAY: Final = 0.01
@@ -33,3 +36,8 @@ def connect_now(path: StrPath) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def rights(descriptors: Sequence[int]) -> list[tuple[int, int, bytes]]:
+    """The ancillary data of a `sendmsg` that brings copies of `descriptors` (SCM_RIGHTS, unix(7))."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors).tobytes())]

@@ -7,11 +7,12 @@ flight: `ClientSession` moves an exchange from state to state.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
+import fcntl
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Final, Generic, TypeVar
 
-from intercept_protocol import messages, rpc
+from intercept_protocol import codec, messages, rpc
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.outcomes import Answer
@@ -28,6 +29,10 @@ END_TIMEOUT: Final = 10.0
 daemon bounds its own waits by 5 s."""
 
 
+SCM_MAX_FD: Final = 253
+"""Descriptors that one message can bring (unix(7))."""
+
+
 class Progress(Enum):
     NEW = "not sent yet"
     IN_FLIGHT = "its answer is owed"
@@ -40,10 +45,11 @@ class Progress(Enum):
 class Exchange(Generic[Reply]):
     """A request to run once.
 
-    `known` maps whole answers, from their fourth byte on, to replies: what is found there needs no decoding.
+    `descriptors` go along with its first byte and stay the caller's, who keeps them open until then. `known`
+    maps whole answers, from their fourth byte on, to replies: what is found there needs no decoding.
     """
 
-    __slots__ = ("_error", "_reply", "decode", "known", "method", "params", "progress")
+    __slots__ = ("_error", "_reply", "decode", "descriptors", "known", "method", "params", "progress")
 
     _reply: Reply
 
@@ -53,11 +59,13 @@ class Exchange(Generic[Reply]):
         params: list[object],
         decode: Callable[[object], Reply],
         known: Mapping[bytes, Reply] | None = None,
+        descriptors: Sequence[int] = (),
     ) -> None:
         self.method = method
         self.params = params
         self.decode = decode
         self.known = known
+        self.descriptors = descriptors
         self.progress = Progress.NEW
         self._error: WireError | ConnectionLost | None = None
 
@@ -88,10 +96,15 @@ class Exchange(Generic[Reply]):
         raise ClientMisuse(f"{self.method}: there is no answer: {self.progress.value}")
 
 
-def call_exchange(call: messages.Call[Reply]) -> Exchange[Reply]:
-    """The exchange of a typed request."""
+def call_exchange(call: messages.Call[Reply], descriptors: Sequence[int] = ()) -> Exchange[Reply]:
+    """The exchange of a typed request. Raises `ClientMisuse` for descriptors that cannot be sent: the system
+    call would refuse them when it is too late to tell that from a broken connection."""
+    _require_sendable(call.METHOD, descriptors)
     return Exchange(
-        call.METHOD, [messages.to_fields(call)], lambda result: messages.decode_reply(call, result)
+        call.METHOD,
+        [codec.to_fields(call)],
+        lambda result: codec.decode_reply(call, result),
+        descriptors=tuple(descriptors),
     )
 
 
@@ -107,6 +120,16 @@ def invalidation_exchanges(uaddrs: UaddrRange) -> tuple[Exchange[None], Exchange
         call_exchange(messages.InvalidateBegin(start_uaddr=start_uaddr, length=length)),
         call_exchange(messages.InvalidateEnd(start_uaddr=start_uaddr, length=length)),
     )
+
+
+def _require_sendable(method: str, descriptors: Sequence[int]) -> None:
+    if len(descriptors) > SCM_MAX_FD:
+        raise ClientMisuse(f"{method}: {len(descriptors)} descriptors; a message brings {SCM_MAX_FD}")
+    for descriptor in descriptors:
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_GETFD)
+        except (OSError, OverflowError, ValueError) as error:
+            raise ClientMisuse(f"{method}: descriptor {descriptor} is not open") from error
 
 
 def _decode_answer(result: object) -> Answer:

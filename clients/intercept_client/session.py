@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 from intercept_protocol import rpc
@@ -84,6 +85,10 @@ class ClientSession:
     def data_to_send(self) -> bytes:
         """What is left of the request in flight; empty when an answer is to be received."""
         return self._unsent
+
+    def descriptors_to_send(self) -> Sequence[int]:
+        """What goes along with `data_to_send`: nothing, once its first byte was sent."""
+        return () if self._sent or self._in_flight is None else self._in_flight.descriptors
 
     def sent(self, count: int) -> None:
         """The first `count` bytes of `data_to_send` are on their way."""

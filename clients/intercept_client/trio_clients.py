@@ -6,7 +6,7 @@ and may be cancelled: see `TrioConnection.run` for what a cancelled call leaves 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TypeVar
 
@@ -57,6 +57,10 @@ class _CallClient(_Client):
 
 class VmmClient(_CallClient):
     """Role `vmm`: it is the partition, which ends when this is closed."""
+
+    async def call(self, call: messages.Call[Reply], *, descriptors: Sequence[int] = ()) -> Reply:
+        """As of every client; `AttachMemory` takes `descriptors`, which stay the caller's to close."""
+        return await self._connection.run(call_exchange(call, descriptors))
 
 
 class VpClient(_Client):

@@ -11,7 +11,7 @@ import trio
 
 from intercept_protocol.rpc import Notification
 
-from .connecting import RETRY_DELAY, StrPath, connect_now
+from .connecting import RETRY_DELAY, StrPath, connect_now, rights
 from .exchange import Exchange, Reply
 from .session import ClientSession
 
@@ -73,7 +73,11 @@ class TrioConnection:
         while session.is_busy:
             try:
                 if data := session.data_to_send():
-                    session.sent(await socket.send(data, MSG_NOSIGNAL))
+                    if descriptors := session.descriptors_to_send():
+                        sent = await socket.sendmsg([data], rights(descriptors), MSG_NOSIGNAL)
+                    else:
+                        sent = await socket.send(data, MSG_NOSIGNAL)
+                    session.sent(sent)
                 else:
                     session.receive_data(await socket.recv(_RECEIVE_BYTES))
             except OSError as error:

@@ -7,15 +7,12 @@ here; what a value may be in context (overlap, limits) is the service's to say.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
-
-from .errors import WireError
 
 PROTOCOL_VERSION = 1
 
@@ -454,106 +451,3 @@ OPERATOR_METHODS: Mapping[str, type[OperatorCall]] = {
 }
 INTERCEPT_METHOD = "intercept"
 """The one method without named fields: its parameter is the 256 raw bytes."""
-
-
-# ---------------------------------------------------------------- codec
-
-
-def role_of(hello: Hello) -> str:
-    """The role that a hello asks for, as the wire spells it."""
-    return str(hello.__struct_config__.tag)
-
-
-T = TypeVar("T")
-
-_BYTES_ARE_BYTES = (bytes,)
-"""Told to msgspec, or it takes a string for the base64 of bytes."""
-_QUOTED = 120
-"""Characters of the peer's own text in an error about it."""
-
-
-def decode_call(methods: Mapping[str, type[T]], method: str, params: list[object]) -> T:
-    """The typed request, or a `WireError`: ENOSYS for an unknown method, EINVAL that names the field."""
-    form = methods.get(method)
-    if form is None:
-        raise WireError(errno.ENOSYS, f"no method {method!r:.80} for this role", methods=sorted(methods))
-    return decode_fields(form, method, params)
-
-
-def decode_fields(form: type[T], method: str, params: list[object]) -> T:
-    """Validate `params`, an array of at most one map, against `form`."""
-    fields = _fields(method, params)
-    if None in fields.values():
-        optional = _optional(form)
-        fields = {name: item for name, item in fields.items() if item is not None or name not in optional}
-    try:
-        return msgspec.convert(fields, form, builtin_types=_BYTES_ARE_BYTES)
-    except msgspec.ValidationError as error:
-        field, why = _explain(str(error))
-        raise WireError(errno.EINVAL, f"{method}: {field}: {why}", field=field) from None
-
-
-def decode_hello(params: list[object]) -> Hello:
-    """The typed hello; another protocol version is EPROTONOSUPPORT before any other field is looked at."""
-    fields = _fields("hello", params)
-    version = fields.get("protocol")
-    if version is None:
-        raise WireError(errno.EINVAL, "hello: protocol: is missing", field="protocol")
-    if type(version) is int and version != PROTOCOL_VERSION:
-        raise WireError(
-            errno.EPROTONOSUPPORT,
-            f"hello: protocol {version} is not spoken here, only {PROTOCOL_VERSION}",
-            supported=[PROTOCOL_VERSION],
-        )
-    role = fields.get("role")
-    if not isinstance(role, str) or role not in HELLOS:
-        raise WireError(errno.EINVAL, f"hello: role: must be one of {', '.join(HELLOS)}", field="role")
-    return decode_fields(HELLOS[role], "hello", params)
-
-
-def decode_reply(call: Call[Reply], result: object) -> Reply:
-    """What a peer answered, typed; EPROTO when it is of another form."""
-    try:
-        reply: Reply = msgspec.convert(result, call.REPLY, builtin_types=_BYTES_ARE_BYTES)
-    except msgspec.ValidationError as error:
-        raise WireError(
-            errno.EPROTO, f"{call.METHOD}: the answer is of another form: {error!s:.200}"
-        ) from None
-    return reply
-
-
-def to_fields(value: msgspec.Struct) -> dict[str, object]:
-    """A request or reply as the map that goes over the wire; fields that are None are left out."""
-    fields: dict[str, object] = msgspec.to_builtins(value, builtin_types=_BYTES_ARE_BYTES)
-    return {name: item for name, item in fields.items() if item is not None}
-
-
-def _fields(method: str, params: list[object]) -> dict[object, object]:
-    match params:
-        case []:
-            return {}
-        case [dict(fields)]:
-            return fields
-        case _:
-            raise WireError(
-                errno.EINVAL, f"{method}: params must be an array of at most one map", field="params"
-            )
-
-
-def _optional(form: type) -> frozenset[str]:
-    """The fields that may be absent, and so may be nil as well."""
-    return frozenset(field.name for field in msgspec.structs.fields(form) if not field.required)
-
-
-def _explain(text: str) -> tuple[str, str]:
-    """msgspec's sentence as (field, what was expected), cut: it quotes the peer, who may have sent 64 KiB."""
-    for prefix, verdict in (
-        ("Object missing required field `", "is missing"),
-        ("Object contains unknown field `", "is no field of this method"),
-    ):
-        if text.startswith(prefix):
-            return text.removeprefix(prefix).removesuffix("`")[:_QUOTED], verdict
-    why, _, path = text.rpartition(" - at `")
-    if path.startswith("key`"):
-        return "params", "every field name must be a string"
-    return path.removesuffix("`").removeprefix("$."), why[:1].lower() + why[1:_QUOTED]

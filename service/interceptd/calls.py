@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from intercept_protocol import messages, rpc
+from intercept_protocol import codec, rpc
 from intercept_protocol.addresses import RangeError
 from intercept_protocol.errors import ProtocolViolation, WireError
 from interceptd.connection import Connection, ConnectionGone
@@ -71,7 +71,7 @@ async def _reply(
     connection: Connection, methods: Mapping[str, type[Call]], answer: Answering[Call], request: rpc.Request
 ) -> bytes:
     try:
-        result = answer(messages.decode_call(methods, request.method, request.params))
+        result = answer(codec.decode_call(methods, request.method, request.params))
         if isinstance(result, Coroutine):  # what cannot wait is spared the watch's nursery (60 us)
             result = await connection.answer_watched(result)
     except ProtocolViolation:
@@ -81,4 +81,4 @@ async def _reply(
         return rpc.encode_error(request.msgid, refusal)
     except WireError as error:
         return rpc.encode_error(request.msgid, error)
-    return rpc.encode_result(request.msgid, None if result is None else messages.to_fields(result))
+    return rpc.encode_result(request.msgid, None if result is None else codec.to_fields(result))

@@ -14,7 +14,7 @@ from enum import Enum
 import structlog
 import trio
 
-from intercept_protocol import messages, rpc
+from intercept_protocol import codec, messages, rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import Hello
 from interceptd.config import Config
@@ -41,7 +41,7 @@ class Visitor:
 
     def welcome(self, reply: messages.HelloReply) -> bytes:
         """The bytes that answer the hello."""
-        return rpc.encode_result(self.msgid, messages.to_fields(reply))
+        return rpc.encode_result(self.msgid, codec.to_fields(reply))
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
@@ -67,9 +67,9 @@ async def admit(connection: Connection, door: Door, config: Config) -> Visitor:
     if request.method != "hello":
         raise ProtocolViolation(errno.EPROTO, f"the first request must be hello, not {request.method!r:.80}")
     with _refusing(connection, request.msgid):
-        hello = messages.decode_hello(request.params)
+        hello = codec.decode_hello(request.params)
         if not isinstance(hello, door.value):
-            role = messages.role_of(hello)
+            role = codec.role_of(hello)
             raise WireError(errno.EACCES, f"role {role} is not served on this socket", role=role)
     return Visitor(connection, hello, request.msgid)
 

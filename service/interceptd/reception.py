@@ -14,7 +14,7 @@ from functools import partial
 
 import trio
 
-from intercept_protocol import messages, rpc
+from intercept_protocol import codec, messages, rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import CreatePartition, HelloReply, HelloVmm, PartitionHello
 from interceptd.calls import closing, serve_calls
@@ -185,7 +185,7 @@ class Reception:
             await connection.send(visitor.welcome(self._hello_reply))
             while (request := await connection.receive()) is not None:
                 try:
-                    call = messages.decode_call(messages.VMM_METHODS, request.method, request.params)
+                    call = codec.decode_call(messages.VMM_METHODS, request.method, request.params)
                     partition = self._create_partition(call, hello.name, connection)
                 except WireError as error:
                     await connection.send(rpc.encode_error(request.msgid, error))
@@ -210,7 +210,7 @@ class Reception:
         descriptors = connection.box_descriptors()
 
         async def serve() -> None:
-            await connection.send(rpc.encode_result(msgid, messages.to_fields(created)))
+            await connection.send(rpc.encode_result(msgid, codec.to_fields(created)))
             await serve_calls(connection, messages.VMM_METHODS, VmmSession(partition, descriptors).answer)
 
         try:

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from intercept_client import BlockingVmm
-from intercept_protocol import messages, rpc
+from intercept_protocol import codec, rpc
 from intercept_protocol.messages import (
     AddRegion,
     AddressSpaceKind,
@@ -152,7 +152,7 @@ def _hellos(vmm: BlockingVmm, vps: int, mapped: bool) -> str:
 
 def _hello(partition: CreatePartitionReply, vp_index: int) -> bytes:
     hello = HelloVp(partition_id=partition.partition_id, vp_index=vp_index, token=partition.token)
-    return rpc.encode_request(1, hello.METHOD, [messages.to_fields(hello)])
+    return rpc.encode_request(1, hello.METHOD, [codec.to_fields(hello)])
 
 
 @contextmanager

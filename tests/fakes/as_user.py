@@ -12,15 +12,14 @@ import runpy
 import sys
 from typing import Final
 
-import fakes.live_vmm_program
-import interceptd.cli  # noqa: F401 - not to be found later
+import interceptd.cli  # noqa: F401 - none of these can be found later
 
 PR_SET_DUMPABLE: Final = 4
 """prctl(2): a change of uid clears it, an exec would set it again."""
 
 
 def launch(uid: int) -> tuple[str, ...]:
-    """What to put before a command; needs root, and `ENVIRONMENT` of `held_daemon`."""
+    """What to put before a command; needs root, and `ENVIRONMENT` of `puppet`."""
     return sys.executable, "-m", "fakes.as_user", str(uid)
 
 

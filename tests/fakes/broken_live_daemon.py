@@ -1,7 +1,7 @@
 """A daemon whose way of looking at live memory lacks one thing, for runs that must find it missing.
 
-Owns the breaks; what it runs otherwise is the real command. The first argument names the break, the rest go to
-`interceptd`.
+Owns the breaks; what it runs otherwise is the real command. The first argument names the break, the rest go
+to `interceptd`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def without_drain() -> None:
     def read_nothing(_: UnmapWatch) -> None:
         pass
 
-    UnmapWatch.drain = read_nothing  # type: ignore[method-assign]
+    UnmapWatch.drain = read_nothing  # type: ignore[method-assign, assignment]
 
 
 BREAKS: Final[Mapping[str, Callable[[], None]]] = {
@@ -65,7 +65,7 @@ BREAKS: Final[Mapping[str, Callable[[], None]]] = {
 
 
 def launch(what: str) -> tuple[str, ...]:
-    """The command of a daemon that lacks something; run with `ENVIRONMENT` of `held_daemon`."""
+    """The command of a daemon that lacks something; run with `ENVIRONMENT` of `puppet`."""
     return sys.executable, "-m", "fakes.broken_live_daemon", what
 
 

@@ -1,7 +1,7 @@
 """A daemon that stops at a barrier, where a test wants to see what goes on meanwhile.
 
-Owns the places; what it runs otherwise is the real command. Arguments: the place, the barrier's directory, and
-those of `interceptd`.
+Owns the places; what it runs otherwise is the real command. Arguments: the place, the barrier's directory,
+and those of `interceptd`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from typing import Final
 import trio
 
 from fakes.barrier import Barrier
-from fakes.puppet import TESTS
 from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.outcomes import Access
 from interceptd.address_space import process
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.procmaps import LiveVma
 from interceptd.cli import main
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.mapping import Mapping as GuestMapping
-from intercept_protocol.outcomes import Access
 
 Found = tuple[LiveVma, UaddrRange] | None
 
@@ -60,11 +59,8 @@ PLACES: Final[Mapping[str, Callable[[Barrier], None]]] = {
 }
 
 
-ENVIRONMENT: Final = {"PYTHONPATH": str(TESTS)}
-
-
 def launch(place: str, directory: Path) -> tuple[str, ...]:
-    """The command of a daemon that is held at `place`, without its arguments; run with `ENVIRONMENT`."""
+    """The command of a daemon that is held at `place`, without its arguments; run with `ENVIRONMENT` of `puppet`."""
     return sys.executable, "-m", "fakes.held_daemon", place, str(directory)
 
 

@@ -159,7 +159,8 @@ def _open(path: str) -> int:
 def _opened(count: int) -> Iterator[list[int]]:
     with ExitStack() as opened:
         descriptors = [_open("/dev/null") for _ in range(count)]
-        opened.callback(lambda: [os.close(descriptor) for descriptor in descriptors])
+        for descriptor in descriptors:
+            opened.callback(os.close, descriptor)
         yield descriptors
 
 

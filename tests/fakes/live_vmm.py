@@ -121,7 +121,7 @@ class LiveVmm:
         start_gfn: int,
         uaddrs: UaddrRange,
         kind: Literal["auto", "mmio", "movable", "pinned"] = "movable",
-        writable: bool = True,  # noqa: FBT001, FBT002 - as on the wire
+        writable: bool = True,
     ) -> str:
         """Returns the kind that it has."""
         return self.vmm.call(
@@ -137,9 +137,7 @@ class LiveVmm:
 
     def remove_region(self, start_gfn: int, uaddrs: UaddrRange) -> None:
         self.vmm.call(
-            RemoveRegion(
-                start_gfn=start_gfn, page_count=uaddrs.page_count, start_uaddr=uaddrs.start_uaddr
-            )
+            RemoveRegion(start_gfn=start_gfn, page_count=uaddrs.page_count, start_uaddr=uaddrs.start_uaddr)
         )
 
     def fault(self, gfn: int, access: int = READ, vp_index: int = 0) -> Answer:

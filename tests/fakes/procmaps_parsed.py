@@ -13,5 +13,5 @@ def asking_by_parsing(maps: ProcMaps) -> ProcMaps:
     def no_such_ioctl(_: int) -> LiveVma | None:
         raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
 
-    maps._query = no_such_ioctl  # type: ignore[method-assign]
+    maps._query = no_such_ioctl  # type: ignore[method-assign, assignment]
     return maps

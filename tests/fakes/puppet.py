@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MESSAGE_BYTES: Final = 1 << 17
 TESTS: Final = Path(__file__).parent.parent
+ENVIRONMENT: Final = {"PYTHONPATH": os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))}
+"""What lets a child run the modules that lie here."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -86,7 +88,7 @@ class Puppet:
             self._process = subprocess.Popen(
                 [*launch, sys.executable, "-m", "fakes.live_vmm_program", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": str(TESTS)},
+                env=os.environ | ENVIRONMENT,
             )
         self.own_pid: int = pickle.loads(self._control.recv(MESSAGE_BYTES))
         """As the VMM sees it."""
@@ -105,9 +107,7 @@ class Puppet:
         threads = Path(f"/proc/{self.pid}/task").iterdir()
         return " ".join((thread / "wchan").read_text() for thread in threads)
 
-    def do(
-        self, verb: Callable[Concatenate[LiveVmm, P], T], /, *arguments: P.args, **options: P.kwargs
-    ) -> T:
+    def do(self, verb: Callable[Concatenate[LiveVmm, P], T], /, *arguments: P.args, **options: P.kwargs) -> T:
         """Have it done, and return or raise what came of it."""
         return cast("T", self.result_of(self._order(verb, arguments, options, apart=False)))
 

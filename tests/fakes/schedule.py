@@ -62,6 +62,8 @@ class Fault:
 
 @dataclass(frozen=True)
 class Schedule:
+    order: object
+    """The seed that trio's scheduler takes its order of tasks from; drawing it is what sets it."""
     pauses: Sequence[int]
     refused_maps: frozenset[int]
     vmm: Sequence[Edit]
@@ -86,6 +88,7 @@ def schedules() -> st.SearchStrategy[Schedule]:
     )
     return st.builds(
         Schedule,
+        st.random_module(),
         st.lists(st.integers(0, 4), min_size=3, max_size=12),
         st.just(frozenset()) | st.frozensets(st.integers(1, 12), max_size=2),
         st.lists(edits, min_size=3, max_size=12),

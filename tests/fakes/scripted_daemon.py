@@ -20,7 +20,7 @@ from typing import Final, Self
 
 import msgspec
 
-from intercept_protocol import messages, rpc
+from intercept_protocol import codec, messages, rpc
 from intercept_protocol.errors import WireError
 
 PATIENCE: Final = 10.0
@@ -219,4 +219,4 @@ class _Conversation:
 
 
 def _to_wire(result: object) -> object:
-    return messages.to_fields(result) if isinstance(result, msgspec.Struct) else result
+    return codec.to_fields(result) if isinstance(result, msgspec.Struct) else result

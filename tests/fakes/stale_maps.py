@@ -1,4 +1,4 @@
-"""Opens its own maps file, execs the command that is its arguments, and leaves that with the maps of a dead mm.
+"""Opens its own maps file and execs its arguments, which are left with the maps of a dead mm.
 
 Owns the descriptor's number in the environment.
 """

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from intercept_protocol import codec, rpc
 from intercept_protocol import messages as m
-from intercept_protocol import rpc
 from intercept_protocol.errors import WireError
 from intercept_protocol.frames import MESSAGE_LIMIT
 from intercept_protocol.outcomes import Answer
@@ -41,8 +41,8 @@ class Form:
 
     def decode(self, fields: object) -> m.Call[object]:
         if self.method == "hello":
-            return m.decode_hello([fields])
-        return m.decode_call(TABLES[self.role], self.method, [fields])
+            return codec.decode_hello([fields])
+        return codec.decode_call(TABLES[self.role], self.method, [fields])
 
     def refusal(self, fields: object) -> WireError:
         with pytest.raises(WireError) as caught:
@@ -106,14 +106,14 @@ def test_every_field_of_every_method_has_a_value_in_the_vectors() -> None:
 
 @each_form
 def test_all_fields_right_are_decoded(form: Form) -> None:
-    assert m.to_fields(form.decode(form.fields)) == form.fields
+    assert codec.to_fields(form.decode(form.fields)) == form.fields
 
 
 @each_form
 def test_call_survives_to_fields_and_the_wire(form: Form) -> None:
     call = form.decode(form.fields)
     receiver = rpc.Receiver({rpc.REQUEST})
-    receiver.receive_data(rpc.encode_request(1, form.method, [m.to_fields(call)]))
+    receiver.receive_data(rpc.encode_request(1, form.method, [codec.to_fields(call)]))
 
     request = receiver.next_message()
 
@@ -222,21 +222,21 @@ def test_32_bit_field_refuses_33_bits(form: Form, name: str) -> None:
 @pytest.mark.parametrize("params", [[1], [None], [b"x"], [[]], [{}, {}], [{}, 1]], ids=repr)
 def test_params_other_than_one_map_are_refused(params: list[object]) -> None:
     with pytest.raises(WireError) as caught:
-        m.decode_call(m.VMM_METHODS, "statistics", params)
+        codec.decode_call(m.VMM_METHODS, "statistics", params)
 
     assert_names(caught.value, "params")
 
 
 @pytest.mark.parametrize("params", [[], [{}]], ids=repr)
 def test_params_may_be_left_out_where_no_field_is_required(params: list[object]) -> None:
-    assert m.decode_call(m.VMM_METHODS, "statistics", params) == m.Statistics()
+    assert codec.decode_call(m.VMM_METHODS, "statistics", params) == m.Statistics()
 
 
 @pytest.mark.parametrize("role", TABLES)
 @pytest.mark.parametrize("method", ["no_such_method", "", "hello", "intercept", "subscribe"])
 def test_unknown_and_reserved_methods_are_enosys(role: str, method: str) -> None:
     with pytest.raises(WireError) as caught:
-        m.decode_call(TABLES[role], method, [])
+        codec.decode_call(TABLES[role], method, [])
 
     assert caught.value.number == errno.ENOSYS
     assert caught.value.details == {"methods": sorted(TABLES[role])}
@@ -244,7 +244,7 @@ def test_unknown_and_reserved_methods_are_enosys(role: str, method: str) -> None
 
 def test_method_of_another_role_is_enosys() -> None:
     with pytest.raises(WireError) as caught:
-        m.decode_call(m.NOTIFIER_METHODS, "add_region", [])
+        codec.decode_call(m.NOTIFIER_METHODS, "add_region", [])
 
     assert caught.value.number == errno.ENOSYS
 
@@ -261,7 +261,7 @@ def test_method_of_another_role_is_enosys() -> None:
 )
 def test_refusal_of_a_huge_request_is_small(method: str, params: list[object]) -> None:
     with pytest.raises(WireError) as caught:
-        m.decode_call(m.VMM_METHODS, method, params)
+        codec.decode_call(m.VMM_METHODS, method, params)
 
     assert len(rpc.encode_error(1, caught.value)) < 1024
 
@@ -269,14 +269,14 @@ def test_refusal_of_a_huge_request_is_small(method: str, params: list[object]) -
 @pytest.mark.parametrize("key", ["a - at `$.b`", "`", "", "key`"])
 def test_unknown_field_with_an_odd_name_is_named_whole(key: str) -> None:
     with pytest.raises(WireError) as caught:
-        m.decode_call(m.VMM_METHODS, "statistics", [{key: 1}])
+        codec.decode_call(m.VMM_METHODS, "statistics", [{key: 1}])
 
     assert caught.value.details == {"field": key}
 
 
 def test_value_that_looks_like_a_path_does_not_change_the_field_named() -> None:
     with pytest.raises(WireError) as caught:
-        m.decode_call(m.VMM_METHODS, "kick", [{"vp_index": "x - at `$.other`"}])
+        codec.decode_call(m.VMM_METHODS, "kick", [{"vp_index": "x - at `$.other`"}])
 
     assert caught.value.details == {"field": "vp_index"}
 
@@ -292,7 +292,7 @@ anything = st.recursive(
 @given(st.sampled_from(FORMS), st.lists(anything | st.dictionaries(names, anything), max_size=2))
 def test_any_params_are_a_call_or_a_wire_error(form: Form, params: list[object]) -> None:
     try:
-        call = m.decode_fields(form.type, form.method, params)
+        call = codec.decode_fields(form.type, form.method, params)
     except WireError as error:
         assert error.to_wire()[0] == errno.EINVAL  # noqa: PT017 - an error is one of two right answers
     else:
@@ -307,7 +307,7 @@ def test_any_params_are_a_call_or_a_wire_error(form: Form, params: list[object])
 )
 def test_hello_without_protocol_is_refused_first(params: list[object]) -> None:
     with pytest.raises(WireError) as caught:
-        m.decode_hello(params)
+        codec.decode_hello(params)
 
     assert_names(caught.value, "protocol")
 
@@ -315,7 +315,7 @@ def test_hello_without_protocol_is_refused_first(params: list[object]) -> None:
 @pytest.mark.parametrize("version", [0, 2, 2**64 - 1, -1])
 def test_hello_of_another_version_is_told_which_is_spoken_whatever_else_it_says(version: int) -> None:
     with pytest.raises(WireError) as caught:
-        m.decode_hello([{"protocol": version, "a": "later idea"}])
+        codec.decode_hello([{"protocol": version, "a": "later idea"}])
 
     assert caught.value.number == errno.EPROTONOSUPPORT
     assert caught.value.details == {"supported": [1]}
@@ -324,7 +324,7 @@ def test_hello_of_another_version_is_told_which_is_spoken_whatever_else_it_says(
 @pytest.mark.parametrize("version", [True, False, 1.0, "1", b"1", [1]], ids=repr)
 def test_hello_whose_protocol_is_no_integer_is_refused(version: object) -> None:
     with pytest.raises(WireError) as caught:
-        m.decode_hello([{"protocol": version, "role": "vmm"}])
+        codec.decode_hello([{"protocol": version, "role": "vmm"}])
 
     assert_names(caught.value, "protocol")
 
@@ -334,7 +334,7 @@ def test_hello_whose_protocol_is_no_integer_is_refused(version: object) -> None:
 )
 def test_hello_without_a_known_role_is_refused(hello: dict[str, object]) -> None:
     with pytest.raises(WireError) as caught:
-        m.decode_hello([{"protocol": 1} | hello])
+        codec.decode_hello([{"protocol": 1} | hello])
 
     assert_names(caught.value, "role")
 
@@ -342,14 +342,14 @@ def test_hello_without_a_known_role_is_refused(hello: dict[str, object]) -> None
 @pytest.mark.parametrize("params", [[{}, {}], [1], [None]], ids=repr)
 def test_hello_params_other_than_one_map_are_refused(params: list[object]) -> None:
     with pytest.raises(WireError) as caught:
-        m.decode_hello(params)
+        codec.decode_hello(params)
 
     assert_names(caught.value, "params")
 
 
 @pytest.mark.parametrize("role", m.HELLOS)
 def test_role_of_a_hello_is_its_word_on_the_wire(role: str) -> None:
-    assert m.role_of(m.decode_hello([fullest(role, "hello")])) == role
+    assert codec.role_of(codec.decode_hello([fullest(role, "hello")])) == role
 
 
 @pytest.mark.parametrize("role", ["vp", "notifier", "hypervisor"])
@@ -358,15 +358,15 @@ def test_role_of_a_hello_is_its_word_on_the_wire(role: str) -> None:
 )
 def test_hello_token_other_than_16_bytes_is_refused(role: str, token: object) -> None:
     with pytest.raises(WireError) as caught:
-        m.decode_hello([fullest(role, "hello") | {"token": token}])
+        codec.decode_hello([fullest(role, "hello") | {"token": token}])
 
     assert_names(caught.value, "token")
 
 
 def test_hello_name_may_have_64_characters_and_no_more() -> None:
-    assert m.decode_hello([{"protocol": 1, "role": "vmm", "name": "é" * 64}]) == m.HelloVmm(name="é" * 64)
+    assert codec.decode_hello([{"protocol": 1, "role": "vmm", "name": "é" * 64}]) == m.HelloVmm(name="é" * 64)
     with pytest.raises(WireError) as caught:
-        m.decode_hello([{"protocol": 1, "role": "vmm", "name": "é" * 65}])
+        codec.decode_hello([{"protocol": 1, "role": "vmm", "name": "é" * 65}])
 
     assert_names(caught.value, "name")
 
@@ -377,14 +377,14 @@ def test_hello_name_may_have_64_characters_and_no_more() -> None:
 @each_form
 def test_reply_of_another_form_is_eproto_and_names_the_method(form: Form) -> None:
     with pytest.raises(WireError) as caught:
-        m.decode_reply(form.decode(form.fields), "no such thing")
+        codec.decode_reply(form.decode(form.fields), "no such thing")
 
     assert caught.value.number == errno.EPROTO
     assert form.method in caught.value.message
 
 
 def test_reply_with_unknown_keys_is_taken_without_them() -> None:
-    reply = m.decode_reply(
+    reply = codec.decode_reply(
         m.Translate(gfn=1), {"frame": ["host", 5], "access": 3, "pfn": 5, "later": {"idea": 1}}
     )
 
@@ -392,27 +392,27 @@ def test_reply_with_unknown_keys_is_taken_without_them() -> None:
 
 
 def test_reply_without_an_optional_key_is_taken() -> None:
-    assert m.decode_reply(m.Translate(gfn=1), {"frame": [b"memfd", 5], "access": 1}) == m.Translation(
+    assert codec.decode_reply(m.Translate(gfn=1), {"frame": [b"memfd", 5], "access": 1}) == m.Translation(
         frame=(b"memfd", 5), access=1
     )
 
 
 def test_reply_nil_is_taken_where_it_may_be() -> None:
-    assert m.decode_reply(m.Translate(gfn=1), None) is None
+    assert codec.decode_reply(m.Translate(gfn=1), None) is None
 
 
 def test_reply_with_a_string_for_bytes_is_eproto() -> None:
     call = m.CreatePartition(address_space=m.AddressSpaceKind.DECLARED, hypervisor=m.HypervisorKind.SOFTWARE)
 
     with pytest.raises(WireError) as caught:
-        m.decode_reply(call, {"partition_id": 1, "token": "AAAA"})
+        codec.decode_reply(call, {"partition_id": 1, "token": "AAAA"})
 
     assert caught.value.number == errno.EPROTO
 
 
 def test_reply_error_about_a_huge_answer_is_cut() -> None:
     with pytest.raises(WireError) as caught:
-        m.decode_reply(
+        codec.decode_reply(
             m.AddRegion(
                 start_gfn=0, page_count=1, start_uaddr=0, kind="auto", writable=True, executable=False
             ),
@@ -423,14 +423,14 @@ def test_reply_error_about_a_huge_answer_is_cut() -> None:
 
 
 def test_to_fields_leaves_out_what_is_none() -> None:
-    assert m.to_fields(m.SetPolicy()) == {}
+    assert codec.to_fields(m.SetPolicy()) == {}
 
 
 def test_to_fields_keeps_bytes_and_spells_enums() -> None:
     reply = m.CreatePartitionReply(partition_id=1, token=bytes(16))
 
-    assert m.to_fields(reply) == {"partition_id": 1, "token": bytes(16)}
-    assert m.to_fields(m.AddRegionReply(kind=m.RegionKind.PINNED)) == {"kind": "pinned"}
+    assert codec.to_fields(reply) == {"partition_id": 1, "token": bytes(16)}
+    assert codec.to_fields(m.AddRegionReply(kind=m.RegionKind.PINNED)) == {"kind": "pinned"}
 
 
 # ---------------------------------------------------------------- sizes
@@ -453,7 +453,7 @@ LARGEST_STATISTICS = m.PartitionStatistics(
 
 
 def wire_size(reply: msgspec.Struct) -> int:
-    return len(rpc.encode_result(2**32 - 1, m.to_fields(reply)))
+    return len(rpc.encode_result(2**32 - 1, codec.to_fields(reply)))
 
 
 def test_largest_page_of_partitions_fits_in_one_message() -> None:

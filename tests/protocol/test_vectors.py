@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from intercept_protocol import codec, rpc
 from intercept_protocol import messages as m
-from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.hv_message import (
     Arm64MemoryIntercept,
@@ -60,8 +60,8 @@ def receive(encoded: str, kind: int) -> rpc.Message | None:
 
 def decode(role: str, method: str, params: list[object]) -> m.Call[object]:
     if method == "hello":
-        return m.decode_hello(params)
-    return m.decode_call(TABLES[role], method, params)
+        return codec.decode_hello(params)
+    return codec.decode_call(TABLES[role], method, params)
 
 
 def memory_intercept(
@@ -184,7 +184,7 @@ def test_request_is_decoded_to_its_fields_and_encoded_from_them(vector: dict[str
     request = receive(vector["request"], rpc.REQUEST)
 
     assert request == rpc.Request(vector["msgid"], vector["method"], [fields])
-    assert m.to_fields(decode(vector["role"], vector["method"], [fields])) == fields
+    assert codec.to_fields(decode(vector["role"], vector["method"], [fields])) == fields
     assert rpc.encode_request(vector["msgid"], vector["method"], [fields]).hex() == vector["request"]
 
 
@@ -196,7 +196,7 @@ def test_reply_is_decoded_to_its_result_and_encoded_from_it(vector: dict[str, ob
     response = receive(vector["reply"], rpc.RESPONSE)
 
     assert response == rpc.Response(vector["msgid"], None, result)
-    m.decode_reply(call, result)  # of the form that the method answers with, or EPROTO
+    codec.decode_reply(call, result)  # of the form that the method answers with, or EPROTO
     assert rpc.encode_result(vector["msgid"], result).hex() == vector["reply"]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from intercept_protocol import codec, rpc
 from intercept_protocol import messages as m
-from intercept_protocol import rpc
 from intercept_protocol.outcomes import Access
 
 TOKEN = bytes(range(16))
@@ -112,8 +112,8 @@ def methods() -> list[object]:
 
 
 def _exchange(msgid: int, role: str, name: str, call: m.Call[object], reply: object) -> object:
-    fields = m.to_fields(call)
-    result = m.to_fields(reply) if isinstance(reply, msgspec.Struct) else reply
+    fields = codec.to_fields(call)
+    result = codec.to_fields(reply) if isinstance(reply, msgspec.Struct) else reply
     return {
         "role": role,
         "method": call.METHOD,

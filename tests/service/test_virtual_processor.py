@@ -76,12 +76,13 @@ async def test_vp_counts_what_it_answered(backed: ModelPartition) -> None:
 
 
 @given(
+    st.random_module(),
     st.lists(st.integers(0, 3), min_size=1, max_size=6),
     st.lists(st.sampled_from([0, GFN, GFN + 8, GFN + 15, GFN + 16]), min_size=1, max_size=20),
     st.lists(st.integers(0, 12), max_size=6),
 )
 def test_i4_every_intercept_gets_exactly_one_answer_while_kicked_and_drained(
-    pauses: list[int], gfns: list[int], kicks: list[int]
+    _: object, pauses: list[int], gfns: list[int], kicks: list[int]
 ) -> None:
     async def main() -> list[object]:
         async with ModelPartition(pauses=DrawnPauses(pauses)).running() as model, attached_vp(model) as vp:

@@ -8,10 +8,9 @@ import pytest
 
 from fakes.broken_live_daemon import launch
 from fakes.daemon_process import DaemonProcess
-from fakes.held_daemon import ENVIRONMENT
 from fakes.live_race import Drain, Findings, Mode, Stop, race
 from fakes.live_vmm import LiveVmm
-from fakes.puppet import Puppet
+from fakes.puppet import ENVIRONMENT, Puppet
 
 pytestmark = pytest.mark.verify
 

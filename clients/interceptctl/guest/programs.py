@@ -58,7 +58,7 @@ next:
 
 PATTERN: Final = Program(
     "pattern",
-    "writes each word's own address from esi to edx; then 1, 2 and 8 bytes, and 4 and 8 across a page boundary",
+    "writes each word's own address from esi to edx; then 1 and 2 bytes, and 4 and 8 across a page boundary",
     """
     mov   edi, esi
 next_word:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from intercept_protocol import messages, rpc
+from intercept_protocol import codec, messages, rpc
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import HypervisorCall
@@ -116,9 +116,7 @@ class VmmHypervisor:
         asked = self._asked[msgid] = _Asked()
         try:
             with trio.fail_after(self._deadline):
-                await self._connection.send(
-                    rpc.encode_request(msgid, call.METHOD, [messages.to_fields(call)])
-                )
+                await self._connection.send(rpc.encode_request(msgid, call.METHOD, [codec.to_fields(call)]))
                 await asked.answered.wait()
         except trio.TooSlowError:
             self._late.add(msgid)

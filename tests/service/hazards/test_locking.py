@@ -46,9 +46,9 @@ async def test_h1_an_invalidation_is_served_while_a_fault_resolves(
     assert not fault.done
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(0, 4))
+@given(st.random_module(), st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(0, 4))
 def test_h6_a_fault_beside_a_remove_maps_nothing_that_outlives_the_region(
-    pauses: list[int], head_start: int
+    _: object, pauses: list[int], head_start: int
 ) -> None:
     """H6: looking up and joining the attempts is one step, so a remove comes before or after it."""
 

@@ -46,9 +46,9 @@ def faulted(
     return answers
 
 
-@given(pauses, kinds, st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=8))
+@given(st.random_module(), pauses, kinds, st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=8))
 def test_i9_vps_that_fault_on_one_extent_cost_one_map(
-    pauses: list[int], kind: RegionKind, gfns: list[int]
+    _: object, pauses: list[int], kind: RegionKind, gfns: list[int]
 ) -> None:
     model = ModelPartition(pauses=DrawnPauses(pauses))
     answers = faulted(model, kind, gfns, frozenset())
@@ -57,13 +57,14 @@ def test_i9_vps_that_fault_on_one_extent_cost_one_map(
 
 
 @given(
+    st.random_module(),
     pauses,
     kinds,
     st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=8),
     st.frozensets(st.integers(1, 8)),
 )
 def test_i9_a_refused_map_is_the_failure_of_the_one_that_asked(
-    pauses: list[int], kind: RegionKind, gfns: list[int], refused: frozenset[int]
+    _: object, pauses: list[int], kind: RegionKind, gfns: list[int], refused: frozenset[int]
 ) -> None:
     model = ModelPartition(pauses=DrawnPauses(pauses))
     answers = faulted(model, kind, gfns, refused)

@@ -1,0 +1,65 @@
+"""A vCPU's questions to the daemon: one intercept, asked until it is decided.
+
+Owns the 256-byte message, the retries and the stop flag of one vCPU; must not know memory, devices or KVM.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from intercept_protocol.errors import WireError
+from intercept_protocol.hv_message import build_memory_intercept
+from intercept_protocol.outcomes import Access, Answer, Outcome
+
+from .stop import Stop, StopReason, VcpuStopped
+from .tally import VcpuTally
+
+DRAINING_PAUSE: Final = 0.01
+"""Seconds between questions to a daemon that is ending: it answers at once, and closes in its own time."""
+
+
+class Decider(Protocol):
+    """The daemon's VP connection; see `BlockingVp`."""
+
+    def intercept(self, message: bytes) -> Answer: ...
+
+
+class Asker:
+    """`on_lost` is told when the daemon can decide nothing any more, and why."""
+
+    def __init__(
+        self, vp_index: int, decider: Decider, tally: VcpuTally, on_lost: Callable[[str], None]
+    ) -> None:
+        self._vp_index = vp_index
+        self._decider = decider
+        self._on_lost = on_lost
+        self._tally = tally
+        self.stopping = threading.Event()
+
+    def ask(self, gpa: int, access: Access, instruction_pointer: int) -> Answer:
+        """RESUME or FORWARD, whatever time it takes; `VcpuStopped` for all else."""
+        message = build_memory_intercept(
+            gpa=gpa, access=access, vp_index=self._vp_index, instruction_pointer=instruction_pointer
+        )
+        while True:
+            if self.stopping.is_set():
+                raise VcpuStopped(Stop(StopReason.ASKED, gpa))
+            answer = self._ask_once(message, gpa)
+            self._tally.intercepts[answer] += 1
+            match answer.outcome:
+                case Outcome.RETRY:
+                    if answer is Answer.DRAINING:
+                        self.stopping.wait(DRAINING_PAUSE)
+                case Outcome.FAIL:
+                    raise VcpuStopped(Stop(StopReason.FAILED, gpa, answer))
+                case _:
+                    return answer
+
+    def _ask_once(self, message: bytes, gpa: int) -> Answer:
+        try:
+            return self._decider.intercept(message)
+        except (OSError, WireError) as error:  # lost, late, or no answer: it is not asked again
+            self._on_lost(str(error))
+            raise VcpuStopped(Stop(StopReason.DAEMON_LOST, gpa, detail=str(error))) from error

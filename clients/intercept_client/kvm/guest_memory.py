@@ -1,0 +1,161 @@
+"""What the guest reaches right now: the memslots, and the accesses that are being completed on its behalf.
+
+Owns the slot table, the one lock around it and KVM's slots, and the claims. A claim is a completion in
+flight: the guest's access, carried out by us. So an unmap, like KVM's own, returns only when none is left in
+its range, and from then on none begins: whoever unmapped may give the memory to somebody else.
+
+The lock is held across memslot ioctls and until the vCPUs have left the guest, never across a copy, a
+callback or anything that waits for the daemon: the hypervisor connection needs it to answer, and so does
+everybody who waits for that answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, Uaddr, UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.outcomes import Access
+
+from .memslots import Change, Memslot, MemslotTable
+from .run_gate import RunGate
+
+
+class SlotEditor(Protocol):
+    """KVM, as far as memslots go; see `Machine`."""
+
+    slot_limit: int
+    has_read_only_slots: bool
+
+    def set_memslot(self, slot: Memslot) -> None: ...
+
+    def delete_memslot(self, slot: Memslot) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claim:
+    """One page that the guest reaches, held for one access."""
+
+    gfn: int
+    uaddr: Uaddr
+
+
+class GuestMemory:
+    """Thread-safe. `generation` grows with every change of the slots; `gate` is for those who run vCPUs."""
+
+    def __init__(self, editor: SlotEditor) -> None:
+        self.gate = RunGate()
+        self._editor = editor
+        self._table = MemslotTable(editor.slot_limit)
+        self._lock = threading.Lock()
+        self._released = threading.Condition(self._lock)
+        self._claims: list[Claim] = []
+        self._frozen_because: str | None = None
+        self.generation = 0
+
+    @property
+    def slots(self) -> list[Memslot]:
+        """By gfn."""
+        with self._lock:
+            return list(self._table)
+
+    # ------------------------------------------------ what the daemon asks for
+
+    def map(self, gfns: GfnRange, uaddrs: UaddrRange, access: Access) -> None:
+        """Let the guest reach `uaddrs` at `gfns`, and nothing else there; without rights: nothing at all.
+
+        Raises `WireError`, and leaves all as it was: ENOSPC without a free memslot, EOPNOTSUPP for rights
+        that KVM cannot give, and whatever KVM says. Execute is not KVM's to withhold: what may be read runs.
+        """
+        if access == Access.NONE:
+            self.unmap(gfns)
+            return
+        if Access.READ not in access:
+            raise WireError(errno.EOPNOTSUPP, f"gfns {gfns}: a memslot can always be read, got {access!r}")
+        if Access.WRITE not in access and not self._editor.has_read_only_slots:
+            raise WireError(errno.EOPNOTSUPP, f"gfns {gfns}: this KVM has no read-only memslots")
+        with self._lock:
+            if self._frozen_because is not None:
+                raise WireError(errno.ESHUTDOWN, f"no more maps: {self._frozen_because}")
+            self._change(gfns, self._table.plan_map(gfns, uaddrs, access))
+
+    def unmap(self, gfns: GfnRange) -> None:
+        """Leave the guest nothing at `gfns`; returns when no access to what was there is under way."""
+        with self._lock:
+            self._change(gfns, self._table.plan_unmap(gfns))
+
+    # ------------------------------------------------ without the daemon
+
+    def freeze(self, why: str) -> None:
+        """Refuse every map from now on: nobody is there to take it away again."""
+        with self._lock:
+            self._frozen_because = why
+
+    def unmap_behind(self, uaddrs: UaddrRange) -> None:
+        """Unmap every gfn that is backed by part of `uaddrs`."""
+        with self._lock:
+            for gfns in self._table.behind(uaddrs):
+                self._change(gfns, self._table.plan_unmap(gfns))
+
+    # ------------------------------------------------ completing the guest's accesses
+
+    def claim(self, gfn: int, access: Access) -> Claim | None:
+        """The page behind `gfn`, if the guest may reach it so; to be released, come what may.
+
+        From the claim until its release nobody's unmap of the gfn returns.
+        """
+        with self._lock:
+            slot = self._table.find(gfn)
+            if slot is None or access not in slot.access:
+                return None
+            claim = Claim(gfn, Uaddr(slot.uaddr_page(gfn) << PAGE_SHIFT))
+            self._claims.append(claim)
+            return claim
+
+    def reaches(self, gfn: int, access: Access) -> bool:
+        """Whether the guest reaches `gfn` so, at this moment."""
+        with self._lock:
+            slot = self._table.find(gfn)
+            return slot is not None and access in slot.access
+
+    def release(self, claim: Claim) -> None:
+        with self._lock:
+            self._claims.remove(claim)
+            self._released.notify_all()
+
+    # ------------------------------------------------ helpers; the lock is held
+
+    def _change(self, gfns: GfnRange, change: Change) -> None:
+        """Carry out a change of what is at `gfns`, and wait for the claims there on what was before."""
+        if not change:
+            return
+        with self.gate.closed() if change.removed else nullcontext():
+            self._carry_out(change)
+        self._table.apply(change)
+        self.generation += 1
+        old = [claim for claim in self._claims if claim.gfn in gfns]
+        while any(claim in self._claims for claim in old):
+            self._released.wait()
+
+    def _carry_out(self, change: Change) -> None:
+        """All or nothing. An undo that fails goes up as it is: nobody knows then what the guest reaches."""
+        done: list[tuple[Memslot, bool]] = []
+        try:
+            for slot in change.removed:
+                self._editor.delete_memslot(slot)
+                done.append((slot, False))
+            for slot in change.added:
+                self._editor.set_memslot(slot)
+                done.append((slot, True))
+        except OSError as error:
+            for slot, is_new in reversed(done):
+                if is_new:
+                    self._editor.delete_memslot(slot)
+                else:
+                    self._editor.set_memslot(slot)
+            number = error.errno or errno.EIO
+            raise WireError(number, f"KVM refused a memslot: {error.strerror or error}") from error

@@ -1,0 +1,57 @@
+"""The notifier connection of a VMM whose guest runs here.
+
+Owns what an invalidation is once the daemon is gone: the memslots over the range are taken away by ourselves.
+So every guarded call of `intercept_client.memory` works as before, and none hangs or leaves a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from intercept_client.blocking_clients import BlockingNotifier
+from intercept_client.connecting import StrPath
+from intercept_client.errors import ConnectionLost
+from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.errors import ProtocolViolation
+from intercept_protocol.messages import CreatePartitionReply
+
+from .daemon_loss import DaemonLoss
+
+_LOST = (ConnectionLost, ProtocolViolation, TimeoutError)
+
+
+class GuestNotifier(BlockingNotifier):
+    """`timeout` bounds a begin, so that a daemon that hangs counts as gone."""
+
+    _loss: DaemonLoss
+
+    @classmethod
+    def open_for(
+        cls, path: StrPath, partition: CreatePartitionReply, loss: DaemonLoss, *, timeout: float | None
+    ) -> Self:
+        notifier = cls.open(path, partition, timeout=timeout)
+        notifier._loss = loss
+        return notifier
+
+    @contextmanager
+    def invalidation(self, uaddrs: UaddrRange) -> Iterator[None]:
+        """As of every notifier while the daemon is there, and never `ConnectionLost`."""
+        announced = super().invalidation(uaddrs)
+        try:
+            announced.__enter__()
+        except _LOST as error:
+            self._loss.lose(str(error))
+            self._loss.memory.unmap_behind(uaddrs)
+            yield
+            return
+        try:
+            yield
+        except BaseException as error:
+            announced.__exit__(type(error), error, error.__traceback__)
+            raise
+        try:
+            announced.__exit__(None, None, None)
+        except _LOST as error:
+            self._loss.lose(str(error))  # the change was made while the guest could not reach it

@@ -1,0 +1,91 @@
+"""A vCPU of a partition: KVM's vCPU and the daemon's VP, put together.
+
+Owns the wiring of one vCPU's parts, its thread and getting it back from wherever it waits. Must not know what
+they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE
+from intercept_protocol.outcomes import Access
+
+from .asking import Asker, Decider
+from .copying import Copier, MemoryGone
+from .devices import Bus
+from .fetch_fault import LONGEST_INSTRUCTION, FetchFault
+from .guest_access import GuestAccess
+from .guest_memory import GuestMemory
+from .stop import Stop
+from .tally import VcpuTally
+from .vcpu import Vcpu
+from .vcpu_loop import VcpuLoop
+
+
+class GuestVcpu:
+    """`run` it in a thread of its own, or `start` one."""
+
+    def __init__(
+        self,
+        vcpu: Vcpu,
+        decider: Decider,
+        *,
+        memory: GuestMemory,
+        copier: Copier,
+        devices: Bus,
+        ports: Bus,
+        on_lost: Callable[[str], None],
+        kick: Callable[[int], None],
+    ) -> None:
+        """`kick` tells the daemon to answer what waits in the VP of that index."""
+        self.vcpu = vcpu
+        self.tally = VcpuTally()
+        self._memory = memory
+        self._copier = copier
+        self._kick = kick
+        asker = Asker(vcpu.index, decider, self.tally, on_lost)
+        self._loop = VcpuLoop(
+            vcpu,
+            asker=asker,
+            access=GuestAccess(memory, copier, devices, asker, self.tally),
+            fetch_fault=FetchFault(vcpu, memory, asker),
+            gate=memory.gate,
+            code=self._code,
+            ports=ports,
+            tally=self.tally,
+        )
+
+    def run(self) -> Stop:
+        """See `VcpuLoop.run`."""
+        with self.vcpu.on_this_thread():
+            return self._loop.run()
+
+    def start(self) -> Future[Stop]:
+        """Run in a new thread, which ends with the run."""
+        thread = ThreadPoolExecutor(1, thread_name_prefix=f"vCPU {self.vcpu.index}")
+        running = thread.submit(self.run)
+        thread.shutdown(wait=False)
+        return running
+
+    def stop(self) -> None:
+        """Have `run` return, from the guest or from an intercept that waits; does not wait for it."""
+        self._loop.stop()
+        self._kick(self.vcpu.index)
+
+    def _code(self, registers: tuple[int, ...]) -> bytes:
+        """The bytes at the program counter, as far as the guest's memory has them."""
+        code = b""
+        while len(code) < LONGEST_INSTRUCTION:
+            gpa = self.vcpu.instruction_gpa(len(code), registers)
+            claim = None if gpa is None else self._memory.claim(gpa >> PAGE_SHIFT, Access.READ)
+            if gpa is None or claim is None:
+                break
+            try:
+                code += self._copier.read(claim.uaddr + gpa % PAGE_SIZE, 1)
+            except MemoryGone:
+                break
+            finally:
+                self._memory.release(claim)
+        return code

@@ -1,0 +1,223 @@
+"""A KVM guest as a partition of the daemon: its connections, its regions and its vCPUs.
+
+Owns opening and closing everything in order. Must not know guest programs or devices::
+
+    with Machine.open() as machine, GuestPartition.open(path, machine, PartitionSetting()) as partition:
+        partition.add_region(gfns, uaddrs, "mmio")
+        vcpu = partition.add_vcpu(0, StartState(entry=0x1000))
+        stop = vcpu.run()
+
+Memory is changed through `intercept_client.memory` with `partition.notifier`, whatever the coverage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from enum import Enum
+from types import TracebackType
+from typing import Final, Literal, Self
+
+from intercept_client.blocking_clients import BlockingVmm, BlockingVp
+from intercept_client.connecting import StrPath
+from intercept_client.own_memory import Watch, own_memory
+from intercept_protocol import messages
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import (
+    AddressSpaceKind,
+    CreatePartitionReply,
+    HypervisorKind,
+    MmioGranularity,
+    RegionKind,
+)
+
+from .copying import CheckedCopier, Copier, DirectCopier
+from .daemon_loss import DaemonLoss, OnDaemonLoss
+from .devices import Bus
+from .guest_memory import GuestMemory
+from .guest_notifier import GuestNotifier
+from .guest_vcpu import GuestVcpu
+from .hypervisor_connection import HypervisorConnection
+from .machine import Machine
+from .registers import StartState
+
+ANSWER_SECONDS: Final = 30.0
+"""The daemon bounds every answer by a few times 5 s; beyond this it hangs, and counts as gone."""
+
+
+Kind = Literal["auto", "mmio", "movable", "pinned"]
+"""What a region is asked to be: `auto` looks at the VMA."""
+
+
+class Coverage(Enum):
+    """How the daemon learns of memory that goes; decides how accesses are completed."""
+
+    ANNOUNCED = "every change is wrapped in begin and end: no window at all"
+    WATCHED = "the kernel reports unmaps after the fact, through a userfaultfd: a window that is short"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionSetting:
+    name: str = ""
+    mmio_granularity: MmioGranularity = MmioGranularity.VMA
+    coverage: Coverage = Coverage.ANNOUNCED
+    on_daemon_loss: OnDaemonLoss = OnDaemonLoss.KEEP_RAM
+    answer_timeout: float | None = ANSWER_SECONDS
+
+
+_PRESUMED: Mapping[Kind, RegionKind] = {
+    "auto": RegionKind.MMIO,
+    "mmio": RegionKind.MMIO,
+    "movable": RegionKind.MOVABLE,
+    "pinned": RegionKind.PINNED,
+}
+"""What a region counts as until the daemon has said: what may be MMIO is unmapped at its loss."""
+
+
+def _nothing(_why: str) -> None:
+    """For a VMM that looks at `lost_because`, or at why its vCPUs stopped."""
+
+
+class GuestPartition:
+    """Thread-safe but for `close`, which comes when no vCPU runs."""
+
+    def __init__(
+        self, path: StrPath, machine: Machine, setting: PartitionSetting, on_lost: Callable[[str], None]
+    ) -> None:
+        self.memory: Final = GuestMemory(machine)
+        self._path = path
+        self._machine = machine
+        self._setting = setting
+        self._loss = DaemonLoss(self.memory, setting.on_daemon_loss, on_lost)
+        with ExitStack() as opened:
+            self.vmm: Final = opened.enter_context(
+                BlockingVmm.open(path, name=setting.name, timeout=setting.answer_timeout)
+            )
+            self._partition: CreatePartitionReply = self.vmm.call(
+                messages.CreatePartition(
+                    address_space=AddressSpaceKind.PROCESS,
+                    hypervisor=HypervisorKind.VMM,
+                    mmio_granularity=setting.mmio_granularity,
+                )
+            )
+            self._link = HypervisorConnection.open(path, self._partition, self.memory, self._loss.lose)
+            opened.callback(self._link.close)
+            self._attach_memory()
+            self.notifier: Final = GuestNotifier.open_for(
+                path, self._partition, self._loss, timeout=setting.answer_timeout
+            )
+            opened.pop_all()
+        self._vps: list[BlockingVp] = []
+
+    @classmethod
+    def open(
+        cls,
+        path: StrPath,
+        machine: Machine,
+        setting: PartitionSetting,
+        on_lost: Callable[[str], None] = _nothing,
+    ) -> Self:
+        """Create the partition. `on_lost` is told once, in some thread, why the daemon counts as gone.
+
+        Raises `OSError` that names the path, or what the daemon refuses.
+        """
+        return cls(path, machine, setting, on_lost)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def lost_because(self) -> str | None:
+        """Why the daemon counts as gone; None while it is there."""
+        return self._loss.why
+
+    @property
+    def partition_id(self) -> int:
+        return self._partition.partition_id
+
+    def add_region(
+        self,
+        gfns: GfnRange,
+        uaddrs: UaddrRange,
+        kind: Kind,
+        *,
+        writable: bool = True,
+        executable: bool = False,
+    ) -> RegionKind:
+        """Raises `WireError`, or what ended the connection."""
+        self._loss.region_added(gfns, _PRESUMED[kind])
+        try:
+            reply = self.vmm.call(
+                messages.AddRegion(
+                    start_gfn=gfns.start,
+                    page_count=gfns.page_count,
+                    start_uaddr=uaddrs.start_uaddr,
+                    kind=kind,
+                    writable=writable,
+                    executable=executable,
+                )
+            )
+        except WireError:
+            self._loss.region_removed(gfns)
+            raise
+        self._loss.region_added(gfns, reply.kind)
+        return reply.kind
+
+    def remove_region(self, gfns: GfnRange, uaddrs: UaddrRange) -> None:
+        """Returns when the guest reaches nothing of it; raises as `add_region`."""
+        self.vmm.call(
+            messages.RemoveRegion(
+                start_gfn=gfns.start, page_count=gfns.page_count, start_uaddr=uaddrs.start_uaddr
+            )
+        )
+        self._loss.region_removed(gfns)
+
+    def add_vcpu(
+        self, index: int, start: StartState, *, devices: Bus | None = None, ports: Bus | None = None
+    ) -> GuestVcpu:
+        """A vCPU that is ready to run, and its VP."""
+        vp = BlockingVp.open(
+            self._path, self._partition, vp_index=index, timeout=self._setting.answer_timeout
+        )
+        self._vps.append(vp)
+        vcpu = self._machine.create_vcpu(index)
+        vcpu.start_at(start)
+        return GuestVcpu(
+            vcpu,
+            vp,
+            memory=self.memory,
+            copier=self._copier(),
+            devices=devices or Bus(),
+            ports=ports or Bus(),
+            on_lost=self._loss.lose,
+            kick=self._kick,
+        )
+
+    def close(self) -> None:
+        """End the partition. The hypervisor connection goes last: the daemon unmaps everything over it."""
+        self._loss.expect()
+        for vp in self._vps:
+            vp.close()
+        self.notifier.close()
+        self.vmm.close()
+        self._link.wait_ended()
+        self._link.close()
+
+    def _attach_memory(self) -> None:
+        announced = self._setting.coverage is Coverage.ANNOUNCED
+        with own_memory(Watch.NONE if announced else Watch.REQUIRED) as memory:
+            self.vmm.call(messages.AttachMemory(promise_begin_end=announced), descriptors=memory.descriptors)
+
+    def _copier(self) -> Copier:
+        return DirectCopier() if self._setting.coverage is Coverage.ANNOUNCED else CheckedCopier()
+
+    def _kick(self, vp_index: int) -> None:
+        with suppress(OSError, WireError):  # a daemon that is gone has nobody waiting
+            self.vmm.call(messages.Kick(vp_index=vp_index))

@@ -1,0 +1,60 @@
+"""Keeps every vCPU out of the guest while memslots are taken away or replaced.
+
+KVM changes one slot at a time, and a vCPU in the middle of an instruction sees the steps: the half of a slot
+that is to stay exits as MMIO, and a locked instruction reads through a slot and writes into none. So who
+takes slots away closes the gate, and the vCPUs that are in the guest are kicked; slots that only come need
+none of this.
+
+Owns who is in the guest. Must not know memslots. A vCPU whose exit is being answered is outside: one that
+waits for the daemon is not waited for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Kickable(Protocol):
+    def kick(self) -> None:
+        """Make it leave the guest, soon, also if it has not quite entered."""
+
+
+class RunGate:
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside: set[Kickable] = set()
+        self._closers = 0
+
+    def enter(self, vcpu: Kickable) -> None:
+        """Before the guest is entered; blocks while the gate is closed."""
+        with self._changed:
+            while self._closers:
+                self._changed.wait()
+            self._inside.add(vcpu)
+
+    def leave(self, vcpu: Kickable) -> None:
+        """After the guest was left, however."""
+        with self._changed:
+            self._inside.discard(vcpu)
+            if self._closers:
+                self._changed.notify_all()
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Within the block no vCPU is in the guest. Not for a thread that runs one, while it does."""
+        with self._changed:
+            self._closers += 1
+            for vcpu in self._inside:
+                vcpu.kick()
+        try:
+            with self._changed:
+                while self._inside:
+                    self._changed.wait()
+            yield
+        finally:
+            with self._changed:
+                self._closers -= 1
+                self._changed.notify_all()

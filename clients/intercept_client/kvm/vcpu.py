@@ -1,0 +1,128 @@
+"""One vCPU: running it, answering its exits, reading its registers, and getting it back.
+
+Owns the descriptor, the kvm_run page and the kick; must not know what an exit means for the guest. All but
+`kick` is for the thread that runs it.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from . import ioctls
+from .binary_stats import BinaryStats
+from .exits import MMIO_DATA_AT, Exit, Interrupted, PortRead, read_exit, read_host_fault
+from .registers import Register, StartState, code_base, make_flat
+
+KICK_SIGNAL: Final = signal.SIGRTMIN
+"""Blocked in the vCPU's thread and let through by KVM_RUN alone, so it needs no handler: whoever embeds this
+keeps its own."""
+_IMMEDIATE_EXIT_AT: Final = 1
+"""kvm_run.immediate_exit: closes the window between the last look at a flag and KVM_RUN."""
+
+
+class Vcpu:
+    def __init__(self, descriptor: int, run_size: int, index: int) -> None:
+        self.index = index
+        self._descriptor = descriptor
+        self._run = mmap.mmap(descriptor, run_size)
+        self._lock = threading.Lock()
+        self._thread: int | None = None  # the one to signal
+
+    def close(self) -> None:
+        """Idempotent; not while it runs."""
+        if self._descriptor >= 0:
+            self._run.close()
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def start_at(self, state: StartState) -> None:
+        """Put a fresh vCPU into flat 32-bit mode at the program's entry."""
+        special = ioctls.get_special_registers(self._descriptor)
+        make_flat(special)
+        ioctls.set_special_registers(self._descriptor, special)
+        self.registers = state.general()
+
+    @property
+    def registers(self) -> tuple[int, ...]:
+        """As `Register` numbers them."""
+        return ioctls.get_registers(self._descriptor)
+
+    @registers.setter
+    def registers(self, values: tuple[int, ...]) -> None:
+        ioctls.set_registers(self._descriptor, values)
+
+    @contextmanager
+    def on_this_thread(self) -> Iterator[None]:
+        """Within the block the calling thread runs the vCPU, and a kick reaches it."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {KICK_SIGNAL})
+        ioctls.set_signal_mask(self._descriptor, {int(number) for number in before} - {int(KICK_SIGNAL)})
+        with self._lock:
+            self._thread = threading.get_ident()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._thread = None
+            _forget_kicks()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def run(self) -> Exit:
+        """Enter the guest, completing what its last exit was answered with, until the next exit."""
+        try:
+            ioctls.run(self._descriptor)
+        except InterruptedError:
+            self._run[_IMMEDIATE_EXIT_AT] = 0
+            _forget_kicks()
+            return Interrupted()
+        except OSError as error:
+            if error.errno == errno.EFAULT:
+                return read_host_fault(self._run)
+            raise
+        return read_exit(self._run)
+
+    def finish(self) -> Exit:
+        """Complete what the last exit was answered with and do not go on: `Interrupted` when the instruction
+        is done, otherwise its next exit."""
+        self._run[_IMMEDIATE_EXIT_AT] = 1
+        return self.run()
+
+    def kick(self) -> None:
+        """Make `run` return `Interrupted`, the one that is under way or the next. From any thread."""
+        with self._lock:
+            if self._descriptor < 0:
+                return
+            self._run[_IMMEDIATE_EXIT_AT] = 1
+            if self._thread is not None:
+                signal.pthread_kill(self._thread, KICK_SIGNAL)
+
+    def finish_read(self, data: bytes) -> None:
+        """What the guest's `MmioRead` finds; taken at the next `run`."""
+        self._run[MMIO_DATA_AT : MMIO_DATA_AT + len(data)] = data
+
+    def finish_port_read(self, request: PortRead, data: bytes) -> None:
+        """What the guest's `PortRead` finds; `size * count` bytes."""
+        self._run[request.data_at : request.data_at + len(data)] = data
+
+    def instruction_gpa(self, offset: int = 0, registers: tuple[int, ...] | None = None) -> int | None:
+        """The gpa of the byte at the program counter plus `offset`; None where the guest's page tables have
+        nothing there."""
+        rip = (registers or self.registers)[Register.RIP]
+        linear = code_base(ioctls.get_special_registers(self._descriptor)) + rip + offset
+        return ioctls.translate(self._descriptor, linear & 0xFFFF_FFFF_FFFF_FFFF)
+
+    def statistics(self) -> BinaryStats:
+        """KVM's own counters of this vCPU, `mmio_exits` among them; the caller closes them."""
+        return BinaryStats(ioctls.stats_descriptor(self._descriptor))
+
+
+def _forget_kicks() -> None:
+    """Take all that are pending from the calling thread: real-time signals queue, and unblocked each is deadly."""
+    while signal.sigtimedwait({KICK_SIGNAL}, 0) is not None:
+        pass

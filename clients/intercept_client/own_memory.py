@@ -1,0 +1,60 @@
+"""The descriptors by which a VMM lets the daemon see its memory.
+
+Owns opening them and closing our copies. Must not know connections::
+
+    with own_memory(Watch.IF_POSSIBLE) as memory:
+        vmm.call(AttachMemory(promise_begin_end=True), descriptors=memory.descriptors)
+
+Our copies are closed however the block ends: a userfaultfd that stays open in a process that does not read it
+turns the daemon's death into a hang of our own munmap. A child forked within the block keeps copies unless it
+execs, so fork before or after.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import Enum
+
+from .userfaultfd import UserfaultfdUnavailable, open_userfaultfd
+
+
+class Watch(Enum):
+    """Whether the kernel is to report what is unmapped, through a userfaultfd."""
+
+    REQUIRED = "fail where it cannot be had"
+    IF_POSSIBLE = "do without it where it cannot be had"
+    NONE = "every change is announced by begin and end, or nothing is mapped"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnMemory:
+    """What `AttachMemory` takes, open for the length of the block."""
+
+    descriptors: tuple[int, ...]
+    unwatched_because: UserfaultfdUnavailable | None
+    """Why there is no userfaultfd with `Watch.IF_POSSIBLE`."""
+
+
+@contextmanager
+def own_memory(watch: Watch) -> Iterator[OwnMemory]:
+    """Open this process's maps, smaps and perhaps a userfaultfd. Raises `UserfaultfdUnavailable` where that
+    is required, `OSError` where /proc is not to be had."""
+    with ExitStack() as opened:
+
+        def own(descriptor: int) -> int:
+            opened.callback(os.close, descriptor)
+            return descriptor
+
+        descriptors = [own(os.open(f"/proc/self/{name}", os.O_RDONLY)) for name in ("maps", "smaps")]
+        refusal = None
+        if watch is not Watch.NONE:
+            try:
+                descriptors.append(own(open_userfaultfd()))
+            except UserfaultfdUnavailable as unavailable:
+                if watch is Watch.REQUIRED:
+                    raise
+                refusal = unavailable
+        yield OwnMemory(tuple(descriptors), refusal)

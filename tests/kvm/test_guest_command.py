@@ -1,0 +1,69 @@
+"""`interceptctl guest`, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fakes.daemon_process import DaemonProcess
+from intercept_client.kvm import machine
+from interceptctl.cli import main
+
+
+def guest(*arguments: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "interceptctl", "guest", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+
+
+@pytest.mark.parametrize("coverage", ["announced", "watched"])
+def test_all_guests_pass_at_a_daemon_of_their_own(kvm: None, coverage: str) -> None:  # noqa: ARG001
+    done = guest("--coverage", coverage)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"PASS: 9 guests, memory {coverage}" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_named_guest_at_another_daemon_is_reported_as_json(daemon: DaemonProcess) -> None:
+    done = guest("sweep", "--json", "--vmm-socket", str(daemon.socket))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    (sweep,) = json.loads(done.stdout)["scenarios"]
+    (vcpu,) = sweep["vcpus"]
+    assert (sweep["name"], sweep["passed"], vcpu["kvm_mmio_exits"]) == ("sweep", True, 1)
+    assert len(vcpu["first_touch_us"]) == 2
+    assert vcpu["stopped"] == "halted"
+
+
+def test_where_there_is_no_kvm_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine.Machine.open.__func__, "__defaults__", (str(tmp_path / "kvm"),))
+
+    result = CliRunner().invoke(main, ["guest", "sweep"])
+
+    assert result.exit_code == 4
+    assert "no guest can run here" in result.output
+
+
+def test_an_unknown_name_is_the_command_lines_error() -> None:
+    result = CliRunner().invoke(main, ["guest", "nobody"])
+
+    assert result.exit_code == 2
+    assert "no guest 'nobody'; there are: sweep," in result.output
+
+
+def test_an_absent_daemon_is_named(kvm: None, tmp_path: Path) -> None:  # noqa: ARG001
+    result = CliRunner().invoke(main, ["guest", "sweep", "--vmm-socket", str(tmp_path / "none.sock")])
+
+    assert result.exit_code == 3
+    assert "none.sock" in result.output
+
+
+def test_the_list_says_what_each_shows() -> None:
+    result = CliRunner().invoke(main, ["guest", "--list"])
+
+    assert "sweep: 1 intercept a VMA" in result.output

@@ -1,0 +1,154 @@
+"""Changing what the guest reaches: all or nothing, and not while an access is being completed."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from fakes.eventually import PATIENCE, eventually
+from fakes.kvm_ports import FakeSlots
+from intercept_client.kvm.guest_memory import GuestMemory
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.outcomes import Access
+
+RW = Access.READ | Access.WRITE
+WHOLE, MIDDLE = GfnRange(0, 8), GfnRange(3, 5)
+MEMORY = UaddrRange(0x7000, 0x7008)
+
+
+def memory_with_one_slot(slots: FakeSlots) -> GuestMemory:
+    memory = GuestMemory(slots)
+    memory.map(WHOLE, MEMORY, RW)
+    slots.calls = 0
+    return memory
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_a_map_that_kvm_refuses_half_way_leaves_all_as_it_was(call: int) -> None:
+    slots = FakeSlots()
+    memory = memory_with_one_slot(slots)
+    before = slots.reached(), memory.slots
+    slots.refuse_at = {call}
+
+    with pytest.raises(WireError) as caught:
+        memory.map(MIDDLE, UaddrRange(0x9000, 0x9002), RW)
+
+    assert caught.value.number == errno.ENOMEM
+    assert (slots.reached(), memory.slots) == before
+
+
+def test_an_undo_that_fails_goes_up_as_it_is() -> None:
+    slots = FakeSlots()
+    memory = memory_with_one_slot(slots)
+    slots.refuse_at = {2, 3}
+
+    with pytest.raises(OSError, match="Cannot allocate"):
+        memory.unmap(MIDDLE)
+
+
+@pytest.mark.parametrize("access", [Access.WRITE, Access.EXECUTE])
+def test_rights_that_kvm_cannot_give_are_refused(access: Access) -> None:
+    with pytest.raises(WireError) as caught:
+        GuestMemory(FakeSlots()).map(WHOLE, MEMORY, access)
+
+    assert caught.value.number == errno.EOPNOTSUPP
+
+
+def test_read_only_memory_is_refused_where_kvm_has_no_such_slots() -> None:
+    memory = GuestMemory(FakeSlots(has_read_only_slots=False))
+
+    with pytest.raises(WireError) as caught:
+        memory.map(WHOLE, MEMORY, Access.READ)
+
+    assert caught.value.number == errno.EOPNOTSUPP
+
+
+def test_no_access_means_no_memslot() -> None:
+    slots = FakeSlots()
+    memory = memory_with_one_slot(slots)
+
+    memory.map(MIDDLE, UaddrRange(0x7003, 0x7005), Access.NONE)
+
+    assert sorted(slots.reached()) == [0, 1, 2, 5, 6, 7]
+
+
+def test_a_claim_is_of_the_page_behind_the_gfn_and_only_with_the_right() -> None:
+    memory = GuestMemory(FakeSlots())
+    memory.map(WHOLE, MEMORY, Access.READ)
+
+    claim = memory.claim(5, Access.READ)
+
+    assert claim is not None
+    assert claim.uaddr == 0x7005_000
+    assert memory.claim(5, Access.WRITE) is None
+    assert memory.claim(8, Access.READ) is None
+
+
+def test_an_unmap_returns_only_when_the_claims_in_its_range_are_released() -> None:
+    slots = FakeSlots()
+    memory = memory_with_one_slot(slots)
+    inside, outside = memory.claim(3, Access.WRITE), memory.claim(7, Access.READ)
+    assert inside is not None
+    assert outside is not None
+    with ThreadPoolExecutor(1) as threads:
+        unmapping = threads.submit(memory.unmap, MIDDLE)
+        eventually(lambda: 3 in slots.reached(), False)
+
+        assert memory.claim(3, Access.READ) is None, "none begins any more"
+        assert memory.claim(2, Access.READ) is not None, "nor does it stop others"
+        assert not unmapping.done()
+        memory.release(outside)
+        assert not unmapping.done()
+        memory.release(inside)
+        unmapping.result(PATIENCE)
+
+
+def test_frozen_memory_refuses_maps_and_still_unmaps() -> None:
+    memory = memory_with_one_slot(FakeSlots())
+    memory.freeze("the daemon is gone")
+
+    with pytest.raises(WireError, match="the daemon is gone"):
+        memory.map(WHOLE, MEMORY, RW)
+    memory.unmap_behind(UaddrRange(0x7002, 0x7004))
+
+    assert [slot.gfns for slot in memory.slots] == [GfnRange(0, 2), GfnRange(4, 8)]
+
+
+class Racer:
+    """A vCPU in the guest that leaves when it is kicked, and notes what is mapped then."""
+
+    def __init__(self, memory: GuestMemory, slots: FakeSlots) -> None:
+        self._memory = memory
+        self._slots = slots
+        self.saw: list[int] = []
+
+    def kick(self) -> None:
+        self.saw.append(len(self._slots.held))
+        threading.Thread(target=self._memory.gate.leave, args=(self,)).start()
+
+
+def test_slots_go_only_when_every_vcpu_has_left_the_guest() -> None:
+    slots = FakeSlots()
+    memory = memory_with_one_slot(slots)
+    racer = Racer(memory, slots)
+    memory.gate.enter(racer)
+
+    memory.unmap(WHOLE)
+
+    assert racer.saw == [1], "kicked while the slot was there"
+    assert slots.held == {}
+
+
+def test_slots_that_only_come_disturb_no_vcpu() -> None:
+    slots = FakeSlots()
+    memory = GuestMemory(slots)
+    racer = Racer(memory, slots)
+    memory.gate.enter(racer)
+
+    memory.map(WHOLE, MEMORY, RW)
+
+    assert racer.saw == []

@@ -1,0 +1,204 @@
+"""The VMM's end of the hypervisor connection: what the daemon asks is done in order, and nonsense ends it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections.abc import Iterator
+
+import msgpack
+import pytest
+
+from fakes.eventually import PATIENCE
+from fakes.kvm_ports import FakeSlots
+from intercept_client.kvm.guest_memory import GuestMemory
+from intercept_client.kvm.hypervisor_connection import HypervisorConnection, carry_out
+from intercept_client.kvm.hypervisor_session import HypervisorSession, LinkEnded
+from intercept_protocol import rpc
+from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
+from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.messages import CreatePartitionReply, MapGpa, UnmapGpa
+from intercept_protocol.outcomes import Access
+
+PARTITION = CreatePartitionReply(partition_id=7, token=bytes(range(16)))
+WELCOME = rpc.encode_result(1, {"protocol": 1, "server": "interceptd", "version": "0", "limits": {}, "features": {}})
+MAP = {"start_gfn": 0x10, "page_count": 4, "start_uaddr": 0x7000 * PAGE_SIZE, "access": 3}
+UNMAP = {"start_gfn": 0x11, "page_count": 1}
+
+
+class Link:
+    """A session on fake slots."""
+
+    def __init__(self, slots: FakeSlots | None = None) -> None:
+        self.slots = slots or FakeSlots()
+        self.memory = GuestMemory(self.slots)
+        self.session = HypervisorSession(PARTITION, lambda call: carry_out(self.memory, call))
+
+    def welcomed(self) -> Link:
+        assert self.session.receive_data(WELCOME) == b""
+        return self
+
+    def answers(self, data: bytes) -> list[object]:
+        unpacker = msgpack.Unpacker()
+        unpacker.feed(self.session.receive_data(data))
+        return list(unpacker)
+
+
+def ask(msgid: int, method: str, fields: dict[str, int]) -> bytes:
+    return rpc.encode_request(msgid, method, [fields])
+
+
+def test_the_hello_names_the_partition_and_its_token() -> None:
+    assert msgpack.unpackb(Link().session.hello()) == [
+        0,
+        1,
+        "hello",
+        [{"role": "hypervisor", "protocol": 1, "partition_id": 7, "token": PARTITION.token}],
+    ]
+
+
+def test_requests_are_carried_out_and_answered_in_order_however_they_arrive() -> None:
+    link = Link().welcomed()
+    data = ask(1, "map_gpa", MAP) + ask(2, "unmap_gpa", UNMAP)
+
+    assert link.answers(data[:30]) == []
+    assert link.answers(data[30:]) == [[1, 1, None, None], [1, 2, None, None]]
+    assert sorted(link.slots.reached()) == [0x10, 0x12, 0x13]
+
+
+def test_requests_right_behind_the_welcome_are_answered() -> None:
+    link = Link()
+
+    assert link.answers(WELCOME + ask(1, "map_gpa", MAP)) == [[1, 1, None, None]]
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "number"),
+    [
+        ("map_gpa", MAP | {"page_count": 0}, errno.EINVAL),
+        ("map_gpa", MAP | {"start_uaddr": 1}, errno.EINVAL),
+        ("map_gpa", MAP | {"access": 2}, errno.EOPNOTSUPP),
+        ("map_gpa", {"start_gfn": 1}, errno.EINVAL),
+        ("unmap_gpa", {"start_gfn": 1 << 52, "page_count": 1}, errno.EINVAL),
+        ("remap_gpa", MAP, errno.ENOSYS),
+    ],
+)
+def test_a_request_that_cannot_be_carried_out_is_refused_and_the_next_goes_on(
+    method: str, fields: dict[str, int], number: int
+) -> None:
+    link = Link().welcomed()
+
+    refused, answered = link.answers(ask(1, method, fields) + ask(2, "map_gpa", MAP))
+
+    match refused:
+        case [1, 1, [int(said), str(), str(), dict()], None]:
+            assert said == number
+        case _:
+            pytest.fail(f"no refusal: {refused!r}")
+    assert answered == [1, 2, None, None]
+
+
+def test_exhausted_memslots_refuse_the_map_and_change_nothing() -> None:
+    link = Link(FakeSlots(slot_limit=1)).welcomed()
+    link.answers(ask(1, "map_gpa", MAP))
+
+    ((_, _, error, _),) = link.answers(ask(2, "map_gpa", MAP | {"start_gfn": 0x100}))  # type: ignore[misc]
+
+    assert error[:2] == [errno.ENOSPC, "ENOSPC"]
+    assert sorted(link.slots.reached()) == [0x10, 0x11, 0x12, 0x13]
+
+
+def test_a_refused_hello_raises_the_daemons_reason() -> None:
+    with pytest.raises(WireError, match="EEXIST"):
+        Link().session.receive_data(rpc.encode_error(1, WireError(errno.EEXIST, "there is one already")))
+
+
+def test_the_daemons_last_word_ends_the_session() -> None:
+    with pytest.raises(LinkEnded, match="EPROTO"):
+        Link().welcomed().session.receive_data(rpc.encode_error(0, WireError(errno.EPROTO, "no such msgid")))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"GET / HTTP/1.1", ask(1, "map_gpa", MAP), rpc.encode_result(9, None), rpc.encode_notification("x", [])],
+    ids=["garbage", "a request before the welcome", "another answer", "a notification"],
+)
+def test_what_does_not_belong_is_a_violation(data: bytes) -> None:
+    with pytest.raises(ProtocolViolation):
+        Link().session.receive_data(data)
+
+
+# ------------------------------------------------ with its thread
+
+
+class Heard(threading.Event):
+    why = ""
+
+    def hear(self, why: str) -> None:
+        self.why = why
+        self.set()
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def daemons_end(heard: Heard) -> Iterator[socket.socket]:
+    """The other end of a connection that serves."""
+    link = Link().welcomed()
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(PATIENCE)
+    connection = HypervisorConnection(ours, link.session, heard.hear)
+    connection.start()
+    with theirs:
+        yield theirs
+    connection.close()
+
+
+def test_the_thread_answers_what_it_is_asked(daemons_end: socket.socket) -> None:
+    daemons_end.sendall(ask(5, "map_gpa", MAP))
+
+    assert msgpack.unpackb(daemons_end.recv(4096)) == [1, 5, None, None]
+
+
+@pytest.mark.parametrize("last", [b"", b"nonsense"], ids=["hung up", "nonsense"])
+def test_the_end_is_told_once_with_its_reason(daemons_end: socket.socket, heard: Heard, last: bytes) -> None:
+    daemons_end.sendall(last)
+    daemons_end.shutdown(socket.SHUT_WR)
+
+    assert heard.wait(PATIENCE)
+    assert heard.why
+    assert daemons_end.recv(4096) == b""
+
+
+def test_a_fault_of_our_own_closes_the_connection_instead_of_answering(
+    heard: Heard, recwarn: pytest.WarningsRecorder
+) -> None:
+    """An undo that failed: what the guest reaches is not known, and the daemon must not think that it is."""
+    slots = FakeSlots()
+    slots.refuse_at = {4, 5}
+    link = Link(slots).welcomed()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.settimeout(PATIENCE)
+        HypervisorConnection(ours, link.session, heard.hear).start()
+        theirs.sendall(ask(1, "map_gpa", MAP) + ask(2, "map_gpa", MAP | {"start_gfn": 0x11, "page_count": 2}))
+
+        assert b"".join(iter(lambda: theirs.recv(4096), b"")) == b""
+    assert heard.wait(PATIENCE)
+    assert not recwarn
+
+
+def test_map_and_unmap_mean_what_the_wire_says() -> None:
+    memory = GuestMemory(FakeSlots())
+
+    carry_out(memory, MapGpa(**MAP))
+    carry_out(memory, MapGpa(**MAP | {"page_count": 1, "access": 0}))
+    carry_out(memory, UnmapGpa(**UNMAP))
+
+    (slot,) = memory.slots
+    assert (slot.gfns, slot.uaddrs) == (GfnRange(0x12, 0x14), UaddrRange(0x7002, 0x7004))
+    assert slot.access == Access.READ | Access.WRITE

@@ -1,0 +1,122 @@
+"""What a VMM may hand over, and what comes of anything else: it is told what it sent, and nothing leaks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from fakes import live_handovers as handovers
+from fakes.daemon_process import DaemonProcess
+from fakes.eventually import eventually
+from fakes.live_vmm import GFN, LiveVmm
+from fakes.outside import descriptor_count
+from fakes.puppet import Puppet, StartVmm, VmmFailed
+from intercept_client.memory import Watch
+from intercept_protocol.outcomes import Answer
+
+WrongHandover = Callable[[LiveVmm], None]
+
+
+def refusal(vmm: Puppet, hand_over: WrongHandover) -> VmmFailed:
+    with pytest.raises(VmmFailed) as refused:
+        vmm.do(hand_over)
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    ("hand_over", "said"),
+    [
+        (handovers.nothing, "the first is missing"),
+        (handovers.smaps_alone, "the first is missing"),
+        (handovers.a_file, "not the file /"),
+        (handovers.a_directory, "not the directory /"),
+        (handovers.a_socket, "not the socket socket:"),
+        (handovers.a_pipe, "not the pipe pipe:"),
+        (handovers.a_device, "not the device /dev/null"),
+        (handovers.an_epoll, "not anon_inode:[eventpoll]"),
+        (handovers.another_proc_file, "status"),
+        (handovers.a_file_with_a_maps_files_name, "not the file /"),
+        (handovers.maps_twice, "one /proc/self/maps, not two"),
+        (handovers.four_descriptors, "not 4 descriptors"),
+        (handovers.as_many_as_a_message_brings, "not 253 descriptors"),
+        (handovers.maps_of_another_process, "is of another process"),
+        (handovers.an_initialised_userfaultfd, "was initialised before"),
+    ],
+)
+def test_a_wrong_handover_is_einval_that_says_what_it_got_and_leaks_nothing(
+    daemon: DaemonProcess, unattached: Puppet, hand_over: WrongHandover, said: str
+) -> None:
+    before = descriptor_count(daemon.pid)
+    refused = refusal(unattached, hand_over)
+    assert (refused.kind, refused.number, said in refused.text) == ("WireError", 22, True), refused.text
+    eventually(lambda: descriptor_count(daemon.pid), before)
+    unattached.do(LiveVmm.attach, Watch.REQUIRED, promise=False)
+
+
+def test_the_maps_of_another_process_that_is_dead_are_einval(
+    daemon: DaemonProcess, unattached: Puppet
+) -> None:
+    before = descriptor_count(daemon.pid)
+    assert refusal(unattached, handovers.maps_of_a_dead_process).number == 22
+    eventually(lambda: descriptor_count(daemon.pid), before)
+
+
+def test_its_own_maps_from_before_an_exec_are_einval_and_end_nothing(
+    daemon: DaemonProcess, start_vmm: StartVmm
+) -> None:
+    vmm = start_vmm(launch=(sys.executable, "-m", "fakes.stale_maps"))
+    partition_id = vmm.do(LiveVmm.connect, daemon.socket)
+    refused = refusal(vmm, handovers.maps_from_before_the_exec)
+    assert (refused.number, "exited or called exec" in refused.text) == (22, True)
+    vmm.do(LiveVmm.attach, Watch.REQUIRED, promise=False)
+    assert partition_id in daemon.partition_ids()
+    memory = vmm.do(LiveVmm.map_memfd, 4)
+    vmm.do(LiveVmm.add_region, GFN, memory.uaddrs)
+    assert vmm.do(LiveVmm.fault, GFN) is Answer.MAPPED
+
+
+def test_a_second_handover_is_eexist_and_leaks_nothing(daemon: DaemonProcess, watched: Puppet) -> None:
+    before = descriptor_count(daemon.pid)
+    with pytest.raises(VmmFailed) as refused:
+        watched.do(LiveVmm.attach, Watch.REQUIRED, promise=False)
+    assert refused.value.number == 17
+    eventually(lambda: descriptor_count(daemon.pid), before)
+
+
+@pytest.mark.parametrize("count", [1, 253])
+@pytest.mark.parametrize("send", [handovers.to_statistics, handovers.to_intercept, handovers.to_invalidate])
+def test_descriptors_on_a_method_that_takes_none_are_closed_and_it_is_answered(
+    daemon: DaemonProcess, watched: Puppet, send: Callable[[LiveVmm, int], object], count: int
+) -> None:
+    watched.do(LiveVmm.fault, GFN)
+    before = descriptor_count(daemon.pid)
+    watched.do(send, count)
+    eventually(lambda: descriptor_count(daemon.pid), before)
+
+
+def test_descriptors_before_the_hello_are_closed(daemon: DaemonProcess, watched: Puppet) -> None:
+    before = descriptor_count(daemon.pid)
+    watched.do(handovers.to_hello, 253)
+    eventually(lambda: descriptor_count(daemon.pid), before)
+
+
+def test_descriptors_that_were_handed_over_are_closed_when_the_partition_ends(
+    daemon: DaemonProcess, start_vmm: StartVmm
+) -> None:
+    before = descriptor_count(daemon.pid)
+    vmm = start_vmm()
+    vmm.do(LiveVmm.connect, daemon.socket)
+    vmm.do(LiveVmm.attach, Watch.REQUIRED, promise=False)
+    assert descriptor_count(daemon.pid) > before
+    vmm.leave()
+    eventually(lambda: descriptor_count(daemon.pid), before)
+
+
+def test_faults_before_the_handover_are_unbacked(unattached: Puppet) -> None:
+    memory = unattached.do(LiveVmm.map_memfd, 4)
+    unattached.do(LiveVmm.add_region, GFN, memory.uaddrs)
+    assert unattached.do(LiveVmm.fault, GFN) is Answer.UNBACKED
+    unattached.do(LiveVmm.attach, Watch.REQUIRED, promise=False)
+    assert unattached.do(LiveVmm.fault, GFN) is Answer.MAPPED

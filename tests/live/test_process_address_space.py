@@ -1,0 +1,96 @@
+"""The process address space by itself, over this process: both ways to ask, and what an answer takes in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fakes.eventually import eventually
+from fakes.live_vmm import RW
+from fakes.procmaps_parsed import asking_by_parsing
+from intercept_client import libc
+from intercept_client.libc import Sharing
+from intercept_client.userfaultfd import open_userfaultfd
+from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.outcomes import Access
+from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.process import ProcessAddressSpace
+from interceptd.address_space.procmaps import MmGone, ProcMaps
+from interceptd.mmu_notifier import MmuNotifier
+from interceptd.userfaultfd import Userfaultfd
+
+PAGES = 8
+
+
+def open_maps(pid: int | str = "self") -> ProcMaps:
+    return ProcMaps(os.open(f"/proc/{pid}/maps", os.O_RDONLY))
+
+
+@pytest.fixture
+def memory() -> Iterator[UaddrRange]:
+    """Anonymous pages, a file's pages without rights to write, a hole, and pages without rights."""
+    whole = libc.mmap(UaddrRange(0, 4 * PAGES), Access.NONE, Sharing.PRIVATE)
+    parts = [UaddrRange(whole.start + n * PAGES, whole.start + (n + 1) * PAGES) for n in range(4)]
+    file = os.memfd_create("part")
+    os.ftruncate(file, 3 * PAGES * 4096)
+    libc.mmap(parts[0], RW, Sharing.PRIVATE, flags=libc.MAP_FIXED)
+    libc.mmap(parts[1], Access.READ, Sharing.SHARED, flags=libc.MAP_FIXED, file=file, offset=PAGES * 4096)
+    libc.munmap(parts[2])
+    os.close(file)
+    yield whole
+    libc.munmap(whole)
+
+
+def test_a_kernel_without_procmap_query_gives_the_same_answers(memory: UaddrRange) -> None:
+    asked, parsed = open_maps(), asking_by_parsing(open_maps())
+    everywhere = [memory.start - 1, *range(memory.start, memory.end + 1), 0, 1 << 35, (1 << 52) - 1]
+    # as seen before and after one page is cut out, and at every page that is named in between
+    answers = [(page, asked.vma_at(page), parsed.vma_at(page)) for page in everywhere]
+    asked.close()
+    parsed.close()
+    assert [page for page, by_query, by_parsing in answers if by_query != by_parsing] == []
+    assert len({answer for _, answer, _ in answers}) >= 5
+
+
+@pytest.mark.parametrize("reap", [True, False])
+def test_a_kernel_without_procmap_query_says_that_the_process_is_gone(reap: bool) -> None:
+    """A process that nobody has waited for is a zombie, whose maps file is still there."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        maps = asking_by_parsing(open_maps(process.pid))
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | (0 if reap else os.WNOWAIT))
+        with pytest.raises(MmGone):
+            maps.vma_at(0)
+        maps.close()
+
+
+async def test_resolve_takes_in_what_was_unmapped_before_it_answers(memory: UaddrRange) -> None:
+    """Nobody else reads the event here: an answer without it would be mapped, and outlive the memory."""
+    notifier = MmuNotifier(open_limit=1)
+    space = ProcessAddressSpace(notifier, timeout=5, vmm=None)
+    await space.attach(Attachment(open_maps(), None, Userfaultfd(open_userfaultfd()), promised=False))
+    try:
+        part = UaddrRange(memory.start, memory.start + PAGES)
+        found = await space.resolve(part.start, part, memory)
+        assert found is not None
+        window = notifier.open_window(part)
+        unmapping = threading.Thread(target=libc.munmap, args=(part,))
+        unmapping.start()
+        wait_for_its_event(unmapping)
+        assert await space.resolve(part.start, part, memory) is None
+        assert window.stale
+        unmapping.join(5)
+        assert not unmapping.is_alive()
+    finally:
+        space.close()
+
+
+def wait_for_its_event(thread: threading.Thread) -> None:
+    """Until the kernel has the thread wait for a reader of its event."""
+    wchan = Path(f"/proc/self/task/{thread.native_id}/wchan")
+    eventually(lambda: "userfaultfd" in wchan.read_text(), True)
