@@ -22,6 +22,8 @@ $(READY): pyproject.toml constraints.txt
 
 run: $(READY)
 	@$(BIN)/interceptctl exercise
+	@echo; echo "setting: real guests: process + vmm, under KVM"
+	@$(BIN)/interceptctl guest || [ $$? -eq 4 ]  # 4: no KVM here, which it said
 
 test: $(READY)
 	$(BIN)/python -m pytest -m 'not verify'

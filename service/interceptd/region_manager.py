@@ -210,6 +210,9 @@ class RegionManager:
         entry = self._notifier.open_at(faulting)
         if entry is not None:
             return Obstacle(entry.over, Answer.INVALIDATING)
+        going = self._notifier.going(faulting.start)
+        if going is not None:  # what is mapped now, the pass to come would take away again
+            return Obstacle(going.done, Answer.INVALIDATING)
         uaddrs = self._notifier.cut_back(region.uaddrs_of(gfns), faulting.start)
         return Attempt(region, gfn, access, self._notifier.open_window(uaddrs))
 

@@ -5,26 +5,31 @@ from __future__ import annotations
 import pytest
 
 from exercise.running import CHAOS_VARIABLE, WITHOUT_INVALIDATION, WITHOUT_STALENESS_CHECK, exercised
+from interceptctl.exercise.memory import Setting
 from interceptctl.exercise.scenario import Scenario
 
 
-async def test_no_guest_reaches_what_it_should_not_while_ports_yield(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("setting", list(Setting))
+async def test_no_guest_reaches_what_it_should_not_while_ports_yield(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(CHAOS_VARIABLE, "3")
-    report = await exercised(Scenario(steps=300))
+    report = await exercised(Scenario(steps=300, setting=setting))
     assert report.findings == []
     assert report.passed
 
 
 async def test_an_exercise_reaches_every_outcome_but_failure() -> None:
-    report = await exercised(Scenario(steps=300))
+    report = await exercised(Scenario(steps=300, setting=Setting.DECLARED))
     reached = {outcome for outcome, reasons in report.intercepts.items() if any(reasons.values())}
     assert reached == {"resume", "forward", "retry"}
     assert report.steps >= 300
     assert report.invalidations > 100
 
 
-async def test_k_a_daemon_that_takes_nothing_away_is_found_out() -> None:
-    report = await exercised(Scenario(steps=100), WITHOUT_INVALIDATION)
+@pytest.mark.parametrize("setting", list(Setting))
+async def test_k_a_daemon_that_takes_nothing_away_is_found_out(setting: Setting) -> None:
+    report = await exercised(Scenario(steps=100, setting=setting), WITHOUT_INVALIDATION)
     assert report.stale_reads > 0
     assert not report.passed
 
@@ -33,5 +38,5 @@ async def test_e_a_daemon_that_never_checks_for_staleness_is_found_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(CHAOS_VARIABLE, "20")
-    report = await exercised(Scenario(steps=800, vps=16), WITHOUT_STALENESS_CHECK)
+    report = await exercised(Scenario(steps=800, vps=16, setting=Setting.DECLARED), WITHOUT_STALENESS_CHECK)
     assert report.stale_reads > 0

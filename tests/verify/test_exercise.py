@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from exercise.running import CHAOS_VARIABLE, WITHOUT_INVALIDATION, WITHOUT_STALENESS_CHECK, exercised
+from interceptctl.exercise.memory import Setting
 from interceptctl.exercise.scenario import Scenario
 
 pytestmark = pytest.mark.verify
 
-LONG = Scenario(seed=1, vps=64, steps=100_000, touches_a_deed=2)
-SHORTER = Scenario(seed=1, vps=64, steps=5_000, touches_a_deed=2)
+LONG = Scenario(seed=1, vps=64, steps=100_000, touches_a_deed=2, setting=Setting.DECLARED)
+LIVE = Scenario(seed=1, vps=64, steps=10_000, touches_a_deed=2, setting=Setting.LIVE)
+SHORTER = Scenario(seed=1, vps=64, steps=5_000, touches_a_deed=2, setting=Setting.DECLARED)
 """For daemons that lack something: long before its end they are found out many times."""
 
 
@@ -22,6 +24,13 @@ async def test_no_guest_reaches_what_it_should_not(monkeypatch: pytest.MonkeyPat
     assert report.passed
     assert report.steps >= 100_000
     assert report.stale_reads == 0
+
+
+async def test_no_guest_reaches_what_it_should_not_of_live_memory() -> None:
+    report = await exercised(LIVE)
+    assert report.findings == []
+    assert report.passed
+    assert report.steps >= 10_000
 
 
 async def test_k_without_invalidation_the_same_exercise_finds_stale_reads() -> None:

@@ -11,6 +11,7 @@ import click
 import msgspec
 from rich.console import Console
 
+from .memory import Setting
 from .scenario import DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scenario
 
 
@@ -19,6 +20,13 @@ from .scenario import DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scen
     "--vmm-socket", metavar="PATH", help="Exercise the daemon that listens there, not one of our own."
 )
 @click.option("--vps", type=click.IntRange(1, MOST_VPS), default=DEFAULT_VPS, show_default=True)
+@click.option(
+    "--memory",
+    type=click.Choice(["live", "declared"]),
+    default="live",
+    show_default=True,
+    help="What the VMM maps: this process's own memory, or VMAs that it only declares.",
+)
 @click.option("--seed", type=int, default=DEFAULT_SEED, show_default=True, help="What every task draws from.")
 @click.option("--steps", type=click.IntRange(1), help="End after this many changes by the VMM.")
 @click.option(
@@ -31,6 +39,7 @@ from .scenario import DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scen
 def exercise_command(
     vmm_socket: str | None,
     vps: int,
+    memory: str,
     seed: int,
     steps: int | None,
     seconds: float | None,
@@ -48,10 +57,12 @@ def exercise_command(
 
     if steps is None and seconds is None:
         seconds = DEFAULT_SECONDS
-    scenario = Scenario(seed=seed, vps=vps, steps=steps, seconds=seconds)
+    setting = Setting.LIVE if memory == "live" else Setting.DECLARED
+    scenario = Scenario(seed=seed, vps=vps, steps=steps, seconds=seconds, setting=setting)
     console = Console(highlight=False, emoji=False, markup=False)
     if not (quiet or as_json):
         console.print(f"exercising {vmm_socket or 'a daemon of our own'} with {vps} VPs, seed {seed}")
+        console.print(f"setting: {setting.title}")
     report = program.run(vmm_socket, scenario, None if quiet or as_json else console)
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(report), indent=2))

@@ -11,31 +11,25 @@ from typing import Final
 
 from intercept_protocol import messages
 from intercept_protocol.addresses import UaddrRange
-from intercept_protocol.messages import AddressSpaceKind, CreatePartition, HypervisorKind
 from intercept_protocol.outcomes import Access
 
 from .link import Link
 from .truth import Truth
 from .world import Backing, Frame
 
-NAME: Final = "model: declared + software"
-PARTITION: Final = CreatePartition(
-    address_space=AddressSpaceKind.DECLARED,
-    hypervisor=HypervisorKind.SOFTWARE,
-    invalidate_timeout_ms=50,  # short enough for some to be told RETRY: what gives up midway is tried too
-)
 _FIRST_PFN: Final = 0x100000
 _BACKING: Final = "host"
 
 
 class DeclaredMemory:
+    """See `Memory`."""
+
     def __init__(self, link: Link, truth: Truth) -> None:
         self._link = link
         self._truth = truth
         self._next_pfn = _FIRST_PFN
 
     async def map(self, uaddrs: UaddrRange, access: Access, *, io: bool) -> None:
-        """Put new frames behind `uaddrs`, where nothing is."""
         first = Backing(Frame(_BACKING, self._next_pfn), access, io)
         self._next_pfn += uaddrs.page_count + 1  # the gap keeps two VMAs from looking like one
         call = messages.MapVma(
@@ -50,12 +44,10 @@ class DeclaredMemory:
         await self._link.change(call, partial(self._truth.ask_map, uaddrs, first))
 
     async def unmap(self, uaddrs: UaddrRange) -> None:
-        """Leave nothing behind `uaddrs`; returns when no guest can reach what was there."""
         call = messages.UnmapVma(start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count)
         await self._link.change(call, partial(self._truth.ask_unmap, uaddrs))
 
     async def protect(self, uaddrs: UaddrRange, access: Access) -> None:
-        """Give what is behind `uaddrs` other rights; returns when no guest has the old ones."""
         call = messages.ProtectVma(
             start_uaddr=uaddrs.start_uaddr,
             page_count=uaddrs.page_count,

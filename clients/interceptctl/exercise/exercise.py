@@ -17,12 +17,14 @@ import trio
 from intercept_client import open_notifier, open_vmm, open_vp
 from intercept_protocol.outcomes import Access, Answer
 
-from . import declared_memory
+from . import live_memory
 from .clock import Clock, During
 from .declared_memory import DeclaredMemory
 from .guest import Guest, Touch
 from .judge import Judge
 from .link import Link
+from .live_memory import LiveMemory
+from .memory import Memory, Setting
 from .notifier import FakeNotifier, disturb
 from .report import Report
 from .scenario import Scenario
@@ -59,9 +61,17 @@ async def exercise(path: str, scenario: Scenario, watch: Watch) -> Report:
     judge = Judge(truth, tally)
     async with AsyncExitStack() as connections:
         client = await connections.enter_async_context(open_vmm(path, name="exercise"))
-        partition = await client.call(declared_memory.PARTITION)
+        partition = await client.call(scenario.setting.partition)
         link = Link(client, clock, tally)
-        vmm = FakeVmm(link, DeclaredMemory(link, truth), truth, judge)
+        memory: Memory
+        match scenario.setting:
+            case Setting.DECLARED:
+                memory = DeclaredMemory(link, truth)
+            case Setting.LIVE:
+                await live_memory.attach(client)
+                announcer = await connections.enter_async_context(open_notifier(path, partition))
+                memory = LiveMemory(link, announcer, truth, connections.enter_context(live_memory.arena()))
+        vmm = FakeVmm(link, memory, truth, judge)
 
         async def notifier() -> FakeNotifier:
             client = await connections.enter_async_context(open_notifier(path, partition))
@@ -85,7 +95,7 @@ async def exercise(path: str, scenario: Scenario, watch: Watch) -> Report:
         statistics = await vmm.statistics()
     _compare_counts(tally, statistics.intercepts)
     seconds = time.perf_counter() - started
-    return Report.of(declared_memory.NAME, scenario, tally, statistics, seconds)
+    return Report.of(scenario.setting.title, scenario, tally, statistics, seconds)
 
 
 async def _run(

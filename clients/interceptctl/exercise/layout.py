@@ -12,7 +12,8 @@ from typing import Final, Literal
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
 
-_BASE: Final = 0x7F00_0000_0
+_BASE: Final = 0x1_0000_0000
+"""Far below where Linux places what it places freely, and far above a program: live memory is here too."""
 READ_WRITE: Final = Access.READ | Access.WRITE
 
 

@@ -7,7 +7,8 @@ time. Must not know what they mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol, TypeVar
 
 import trio
@@ -52,11 +53,15 @@ class Link:
 
         Raises `WireError` when it is refused, and then the truth is as before.
         """
+        return await self.perform(partial(self._client.call, call), ask)
+
+    async def perform(self, act: Callable[[], Awaitable[Reply]], ask: Callable[[int], Edit]) -> Reply:
+        """Like `change`, for one that is more than a request, or none."""
         self._tally.steps += 1
         async with self._turn:
             edit = ask(self._clock.tick())
             try:
-                reply = await self._client.call(call)
+                reply = await act()
             except WireError:
                 edit.refuse(self._clock.tick())
                 raise

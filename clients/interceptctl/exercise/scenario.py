@@ -10,6 +10,8 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
+from .memory import Setting
+
 DEFAULT_SEED: Final = 1
 DEFAULT_VPS: Final = 8
 DEFAULT_SECONDS: Final = 12.0
@@ -28,6 +30,7 @@ class Scenario:
     vps: int = DEFAULT_VPS
     steps: int | None = None
     seconds: float | None = None
+    setting: Setting = Setting.LIVE
     touches_a_deed: int = 3
     """Guests and VMM keep pace: so many touches for each thing that the VMM does."""
 

@@ -18,10 +18,10 @@ from intercept_protocol.messages import MmioGranularity, PartitionStatistics, Re
 from intercept_protocol.outcomes import Access
 
 from .clock import During
-from .declared_memory import DeclaredMemory
 from .judge import Judge
 from .layout import Slot
 from .link import Link
+from .memory import Memory
 from .truth import Truth
 from .world import Frame, Region, Sight, kind_of
 
@@ -32,7 +32,7 @@ PROBES: Final = 4
 class FakeVmm:
     """`hot` are the gfns where something changes just now: guests like to be there."""
 
-    def __init__(self, link: Link, memory: DeclaredMemory, truth: Truth, judge: Judge) -> None:
+    def __init__(self, link: Link, memory: Memory, truth: Truth, judge: Judge) -> None:
         self.hot = GfnRange(0, 1)
         self._link = link
         self._memory = memory

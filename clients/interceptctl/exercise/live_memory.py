@@ -1,0 +1,103 @@
+"""Memory of the live setting: this process's own mappings, changed by the system calls that a VMM would use.
+
+Owns one sparse file, every page of which stands behind one uaddr once, so that an old frame is known for one;
+and wrapping each change in begin and end. Must not know regions or who looks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Final
+
+from intercept_client import NotifierClient, VmmClient, libc
+from intercept_client.own_memory import Watch, own_memory
+from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
+from intercept_protocol.messages import AttachMemory
+from intercept_protocol.outcomes import Access
+
+from .layout import MEMORIES
+from .link import Link
+from .truth import Truth
+from .world import Backing, Frame
+
+MAP_FIXED_NOREPLACE: Final = 0x100000
+"""include/uapi/asm-generic/mman-common.h: what is there already is an error, not a casualty."""
+
+
+class LiveMemory:
+    """See `Memory`. Nothing of it is VM_IO: that takes a device's driver, so `io` changes nothing."""
+
+    def __init__(self, link: Link, notifier: NotifierClient, truth: Truth, file: int) -> None:
+        self._link = link
+        self._notifier = notifier
+        self._truth = truth
+        self._file = file
+        status = os.fstat(file)
+        device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+        self._backing = f"file {device}:{status.st_ino}"
+        self._next_page = 0
+
+    async def map(self, uaddrs: UaddrRange, access: Access, *, io: bool) -> None:  # noqa: ARG002 - see the class
+        first = Backing(Frame(self._backing, self._next_page), access, io=False)
+        self._next_page += uaddrs.page_count + 1  # the gap keeps two VMAs from becoming one
+        os.ftruncate(self._file, self._next_page << PAGE_SHIFT)
+
+        async def map_now() -> None:
+            libc.mmap(
+                uaddrs,
+                access,
+                libc.Sharing.SHARED,
+                flags=MAP_FIXED_NOREPLACE,
+                file=self._file,
+                offset=first.frame.page << PAGE_SHIFT,
+            )
+
+        await self._link.perform(map_now, partial(self._truth.ask_map, uaddrs, first))
+
+    async def unmap(self, uaddrs: UaddrRange) -> None:
+        unmap_now = partial(libc.munmap, uaddrs)
+        await self._link.perform(
+            partial(self._announced, uaddrs, unmap_now), partial(self._truth.ask_unmap, uaddrs)
+        )
+
+    async def protect(self, uaddrs: UaddrRange, access: Access) -> None:
+        def protect_now() -> None:
+            for part in _without(uaddrs, self._truth.gaps(uaddrs)):  # mprotect stops at a hole
+                libc.mprotect(part, access)
+
+        await self._link.perform(
+            partial(self._announced, uaddrs, protect_now), partial(self._truth.ask_protect, uaddrs, access)
+        )
+
+    async def _announced(self, uaddrs: UaddrRange, change: Callable[[], None]) -> None:
+        async with self._notifier.invalidation(uaddrs):
+            change()
+
+
+@contextmanager
+def arena() -> Iterator[int]:
+    """The file whose pages are mapped; what is left mapped of it goes with it."""
+    file = os.memfd_create("interceptctl-exercise")
+    try:
+        yield file
+    finally:
+        os.close(file)
+        for memory in MEMORIES:
+            libc.munmap(memory.uaddrs)
+
+
+async def attach(client: VmmClient) -> None:
+    """Let the daemon see this process's memory, and watch it where that is permitted."""
+    with own_memory(Watch.IF_POSSIBLE) as memory:
+        await client.call(AttachMemory(promise_begin_end=True), descriptors=memory.descriptors)
+
+
+def _without(uaddrs: UaddrRange, gaps: list[UaddrRange]) -> Iterator[UaddrRange]:
+    start = uaddrs.start
+    for gap in [*gaps, UaddrRange(uaddrs.end, uaddrs.end)]:
+        if start < gap.start:
+            yield UaddrRange(start, gap.start)
+        start = gap.end
