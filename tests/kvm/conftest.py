@@ -11,7 +11,11 @@ import pytest
 
 from fakes.daemon_process import DaemonProcess
 from fakes.small_vmms import StartVmm
+from fakes.vcpu_rig import RW, Rig
+from intercept_client import libc
 from intercept_client.kvm import KvmUnavailable, Machine, PartitionSetting
+from intercept_client.libc import Sharing
+from intercept_protocol.addresses import UaddrRange
 from interceptctl.guest.small_vmm import SmallVmm
 
 
@@ -61,3 +65,10 @@ def start_vmm(daemon: DaemonProcess) -> Iterator[StartVmm]:
 def vmm(start_vmm: StartVmm) -> SmallVmm:
     """In the default setting: announced, `vma`."""
     return start_vmm()
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    uaddrs = libc.mmap(UaddrRange(0, 2), RW, Sharing.PRIVATE)
+    yield Rig(uaddrs)
+    libc.munmap(uaddrs)

@@ -114,7 +114,10 @@ def test_every_alias_of_a_uaddr_range_is_found() -> None:
 
 
 steps = st.tuples(
-    st.integers(0, 24), st.integers(1, 8), st.sampled_from([0x7000, 0x9000]), st.sampled_from([RW, Access.READ, Access.NONE])
+    st.integers(0, 24),
+    st.integers(1, 8),
+    st.sampled_from([0x7000, 0x9000]),
+    st.sampled_from([RW, Access.READ, Access.NONE]),
 )
 
 

@@ -61,6 +61,9 @@ class HypervisorConnection:
         """Serve from now on, in a thread of its own."""
         self._thread.start()
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     def wait_ended(self, seconds: float = CLOSE_SECONDS) -> None:
         """Block until the daemon has closed it, which it does when the partition has ended, or `seconds`."""
         self._thread.join(seconds)

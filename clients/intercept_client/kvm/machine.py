@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from intercept_client import libc
 from intercept_protocol.addresses import GfnRange, UaddrRange
@@ -18,7 +18,7 @@ from . import ioctls
 from .memslots import Memslot
 from .vcpu import Vcpu
 
-DEVICE: Final = "/dev/kvm"
+DEVICE = "/dev/kvm"
 
 
 class KvmUnavailable(OSError):
@@ -37,8 +37,9 @@ class Machine:
         self._prime()
 
     @classmethod
-    def open(cls, device: str = DEVICE) -> Self:
-        """A new VM. Raises `KvmUnavailable`."""
+    def open(cls, device: str | None = None) -> Self:
+        """A new VM, of `DEVICE` unless told otherwise. Raises `KvmUnavailable`."""
+        device = device or DEVICE
         if not Path(device).exists():
             raise KvmUnavailable(f"{device} is not there: no KVM on this machine")
         try:

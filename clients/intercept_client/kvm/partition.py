@@ -139,8 +139,18 @@ class GuestPartition:
         return self._loss.why
 
     @property
-    def partition_id(self) -> int:
-        return self._partition.partition_id
+    def credentials(self) -> CreatePartitionReply:
+        """What opens the partition's other connections."""
+        return self._partition
+
+    @property
+    def hypervisor_descriptor(self) -> int:
+        """The hypervisor connection's: readable when the daemon asks, or is gone."""
+        return self._link.fileno()
+
+    def hang_up(self) -> None:
+        """Close the hypervisor connection at once: the partition is lost, and the daemon forgets it."""
+        self._link.close()
 
     def add_region(
         self,

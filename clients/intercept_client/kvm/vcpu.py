@@ -123,6 +123,7 @@ class Vcpu:
 
 
 def _forget_kicks() -> None:
-    """Take all that are pending from the calling thread: real-time signals queue, and unblocked each is deadly."""
+    """Take all that are pending from the calling thread: real-time signals queue, and unblocked each is
+    deadly."""
     while signal.sigtimedwait({KICK_SIGNAL}, 0) is not None:
         pass

@@ -82,6 +82,7 @@ class SmallVmm:
         on_lost: Callable[[str], None] = _nothing,
     ) -> None:
         """Raises `KvmUnavailable`, or what `GuestPartition.open` raises."""
+        self.path: Final = path
         self.reports: Final = Reports()
         self.scratch: Final = Scratch(PAGE_SIZE)
         self.vcpus: Final[list[GuestVcpu]] = []
