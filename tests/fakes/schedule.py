@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from fakes.drawn import pauses
 from fakes.inspection import Violation, inspect, slat_reach
 from fakes.model_partition import RW, TIMEOUT, ModelPartition
 from fakes.pauses import DrawnPauses, Point
@@ -62,8 +63,6 @@ class Fault:
 
 @dataclass(frozen=True)
 class Schedule:
-    order: object
-    """The seed that trio's scheduler takes its order of tasks from; drawing it is what sets it."""
     pauses: Sequence[int]
     refused_maps: frozenset[int]
     vmm: Sequence[Edit]
@@ -88,8 +87,7 @@ def schedules() -> st.SearchStrategy[Schedule]:
     )
     return st.builds(
         Schedule,
-        st.random_module(),
-        st.lists(st.integers(0, 4), min_size=3, max_size=12),
+        pauses(),
         st.just(frozenset()) | st.frozensets(st.integers(1, 12), max_size=2),
         st.lists(edits, min_size=3, max_size=12),
         st.lists(st.lists(notices, min_size=1, max_size=5), min_size=1, max_size=2),

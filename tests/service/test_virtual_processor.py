@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from fakes.drawn import pauses
 from fakes.model_partition import TIMEOUT, ModelPartition
 from fakes.model_vp import attached_vp
 from fakes.pauses import DrawnPauses, Point
@@ -76,22 +77,24 @@ async def test_vp_counts_what_it_answered(backed: ModelPartition) -> None:
 
 
 @given(
-    st.random_module(),
-    st.lists(st.integers(0, 3), min_size=1, max_size=6),
+    pauses(),
     st.lists(st.sampled_from([0, GFN, GFN + 8, GFN + 15, GFN + 16]), min_size=1, max_size=20),
     st.lists(st.integers(0, 12), max_size=6),
 )
 def test_i4_every_intercept_gets_exactly_one_answer_while_kicked_and_drained(
-    _: object, pauses: list[int], gfns: list[int], kicks: list[int]
+    checkpoints: list[int], gfns: list[int], kicks: list[int]
 ) -> None:
     async def main() -> list[object]:
-        async with ModelPartition(pauses=DrawnPauses(pauses)).running() as model, attached_vp(model) as vp:
+        async with (
+            ModelPartition(pauses=DrawnPauses(checkpoints)).running() as model,
+            attached_vp(model) as vp,
+        ):
             await model.map_vma(PAGE, PAGES, PFN)
             await model.add_region(GFN, PAGES, PAGE)
 
             async def kick() -> None:
-                for checkpoints in kicks:
-                    for _ in range(checkpoints):
+                for wait in kicks:
+                    for _ in range(wait):
                         await trio.lowlevel.checkpoint()
                     vp.processor.kick()
                 vp.processor.drain()

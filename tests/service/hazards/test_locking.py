@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from fakes.drawn import pauses
 from fakes.model_partition import ModelPartition
 from fakes.pauses import DrawnPauses, Point
 from fakes.running import Running
@@ -46,14 +47,17 @@ async def test_h1_an_invalidation_is_served_while_a_fault_resolves(
     assert not fault.done
 
 
-@given(st.random_module(), st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(0, 4))
+@given(pauses(), st.integers(0, 4))
 def test_h6_a_fault_beside_a_remove_maps_nothing_that_outlives_the_region(
-    _: object, pauses: list[int], head_start: int
+    checkpoints: list[int], head_start: int
 ) -> None:
     """H6: looking up and joining the attempts is one step, so a remove comes before or after it."""
 
     async def main() -> None:
-        async with ModelPartition(pauses=DrawnPauses(pauses)).running() as model, trio.open_nursery() as vps:
+        async with (
+            ModelPartition(pauses=DrawnPauses(checkpoints)).running() as model,
+            trio.open_nursery() as vps,
+        ):
             await with_mmio(model)
             vps.start_soon(model.fault, GFN)
             for _ in range(head_start):

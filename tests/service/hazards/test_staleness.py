@@ -47,6 +47,20 @@ async def test_h4_no_slat_entry_of_the_old_frames_is_left_when_begin_is_answered
     assert model.pfns(GFN, PAGES) == [*OLD[:4], None, None, None, None, *OLD[8:]]
 
 
+@pytest.mark.parametrize("point", [Point.UNMAP, Point.UNMAPPED])
+async def test_h4_nothing_is_acknowledged_while_the_unmap_is_out(
+    model: ModelPartition, nursery: trio.Nursery, point: Point
+) -> None:
+    await with_region(model, RegionKind.MMIO)
+    gate = model.gates.hold(point)
+    begin = Running(nursery, model.begin, PAGE, PAGES)
+    await gate.wait_reached()
+    await wait_all_tasks_blocked()
+    assert not begin.done
+    gate.open()
+    await begin.result()
+
+
 async def test_h4_an_invalidation_reaches_every_alias_of_the_memory(model: ModelPartition) -> None:
     await with_region(model, RegionKind.MMIO)
     await model.add_region(0x200, 4, PAGE + 2, RegionKind.MOVABLE)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from fakes.drawn import pauses
 from fakes.inspection import inspect
 from fakes.model_partition import ModelPartition
 from fakes.pauses import DrawnPauses
@@ -17,7 +18,6 @@ from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Answer
 
 PAGES = 16
-pauses = st.lists(st.integers(0, 4), min_size=1, max_size=10)
 kinds = st.sampled_from([RegionKind.MMIO, RegionKind.MOVABLE])
 
 
@@ -46,27 +46,26 @@ def faulted(
     return answers
 
 
-@given(st.random_module(), pauses, kinds, st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=8))
+@given(pauses(), kinds, st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=8))
 def test_i9_vps_that_fault_on_one_extent_cost_one_map(
-    _: object, pauses: list[int], kind: RegionKind, gfns: list[int]
+    checkpoints: list[int], kind: RegionKind, gfns: list[int]
 ) -> None:
-    model = ModelPartition(pauses=DrawnPauses(pauses))
+    model = ModelPartition(pauses=DrawnPauses(checkpoints))
     answers = faulted(model, kind, gfns, frozenset())
     assert len(model.hypervisor.events) == 1
     assert answers == Counter({Answer.MAPPED: 1}) + Counter({Answer.ALREADY_MAPPED: len(gfns) - 1})
 
 
 @given(
-    st.random_module(),
-    pauses,
+    pauses(),
     kinds,
     st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=8),
     st.frozensets(st.integers(1, 8)),
 )
 def test_i9_a_refused_map_is_the_failure_of_the_one_that_asked(
-    _: object, pauses: list[int], kind: RegionKind, gfns: list[int], refused: frozenset[int]
+    checkpoints: list[int], kind: RegionKind, gfns: list[int], refused: frozenset[int]
 ) -> None:
-    model = ModelPartition(pauses=DrawnPauses(pauses))
+    model = ModelPartition(pauses=DrawnPauses(checkpoints))
     answers = faulted(model, kind, gfns, refused)
     attempts = next(place for place in range(1, 10) if place not in refused)
     failures = min(attempts - 1, len(gfns))

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, Phase, find, settings
 
 from fakes.schedule import Schedule, schedules, violations_of
 from intercept_protocol.addresses import UaddrRange
-from intercept_protocol.outcomes import Answer
-from interceptd.attempt import Attempt
+from intercept_protocol.outcomes import Access, Answer
+from interceptd.attempt import Attempt, Obstacle
 from interceptd.intercept import InterceptPath
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.region import Region
@@ -97,16 +97,14 @@ def test_i2_finds_a_remove_that_leaves_attempts_fresh(monkeypatch: pytest.Monkey
     find(schedules(), breaks("I2"), settings=searching)
 
 
-def test_i4_finds_a_no_that_went_stale(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def hasty(path: InterceptPath, attempt: Attempt) -> Answer | None:
-        region = attempt.region
-        extent = await path._address_space.resolve(attempt.uaddr_page, attempt.window.uaddrs, region.uaddrs)
-        path._regions.finish(attempt)
-        if extent is None:
-            return Answer.UNBACKED
-        return await path._regions.commit(attempt, [extent])
+def test_i4_finds_a_forward_of_what_was_merely_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = RegionManager.begin
 
-    monkeypatch.setattr(InterceptPath, "_try", hasty)
+    def impatient(regions: RegionManager, gfn: int, access: Access) -> object:
+        step = begin(regions, gfn, access)
+        return Answer.UNBACKED if isinstance(step, Obstacle) else step
+
+    monkeypatch.setattr(RegionManager, "begin", impatient)
     find(schedules(), breaks("I4"), settings=searching)
 
 

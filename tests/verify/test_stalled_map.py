@@ -1,0 +1,83 @@
+"""A VMM that stalls one map for a second: what that costs those who need no map."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fakes.daemon_process import DaemonProcess
+from intercept_client import BlockingVp
+from intercept_client.kvm import PartitionSetting
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.hv_message import build_memory_intercept
+from intercept_protocol.outcomes import Access, Answer
+from interceptctl.guest.small_vmm import Bar, SmallVmm
+
+pytestmark = pytest.mark.verify
+
+STALL_SECONDS = 1.0
+LOOSE = 5
+"""Times as slow as before that would be a defect, whatever else this machine does."""
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
+    if not Path("/dev/kvm").exists():
+        pytest.skip("/dev/kvm is not there: the small VMM maps by memslots")
+    with DaemonProcess(tmp_path) as process:
+        yield process.wait_serving()
+
+
+def test_while_a_map_stalls_for_a_second_others_keep_their_p99(daemon: DaemonProcess) -> None:
+    setting = PartitionSetting()
+    with SmallVmm(daemon.socket, setting) as slow, SmallVmm(daemon.socket, setting) as other:
+        mapped, stalled, elsewhere = slow.add_bar(1), slow.add_bar(1, at=0x800), other.add_bar(1)
+        with attached(slow, 7) as own, attached(other, 7) as foreign, attached(slow, 8) as victim:
+            touch(own, mapped)
+            touch(foreign, elsewhere)
+            before = p99(own, mapped), p99(foreign, elsewhere)
+
+            stall_maps(slow)
+            waiting = threading.Thread(target=touch, args=(victim, stalled))
+            waiting.start()
+            during = p99(own, mapped), p99(foreign, elsewhere)
+            assert waiting.is_alive()  # both were measured while the map was out
+            waiting.join()
+
+    names = "the partition's mapped pages", "another partition"
+    for name, calm, stalling in zip(names, before, during, strict=True):
+        print(f"\n{name}: p99 {calm * 1e6:.0f} us before, {stalling * 1e6:.0f} us while a map stalls")
+        assert stalling < LOOSE * calm
+
+
+def attached(vmm: SmallVmm, vp_index: int) -> BlockingVp:
+    return BlockingVp.open(vmm.path, vmm.partition.credentials, vp_index=vp_index, timeout=30)
+
+
+def touch(vp: BlockingVp, bar: Bar) -> None:
+    assert vp.intercept(build_memory_intercept(gpa=bar.gpa, access=Access.READ)) is Answer.MAPPED
+
+
+def p99(vp: BlockingVp, bar: Bar, count: int = 1500) -> float:
+    """Seconds; the two kinds of access take turns, so that the progress guard has nothing to say."""
+    faults = [build_memory_intercept(gpa=bar.gpa, access=access) for access in (Access.READ, Access.WRITE)]
+    samples = []
+    for index in range(count):
+        asked = time.perf_counter()
+        assert vp.intercept(faults[index % 2]) is Answer.ALREADY_MAPPED
+        samples.append(time.perf_counter() - asked)
+    return sorted(samples)[len(samples) * 99 // 100]
+
+
+def stall_maps(vmm: SmallVmm) -> None:
+    carry_out = vmm.partition.memory.map
+
+    def late(gfns: GfnRange, uaddrs: UaddrRange, access: Access) -> None:
+        threading.Event().wait(STALL_SECONDS)
+        carry_out(gfns, uaddrs, access)
+
+    vmm.partition.memory.map = late  # type: ignore[method-assign]  # the stall is the test's
