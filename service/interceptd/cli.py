@@ -20,6 +20,8 @@ from interceptd.config import Config, ConfigError, load_config
 from interceptd.daemon import END_SIGNALS, Daemon, run_until_signalled
 from interceptd.listening import ListenError
 from interceptd.logs import configure_logs
+from interceptd.passed_sockets import PassedSockets, take_passed_sockets
+from interceptd.service_manager import ServiceManager
 
 CHAOS_VARIABLE = "INTERCEPTD_CHAOS"
 
@@ -54,10 +56,29 @@ def serve(socket: str | None, operator_socket: str | None, config_file: Path | N
         signal.signal(number, signal.SIG_IGN)  # what is left when it closes: a late one changes nothing
     _raise_descriptor_limit()
     try:
-        status = trio.run(_run, config, chaos)
+        passed = take_passed_sockets(os.environ, os.getpid())
+        status = trio.run(_run, config, chaos, passed)
     except ListenError as error:
         raise click.ClickException(str(error)) from None
     sys.exit(status)
+
+
+@main.command("check-config")
+@click.argument("file", type=click.Path(path_type=Path))
+def check_config(file: Path) -> None:
+    """Say what `serve --config FILE` would do, and do nothing.
+
+    Exit status: 0 it can be used, 1 it cannot, with the file, the key and what was expected, 2 wrong usage.
+    """
+    try:
+        config = load_config(file)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+    uids = ", ".join(map(str, sorted(config.uids))) or "none"
+    click.echo(
+        f"{file}: would serve VMMs of uids {uids} at {config.socket} (mode {config.socket_mode:04o}) "
+        f"and operators at {config.operator_path}, and log {config.log.level} and above"
+    )
 
 
 def _raise_descriptor_limit() -> None:
@@ -66,8 +87,9 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _run(config: Config, chaos: int) -> int:
-    return await run_until_signalled(Daemon(config, chaos=chaos))
+async def _run(config: Config, chaos: int, passed: PassedSockets) -> int:
+    manager = ServiceManager.from_environment(os.environ, os.getpid())
+    return await run_until_signalled(Daemon(config, chaos=chaos, passed=passed, manager=manager))
 
 
 def _chaos() -> int:

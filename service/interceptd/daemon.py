@@ -1,11 +1,12 @@
 """The daemon: two doors, the partitions behind them, and the end of both.
 
-Owns the listening sockets and the drain. Must not know roles or methods.
+Owns the listening sockets, the drain, and when the service manager is told. Must not know roles or methods.
 """
 
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -22,20 +23,34 @@ from interceptd.hello import Door
 from interceptd.listening import ListenError, listening
 from interceptd.partition import by_outcome
 from interceptd.partition_factory import PartitionFactory
+from interceptd.passed_sockets import PassedSockets
 from interceptd.reception import Reception
 from interceptd.registry import PartitionRegistry
+from interceptd.service_manager import ServiceManager
 
 log = structlog.get_logger()
 OPERATOR_SOCKET_MODE = 0o600
+END_SECONDS = 5
+"""What the service manager is to allow beyond the drain, for what comes after it."""
+NONE_PASSED = PassedSockets()
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Daemon:
     """One daemon. `run` is its life; `drain` begins the end of it, from any task."""
 
-    def __init__(self, config: Config, *, chaos: int = 0) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        chaos: int = 0,
+        passed: PassedSockets = NONE_PASSED,
+        manager: ServiceManager | None = None,
+    ) -> None:
         self.partitions = PartitionRegistry()
         self._config = config
+        self._passed = passed
+        self._manager = manager or ServiceManager()
         self._reception = Reception(
             config,
             PartitionFactory(config, chaos),
@@ -51,8 +66,8 @@ class Daemon:
         """Serve until drained. Raises `ListenError` if a socket path cannot be used."""
         config = self._config
         with (
-            listening(config.socket, config.socket_mode) as vmm_socket,
-            listening(config.operator_path, OPERATOR_SOCKET_MODE) as operator_socket,
+            listening(config.socket, config.socket_mode, self._passed.vmm) as vmm_socket,
+            listening(config.operator_path, OPERATOR_SOCKET_MODE, self._passed.operator) as operator_socket,
         ):
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as doors:
@@ -65,12 +80,19 @@ class Daemon:
                                 handler_nursery=connections,
                             )
                         )
-                    log.info("daemon_started", socket=config.socket, operator_socket=config.operator_path)
+                    log.info(
+                        "daemon_started",
+                        socket=_place(self._passed.vmm, config.socket),
+                        operator_socket=_place(self._passed.operator, config.operator_path),
+                    )
                     task_status.started()
+                    await self._manager.ready(self._status())
+                    connections.start_soon(self._manager.feed_watchdog, self._status)
                     await self._drain_requested.wait()
                     doors.cancel_scope.cancel()
                 for listener in (vmm_socket, operator_socket):
                     listener.close()  # who connects now is refused, and need not wait for our end
+                await self._manager.stopping(self._status(), self._drain_timeout + END_SECONDS)
                 await self._end_partitions()
                 connections.cancel_scope.cancel()
         log.info("daemon_ended")
@@ -106,6 +128,12 @@ class Daemon:
             invalidations=self.partitions.invalidations,
         )
 
+    def _status(self) -> str:
+        """A line for people, of what the service manager shows."""
+        vps = sum(len(partition.vps) for partition in self.partitions)
+        doing = "draining" if self.draining else "serving"
+        return f"{doing} {len(self.partitions)} partitions, {vps} VPs"
+
     async def _end_partitions(self) -> None:
         with trio.move_on_after(self._drain_timeout) as scope:
             for partition in self.partitions:
@@ -113,6 +141,11 @@ class Daemon:
             await self.partitions.wait_empty()
         if scope.cancelled_caught:
             log.warning("drain_cut_short", partitions=len(self.partitions))
+
+
+def _place(passed: socket.socket | None, path: str) -> object:
+    """Where a listener is reached."""
+    return path if passed is None else passed.getsockname()
 
 
 async def run_until_signalled(daemon: Daemon) -> int:

@@ -1,6 +1,6 @@
 """Binding a Unix socket: a stale one is replaced, a live one is an error.
 
-Owns the socket file from bind to unlink. Must not know who connects.
+Owns the socket file from bind to unlink, unless somebody else bound it. Must not know who connects.
 """
 
 from __future__ import annotations
@@ -23,11 +23,16 @@ class ListenError(Exception):
 
 
 @contextmanager
-def listening(path: str, mode: int) -> Iterator[socket.socket]:
+def listening(path: str, mode: int, passed: socket.socket | None = None) -> Iterator[socket.socket]:
     """A listening AF_UNIX socket at `path` with the file mode `mode`; the file is gone afterwards.
 
     Blocks for other daemons that bind in the same directory at the same moment, and for nothing else.
+    `passed` listens already, at a place of its giver's: it is closed afterwards, and its file stays.
     """
+    if passed is not None:
+        with passed:
+            yield passed
+        return
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         try:

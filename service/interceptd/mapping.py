@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
+from interceptd.range_map import RangeMap
 
 
 class Frame(NamedTuple):
@@ -78,6 +79,30 @@ class Mapping:
             start_uaddr_page=self.start_uaddr_page + start - self.start,
         )
 
+    def continued_by(self, following: Mapping) -> bool:
+        """Whether `following` begins where this one ends, with the next frame and the same rights."""
+        return (
+            self.end == following.start
+            and self.access is following.access
+            and self.cache is following.cache
+            and self.start_uaddr_page + self.end - self.start == following.start_uaddr_page
+            and self.frame_at(self.end) == following.frame
+        )
+
     def serves(self, other: Mapping) -> bool:
         """Whether what `other` wants within this mapping is what it already gives."""
         return self.frame_at(other.start) == other.frame and other.access in self.access
+
+
+def insert_joined(mappings: RangeMap[Mapping], mapping: Mapping) -> None:
+    """Put in a mapping, as one with the neighbours that it continues: memory that comes and goes page by page
+    must not cost an entry a page for ever."""
+    before = mappings.find(mapping.start - 1)
+    if before is not None and before.continued_by(mapping):
+        mappings.carve(before)
+        mapping = replace(before, end=mapping.end)
+    after = mappings.find(mapping.end)
+    if after is not None and mapping.continued_by(after):
+        mappings.carve(after)
+        mapping = replace(mapping, end=after.end)
+    mappings.insert(mapping)

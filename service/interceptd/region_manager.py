@@ -24,7 +24,7 @@ from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer, allows
 from interceptd.attempt import Attempt, Obstacle
 from interceptd.hypervisor import Hypervisor, HypervisorError, PartitionLost
-from interceptd.mapping import Extent, Mapping
+from interceptd.mapping import Extent, Mapping, insert_joined
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.range_map import RangeMap
 from interceptd.region import Region, RegionState
@@ -253,6 +253,10 @@ class RegionManager:
             except HypervisorError:
                 self._mappings.carve(mapping)
                 raise
+            except Exception as error:  # a mistake of ours: who knows what the guest reaches now
+                raise PartitionLost(f"mapping gfns {mapping.gfns} broke down: {error!r}") from error
+            self._mappings.carve(mapping)
+            insert_joined(self._mappings, mapping)
 
     async def _take_away(self, region: Region, gfns: GfnRange) -> None:
         """Leave the guest nothing that was mapped in `gfns` of the region: movable goes back to NO_ACCESS.
@@ -320,7 +324,7 @@ class RegionManager:
 def _no_refusal(gfns: GfnRange) -> Iterator[None]:
     try:
         yield
-    except HypervisorError as error:
+    except Exception as error:
         raise PartitionLost(f"gfns {gfns} may still be reached by the guest: {error}") from error
 
 

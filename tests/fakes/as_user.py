@@ -10,21 +10,24 @@ import ctypes
 import os
 import runpy
 import sys
+from importlib import import_module
 from typing import Final
 
-import interceptd.cli  # noqa: F401 - none of these can be found later
-
+NEEDED: Final = ("fakes.live_changes", "fakes.live_vmm_program", "interceptd.cli")
+"""What is run or told to run, with all that it imports."""
 PR_SET_DUMPABLE: Final = 4
 """prctl(2): a change of uid clears it, an exec would set it again."""
 
 
 def launch(uid: int) -> tuple[str, ...]:
-    """What to put before a command; needs root, and `ENVIRONMENT` of `puppet`."""
+    """What to put before a command; needs root, and `puppet.ENVIRONMENT`."""
     return sys.executable, "-m", "fakes.as_user", str(uid)
 
 
 if __name__ == "__main__":
     uid, _, _, module, *arguments = sys.argv[1:]
+    for name in NEEDED:
+        import_module(name)
     os.setgroups([])
     os.setresgid(int(uid), int(uid), int(uid))
     os.setresuid(int(uid), int(uid), int(uid))

@@ -10,14 +10,18 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Final
 
+import trio
+
 from fakes.broken_daemon import without_staleness_check
 from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import process
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.procmaps import LiveVma
 from interceptd.cli import main
-from interceptd.unmap_watch import UnmapWatch
+from interceptd.region_manager import RegionManager
 from interceptd.userfaultfd import Userfaultfd
+
+SERVED_LATER_SECONDS: Final = 0.005
 
 
 def without_second_registration() -> None:
@@ -47,25 +51,27 @@ def without_second_look() -> None:
     process._look = look
 
 
-def without_drain() -> None:
-    """What was unmapped before an answer is read after it."""
+def slow_to_serve() -> None:
+    """Nothing is lacking: what is reported is served a little later, as on a machine that is busy."""
+    serve_pending = RegionManager.serve_pending
 
-    def read_nothing(_: UnmapWatch) -> None:
-        pass
+    async def serve_later(self: RegionManager) -> None:
+        await trio.sleep(SERVED_LATER_SECONDS)
+        await serve_pending(self)
 
-    UnmapWatch.drain = read_nothing  # type: ignore[method-assign, assignment]
+    RegionManager.serve_pending = serve_later  # type: ignore[method-assign]
 
 
 BREAKS: Final[Mapping[str, Callable[[], None]]] = {
     "without-second-registration": without_second_registration,
     "without-second-look": without_second_look,
-    "without-drain": without_drain,
     "without-staleness-check": without_staleness_check,
+    "slow-to-serve": slow_to_serve,
 }
 
 
 def launch(what: str) -> tuple[str, ...]:
-    """The command of a daemon that lacks something; run with `ENVIRONMENT` of `puppet`."""
+    """The command of a daemon that lacks something; run with `puppet.ENVIRONMENT`."""
     return sys.executable, "-m", "fakes.broken_live_daemon", what
 
 

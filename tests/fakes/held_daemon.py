@@ -60,7 +60,7 @@ PLACES: Final[Mapping[str, Callable[[Barrier], None]]] = {
 
 
 def launch(place: str, directory: Path) -> tuple[str, ...]:
-    """The command of a daemon that is held at `place`, without its arguments; run with `ENVIRONMENT` of `puppet`."""
+    """The command of a daemon that is held at `place`, no arguments; run with `puppet.ENVIRONMENT`."""
     return sys.executable, "-m", "fakes.held_daemon", place, str(directory)
 
 

@@ -43,6 +43,9 @@ GFN: Final = 0x100
 """Where tests put their first region."""
 RW: Final = Access.READ | Access.WRITE
 MAP_FIXED_NOREPLACE: Final = 0x100000
+QUIET_PAGE: Final = 0x20_0000_0000 // PAGE_SIZE
+"""From here on the kernel puts nothing of its own accord: a hole stays one, whatever threads and allocators
+of this process do."""
 ELSEWHERE: Final = UaddrRange(1, 2)
 """Where no process has anything mapped (mmap_min_addr)."""
 
@@ -70,6 +73,7 @@ class LiveVmm:
         self._lock = threading.Lock()
         self.kept_userfaultfd = -1
         self.mapped: list[UaddrRange] = []
+        self._next_page = QUIET_PAGE
         self._afterwards: Callable[[int], None] = lambda control: None  # noqa: ARG005 - nothing to do
 
     def after_the_answer(self, act: Callable[[int], None]) -> None:
@@ -81,14 +85,19 @@ class LiveVmm:
 
     # ------------------------------------------------ its partition
 
-    def connect(self, path: Path, invalidate_timeout_ms: int | None = None) -> int:
+    def connect(
+        self,
+        path: Path,
+        invalidate_timeout_ms: int | None = None,
+        hypervisor: HypervisorKind = HypervisorKind.SOFTWARE,
+    ) -> int:
         """Create a partition over this process's memory; returns its id."""
         self.path = path
         self.vmm = BlockingVmm.open(path, name="live")
         self.partition = self.vmm.call(
             CreatePartition(
                 address_space=AddressSpaceKind.PROCESS,
-                hypervisor=HypervisorKind.SOFTWARE,
+                hypervisor=hypervisor,
                 invalidate_timeout_ms=invalidate_timeout_ms,
             )
         )
@@ -181,11 +190,11 @@ class LiveVmm:
         sharing: Sharing | None = None,
         at: UaddrRange | None = None,
     ) -> UaddrRange:
-        """Map where the kernel likes, or exactly at the beginning of `at`, over whatever is there."""
+        """Map where nothing is, or exactly at the beginning of `at`, over whatever is there."""
         if sharing is None:
             sharing = Sharing.SHARED if file >= 0 else Sharing.PRIVATE
-        wanted = UaddrRange(0, page_count) if at is None else UaddrRange(at.start, at.start + page_count)
-        flags = 0 if at is None else libc.MAP_FIXED
+        wanted = self.free_space(page_count) if at is None else UaddrRange(at.start, at.start + page_count)
+        flags = MAP_FIXED_NOREPLACE if at is None else libc.MAP_FIXED
         uaddrs = libc.mmap(wanted, access, sharing, flags=flags, file=file, offset=first_page * PAGE_SIZE)
         self.mapped.append(uaddrs)
         return uaddrs
@@ -209,10 +218,10 @@ class LiveVmm:
         libc.mprotect(uaddrs, access)
 
     def free_space(self, page_count: int) -> UaddrRange:
-        """Addresses with nothing there, and nothing right before or behind."""
-        around = self.map(page_count + 2, access=Access.NONE)
-        libc.munmap(around)
-        return UaddrRange(around.start + 1, around.end - 1)
+        """Addresses with nothing there, and nothing right before or behind, that nobody else is given."""
+        start = self._next_page
+        self._next_page += page_count + 1
+        return UaddrRange(start, start + page_count)
 
     def touch(self, uaddrs: UaddrRange) -> None:
         """Read every page."""

@@ -90,7 +90,7 @@ class Puppet:
                 pass_fds=[theirs.fileno()],
                 env=os.environ | ENVIRONMENT,
             )
-        self.own_pid: int = pickle.loads(self._control.recv(MESSAGE_BYTES))
+        self.own_pid = self._first_word()
         """As the VMM sees it."""
 
     @property
@@ -150,6 +150,14 @@ class Puppet:
         self._control.close()
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(PATIENCE)
+
+    def _first_word(self) -> int:
+        try:
+            pid: int = pickle.loads(self._control.recv(MESSAGE_BYTES))
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return pid
 
     def _order(
         self,

@@ -13,11 +13,13 @@ import pytest
 from fakes import live_locks as locks
 from fakes.barrier import Barrier
 from fakes.daemon_process import DaemonProcess
+from fakes.eventually import eventually
 from fakes.held_daemon import launch
 from fakes.live_vmm import GFN, LiveVmm, Memory
 from fakes.puppet import ENVIRONMENT, Pending, Puppet, StartVmm
 from fakes.witness import Witness
 from intercept_client.memory import Watch
+from intercept_protocol.messages import HypervisorKind
 from intercept_protocol.outcomes import Answer
 
 PAGES = 16
@@ -124,6 +126,22 @@ def test_a_munmap_ends_while_the_region_lock_is_held(vmm: Puppet, barrier: Barri
 
 
 @held_in_the_hypervisor
+def test_between_a_watched_munmap_and_its_serving_the_guest_reaches_the_old_frames(
+    vmm: Puppet, barrier: Barrier
+) -> None:
+    """What an announced munmap does not let happen."""
+    memory = vmm.do(LiveVmm.map_memfd, PAGES)
+    vmm.do(LiveVmm.add_region, GFN, memory.uaddrs)
+    assert vmm.do(LiveVmm.fault, GFN) is Answer.MAPPED
+    vmm.do(LiveVmm.munmap, memory.part(0, 4))
+    barrier.wait_arrived()
+    assert vmm.do(LiveVmm.reached, GFN, PAGES) == list(range(PAGES))
+    barrier.let_go()
+    vmm.do(LiveVmm.drain)
+    assert vmm.do(LiveVmm.reached, GFN, PAGES) == list(range(4, PAGES))
+
+
+@held_in_the_hypervisor
 def test_a_thread_that_unmaps_several_ranges_under_a_lock_that_its_hypervisor_needs_goes_on(
     vmm: Puppet, tmp_path: Path
 ) -> None:
@@ -135,6 +153,24 @@ def test_a_thread_that_unmaps_several_ranges_under_a_lock_that_its_hypervisor_ne
     assert vmm.start(locks.unmap_all_under_the_lock, parts).result() == len(PARTS)
     vmm.do(LiveVmm.drain)
     assert vmm.do(LiveVmm.reached, GFN, PAGES) == [3, 7, 11, 15]
+
+
+def test_a_thread_that_unmaps_several_ranges_under_a_lock_that_its_hypervisor_connection_needs_goes_on(
+    daemon: DaemonProcess, start_vmm: StartVmm, tmp_path: Path
+) -> None:
+    vmm = start_vmm()
+    vmm.do(LiveVmm.connect, daemon.socket, hypervisor=HypervisorKind.VMM)
+    vmm.do(LiveVmm.attach, Watch.REQUIRED, promise=False)
+    vmm.start(locks.serve_the_hypervisor_under_the_lock, tmp_path / "served")
+    eventually((tmp_path / "served").exists, True)
+    memory = vmm.do(LiveVmm.map_memfd, PAGES)
+    vmm.do(LiveVmm.add_region, GFN, memory.uaddrs)
+    assert vmm.do(LiveVmm.fault, GFN) is Answer.MAPPED
+    assert len(vmm.do(locks.reached_through_the_link)) == PAGES
+    parts = [memory.part(*part) for part in PARTS]
+    assert vmm.start(locks.unmap_all_under_the_lock, parts).result() == len(PARTS)
+    vmm.do(LiveVmm.drain)
+    assert vmm.do(locks.reached_through_the_link) == [GFN + page for page in (3, 7, 11, 15)]
 
 
 # ------------------------------------------------ a rude VMM

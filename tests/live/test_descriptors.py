@@ -19,6 +19,12 @@ from intercept_protocol.outcomes import Answer
 WrongHandover = Callable[[LiveVmm], None]
 
 
+def settled_count(daemon: DaemonProcess, connections: int) -> int:
+    """The daemon's descriptors, once only this test's connections are left, and its operator's."""
+    eventually(lambda: daemon.statistics()["connections"], connections + 1)
+    return descriptor_count(daemon.pid)
+
+
 def refusal(vmm: Puppet, hand_over: WrongHandover) -> VmmFailed:
     with pytest.raises(VmmFailed) as refused:
         vmm.do(hand_over)
@@ -48,7 +54,7 @@ def refusal(vmm: Puppet, hand_over: WrongHandover) -> VmmFailed:
 def test_a_wrong_handover_is_einval_that_says_what_it_got_and_leaks_nothing(
     daemon: DaemonProcess, unattached: Puppet, hand_over: WrongHandover, said: str
 ) -> None:
-    before = descriptor_count(daemon.pid)
+    before = settled_count(daemon, connections=2)
     refused = refusal(unattached, hand_over)
     assert (refused.kind, refused.number, said in refused.text) == ("WireError", 22, True), refused.text
     eventually(lambda: descriptor_count(daemon.pid), before)
@@ -58,7 +64,7 @@ def test_a_wrong_handover_is_einval_that_says_what_it_got_and_leaks_nothing(
 def test_the_maps_of_another_process_that_is_dead_are_einval(
     daemon: DaemonProcess, unattached: Puppet
 ) -> None:
-    before = descriptor_count(daemon.pid)
+    before = settled_count(daemon, connections=2)
     assert refusal(unattached, handovers.maps_of_a_dead_process).number == 22
     eventually(lambda: descriptor_count(daemon.pid), before)
 
@@ -78,7 +84,7 @@ def test_its_own_maps_from_before_an_exec_are_einval_and_end_nothing(
 
 
 def test_a_second_handover_is_eexist_and_leaks_nothing(daemon: DaemonProcess, watched: Puppet) -> None:
-    before = descriptor_count(daemon.pid)
+    before = settled_count(daemon, connections=2)
     with pytest.raises(VmmFailed) as refused:
         watched.do(LiveVmm.attach, Watch.REQUIRED, promise=False)
     assert refused.value.number == 17
@@ -91,13 +97,13 @@ def test_descriptors_on_a_method_that_takes_none_are_closed_and_it_is_answered(
     daemon: DaemonProcess, watched: Puppet, send: Callable[[LiveVmm, int], object], count: int
 ) -> None:
     watched.do(LiveVmm.fault, GFN)
-    before = descriptor_count(daemon.pid)
+    before = settled_count(daemon, connections=3)
     watched.do(send, count)
     eventually(lambda: descriptor_count(daemon.pid), before)
 
 
 def test_descriptors_before_the_hello_are_closed(daemon: DaemonProcess, watched: Puppet) -> None:
-    before = descriptor_count(daemon.pid)
+    before = settled_count(daemon, connections=2)
     watched.do(handovers.to_hello, 253)
     eventually(lambda: descriptor_count(daemon.pid), before)
 
@@ -105,7 +111,7 @@ def test_descriptors_before_the_hello_are_closed(daemon: DaemonProcess, watched:
 def test_descriptors_that_were_handed_over_are_closed_when_the_partition_ends(
     daemon: DaemonProcess, start_vmm: StartVmm
 ) -> None:
-    before = descriptor_count(daemon.pid)
+    before = settled_count(daemon, connections=0)
     vmm = start_vmm()
     vmm.do(LiveVmm.connect, daemon.socket)
     vmm.do(LiveVmm.attach, Watch.REQUIRED, promise=False)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.verify
 
 SECONDS = 60.0
 SECONDS_TO_BE_FOUND_OUT = 60.0
+SECONDS_OF_SLOW_SERVING = 15.0
 
 
 def raced(
@@ -46,11 +47,19 @@ def test_a_daemon_that_lacks_a_part_of_the_order_is_found_out(tmp_path: Path, la
     assert found.stale
 
 
+def raced_beside_slow_serving(directory: Path, drain: Drain) -> Findings:
+    with DaemonProcess(directory, launch=launch("slow-to-serve"), environment=ENVIRONMENT) as daemon:
+        return raced(daemon, Mode.WATCHED, SECONDS_OF_SLOW_SERVING, Stop.AT_THE_FIRST_STALE_PAGE, drain)
+
+
 def test_a_race_that_looks_before_the_notifier_has_drained_finds_stale_pages(tmp_path: Path) -> None:
     """What the watched setting does not promise: a munmap returns when its event was read, not served."""
-    with DaemonProcess(tmp_path) as daemon:
-        found = raced(
-            daemon, Mode.WATCHED, SECONDS_TO_BE_FOUND_OUT, Stop.AT_THE_FIRST_STALE_PAGE, Drain.NOT_AT_ALL
-        )
+    found = raced_beside_slow_serving(tmp_path, Drain.NOT_AT_ALL)
     print(f"\nnot drained: {found}")
     assert found.stale
+
+
+def test_a_race_that_looks_after_the_notifier_has_drained_finds_none_however_slow_it_is(
+    tmp_path: Path,
+) -> None:
+    assert raced_beside_slow_serving(tmp_path, Drain.FIRST).stale == []

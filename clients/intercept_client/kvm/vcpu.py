@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from . import ioctls
@@ -100,7 +100,8 @@ class Vcpu:
                 return
             self._run[_IMMEDIATE_EXIT_AT] = 1
             if self._thread is not None:
-                signal.pthread_kill(self._thread, KICK_SIGNAL)
+                with suppress(BlockingIOError):  # as many kicks wait already as the kernel queues
+                    signal.pthread_kill(self._thread, KICK_SIGNAL)
 
     def finish_read(self, data: bytes) -> None:
         """What the guest's `MmioRead` finds; taken at the next `run`."""

@@ -6,11 +6,9 @@ costs the extents it touches, whether it spans a page or 64 GiB.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from intercept_protocol.addresses import GfnRange
 from intercept_protocol.outcomes import Access
-from interceptd.mapping import Mapping
+from interceptd.mapping import Mapping, insert_joined
 from interceptd.range_map import RangeMap
 
 GFNS_PER_TABLE_PAGE = 512
@@ -38,10 +36,6 @@ class SoftwareSlat:
     def no_access_gfns(self) -> int:
         return self._no_access_gfns
 
-    @property
-    def table_pages(self) -> int:
-        return -(-self._entries.page_count // GFNS_PER_TABLE_PAGE)
-
     def entry(self, gfn: int) -> Mapping | None:
         return self._entries.find(gfn)
 
@@ -57,34 +51,11 @@ class SoftwareSlat:
         """Write the entries of `mapping` over whatever is there."""
         self.clear(mapping.gfns)
         self._no_access_gfns += _no_access(mapping)
-        self._entries.insert(mapping if mapping.access else self._joined(mapping))
+        insert_joined(self._entries, mapping)
 
-    def _joined(self, mapping: Mapping) -> Mapping:
-        """Take out the NO_ACCESS neighbours that `mapping` continues, and return them all as one: memory that
-        is unmapped page by page must not cost an entry a page for ever."""
-        before = self._entries.find(mapping.start - 1)
-        if before is not None and _continues(before, mapping):
-            self._entries.carve(before)
-            mapping = replace(before, end=mapping.end)
-        after = self._entries.find(mapping.end)
-        if after is not None and _continues(mapping, after):
-            self._entries.carve(after)
-            mapping = replace(mapping, end=after.end)
-        return mapping
-
-    def clear(self, gfns: GfnRange) -> int:
-        """Remove the entries in `gfns`; returns how many gfns had one."""
-        taken = self._entries.carve(gfns)
-        self._no_access_gfns -= sum(_no_access(entry) for entry in taken)
-        return sum(entry.end - entry.start for entry in taken)
-
-
-def _continues(first: Mapping, second: Mapping) -> bool:
-    """Whether two entries are one NO_ACCESS range of one region."""
-    return (
-        first.access is second.access is Access.NONE
-        and first.start_uaddr_page + second.start - first.start == second.start_uaddr_page
-    )
+    def clear(self, gfns: GfnRange) -> None:
+        """Remove the entries in `gfns`."""
+        self._no_access_gfns -= sum(_no_access(entry) for entry in self._entries.carve(gfns))
 
 
 def _no_access(entry: Mapping) -> int:

@@ -1,0 +1,56 @@
+"""Sockets that a service manager listens on for us: sd_listen_fds(3), without its library.
+
+Owns $LISTEN_FDS and its companions, and the check of what came. Must not know what is served on them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Final
+
+from interceptd.listening import ListenError
+
+FIRST_DESCRIPTOR: Final = 3
+"""SD_LISTEN_FDS_START."""
+_VARIABLES: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+
+@dataclass(frozen=True, slots=True)
+class PassedSockets:
+    """Listening sockets by their name, FileDescriptorName= in a socket unit; None: bind it yourself."""
+
+    vmm: socket.socket | None = None
+    operator: socket.socket | None = None
+
+
+def take_passed_sockets(environment: MutableMapping[str, str], pid: int) -> PassedSockets:
+    """Take what was passed to the process `pid`, out of the environment too. Raises `ListenError`."""
+    count, meant_for, names = (environment.pop(name, "") for name in _VARIABLES)
+    if meant_for != str(pid) or not count.isdecimal() or count == "0":
+        return PassedSockets()
+    named = names.split(":") if names else ["vmm"]
+    if len(named) != int(count):
+        raise ListenError(f"LISTEN_FDNAMES: expected {count} names, vmm or operator, got {names!r}")
+    taken: dict[str, socket.socket] = {}
+    for descriptor, name in enumerate(named, start=FIRST_DESCRIPTOR):
+        if name not in ("vmm", "operator") or name in taken:
+            raise ListenError(f"LISTEN_FDNAMES: expected vmm and operator, each once, got {names!r}")
+        taken[name] = _checked(descriptor, name)
+    return PassedSockets(**taken)
+
+
+def _checked(descriptor: int, name: str) -> socket.socket:
+    """The socket behind a descriptor, if it is one that we can serve on."""
+    try:
+        os.set_inheritable(descriptor, False)
+        passed = socket.socket(fileno=descriptor)
+        listens = passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise ListenError(f"passed descriptor {descriptor} ({name}): {error.strerror}") from error
+    if (passed.family, passed.type) != (socket.AF_UNIX, socket.SOCK_STREAM) or not listens:
+        passed.close()
+        raise ListenError(f"passed descriptor {descriptor} ({name}): expected a listening Unix stream socket")
+    return passed

@@ -1,0 +1,144 @@
+"""`interceptctl doctor`: what is missing, for what, with its mend."""
+
+from __future__ import annotations
+
+import json
+import resource
+import socket
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fakes.scripted_daemon import ScriptedDaemon, hello, replies
+from intercept_client import userfaultfd
+from intercept_client.userfaultfd import Permission, UserfaultfdNotPermitted, UserfaultfdNotSupported
+from intercept_protocol.messages import DaemonStatistics
+from interceptctl.cli import main
+from interceptctl.doctor import command, kernel, sockets
+from interceptctl.doctor.finding import Finding, Setting, State
+
+STATISTICS = DaemonStatistics(
+    uptime_ms=90_000, partitions=0, vps=0, connections=1, connections_without_hello=0, tasks=9,
+    partitions_created=0, partitions_lost=0, connections_refused=0, intercepts={}, invalidations=0,
+)  # fmt: skip
+FINE = Finding("kernel thing", Setting.LIVE, State.OK, "is there")
+LIMITED = Finding("old kernel", Setting.LIVE, State.LIMITED, "slower", "a newer one")
+MISSING = Finding("/dev/kvm", Setting.GUESTS, State.MISSING, "permission denied", "join the group kvm")
+
+
+def doctor(monkeypatch: pytest.MonkeyPatch, findings: list[Finding], *arguments: str) -> Result:
+    monkeypatch.setattr(command, "examine", lambda _: findings)
+    return CliRunner().invoke(main, ["doctor", *arguments])
+
+
+@pytest.mark.parametrize(("findings", "code"), [([FINE, LIMITED], 0), ([FINE, LIMITED, MISSING], 1)])
+def test_the_exit_code_is_1_only_if_something_is_missing(
+    monkeypatch: pytest.MonkeyPatch, findings: list[Finding], code: int
+) -> None:
+    assert doctor(monkeypatch, findings).exit_code == code
+
+
+def test_a_setting_leaves_out_what_only_later_ones_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = doctor(monkeypatch, [FINE, MISSING], "--for", "live")
+    assert (result.exit_code, "/dev/kvm" in result.stdout) == (0, False)
+
+
+def test_json_has_every_field_of_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = doctor(monkeypatch, [MISSING], "--json")
+    assert json.loads(result.stdout) == {
+        "findings": [
+            {
+                "name": "/dev/kvm",
+                "setting": "guests",
+                "state": "missing",
+                "found": "permission denied",
+                "mend": "join the group kvm",
+            }
+        ]
+    }
+
+
+def test_the_table_of_this_machine_fits_80_columns_and_shows_mends(socket_path: Path) -> None:
+    result = CliRunner().invoke(main, ["--socket", str(socket_path), "doctor"])
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+    assert "mend: start interceptd" in result.stdout
+
+
+def test_an_operator_socket_that_answers_is_ok(socket_path: Path) -> None:
+    with ScriptedDaemon(socket_path, ([*hello(), *replies(STATISTICS)],)):
+        found = sockets.operator_socket(str(socket_path))
+    assert (found.state, found.found) == (State.OK, f"{socket_path} answers, up 1m30s")
+
+
+def test_a_socket_that_is_not_there_is_limited_and_a_file_in_its_place_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "operator.sock"
+    before = sockets.operator_socket(str(path))
+    path.touch()
+    after = sockets.operator_socket(str(path))
+    assert (before.state, after.state, after.found) == (State.LIMITED, State.MISSING, f"{path}: is no socket")
+
+
+def test_a_vmm_socket_that_nobody_listens_on_is_missing(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
+        stale.bind(str(tmp_path / "vmm.sock"))
+    found = sockets.vmm_socket(str(tmp_path / "operator.sock"))
+    assert (found.state, "Connection refused" in found.found) == (State.MISSING, True)
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_missing() -> None:
+    found = sockets.operator_socket("/" + "x" * 107)
+    assert (found.state, "longer than 107 bytes" in found.found) == (State.MISSING, True)
+
+
+def test_a_kernel_without_procmap_query_is_limited(tmp_path: Path) -> None:
+    (tmp_path / "maps").touch()  # a plain file knows the ioctl no better than an old kernel
+    found = kernel.procmap_query(str(tmp_path / "maps"))
+    assert (found.state, found.mend) == (State.LIMITED, "Linux 6.11 or newer")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "mend"),
+    [
+        (UserfaultfdNotSupported(38, "no"), "a kernel with CONFIG_USERFAULTFD"),
+        (
+            UserfaultfdNotPermitted(1, "no", [Permission.SECCOMP, Permission.DEVICE_MODE]),
+            f"allow userfaultfd in the seccomp profile, or give the VMMs' group {userfaultfd.DEVICE}",
+        ),
+    ],
+)
+def test_a_userfaultfd_that_cannot_be_is_missing_with_every_mend(
+    monkeypatch: pytest.MonkeyPatch, refusal: OSError, mend: str
+) -> None:
+    def refuse() -> int:
+        raise refusal
+
+    monkeypatch.setattr(kernel, "open_userfaultfd", refuse)
+    found = kernel.userfaultfd()
+    assert (found.state, found.mend.startswith(mend)) == (State.MISSING, True)
+
+
+def test_every_permission_has_a_mend() -> None:
+    assert set(kernel._MENDS) == set(Permission)
+
+
+def test_a_device_that_is_not_there_is_missing_for_guests(tmp_path: Path) -> None:
+    found = kernel.kvm(str(tmp_path / "kvm"))
+    assert (found.state, found.found) == (State.MISSING, "No such file or directory")
+
+
+def test_a_userfaultfd_device_shows_its_mode(tmp_path: Path) -> None:
+    device = tmp_path / "userfaultfd"
+    device.touch(0o640)
+    shown, gone = kernel.userfaultfd_device(str(device)), kernel.userfaultfd_device(str(tmp_path / "no"))
+    assert (shown.state, shown.found) == (State.OK, "mode 0640, for this user")
+    assert gone.state is State.LIMITED
+
+
+def test_a_hard_limit_of_descriptors_that_is_low_is_limited() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert [kernel.descriptors(hard).state, kernel.descriptors(hard + 1).state] == [State.OK, State.LIMITED]
+
+
+def test_a_sysctl_that_is_not_there_is_limited(tmp_path: Path) -> None:
+    assert kernel.userfaultfd_sysctl(str(tmp_path / "none")).state is State.LIMITED
