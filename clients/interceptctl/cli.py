@@ -23,10 +23,14 @@ from intercept_protocol.messages import (
 )
 
 from . import asking, render
+from .doctor.command import doctor_command
 from .exercise.command import exercise_command
 from .guest.command import guest_command
+from .top.command import top_command
 
 DEFAULT_SOCKET: Final = "/run/interceptd/operator.sock"
+HEALTH_TIMEOUT: Final = 3.0
+"""Seconds: under the timeouts of the probes in deploy/."""
 
 _HELP = """Look at a running interceptd, and steer it.
 
@@ -105,6 +109,19 @@ def show_statistics(path: str, partition_id: int | None, *, as_json: bool) -> No
             _print(inspection.statistics, render.partition_statistics, as_json=as_json)
 
 
+@main.command("health")
+@_as_json
+@click.pass_obj
+def show_health(path: str, *, as_json: bool) -> None:
+    """Exit 0 if the daemon answers its operator, for probes; 3 if it does not."""
+    with asking.operator(path, HEALTH_TIMEOUT) as operator:
+        statistics = operator.call(OperatorStatistics())
+    if as_json:
+        _print_json(statistics)
+    else:
+        click.echo(f"serving {statistics.partitions} partitions, {statistics.vps} VPs")
+
+
 @main.command("policy")
 @_partition_id
 @click.option(
@@ -161,5 +178,7 @@ def _print_json(value: object) -> None:
     click.echo(json.dumps(msgspec.to_builtins(value), indent=2))
 
 
+main.add_command(doctor_command)
 main.add_command(exercise_command)
 main.add_command(guest_command)
+main.add_command(top_command)

@@ -28,7 +28,12 @@ from . import words
 
 def show(renderable: RenderableType) -> None:
     """Print to stdout; 80 columns wide when it is not a terminal."""
-    Console(highlight=False, emoji=False, markup=False).print(renderable)
+    console().print(renderable)
+
+
+def console() -> Console:
+    """Stdout, which text is written to as it is."""
+    return Console(highlight=False, emoji=False, markup=False)
 
 
 def partitions(summaries: Sequence[PartitionSummary]) -> RenderableType:

@@ -32,14 +32,10 @@ def take_passed_sockets(environment: MutableMapping[str, str], pid: int) -> Pass
     if meant_for != str(pid) or not count.isdecimal() or count == "0":
         return PassedSockets()
     named = names.split(":") if names else ["vmm"]
-    if len(named) != int(count):
-        raise ListenError(f"LISTEN_FDNAMES: expected {count} names, vmm or operator, got {names!r}")
-    taken: dict[str, socket.socket] = {}
-    for descriptor, name in enumerate(named, start=FIRST_DESCRIPTOR):
-        if name not in ("vmm", "operator") or name in taken:
-            raise ListenError(f"LISTEN_FDNAMES: expected vmm and operator, each once, got {names!r}")
-        taken[name] = _checked(descriptor, name)
-    return PassedSockets(**taken)
+    if len(named) != int(count) or len(set(named)) != len(named) or not {"vmm", "operator"}.issuperset(named):
+        raise ListenError(f"LISTEN_FDNAMES: expected vmm, operator or both for {count}, got {names!r}")
+    numbered = enumerate(named, start=FIRST_DESCRIPTOR)
+    return PassedSockets(**{name: _checked(descriptor, name) for descriptor, name in numbered})
 
 
 def _checked(descriptor: int, name: str) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import socket
 from pathlib import Path
@@ -28,7 +29,7 @@ MISSING = Finding("/dev/kvm", Setting.GUESTS, State.MISSING, "permission denied"
 
 
 def doctor(monkeypatch: pytest.MonkeyPatch, findings: list[Finding], *arguments: str) -> Result:
-    monkeypatch.setattr(command, "examine", lambda _: findings)
+    monkeypatch.setattr(command, "examine", lambda *_: findings)
     return CliRunner().invoke(main, ["doctor", *arguments])
 
 
@@ -82,8 +83,28 @@ def test_a_socket_that_is_not_there_is_limited_and_a_file_in_its_place_is_missin
 def test_a_vmm_socket_that_nobody_listens_on_is_missing(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
         stale.bind(str(tmp_path / "vmm.sock"))
-    found = sockets.vmm_socket(str(tmp_path / "operator.sock"))
+    found = sockets.vmm_socket(str(tmp_path / "vmm.sock"))
     assert (found.state, "Connection refused" in found.found) == (State.MISSING, True)
+
+
+def test_who_may_not_be_an_operator_is_limited_and_who_may_not_be_a_vmm_is_missing(
+    socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as for a user who is not root
+    with ScriptedDaemon(socket_path, ()):
+        operator, vmm = sockets.operator_socket(str(socket_path)), sockets.vmm_socket(str(socket_path))
+    assert (operator.state, vmm.state) == (State.LIMITED, State.MISSING)
+    assert "not for this user" in operator.found
+
+
+def test_the_vmms_socket_may_be_elsewhere(socket_path: Path, tmp_path: Path) -> None:
+    elsewhere = str(tmp_path / "vmms" / "vmm.sock")
+    arguments = ["--socket", str(socket_path), "doctor", "--json", "--vmm-socket", elsewhere]
+    findings = json.loads(CliRunner().invoke(main, arguments).stdout)["findings"]
+    assert [item["found"] for item in findings[:2]] == [
+        f"{socket_path}: not there",
+        f"{elsewhere}: not there",
+    ]
 
 
 def test_a_path_that_is_too_long_for_a_socket_is_missing() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.cells import cell_len
 from rich.console import Console
 
 from fakes.scripted_daemon import Hear, Refuse, ScriptedDaemon, Step, hello, replies
@@ -125,7 +126,7 @@ def test_a_frame_of_many_partitions_fits_80_columns_and_24_lines() -> None:
         second_of(sample(0), sample(1, *huge), sample(2, *(summary(10**6 + n, 10**15) for n in range(60)))),
         24,
     )
-    assert (len(lines) <= 24, max(len(line) for line in lines) <= 80) == (True, True)
+    assert (len(lines) <= 24, max(map(cell_len, lines)) <= 80) == (True, True)
     assert lines[-1] == "and 41 more, with less to do"
     assert "1000000" in "".join(lines)
 
@@ -199,6 +200,17 @@ def test_top_without_a_terminal_needs_once(socket_path: Path, arguments: list[st
     assert (result.exit_code, "--once" in result.stderr) == (2, True)
 
 
+def test_top_on_a_terminal_that_cannot_move_its_cursor_needs_once(socket_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "interceptctl", "--socket", str(socket_path), "top"]
+    dumb = os.environ | {"TERM": "dumb"}
+    with open(ours, "rb"), open(theirs, "wb") as terminal:
+        ended = subprocess.run(
+            command, stdout=terminal, stderr=subprocess.PIPE, env=dumb, timeout=20, check=False
+        )
+    assert (ended.returncode, b"--once" in ended.stderr) == (2, True)
+
+
 def test_health_of_a_daemon_that_answers_is_0(socket_path: Path) -> None:
     result = run(socket_path, replies(daemon(1)), "health")
     assert (result.exit_code, result.stdout) == (0, "serving 1 partitions, 4 VPs\n")
@@ -208,12 +220,14 @@ def test_health_of_a_daemon_that_is_not_there_is_3(socket_path: Path) -> None:
     assert CliRunner().invoke(main, ["--socket", str(socket_path), "health"]).exit_code == 3
 
 
-def test_top_on_a_terminal_shows_frames_until_interrupted(socket_path: Path) -> None:
+def test_top_on_a_terminal_shows_a_frame_and_ends_when_interrupted(socket_path: Path) -> None:
     ours, theirs = pty.openpty()
-    steps = [*hello(), *(step for number in range(200) for step in asked(1000 * number, number))]
-    command = [sys.executable, "-m", "interceptctl", "--socket", str(socket_path), "top", "--interval", "0.1"]
+    steps = [*hello(), *asked(1000, 100)]
+    command = [sys.executable, "-m", "interceptctl", "--socket", str(socket_path), "top", "--interval", "60"]
     with open(ours, "rb", buffering=0) as screen, ScriptedDaemon(socket_path, (steps,)):
-        process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+        process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"}
+        )
         os.close(theirs)
         seen = b""
         while b"INT/s WAS" not in seen:
@@ -223,5 +237,6 @@ def test_top_on_a_terminal_shows_frames_until_interrupted(socket_path: Path) -> 
             while more := screen.read(4096):
                 seen += more
         assert process.wait(20) == 0
-    assert (b"\x1b[?1049h" in seen, seen.rstrip().endswith(b"\x1b[?25h")) == (True, True)
+    assert seen.index(b"\x1b[?1049h") < seen.index(b"\x1b[?1049l")  # its own screen, and back
+    assert seen.rindex(b"\x1b[?25l") < seen.rindex(b"\x1b[?25h")  # the cursor is there again
     assert b"Traceback" not in seen

@@ -1,0 +1,78 @@
+"""Whether the daemon's two sockets are there, and for us.
+
+Owns the reading of what is at their paths; must not know what is said on them beyond that it is answered.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from typing import Final
+
+from intercept_protocol.messages import OperatorStatistics
+from interceptctl import asking, words
+
+from .finding import Finding, Setting, State
+
+LONGEST_PATH: Final = 107
+"""Bytes: sun_path less its terminator, unix(7)."""
+
+
+def operator_socket(path: str) -> Finding:
+    name, setting = "operator socket", Setting.MODEL
+    trouble = _trouble(name, path, denied=State.LIMITED)  # VMMs do without
+    if trouble is not None:
+        return trouble
+    try:
+        with asking.operator(path) as operator:
+            age = words.duration(operator.call(OperatorStatistics()).uptime_ms)
+    except asking.Unreachable as error:
+        return Finding(name, setting, State.MISSING, error.message, "restart the daemon, and read its log")
+    except asking.Refused as error:
+        return Finding(name, setting, State.MISSING, error.message, "name this uid in allowed_uids")
+    return Finding(name, setting, State.OK, f"{path} answers, up {age}")
+
+
+def vmm_socket(path: str) -> Finding:
+    name, setting = "VMM socket", Setting.MODEL
+    trouble = _trouble(name, path, denied=State.MISSING)
+    if trouble is not None:
+        return trouble
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except OSError as error:
+            found = f"{path}: {error.strerror}"
+            return Finding(name, setting, State.MISSING, found, "restart the daemon, and read its log")
+    return Finding(name, setting, State.OK, f"{path} takes connections, mode {_mode(path):04o}")
+
+
+def _trouble(name: str, path: str, denied: State) -> Finding | None:
+    """What is wrong with a path before anybody is asked; `denied`: how bad it is not to be let in."""
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        found = f"{path}: longer than {LONGEST_PATH} bytes"
+        return Finding(name, Setting.MODEL, State.MISSING, found, "a shorter path")
+    try:
+        is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
+    except FileNotFoundError:
+        mend = "start interceptd, or say where: --socket, --vmm-socket"
+        return Finding(name, Setting.MODEL, State.LIMITED, f"{path}: not there", mend)
+    except PermissionError as error:
+        found = f"{path}: {error.strerror}"
+        return Finding(name, Setting.MODEL, denied, found, "let this user into its directory")
+    except OSError as error:
+        found = f"{path}: {error.strerror}"
+        return Finding(name, Setting.MODEL, State.MISSING, found, "another path")
+    if not is_socket:
+        return Finding(name, Setting.MODEL, State.MISSING, f"{path}: is no socket", "another path")
+    if not os.access(path, os.W_OK):
+        found = f"{path}: mode {_mode(path):04o}, not for this user"
+        mend = "become its owner, or for VMMs: join its group"
+        return Finding(name, Setting.MODEL, denied, found, mend)
+    return None
+
+
+def _mode(path: str) -> int:
+    return stat.S_IMODE(os.stat(path).st_mode)

@@ -1,0 +1,92 @@
+"""The shipped configuration: what it says of the defaults is what the defaults are."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from interceptd.config import Config, load_config
+
+EXAMPLE = Path(__file__).parents[2] / "deploy" / "interceptd.toml"
+SHOWN = re.compile(r"^#(?=\w+ = )", re.MULTILINE)
+"""What makes a comment of a default: a # with no blank after it."""
+UNSET = {"operator_socket": Config().operator_path, "allowed_uids": [0]}
+"""Defaults that depend on the other keys or on who runs: what the example shows for them."""
+
+
+def flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Every key by its dotted name."""
+    keys: dict[str, object] = {}
+    for name, value in table.items():
+        keys |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return keys
+
+
+def test_the_example_as_shipped_changes_no_default() -> None:
+    assert load_config(EXAMPLE) == Config()
+
+
+def test_the_example_shows_every_key_and_its_default() -> None:
+    shown = flat(tomllib.loads(SHOWN.sub("", EXAMPLE.read_text())))
+    assert shown == flat(msgspec.to_builtins(Config())) | UNSET
+
+
+def test_every_key_of_the_example_has_a_comment_above_it() -> None:
+    lines = EXAMPLE.read_text().splitlines()
+    bare = [line for above, line in itertools.pairwise(lines) if SHOWN.match(line) and above[:2] != "# "]
+    assert bare == []
+
+
+def test_every_duration_of_the_example_names_its_unit() -> None:
+    text = EXAMPLE.read_text()
+    assert re.findall(r"^# .*\bms\b.*\n#(\w+_ms) = ", text, re.MULTILINE) == re.findall(
+        r"^#(\w+_ms) =", text, re.MULTILINE
+    )
+
+
+def check_config(file: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "interceptd", "check-config", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+
+
+def test_check_config_of_the_example_says_what_it_would_do() -> None:
+    checked = check_config(EXAMPLE)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert checked.stdout.startswith(f"{EXAMPLE}: would serve VMMs of uids 0")
+    assert (
+        "at /run/interceptd/vmm.sock (mode 0660) and operators at /run/interceptd/operator.sock"
+        in checked.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("limits.operators = 0", "limits.operators: expected `int` >= 1"),
+        ("log.colour = true", "log.colour: is no key of this table"),
+        ("[limits", "is not TOML: "),
+    ],
+)
+def test_check_config_of_a_wrong_file_names_file_key_and_expectation(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text(text)
+    checked = check_config(file)
+    assert (checked.returncode, checked.stdout) == (1, "")
+    assert checked.stderr.startswith(f"Error: {file}: {complaint}")
+
+
+def test_check_config_binds_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "interceptd.toml"
+    file.write_text(f'socket = "{tmp_path}/vmm.sock"')
+    assert check_config(file).returncode == 0
+    assert list(tmp_path.iterdir()) == [file]

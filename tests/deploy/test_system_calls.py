@@ -1,0 +1,55 @@
+"""The services' system call filter lets through what the daemon really calls."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fakes.daemon_process import DaemonProcess
+from fakes.witness import Witness
+
+UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "interceptd.service"
+STRACE, ANALYZE = shutil.which("strace"), shutil.which("systemd-analyze")
+ALWAYS = ("@default", "execve")
+"""What systemd allows whatever the filter says, and what it starts the service with."""
+
+
+def members(group: str) -> frozenset[str]:
+    """The system calls of a group of systemd's, those of the groups in it too; a call is its own group."""
+    if not group.startswith("@"):
+        return frozenset({group})
+    command = [str(ANALYZE), "--no-pager", "syscall-filter", group]
+    listed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    names = [line.strip() for line in listed.splitlines()[1:] if not line.strip().startswith("#")]
+    return frozenset().union(*(members(name) for name in names if name))
+
+
+def allowed() -> frozenset[str]:
+    """What the unit's lines leave, in their order: the first allows, ~ takes away, later ones give back."""
+    calls = frozenset().union(*map(members, ALWAYS))
+    for tilde, names in re.findall(r"^SystemCallFilter=(~?)(.+)$", UNIT.read_text(), re.MULTILINE):
+        named = frozenset().union(*map(members, names.split()))
+        calls = calls - named if tilde else calls | named
+    return calls
+
+
+@pytest.mark.skipif(
+    None in (STRACE, ANALYZE), reason="needs strace and systemd-analyze, of Debian's strace and systemd"
+)
+def test_a_daemons_life_needs_no_system_call_that_its_unit_refuses(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    launch = [str(STRACE), "-f", "-qq", "-o", str(trace), sys.executable, "-m", "interceptd"]
+    with DaemonProcess(tmp_path, launch=launch) as daemon:
+        daemon.wait_serving()
+        with Witness(daemon.socket) as witness:
+            assert witness.serve() == Witness.SERVED
+        daemon.operator().ask("drain", {"timeout_ms": 5000})
+        assert daemon.wait_ended() == 0
+    called = set(re.findall(r"^\d+ +(\w+)\(", trace.read_text(), re.MULTILINE))
+    assert "accept4" in called
+    assert called - allowed() == set()

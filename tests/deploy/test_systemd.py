@@ -1,0 +1,85 @@
+"""The systemd units, judged by systemd's own tools."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+SYSTEMD = Path(__file__).parents[2] / "deploy" / "systemd"
+ANALYZE = shutil.which("systemd-analyze")
+needs_analyze = pytest.mark.skipif(
+    ANALYZE is None, reason="needs systemd-analyze, of Debian's systemd package"
+)
+SERVICES = ["interceptd.service", "interceptd@web.service"]
+SAFE = 1.0
+"""Exposure, of 10, that a service may have."""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A file system with our units and their command, and systemd's own units beside them."""
+    shutil.copytree("/lib/systemd/system", tmp_path / "usr/lib/systemd/system", symlinks=True)
+    for unit in SYSTEMD.glob("interceptd*.s*"):
+        shutil.copy(unit, tmp_path / "usr/lib/systemd/system")
+    command = tmp_path / "usr/bin/interceptd"
+    command.parent.mkdir()
+    command.touch(0o755)
+    return tmp_path
+
+
+def analyze(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(ANALYZE), "--no-pager", *arguments[:1], f"--root={root}", *arguments[1:]]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def directives(name: str) -> Sequence[tuple[str, str]]:
+    """Every directive of a unit file, in order."""
+    lines = (SYSTEMD / name).read_text().splitlines()
+    return [(key, value) for key, _, value in (line.partition("=") for line in lines) if key.isalpha()]
+
+
+@needs_analyze
+@pytest.mark.parametrize("unit", [*SERVICES, "interceptd.socket"])
+def test_systemd_finds_nothing_wrong_with_a_unit(root: Path, unit: str) -> None:
+    verified = analyze(root, "verify", "--man=no", "--recursive-errors=no", unit)
+    assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
+
+
+@needs_analyze
+@pytest.mark.parametrize("unit", SERVICES)
+def test_a_service_is_hardly_exposed(root: Path, unit: str) -> None:
+    judged = analyze(root, "security", "--offline=true", unit)
+    score = re.search(r"exposure level for \S+: ([\d.]+)", judged.stdout)
+    assert score is not None, judged.stdout + judged.stderr
+    assert float(score[1]) <= SAFE
+
+
+@pytest.mark.parametrize("name", ["interceptd.service", "interceptd@.service"])
+@pytest.mark.parametrize("breaking", ["PrivateUsers", "ProtectProc", "ProcSubset"])
+def test_what_would_break_the_daemon_is_not_in_a_service(name: str, breaking: str) -> None:
+    assert breaking not in dict(directives(name))
+
+
+def test_the_instances_are_hardened_as_the_service_is() -> None:
+    own = {"Description", "After", "User", "Group", "DynamicUser", "ExecStart", "ExecStartPre", "LimitNOFILE"}
+    own |= {"RuntimeDirectory", "RuntimeDirectoryPreserve", "Also"}
+    shared, instance = (
+        [pair for pair in directives(name) if pair[0] not in own]
+        for name in ("interceptd.service", "interceptd@.service")
+    )
+    assert instance == shared
+
+
+def test_the_socket_unit_passes_the_vmms_socket_under_its_name() -> None:
+    unit = ConfigParser(interpolation=None)
+    unit.read(SYSTEMD / "interceptd.socket")
+    assert (unit["Socket"]["ListenStream"], unit["Socket"]["FileDescriptorName"]) == (
+        "/run/interceptd/vmm.sock",
+        "vmm",
+    )
