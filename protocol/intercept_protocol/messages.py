@@ -1,6 +1,6 @@
 """Every request and reply of the wire, typed.
 
-Owns names, fields, types and defaults; must not know how a request is carried out. `decode_request` checks
+Owns names, fields, types and defaults; must not know how a request is carried out. `codec` checks
 field by field and names the one that is wrong. Integers are u64 on the wire, so only their sign is checked
 here; what a value may be in context (overlap, limits) is the service's to say.
 """

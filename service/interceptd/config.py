@@ -39,6 +39,8 @@ class Limits(_Table, frozen=True, kw_only=True):
     vps_per_partition: Annotated[int, Meta(ge=1, le=256)] = 256
     notifiers_per_partition: Count = 64
     regions_per_partition: Count = 1 << 20
+    mappings_per_partition: Count = 1 << 20
+    """Pieces in which a partition is mapped; neighbours that continue each other are one."""
     vmas_per_partition: Count = 1 << 20
     open_invalidations_per_partition: Count = 1024
     deposit_pages_per_partition: Count = 1 << 20

@@ -75,7 +75,8 @@ class Connection:
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
-            self.drop_descriptors()
+            with suppress(ProtocolViolation):
+                self.drop_descriptors()
 
     async def receive(self) -> rpc.Request | None:
         """The next request, None when the peer has closed. Raises `ProtocolViolation`, `ConnectionGone`."""
@@ -181,6 +182,7 @@ class Connection:
             if not data:
                 return None
             self._receiver.receive_data(data)
+            await trio.lowlevel.checkpoint()  # scanning a long message takes its time
         return message
 
     async def _read(self) -> bytes:

@@ -6,11 +6,17 @@ Owns receiving them (SCM_RIGHTS, unix(7)) and closing those that nobody took. Mu
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
+import threading
+
+from intercept_protocol.errors import ProtocolViolation
 
 KEPT = 4
 """Descriptors kept at most; one more than any method takes, so that the method can say what it got."""
+CLOSING = 4
+"""Batches that may be closing at a time."""
 SCM_MAX_FD = 253
 """What one message can bring, include/net/scm.h."""
 _ANCILLARY_BYTES = socket.CMSG_SPACE(SCM_MAX_FD * array.array("i").itemsize)
@@ -19,6 +25,7 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(SCM_MAX_FD * array.array("i").itemsize)
 class DescriptorBox:
     def __init__(self) -> None:
         self._kept: list[int] = []
+        self._closing: list[threading.Thread] = []
         self.received = 0
         """How many came since the last `take` or `drop`, those that were closed at once included."""
 
@@ -38,13 +45,31 @@ class DescriptorBox:
         return taken
 
     def drop(self) -> None:
-        """Close what nobody took."""
-        for descriptor in self.take():
-            os.close(descriptor)
+        """Close what nobody took. Raises `ProtocolViolation` for a peer whose descriptors do not let go."""
+        self._dispose(self.take())
 
     def _keep(self, descriptors: list[int]) -> None:
         self.received += len(descriptors)
         room = KEPT - len(self._kept)
         self._kept += descriptors[:room]
-        for descriptor in descriptors[room:]:
+        self._dispose(descriptors[room:])
+
+    def _dispose(self, descriptors: list[int]) -> None:
+        if not descriptors:
+            return
+        self._closing = [thread for thread in self._closing if thread.is_alive()]
+        self._closing.append(close_aside(descriptors))
+        if len(self._closing) > CLOSING:
+            raise ProtocolViolation(errno.EPROTO, "closing the descriptors that were sent takes too long")
+
+
+def close_aside(descriptors: list[int]) -> threading.Thread:
+    """Close in a thread: a file on a peer's FUSE mount takes as long to close as the peer likes."""
+
+    def close() -> None:
+        for descriptor in descriptors:
             os.close(descriptor)
+
+    thread = threading.Thread(target=close, name="close descriptors", daemon=True)
+    thread.start()
+    return thread

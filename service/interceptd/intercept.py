@@ -53,9 +53,16 @@ class InterceptPath:
                         await over.wait()
                     case Attempt() as attempt:
                         answer = Answer.CONTENDED
+                        if self._may_wait() and (instead := about_to_wait()) is not None:
+                            self._regions.finish(attempt)
+                            return instead
                         if (verdict := await self._try(attempt)) is not None:
                             return verdict
         return answer
+
+    def _may_wait(self) -> bool:
+        """Whether the next round may be held up by the VMM or by another's map."""
+        return self._address_space.may_block or self._regions.busy
 
     async def populate(self, region: Region) -> None:
         """Map a pinned region whole, or raise EFAULT and leave nothing of it.

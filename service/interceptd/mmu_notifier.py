@@ -46,15 +46,20 @@ class OpenInvalidation:
 class Batch:
     """The invalidations that one pass of the region manager serves."""
 
-    __slots__ = ("_pieces", "done")
+    __slots__ = ("_pieces", "collapsed", "done")
 
     def __init__(self) -> None:
         self._pieces: RangeMap[UaddrRange] = RangeMap()
+        self.collapsed = False
+        """Whether the pieces were too many, and all that is known is that some of everything is going."""
         self.done = trio.Event()
         """Set once no SLAT entry is left that was made from the old frames."""
 
     def __contains__(self, page: int) -> bool:
         return self._pieces.find(page) is not None
+
+    def touches(self, uaddrs: UaddrRange) -> bool:
+        return bool(self._pieces.overlapping(uaddrs))
 
     @property
     def pieces(self) -> list[UaddrRange]:
@@ -66,6 +71,7 @@ class Batch:
         if len(self._pieces) > PENDING_PIECES:
             self._pieces.carve(EVERYTHING)
             self._pieces.insert(EVERYTHING)
+            self.collapsed = True
 
 
 class MmuNotifier:
@@ -147,6 +153,13 @@ class MmuNotifier:
     def open_at(self, uaddrs: UaddrRange) -> OpenInvalidation | None:
         """An open invalidation that touches these pages."""
         return next(self._open_index.overlapping(uaddrs), None)
+
+    def is_invalidating(self, uaddrs: UaddrRange) -> bool:
+        """Whether some of these pages are in an open invalidation, or in one that is not served yet."""
+        batches = (self._pending, self._serving)
+        return self.open_at(uaddrs) is not None or any(
+            batch is not None and batch.touches(uaddrs) for batch in batches
+        )
 
     def cut_back(self, uaddrs: UaddrRange, page: int) -> UaddrRange:
         """The largest part of `uaddrs` around `page` that touches no invalidation that is open now."""

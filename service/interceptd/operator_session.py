@@ -80,7 +80,7 @@ def _summary(partition: Partition) -> messages.PartitionSummary:
 
 
 def _inspect(partition: Partition) -> messages.PartitionInspection:
-    regions = partition.regions.regions_from(0, messages.PartitionInspection.REGION_VIEWS)
+    regions = partition.regions.first_regions(messages.PartitionInspection.REGION_VIEWS)
     return messages.PartitionInspection(
         summary=_summary(partition),
         architecture=partition.request.architecture,

@@ -37,6 +37,8 @@ from interceptd.virtual_processor import VirtualProcessor
 
 log = structlog.get_logger()
 
+LAST_ANSWERS_SECONDS = 1.0
+"""How long VPs that wait have to be told that the partition is lost."""
 VMM_LEAVES_SECONDS = 0.5
 """A process that exits closes its connections one by one: within this it is an exit, beyond it the loss of
 the hypervisor connection."""
@@ -87,11 +89,11 @@ class Partition:
         failure: Exception | None = None
         try:
             async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self.regions.run)
+                self._nursery.start_soon(self._telling_vps, self.regions.run)
                 self._nursery.start_soon(self._end_with_memory)
                 try:
                     with self._serving:
-                        await serve_vmm()
+                        await self._telling_vps(serve_vmm)
                 except Exception as error:
                     if isinstance(error, PartitionLost):
                         raise
@@ -146,8 +148,11 @@ class Partition:
             if not self._vmm_left.is_set():
                 raise PartitionLost("the hypervisor connection closed")
 
+        def leave() -> None:
+            link.claimed = False  # for another, if this one left before it was welcomed
+
         link.claimed = True
-        self._spawn(connection, welcome, serve, lambda: None)
+        self._spawn(connection, welcome, serve, leave)
 
     def kick(self, vp_index: int) -> bool:
         """Kick one VP; False if there is no such VP."""
@@ -193,12 +198,24 @@ class Partition:
             try:
                 with closing(connection):
                     await connection.send(welcome)
-                    await serve()
+                    await self._telling_vps(serve)
             finally:
                 leave()
 
         assert self._nursery is not None, "only a partition that runs is found"
         self._nursery.start_soon(live)
+
+    async def _telling_vps(self, task: Callable[[], Awaitable[None]]) -> None:
+        """If the task loses the partition, no VP is left without its answer when all tasks are cancelled."""
+        try:
+            await task()
+        except PartitionLost:
+            with trio.CancelScope(shield=True), trio.move_on_after(LAST_ANSWERS_SECONDS):
+                for vp in list(self.vps.values()):
+                    vp.fail()
+                for vp in list(self.vps.values()):
+                    await vp.wait_quiet()
+            raise
 
     async def _end_with_memory(self) -> None:
         await self.memory.run()

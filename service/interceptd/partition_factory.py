@@ -58,6 +58,7 @@ class PartitionFactory:
             hypervisor=hypervisor,
             notifier=notifier,
             region_limit=limits.regions_per_partition,
+            mapping_limit=limits.mappings_per_partition,
             mmio_granularity=request.mmio_granularity,
         )
         return Partition(

@@ -16,10 +16,17 @@ import trio
 
 from intercept_protocol import codec, messages, rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
-from intercept_protocol.messages import CreatePartition, HelloReply, HelloVmm, PartitionHello
+from intercept_protocol.messages import (
+    AddressSpaceKind,
+    CreatePartition,
+    HelloReply,
+    HelloVmm,
+    PartitionHello,
+)
 from interceptd.calls import closing, serve_calls
 from interceptd.config import Config
 from interceptd.connection import Connection
+from interceptd.descriptor_box import DescriptorBox
 from interceptd.hello import Door, Visitor, admit
 from interceptd.notifier_session import NotifierSession
 from interceptd.operator_session import OperatorSession, Overview
@@ -207,7 +214,8 @@ class Reception:
     async def _live(self, partition: Partition, connection: Connection, msgid: int) -> None:
         created = messages.CreatePartitionReply(partition_id=partition.partition_id, token=partition.token)
 
-        descriptors = connection.box_descriptors()
+        live = partition.request.address_space is AddressSpaceKind.PROCESS
+        descriptors = connection.box_descriptors() if live else DescriptorBox()
 
         async def serve() -> None:
             await connection.send(rpc.encode_result(msgid, codec.to_fields(created)))

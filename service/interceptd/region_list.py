@@ -40,11 +40,6 @@ class RegionList:
             return region if gfn < region.gfns.end else None
         return None
 
-    def from_gfn(self, gfn: int, count: int) -> list[Region]:
-        """Up to `count` regions that start at or above `gfn`."""
-        starts = self._by_gfn.irange(minimum=gfn)
-        return [self._by_gfn[start] for start, _ in zip(starts, range(count), strict=False)]
-
     def behind(self, uaddrs: UaddrRange) -> Iterator[Region]:
         """Every region that is backed by some of these pages, aliases included; do not edit under it."""
         return self._by_uaddr.overlapping(uaddrs)

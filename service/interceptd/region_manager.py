@@ -14,6 +14,7 @@ import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import structlog
 import trio
@@ -57,11 +58,13 @@ class RegionManager:
         hypervisor: Hypervisor,
         notifier: MmuNotifier,
         region_limit: int,
+        mapping_limit: int,
         mmio_granularity: MmioGranularity,
     ) -> None:
         self.mmio_granularity = mmio_granularity
         self._hypervisor = hypervisor
         self._notifier = notifier
+        self._mapping_limit = mapping_limit
         self._regions = RegionList(region_limit)
         self._mappings: RangeMap[Mapping] = RangeMap()
         self._lock = trio.Lock()
@@ -70,12 +73,17 @@ class RegionManager:
     # ------------------------------------------------ looking up: synchronous, no lock
 
     @property
+    def busy(self) -> bool:
+        """Whether the lock is held: a commit would have to wait."""
+        return self._lock.locked()
+
+    @property
     def region_count(self) -> int:
         return len(self._regions)
 
-    def regions_from(self, gfn: int, count: int) -> list[tuple[Region, int]]:
-        """Up to `count` regions that start at or above `gfn`, each with its number of mapped gfns."""
-        return [(region, self._mapped_gfns(region.gfns)) for region in self._regions.from_gfn(gfn, count)]
+    def first_regions(self, count: int) -> list[tuple[Region, int]]:
+        """Up to `count` regions in the order of their gfns, each with its number of mapped gfns."""
+        return [(region, self._mapped_gfns(region.gfns)) for region in islice(self._regions, count)]
 
     def look(
         self, gfn: int, access: Access, hint: Mapping | None = None
@@ -112,10 +120,9 @@ class RegionManager:
 
     def begin_whole(self, region: Region) -> Attempt:
         """An attempt over all of a pinned region; EFAULT if some of it is being invalidated."""
-        if (entry := self._notifier.open_at(region.uaddrs)) is not None:
+        if self._notifier.is_invalidating(region.uaddrs):
             raise WireError(
-                errno.EFAULT,
-                f"pinned region {region.gfns} cannot be populated: {entry.uaddrs} is being invalidated",
+                errno.EFAULT, f"pinned region {region.gfns} cannot be populated: it is being invalidated"
             )
         window = self._notifier.open_window(region.uaddrs)
         return Attempt(region, region.gfns.start, Access.READ, window)
@@ -130,15 +137,16 @@ class RegionManager:
         """Map what the attempt resolved; None if it went stale meanwhile, and nothing was decided.
 
         Only the gaps are mapped, because another VP may have mapped parts. All or nothing: a refusal undoes
-        what this call mapped and nothing else, and is the answer HYPERVISOR_ERROR.
+        what this call mapped and nothing else, and is the answer HYPERVISOR_ERROR. (What had fewer rights and
+        was to get more is left unmapped then, and faults again.)
         """
         async with self._lock:
             if attempt.stale:
                 return None
             made: list[Mapping] = []
             with trio.CancelScope(shield=True):
-                for passed, extent in enumerate(extents, start=1):
-                    for gap in self._gaps(self._wanted(attempt, extent)):
+                for passed, part in enumerate(self._in_parts(attempt, extents), start=1):
+                    for gap in self._gaps(part):
                         try:
                             await self._map(attempt.region, gap)
                         except HypervisorError as error:
@@ -146,6 +154,7 @@ class RegionManager:
                             await self._undo(attempt.region, made)
                             return Answer.HYPERVISOR_ERROR
                         made.append(gap)
+                        await _let_others_run(len(made))
                     await _let_others_run(passed)
             return Answer.MAPPED if made else Answer.ALREADY_MAPPED
 
@@ -190,7 +199,7 @@ class RegionManager:
                     (region, uaddrs) for uaddrs in batch.pieces for region in self._regions.behind(uaddrs)
                 )
                 for passed, (region, uaddrs) in enumerate(touched, start=1):
-                    await self._invalidate(region, uaddrs)
+                    await self._invalidate(region, uaddrs, exact=not batch.collapsed)
                     await _let_others_run(passed)
             self._notifier.served(batch)
 
@@ -216,9 +225,13 @@ class RegionManager:
         uaddrs = self._notifier.cut_back(region.uaddrs_of(gfns), faulting.start)
         return Attempt(region, gfn, access, self._notifier.open_window(uaddrs))
 
-    def _wanted(self, attempt: Attempt, extent: Extent) -> Mapping:
-        assert attempt.window.uaddrs.covers(extent.uaddrs), "an address space answers within the window"
-        return attempt.region.mapping(extent)
+    def _in_parts(self, attempt: Attempt, extents: Iterable[Extent]) -> Iterator[Mapping]:
+        """What the extents are to map, cut so that few mappings are in the way of each part."""
+        for extent in extents:
+            assert attempt.window.uaddrs.covers(extent.uaddrs), "an address space answers within the window"
+            wanted = attempt.region.mapping(extent)
+            for gfns in self._parts(wanted.gfns):
+                yield wanted.slice(gfns.start, gfns.end)
 
     @contextmanager
     def _changing(self, gfns: GfnRange) -> Iterator[None]:
@@ -246,6 +259,8 @@ class RegionManager:
         """
         if self._mappings.overlapping(mapping):
             await self._take_away(region, mapping.gfns)
+        if len(self._mappings) >= self._mapping_limit:
+            raise HypervisorError(errno.ENOSPC, f"a partition may have {self._mapping_limit} mappings")
         with self._changing(mapping.gfns):
             self._mappings.insert(mapping)
             try:
@@ -288,11 +303,12 @@ class RegionManager:
             yield GfnRange(part.start, part.end)
             rest = GfnRange(part.end, rest.end)
 
-    async def _invalidate(self, region: Region, uaddrs: UaddrRange) -> None:
+    async def _invalidate(self, region: Region, uaddrs: UaddrRange, *, exact: bool) -> None:
+        """A pinned region is dangling only if it is known to be hit; otherwise its pages are mapped again."""
         clipped = region.uaddrs.clip(uaddrs)
         assert clipped is not None, "the list answers with regions that overlap"
         gfns = region.gfns_of(clipped)
-        if region.kind is RegionKind.PINNED and region.state is RegionState.LIVE:
+        if exact and region.kind is RegionKind.PINNED and region.state is RegionState.LIVE:
             region.state = RegionState.DANGLING
             log.warning(
                 "pinned_region_dangling",

@@ -38,11 +38,15 @@ class NotVirgin(Exception):
     """Somebody has called UFFDIO_API before and so has chosen the features."""
 
 
+class NotReadable(Exception):
+    """This kernel has no read that is sure not to block (RWF_NOWAIT on a userfaultfd: Linux 6.10)."""
+
+
 class Userfaultfd:
     """Owns the descriptor. The VMM can change the open file's flags, so O_NONBLOCK is not relied on."""
 
     def __init__(self, descriptor: int) -> None:
-        """Negotiate UNMAP. Raises `NotVirgin`; the descriptor stays the caller's then."""
+        """Negotiate UNMAP. Raises `NotVirgin`, `NotReadable`; the descriptor stays the caller's then."""
         request = bytearray(_API.pack(UFFD_API, FEATURE_EVENT_UNMAP, 0))
         try:
             fcntl.ioctl(descriptor, UFFDIO_API, request)
@@ -52,6 +56,10 @@ class Userfaultfd:
             raise
         self._descriptor = descriptor
         self._buffer = bytearray(EVENTS_A_READ * _EVENT.size)
+        try:
+            self.read_events()
+        except OSError as error:
+            raise NotReadable from error
 
     def fileno(self) -> int:
         return self._descriptor

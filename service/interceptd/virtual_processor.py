@@ -19,6 +19,7 @@ from intercept_protocol.intercept_codec import InterceptCall, encode_answer, mat
 from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.connection import Connection
+from interceptd.hypervisor import PartitionLost
 from interceptd.intercept import InterceptPath
 from interceptd.mapping import Mapping
 from interceptd.progress_guard import ProgressGuard
@@ -54,6 +55,7 @@ class VirtualProcessor:
         self._interrupted_by: Answer | None = None
         self._kick_kept = False
         self._draining = False
+        self._lost: PartitionLost | None = None
 
     @property
     def state(self) -> str:
@@ -70,6 +72,8 @@ class VirtualProcessor:
                     reply = await self._reply(request)
                 await self._connection.send(reply)
                 self._quiet.set()
+                if self._lost is not None:
+                    raise self._lost
         finally:
             self._quiet.set()
 
@@ -79,6 +83,11 @@ class VirtualProcessor:
             self._kick_kept = True
         else:
             self._interrupt(Answer.KICKED)
+
+    def fail(self) -> None:
+        """The partition is lost: what waits is answered FAIL hypervisor_error."""
+        if self._waiting is not None:
+            self._interrupt(Answer.HYPERVISOR_ERROR)
 
     def drain(self) -> None:
         """From now on decide nothing: what waits and what comes is answered RETRY draining."""
@@ -130,7 +139,11 @@ class VirtualProcessor:
 
         async def settle() -> None:
             nonlocal answer  # an interrupt that comes too late does not hide what was decided
-            answer = await self._path.settle(gfn, access, self._about_to_wait)
+            try:
+                answer = await self._path.settle(gfn, access, self._about_to_wait)
+            except PartitionLost as error:  # raised once the VP has its answer
+                self._lost = error
+                answer = Answer.HYPERVISOR_ERROR
 
         self._quiet = trio.Event()
         self._interrupted_by = None

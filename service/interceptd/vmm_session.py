@@ -16,7 +16,7 @@ from intercept_protocol.messages import RegionKind, VmmCall
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Undecided
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
-from interceptd.address_space.descriptors import attach
+from interceptd.address_space.handover import Handover
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.calls import Reply
 from interceptd.descriptor_box import DescriptorBox
@@ -118,11 +118,11 @@ class VmmSession:
         if memory.attached:
             raise WireError(errno.EEXIST, "memory is attached already")
         received, descriptors = self._descriptors.received, self._descriptors.take()
-        attachment = attach(
+        handover = Handover(
             descriptors, received, self._partition.owner, promised=bool(call.promise_begin_end)
         )
         try:
-            await memory.attach(attachment)
+            await memory.take(handover)
         except Undecided as error:
             raise WireError(errno.EINVAL, f"attach_memory: {error}") from None
 

@@ -20,7 +20,9 @@ from interceptd.region_manager import RegionManager
 def without_invalidation() -> None:
     """Invalidations are announced, waited for and acknowledged, and take nothing away (hazards k, H4)."""
 
-    async def take_nothing_away(manager: RegionManager, region: Region, uaddrs: UaddrRange) -> None:
+    async def take_nothing_away(
+        manager: RegionManager, region: Region, uaddrs: UaddrRange, *, exact: bool
+    ) -> None:
         pass
 
     RegionManager._invalidate = take_nothing_away  # type: ignore[method-assign, assignment]

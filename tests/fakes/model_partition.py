@@ -65,6 +65,7 @@ class ModelPartition:
             hypervisor=self.hypervisor,
             notifier=self.notifier,
             region_limit=4096,
+            mapping_limit=1 << 20,
             mmio_granularity=MmioGranularity.VMA,
         )
         self.path = InterceptPath(self.regions, self.address_space, TIMEOUT)

@@ -46,11 +46,9 @@ class RecordedAddressSpace:
     def vma_count(self) -> int:
         return self._inner.vma_count
 
-    async def run(self) -> None:
-        await self._inner.run()
-
-    def close(self) -> None:
-        self._inner.close()
+    @property
+    def may_block(self) -> bool:
+        return self._inner.may_block
 
     async def resolve(self, page: int, window: UaddrRange, region: UaddrRange) -> Extent | None:
         self.resolved.append(page)

@@ -98,7 +98,7 @@ async def test_an_unmap_that_is_refused_is_not_acknowledged(nursery: trio.Nurser
     await with_mmio(model)
     await model.fault(GFN)
     model.hypervisor.refuse_unmaps()
-    batch = model.notifier.invalidate(model.regions.regions_from(0, 1)[0][0].uaddrs)
+    batch = model.notifier.invalidate(model.regions.first_regions(1)[0][0].uaddrs)
     with pytest.raises(WireError, match="the partition is lost"):
         await life.result()
     assert not batch.done.is_set()

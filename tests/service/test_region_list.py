@@ -130,11 +130,3 @@ def test_exactly_with_another_extent_is_einval_and_names_the_field(
     with pytest.raises(WireError) as refused:
         regions.exactly(gfns, uaddrs)
     assert (refused.value.number, refused.value.details["field"]) == (errno.EINVAL, field)
-
-
-def test_from_gfn_pages_through_the_list() -> None:
-    regions = RegionList(limit=10)
-    held = [region(PageRange(start, start + 2)) for start in (0, 4, 8)]
-    for each in held:
-        regions.add(each)
-    assert regions.from_gfn(1, 1) == [held[1]]

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
 
 from . import ioctls
@@ -34,6 +34,7 @@ class Vcpu:
         self._run = mmap.mmap(descriptor, run_size)
         self._lock = threading.Lock()
         self._thread: int | None = None  # the one to signal
+        self._signalled = False
 
     def close(self) -> None:
         """Idempotent; not while it runs."""
@@ -70,6 +71,7 @@ class Vcpu:
         finally:
             with self._lock:
                 self._thread = None
+                self._signalled = False
             _forget_kicks()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -78,7 +80,9 @@ class Vcpu:
         try:
             ioctls.run(self._descriptor)
         except InterruptedError:
-            self._run[_IMMEDIATE_EXIT_AT] = 0
+            with self._lock:
+                self._run[_IMMEDIATE_EXIT_AT] = 0
+                self._signalled = False
             _forget_kicks()
             return Interrupted()
         except OSError as error:
@@ -99,9 +103,9 @@ class Vcpu:
             if self._descriptor < 0:
                 return
             self._run[_IMMEDIATE_EXIT_AT] = 1
-            if self._thread is not None:
-                with suppress(BlockingIOError):  # as many kicks wait already as the kernel queues
-                    signal.pthread_kill(self._thread, KICK_SIGNAL)
+            if self._thread is not None and not self._signalled:  # real-time signals queue: one is enough
+                self._signalled = True
+                signal.pthread_kill(self._thread, KICK_SIGNAL)
 
     def finish_read(self, data: bytes) -> None:
         """What the guest's `MmioRead` finds; taken at the next `run`."""

@@ -37,13 +37,13 @@ from .scenario import DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scen
 @click.option("--quiet", is_flag=True, help="Print the verdict alone.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: print the report alone, as JSON.")
 def exercise_command(
+    *,
     vmm_socket: str | None,
     vps: int,
     memory: str,
     seed: int,
     steps: int | None,
     seconds: float | None,
-    *,
     quiet: bool,
     as_json: bool,
 ) -> None:

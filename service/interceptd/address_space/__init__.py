@@ -30,11 +30,9 @@ class AddressSpace(Protocol):
     async def is_io(self, page: int) -> bool | None:
         """Whether the VMA at `page` is VM_IO | VM_PFNMAP; None where there is no VMA."""
 
-    async def run(self) -> None:
-        """The address space's own tasks, for as long as the partition; returns when the memory is gone."""
-
-    def close(self) -> None:
-        """Let go of what was handed over. Nothing is asked any more."""
+    @property
+    def may_block(self) -> bool:
+        """Whether a question can be held up by the VMM."""
 
     @property
     def vma_count(self) -> int:

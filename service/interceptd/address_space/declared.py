@@ -47,6 +47,8 @@ class DeclaredAddressSpace:
     def vma_count(self) -> int:
         return len(self._vmas)
 
+    may_block = False
+
     async def resolve(self, page: int, window: UaddrRange, region: UaddrRange) -> Extent | None:  # noqa: ARG002 - of use where VMAs must be watched
         """See `AddressSpace.resolve`."""
         vma = self._vmas.find(page)

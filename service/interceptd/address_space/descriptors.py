@@ -19,7 +19,7 @@ from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.peer import Peer
 from interceptd.userfaultfd import LINK as USERFAULTFD_LINK
-from interceptd.userfaultfd import NotVirgin, Userfaultfd
+from interceptd.userfaultfd import NotReadable, NotVirgin, Userfaultfd
 
 PROC_SUPER_MAGIC = 0x9FA0
 """f_type of procfs, statfs(2)."""
@@ -66,7 +66,12 @@ def attach(descriptors: list[int], received: int, peer: Peer, *, promised: bool)
     with ExitStack() as unwanted:
         for descriptor in descriptors:
             unwanted.callback(os.close, descriptor)
-        found = _sort(descriptors, received, peer)
+        try:
+            found = _sort(descriptors, received, peer)
+        except OSError as error:
+            raise WireError(
+                errno.EINVAL, f"attach_memory takes {_TAKEN}; one may not be looked at: {error.strerror}"
+            ) from None
         if DescriptorKind.MAPS not in found:
             raise WireError(errno.EINVAL, f"attach_memory takes {_TAKEN}: the first is missing")
         userfaultfd = _negotiate(found.get(DescriptorKind.USERFAULTFD))
@@ -95,6 +100,11 @@ def _negotiate(descriptor: int | None) -> Userfaultfd | None:
         return None
     try:
         return Userfaultfd(descriptor)
+    except NotReadable:
+        raise WireError(
+            errno.EINVAL,
+            "this kernel cannot read a userfaultfd without waiting (Linux 6.10 can): hand over none",
+        ) from None
     except NotVirgin:
         raise WireError(
             errno.EINVAL, "the userfaultfd was initialised before: UFFDIO_API is for the daemon to call"

@@ -19,6 +19,7 @@ import trio
 from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import Undecided
 from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.handover import Handover
 from interceptd.address_space.procmaps import LiveVma, MmGone, read_all
 from interceptd.address_space.smaps import is_io
 from interceptd.mapping import Extent, Frame
@@ -55,6 +56,12 @@ class ProcessAddressSpace:
     def vma_count(self) -> int:
         """None of our own: the kernel keeps them."""
         return 0
+
+    may_block = True
+
+    async def take(self, handover: Handover) -> None:
+        """`attach` what a VMM handed over. Raises what either does."""
+        await self.attach(await handover.attachment(self._timeout, self._limiter))
 
     async def attach(self, attachment: Attachment) -> None:
         """Take over the descriptors and begin to watch. Raises `Undecided`, and closes them, if the process
@@ -108,7 +115,7 @@ class ProcessAddressSpace:
         await self._attached.wait()
         async with trio.open_nursery() as nursery:
             if self._watch is not None:
-                nursery.start_soon(self._watch.run)
+                nursery.start_soon(self._watch_unmaps, self._watch)
             nursery.start_soon(self._probe)
             if self._vmm is not None:
                 nursery.start_soon(self._probe_at_exit, self._vmm)
@@ -122,6 +129,11 @@ class ProcessAddressSpace:
             self._attachment = None
         if self._vmm is not None:
             self._vmm.close()
+
+    async def _watch_unmaps(self, watch: UnmapWatch) -> None:
+        """When no event can be read any more, nothing may stay mapped on the strength of them."""
+        await watch.run()
+        self._gone.set()
 
     async def _probe(self) -> None:
         """Ask now and then: after an exec nothing else tells, and a child may keep the socket open."""

@@ -7,6 +7,7 @@ something is mapped. The VMM answers in order; what is late is not forgotten, it
 from __future__ import annotations
 
 import errno
+from collections import deque
 from dataclasses import dataclass, field
 
 import trio
@@ -39,10 +40,10 @@ class VmmHypervisor:
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
         self.claimed = False
-        """Whether a hypervisor connection has come: there is one, and never another after it."""
+        """Whether a hypervisor connection has come."""
         self._connection: Connection | None = None
         self._asked: dict[int, _Asked] = {}
-        self._late: set[int] = set()
+        self._late: deque[int] = deque()
         self._msgid = 0
         self._mirror = SoftwareSlat()
         self._map_calls = 0
@@ -119,7 +120,7 @@ class VmmHypervisor:
                 await self._connection.send(rpc.encode_request(msgid, call.METHOD, [codec.to_fields(call)]))
                 await asked.answered.wait()
         except trio.TooSlowError:
-            self._late.add(msgid)
+            self._late.append(msgid)
             raise Late(errno.ETIMEDOUT, f"{call.METHOD}: no answer within {self._deadline} s") from None
         except ConnectionGone as error:
             raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: {error}") from None
@@ -130,11 +131,13 @@ class VmmHypervisor:
 
     def _settle(self, response: rpc.Response) -> None:
         asked = self._asked.get(response.msgid)
-        if asked is None or asked.answered.is_set():
-            if response.msgid not in self._late:
-                raise ProtocolViolation(errno.EPROTO, f"no request {response.msgid} waits for an answer")
-            self._late.discard(response.msgid)
+        if self._late and response.msgid == self._late[0]:
+            self._late.popleft()
             return
+        if asked is None or asked.answered.is_set():
+            raise ProtocolViolation(errno.EPROTO, f"no request {response.msgid} waits for an answer")
+        if self._late:  # it may still carry that one out, after what undoes it
+            raise ProtocolViolation(errno.EPROTO, f"request {self._late[0]} was to be answered first")
         if response.error is not None:
             asked.error = WireError.from_wire(response.error)
         asked.answered.set()

@@ -57,7 +57,7 @@ def test_i1_finds_windows_that_are_not_cut_back(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_i1_finds_invalidations_that_unmap_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def nothing(*_: object) -> None:
+    async def nothing(*_: object, **__: object) -> None:
         """Acknowledged all the same."""
 
     monkeypatch.setattr(RegionManager, "_invalidate", nothing)
