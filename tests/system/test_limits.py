@@ -22,6 +22,7 @@ vmms_per_uid = 5
 vps_per_partition = 2
 notifiers_per_partition = 2
 regions_per_partition = 2
+mappings_per_partition = 2
 vmas_per_partition = 3
 open_invalidations_per_partition = 2
 deposit_pages_per_partition = 300
@@ -163,6 +164,18 @@ def test_a_cut_that_would_make_one_vma_too_many_changes_nothing(vmm: RawVmm) -> 
     assert vmm.vp().intercept(GFN + 1, access=1) == ["resume", "mapped"]
 
 
+def test_a_mapping_too_many_fails_its_intercept_and_harms_no_other(vmm: RawVmm) -> None:
+    vmm.map_vma(UADDR, PAGES)
+    vmm.add_region(GFN, PAGES, UADDR, "mmio")
+    vmm.ask("set_policy", mmio_granularity="page")
+    vp = vmm.vp()
+    answers = [vp.intercept(GFN + page) for page in (0, 2, 4)]
+    assert answers == [["resume", "mapped"], ["resume", "mapped"], ["fail", "hypervisor_error"]]
+    assert vp.intercept(GFN + 1) == ["fail", "hypervisor_error"]
+    assert vp.intercept(GFN + 2) == ["resume", "already_mapped"]
+    assert vmm.ask("statistics")["mapped_gfns"] == 2
+
+
 def test_a_partition_that_ended_makes_room_for_another(
     daemon: DaemonProcess, witness: Witness, vmm: RawVmm
 ) -> None:
@@ -227,5 +240,6 @@ def test_every_limit_that_hello_states_is_reached_by_a_test(limits: dict[str, in
         "connections_without_hello", "hello_timeout_ms", "invalidate_timeout_ms",
         "message_bytes", "requests_in_flight_per_connection",
         "hypervisor_timeout_ms",  # by the bad hypervisors
+        "mappings_per_partition",  # an answer to an intercept, below
     }  # fmt: skip
     assert set(limits) == others | set(REACHED)
