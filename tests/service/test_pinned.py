@@ -12,6 +12,7 @@ from fakes.model_partition import RW, ModelPartition
 from fakes.model_ports import Mapped
 from fakes.pauses import Point
 from fakes.running import Running
+from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
@@ -52,6 +53,44 @@ async def test_add_pinned_with_an_invalidation_meanwhile_is_efault_and_leaves_no
     await invalidate.result()
     assert (model.regions.region_count, model.pfns(GFN, PAGES)) == (0, NOTHING)
     assert await model.fault(GFN) is Answer.NO_REGION
+
+
+async def test_add_pinned_during_a_pass_is_populated_after_it_and_not_accused(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """The pass to come would accuse a region of what happened before it was there."""
+    await model.map_vma(PAGE, PAGES, PFN)
+    await model.add_region(GFN + PAGES, PAGES, PAGE, RegionKind.MMIO)
+    await model.fault(GFN + PAGES)
+    gate = model.gates.hold(Point.UNMAP)
+    invalidate = Running(nursery, model.invalidate, PAGE, PAGES)
+    await gate.wait_reached()
+    add = Running(nursery, model.add_region, GFN, PAGES, PAGE, RegionKind.PINNED)
+    await wait_all_tasks_blocked()
+    gate.open()
+    await invalidate.result()
+    assert await add.result() is RegionKind.PINNED
+    assert await model.fault(GFN) is Answer.ALREADY_MAPPED
+
+
+async def test_a_pinned_region_outlives_more_invalidations_elsewhere_than_are_kept_apart(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """Over 1,024 pieces "everything" is invalidated: no proof against a region that none of them hit."""
+    await model.map_vma(PAGE, PAGES, PFN)
+    await model.add_region(GFN, PAGES, PAGE, RegionKind.PINNED)
+    await model.map_vma(1 << 20, 1, PFN + PAGES)
+    await model.add_region(1 << 20, 1, 1 << 20, RegionKind.MMIO)
+    await model.fault(1 << 20)
+    gate = model.gates.hold(Point.UNMAP)
+    first = Running(nursery, model.invalidate, 1 << 20, 1)
+    await gate.wait_reached()
+    for piece in range(1100):
+        model.notifier.invalidate(UaddrRange((1 << 21) + 2 * piece, (1 << 21) + 2 * piece + 1))
+    gate.open()
+    await first.result()
+    await model.invalidate(1 << 22, 1)
+    assert await model.fault(GFN) is Answer.MAPPED
 
 
 async def test_add_pinned_inside_an_open_invalidation_is_efault_and_leaves_nothing(

@@ -104,6 +104,19 @@ def test_an_unmap_that_the_vmm_refuses_loses_the_partition(daemon: DaemonProcess
     assert is_lost(daemon, guest)
 
 
+def test_i4_a_vp_that_waits_when_the_partition_is_lost_has_its_answer(
+    daemon: DaemonProcess, guest: Guest
+) -> None:
+    guest.map()
+    guest.notifier.send(request("invalidate", WHOLE_MEMORY))
+    msgid, _, _ = guest.asked()
+    guest.fault()
+    eventually(lambda: daemon.vp_states(guest.vmm.partition_id), ["waiting"])
+    guest.link.send(pack([1, msgid, REFUSAL, None]))
+    assert guest.vp.answer() == ["fail", "hypervisor_error"]
+    assert is_lost(daemon, guest)
+
+
 def test_an_unmap_that_the_vmm_does_not_answer_loses_the_partition(
     daemon: DaemonProcess, guest: Guest, witness: Witness
 ) -> None:
