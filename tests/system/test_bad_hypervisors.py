@@ -97,6 +97,17 @@ def test_a_map_that_the_vmm_does_not_answer_is_undone_and_fails_the_intercept(
     guest.map()
 
 
+def test_an_answer_out_of_order_loses_the_partition(daemon: DaemonProcess, guest: Guest) -> None:
+    """The late map that was passed over may still be carried out, after the unmap that was to undo it."""
+    guest.fault()
+    guest.asked()
+    undone, method, _ = guest.asked()
+    assert method == "unmap_gpa"
+    guest.link.send(pack([1, undone, None, None]))
+    assert guest.link.farewell().name == "EPROTO"
+    assert is_lost(daemon, guest)
+
+
 def test_an_unmap_that_the_vmm_refuses_loses_the_partition(daemon: DaemonProcess, guest: Guest) -> None:
     guest.map()
     guest.notifier.send(request("invalidate", WHOLE_MEMORY))
