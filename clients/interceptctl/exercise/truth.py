@@ -8,6 +8,7 @@ ticks. Must not know connections or how a daemon does anything. It forgets what 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from intercept_protocol.addresses import UaddrRange
@@ -129,6 +130,17 @@ class Truth:
     def forget(self, region: Region) -> None:
         """It is no region any more, or its add was refused."""
         del self._regions[region]
+
+    def question(self) -> AbstractContextManager[int]:
+        """Within, nothing that touches what comes after its tick is forgotten."""
+        return self._clock.question()
+
+    def disturbed(self, uaddrs: UaddrRange, since: int) -> bool:
+        """Whether an invalidation of some of these pages was under way at some instant since `since`."""
+        return any(
+            each.uaddrs.overlaps(uaddrs) and max(each.gone, each.shut_until) >= since
+            for each in self._invalidations
+        )
 
     def ask_invalidation(self, uaddrs: UaddrRange, at: int) -> Invalidation:
         """`uaddrs` is being taken from the guest; who asked sets `gone` and `shut_until`."""

@@ -71,13 +71,16 @@ class FakeVmm:
             writable=Access.WRITE in slot.access,
             executable=Access.EXECUTE in slot.access,
         )
-        try:
-            reply = await self._link.change(call, partial(self._truth.ask_add, region))
-            said = f"added as {reply.kind}"
-        except WireError as error:
-            if error.number not in (errno.EFAULT, errno.EINVAL):
-                raise
-            said = "refused"
+        with self._truth.question() as asked:
+            try:
+                reply = await self._link.change(call, partial(self._truth.ask_add, region))
+                said = f"added as {reply.kind}"
+            except WireError as error:
+                if error.number not in (errno.EFAULT, errno.EINVAL):
+                    raise
+                said = "refused"
+                if slot.kind == "pinned" and self._truth.disturbed(slot.uaddrs, asked):
+                    right = said  # it was being populated when that came
         self._judge.addition(slot.name, home, said, right)
 
     async def remove(self, region: Region) -> None:
