@@ -126,6 +126,7 @@ class Daemon:
             connections_refused=reception.refused,
             intercepts=by_outcome(self.partitions.answers),
             invalidations=self.partitions.invalidations,
+            latency=self.partitions.latency().buckets,
         )
 
     def _status(self) -> str:

@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import structlog
 import trio
@@ -30,6 +29,7 @@ from interceptd.connection import Connection
 from interceptd.hypervisor import Hypervisor, PartitionLost
 from interceptd.hypervisor.vmm_link import VmmHypervisor
 from interceptd.intercept import InterceptPath
+from interceptd.latency import LatencyHistogram, total
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.peer import Peer
 from interceptd.region_manager import RegionManager
@@ -74,6 +74,7 @@ class Partition:
         self._nursery: trio.Nursery | None = None
         self._serving = trio.CancelScope()
         self._vmm_left = trio.Event()
+        self._left_latency = LatencyHistogram()
 
     def admits(self, token: bytes, peer: Peer) -> bool:
         """Whether a connection with this token, of this peer, may join. The token's time is constant."""
@@ -118,8 +119,13 @@ class Partition:
 
     def start_vp(self, vp: VirtualProcessor, connection: Connection, welcome: bytes) -> None:
         """Run a VP as a task of this partition; the slot is taken before this returns."""
+
+        def leave() -> None:
+            del self.vps[vp.index]
+            self._left_latency.add(vp.latency)
+
         self.vps[vp.index] = vp
-        self._spawn(connection, welcome, vp.run, partial(self.vps.pop, vp.index), vp_index=vp.index)
+        self._spawn(connection, welcome, vp.run, leave, vp_index=vp.index)
 
     def start_notifier(
         self,
@@ -164,6 +170,10 @@ class Partition:
     def kick_all(self) -> None:
         for vp in self.vps.values():
             vp.kick()
+
+    def latency(self) -> LatencyHistogram:
+        """Of the intercepts of all VPs that are or were."""
+        return total([self._left_latency, *(vp.latency for vp in self.vps.values())])
 
     def statistics(self) -> messages.PartitionStatistics:
         counters = self.hypervisor.counters()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import trio
 
 from intercept_protocol.outcomes import Answer
+from interceptd.latency import LatencyHistogram, total
 from interceptd.partition import Partition
 
 
@@ -22,6 +23,7 @@ class PartitionRegistry:
         self._left = trio.Event()
         self._ended_answers: Counter[Answer] = Counter()
         self._ended_invalidations = 0
+        self._ended_latency = LatencyHistogram()
         self.created = 0
         self.lost = 0
         self.closed = False
@@ -48,6 +50,7 @@ class PartitionRegistry:
         del self._partitions[partition.partition_id]
         self._ended_answers += partition.answers
         self._ended_invalidations += partition.notifier.invalidations
+        self._ended_latency.add(partition.latency())
         self.lost += partition.lost
         self._left.set()
         self._left = trio.Event()
@@ -64,3 +67,7 @@ class PartitionRegistry:
     @property
     def invalidations(self) -> int:
         return self._ended_invalidations + sum(partition.notifier.invalidations for partition in self)
+
+    def latency(self) -> LatencyHistogram:
+        """Of the intercepts of all partitions that are or were."""
+        return total([self._ended_latency, *(partition.latency() for partition in self)])
