@@ -31,6 +31,14 @@ class Door(Enum):
     OPERATOR = (messages.HelloOperator,)
 
 
+class HelloRefused(ConnectionGone):
+    """A hello that was answered with an error, whose name is `reason`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"its hello was refused: {reason}")
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class Visitor:
     """A connection whose hello is fit for its door, and not answered yet."""
@@ -81,4 +89,4 @@ def _refusing(connection: Connection, msgid: int) -> Iterator[None]:
     except WireError as error:
         log.info("hello_refused", error=str(error), pid=connection.peer.pid, uid=connection.peer.uid)
         connection.refuse(error, msgid)
-        raise ConnectionGone("its hello was refused") from error
+        raise HelloRefused(error.name) from error

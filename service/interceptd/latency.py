@@ -7,6 +7,7 @@ last what is longer. Pure counting; must not know what is timed, or who reads it
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Final
 
@@ -14,8 +15,6 @@ from intercept_protocol.messages import LATENCY_BUCKETS
 
 BOUNDARIES_NS: Final = tuple(1000 << n for n in range(1, LATENCY_BUCKETS))
 """Where each bucket but the last ends and the next begins, in nanoseconds: from 2 us to 2^23 us (8.4 s)."""
-_WIDTHS: Final = 65
-"""Bit lengths that a 64-bit number has, 0 included."""
 
 
 class LatencyHistogram:
@@ -24,20 +23,22 @@ class LatencyHistogram:
     __slots__ = ("_by_width", "total_ns")
 
     def __init__(self) -> None:
-        self._by_width = [0] * _WIDTHS
-        """By the bit length of the duration in whole microseconds: what is read seldom is folded then."""
+        self._by_width = [0] * (LATENCY_BUCKETS + 1)
+        """By the bit length of the duration in whole microseconds; what is shorter than one has length 0."""
         self.total_ns = 0
 
     def record(self, nanoseconds: int) -> None:
-        """Count one duration, not negative and below 2^64 us."""
+        """Count one duration, which is not negative."""
         self.total_ns += nanoseconds
-        self._by_width[(nanoseconds // 1000).bit_length()] += 1
+        try:
+            self._by_width[(nanoseconds // 1000).bit_length()] += 1
+        except IndexError:
+            self._by_width[-1] += 1
 
     def add(self, other: LatencyHistogram) -> None:
         """Count all that `other` counted."""
         self.total_ns += other.total_ns
-        for width, count in enumerate(other._by_width):
-            self._by_width[width] += count
+        self._by_width = list(map(operator.add, self._by_width, other._by_width))
 
     @property
     def count(self) -> int:
@@ -46,9 +47,8 @@ class LatencyHistogram:
     @property
     def buckets(self) -> tuple[int, ...]:
         """The counts, shortest durations first."""
-        shorter, *middle = self._by_width[1:LATENCY_BUCKETS]
-        longer = sum(self._by_width[LATENCY_BUCKETS:])
-        return (self._by_width[0] + shorter, *middle, longer)
+        none, shorter, *longer = self._by_width
+        return (none + shorter, *longer)
 
 
 def total(histograms: Iterable[LatencyHistogram]) -> LatencyHistogram:

@@ -8,15 +8,19 @@ Must not know regions, the lock or the hypervisor.
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from time import perf_counter_ns
 
 import trio
 
 from intercept_protocol.addresses import PAGE_LIMIT, UaddrRange
 from intercept_protocol.errors import WireError
 from interceptd.interval_index import IntervalIndex
+from interceptd.latency import LatencyHistogram
 from interceptd.range_map import RangeMap
+from interceptd.totals import Source
 
 PENDING_PIECES = 1024
 """Beyond this many disjoint pieces the pending set becomes "everything": bounded memory, and still right."""
@@ -46,10 +50,12 @@ class OpenInvalidation:
 class Batch:
     """The invalidations that one pass of the region manager serves."""
 
-    __slots__ = ("_pieces", "collapsed", "done")
+    __slots__ = ("_pieces", "began_ns", "collapsed", "done")
 
     def __init__(self) -> None:
         self._pieces: RangeMap[UaddrRange] = RangeMap()
+        self.began_ns: int | None = None
+        """When the oldest of them came, by the performance counter; None while there is none."""
         self.collapsed = False
         """Whether the pieces were too many, and all that is known is that some of everything is going."""
         self.done = trio.Event()
@@ -66,6 +72,8 @@ class Batch:
         return list(self._pieces)
 
     def add(self, uaddrs: UaddrRange) -> None:
+        if self.began_ns is None:
+            self.began_ns = perf_counter_ns()
         self._pieces.carve(uaddrs)
         self._pieces.insert(uaddrs)
         if len(self._pieces) > PENDING_PIECES:
@@ -87,14 +95,20 @@ class MmuNotifier:
         self._serving: Batch | None = None
         self._going = False
         self._ring, self._doorbell = trio.open_memory_channel[None](1)
-        self.invalidations = 0
+        self.by_source: Counter[Source] = Counter()
         self.stale_windows = 0
+        self.passes = LatencyHistogram()
+        """From the oldest invalidation of a batch until all of it is served."""
 
     # ------------------------------------------------ sources
 
-    def invalidate(self, uaddrs: UaddrRange) -> Batch:
+    @property
+    def invalidations(self) -> int:
+        return self.by_source.total()
+
+    def invalidate(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
         """The frames behind `uaddrs` are going or gone. Wait for the batch's `done` before saying so."""
-        self.invalidations += 1
+        self.by_source[source] += 1
         self.mark_stale(uaddrs)
         self._pending.add(uaddrs)
         self._going = True
@@ -102,7 +116,7 @@ class MmuNotifier:
             self._ring.send_nowait(None)
         return self._pending
 
-    def begin(self, uaddrs: UaddrRange) -> Batch:
+    def begin(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
         """Invalidate, and keep faults out until the matching `end`. Raises ENOSPC at the limit."""
         if self._open_depth >= self._open_limit:
             raise WireError(
@@ -116,7 +130,7 @@ class MmuNotifier:
             self._open_index.add(uaddrs, uaddrs.end, entry)
         entry.depth += 1
         self._open_depth += 1
-        return self.invalidate(uaddrs)
+        return self.invalidate(uaddrs, source)
 
     def end(self, uaddrs: UaddrRange) -> None:
         """End one begin of just this range; the last one lets the waiting faults go on."""
@@ -193,6 +207,8 @@ class MmuNotifier:
 
     def served(self, batch: Batch) -> None:
         """Nothing is left that was made from the old frames: let those know who wait for it."""
+        if batch.began_ns is not None:
+            self.passes.record(perf_counter_ns() - batch.began_ns)
         self._serving = None
         self._going = bool(self._pending.pieces)
         batch.done.set()

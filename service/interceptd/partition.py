@@ -33,6 +33,7 @@ from interceptd.latency import LatencyHistogram, total
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.peer import Peer
 from interceptd.region_manager import RegionManager
+from interceptd.totals import PortCalls, Totals
 from interceptd.virtual_processor import VirtualProcessor
 
 log = structlog.get_logger()
@@ -62,6 +63,8 @@ class Partition:
     regions: RegionManager
     path: InterceptPath
     end_timeout: float
+    port_calls: PortCalls = field(default_factory=PortCalls)
+    """What `hypervisor` measures, if it does."""
     token: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
     created_at: float = field(default_factory=time.monotonic)
     vps: dict[int, VirtualProcessor] = field(default_factory=dict)
@@ -174,6 +177,22 @@ class Partition:
     def latency(self) -> LatencyHistogram:
         """Of the intercepts of all VPs that are or were."""
         return total([self._left_latency, *(vp.latency for vp in self.vps.values())])
+
+    def totals(self) -> Totals:
+        """All that was counted so far, in counters of the partition's own where they go on counting."""
+        counters = self.hypervisor.counters()
+        return Totals(
+            answers=self.answers,
+            intercepts=self.latency(),
+            stages=self.path.stages,
+            port_calls=self.port_calls,
+            invalidations=self.notifier.by_source,
+            passes=self.notifier.passes,
+            stale_attempts=self.notifier.stale_windows,
+            map_calls=counters.map_calls,
+            unmap_calls=counters.unmap_calls,
+            deposits=counters.deposits,
+        )
 
     def statistics(self) -> messages.PartitionStatistics:
         counters = self.hypervisor.counters()

@@ -17,6 +17,7 @@ from interceptd.chaos import Chaos, ChaoticAddressSpace, ChaoticHypervisor
 from interceptd.config import Config
 from interceptd.connection import Connection
 from interceptd.hypervisor import Hypervisor
+from interceptd.hypervisor.measured import MeasuredHypervisor
 from interceptd.hypervisor.software import DEPOSIT_PAGES, SoftwareHypervisor
 from interceptd.hypervisor.vmm_link import VmmHypervisor
 from interceptd.intercept import InterceptPath
@@ -24,6 +25,7 @@ from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition import Partition
 from interceptd.region_manager import RegionManager
 from interceptd.registry import PartitionRegistry
+from interceptd.totals import PortCalls
 
 
 class PartitionFactory:
@@ -46,7 +48,8 @@ class PartitionFactory:
                 limit="partitions_per_uid",
             )
         built = self._hypervisor(request)
-        hypervisor: Hypervisor = built
+        port_calls = PortCalls()
+        hypervisor: Hypervisor = MeasuredHypervisor(built, port_calls)
         notifier = MmuNotifier(limits.open_invalidations_per_partition)
         timeout = (request.invalidate_timeout_ms or self._config.timeouts.invalidate_ms) / 1000
         memory = self._memory(request, notifier, timeout, connection)
@@ -73,6 +76,7 @@ class PartitionFactory:
             notifier=notifier,
             regions=regions,
             path=InterceptPath(regions, address_space, timeout),
+            port_calls=port_calls,
             end_timeout=self._config.timeouts.drain_ms / 1000,
         )
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 import trio
 
 from interceptd.mmu_notifier import EVERYTHING, MmuNotifier
+from interceptd.totals import Source
 from interceptd.userfaultfd import Userfaultfd
 
 DRAIN_READS = 64
@@ -48,5 +49,5 @@ class UnmapWatch:
             if not events:
                 return count
             for uaddrs in events:
-                self._notifier.invalidate(uaddrs)
+                self._notifier.invalidate(uaddrs, Source.USERFAULTFD)
         return most

@@ -120,6 +120,7 @@ class VirtualProcessor:
         answer = self._decide(wanted)
         if answer is None:
             assert wanted is not None, "what is not memory is decided"
+            self._path.stages.decode.record(perf_counter_ns() - began)
             answer = await self._settle(*wanted)
         if answer is not Answer.ALREADY_MAPPED:
             self._guard.reset()

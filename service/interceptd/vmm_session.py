@@ -23,6 +23,7 @@ from interceptd.descriptor_box import DescriptorBox
 from interceptd.mapping import HOST_BACKING
 from interceptd.partition import Partition
 from interceptd.region import Presumption, Region, RegionState, kind_of_vma
+from interceptd.totals import Source
 
 
 class VmmSession:
@@ -95,16 +96,20 @@ class VmmSession:
     async def _protect_vma(self, call: messages.ProtectVma) -> None:
         access = _access(readable=call.readable, writable=call.writable, executable=call.executable)
         uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
-        await self._invalidating(uaddrs, partial(self._declared().protect_vma, uaddrs, access))
+        edit = partial(self._declared().protect_vma, uaddrs, access)
+        await self._invalidating(uaddrs, Source.PROTECT_VMA, edit)
 
     async def _unmap_vma(self, call: messages.UnmapVma) -> None:
         uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
-        await self._invalidating(uaddrs, partial(self._declared().unmap_vma, uaddrs))
+        edit = partial(self._declared().unmap_vma, uaddrs)
+        await self._invalidating(uaddrs, Source.UNMAP_VMA, edit)
 
-    async def _invalidating(self, uaddrs: UaddrRange, edit: Callable[[], Awaitable[None]]) -> None:
+    async def _invalidating(
+        self, uaddrs: UaddrRange, source: Source, edit: Callable[[], Awaitable[None]]
+    ) -> None:
         """Attempts go stale first, in the step that opens the range; then the VMAs are edited, the guest's
         mappings taken away, the range closed, and the VMM answered."""
-        batch = self._partition.notifier.begin(uaddrs)
+        batch = self._partition.notifier.begin(uaddrs, source)
         try:
             await edit()
             await batch.done.wait()
