@@ -16,11 +16,12 @@ import msgspec
 import trio
 
 from interceptd import __version__
-from interceptd.config import Config, ConfigError, load_config
+from interceptd.config import Config, ConfigError, Metrics, load_config
 from interceptd.daemon import END_SIGNALS, Daemon, run_until_signalled
 from interceptd.listening import ListenError
 from interceptd.logs import configure_logs
 from interceptd.passed_sockets import PassedSockets, take_passed_sockets
+from interceptd.place import Place
 from interceptd.service_manager import ServiceManager
 
 CHAOS_VARIABLE = "INTERCEPTD_CHAOS"
@@ -37,8 +38,15 @@ def main() -> None:
 @click.option(
     "--operator-socket", metavar="PATH", help="Socket for operators  [default: operator.sock beside it]."
 )
+@click.option(
+    "--metrics-listen",
+    metavar="PLACE",
+    help="Metrics: unix:/PATH or an IP address and port  [default: none].",
+)
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML configuration file.")
-def serve(socket: str | None, operator_socket: str | None, config_file: Path | None) -> None:
+def serve(
+    socket: str | None, operator_socket: str | None, metrics_listen: str | None, config_file: Path | None
+) -> None:
     """Serve VMMs until SIGTERM or SIGINT, which drain; a second one ends at once.
 
     Exit status: 0 drained, 1 cannot start, 2 wrong usage, 128+N ended by a second signal N.
@@ -50,6 +58,8 @@ def serve(socket: str | None, operator_socket: str | None, config_file: Path | N
         raise click.ClickException(str(error)) from None
     flags = {"socket": socket, "operator_socket": operator_socket}
     config = msgspec.structs.replace(config, **{key: path for key, path in flags.items() if path is not None})
+    if metrics_listen is not None:
+        config = msgspec.structs.replace(config, metrics=_listening_at(metrics_listen, config.metrics))
     configure_logs(config.log)
     signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)  # an early one is kept until our receiver opens
     for number in END_SIGNALS:
@@ -75,10 +85,19 @@ def check_config(file: Path) -> None:
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
     uids = ", ".join(map(str, sorted(config.uids))) or "none"
+    place = config.metrics.listen
+    metrics = "no metrics" if place is None else f"metrics at {place}"
     click.echo(
         f"{file}: would serve VMMs of uids {uids} at {config.socket} (mode {config.socket_mode:04o}) "
-        f"and operators at {config.operator_path}, and log {config.log.level} and above"
+        f"and operators at {config.operator_path}, {metrics}, and log {config.log.level} and above"
     )
+
+
+def _listening_at(text: str, metrics: Metrics) -> Metrics:
+    try:
+        return msgspec.structs.replace(metrics, listen=Place(text))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--metrics-listen") from None
 
 
 def _raise_descriptor_limit() -> None:

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from intercept_protocol.frames import MESSAGE_LIMIT
 from interceptd.peer import overflow_uid
+from interceptd.place import Place
 
 Count = Annotated[int, Meta(ge=1, le=1 << 32)]
 Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
@@ -70,6 +71,14 @@ class Log(_Table, frozen=True, kw_only=True):
     """`auto` is console on a terminal and json otherwise."""
 
 
+class Metrics(_Table, frozen=True, kw_only=True):
+    """For Prometheus, over HTTP."""
+
+    listen: Place | None = None
+    """Default: nowhere."""
+    socket_mode: Annotated[int, Meta(ge=0, le=0o777)] = 0o660
+
+
 class Config(_Table, frozen=True, kw_only=True):
     socket: str = "/run/interceptd/vmm.sock"
     operator_socket: str | None = None
@@ -81,6 +90,7 @@ class Config(_Table, frozen=True, kw_only=True):
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     log: Log = Log()
+    metrics: Metrics = Metrics()
 
     @property
     def operator_path(self) -> str:
@@ -104,9 +114,17 @@ def load_config(path: Path | None) -> Config:
     except ValueError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
     try:
-        return msgspec.convert(table, Config)
+        return msgspec.convert(table, Config, dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {_explain(str(error))}") from None
+
+
+def _decode(form: type, value: object) -> object:
+    """What is not built into TOML, from what is."""
+    assert form is Place, "there is no other such type"
+    if not isinstance(value, str):
+        raise TypeError(f"expected `str`, got `{type(value).__name__}`")
+    return Place(value)
 
 
 def _explain(text: str) -> str:

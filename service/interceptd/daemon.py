@@ -21,9 +21,11 @@ from interceptd import __version__
 from interceptd.config import Config
 from interceptd.hello import Door
 from interceptd.listening import ListenError, listening
+from interceptd.metrics.endpoint import MetricsEndpoint
 from interceptd.partition import by_outcome
 from interceptd.partition_factory import PartitionFactory
 from interceptd.passed_sockets import PassedSockets
+from interceptd.place import Place
 from interceptd.reception import Reception
 from interceptd.registry import PartitionRegistry
 from interceptd.service_manager import ServiceManager
@@ -68,6 +70,7 @@ class Daemon:
         with (
             listening(config.socket, config.socket_mode, self._passed.vmm) as vmm_socket,
             listening(config.operator_path, OPERATOR_SOCKET_MODE, self._passed.operator) as operator_socket,
+            _metrics_listening(config) as metrics,
         ):
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as doors:
@@ -85,6 +88,9 @@ class Daemon:
                         socket=_place(self._passed.vmm, config.socket),
                         operator_socket=_place(self._passed.operator, config.operator_path),
                     )
+                    if metrics is not None:  # until the very end, so that a drain can be watched
+                        endpoint = MetricsEndpoint(self.partitions, self.reception, self._manager)
+                        connections.start_soon(endpoint.run, *metrics)
                     task_status.started()
                     await self._manager.ready(self._status())
                     connections.start_soon(self._manager.feed_watchdog, self._status)
@@ -142,6 +148,17 @@ class Daemon:
             await self.partitions.wait_empty()
         if scope.cancelled_caught:
             log.warning("drain_cut_short", partitions=len(self.partitions))
+
+
+@contextmanager
+def _metrics_listening(config: Config) -> Iterator[tuple[socket.socket, Place] | None]:
+    """The metrics listener and where it is reached, if there is to be one."""
+    place = config.metrics.listen
+    if place is None:
+        yield None
+        return
+    with place.listening(config.metrics.socket_mode) as listener:
+        yield listener, place.bound(listener)
 
 
 def _place(passed: socket.socket | None, path: str) -> object:

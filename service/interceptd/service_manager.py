@@ -25,7 +25,8 @@ class ServiceManager:
 
     def __init__(self, address: str | None = None, watchdog: float | None = None) -> None:
         self._address = address
-        self._watchdog = watchdog
+        self.watchdog = watchdog
+        self.watchdog_notifications = 0
         self._reachable = True
 
     @classmethod
@@ -49,9 +50,10 @@ class ServiceManager:
 
     async def feed_watchdog(self, status: Callable[[], str]) -> None:
         """Say at half of the period that the event loop turns; returns at once where nobody watches."""
-        while self._watchdog is not None:
+        while self.watchdog is not None:
             await self._tell("WATCHDOG=1", f"STATUS={status()}")
-            await trio.sleep(self._watchdog / 2)
+            self.watchdog_notifications += 1
+            await trio.sleep(self.watchdog / 2)
 
     async def _tell(self, *facts: str) -> None:
         """One datagram on a socket of its own: the manager's may have been replaced since the last one."""

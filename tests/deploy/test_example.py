@@ -18,7 +18,9 @@ from interceptd.config import Config, load_config
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "interceptd.toml"
 SHOWN = re.compile(r"^#(?=\w+ = )", re.MULTILINE)
 """What makes a comment of a default: a # with no blank after it."""
-UNSET = {"operator_socket": Config().operator_path, "allowed_uids": [0]}
+UNSET = {"operator_socket": Config().operator_path, "allowed_uids": [0]} | {
+    "metrics.listen": "unix:/run/interceptd/metrics.sock"
+}
 """Defaults that depend on the other keys or on who runs: what the example shows for them."""
 
 

@@ -107,6 +107,11 @@ class ProcessAddressSpace:
         return io
 
     @property
+    def busy_workers(self) -> int:
+        """Threads that ask the kernel now; one that was given up is busy until the kernel answers it."""
+        return self._limiter.borrowed_tokens
+
+    @property
     def attached(self) -> bool:
         return self._attachment is not None
 

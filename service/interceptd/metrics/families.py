@@ -1,0 +1,166 @@
+"""What an observation is in Prometheus' words: names, types, units and labels.
+
+Owns the names, which alerts and dashboards rely on; `deploy/prometheus/METRICS.md` says what each means.
+Every label's values are those of an enum of ours, or names of errors that we send: no client can add a
+series, so what is about one partition is for the operator's methods. Pure; must not know where the figures
+come from.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from itertools import accumulate
+from typing import TypeVar
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+from intercept_protocol.outcomes import Answer
+from interceptd import __version__
+from interceptd.latency import BOUNDARIES_NS, LatencyHistogram
+from interceptd.metrics.observing import Observation
+from interceptd.totals import PortCalls, Source, Stages
+
+Labels = TypeVar("Labels", bound=tuple[str, ...])
+_BOUNDARIES = (*(repr(boundary / 1e9) for boundary in BOUNDARIES_NS), "+Inf")
+"""In seconds, as `le`. A bucket holds what is shorter, to the microsecond, than its boundary."""
+
+
+def families(seen: Observation) -> Iterator[Metric]:
+    """Every metric but those of the process."""
+    yield _labelled_gauge(
+        "build_info", "1, with what runs.", {(__version__, platform.python_version()): 1}, "version", "python"
+    )
+    yield from _partitions(seen)
+    yield from _intercepts(seen)
+    yield from _invalidations(seen)
+    yield from _hypervisor(seen)
+    yield from _connections(seen)
+    yield from _event_loop(seen)
+
+
+def _partitions(seen: Observation) -> Iterator[Metric]:
+    gauges = seen.gauges
+    yield _gauge("partitions", "Partitions that there are.", seen.partitions)
+    yield _counter("partitions_started", "Partitions that were created.", seen.partitions_started)
+    yield _counter(
+        "partitions_lost",
+        "Partitions that ended because a mapping could not be taken away.",
+        seen.partitions_lost,
+    )
+    yield _gauge("virtual_processors", "VPs that are attached.", gauges.vps)
+    yield _gauge("regions", "Regions of all partitions.", gauges.regions)
+    yield _gauge("vmas", "VMAs that VMMs declared.", gauges.vmas)
+
+
+def _intercepts(seen: Observation) -> Iterator[Metric]:
+    answers = {(answer.outcome.value, answer.reason): seen.totals.answers[answer] for answer in Answer}
+    yield _labelled_counter("intercepts", "Intercepts that were answered.", answers, "outcome", "reason")
+    yield _histogram(
+        "intercept_duration", "From an intercept's message to its answer.", {(): seen.totals.intercepts}
+    )
+    yield _histogram(
+        "intercept_stage_duration",
+        "Parts of those intercepts that more than a look was needed for.",
+        {(stage.name,): getattr(seen.totals.stages, stage.name) for stage in fields(Stages)},
+        "stage",
+    )
+    yield _counter(
+        "stale_attempts",
+        "Attempts that an invalidation made stale before their commit.",
+        seen.totals.stale_attempts,
+    )
+    yield _gauge(
+        "worker_threads_busy", "Threads that ask the kernel about a VMM's memory.", seen.gauges.busy_workers
+    )
+
+
+def _invalidations(seen: Observation) -> Iterator[Metric]:
+    by_source = {(source.value,): seen.totals.invalidations[source] for source in Source}
+    yield _labelled_counter("invalidations", "Invalidations, by who announced them.", by_source, "source")
+    yield _histogram(
+        "invalidation_pass_duration",
+        "From the oldest invalidation of a pass until the guest reaches nothing of all that it served.",
+        {(): seen.totals.passes},
+    )
+    yield _gauge("open_invalidations", "Ranges between begin and end.", seen.gauges.open_invalidations)
+
+
+def _hypervisor(seen: Observation) -> Iterator[Metric]:
+    totals, gauges = seen.totals, seen.gauges
+    pages = {("some",): gauges.mapped_gfns, ("none",): gauges.no_access_gfns}
+    yield _labelled_gauge("slat_pages", "Pages in the second-level tables.", pages, "access")
+    yield _gauge("slat_extents", "Extents in the second-level tables.", gauges.slat_extents)
+    calls = {("map",): totals.map_calls, ("unmap",): totals.unmap_calls}
+    yield _labelled_counter(
+        "hypercalls", "Hypercalls of the software hypervisor, requests to VMMs.", calls, "call"
+    )
+    yield _histogram(
+        "hypervisor_call_duration",
+        "Calls of the hypervisor port, each of which may take many hypercalls.",
+        {(call.name,): getattr(totals.port_calls, call.name) for call in fields(PortCalls)},
+        "call",
+    )
+    yield _counter("deposits", "Deposits of pages for second-level tables.", totals.deposits)
+
+
+def _connections(seen: Observation) -> Iterator[Metric]:
+    roles = {(role,): count for role, count in seen.connections.items()}
+    yield _labelled_gauge("connections", "Connections, by role.", roles, "role")
+    refusals = {(reason,): count for reason, count in seen.refusals.items()}
+    yield _labelled_counter("connections_refused", "Connections that got no welcome.", refusals, "reason")
+    ended = {(result,): count for result, count in seen.requests.items()}
+    yield _labelled_counter(
+        "metrics_requests", "Requests to this listener, before this one.", ended, "result"
+    )
+
+
+def _event_loop(seen: Observation) -> Iterator[Metric]:
+    yield _histogram("event_loop_lag", "How much later than due a task was run.", {(): seen.lag})
+    yield _gauge("event_loop_lag_max_seconds", "The longest since the start.", seen.longest_lag_ns / 1e9)
+    yield _gauge("tasks", "Tasks of the event loop.", seen.tasks)
+    yield _gauge("draining", "1 while the daemon ends, else 0.", int(seen.draining))
+    yield _gauge(
+        "watchdog_period_seconds", "WatchdogSec of the unit; 0: nobody watches.", seen.watchdog_period
+    )
+    yield _counter(
+        "watchdog_notifications",
+        "Times that the service manager was told of a live loop.",
+        seen.watchdog_notifications,
+    )
+
+
+# ------------------------------------------------ one family each
+
+
+def _gauge(name: str, meaning: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"interceptd_{name}", meaning, value)
+
+
+def _counter(name: str, meaning: str, value: float) -> Metric:
+    return CounterMetricFamily(f"interceptd_{name}", meaning, value)
+
+
+def _labelled_gauge(name: str, meaning: str, values: Mapping[Labels, float], *labels: str) -> Metric:
+    family = GaugeMetricFamily(f"interceptd_{name}", meaning, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
+
+
+def _labelled_counter(name: str, meaning: str, values: Mapping[Labels, float], *labels: str) -> Metric:
+    family = CounterMetricFamily(f"interceptd_{name}", meaning, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
+
+
+def _histogram(name: str, meaning: str, values: Mapping[Labels, LatencyHistogram], *labels: str) -> Metric:
+    """In seconds, with cumulative buckets."""
+    family = HistogramMetricFamily(f"interceptd_{name}_seconds", meaning, labels=labels)
+    for key, histogram in values.items():
+        up_to = accumulate(histogram.buckets)
+        family.add_metric(key, list(zip(_BOUNDARIES, up_to, strict=True)), histogram.total_ns / 1e9)
+    return family

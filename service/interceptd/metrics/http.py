@@ -1,0 +1,116 @@
+"""As much HTTP as a scrape and a probe need: one GET a connection, bounded in size, number and time.
+
+Owns the exchange, by h11, and the bounds. Must not know what the pages say.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+import h11
+import structlog
+import trio
+
+log = structlog.get_logger()
+
+CONNECTIONS: Final = 8
+"""At a time; a scraper or two, and probes. One more is closed at once."""
+REQUEST_BYTES: Final = 8192
+"""Of a request's head. Prometheus sends half a KiB."""
+DEADLINE_SECONDS: Final = 5.0
+"""For the request and its answer together, less than Prometheus' own 10 s."""
+READ_BYTES: Final = 4096
+TEXT: Final = "text/plain; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    status: int
+    body: bytes
+    content_type: str = TEXT
+
+
+Route = Callable[[], Awaitable[Page]]
+"""Makes the page of one path."""
+
+
+class Responder:
+    """`requests` counts how each connection ended: a status, `refused`, `timeout` or `gone`."""
+
+    def __init__(self, routes: Mapping[str, Route]) -> None:
+        self._routes = routes
+        self._open = 0
+        self.requests: Counter[str] = Counter()
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        """Answer one request; the caller closes."""
+        if self._open >= CONNECTIONS:
+            self.requests["refused"] += 1
+            return
+        self._open += 1
+        result = "timeout"
+        try:
+            with trio.move_on_after(DEADLINE_SECONDS):
+                result = await self._exchange(stream)
+        except trio.BrokenResourceError:
+            result = "gone"
+        finally:
+            self._open -= 1
+            self.requests[result] += 1
+
+    async def _exchange(self, stream: trio.abc.Stream) -> str:
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_BYTES)
+        bodiless = False
+        try:
+            request = await _request(connection, stream)
+            if request is None:
+                return "gone"
+            bodiless = request.method == b"HEAD"
+            page = await self._page(request)
+        except h11.RemoteProtocolError as error:
+            page = Page(error.error_status_hint, f"{error}\n".encode())
+        await stream.send_all(_response(connection, page, bodiless=bodiless))
+        return str(page.status)
+
+    async def _page(self, request: h11.Request) -> Page:
+        if request.method not in {b"GET", b"HEAD"}:
+            return Page(405, b"GET, or HEAD\n")
+        path = request.target.decode("ascii").partition("?")[0]
+        route = self._routes.get(path)
+        if route is None:
+            return Page(404, f"there is {' and '.join(self._routes)}\n".encode())
+        try:
+            return await route()
+        except Exception:  # a mistake of ours, which is no reason to end the daemon
+            log.exception("metrics_failed", path=path)
+            return Page(500, b"it failed: see the log\n")
+
+
+async def _request(connection: h11.Connection, stream: trio.abc.Stream) -> h11.Request | None:
+    """The head of a request, None if the peer left instead. A body is not read."""
+    while True:
+        match connection.next_event():
+            case h11.Request() as request:
+                return request
+            case h11.NEED_DATA:
+                connection.receive_data(bytes(await stream.receive_some(READ_BYTES)))
+            case _:
+                return None
+
+
+def _response(connection: h11.Connection, page: Page, *, bodiless: bool) -> bytes:
+    headers = [
+        ("Content-Type", page.content_type),
+        ("Content-Length", str(len(page.body))),
+        ("Connection", "close"),
+    ]
+    reason = HTTPStatus(page.status).phrase
+    events: list[h11.Event] = [h11.Response(status_code=page.status, headers=headers, reason=reason)]
+    if not bodiless:
+        events.append(h11.Data(data=page.body))
+    events.append(h11.EndOfMessage())
+    return b"".join(connection.send(event) or b"" for event in events)

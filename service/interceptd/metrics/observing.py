@@ -1,0 +1,119 @@
+"""One look at the whole daemon, for a scrape.
+
+Owns which parts are looked at, and that a look at very many partitions holds up none of them. Must not know
+how the figures are named or shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import trio
+
+from interceptd.address_space.process import ProcessAddressSpace
+from interceptd.latency import LatencyHistogram
+from interceptd.metrics.loop_lag import LoopLag
+from interceptd.partition import Partition
+from interceptd.reception import Reception
+from interceptd.registry import PartitionRegistry
+from interceptd.service_manager import ServiceManager
+from interceptd.totals import Totals
+
+
+@dataclass(slots=True)
+class Gauges:
+    """What there is now, of all partitions together."""
+
+    vps: int = 0
+    notifiers: int = 0
+    hypervisors: int = 0
+    regions: int = 0
+    vmas: int = 0
+    open_invalidations: int = 0
+    mapped_gfns: int = 0
+    no_access_gfns: int = 0
+    slat_extents: int = 0
+    busy_workers: int = 0
+
+    def add(self, partition: Partition) -> None:
+        slat = partition.hypervisor.counters()
+        self.vps += len(partition.vps)
+        self.notifiers += partition.notifiers
+        self.hypervisors += partition.link is not None and partition.link.connected
+        self.regions += partition.regions.region_count
+        self.vmas += partition.address_space.vma_count
+        self.open_invalidations += partition.notifier.open_invalidations
+        self.mapped_gfns += slat.mapped_gfns
+        self.no_access_gfns += slat.no_access_gfns
+        self.slat_extents += slat.slat_extents
+        if isinstance(partition.memory, ProcessAddressSpace):
+            self.busy_workers += partition.memory.busy_workers
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Plain figures. Durations are in nanoseconds where they say so, else in seconds."""
+
+    partitions: int
+    partitions_started: int
+    partitions_lost: int
+    totals: Totals
+    gauges: Gauges
+    connections: Mapping[str, int]
+    """By role; `none` is of those that have not said hello."""
+    refusals: Mapping[str, int]
+    draining: bool
+    tasks: int
+    lag: LatencyHistogram
+    longest_lag_ns: int
+    watchdog_period: float
+    """0 where no service manager watches."""
+    watchdog_notifications: int
+    requests: Mapping[str, int] = field(default_factory=dict)
+    """To the metrics listener itself, by how they ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """Looks at the parts that a daemon is made of."""
+
+    partitions: PartitionRegistry
+    reception: Reception
+    manager: ServiceManager
+    lag: LoopLag
+    requests: Mapping[str, int]
+
+    async def observe(self) -> Observation:
+        """Counters never go back from one to the next. Lets other tasks run after each partition."""
+        totals, gauges = Totals(), Gauges()
+        for part in self.partitions.parts():
+            totals.add(part)
+            await trio.lowlevel.checkpoint()
+        for partition in self.partitions:
+            gauges.add(partition)
+            await trio.lowlevel.checkpoint()
+        reception = self.reception
+        return Observation(
+            partitions=len(self.partitions),
+            partitions_started=self.partitions.created,
+            partitions_lost=self.partitions.lost,
+            totals=totals,
+            gauges=gauges,
+            connections={
+                "none": reception.without_hello,
+                "vmm": reception.vmms,
+                "vp": gauges.vps,
+                "notifier": gauges.notifiers,
+                "hypervisor": gauges.hypervisors,
+                "operator": reception.operators,
+            },
+            refusals=reception.refusals,
+            draining=self.partitions.closed,
+            tasks=trio.lowlevel.current_statistics().tasks_living,
+            lag=self.lag.histogram,
+            longest_lag_ns=self.lag.longest_ns,
+            watchdog_period=self.manager.watchdog or 0.0,
+            watchdog_notifications=self.manager.watchdog_notifications,
+            requests=self.requests,
+        )
