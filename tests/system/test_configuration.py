@@ -18,6 +18,8 @@ from fakes.raw_client import RawConnection
         ('socket_mode = "0660"', "socket_mode", "expected `int`, got `str`"),
         ("allowed_uids = [0, -1]", "allowed_uids[1]", "expected `int` >= 0"),
         ("limits.vps_per_partition = 257", "limits.vps_per_partition", "expected `int` <= 256"),
+        ('metrics.listen = "9477"', "metrics.listen", "expected unix:/PATH, or an IP address and a port"),
+        ("metrics.listen = 9477", "metrics.listen", "expected `str`, got `int`"),
         ('log.level = "loud"', "log.level", "expected one of debug, info, warning, error, got 'loud'"),
     ],
 )

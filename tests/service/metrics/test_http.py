@@ -1,0 +1,131 @@
+"""The metrics listener's HTTP: one request a connection, bounded in size, number and time."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import memory_stream_pair, wait_all_tasks_blocked
+
+from interceptd.metrics.http import CONNECTIONS, DEADLINE_SECONDS, REQUEST_BYTES, Page, Responder
+
+GET = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Server:
+    """A responder with one page, whose maker may be told to fail or to take its time."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self.fails = False
+        self.ready = trio.Event()
+        self.ready.set()
+        self.responder = Responder({"/page": self._page})
+
+    async def _page(self) -> Page:
+        await self.ready.wait()
+        if self.fails:
+            raise RuntimeError("by order of the test")
+        return Page(200, b"here\n")
+
+    def connect(self) -> trio.abc.Stream:
+        ours, theirs = memory_stream_pair()
+
+        async def serve() -> None:
+            await self.responder.serve(ours)
+            await ours.aclose()
+
+        self._nursery.start_soon(serve)
+        return theirs
+
+    async def ask(self, request: bytes) -> bytes:
+        """Everything that is answered until the end of the connection."""
+        stream = self.connect()
+        await stream.send_all(request)
+        return await read_all(stream)
+
+
+async def read_all(stream: trio.abc.Stream) -> bytes:
+    return b"".join([part async for part in stream])  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def server(nursery: trio.Nursery) -> Server:
+    return Server(nursery)
+
+
+def status(answer: bytes) -> bytes:
+    return answer.partition(b" ")[2][:3]
+
+
+async def test_get_of_a_page_is_answered_and_closed(server: Server) -> None:
+    answer = await server.ask(GET)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhere\n")
+    assert server.responder.requests == {"200": 1}
+
+
+async def test_a_request_that_comes_byte_by_byte_is_answered_like_any(server: Server) -> None:
+    stream = server.connect()
+    for byte in GET:
+        await stream.send_all(bytes([byte]))
+    assert status(await read_all(stream)) == b"200"
+
+
+async def test_head_is_answered_without_the_page(server: Server) -> None:
+    answer = await server.ask(GET.replace(b"GET", b"HEAD"))
+    assert (status(answer), answer[-4:]) == (b"200", b"\r\n\r\n")
+    assert b"Content-Length: 5\r\n" in answer
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "expected"),
+    [
+        (GET.replace(b"/page", b"/page?x=1"), b"200"),
+        (GET.replace(b"/page", b"/other"), b"404"),
+        (GET.replace(b"GET", b"POST"), b"405"),
+        (b"GET /page HTTP/1.1\r\n\r\n", b"400"),
+        (b"\x94\x00\x01\xa5hello\x91\x80\r\n\r\n", b"400"),
+        (b"GET /page HTTP/1.1\r\nHost: x\r\nX: " + b"x" * REQUEST_BYTES, b"431"),
+    ],
+)
+async def test_request_is_answered_by_its_status(
+    server: Server, request_bytes: bytes, expected: bytes
+) -> None:
+    assert status(await server.ask(request_bytes)) == expected
+    assert server.responder.requests == {expected.decode(): 1}
+
+
+async def test_a_page_that_fails_is_500_and_the_next_one_is_served(server: Server) -> None:
+    server.fails = True
+    assert status(await server.ask(GET)) == b"500"
+    server.fails = False
+    assert status(await server.ask(GET)) == b"200"
+
+
+async def test_a_peer_that_leaves_is_counted_and_harms_nothing(server: Server) -> None:
+    stream = server.connect()
+    await stream.send_all(GET[:10])
+    await stream.aclose()
+    await wait_all_tasks_blocked()
+    assert (server.responder.requests, status(await server.ask(GET))) == ({"gone": 1, "200": 1}, b"200")
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_a_request_that_is_not_complete_in_time_is_given_up(server: Server) -> None:
+    began = trio.current_time()
+    assert await server.ask(GET[:10]) == b""
+    assert trio.current_time() - began == DEADLINE_SECONDS
+    assert server.responder.requests == {"timeout": 1}
+
+
+async def test_one_connection_too_many_is_closed_at_once_and_those_before_are_served(server: Server) -> None:
+    server.ready = trio.Event()
+    waiting = [server.connect() for _ in range(CONNECTIONS)]
+    for stream in waiting:
+        await stream.send_all(GET)
+    await wait_all_tasks_blocked()
+    assert await read_all(server.connect()) == b""
+    server.ready.set()
+    assert [status(await read_all(stream)) for stream in waiting] == [b"200"] * CONNECTIONS
+    assert server.responder.requests == {"200": CONNECTIONS, "refused": 1}
+    assert status(await server.ask(GET)) == b"200"

@@ -1,0 +1,67 @@
+"""Where a listener is: how it is written, and that it can be bound."""
+
+from __future__ import annotations
+
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from interceptd.listening import ListenError
+from interceptd.place import Place
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["unix:/run/interceptd/metrics.sock", "127.0.0.1:9477", "[::1]:9477", "0.0.0.0:0", "10.1.2.3:65535"],
+)
+def test_a_place_is_written_as_it_is_read(text: str) -> None:
+    assert str(Place(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "unix:", "unix:metrics.sock", "unix:/a\0b", "/metrics.sock", "9477", ":9477", "localhost:9477",
+     "127.0.0.1", "127.0.0.1:", "127.0.0.1:-1", "127.0.0.1:65536", "127.0.0.1:٣", "::1:94", "[127.0.0.1]:1"],
+)  # fmt: skip
+def test_what_is_no_place_is_refused_with_what_was_expected(text: str) -> None:
+    with pytest.raises(ValueError, match="expected unix:/PATH, or an IP address and a port") as refusal:
+        Place(text)
+    assert repr(text) in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "local"),
+    [
+        ("unix:/x", True),
+        ("127.9.9.9:1", True),
+        ("[::1]:1", True),
+        ("0.0.0.0:1", False),
+    ],
+)
+def test_local_is_what_only_this_machine_reaches(text: str, local: bool) -> None:
+    assert Place(text).local is local
+
+
+def test_a_port_that_was_any_is_told_once_it_is_bound() -> None:
+    place = Place("127.0.0.1:0")
+    with place.listening(0) as listener:
+        bound = str(place.bound(listener))
+        assert bound == f"127.0.0.1:{listener.getsockname()[1]}"
+        with socket.create_connection(listener.getsockname(), timeout=10):
+            pass
+
+
+def test_a_port_that_is_taken_is_an_error_that_names_it() -> None:
+    with Place("127.0.0.1:0").listening(0) as listener:
+        taken = Place(f"127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(ListenError, match=f"{taken}: Address already in use"), taken.listening(0):
+            pass
+
+
+def test_a_path_is_bound_with_its_mode_and_told_as_it_was_written(tmp_path: Path) -> None:
+    place = Place(f"unix:{tmp_path}/metrics.sock")
+    with place.listening(0o620) as listener:
+        assert stat.S_IMODE((tmp_path / "metrics.sock").stat().st_mode) == 0o620
+        assert place.bound(listener) is place
