@@ -55,9 +55,25 @@ def test_the_manifest_shares_the_vmms_socket_and_not_the_operators() -> None:
     assert "--socket=/run/interceptd/vmm/" in text
 
 
-def test_every_probe_of_the_manifest_is_the_health_command() -> None:
+def test_every_probe_of_the_manifest_asks_the_event_loop() -> None:
+    """The health command as it starts, then what costs no process: /healthz."""
     text = MANIFEST.read_text()
-    assert text.count("Probe:") == text.count("command: [interceptctl, health]") == 3
+    probes = re.findall(r"(\w+)Probe:\n +(exec|httpGet):\n +(command: .*|path: .*)\n", text)
+    assert probes == [
+        ("startup", "exec", "command: [interceptctl, health]"),
+        ("readiness", "httpGet", "path: /healthz"),
+        ("liveness", "httpGet", "path: /healthz"),
+    ]
+
+
+def test_the_port_of_the_metrics_is_one_everywhere() -> None:
+    text = MANIFEST.read_text()
+    ports = re.findall(
+        r'containerPort: (\d+)|prometheus.io/port: "(\d+)"|metrics.listen = "0.0.0.0:(\d+)"', text
+    )
+    exposed = re.findall(r"^EXPOSE (\d+)$", CONTAINERFILE, re.MULTILINE)
+    assert {"".join(port) for port in ports} == set(exposed) == {"9477"}
+    assert len(ports) == 3
 
 
 def test_the_configuration_in_the_manifest_is_one_that_the_daemon_takes(tmp_path: Path) -> None:
@@ -69,3 +85,4 @@ def test_the_configuration_in_the_manifest_is_one_that_the_daemon_takes(tmp_path
     checked = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")
     assert "uids 107, 65532" in checked.stdout
+    assert "metrics at 0.0.0.0:9477" in checked.stdout

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from configparser import ConfigParser
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from fakes.daemon_process import DaemonProcess
+from fakes.eventually import eventually
+from fakes.scraper import scrape
 
 SYSTEMD = Path(__file__).parents[2] / "deploy" / "systemd"
 ANALYZE = shutil.which("systemd-analyze")
 needs_analyze = pytest.mark.skipif(
     ANALYZE is None, reason="needs systemd-analyze, of Debian's systemd package"
 )
-SERVICES = ["interceptd.service", "interceptd@web.service"]
+SERVICES = ["interceptd.service", "interceptd@web.service", "interceptd-metrics.service"]
+ACTIVATE = shutil.which("systemd-socket-activate")
+PROXYD = Path("/lib/systemd/systemd-socket-proxyd")
+PROXIED = re.compile(r"^ExecStart=\S+ .* /run/interceptd/metrics\.sock$", re.MULTILINE)
 SAFE = 1.0
 """Exposure, of 10, that a service may have."""
 
@@ -27,9 +36,9 @@ def root(tmp_path: Path) -> Path:
     shutil.copytree("/lib/systemd/system", tmp_path / "usr/lib/systemd/system", symlinks=True)
     for unit in SYSTEMD.glob("interceptd*.s*"):
         shutil.copy(unit, tmp_path / "usr/lib/systemd/system")
-    command = tmp_path / "usr/bin/interceptd"
-    command.parent.mkdir()
-    command.touch(0o755)
+    for command in (tmp_path / "usr/bin/interceptd", tmp_path / "usr/lib/systemd/systemd-socket-proxyd"):
+        command.parent.mkdir(exist_ok=True)
+        command.touch(0o755)
     return tmp_path
 
 
@@ -45,7 +54,7 @@ def directives(name: str) -> Sequence[tuple[str, str]]:
 
 
 @needs_analyze
-@pytest.mark.parametrize("unit", [*SERVICES, "interceptd.socket"])
+@pytest.mark.parametrize("unit", [*SERVICES, "interceptd.socket", "interceptd-metrics.socket"])
 def test_systemd_finds_nothing_wrong_with_a_unit(root: Path, unit: str) -> None:
     verified = analyze(root, "verify", "--man=no", "--recursive-errors=no", unit)
     assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
@@ -83,3 +92,42 @@ def test_the_socket_unit_passes_the_vmms_socket_under_its_name() -> None:
         "/run/interceptd/vmm.sock",
         "vmm",
     )
+
+
+def test_the_metrics_port_is_of_the_loopback_alone() -> None:
+    unit = ConfigParser(interpolation=None)
+    unit.read(SYSTEMD / "interceptd-metrics.socket")
+    assert unit["Socket"]["ListenStream"].startswith("127.0.0.1:")
+    assert PROXIED.search((SYSTEMD / "interceptd-metrics.service").read_text())
+
+
+@pytest.mark.skipif(
+    ACTIVATE is None or not PROXYD.exists(),
+    reason="needs systemd-socket-activate and systemd-socket-proxyd, of Debian's systemd package",
+)
+def test_the_metrics_are_reached_by_the_port_that_the_proxy_carries(tmp_path: Path) -> None:
+    place = tmp_path / "metrics.sock"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with (
+        DaemonProcess(tmp_path, config=f'metrics.listen = "unix:{place}"') as daemon,
+        running([str(ACTIVATE), "-l", f"127.0.0.1:{port}", str(PROXYD), str(place)]),
+    ):
+        daemon.wait_serving()
+        eventually(lambda: listens(port), True)
+        assert scrape(("127.0.0.1", port)).value("interceptd_draining") == 0
+
+
+@contextmanager
+def running(command: Sequence[str]) -> Iterator[None]:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def listens(port: int) -> bool:
+    """Whether somebody listens on a port of the loopback, found out without connecting."""
+    wanted = f" 0100007F:{port:04X} 00000000:0000 0A "
+    return wanted in Path("/proc/net/tcp").read_text()
