@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
-from fakes.eventually import eventually
+from fakes.eventually import PATIENCE, eventually
 from fakes.live_vmm import MAP_FIXED_NOREPLACE, QUIET_PAGE, RW
 from fakes.procmaps_parsed import asking_by_parsing
 from intercept_client import libc
@@ -20,8 +22,9 @@ from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.process import ProcessAddressSpace
-from interceptd.address_space.procmaps import MmGone, ProcMaps
+from interceptd.address_space.procmaps import LiveVma, MmGone, ProcMaps
 from interceptd.mmu_notifier import MmuNotifier
+from interceptd.totals import Source
 from interceptd.userfaultfd import Userfaultfd
 
 PAGES = 8
@@ -84,9 +87,40 @@ async def test_resolve_takes_in_what_was_unmapped_before_it_answers(memory: Uadd
         wait_for_its_event(unmapping)
         assert await space.resolve(part.start, part, memory) is None
         assert window.stale
+        assert set(notifier.by_source) == {Source.USERFAULTFD}
         unmapping.join(5)
         assert not unmapping.is_alive()
     finally:
+        space.close()
+
+
+class HeldMaps(ProcMaps):
+    """Answers once `released` is set: a process whose mmap lock is held till then."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor)
+        self.released = threading.Event()
+        self.released.set()
+
+    def vma_at(self, page: int) -> LiveVma | None:
+        assert self.released.wait(PATIENCE)
+        return super().vma_at(page)
+
+
+async def test_a_worker_is_busy_while_the_process_does_not_answer(memory: UaddrRange) -> None:
+    maps = HeldMaps(os.open("/proc/self/maps", os.O_RDONLY))
+    space = ProcessAddressSpace(MmuNotifier(open_limit=1), timeout=PATIENCE, vmm=None)
+    await space.attach(Attachment(maps, None, None, promised=True))
+    maps.released.clear()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(space.resolve, memory.start, memory, memory)
+            await wait_all_tasks_blocked()
+            assert space.busy_workers == 1
+            maps.released.set()
+        assert space.busy_workers == 0
+    finally:
+        maps.released.set()
         space.close()
 
 
