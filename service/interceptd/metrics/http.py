@@ -39,7 +39,7 @@ Route = Callable[[], Awaitable[Page]]
 
 
 class Responder:
-    """`requests` counts how each connection ended: a status, `refused`, `timeout` or `gone`."""
+    """`requests` counts how each connection ended: a status, `refused`, `timeout`, `gone` or `failed`."""
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
         self._routes = routes
@@ -58,6 +58,9 @@ class Responder:
                 result = await self._exchange(stream)
         except trio.BrokenResourceError:
             result = "gone"
+        except Exception:  # a mistake of ours, which is no reason to end the daemon
+            log.exception("metrics_failed")
+            result = "failed"
         finally:
             self._open -= 1
             self.requests[result] += 1
@@ -83,11 +86,7 @@ class Responder:
         route = self._routes.get(path)
         if route is None:
             return Page(404, f"there is {' and '.join(self._routes)}\n".encode())
-        try:
-            return await route()
-        except Exception:  # a mistake of ours, which is no reason to end the daemon
-            log.exception("metrics_failed", path=path)
-            return Page(500, b"it failed: see the log\n")
+        return await route()
 
 
 async def _request(connection: h11.Connection, stream: trio.abc.Stream) -> h11.Request | None:

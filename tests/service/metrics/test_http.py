@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from interceptd.metrics.http import CONNECTIONS, DEADLINE_SECONDS, REQUEST_BYTES, Page, Responder
 
+PIECES = st.lists(
+    st.sampled_from(
+        [b"GET ", b"HEAD ", b"CONNECT ", b"/page ", b"* ", b"HTTP/1.1\r\n", b"HTTP/1.0\r\n", b"Host: x\r\n",
+         b"\r\n", b"Upgrade: x\r\nConnection: Upgrade\r\n", b"Expect: 100-continue\r\n",
+         b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: x\r\n", b"0", b"\0"]
+    ),
+    max_size=8,
+).map(b"".join)  # fmt: skip
+"""What requests are made of, in any order."""
 GET = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -95,11 +106,26 @@ async def test_request_is_answered_by_its_status(
     assert server.responder.requests == {expected.decode(): 1}
 
 
-async def test_a_page_that_fails_is_500_and_the_next_one_is_served(server: Server) -> None:
+async def test_a_page_that_fails_ends_its_own_connection_alone(server: Server) -> None:
     server.fails = True
-    assert status(await server.ask(GET)) == b"500"
+    assert await server.ask(GET) == b""
     server.fails = False
     assert status(await server.ask(GET)) == b"200"
+    assert server.responder.requests == {"failed": 1, "200": 1}
+
+
+@given(st.one_of(st.binary(), PIECES, PIECES.map(GET[:-2].__add__)))
+def test_no_bytes_make_the_responder_fail(sent: bytes) -> None:
+    async def main() -> Responder:
+        async with trio.open_nursery() as nursery:
+            server = Server(nursery)
+            stream = server.connect()
+            await stream.send_all(sent)
+            await stream.send_eof()  # type: ignore[attr-defined]
+            await read_all(stream)
+            return server.responder
+
+    assert trio.run(main).requests.keys() <= {"200", "400", "404", "405", "431", "501", "gone"}
 
 
 async def test_a_peer_that_leaves_is_counted_and_harms_nothing(server: Server) -> None:
