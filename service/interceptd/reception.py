@@ -38,6 +38,11 @@ from interceptd.vmm_session import VmmSession
 
 LEFT = "left"
 """A peer that was gone before its hello was complete."""
+REFUSAL_NUMBERS = (
+    errno.EACCES, errno.EAGAIN, errno.EBADMSG, errno.EEXIST, errno.EINVAL, errno.EMSGSIZE, errno.ENOSPC,
+    errno.EPROTO, errno.EPROTONOSUPPORT, errno.ETIMEDOUT,
+)  # fmt: skip
+"""What a hello may be answered with (protocol, section 9)."""
 
 
 class Reception:

@@ -85,6 +85,14 @@ def test_a_refused_connection_is_shown_by_its_error(measured: DaemonProcess, pla
     assert refused == {"EBADMSG": 1}
 
 
+def test_every_refusal_that_there_is_is_shown_before_it_happens(measured: DaemonProcess, place: Path) -> None:
+    """So that the first one is an increase."""
+    assert measured.pid
+    seen = scrape(place)
+    for reason in ("EACCES", "EAGAIN", "ENOSPC", "EPROTONOSUPPORT", "ETIMEDOUT", "left"):
+        assert seen.value("interceptd_connections_refused_total", reason=reason) == 0
+
+
 def test_the_listener_counts_its_own_requests(measured: DaemonProcess, place: Path) -> None:
     assert measured.pid
     ask(place, "/")

@@ -8,6 +8,7 @@ come from.
 
 from __future__ import annotations
 
+import errno
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -21,8 +22,11 @@ from intercept_protocol.outcomes import Answer
 from interceptd import __version__
 from interceptd.latency import BOUNDARIES_NS, LatencyHistogram
 from interceptd.metrics.observing import Observation
+from interceptd.reception import LEFT, REFUSAL_NUMBERS
 from interceptd.totals import PortCalls, Source, Stages
 
+_NO_REFUSALS = {errno.errorcode[number]: 0 for number in REFUSAL_NUMBERS} | {LEFT: 0}
+"""There from the start: Prometheus sees no increase in a series that begins with its first count."""
 Labels = TypeVar("Labels", bound=tuple[str, ...])
 _BOUNDARIES = (*(repr(boundary / 1e9) for boundary in BOUNDARIES_NS), "+Inf")
 """In seconds, as `le`. A bucket holds what is shorter, to the microsecond, than its boundary."""
@@ -109,7 +113,7 @@ def _hypervisor(seen: Observation) -> Iterator[Metric]:
 def _connections(seen: Observation) -> Iterator[Metric]:
     roles = {(role,): count for role, count in seen.connections.items()}
     yield _labelled_gauge("connections", "Connections, by role.", roles, "role")
-    refusals = {(reason,): count for reason, count in seen.refusals.items()}
+    refusals = {(reason,): count for reason, count in (_NO_REFUSALS | dict(seen.refusals)).items()}
     yield _labelled_counter("connections_refused", "Connections that got no welcome.", refusals, "reason")
     ended = {(result,): count for result, count in seen.requests.items()}
     yield _labelled_counter(
