@@ -13,13 +13,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from interceptd.config import Config, load_config
+from interceptd.config import Config
+from interceptd.config_sources import load_config
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "interceptd.toml"
 SHOWN = re.compile(r"^#(?=\w+ = )", re.MULTILINE)
 """What makes a comment of a default: a # with no blank after it."""
-UNSET = {"operator_socket": Config().operator_path, "allowed_uids": [0]}
-"""Defaults that depend on the other keys or on who runs: what the example shows for them."""
+UNSET = {"operator_socket": Config().operator_path, "allowed_uids": [0], "socket_group": "kvm"}
+"""Defaults that depend on the other keys or on who runs, or are none: what the example shows for them."""
 
 
 def flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -60,7 +61,7 @@ def check_config(file: Path) -> subprocess.CompletedProcess[str]:
 def test_check_config_of_the_example_says_what_it_would_do() -> None:
     checked = check_config(EXAMPLE)
     assert (checked.returncode, checked.stderr) == (0, "")
-    assert checked.stdout.startswith(f"{EXAMPLE}: would serve VMMs of uids 0")
+    assert checked.stdout.startswith(f"# {EXAMPLE}: would serve VMMs of uids 0")
     assert (
         "at /run/interceptd/vmm.sock (mode 0660) and operators at /run/interceptd/operator.sock"
         in checked.stdout
