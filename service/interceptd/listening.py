@@ -74,10 +74,14 @@ def _bind(listener: socket.socket, path: str, mode: int, group: str | None) -> t
             listener.bind(unready)
         finally:
             os.umask(umask)
-        if group is not None:
-            _give(unready, group)  # while nobody can connect yet
-        listener.listen(BACKLOG)
-        os.rename(unready, path)
+        try:
+            if group is not None:
+                _give(unready, group)  # while nobody can connect yet
+            listener.listen(BACKLOG)
+            os.rename(unready, path)
+        except BaseException:
+            os.unlink(unready)
+            raise
         return _identity(path)
 
 

@@ -23,8 +23,8 @@ SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
 """include/uapi/asm-generic/socket.h; neither is in the socket module of Python 3.11."""
 _GID = struct.Struct("I")
-_GROUPS_LIMIT = 65536
-"""NGROUPS_MAX, include/uapi/linux/limits.h."""
+_GROUPS_BYTES = 1024
+"""256 groups: what Python's getsockopt takes. Linux has up to 65,536 (NGROUPS_MAX)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,12 @@ class Pidfd:
 
 
 def peer_groups(connected: socket.socket) -> frozenset[int]:
-    """The supplementary groups of the process that connected, as they were when it did (Linux 4.13)."""
-    groups = connected.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _GROUPS_LIMIT * _GID.size)
+    """The supplementary groups of the process that connected, as they were when it did; none where they
+    cannot be told: more than 256, or a kernel before Linux 4.13."""
+    try:
+        groups = connected.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _GROUPS_BYTES)
+    except OSError:
+        return frozenset()
     return frozenset(gid for (gid,) in _GID.iter_unpack(groups))
 
 

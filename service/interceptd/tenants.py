@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import trio
 
-BURST_SECONDS = 1.0
+BURST_SECONDS = 0.25
 """What a uid that was quiet may ask at once, as seconds of its pace: a new VMM attaches all its VPs."""
 
 
@@ -20,17 +20,23 @@ class Tenant:
     meanwhile: nothing is lost, and no other uid waits.
     """
 
-    def __init__(self, requests_per_second: Callable[[], int]) -> None:
+    def __init__(self, requests_per_second: Callable[[], int], gate: trio.Lock) -> None:
         self.connections = 0
         self._rate = requests_per_second
         self._paid_until = 0.0
+        self._line = trio.Lock()
+        self._gate = gate
 
     async def turn(self) -> None:
-        """Block until one more request is within the pace: the generic cell rate algorithm (ITU-T I.371)."""
-        now = trio.current_time()
-        self._paid_until = max(self._paid_until, now) + 1 / self._rate()
-        if self._paid_until > now + BURST_SECONDS:
-            await trio.sleep_until(self._paid_until - BURST_SECONDS)
+        """Block until one more request is within the pace (the generic cell rate algorithm, ITU-T I.371), and
+        until it is this uid's turn: of all requests that wait one goes ahead in a round of the event loop."""
+        async with self._line:
+            now = trio.current_time()
+            self._paid_until = max(self._paid_until, now) + 1 / self._rate()
+            if self._paid_until > now + BURST_SECONDS:
+                await trio.sleep_until(self._paid_until - BURST_SECONDS)
+            async with self._gate:
+                await trio.lowlevel.checkpoint()
 
     @property
     def idle(self) -> bool:
@@ -43,12 +49,13 @@ class Tenants:
 
     def __init__(self, requests_per_second: Callable[[], int]) -> None:
         self._rate = requests_per_second
+        self._gate = trio.Lock()  # FIFO, and each uid waits in it once: they take turns
         self._by_uid: dict[int, Tenant] = {}
 
     def of(self, uid: int) -> Tenant:
         if uid not in self._by_uid:
             self._by_uid = {known: tenant for known, tenant in self._by_uid.items() if not tenant.idle}
-            self._by_uid[uid] = Tenant(self._rate)
+            self._by_uid[uid] = Tenant(self._rate, self._gate)
         return self._by_uid[uid]
 
     @property
