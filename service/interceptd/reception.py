@@ -116,6 +116,7 @@ class Reception:
             return await admit(connection, door, self._settings.now)
         except Exception:
             self.refused += 1
+            tenant.fine()
             raise
         finally:
             self._queues[queue] -= 1

@@ -12,6 +12,9 @@ import trio
 BURST_SECONDS = 0.25
 """What a uid that was quiet may ask at once, as seconds of its pace: a new VMM attaches all its VPs."""
 
+REFUSAL_TURNS = 4
+"""A refused connection costs accept, a task, a log line and reading what was sent: some five requests."""
+
 
 class Tenant:
     """All connections of one uid, `connections` of them.
@@ -37,6 +40,10 @@ class Tenant:
                 await trio.sleep_until(self._paid_until - BURST_SECONDS)
             async with self._gate:
                 await trio.lowlevel.checkpoint()
+
+    def fine(self) -> None:
+        """Charge what a connection costs that is refused, beyond its turn; nobody waits here."""
+        self._paid_until += REFUSAL_TURNS / self._rate()
 
     @property
     def idle(self) -> bool:
