@@ -42,14 +42,7 @@ def garbage(path: str) -> None:
             connection.receive_all()
 
 
-def connects(path: str) -> None:
-    """Connections that are closed at once."""
-    while True:
-        with suppress(OSError):
-            RawConnection(path).close()
-
-
-KINDS: dict[str, Callable[[str], None]] = {"requests": requests, "garbage": garbage, "connects": connects}
+KINDS: dict[str, Callable[[str], None]] = {"requests": requests, "garbage": garbage}
 
 
 def start_fast(path: str, kind: str) -> None:
