@@ -13,6 +13,9 @@ from .errors import ProtocolViolation
 
 MESSAGE_LIMIT = 64 * 1024
 """Bytes in one message. An intercept takes 273; the largest control message a few hundred."""
+REQUEST_VALUES = 256
+"""Values that a request to the daemon, or an answer to it, may hold. The largest of ours have 30; 64 KiB of
+one-byte values would cost 80 ms to take apart."""
 DEPTH_LIMIT = 16
 """Containers that a value may lie in. Requests need 3, inspection replies 6."""
 
@@ -43,12 +46,16 @@ _TOKENS = _tokens()
 
 
 class FrameScanner:
-    """Finds the end of the value that starts at offset 0 of a growing buffer. One use a value."""
+    """Finds the end of the value that starts at offset 0 of a growing buffer. One use a value.
 
-    __slots__ = ("_missing", "_open", "_position")
+    `value_limit` is how many values it may hold, itself, keys and all levels counted.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_missing", "_open", "_position", "_room")
+
+    def __init__(self, value_limit: int = MESSAGE_LIMIT) -> None:
         self._position = 0
+        self._room = value_limit - 1
         self._open = [1]  # values still to come, one count a level of nesting
         self._missing = 1  # their sum: each takes a byte at least
 
@@ -69,8 +76,13 @@ class FrameScanner:
                 raise ProtocolViolation(
                     errno.EMSGSIZE, f"a message may have {MESSAGE_LIMIT} bytes", limit="message_bytes"
                 )
+            if children > self._room:
+                raise ProtocolViolation(
+                    errno.EMSGSIZE, "a message holds too many values", limit="request_values"
+                )
             if position + size > available:
                 return None
+            self._room -= children
             self._position = position + size
             self._missing += children - 1
             open_[-1] -= 1

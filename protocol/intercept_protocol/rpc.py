@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import msgpack
 
 from .errors import ProtocolViolation, WireError
-from .frames import FrameScanner
+from .frames import MESSAGE_LIMIT, FrameScanner
 
 REQUEST: Final = 0
 RESPONSE: Final = 1
@@ -65,18 +65,19 @@ def encode_notification(method: str, params: list[object]) -> bytes:
 
 
 class Receiver:
-    """Turns a peer's bytes into messages.
+    """Turns a peer's bytes into messages, each of at most `value_limit` values.
 
     Holds at most one message's worth of bytes beyond what one `receive_data` brought. After a
     `ProtocolViolation` the stream is lost for good: every later call raises it again.
     """
 
-    __slots__ = ("_accepts", "_buffer", "_scanner", "_violation")
+    __slots__ = ("_accepts", "_buffer", "_scanner", "_value_limit", "_violation")
 
-    def __init__(self, accepts: Container[int]) -> None:
+    def __init__(self, accepts: Container[int], value_limit: int = MESSAGE_LIMIT) -> None:
         self._accepts = accepts
+        self._value_limit = value_limit
         self._buffer = bytearray()
-        self._scanner = FrameScanner()
+        self._scanner = FrameScanner(value_limit)
         self._violation: ProtocolViolation | None = None
 
     @property
@@ -109,7 +110,7 @@ class Receiver:
             return None
         frame = bytes(self._buffer[:end])
         del self._buffer[:end]
-        self._scanner = FrameScanner()
+        self._scanner = FrameScanner(self._value_limit)
         return self._decode(frame)
 
     def _small_request(self) -> Request | None:
@@ -123,7 +124,7 @@ class Receiver:
         match value:
             case [kind, int(msgid), str(method), [bytes(blob)]] if _is_request(kind) and _is_msgid(msgid):
                 self._buffer.clear()
-                self._scanner = FrameScanner()
+                self._scanner = FrameScanner(self._value_limit)
                 return Request(msgid, method, [blob])
             case _:
                 return None

@@ -9,22 +9,25 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
-import msgspec
 import trio
 
-from interceptd import __version__
-from interceptd.config import Config, ConfigError, Metrics, load_config
-from interceptd.daemon import END_SIGNALS, Daemon, run_until_signalled
+from interceptd import __version__, effective
+from interceptd.config_sources import CHAOS_VARIABLE, ConfigError, Setting, Sources, set_flag
+from interceptd.daemon import SIGNALS, Daemon, run_until_signalled
 from interceptd.listening import ListenError
 from interceptd.logs import configure_logs
 from interceptd.passed_sockets import PassedSockets, take_passed_sockets
-from interceptd.place import Place
+from interceptd.reloading import Reloader
 from interceptd.service_manager import ServiceManager
+from interceptd.settings import Settings
 
-CHAOS_VARIABLE = "INTERCEPTD_CHAOS"
+Flags = tuple[Setting, ...]
+PLACE_KEYS = {"socket": "socket", "operator_socket": "operator_socket", "metrics_listen": "metrics.listen"}
+"""The key of each flag that names a place."""
 
 
 @click.group()
@@ -33,71 +36,94 @@ def main() -> None:
     """Handle hypervisor memory intercepts outside the hypervisor."""
 
 
-@main.command()
-@click.option("--socket", metavar="PATH", help="Socket for VMMs  [default: /run/interceptd/vmm.sock].")
-@click.option(
+def _flags(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> Flags:
+    """What --set says, for the configuration's sources."""
+    try:
+        return tuple(map(set_flag, values))
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, option) from None
+
+
+socket_option = click.option(
+    "--socket", metavar="PATH", help="Socket for VMMs  [default: /run/interceptd/vmm.sock]."
+)
+operator_option = click.option(
     "--operator-socket", metavar="PATH", help="Socket for operators  [default: operator.sock beside it]."
 )
-@click.option(
+metrics_option = click.option(
     "--metrics-listen",
     metavar="PLACE",
     help="Metrics: unix:/PATH or an IP address and port  [default: none].",
 )
+set_option = click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=_flags,
+    help="Any key, e.g. limits.operators=8. Goes before the environment, and that before the file.",
+)
+
+
+@main.command()
+@socket_option
+@operator_option
+@metrics_option
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML configuration file.")
-def serve(
-    socket: str | None, operator_socket: str | None, metrics_listen: str | None, config_file: Path | None
-) -> None:
-    """Serve VMMs until SIGTERM or SIGINT, which drain; a second one ends at once.
+@set_option
+def serve(config_file: Path | None, settings: Flags, **places: str | None) -> None:
+    """Serve VMMs until SIGTERM or SIGINT, which drain; a second one ends at once. SIGHUP reloads.
 
     Exit status: 0 drained, 1 cannot start, 2 wrong usage, 128+N ended by a second signal N.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # an early one is kept until our receiver opens
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # what is left when it closes: a late one changes nothing
+    sources = _sources(config_file, settings, places)
     try:
-        config = load_config(config_file)
+        in_force = Settings(sources.load().config)
         chaos = _chaos()
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
-    flags = {"socket": socket, "operator_socket": operator_socket}
-    config = msgspec.structs.replace(config, **{key: path for key, path in flags.items() if path is not None})
-    if metrics_listen is not None:
-        config = msgspec.structs.replace(config, metrics=_listening_at(metrics_listen, config.metrics))
-    configure_logs(config.log)
-    signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)  # an early one is kept until our receiver opens
-    for number in END_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # what is left when it closes: a late one changes nothing
+    configure_logs(in_force.now.log)
     _raise_descriptor_limit()
     try:
         passed = take_passed_sockets(os.environ, os.getpid())
-        status = trio.run(_run, config, chaos, passed)
+        status = trio.run(_run, in_force, sources, chaos, passed)
     except ListenError as error:
         raise click.ClickException(str(error)) from None
     sys.exit(status)
 
 
 @main.command("check-config")
-@click.argument("file", type=click.Path(path_type=Path))
-def check_config(file: Path) -> None:
-    """Say what `serve --config FILE` would do, and do nothing.
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@socket_option
+@operator_option
+@metrics_option
+@set_option
+def check_config(file: Path | None, settings: Flags, **places: str | None) -> None:
+    """Say what `serve --config FILE` would do, with every key's value and where it comes from; do nothing.
 
-    Exit status: 0 it can be used, 1 it cannot, with the file, the key and what was expected, 2 wrong usage.
+    Exit status: 0 it can be used, 1 it cannot, with the source, the key and what was expected, 2 wrong usage.
     """
     try:
-        config = load_config(file)
+        loaded = _sources(file, settings, places).load()
+        _chaos()
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
-    uids = ", ".join(map(str, sorted(config.uids))) or "none"
-    place = config.metrics.listen
-    metrics = "no metrics" if place is None else f"metrics at {place}"
-    click.echo(
-        f"{file}: would serve VMMs of uids {uids} at {config.socket} (mode {config.socket_mode:04o}) "
-        f"and operators at {config.operator_path}, {metrics}, and log {config.log.level} and above"
+    click.echo(f"# {file or 'no file'}: {effective.summary(loaded.config)}")
+    for line in effective.lines(loaded):
+        click.echo(line)
+
+
+def _sources(file: Path | None, settings: Flags, places: Mapping[str, str | None]) -> Sources:
+    """`places` are the flags that stand for one key each."""
+    flags = tuple(
+        Setting(f"--{name.replace('_', '-')}", PLACE_KEYS[name], place)
+        for name, place in places.items()
+        if place is not None
     )
-
-
-def _listening_at(text: str, metrics: Metrics) -> Metrics:
-    try:
-        return msgspec.structs.replace(metrics, listen=Place(text))
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--metrics-listen") from None
+    return Sources(file, dict(os.environ), settings + flags)
 
 
 def _raise_descriptor_limit() -> None:
@@ -106,9 +132,10 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _run(config: Config, chaos: int, passed: PassedSockets) -> int:
+async def _run(settings: Settings, sources: Sources, chaos: int, passed: PassedSockets) -> int:
     manager = ServiceManager.from_environment(os.environ, os.getpid())
-    return await run_until_signalled(Daemon(config, chaos=chaos, passed=passed, manager=manager))
+    reloader = Reloader(settings, lambda: sources.load().config, manager)
+    return await run_until_signalled(Daemon(settings, chaos=chaos, passed=passed, manager=manager), reloader)
 
 
 def _chaos() -> int:

@@ -1,29 +1,25 @@
-"""Configuration: one TOML file, every key typed, with its default here.
+"""Configuration: every key typed, with its default here.
 
-Owns keys, units and defaults; must not know who reads them. Errors name file, key and what was expected.
+Owns keys, units and defaults; must not know who reads them, nor where values come from (`config_sources`).
 """
 
 from __future__ import annotations
 
 import os
-import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_type_hints
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from intercept_protocol.frames import MESSAGE_LIMIT
+from intercept_protocol.frames import MESSAGE_LIMIT, REQUEST_VALUES
 from interceptd.peer import overflow_uid
 from interceptd.place import Place
 
 Count = Annotated[int, Meta(ge=1, le=1 << 32)]
 Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
 Uid = Annotated[int, Meta(ge=0, le=2**32 - 2)]
-
-
-class ConfigError(Exception):
-    """A configuration that cannot be used; the text names the file, the key and what was expected."""
+Gid = Uid
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,9 +30,15 @@ class Limits(_Table, frozen=True, kw_only=True):
     """How much a client may ask for. Each is stated in `hello`; reaching one is an error that names it."""
 
     connections_without_hello: Count = 512
+    connections_per_uid: Count = 8192
+    """In any state, at both sockets."""
+    control_requests_per_second: Count = 1000
+    """Of one uid, over all of its connections; intercepts are none. The daemon reads no faster."""
     partitions_per_uid: Count = 64
     vmms_per_uid: Count = 128
     """VMM connections, with a partition or without one yet."""
+    vps_per_uid: Count = 4096
+    regions_per_uid: Count = 1 << 20
     vps_per_partition: Annotated[int, Meta(ge=1, le=256)] = 256
     notifiers_per_partition: Count = 64
     regions_per_partition: Count = 1 << 20
@@ -50,7 +52,11 @@ class Limits(_Table, frozen=True, kw_only=True):
     def stated(self) -> dict[str, int]:
         """As `hello` puts it, with those that are not configurable."""
         stated: dict[str, int] = msgspec.to_builtins(self)
-        return stated | {"message_bytes": MESSAGE_LIMIT, "requests_in_flight_per_connection": 1}
+        return stated | {
+            "message_bytes": MESSAGE_LIMIT,
+            "request_values": REQUEST_VALUES,
+            "requests_in_flight_per_connection": 1,
+        }
 
 
 class Timeouts(_Table, frozen=True, kw_only=True):
@@ -84,9 +90,13 @@ class Config(_Table, frozen=True, kw_only=True):
     operator_socket: str | None = None
     """Default: operator.sock beside `socket`."""
     socket_mode: Annotated[int, Meta(ge=0, le=0o777)] = 0o660
+    socket_group: str | None = None
+    """Group of `socket`, by name or number. Default: the daemon's own."""
     allowed_uids: list[Uid] | None = None
     """Who may connect. Default: root and the uid that the daemon runs as, unless that is the overflow uid: so
     looks everybody in a user namespace that has no map, and so it must be named."""
+    allowed_gids: list[Gid] = []
+    """Groups whose members may connect besides, primary or supplementary; but for the overflow uid."""
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     log: Log = Log()
@@ -101,48 +111,3 @@ class Config(_Table, frozen=True, kw_only=True):
         if self.allowed_uids is not None:
             return frozenset(self.allowed_uids)
         return frozenset({0, os.geteuid()} - {overflow_uid()})
-
-
-def load_config(path: Path | None) -> Config:
-    """Read a file, or give the defaults for None. Raises `ConfigError`."""
-    if path is None:
-        return Config()
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from None
-    try:
-        return msgspec.convert(table, Config, dec_hook=_decode)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(str(error))}") from None
-
-
-def _decode(form: type, value: object) -> object:
-    """What is not built into TOML, from what is."""
-    assert form is Place, "there is no other such type"
-    if not isinstance(value, str):
-        raise TypeError(f"expected `str`, got `{type(value).__name__}`")
-    return Place(value)
-
-
-def _explain(text: str) -> str:
-    why, _, where = text.partition(" - at `$")
-    where = where.rstrip("`").lstrip(".")
-    for prefix in ("Object contains unknown field `",):
-        if why.startswith(prefix):
-            key = why.removeprefix(prefix).rstrip("`")
-            return f"{f'{where}.' if where else ''}{key}: is no key of this table"
-    if why.startswith("Invalid enum value "):
-        got = why.removeprefix("Invalid enum value ")
-        why = f"expected one of {', '.join(_choices(where))}, got {got}"
-    return f"{where or 'the file'}: {why[:1].lower() + why[1:]}"
-
-
-def _choices(key: str) -> tuple[str, ...]:
-    """What a key that is one of a few words may be."""
-    form: type = Config
-    for name in key.split("."):
-        form = get_type_hints(form)[name]
-    return get_args(form)

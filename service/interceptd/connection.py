@@ -17,8 +17,10 @@ import trio
 
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.frames import REQUEST_VALUES
 from interceptd.descriptor_box import DescriptorBox
-from interceptd.peer import Peer, Pidfd
+from interceptd.peer import Peer, Pidfd, peer_groups
+from interceptd.tenants import Tenants
 
 RECEIVE_BYTES = 4096
 """A read: fifteen intercepts, and any control message in one go."""
@@ -48,13 +50,18 @@ class Connection:
     _running: ClassVar[int] = 0
     """How many messages running it was."""
 
-    def __init__(self, accepted: socket.socket) -> None:
+    def __init__(self, accepted: socket.socket, tenants: Tenants) -> None:
         accepted.setblocking(False)
         self.peer = Peer.of(accepted)
+        self.tenant = tenants.of(self.peer.uid)
+        self.tenant.connections += 1
         self._socket = accepted
-        self._receiver = rpc.Receiver({rpc.REQUEST})
+        self._receiver = rpc.Receiver({rpc.REQUEST}, REQUEST_VALUES)
         self._turn = 0
         self._descriptors: DescriptorBox | None = None
+
+    def peer_groups(self) -> frozenset[int]:
+        return peer_groups(self._socket)
 
     def peer_pidfd(self) -> Pidfd | None:
         """A handle on the process that connected; the caller closes it."""
@@ -75,11 +82,19 @@ class Connection:
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
+            self.tenant.connections -= 1
             with suppress(ProtocolViolation):
                 self.drop_descriptors()
 
     async def receive(self) -> rpc.Request | None:
-        """The next request, None when the peer has closed. Raises `ProtocolViolation`, `ConnectionGone`."""
+        """The next request, when its uid's pace allows; None when the peer has closed. Raises
+        `ProtocolViolation`, `ConnectionGone`."""
+        request = await self._receive()
+        if request is not None:
+            await self.tenant.turn()
+        return request
+
+    async def _receive(self) -> rpc.Request | None:
         self._turn += 1
         if self._turn >= TURN:
             self._turn = 0
@@ -95,6 +110,7 @@ class Connection:
 
         While no other VP is busy, the CPU is yielded once before the task is parked: a peer on the
         same CPU then often has its next message ready, and the round by way of epoll (15 us) is saved.
+        No pace is kept: intercepts are bounded by one in flight.
         """
         alone = self._is_alone()
         self._turn += 1
@@ -102,7 +118,7 @@ class Connection:
             self._turn = 0
             await trio.lowlevel.checkpoint()
         if self._receiver.has_bytes:
-            return await self.receive()
+            return await self._receive()
         while True:
             try:
                 data = self._socket.recv(RECEIVE_BYTES)
@@ -122,7 +138,7 @@ class Connection:
         if not data:
             return None
         self._receiver.receive_data(data)
-        return await self.receive()
+        return await self._receive()
 
     def _is_alone(self) -> bool:
         """Whether nobody else has received for a while: yielding the CPU to our peer would starve others."""
@@ -133,7 +149,7 @@ class Connection:
 
     def expect_responses(self) -> None:
         """From now on we ask and the peer answers."""
-        self._receiver = rpc.Receiver({rpc.RESPONSE})
+        self._receiver = rpc.Receiver({rpc.RESPONSE}, REQUEST_VALUES)
 
     async def receive_response(self) -> rpc.Response | None:
         """The next answer of the peer, None when it has closed. Raises like `receive`."""

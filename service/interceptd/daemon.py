@@ -28,7 +28,9 @@ from interceptd.passed_sockets import PassedSockets
 from interceptd.place import Place
 from interceptd.reception import Reception
 from interceptd.registry import PartitionRegistry
+from interceptd.reloading import Reloader
 from interceptd.service_manager import ServiceManager
+from interceptd.settings import Settings
 
 log = structlog.get_logger()
 OPERATOR_SOCKET_MODE = 0o600
@@ -36,6 +38,8 @@ END_SECONDS = 5
 """What the service manager is to allow beyond the drain, for what comes after it."""
 NONE_PASSED = PassedSockets()
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (*END_SIGNALS, signal.SIGHUP)
+"""All that a daemon obeys."""
 
 
 class Daemon:
@@ -43,32 +47,35 @@ class Daemon:
 
     def __init__(
         self,
-        config: Config,
+        settings: Settings,
         *,
         chaos: int = 0,
         passed: PassedSockets = NONE_PASSED,
         manager: ServiceManager | None = None,
     ) -> None:
         self.partitions = PartitionRegistry()
-        self._config = config
+        self._settings = settings
         self._passed = passed
         self._manager = manager or ServiceManager()
         self.reception = Reception(
-            config,
-            PartitionFactory(config, chaos),
+            settings,
+            PartitionFactory(settings, chaos),
             self.partitions,
             overview=self,
-            hello_reply=_hello_reply(config, chaos),
+            hello_reply=partial(_hello_reply, settings, chaos),
         )
+        self.started = trio.Event()
         self._drain_requested = trio.Event()
-        self._drain_timeout = config.timeouts.drain_ms / 1000
+        self._drain_timeout: float | None = None
         self._started_at = time.monotonic()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained. Raises `ListenError` if a socket path cannot be used."""
-        config = self._config
+        config = self._settings.now
         with (
-            listening(config.socket, config.socket_mode, self._passed.vmm) as vmm_socket,
+            listening(
+                config.socket, config.socket_mode, self._passed.vmm, group=config.socket_group
+            ) as vmm_socket,
             listening(config.operator_path, OPERATOR_SOCKET_MODE, self._passed.operator) as operator_socket,
             _metrics_listening(config) as metrics,
         ):
@@ -92,13 +99,14 @@ class Daemon:
                         endpoint = MetricsEndpoint(self.partitions, self.reception, self._manager)
                         connections.start_soon(endpoint.run, *metrics)
                     task_status.started()
-                    await self._manager.ready(self._status())
-                    connections.start_soon(self._manager.feed_watchdog, self._status)
+                    await self._manager.ready(self.status())
+                    self.started.set()
+                    connections.start_soon(self._manager.feed_watchdog, self.status)
                     await self._drain_requested.wait()
                     doors.cancel_scope.cancel()
                 for listener in (vmm_socket, operator_socket):
                     listener.close()  # who connects now is refused, and need not wait for our end
-                await self._manager.stopping(self._status(), self._drain_timeout + END_SECONDS)
+                await self._manager.stopping(self.status(), self._drain_seconds + END_SECONDS)
                 await self._end_partitions()
                 connections.cancel_scope.cancel()
         log.info("daemon_ended")
@@ -106,8 +114,8 @@ class Daemon:
     def drain(self, timeout: float | None = None) -> None:
         """End gracefully: answer what is in flight, unmap, close; cut off after `timeout` seconds."""
         if not self._drain_requested.is_set():
-            self._drain_timeout = self._drain_timeout if timeout is None else timeout
-            log.info("drain_started", timeout_s=self._drain_timeout, partitions=len(self.partitions))
+            self._drain_timeout = timeout
+            log.info("drain_started", timeout_s=self._drain_seconds, partitions=len(self.partitions))
             self.partitions.closed = True
             self._drain_requested.set()
 
@@ -115,16 +123,20 @@ class Daemon:
     def draining(self) -> bool:
         return self._drain_requested.is_set()
 
+    @property
+    def _drain_seconds(self) -> float:
+        configured = self._settings.now.timeouts.drain_ms / 1000
+        return configured if self._drain_timeout is None else self._drain_timeout
+
     def daemon_statistics(self) -> messages.DaemonStatistics:
         partitions, totals = list(self.partitions), self.partitions.totals()
         vps = sum(len(partition.vps) for partition in partitions)
         reception = self.reception
-        joined = vps + sum(partition.notifiers for partition in partitions)
         return messages.DaemonStatistics(
             uptime_ms=int((time.monotonic() - self._started_at) * 1000),
             partitions=len(partitions),
             vps=vps,
-            connections=joined + reception.vmms + reception.operators + reception.without_hello,
+            connections=reception.connections,
             connections_without_hello=reception.without_hello,
             tasks=trio.lowlevel.current_statistics().tasks_living,
             partitions_created=self.partitions.created,
@@ -135,14 +147,14 @@ class Daemon:
             latency=totals.intercepts.buckets,
         )
 
-    def _status(self) -> str:
+    def status(self) -> str:
         """A line for people, of what the service manager shows."""
         vps = sum(len(partition.vps) for partition in self.partitions)
         doing = "draining" if self.draining else "serving"
         return f"{doing} {len(self.partitions)} partitions, {vps} VPs"
 
     async def _end_partitions(self) -> None:
-        with trio.move_on_after(self._drain_timeout) as scope:
+        with trio.move_on_after(self._drain_seconds) as scope:
             for partition in self.partitions:
                 partition.end()
             await self.partitions.wait_empty()
@@ -166,10 +178,10 @@ def _place(passed: socket.socket | None, path: str) -> object:
     return path if passed is None else passed.getsockname()
 
 
-async def run_until_signalled(daemon: Daemon) -> int:
-    """Run a daemon for a process: SIGTERM and SIGINT drain it, the second one ends it at once.
+async def run_until_signalled(daemon: Daemon, reloader: Reloader) -> int:
+    """Run a daemon for a process: SIGTERM and SIGINT drain it, the second one ends it; SIGHUP reloads.
 
-    Returns the exit status: 0 after a drain, 128 + n when cut off by signal n. A caller that has the signals
+    Returns the exit status: 0 after a drain, 128 + n when cut off by signal n. A caller that has `SIGNALS`
     blocked and ignored loses none that comes early, and is not killed by one that comes late.
     """
     status = 0
@@ -186,8 +198,18 @@ async def run_until_signalled(daemon: Daemon) -> int:
                 else:
                     daemon.drain()
 
+    async def reload() -> None:
+        await daemon.started.wait()  # whoever waits for READY hears that first
+        with trio.open_signal_receiver(signal.SIGHUP) as signals, _delivering((signal.SIGHUP,)):
+            async for _ in signals:
+                if daemon.draining:
+                    log.warning("configuration_not_reloaded", error="the daemon is draining")
+                else:
+                    await reloader.reload(daemon.status)
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(obey, nursery.cancel_scope)
+        nursery.start_soon(reload)
         try:
             await daemon.run()
         except ListenError as error:  # carried out of the nursery, which would wrap it in a group
@@ -200,15 +222,16 @@ async def run_until_signalled(daemon: Daemon) -> int:
 
 @contextmanager
 def _delivering(signals: Collection[signal.Signals]) -> Iterator[None]:
-    """Let `signals` through within, whatever the caller's mask."""
+    """Let `signals` through within, whatever the caller's mask; the others' is not touched."""
     before = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_BLOCK, before & set(signals))
 
 
-def _hello_reply(config: Config, chaos: int) -> messages.HelloReply:
+def _hello_reply(settings: Settings, chaos: int) -> messages.HelloReply:
+    config = settings.now
     limits = config.limits.stated() | {
         "hello_timeout_ms": config.timeouts.hello_ms,
         "invalidate_timeout_ms": config.timeouts.invalidate_ms,

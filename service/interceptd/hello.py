@@ -64,7 +64,7 @@ async def admit(connection: Connection, door: Door, config: Config) -> Visitor:
     Raises `WireError` for a peer that is to be refused under msgid 0, and `ConnectionGone` for one that was
     refused already, or left.
     """
-    require_allowed(connection.peer, config.uids)
+    require_allowed(connection.peer, config.uids, config.allowed_gids, connection.peer_groups)
     request = None
     with trio.move_on_after(config.timeouts.hello_ms / 1000):
         request = await connection.receive()

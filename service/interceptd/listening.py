@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import grp
 import os
 import socket
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,15 +20,22 @@ BACKLOG = 1024
 """A burst of VPs attaches at once; a backlog under 512 was seen to refuse some."""
 
 
+LOCK_SECONDS = 5.0
+"""Another daemon holds the lock for a millisecond."""
+
+
 class ListenError(Exception):
     """A socket path that cannot be used; the text names it and the cause."""
 
 
 @contextmanager
-def listening(path: str, mode: int, passed: socket.socket | None = None) -> Iterator[socket.socket]:
-    """A listening AF_UNIX socket at `path` with the file mode `mode`; the file is gone afterwards.
+def listening(
+    path: str, mode: int, passed: socket.socket | None = None, *, group: str | None = None
+) -> Iterator[socket.socket]:
+    """A listening AF_UNIX socket at `path` with the file mode `mode`, of `group` (None: ours); the file is
+    gone afterwards.
 
-    Blocks for other daemons that bind in the same directory at the same moment, and for nothing else.
+    Blocks for other daemons that bind in the same directory at the same moment, for `LOCK_SECONDS` at most.
     `passed` listens already, at a place of its giver's: it is closed afterwards, and its file stays.
     """
     if passed is not None:
@@ -36,7 +45,7 @@ def listening(path: str, mode: int, passed: socket.socket | None = None) -> Iter
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         try:
-            identity = _bind(listener, path, mode)
+            identity = _bind(listener, path, mode, group)
         except OSError as error:
             raise ListenError(f"{path}: {error.strerror or error}") from error
         try:
@@ -49,15 +58,13 @@ def listening(path: str, mode: int, passed: socket.socket | None = None) -> Iter
         listener.close()
 
 
-def _bind(listener: socket.socket, path: str, mode: int) -> tuple[int, int]:
+def _bind(listener: socket.socket, path: str, mode: int, group: str | None) -> tuple[int, int]:
     """Bind and listen under a lock on the directory, so that of two daemons that start at once one finds the
     other. The path appears when the socket listens: whoever sees it can connect."""
     if not path or "\0" in path:
         raise ListenError(f"{path!r}: is no path")
     unready = f"{path}~"
-    directory = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
+    with _locked(Path(path).parent):
         _require_free(path)
         _require_free(unready)
         with suppress(FileNotFoundError):
@@ -67,11 +74,54 @@ def _bind(listener: socket.socket, path: str, mode: int) -> tuple[int, int]:
             listener.bind(unready)
         finally:
             os.umask(umask)
-        listener.listen(BACKLOG)
-        os.rename(unready, path)
+        try:
+            if group is not None:
+                _give(unready, group)  # while nobody can connect yet
+            listener.listen(BACKLOG)
+            os.rename(unready, path)
+        except BaseException:
+            os.unlink(unready)
+            raise
         return _identity(path)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """flock(2), which knows no timeout, in a thread that is left behind if it takes too long."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    failures: list[OSError] = []
+
+    def lock() -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            failures.append(error)
+
+    waiting = threading.Thread(target=lock, name="lock directory", daemon=True)
+    waiting.start()
+    waiting.join(LOCK_SECONDS)
+    if waiting.is_alive():  # the descriptor stays its own: another file of that number would be locked
+        raise ListenError(f"{directory}: another process has held a lock (flock) on it for {LOCK_SECONDS} s")
+    try:
+        for failure in failures:
+            raise failure
+        yield
     finally:
-        os.close(directory)
+        os.close(descriptor)
+
+
+def _give(path: str, group: str) -> None:
+    """Raises `ListenError`, which names the key, if there is no such group or it is not ours to give to."""
+    try:
+        gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+        os.chown(path, -1, gid)
+    except KeyError:
+        raise ListenError(f"socket_group: there is no group {group!r}") from None
+    except (OSError, OverflowError) as error:
+        raise ListenError(
+            f"socket_group: the socket may not be given to {group!r}, unless the daemon's user is in it: "
+            f"{error.strerror if isinstance(error, OSError) else error}"
+        ) from error
 
 
 def _require_free(path: str) -> None:

@@ -31,7 +31,8 @@ class StderrLogger:
 
 
 def configure_logs(log: Log) -> None:
-    """Set up structlog for the process, and let what libraries log come out the same way."""
+    """Set up structlog for the process, and let what libraries log come out the same way. May be repeated:
+    loggers are not cached, so that the next line of each is as was said last."""
     as_json = log.format == "json" or (log.format == "auto" and not sys.stderr.isatty())
     level = logging.getLevelNamesMapping()[log.level.upper()]
     context: list[Processor] = [
@@ -44,7 +45,7 @@ def configure_logs(log: Log) -> None:
         processors=[*context, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: StderrLogger(),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=False,
     )
     libraries = _Libraries()
     libraries.setFormatter(

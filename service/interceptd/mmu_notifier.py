@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter_ns
@@ -85,7 +86,7 @@ class Batch:
 class MmuNotifier:
     """One partition's channel from the invalidation sources to its region manager."""
 
-    def __init__(self, open_limit: int) -> None:
+    def __init__(self, open_limit: Callable[[], int]) -> None:
         self._open_limit = open_limit
         self._windows: set[Window] = set()
         self._open: dict[UaddrRange, OpenInvalidation] = {}
@@ -118,10 +119,10 @@ class MmuNotifier:
 
     def begin(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
         """Invalidate, and keep faults out until the matching `end`. Raises ENOSPC at the limit."""
-        if self._open_depth >= self._open_limit:
+        if self._open_depth >= (limit := self._open_limit()):
             raise WireError(
                 errno.ENOSPC,
-                f"a partition may have {self._open_limit} open invalidations",
+                f"a partition may have {limit} open invalidations",
                 limit="open_invalidations_per_partition",
             )
         entry = self._open.get(uaddrs)

@@ -62,7 +62,7 @@ class Partition:
     notifier: MmuNotifier
     regions: RegionManager
     path: InterceptPath
-    end_timeout: float
+    end_timeout: Callable[[], float]
     port_calls: PortCalls = field(default_factory=PortCalls)
     """What `hypervisor` measures, if it does."""
     token: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
@@ -256,11 +256,11 @@ class Partition:
         self.ending = True
         for vp in self.vps.values():
             vp.drain()
-        with trio.move_on_after(self.end_timeout) as scope:
+        with trio.move_on_after(timeout := self.end_timeout()) as scope:
             for vp in list(self.vps.values()):
                 await vp.wait_quiet()
         if scope.cancelled_caught:
-            log.warning("partition_end_cut_short", timeout_s=self.end_timeout)
+            log.warning("partition_end_cut_short", timeout_s=timeout)
         try:
             await self.regions.serve_pending()
             await self.regions.close()

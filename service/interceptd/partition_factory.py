@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import random
+from functools import partial
 
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import AddressSpaceKind, CreatePartition, HypervisorKind
@@ -14,7 +15,6 @@ from interceptd.address_space import AddressSpace
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.chaos import Chaos, ChaoticAddressSpace, ChaoticHypervisor
-from interceptd.config import Config
 from interceptd.connection import Connection
 from interceptd.hypervisor import Hypervisor
 from interceptd.hypervisor.measured import MeasuredHypervisor
@@ -25,23 +25,24 @@ from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition import Partition
 from interceptd.region_manager import RegionManager
 from interceptd.registry import PartitionRegistry
+from interceptd.settings import Settings
 from interceptd.totals import PortCalls
 
 
 class PartitionFactory:
     """`chaos` is how many extra checkpoints a port call may take at most; 0 for none."""
 
-    def __init__(self, config: Config, chaos: int) -> None:
-        self._config = config
+    def __init__(self, settings: Settings, chaos: int) -> None:
+        self._settings = settings
         self._chaos = Chaos(chaos, random.Random()) if chaos else None
 
     def create(
         self, request: CreatePartition, name: str, connection: Connection, living: PartitionRegistry
     ) -> Partition:
         """Raises ENOSPC at the uid's limit."""
-        limits = self._config.limits
+        settings, limits = self._settings, self._settings.now.limits
         owner = connection.peer
-        if sum(partition.owner.uid == owner.uid for partition in living) >= limits.partitions_per_uid:
+        if sum(1 for _ in living.of_uid(owner.uid)) >= limits.partitions_per_uid:
             raise WireError(
                 errno.ENOSPC,
                 f"uid {owner.uid} may have {limits.partitions_per_uid} partitions",
@@ -50,8 +51,8 @@ class PartitionFactory:
         built = self._hypervisor(request)
         port_calls = PortCalls()
         hypervisor: Hypervisor = MeasuredHypervisor(built, port_calls)
-        notifier = MmuNotifier(limits.open_invalidations_per_partition)
-        timeout = (request.invalidate_timeout_ms or self._config.timeouts.invalidate_ms) / 1000
+        notifier = MmuNotifier(lambda: settings.now.limits.open_invalidations_per_partition)
+        timeout = (request.invalidate_timeout_ms or settings.now.timeouts.invalidate_ms) / 1000
         memory = self._memory(request, notifier, timeout, connection)
         address_space: AddressSpace = memory
         if self._chaos is not None:
@@ -60,8 +61,9 @@ class PartitionFactory:
         regions = RegionManager(
             hypervisor=hypervisor,
             notifier=notifier,
-            region_limit=limits.regions_per_partition,
-            mapping_limit=limits.mappings_per_partition,
+            region_limit=lambda: settings.now.limits.regions_per_partition,
+            mapping_limit=lambda: settings.now.limits.mappings_per_partition,
+            require_room=partial(self._require_room, owner.uid, living),
             mmio_granularity=request.mmio_granularity,
         )
         return Partition(
@@ -77,15 +79,21 @@ class PartitionFactory:
             regions=regions,
             path=InterceptPath(regions, address_space, timeout),
             port_calls=port_calls,
-            end_timeout=self._config.timeouts.drain_ms / 1000,
+            end_timeout=lambda: settings.now.timeouts.drain_ms / 1000,
         )
+
+    def _require_room(self, uid: int, living: PartitionRegistry) -> None:
+        """Raises ENOSPC if one more region would be one too many for the uid."""
+        limit = self._settings.now.limits.regions_per_uid
+        if sum(partition.regions.region_count for partition in living.of_uid(uid)) >= limit:
+            raise WireError(errno.ENOSPC, f"uid {uid} may have {limit} regions", limit="regions_per_uid")
 
     def _memory(
         self, request: CreatePartition, notifier: MmuNotifier, timeout: float, connection: Connection
     ) -> DeclaredAddressSpace | ProcessAddressSpace:
         match request.address_space:
             case AddressSpaceKind.DECLARED:
-                return DeclaredAddressSpace(self._config.limits.vmas_per_partition)
+                return DeclaredAddressSpace(lambda: self._settings.now.limits.vmas_per_partition)
             case AddressSpaceKind.PROCESS:
                 return ProcessAddressSpace(notifier, timeout, connection.peer_pidfd())
 
@@ -94,10 +102,10 @@ class PartitionFactory:
             case HypervisorKind.SOFTWARE:
                 return self._software(request)
             case HypervisorKind.VMM:
-                return VmmHypervisor(self._config.timeouts.hypervisor_ms / 1000)
+                return VmmHypervisor(lambda: self._settings.now.timeouts.hypervisor_ms / 1000)
 
     def _software(self, request: CreatePartition) -> SoftwareHypervisor:
-        pool_limit = self._config.limits.deposit_pages_per_partition
+        pool_limit = self._settings.now.limits.deposit_pages_per_partition
         pool_pages = DEPOSIT_PAGES if request.deposit_pages is None else request.deposit_pages
         if pool_pages > pool_limit:
             raise WireError(
@@ -105,4 +113,8 @@ class PartitionFactory:
                 f"a partition may have {pool_limit} deposited pages, not {pool_pages}",
                 limit="deposit_pages_per_partition",
             )
-        return SoftwareHypervisor(remap=request.remap, pool_pages=pool_pages, pool_limit=pool_limit)
+        return SoftwareHypervisor(
+            remap=request.remap,
+            pool_pages=pool_pages,
+            pool_limit=lambda: self._settings.now.limits.deposit_pages_per_partition,
+        )

@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,12 @@ _UCRED = struct.Struct("iII")
 """struct ucred: pid, uid, gid (SO_PEERCRED, unix(7))."""
 
 
+SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
-"""include/uapi/asm-generic/socket.h; not in the socket module of Python 3.11."""
+"""include/uapi/asm-generic/socket.h; neither is in the socket module of Python 3.11."""
+_GID = struct.Struct("I")
+_GROUPS_BYTES = 1024
+"""256 groups: what Python's getsockopt takes. Linux has up to 65,536 (NGROUPS_MAX)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,16 @@ class Pidfd:
         os.close(self._descriptor)
 
 
+def peer_groups(connected: socket.socket) -> frozenset[int]:
+    """The supplementary groups of the process that connected, as they were when it did; none where they
+    cannot be told: more than 256, or a kernel before Linux 4.13."""
+    try:
+        groups = connected.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _GROUPS_BYTES)
+    except OSError:
+        return frozenset()
+    return frozenset(gid for (gid,) in _GID.iter_unpack(groups))
+
+
 def overflow_uid() -> int:
     """The uid that stands for every uid without a name in our user namespace (user_namespaces(7))."""
     try:
@@ -65,12 +79,23 @@ def overflow_uid() -> int:
         return 65534
 
 
-def require_allowed(peer: Peer, allowed_uids: Collection[int]) -> None:
-    """Raises EACCES unless the peer's uid is among `allowed_uids`.
+def require_allowed(
+    peer: Peer,
+    allowed_uids: Collection[int],
+    allowed_gids: Collection[int] = (),
+    groups: Callable[[], Collection[int]] = tuple,
+) -> None:
+    """Raises EACCES unless the peer's uid is among `allowed_uids`, or one of its groups, the primary or a
+    supplementary one of `groups`, among `allowed_gids`.
 
-    The overflow uid needs to be named like any other: across user namespaces it may be several tenants.
+    The overflow uid must be named itself: across user namespaces it may be several tenants, and a group that
+    they share makes them none.
     """
     if peer.uid in allowed_uids:
         return
-    hint = " (the overflow uid: a peer of another user namespace)" if peer.uid == overflow_uid() else ""
-    raise WireError(errno.EACCES, f"uid {peer.uid}{hint} is not among allowed_uids", uid=peer.uid)
+    overflow = peer.uid == overflow_uid()
+    if allowed_gids and not overflow and not {peer.gid, *groups()}.isdisjoint(allowed_gids):
+        return
+    hint = " (the overflow uid: a peer of another user namespace)" if overflow else ""
+    of_gids = ", nor one of its groups among allowed_gids" if allowed_gids else ""
+    raise WireError(errno.EACCES, f"uid {peer.uid}{hint} is not among allowed_uids{of_gids}", uid=peer.uid)

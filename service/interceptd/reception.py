@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
@@ -24,8 +25,8 @@ from intercept_protocol.messages import (
     PartitionHello,
 )
 from interceptd.calls import closing, serve_calls
-from interceptd.config import Config
-from interceptd.connection import Connection, ConnectionGone
+from interceptd.config import Limits
+from interceptd.connection import Connection
 from interceptd.descriptor_box import DescriptorBox
 from interceptd.hello import Door, HelloRefused, Visitor, admit
 from interceptd.notifier_session import NotifierSession
@@ -33,6 +34,8 @@ from interceptd.operator_session import OperatorSession, Overview
 from interceptd.partition import Partition
 from interceptd.partition_factory import PartitionFactory
 from interceptd.registry import PartitionRegistry
+from interceptd.settings import Settings
+from interceptd.tenants import Tenants
 from interceptd.virtual_processor import VirtualProcessor
 from interceptd.vmm_session import VmmSession
 
@@ -46,22 +49,22 @@ REFUSAL_NUMBERS = (
 
 
 class Reception:
-    """One for all doors. `hello_reply` is what everyone is told."""
+    """One for all doors. `hello_reply` gives what everyone is told."""
 
     def __init__(
         self,
-        config: Config,
+        settings: Settings,
         factory: PartitionFactory,
         partitions: PartitionRegistry,
         overview: Overview,
-        hello_reply: HelloReply,
+        hello_reply: Callable[[], HelloReply],
     ) -> None:
-        self._limits = config.limits
-        self._config = config
+        self._settings = settings
         self._factory = factory
         self._partitions = partitions
         self._overview = overview
         self._hello_reply = hello_reply
+        self._tenants = Tenants(lambda: self._limits.control_requests_per_second)
         self._queues: Counter[tuple[Door, int]] = Counter()  # connections without hello
         self.operators = 0
         self.refusals: Counter[str] = Counter()
@@ -71,7 +74,7 @@ class Reception:
     async def enter(self, door: Door, stream: trio.SocketStream) -> None:
         """Serve one accepted connection, until it ends or a partition's nursery takes it over."""
         with ExitStack() as held:
-            connection = Connection(socket.socket(fileno=stream.socket.detach()))
+            connection = Connection(socket.socket(fileno=stream.socket.detach()), self._tenants)
             held.enter_context(closing(connection))
             try:
                 visitor = await self._admit(connection, door)
@@ -89,35 +92,52 @@ class Reception:
                 raise
 
     @property
-    def without_hello(self) -> int:
-        return self._queues.total()
+    def _limits(self) -> Limits:
+        return self._settings.now.limits
+
+    @property
+    def connections(self) -> int:
+        """Of all uids, in any state and any role."""
+        return self._tenants.connections
 
     @property
     def vmms(self) -> int:
         """VMM connections, with a partition or without."""
         return self._vmms.total()
 
+    @property
+    def without_hello(self) -> int:
+        return self._queues.total()
+
     async def _admit(self, connection: Connection, door: Door) -> Visitor:
-        """Each uid has a limit of its own at each door, so that none can keep another out."""
+        """Each uid has limits of its own, so that none can keep another out."""
+        uid, tenant = connection.peer.uid, connection.tenant
+        if tenant.connections > self._limits.connections_per_uid:
+            self.refusals[errno.errorcode[errno.ENOSPC]] += 1
+            raise WireError(
+                errno.ENOSPC,
+                f"uid {uid} may have {self._limits.connections_per_uid} connections",
+                limit="connections_per_uid",
+            )
         limit = self._limits.connections_without_hello
-        queue = (door, connection.peer.uid)
+        queue = (door, uid)
         if self._queues[queue] >= limit:
             self.refusals[errno.errorcode[errno.EAGAIN]] += 1
             raise ProtocolViolation(
                 errno.EAGAIN,
-                f"{limit} connections of uid {connection.peer.uid} have not said hello yet",
+                f"{limit} connections of uid {uid} have not said hello yet",
                 limit="connections_without_hello",
             )
         self._queues[queue] += 1
         try:
-            return await admit(connection, door, self._config)
-        except HelloRefused:
-            raise
-        except WireError as error:
-            self.refusals[error.name] += 1
-            raise
-        except ConnectionGone:
-            self.refusals[LEFT] += 1
+            await tenant.turn()  # who comes, is refused and comes again keeps the pace too
+            return await admit(connection, door, self._settings.now)
+        except Exception as error:
+            tenant.fine()
+            if isinstance(error, WireError):
+                self.refusals[error.name] += 1
+            elif not isinstance(error, HelloRefused):  # which is counted where all of them come by
+                self.refusals[LEFT] += 1
             raise
         finally:
             self._queues[queue] -= 1
@@ -148,6 +168,15 @@ class Reception:
                 field="vp_index",
                 limit="vps_per_partition",
             )
+        if (
+            sum(len(one.vps) for one in self._partitions.of_uid(partition.owner.uid))
+            >= self._limits.vps_per_uid
+        ):
+            raise WireError(
+                errno.ENOSPC,
+                f"uid {partition.owner.uid} may have {self._limits.vps_per_uid} VPs",
+                limit="vps_per_uid",
+            )
         if vp_index in partition.vps:
             raise WireError(errno.EEXIST, f"VP {vp_index} is attached already", vp_index=vp_index)
         vp = VirtualProcessor(
@@ -158,14 +187,14 @@ class Reception:
             path=partition.path,
             answers=partition.answers,
         )
-        partition.start_vp(vp, visitor.connection, visitor.welcome(self._hello_reply))
+        partition.start_vp(vp, visitor.connection, visitor.welcome(self._hello_reply()))
 
     def _join_link(self, visitor: Visitor, partition: Partition) -> None:
         if partition.link is None:
             raise WireError(errno.EINVAL, "the partition's hypervisor is not vmm", field="role")
         if partition.link.claimed:
             raise WireError(errno.EEXIST, "the partition has a hypervisor connection already")
-        partition.start_link(partition.link, visitor.connection, visitor.welcome(self._hello_reply))
+        partition.start_link(partition.link, visitor.connection, visitor.welcome(self._hello_reply()))
 
     def _join_notifier(self, visitor: Visitor, partition: Partition) -> None:
         limit = self._limits.notifiers_per_partition
@@ -178,7 +207,7 @@ class Reception:
         session = NotifierSession(partition.notifier)
         partition.start_notifier(
             visitor.connection,
-            visitor.welcome(self._hello_reply),
+            visitor.welcome(self._hello_reply()),
             partial(serve_calls, visitor.connection, messages.NOTIFIER_METHODS, session.answer),
             session.close,
         )
@@ -192,7 +221,7 @@ class Reception:
                 raise WireError(errno.ENOSPC, f"{limit} operators are connected", limit="operators")
         self.operators += 1
         try:
-            await visitor.connection.send(visitor.welcome(self._hello_reply))
+            await visitor.connection.send(visitor.welcome(self._hello_reply()))
             session = OperatorSession(self._overview)
             await serve_calls(visitor.connection, messages.OPERATOR_METHODS, session.answer)
         finally:
@@ -207,7 +236,7 @@ class Reception:
                 raise WireError(errno.ENOSPC, f"uid {uid} may have {limit} VMMs", limit="vmms_per_uid")
         self._vmms[uid] += 1
         try:
-            await connection.send(visitor.welcome(self._hello_reply))
+            await connection.send(visitor.welcome(self._hello_reply()))
             while (request := await connection.receive()) is not None:
                 try:
                     call = codec.decode_call(messages.VMM_METHODS, request.method, request.params)

@@ -7,7 +7,7 @@ uaddr range. Must not know locks, mappings or faults.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from sortedcontainers import SortedDict
 
@@ -22,7 +22,7 @@ class RegionList:
 
     __slots__ = ("_by_gfn", "_by_uaddr", "_limit")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: Callable[[], int]) -> None:
         self._limit = limit
         self._by_gfn: SortedDict[int, Region] = SortedDict()
         self._by_uaddr: IntervalIndex[Region] = IntervalIndex()
@@ -54,9 +54,10 @@ class RegionList:
                 start_gfn=overlapped.gfns.start,
                 page_count=overlapped.gfns.page_count,
             )
-        if len(self._by_gfn) >= self._limit:
+        limit = self._limit()
+        if len(self._by_gfn) >= limit:
             raise WireError(
-                errno.ENOSPC, f"a partition may have {self._limit} regions", limit="regions_per_partition"
+                errno.ENOSPC, f"a partition may have {limit} regions", limit="regions_per_partition"
             )
         self._by_gfn[region.gfns.start] = region
         self._by_uaddr.add(region.uaddrs, region.gfns.start, region)

@@ -11,7 +11,7 @@ Must not know address spaces, connections or intercept messages.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -57,14 +57,16 @@ class RegionManager:
         *,
         hypervisor: Hypervisor,
         notifier: MmuNotifier,
-        region_limit: int,
-        mapping_limit: int,
+        region_limit: Callable[[], int],
+        mapping_limit: Callable[[], int],
+        require_room: Callable[[], None],
         mmio_granularity: MmioGranularity,
     ) -> None:
         self.mmio_granularity = mmio_granularity
         self._hypervisor = hypervisor
         self._notifier = notifier
         self._mapping_limit = mapping_limit
+        self._require_room = require_room
         self._regions = RegionList(region_limit)
         self._mappings: RangeMap[Mapping] = RangeMap()
         self._lock = trio.Lock()
@@ -164,6 +166,7 @@ class RegionManager:
         Insert comes first: a fault in between waits for the map instead of being told there is no region.
         """
         async with self._lock:
+            self._require_room()
             self._regions.add(region)
             if region.kind is RegionKind.MOVABLE:
                 with trio.CancelScope(shield=True), self._changing(region.gfns):
@@ -259,8 +262,8 @@ class RegionManager:
         """
         if self._mappings.overlapping(mapping):
             await self._take_away(region, mapping.gfns)
-        if len(self._mappings) >= self._mapping_limit:
-            raise HypervisorError(errno.ENOSPC, f"a partition may have {self._mapping_limit} mappings")
+        if len(self._mappings) >= (limit := self._mapping_limit()):
+            raise HypervisorError(errno.ENOSPC, f"a partition may have {limit} mappings")
         with self._changing(mapping.gfns):
             self._mappings.insert(mapping)
             try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -43,6 +44,10 @@ class ServiceManager:
 
     async def ready(self, status: str) -> None:
         await self._tell("READY=1", f"STATUS={status}")
+
+    async def reloading(self) -> None:
+        """The configuration is being read again; `ready` says that this is over."""
+        await self._tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     async def stopping(self, status: str, seconds: float) -> None:
         """The end has begun, and may take `seconds`: more than the manager allows by itself."""

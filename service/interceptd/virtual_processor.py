@@ -111,6 +111,7 @@ class VirtualProcessor:
         try:
             answer = await self._answer(_intercept_message(request))
         except WireError as error:
+            await self._connection.tenant.turn()  # no intercept: it keeps the pace of other requests
             return rpc.encode_error(request.msgid, error)
         return rpc.encode_result(request.msgid, answer.value)
 

@@ -13,15 +13,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from interceptd.config import Config, load_config
+from fakes.daemon_process import clean_environment
+from interceptd.config import Config, Limits
+from interceptd.config_sources import load_config
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "interceptd.toml"
 SHOWN = re.compile(r"^#(?=\w+ = )", re.MULTILINE)
 """What makes a comment of a default: a # with no blank after it."""
-UNSET = {"operator_socket": Config().operator_path, "allowed_uids": [0]} | {
-    "metrics.listen": "unix:/run/interceptd/metrics.sock"
+UNSET = {
+    "operator_socket": Config().operator_path,
+    "allowed_uids": [0],
+    "socket_group": "kvm",
+    "metrics.listen": "unix:/run/interceptd/metrics.sock",
 }
-"""Defaults that depend on the other keys or on who runs: what the example shows for them."""
+"""Defaults that depend on the other keys or on who runs, or are none: what the example shows for them."""
 
 
 def flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -62,7 +67,7 @@ def check_config(file: Path) -> subprocess.CompletedProcess[str]:
 def test_check_config_of_the_example_says_what_it_would_do() -> None:
     checked = check_config(EXAMPLE)
     assert (checked.returncode, checked.stderr) == (0, "")
-    assert checked.stdout.startswith(f"{EXAMPLE}: would serve VMMs of uids 0")
+    assert checked.stdout.startswith(f"# {EXAMPLE}: would serve VMMs of uids 0")
     assert (
         "at /run/interceptd/vmm.sock (mode 0660) and operators at /run/interceptd/operator.sock"
         in checked.stdout
@@ -85,6 +90,28 @@ def test_check_config_of_a_wrong_file_names_file_key_and_expectation(
     checked = check_config(file)
     assert (checked.returncode, checked.stdout) == (1, "")
     assert checked.stderr.startswith(f"Error: {file}: {complaint}")
+
+
+def test_check_config_shows_every_value_and_where_it_comes_from_as_a_file_that_means_the_same(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "interceptd.toml"
+    file.write_text("limits.operators = 3\nlimits.vmms_per_uid = 3\nsocket_mode = 0o600")
+    command = [sys.executable, "-m", "interceptd", "check-config", str(file), "--set", "limits.vps_per_uid=5"]
+    environment = clean_environment() | {"INTERCEPTD_LIMITS__OPERATORS": "4"}
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    origins = {line.split(" = ")[0]: line.rpartition("# ")[2] for line in shown.splitlines() if " = " in line}
+    assert [
+        origins[f"limits.{key}"] for key in ("operators", "vmms_per_uid", "vps_per_uid", "vps_per_partition")
+    ] == [
+        "environment: INTERCEPTD_LIMITS__OPERATORS",
+        str(file),
+        "--set limits.vps_per_uid",
+        "default",
+    ]
+    file.write_text(shown)
+    config = load_config(file)
+    assert (config.limits, config.socket_mode) == (Limits(operators=4, vmms_per_uid=3, vps_per_uid=5), 0o600)
 
 
 def test_check_config_binds_nothing(tmp_path: Path) -> None:

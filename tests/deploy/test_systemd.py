@@ -36,7 +36,8 @@ def root(tmp_path: Path) -> Path:
     shutil.copytree("/lib/systemd/system", tmp_path / "usr/lib/systemd/system", symlinks=True)
     for unit in SYSTEMD.glob("interceptd*.s*"):
         shutil.copy(unit, tmp_path / "usr/lib/systemd/system")
-    for command in (tmp_path / "usr/bin/interceptd", tmp_path / "usr/lib/systemd/systemd-socket-proxyd"):
+    for name in ("usr/bin/interceptd", "usr/lib/systemd/systemd-socket-proxyd", "bin/kill"):
+        command = tmp_path / name
         command.parent.mkdir(exist_ok=True)
         command.touch(0o755)
     return tmp_path
@@ -77,6 +78,7 @@ def test_what_would_break_the_daemon_is_not_in_a_service(name: str, breaking: st
 
 def test_the_instances_are_hardened_as_the_service_is() -> None:
     own = {"Description", "After", "User", "Group", "DynamicUser", "ExecStart", "ExecStartPre", "LimitNOFILE"}
+    own |= {"ExecReload"}
     own |= {"RuntimeDirectory", "RuntimeDirectoryPreserve", "Also"}
     shared, instance = (
         [pair for pair in directives(name) if pair[0] not in own]

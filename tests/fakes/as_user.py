@@ -13,7 +13,7 @@ import sys
 from importlib import import_module
 from typing import Final
 
-NEEDED: Final = ("fakes.live_changes", "fakes.live_vmm_program", "interceptd.cli")
+NEEDED: Final = ("fakes.live_changes", "fakes.live_vmm_program", "fakes.crowd", "interceptd.cli")
 """What is run or told to run, with all that it imports."""
 PR_SET_DUMPABLE: Final = 4
 """prctl(2): a change of uid clears it, an exec would set it again."""

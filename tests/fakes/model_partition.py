@@ -54,18 +54,19 @@ class ModelPartition:
         partition_id: int = 1,
     ) -> None:
         self.gates = Gates()
-        self.declared = DeclaredAddressSpace(vma_limit)
+        self.declared = DeclaredAddressSpace(lambda: vma_limit)
         self.address_space = RecordedAddressSpace(self.declared, pauses or self.gates)
         self.software = SoftwareHypervisor(
-            remap=remap, pool_pages=256, pool_limit=1 << 20, failing_calls=failing_calls
+            remap=remap, pool_pages=256, pool_limit=lambda: 1 << 20, failing_calls=failing_calls
         )
         self.hypervisor = RecordedHypervisor(self.software, pauses or self.gates)
-        self.notifier = MmuNotifier(open_limit=64)
+        self.notifier = MmuNotifier(open_limit=lambda: 64)
         self.regions = RegionManager(
             hypervisor=self.hypervisor,
             notifier=self.notifier,
-            region_limit=4096,
-            mapping_limit=1 << 20,
+            region_limit=lambda: 4096,
+            mapping_limit=lambda: 1 << 20,
+            require_room=lambda: None,
             mmio_granularity=MmioGranularity.VMA,
         )
         self.path = InterceptPath(self.regions, self.address_space, TIMEOUT)
@@ -83,7 +84,7 @@ class ModelPartition:
             notifier=self.notifier,
             regions=self.regions,
             path=self.path,
-            end_timeout=TIMEOUT,
+            end_timeout=lambda: TIMEOUT,
         )
         self._session = VmmSession(self.partition, DescriptorBox())
 

@@ -14,6 +14,7 @@ from fakes.raw_peer import RawPeer
 from intercept_protocol.messages import Architecture
 from interceptd.calls import closing
 from interceptd.connection import Connection
+from interceptd.tenants import Tenants
 from interceptd.virtual_processor import VirtualProcessor
 
 
@@ -32,7 +33,7 @@ async def attached_vp(
 ) -> AsyncIterator[ModelVp]:
     """The VP runs until the end of the context."""
     ours, theirs = socket.socketpair()
-    connection = Connection(ours)
+    connection = Connection(ours, Tenants(lambda: 1000))
     processor = VirtualProcessor(
         0,
         connection,

@@ -16,6 +16,7 @@ import trio
 from fakes.raw_peer import RawPeer
 from interceptd.config import Config, Limits, Timeouts
 from interceptd.daemon import Daemon
+from interceptd.settings import Settings
 
 
 @dataclass
@@ -88,7 +89,7 @@ async def serving(
             limits=limits or Limits(),
             timeouts=timeouts or Timeouts(),
         )
-        served = Served(Daemon(config, chaos=chaos), config)
+        served = Served(Daemon(Settings(config), chaos=chaos), config)
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
             await served.daemon.run(task_status=task_status)

@@ -74,7 +74,7 @@ def test_a_kernel_without_procmap_query_says_that_the_process_is_gone(reap: bool
 
 async def test_resolve_takes_in_what_was_unmapped_before_it_answers(memory: UaddrRange) -> None:
     """Nobody else reads the event here: an answer without it would be mapped, and outlive the memory."""
-    notifier = MmuNotifier(open_limit=1)
+    notifier = MmuNotifier(open_limit=lambda: 1)
     space = ProcessAddressSpace(notifier, timeout=5, vmm=None)
     await space.attach(Attachment(open_maps(), None, Userfaultfd(open_userfaultfd()), promised=False))
     try:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from interceptd.config import Config, ConfigError, Limits, load_config
+from interceptd.config import Config, Limits
+from interceptd.config_sources import ConfigError, load_config
 
 
 @pytest.fixture
@@ -83,5 +84,10 @@ def test_allowed_uids_are_root_and_our_own_unless_said() -> None:
 
 def test_limits_as_stated_name_each_configurable_one_and_the_fixed_ones() -> None:
     stated = Limits().stated()
-    assert stated.keys() == {*Limits.__struct_fields__, "message_bytes", "requests_in_flight_per_connection"}
+    assert stated.keys() == {
+        *Limits.__struct_fields__,
+        "message_bytes",
+        "request_values",
+        "requests_in_flight_per_connection",
+    }
     assert stated["message_bytes"] == 64 * 1024

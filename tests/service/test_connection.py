@@ -16,6 +16,7 @@ from fakes.running import Running
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from interceptd.connection import TURN, Connection, ConnectionGone
+from interceptd.tenants import Tenants
 
 REQUEST = rpc.encode_request(1, "statistics", [{}])
 
@@ -29,7 +30,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.fixture
 async def connection(ends: tuple[socket.socket, socket.socket]) -> Connection:
-    return Connection(ends[0])
+    return Connection(ends[0], Tenants(lambda: 1000))
 
 
 @pytest.fixture

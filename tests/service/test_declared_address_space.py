@@ -24,7 +24,7 @@ EVERYWHERE = UaddrRange(0, 1 << 40)
 
 
 def space(*vmas: Vma, limit: int = 1000) -> DeclaredAddressSpace:
-    declared = DeclaredAddressSpace(limit)
+    declared = DeclaredAddressSpace(lambda: limit)
     for vma in vmas:
         declared.map_vma(vma)
     return declared

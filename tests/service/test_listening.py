@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import socket
 import stat
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from fakes.locked_directory import locked
 from intercept_protocol.errors import WireError
 from interceptd.listening import BACKLOG, ListenError, listening
-from interceptd.peer import Peer, overflow_uid, require_allowed
+from interceptd.peer import Peer, overflow_uid, peer_groups, require_allowed
 
 
 @pytest.fixture
@@ -97,7 +99,55 @@ def test_the_backlog_takes_a_burst_of_vps(path: str) -> None:
             client.close()
 
 
+def test_a_directory_whose_lock_somebody_keeps_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interceptd.listening.LOCK_SECONDS", 0.01)
+    with (
+        locked(tmp_path),
+        pytest.raises(ListenError, match=f"{tmp_path}: another process has held a lock"),
+        listening(str(tmp_path / "d.sock"), 0o600),
+    ):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_group_that_is_not_there_is_an_error_that_names_the_key(path: str) -> None:
+    with (
+        pytest.raises(ListenError, match="socket_group: there is no group 'no-such'"),
+        listening(path, 0o660, group="no-such"),
+    ):
+        pass
+
+
+def test_the_socket_is_given_to_its_group_by_name(path: str) -> None:
+    group = grp.getgrgid(os.getegid()).gr_name
+    with listening(path, 0o660, group=group):
+        assert os.stat(path).st_gid == os.getegid()
+
+
 # ------------------------------------------------ peers
+
+
+def test_a_peers_supplementary_groups_are_read_from_the_kernel() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert peer_groups(ours) == frozenset(os.getgroups())
+
+
+@pytest.mark.parametrize(("gid", "groups"), [(7, ()), (8, (7, 9))])
+def test_a_peer_of_an_allowed_group_is_allowed(gid: int, groups: tuple[int, ...]) -> None:
+    require_allowed(Peer(1, 1001, gid), {0}, [7], lambda: groups)
+
+
+def test_a_peer_of_no_allowed_group_is_eacces() -> None:
+    with pytest.raises(WireError, match="nor one of its groups among allowed_gids"):
+        require_allowed(Peer(1, 1001, 8), {0}, [7], lambda: (9,))
+
+
+def test_an_allowed_group_does_not_let_the_overflow_uid_in() -> None:
+    with pytest.raises(WireError, match="the overflow uid"):
+        require_allowed(Peer(1, overflow_uid(), 7), {0}, [7], lambda: (7,))
 
 
 def test_a_peer_is_read_from_the_kernel() -> None:

@@ -182,3 +182,27 @@ async def test_hello_states_limits_timeouts_and_features() -> None:
     assert isinstance(reply, dict)
     assert (reply["limits"]["operators"], reply["limits"]["hello_timeout_ms"]) == (7, 1234)
     assert reply["features"]["chaos"] == 3
+
+
+async def test_every_connection_is_counted_in_whatever_role_until_it_is_gone() -> None:
+    async with serving() as served:
+        vmm, operator = await served.hello("vmm"), await served.operator()
+        created = await vmm.ask("create_partition", address_space="declared", hypervisor="vmm")
+        assert isinstance(created, dict)
+        hello = {"partition_id": created["partition_id"], "token": created["token"]}
+        link = await served.hello("hypervisor", **hello)
+        await served.hello("vp", vp_index=0, **hello)
+        await served.hello("notifier", **hello)
+        await served.connect()
+        await trio.testing.wait_all_tasks_blocked()
+        assert await counted(operator) == 6
+        link.close()  # and with it the partition
+        vmm.close()
+        await trio.sleep(1)
+        assert await counted(operator) == 2
+
+
+async def counted(operator: RawPeer) -> object:
+    statistics = await operator.ask("statistics")
+    assert isinstance(statistics, dict)
+    return statistics["connections"]

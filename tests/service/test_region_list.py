@@ -31,7 +31,7 @@ def region(gfns: PageRange, start_uaddr_page: int = 0) -> Region:
 
 def listed(drawn: list[tuple[PageRange, int]]) -> tuple[RegionList, list[Region]]:
     """All that can be added in turn, and what an oracle with a plain list accepts."""
-    regions = RegionList(limit=1000)
+    regions = RegionList(limit=lambda: 1000)
     oracle: list[Region] = []
     for gfns, uaddr in drawn:
         candidate = region(gfns, uaddr)
@@ -83,7 +83,7 @@ def test_removed_regions_are_found_from_neither_side(
 
 
 def test_add_over_another_region_is_eexist_and_names_both() -> None:
-    regions = RegionList(limit=10)
+    regions = RegionList(limit=lambda: 10)
     regions.add(region(PageRange(0x180, 0x280)))
     with pytest.raises(WireError, match=r"region \[0x100, 0x200\) overlaps \[0x180, 0x280\)") as refused:
         regions.add(region(PageRange(0x100, 0x200)))
@@ -91,7 +91,7 @@ def test_add_over_another_region_is_eexist_and_names_both() -> None:
 
 
 def test_add_beside_another_region_is_no_overlap() -> None:
-    regions = RegionList(limit=10)
+    regions = RegionList(limit=lambda: 10)
     regions.add(region(PageRange(0x180, 0x280)))
     regions.add(region(PageRange(0x100, 0x180)))
     regions.add(region(PageRange(0x280, 0x281)))
@@ -99,7 +99,7 @@ def test_add_beside_another_region_is_no_overlap() -> None:
 
 
 def test_add_at_the_limit_is_enospc_and_names_the_limit() -> None:
-    regions = RegionList(limit=1)
+    regions = RegionList(limit=lambda: 1)
     regions.add(region(PageRange(0, 1)))
     with pytest.raises(WireError) as refused:
         regions.add(region(PageRange(1, 2)))
@@ -108,7 +108,7 @@ def test_add_at_the_limit_is_enospc_and_names_the_limit() -> None:
 
 
 def test_exactly_with_another_start_is_enoent() -> None:
-    regions = RegionList(limit=1)
+    regions = RegionList(limit=lambda: 1)
     regions.add(region(PageRange(0, 8)))
     with pytest.raises(WireError) as refused:
         regions.exactly(GfnRange(1, 8), UaddrRange(0, 7))
@@ -125,7 +125,7 @@ def test_exactly_with_another_start_is_enoent() -> None:
 def test_exactly_with_another_extent_is_einval_and_names_the_field(
     gfns: GfnRange, uaddrs: UaddrRange, field: str
 ) -> None:
-    regions = RegionList(limit=1)
+    regions = RegionList(limit=lambda: 1)
     regions.add(region(PageRange(0, 8)))
     with pytest.raises(WireError) as refused:
         regions.exactly(gfns, uaddrs)

@@ -36,7 +36,7 @@ def hypervisor(
     failing_calls: dict[int, HvStatus] | None = None,
 ) -> SoftwareHypervisor:
     return SoftwareHypervisor(
-        remap=remap, pool_pages=pool_pages, pool_limit=pool_limit, failing_calls=failing_calls
+        remap=remap, pool_pages=pool_pages, pool_limit=lambda: pool_limit, failing_calls=failing_calls
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
 
-from fakes.daemon_process import DaemonProcess
+from fakes.daemon_process import DaemonProcess, StartDaemon
 from fakes.eventually import eventually
 from fakes.raw_client import RawConnection, Refusal, intercept_message, pack, request
 from fakes.raw_vmm import GFN, MODEL, PAGE, PAGES, UADDR, WHOLE_MEMORY, RawVmm, region, vma
@@ -17,9 +18,12 @@ from fakes.witness import Witness
 CONFIG = """
 [limits]
 connections_without_hello = 6
+connections_per_uid = 14
 partitions_per_uid = 3
 vmms_per_uid = 5
 vps_per_partition = 2
+vps_per_uid = 3
+regions_per_uid = 4
 notifiers_per_partition = 2
 regions_per_partition = 2
 mappings_per_partition = 2
@@ -88,6 +92,34 @@ def notifiers(scene: Scene) -> Refusal:
     return connection.refusal("hello", {"protocol": 1, "role": "notifier", **scene.vmm.credentials})
 
 
+def connections(scene: Scene) -> Refusal:
+    """The witness has 3, `vmm` one and the operator one; notifiers are in no other limit's way."""
+    scene.daemon.operator()
+    for _ in range(2):
+        scene.vmm.notifier()
+    for _ in range(3):
+        scene.opened.enter_context(RawConnection(scene.daemon.socket)).say_hello("vmm")
+    for _ in range(4):
+        scene.opened.enter_context(RawConnection(scene.daemon.socket))
+    return scene.opened.enter_context(RawConnection(scene.daemon.socket)).farewell()
+
+
+def vps_of_the_uid(scene: Scene) -> Refusal:
+    scene.vmm.vp(0)
+    other = scene.opened.enter_context(RawVmm(scene.daemon.socket))
+    other.vp(0)  # the witness has the first
+    connection = scene.opened.enter_context(RawConnection(scene.daemon.socket))
+    return connection.refusal("hello", {"protocol": 1, "role": "vp", "vp_index": 1, **other.credentials})
+
+
+def regions_of_the_uid(scene: Scene) -> Refusal:
+    other = scene.opened.enter_context(RawVmm(scene.daemon.socket))
+    scene.vmm.add_region(0, 1, UADDR)  # the witness has the first
+    scene.vmm.add_region(1, 1, UADDR)
+    other.add_region(0, 1, UADDR)
+    return other.connection.refusal("add_region", region(1, 1, UADDR))
+
+
 def regions(scene: Scene) -> Refusal:
     scene.vmm.add_region(0, 1, UADDR)
     scene.vmm.add_region(1, 1, UADDR)
@@ -124,6 +156,9 @@ def operators(scene: Scene) -> Refusal:
 REACHED: dict[str, tuple[Callable[[Scene], Refusal], str]] = {
     "partitions_per_uid": (partitions, "ENOSPC"),
     "vmms_per_uid": (vmms, "ENOSPC"),
+    "connections_per_uid": (connections, "ENOSPC"),
+    "vps_per_uid": (vps_of_the_uid, "ENOSPC"),
+    "regions_per_uid": (regions_of_the_uid, "ENOSPC"),
     "vps_per_partition": (vps, "EINVAL"),
     "notifiers_per_partition": (notifiers, "ENOSPC"),
     "regions_per_partition": (regions, "ENOSPC"),
@@ -235,10 +270,36 @@ def test_message_bytes_and_requests_in_flight_are_errors_that_say_how_many(
         assert [long.farewell().name, hasty.farewell().name] == ["EMSGSIZE", "EPROTO"]
 
 
+def values(count: int) -> bytes:
+    """A request of that many values: itself, its four, a map, its two pairs, and the rest in an array."""
+    return pack([0, 1, "hello", [{"protocol": 1, "role": [0] * (count - 10)}]])
+
+
+def test_a_request_of_as_many_values_as_it_may_hold_is_looked_at_and_one_more_is_emsgsize(
+    daemon: DaemonProcess, limits: dict[str, int]
+) -> None:
+    with RawConnection(daemon.socket) as full, RawConnection(daemon.socket) as over:
+        full.send(values(limits["request_values"]))
+        over.send(values(limits["request_values"] + 1))
+        assert full.farewell(msgid=1).name == "EINVAL"
+        refusal = over.farewell()
+    assert (refusal.name, refusal.details) == ("EMSGSIZE", {"limit": "request_values"})
+
+
+def test_requests_over_the_pace_are_all_answered(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(config="limits.control_requests_per_second = 40")
+    with Witness(daemon.socket) as witness:
+        began = time.monotonic()
+        answers = [witness.ask("kick", vp_index="all") for _ in range(30)]
+        assert (answers, time.monotonic() - began > 0.25) == ([None] * 30, True)
+        assert witness.serve() == Witness.SERVED
+
+
 def test_every_limit_that_hello_states_is_reached_by_a_test(limits: dict[str, int]) -> None:
     others = {
         "connections_without_hello", "hello_timeout_ms", "invalidate_timeout_ms",
-        "message_bytes", "requests_in_flight_per_connection",
+        "message_bytes", "request_values", "requests_in_flight_per_connection",
+        "control_requests_per_second",  # no error: tests/service/test_tenants.py, and below
         "hypervisor_timeout_ms",  # by the bad hypervisors
         "mappings_per_partition",  # an answer to an intercept, below
     }  # fmt: skip

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fakes import as_user
 from fakes.daemon_process import DaemonProcess
 from fakes.other_user import as_uid
+from fakes.puppet import ENVIRONMENT
 from fakes.raw_client import RawConnection, Refusal
 from fakes.raw_vmm import MODEL, WHOLE_MEMORY, RawVmm
 from fakes.witness import Witness
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 
-TENANT, STRANGER, OVERFLOW = 61001, 61002, 65534
+TENANT, STRANGER, OVERFLOW, GROUP = 61001, 61002, 65534, 61100
 OPEN_TO_ALL = f"""
 socket_mode = 0o666
 allowed_uids = [0, {TENANT}]
@@ -41,6 +44,14 @@ def open_daemon(public_directory: Path) -> Iterator[DaemonProcess]:
         yield process.wait_serving()
 
 
+@pytest.fixture(scope="module")
+def grouped_daemon(public_directory: Path) -> Iterator[DaemonProcess]:
+    directory = public_directory / "grouped"
+    directory.mkdir(0o755)
+    with DaemonProcess(directory, config=f"socket_mode = 0o666\nallowed_gids = [{GROUP}]") as process:
+        yield process.wait_serving()
+
+
 @pytest.fixture
 def daemon(open_daemon: DaemonProcess) -> DaemonProcess:
     return open_daemon
@@ -60,6 +71,17 @@ def fill_up(path: Path) -> Refusal:
     with RawVmm(path), RawVmm(path), RawConnection(path) as connection:
         connection.say_hello("vmm")
         return connection.refusal("create_partition", MODEL)
+
+
+def ask_as_vmm(path: Path, method: str, fields: dict[str, object]) -> Refusal:
+    with RawVmm(path) as vmm:
+        return vmm.connection.refusal(method, fields)
+
+
+def exhaust_the_pace(path: Path) -> int:
+    """More than a burst."""
+    with RawVmm(path) as vmm:
+        return sum(vmm.ask("kick", vp_index="all") is None for _ in range(1500))
 
 
 def serve_own_partition(path: Path) -> object:
@@ -103,6 +125,74 @@ def test_the_partitions_of_one_uid_leave_those_of_another_alone(daemon: DaemonPr
     assert vmm.notifier().ask("invalidate", WHOLE_MEMORY) is None  # root has its two: the witness and this
     refusal = as_uid(TENANT, fill_up, daemon.socket)
     assert (refusal.name, str(TENANT) in refusal.message) == ("ENOSPC", True)
+
+
+@pytest.mark.parametrize("groups", [(GROUP, ()), (STRANGER, (GROUP,))], ids=["primary", "supplementary"])
+def test_a_member_of_an_allowed_group_is_served_in_a_partition_of_its_own(
+    grouped_daemon: DaemonProcess, groups: tuple[int, tuple[int, ...]]
+) -> None:
+    served = as_uid(STRANGER, serve_own_partition, grouped_daemon.socket, gid=groups[0], groups=groups[1])
+    assert served == Witness.SERVED
+
+
+def test_who_is_of_no_allowed_group_is_eacces_that_says_so(grouped_daemon: DaemonProcess) -> None:
+    refusal = as_uid(STRANGER, greet, grouped_daemon.socket, groups=(GROUP + 1,))
+    assert (refusal.name, "nor one of its groups among allowed_gids" in refusal.message) == ("EACCES", True)
+
+
+def test_an_allowed_group_does_not_let_the_overflow_uid_in(grouped_daemon: DaemonProcess) -> None:
+    refusal = as_uid(OVERFLOW, greet, grouped_daemon.socket, groups=(GROUP,))
+    assert (refusal.name, "overflow" in refusal.message) == ("EACCES", True)
+
+
+def test_the_vmms_socket_is_given_to_the_configured_group_and_opens_for_its_members(
+    public_directory: Path,
+) -> None:
+    directory = public_directory / "group"
+    directory.mkdir(0o755)
+    config = f'socket_group = "{GROUP}"\nallowed_uids = [0, {TENANT}]'
+    with DaemonProcess(directory, config=config) as daemon:
+        daemon.wait_serving()
+        assert (daemon.socket.stat().st_gid, daemon.operator_socket.stat().st_gid) == (GROUP, os.getegid())
+        assert as_uid(TENANT, serve_own_partition, daemon.socket, groups=(GROUP,)) == Witness.SERVED
+        with pytest.raises(PermissionError):
+            as_uid(TENANT, greet, daemon.socket)
+
+
+def test_a_group_that_the_daemons_user_is_not_in_is_an_error_that_names_the_key(
+    public_directory: Path,
+) -> None:
+    directory = public_directory / "denied"
+    directory.mkdir()
+    directory.chmod(0o777)
+    command = (*as_user.launch(TENANT), sys.executable, "-m", "interceptd")
+    with DaemonProcess(
+        directory, config=f'socket_group = "{GROUP}"', launch=command, environment=ENVIRONMENT
+    ) as daemon:
+        assert daemon.wait_ended() == 1
+        assert f"socket_group: the socket may not be given to '{GROUP}'" in daemon.log_text()
+    assert sorted(path.name for path in directory.iterdir()) == ["interceptd.toml", "log"]
+
+
+@pytest.mark.parametrize("method", ["list_partitions", "inspect_partition", "drain", "set_policy"])
+def test_a_tenant_asks_nothing_about_anothers_partition_on_its_own_connection(
+    daemon: DaemonProcess, vmm: RawVmm, method: str
+) -> None:
+    refusal = as_uid(TENANT, ask_as_vmm, daemon.socket, method, {"partition_id": vmm.partition_id})
+    assert refusal.name in {"ENOSYS", "EINVAL"}  # no such method, or none with that field
+
+
+def test_a_tenant_is_no_operator_on_the_vmms_socket(daemon: DaemonProcess, vmm: RawVmm) -> None:
+    refusal = as_uid(TENANT, join, daemon.socket, {"protocol": 1, "role": "operator"})
+    assert (refusal.name, vmm.ask("statistics")["vps"]) == ("EACCES", 0)
+
+
+def test_a_tenant_that_asks_all_that_it_may_keeps_nobody_elses_requests_waiting(
+    daemon: DaemonProcess, witness: Witness
+) -> None:
+    took = as_uid(TENANT, exhaust_the_pace, daemon.socket)
+    assert witness.serve() == Witness.SERVED
+    assert took == 1500
 
 
 def test_the_operators_socket_is_its_owners_alone(daemon: DaemonProcess) -> None:

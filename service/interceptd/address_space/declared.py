@@ -7,7 +7,7 @@ synchronous step; the edits that take away are made under an open invalidation.
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 import trio
@@ -39,7 +39,7 @@ class Vma:
 class DeclaredAddressSpace:
     """See `AddressSpace`. Never blocks."""
 
-    def __init__(self, vma_limit: int) -> None:
+    def __init__(self, vma_limit: Callable[[], int]) -> None:
         self._vma_limit = vma_limit
         self._vmas: RangeMap[Vma] = RangeMap()
 
@@ -115,10 +115,8 @@ class DeclaredAddressSpace:
         return at_start + at_end
 
     def _require_room(self, more: int) -> None:
-        if len(self._vmas) + more > self._vma_limit:
-            raise WireError(
-                errno.ENOSPC, f"a partition may have {self._vma_limit} VMAs", limit="vmas_per_partition"
-            )
+        if len(self._vmas) + more > (limit := self._vma_limit()):
+            raise WireError(errno.ENOSPC, f"a partition may have {limit} VMAs", limit="vmas_per_partition")
 
 
 def _uaddrs(vma: Vma) -> UaddrRange:

@@ -8,6 +8,7 @@ counted by arithmetic, because a 64 GiB BAR is 33,000 of them. Must not know why
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from collections.abc import Mapping as ReadOnlyDict
 
 from intercept_protocol.addresses import GfnRange
@@ -37,7 +38,7 @@ class SoftwareHypervisor:
         *,
         remap: Remap,
         pool_pages: int,
-        pool_limit: int,
+        pool_limit: Callable[[], int],
         failing_calls: ReadOnlyDict[int, HvStatus] | None = None,
     ) -> None:
         self._remap = remap
@@ -105,7 +106,7 @@ class SoftwareHypervisor:
         new = self._slat.new_gfns(gfns)
         wanted = self._slat.gfn_count + sum(end - start for start, end in new)
         while (capacity := self._pool_pages * GFNS_PER_TABLE_PAGE) < wanted:
-            if self._pool_pages + DEPOSIT_PAGES > self._pool_limit:
+            if self._pool_pages + DEPOSIT_PAGES > self._pool_limit():
                 return _reach(gfns, new, capacity - self._slat.gfn_count), HvStatus.INSUFFICIENT_MEMORY
             self._pool_pages += DEPOSIT_PAGES
             self._deposits += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -35,9 +36,9 @@ class _Asked:
 
 
 class VmmHypervisor:
-    """See `Hypervisor`. `deadline` bounds each request, in seconds."""
+    """See `Hypervisor`. `deadline` bounds each request, in seconds; it is asked anew for each."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: Callable[[], float]) -> None:
         self._deadline = deadline
         self.claimed = False
         """Whether a hypervisor connection has come."""
@@ -113,15 +114,15 @@ class VmmHypervisor:
         if self._connection is None:
             raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: there is no hypervisor connection")
         self._msgid = (self._msgid + 1) % rpc.MSGID_LIMIT
-        msgid = self._msgid
+        msgid, deadline = self._msgid, self._deadline()
         asked = self._asked[msgid] = _Asked()
         try:
-            with trio.fail_after(self._deadline):
+            with trio.fail_after(deadline):
                 await self._connection.send(rpc.encode_request(msgid, call.METHOD, [codec.to_fields(call)]))
                 await asked.answered.wait()
         except trio.TooSlowError:
             self._late.append(msgid)
-            raise Late(errno.ETIMEDOUT, f"{call.METHOD}: no answer within {self._deadline} s") from None
+            raise Late(errno.ETIMEDOUT, f"{call.METHOD}: no answer within {deadline} s") from None
         except ConnectionGone as error:
             raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: {error}") from None
         finally:

@@ -1,0 +1,38 @@
+"""The configuration in force as people read it: one sentence, and a file with every key and its origin.
+
+Owns the wording; must not read anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from interceptd.config import Config
+from interceptd.config_sources import Loaded
+
+_ORIGIN_COLUMN = 56
+
+
+def summary(config: Config) -> str:
+    """What a daemon with this configuration does, in a sentence."""
+    uids = ", ".join(map(str, sorted(config.uids))) or "none"
+    gids = f" and members of gids {', '.join(map(str, config.allowed_gids))}" if config.allowed_gids else ""
+    metrics = "no metrics" if config.metrics.listen is None else f"metrics at {config.metrics.listen}"
+    return (
+        f"would serve VMMs of uids {uids}{gids} at {config.socket} (mode {config.socket_mode:04o}) "
+        f"and operators at {config.operator_path}, {metrics}, and log {config.log.level} and above"
+    )
+
+
+def lines(loaded: Loaded) -> Iterator[str]:
+    """A configuration file with every key; behind each value, where it comes from."""
+    derived = {"operator_socket": loaded.config.operator_path, "allowed_uids": sorted(loaded.config.uids)}
+    for key, value, origin in loaded.values():
+        shown = derived[key] if value is None and key in derived else value
+        assignment = f"# {key} is not set" if shown is None else f"{key} = {_toml(key, shown)}"
+        yield f"{assignment:<{_ORIGIN_COLUMN - 1}} # {origin}"
+
+
+def _toml(key: str, value: object) -> str:
+    return f"0o{value:o}" if key == "socket_mode" else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,43 @@
+"""SIGHUP: the configuration is read again.
+
+Owns the order: told, read, exchanged, logged, told. A configuration that cannot be used changes nothing. Must
+not know any key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from interceptd.config import Config
+from interceptd.config_sources import ConfigError
+from interceptd.logs import configure_logs
+from interceptd.service_manager import ServiceManager
+from interceptd.settings import Settings
+
+log = structlog.get_logger()
+
+
+class Reloader:
+    """`load` reads the configuration anew; it blocks, and raises `ConfigError`."""
+
+    def __init__(self, settings: Settings, load: Callable[[], Config], manager: ServiceManager) -> None:
+        self._settings = settings
+        self._load = load
+        self._manager = manager
+
+    async def reload(self, status: Callable[[], str]) -> None:
+        """Take over what may change live; whatever comes of it, the service manager hears that it is over."""
+        await self._manager.reloading()
+        try:
+            self._take_over(await trio.to_thread.run_sync(self._load))  # the file's disk may be slow
+        except ConfigError as error:
+            log.error("configuration_not_reloaded", error=str(error))  # noqa: TRY400 - the file's fault
+        await self._manager.ready(status())
+
+    def _take_over(self, wanted: Config) -> None:
+        exchange = self._settings.exchange(wanted)
+        configure_logs(self._settings.now.log)
+        log.info("configuration_reloaded", changed=exchange.changed, needs_restart=exchange.needs_restart)

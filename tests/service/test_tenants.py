@@ -1,0 +1,124 @@
+"""A uid's pace: what is over it waits in order, and no other uid waits with it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import trio
+
+from interceptd.tenants import BURST_SECONDS, REFUSAL_TURNS, Tenant, Tenants
+
+RATE = 100
+BURST = int(BURST_SECONDS * RATE)
+
+
+async def turns(tenant: Tenant, count: int) -> float:
+    """When `count` requests, one behind the other, have had their turns."""
+    for _ in range(count):
+        await tenant.turn()
+    return trio.current_time()
+
+
+async def test_a_burst_goes_at_once_and_what_follows_keeps_the_pace(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    tenant, began = Tenants(lambda: RATE).of(1000), trio.current_time()
+    assert await turns(tenant, BURST) == pytest.approx(began)
+    assert await turns(tenant, 5) == pytest.approx(began + 5 / RATE)
+    assert autojump_clock.rate == 0
+
+
+async def test_a_uid_that_was_quiet_has_its_burst_again(autojump_clock: trio.testing.MockClock) -> None:
+    tenant = Tenants(lambda: RATE).of(1000)
+    await turns(tenant, BURST + 5)
+    await trio.sleep(BURST_SECONDS)
+    began = trio.current_time()
+    assert await turns(tenant, BURST) == pytest.approx(began)
+    assert autojump_clock.rate == 0
+
+
+async def test_the_connections_of_a_uid_share_its_pace_in_the_order_of_coming(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    tenants, order = Tenants(lambda: RATE), []
+    began = trio.current_time()
+
+    async def ask(name: int) -> None:
+        await tenants.of(1000).turn()
+        order.append(name)
+
+    await turns(tenants.of(1000), BURST)
+    async with trio.open_nursery() as nursery:
+        for name in range(5):
+            nursery.start_soon(ask, name)
+            await trio.testing.wait_all_tasks_blocked()
+    assert order == list(range(5))
+    assert trio.current_time() == pytest.approx(began + 5 / RATE)
+    assert autojump_clock.rate == 0
+
+
+async def test_a_uid_over_its_pace_keeps_no_other_waiting(autojump_clock: trio.testing.MockClock) -> None:
+    tenants, began = Tenants(lambda: RATE), trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(partial(turns, tenants.of(1000), 10))
+        await trio.testing.wait_all_tasks_blocked()
+        assert await turns(tenants.of(1001), BURST) == pytest.approx(began)
+        nursery.cancel_scope.cancel()
+    assert autojump_clock.rate == 0
+
+
+async def test_a_uid_with_many_requests_and_one_with_few_take_turns() -> None:
+    tenants, order = Tenants(lambda: 1_000_000), []
+
+    async def ask(uid: int) -> None:
+        await tenants.of(uid).turn()
+        order.append(uid)
+
+    async with trio.open_nursery() as nursery:
+        for uid in [1000] * 100 + [1001] * 3:
+            nursery.start_soon(ask, uid)
+    assert order[:20].count(1001) == 3
+
+
+async def test_a_turn_that_is_given_up_holds_up_nobody(autojump_clock: trio.testing.MockClock) -> None:
+    tenant = Tenants(lambda: RATE).of(1000)
+    await turns(tenant, BURST)
+    with trio.move_on_after(0.5 / RATE):
+        await tenant.turn()
+    began = trio.current_time()
+    assert await turns(tenant, 1) <= began + 2 / RATE
+    assert autojump_clock.rate == 0
+
+
+async def test_a_fine_is_paid_by_who_comes_next(autojump_clock: trio.testing.MockClock) -> None:
+    tenant = Tenants(lambda: RATE).of(1000)
+    began = await turns(tenant, BURST)
+    tenant.fine()
+    assert await turns(tenant, 1) == pytest.approx(began + (1 + REFUSAL_TURNS) / RATE)
+    assert autojump_clock.rate == 0
+
+
+async def test_the_pace_is_asked_at_every_turn(autojump_clock: trio.testing.MockClock) -> None:
+    rates = iter([RATE] * BURST + [10 * RATE] * 5)
+    tenant, began = Tenants(lambda: next(rates)).of(1000), trio.current_time()
+    await turns(tenant, BURST + 5)
+    assert trio.current_time() == pytest.approx(began + 5 / (10 * RATE))
+    assert autojump_clock.rate == 0
+
+
+async def test_a_uid_is_forgotten_once_it_is_gone_and_has_its_burst_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    tenants = Tenants(lambda: RATE)
+    gone = tenants.of(1000)
+    await turns(gone, BURST)
+    busy = tenants.of(1001)
+    busy.connections = 1
+    tenants.of(1002)
+    assert tenants.of(1000) is gone
+    await trio.sleep(2 * BURST_SECONDS)
+    tenants.of(1003)
+    assert (tenants.of(1000) is gone, tenants.of(1001) is busy, tenants.connections) == (False, True, 1)
+    assert autojump_clock.rate == 0
