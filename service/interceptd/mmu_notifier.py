@@ -15,7 +15,14 @@ import trio
 
 from intercept_protocol.addresses import PAGE_LIMIT, UaddrRange
 from intercept_protocol.errors import WireError
+from intercept_protocol.events import (
+    InvalidationBegun,
+    InvalidationEnded,
+    InvalidationSource,
+    RangeInvalidated,
+)
 from interceptd.interval_index import IntervalIndex
+from interceptd.journal import Publisher
 from interceptd.range_map import RangeMap
 
 PENDING_PIECES = 1024
@@ -77,8 +84,9 @@ class Batch:
 class MmuNotifier:
     """One partition's channel from the invalidation sources to its region manager."""
 
-    def __init__(self, open_limit: int) -> None:
+    def __init__(self, open_limit: int, journal: Publisher) -> None:
         self._open_limit = open_limit
+        self._journal = journal
         self._windows: set[Window] = set()
         self._open: dict[UaddrRange, OpenInvalidation] = {}
         self._open_index: IntervalIndex[OpenInvalidation] = IntervalIndex()
@@ -92,8 +100,16 @@ class MmuNotifier:
 
     # ------------------------------------------------ sources
 
-    def invalidate(self, uaddrs: UaddrRange) -> Batch:
+    def invalidate(
+        self, uaddrs: UaddrRange, source: InvalidationSource = InvalidationSource.NOTIFIER
+    ) -> Batch:
         """The frames behind `uaddrs` are going or gone. Wait for the batch's `done` before saying so."""
+        self._journal.publish(
+            RangeInvalidated(source=source, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count)
+        )
+        return self._invalidate(uaddrs)
+
+    def _invalidate(self, uaddrs: UaddrRange) -> Batch:
         self.invalidations += 1
         self.mark_stale(uaddrs)
         self._pending.add(uaddrs)
@@ -102,7 +118,7 @@ class MmuNotifier:
             self._ring.send_nowait(None)
         return self._pending
 
-    def begin(self, uaddrs: UaddrRange) -> Batch:
+    def begin(self, uaddrs: UaddrRange, source: InvalidationSource = InvalidationSource.NOTIFIER) -> Batch:
         """Invalidate, and keep faults out until the matching `end`. Raises ENOSPC at the limit."""
         if self._open_depth >= self._open_limit:
             raise WireError(
@@ -116,10 +132,16 @@ class MmuNotifier:
             self._open_index.add(uaddrs, uaddrs.end, entry)
         entry.depth += 1
         self._open_depth += 1
-        return self.invalidate(uaddrs)
+        self._journal.publish(
+            InvalidationBegun(source=source, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count)
+        )
+        return self._invalidate(uaddrs)
 
-    def end(self, uaddrs: UaddrRange) -> None:
+    def end(self, uaddrs: UaddrRange, source: InvalidationSource = InvalidationSource.NOTIFIER) -> None:
         """End one begin of just this range; the last one lets the waiting faults go on."""
+        self._journal.publish(
+            InvalidationEnded(source=source, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count)
+        )
         entry = self._open[uaddrs]
         entry.depth -= 1
         self._open_depth -= 1

@@ -20,6 +20,7 @@ from interceptd.hypervisor import Hypervisor
 from interceptd.hypervisor.software import DEPOSIT_PAGES, SoftwareHypervisor
 from interceptd.hypervisor.vmm_link import VmmHypervisor
 from interceptd.intercept import InterceptPath
+from interceptd.journal import Journal, PartitionJournal
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition import Partition
 from interceptd.region_manager import RegionManager
@@ -29,8 +30,9 @@ from interceptd.registry import PartitionRegistry
 class PartitionFactory:
     """`chaos` is how many extra checkpoints a port call may take at most; 0 for none."""
 
-    def __init__(self, config: Config, chaos: int) -> None:
+    def __init__(self, config: Config, chaos: int, journal: Journal) -> None:
         self._config = config
+        self._journal = journal
         self._chaos = Chaos(chaos, random.Random()) if chaos else None
 
     def create(
@@ -47,7 +49,8 @@ class PartitionFactory:
             )
         built = self._hypervisor(request)
         hypervisor: Hypervisor = built
-        notifier = MmuNotifier(limits.open_invalidations_per_partition)
+        journal = PartitionJournal(self._journal, living.next_id())
+        notifier = MmuNotifier(limits.open_invalidations_per_partition, journal)
         timeout = (request.invalidate_timeout_ms or self._config.timeouts.invalidate_ms) / 1000
         memory = self._memory(request, notifier, timeout, connection)
         address_space: AddressSpace = memory
@@ -60,6 +63,7 @@ class PartitionFactory:
             region_limit=limits.regions_per_partition,
             mapping_limit=limits.mappings_per_partition,
             mmio_granularity=request.mmio_granularity,
+            journal=journal,
         )
         return Partition(
             partition_id=living.next_id(),
@@ -73,6 +77,7 @@ class PartitionFactory:
             notifier=notifier,
             regions=regions,
             path=InterceptPath(regions, address_space, timeout),
+            journal=journal,
             end_timeout=self._config.timeouts.drain_ms / 1000,
         )
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import trio
 
+from intercept_protocol.events import InvalidationSource
 from interceptd.mmu_notifier import EVERYTHING, MmuNotifier
 from interceptd.userfaultfd import Userfaultfd
 
@@ -48,5 +49,5 @@ class UnmapWatch:
             if not events:
                 return count
             for uaddrs in events:
-                self._notifier.invalidate(uaddrs)
+                self._notifier.invalidate(uaddrs, InvalidationSource.USERFAULTFD)
         return most

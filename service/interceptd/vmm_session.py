@@ -9,9 +9,12 @@ import errno
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 
+import structlog
+
 from intercept_protocol import messages
 from intercept_protocol.addresses import GfnRange, Pfn, PfnRange, UaddrRange
 from intercept_protocol.errors import WireError
+from intercept_protocol.events import InvalidationSource, PolicySet
 from intercept_protocol.messages import RegionKind, VmmCall
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Undecided
@@ -23,6 +26,8 @@ from interceptd.descriptor_box import DescriptorBox
 from interceptd.mapping import HOST_BACKING
 from interceptd.partition import Partition
 from interceptd.region import Presumption, Region, RegionState, kind_of_vma
+
+log = structlog.get_logger()
 
 
 class VmmSession:
@@ -104,12 +109,12 @@ class VmmSession:
     async def _invalidating(self, uaddrs: UaddrRange, edit: Callable[[], Awaitable[None]]) -> None:
         """Attempts go stale first, in the step that opens the range; then the VMAs are edited, the guest's
         mappings taken away, the range closed, and the VMM answered."""
-        batch = self._partition.notifier.begin(uaddrs)
+        batch = self._partition.notifier.begin(uaddrs, InvalidationSource.DECLARED)
         try:
             await edit()
             await batch.done.wait()
         finally:
-            self._partition.notifier.end(uaddrs)
+            self._partition.notifier.end(uaddrs, InvalidationSource.DECLARED)
 
     async def _attach_memory(self, call: messages.AttachMemory) -> None:
         memory = self._partition.memory
@@ -151,6 +156,10 @@ def set_policy(partition: Partition, call: messages.SetPolicy | messages.Operato
     """Change what was given, for faults from now on."""
     if call.mmio_granularity is not None:
         partition.regions.mmio_granularity = call.mmio_granularity
+        log.info(
+            "policy_set", partition_id=partition.partition_id, mmio_granularity=call.mmio_granularity.value
+        )
+        partition.journal.publish(PolicySet(mmio_granularity=call.mmio_granularity))
 
 
 def _region_ranges(call: messages.AddRegion | messages.RemoveRegion) -> tuple[GfnRange, UaddrRange]:

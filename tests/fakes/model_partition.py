@@ -30,6 +30,7 @@ from interceptd.descriptor_box import DescriptorBox
 from interceptd.hypervisor.hv_status import HvStatus
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.intercept import InterceptPath
+from interceptd.journal import Journal, PartitionJournal
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition import Partition
 from interceptd.peer import Peer
@@ -60,13 +61,16 @@ class ModelPartition:
             remap=remap, pool_pages=256, pool_limit=1 << 20, failing_calls=failing_calls
         )
         self.hypervisor = RecordedHypervisor(self.software, pauses or self.gates)
-        self.notifier = MmuNotifier(open_limit=64)
+        self.journal = Journal()
+        journal = PartitionJournal(self.journal, partition_id)
+        self.notifier = MmuNotifier(open_limit=64, journal=journal)
         self.regions = RegionManager(
             hypervisor=self.hypervisor,
             notifier=self.notifier,
             region_limit=4096,
             mapping_limit=1 << 20,
             mmio_granularity=MmioGranularity.VMA,
+            journal=journal,
         )
         self.path = InterceptPath(self.regions, self.address_space, TIMEOUT)
         self.partition = Partition(
@@ -83,6 +87,7 @@ class ModelPartition:
             notifier=self.notifier,
             regions=self.regions,
             path=self.path,
+            journal=journal,
             end_timeout=TIMEOUT,
         )
         self._session = VmmSession(self.partition, DescriptorBox())
