@@ -44,18 +44,6 @@ class EventName(StrEnum):
 
 EVENTS_DROPPED: Final = "events_dropped"
 
-
-class InvalidationSource(StrEnum):
-    """Who said that memory is going."""
-
-    NOTIFIER = "notifier"
-    """A notifier connection."""
-    DECLARED = "declared"
-    """`unmap_vma` and `protect_vma`."""
-    USERFAULTFD = "userfaultfd"
-    """The kernel, of live memory that it watches."""
-
-
 Reason = Literal[
     "mapped", "already_mapped", "not_memory", "no_region", "permission", "unbacked",
     "invalidating", "contended", "kicked", "draining", "no_progress", "hypervisor_error",

@@ -325,6 +325,11 @@ class UnmapGpa(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True
 
 # ---------------------------------------------------------------- operator
 
+LATENCY_BUCKETS = 24
+"""Of a latency histogram; `Histograms` says where they end."""
+Buckets = tuple[int, ...]
+"""Counts of one latency histogram, the shortest times first; empty from a server that has none."""
+
 
 class PartitionSummary(msgspec.Struct, frozen=True, kw_only=True):
     partition_id: int
@@ -339,12 +344,14 @@ class PartitionSummary(msgspec.Struct, frozen=True, kw_only=True):
     intercepts: int
     invalidations: int
     age_ms: int
+    latency: Buckets = ()
+    """Of the intercepts of all its VPs that are or were."""
 
 
 class PartitionList(msgspec.Struct, frozen=True, kw_only=True):
     """One page of the partitions, by ascending id; `more` says that another page follows the last one."""
 
-    PAGE: ClassVar[int] = 128
+    PAGE: ClassVar[int] = 64
 
     partitions: list[PartitionSummary]
     more: bool
@@ -406,11 +413,44 @@ class DaemonStatistics(msgspec.Struct, frozen=True, kw_only=True):
     connections_refused: int
     intercepts: dict[str, dict[str, int]]
     invalidations: int
+    latency: Buckets = ()
+    """Of the intercepts of all partitions that are or were."""
 
 
 class OperatorStatistics(Call[DaemonStatistics], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "statistics"
     REPLY: ClassVar[object] = DaemonStatistics
+
+
+class VpHistogram(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the intercepts of one VP took since it attached; their times add up to `total_ns`."""
+
+    vp_index: int
+    intercepts: int
+    total_ns: int
+    buckets: Buckets
+
+
+class HistogramPage(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of a partition's VPs, by ascending index; `more` says that another page follows the last one.
+
+    `boundaries_ns` are the times at which each bucket but the last ends and the next begins.
+    """
+
+    PAGE: ClassVar[int] = 128
+
+    boundaries_ns: tuple[int, ...]
+    virtual_processors: list[VpHistogram]
+    more: bool
+
+
+class Histograms(Call[HistogramPage], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "histograms"
+    REPLY: ClassVar[object] = HistogramPage
+
+    partition_id: U64
+    after: U32 | None = None
+    """A vp_index; absent for the first page."""
 
 
 class OperatorSetPolicy(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -446,7 +486,10 @@ VmmCall = (
 )  # fmt: skip
 NotifierCall = InvalidateBegin | InvalidateEnd | Invalidate
 HypervisorCall = MapGpa | UnmapGpa
-OperatorCall = ListPartitions | InspectPartition | OperatorStatistics | OperatorSetPolicy | Drain | Subscribe
+OperatorCall = (
+    ListPartitions | InspectPartition | OperatorStatistics | Histograms
+    | OperatorSetPolicy | Drain | Subscribe
+)  # fmt: skip
 
 VMM_METHODS: Mapping[str, type[VmmCall]] = {
     call.METHOD: call
@@ -461,7 +504,9 @@ NOTIFIER_METHODS: Mapping[str, type[NotifierCall]] = {
 HYPERVISOR_METHODS: Mapping[str, type[HypervisorCall]] = {call.METHOD: call for call in (MapGpa, UnmapGpa)}
 OPERATOR_METHODS: Mapping[str, type[OperatorCall]] = {
     call.METHOD: call
-    for call in (ListPartitions, InspectPartition, OperatorStatistics, OperatorSetPolicy, Drain, Subscribe)
-}
+    for call in (
+        ListPartitions, InspectPartition, OperatorStatistics, Histograms, OperatorSetPolicy, Drain, Subscribe,
+    )
+}  # fmt: skip
 INTERCEPT_METHOD = "intercept"
 """The one method without named fields: its parameter is the 256 raw bytes."""

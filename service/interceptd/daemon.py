@@ -56,7 +56,7 @@ class Daemon:
         self._config = config
         self._passed = passed
         self._manager = manager or ServiceManager()
-        self._reception = Reception(
+        self.reception = Reception(
             config,
             PartitionFactory(config, chaos, self.journal),
             self.partitions,
@@ -81,7 +81,7 @@ class Daemon:
                         doors.start_soon(
                             partial(
                                 trio.serve_listeners,
-                                partial(self._reception.enter, door),
+                                partial(self.reception.enter, door),
                                 [trio.SocketListener(trio.socket.from_stdlib_socket(listener))],
                                 handler_nursery=connections,
                             )
@@ -121,9 +121,9 @@ class Daemon:
         return self._drain_requested.is_set()
 
     def daemon_statistics(self) -> messages.DaemonStatistics:
-        partitions = list(self.partitions)
+        partitions, totals = list(self.partitions), self.partitions.totals()
         vps = sum(len(partition.vps) for partition in partitions)
-        reception = self._reception
+        reception = self.reception
         joined = vps + sum(partition.notifiers for partition in partitions)
         return messages.DaemonStatistics(
             uptime_ms=int((time.monotonic() - self._started_at) * 1000),
@@ -134,9 +134,10 @@ class Daemon:
             tasks=trio.lowlevel.current_statistics().tasks_living,
             partitions_created=self.partitions.created,
             partitions_lost=self.partitions.lost,
-            connections_refused=reception.refused,
-            intercepts=by_outcome(self.partitions.answers),
-            invalidations=self.partitions.invalidations,
+            connections_refused=reception.refusals.total(),
+            intercepts=by_outcome(totals.answers),
+            invalidations=totals.invalidations.total(),
+            latency=totals.intercepts.buckets,
         )
 
     def _status(self) -> str:

@@ -14,9 +14,8 @@ from enum import Enum
 import structlog
 import trio
 
-from intercept_protocol import codec, messages, rpc
+from intercept_protocol import codec, events, messages, rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
-from intercept_protocol.events import ERROR_LENGTH, HelloRefused
 from intercept_protocol.messages import Hello
 from interceptd.config import Config
 from interceptd.connection import Connection, ConnectionGone
@@ -31,6 +30,14 @@ class Door(Enum):
 
     VMM = (messages.HelloVmm, messages.HelloVp, messages.HelloNotifier, messages.HelloHypervisor)
     OPERATOR = (messages.HelloOperator,)
+
+
+class HelloRefused(ConnectionGone):
+    """A hello that was answered with an error, whose name is `reason`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"its hello was refused: {reason}")
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +91,7 @@ def _refusing(connection: Connection, msgid: int, journal: Publisher) -> Iterato
     except WireError as error:
         peer = connection.peer
         log.info("hello_refused", error=str(error), pid=peer.pid, uid=peer.uid)
-        journal.publish(HelloRefused(error=str(error)[:ERROR_LENGTH], uid=peer.uid, pid=peer.pid))
+        why = str(error)[: events.ERROR_LENGTH]
+        journal.publish(events.HelloRefused(error=why, uid=peer.uid, pid=peer.pid))
         connection.refuse(error, msgid)
-        raise ConnectionGone("its hello was refused") from error
+        raise HelloRefused(error.name) from error

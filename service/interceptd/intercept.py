@@ -6,8 +6,10 @@ Owns the decision about one access that takes more than a look. Must not know co
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from time import perf_counter_ns
 
 import trio
 
@@ -16,9 +18,11 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space import AddressSpace, Undecided
 from interceptd.attempt import Attempt, Obstacle
+from interceptd.latency import LatencyHistogram
 from interceptd.mapping import Extent, Mapping
 from interceptd.region import Presumption, Region, RegionState
 from interceptd.region_manager import A_TURN, RegionManager
+from interceptd.totals import Stages
 
 ROUNDS = 16
 """Times that one intercept looks again before it is told RETRY: a VMM that invalidates without end keeps its
@@ -32,6 +36,7 @@ class InterceptPath:
         self._regions = regions
         self._address_space = address_space
         self._timeout = timeout
+        self.stages = Stages()
 
     async def settle(self, gfn: int, access: Access, about_to_wait: Callable[[], Answer | None]) -> Answer:
         """Decide an access that could not be answered on the spot; bounded by the timeout and by `ROUNDS`.
@@ -50,7 +55,8 @@ class InterceptPath:
                     case Obstacle(over, answer):
                         if (instead := about_to_wait()) is not None:
                             return instead
-                        await over.wait()
+                        with _timed(self.stages.wait):
+                            await over.wait()
                     case Attempt() as attempt:
                         answer = Answer.CONTENDED
                         if self._may_wait() and (instead := about_to_wait()) is not None:
@@ -91,22 +97,28 @@ class InterceptPath:
         """One round; None when nothing can be decided because the attempt went stale, a "no" included."""
         region = attempt.region
         try:
-            extent = await self._address_space.resolve(
-                attempt.uaddr_page, attempt.window.uaddrs, region.uaddrs
-            )
-            if extent is not None and extent.io is None and region.presumption is Presumption.INFERRED:
-                extent = replace(extent, io=await self._address_space.is_io(attempt.uaddr_page))
+            with _timed(self.stages.resolve):
+                extent = await self._resolve(attempt)
             if attempt.stale:
                 return None
             if extent is None or not region.fits(extent):
                 return Answer.UNBACKED
             if attempt.access not in region.rights(extent):
                 return Answer.PERMISSION
-            return await self._regions.commit(attempt, [extent])
+            with _timed(self.stages.map):
+                return await self._regions.commit(attempt, [extent])
         except Undecided:
             return Answer.CONTENDED
         finally:
             self._regions.finish(attempt)
+
+    async def _resolve(self, attempt: Attempt) -> Extent | None:
+        """What stands behind the page; also whether it is device memory, where the kind depends on it."""
+        page, region = attempt.uaddr_page, attempt.region
+        extent = await self._address_space.resolve(page, attempt.window.uaddrs, region.uaddrs)
+        if extent is not None and extent.io is None and region.presumption is Presumption.INFERRED:
+            return replace(extent, io=await self._address_space.is_io(page))
+        return extent
 
     async def _resolve_whole(self, region: Region) -> list[Extent]:
         extents: list[Extent] = []
@@ -125,6 +137,16 @@ class InterceptPath:
             if not len(extents) % A_TURN:
                 await trio.lowlevel.checkpoint()
         return extents
+
+
+@contextmanager
+def _timed(histogram: LatencyHistogram) -> Iterator[None]:
+    """Record how long the block took, however it ended."""
+    began = perf_counter_ns()
+    try:
+        yield
+    finally:
+        histogram.record(perf_counter_ns() - began)
 
 
 def _unpopulated(region: Region, why: str) -> WireError:

@@ -8,22 +8,21 @@ Must not know regions, the lock or the hypervisor.
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from time import perf_counter_ns
 
 import trio
 
 from intercept_protocol.addresses import PAGE_LIMIT, UaddrRange
 from intercept_protocol.errors import WireError
-from intercept_protocol.events import (
-    InvalidationBegun,
-    InvalidationEnded,
-    InvalidationSource,
-    RangeInvalidated,
-)
+from intercept_protocol.events import InvalidationBegun, InvalidationEnded, RangeInvalidated
 from interceptd.interval_index import IntervalIndex
 from interceptd.journal import Publisher
+from interceptd.latency import LatencyHistogram
 from interceptd.range_map import RangeMap
+from interceptd.totals import Source
 
 PENDING_PIECES = 1024
 """Beyond this many disjoint pieces the pending set becomes "everything": bounded memory, and still right."""
@@ -53,10 +52,12 @@ class OpenInvalidation:
 class Batch:
     """The invalidations that one pass of the region manager serves."""
 
-    __slots__ = ("_pieces", "collapsed", "done")
+    __slots__ = ("_pieces", "began_ns", "collapsed", "done")
 
     def __init__(self) -> None:
         self._pieces: RangeMap[UaddrRange] = RangeMap()
+        self.began_ns: int | None = None
+        """When the oldest of them came, by the performance counter; None while there is none."""
         self.collapsed = False
         """Whether the pieces were too many, and all that is known is that some of everything is going."""
         self.done = trio.Event()
@@ -73,6 +74,8 @@ class Batch:
         return list(self._pieces)
 
     def add(self, uaddrs: UaddrRange) -> None:
+        if self.began_ns is None:
+            self.began_ns = perf_counter_ns()
         self._pieces.carve(uaddrs)
         self._pieces.insert(uaddrs)
         if len(self._pieces) > PENDING_PIECES:
@@ -95,22 +98,28 @@ class MmuNotifier:
         self._serving: Batch | None = None
         self._going = False
         self._ring, self._doorbell = trio.open_memory_channel[None](1)
-        self.invalidations = 0
+        self.by_source: Counter[Source] = Counter()
         self.stale_windows = 0
+        self.passes = LatencyHistogram()
+        """From the oldest invalidation of a batch until all of it is served."""
 
     # ------------------------------------------------ sources
 
-    def invalidate(
-        self, uaddrs: UaddrRange, source: InvalidationSource = InvalidationSource.NOTIFIER
-    ) -> Batch:
+    @property
+    def invalidations(self) -> int:
+        return self.by_source.total()
+
+    def invalidate(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
         """The frames behind `uaddrs` are going or gone. Wait for the batch's `done` before saying so."""
         self._journal.publish(
-            RangeInvalidated(source=source, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count)
+            RangeInvalidated(
+                source=source.value, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count
+            )
         )
-        return self._invalidate(uaddrs)
+        return self._invalidate(uaddrs, source)
 
-    def _invalidate(self, uaddrs: UaddrRange) -> Batch:
-        self.invalidations += 1
+    def _invalidate(self, uaddrs: UaddrRange, source: Source) -> Batch:
+        self.by_source[source] += 1
         self.mark_stale(uaddrs)
         self._pending.add(uaddrs)
         self._going = True
@@ -118,7 +127,7 @@ class MmuNotifier:
             self._ring.send_nowait(None)
         return self._pending
 
-    def begin(self, uaddrs: UaddrRange, source: InvalidationSource = InvalidationSource.NOTIFIER) -> Batch:
+    def begin(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
         """Invalidate, and keep faults out until the matching `end`. Raises ENOSPC at the limit."""
         if self._open_depth >= self._open_limit:
             raise WireError(
@@ -133,14 +142,18 @@ class MmuNotifier:
         entry.depth += 1
         self._open_depth += 1
         self._journal.publish(
-            InvalidationBegun(source=source, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count)
+            InvalidationBegun(
+                source=source.value, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count
+            )
         )
-        return self._invalidate(uaddrs)
+        return self._invalidate(uaddrs, source)
 
-    def end(self, uaddrs: UaddrRange, source: InvalidationSource = InvalidationSource.NOTIFIER) -> None:
+    def end(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> None:
         """End one begin of just this range; the last one lets the waiting faults go on."""
         self._journal.publish(
-            InvalidationEnded(source=source, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count)
+            InvalidationEnded(
+                source=source.value, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count
+            )
         )
         entry = self._open[uaddrs]
         entry.depth -= 1
@@ -215,6 +228,8 @@ class MmuNotifier:
 
     def served(self, batch: Batch) -> None:
         """Nothing is left that was made from the old frames: let those know who wait for it."""
+        if batch.began_ns is not None:
+            self.passes.record(perf_counter_ns() - batch.began_ns)
         self._serving = None
         self._going = bool(self._pending.pieces)
         batch.done.set()

@@ -15,6 +15,7 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.messages import OperatorCall
 from interceptd.calls import Reply
 from interceptd.journal import Interest, Journal, Subscription
+from interceptd.latency import BOUNDARIES_NS
 from interceptd.partition import Partition
 from interceptd.registry import PartitionRegistry
 from interceptd.vmm_session import set_policy
@@ -48,6 +49,8 @@ class OperatorSession:
                 return _inspect(self._find(call.partition_id))
             case messages.OperatorStatistics():
                 return self._overview.daemon_statistics()
+            case messages.Histograms():
+                return _histograms(self._find(call.partition_id), call.after)
             case messages.OperatorSetPolicy():
                 set_policy(self._find(call.partition_id), call)
             case messages.Drain():
@@ -92,6 +95,26 @@ def _summary(partition: Partition) -> messages.PartitionSummary:
         intercepts=partition.answers.total(),
         invalidations=partition.notifier.invalidations,
         age_ms=int((time.monotonic() - partition.created_at) * 1000),
+        latency=partition.latency().buckets,
+    )
+
+
+def _histograms(partition: Partition, after: int | None) -> messages.HistogramPage:
+    first = 0 if after is None else after + 1
+    following = sorted(index for index in partition.vps if index >= first)
+    page = [partition.vps[index] for index in following[: messages.HistogramPage.PAGE]]
+    return messages.HistogramPage(
+        boundaries_ns=BOUNDARIES_NS,
+        virtual_processors=[
+            messages.VpHistogram(
+                vp_index=vp.index,
+                intercepts=vp.intercepts,
+                total_ns=vp.latency.total_ns,
+                buckets=vp.latency.buckets,
+            )
+            for vp in page
+        ],
+        more=len(following) > len(page),
     )
 
 

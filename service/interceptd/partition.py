@@ -30,9 +30,11 @@ from interceptd.hypervisor import Hypervisor, PartitionLost
 from interceptd.hypervisor.vmm_link import VmmHypervisor
 from interceptd.intercept import InterceptPath
 from interceptd.journal import PartitionJournal
+from interceptd.latency import LatencyHistogram, total
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.peer import Peer
 from interceptd.region_manager import RegionManager
+from interceptd.totals import PortCalls, Totals
 from interceptd.virtual_processor import VirtualProcessor
 
 log = structlog.get_logger()
@@ -63,6 +65,8 @@ class Partition:
     path: InterceptPath
     journal: PartitionJournal
     end_timeout: float
+    port_calls: PortCalls = field(default_factory=PortCalls)
+    """What `hypervisor` measures, if it does."""
     token: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
     created_at: float = field(default_factory=time.monotonic)
     vps: dict[int, VirtualProcessor] = field(default_factory=dict)
@@ -75,6 +79,7 @@ class Partition:
         self._nursery: trio.Nursery | None = None
         self._serving = trio.CancelScope()
         self._vmm_left = trio.Event()
+        self._left_latency = LatencyHistogram()
 
     def admits(self, token: bytes, peer: Peer) -> bool:
         """Whether a connection with this token, of this peer, may join. The token's time is constant."""
@@ -125,6 +130,7 @@ class Partition:
 
         def leave() -> None:
             del self.vps[vp.index]
+            self._left_latency.add(vp.latency)
             self.journal.publish(events.VpDetached(vp_index=vp.index, intercepts=vp.intercepts))
 
         self.vps[vp.index] = vp
@@ -174,6 +180,26 @@ class Partition:
     def kick_all(self) -> None:
         for vp in self.vps.values():
             vp.kick()
+
+    def latency(self) -> LatencyHistogram:
+        """Of the intercepts of all VPs that are or were."""
+        return total([self._left_latency, *(vp.latency for vp in self.vps.values())])
+
+    def totals(self) -> Totals:
+        """All that was counted so far, in counters of the partition's own where they go on counting."""
+        counters = self.hypervisor.counters()
+        return Totals(
+            answers=self.answers,
+            intercepts=self.latency(),
+            stages=self.path.stages,
+            port_calls=self.port_calls,
+            invalidations=self.notifier.by_source,
+            passes=self.notifier.passes,
+            stale_attempts=self.notifier.stale_windows,
+            map_calls=counters.map_calls,
+            unmap_calls=counters.unmap_calls,
+            deposits=counters.deposits,
+        )
 
     def statistics(self) -> messages.PartitionStatistics:
         counters = self.hypervisor.counters()

@@ -17,6 +17,7 @@ from interceptd.chaos import Chaos, ChaoticAddressSpace, ChaoticHypervisor
 from interceptd.config import Config
 from interceptd.connection import Connection
 from interceptd.hypervisor import Hypervisor
+from interceptd.hypervisor.measured import MeasuredHypervisor
 from interceptd.hypervisor.software import DEPOSIT_PAGES, SoftwareHypervisor
 from interceptd.hypervisor.vmm_link import VmmHypervisor
 from interceptd.intercept import InterceptPath
@@ -25,6 +26,7 @@ from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition import Partition
 from interceptd.region_manager import RegionManager
 from interceptd.registry import PartitionRegistry
+from interceptd.totals import PortCalls
 
 
 class PartitionFactory:
@@ -48,7 +50,8 @@ class PartitionFactory:
                 limit="partitions_per_uid",
             )
         built = self._hypervisor(request)
-        hypervisor: Hypervisor = built
+        port_calls = PortCalls()
+        hypervisor: Hypervisor = MeasuredHypervisor(built, port_calls)
         journal = PartitionJournal(self._journal, living.next_id())
         notifier = MmuNotifier(limits.open_invalidations_per_partition, journal)
         timeout = (request.invalidate_timeout_ms or self._config.timeouts.invalidate_ms) / 1000
@@ -78,6 +81,7 @@ class PartitionFactory:
             regions=regions,
             path=InterceptPath(regions, address_space, timeout),
             journal=journal,
+            port_calls=port_calls,
             end_timeout=self._config.timeouts.drain_ms / 1000,
         )
 

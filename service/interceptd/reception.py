@@ -25,10 +25,10 @@ from intercept_protocol.messages import (
 )
 from interceptd.calls import closing, serve_calls
 from interceptd.config import Config
-from interceptd.connection import Connection
+from interceptd.connection import Connection, ConnectionGone
 from interceptd.descriptor_box import DescriptorBox
 from interceptd.event_stream import EventStream
-from interceptd.hello import Door, Visitor, admit
+from interceptd.hello import Door, HelloRefused, Visitor, admit
 from interceptd.journal import Journal, Subscription
 from interceptd.notifier_session import NotifierSession
 from interceptd.operator_session import OperatorSession, Overview
@@ -37,6 +37,9 @@ from interceptd.partition_factory import PartitionFactory
 from interceptd.registry import PartitionRegistry
 from interceptd.virtual_processor import VirtualProcessor
 from interceptd.vmm_session import VmmSession
+
+LEFT = "left"
+"""A peer that was gone before its hello was complete."""
 
 
 class Reception:
@@ -61,7 +64,8 @@ class Reception:
         self._journal = journal
         self._queues: Counter[tuple[Door, int]] = Counter()  # connections without hello
         self.operators = 0
-        self.refused = 0
+        self.refusals: Counter[str] = Counter()
+        """Connections that got no welcome, by the error that they were told; `LEFT` is of those that left."""
         self._vmms: Counter[int] = Counter()  # by uid
 
     async def enter(self, door: Door, stream: trio.SocketStream) -> None:
@@ -69,16 +73,20 @@ class Reception:
         with ExitStack() as held:
             connection = Connection(socket.socket(fileno=stream.socket.detach()))
             held.enter_context(closing(connection, self._journal))
-            visitor = await self._admit(connection, door)
-            match visitor.hello:
-                case HelloVmm() as hello:
-                    await self._serve_vmm(visitor, hello)
-                case messages.HelloOperator():
-                    await self._serve_operator(visitor)
-                case hello:
-                    with visitor.refusing():
-                        self._join(visitor, hello)
-                    held.pop_all()  # the partition closes it now
+            try:
+                visitor = await self._admit(connection, door)
+                match visitor.hello:
+                    case HelloVmm() as hello:
+                        await self._serve_vmm(visitor, hello)
+                    case messages.HelloOperator():
+                        await self._serve_operator(visitor)
+                    case hello:
+                        with visitor.refusing():
+                            self._join(visitor, hello)
+                        held.pop_all()  # the partition closes it now
+            except HelloRefused as refusal:
+                self.refusals[refusal.reason] += 1
+                raise
 
     @property
     def without_hello(self) -> int:
@@ -94,7 +102,7 @@ class Reception:
         limit = self._limits.connections_without_hello
         queue = (door, connection.peer.uid)
         if self._queues[queue] >= limit:
-            self.refused += 1
+            self.refusals[errno.errorcode[errno.EAGAIN]] += 1
             raise ProtocolViolation(
                 errno.EAGAIN,
                 f"{limit} connections of uid {connection.peer.uid} have not said hello yet",
@@ -103,8 +111,13 @@ class Reception:
         self._queues[queue] += 1
         try:
             return await admit(connection, door, self._config, self._journal)
-        except Exception:
-            self.refused += 1
+        except HelloRefused:
+            raise
+        except WireError as error:
+            self.refusals[error.name] += 1
+            raise
+        except ConnectionGone:
+            self.refusals[LEFT] += 1
             raise
         finally:
             self._queues[queue] -= 1

@@ -5,13 +5,13 @@ Owns who is there and the totals of those that were. Must not know how they are 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 
 import trio
 
-from intercept_protocol.outcomes import Answer
 from interceptd.partition import Partition
+from interceptd.totals import Totals
 
 
 class PartitionRegistry:
@@ -20,8 +20,7 @@ class PartitionRegistry:
     def __init__(self) -> None:
         self._partitions: dict[int, Partition] = {}
         self._left = trio.Event()
-        self._ended_answers: Counter[Answer] = Counter()
-        self._ended_invalidations = 0
+        self._ended = Totals()
         self.created = 0
         self.lost = 0
         self.closed = False
@@ -46,8 +45,7 @@ class PartitionRegistry:
     def remove(self, partition: Partition) -> None:
         """Forget an ended partition; its totals stay."""
         del self._partitions[partition.partition_id]
-        self._ended_answers += partition.answers
-        self._ended_invalidations += partition.notifier.invalidations
+        self._ended.add(partition.totals())
         self.lost += partition.lost
         self._left.set()
         self._left = trio.Event()
@@ -56,11 +54,18 @@ class PartitionRegistry:
         while self._partitions:
             await self._left.wait()
 
-    @property
-    def answers(self) -> Counter[Answer]:
+    def totals(self) -> Totals:
         """Of all partitions that are or were."""
-        return sum((partition.answers for partition in self), start=self._ended_answers)
+        whole = Totals()
+        for part in self.parts():
+            whole.add(part)
+        return whole
 
-    @property
-    def invalidations(self) -> int:
-        return self._ended_invalidations + sum(partition.notifier.invalidations for partition in self)
+    def parts(self) -> Iterator[Totals]:
+        """What `totals` adds up, for a caller that lets other tasks run in between.
+
+        Who is there is settled at once: a partition that ends meanwhile is counted once all the same.
+        """
+        ended, living = Totals(), list(self._partitions.values())
+        ended.add(self._ended)
+        return chain([ended], (partition.totals() for partition in living))

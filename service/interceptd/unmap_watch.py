@@ -10,8 +10,8 @@ from contextlib import suppress
 
 import trio
 
-from intercept_protocol.events import InvalidationSource
 from interceptd.mmu_notifier import EVERYTHING, MmuNotifier
+from interceptd.totals import Source
 from interceptd.userfaultfd import Userfaultfd
 
 DRAIN_READS = 64
@@ -49,5 +49,5 @@ class UnmapWatch:
             if not events:
                 return count
             for uaddrs in events:
-                self._notifier.invalidate(uaddrs, InvalidationSource.USERFAULTFD)
+                self._notifier.invalidate(uaddrs, Source.USERFAULTFD)
         return most

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
+from time import perf_counter_ns
 
 import structlog
 import trio
@@ -23,6 +24,7 @@ from interceptd.connection import Connection
 from interceptd.hypervisor import PartitionLost
 from interceptd.intercept import InterceptPath
 from interceptd.journal import PartitionJournal
+from interceptd.latency import LatencyHistogram
 from interceptd.mapping import Mapping
 from interceptd.progress_guard import ProgressGuard
 from interceptd.region_manager import RegionManager
@@ -45,7 +47,8 @@ class VirtualProcessor:
         journal: PartitionJournal,
     ) -> None:
         self.index = index
-        self.intercepts = 0
+        self.latency = LatencyHistogram()
+        """Of each intercept from its message to its answer, encoding and sending excluded."""
         self._connection = connection
         self._architecture = architecture
         self._regions = regions
@@ -64,6 +67,10 @@ class VirtualProcessor:
     @property
     def state(self) -> str:
         return "running" if self._waiting is None else "waiting"
+
+    @property
+    def intercepts(self) -> int:
+        return self.latency.count
 
     async def run(self) -> None:
         """Answer intercepts until the VMM closes the connection."""
@@ -112,15 +119,17 @@ class VirtualProcessor:
         return rpc.encode_result(request.msgid, answer.value)
 
     async def _answer(self, message: bytes) -> Answer:
+        began = perf_counter_ns()
         wanted = memory_access(message, self._architecture)
         answer = self._decide(wanted)
         if answer is None:
             assert wanted is not None, "what is not memory is decided"
+            self._path.stages.decode.record(perf_counter_ns() - began)
             answer = await self._settle(*wanted)
         if answer is not Answer.ALREADY_MAPPED:
             self._guard.reset()
-        self.intercepts += 1
         self._answers[answer] += 1
+        self.latency.record(perf_counter_ns() - began)
         if self._journal.intercepts_wanted:
             self._publish(wanted, answer)
         return answer

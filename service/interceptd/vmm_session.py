@@ -14,7 +14,7 @@ import structlog
 from intercept_protocol import messages
 from intercept_protocol.addresses import GfnRange, Pfn, PfnRange, UaddrRange
 from intercept_protocol.errors import WireError
-from intercept_protocol.events import InvalidationSource, PolicySet
+from intercept_protocol.events import PolicySet
 from intercept_protocol.messages import RegionKind, VmmCall
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Undecided
@@ -26,6 +26,7 @@ from interceptd.descriptor_box import DescriptorBox
 from interceptd.mapping import HOST_BACKING
 from interceptd.partition import Partition
 from interceptd.region import Presumption, Region, RegionState, kind_of_vma
+from interceptd.totals import Source
 
 log = structlog.get_logger()
 
@@ -100,21 +101,25 @@ class VmmSession:
     async def _protect_vma(self, call: messages.ProtectVma) -> None:
         access = _access(readable=call.readable, writable=call.writable, executable=call.executable)
         uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
-        await self._invalidating(uaddrs, partial(self._declared().protect_vma, uaddrs, access))
+        edit = partial(self._declared().protect_vma, uaddrs, access)
+        await self._invalidating(uaddrs, Source.PROTECT_VMA, edit)
 
     async def _unmap_vma(self, call: messages.UnmapVma) -> None:
         uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
-        await self._invalidating(uaddrs, partial(self._declared().unmap_vma, uaddrs))
+        edit = partial(self._declared().unmap_vma, uaddrs)
+        await self._invalidating(uaddrs, Source.UNMAP_VMA, edit)
 
-    async def _invalidating(self, uaddrs: UaddrRange, edit: Callable[[], Awaitable[None]]) -> None:
+    async def _invalidating(
+        self, uaddrs: UaddrRange, source: Source, edit: Callable[[], Awaitable[None]]
+    ) -> None:
         """Attempts go stale first, in the step that opens the range; then the VMAs are edited, the guest's
         mappings taken away, the range closed, and the VMM answered."""
-        batch = self._partition.notifier.begin(uaddrs, InvalidationSource.DECLARED)
+        batch = self._partition.notifier.begin(uaddrs, source)
         try:
             await edit()
             await batch.done.wait()
         finally:
-            self._partition.notifier.end(uaddrs, InvalidationSource.DECLARED)
+            self._partition.notifier.end(uaddrs, source)
 
     async def _attach_memory(self, call: messages.AttachMemory) -> None:
         memory = self._partition.memory

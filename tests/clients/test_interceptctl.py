@@ -166,6 +166,7 @@ def test_ls_json_has_the_wires_names_and_exact_numbers(socket_path: Path) -> Non
                 "intercepts": 1234567,
                 "invalidations": 5,
                 "age_ms": 3725000,
+                "latency": [],
             }
         ]
     }

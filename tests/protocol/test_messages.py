@@ -158,6 +158,7 @@ def test_defaults_are_those_of_the_wire_specification() -> None:
         "vmm-attach_memory.promise_begin_end": None,
         "vmm-set_policy.mmio_granularity": None,
         "hypervisor-map_gpa.start_pfn": None,
+        "operator-histograms.after": None,
         "operator-list_partitions.after": 0,
         "operator-set_policy.mmio_granularity": None,
         "operator-subscribe.partition_id": None,
@@ -460,10 +461,11 @@ def test_to_fields_keeps_bytes_and_spells_enums() -> None:
 # ---------------------------------------------------------------- sizes
 
 U64_MAX = 2**64 - 1
+LARGEST_BUCKETS = (U64_MAX,) * m.LATENCY_BUCKETS
 LARGEST_SUMMARY = m.PartitionSummary(
     partition_id=U64_MAX, name="\U0001f600" * 64, uid=2**32 - 2, pid=2**31 - 1, address_space="declared",
     hypervisor="software", vps=U64_MAX, regions=U64_MAX, mapped_gfns=U64_MAX, intercepts=U64_MAX,
-    invalidations=U64_MAX, age_ms=U64_MAX,
+    invalidations=U64_MAX, age_ms=U64_MAX, latency=LARGEST_BUCKETS,
 )  # fmt: skip
 LARGEST_REGION = m.RegionView(
     start_gfn=U64_MAX, page_count=U64_MAX, start_uaddr=U64_MAX, kind=m.RegionKind.MOVABLE,
@@ -482,6 +484,15 @@ def wire_size(reply: msgspec.Struct) -> int:
 
 def test_largest_page_of_partitions_fits_in_one_message() -> None:
     reply = m.PartitionList(partitions=[LARGEST_SUMMARY] * m.PartitionList.PAGE, more=True)
+
+    assert wire_size(reply) <= MESSAGE_LIMIT
+
+
+def test_largest_page_of_histograms_fits_in_one_message() -> None:
+    largest = m.VpHistogram(vp_index=255, intercepts=U64_MAX, total_ns=U64_MAX, buckets=LARGEST_BUCKETS)
+    reply = m.HistogramPage(
+        boundaries_ns=LARGEST_BUCKETS, virtual_processors=[largest] * m.HistogramPage.PAGE, more=True
+    )
 
     assert wire_size(reply) <= MESSAGE_LIMIT
 

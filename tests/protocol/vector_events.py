@@ -14,7 +14,6 @@ from intercept_protocol.events import (
     InterceptAnswered,
     InvalidationBegun,
     InvalidationEnded,
-    InvalidationSource,
     PartitionCreated,
     PartitionEnded,
     PartitionLost,
@@ -35,7 +34,6 @@ def told() -> list[object]:
     bar = {"start_gfn": 0xFEB00, "page_count": 16, "start_uaddr": 0x7F0000000000}
     range_ = {"start_uaddr": 0x7F0000000000, "page_count": 4}
     peer = {"uid": 1000, "pid": 4242}
-    notifier, declared = InvalidationSource.NOTIFIER, InvalidationSource.DECLARED
     within: list[AnyFact] = [
         PartitionCreated(name="guest-a", address_space="declared", hypervisor="software", **peer),
         PartitionEnded(intercepts=3),
@@ -45,10 +43,10 @@ def told() -> list[object]:
         RegionAdded(**bar, kind="mmio", writable=True, executable=False),
         RegionRemoved(**bar),
         PinnedRegionDangling(**bar),
-        InvalidationBegun(source=notifier, **range_),
-        InvalidationEnded(source=notifier, **range_),
-        InvalidationBegun(source=declared, **range_),
-        RangeInvalidated(source=InvalidationSource.USERFAULTFD, **range_),
+        InvalidationBegun(source="notifier", **range_),
+        InvalidationEnded(source="notifier", **range_),
+        InvalidationBegun(source="unmap_vma", **range_),
+        RangeInvalidated(source="userfaultfd", **range_),
         InterceptAnswered(vp_index=3, outcome="fail", reason="no_progress", gfn=0xFEB03, access=2),
         InterceptAnswered(vp_index=3, outcome="forward", reason="not_memory"),
         PolicySet(mmio_granularity="page"),

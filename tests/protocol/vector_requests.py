@@ -27,9 +27,11 @@ def as_json(value: object) -> object:
 def methods() -> list[object]:
     range_ = {"start_uaddr": 0x7F0000000000, "length": 0x4000}
     bar = {"start_gfn": 0xFEB00, "page_count": 16, "start_uaddr": 0x7F0000000000}
+    buckets = (1, 0, 1, 1, *[0] * (m.LATENCY_BUCKETS - 4))
     summary = m.PartitionSummary(
         partition_id=1, name="guest-a", uid=1000, pid=4242, address_space="declared", hypervisor="software",
         vps=1, regions=1, mapped_gfns=16, intercepts=3, invalidations=0, age_ms=1500,
+        latency=buckets,
     )  # fmt: skip
     intercepts = {"resume": {"mapped": 1, "already_mapped": 1}, "forward": {"no_region": 1}}
     counters = m.PartitionStatistics(
@@ -47,8 +49,13 @@ def methods() -> list[object]:
     daemon = m.DaemonStatistics(
         uptime_ms=90_000, partitions=1, vps=1, connections=3, connections_without_hello=0, tasks=12,
         partitions_created=1, partitions_lost=0, connections_refused=0, intercepts=intercepts,
-        invalidations=0,
+        invalidations=0, latency=buckets,
     )  # fmt: skip
+    histograms = m.HistogramPage(
+        boundaries_ns=tuple(1000 << n for n in range(1, m.LATENCY_BUCKETS)),
+        virtual_processors=[m.VpHistogram(vp_index=3, intercepts=3, total_ns=14_200, buckets=buckets)],
+        more=True,
+    )
     hello = m.HelloReply(
         protocol=1, server="interceptd", version="0.1.0",
         limits={"message_bytes": 65_536, "vps_per_partition": 256}, features={"chaos": 0},
@@ -105,6 +112,9 @@ def methods() -> list[object]:
         ("operator", "page by page",
          m.OperatorSetPolicy(partition_id=1, mmio_granularity=m.MmioGranularity.PAGE), None),
         ("operator", "plain", m.Drain(timeout_ms=5000), None),
+        ("operator", "first page", m.Histograms(partition_id=1), histograms),
+        ("operator", "next page", m.Histograms(partition_id=1, after=3),
+         m.HistogramPage(boundaries_ns=histograms.boundaries_ns, virtual_processors=[], more=False)),
         ("vmm", "no promise", m.AttachMemory(), None),
         ("vmm", "promised", m.AttachMemory(promise_begin_end=True), None),
         ("operator", "every event", m.Subscribe(events=list(events.EventName)), None),

@@ -82,8 +82,8 @@ async def test_regions_and_invalidations_are_told_with_their_source() -> None:
             {"event": "invalidation_begun", "source": "notifier", **RANGE},
             {"event": "invalidation_ended", "source": "notifier", **RANGE},
             {"event": "range_invalidated", "source": "notifier", **RANGE},
-            {"event": "invalidation_begun", "source": "declared", **RANGE},
-            {"event": "invalidation_ended", "source": "declared", **RANGE},
+            {"event": "invalidation_begun", "source": "unmap_vma", **RANGE},
+            {"event": "invalidation_ended", "source": "unmap_vma", **RANGE},
             {"event": "region_removed", **BAR},
         ]
 

@@ -10,7 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import ModelPartition
 from fakes.served import Guest, Served, serving
-from intercept_protocol import messages
+from intercept_protocol import codec, messages
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Answer
@@ -180,7 +180,55 @@ async def test_an_operator_sees_partitions_and_steers_their_policy(served: Serve
     assert [region["start_gfn"] for region in inspected["regions"]] == [0x100]
 
 
-async def test_an_operator_that_asks_for_no_partition_is_told_enoent(served: Served) -> None:
+@pytest.mark.parametrize("method", ["inspect_partition", "histograms"])
+async def test_an_operator_that_asks_for_no_partition_is_told_enoent(served: Served, method: str) -> None:
     operator = await served.operator()
     with pytest.raises(WireError, match="ENOENT"):
-        await operator.ask("inspect_partition", partition_id=99)
+        await operator.ask(method, partition_id=99)
+
+
+async def test_histograms_tell_each_vp_apart(served: Served, guest: Guest) -> None:
+    often, once = await served.vp(guest, 3), await served.vp(guest, 1)
+    for gfn in (0x100, 0x101, 0):
+        await often.intercept(gfn)
+    await once.intercept(0x100)
+
+    page = await histograms(served, guest)
+
+    counted = [(vp.vp_index, vp.intercepts, sum(vp.buckets)) for vp in page.virtual_processors]
+    assert counted == [(1, 1, 1), (3, 3, 3)]
+    assert all(vp.total_ns > 0 for vp in page.virtual_processors)
+
+
+async def test_a_page_of_histograms_ends_where_the_next_one_starts(served: Served, guest: Guest) -> None:
+    for vp_index in range(messages.HistogramPage.PAGE + 1):
+        await served.vp(guest, vp_index)
+
+    first = await histograms(served, guest)
+    last_index = first.virtual_processors[-1].vp_index
+    second = await histograms(served, guest, after=last_index)
+
+    assert (len(first.virtual_processors), first.more) == (messages.HistogramPage.PAGE, True)
+    assert ([vp.vp_index for vp in second.virtual_processors], second.more) == ([last_index + 1], False)
+
+
+async def test_latency_of_a_partition_and_of_the_daemon_outlives_their_vps(
+    served: Served, guest: Guest
+) -> None:
+    vp, operator = await served.vp(guest), await served.operator()
+    await vp.intercept(0x100)
+    vp.close()
+    await wait_all_tasks_blocked()
+    [summary] = codec.decode_reply(
+        messages.ListPartitions(), await operator.ask("list_partitions")
+    ).partitions
+    guest.vmm.close()
+    await wait_all_tasks_blocked()
+    daemon = codec.decode_reply(messages.OperatorStatistics(), await operator.ask("statistics"))
+    assert (sum(summary.latency), sum(daemon.latency)) == (1, 1)
+
+
+async def histograms(served: Served, guest: Guest, after: int | None = None) -> messages.HistogramPage:
+    call = messages.Histograms(partition_id=guest.partition_id, after=after)
+    operator = await served.operator()
+    return codec.decode_reply(call, await operator.ask(call.METHOD, **codec.to_fields(call)))

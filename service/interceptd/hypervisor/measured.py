@@ -1,0 +1,41 @@
+"""The hypervisor port with a clock: how long each map and unmap took.
+
+Owns one wrapper that behaves like what it wraps. Must not know who reads the figures.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+
+from intercept_protocol.addresses import GfnRange
+from interceptd.hypervisor import Hypervisor, HypervisorCounters
+from interceptd.mapping import Mapping
+from interceptd.totals import PortCalls
+
+
+class MeasuredHypervisor:
+    """A refused call is counted like any other."""
+
+    def __init__(self, inner: Hypervisor, calls: PortCalls) -> None:
+        self._inner = inner
+        self._calls = calls
+
+    async def map_gpa(self, mapping: Mapping) -> None:
+        began = perf_counter_ns()
+        try:
+            await self._inner.map_gpa(mapping)
+        finally:
+            self._calls.map_gpa.record(perf_counter_ns() - began)
+
+    async def unmap_gpa(self, gfns: GfnRange) -> None:
+        began = perf_counter_ns()
+        try:
+            await self._inner.unmap_gpa(gfns)
+        finally:
+            self._calls.unmap_gpa.record(perf_counter_ns() - began)
+
+    def translate(self, gfn: int) -> Mapping | None:
+        return self._inner.translate(gfn)
+
+    def counters(self) -> HypervisorCounters:
+        return self._inner.counters()

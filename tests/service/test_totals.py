@@ -1,0 +1,183 @@
+"""What is counted and timed where it happens, and that the sums lose nothing and count nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from fakes.model_partition import ModelPartition
+from fakes.model_vp import attached_vp
+from fakes.served import Guest, Served, serving
+from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.outcomes import Access, Answer
+from interceptd.hypervisor import HypervisorError
+from interceptd.hypervisor.measured import MeasuredHypervisor
+from interceptd.journal import Journal
+from interceptd.mapping import Mapping
+from interceptd.mmu_notifier import MmuNotifier
+from interceptd.totals import PortCalls, Source, Totals
+
+GFN, PAGE, PAGES = 0x100, 0x9000, 16
+RESERVED = Mapping(0x400, 0x410, None, 0, Access.NONE)
+
+
+@pytest.fixture
+async def backed(model: ModelPartition) -> ModelPartition:
+    await model.map_vma(PAGE, PAGES, 0x7000)
+    await model.add_region(GFN, PAGES, PAGE)
+    return model
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    async with serving() as running:
+        yield running
+
+
+def stage_counts(model: ModelPartition) -> dict[str, int]:
+    stages = model.path.stages
+    return {name: getattr(stages, name).count for name in ("decode", "wait", "resolve", "map")}
+
+
+# ------------------------------------------------ stages
+
+
+async def test_an_intercept_that_maps_is_decoded_resolved_and_mapped(backed: ModelPartition) -> None:
+    async with attached_vp(backed) as vp:
+        await vp.peer.intercept(GFN)
+        assert stage_counts(backed) == {"decode": 1, "wait": 0, "resolve": 1, "map": 1}
+
+
+async def test_an_intercept_that_one_look_decides_has_no_stages(backed: ModelPartition) -> None:
+    async with attached_vp(backed) as vp:
+        await vp.peer.intercept(0)
+        assert stage_counts(backed) == {"decode": 0, "wait": 0, "resolve": 0, "map": 0}
+        assert vp.processor.latency.count == 1
+
+
+async def test_a_fault_that_waits_for_an_invalidation_is_timed_as_waiting(backed: ModelPartition) -> None:
+    await backed.begin(PAGE, PAGES)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(backed.fault, GFN)
+        await wait_all_tasks_blocked()
+        backed.end(PAGE, PAGES)
+    assert stage_counts(backed) == {"decode": 0, "wait": 1, "resolve": 1, "map": 1}
+
+
+async def test_a_wait_that_is_cancelled_is_timed_all_the_same(backed: ModelPartition) -> None:
+    await backed.begin(PAGE, PAGES)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(backed.fault, GFN)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert stage_counts(backed)["wait"] == 1
+
+
+async def test_calls_of_the_hypervisor_are_timed_refused_ones_too(backed: ModelPartition) -> None:
+    calls = PortCalls()
+    measured = MeasuredHypervisor(backed.hypervisor, calls)
+    await measured.map_gpa(RESERVED)
+    backed.hypervisor.refuse_map()
+    with pytest.raises(HypervisorError):
+        await measured.map_gpa(RESERVED)
+    await measured.unmap_gpa(RESERVED.gfns)
+    assert (calls.map_gpa.count, calls.unmap_gpa.count) == (2, 1)
+
+
+async def test_calls_of_a_served_partition_are_in_its_totals(served: Served) -> None:
+    guest = await served.guest()
+    await served.mmio(guest)
+    vp = await served.vp(guest)
+    await vp.intercept(0x100)
+    assert served.daemon.partitions.totals().port_calls.map_gpa.count == 1
+
+
+# ------------------------------------------------ invalidations
+
+
+async def test_invalidations_are_counted_by_who_announced_them(backed: ModelPartition) -> None:
+    await backed.invalidate(PAGE, 1)
+    await backed.protect_vma(PAGE, PAGES, Access.READ)
+    await backed.unmap_vma(PAGE, 4)
+    await backed.unmap_vma(PAGE + 8, 4)
+    counted = backed.partition.totals().invalidations
+    assert counted == {Source.NOTIFIER: 1, Source.PROTECT_VMA: 1, Source.UNMAP_VMA: 2}
+
+
+async def test_a_pass_is_timed_once_for_all_that_it_serves() -> None:
+    notifier = MmuNotifier(open_limit=1, journal=Journal())
+    notifier.invalidate(UaddrRange(0, 1))
+    notifier.invalidate(UaddrRange(8, 9))
+    notifier.served(notifier.take())
+    assert notifier.passes.count == 1
+
+
+async def test_a_pass_with_nothing_to_serve_is_not_timed() -> None:
+    notifier = MmuNotifier(open_limit=1, journal=Journal())
+    notifier.served(notifier.take())
+    assert notifier.passes.count == 0
+
+
+# ------------------------------------------------ sums
+
+
+async def test_a_partition_that_ends_between_two_parts_is_counted_once(served: Served) -> None:
+    first, second = await served.guest(), await served.guest()
+    for guest in (first, second):
+        vp = await served.vp(guest)
+        await vp.intercept(0)
+    parts = served.daemon.partitions.parts()
+    whole = Totals()
+    whole.add(next(parts))
+    for guest in (first, second):
+        guest.vmm.close()
+    await wait_all_tasks_blocked()
+    for part in parts:
+        whole.add(part)
+    assert whole.answers == served.daemon.partitions.totals().answers == {Answer.NO_REGION: 2}
+    assert whole.intercepts.count == 2
+
+
+async def test_the_sums_are_the_readers_own(served: Served) -> None:
+    guest = await served.guest()
+    vp = await served.vp(guest)
+    await vp.intercept(0)
+    before = served.daemon.partitions.totals()
+    await vp.intercept(0)
+    assert before.intercepts.count == before.answers.total() == 1
+
+
+# ------------------------------------------------ refusals
+
+
+async def refused(served: Served, role: str, **fields: object) -> None:
+    with pytest.raises(WireError):
+        await served.hello(role, **fields)
+
+
+async def test_refused_hellos_are_counted_by_their_error(served: Served) -> None:
+    guest: Guest = await served.guest()
+    joining = {"partition_id": guest.partition_id, "token": guest.token}
+    await served.vp(guest, 0)
+    await refused(served, "operator")
+    await refused(served, "vp", **joining | {"token": bytes(16)}, vp_index=1)
+    await refused(served, "vp", **joining, vp_index=0)
+    assert served.daemon.reception.refusals == {"EACCES": 2, "EEXIST": 1}
+
+
+async def test_a_peer_that_leaves_before_its_hello_is_counted_as_such(served: Served) -> None:
+    peer = await served.connect()
+    peer.close()
+    await wait_all_tasks_blocked()
+    assert served.daemon.reception.refusals == {"left": 1}
+
+
+async def test_what_is_no_hello_is_counted_by_its_error(served: Served) -> None:
+    peer = await served.connect()
+    with pytest.raises(WireError, match="EPROTO"):
+        await peer.ask("statistics")
+    assert served.daemon.reception.refusals == {"EPROTO": 1}
