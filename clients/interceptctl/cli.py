@@ -17,8 +17,6 @@ from intercept_protocol import messages
 from intercept_protocol.messages import (
     Drain,
     InspectPartition,
-    MmioGranularity,
-    OperatorSetPolicy,
     OperatorStatistics,
 )
 
@@ -26,7 +24,9 @@ from . import asking, render
 from .doctor.command import doctor_command
 from .exercise.command import exercise_command
 from .guest.command import guest_command
+from .policy import policy_command
 from .top.command import top_command
+from .watch.command import watch_command
 
 DEFAULT_SOCKET: Final = "/run/interceptd/operator.sock"
 HEALTH_TIMEOUT: Final = 3.0
@@ -122,25 +122,6 @@ def show_health(path: str, *, as_json: bool) -> None:
         click.echo(f"serving {statistics.partitions} partitions, {statistics.vps} VPs")
 
 
-@main.command("policy")
-@_partition_id
-@click.option(
-    "--mmio-granularity",
-    required=True,
-    type=click.Choice([choice.value for choice in MmioGranularity]),
-    help="How much of an MMIO region one first touch maps.",
-)
-@_as_json
-@click.pass_obj
-def set_policy(path: str, partition_id: int, mmio_granularity: str, *, as_json: bool) -> None:
-    """Change how a partition maps from now on."""
-    granularity = MmioGranularity(mmio_granularity)
-    request = OperatorSetPolicy(partition_id=partition_id, mmio_granularity=granularity)
-    with asking.operator(path) as operator:
-        operator.call(request)
-    _confirm(request, f"partition {partition_id}: mmio_granularity is {granularity}", as_json=as_json)
-
-
 @main.command("drain")
 @click.option(
     "--timeout",
@@ -181,4 +162,6 @@ def _print_json(value: object) -> None:
 main.add_command(doctor_command)
 main.add_command(exercise_command)
 main.add_command(guest_command)
+main.add_command(policy_command)
 main.add_command(top_command)
+main.add_command(watch_command)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -44,11 +44,22 @@ class EventName(StrEnum):
 
 EVENTS_DROPPED: Final = "events_dropped"
 
-Reason = Literal[
-    "mapped", "already_mapped", "not_memory", "no_region", "permission", "unbacked",
-    "invalidating", "contended", "kicked", "draining", "no_progress", "hypervisor_error",
-]  # fmt: skip
-"""The reasons of `outcomes.Answer`, as a type."""
+
+class Reason(StrEnum):
+    """Those of `outcomes.Answer`, as the words that can be asked for."""
+
+    MAPPED = "mapped"
+    ALREADY_MAPPED = "already_mapped"
+    NOT_MEMORY = "not_memory"
+    NO_REGION = "no_region"
+    PERMISSION = "permission"
+    UNBACKED = "unbacked"
+    INVALIDATING = "invalidating"
+    CONTENDED = "contended"
+    KICKED = "kicked"
+    DRAINING = "draining"
+    NO_PROGRESS = "no_progress"
+    HYPERVISOR_ERROR = "hypervisor_error"
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):

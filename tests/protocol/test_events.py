@@ -29,7 +29,7 @@ def test_every_event_name_has_a_fact_and_every_fact_a_name() -> None:
 
 
 def test_reasons_that_can_be_asked_for_are_those_of_the_answers() -> None:
-    assert get_args(Reason) == tuple(answer.reason for answer in Answer)
+    assert list(Reason) == [answer.reason for answer in Answer]
 
 
 def test_fields_that_are_none_do_not_travel() -> None:

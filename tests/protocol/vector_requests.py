@@ -120,7 +120,7 @@ def methods() -> list[object]:
         ("operator", "every event", m.Subscribe(events=list(events.EventName)), None),
         ("operator", "one VP's failures",
          m.Subscribe(events=[events.EventName.INTERCEPT_ANSWERED], partition_id=1, vp_index=3,
-                     reasons=["no_progress", "hypervisor_error"]), None),
+                     reasons=[events.Reason.NO_PROGRESS, events.Reason.HYPERVISOR_ERROR]), None),
         ("operator", "no longer", m.Subscribe(events=[]), None),
     ]  # fmt: skip
     return [_exchange(msgid, *case) for msgid, case in enumerate(cases, start=1)]
