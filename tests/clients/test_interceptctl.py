@@ -251,11 +251,31 @@ def test_stats_of_a_partition_are_its_own(socket_path: Path) -> None:
     assert shown["intercepts"]["forward"] == {"no_region": 11}
 
 
-def test_policy_sets_the_granularity_and_confirms(socket_path: Path) -> None:
-    result, daemon = run_against(socket_path, replies(None), "policy", "7", "--mmio-granularity", "page")
+def test_policy_set_sets_the_granularity_and_confirms(socket_path: Path) -> None:
+    result, daemon = run_against(
+        socket_path, replies(None), "policy", "set", "7", "--mmio-granularity", "page"
+    )
 
     assert daemon.heard[1:] == [("set_policy", [{"partition_id": 7, "mmio_granularity": "page"}])]
-    assert result.stdout == "partition 7: mmio_granularity is page\n"
+    assert result.stdout.startswith("partition 7: mmio_granularity is page: ")
+
+
+@pytest.mark.parametrize("verb", [["show", "7"], ["set", "7", "--mmio-granularity", "vma"]], ids=" ".join)
+def test_policy_json_is_what_would_set_it(socket_path: Path, verb: list[str]) -> None:
+    answer = INSPECTION if verb[0] == "show" else None
+
+    result, _ = run_against(socket_path, replies(answer), "policy", *verb, "--json")
+
+    assert json.loads(result.stdout) == {"partition_id": 7, "mmio_granularity": "vma"}
+
+
+def test_policy_show_says_what_it_means(socket_path: Path) -> None:
+    result, daemon = run_against(socket_path, replies(INSPECTION), "policy", "show", "7")
+
+    assert daemon.methods == ["hello", "inspect_partition"]
+    assert result.stdout == (
+        "partition 7: mmio_granularity is vma: a first touch maps what one VMA backs around it\n"
+    )
 
 
 def test_drain_passes_its_timeout_in_milliseconds(socket_path: Path) -> None:
@@ -277,8 +297,8 @@ def test_a_refusal_is_exit_code_1_and_the_daemons_words(socket_path: Path) -> No
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["policy", "7"],
-        ["policy", "7", "--mmio-granularity", "region"],
+        ["policy", "set", "7"],
+        ["policy", "set", "7", "--mmio-granularity", "region"],
         ["show", "guest"],
         ["show", "-1"],
         ["show", str(HUGE + 1)],

@@ -12,7 +12,7 @@ from intercept_protocol.events import AnyFact, Event
 from intercept_protocol.outcomes import Access
 from interceptctl import words
 
-_ACCESSES = {int(Access.READ): "read", int(Access.WRITE): "write", int(Access.EXECUTE): "execute"}
+_ACCESSES = {int(Access.READ): "r", int(Access.WRITE): "w", int(Access.EXECUTE): "x"}
 
 
 def line(event: Event) -> str:
@@ -20,13 +20,13 @@ def line(event: Event) -> str:
     at = datetime.fromtimestamp(event.time_ms / 1000)
     clock = f"{at:%H:%M:%S}.{event.time_ms % 1000:03}"
     where = "-" if event.partition_id is None else str(event.partition_id)
-    return f"{clock} {where:>3} {event.fact.event_name:<22} {words.visible(particulars(event.fact))}".rstrip()
+    return f"{clock} {where:>3} {event.fact.event_name:<18} {words.visible(particulars(event.fact))}".rstrip()
 
 
 def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case an event
     match fact:
         case events.PartitionCreated():
-            return f"uid {fact.uid} pid {fact.pid} {fact.address_space} {fact.hypervisor} {fact.name}"
+            return f"pid {fact.pid} {fact.address_space} {fact.hypervisor} {fact.name}"
         case events.PartitionEnded():
             return f"{words.count(fact.intercepts)} intercepts"
         case events.PartitionLost():
