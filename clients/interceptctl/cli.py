@@ -21,6 +21,7 @@ from intercept_protocol.messages import (
 )
 
 from . import asking, render
+from .completion import partition_ids
 from .doctor.command import doctor_command
 from .exercise.command import exercise_command
 from .guest.command import guest_command
@@ -37,9 +38,10 @@ _HELP = """Look at a running interceptd, and steer it.
 \b
 Exit codes:
   0  done
-  1  the daemon refused
+  1  the daemon refused; doctor, exercise, guest: something is not right
   2  the command line is wrong
-  3  no conversation with the daemon: cannot connect, no answer, connection lost
+  3  no conversation with the daemon: no way to it, no answer, or lost
+  4  guest: no KVM here
 """
 
 _ReplyT = TypeVar("_ReplyT")
@@ -51,6 +53,7 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., None])
     "--socket",
     "path",
     metavar="PATH",
+    type=click.Path(),
     envvar="INTERCEPTD_OPERATOR_SOCKET",
     default=DEFAULT_SOCKET,
     show_default=True,
@@ -68,7 +71,9 @@ def _as_json(command: _FunctionT) -> _FunctionT:
     )
 
 
-_partition_id = click.argument("partition_id", metavar="ID", type=click.IntRange(0, 2**64 - 1))
+_partition_id = click.argument(
+    "partition_id", metavar="ID", type=click.IntRange(0, 2**64 - 1), shell_complete=partition_ids
+)
 
 
 @main.command("ls")
@@ -96,7 +101,13 @@ def show_partition(path: str, partition_id: int, *, as_json: bool) -> None:
 
 
 @main.command("stats")
-@click.argument("partition_id", metavar="[ID]", required=False, type=click.IntRange(0, 2**64 - 1))
+@click.argument(
+    "partition_id",
+    metavar="[ID]",
+    required=False,
+    type=click.IntRange(0, 2**64 - 1),
+    shell_complete=partition_ids,
+)
 @_as_json
 @click.pass_obj
 def show_statistics(path: str, partition_id: int | None, *, as_json: bool) -> None:

@@ -13,12 +13,15 @@ import msgspec
 
 from intercept_protocol.messages import InspectPartition, MmioGranularity, OperatorSetPolicy
 from interceptctl import asking
+from interceptctl.completion import partition_ids
 
 _MEANINGS: Final = {
-    MmioGranularity.VMA: "a first touch maps what one VMA backs around it",
-    MmioGranularity.PAGE: "a first touch maps its page alone",
+    MmioGranularity.VMA: "a first touch maps its whole VMA",
+    MmioGranularity.PAGE: "a first touch maps one page",
 }
-_partition_id = click.argument("partition_id", metavar="ID", type=click.IntRange(0, 2**64 - 1))
+_partition_id = click.argument(
+    "partition_id", metavar="ID", type=click.IntRange(0, 2**64 - 1), shell_complete=partition_ids
+)
 _as_json = click.option("--json", "as_json", is_flag=True, help="For scripts: keys are the wire's names.")
 
 

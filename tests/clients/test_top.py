@@ -34,9 +34,10 @@ from intercept_protocol.messages import (
     PartitionSummary,
     VpHistogram,
 )
+from interceptctl import words
 from interceptctl.cli import main
+from interceptctl.quantiles import quantile_ns
 from interceptctl.top.frame import BARS, frame, rate, sparkline, vp_frame
-from interceptctl.top.quantiles import quantile_ns, shown
 from interceptctl.top.rates import HISTORY, Counted, Rate, Rates, Sample, Sort, VpCounted, in_order
 
 
@@ -161,7 +162,7 @@ def test_a_daemon_that_was_replaced_and_counts_less_has_no_quantile() -> None:
     ],
 )  # fmt: skip
 def test_a_time_takes_five_characters_at_most(nanoseconds: int | None, text: str) -> None:
-    assert shown(nanoseconds) == text
+    assert words.latency(nanoseconds) == text
 
 
 def test_quantiles_of_a_partition_are_of_the_last_interval() -> None:

@@ -16,7 +16,6 @@ from intercept_protocol.messages import DaemonStatistics
 from intercept_protocol.outcomes import Outcome
 from interceptctl import words
 
-from . import quantiles
 from .rates import HISTORY, Rate, Sort, VpRate
 
 AROUND: Final = 6
@@ -100,8 +99,8 @@ def _partitions(lines: Sequence[Rate]) -> Table:
             rate(line.intercepts),
             *(rate(line.outcomes[outcome.value]) for outcome in _OUTCOMES),
             rate(line.invalidations),
-            quantiles.shown(line.p50_ns),
-            quantiles.shown(line.p99_ns),
+            words.latency(line.p50_ns),
+            words.latency(line.p99_ns),
             sparkline(line.history[-SPARK:]).rjust(SPARK),
         )
     return table
@@ -117,9 +116,9 @@ def _vps(lines: Sequence[VpRate]) -> Table:
             words.visible(line.name),
             str(line.vp_index),
             rate(line.intercepts),
-            quantiles.shown(line.mean_ns),
-            quantiles.shown(line.p50_ns),
-            quantiles.shown(line.p99_ns),
+            words.latency(line.mean_ns),
+            words.latency(line.p50_ns),
+            words.latency(line.p99_ns),
             sparkline(line.history).rjust(HISTORY),
         )
     return table

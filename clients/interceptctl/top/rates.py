@@ -15,8 +15,7 @@ import msgspec
 
 from intercept_protocol.messages import DaemonStatistics, PartitionSummary, VpHistogram
 from intercept_protocol.outcomes import Outcome
-
-from .quantiles import quantile_ns
+from interceptctl.quantiles import quantile_ns
 
 HISTORY: Final = 20
 """How many rates are remembered; a sparkline shows the latest of them."""

@@ -22,6 +22,7 @@ from intercept_protocol.events import Event, EventName, Reason
 from intercept_protocol.messages import Subscribe
 from intercept_protocol.outcomes import Answer, Outcome
 from interceptctl import asking
+from interceptctl.completion import partition_ids
 
 from .line import line
 
@@ -39,8 +40,21 @@ _OF_A_VP: Final = (EventName.VP_ATTACHED, EventName.VP_DETACHED, EventName.INTER
     type=click.Choice([name.value for name in EventName]),
     help="Only events of this name; may be repeated  [default: all but intercept_answered].",
 )
-@click.option("--partition", "partition_id", metavar="ID", type=click.IntRange(0, 2**64 - 1))
-@click.option("--vp", "vp_index", metavar="INDEX", type=click.IntRange(0, 2**32 - 1))
+@click.option(
+    "--partition",
+    "partition_id",
+    metavar="ID",
+    type=click.IntRange(0, 2**64 - 1),
+    shell_complete=partition_ids,
+    help="Only what happens in this partition.",
+)
+@click.option(
+    "--vp",
+    "vp_index",
+    metavar="INDEX",
+    type=click.IntRange(0, 2**32 - 1),
+    help="Only VPs of this index: their coming, going and intercepts.",
+)
 @click.option(
     "--outcome",
     "outcomes",

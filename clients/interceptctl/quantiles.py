@@ -23,14 +23,3 @@ def quantile_ns(then: Sequence[int], now: Sequence[int], share: float) -> int | 
         if count and counted >= wanted:
             return 1000 << (bucket + 1)
     return None
-
-
-def shown(nanoseconds: float | None) -> str:
-    """In at most five characters: 2us, 128us, 1.0ms, 134ms, 8.4s; nothing for None."""
-    if nanoseconds is None:
-        return ""
-    for unit, length in (("us", 1e3), ("ms", 1e6)):
-        value = nanoseconds / length
-        if value < 999.5:
-            return f"{value:.1f}{unit}" if value < 9.95 and unit == "ms" else f"{value:.0f}{unit}"
-    return f"{nanoseconds / 1e9:.3g}s"
