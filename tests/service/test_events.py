@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from itertools import count
 
 import pytest
+import trio.testing
 
 from fakes.raw_peer import RawPeer
 from fakes.served import Served, serving
@@ -14,6 +15,7 @@ from intercept_protocol import rpc
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import EVENTS_DROPPED, EventName
 from intercept_protocol.outcomes import Access, Answer
+from interceptd.event_stream import EVENTS_A_TURN
 from interceptd.journal import EVENTS_KEPT
 
 BAR = {"start_gfn": 0x100, "page_count": 16, "start_uaddr": 0x9000000}
@@ -189,6 +191,23 @@ async def test_drain_is_told_to_its_last_event_before_the_connection_closes() ->
         await served.ended.wait()
 
 
+async def test_more_last_events_than_go_out_in_one_turn_are_all_told() -> None:
+    regions = 3 * EVENTS_A_TURN
+    async with serving() as served:
+        guest = await served.guest()
+        for number in range(regions):
+            await guest.vmm.ask(
+                "add_region", start_gfn=number, page_count=1, start_uaddr=number << 12,
+                kind="mmio", writable=True, executable=False,
+            )  # fmt: skip
+        operator = await subscribed(served, "region_removed", "partition_ended")
+
+        served.daemon.drain(1.5)
+
+        told = await next_events(operator, regions + 1)
+        assert [event["event"] for event in told] == ["region_removed"] * regions + ["partition_ended"]
+
+
 async def test_subscriber_that_does_not_read_does_not_hold_up_the_end() -> None:
     async with serving() as served:
         operator = await subscribed(served, "intercept_answered", "drain_started")
@@ -240,6 +259,19 @@ async def test_requests_go_on_between_the_events() -> None:
         (response,) = [message for message in messages if isinstance(message, rpc.Response)]
         assert (response.msgid, response.error) == (msgid, None)
         assert sum(isinstance(message, rpc.Notification) for message in messages) == 20
+
+
+async def test_answer_never_lands_within_an_event_that_is_half_sent() -> None:
+    async with serving() as served:
+        operator = await subscribed(served, "intercept_answered")
+        await flood(served, 5 * EVENTS_KEPT)  # the stream is stuck in the middle of a send
+
+        msgid = await operator.request("subscribe", {"events": []})
+        await trio.testing.wait_all_tasks_blocked()
+        while isinstance(message := await operator.receive(), rpc.Notification):
+            pass
+
+        assert message == rpc.Response(msgid, None, None)
 
 
 async def test_subscribing_to_nothing_ends_the_events() -> None:

@@ -6,7 +6,6 @@ Owns its options, what they ask for, and how it ends; must not know how an event
 from __future__ import annotations
 
 import json
-import os
 import select
 import shutil
 import sys
@@ -98,13 +97,10 @@ def watch_command(
         vp_index=vp_index,
         reasons=answered or None,
     )
-    with suppress(KeyboardInterrupt), asking.operator(path) as operator:
+    with suppress(KeyboardInterrupt, BrokenPipeError), asking.operator(path) as operator:
         operator.call(wanted)
-        try:
-            for event in _happening(operator):
-                print(json.dumps(event.to_fields()) if as_json else _fitting(line(event)), flush=True)
-        except BrokenPipeError:
-            _print_nowhere()
+        for event in _happening(operator):
+            print(json.dumps(event.to_fields()) if as_json else _fitting(line(event)), flush=True)
 
 
 def _events(names: Sequence[str], vp_index: int | None, answered: Sequence[str]) -> list[EventName]:
@@ -136,12 +132,6 @@ def _is_unread() -> bool:
     poll = select.poll()
     poll.register(sys.stdout, 0)  # errors are told unasked
     return any(what & (select.POLLERR | select.POLLHUP) for _, what in poll.poll(0))
-
-
-def _print_nowhere() -> None:
-    """What is still buffered must not fail once more when Python flushes it."""
-    with open(os.devnull, "w", encoding="ascii") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _fitting(text: str) -> str:
