@@ -73,7 +73,7 @@ def inspection(view: PartitionInspection) -> RenderableType:
     return Group(
         Text(f"partition {summary.partition_id}"),
         Padding(_facts(facts), (0, 0, 0, 2), expand=False),
-        *_section("statistics", partition_statistics(view.statistics)),
+        *_section("statistics", _statistics(view.statistics, view.statistics.intercepts, summary.latency)),
         *_section(_of("regions", len(view.regions), view.statistics.regions), _regions(view.regions)),
         *_section(
             _of("virtual processors", len(view.virtual_processors), summary.vps),

@@ -216,6 +216,16 @@ def test_show_prints_setting_statistics_regions_and_virtual_processors(socket_pa
     assert ["1", "waiting", "99"] in lines
 
 
+def test_show_says_what_the_partitions_latency_histogram_comes_to(socket_path: Path) -> None:
+    counted = msgspec.structs.replace(summary(7), latency=(98, 0, 1, 1, *[0] * 20))
+    inspection = msgspec.structs.replace(INSPECTION, summary=counted)
+
+    result, _ = run_against(socket_path, replies(inspection), "show", "7")
+
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["latency", "p50", "2us,", "p99", "8us", "at", "most"] in lines
+
+
 def test_show_fits_80_columns(socket_path: Path) -> None:
     result, _ = run_against(socket_path, replies(INSPECTION), "show", "7")
 
