@@ -15,6 +15,7 @@ from typing import Self
 from intercept_protocol import messages
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
+from intercept_protocol.events import Event
 from intercept_protocol.messages import CreatePartitionReply, HelloReply
 from intercept_protocol.outcomes import Answer
 from intercept_protocol.rpc import Notification
@@ -27,6 +28,7 @@ from .exchange import (
     Exchange,
     Reply,
     call_exchange,
+    decode_events,
     intercept_exchange,
     invalidation_exchanges,
 )
@@ -153,12 +155,24 @@ class BlockingNotifier(_CallClient):
 
 
 class BlockingOperator(_CallClient):
-    """Role `operator`, on the operator's socket: looks and steers."""
+    """Role `operator`, on the operator's socket: looks and steers, and hears what happens."""
 
     @classmethod
     def open(cls, path: StrPath, *, timeout: float | None = None) -> Self:
         """Connect to the operator's socket; errors as `BlockingVmm.open`."""
         return cls(path, messages.HelloOperator(), timeout)
+
+    def next_events(self) -> list[Event]:
+        """Wait for what the daemon tells of that `Subscribe` asked for, oldest first; at least one event.
+
+        Events of a later version of the wire are left out. Other threads' calls on this connection wait
+        meanwhile. Raises as `call` does; `TimeoutError` leaves the connection as it was.
+        """
+        deadline = deadline_in(self.timeout)
+        events: list[Event] = []
+        while not events:
+            events = decode_events(self._connection.wait_notifications(deadline))
+        return events
 
     def take_notifications(self) -> list[Notification]:
         """The notifications that came so far, oldest first; they are read while a call waits."""

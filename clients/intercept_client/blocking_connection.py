@@ -85,6 +85,21 @@ class BlockingConnection:
         with self._turn:
             return self._session.take_notifications()
 
+    def wait_notifications(self, deadline: float | None) -> list[Notification]:
+        """Wait until there are some, and take them, oldest first; `TimeoutError` at the deadline.
+
+        Other threads' requests wait meanwhile. Once all were taken, raises what ended the conversation.
+        """
+        self._take_turn(deadline)
+        try:
+            self._pump(deadline)
+            while not (taken := self._session.take_notifications()):
+                self._session.require_going_on()
+                self._step(deadline)
+            return taken
+        finally:
+            self._turn.release()
+
     def _take_turn(self, deadline: float | None) -> None:
         """Acquire the lock; not a context manager, since a generator would cost an intercept 2 us."""
         remaining = _remaining(deadline)
@@ -93,28 +108,32 @@ class BlockingConnection:
 
     def _pump(self, deadline: float | None) -> None:
         """Send and receive until nothing is in flight."""
-        session, sock = self._session, self._socket
-        while session.is_busy:
-            if deadline is not None or sock.gettimeout() is not None:  # settimeout is a system call
-                sock.settimeout(_remaining(deadline))
-            try:
-                if data := session.data_to_send():
-                    if descriptors := session.descriptors_to_send():
-                        sent = sock.sendmsg([data], rights(descriptors), MSG_NOSIGNAL)
-                    else:
-                        sent = sock.send(data, MSG_NOSIGNAL)
-                    session.sent(sent)
-                else:
-                    session.receive_data(sock.recv(_RECEIVE_BYTES))
-            except TimeoutError:
-                raise TimeoutError("the daemon did not answer in time") from None
-            except OSError as error:
-                session.stream_failed(error)
-            except BaseException:  # a signal handler's, perhaps between a system call and its bookkeeping
-                session.lose("interrupted")
-                raise
-        if session.is_lost:
+        while self._session.is_busy:
+            self._step(deadline)
+        if self._session.is_lost:
             self._hang_up()  # `close` closes: another thread may be about to use the descriptor
+
+    def _step(self, deadline: float | None) -> None:
+        """Send what is to be sent, or else receive, once."""
+        session, sock = self._session, self._socket
+        if deadline is not None or sock.gettimeout() is not None:  # settimeout is a system call
+            sock.settimeout(_remaining(deadline))
+        try:
+            if data := session.data_to_send():
+                if descriptors := session.descriptors_to_send():
+                    sent = sock.sendmsg([data], rights(descriptors), MSG_NOSIGNAL)
+                else:
+                    sent = sock.send(data, MSG_NOSIGNAL)
+                session.sent(sent)
+            else:
+                session.receive_data(sock.recv(_RECEIVE_BYTES))
+        except TimeoutError:
+            raise TimeoutError("the daemon did not answer in time") from None
+        except OSError as error:
+            session.stream_failed(error)
+        except BaseException:  # a signal handler's, perhaps between a system call and its bookkeeping
+            session.lose("interrupted")
+            raise
 
     def _hang_up(self) -> None:
         with suppress(OSError):  # closed already, here or there

@@ -68,8 +68,7 @@ class ClientSession:
         Raises what ended the conversation if it is over, and `ClientMisuse` for a second request before the
         answer, an exchange that was used before, or a request that no daemon would read.
         """
-        if self._loss is not None:
-            raise self._loss
+        self.require_going_on()
         if self._in_flight is not None:
             raise ClientMisuse(
                 f"{exchange.method}: {self._in_flight.method} is in flight, and the wire allows one request"
@@ -131,6 +130,11 @@ class ClientSession:
             self._unsent = b""
         else:
             self.lose(f"the connection failed: {error}")
+
+    def require_going_on(self) -> None:
+        """Raise what ended the conversation, if it is over."""
+        if self._loss is not None:
+            raise self._loss
 
     def take_notifications(self) -> list[rpc.Notification]:
         """Remove and return the notifications that came so far, oldest first."""

@@ -15,6 +15,7 @@ import trio
 from intercept_protocol import messages
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
+from intercept_protocol.events import Event
 from intercept_protocol.messages import CreatePartitionReply, HelloReply
 from intercept_protocol.outcomes import Answer
 from intercept_protocol.rpc import Notification
@@ -26,6 +27,7 @@ from .exchange import (
     Exchange,
     Reply,
     call_exchange,
+    decode_events,
     intercept_exchange,
     invalidation_exchanges,
 )
@@ -107,7 +109,18 @@ class NotifierClient(_CallClient):
 
 
 class OperatorClient(_CallClient):
-    """Role `operator`, on the operator's socket: looks and steers."""
+    """Role `operator`, on the operator's socket: looks and steers, and hears what happens."""
+
+    async def next_events(self) -> list[Event]:
+        """Wait for what the daemon tells of that `Subscribe` asked for, oldest first; at least one event.
+
+        Events of a later version of the wire are left out. Other tasks' calls on this connection wait
+        meanwhile. Raises as `call` does.
+        """
+        events: list[Event] = []
+        while not events:
+            events = decode_events(await self._connection.wait_notifications())
+        return events
 
     def take_notifications(self) -> list[Notification]:
         """The notifications that came so far, oldest first; they are read while a call waits."""

@@ -66,23 +66,39 @@ class TrioConnection:
         """The notifications that came with answers so far, oldest first."""
         return self._session.take_notifications()
 
-    @trio.lowlevel.enable_ki_protection  # or Ctrl-C comes between a system call and its bookkeeping
+    async def wait_notifications(self) -> list[Notification]:
+        """Wait until there are some, and take them, oldest first. May be cancelled.
+
+        Other tasks' requests wait meanwhile. Once all were taken, raises what ended the conversation.
+        """
+        async with self._turn:
+            await self._pump()
+            while not (taken := self._session.take_notifications()):
+                self._session.require_going_on()
+                await self._step()
+            return taken
+
     async def _pump(self) -> None:
         """Send and receive until nothing is in flight. A cancelled send or recv has done nothing."""
+        while self._session.is_busy:
+            await self._step()
+        if self._session.is_lost:
+            self._socket.close()
+
+    @trio.lowlevel.enable_ki_protection  # or Ctrl-C comes between a system call and its bookkeeping
+    async def _step(self) -> None:
+        """Send what is to be sent, or else receive, once."""
         session, socket = self._session, self._socket
-        while session.is_busy:
-            try:
-                if data := session.data_to_send():
-                    if descriptors := session.descriptors_to_send():
-                        sent = await socket.sendmsg([data], rights(descriptors), MSG_NOSIGNAL)
-                    else:
-                        sent = await socket.send(data, MSG_NOSIGNAL)
-                    session.sent(sent)
+        try:
+            if data := session.data_to_send():
+                if descriptors := session.descriptors_to_send():
+                    sent = await socket.sendmsg([data], rights(descriptors), MSG_NOSIGNAL)
                 else:
-                    session.receive_data(await socket.recv(_RECEIVE_BYTES))
-            except OSError as error:
-                session.stream_failed(error)
-            except trio.ClosedResourceError:
-                session.lose("closed by this client")
-        if session.is_lost:
-            socket.close()
+                    sent = await socket.send(data, MSG_NOSIGNAL)
+                session.sent(sent)
+            else:
+                session.receive_data(await socket.recv(_RECEIVE_BYTES))
+        except OSError as error:
+            session.stream_failed(error)
+        except trio.ClosedResourceError:
+            session.lose("closed by this client")

@@ -17,16 +17,17 @@ from intercept_protocol import messages
 from intercept_protocol.messages import (
     Drain,
     InspectPartition,
-    MmioGranularity,
-    OperatorSetPolicy,
     OperatorStatistics,
 )
 
 from . import asking, render
+from .completion import partition_ids
 from .doctor.command import doctor_command
 from .exercise.command import exercise_command
 from .guest.command import guest_command
+from .policy import policy_command
 from .top.command import top_command
+from .watch.command import watch_command
 
 DEFAULT_SOCKET: Final = "/run/interceptd/operator.sock"
 HEALTH_TIMEOUT: Final = 3.0
@@ -37,9 +38,10 @@ _HELP = """Look at a running interceptd, and steer it.
 \b
 Exit codes:
   0  done
-  1  the daemon refused
+  1  the daemon refused; doctor, exercise, guest: something is not right
   2  the command line is wrong
-  3  no conversation with the daemon: cannot connect, no answer, connection lost
+  3  no conversation with the daemon: no way to it, no answer, or lost
+  4  guest: no KVM here
 """
 
 _ReplyT = TypeVar("_ReplyT")
@@ -51,6 +53,7 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., None])
     "--socket",
     "path",
     metavar="PATH",
+    type=click.Path(),
     envvar="INTERCEPTD_OPERATOR_SOCKET",
     default=DEFAULT_SOCKET,
     show_default=True,
@@ -68,7 +71,9 @@ def _as_json(command: _FunctionT) -> _FunctionT:
     )
 
 
-_partition_id = click.argument("partition_id", metavar="ID", type=click.IntRange(0, 2**64 - 1))
+_partition_id = click.argument(
+    "partition_id", metavar="ID", type=click.IntRange(0, 2**64 - 1), shell_complete=partition_ids
+)
 
 
 @main.command("ls")
@@ -96,7 +101,13 @@ def show_partition(path: str, partition_id: int, *, as_json: bool) -> None:
 
 
 @main.command("stats")
-@click.argument("partition_id", metavar="[ID]", required=False, type=click.IntRange(0, 2**64 - 1))
+@click.argument(
+    "partition_id",
+    metavar="[ID]",
+    required=False,
+    type=click.IntRange(0, 2**64 - 1),
+    shell_complete=partition_ids,
+)
 @_as_json
 @click.pass_obj
 def show_statistics(path: str, partition_id: int | None, *, as_json: bool) -> None:
@@ -120,25 +131,6 @@ def show_health(path: str, *, as_json: bool) -> None:
         _print_json(statistics)
     else:
         click.echo(f"serving {statistics.partitions} partitions, {statistics.vps} VPs")
-
-
-@main.command("policy")
-@_partition_id
-@click.option(
-    "--mmio-granularity",
-    required=True,
-    type=click.Choice([choice.value for choice in MmioGranularity]),
-    help="How much of an MMIO region one first touch maps.",
-)
-@_as_json
-@click.pass_obj
-def set_policy(path: str, partition_id: int, mmio_granularity: str, *, as_json: bool) -> None:
-    """Change how a partition maps from now on."""
-    granularity = MmioGranularity(mmio_granularity)
-    request = OperatorSetPolicy(partition_id=partition_id, mmio_granularity=granularity)
-    with asking.operator(path) as operator:
-        operator.call(request)
-    _confirm(request, f"partition {partition_id}: mmio_granularity is {granularity}", as_json=as_json)
 
 
 @main.command("drain")
@@ -181,4 +173,6 @@ def _print_json(value: object) -> None:
 main.add_command(doctor_command)
 main.add_command(exercise_command)
 main.add_command(guest_command)
+main.add_command(policy_command)
 main.add_command(top_command)
+main.add_command(watch_command)

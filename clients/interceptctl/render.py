@@ -24,6 +24,7 @@ from intercept_protocol.messages import (
 )
 
 from . import words
+from .quantiles import quantile_ns
 
 
 def show(renderable: RenderableType) -> None:
@@ -72,7 +73,7 @@ def inspection(view: PartitionInspection) -> RenderableType:
     return Group(
         Text(f"partition {summary.partition_id}"),
         Padding(_facts(facts), (0, 0, 0, 2), expand=False),
-        *_section("statistics", partition_statistics(view.statistics)),
+        *_section("statistics", _statistics(view.statistics, view.statistics.intercepts, summary.latency)),
         *_section(_of("regions", len(view.regions), view.statistics.regions), _regions(view.regions)),
         *_section(
             _of("virtual processors", len(view.virtual_processors), summary.vps),
@@ -86,14 +87,21 @@ def partition_statistics(statistics: PartitionStatistics) -> RenderableType:
 
 
 def daemon_statistics(statistics: DaemonStatistics) -> RenderableType:
-    return _statistics(statistics, statistics.intercepts)
+    return _statistics(statistics, statistics.intercepts, statistics.latency)
 
 
-def _statistics(statistics: msgspec.Struct, intercepts: Mapping[str, Mapping[str, int]]) -> RenderableType:
+def _statistics(
+    statistics: msgspec.Struct, intercepts: Mapping[str, Mapping[str, int]], latency: Sequence[int] = ()
+) -> RenderableType:
     """Every counter under its wire name, then the intercepts by outcome and reason."""
     counters = {
-        name: value for name, value in msgspec.structs.asdict(statistics).items() if name != "intercepts"
+        name: value
+        for name, value in msgspec.structs.asdict(statistics).items()
+        if name not in ("intercepts", "latency")
     }
+    if (median := quantile_ns((), latency, 0.5)) is not None:
+        most = quantile_ns((), latency, 0.99)
+        counters["latency"] = f"p50 {words.latency(median)}, p99 {words.latency(most)} at most"
     table = _table("OUTCOME", "REASON", "INTERCEPTS>")
     for outcome, reasons in intercepts.items():
         for reason, number in reasons.items():

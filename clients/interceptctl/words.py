@@ -39,6 +39,17 @@ def duration(milliseconds: int) -> str:
     return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
 
 
+def latency(nanoseconds: float | None) -> str:
+    """In at most five characters: 2us, 128us, 1.0ms, 134ms, 8.4s; nothing for None."""
+    if nanoseconds is None:
+        return ""
+    for unit, length in (("us", 1e3), ("ms", 1e6)):
+        value = nanoseconds / length
+        if value < 999.5:
+            return f"{value:.1f}{unit}" if value < 9.95 and unit == "ms" else f"{value:.0f}{unit}"
+    return f"{nanoseconds / 1e9:.3g}s"
+
+
 def visible(text: str) -> str:
     """A name from outside, harmless on a terminal: what does not print is shown as its escape."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

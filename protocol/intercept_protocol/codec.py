@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
+from .choices import choices_at
 from .errors import WireError
 from .messages import HELLOS, PROTOCOL_VERSION, Call, Hello, Reply
 
@@ -27,6 +28,8 @@ _BYTES_ARE_BYTES = (bytes,)
 """Told to msgspec, or it takes a string for the base64 of bytes."""
 _QUOTED = 120
 """Characters of the peer's own text in an error about it."""
+_NO_SUCH_WORD = ("invalid enum value", "expected `str")
+"""How msgspec's sentences begin where a word was expected and something else came."""
 
 
 def decode_call(methods: Mapping[str, type[T]], method: str, params: list[object]) -> T:
@@ -46,8 +49,15 @@ def decode_fields(form: type[T], method: str, params: list[object]) -> T:
     try:
         return msgspec.convert(fields, form, builtin_types=_BYTES_ARE_BYTES)
     except msgspec.ValidationError as error:
-        field, why = _explain(str(error))
-        raise WireError(errno.EINVAL, f"{method}: {field}: {why}", field=field) from None
+        path, why = _explain(str(error))
+        field = path.partition("[")[0]
+        choices = choices_at(form, path) if why.startswith(_NO_SUCH_WORD) else None
+        if choices is None or not choices.words:
+            raise WireError(errno.EINVAL, f"{method}: {field}: {why}", field=field) from None
+        why = f"must be {choices}; {why}"
+        raise WireError(
+            errno.EINVAL, f"{method}: {field}: {why}", field=field, choices=list(choices.words)
+        ) from None
 
 
 def decode_hello(params: list[object]) -> Hello:
@@ -64,7 +74,9 @@ def decode_hello(params: list[object]) -> Hello:
         )
     role = fields.get("role")
     if not isinstance(role, str) or role not in HELLOS:
-        raise WireError(errno.EINVAL, f"hello: role: must be one of {', '.join(HELLOS)}", field="role")
+        raise WireError(
+            errno.EINVAL, f"hello: role: must be one of {', '.join(HELLOS)}", field="role", choices=[*HELLOS]
+        )
     return decode_fields(HELLOS[role], "hello", params)
 
 

@@ -14,6 +14,8 @@ from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from .events import EventName, Reason
+
 PROTOCOL_VERSION = 1
 
 U64 = Annotated[int, Meta(ge=0)]
@@ -466,13 +468,28 @@ class Drain(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     timeout_ms: U32
 
 
+class Subscribe(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Instead of what this connection subscribed to before; no events: of nothing any more."""
+
+    METHOD: ClassVar[str] = "subscribe"
+    REPLY: ClassVar[object] = None
+
+    events: list[EventName]
+    partition_id: U64 | None = None
+    vp_index: U32 | None = None
+    reasons: list[Reason] | None = None
+
+
 VmmCall = (
     CreatePartition | AddRegion | RemoveRegion | MapVma | UnmapVma | ProtectVma
     | AttachMemory | Kick | SetPolicy | Statistics | Translate
 )  # fmt: skip
 NotifierCall = InvalidateBegin | InvalidateEnd | Invalidate
 HypervisorCall = MapGpa | UnmapGpa
-OperatorCall = ListPartitions | InspectPartition | OperatorStatistics | Histograms | OperatorSetPolicy | Drain
+OperatorCall = (
+    ListPartitions | InspectPartition | OperatorStatistics | Histograms
+    | OperatorSetPolicy | Drain | Subscribe
+)  # fmt: skip
 
 VMM_METHODS: Mapping[str, type[VmmCall]] = {
     call.METHOD: call
@@ -487,7 +504,9 @@ NOTIFIER_METHODS: Mapping[str, type[NotifierCall]] = {
 HYPERVISOR_METHODS: Mapping[str, type[HypervisorCall]] = {call.METHOD: call for call in (MapGpa, UnmapGpa)}
 OPERATOR_METHODS: Mapping[str, type[OperatorCall]] = {
     call.METHOD: call
-    for call in (ListPartitions, InspectPartition, OperatorStatistics, Histograms, OperatorSetPolicy, Drain)
-}
+    for call in (
+        ListPartitions, InspectPartition, OperatorStatistics, Histograms, OperatorSetPolicy, Drain, Subscribe,
+    )
+}  # fmt: skip
 INTERCEPT_METHOD = "intercept"
 """The one method without named fields: its parameter is the 256 raw bytes."""

@@ -6,7 +6,7 @@ Owns turning typed answers and errors into bytes, and how a connection ends. Mus
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import TypeVar
 
@@ -16,26 +16,36 @@ import structlog
 from intercept_protocol import codec, rpc
 from intercept_protocol.addresses import RangeError
 from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.events import ERROR_LENGTH, ConnectionRefused
 from interceptd.connection import Connection, ConnectionGone
 from interceptd.hypervisor import PartitionLost
+from interceptd.journal import Publisher
 
 log = structlog.get_logger()
 Call = TypeVar("Call")
 Reply = msgspec.Struct | None
 Answering = Callable[[Call], Reply | Coroutine[object, object, Reply]]
 """Answers a call at once, or by a coroutine that may wait."""
+Sending = Callable[[bytes], Awaitable[None]]
 
 
 async def serve_calls(
-    connection: Connection, methods: Mapping[str, type[Call]], answer: Answering[Call]
+    connection: Connection,
+    methods: Mapping[str, type[Call]],
+    answer: Answering[Call],
+    send: Sending | None = None,
 ) -> None:
-    """Answer calls until the peer closes. A `WireError` or a `RangeError` is an answer too."""
+    """Answer calls until the peer closes. A `WireError` or a `RangeError` is an answer too.
+
+    `send` is for a connection on which somebody else sends as well.
+    """
+    send = send or connection.send
     while (request := await connection.receive()) is not None:
         try:
             reply = await _reply(connection, methods, answer, request)
         finally:
             connection.drop_descriptors()
-        await connection.send(reply)
+        await send(reply)
 
 
 class closing:  # reads as the verb it is: `with closing(connection)`
@@ -45,8 +55,9 @@ class closing:  # reads as the verb it is: `with closing(connection)`
     A class, because a generator that is given up (`ExitStack.pop_all`) would close on collection.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, journal: Publisher) -> None:
         self._connection = connection
+        self._journal = journal
 
     def __enter__(self) -> None:
         pass
@@ -58,6 +69,8 @@ class closing:  # reads as the verb it is: `with closing(connection)`
         match error:
             case WireError():
                 log.info("connection_refused", error=str(error), pid=peer.pid, uid=peer.uid)
+                why = str(error)[:ERROR_LENGTH]
+                self._journal.publish(ConnectionRefused(error=why, uid=peer.uid, pid=peer.pid))
                 self._connection.refuse(error)
             case ConnectionGone():
                 log.debug("connection_gone", reason=str(error))

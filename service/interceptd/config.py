@@ -32,7 +32,7 @@ class Limits(_Table, frozen=True, kw_only=True):
     connections_without_hello: Count = 512
     connections_per_uid: Count = 8192
     """In any state, at both sockets."""
-    control_requests_per_second: Count = 1000
+    control_requests_per_second: Count = 10_000
     """Of one uid, over all of its connections; intercepts are none. The daemon reads no faster."""
     partitions_per_uid: Count = 64
     vmms_per_uid: Count = 128

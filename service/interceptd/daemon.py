@@ -16,10 +16,12 @@ import structlog
 import trio
 
 from intercept_protocol import messages
+from intercept_protocol.events import DrainStarted
 from intercept_protocol.messages import PROTOCOL_VERSION, AddressSpaceKind, Architecture, HypervisorKind
 from interceptd import __version__
 from interceptd.config import Config
 from interceptd.hello import Door
+from interceptd.journal import Journal
 from interceptd.listening import ListenError, listening
 from interceptd.metrics.endpoint import MetricsEndpoint
 from interceptd.partition import by_outcome
@@ -36,6 +38,8 @@ log = structlog.get_logger()
 OPERATOR_SOCKET_MODE = 0o600
 END_SECONDS = 5
 """What the service manager is to allow beyond the drain, for what comes after it."""
+LAST_EVENTS_SECONDS = 0.5
+"""How long operators have to read the last events, before their connections close."""
 NONE_PASSED = PassedSockets()
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*END_SIGNALS, signal.SIGHUP)
@@ -54,15 +58,17 @@ class Daemon:
         manager: ServiceManager | None = None,
     ) -> None:
         self.partitions = PartitionRegistry()
+        self.journal = Journal()
         self._settings = settings
         self._passed = passed
         self._manager = manager or ServiceManager()
         self.reception = Reception(
             settings,
-            PartitionFactory(settings, chaos),
+            PartitionFactory(settings, chaos, self.journal),
             self.partitions,
             overview=self,
             hello_reply=partial(_hello_reply, settings, chaos),
+            journal=self.journal,
         )
         self.started = trio.Event()
         self._drain_requested = trio.Event()
@@ -108,6 +114,8 @@ class Daemon:
                     listener.close()  # who connects now is refused, and need not wait for our end
                 await self._manager.stopping(self.status(), self._drain_seconds + END_SECONDS)
                 await self._end_partitions()
+                with trio.move_on_after(LAST_EVENTS_SECONDS):
+                    await self.journal.wait_told()
                 connections.cancel_scope.cancel()
         log.info("daemon_ended")
 
@@ -116,6 +124,9 @@ class Daemon:
         if not self._drain_requested.is_set():
             self._drain_timeout = timeout
             log.info("drain_started", timeout_s=self._drain_seconds, partitions=len(self.partitions))
+            self.journal.publish(
+                DrainStarted(timeout_ms=round(self._drain_seconds * 1000), partitions=len(self.partitions))
+            )
             self.partitions.closed = True
             self._drain_requested.set()
 

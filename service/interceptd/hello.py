@@ -14,11 +14,12 @@ from enum import Enum
 import structlog
 import trio
 
-from intercept_protocol import codec, messages, rpc
+from intercept_protocol import codec, events, messages, rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import Hello
 from interceptd.config import Config
 from interceptd.connection import Connection, ConnectionGone
+from interceptd.journal import Publisher
 from interceptd.peer import require_allowed
 
 log = structlog.get_logger()
@@ -46,6 +47,7 @@ class Visitor:
     connection: Connection
     hello: Hello
     msgid: int
+    journal: Publisher
 
     def welcome(self, reply: messages.HelloReply) -> bytes:
         """The bytes that answer the hello."""
@@ -54,11 +56,11 @@ class Visitor:
     @contextmanager
     def refusing(self) -> Iterator[None]:
         """A `WireError` within answers the hello, and ends the connection: a refused hello closes."""
-        with _refusing(self.connection, self.msgid):
+        with _refusing(self.connection, self.msgid, self.journal):
             yield
 
 
-async def admit(connection: Connection, door: Door, config: Config) -> Visitor:
+async def admit(connection: Connection, door: Door, config: Config, journal: Publisher) -> Visitor:
     """Wait for the hello; bounded by the hello timeout.
 
     Raises `WireError` for a peer that is to be refused under msgid 0, and `ConnectionGone` for one that was
@@ -74,19 +76,22 @@ async def admit(connection: Connection, door: Door, config: Config) -> Visitor:
         raise ProtocolViolation(errno.ETIMEDOUT, f"no hello within {config.timeouts.hello_ms} ms")
     if request.method != "hello":
         raise ProtocolViolation(errno.EPROTO, f"the first request must be hello, not {request.method!r:.80}")
-    with _refusing(connection, request.msgid):
+    with _refusing(connection, request.msgid, journal):
         hello = codec.decode_hello(request.params)
         if not isinstance(hello, door.value):
             role = codec.role_of(hello)
             raise WireError(errno.EACCES, f"role {role} is not served on this socket", role=role)
-    return Visitor(connection, hello, request.msgid)
+    return Visitor(connection, hello, request.msgid, journal)
 
 
 @contextmanager
-def _refusing(connection: Connection, msgid: int) -> Iterator[None]:
+def _refusing(connection: Connection, msgid: int, journal: Publisher) -> Iterator[None]:
     try:
         yield
     except WireError as error:
-        log.info("hello_refused", error=str(error), pid=connection.peer.pid, uid=connection.peer.uid)
+        peer = connection.peer
+        log.info("hello_refused", error=str(error), pid=peer.pid, uid=peer.uid)
+        why = str(error)[: events.ERROR_LENGTH]
+        journal.publish(events.HelloRefused(error=why, uid=peer.uid, pid=peer.pid))
         connection.refuse(error, msgid)
         raise HelloRefused(error.name) from error

@@ -18,7 +18,9 @@ import trio
 
 from intercept_protocol.addresses import PAGE_LIMIT, UaddrRange
 from intercept_protocol.errors import WireError
+from intercept_protocol.events import InvalidationBegun, InvalidationEnded, RangeInvalidated
 from interceptd.interval_index import IntervalIndex
+from interceptd.journal import Publisher
 from interceptd.latency import LatencyHistogram
 from interceptd.range_map import RangeMap
 from interceptd.totals import Source
@@ -86,8 +88,9 @@ class Batch:
 class MmuNotifier:
     """One partition's channel from the invalidation sources to its region manager."""
 
-    def __init__(self, open_limit: Callable[[], int]) -> None:
+    def __init__(self, open_limit: Callable[[], int], journal: Publisher) -> None:
         self._open_limit = open_limit
+        self._journal = journal
         self._windows: set[Window] = set()
         self._open: dict[UaddrRange, OpenInvalidation] = {}
         self._open_index: IntervalIndex[OpenInvalidation] = IntervalIndex()
@@ -109,6 +112,14 @@ class MmuNotifier:
 
     def invalidate(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
         """The frames behind `uaddrs` are going or gone. Wait for the batch's `done` before saying so."""
+        self._journal.publish(
+            RangeInvalidated(
+                source=source.value, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count
+            )
+        )
+        return self._invalidate(uaddrs, source)
+
+    def _invalidate(self, uaddrs: UaddrRange, source: Source) -> Batch:
         self.by_source[source] += 1
         self.mark_stale(uaddrs)
         self._pending.add(uaddrs)
@@ -131,10 +142,20 @@ class MmuNotifier:
             self._open_index.add(uaddrs, uaddrs.end, entry)
         entry.depth += 1
         self._open_depth += 1
-        return self.invalidate(uaddrs, source)
+        self._journal.publish(
+            InvalidationBegun(
+                source=source.value, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count
+            )
+        )
+        return self._invalidate(uaddrs, source)
 
-    def end(self, uaddrs: UaddrRange) -> None:
+    def end(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> None:
         """End one begin of just this range; the last one lets the waiting faults go on."""
+        self._journal.publish(
+            InvalidationEnded(
+                source=source.value, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count
+            )
+        )
         entry = self._open[uaddrs]
         entry.depth -= 1
         self._open_depth -= 1

@@ -1,6 +1,6 @@
 """What an operator may ask: read every partition, steer a few things.
 
-Owns the `operator` methods. It sees the daemon through `Overview`, and changes nothing else.
+Owns the `operator` methods. It sees the daemon through `Overview` and its journal, and changes nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from intercept_protocol import messages
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import OperatorCall
 from interceptd.calls import Reply
+from interceptd.journal import Interest, Journal, Subscription
 from interceptd.latency import BOUNDARIES_NS
 from interceptd.partition import Partition
 from interceptd.registry import PartitionRegistry
@@ -33,8 +34,12 @@ class Overview(Protocol):
 
 
 class OperatorSession:
-    def __init__(self, overview: Overview) -> None:
+    """One operator's; `subscription` is what is sent to it."""
+
+    def __init__(self, overview: Overview, journal: Journal, subscription: Subscription) -> None:
         self._overview = overview
+        self._journal = journal
+        self._subscription = subscription
 
     def answer(self, call: OperatorCall) -> Reply:
         match call:
@@ -50,6 +55,8 @@ class OperatorSession:
                 set_policy(self._find(call.partition_id), call)
             case messages.Drain():
                 self._overview.drain(call.timeout_ms / 1000)
+            case messages.Subscribe():
+                self._journal.listen(self._subscription, _interest(call))
         return None
 
     def _list(self, after: int) -> messages.PartitionList:
@@ -63,6 +70,15 @@ class OperatorSession:
         if partition is None:
             raise WireError(errno.ENOENT, f"no partition {partition_id}", partition_id=partition_id)
         return partition
+
+
+def _interest(call: messages.Subscribe) -> Interest:
+    return Interest(
+        events=frozenset(call.events),
+        partition_id=call.partition_id,
+        vp_index=call.vp_index,
+        reasons=frozenset(call.reasons or ()),
+    )
 
 
 def _summary(partition: Partition) -> messages.PartitionSummary:

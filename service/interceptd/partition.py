@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from intercept_protocol import messages
+from intercept_protocol import events, messages
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import CreatePartition
 from intercept_protocol.outcomes import Answer, Outcome
@@ -29,6 +29,7 @@ from interceptd.connection import Connection
 from interceptd.hypervisor import Hypervisor, PartitionLost
 from interceptd.hypervisor.vmm_link import VmmHypervisor
 from interceptd.intercept import InterceptPath
+from interceptd.journal import PartitionJournal
 from interceptd.latency import LatencyHistogram, total
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.peer import Peer
@@ -62,6 +63,7 @@ class Partition:
     notifier: MmuNotifier
     regions: RegionManager
     path: InterceptPath
+    journal: PartitionJournal
     end_timeout: Callable[[], float]
     port_calls: PortCalls = field(default_factory=PortCalls)
     """What `hypervisor` measures, if it does."""
@@ -89,7 +91,7 @@ class Partition:
         Raises what serving the VMM raised, after the end; EIO if a mapping could not be taken away.
         """
         structlog.contextvars.bind_contextvars(partition_id=self.partition_id)
-        log.info("partition_created", name=self.name, pid=self.owner.pid, uid=self.owner.uid)
+        self._tell_created()
         failure: Exception | None = None
         try:
             async with trio.open_nursery() as self._nursery:
@@ -108,11 +110,14 @@ class Partition:
         except* PartitionLost as lost:
             self.lost = True
             log.critical("partition_lost", error=str(lost.exceptions[0]))
+            why = str(lost.exceptions[0])[: events.ERROR_LENGTH]
+            self.journal.publish(events.PartitionLost(error=why))
             failure = WireError(errno.EIO, f"the partition is lost: {lost.exceptions[0]}")
         finally:
             self.ending = True
             self.memory.close()
             log.info("partition_ended", intercepts=self.answers.total())
+            self.journal.publish(events.PartitionEnded(intercepts=self.answers.total()))
         if failure is not None:
             raise failure
 
@@ -126,8 +131,10 @@ class Partition:
         def leave() -> None:
             del self.vps[vp.index]
             self._left_latency.add(vp.latency)
+            self.journal.publish(events.VpDetached(vp_index=vp.index, intercepts=vp.intercepts))
 
         self.vps[vp.index] = vp
+        self.journal.publish(events.VpAttached(vp_index=vp.index))
         self._spawn(connection, welcome, vp.run, leave, vp_index=vp.index)
 
     def start_notifier(
@@ -150,7 +157,7 @@ class Partition:
         """Run the hypervisor connection as a task of this partition, which is lost with it."""
 
         async def serve() -> None:
-            with closing(connection):
+            with closing(connection, self.journal):
                 await link.serve(connection)
             with trio.move_on_after(VMM_LEAVES_SECONDS):
                 await self._vmm_left.wait()
@@ -225,7 +232,7 @@ class Partition:
         async def live() -> None:
             structlog.contextvars.bind_contextvars(partition_id=self.partition_id, **context)
             try:
-                with closing(connection):
+                with closing(connection, self.journal):
                     await connection.send(welcome)
                     await self._telling_vps(serve)
             finally:
@@ -233,6 +240,18 @@ class Partition:
 
         assert self._nursery is not None, "only a partition that runs is found"
         self._nursery.start_soon(live)
+
+    def _tell_created(self) -> None:
+        log.info("partition_created", name=self.name, pid=self.owner.pid, uid=self.owner.uid)
+        self.journal.publish(
+            events.PartitionCreated(
+                name=self.name,
+                uid=self.owner.uid,
+                pid=self.owner.pid,
+                address_space=self.request.address_space,
+                hypervisor=self.request.hypervisor,
+            )
+        )
 
     async def _telling_vps(self, task: Callable[[], Awaitable[None]]) -> None:
         """If the task loses the partition, no VP is left without its answer when all tasks are cancelled."""

@@ -21,6 +21,7 @@ from interceptd.hypervisor.measured import MeasuredHypervisor
 from interceptd.hypervisor.software import DEPOSIT_PAGES, SoftwareHypervisor
 from interceptd.hypervisor.vmm_link import VmmHypervisor
 from interceptd.intercept import InterceptPath
+from interceptd.journal import Journal, PartitionJournal
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition import Partition
 from interceptd.region_manager import RegionManager
@@ -32,8 +33,9 @@ from interceptd.totals import PortCalls
 class PartitionFactory:
     """`chaos` is how many extra checkpoints a port call may take at most; 0 for none."""
 
-    def __init__(self, settings: Settings, chaos: int) -> None:
+    def __init__(self, settings: Settings, chaos: int, journal: Journal) -> None:
         self._settings = settings
+        self._journal = journal
         self._chaos = Chaos(chaos, random.Random()) if chaos else None
 
     def create(
@@ -51,7 +53,8 @@ class PartitionFactory:
         built = self._hypervisor(request)
         port_calls = PortCalls()
         hypervisor: Hypervisor = MeasuredHypervisor(built, port_calls)
-        notifier = MmuNotifier(lambda: settings.now.limits.open_invalidations_per_partition)
+        journal = PartitionJournal(self._journal, living.next_id())
+        notifier = MmuNotifier(lambda: settings.now.limits.open_invalidations_per_partition, journal)
         timeout = (request.invalidate_timeout_ms or settings.now.timeouts.invalidate_ms) / 1000
         memory = self._memory(request, notifier, timeout, connection)
         address_space: AddressSpace = memory
@@ -65,6 +68,7 @@ class PartitionFactory:
             mapping_limit=lambda: settings.now.limits.mappings_per_partition,
             require_room=partial(self._require_room, owner.uid, living),
             mmio_granularity=request.mmio_granularity,
+            journal=journal,
         )
         return Partition(
             partition_id=living.next_id(),
@@ -78,6 +82,7 @@ class PartitionFactory:
             notifier=notifier,
             regions=regions,
             path=InterceptPath(regions, address_space, timeout),
+            journal=journal,
             port_calls=port_calls,
             end_timeout=lambda: settings.now.timeouts.drain_ms / 1000,
         )

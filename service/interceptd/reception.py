@@ -28,7 +28,9 @@ from interceptd.calls import closing, serve_calls
 from interceptd.config import Limits
 from interceptd.connection import Connection
 from interceptd.descriptor_box import DescriptorBox
+from interceptd.event_stream import EventStream
 from interceptd.hello import Door, HelloRefused, Visitor, admit
+from interceptd.journal import Journal, Subscription
 from interceptd.notifier_session import NotifierSession
 from interceptd.operator_session import OperatorSession, Overview
 from interceptd.partition import Partition
@@ -56,14 +58,17 @@ class Reception:
         settings: Settings,
         factory: PartitionFactory,
         partitions: PartitionRegistry,
+        *,
         overview: Overview,
         hello_reply: Callable[[], HelloReply],
+        journal: Journal,
     ) -> None:
         self._settings = settings
         self._factory = factory
         self._partitions = partitions
         self._overview = overview
         self._hello_reply = hello_reply
+        self._journal = journal
         self._tenants = Tenants(lambda: self._limits.control_requests_per_second)
         self._queues: Counter[tuple[Door, int]] = Counter()  # connections without hello
         self.operators = 0
@@ -75,7 +80,7 @@ class Reception:
         """Serve one accepted connection, until it ends or a partition's nursery takes it over."""
         with ExitStack() as held:
             connection = Connection(socket.socket(fileno=stream.socket.detach()), self._tenants)
-            held.enter_context(closing(connection))
+            held.enter_context(closing(connection, self._journal))
             try:
                 visitor = await self._admit(connection, door)
                 match visitor.hello:
@@ -131,7 +136,7 @@ class Reception:
         self._queues[queue] += 1
         try:
             await tenant.turn()  # who comes, is refused and comes again keeps the pace too
-            return await admit(connection, door, self._settings.now)
+            return await admit(connection, door, self._settings.now, self._journal)
         except Exception as error:
             tenant.fine()
             if isinstance(error, WireError):
@@ -186,6 +191,7 @@ class Reception:
             regions=partition.regions,
             path=partition.path,
             answers=partition.answers,
+            journal=partition.journal,
         )
         partition.start_vp(vp, visitor.connection, visitor.welcome(self._hello_reply()))
 
@@ -222,10 +228,28 @@ class Reception:
         self.operators += 1
         try:
             await visitor.connection.send(visitor.welcome(self._hello_reply()))
-            session = OperatorSession(self._overview)
-            await serve_calls(visitor.connection, messages.OPERATOR_METHODS, session.answer)
+            await self._converse(visitor.connection)
         finally:
             self.operators -= 1
+
+    async def _converse(self, connection: Connection) -> None:
+        """Answer an operator, and tell it the events that it subscribed to, until it leaves."""
+        subscription = Subscription()
+        session = OperatorSession(self._overview, self._journal, subscription)
+        stream = EventStream(connection, subscription)
+        failure: Exception | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.run)
+                try:
+                    await serve_calls(connection, messages.OPERATOR_METHODS, session.answer, stream.send)
+                except Exception as error:  # carried out of the nursery, which would wrap it in a group
+                    failure = error
+                nursery.cancel_scope.cancel()
+        finally:
+            self._journal.leave(subscription)
+        if failure is not None:
+            raise failure
 
     async def _serve_vmm(self, visitor: Visitor, hello: HelloVmm) -> None:
         """A VMM without a partition, and then the whole life of the one that it creates."""

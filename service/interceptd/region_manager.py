@@ -21,10 +21,12 @@ import trio
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
+from intercept_protocol.events import PinnedRegionDangling, RegionAdded, RegionRemoved
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer, allows
 from interceptd.attempt import Attempt, Obstacle
 from interceptd.hypervisor import Hypervisor, HypervisorError, PartitionLost
+from interceptd.journal import Publisher
 from interceptd.mapping import Extent, Mapping, insert_joined
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.range_map import RangeMap
@@ -61,8 +63,10 @@ class RegionManager:
         mapping_limit: Callable[[], int],
         require_room: Callable[[], None],
         mmio_granularity: MmioGranularity,
+        journal: Publisher,
     ) -> None:
         self.mmio_granularity = mmio_granularity
+        self._journal = journal
         self._hypervisor = hypervisor
         self._notifier = notifier
         self._mapping_limit = mapping_limit
@@ -175,6 +179,7 @@ class RegionManager:
                     except HypervisorError as error:
                         self._regions.remove(region)
                         raise WireError(error.number, f"region {region.gfns}: {error}") from error
+            self._journal.publish(_added(region))
 
     async def remove(self, region: Region) -> None:
         """Unlink, make stale and unmap under one hold of the lock: the gfns are free for another region only
@@ -319,6 +324,13 @@ class RegionManager:
                 page_count=region.gfns.page_count,
                 invalidated=str(gfns),
             )
+            self._journal.publish(
+                PinnedRegionDangling(
+                    start_gfn=region.gfns.start,
+                    page_count=region.gfns.page_count,
+                    start_uaddr=region.uaddrs.start_uaddr,
+                )
+            )
         await self._take_away(region, gfns)
 
     async def _remove(self, region: Region) -> None:
@@ -334,9 +346,27 @@ class RegionManager:
                         self._mappings.carve(run)
                 if part.end < region.gfns.end:
                     await trio.lowlevel.checkpoint()
+        self._journal.publish(
+            RegionRemoved(
+                start_gfn=region.gfns.start,
+                page_count=region.gfns.page_count,
+                start_uaddr=region.uaddrs.start_uaddr,
+            )
+        )
 
     def _mapped_gfns(self, gfns: GfnRange) -> int:
         return sum(mapping.end - mapping.start for mapping in self._mappings.clipped(gfns))
+
+
+def _added(region: Region) -> RegionAdded:
+    return RegionAdded(
+        start_gfn=region.gfns.start,
+        page_count=region.gfns.page_count,
+        start_uaddr=region.uaddrs.start_uaddr,
+        kind=region.kind,
+        writable=bool(region.access & Access.WRITE),
+        executable=bool(region.access & Access.EXECUTE),
+    )
 
 
 @contextmanager

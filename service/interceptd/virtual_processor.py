@@ -15,6 +15,7 @@ import trio
 
 from intercept_protocol import messages, rpc
 from intercept_protocol.errors import WireError
+from intercept_protocol.events import InterceptAnswered
 from intercept_protocol.hv_message import MESSAGE_SIZE, memory_access
 from intercept_protocol.intercept_codec import InterceptCall, encode_answer, match_intercept
 from intercept_protocol.messages import Architecture
@@ -22,6 +23,7 @@ from intercept_protocol.outcomes import Access, Answer
 from interceptd.connection import Connection
 from interceptd.hypervisor import PartitionLost
 from interceptd.intercept import InterceptPath
+from interceptd.journal import PartitionJournal
 from interceptd.latency import LatencyHistogram
 from interceptd.mapping import Mapping
 from interceptd.progress_guard import ProgressGuard
@@ -42,6 +44,7 @@ class VirtualProcessor:
         regions: RegionManager,
         path: InterceptPath,
         answers: Counter[Answer],
+        journal: PartitionJournal,
     ) -> None:
         self.index = index
         self.latency = LatencyHistogram()
@@ -51,6 +54,7 @@ class VirtualProcessor:
         self._regions = regions
         self._path = path
         self._answers = answers
+        self._journal = journal
         self._guard = ProgressGuard()
         self._waiting: trio.CancelScope | None = None
         self._quiet = trio.Event()
@@ -129,7 +133,17 @@ class VirtualProcessor:
             self._guard.reset()
         self._answers[answer] += 1
         self.latency.record(perf_counter_ns() - began)
+        if self._journal.intercepts_wanted:
+            self._publish(wanted, answer)
         return answer
+
+    def _publish(self, wanted: tuple[int, Access] | None, answer: Answer) -> None:
+        gfn, access = wanted or (None, None)
+        self._journal.publish(
+            InterceptAnswered(
+                vp_index=self.index, outcome=answer.outcome, reason=answer.reason, gfn=gfn, access=access
+            )
+        )
 
     def _decide(self, wanted: tuple[int, Access] | None) -> Answer | None:
         """The answer, where one look is enough: no wait, no checkpoint."""

@@ -9,9 +9,12 @@ import errno
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 
+import structlog
+
 from intercept_protocol import messages
 from intercept_protocol.addresses import GfnRange, Pfn, PfnRange, UaddrRange
 from intercept_protocol.errors import WireError
+from intercept_protocol.events import PolicySet
 from intercept_protocol.messages import RegionKind, VmmCall
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Undecided
@@ -24,6 +27,8 @@ from interceptd.mapping import HOST_BACKING
 from interceptd.partition import Partition
 from interceptd.region import Presumption, Region, RegionState, kind_of_vma
 from interceptd.totals import Source
+
+log = structlog.get_logger()
 
 
 class VmmSession:
@@ -114,7 +119,7 @@ class VmmSession:
             await edit()
             await batch.done.wait()
         finally:
-            self._partition.notifier.end(uaddrs)
+            self._partition.notifier.end(uaddrs, source)
 
     async def _attach_memory(self, call: messages.AttachMemory) -> None:
         memory = self._partition.memory
@@ -156,6 +161,10 @@ def set_policy(partition: Partition, call: messages.SetPolicy | messages.Operato
     """Change what was given, for faults from now on."""
     if call.mmio_granularity is not None:
         partition.regions.mmio_granularity = call.mmio_granularity
+        log.info(
+            "policy_set", partition_id=partition.partition_id, mmio_granularity=call.mmio_granularity.value
+        )
+        partition.journal.publish(PolicySet(mmio_granularity=call.mmio_granularity))
 
 
 def _region_ranges(call: messages.AddRegion | messages.RemoveRegion) -> tuple[GfnRange, UaddrRange]:

@@ -44,12 +44,14 @@ from intercept_client.connecting import connect_now
 from intercept_protocol import outcomes, rpc
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.events import EVENT_METHOD, Event, EventName, VpAttached
 from intercept_protocol.messages import (
     CreatePartitionReply,
     Kick,
     ListPartitions,
     PartitionList,
     Statistics,
+    Subscribe,
     Translate,
     Translation,
 )
@@ -336,6 +338,52 @@ def test_an_end_that_is_not_answered_in_time_closes_the_connection(
         notifier.invalidation(RANGE),
     ):
         pass
+
+
+TOLD = Event(1_764_000_000_000, VpAttached(vp_index=3), 7)
+NOTIFICATION = rpc.encode_notification(EVENT_METHOD, [TOLD.to_fields()])
+
+
+def test_next_events_waits_for_the_first_and_takes_what_came_with_it(socket_path: Path) -> None:
+    script: list[Step] = [*hello(), *replies(None), Say(2 * NOTIFICATION)]
+    with ScriptedDaemon(socket_path, (script,)), BlockingOperator.open(socket_path, timeout=10) as operator:
+        operator.call(Subscribe(events=[EventName.VP_ATTACHED]))
+
+        assert operator.next_events() == [TOLD, TOLD]
+
+
+def test_events_that_came_with_an_answer_are_not_lost(socket_path: Path) -> None:
+    script: list[Step] = [*hello(), Hear(), Say(NOTIFICATION), Answer(), HangUp()]
+    with ScriptedDaemon(socket_path, (script,)), BlockingOperator.open(socket_path, timeout=10) as operator:
+        operator.call(Subscribe(events=[EventName.VP_ATTACHED]))
+
+        assert operator.next_events() == [TOLD]
+        with pytest.raises(ConnectionLost, match="the connection ended"):
+            operator.next_events()
+
+
+def test_silence_is_a_timeout_that_harms_nothing(socket_path: Path) -> None:
+    waited = threading.Event()
+    script: list[Step] = [*hello(), *replies(None), Await(waited), Say(NOTIFICATION)]
+    with ScriptedDaemon(socket_path, (script,)), BlockingOperator.open(socket_path, timeout=10) as operator:
+        operator.call(Subscribe(events=[EventName.VP_ATTACHED]))
+        operator.timeout = SHORT
+        with pytest.raises(TimeoutError):
+            operator.next_events()
+        operator.timeout = 10
+        waited.set()
+
+        assert operator.next_events() == [TOLD]
+
+
+def test_what_is_no_event_is_a_protocol_violation(socket_path: Path) -> None:
+    script: list[Step] = [*hello(), Say(rpc.encode_notification(EVENT_METHOD, [{"event": 5}]))]
+    with (
+        ScriptedDaemon(socket_path, (script,)),
+        BlockingOperator.open(socket_path, timeout=10) as operator,
+        pytest.raises(ProtocolViolation, match="an event of another form"),
+    ):
+        operator.next_events()
 
 
 def test_notifications_between_answers_can_be_taken(socket_path: Path) -> None:

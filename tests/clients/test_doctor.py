@@ -16,7 +16,7 @@ from intercept_client import userfaultfd
 from intercept_client.userfaultfd import Permission, UserfaultfdNotPermitted, UserfaultfdNotSupported
 from intercept_protocol.messages import DaemonStatistics
 from interceptctl.cli import main
-from interceptctl.doctor import command, kernel, sockets
+from interceptctl.doctor import command, confinement, kernel, sockets
 from interceptctl.doctor.finding import Finding, Setting, State
 
 STATISTICS = DaemonStatistics(
@@ -156,9 +156,88 @@ def test_a_userfaultfd_device_shows_its_mode(tmp_path: Path) -> None:
     assert gone.state is State.LIMITED
 
 
-def test_a_hard_limit_of_descriptors_that_is_low_is_limited() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert [kernel.descriptors(hard).state, kernel.descriptors(hard + 1).state] == [State.OK, State.LIMITED]
+LIMITS = {
+    "partitions_per_uid": 2, "vps_per_partition": 8, "notifiers_per_partition": 3, "vmms_per_uid": 4,
+    "connections_without_hello": 5, "operators": 6, "message_bytes": 65536,
+}  # fmt: skip
+
+
+def test_descriptors_are_enough_if_a_uid_at_all_of_the_daemons_limits_leaves_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    needed = 2 * (8 + 3 + 1) + 4 * 5 + 5 + 6
+
+    def found(hard: int) -> Finding:
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (1, hard))
+        return kernel.descriptors(LIMITS)
+
+    assert kernel.descriptors_at(LIMITS) == needed
+    assert [found(hard).state for hard in (needed, needed - 1, resource.RLIM_INFINITY)] == [
+        State.OK,
+        State.LIMITED,
+        State.OK,
+    ]
+    assert f"takes {needed}" in found(needed - 1).found
+
+
+def test_without_a_daemon_a_common_number_of_descriptors_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1, kernel.ENOUGH_DESCRIPTORS - 1))
+    assert kernel.descriptors(None).state is State.LIMITED
+
+
+def test_limits_are_those_that_the_daemon_states_and_none_without_one(socket_path: Path) -> None:
+    with ScriptedDaemon(socket_path, (hello(),)):
+        stated = sockets.stated_limits(str(socket_path))
+    assert stated == {"message_bytes": 65536}
+    assert sockets.stated_limits(f"{socket_path}.none") is None
+
+
+@pytest.mark.parametrize(("mode", "state"), [(0o755, State.OK), (0o1777, State.OK), (0o777, State.LIMITED)])
+def test_a_socket_directory_that_anybody_may_write_to_is_limited(
+    tmp_path: Path, mode: int, state: State
+) -> None:
+    folder = tmp_path / "sockets"
+    folder.mkdir()
+    folder.chmod(mode)
+    found = sockets.directory(str(folder / "vmm.sock"))
+    assert (found.state, f"mode {mode:04o}" in found.found) == (state, True)
+
+
+def test_a_socket_directory_that_is_not_there_is_limited(tmp_path: Path) -> None:
+    assert sockets.directory(str(tmp_path / "none" / "vmm.sock")).state is State.LIMITED
+
+
+@pytest.mark.parametrize(
+    ("uid_map", "state"),
+    [
+        ("         0          0 4294967295\n", State.OK),
+        ("         0     100000      65536\n", State.LIMITED),
+        ("0 1000 1\n1 100000 65536\n", State.LIMITED),
+        ("", State.LIMITED),
+    ],
+)
+def test_a_user_namespace_in_which_some_uids_have_no_name_is_limited(
+    tmp_path: Path, uid_map: str, state: State
+) -> None:
+    path = tmp_path / "uid_map"
+    path.write_text(uid_map)
+    assert confinement.user_namespace(str(path)).state is state
+
+
+def test_a_pid_namespace_other_than_the_machines_is_limited(tmp_path: Path) -> None:
+    (tmp_path / "pid").touch()
+    assert confinement.pid_namespace(str(tmp_path)).state is State.LIMITED
+    assert "cannot be told" in confinement.pid_namespace(str(tmp_path / "none")).found
+
+
+@pytest.mark.parametrize("value", ["0\n", "3\n", None])
+def test_any_ptrace_scope_will_do(tmp_path: Path, value: str | None) -> None:
+    path = tmp_path / "ptrace_scope"
+    if value is not None:
+        path.write_text(value)
+    assert confinement.ptrace_scope(str(path)).state is State.OK
 
 
 def test_a_sysctl_that_is_not_there_is_limited(tmp_path: Path) -> None:

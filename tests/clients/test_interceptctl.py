@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -96,6 +99,7 @@ DAEMON = DaemonStatistics(
     invalidations=5,
 )
 HUGE = 2**64 - 1
+CLIENTS = Path(__file__).parents[2] / "clients" / "README.md"
 
 
 def run(path: Path, *arguments: str) -> Result:
@@ -212,6 +216,16 @@ def test_show_prints_setting_statistics_regions_and_virtual_processors(socket_pa
     assert ["1", "waiting", "99"] in lines
 
 
+def test_show_says_what_the_partitions_latency_histogram_comes_to(socket_path: Path) -> None:
+    counted = msgspec.structs.replace(summary(7), latency=(98, 0, 1, 1, *[0] * 20))
+    inspection = msgspec.structs.replace(INSPECTION, summary=counted)
+
+    result, _ = run_against(socket_path, replies(inspection), "show", "7")
+
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["latency", "p50", "2us,", "p99", "8us", "at", "most"] in lines
+
+
 def test_show_fits_80_columns(socket_path: Path) -> None:
     result, _ = run_against(socket_path, replies(INSPECTION), "show", "7")
 
@@ -242,6 +256,15 @@ def test_stats_are_the_daemons(socket_path: Path) -> None:
     assert ["resume", "mapped", "516"] in lines
 
 
+def test_stats_say_what_the_latency_histogram_comes_to(socket_path: Path) -> None:
+    counted = msgspec.structs.replace(DAEMON, latency=(98, 0, 1, 1, *[0] * 20))
+
+    result, _ = run_against(socket_path, replies(counted), "stats")
+
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["latency", "p50", "2us,", "p99", "8us", "at", "most"] in lines
+
+
 def test_stats_of_a_partition_are_its_own(socket_path: Path) -> None:
     result, daemon = run_against(socket_path, replies(INSPECTION), "stats", "7", "--json")
 
@@ -251,11 +274,29 @@ def test_stats_of_a_partition_are_its_own(socket_path: Path) -> None:
     assert shown["intercepts"]["forward"] == {"no_region": 11}
 
 
-def test_policy_sets_the_granularity_and_confirms(socket_path: Path) -> None:
-    result, daemon = run_against(socket_path, replies(None), "policy", "7", "--mmio-granularity", "page")
+def test_policy_set_sets_the_granularity_and_confirms(socket_path: Path) -> None:
+    result, daemon = run_against(
+        socket_path, replies(None), "policy", "set", "7", "--mmio-granularity", "page"
+    )
 
     assert daemon.heard[1:] == [("set_policy", [{"partition_id": 7, "mmio_granularity": "page"}])]
-    assert result.stdout == "partition 7: mmio_granularity is page\n"
+    assert result.stdout.startswith("partition 7: mmio_granularity is page: ")
+
+
+@pytest.mark.parametrize("verb", [["show", "7"], ["set", "7", "--mmio-granularity", "vma"]], ids=" ".join)
+def test_policy_json_is_what_would_set_it(socket_path: Path, verb: list[str]) -> None:
+    answer = INSPECTION if verb[0] == "show" else None
+
+    result, _ = run_against(socket_path, replies(answer), "policy", *verb, "--json")
+
+    assert json.loads(result.stdout) == {"partition_id": 7, "mmio_granularity": "vma"}
+
+
+def test_policy_show_says_what_it_means(socket_path: Path) -> None:
+    result, daemon = run_against(socket_path, replies(INSPECTION), "policy", "show", "7")
+
+    assert daemon.methods == ["hello", "inspect_partition"]
+    assert result.stdout == ("partition 7: mmio_granularity is vma: a first touch maps its whole VMA\n")
 
 
 def test_drain_passes_its_timeout_in_milliseconds(socket_path: Path) -> None:
@@ -277,8 +318,8 @@ def test_a_refusal_is_exit_code_1_and_the_daemons_words(socket_path: Path) -> No
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["policy", "7"],
-        ["policy", "7", "--mmio-granularity", "region"],
+        ["policy", "set", "7"],
+        ["policy", "set", "7", "--mmio-granularity", "region"],
         ["show", "guest"],
         ["show", "-1"],
         ["show", str(HUGE + 1)],
@@ -414,3 +455,56 @@ def test_it_runs_as_a_module_and_documents_its_exit_codes() -> None:
     assert result.stdout.startswith("Usage: interceptctl ")
     assert "3  no conversation with the daemon" in result.stdout
     assert "/run/interceptd/operator.sock" in result.stdout
+
+
+def leaves(group: click.Group, *above: str) -> Iterator[tuple[str, ...]]:
+    """Every command by its words."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from leaves(command, *above, name)
+        else:
+            yield *above, name
+
+
+COMMANDS = list(leaves(main))
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_has_json_and_its_help_fits_80_columns(words: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(main, [*words, "--help"], terminal_width=80)
+
+    assert "--json" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_the_help_itself_fits_80_columns() -> None:
+    result = CliRunner().invoke(main, ["--help"], terminal_width=80)
+
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_exit_codes_of_the_help_are_those_of_the_documents() -> None:
+    helped = re.findall(r"^    (\d)  ", CliRunner().invoke(main, ["--help"]).stdout, flags=re.MULTILINE)
+    documented = re.findall(r"^\| (\d) \|", CLIENTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+    assert helped == documented == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "arguments"),
+    [
+        (DAEMON, ["stats"]),
+        (INSPECTION, ["stats", "7"]),
+        (DAEMON, ["health"]),
+        (INSPECTION, ["policy", "show", "7"]),
+        (None, ["policy", "set", "7", "--mmio-granularity", "vma"]),
+        (None, ["drain", "--timeout", "1"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_a_command_prints_fits_80_columns(
+    socket_path: Path, reply: object, arguments: list[str]
+) -> None:
+    result, _ = run_against(socket_path, replies(reply), *arguments)
+
+    assert max(map(len, result.stdout.splitlines())) <= 80

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from rich.cells import cell_len
@@ -22,17 +23,22 @@ from rich.console import Console
 from fakes.scripted_daemon import Hear, Refuse, ScriptedDaemon, Step, hello, replies
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import (
+    LATENCY_BUCKETS,
     Architecture,
     DaemonStatistics,
+    HistogramPage,
     MmioGranularity,
     PartitionInspection,
     PartitionList,
     PartitionStatistics,
     PartitionSummary,
+    VpHistogram,
 )
+from interceptctl import words
 from interceptctl.cli import main
-from interceptctl.top.frame import BARS, frame, rate, sparkline
-from interceptctl.top.rates import HISTORY, Counted, Rate, Rates, Sample
+from interceptctl.quantiles import quantile_ns
+from interceptctl.top.frame import BARS, frame, rate, sparkline, vp_frame
+from interceptctl.top.rates import HISTORY, Counted, Rate, Rates, Sample, Sort, VpCounted, in_order
 
 
 def summary(number: int, intercepts: int = 0, name: str = "guest") -> PartitionSummary:
@@ -73,9 +79,9 @@ def inspection(number: int, intercepts: int) -> PartitionInspection:
     )
 
 
-def second_of(*samples: Sample) -> Sequence[Rate]:
+def second_of(*samples: Sample, sort: Sort = Sort.RATE) -> Sequence[Rate]:
     rates = Rates()
-    return [rates.take(taken) for taken in samples][-1]
+    return in_order([rates.take(taken) for taken in samples][-1], sort)
 
 
 def drawn(rates: Sequence[Rate], height: int) -> list[str]:
@@ -117,7 +123,109 @@ def test_no_time_between_two_samples_is_no_rate() -> None:
     assert line.intercepts == 0.0
 
 
+def buckets(**counts: int) -> tuple[int, ...]:
+    """Counts by bucket: b0 is below 2 us, b1 below 4 us, and so on."""
+    return tuple(counts.get(f"b{bucket}", 0) for bucket in range(LATENCY_BUCKETS))
+
+
+@pytest.mark.parametrize(
+    ("now", "half", "most"),
+    [
+        (buckets(), None, None),
+        (buckets(b0=1), 2_000, 2_000),
+        (buckets(b1=99, b9=1), 4_000, 4_000),
+        (buckets(b1=98, b9=2), 4_000, 1_024_000),
+        (buckets(b1=1, b2=1), 4_000, 8_000),
+        (buckets(b23=1), 2**24 * 1000, 2**24 * 1000),
+    ],
+)
+def test_a_quantile_is_the_upper_end_of_its_bucket(
+    now: tuple[int, ...], half: int | None, most: int | None
+) -> None:
+    assert (quantile_ns((), now, 0.5), quantile_ns((), now, 0.99)) == (half, most)
+
+
+def test_a_quantile_is_of_what_was_counted_in_between() -> None:
+    before, now = buckets(b0=1000, b5=1), buckets(b0=1000, b5=4)
+    assert quantile_ns(before, now, 0.5) == 64_000
+
+
+def test_a_daemon_that_was_replaced_and_counts_less_has_no_quantile() -> None:
+    assert quantile_ns(buckets(b0=9), buckets(b0=3), 0.99) is None
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"),
+    [
+        (None, ""), (2_000, "2us"), (512_000, "512us"), (1_024_000, "1.0ms"), (16_384_000, "16ms"),
+        (2**22 * 1000, "4.19s"), (2**24 * 1000, "16.8s"), (999_600, "1.0ms"),
+    ],
+)  # fmt: skip
+def test_a_time_takes_five_characters_at_most(nanoseconds: int | None, text: str) -> None:
+    assert words.latency(nanoseconds) == text
+
+
+def test_quantiles_of_a_partition_are_of_the_last_interval() -> None:
+    first = msgspec.structs.replace(summary(1, 10), latency=buckets(b0=10))
+    second = msgspec.structs.replace(summary(1, 20), latency=buckets(b0=10, b4=10))
+    (line,) = second_of(sample(1000, first), sample(2000, second))
+    assert (line.p50_ns, line.p99_ns) == (32_000, 32_000)
+
+
+def test_a_partition_that_is_new_has_no_quantiles_yet() -> None:
+    now = msgspec.structs.replace(summary(1, 10), latency=buckets(b0=10))
+    (line,) = second_of(sample(1000), sample(2000, now))
+    assert (line.p50_ns, line.p99_ns) == (None, None)
+
+
+def vp_sample(uptime_ms: int, *counts: int, each_ns: int = 3_000) -> Sample:
+    """VPs 0, 1, ... of partition 1 that have answered so many intercepts of 2 to 4 us."""
+    vps = {
+        (1, index): VpCounted(
+            summary(1),
+            VpHistogram(
+                vp_index=index, intercepts=count, total_ns=count * each_ns, buckets=buckets(b1=count)
+            ),
+        )
+        for index, count in enumerate(counts)
+    }
+    return Sample(daemon(uptime_ms), vps=vps)
+
+
+def test_a_vps_line_has_its_rate_its_mean_and_its_quantiles() -> None:
+    rates = Rates()
+    rates.take_vps(vp_sample(1000, 10, 0))
+    busy, idle = rates.take_vps(vp_sample(3000, 510, 0))
+    assert (busy.vp_index, busy.intercepts, busy.mean_ns, busy.p99_ns) == (0, 250.0, 3000.0, 4000)
+    assert (idle.intercepts, idle.mean_ns, idle.p50_ns) == (0.0, None, None)
+
+
+def test_lines_are_in_the_order_that_is_asked_for() -> None:
+    def counted(number: int, intercepts: int, bucket: str) -> PartitionSummary:
+        latency = buckets(**{bucket: intercepts})
+        return msgspec.structs.replace(summary(number, intercepts), latency=latency)
+
+    then = sample(0, *(counted(number, 0, "b0") for number in (3, 1, 2)))
+    now = sample(1000, counted(3, 7, "b0"), counted(1, 5, "b9"), counted(2, 9, "b4"))
+    orders = {
+        sort.value: [line.summary.partition_id for line in second_of(then, now, sort=sort)] for sort in Sort
+    }
+    assert orders == {"rate": [2, 3, 1], "p99": [1, 2, 3], "id": [1, 2, 3]}
+
+
 # ------------------------------------------------ the frame
+
+
+def test_a_frame_of_many_vps_fits_80_columns_and_24_lines() -> None:
+    rates = Rates()
+    rates.take_vps(vp_sample(0, *[0] * 256))
+    lines = rates.take_vps(vp_sample(1, *[10**12] * 256, each_ns=10**9))
+    console = Console(file=io.StringIO(), width=80, highlight=False, markup=False)
+    with console.capture() as capture:
+        console.print(vp_frame(daemon(1000), lines, 24, Sort.P99))
+    drawn_lines = capture.get().splitlines()
+    assert (len(drawn_lines), max(map(cell_len, drawn_lines)) <= 80) == (24, True)
+    assert drawn_lines[-2:] == ["and 238 more", "q quit  p partitions  s sorted by p99"]
 
 
 def test_a_frame_of_many_partitions_fits_80_columns_and_24_lines() -> None:
@@ -127,7 +235,7 @@ def test_a_frame_of_many_partitions_fits_80_columns_and_24_lines() -> None:
         24,
     )
     assert (len(lines) <= 24, max(map(cell_len, lines)) <= 80) == (True, True)
-    assert lines[-1] == "and 41 more, with less to do"
+    assert lines[-1] == "and 42 more"
     assert "1000000" in "".join(lines)
 
 
@@ -176,7 +284,7 @@ def test_top_once_prints_the_rates_of_one_interval(socket_path: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout.splitlines()[1] == "per second: 250 intercepts, 25 invalidations"
     assert result.stdout.splitlines()[-1].split() == [
-        *("1", "guest", "4", "512", "250", "250", "0", "0", "0", "25", "▁█")
+        *("1", "guest", "4", "250", "250", "0", "0", "0", "25", "▁█")
     ]
 
 
@@ -185,6 +293,41 @@ def test_top_once_json_has_the_rates_by_outcome(socket_path: Path) -> None:
     result = run(socket_path, steps, "top", "--once", "--interval", "0.1", "--json")
     (line,) = json.loads(result.stdout)["partitions"]
     assert (line["summary"]["partition_id"], line["outcomes"]["resume"]) == (1, 250.0)
+
+
+def asked_of_vps(uptime_ms: int, intercepts: int) -> list[Step]:
+    """What one sample of VPs asks for: two pages of partition 1, and partition 2 that ends in between."""
+    listed = PartitionList(partitions=[summary(1), summary(2)], more=False)
+    histograms = [
+        VpHistogram(vp_index=index, intercepts=intercepts, total_ns=9, buckets=buckets(b3=intercepts))
+        for index in (0, 5)
+    ]
+    pages = [
+        HistogramPage(boundaries_ns=(2000,), virtual_processors=[histogram], more=histogram.vp_index == 0)
+        for histogram in histograms
+    ]
+    return [
+        *replies(daemon(uptime_ms), listed, *pages),
+        Hear(),
+        Refuse(WireError(errno.ENOENT, "no partition 2")),
+    ]
+
+
+def test_top_of_vps_asks_page_after_page_and_prints_a_line_each(socket_path: Path) -> None:
+    steps = asked_of_vps(1000, 100) + asked_of_vps(2000, 350)
+    result = run(socket_path, steps, "top", "--vps", "--once", "--interval", "0.1")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [line.split() for line in result.stdout.splitlines()[-2:]] == [
+        ["1", "guest", "0", "250", "0us", "16us", "16us", "▁█"],
+        ["1", "guest", "5", "250", "0us", "16us", "16us", "▁█"],
+    ]
+
+
+def test_top_of_vps_json_has_them_by_name(socket_path: Path) -> None:
+    steps = asked_of_vps(1000, 100) + asked_of_vps(2000, 350)
+    result = run(socket_path, steps, "top", "--vps", "--once", "--interval", "0.1", "--json")
+    lines = json.loads(result.stdout)["virtual_processors"]
+    assert [(line["vp_index"], line["p99_ns"]) for line in lines] == [(0, 16_000), (5, 16_000)]
 
 
 def test_another_refusal_than_an_ended_partition_is_told(socket_path: Path) -> None:
@@ -220,23 +363,61 @@ def test_health_of_a_daemon_that_is_not_there_is_3(socket_path: Path) -> None:
     assert CliRunner().invoke(main, ["--socket", str(socket_path), "health"]).exit_code == 3
 
 
-def test_top_on_a_terminal_shows_a_frame_and_ends_when_interrupted(socket_path: Path) -> None:
-    ours, theirs = pty.openpty()
-    steps = [*hello(), *asked(1000, 100)]
-    command = [sys.executable, "-m", "interceptctl", "--socket", str(socket_path), "top", "--interval", "60"]
-    with open(ours, "rb", buffering=0) as screen, ScriptedDaemon(socket_path, (steps,)):
-        process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"}
+class Terminal:
+    """`interceptctl top` in a terminal, and what it showed until now."""
+
+    def __init__(self, socket_path: Path) -> None:
+        ours, theirs = pty.openpty()
+        self._descriptor = ours
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "interceptctl", "--socket", str(socket_path), "top", "--interval", "60"],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
         )
         os.close(theirs)
-        seen = b""
-        while b"INT/s WAS" not in seen:
-            seen += screen.read(4096)
-        process.send_signal(signal.SIGINT)
+        self.seen = b""
+
+    def wait_shown(self, text: bytes) -> None:
+        while text not in self.seen:
+            self.seen += os.read(self._descriptor, 4096)
+
+    def press(self, key: bytes) -> None:
+        os.write(self._descriptor, key)
+
+    def wait_ended(self) -> int:
         with suppress(OSError):  # EIO: the other end is closed
-            while more := screen.read(4096):
-                seen += more
-        assert process.wait(20) == 0
+            while more := os.read(self._descriptor, 4096):
+                self.seen += more
+        os.close(self._descriptor)
+        return self.process.wait(20)
+
+
+def test_keys_switch_the_view_sort_and_quit(socket_path: Path) -> None:
+    steps = [*hello(), *asked(1000, 100), *asked_of_vps(1100, 5), *asked(1200, 120)]
+    with ScriptedDaemon(socket_path, (steps,)):
+        terminal = Terminal(socket_path)
+        terminal.wait_shown(b"sorted by rate")
+        terminal.press(b"s")
+        terminal.wait_shown(b"sorted by p99")
+        terminal.press(b"v")
+        terminal.wait_shown(b"MEAN")
+        terminal.seen = b""
+        terminal.press(b"p")
+        terminal.wait_shown(b"RESUME")
+        terminal.press(b"q")
+        assert terminal.wait_ended() == 0
+    assert b"Traceback" not in terminal.seen
+
+
+def test_top_on_a_terminal_shows_a_frame_and_ends_when_interrupted(socket_path: Path) -> None:
+    with ScriptedDaemon(socket_path, ([*hello(), *asked(1000, 100)],)):
+        terminal = Terminal(socket_path)
+        terminal.wait_shown(b"INT/s WAS")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.wait_ended() == 0
+    seen = terminal.seen
     assert seen.index(b"\x1b[?1049h") < seen.index(b"\x1b[?1049l")  # its own screen, and back
     assert seen.rindex(b"\x1b[?25l") < seen.rindex(b"\x1b[?25h")  # the cursor is there again
     assert b"Traceback" not in seen

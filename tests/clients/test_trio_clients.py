@@ -21,6 +21,7 @@ from fakes.scripted_daemon import (
     Say,
     ScriptedDaemon,
     Signal,
+    Step,
     hello,
     replies,
 )
@@ -37,6 +38,7 @@ from intercept_client.exchange import END_TIMEOUT
 from intercept_protocol import outcomes, rpc
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.events import EVENT_METHOD, Event, EventName, VpAttached
 from intercept_protocol.messages import (
     AddressSpaceKind,
     CreatePartition,
@@ -47,6 +49,7 @@ from intercept_protocol.messages import (
     ListPartitions,
     PartitionList,
     Statistics,
+    Subscribe,
     Translate,
     Translation,
 )
@@ -308,6 +311,24 @@ async def test_when_the_block_raised_a_failed_end_is_a_note_on_its_error(socket_
     assert caught.value.__notes__ == [
         "invalidation of [0x70000000, 0x70003000): the end failed: the connection ended"
     ]
+
+
+async def test_next_events_waits_may_be_cancelled_and_tells_of_the_end(socket_path: Path) -> None:
+    told = Event(1_764_000_000_000, VpAttached(vp_index=3), 7)
+    cancelled = threading.Event()
+    say = Say(rpc.encode_notification(EVENT_METHOD, [told.to_fields()]))
+    script: list[Step] = [*hello(), *replies(None), Await(cancelled), say, HangUp()]
+    with ScriptedDaemon(socket_path, (script,)):
+        async with open_operator(socket_path) as operator:
+            await operator.call(Subscribe(events=[EventName.VP_ATTACHED]))
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await operator.next_events()
+            cancelled.set()
+
+            assert await operator.next_events() == [told]
+            with pytest.raises(ConnectionLost, match="the connection ended"):
+                await operator.next_events()
 
 
 async def test_notifications_between_answers_can_be_taken(socket_path: Path) -> None:

@@ -30,6 +30,7 @@ from interceptd.descriptor_box import DescriptorBox
 from interceptd.hypervisor.hv_status import HvStatus
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.intercept import InterceptPath
+from interceptd.journal import Journal, PartitionJournal
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition import Partition
 from interceptd.peer import Peer
@@ -60,7 +61,9 @@ class ModelPartition:
             remap=remap, pool_pages=256, pool_limit=lambda: 1 << 20, failing_calls=failing_calls
         )
         self.hypervisor = RecordedHypervisor(self.software, pauses or self.gates)
-        self.notifier = MmuNotifier(open_limit=lambda: 64)
+        self.journal = Journal()
+        journal = PartitionJournal(self.journal, partition_id)
+        self.notifier = MmuNotifier(open_limit=lambda: 64, journal=journal)
         self.regions = RegionManager(
             hypervisor=self.hypervisor,
             notifier=self.notifier,
@@ -68,6 +71,7 @@ class ModelPartition:
             mapping_limit=lambda: 1 << 20,
             require_room=lambda: None,
             mmio_granularity=MmioGranularity.VMA,
+            journal=journal,
         )
         self.path = InterceptPath(self.regions, self.address_space, TIMEOUT)
         self.partition = Partition(
@@ -84,6 +88,7 @@ class ModelPartition:
             notifier=self.notifier,
             regions=self.regions,
             path=self.path,
+            journal=journal,
             end_timeout=lambda: TIMEOUT,
         )
         self._session = VmmSession(self.partition, DescriptorBox())

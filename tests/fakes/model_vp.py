@@ -41,12 +41,13 @@ async def attached_vp(
         regions=model.regions,
         path=model.path,
         answers=model.partition.answers,
+        journal=model.partition.journal,
     )
     vp = ModelVp(processor, RawPeer.of(theirs))
 
     async def live() -> None:
         try:
-            with closing(connection):
+            with closing(connection, model.partition.journal):
                 await processor.run()
         finally:
             vp.ended.set()

@@ -111,6 +111,11 @@ class RawPeer:
         await self.send_intercept(gfn, access)
         return await self.answer()
 
+    async def ask_raw_intercept(self, message: bytes) -> Answer:
+        """Hand in 256 bytes of the test's own."""
+        await self.request(INTERCEPT_METHOD, message)
+        return await self.answer()
+
     def close(self) -> None:
         """Close at once; idempotent."""
         self._stream.socket.close()

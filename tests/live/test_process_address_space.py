@@ -23,6 +23,7 @@ from intercept_protocol.outcomes import Access
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.address_space.procmaps import LiveVma, MmGone, ProcMaps
+from interceptd.journal import Journal
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.totals import Source
 from interceptd.userfaultfd import Userfaultfd
@@ -74,7 +75,7 @@ def test_a_kernel_without_procmap_query_says_that_the_process_is_gone(reap: bool
 
 async def test_resolve_takes_in_what_was_unmapped_before_it_answers(memory: UaddrRange) -> None:
     """Nobody else reads the event here: an answer without it would be mapped, and outlive the memory."""
-    notifier = MmuNotifier(open_limit=lambda: 1)
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
     space = ProcessAddressSpace(notifier, timeout=5, vmm=None)
     await space.attach(Attachment(open_maps(), None, Userfaultfd(open_userfaultfd()), promised=False))
     try:
@@ -109,7 +110,7 @@ class HeldMaps(ProcMaps):
 
 async def test_a_worker_is_busy_while_the_process_does_not_answer(memory: UaddrRange) -> None:
     maps = HeldMaps(os.open("/proc/self/maps", os.O_RDONLY))
-    space = ProcessAddressSpace(MmuNotifier(open_limit=1), timeout=PATIENCE, vmm=None)
+    space = ProcessAddressSpace(MmuNotifier(open_limit=lambda: 1), timeout=PATIENCE, vmm=None)
     await space.attach(Attachment(maps, None, None, promised=True))
     maps.released.clear()
     try:

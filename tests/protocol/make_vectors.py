@@ -12,6 +12,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from vector_events import told
 from vector_refusals import malformed, refused, refused_hellos
 from vector_requests import as_json, methods
 
@@ -153,6 +154,7 @@ VECTORS = {
     "intercept_messages.json": intercept_messages,
     "methods.json": methods,
     "responses.json": responses,
+    "events.json": told,
     "refused.json": refused,
     "refused_hellos.json": refused_hellos,
     "malformed.json": malformed,

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from intercept_protocol import codec, rpc
 from intercept_protocol import messages as m
 from intercept_protocol.errors import WireError
+from intercept_protocol.events import EventName
 from intercept_protocol.frames import MESSAGE_LIMIT
 from intercept_protocol.outcomes import Answer
 
@@ -93,7 +94,8 @@ def each(cases: list[tuple[Form, str]]) -> pytest.MarkDecorator:
 
 def assert_names(error: WireError, field: str) -> None:
     """The refusal is EINVAL, for programs in `details` and for people in the message."""
-    assert (error.number, error.details) == (errno.EINVAL, {"field": field})
+    assert (error.number, error.details["field"]) == (errno.EINVAL, field)
+    assert error.details.keys() <= {"field", "choices"}
     assert field in error.message
 
 
@@ -159,6 +161,9 @@ def test_defaults_are_those_of_the_wire_specification() -> None:
         "operator-histograms.after": None,
         "operator-list_partitions.after": 0,
         "operator-set_policy.mmio_granularity": None,
+        "operator-subscribe.partition_id": None,
+        "operator-subscribe.vp_index": None,
+        "operator-subscribe.reasons": None,
     }
 
 
@@ -181,7 +186,7 @@ def test_key_that_is_no_string_is_refused(form: Form, key: object) -> None:
 
 
 @each(NAMES)
-@pytest.mark.parametrize("wrong", [[], [1], {}, {"a": 1}, 1.5], ids=repr)
+@pytest.mark.parametrize("wrong", [[[]], [1], {}, {"a": 1}, 1.5], ids=repr)
 def test_field_of_a_type_that_no_field_has_is_named(form: Form, name: str, wrong: object) -> None:
     assert_names(form.refusal(form.fields | {name: wrong}), name)
 
@@ -200,8 +205,27 @@ def test_boolean_field_with_no_boolean_is_named(form: Form, name: str, wrong: ob
 
 @each(WORDS)
 @pytest.mark.parametrize("wrong", ["no_such_word", "", b"vma"], ids=repr)
-def test_word_field_with_another_word_is_named(form: Form, name: str, wrong: object) -> None:
-    assert_names(form.refusal(form.fields | {name: wrong}), name)
+def test_word_field_with_another_word_is_named_with_the_choices(form: Form, name: str, wrong: object) -> None:
+    refusal = form.refusal(form.fields | {name: wrong})
+
+    assert_names(refusal, name)
+    assert form.fields[name] in refusal.details["choices"]
+    assert ", ".join(refusal.details["choices"]) in refusal.message
+
+
+def test_word_that_a_number_could_stand_for_is_refused_with_both_choices() -> None:
+    with pytest.raises(WireError, match="must be a number or one of all") as caught:
+        codec.decode_call(m.VMM_METHODS, "kick", [{"vp_index": "some"}])
+
+    assert caught.value.details == {"field": "vp_index", "choices": ["all"]}
+
+
+def test_word_of_a_list_is_refused_with_the_choices() -> None:
+    with pytest.raises(WireError) as caught:
+        codec.decode_call(m.OPERATOR_METHODS, "subscribe", [{"events": ["drain_started", "rain_started"]}])
+
+    assert caught.value.details == {"field": "events", "choices": [name.value for name in EventName]}
+    assert "'rain_started'" in caught.value.message
 
 
 @each([(form, name) for form, name in INTEGERS if name.startswith("start_") or name in ("gfn", "length")])
@@ -234,7 +258,7 @@ def test_params_may_be_left_out_where_no_field_is_required(params: list[object])
 
 
 @pytest.mark.parametrize("role", TABLES)
-@pytest.mark.parametrize("method", ["no_such_method", "", "hello", "intercept", "subscribe"])
+@pytest.mark.parametrize("method", ["no_such_method", "", "hello", "intercept"])
 def test_unknown_and_reserved_methods_are_enosys(role: str, method: str) -> None:
     with pytest.raises(WireError) as caught:
         codec.decode_call(TABLES[role], method, [])
@@ -279,7 +303,7 @@ def test_value_that_looks_like_a_path_does_not_change_the_field_named() -> None:
     with pytest.raises(WireError) as caught:
         codec.decode_call(m.VMM_METHODS, "kick", [{"vp_index": "x - at `$.other`"}])
 
-    assert caught.value.details == {"field": "vp_index"}
+    assert caught.value.details["field"] == "vp_index"
 
 
 names = st.text(max_size=6) | st.sampled_from(["vp_index", "gfn", "start_gfn"])

@@ -14,6 +14,7 @@ import pytest
 from intercept_protocol import codec, rpc
 from intercept_protocol import messages as m
 from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.events import EVENT_METHOD, EVENTS_DROPPED, EventName, decode_event
 from intercept_protocol.hv_message import (
     Arm64MemoryIntercept,
     InterceptMessage,
@@ -108,6 +109,14 @@ def test_hex_in_the_specification_is_in_the_vectors() -> None:
 
     assert len(blocks) >= 8
     assert [block for block in blocks if block not in published_hex()] == []
+
+
+def test_events_hold_every_event_and_the_specification_names_them_and_their_fields() -> None:
+    told = {vector["event"] for vector in load("events.json")}
+    words = told | {field for vector in load("events.json") for field in vector["fields"]}
+
+    assert told == {*EventName, EVENTS_DROPPED}
+    assert {word for word in words if not re.search(rf"\b{word}\b", SPECIFICATION)} == set()
 
 
 def test_specification_names_every_method_field_and_reason() -> None:
@@ -212,6 +221,15 @@ def test_error_is_decoded_and_encoded(vector: dict[str, object]) -> None:
 
     assert receive(vector["hex"], rpc.RESPONSE) == rpc.Response(vector["msgid"], vector["error"], None)
     assert rpc.encode_error(vector["msgid"], error).hex() == vector["hex"]
+
+
+@pytest.mark.parametrize("vector", load("events.json"))
+def test_event_is_decoded_to_its_fields_and_encoded_from_them(vector: dict[str, object]) -> None:
+    notification = receive(vector["hex"], rpc.NOTIFICATION)
+
+    assert notification == rpc.Notification(EVENT_METHOD, [vector["fields"]])
+    event = decode_event(notification.params)
+    assert (event.fact.event_name, event.to_fields()) == (vector["event"], vector["fields"])
 
 
 @pytest.mark.parametrize("vector", load("refused.json") + load("refused_hellos.json"))

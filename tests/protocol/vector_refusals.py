@@ -26,6 +26,8 @@ def refused() -> list[object]:
         ("vmm", "translate", [translate, translate], errno.EINVAL, "params"),
         ("vmm", "translate", [1], errno.EINVAL, "params"),
         ("vmm", "kick", [{"vp_index": "some"}], errno.EINVAL, "vp_index"),
+        ("operator", "subscribe", [{"events": ["partition_born"]}], errno.EINVAL, "events"),
+        ("operator", "subscribe", [{"events": [], "reasons": ["bored"]}], errno.EINVAL, "reasons"),
         ("vmm", "kick", [{"vp_index": 2**32}], errno.EINVAL, "vp_index"),
         ("vmm", "add_region", [region], errno.EINVAL, "executable"),
         ("vmm", "add_region", [region | {"executable": 1}], errno.EINVAL, "executable"),

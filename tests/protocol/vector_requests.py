@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from intercept_protocol import codec, rpc
+from intercept_protocol import codec, events, rpc
 from intercept_protocol import messages as m
 from intercept_protocol.outcomes import Access
 
@@ -117,6 +117,11 @@ def methods() -> list[object]:
          m.HistogramPage(boundaries_ns=histograms.boundaries_ns, virtual_processors=[], more=False)),
         ("vmm", "no promise", m.AttachMemory(), None),
         ("vmm", "promised", m.AttachMemory(promise_begin_end=True), None),
+        ("operator", "every event", m.Subscribe(events=list(events.EventName)), None),
+        ("operator", "one VP's failures",
+         m.Subscribe(events=[events.EventName.INTERCEPT_ANSWERED], partition_id=1, vp_index=3,
+                     reasons=[events.Reason.NO_PROGRESS, events.Reason.HYPERVISOR_ERROR]), None),
+        ("operator", "no longer", m.Subscribe(events=[]), None),
     ]  # fmt: skip
     return [_exchange(msgid, *case) for msgid, case in enumerate(cases, start=1)]
 

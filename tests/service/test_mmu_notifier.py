@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fakes.drawn import SPACE, ranges
 from intercept_protocol.addresses import PageRange, UaddrRange
 from intercept_protocol.errors import WireError
+from interceptd.journal import Journal
 from interceptd.mmu_notifier import EVERYTHING, PENDING_PIECES, Batch, MmuNotifier
 
 
@@ -30,7 +31,7 @@ def of(pages: PageRange) -> UaddrRange:
 def test_a_window_is_stale_exactly_when_an_invalidation_touched_it(
     relied_on: PageRange, invalidated: list[PageRange]
 ) -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1)
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
     window = notifier.open_window(of(relied_on))
     for pages in invalidated:
         notifier.invalidate(of(pages))
@@ -38,13 +39,13 @@ def test_a_window_is_stale_exactly_when_an_invalidation_touched_it(
 
 
 def test_a_window_opened_after_an_invalidation_is_fresh() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1)
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
     notifier.invalidate(uaddrs(0, 8))
     assert not notifier.open_window(uaddrs(0, 8)).stale
 
 
 def test_a_closed_window_is_not_counted_as_stale() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1)
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
     window = notifier.open_window(uaddrs(0, 8))
     notifier.close_window(window)
     notifier.invalidate(uaddrs(0, 8))
@@ -52,7 +53,7 @@ def test_a_closed_window_is_not_counted_as_stale() -> None:
 
 
 def test_a_stale_window_is_counted_once() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1)
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
     notifier.open_window(uaddrs(0, 8))
     notifier.invalidate(uaddrs(0, 1))
     notifier.invalidate(uaddrs(1, 2))
@@ -60,7 +61,7 @@ def test_a_stale_window_is_counted_once() -> None:
 
 
 def test_two_windows_on_one_range_are_two() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1)
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
     first, second = notifier.open_window(uaddrs(0, 8)), notifier.open_window(uaddrs(0, 8))
     notifier.close_window(first)
     notifier.invalidate(uaddrs(0, 8))
@@ -71,7 +72,7 @@ def test_two_windows_on_one_range_are_two() -> None:
 
 
 def test_equal_begins_nest_and_only_the_last_end_opens_the_range() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 4)
+    notifier = MmuNotifier(open_limit=lambda: 4, journal=Journal())
     notifier.begin(uaddrs(0, 8))
     notifier.begin(uaddrs(0, 8))
     entry = notifier.open_at(uaddrs(3, 4))
@@ -85,7 +86,7 @@ def test_equal_begins_nest_and_only_the_last_end_opens_the_range() -> None:
 
 
 def test_overlapping_begins_of_different_ranges_end_apart() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 4)
+    notifier = MmuNotifier(open_limit=lambda: 4, journal=Journal())
     notifier.begin(uaddrs(0, 8))
     notifier.begin(uaddrs(4, 12))
     notifier.end(uaddrs(0, 8))
@@ -94,14 +95,14 @@ def test_overlapping_begins_of_different_ranges_end_apart() -> None:
 
 
 def test_begin_makes_attempts_stale_as_an_invalidation_does() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 4)
+    notifier = MmuNotifier(open_limit=lambda: 4, journal=Journal())
     window = notifier.open_window(uaddrs(0, 8))
     notifier.begin(uaddrs(7, 9))
     assert window.stale
 
 
 def test_begin_at_the_limit_is_enospc_and_changes_nothing() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1)
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
     notifier.begin(uaddrs(0, 1))
     with pytest.raises(WireError) as refused:
         notifier.begin(uaddrs(0, 1))
@@ -116,7 +117,7 @@ def test_cut_back_is_the_largest_range_around_the_page_without_an_open_one(
 ) -> None:
     page = data.draw(st.integers(asked.start, asked.end - 1))
     elsewhere = [pages for pages in begun if page not in pages]
-    notifier = MmuNotifier(open_limit=lambda: 100)
+    notifier = MmuNotifier(open_limit=lambda: 100, journal=Journal())
     for pages in elsewhere:
         notifier.begin(of(pages))
     taken = {taken for pages in elsewhere for taken in range(pages.start, pages.end)}
@@ -159,7 +160,7 @@ def test_pending_everything_stays_within_bounds_whatever_comes() -> None:
 
 
 def test_take_leaves_an_empty_set_and_later_invalidations_go_to_the_next_batch() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1)
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
     first = notifier.invalidate(uaddrs(0, 1))
     assert notifier.take() is first
     second = notifier.invalidate(uaddrs(2, 3))
@@ -168,7 +169,7 @@ def test_take_leaves_an_empty_set_and_later_invalidations_go_to_the_next_batch()
 
 
 async def test_doorbell_rung_many_times_rings_once() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1)
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
     for page in range(100):
         notifier.invalidate(uaddrs(page, page + 1))
     await notifier.wait_rung()
@@ -178,7 +179,7 @@ async def test_doorbell_rung_many_times_rings_once() -> None:
 
 
 async def test_doorbell_rung_before_anyone_waits_is_heard() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1)
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
     notifier.invalidate(uaddrs(0, 1))
     await notifier.wait_rung()
     assert notifier.take().pieces == [uaddrs(0, 1)]
@@ -186,7 +187,7 @@ async def test_doorbell_rung_before_anyone_waits_is_heard() -> None:
 
 def test_an_invalidation_needs_neither_a_task_nor_a_manager() -> None:
     """The source's munmap is blocked until we return: there is nothing here that could be waited for."""
-    notifier = MmuNotifier(open_limit=lambda: 1)
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
     for page in range(3 * PENDING_PIECES):
         notifier.invalidate(uaddrs(2 * page, 2 * page + 1))
     assert notifier.invalidations == 3 * PENDING_PIECES

@@ -16,6 +16,7 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.hypervisor import HypervisorError
 from interceptd.hypervisor.measured import MeasuredHypervisor
+from interceptd.journal import Journal
 from interceptd.mapping import Mapping
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.totals import PortCalls, Source, Totals
@@ -108,7 +109,7 @@ async def test_invalidations_are_counted_by_who_announced_them(backed: ModelPart
 
 
 async def test_a_pass_is_timed_once_for_all_that_it_serves() -> None:
-    notifier = MmuNotifier(open_limit=1)
+    notifier = MmuNotifier(open_limit=1, journal=Journal())
     notifier.invalidate(UaddrRange(0, 1))
     notifier.invalidate(UaddrRange(8, 9))
     notifier.served(notifier.take())
@@ -116,7 +117,7 @@ async def test_a_pass_is_timed_once_for_all_that_it_serves() -> None:
 
 
 async def test_a_pass_with_nothing_to_serve_is_not_timed() -> None:
-    notifier = MmuNotifier(open_limit=1)
+    notifier = MmuNotifier(open_limit=1, journal=Journal())
     notifier.served(notifier.take())
     assert notifier.passes.count == 0
 

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from interceptctl import render, words
 
-from . import kernel, sockets
+from . import confinement, kernel, sockets
 from .finding import Finding, Setting, State
 
 _COLOURS: Final = {State.OK: "green", State.LIMITED: "yellow", State.MISSING: "bold red"}
@@ -35,7 +35,10 @@ _COLOURS: Final = {State.OK: "green", State.LIMITED: "yellow", State.MISSING: "b
     help="What the daemon is for: model needs nothing, live is memory of processes, guests run under KVM.",
 )
 @click.option(
-    "--vmm-socket", metavar="PATH", help="The VMMs' socket  [default: vmm.sock beside the operator's]."
+    "--vmm-socket",
+    metavar="PATH",
+    type=click.Path(),
+    help="The VMMs' socket  [default: vmm.sock beside the operator's].",
 )
 @click.option("--json", "as_json", is_flag=True, help="For scripts: name, setting, state, found, mend.")
 @click.pass_obj
@@ -59,12 +62,16 @@ def examine(path: str, vmm_socket: str | None) -> Sequence[Finding]:
     return (
         sockets.operator_socket(path),
         sockets.vmm_socket(vmm_socket or str(Path(path).with_name("vmm.sock"))),
-        kernel.descriptors(),
+        sockets.directory(path),
+        kernel.descriptors(sockets.stated_limits(path)),
+        confinement.user_namespace(),
         kernel.procmap_query(),
         kernel.userfaultfd(),
         kernel.userfaultfd_device(),
         kernel.userfaultfd_sysctl(),
         kernel.peer_pidfd(),
+        confinement.pid_namespace(),
+        confinement.ptrace_scope(),
         kernel.kvm(),
     )
 

@@ -12,6 +12,7 @@ import platform
 import resource
 import socket
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +40,9 @@ KVM: Final = "/dev/kvm"
 KVM_GET_API_VERSION: Final = 0xAE00
 KVM_API_VERSION: Final = 12
 ENOUGH_DESCRIPTORS: Final = 4096
-"""Some ten partitions with all their VPs."""
+"""Some ten partitions with all their VPs: for a daemon whose limits are not known."""
+DESCRIPTORS_A_VMM: Final = 5
+"""Its connection, its pidfd, and what it hands over: maps, smaps and a userfaultfd."""
 _MENDS: Final = {
     Permission.SECCOMP: "allow userfaultfd in the seccomp profile",
     Permission.SYSCTL: "sysctl vm.unprivileged_userfaultfd=1",
@@ -122,14 +125,28 @@ def kvm(path: str = KVM) -> Finding:
     return Finding(name, setting, State.OK, f"API version {version}")
 
 
-def descriptors(enough: int = ENOUGH_DESCRIPTORS) -> Finding:
-    """The hard limit counts: the daemon raises the soft one to it."""
+def descriptors(limits: Mapping[str, int] | None) -> Finding:
+    """The hard limit counts: the daemon raises the soft one to it. `limits` are those that the daemon states,
+    None if it is not known: would one uid, at all of its limits, leave it without descriptors?"""
     name, setting = "RLIMIT_NOFILE", Setting.MODEL
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = ENOUGH_DESCRIPTORS if limits is None else descriptors_at(limits)
     if hard != resource.RLIM_INFINITY and hard < enough:
-        found = f"{hard} at most here: VPs, one each, and connections"
-        return Finding(name, setting, State.LIMITED, found, "LimitNOFILE= in the unit, or ulimit -Hn")
-    return Finding(name, setting, State.OK, f"{hard} at most here")
+        found = f"{hard} at most here; one uid at the daemon's limits takes {enough}"
+        mend = "LimitNOFILE= in the unit, or ulimit -Hn; or lower limits, vps_per_partition first"
+        return Finding(name, setting, State.LIMITED, found, mend)
+    return Finding(name, setting, State.OK, f"{hard} at most here, {enough} would do")
+
+
+def descriptors_at(limits: Mapping[str, int]) -> int:
+    """What a daemon needs for one uid that is at each of these limits, as `hello` states them."""
+    a_partition = limits.get("vps_per_partition", 0) + limits.get("notifiers_per_partition", 0) + 1
+    return (
+        limits.get("partitions_per_uid", 0) * a_partition
+        + limits.get("vmms_per_uid", 0) * DESCRIPTORS_A_VMM
+        + limits.get("connections_without_hello", 0)
+        + limits.get("operators", 0)
+    )
 
 
 def peer_pidfd() -> Finding:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from collections.abc import Mapping
 from typing import Final
 
 from intercept_protocol.messages import OperatorStatistics
@@ -32,6 +33,30 @@ def operator_socket(path: str) -> Finding:
     except asking.Refused as error:
         return Finding(name, setting, State.MISSING, error.message, "name this uid in allowed_uids")
     return Finding(name, setting, State.OK, f"{path} answers, up {age}")
+
+
+def stated_limits(path: str) -> Mapping[str, int] | None:
+    """The limits of the daemon whose operator socket this is; None if it cannot be asked."""
+    try:
+        with asking.operator(path) as operator:
+            return operator.hello.limits
+    except (asking.Unreachable, asking.Refused):
+        return None
+
+
+def directory(path: str) -> Finding:
+    """Whoever may write to a socket's directory may put a socket of his own in its place."""
+    name, setting, folder = "socket directory", Setting.MODEL, os.path.dirname(path) or "."
+    try:
+        mode = stat.S_IMODE(os.stat(folder).st_mode)
+    except OSError as error:
+        found = f"{folder}: {(error.strerror or str(error)).lower()}"
+        mend = "make it, the daemon's own: RuntimeDirectory= in the unit, or install -d"
+        return Finding(name, setting, State.LIMITED, found, mend)
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        found = f"{folder}: mode {mode:04o}, anybody may replace the sockets in it"
+        return Finding(name, setting, State.LIMITED, found, f"chmod o-w {folder}")
+    return Finding(name, setting, State.OK, f"{folder}: mode {mode:04o}")
 
 
 def vmm_socket(path: str) -> Finding:

@@ -17,7 +17,10 @@ from .scenario import DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scen
 
 @click.command("exercise")
 @click.option(
-    "--vmm-socket", metavar="PATH", help="Exercise the daemon that listens there, not one of our own."
+    "--vmm-socket",
+    metavar="PATH",
+    type=click.Path(),
+    help="Exercise the daemon that listens there, not one of our own.",
 )
 @click.option("--vps", type=click.IntRange(1, MOST_VPS), default=DEFAULT_VPS, show_default=True)
 @click.option(

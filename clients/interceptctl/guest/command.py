@@ -15,7 +15,12 @@ from rich.console import Console
 
 @click.command("guest")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@click.option("--vmm-socket", metavar="PATH", help="Use the daemon that listens there, not one of our own.")
+@click.option(
+    "--vmm-socket",
+    metavar="PATH",
+    type=click.Path(),
+    help="Use the daemon that listens there, not one of our own.",
+)
 @click.option(
     "--coverage",
     type=click.Choice(["announced", "watched"]),

@@ -1,32 +1,32 @@
 """`interceptctl top`.
 
-Owns its options, when it asks, and the terminal meanwhile; must not know rates or layout.
+Owns its options, when it asks, its keys, and the terminal meanwhile; must not know rates or layout.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
 import click
 import msgspec
+from rich.console import RenderableType
 from rich.live import Live
 
 from intercept_client import BlockingOperator
-from intercept_protocol.errors import WireError
-from intercept_protocol.messages import InspectPartition, OperatorStatistics
+from intercept_protocol.messages import DaemonStatistics
 from interceptctl import asking, render
 
-from .frame import frame
-from .rates import Counted, Rates, Sample
+from .frame import frame, vp_frame
+from .keys import END, key_within, single_keys
+from .rates import Rate, Rates, Sample, Sort, VpRate, in_order
+from .sampling import View, sample
 
-ASKED_ABOUT: Final = 256
-"""Partitions that are asked about one by one; of so many, the first ones by their number."""
+QUITS: Final = ("q", END)
+_SORTS: Final = list(Sort)
 
 
 @click.command("top")
@@ -38,61 +38,104 @@ ASKED_ABOUT: Final = 256
     show_default=True,
     help="How long to count before each frame.",
 )
+@click.option("--vps", is_flag=True, help="A line a VP instead of one a partition.")
+@click.option(
+    "--sort",
+    type=click.Choice([sort.value for sort in Sort]),
+    default=Sort.RATE.value,
+    show_default=True,
+    help="What comes first: who does most, who is slowest, or the lowest id.",
+)
 @click.option("--once", is_flag=True, help="Print one frame, after one interval, and end.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts, with --once: rates per second.")
 @click.pass_obj
-def top_command(path: str, interval: float, *, once: bool, as_json: bool) -> None:
-    """Show partitions by what they do per second; Ctrl-C ends it."""
+def top_command(path: str, interval: float, *, vps: bool, sort: str, once: bool, as_json: bool) -> None:
+    """Show partitions or VPs by what they do per second.
+
+    P50 and P99 are at most how long half, and 99 of 100, of the last interval's intercepts took.
+    Keys: q or Ctrl-C quits, v shows VPs, p partitions, s sorts by something else.
+    """
     if as_json and not once:
         raise click.UsageError("--json goes with --once")
     if not once and (not sys.stdout.isatty() or render.console().is_dumb_terminal):
         raise click.UsageError("this is no terminal that can be redrawn: --once prints one frame")
+    shown = _Shown(View.VPS if vps else View.PARTITIONS, Sort(sort))
     with asking.operator(path) as operator:
         if once:
-            _print_one(operator, interval, as_json=as_json)
+            _print_one(operator, interval, shown, as_json=as_json)
         else:
-            _show(operator, interval)
+            _show(operator, interval, shown)
 
 
-def _print_one(operator: BlockingOperator, interval: float, *, as_json: bool) -> None:
-    rates = Rates()
-    samples = _samples(operator, interval)
-    rates.take(next(samples))
-    sample = next(samples)
-    lines = rates.take(sample)
+class _Shown:
+    """What the next frame is of. Each view has samples of its own."""
+
+    def __init__(self, view: View, sort: Sort) -> None:
+        self.view = view
+        self._sort = sort
+        self._rates = {view: Rates() for view in View}
+        self._daemon: DaemonStatistics | None = None
+        self._partitions: list[Rate] = []
+        self._vps: list[VpRate] = []
+
+    def take(self, taken: Sample) -> None:
+        self._daemon = taken.daemon
+        if self.view is View.VPS:
+            self._vps = self._rates[self.view].take_vps(taken)
+        else:
+            self._partitions = self._rates[self.view].take(taken)
+
+    def lines(self) -> list[Rate] | list[VpRate]:
+        if self.view is View.VPS:
+            return in_order(self._vps, self._sort)
+        return in_order(self._partitions, self._sort)
+
+    def draw(self, height: int, *, keys: bool) -> RenderableType:
+        """The frame of what was taken last."""
+        assert self._daemon is not None, "a frame is drawn of a sample"
+        sort = self._sort if keys else None
+        if self.view is View.VPS:
+            return vp_frame(self._daemon, in_order(self._vps, self._sort), height, sort)
+        return frame(self._daemon, in_order(self._partitions, self._sort), height, sort)
+
+    def obey(self, key: str) -> None:
+        """Do what a key asks for, if anything."""
+        match key:
+            case "v":
+                self.view = View.VPS
+            case "p":
+                self.view = View.PARTITIONS
+            case "s":
+                self._sort = _SORTS[(_SORTS.index(self._sort) + 1) % len(_SORTS)]
+
+
+def _print_one(operator: BlockingOperator, interval: float, shown: _Shown, *, as_json: bool) -> None:
+    shown.take(sample(operator, shown.view))
+    time.sleep(interval)
+    taken = sample(operator, shown.view)
+    shown.take(taken)
     if as_json:
-        fields = {"daemon": sample.daemon, "partitions": lines}
+        fields = {"daemon": taken.daemon, shown.view.value: shown.lines()}
         click.echo(json.dumps(msgspec.to_builtins(fields), indent=2))
     else:
-        render.show(frame(sample.daemon, lines, sys.maxsize))
+        render.show(shown.draw(sys.maxsize, keys=False))
 
 
-def _show(operator: BlockingOperator, interval: float) -> None:
-    """Until Ctrl-C, on a screen of its own; what was on the terminal comes back."""
-    rates = Rates()
+def _show(operator: BlockingOperator, interval: float, shown: _Shown) -> None:
+    """Until q or Ctrl-C, on a screen of its own; what was on the terminal comes back."""
     console = render.console()
-    with suppress(KeyboardInterrupt), Live(console=console, screen=True, auto_refresh=False) as live:
-        for sample in _samples(operator, interval):
-            lines = rates.take(sample)
-            live.update(frame(sample.daemon, lines, console.height), refresh=True)
-
-
-def _samples(operator: BlockingOperator, interval: float) -> Iterator[Sample]:
-    """One at once and one after every `interval`."""
-    while True:
-        yield _sample(operator)
-        time.sleep(interval)
-
-
-def _sample(operator: BlockingOperator) -> Sample:
-    daemon = operator.call(OperatorStatistics())
-    partitions: dict[int, Counted] = {}
-    for summary in asking.all_partitions(operator)[:ASKED_ABOUT]:
-        try:
-            view = operator.call(InspectPartition(partition_id=summary.partition_id))
-        except WireError as error:
-            if error.number != errno.ENOENT:  # it has ended since it was listed
-                raise
-        else:
-            partitions[summary.partition_id] = Counted(view.summary, view.statistics.intercepts)
-    return Sample(daemon, partitions)
+    due, view = time.monotonic(), shown.view
+    with (
+        suppress(KeyboardInterrupt),
+        single_keys(),
+        Live(console=console, screen=True, auto_refresh=False) as live,
+    ):
+        while True:
+            if time.monotonic() >= due or view is not shown.view:
+                shown.take(sample(operator, shown.view))
+                due, view = time.monotonic() + interval, shown.view
+            live.update(shown.draw(console.height, keys=True), refresh=True)
+            key = key_within(max(0.0, due - time.monotonic()))
+            if key in QUITS:
+                return
+            shown.obey(key or "")

@@ -1,4 +1,4 @@
-"""One frame of `top`: a summary, a line a partition, in 80 columns.
+"""One frame of `top`: a summary and a line each, in 80 columns.
 
 Owns headings and layout; must not know where the numbers come from, nor when the next frame is due.
 """
@@ -16,25 +16,37 @@ from intercept_protocol.messages import DaemonStatistics
 from intercept_protocol.outcomes import Outcome
 from interceptctl import words
 
-from .rates import HISTORY, Rate
+from .rates import HISTORY, Rate, Sort, VpRate
 
-AROUND: Final = 5
-"""Lines of a frame that are no partition's: two of summary, a blank one, the headings, and how many more."""
+AROUND: Final = 6
+"""Lines around the table: two of summary, a blank one, the headings, how many more, and the keys."""
 BARS: Final = "▁▂▃▄▅▆▇█"
-_NUMBERS: Final = {
-    "INT/s": 6, "RESUME": 6, "RETRY": 6, "FORWD": 6, "FAIL": 5, "INV/s": 6,
-}  # fmt: skip
+SPARK: Final = 8
+"""Rates in a partition's sparkline; a VP's has room for all."""
 _OUTCOMES: Final = (Outcome.RESUME, Outcome.RETRY, Outcome.FORWARD, Outcome.FAIL)
 
 
-def frame(daemon: DaemonStatistics, rates: Sequence[Rate], height: int) -> RenderableType:
-    """At most `height` lines; the partitions that do least are left out, and counted."""
-    shown = rates[: max(1, height - AROUND)]
-    parts: list[RenderableType] = [_summary(daemon, rates), Text("")]
-    parts.append(_table(shown) if shown else Text("no partitions"))
-    if len(shown) < len(rates):
-        parts.append(Text(f"and {len(rates) - len(shown)} more, with less to do", style="dim"))
-    return Group(*parts)
+def frame(
+    daemon: DaemonStatistics, lines: Sequence[Rate], height: int, sort: Sort | None = None
+) -> RenderableType:
+    """Partitions, at most `height` lines; those that come last are left out, and counted. `sort` is shown
+    with the keys."""
+    shown = lines[: max(1, height - AROUND)]
+    table = _partitions(shown) if shown else Text("no partitions")
+    intercepts = sum(line.intercepts for line in lines)
+    invalidations = sum(line.invalidations for line in lines)
+    doing = f"{rate(intercepts)} intercepts, {rate(invalidations)} invalidations"
+    return _around(daemon, doing, table, len(lines) - len(shown), _keys(sort, "v VPs"))
+
+
+def vp_frame(
+    daemon: DaemonStatistics, lines: Sequence[VpRate], height: int, sort: Sort | None = None
+) -> RenderableType:
+    """Like `frame`, of VPs."""
+    shown = lines[: max(1, height - AROUND)]
+    table = _vps(shown) if shown else Text("no VPs")
+    doing = f"{rate(sum(line.intercepts for line in lines))} intercepts"
+    return _around(daemon, doing, table, len(lines) - len(shown), _keys(sort, "p partitions"))
 
 
 def sparkline(history: Sequence[float]) -> str:
@@ -53,38 +65,75 @@ def rate(value: float) -> str:
     return f"{value:.2g}" if value < 9.95 else words.count(round(value))
 
 
-def _summary(daemon: DaemonStatistics, rates: Sequence[Rate]) -> Text:
-    intercepts = sum(line.intercepts for line in rates)
-    invalidations = sum(line.invalidations for line in rates)
-    return Text(
+def _around(
+    daemon: DaemonStatistics, doing: str, table: RenderableType, more: int, keys: Text | None
+) -> RenderableType:
+    summary = Text(
         f"interceptd up {words.duration(daemon.uptime_ms)}: {words.count(daemon.partitions)} partitions, "
         f"{words.count(daemon.vps)} VPs, {words.count(daemon.connections)} connections\n"
-        f"per second: {rate(intercepts)} intercepts, {rate(invalidations)} invalidations",
+        f"per second: {doing}",
         no_wrap=True,
         overflow="ellipsis",
     )
+    parts: list[RenderableType] = [summary, Text(""), table]
+    if more:
+        parts.append(Text(f"and {more} more", style="dim"))
+    if keys is not None:
+        parts.append(keys)
+    return Group(*parts)
 
 
-def _table(rates: Sequence[Rate]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    table.add_column("ID", justify="right", no_wrap=True)
-    table.add_column("NAME", width=10, no_wrap=True, overflow="ellipsis")
-    table.add_column("VPS", justify="right", no_wrap=True)
-    table.add_column("GFNS", justify="right", min_width=5, no_wrap=True)
-    for heading, width in _NUMBERS.items():
-        table.add_column(heading, justify="right", min_width=width, no_wrap=True)
-    table.add_column("INT/s WAS", width=HISTORY, no_wrap=True)
-    for line in rates:
-        summary = line.summary
-        cells = (
-            str(summary.partition_id),
-            words.visible(summary.name),
-            words.count(summary.vps),
-            words.count(summary.mapped_gfns),
+def _keys(sort: Sort | None, other: str) -> Text | None:
+    return None if sort is None else Text(f"q quit  {other}  s sorted by {sort}", style="dim")
+
+
+def _partitions(lines: Sequence[Rate]) -> Table:
+    table = _table({"ID": 2, "NAME": -10, "VPS": 3, "INT/s": 6, "RESUME": 6, "RETRY": 5, "FORWD": 5,
+                    "FAIL": 4, "INV/s": 5, "P50": 5, "P99": 5, "INT/s WAS": -9})  # fmt: skip
+    for line in lines:
+        _row(
+            table,
+            str(line.summary.partition_id),
+            words.visible(line.summary.name),
+            words.count(line.summary.vps),
             rate(line.intercepts),
             *(rate(line.outcomes[outcome.value]) for outcome in _OUTCOMES),
             rate(line.invalidations),
+            words.latency(line.p50_ns),
+            words.latency(line.p99_ns),
+            sparkline(line.history[-SPARK:]).rjust(SPARK),
+        )
+    return table
+
+
+def _vps(lines: Sequence[VpRate]) -> Table:
+    table = _table({"ID": 2, "NAME": -16, "VP": 3, "INT/s": 6, "MEAN": 5, "P50": 5, "P99": 5,
+                    "INT/s WAS": -HISTORY})  # fmt: skip
+    for line in lines:
+        _row(
+            table,
+            str(line.partition_id),
+            words.visible(line.name),
+            str(line.vp_index),
+            rate(line.intercepts),
+            words.latency(line.mean_ns),
+            words.latency(line.p50_ns),
+            words.latency(line.p99_ns),
             sparkline(line.history).rjust(HISTORY),
         )
-        table.add_row(*map(Text, cells))
     return table
+
+
+def _table(columns: dict[str, int]) -> Table:
+    """Headings with their least width, to the right; or if negative with their width, to the left."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    for heading, width in columns.items():
+        if width > 0:
+            table.add_column(heading, justify="right", min_width=width, no_wrap=True)
+        else:
+            table.add_column(heading, width=-width, no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    table.add_row(*map(Text, cells))

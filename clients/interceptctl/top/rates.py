@@ -6,17 +6,29 @@ Owns the arithmetic: pure. Time is the daemon's own, so that a slow line to it m
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from enum import StrEnum
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from intercept_protocol.messages import DaemonStatistics, PartitionSummary
+from intercept_protocol.messages import DaemonStatistics, PartitionSummary, VpHistogram
 from intercept_protocol.outcomes import Outcome
+from interceptctl.quantiles import quantile_ns
 
-HISTORY: Final = 10
-"""How many rates a sparkline shows."""
+HISTORY: Final = 20
+"""How many rates are remembered; a sparkline shows the latest of them."""
+
+
+class Sort(StrEnum):
+    """What comes first in a frame."""
+
+    RATE = "rate"
+    """Who does most."""
+    P99 = "p99"
+    """Who is slowest."""
+    ID = "id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,49 +44,121 @@ class Counted:
 
 
 @dataclass(frozen=True, slots=True)
+class VpCounted:
+    """A VP's counters at one moment, and whose it is."""
+
+    summary: PartitionSummary
+    histogram: VpHistogram
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """What the daemon said at one moment."""
+    """What the daemon said at one moment: of partitions by id, or of VPs by partition id and index."""
 
     daemon: DaemonStatistics
-    partitions: Mapping[int, Counted]
+    partitions: Mapping[int, Counted] = field(default_factory=dict)
+    vps: Mapping[tuple[int, int], VpCounted] = field(default_factory=dict)
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
-    """One partition's line. Rates are per second, of the time between two samples."""
+    """One partition's line. Rates are per second, of the time between two samples, as are the quantiles."""
 
     summary: PartitionSummary
     intercepts: float
     outcomes: dict[str, float]
     invalidations: float
+    p50_ns: int | None
+    p99_ns: int | None
     history: list[float]
 
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.summary.partition_id, 0
 
-@dataclass(slots=True)
+
+class VpRate(msgspec.Struct, frozen=True, kw_only=True):
+    """One VP's line; `mean_ns` is None where nothing was counted."""
+
+    partition_id: int
+    name: str
+    vp_index: int
+    intercepts: float
+    mean_ns: float | None
+    p50_ns: int | None
+    p99_ns: int | None
+    history: list[float]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.partition_id, self.vp_index
+
+
+Line = TypeVar("Line", Rate, VpRate)
+Key = TypeVar("Key")
+
+
+def in_order(lines: Sequence[Line], sort: Sort) -> list[Line]:
+    """What comes first by `sort`; among equals the lower number."""
+    by_place = sorted(lines, key=lambda line: line.place)
+    match sort:
+        case Sort.RATE:
+            return sorted(by_place, key=lambda line: -line.intercepts)
+        case Sort.P99:
+            return sorted(by_place, key=lambda line: -(line.p99_ns or 0))
+        case Sort.ID:
+            return by_place
+
+
+class _Histories(Generic[Key]):
+    """The latest rates of each line."""
+
+    def __init__(self) -> None:
+        self._rates: dict[Key, deque[float]] = {}
+
+    def keep(self, keys: Collection[Key]) -> None:
+        """Forget the lines that are there no more."""
+        self._rates = {key: self._rates.get(key, deque(maxlen=HISTORY)) for key in keys}
+
+    def add(self, key: Key, rate: float) -> list[float]:
+        self._rates[key].append(rate)
+        return list(self._rates[key])
+
+
 class Rates:
     """Turns one sample after another into lines; remembers the last sample and a short history."""
 
-    _before: Sample | None = None
-    _history: dict[int, deque[float]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._before: Sample | None = None
+        self._partitions: _Histories[int] = _Histories()
+        self._vps: _Histories[tuple[int, int]] = _Histories()
 
-    def take(self, sample: Sample) -> Sequence[Rate]:
-        """The partitions of `sample`, the busiest first; one that was not there before starts from 0."""
-        before, self._before = self._before, sample
-        seconds = (sample.daemon.uptime_ms - before.daemon.uptime_ms) / 1000 if before else 0.0
-        self._history = {number: self._history.get(number, deque()) for number in sample.partitions}
-        rates = [
-            self._rate(now if before is None else before.partitions.get(number, now), now, seconds)
-            for number, now in sample.partitions.items()
+    def take(self, sample: Sample) -> list[Rate]:
+        """The partitions of `sample`; one that was not there before starts from 0."""
+        seconds, before = self._since(sample)
+        self._partitions.keep(sample.partitions)
+        then = {} if before is None else before.partitions
+        return [
+            self._rate(then.get(key, now), now, seconds if key in then else 0.0)
+            for key, now in sample.partitions.items()
         ]
-        return sorted(
-            rates, key=lambda rate: (-rate.intercepts, -rate.invalidations, rate.summary.partition_id)
-        )
+
+    def take_vps(self, sample: Sample) -> list[VpRate]:
+        """Like `take`, of the VPs."""
+        seconds, before = self._since(sample)
+        self._vps.keep(sample.vps)
+        then = {} if before is None else before.vps
+        return [
+            self._vp_rate(then.get(key, now), now, seconds if key in then else 0.0)
+            for key, now in sample.vps.items()
+        ]
+
+    def _since(self, sample: Sample) -> tuple[float, Sample | None]:
+        before, self._before = self._before, sample
+        return (sample.daemon.uptime_ms - before.daemon.uptime_ms) / 1000 if before else 0.0, before
 
     def _rate(self, then: Counted, now: Counted, seconds: float) -> Rate:
         intercepts = per_second(now.summary.intercepts - then.summary.intercepts, seconds)
-        history = self._history[now.summary.partition_id]
-        history.append(intercepts)
-        while len(history) > HISTORY:
-            history.popleft()
+        buckets = then.summary.latency, now.summary.latency
         return Rate(
             summary=now.summary,
             intercepts=intercepts,
@@ -83,7 +167,25 @@ class Rates:
                 for outcome in Outcome
             },
             invalidations=per_second(now.summary.invalidations - then.summary.invalidations, seconds),
-            history=list(history),
+            p50_ns=quantile_ns(*buckets, 0.5),
+            p99_ns=quantile_ns(*buckets, 0.99),
+            history=self._partitions.add(now.summary.partition_id, intercepts),
+        )
+
+    def _vp_rate(self, then: VpCounted, now: VpCounted, seconds: float) -> VpRate:
+        number = now.histogram.intercepts - then.histogram.intercepts
+        took = now.histogram.total_ns - then.histogram.total_ns
+        buckets = then.histogram.buckets, now.histogram.buckets
+        key = now.summary.partition_id, now.histogram.vp_index
+        return VpRate(
+            partition_id=now.summary.partition_id,
+            name=now.summary.name,
+            vp_index=now.histogram.vp_index,
+            intercepts=per_second(number, seconds),
+            mean_ns=took / number if number > 0 else None,
+            p50_ns=quantile_ns(*buckets, 0.5),
+            p99_ns=quantile_ns(*buckets, 0.99),
+            history=self._vps.add(key, per_second(number, seconds)),
         )
 
 

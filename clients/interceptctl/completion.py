@@ -1,0 +1,31 @@
+"""What a shell may complete beyond options and words: partitions, by asking the daemon.
+
+Owns that question, which must be quick and may not fail; must not know commands.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from . import asking, words
+
+PATIENCE: Final = 1.0
+"""Seconds that somebody who pressed Tab waits at most for each answer."""
+
+
+def partition_ids(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The partitions whose ids begin so, each with its name; none where the daemon cannot be asked."""
+    path = context.find_root().params["path"]
+    try:
+        with asking.operator(path, PATIENCE) as operator:
+            summaries = asking.all_partitions(operator)
+    except click.ClickException:
+        return []
+    return [
+        CompletionItem(str(summary.partition_id), help=words.visible(summary.name))
+        for summary in summaries
+        if str(summary.partition_id).startswith(incomplete)
+    ]

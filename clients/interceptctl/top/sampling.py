@@ -1,0 +1,72 @@
+"""What one frame needs of the daemon.
+
+Owns which requests that takes; must not know rates.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from enum import Enum
+from typing import Final, TypeVar
+
+from intercept_client import BlockingOperator
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import (
+    Call,
+    Histograms,
+    InspectPartition,
+    OperatorStatistics,
+    VpHistogram,
+)
+from interceptctl import asking
+
+from .rates import Counted, Sample, VpCounted
+
+ASKED_ABOUT: Final = 256
+"""Partitions that are asked about one by one; of so many, the first ones by their number."""
+_ReplyT = TypeVar("_ReplyT")
+
+
+class View(Enum):
+    PARTITIONS = "partitions"
+    VPS = "virtual_processors"
+
+
+def sample(operator: BlockingOperator, view: View) -> Sample:
+    """The counters of now that the view shows."""
+    daemon = operator.call(OperatorStatistics())
+    summaries = asking.all_partitions(operator)[:ASKED_ABOUT]
+    if view is View.VPS:
+        vps = {
+            (summary.partition_id, histogram.vp_index): VpCounted(summary, histogram)
+            for summary in summaries
+            for histogram in _histograms(operator, summary.partition_id)
+        }
+        return Sample(daemon, vps=vps)
+    partitions: dict[int, Counted] = {}
+    for summary in summaries:
+        seen = _unless_ended(operator, InspectPartition(partition_id=summary.partition_id))
+        if seen is not None:
+            partitions[summary.partition_id] = Counted(seen.summary, seen.statistics.intercepts)
+    return Sample(daemon, partitions)
+
+
+def _histograms(operator: BlockingOperator, partition_id: int) -> Iterator[VpHistogram]:
+    """Of every VP of a partition, page after page."""
+    after: int | None = None
+    while (page := _unless_ended(operator, Histograms(partition_id=partition_id, after=after))) is not None:
+        yield from page.virtual_processors
+        if not page.more or not page.virtual_processors:
+            return
+        after = page.virtual_processors[-1].vp_index
+
+
+def _unless_ended(operator: BlockingOperator, call: Call[_ReplyT]) -> _ReplyT | None:
+    """The reply about a partition, or None if it has ended since it was listed."""
+    try:
+        return operator.call(call)
+    except WireError as error:
+        if error.number != errno.ENOENT:
+            raise
+        return None

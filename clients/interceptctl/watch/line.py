@@ -1,0 +1,64 @@
+"""One event as a line for people.
+
+Owns the wording; must not know where the line goes. All that an event holds is what `--json` is for.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from intercept_protocol import events
+from intercept_protocol.events import AnyFact, Event
+from intercept_protocol.outcomes import Access
+from interceptctl import words
+
+_ACCESSES = {int(Access.READ): "r", int(Access.WRITE): "w", int(Access.EXECUTE): "x"}
+
+
+def line(event: Event) -> str:
+    """When, in which partition, what, and its particulars: 80 columns, but for long names and errors."""
+    at = datetime.fromtimestamp(event.time_ms / 1000)
+    clock = f"{at:%H:%M:%S}.{event.time_ms % 1000:03}"
+    where = "-" if event.partition_id is None else str(event.partition_id)
+    return f"{clock} {where:>3} {event.fact.event_name:<18} {words.visible(particulars(event.fact))}".rstrip()
+
+
+def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case an event
+    match fact:
+        case events.PartitionCreated():
+            return f"pid {fact.pid} {fact.address_space} {fact.hypervisor} {fact.name}"
+        case events.PartitionEnded():
+            return f"{words.count(fact.intercepts)} intercepts"
+        case events.PartitionLost():
+            return fact.error
+        case events.VpAttached():
+            return f"vp {fact.vp_index}"
+        case events.VpDetached():
+            return f"vp {fact.vp_index} {words.count(fact.intercepts)} intercepts"
+        case events.RegionAdded():
+            rights = f"r{'w' if fact.writable else '-'}{'x' if fact.executable else '-'}"
+            return f"{_range(fact)} {fact.start_uaddr:#x} {fact.kind} {rights}"
+        case events.RegionRemoved() | events.PinnedRegionDangling():
+            return f"{_range(fact)} {fact.start_uaddr:#x}"
+        case events.InvalidationBegun() | events.InvalidationEnded() | events.RangeInvalidated():
+            return f"{fact.start_uaddr:#x}+{fact.page_count:#x} {fact.source}"
+        case events.InterceptAnswered():
+            return f"vp {fact.vp_index} {_touched(fact)}{fact.outcome} {fact.reason}"
+        case events.PolicySet():
+            return f"mmio_granularity {fact.mmio_granularity}"
+        case events.HelloRefused() | events.ConnectionRefused():
+            return f"uid {fact.uid} pid {fact.pid} {fact.error}"
+        case events.DrainStarted():
+            return f"{fact.partitions} partitions, {fact.timeout_ms} ms"
+        case events.EventsDropped():
+            return f"{words.count(fact.count)} events did not fit here"
+
+
+def _range(fact: events.RegionAdded | events.RegionRemoved | events.PinnedRegionDangling) -> str:
+    return f"{fact.start_gfn:#x}+{fact.page_count:#x}"
+
+
+def _touched(fact: events.InterceptAnswered) -> str:
+    if fact.gfn is None or fact.access is None:
+        return ""
+    return f"{_ACCESSES.get(fact.access, str(fact.access))} {fact.gfn:#x} "

@@ -1,0 +1,45 @@
+"""The words that a field may hold, read off its type, for the error about another one.
+
+Owns that reading and its wording; must not know any method.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """`words` is empty where a field is not of a few words; `numbers` says that a number would do as well."""
+
+    words: tuple[str, ...]
+    numbers: bool
+
+    def __str__(self) -> str:
+        return f"{'a number or ' if self.numbers else ''}one of {', '.join(self.words)}"
+
+
+def choices_at(form: type, path: str) -> Choices:
+    """What may stand at `path` of `form`: "kind", or "events[...]" for an element of a list."""
+    field, *elements = re.split(r"(?=\[)", path)
+    hint = get_type_hints(form).get(field)
+    for _ in elements:
+        hint = next((inner for option in _options(hint) for inner in get_args(option)), None)
+    options = _options(hint)
+    return Choices(tuple(word for option in options for word in _words(option)), int in options)
+
+
+def _options(hint: object) -> tuple[object, ...]:
+    """What a union offers, None left out; a hint that is no union offers itself."""
+    if get_origin(hint) in (Literal, list) or not get_args(hint):
+        return (hint,)
+    return tuple(option for option in get_args(hint) if option is not type(None))
+
+
+def _words(option: object) -> tuple[str, ...]:
+    if isinstance(option, type) and issubclass(option, Enum):
+        return tuple(str(member.value) for member in option)
+    return tuple(map(str, get_args(option))) if get_origin(option) is Literal else ()

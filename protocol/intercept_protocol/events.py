@@ -1,0 +1,214 @@
+"""What the daemon tells an operator who subscribed: facts, in the past tense.
+
+Owns the facts' names and fields, and the notification that brings one. The names are those of the log, where
+the log has them too. Must not know who publishes a fact, or when.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from .errors import WireError
+
+EVENT_METHOD: Final = "event"
+"""The method of the notifications."""
+ERROR_LENGTH: Final = 200
+"""Characters of an error in a fact: it may quote a peer, who may have sent 64 KiB."""
+
+
+class EventName(StrEnum):
+    """What can be subscribed to; `EVENTS_DROPPED` comes to every subscriber whom it concerns."""
+
+    PARTITION_CREATED = "partition_created"
+    PARTITION_ENDED = "partition_ended"
+    PARTITION_LOST = "partition_lost"
+    VP_ATTACHED = "vp_attached"
+    VP_DETACHED = "vp_detached"
+    REGION_ADDED = "region_added"
+    REGION_REMOVED = "region_removed"
+    PINNED_REGION_DANGLING = "pinned_region_dangling"
+    INVALIDATION_BEGUN = "invalidation_begun"
+    INVALIDATION_ENDED = "invalidation_ended"
+    RANGE_INVALIDATED = "range_invalidated"
+    INTERCEPT_ANSWERED = "intercept_answered"
+    POLICY_SET = "policy_set"
+    HELLO_REFUSED = "hello_refused"
+    CONNECTION_REFUSED = "connection_refused"
+    DRAIN_STARTED = "drain_started"
+
+
+EVENTS_DROPPED: Final = "events_dropped"
+
+
+class Reason(StrEnum):
+    """Those of `outcomes.Answer`, as the words that can be asked for."""
+
+    MAPPED = "mapped"
+    ALREADY_MAPPED = "already_mapped"
+    NOT_MEMORY = "not_memory"
+    NO_REGION = "no_region"
+    PERMISSION = "permission"
+    UNBACKED = "unbacked"
+    INVALIDATING = "invalidating"
+    CONTENDED = "contended"
+    KICKED = "kicked"
+    DRAINING = "draining"
+    NO_PROGRESS = "no_progress"
+    HYPERVISOR_ERROR = "hypervisor_error"
+
+
+class Fact(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+    """A kind of thing that happens; its tag is its name on the wire."""
+
+    @property
+    def event_name(self) -> str:
+        return str(self.__struct_config__.tag)
+
+
+class PartitionCreated(Fact, frozen=True, kw_only=True, tag="partition_created"):
+    name: str
+    uid: int
+    pid: int
+    address_space: str
+    hypervisor: str
+
+
+class PartitionEnded(Fact, frozen=True, kw_only=True, tag="partition_ended"):
+    intercepts: int
+
+
+class PartitionLost(Fact, frozen=True, kw_only=True, tag="partition_lost"):
+    error: str
+
+
+class VpAttached(Fact, frozen=True, kw_only=True, tag="vp_attached"):
+    vp_index: int
+
+
+class VpDetached(Fact, frozen=True, kw_only=True, tag="vp_detached"):
+    vp_index: int
+    intercepts: int
+
+
+class RegionAdded(Fact, frozen=True, kw_only=True, tag="region_added"):
+    start_gfn: int
+    page_count: int
+    start_uaddr: int
+    kind: str
+    writable: bool
+    executable: bool
+
+
+class RegionRemoved(Fact, frozen=True, kw_only=True, tag="region_removed"):
+    start_gfn: int
+    page_count: int
+    start_uaddr: int
+
+
+class PinnedRegionDangling(Fact, frozen=True, kw_only=True, tag="pinned_region_dangling"):
+    start_gfn: int
+    page_count: int
+    start_uaddr: int
+
+
+class InvalidationBegun(Fact, frozen=True, kw_only=True, tag="invalidation_begun"):
+    source: str
+    start_uaddr: int
+    page_count: int
+
+
+class InvalidationEnded(Fact, frozen=True, kw_only=True, tag="invalidation_ended"):
+    source: str
+    start_uaddr: int
+    page_count: int
+
+
+class RangeInvalidated(Fact, frozen=True, kw_only=True, tag="range_invalidated"):
+    source: str
+    start_uaddr: int
+    page_count: int
+
+
+class InterceptAnswered(Fact, frozen=True, kw_only=True, tag="intercept_answered"):
+    """`gfn` and `access`, a bit of 1, 2 and 4, are None for what is no memory intercept."""
+
+    vp_index: int
+    outcome: str
+    reason: str
+    gfn: int | None = None
+    access: int | None = None
+
+
+class PolicySet(Fact, frozen=True, kw_only=True, tag="policy_set"):
+    mmio_granularity: str
+
+
+class HelloRefused(Fact, frozen=True, kw_only=True, tag="hello_refused"):
+    error: str
+    uid: int
+    pid: int
+
+
+class ConnectionRefused(Fact, frozen=True, kw_only=True, tag="connection_refused"):
+    error: str
+    uid: int
+    pid: int
+
+
+class DrainStarted(Fact, frozen=True, kw_only=True, tag="drain_started"):
+    timeout_ms: int
+    partitions: int
+
+
+class EventsDropped(Fact, frozen=True, kw_only=True, tag=EVENTS_DROPPED):
+    """So many facts that were asked for did not fit, just here."""
+
+    count: int
+
+
+AnyFact = (
+    PartitionCreated | PartitionEnded | PartitionLost | VpAttached | VpDetached | RegionAdded | RegionRemoved
+    | PinnedRegionDangling | InvalidationBegun | InvalidationEnded | RangeInvalidated | InterceptAnswered
+    | PolicySet | HelloRefused | ConnectionRefused | DrainStarted | EventsDropped
+)  # fmt: skip
+_NAMES: Final = frozenset(EventName) | {EVENTS_DROPPED}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A fact, when it happened by the daemon's clock, and in which partition if in one."""
+
+    time_ms: int
+    fact: AnyFact
+    partition_id: int | None = None
+
+    def to_fields(self) -> dict[str, object]:
+        """The map that goes over the wire."""
+        fields: dict[str, object] = msgspec.to_builtins(self.fact)
+        where = {} if self.partition_id is None else {"partition_id": self.partition_id}
+        told = {name: item for name, item in fields.items() if item is not None}
+        return {"event": told.pop("event"), "time_ms": self.time_ms, **where, **told}
+
+
+def decode_event(params: list[object]) -> Event | None:
+    """The event of a notification's params; None for one that only a later version knows.
+
+    Raises `WireError` EPROTO for what is no event.
+    """
+    match params:
+        case [{"event": str(name), "time_ms": int(time_ms), **fields}]:
+            if name not in _NAMES:
+                return None
+            partition_id = fields.pop("partition_id", None)
+            try:
+                fact: AnyFact = msgspec.convert({"event": name, **fields}, AnyFact)
+            except msgspec.ValidationError as error:
+                raise WireError(errno.EPROTO, f"event {name}: is of another form: {error!s:.200}") from None
+            if partition_id is None or isinstance(partition_id, int):
+                return Event(time_ms, fact, partition_id)
+    raise WireError(errno.EPROTO, f"an event of another form: {params!r:.200}")

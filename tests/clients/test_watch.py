@@ -1,0 +1,276 @@
+"""`interceptctl watch`: what it asks for, what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fakes.eventually import PATIENCE
+from fakes.scripted_daemon import Answer, Await, HangUp, Hear, Say, ScriptedDaemon, Signal, Step, hello
+from intercept_protocol import rpc
+from intercept_protocol.events import (
+    EVENT_METHOD,
+    AnyFact,
+    ConnectionRefused,
+    DrainStarted,
+    Event,
+    EventName,
+    EventsDropped,
+    HelloRefused,
+    InterceptAnswered,
+    InvalidationBegun,
+    PartitionCreated,
+    PartitionEnded,
+    PartitionLost,
+    PolicySet,
+    RegionAdded,
+    RegionRemoved,
+    VpAttached,
+    VpDetached,
+)
+from interceptctl.cli import main
+from interceptctl.watch import command
+from interceptctl.watch.line import line
+
+AT = 1_764_000_000_123
+ALL_BUT_INTERCEPTS = [name.value for name in EventName if name is not EventName.INTERCEPT_ANSWERED]
+ATTACHED = Event(AT, VpAttached(vp_index=3), 7)
+
+
+def notification(event: Event) -> bytes:
+    return rpc.encode_notification(EVENT_METHOD, [event.to_fields()])
+
+
+def telling(*events: Event) -> list[Step]:
+    """Takes a subscription, tells these events, and is gone."""
+    return [*hello(), Hear(), Answer(), Say(b"".join(map(notification, events))), HangUp()]
+
+
+def watch(path: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["--socket", str(path), "watch", *arguments])
+
+
+def asked_for(path: Path, *arguments: str) -> object:
+    """The fields of the subscription that these arguments make."""
+    with ScriptedDaemon(path, (telling(),)) as daemon:
+        watch(path, *arguments)
+    ((method, (fields,)),) = daemon.heard[1:]
+    assert method == "subscribe"
+    return fields
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields"),
+    [
+        ([], {"events": ALL_BUT_INTERCEPTS}),
+        (["--partition", "7"], {"events": ALL_BUT_INTERCEPTS, "partition_id": 7}),
+        (
+            ["--event", "vp_attached", "--event", "drain_started"],
+            {"events": ["vp_attached", "drain_started"]},
+        ),
+        (["--vp", "3"], {"events": ["vp_attached", "vp_detached", "intercept_answered"], "vp_index": 3}),
+        (["--reason", "kicked"], {"events": ["intercept_answered"], "reasons": ["kicked"]}),
+        (
+            ["--outcome", "fail", "--reason", "kicked", "--vp", "3"],
+            {
+                "events": ["intercept_answered"],
+                "vp_index": 3,
+                "reasons": ["kicked", "no_progress", "hypervisor_error"],
+            },
+        ),
+        (
+            ["--event", "intercept_answered", "--event", "vp_attached", "--reason", "kicked"],
+            {"events": ["intercept_answered", "vp_attached"], "reasons": ["kicked"]},
+        ),
+    ],
+    ids=repr,
+)
+def test_filters_are_the_daemons_to_apply(
+    socket_path: Path, arguments: list[str], fields: dict[str, object]
+) -> None:
+    assert asked_for(socket_path, *arguments) == fields
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--event", "moon_rose"], "partition_created"),
+        (["--reason", "bored"], "no_progress"),
+        (["--outcome", "maybe"], "resume"),
+        (["--event", "vp_attached", "--reason", "kicked"], "which --event left out"),
+    ],
+    ids=repr,
+)
+def test_a_filter_that_can_let_nothing_through_is_exit_code_2_and_says_the_choices(
+    socket_path: Path, arguments: list[str], said: str
+) -> None:
+    result = watch(socket_path, *arguments)
+
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_each_event_is_a_line_and_the_daemons_end_is_exit_code_3(socket_path: Path) -> None:
+    gone = Event(AT + 1, PartitionEnded(intercepts=5), 7)
+    with ScriptedDaemon(socket_path, (telling(ATTACHED, gone),)):
+        result = watch(socket_path)
+
+    assert result.exit_code == 3
+    assert [text.split()[1:] for text in result.stdout.splitlines()] == [
+        ["7", "vp_attached", "vp", "3"],
+        ["7", "partition_ended", "5", "intercepts"],
+    ]
+    assert re.match(r"\d\d:\d\d:\d\d\.123 ", result.stdout)
+    assert "the connection ended" in result.stderr
+
+
+def test_json_is_the_wires_map_a_line(socket_path: Path) -> None:
+    told = [ATTACHED, Event(AT, EventsDropped(count=9))]
+    with ScriptedDaemon(socket_path, (telling(*told),)):
+        result = watch(socket_path, "--json")
+
+    assert [json.loads(text) for text in result.stdout.splitlines()] == [event.to_fields() for event in told]
+
+
+def test_event_of_a_later_daemon_is_left_out(socket_path: Path) -> None:
+    unknown = rpc.encode_notification(EVENT_METHOD, [{"event": "moon_rose", "time_ms": 1}])
+    script: list[Step] = [*hello(), Hear(), Answer(), Say(unknown + notification(ATTACHED)), HangUp()]
+    with ScriptedDaemon(socket_path, (script,)):
+        result = watch(socket_path)
+
+    assert len(result.stdout.splitlines()) == 1
+
+
+def test_silence_is_waited_out(socket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "LOOK_SECONDS", 0.02)
+    looked = threading.Event()
+    monkeypatch.setattr(command, "_is_unread", looked.set)
+    script: list[Step] = [*hello(), Hear(), Answer(), Await(looked), Say(notification(ATTACHED)), HangUp()]
+    with ScriptedDaemon(socket_path, (script,)):
+        result = watch(socket_path)
+
+    assert "vp_attached" in result.stdout
+
+
+FACTS: list[AnyFact] = [
+    PartitionCreated(name="guest-a", uid=64055, pid=1234567, address_space="declared", hypervisor="software"),
+    PartitionEnded(intercepts=2**40),
+    VpAttached(vp_index=255),
+    VpDetached(vp_index=255, intercepts=2**40),
+    RegionAdded(
+        start_gfn=0x100000, page_count=0x40000, start_uaddr=0x7F0012345000, kind="movable",
+        writable=True, executable=True,
+    ),
+    RegionRemoved(start_gfn=0x100000, page_count=0x40000, start_uaddr=0x7F0012345000),
+    InvalidationBegun(source="userfaultfd", start_uaddr=0x7F0012345000, page_count=0x40000),
+    InterceptAnswered(vp_index=255, outcome="fail", reason="hypervisor_error", gfn=0xFFFFFFF, access=4),
+    InterceptAnswered(vp_index=255, outcome="forward", reason="not_memory"),
+    PolicySet(mmio_granularity="page"),
+    DrainStarted(timeout_ms=2**32 - 1, partitions=64),
+    EventsDropped(count=2**40),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.event_name)
+def test_line_fits_80_columns(fact: AnyFact) -> None:
+    assert len(line(Event(AT, fact, 123))) <= 80
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        PartitionCreated(name="\x1b[2J", uid=0, pid=1, address_space="process", hypervisor="vmm"),
+        PartitionLost(error="\x1b[2J"),
+        HelloRefused(error="\x1b[2J", uid=0, pid=1),
+        ConnectionRefused(error="\x1b[2J", uid=0, pid=1),
+    ],
+    ids=lambda fact: fact.event_name,
+)
+def test_foreign_words_cannot_steer_the_terminal(fact: AnyFact) -> None:
+    text = line(Event(AT, fact))
+
+    assert "\x1b" not in text
+    assert r"\x1b[2J" in text
+
+
+# ---------------------------------------------------------------- as a process
+
+
+@contextmanager
+def watching(path: Path, stdout: int) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "interceptctl", "--socket", str(path), "watch"],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_ctrl_c_ends_it_with_exit_code_0_and_without_a_word(socket_path: Path) -> None:
+    done = threading.Event()
+    script: list[Step] = [*hello(), Hear(), Answer(), Say(notification(ATTACHED)), Await(done)]
+    with ScriptedDaemon(socket_path, (script,)), watching(socket_path, subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert b"vp_attached" in process.stdout.readline()
+
+        process.send_signal(signal.SIGINT)
+
+        _, complaint = process.communicate(timeout=PATIENCE)
+        done.set()
+    assert (process.returncode, complaint) == (0, b"")
+
+
+@pytest.mark.parametrize("further", [b"", notification(ATTACHED)], ids=["in silence", "at an event"])
+def test_a_reader_that_is_gone_ends_it_with_exit_code_0_and_without_a_word(
+    socket_path: Path, further: bytes
+) -> None:
+    closed, done = threading.Event(), threading.Event()
+    begin: list[Step] = [*hello(), Hear(), Answer(), Say(notification(ATTACHED))]
+    script: list[Step] = [*begin, Await(closed), Say(further), Await(done)]
+    with ScriptedDaemon(socket_path, (script,)), watching(socket_path, subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        process.stdout.close()
+        closed.set()
+
+        assert process.stderr is not None
+        complaint = process.stderr.read()
+        status = process.wait(PATIENCE)
+        done.set()
+    assert (status, complaint) == (0, b"")
+
+
+def test_a_line_longer_than_the_terminal_is_cut_to_it(socket_path: Path) -> None:
+    told, done = threading.Event(), threading.Event()
+    lost = Event(AT, PartitionLost(error="x" * 200), 7)
+    script: list[Step] = [*hello(), Hear(), Answer(), Say(notification(lost)), Signal(told), Await(done)]
+    ours, theirs = pty.openpty()
+    with ScriptedDaemon(socket_path, (script,)), watching(socket_path, theirs) as process:
+        os.close(theirs)
+        with os.fdopen(ours, "rb") as terminal:
+            shown = terminal.readline().rstrip().decode()
+            process.send_signal(signal.SIGINT)
+            process.wait(PATIENCE)
+        done.set()
+
+    assert len(shown) == 80
+    assert shown.endswith("xxx…")

@@ -1,0 +1,68 @@
+"""Examples of every event that a subscriber is sent, for `make_vectors`."""
+
+from __future__ import annotations
+
+from intercept_protocol import rpc
+from intercept_protocol.events import (
+    EVENT_METHOD,
+    AnyFact,
+    ConnectionRefused,
+    DrainStarted,
+    Event,
+    EventsDropped,
+    HelloRefused,
+    InterceptAnswered,
+    InvalidationBegun,
+    InvalidationEnded,
+    PartitionCreated,
+    PartitionEnded,
+    PartitionLost,
+    PinnedRegionDangling,
+    PolicySet,
+    RangeInvalidated,
+    RegionAdded,
+    RegionRemoved,
+    VpAttached,
+    VpDetached,
+)
+
+AT = 1_764_000_000_000
+"""24 November 2025."""
+
+
+def told() -> list[object]:
+    bar = {"start_gfn": 0xFEB00, "page_count": 16, "start_uaddr": 0x7F0000000000}
+    range_ = {"start_uaddr": 0x7F0000000000, "page_count": 4}
+    peer = {"uid": 1000, "pid": 4242}
+    within: list[AnyFact] = [
+        PartitionCreated(name="guest-a", address_space="declared", hypervisor="software", **peer),
+        PartitionEnded(intercepts=3),
+        PartitionLost(error="the hypervisor connection closed"),
+        VpAttached(vp_index=3),
+        VpDetached(vp_index=3, intercepts=3),
+        RegionAdded(**bar, kind="mmio", writable=True, executable=False),
+        RegionRemoved(**bar),
+        PinnedRegionDangling(**bar),
+        InvalidationBegun(source="notifier", **range_),
+        InvalidationEnded(source="notifier", **range_),
+        InvalidationBegun(source="unmap_vma", **range_),
+        RangeInvalidated(source="userfaultfd", **range_),
+        InterceptAnswered(vp_index=3, outcome="fail", reason="no_progress", gfn=0xFEB03, access=2),
+        InterceptAnswered(vp_index=3, outcome="forward", reason="not_memory"),
+        PolicySet(mmio_granularity="page"),
+    ]
+    beside: list[AnyFact] = [
+        HelloRefused(error="EACCES: no such partition, or it is not yours to join", **peer),
+        ConnectionRefused(error="ETIMEDOUT: no hello within 5000 ms", **peer),
+        DrainStarted(timeout_ms=5000, partitions=1),
+        EventsDropped(count=2**32),
+    ]
+    events = [Event(AT, fact, 1) for fact in within] + [Event(AT, fact) for fact in beside]
+    return [
+        {
+            "event": event.fact.event_name,
+            "fields": event.to_fields(),
+            "hex": rpc.encode_notification(EVENT_METHOD, [event.to_fields()]).hex(),
+        }
+        for event in events
+    ]
