@@ -70,7 +70,7 @@ class Shadow:
         problems += self._broken(step, step.row)
         for effect in row.then:
             self._make(effect, step)
-        return problems + self._broken(step, None)
+        return [*problems, *self._broken(step, None)]
 
     def _initial(self, variable: t.Variable) -> Value:
         if isinstance(variable.initially, Enum):
