@@ -103,14 +103,24 @@ def load_config(path: Path | None) -> Config:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deep") from None
     try:
-        return msgspec.convert(table, Config)
+        config = msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {_explain(str(error))}") from None
+    for key in ("socket", "operator_socket"):
+        if not _is_file_path(getattr(config, key)):
+            raise ConfigError(f"{path}: {key}: expected the path of a socket, got {getattr(config, key)!r}")
+    return config
+
+
+def _is_file_path(path: str | None) -> bool:
+    return path is None or (bool(Path(path).name) and "\0" not in path)
 
 
 def _explain(text: str) -> str:
-    why, _, where = text.partition(" - at `$")
+    why, _, where = text.rpartition(" - at `$") if " - at `$" in text else (text, "", "")
     where = where.rstrip("`").lstrip(".")
     for prefix in ("Object contains unknown field `",):
         if why.startswith(prefix):

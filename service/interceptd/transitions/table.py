@@ -118,7 +118,7 @@ ONE = Parameter("page", most=1)
 SOME = Parameter("pages")
 FOUND = Parameter("found", may_be_empty=True)
 
-_LEAVE = (Put(PHASE, Phase.IDLE), Put(PAGE, NOTHING), Put(WINDOW, NOTHING), Put(EXTENT, NOTHING), Put(OUTDATED, NOTHING))
+_LEAVE = (Put(PHASE, Phase.IDLE), Put(WINDOW, NOTHING), Put(EXTENT, NOTHING), Put(OUTDATED, NOTHING))
 """Every attempt is finished, however it went."""
 
 
@@ -194,14 +194,13 @@ TABLE: Table = {
         Actor.SOURCE, (FOUND,),
         when=(Is(NOTICE, (Notice.OPEN,)), Within(FOUND, OPENED)),
         then=(
-            Put(BACKED, (BACKED - OPENED) | FOUND), Put(OLD, OLD | (REACHED & OPENED)),
-            PutEach(OUTDATED, OUTDATED | (EXTENT & OPENED)),
+            Put(BACKED, (BACKED - OPENED) | FOUND), PutEach(OUTDATED, OUTDATED | (EXTENT & OPENED)),
         ),
     ),
     "end_invalidation": Row(  # before the acknowledgement if the connection closes
         Actor.SOURCE, (),
         when=(Is(NOTICE, (Notice.BEGUN, Notice.OPEN)),),
-        then=(Put(NOTICE, Notice.NONE), Put(OPENED, NOTHING), Put(BATCH, Batch.DONE)),
+        then=(Put(NOTICE, Notice.NONE), Put(OPENED, NOTHING)),
     ),
     "vanish": Row(  # the other way: memory goes first, and then somebody says so
         Actor.SOURCE, (SOME,),
@@ -317,6 +316,8 @@ PROMISES = (
     Promise("forward is said of what is not there", Apart(PAGE, BACKED), at="forward"),
     Promise("forward is not said of what is being changed", Apart(PAGE, OPEN), at="forward"),
     Promise("I9: what is mapped is not mapped again", Apart(SOME, REACHED), at="map"),
+    Promise("I1: memory is changed where the guest does not reach it", Apart(REACHED, OPENED), at="change"),
+    Promise("who has the lock says that its map is over", _LOCKED_BY_A_VP, at="map_is_back"),
     Promise("the hypervisor is asked to map under the lock alone", _LOCKED_BY_A_VP, at="mapped"),
     Promise("a pass takes away what is going, and nothing else", Within(SOME, SERVING), at="take_away"),
     Promise("a region is added where nothing of another is left", Within(REACHED, NOTHING), at="add"),
