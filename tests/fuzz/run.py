@@ -1,7 +1,7 @@
-"""Fuzz one target with atheris, guided by the coverage of our own code: `run.py TARGET SECONDS [CORPUS]`.
+"""Fuzz one target with atheris, guided by the coverage of our own code: `run.py TARGET SECONDS [DIRECTORY]`.
 
-Owns the search. What it finds new is written to CORPUS, a directory beside the kept one unless given; input that
-breaks a target is written as crash-* in the working directory, and the exit status tells.
+Owns the search. What reaches more than the kept corpus goes to DIRECTORY (fuzz-found/TARGET unless
+given); so does an input that breaks the target, as crash-*, and the exit status tells.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["intercept_protocol", "interceptd", "tomllib"]):
-    from fuzz.targets import TARGETS
+    from fuzz.targets import KEPT, TARGETS
 
-KEPT = Path(__file__).with_name("corpus")
 LONGEST = {"frames": 4096, "receiver": 1024, "events": 512}
 """Bytes of an input at most, where the default of the fuzzer would take long: these are read byte by byte."""
 
 
-def main(target: str, seconds: int, corpus: str | None = None) -> None:
+def main(target: str, seconds: int, directory: str | None = None) -> None:
     """Does not return: the fuzzer ends the process."""
-    found = Path(corpus) if corpus else Path("found") / target
+    found = Path(directory) if directory else Path("fuzz-found") / target
     found.mkdir(parents=True, exist_ok=True)
     kept = KEPT / target
     atheris.Setup(
@@ -29,6 +28,7 @@ def main(target: str, seconds: int, corpus: str | None = None) -> None:
             sys.argv[0],
             f"-max_total_time={seconds}",
             f"-max_len={LONGEST.get(target, 2048)}",
+            f"-artifact_prefix={found}/",
             "-timeout=20",
             "-rss_limit_mb=2048",
             "-print_final_stats=1",

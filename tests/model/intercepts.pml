@@ -1,5 +1,5 @@
-/* Written by tests/model/promela.py from service/interceptd/transitions/table.py: edit that. A page
-   set is a bit mask. The world: 2 pages, 2 VPs, 1 source(s) of invalidations, a region manager, a VMM. */
+/* Written by tests/model/promela.py from service/interceptd/transitions/table.py: edit that.
+   A page set is a bit mask. The world: 2 pages, 2 VPs, 1 source(s) of invalidations, a region manager, a VMM. */
 #define LOCK_FREE 0
 #define LOCK_VP 1
 #define LOCK_MANAGER 2
@@ -43,7 +43,7 @@ byte opened[1] = 0;
 byte due[1] = 0;
 byte batch[1] = BATCH_DONE;
 
-inline look() {
+inline keep_promises() {
   assert(WITHIN(old, (due[0])));  /* I1: what the guest reaches of old frames is not acknowledged yet */
   assert(WITHIN(reached, (backed | old)));  /* I2: what the guest reaches is memory */
   assert((WITHIN(reached, region) || lock == LOCK_REMOVER));  /* I2: what the guest reaches lies in the region, unless that is being removed */
@@ -56,7 +56,7 @@ inline resume(me, the_page) { d_step {
   printf("STEP vp %d resume page %d\n", me, the_page);
   assert(WITHIN(the_page, reached));  /* I10: who is told resume reaches it */
   assert(!MEET((the_page & old), (going | serving)));  /* nobody is told resume for what is known to be gone */
-  look()
+  keep_promises()
 } }
 
 inline begin(me, the_page, the_pages) { d_step {
@@ -66,7 +66,7 @@ inline begin(me, the_page, the_pages) { d_step {
   page[me] = the_page;
   window[me] = the_pages;
   reliance[me] = RELIANCE_FRESH;
-  look()
+  keep_promises()
 } }
 
 inline resolve(me, the_found) { d_step {
@@ -74,7 +74,7 @@ inline resolve(me, the_found) { d_step {
   printf("STEP vp %d resolve found %d\n", me, the_found);
   phase[me] = PHASE_RESOLVED;
   extent[me] = the_found;
-  look()
+  keep_promises()
 } }
 
 inline forward(me) { d_step {
@@ -83,22 +83,20 @@ inline forward(me) { d_step {
   assert(!MEET(page[me], backed));  /* forward is said of what is not there */
   assert(!MEET(page[me], (opened[0])));  /* forward is not said of what is being changed */
   phase[me] = PHASE_IDLE;
-  page[me] = 0;
   window[me] = 0;
   extent[me] = 0;
   outdated[me] = 0;
-  look()
+  keep_promises()
 } }
 
 inline give_up(me) { d_step {
   (phase[me] == PHASE_RESOLVING || phase[me] == PHASE_RESOLVED) ->
   printf("STEP vp %d give_up\n", me);
   phase[me] = PHASE_IDLE;
-  page[me] = 0;
   window[me] = 0;
   extent[me] = 0;
   outdated[me] = 0;
-  look()
+  keep_promises()
 } }
 
 inline commit(me) { d_step {
@@ -106,7 +104,7 @@ inline commit(me) { d_step {
   printf("STEP vp %d commit\n", me);
   lock = LOCK_VP;
   phase[me] = PHASE_MAPPING;
-  look()
+  keep_promises()
 } }
 
 inline map(me, the_pages) { d_step {
@@ -115,23 +113,24 @@ inline map(me, the_pages) { d_step {
   assert(!MEET(the_pages, reached));  /* I9: what is mapped is not mapped again */
   record = (record | the_pages);
   changing = the_pages;
-  look()
+  keep_promises()
 } }
 
 inline mapped(me) { d_step {
   phase[me] == PHASE_MAPPING ->
   printf("STEP vp %d mapped\n", me);
-  assert(lock == LOCK_VP);  /* the hypervisor is asked to map under the lock alone */
+  assert(lock == LOCK_VP);  /* I5: the hypervisor is asked, and its answer taken, under the lock */
   reached = (reached | changing);
   old = (old | (changing & outdated[me]));
-  look()
+  keep_promises()
 } }
 
 inline map_is_back(me) { d_step {
   phase[me] == PHASE_MAPPING && WITHIN(changing, reached) ->
   printf("STEP vp %d map_is_back\n", me);
+  assert(lock == LOCK_VP);  /* I5: the hypervisor is asked, and its answer taken, under the lock */
   changing = 0;
-  look()
+  keep_promises()
 } }
 
 inline finish(me) { d_step {
@@ -140,40 +139,40 @@ inline finish(me) { d_step {
   assert(WITHIN(page[me], reached));  /* I10: who is told mapped reaches it */
   lock = LOCK_FREE;
   phase[me] = PHASE_IDLE;
-  page[me] = 0;
   window[me] = 0;
   extent[me] = 0;
   outdated[me] = 0;
-  look()
+  keep_promises()
 } }
 
 inline begin_invalidation(me, the_pages) { d_step {
   notice[me] == NOTICE_NONE ->
   printf("STEP source %d begin_invalidation pages %d\n", me, the_pages);
+  assert(WITHIN((opened[me] | due[me]), 0));  /* a source that begins another invalidation has ended its last one */
   reliance[0] = (MEET(window[0], the_pages) -> RELIANCE_STALE : reliance[0]);
   reliance[1] = (MEET(window[1], the_pages) -> RELIANCE_STALE : reliance[1]);
   notice[me] = NOTICE_BEGUN;
   opened[me] = the_pages;
   going = (going | the_pages);
   batch[me] = BATCH_PENDING;
-  look()
+  keep_promises()
 } }
 
 inline begin_is_acknowledged(me) { d_step {
   notice[me] == NOTICE_BEGUN && batch[me] == BATCH_DONE ->
   printf("STEP source %d begin_is_acknowledged\n", me);
   notice[me] = NOTICE_OPEN;
-  look()
+  keep_promises()
 } }
 
 inline change(me, the_found) { d_step {
   notice[me] == NOTICE_OPEN && WITHIN(the_found, opened[me]) ->
   printf("STEP source %d change found %d\n", me, the_found);
+  assert(!MEET(reached, opened[me]));  /* I1: memory is changed where the guest does not reach it */
   backed = ((backed & ~opened[me]) | the_found);
-  old = (old | (reached & opened[me]));
-  outdated[0] = (outdated[0] | (extent[0] & opened[0]));
-  outdated[1] = (outdated[1] | (extent[1] & opened[1]));
-  look()
+  outdated[0] = (outdated[0] | (extent[0] & opened[me]));
+  outdated[1] = (outdated[1] | (extent[1] & opened[me]));
+  keep_promises()
 } }
 
 inline end_invalidation(me) { d_step {
@@ -181,8 +180,7 @@ inline end_invalidation(me) { d_step {
   printf("STEP source %d end_invalidation\n", me);
   notice[me] = NOTICE_NONE;
   opened[me] = 0;
-  batch[me] = BATCH_DONE;
-  look()
+  keep_promises()
 } }
 
 inline vanish(me, the_pages) { d_step {
@@ -194,7 +192,7 @@ inline vanish(me, the_pages) { d_step {
   old = (old | (reached & the_pages));
   outdated[0] = (outdated[0] | (extent[0] & the_pages));
   outdated[1] = (outdated[1] | (extent[1] & the_pages));
-  look()
+  keep_promises()
 } }
 
 inline tell(me) { d_step {
@@ -205,7 +203,7 @@ inline tell(me) { d_step {
   notice[me] = NOTICE_TOLD;
   going = (going | due[me]);
   batch[me] = BATCH_PENDING;
-  look()
+  keep_promises()
 } }
 
 inline telling_is_acknowledged(me) { d_step {
@@ -213,7 +211,7 @@ inline telling_is_acknowledged(me) { d_step {
   printf("STEP source %d telling_is_acknowledged\n", me);
   notice[me] = NOTICE_NONE;
   due[me] = 0;
-  look()
+  keep_promises()
 } }
 
 inline take(me) { d_step {
@@ -223,31 +221,33 @@ inline take(me) { d_step {
   serving = going;
   going = 0;
   batch[0] = (batch[0] == BATCH_PENDING -> BATCH_SERVING : batch[0]);
-  look()
+  keep_promises()
 } }
 
 inline take_away(me, the_pages) { d_step {
-  lock == LOCK_MANAGER && WITHIN(changing, 0) && WITHIN(the_pages, (record & serving)) ->
+  WITHIN(the_pages, (record & serving)) ->
   printf("STEP manager %d take_away pages %d\n", me, the_pages);
   assert(WITHIN(the_pages, serving));  /* a pass takes away what is going, and nothing else */
   changing = the_pages;
-  look()
+  keep_promises()
 } }
 
 inline taken_away(me) { d_step {
   lock == LOCK_MANAGER ->
   printf("STEP manager %d taken_away\n", me);
+  assert(lock == LOCK_MANAGER);  /* I5: the hypervisor is asked, and its answer taken, under the lock */
   reached = (reached & ~changing);
   old = (old & ~changing);
-  look()
+  keep_promises()
 } }
 
 inline take_away_is_back(me) { d_step {
   lock == LOCK_MANAGER && !MEET(changing, reached) ->
   printf("STEP manager %d take_away_is_back\n", me);
+  assert(lock == LOCK_MANAGER);  /* I5: the hypervisor is asked, and its answer taken, under the lock */
   record = (record & ~changing);
   changing = 0;
-  look()
+  keep_promises()
 } }
 
 inline served(me) { d_step {
@@ -256,7 +256,7 @@ inline served(me) { d_step {
   batch[0] = (batch[0] == BATCH_SERVING -> BATCH_DONE : batch[0]);
   serving = 0;
   lock = LOCK_FREE;
-  look()
+  keep_promises()
 } }
 
 inline remove(me) { d_step {
@@ -266,37 +266,39 @@ inline remove(me) { d_step {
   reliance[0] = (MEET(window[0], region) -> RELIANCE_STALE : reliance[0]);
   reliance[1] = (MEET(window[1], region) -> RELIANCE_STALE : reliance[1]);
   region = 0;
-  look()
+  keep_promises()
 } }
 
 inline unmap(me, the_pages) { d_step {
   lock == LOCK_REMOVER && WITHIN(changing, 0) && WITHIN(the_pages, record) ->
   printf("STEP vmm %d unmap pages %d\n", me, the_pages);
   changing = the_pages;
-  look()
+  keep_promises()
 } }
 
 inline unmapped(me) { d_step {
   lock == LOCK_REMOVER ->
   printf("STEP vmm %d unmapped\n", me);
+  assert(lock == LOCK_REMOVER);  /* I5: the hypervisor is asked, and its answer taken, under the lock */
   reached = (reached & ~changing);
   old = (old & ~changing);
-  look()
+  keep_promises()
 } }
 
 inline unmap_is_back(me) { d_step {
   lock == LOCK_REMOVER && !MEET(changing, reached) ->
   printf("STEP vmm %d unmap_is_back\n", me);
+  assert(lock == LOCK_REMOVER);  /* I5: the hypervisor is asked, and its answer taken, under the lock */
   record = (record & ~changing);
   changing = 0;
-  look()
+  keep_promises()
 } }
 
 inline removed(me) { d_step {
   lock == LOCK_REMOVER && WITHIN(record, 0) ->
   printf("STEP vmm %d removed\n", me);
   lock = LOCK_FREE;
-  look()
+  keep_promises()
 } }
 
 inline add(me) { d_step {
@@ -304,7 +306,7 @@ inline add(me) { d_step {
   printf("STEP vmm %d add\n", me);
   assert(WITHIN(reached, 0));  /* a region is added where nothing of another is left */
   region = EVERYTHING;
-  look()
+  keep_promises()
 } }
 
 active proctype vp_0() { do

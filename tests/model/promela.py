@@ -6,7 +6,7 @@ without us. Must not know what the rows mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import product
@@ -40,8 +40,8 @@ def model(scope: Scope, table: t.Table = TABLE, promises: Sequence[t.Promise] = 
     """The whole text."""
     return "\n".join(
         [
-            "/* Written by tests/model/promela.py from service/interceptd/transitions/table.py: edit that. A page",
-            f"   set is a bit mask. The world: {scope.pages} pages, {scope.vps} VPs,"
+            "/* Written by tests/model/promela.py from service/interceptd/transitions/table.py: edit that.",
+            f"   A page set is a bit mask. The world: {scope.pages} pages, {scope.vps} VPs,"
             f" {scope.sources} source(s) of invalidations, a region manager, a VMM. */",
             *_states(),
             "",
@@ -187,8 +187,6 @@ def _parameter(parameter: t.Parameter) -> str:
 
 def _state(state: Enum) -> str:
     return f"{type(state).__name__}_{state.name}".upper()
-
-
 
 
 if __name__ == "__main__":

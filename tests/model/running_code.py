@@ -1,6 +1,6 @@
 """VPs, sources of invalidations and a VMM that run against each other on the real parts, drawn by hypothesis.
 
-Owns the actors, and the comparison of what they did with the transition table. Must not know the table's rows.
+Owns the actors, and the comparison of what they did with the table. Must not know the table's rows.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ class _Run:
                     actors.start_soon(self._as, Actor.SOURCE, number, self._source, changes)
             nursery.cancel_scope.cancel()
 
-    async def _as(self, actor: Actor, number: int, act: Callable[..., Awaitable[None]], *args: object) -> None:
+    async def _as(
+        self, actor: Actor, number: int, act: Callable[..., Awaitable[None]], *args: object
+    ) -> None:
         WHO.set((actor, number))
         await act(*args)
 

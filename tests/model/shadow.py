@@ -1,6 +1,6 @@
 """The transition table, run: a state that takes one row at a time and says why it may not.
 
-Owns the evaluation of the terms. It follows the running daemon as its shadow. Must not know what the rows mean.
+Owns the evaluation of the terms: the running daemon's shadow. Must not know what the rows mean.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class Step:
     pages: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return " ".join([self.row, str(self.me), *(f"{name}={pages:#b}" for name, pages in self.pages.items())])
+        return " ".join(
+            [self.row, str(self.me), *(f"{name}={pages:#b}" for name, pages in self.pages.items())]
+        )
 
 
 class Shadow:
@@ -85,7 +87,9 @@ class Shadow:
     def _make(self, effect: t.Effect, step: Step) -> None:
         match effect:
             case t.Put(variable, value):
-                self._values[variable.name, self._number(variable, step.me)] = self._value(value, step, None, 0)
+                self._values[variable.name, self._number(variable, step.me)] = self._value(
+                    value, step, None, 0
+                )
             case t.PutEach(variable, value, where):
                 assert variable.of is not None
                 for number in range(self._counts[variable.of]):
@@ -120,7 +124,8 @@ class Shadow:
             case t.AnyIs(variable, state):
                 assert variable.of is not None
                 return any(
-                    self._values[variable.name, number] is state for number in range(self._counts[variable.of])
+                    self._values[variable.name, number] is state
+                    for number in range(self._counts[variable.of])
                 )
             case t.Either(left, right):
                 return any(self._holds(each, me, parameters, about) for each in (left, right))

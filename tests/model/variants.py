@@ -10,12 +10,16 @@ from dataclasses import replace
 
 from interceptd.transitions import terms as t
 from interceptd.transitions.table import (
+    BACKED,
     BATCH,
     CHANGING,
     EXTENT,
+    FOUND,
     GOING,
     LOCK,
+    ONE,
     OPEN,
+    OPENED,
     PHASE,
     RECORD,
     REGION,
@@ -63,7 +67,9 @@ def no_notifier() -> t.Table:
 
 
 def windows_not_cut_back_to_what_is_open() -> t.Table:
-    return without_condition(TABLE, "begin", t.Apart(SOME, OPEN))
+    """The faulting page is looked at, and its neighbours are not."""
+    table = without_condition(TABLE, "begin", t.Apart(SOME, OPEN))
+    return edited(table, "begin", lambda row: replace(row, when=(*row.when, t.Apart(ONE, OPEN))))
 
 
 def attempts_registered_after_a_pause() -> t.Table:
@@ -85,7 +91,12 @@ def a_pass_that_does_not_wait_for_the_lock() -> t.Table:
 
 def a_pass_that_answers_for_what_came_after_it_took() -> t.Table:
     """The pending set is looked at before the pass, and cleared behind it."""
-    done = (t.PutEach(BATCH, Batch.DONE), t.Put(GOING, t.NOTHING), t.Put(SERVING, t.NOTHING), t.Put(LOCK, Lock.FREE))
+    done = (
+        t.PutEach(BATCH, Batch.DONE),
+        t.Put(GOING, t.NOTHING),
+        t.Put(SERVING, t.NOTHING),
+        t.Put(LOCK, Lock.FREE),
+    )
     return edited(TABLE, "served", lambda row: replace(row, then=done))
 
 
@@ -104,7 +115,7 @@ def a_region_added_while_another_is_unmapped() -> t.Table:
 
 
 def resumed_while_the_map_is_out() -> t.Table:
-    return without_condition(TABLE, "resume", t.Apart(t.Parameter("page", most=1), CHANGING))
+    return without_condition(TABLE, "resume", t.Apart(ONE, CHANGING))
 
 
 def every_vp_maps_the_whole_extent() -> t.Table:
@@ -112,15 +123,22 @@ def every_vp_maps_the_whole_extent() -> t.Table:
 
 
 def one_frame_extrapolated_over_the_window() -> t.Table:
-    return edited(
-        TABLE, "resolve", lambda row: replace(row, when=(row.when[0], t.Within(t.Parameter("found", may_be_empty=True), WINDOW), row.when[2]))
-    )
+    table = without_condition(TABLE, "resolve", t.Within(FOUND, WINDOW & BACKED))
+    return edited(table, "resolve", lambda row: replace(row, when=(*row.when, t.Within(FOUND, WINDOW))))
+
+
+def attempts_on_replaced_memory_not_called_stale() -> t.Table:
+    """Begun before the invalidation, resolved before the change, and committed after it; what is changed is
+    always replaced, so that nothing but the age of the frames tells."""
+    table = edited(TABLE, "begin_invalidation", lambda row: replace(row, then=_but(row.then, RELIANCE)))
+    return edited(table, "change", lambda row: replace(row, when=(*row.when, t.Within(OPENED, FOUND))))
 
 
 VARIANTS: Mapping[str, Variant] = {
     variant.__name__: variant
     for variant in (
         no_staleness_check_at_commit,
+        attempts_on_replaced_memory_not_called_stale,
         a_stale_no_is_told,
         acknowledged_before_the_unmap,
         told_and_acknowledged_before_the_unmap,

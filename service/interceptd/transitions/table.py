@@ -2,9 +2,9 @@
 
 Owns the rows, and the promises that must hold whatever order they are taken in. A row states the least that
 safety needs: what the daemon asks for besides, to save a call or a wait, is its own affair. Nothing of the
-daemon runs it. `tests/model` holds the running code against it step by step, and prints it as the Promela model
-that spin searches: a row that allows too much breaks a promise there, one that allows too little is broken by
-the code. Must not know tasks, ranges, rights, or kinds of regions: one region, of MMIO, over a few pages.
+daemon runs it. `tests/model` holds the running code against it step by step, and prints it as the Promela
+model that spin searches: a row that allows too much breaks a promise there, one that allows too little is
+broken by the code. Must not know tasks, ranges, rights, or kinds of regions: one region of MMIO, a few pages.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ TABLE: Table = {
     ),
     "take_away": Row(
         Actor.MANAGER, (SOME,),
-        when=(Is(LOCK, (Lock.MANAGER,)), Within(CHANGING, NOTHING), Within(SOME, RECORD & SERVING)),
+        when=(Within(SOME, RECORD & SERVING),),  # only a pass has anything to serve
         then=(Put(CHANGING, SOME),),
     ),
     "taken_away": Row(
@@ -292,7 +292,14 @@ TABLE: Table = {
 }  # fmt: skip
 
 
-_LOCKED_BY_A_VP = Is(LOCK, (Lock.VP,))
+_UNDER_THE_LOCK = {
+    "mapped": Lock.VP,
+    "map_is_back": Lock.VP,
+    "taken_away": Lock.MANAGER,
+    "take_away_is_back": Lock.MANAGER,
+    "unmapped": Lock.REMOVER,
+    "unmap_is_back": Lock.REMOVER,
+}
 
 PROMISES = (
     Promise("I1: what the guest reaches of old frames is not acknowledged yet", Within(OLD, OfAll(DUE))),
@@ -317,8 +324,17 @@ PROMISES = (
     Promise("forward is not said of what is being changed", Apart(PAGE, OPEN), at="forward"),
     Promise("I9: what is mapped is not mapped again", Apart(SOME, REACHED), at="map"),
     Promise("I1: memory is changed where the guest does not reach it", Apart(REACHED, OPENED), at="change"),
-    Promise("who has the lock says that its map is over", _LOCKED_BY_A_VP, at="map_is_back"),
-    Promise("the hypervisor is asked to map under the lock alone", _LOCKED_BY_A_VP, at="mapped"),
+    Promise(
+        "a source that begins another invalidation has ended its last one",
+        Within(OPENED | DUE, NOTHING),
+        at="begin_invalidation",
+    ),
+    *(
+        Promise(
+            "I5: the hypervisor is asked, and its answer taken, under the lock", Is(LOCK, (holder,)), at=row
+        )
+        for row, holder in _UNDER_THE_LOCK.items()
+    ),
     Promise("a pass takes away what is going, and nothing else", Within(SOME, SERVING), at="take_away"),
     Promise("a region is added where nothing of another is left", Within(REACHED, NOTHING), at="add"),
 )

@@ -44,7 +44,7 @@ EVERYTHING = Constant("everything")
 
 @dataclass(frozen=True, slots=True)
 class Variable(Pages):
-    """One value, a state or a page set, or one for each `of` the actors. In a row the acting one's is meant."""
+    """A state or a page set, or one for each `of` the actors. In a row the acting one's is meant."""
 
     name: str
     of: Actor | None = None
