@@ -1,7 +1,7 @@
 """What bytes from outside can come to, a function each: it returns, or raises what must not be.
 
 Owns the statements that hold for any bytes: which errors there may be, and that two ways to read the same
-bytes agree. Must not know where the bytes come from: a fuzzer, or the corpus of those that once were of interest.
+bytes agree. Must not know where the bytes come from: a fuzzer, or the corpus.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def frames(data: bytes) -> None:
 
 
 def receiver(data: bytes) -> None:
-    """The messages are the same however the bytes are cut: the short cut of small requests changes nothing."""
+    """The messages are the same however the bytes are cut, with the short cut of small requests or not."""
     for accepts in ({rpc.REQUEST}, {rpc.RESPONSE}, _KINDS):
         at_once = list(_received(accepts, [data]))
         assert at_once == list(_received(accepts, [data[i : i + 1] for i in range(len(data))]))
