@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from interceptd.transitions.table import BACKED, OUTDATED
-from interceptd.transitions.terms import Table
+from interceptd.transitions.table import BACKED, DUE, OLD, OUTDATED, PROMISES
+from interceptd.transitions.terms import OfAll, Table, Within
 from model.mutants import edited, mutants
 from model.promela import Scope, model
 from model.recorder import Trace
@@ -70,5 +70,6 @@ def test_what_the_model_forgets_without_its_memory_of_changes_is_an_error_that_i
     table = attempts_on_replaced_memory_not_called_stale()
     forgetful = edited(table, "change", lambda row: replace(row, then=row.then[:1]))
     assert [effect.variable for effect in table["change"].then] == [BACKED, OUTDATED]
-    assert search(model(SMALL, table), tmp_path / "with", optimise=0).errors
-    assert not search(model(SMALL, forgetful), tmp_path / "without", optimise=0).errors
+    of_old_frames = [promise for promise in PROMISES if promise.holds == Within(OLD, OfAll(DUE))]
+    assert search(model(SMALL, table, of_old_frames), tmp_path / "with", optimise=0).errors
+    assert not search(model(SMALL, forgetful, of_old_frames), tmp_path / "without", optimise=0).errors
