@@ -1,16 +1,19 @@
 # make run    the main job, with the embedded defaults        make check   format, lint, types, contracts
 # make test   the tests                                       make verify  the long checks
-# make bench  an intercept beside the bare socket             make coverage, make format, make clean
+# make bench  an intercept beside the bare socket             make fuzz    the byte parsers, SECONDS=600 each
+# make coverage, make format, make clean
 .DEFAULT_GOAL := help
-.PHONY: help run test check format verify bench coverage clean
+.PHONY: help run test check format verify fuzz bench coverage clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FUZZ_READY := $(VENV)/.fuzz-ready
+SECONDS ?= 600
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -38,8 +41,20 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+$(FUZZ_READY): $(READY)
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+		$(BIN)/python -m pip install --quiet --editable '.[dev,fuzz]'
+	@touch $@
+
 verify: $(READY)
+	@$(MAKE) --no-print-directory $(FUZZ_READY) || echo "verify: no atheris for this Python: no fuzzing"
+	@for tool in spin gcc; do command -v $$tool > /dev/null || echo "verify: apt-get install $$tool"; done
 	$(BIN)/python -m pytest -m verify -v
+
+fuzz: $(FUZZ_READY)
+	@for target in tests/fuzz/corpus/*/; do \
+		echo "$$target"; PYTHONPATH=tests $(BIN)/python tests/fuzz/run.py $$(basename $$target) $(SECONDS) || exit 1; \
+	done
 
 bench: $(READY)
 	@$(BIN)/python tests/benchmarks/bench.py
@@ -51,4 +66,4 @@ coverage: $(READY)
 	$(BIN)/coverage report
 
 clean:
-	rm -rf $(VENV) .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) fuzz-found .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -112,6 +112,8 @@ def _read(file: Path) -> dict[str, object]:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{file}: is not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: is nested too deep") from None
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterable[Setting]:
@@ -128,7 +130,7 @@ def _value(setting: Setting) -> object:
         return setting.text
     try:
         parsed = tomllib.loads(f"value = {setting.text}")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return setting.text  # whose type is then the error
     return parsed["value"] if len(parsed) == 1 else setting.text
 
@@ -148,9 +150,17 @@ def _nested(table: Table) -> dict[str, object]:
 
 def _converted(table: Mapping[str, object], origin: str) -> Config:
     try:
-        return msgspec.convert(table, Config, dec_hook=_decode)
+        config = msgspec.convert(table, Config, dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{origin}: {_explain(str(error))}") from None
+    for key in ("socket", "operator_socket"):
+        if not _is_file_path(getattr(config, key)):
+            raise ConfigError(f"{origin}: {key}: expected the path of a socket, got {getattr(config, key)!r}")
+    return config
+
+
+def _is_file_path(path: str | None) -> bool:
+    return path is None or (bool(Path(path).name) and "\0" not in path)
 
 
 def _decode(form: type, value: object) -> object:
@@ -162,7 +172,7 @@ def _decode(form: type, value: object) -> object:
 
 
 def _explain(text: str) -> str:
-    why, _, where = text.partition(" - at `$")
+    why, _, where = text.rpartition(" - at `$") if " - at `$" in text else (text, "", "")
     where = where.rstrip("`").lstrip(".")
     if why.startswith("Object contains unknown field `"):
         key = why.removeprefix("Object contains unknown field `").rstrip("`")

@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.outcomes import Access
 from interceptd.attempt import Attempt
 from interceptd.cli import main
+from interceptd.mapping import Extent
 from interceptd.region import Region
 from interceptd.region_manager import RegionManager
 
@@ -37,9 +39,19 @@ def without_staleness_check() -> None:
     Attempt.stale = property(never)  # type: ignore[method-assign, assignment]
 
 
+def with_hard_coded_rights() -> None:
+    """The guest gets what the region allows, whatever the VMA does (hazard h)."""
+
+    def those_of_the_region(region: Region, _: Extent) -> Access:
+        return region.access
+
+    Region.rights = those_of_the_region  # type: ignore[method-assign, assignment]
+
+
 BREAKS: Final[Mapping[str, Callable[[], None]]] = {
     "without-invalidation": without_invalidation,
     "without-staleness-check": without_staleness_check,
+    "with-hard-coded-rights": with_hard_coded_rights,
 }
 
 if __name__ == "__main__":

@@ -43,6 +43,10 @@ def test_keys_of_the_file_replace_the_defaults_and_only_those(file: Path) -> Non
         ("allowed_uids = [0, -1]", "allowed_uids", ">= 0"),
         ("socket_mode = 0o1777", "socket_mode", "<= 511"),
         ("limits = 3", "limits", "expected `object`"),
+        ('[log]\nlevel = "as - at `$ says"', "log.level", "got 'as - at `$ says'"),
+        ('socket = ""', "socket", "expected the path of a socket, got ''"),
+        ('socket = "/"', "socket", "expected the path of a socket, got '/'"),
+        ('operator_socket = "a\\u0000b"', "operator_socket", "expected the path of a socket"),
     ],
 )
 def test_a_wrong_key_is_named_with_its_file_and_what_was_expected(
@@ -64,6 +68,12 @@ def test_a_file_that_is_no_toml_is_named_with_the_place(file: Path) -> None:
 def test_a_file_that_is_no_text_is_named(file: Path) -> None:
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=f"{file}: is not TOML"):
+        load_config(file)
+
+
+def test_a_file_that_is_nested_beyond_what_can_be_read_is_named(file: Path) -> None:
+    file.write_text("x = " + "[" * 5000)
+    with pytest.raises(ConfigError, match=f"{file}: is nested too deep"):
         load_config(file)
 
 

@@ -1,0 +1,1 @@
+"""What the daemon does, as data that can be checked: see `table`."""

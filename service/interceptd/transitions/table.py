@@ -1,0 +1,340 @@
+"""The algorithm of begin, resolve, commit and invalidate as a table: who may take which step, when, to where.
+
+Owns the rows, and the promises that must hold whatever order they are taken in. A row states the least that
+safety needs: what the daemon asks for besides, to save a call or a wait, is its own affair. Nothing of the
+daemon runs it. `tests/model` holds the running code against it step by step, and prints it as the Promela
+model that spin searches: a row that allows too much breaks a promise there, one that allows too little is
+broken by the code. Must not know tasks, ranges, rights, or kinds of regions: one region of MMIO, a few pages.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from interceptd.transitions.terms import (
+    EVERYTHING,
+    NOTHING,
+    Actor,
+    AnyIs,
+    Apart,
+    Either,
+    Is,
+    Meet,
+    OfAll,
+    Parameter,
+    Promise,
+    Put,
+    PutEach,
+    Row,
+    Table,
+    Variable,
+    Within,
+)
+
+
+class Lock(Enum):
+    FREE = "free"
+    VP = "vp"
+    MANAGER = "manager"
+    REMOVER = "remover"
+
+
+class Phase(Enum):
+    """Of one VP."""
+
+    IDLE = "idle"
+    RESOLVING = "resolving"
+    RESOLVED = "resolved"
+    MAPPING = "mapping"
+
+
+class Reliance(Enum):
+    """Whether an attempt may still rely on its window."""
+
+    FRESH = "fresh"
+    STALE = "stale"
+
+
+class Notice(Enum):
+    """Of one source of invalidations."""
+
+    NONE = "none"
+    BEGUN = "begun"
+    OPEN = "open"
+    """Begun and acknowledged: the VMM may change the memory."""
+    GONE = "gone"
+    """The memory went and nobody was told yet."""
+    TOLD = "told"
+
+
+class Batch(Enum):
+    """How far the pass is that a source waits for."""
+
+    DONE = "done"
+    PENDING = "pending"
+    SERVING = "serving"
+
+
+LOCK = Variable("lock", initially=Lock.FREE)
+REGION = Variable("region")
+"""The pages of the region that is in the list."""
+BACKED = Variable("backed", initially=EVERYTHING)
+"""The pages behind which the VMM has memory."""
+RECORD = Variable("record")
+CHANGING = Variable("changing")
+"""What the lock's holder is mapping or unmapping now."""
+REACHED = Variable("reached")
+"""What the guest reaches: the hypervisor's table."""
+OLD = Variable("old")
+"""Of that, what was made from frames that are no longer the VMM's."""
+GOING = Variable("going")
+"""Invalidated, and waiting for a pass of the region manager."""
+SERVING = Variable("serving")
+"""What the pass takes away."""
+
+PHASE = Variable("phase", Actor.VP, Phase.IDLE)
+PAGE = Variable("page", Actor.VP)
+WINDOW = Variable("window", Actor.VP)
+RELIANCE = Variable("reliance", Actor.VP, Reliance.FRESH)
+EXTENT = Variable("extent", Actor.VP)
+"""The pages whose frames were found."""
+OUTDATED = Variable("outdated", Actor.VP)
+"""Of those, what was found before the memory changed."""
+
+NOTICE = Variable("notice", Actor.SOURCE, Notice.NONE)
+OPENED = Variable("opened", Actor.SOURCE)
+"""Between this source's begin and its end."""
+DUE = Variable("due", Actor.SOURCE)
+"""What went unannounced, until the invalidation that says so is acknowledged."""
+BATCH = Variable("batch", Actor.SOURCE, Batch.DONE)
+
+VARIABLES = (
+    LOCK, REGION, BACKED, RECORD, CHANGING, REACHED, OLD, GOING, SERVING,
+    PHASE, PAGE, WINDOW, RELIANCE, EXTENT, OUTDATED, NOTICE, OPENED, DUE, BATCH,
+)  # fmt: skip
+
+OPEN = OfAll(OPENED)
+ONE = Parameter("page", most=1)
+SOME = Parameter("pages")
+FOUND = Parameter("found", may_be_empty=True)
+
+_LEAVE = (Put(PHASE, Phase.IDLE), Put(WINDOW, NOTHING), Put(EXTENT, NOTHING), Put(OUTDATED, NOTHING))
+"""Every attempt is finished, however it went."""
+
+
+TABLE: Table = {
+    # ------------------------------------------------ a VP
+    "resume": Row(  # one look: what is mapped is the answer, unless it is going
+        Actor.VP, (ONE,),
+        when=(Within(ONE, RECORD), Apart(ONE, CHANGING), Apart(ONE, GOING | SERVING)),
+        then=(),
+    ),
+    "begin": Row(
+        Actor.VP, (ONE, SOME),
+        when=(Is(PHASE, (Phase.IDLE,)), Within(ONE, SOME), Within(SOME, REGION), Apart(SOME, OPEN)),
+        then=(
+            Put(PHASE, Phase.RESOLVING), Put(PAGE, ONE), Put(WINDOW, SOME), Put(RELIANCE, Reliance.FRESH),
+        ),
+    ),
+    "resolve": Row(
+        Actor.VP, (FOUND,),
+        when=(Is(PHASE, (Phase.RESOLVING,)), Within(FOUND, WINDOW & BACKED), Within(PAGE & BACKED, FOUND)),
+        then=(Put(PHASE, Phase.RESOLVED), Put(EXTENT, FOUND)),
+    ),
+    "forward": Row(  # unbacked: a "no" can be stale, too
+        Actor.VP, (),
+        when=(Is(PHASE, (Phase.RESOLVED,)), Apart(PAGE, EXTENT), Is(RELIANCE, (Reliance.FRESH,))),
+        then=_LEAVE,
+    ),
+    "give_up": Row(  # stale, contended or cancelled
+        Actor.VP, (),
+        when=(Is(PHASE, (Phase.RESOLVING, Phase.RESOLVED)),),
+        then=_LEAVE,
+    ),
+    "commit": Row(  # having the lock and looking whether the attempt is stale are one step
+        Actor.VP, (),
+        when=(Meet(PAGE, EXTENT), Is(LOCK, (Lock.FREE,)), Is(RELIANCE, (Reliance.FRESH,))),
+        then=(Put(LOCK, Lock.VP), Put(PHASE, Phase.MAPPING)),
+    ),
+    "map": Row(  # recorded first
+        Actor.VP, (SOME,),
+        when=(Is(PHASE, (Phase.MAPPING,)), Within(CHANGING, NOTHING), Within(SOME, EXTENT - RECORD)),
+        then=(Put(RECORD, RECORD | SOME), Put(CHANGING, SOME)),
+    ),
+    "mapped": Row(
+        Actor.VP, (),
+        when=(Is(PHASE, (Phase.MAPPING,)),),
+        then=(Put(REACHED, REACHED | CHANGING), Put(OLD, OLD | (CHANGING & OUTDATED))),
+    ),
+    "map_is_back": Row(
+        Actor.VP, (),
+        when=(Is(PHASE, (Phase.MAPPING,)), Within(CHANGING, REACHED)),
+        then=(Put(CHANGING, NOTHING),),
+    ),
+    "finish": Row(
+        Actor.VP, (),
+        when=(Is(PHASE, (Phase.MAPPING,)), Within(CHANGING, NOTHING), Within(EXTENT, RECORD)),
+        then=(Put(LOCK, Lock.FREE), *_LEAVE),
+    ),
+    # ------------------------------------------------ a source of invalidations
+    "begin_invalidation": Row(
+        Actor.SOURCE, (SOME,),
+        when=(Is(NOTICE, (Notice.NONE,)),),
+        then=(
+            PutEach(RELIANCE, Reliance.STALE, (Meet(WINDOW, SOME),)),
+            Put(NOTICE, Notice.BEGUN), Put(OPENED, SOME), Put(GOING, GOING | SOME), Put(BATCH, Batch.PENDING),
+        ),
+    ),
+    "begin_is_acknowledged": Row(
+        Actor.SOURCE, (),
+        when=(Is(NOTICE, (Notice.BEGUN,)), Is(BATCH, (Batch.DONE,))),
+        then=(Put(NOTICE, Notice.OPEN),),
+    ),
+    "change": Row(  # new memory, or none, behind pages that are open
+        Actor.SOURCE, (FOUND,),
+        when=(Is(NOTICE, (Notice.OPEN,)), Within(FOUND, OPENED)),
+        then=(
+            Put(BACKED, (BACKED - OPENED) | FOUND), PutEach(OUTDATED, OUTDATED | (EXTENT & OPENED)),
+        ),
+    ),
+    "end_invalidation": Row(  # before the acknowledgement if the connection closes
+        Actor.SOURCE, (),
+        when=(Is(NOTICE, (Notice.BEGUN, Notice.OPEN)),),
+        then=(Put(NOTICE, Notice.NONE), Put(OPENED, NOTHING)),
+    ),
+    "vanish": Row(  # the other way: memory goes first, and then somebody says so
+        Actor.SOURCE, (SOME,),
+        when=(Is(NOTICE, (Notice.NONE,)),),
+        then=(
+            Put(NOTICE, Notice.GONE), Put(DUE, SOME), Put(BACKED, BACKED - SOME),
+            Put(OLD, OLD | (REACHED & SOME)), PutEach(OUTDATED, OUTDATED | (EXTENT & SOME)),
+        ),
+    ),
+    "tell": Row(
+        Actor.SOURCE, (),
+        when=(Is(NOTICE, (Notice.GONE,)),),
+        then=(
+            PutEach(RELIANCE, Reliance.STALE, (Meet(WINDOW, DUE),)),
+            Put(NOTICE, Notice.TOLD), Put(GOING, GOING | DUE), Put(BATCH, Batch.PENDING),
+        ),
+    ),
+    "telling_is_acknowledged": Row(
+        Actor.SOURCE, (),
+        when=(Is(NOTICE, (Notice.TOLD,)), Is(BATCH, (Batch.DONE,))),
+        then=(Put(NOTICE, Notice.NONE), Put(DUE, NOTHING)),
+    ),
+    # ------------------------------------------------ the region manager's task
+    "take": Row(  # having the lock and taking what is pending are one step
+        Actor.MANAGER, (),
+        when=(Is(LOCK, (Lock.FREE,)),),
+        then=(
+            Put(LOCK, Lock.MANAGER), Put(SERVING, GOING), Put(GOING, NOTHING),
+            PutEach(BATCH, Batch.SERVING, (Is(BATCH, (Batch.PENDING,)),)),
+        ),
+    ),
+    "take_away": Row(
+        Actor.MANAGER, (SOME,),
+        when=(Within(SOME, RECORD & SERVING),),  # only a pass has anything to serve
+        then=(Put(CHANGING, SOME),),
+    ),
+    "taken_away": Row(
+        Actor.MANAGER, (),
+        when=(Is(LOCK, (Lock.MANAGER,)),),
+        then=(Put(REACHED, REACHED - CHANGING), Put(OLD, OLD - CHANGING)),
+    ),
+    "take_away_is_back": Row(
+        Actor.MANAGER, (),
+        when=(Is(LOCK, (Lock.MANAGER,)), Apart(CHANGING, REACHED)),
+        then=(Put(RECORD, RECORD - CHANGING), Put(CHANGING, NOTHING)),
+    ),
+    "served": Row(
+        Actor.MANAGER, (),
+        when=(Is(LOCK, (Lock.MANAGER,)), Apart(RECORD, SERVING)),
+        then=(
+            PutEach(BATCH, Batch.DONE, (Is(BATCH, (Batch.SERVING,)),)),
+            Put(SERVING, NOTHING), Put(LOCK, Lock.FREE),
+        ),
+    ),
+    # ------------------------------------------------ the VMM's connection
+    "remove": Row(  # unlinked and stale before anything is unmapped
+        Actor.VMM, (),
+        when=(Is(LOCK, (Lock.FREE,)),),
+        then=(
+            Put(LOCK, Lock.REMOVER), PutEach(RELIANCE, Reliance.STALE, (Meet(WINDOW, REGION),)),
+            Put(REGION, NOTHING),
+        ),
+    ),
+    "unmap": Row(
+        Actor.VMM, (SOME,),
+        when=(Is(LOCK, (Lock.REMOVER,)), Within(CHANGING, NOTHING), Within(SOME, RECORD)),
+        then=(Put(CHANGING, SOME),),
+    ),
+    "unmapped": Row(
+        Actor.VMM, (),
+        when=(Is(LOCK, (Lock.REMOVER,)),),
+        then=(Put(REACHED, REACHED - CHANGING), Put(OLD, OLD - CHANGING)),
+    ),
+    "unmap_is_back": Row(
+        Actor.VMM, (),
+        when=(Is(LOCK, (Lock.REMOVER,)), Apart(CHANGING, REACHED)),
+        then=(Put(RECORD, RECORD - CHANGING), Put(CHANGING, NOTHING)),
+    ),
+    "removed": Row(
+        Actor.VMM, (),
+        when=(Is(LOCK, (Lock.REMOVER,)), Within(RECORD, NOTHING)),
+        then=(Put(LOCK, Lock.FREE),),
+    ),
+    "add": Row(
+        Actor.VMM, (),
+        when=(Is(LOCK, (Lock.FREE,)), Within(REGION, NOTHING)),
+        then=(Put(REGION, EVERYTHING),),
+    ),
+}  # fmt: skip
+
+
+_UNDER_THE_LOCK = {
+    "mapped": Lock.VP,
+    "map_is_back": Lock.VP,
+    "taken_away": Lock.MANAGER,
+    "take_away_is_back": Lock.MANAGER,
+    "unmapped": Lock.REMOVER,
+    "unmap_is_back": Lock.REMOVER,
+}
+
+PROMISES = (
+    Promise("I1: what the guest reaches of old frames is not acknowledged yet", Within(OLD, OfAll(DUE))),
+    Promise("I2: what the guest reaches is memory", Within(REACHED, BACKED | OLD)),
+    Promise(
+        "I2: what the guest reaches lies in the region, unless that is being removed",
+        Either(Within(REACHED, REGION), Is(LOCK, (Lock.REMOVER,))),
+    ),
+    Promise("I10: what the guest reaches is on record", Within(REACHED, RECORD)),
+    Promise(
+        "the lock is let go of",
+        Either(Is(LOCK, (Lock.FREE, Lock.MANAGER, Lock.REMOVER)), AnyIs(PHASE, Phase.MAPPING)),
+    ),
+    Promise("I10: who is told resume reaches it", Within(ONE, REACHED), at="resume"),
+    Promise(
+        "nobody is told resume for what is known to be gone",
+        Apart(ONE & OLD, GOING | SERVING),
+        at="resume",
+    ),
+    Promise("I10: who is told mapped reaches it", Within(PAGE, REACHED), at="finish"),
+    Promise("forward is said of what is not there", Apart(PAGE, BACKED), at="forward"),
+    Promise("forward is not said of what is being changed", Apart(PAGE, OPEN), at="forward"),
+    Promise("I9: what is mapped is not mapped again", Apart(SOME, REACHED), at="map"),
+    Promise("I1: memory is changed where the guest does not reach it", Apart(REACHED, OPENED), at="change"),
+    Promise(
+        "a source that begins another invalidation has ended its last one",
+        Within(OPENED | DUE, NOTHING),
+        at="begin_invalidation",
+    ),
+    *(
+        Promise(
+            "I5: the hypervisor is asked, and its answer taken, under the lock", Is(LOCK, (holder,)), at=row
+        )
+        for row, holder in _UNDER_THE_LOCK.items()
+    ),
+    Promise("a pass takes away what is going, and nothing else", Within(SOME, SERVING), at="take_away"),
+    Promise("a region is added where nothing of another is left", Within(REACHED, NOTHING), at="add"),
+)

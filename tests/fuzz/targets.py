@@ -1,0 +1,233 @@
+"""What bytes from outside can come to, a function each: it returns, or raises what must not be.
+
+Owns the statements that hold for any bytes: which errors there may be, and that two ways to read the same
+bytes agree. Must not know where the bytes come from: a fuzzer, or the corpus.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import msgpack
+
+from fakes.procmaps_parsed import asking_by_parsing
+from intercept_protocol import codec, messages, rpc
+from intercept_protocol.addresses import PAGE_LIMIT, PAGE_SHIFT
+from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.frames import MESSAGE_LIMIT, FrameScanner
+from intercept_protocol.hv_message import MESSAGE_SIZE, InterceptMessage, MessageType, memory_access
+from intercept_protocol.intercept_codec import encode_answer, match_intercept
+from intercept_protocol.messages import Architecture
+from intercept_protocol.outcomes import Access, Answer
+from interceptd.address_space.procmaps import ProcMaps
+from interceptd.address_space.smaps import is_io
+from interceptd.config_sources import ConfigError, load_config
+from interceptd.userfaultfd import parse_events
+
+KEPT = Path(__file__).with_name("corpus")
+"""A directory a target: inputs that reach what others do not, and those that once broke it."""
+ERROR_BYTES = 4096
+"""What an error of ours may take at most, whatever it quotes: far below the limit of a message."""
+METHODS: tuple[Mapping[str, type], ...] = (
+    messages.VMM_METHODS,
+    messages.NOTIFIER_METHODS,
+    messages.HYPERVISOR_METHODS,
+    messages.OPERATOR_METHODS,
+)
+_KINDS = {rpc.REQUEST, rpc.RESPONSE, rpc.NOTIFICATION}
+
+
+def frames(data: bytes) -> None:
+    """The scan ends where msgpack ends, or refuses; in one piece and byte by byte alike."""
+    whole = _scanned([data])
+    assert whole == _scanned(data[:size] for size in range(len(data) + 1))
+    if whole != "refused":
+        unpacker = msgpack.Unpacker(max_buffer_size=len(data) or 1, strict_map_key=False)
+        unpacker.feed(data)
+        try:
+            unpacker.skip()
+            end: int | None = unpacker.tell()
+        except msgpack.OutOfData:
+            end = None
+        assert whole == end, (whole, end)
+
+
+def receiver(data: bytes) -> None:
+    """The messages are the same however the bytes are cut, with the short cut of small requests or not."""
+    for accepts in ({rpc.REQUEST}, {rpc.RESPONSE}, _KINDS):
+        at_once = list(_received(accepts, [data]))
+        assert at_once == list(_received(accepts, [data[i : i + 1] for i in range(len(data))]))
+        followed = list(_received(accepts, [data + b"\x94"]))
+        assert at_once[:-1] == followed[: len(at_once) - 1]
+        for message in at_once:
+            if isinstance(message, rpc.Request):
+                assert rpc.encode_request(*message)
+            if isinstance(message, rpc.Response):
+                assert _fits(WireError.from_wire(message.error))
+
+
+def intercept(data: bytes) -> None:
+    """What the hot path takes, the general decoder takes for the same; and it takes what libraries write."""
+    general = next(_received({rpc.REQUEST}, [data]), None)
+    call = match_intercept(data)
+    if call is not None:
+        msgid = msgpack.unpackb(call.msgid)
+        assert general == rpc.Request(msgid, messages.INTERCEPT_METHOD, [call.message])
+        for answer in Answer:
+            sent = encode_answer(call.msgid, answer)
+            assert msgpack.unpackb(sent) == [rpc.RESPONSE, msgid, None, list(answer.value)]
+    if isinstance(general, rpc.Request) and rpc.encode_request(*general) == data:
+        match general:
+            case (_, messages.INTERCEPT_METHOD, [bytes(message)]) if len(message) == MESSAGE_SIZE:
+                assert call is not None, "in the shortest forms, and left to the general decoder"
+
+
+def hv_message(data: bytes) -> None:
+    """The one read of the hot path finds what the full parser finds, and a message survives it."""
+    for architecture in Architecture:
+        if len(data) != MESSAGE_SIZE:
+            _must_raise(ValueError, InterceptMessage.parse, data)
+            _must_raise(ValueError, partial(memory_access, architecture=architecture), data)
+            continue
+        message = InterceptMessage.parse(data)
+        assert message.build() == data
+        memory = message.memory(architecture)
+        assert memory is None or message.payload.startswith(memory.build())
+        served = message.known_type in {MessageType.UNMAPPED_GPA, MessageType.GPA_INTERCEPT}
+        expected = None
+        if served and memory is not None and memory.access_type <= 2:
+            expected = memory.gpa >> PAGE_SHIFT, Access(1 << memory.access_type)
+        assert memory_access(data, architecture) == expected
+
+
+def calls(data: bytes) -> None:
+    """A request becomes a typed call, or an error that names what is wrong in few words."""
+    for message in _received({rpc.REQUEST}, [data]):
+        if not isinstance(message, rpc.Request):
+            continue
+        for methods in METHODS:
+            _typed(partial(codec.decode_call, methods, message.method, message.params))
+        _typed(partial(codec.decode_hello, message.params))
+
+
+def events(data: bytes) -> None:
+    """Every UNMAP event becomes the pages that it touches, all of them and no others."""
+    size = 32
+    whole = data[: len(data) // size * size]
+    expected = []
+    for at in range(0, len(whole), size):
+        start, end = struct.unpack_from("<QQ", whole, at + 8)
+        if whole[at] == 0x16 and start < end:
+            expected.append((start // 4096, -(-end // 4096)))
+    found = parse_events(whole)
+    assert [(each.start, each.end) for each in found] == expected
+    assert all(each.start < each.end <= PAGE_LIMIT for each in found)
+
+
+def maps(data: bytes) -> None:
+    """Any text is searched for a VMA without an error; what is found covers the page."""
+    page, text = int.from_bytes(data[:7]), data[7:]
+    descriptor = os.memfd_create("maps")
+    asked = asking_by_parsing(ProcMaps(descriptor))
+    try:
+        os.write(descriptor, text or b"\n")
+        for each in (page, 0x400, 0x7F0000000):
+            vma = asked.vma_at(each)
+            assert vma is None or vma.start <= each < vma.end
+    finally:
+        asked.close()
+
+
+def smaps(data: bytes) -> None:
+    """As `maps`; and a VMA is io where its own record says so, not another's."""
+    page, text = int.from_bytes(data[:7]), data[7:]
+    for each in (page, 0x400, 0x7F0000000):
+        assert is_io(text, each) in {None, False, True}
+
+
+def config(data: bytes) -> None:
+    """A file is a configuration with paths that can be used, or a `ConfigError` that names the file."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
+        file = Path(directory) / "interceptd.toml"
+        file.write_bytes(data)
+        try:
+            loaded = load_config(file)
+        except ConfigError as error:
+            assert str(error).startswith(str(file))  # noqa: PT017 - not a test
+        else:
+            assert loaded.operator_path
+            assert loaded.uids is not None
+            assert loaded.limits.stated()
+
+
+TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    target.__name__: target
+    for target in (frames, receiver, intercept, hv_message, calls, events, maps, smaps, config)
+}
+
+
+# ------------------------------------------------ helpers
+
+
+def _scanned(pieces: Iterator[bytes] | list[bytes]) -> int | str | None:
+    """What a scanner says of a growing buffer in the end."""
+    scanner = FrameScanner()
+    end = None
+    for buffer in pieces:
+        try:
+            end = scanner.scan(buffer)
+        except ProtocolViolation as violation:
+            assert violation.number in {errno.EMSGSIZE, errno.EBADMSG}  # noqa: PT017 - not a test
+            return "refused"
+        if end is not None:
+            break
+    assert end is None or end <= MESSAGE_LIMIT
+    return end
+
+
+def _received(accepts: set[int], pieces: list[bytes]) -> Iterator[rpc.Message | str]:
+    """Every message, and at the end how it stands with the stream."""
+    received = rpc.Receiver(accepts)
+    for piece in pieces:
+        received.receive_data(piece)
+        while True:
+            try:
+                message = received.next_message()
+            except ProtocolViolation as violation:
+                assert _fits(violation)  # noqa: PT017 - not a test
+                yield "lost"
+                return
+            if message is None:
+                break
+            yield message
+    yield "unfinished" if received.has_bytes else "empty"
+
+
+def _typed(decode: Callable[[], object]) -> None:
+    try:
+        call = decode()
+    except WireError as error:
+        assert error.number in {errno.EINVAL, errno.ENOSYS, errno.EPROTONOSUPPORT}  # noqa: PT017 - not a test
+        assert _fits(error)  # noqa: PT017 - not a test
+    else:
+        assert isinstance(call, messages.Fields)
+        fields = codec.to_fields(call)
+        assert codec.decode_fields(type(call), "again", [msgpack.unpackb(msgpack.packb(fields))]) == call
+
+
+def _fits(error: WireError) -> bool:
+    return len(rpc.encode_error(1, error)) <= ERROR_BYTES
+
+
+def _must_raise(kind: type[Exception], call: Callable[[bytes], object], data: bytes) -> None:
+    try:
+        call(data)
+    except kind:
+        return
+    raise AssertionError(f"{call} took what it must refuse")

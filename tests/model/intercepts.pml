@@ -1,0 +1,396 @@
+/* Written by tests/model/promela.py from service/interceptd/transitions/table.py: edit that.
+   A page set is a bit mask. The world: 2 pages, 2 VPs, 1 source(s) of invalidations, a region manager, a VMM. */
+#define LOCK_FREE 0
+#define LOCK_VP 1
+#define LOCK_MANAGER 2
+#define LOCK_REMOVER 3
+#define PHASE_IDLE 0
+#define PHASE_RESOLVING 1
+#define PHASE_RESOLVED 2
+#define PHASE_MAPPING 3
+#define RELIANCE_FRESH 0
+#define RELIANCE_STALE 1
+#define NOTICE_NONE 0
+#define NOTICE_BEGUN 1
+#define NOTICE_OPEN 2
+#define NOTICE_GONE 3
+#define NOTICE_TOLD 4
+#define BATCH_DONE 0
+#define BATCH_PENDING 1
+#define BATCH_SERVING 2
+
+#define EVERYTHING 3
+#define WITHIN(part, whole) (((part) & ~(whole)) == 0)
+#define MEET(left, right) (((left) & (right)) != 0)
+
+byte lock = LOCK_FREE;
+byte region = 0;
+byte backed = EVERYTHING;
+byte record = 0;
+byte changing = 0;
+byte reached = 0;
+byte old = 0;
+byte going = 0;
+byte serving = 0;
+byte phase[2] = PHASE_IDLE;
+byte page[2] = 0;
+byte window[2] = 0;
+byte reliance[2] = RELIANCE_FRESH;
+byte extent[2] = 0;
+byte outdated[2] = 0;
+byte notice[1] = NOTICE_NONE;
+byte opened[1] = 0;
+byte due[1] = 0;
+byte batch[1] = BATCH_DONE;
+
+inline keep_promises() {
+  assert(WITHIN(old, (due[0])));  /* I1: what the guest reaches of old frames is not acknowledged yet */
+  assert(WITHIN(reached, (backed | old)));  /* I2: what the guest reaches is memory */
+  assert((WITHIN(reached, region) || lock == LOCK_REMOVER));  /* I2: what the guest reaches lies in the region, unless that is being removed */
+  assert(WITHIN(reached, record));  /* I10: what the guest reaches is on record */
+  assert(((lock == LOCK_FREE || lock == LOCK_MANAGER || lock == LOCK_REMOVER) || (phase[0] == PHASE_MAPPING || phase[1] == PHASE_MAPPING)));  /* the lock is let go of */
+}
+
+inline resume(me, the_page) { d_step {
+  WITHIN(the_page, record) && !MEET(the_page, changing) && !MEET(the_page, (going | serving)) ->
+  printf("STEP vp %d resume page %d\n", me, the_page);
+  assert(WITHIN(the_page, reached));  /* I10: who is told resume reaches it */
+  assert(!MEET((the_page & old), (going | serving)));  /* nobody is told resume for what is known to be gone */
+  keep_promises()
+} }
+
+inline begin(me, the_page, the_pages) { d_step {
+  phase[me] == PHASE_IDLE && WITHIN(the_page, the_pages) && WITHIN(the_pages, region) && !MEET(the_pages, (opened[0])) ->
+  printf("STEP vp %d begin page %d pages %d\n", me, the_page, the_pages);
+  phase[me] = PHASE_RESOLVING;
+  page[me] = the_page;
+  window[me] = the_pages;
+  reliance[me] = RELIANCE_FRESH;
+  keep_promises()
+} }
+
+inline resolve(me, the_found) { d_step {
+  phase[me] == PHASE_RESOLVING && WITHIN(the_found, (window[me] & backed)) && WITHIN((page[me] & backed), the_found) ->
+  printf("STEP vp %d resolve found %d\n", me, the_found);
+  phase[me] = PHASE_RESOLVED;
+  extent[me] = the_found;
+  keep_promises()
+} }
+
+inline forward(me) { d_step {
+  phase[me] == PHASE_RESOLVED && !MEET(page[me], extent[me]) && reliance[me] == RELIANCE_FRESH ->
+  printf("STEP vp %d forward\n", me);
+  assert(!MEET(page[me], backed));  /* forward is said of what is not there */
+  assert(!MEET(page[me], (opened[0])));  /* forward is not said of what is being changed */
+  phase[me] = PHASE_IDLE;
+  window[me] = 0;
+  extent[me] = 0;
+  outdated[me] = 0;
+  keep_promises()
+} }
+
+inline give_up(me) { d_step {
+  (phase[me] == PHASE_RESOLVING || phase[me] == PHASE_RESOLVED) ->
+  printf("STEP vp %d give_up\n", me);
+  phase[me] = PHASE_IDLE;
+  window[me] = 0;
+  extent[me] = 0;
+  outdated[me] = 0;
+  keep_promises()
+} }
+
+inline commit(me) { d_step {
+  MEET(page[me], extent[me]) && lock == LOCK_FREE && reliance[me] == RELIANCE_FRESH ->
+  printf("STEP vp %d commit\n", me);
+  lock = LOCK_VP;
+  phase[me] = PHASE_MAPPING;
+  keep_promises()
+} }
+
+inline map(me, the_pages) { d_step {
+  phase[me] == PHASE_MAPPING && WITHIN(changing, 0) && WITHIN(the_pages, (extent[me] & ~record)) ->
+  printf("STEP vp %d map pages %d\n", me, the_pages);
+  assert(!MEET(the_pages, reached));  /* I9: what is mapped is not mapped again */
+  record = (record | the_pages);
+  changing = the_pages;
+  keep_promises()
+} }
+
+inline mapped(me) { d_step {
+  phase[me] == PHASE_MAPPING ->
+  printf("STEP vp %d mapped\n", me);
+  assert(lock == LOCK_VP);  /* I5: the hypervisor is asked, and its answer taken, under the lock */
+  reached = (reached | changing);
+  old = (old | (changing & outdated[me]));
+  keep_promises()
+} }
+
+inline map_is_back(me) { d_step {
+  phase[me] == PHASE_MAPPING && WITHIN(changing, reached) ->
+  printf("STEP vp %d map_is_back\n", me);
+  assert(lock == LOCK_VP);  /* I5: the hypervisor is asked, and its answer taken, under the lock */
+  changing = 0;
+  keep_promises()
+} }
+
+inline finish(me) { d_step {
+  phase[me] == PHASE_MAPPING && WITHIN(changing, 0) && WITHIN(extent[me], record) ->
+  printf("STEP vp %d finish\n", me);
+  assert(WITHIN(page[me], reached));  /* I10: who is told mapped reaches it */
+  lock = LOCK_FREE;
+  phase[me] = PHASE_IDLE;
+  window[me] = 0;
+  extent[me] = 0;
+  outdated[me] = 0;
+  keep_promises()
+} }
+
+inline begin_invalidation(me, the_pages) { d_step {
+  notice[me] == NOTICE_NONE ->
+  printf("STEP source %d begin_invalidation pages %d\n", me, the_pages);
+  assert(WITHIN((opened[me] | due[me]), 0));  /* a source that begins another invalidation has ended its last one */
+  reliance[0] = (MEET(window[0], the_pages) -> RELIANCE_STALE : reliance[0]);
+  reliance[1] = (MEET(window[1], the_pages) -> RELIANCE_STALE : reliance[1]);
+  notice[me] = NOTICE_BEGUN;
+  opened[me] = the_pages;
+  going = (going | the_pages);
+  batch[me] = BATCH_PENDING;
+  keep_promises()
+} }
+
+inline begin_is_acknowledged(me) { d_step {
+  notice[me] == NOTICE_BEGUN && batch[me] == BATCH_DONE ->
+  printf("STEP source %d begin_is_acknowledged\n", me);
+  notice[me] = NOTICE_OPEN;
+  keep_promises()
+} }
+
+inline change(me, the_found) { d_step {
+  notice[me] == NOTICE_OPEN && WITHIN(the_found, opened[me]) ->
+  printf("STEP source %d change found %d\n", me, the_found);
+  assert(!MEET(reached, opened[me]));  /* I1: memory is changed where the guest does not reach it */
+  backed = ((backed & ~opened[me]) | the_found);
+  outdated[0] = (outdated[0] | (extent[0] & opened[me]));
+  outdated[1] = (outdated[1] | (extent[1] & opened[me]));
+  keep_promises()
+} }
+
+inline end_invalidation(me) { d_step {
+  (notice[me] == NOTICE_BEGUN || notice[me] == NOTICE_OPEN) ->
+  printf("STEP source %d end_invalidation\n", me);
+  notice[me] = NOTICE_NONE;
+  opened[me] = 0;
+  keep_promises()
+} }
+
+inline vanish(me, the_pages) { d_step {
+  notice[me] == NOTICE_NONE ->
+  printf("STEP source %d vanish pages %d\n", me, the_pages);
+  notice[me] = NOTICE_GONE;
+  due[me] = the_pages;
+  backed = (backed & ~the_pages);
+  old = (old | (reached & the_pages));
+  outdated[0] = (outdated[0] | (extent[0] & the_pages));
+  outdated[1] = (outdated[1] | (extent[1] & the_pages));
+  keep_promises()
+} }
+
+inline tell(me) { d_step {
+  notice[me] == NOTICE_GONE ->
+  printf("STEP source %d tell\n", me);
+  reliance[0] = (MEET(window[0], due[me]) -> RELIANCE_STALE : reliance[0]);
+  reliance[1] = (MEET(window[1], due[me]) -> RELIANCE_STALE : reliance[1]);
+  notice[me] = NOTICE_TOLD;
+  going = (going | due[me]);
+  batch[me] = BATCH_PENDING;
+  keep_promises()
+} }
+
+inline telling_is_acknowledged(me) { d_step {
+  notice[me] == NOTICE_TOLD && batch[me] == BATCH_DONE ->
+  printf("STEP source %d telling_is_acknowledged\n", me);
+  notice[me] = NOTICE_NONE;
+  due[me] = 0;
+  keep_promises()
+} }
+
+inline take(me) { d_step {
+  lock == LOCK_FREE ->
+  printf("STEP manager %d take\n", me);
+  lock = LOCK_MANAGER;
+  serving = going;
+  going = 0;
+  batch[0] = (batch[0] == BATCH_PENDING -> BATCH_SERVING : batch[0]);
+  keep_promises()
+} }
+
+inline take_away(me, the_pages) { d_step {
+  WITHIN(the_pages, (record & serving)) ->
+  printf("STEP manager %d take_away pages %d\n", me, the_pages);
+  assert(WITHIN(the_pages, serving));  /* a pass takes away what is going, and nothing else */
+  changing = the_pages;
+  keep_promises()
+} }
+
+inline taken_away(me) { d_step {
+  lock == LOCK_MANAGER ->
+  printf("STEP manager %d taken_away\n", me);
+  assert(lock == LOCK_MANAGER);  /* I5: the hypervisor is asked, and its answer taken, under the lock */
+  reached = (reached & ~changing);
+  old = (old & ~changing);
+  keep_promises()
+} }
+
+inline take_away_is_back(me) { d_step {
+  lock == LOCK_MANAGER && !MEET(changing, reached) ->
+  printf("STEP manager %d take_away_is_back\n", me);
+  assert(lock == LOCK_MANAGER);  /* I5: the hypervisor is asked, and its answer taken, under the lock */
+  record = (record & ~changing);
+  changing = 0;
+  keep_promises()
+} }
+
+inline served(me) { d_step {
+  lock == LOCK_MANAGER && !MEET(record, serving) ->
+  printf("STEP manager %d served\n", me);
+  batch[0] = (batch[0] == BATCH_SERVING -> BATCH_DONE : batch[0]);
+  serving = 0;
+  lock = LOCK_FREE;
+  keep_promises()
+} }
+
+inline remove(me) { d_step {
+  lock == LOCK_FREE ->
+  printf("STEP vmm %d remove\n", me);
+  lock = LOCK_REMOVER;
+  reliance[0] = (MEET(window[0], region) -> RELIANCE_STALE : reliance[0]);
+  reliance[1] = (MEET(window[1], region) -> RELIANCE_STALE : reliance[1]);
+  region = 0;
+  keep_promises()
+} }
+
+inline unmap(me, the_pages) { d_step {
+  lock == LOCK_REMOVER && WITHIN(changing, 0) && WITHIN(the_pages, record) ->
+  printf("STEP vmm %d unmap pages %d\n", me, the_pages);
+  changing = the_pages;
+  keep_promises()
+} }
+
+inline unmapped(me) { d_step {
+  lock == LOCK_REMOVER ->
+  printf("STEP vmm %d unmapped\n", me);
+  assert(lock == LOCK_REMOVER);  /* I5: the hypervisor is asked, and its answer taken, under the lock */
+  reached = (reached & ~changing);
+  old = (old & ~changing);
+  keep_promises()
+} }
+
+inline unmap_is_back(me) { d_step {
+  lock == LOCK_REMOVER && !MEET(changing, reached) ->
+  printf("STEP vmm %d unmap_is_back\n", me);
+  assert(lock == LOCK_REMOVER);  /* I5: the hypervisor is asked, and its answer taken, under the lock */
+  record = (record & ~changing);
+  changing = 0;
+  keep_promises()
+} }
+
+inline removed(me) { d_step {
+  lock == LOCK_REMOVER && WITHIN(record, 0) ->
+  printf("STEP vmm %d removed\n", me);
+  lock = LOCK_FREE;
+  keep_promises()
+} }
+
+inline add(me) { d_step {
+  lock == LOCK_FREE && WITHIN(region, 0) ->
+  printf("STEP vmm %d add\n", me);
+  assert(WITHIN(reached, 0));  /* a region is added where nothing of another is left */
+  region = EVERYTHING;
+  keep_promises()
+} }
+
+active proctype vp_0() { do
+  :: resume(0, 1)
+  :: resume(0, 2)
+  :: begin(0, 1, 1)
+  :: begin(0, 1, 2)
+  :: begin(0, 1, 3)
+  :: begin(0, 2, 1)
+  :: begin(0, 2, 2)
+  :: begin(0, 2, 3)
+  :: resolve(0, 0)
+  :: resolve(0, 1)
+  :: resolve(0, 2)
+  :: resolve(0, 3)
+  :: forward(0)
+  :: give_up(0)
+  :: commit(0)
+  :: map(0, 1)
+  :: map(0, 2)
+  :: map(0, 3)
+  :: mapped(0)
+  :: map_is_back(0)
+  :: finish(0)
+od }
+
+active proctype vp_1() { do
+  :: resume(1, 1)
+  :: resume(1, 2)
+  :: begin(1, 1, 1)
+  :: begin(1, 1, 2)
+  :: begin(1, 1, 3)
+  :: begin(1, 2, 1)
+  :: begin(1, 2, 2)
+  :: begin(1, 2, 3)
+  :: resolve(1, 0)
+  :: resolve(1, 1)
+  :: resolve(1, 2)
+  :: resolve(1, 3)
+  :: forward(1)
+  :: give_up(1)
+  :: commit(1)
+  :: map(1, 1)
+  :: map(1, 2)
+  :: map(1, 3)
+  :: mapped(1)
+  :: map_is_back(1)
+  :: finish(1)
+od }
+
+active proctype source_0() { do
+  :: begin_invalidation(0, 1)
+  :: begin_invalidation(0, 2)
+  :: begin_invalidation(0, 3)
+  :: begin_is_acknowledged(0)
+  :: change(0, 0)
+  :: change(0, 1)
+  :: change(0, 2)
+  :: change(0, 3)
+  :: end_invalidation(0)
+  :: vanish(0, 1)
+  :: vanish(0, 2)
+  :: vanish(0, 3)
+  :: tell(0)
+  :: telling_is_acknowledged(0)
+od }
+
+active proctype manager_0() { do
+  :: take(0)
+  :: take_away(0, 1)
+  :: take_away(0, 2)
+  :: take_away(0, 3)
+  :: taken_away(0)
+  :: take_away_is_back(0)
+  :: served(0)
+od }
+
+active proctype vmm_0() { do
+  :: remove(0)
+  :: unmap(0, 1)
+  :: unmap(0, 2)
+  :: unmap(0, 3)
+  :: unmapped(0)
+  :: unmap_is_back(0)
+  :: removed(0)
+  :: add(0)
+od }

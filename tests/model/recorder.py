@@ -1,0 +1,280 @@
+"""What the real region manager, notifier and intercept path do, as steps of the transition table.
+
+Owns the places where a step is seen: the parts' public methods and ports, wrapped; and the whole state, read
+after each step of each task. It looks into private state on purpose. Must not know what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from types import TracebackType
+
+import trio
+
+from fakes.pauses import Pauses, Point
+from intercept_protocol.addresses import PAGE_LIMIT, GfnRange, PageRange, UaddrRange
+from intercept_protocol.messages import MmioGranularity, Remap
+from intercept_protocol.outcomes import Access, Answer
+from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.attempt import Attempt, Obstacle
+from interceptd.hypervisor import HypervisorCounters
+from interceptd.hypervisor.software import SoftwareHypervisor
+from interceptd.journal import Journal
+from interceptd.mapping import Extent
+from interceptd.mapping import Mapping as Mapped
+from interceptd.mmu_notifier import Batch, MmuNotifier
+from interceptd.region_manager import RegionManager
+from interceptd.totals import Source
+from interceptd.transitions.table import Lock, Reliance
+from interceptd.transitions.terms import Actor
+from model.shadow import Key, Step, Value
+
+GFN = 0x100
+"""The gfn of page 0 of the region, whose uaddrs begin at page 0."""
+WHO: ContextVar[tuple[Actor, int]] = ContextVar("WHO")
+"""Whose task this is, and its number."""
+_LOCKS = {Actor.VP: Lock.VP, Actor.MANAGER: Lock.MANAGER, Actor.VMM: Lock.REMOVER}
+
+Seen = Mapping[Key, Value]
+Trace = list[Step | Seen]
+"""Steps, and after each step of a task what the state was then."""
+
+
+def mask(pages: PageRange, start: int = 0) -> int:
+    return (1 << pages.end - start) - (1 << pages.start - start)
+
+
+def joined(masks: Iterable[int]) -> int:
+    result = 0
+    for each in masks:
+        result |= each
+    return result
+
+
+class Recorder(trio.abc.Instrument):
+    """Collects the trace of one partition. Give it to `trio.run`."""
+
+    def __init__(self, pages: int, vps: int, pauses: Pauses) -> None:
+        self.trace: Trace = []
+        self.truth: dict[int, int] = {}
+        """The pfn behind each page that has memory: the driver says so."""
+        self.declared = DeclaredAddressSpace(lambda: 1 << 10)
+        self.software = SoftwareHypervisor(remap=Remap.REPLACE, pool_pages=256, pool_limit=lambda: 1 << 20)
+        self.notifier = _Notifier(self)
+        self.regions = _RegionManager(self, _Hypervisor(self, pauses))
+        self.lock = _Lock(self)
+        self.regions._lock = self.lock  # type: ignore[assignment]  # stands in for trio.Lock
+        self.attempts: dict[int, Attempt] = {}
+        self.mapping: set[int] = set()
+        """VPs that are in the middle of a commit."""
+        self._leaving: list[int] = []
+        self._vps = vps
+        self._gfns = GfnRange(GFN, GFN + pages)
+        self._last: Seen = {}
+
+    def took(self, row: str, **pages: int) -> None:
+        """The acting task has taken this step."""
+        self._flush()
+        self.trace.append(Step(row, WHO.get()[1], pages))
+
+    def left(self, attempt: Attempt) -> None:
+        """An attempt is finished. Whether a "no" was told is known later in the same step: `forwarded`."""
+        _, vp = WHO.get()
+        assert self.attempts.pop(vp) is attempt, "each VP has one attempt at a time"
+        if vp in self.mapping:
+            self.mapping.discard(vp)
+            self.took("finish")
+        else:
+            self._leaving.append(vp)
+
+    def forwarded(self) -> None:
+        """What was just finished ended in a "no"."""
+        self._leaving.remove(WHO.get()[1])
+        self.took("forward")
+
+    def _flush(self) -> None:
+        self.trace += [Step("give_up", vp) for vp in self._leaving]
+        self._leaving.clear()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - as trio calls it
+        self._flush()
+        seen = self._see()
+        if seen != self._last or (self.trace and isinstance(self.trace[-1], Step)):
+            self.trace.append(seen)
+            self._last = seen
+
+    def _see(self) -> Seen:
+        change, serving = self.regions._change, self.notifier._serving
+        reached = {
+            gfn - GFN: None if (frame := entry.frame_at(gfn)) is None else frame.page
+            for entry in self.software._slat.entries(GfnRange(0, PAGE_LIMIT))
+            for gfn in range(entry.start, entry.end)
+        }
+        seen: dict[Key, Value] = {
+            ("lock", 0): self.lock.held_by,
+            ("region", 0): joined(mask(region.uaddrs) for region in self.regions._regions),
+            ("record", 0): joined(mask(each.gfns, GFN) for each in self.regions._mappings),
+            ("changing", 0): 0 if change is None else mask(change.gfns, GFN),
+            ("reached", 0): joined(1 << page for page in reached),
+            ("old", 0): joined(1 << page for page, pfn in reached.items() if self.truth.get(page) != pfn),
+            ("going", 0): joined(map(mask, self.notifier._pending.pieces)),
+            ("serving", 0): 0 if serving is None else joined(map(mask, serving.pieces)),
+            ("backed", 0): joined(1 << page for page in self.truth),
+            ("every opened", 0): joined(map(mask, self.notifier._open)),
+        }
+        for vp in range(self._vps):
+            attempt = self.attempts.get(vp)
+            seen["window", vp] = 0 if attempt is None else mask(attempt.window.uaddrs)
+            if attempt is not None:
+                seen["reliance", vp] = Reliance.STALE if attempt.window.stale else Reliance.FRESH
+        return seen
+
+
+class _Lock:
+    """`held_by` is who runs under it: to be handed it is not yet to have it."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._inner = trio.Lock()
+        self.held_by = Lock.FREE
+
+    def locked(self) -> bool:
+        return self._inner.locked()
+
+    async def __aenter__(self) -> None:
+        await self._inner.acquire()
+        actor, number = WHO.get()
+        if actor is Actor.VMM:
+            self._recorder.took("remove" if number == 0 else "add")
+        self.held_by = _LOCKS[actor]
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if WHO.get() == (Actor.VMM, 0):
+            self._recorder.took("removed")
+        self.held_by = Lock.FREE
+        self._inner.release()
+
+
+class _Notifier(MmuNotifier):
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(open_limit=lambda: 64, journal=Journal())
+        self._recorder = recorder
+
+    def begin(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
+        self._recorder.took("begin_invalidation", pages=mask(uaddrs))
+        return super().begin(uaddrs, source)
+
+    def invalidate(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
+        self._recorder.took("tell")
+        return super().invalidate(uaddrs, source)
+
+    def end(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> None:
+        self._recorder.took("end_invalidation")
+        super().end(uaddrs, source)
+
+    def take(self) -> Batch:
+        self._recorder.took("take")
+        return super().take()
+
+    def served(self, batch: Batch) -> None:
+        self._recorder.took("served")
+        super().served(batch)
+
+
+class _RegionManager(RegionManager):
+    def __init__(self, recorder: Recorder, hypervisor: _Hypervisor) -> None:
+        super().__init__(
+            hypervisor=hypervisor,
+            notifier=recorder.notifier,
+            region_limit=lambda: 16,
+            mapping_limit=lambda: 1 << 10,
+            require_room=lambda: None,
+            mmio_granularity=MmioGranularity.VMA,
+            journal=Journal(),
+        )
+        self._recorder = recorder
+
+    def begin(self, gfn: int, access: Access) -> Mapped | Answer | Obstacle | Attempt:
+        step = super().begin(gfn, access)
+        page = 1 << gfn - GFN
+        match step:
+            case Mapped():
+                self._recorder.took("resume", page=page)
+            case Attempt():
+                self._recorder.took("begin", page=page, pages=mask(step.window.uaddrs))
+                self._recorder.attempts[WHO.get()[1]] = step
+        return step
+
+    async def commit(self, attempt: Attempt, extents: Iterable[Extent]) -> Answer | None:
+        answer = await super().commit(attempt, extents)
+        if answer is Answer.ALREADY_MAPPED:
+            self._recorder.took("commit")
+            self._recorder.mapping.add(WHO.get()[1])
+        return answer
+
+    def finish(self, attempt: Attempt) -> None:
+        super().finish(attempt)
+        self._recorder.left(attempt)
+
+
+class RecordedMemory:
+    """The address space as the intercept path asks it."""
+
+    may_block = False
+
+    def __init__(self, recorder: Recorder, pauses: Pauses) -> None:
+        self._recorder = recorder
+        self._pauses = pauses
+
+    @property
+    def vma_count(self) -> int:
+        return self._recorder.declared.vma_count
+
+    async def resolve(self, page: int, window: UaddrRange, region: UaddrRange) -> Extent | None:
+        await self._pauses.at(Point.RESOLVE)
+        extent = await self._recorder.declared.resolve(page, window, region)
+        self._recorder.took("resolve", found=0 if extent is None else mask(extent.uaddrs))
+        await self._pauses.at(Point.RESOLVED)
+        return extent
+
+    async def is_io(self, page: int) -> bool | None:
+        return await self._recorder.declared.is_io(page)
+
+
+class _Hypervisor:
+    """Each call is three steps: out, done, and back."""
+
+    def __init__(self, recorder: Recorder, pauses: Pauses) -> None:
+        self._recorder = recorder
+        self._pauses = pauses
+
+    async def map_gpa(self, mapping: Mapped) -> None:
+        recorder, (_, vp) = self._recorder, WHO.get()
+        if vp not in recorder.mapping:
+            recorder.took("commit")
+            recorder.mapping.add(vp)
+        recorder.took("map", pages=mask(mapping.gfns, GFN))
+        await self._pauses.at(Point.MAP)
+        await recorder.software.map_gpa(mapping)
+        recorder.took("mapped")
+        await self._pauses.at(Point.MAPPED)
+        recorder.took("map_is_back")
+
+    async def unmap_gpa(self, gfns: GfnRange) -> None:
+        recorder, (actor, _) = self._recorder, WHO.get()
+        out, done = ("take_away", "taken_away") if actor is Actor.MANAGER else ("unmap", "unmapped")
+        recorder.took(out, pages=mask(gfns, GFN))
+        await self._pauses.at(Point.UNMAP)
+        await recorder.software.unmap_gpa(gfns)
+        recorder.took(done)
+        await self._pauses.at(Point.UNMAPPED)
+        recorder.took(f"{out}_is_back")
+
+    def translate(self, gfn: int) -> Mapped | None:
+        return self._recorder.software.translate(gfn)
+
+    def counters(self) -> HypervisorCounters:
+        return self._recorder.software.counters()

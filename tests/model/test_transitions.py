@@ -1,0 +1,93 @@
+"""The running code takes the steps of the transition table and no others; the kept model is that table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+
+from intercept_protocol.addresses import UaddrRange
+from interceptd.attempt import Attempt
+from interceptd.mmu_notifier import Batch, MmuNotifier
+from interceptd.region_manager import RegionManager
+from interceptd.transitions.table import PROMISES, TABLE
+from model.promela import KEPT, Scope, model
+from model.running_code import Schedule, problems, schedules, trace_of, traces
+from model.shadow import Step
+
+TRACES = 60
+"""In these every row is taken, as the test below says."""
+
+
+def test_kept_model_is_what_the_table_generates() -> None:
+    assert KEPT.read_text(encoding="utf-8") == model(Scope()) + "\n", "run tests/model/promela.py"
+
+
+def test_every_promise_about_a_row_names_one_that_there_is() -> None:
+    assert {promise.at for promise in PROMISES} - {None} <= TABLE.keys()
+
+
+@given(schedules())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_running_code_takes_no_step_that_the_table_forbids_and_ends_where_it_says(schedule: Schedule) -> None:
+    assert problems(trace_of(schedule)) == []
+
+
+def test_running_code_takes_every_row_of_the_table() -> None:
+    taken = {entry.row for trace in traces(TRACES) for entry in trace if isinstance(entry, Step)}
+    assert taken == set(TABLE)
+
+
+# ------------------------------------------------ what the validator can see
+
+
+def first_problem() -> str:
+    return next(found for trace in traces(TRACES // 2) for found in problems(trace))
+
+
+def never_stale(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Attempt, "stale", property(lambda _: False))
+
+
+def windows_are_whole(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MmuNotifier, "cut_back", lambda _, uaddrs, __: uaddrs)
+
+
+def nothing_is_unmapped(patch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: object, **__: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    patch.setattr(RegionManager, "_invalidate", nothing)
+
+
+def acknowledged_at_once(patch: pytest.MonkeyPatch) -> None:
+    add = Batch.add
+
+    def hasty(batch: Batch, uaddrs: UaddrRange) -> None:
+        add(batch, uaddrs)
+        batch.done.set()
+
+    patch.setattr(Batch, "add", hasty)
+
+
+def nobody_is_called_stale(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MmuNotifier, "mark_stale", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        (never_stale, "not allowed, for reliance is fresh does not hold"),
+        (windows_are_whole, "not allowed, for pages apart from every opened does not hold"),
+        (nothing_is_unmapped, "not allowed, for record apart from serving does not hold"),
+        (acknowledged_at_once, "not allowed, for batch is done does not hold"),
+        (nobody_is_called_stale, "reliance 0 is Reliance.FRESH, and Reliance.STALE in the table"),
+    ],
+)
+def test_code_with_a_mistake_takes_a_step_that_the_table_forbids(
+    monkeypatch: pytest.MonkeyPatch, mistake: Callable[[pytest.MonkeyPatch], None], said: str
+) -> None:
+    mistake(monkeypatch)
+    assert said in first_problem()

@@ -1,0 +1,169 @@
+"""The algorithm as others have had it, or as it would be without one of its orderings: each breaks a promise.
+
+Owns the edits of the table, one a hazard. What each hazard is called elsewhere is in ARCHITECTURE.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from interceptd.transitions import terms as t
+from interceptd.transitions.table import (
+    BACKED,
+    BATCH,
+    CHANGING,
+    EXTENT,
+    FOUND,
+    GOING,
+    LOCK,
+    ONE,
+    OPEN,
+    OPENED,
+    PHASE,
+    RECORD,
+    REGION,
+    RELIANCE,
+    SERVING,
+    SOME,
+    TABLE,
+    WINDOW,
+    Batch,
+    Lock,
+    Phase,
+    Reliance,
+)
+from model.mutants import edited, without_condition, without_effect
+
+Variant = Callable[[], t.Table]
+FRESH = t.Is(RELIANCE, (Reliance.FRESH,))
+FREE = t.Is(LOCK, (Lock.FREE,))
+DONE = t.Is(BATCH, (Batch.DONE,))
+
+
+def no_staleness_check_at_commit() -> t.Table:
+    return without_condition(TABLE, "commit", FRESH)
+
+
+def a_stale_no_is_told() -> t.Table:
+    return without_condition(TABLE, "forward", FRESH)
+
+
+def acknowledged_before_the_unmap() -> t.Table:
+    return without_condition(TABLE, "begin_is_acknowledged", DONE)
+
+
+def told_and_acknowledged_before_the_unmap() -> t.Table:
+    return without_condition(TABLE, "telling_is_acknowledged", DONE)
+
+
+def a_pass_that_unmaps_nothing() -> t.Table:
+    return without_condition(TABLE, "served", t.Apart(RECORD, SERVING))
+
+
+def no_notifier() -> t.Table:
+    """The later posting of the patch: the region list has its locks, and nobody is told of an unmap."""
+    return edited(TABLE, "tell", lambda row: replace(row, then=_but(row.then, GOING, RELIANCE, BATCH)))
+
+
+def windows_not_cut_back_to_what_is_open() -> t.Table:
+    """The faulting page is looked at, and its neighbours are not."""
+    table = without_condition(TABLE, "begin", t.Apart(SOME, OPEN))
+    return edited(table, "begin", lambda row: replace(row, when=(*row.when, t.Apart(ONE, OPEN))))
+
+
+def attempts_registered_after_a_pause() -> t.Table:
+    """What is invalidated between `begin` and the end of `resolve` finds nobody to call stale."""
+
+    def late(row: t.Row) -> t.Row:
+        return replace(row, then=tuple(map(_only_resolved, row.then)))
+
+    return edited(edited(TABLE, "begin_invalidation", late), "tell", late)
+
+
+def maps_outside_the_lock() -> t.Table:
+    return without_effect(without_condition(TABLE, "commit", FREE), "commit", t.Put(LOCK, Lock.VP))
+
+
+def a_pass_that_does_not_wait_for_the_lock() -> t.Table:
+    return without_condition(TABLE, "take", FREE)
+
+
+def a_pass_that_answers_for_what_came_after_it_took() -> t.Table:
+    """The pending set is looked at before the pass, and cleared behind it."""
+    done = (
+        t.PutEach(BATCH, Batch.DONE),
+        t.Put(GOING, t.NOTHING),
+        t.Put(SERVING, t.NOTHING),
+        t.Put(LOCK, Lock.FREE),
+    )
+    return edited(TABLE, "served", lambda row: replace(row, then=done))
+
+
+def unlinked_after_the_unmap() -> t.Table:
+    """Attempts that begin while a remove unmaps are not stale, and commit into no region."""
+    table = without_effect(TABLE, "remove", t.Put(REGION, t.NOTHING))
+    return edited(table, "removed", lambda row: replace(row, then=(*row.then, t.Put(REGION, t.NOTHING))))
+
+
+def removed_without_calling_attempts_stale() -> t.Table:
+    return edited(TABLE, "remove", lambda row: replace(row, then=_but(row.then, RELIANCE)))
+
+
+def a_region_added_while_another_is_unmapped() -> t.Table:
+    return without_condition(TABLE, "add", FREE)
+
+
+def resumed_while_the_map_is_out() -> t.Table:
+    return without_condition(TABLE, "resume", t.Apart(ONE, CHANGING))
+
+
+def every_vp_maps_the_whole_extent() -> t.Table:
+    return edited(TABLE, "map", lambda row: replace(row, when=(*row.when[:-1], t.Within(SOME, EXTENT))))
+
+
+def one_frame_extrapolated_over_the_window() -> t.Table:
+    table = without_condition(TABLE, "resolve", t.Within(FOUND, WINDOW & BACKED))
+    return edited(table, "resolve", lambda row: replace(row, when=(*row.when, t.Within(FOUND, WINDOW))))
+
+
+def attempts_on_replaced_memory_not_called_stale() -> t.Table:
+    """Begun before the invalidation, resolved before the change, and committed after it; what is changed is
+    always replaced, so that nothing but the age of the frames tells."""
+    table = edited(TABLE, "begin_invalidation", lambda row: replace(row, then=_but(row.then, RELIANCE)))
+    return edited(table, "change", lambda row: replace(row, when=(*row.when, t.Within(OPENED, FOUND))))
+
+
+VARIANTS: Mapping[str, Variant] = {
+    variant.__name__: variant
+    for variant in (
+        no_staleness_check_at_commit,
+        attempts_on_replaced_memory_not_called_stale,
+        a_stale_no_is_told,
+        acknowledged_before_the_unmap,
+        told_and_acknowledged_before_the_unmap,
+        a_pass_that_unmaps_nothing,
+        no_notifier,
+        windows_not_cut_back_to_what_is_open,
+        attempts_registered_after_a_pause,
+        maps_outside_the_lock,
+        a_pass_that_does_not_wait_for_the_lock,
+        a_pass_that_answers_for_what_came_after_it_took,
+        unlinked_after_the_unmap,
+        removed_without_calling_attempts_stale,
+        a_region_added_while_another_is_unmapped,
+        resumed_while_the_map_is_out,
+        every_vp_maps_the_whole_extent,
+        one_frame_extrapolated_over_the_window,
+    )
+}
+
+
+def _but(effects: tuple[t.Effect, ...], *variables: t.Variable) -> tuple[t.Effect, ...]:
+    return tuple(effect for effect in effects if effect.variable not in variables)
+
+
+def _only_resolved(effect: t.Effect) -> t.Effect:
+    if effect.variable is not RELIANCE or not isinstance(effect, t.PutEach):
+        return effect
+    return replace(effect, where=(*effect.where, t.Is(PHASE, (Phase.RESOLVED,))))
