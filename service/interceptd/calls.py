@@ -6,12 +6,14 @@ Owns turning typed answers and errors into bytes, and how a connection ends. Mus
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import TypeVar
 
 import msgspec
 import structlog
+import trio
 
 from intercept_protocol import codec, rpc
 from intercept_protocol.addresses import RangeError
@@ -26,16 +28,43 @@ Answering = Callable[[Call], Reply | Coroutine[object, object, Reply]]
 """Answers a call at once, or by a coroutine that may wait."""
 
 
+class InFlight:
+    """The calls of some connections that are not answered yet."""
+
+    def __init__(self) -> None:
+        self._over: set[trio.Event] = set()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """From a call to the end of its answer."""
+        over = trio.Event()
+        self._over.add(over)
+        try:
+            yield
+        finally:
+            self._over.remove(over)
+            over.set()
+
+    async def wait_answered(self) -> None:
+        """Block until those that are out now have their answers, or lost their connections."""
+        for over in list(self._over):
+            await over.wait()
+
+
 async def serve_calls(
-    connection: Connection, methods: Mapping[str, type[Call]], answer: Answering[Call]
+    connection: Connection,
+    methods: Mapping[str, type[Call]],
+    answer: Answering[Call],
+    in_flight: InFlight | None = None,
 ) -> None:
     """Answer calls until the peer closes. A `WireError` or a `RangeError` is an answer too."""
     while (request := await connection.receive()) is not None:
-        try:
-            reply = await _reply(connection, methods, answer, request)
-        finally:
-            connection.drop_descriptors()
-        await connection.send(reply)
+        with in_flight.one() if in_flight is not None else nullcontext():
+            try:
+                reply = await _reply(connection, methods, answer, request)
+            finally:
+                connection.drop_descriptors()
+            await connection.send(reply)
 
 
 class closing:  # reads as the verb it is: `with closing(connection)`

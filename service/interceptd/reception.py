@@ -161,7 +161,13 @@ class Reception:
         partition.start_notifier(
             visitor.connection,
             visitor.welcome(self._hello_reply),
-            partial(serve_calls, visitor.connection, messages.NOTIFIER_METHODS, session.answer),
+            partial(
+                serve_calls,
+                visitor.connection,
+                messages.NOTIFIER_METHODS,
+                session.answer,
+                partition.announcements,
+            ),
             session.close,
         )
 
