@@ -32,9 +32,9 @@ class Spoilt(Exception):
 
 
 class Session:
-    """`spoil` sends, or does not, message `nth`, counted from 1; 0 for none."""
+    """`spoil` sends, or does not, message `nth`, counted from 1; 0 for none and None for all."""
 
-    def __init__(self, path: Path, hypervisor: str, nth: int, spoil: Spoil) -> None:
+    def __init__(self, path: Path, hypervisor: str, nth: int | None, spoil: Spoil) -> None:
         self.messages = 0
         self._path = path
         self._hypervisor = hypervisor
@@ -107,7 +107,7 @@ class Session:
 
     def _say(self, connection: RawConnection, data: bytes) -> None:
         self.messages += 1
-        if self.messages == self._nth:
+        if self._nth is None or self.messages == self._nth:
             self._spoil(connection, data)
         else:
             connection.send(data)
