@@ -121,11 +121,6 @@ TOLD: Final = [
 """What a session is told that is not cut off."""
 
 
-def close(connection: RawConnection, _: bytes) -> None:
-    connection.close()
-    raise Spoilt
-
-
 def close_in_the_middle(connection: RawConnection, data: bytes) -> None:
     connection.send(data[: len(data) // 2])
     connection.close()

@@ -108,10 +108,10 @@ async def test_a_notifier_that_does_not_read_its_acknowledgement_does_not_hold_t
     model = ModelPartition()
     life = Running(nursery, model.partition.run, trio.sleep_forever)
     await wait_all_tasks_blocked()
-    model.partition.announcements.one().__enter__()
     started = trio.current_time()
-    model.partition.end()
-    await life.result()
+    with model.partition.announcements.one():
+        model.partition.end()
+        await life.result()
     assert trio.current_time() - started <= TIMEOUT
 
 
