@@ -6,12 +6,14 @@ Owns turning typed answers and errors into bytes, and how a connection ends. Mus
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import TypeVar
 
 import msgspec
 import structlog
+import trio
 
 from intercept_protocol import codec, rpc
 from intercept_protocol.addresses import RangeError
@@ -29,11 +31,36 @@ Answering = Callable[[Call], Reply | Coroutine[object, object, Reply]]
 Sending = Callable[[bytes], Awaitable[None]]
 
 
+class InFlight:
+    """The calls of some connections that are not answered yet."""
+
+    def __init__(self) -> None:
+        self._over: set[trio.Event] = set()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """From a call to the end of its answer."""
+        over = trio.Event()
+        self._over.add(over)
+        try:
+            yield
+        finally:
+            self._over.remove(over)
+            over.set()
+
+    async def wait_answered(self) -> None:
+        """Block until those that are out now have their answers, or lost their connections."""
+        for over in list(self._over):
+            await over.wait()
+
+
 async def serve_calls(
     connection: Connection,
     methods: Mapping[str, type[Call]],
     answer: Answering[Call],
+    *,
     send: Sending | None = None,
+    in_flight: InFlight | None = None,
 ) -> None:
     """Answer calls until the peer closes. A `WireError` or a `RangeError` is an answer too.
 
@@ -41,11 +68,12 @@ async def serve_calls(
     """
     send = send or connection.send
     while (request := await connection.receive()) is not None:
-        try:
-            reply = await _reply(connection, methods, answer, request)
-        finally:
-            connection.drop_descriptors()
-        await send(reply)
+        with in_flight.one() if in_flight is not None else nullcontext():
+            try:
+                reply = await _reply(connection, methods, answer, request)
+            finally:
+                connection.drop_descriptors()
+            await send(reply)
 
 
 class closing:  # reads as the verb it is: `with closing(connection)`

@@ -29,6 +29,9 @@ TURN = 8
 socket is empty, and a peer that never lets it be empty would starve the rest."""
 ALONE = 4 * TURN
 """Messages running after which a connection is taken to be the only busy one."""
+LAST_LOOK_SECONDS = 0.1
+"""Beyond a peer's deadline, for what it has sent and we have not looked at: who stopped us for a while (a
+signal, a debugger, a suspended machine) must not cost our peers anything."""
 DISCARD_READS = 64
 """Reads that are thrown away before closing on a peer in error. Closing an AF_UNIX socket with unread bytes
 resets it, and the peer would find ECONNRESET where our error should be."""

@@ -18,7 +18,7 @@ from intercept_protocol import codec, events, messages, rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import Hello
 from interceptd.config import Config
-from interceptd.connection import Connection, ConnectionGone
+from interceptd.connection import LAST_LOOK_SECONDS, Connection, ConnectionGone
 from interceptd.journal import Publisher
 from interceptd.peer import require_allowed
 
@@ -68,10 +68,12 @@ async def admit(connection: Connection, door: Door, config: Config, journal: Pub
     """
     require_allowed(connection.peer, config.uids, config.allowed_gids, connection.peer_groups)
     request = None
-    with trio.move_on_after(config.timeouts.hello_ms / 1000):
-        request = await connection.receive()
-        if request is None:
-            raise ConnectionGone("closed before its hello")
+    for patience in (config.timeouts.hello_ms / 1000, LAST_LOOK_SECONDS):
+        with trio.move_on_after(patience):
+            request = await connection.receive()
+            if request is None:
+                raise ConnectionGone("closed before its hello")
+            break
     if request is None:
         raise ProtocolViolation(errno.ETIMEDOUT, f"no hello within {config.timeouts.hello_ms} ms")
     if request.method != "hello":

@@ -9,25 +9,59 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 from contextlib import suppress
+from typing import ClassVar
 
 import structlog
 from structlog.stdlib import ProcessorFormatter
 from structlog.tracebacks import ExceptionDictTransformer
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from interceptd.config import Log
 
+PIECE_BYTES = select.PIPE_BUF
+"""What fits a pipe that poll calls writable: its smallest free room is a page."""
+
 
 class StderrLogger:
-    """Writes whole lines; one that cannot be written (disk full, reader gone) is no reason to stop."""
+    """Writes lines and never waits: one that cannot be written now (disk full, a reader that is gone or does
+    not read) is dropped and counted, and the next one that is written says how many were.
+
+    Only a terminal that somebody stopped by hand may hold a line up.
+    """
+
+    _dropped: ClassVar[int] = 0
+    _torn: ClassVar[bool] = False
 
     def msg(self, line: str) -> None:
-        with suppress(OSError):
-            os.write(sys.stderr.fileno(), f"{line}\n".encode(errors="backslashreplace"))
+        start = "\n" if StderrLogger._torn else ""  # half a line is followed by no other
+        data = f"{start}{line}\n".encode(errors="backslashreplace")
+        written = _write(sys.stderr.fileno(), data)
+        if written == len(data):
+            StderrLogger._dropped, StderrLogger._torn = 0, False
+        else:
+            StderrLogger._dropped += 1
+            StderrLogger._torn = StderrLogger._torn or written > 0
 
     debug = info = warning = error = critical = msg
+
+    @staticmethod
+    def tell_dropped(_: object, __: str, event: EventDict) -> EventDict:
+        """A processor: what is missing before this line."""
+        return {**event, "lines_dropped": StderrLogger._dropped} if StderrLogger._dropped else event
+
+
+def _write(descriptor: int, data: bytes) -> int:
+    """Write as much as goes without waiting; returns how many bytes."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    written = 0
+    with suppress(OSError):
+        while written < len(data) and poll.poll(0):
+            written += os.write(descriptor, data[written : written + PIECE_BYTES])
+    return written
 
 
 def configure_logs(log: Log) -> None:
@@ -39,6 +73,7 @@ def configure_logs(log: Log) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        StderrLogger.tell_dropped,
     ]
     rendering = _json() if as_json else _console()
     structlog.configure(

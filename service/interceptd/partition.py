@@ -24,7 +24,7 @@ from intercept_protocol.outcomes import Answer, Outcome
 from interceptd.address_space import AddressSpace
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.address_space.process import ProcessAddressSpace
-from interceptd.calls import closing
+from interceptd.calls import InFlight, closing
 from interceptd.connection import Connection
 from interceptd.hypervisor import Hypervisor, PartitionLost
 from interceptd.hypervisor.vmm_link import VmmHypervisor
@@ -71,6 +71,8 @@ class Partition:
     created_at: float = field(default_factory=time.monotonic)
     vps: dict[int, VirtualProcessor] = field(default_factory=dict)
     notifiers: int = 0
+    announcements: InFlight = field(default_factory=InFlight)
+    """What notifier connections asked and were not answered yet."""
     answers: Counter[Answer] = field(default_factory=Counter)
     ending: bool = False
     lost: bool = False
@@ -283,6 +285,8 @@ class Partition:
         try:
             await self.regions.serve_pending()
             await self.regions.close()
+            with trio.move_on_after(self.end_timeout()):  # what was served is acknowledged, if it is read
+                await self.announcements.wait_answered()
         except PartitionLost as error:  # a VMM that is gone, or is told by the end of its connection
             log.warning("mappings_left", error=str(error))
 

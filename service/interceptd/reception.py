@@ -214,7 +214,13 @@ class Reception:
         partition.start_notifier(
             visitor.connection,
             visitor.welcome(self._hello_reply()),
-            partial(serve_calls, visitor.connection, messages.NOTIFIER_METHODS, session.answer),
+            partial(
+                serve_calls,
+                visitor.connection,
+                messages.NOTIFIER_METHODS,
+                session.answer,
+                in_flight=partition.announcements,
+            ),
             session.close,
         )
 
@@ -242,7 +248,7 @@ class Reception:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stream.run)
                 try:
-                    await serve_calls(connection, messages.OPERATOR_METHODS, session.answer, stream.send)
+                    await serve_calls(connection, messages.OPERATOR_METHODS, session.answer, send=stream.send)
                 except Exception as error:  # carried out of the nursery, which would wrap it in a group
                     failure = error
                 nursery.cancel_scope.cancel()

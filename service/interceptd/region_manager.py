@@ -145,7 +145,12 @@ class RegionManager:
         Only the gaps are mapped, because another VP may have mapped parts. All or nothing: a refusal undoes
         what this call mapped and nothing else, and is the answer HYPERVISOR_ERROR. (What had fewer rights and
         was to get more is left unmapped then, and faults again.)
+
+        The caller's deadline holds between the calls, though none is broken off: beyond it the rest is left
+        for another fault, and what is mapped stays, because it is right in itself. A VMM that answers each of
+        many calls just in time would else hold its VP up for as long as it likes (I4).
         """
+        deadline = trio.current_effective_deadline()
         async with self._lock:
             if attempt.stale:
                 return None
@@ -157,9 +162,11 @@ class RegionManager:
                             await self._map(attempt.region, gap)
                         except HypervisorError as error:
                             log.warning("map_refused", region=str(attempt.region.gfns), error=str(error))
-                            await self._undo(attempt.region, made)
+                            await self._undo(attempt.region, made, deadline)
                             return Answer.HYPERVISOR_ERROR
                         made.append(gap)
+                        if trio.current_time() > deadline:
+                            return self._served_so_far(attempt)
                         await _let_others_run(len(made))
                     await _let_others_run(passed)
             return Answer.MAPPED if made else Answer.ALREADY_MAPPED
@@ -233,6 +240,10 @@ class RegionManager:
         uaddrs = self._notifier.cut_back(region.uaddrs_of(gfns), faulting.start)
         return Attempt(region, gfn, access, self._notifier.open_window(uaddrs))
 
+    def _served_so_far(self, attempt: Attempt) -> Answer | None:
+        mapping = self._mappings.find(attempt.gfn)
+        return Answer.MAPPED if mapping is not None and allows(mapping.access, attempt.access) else None
+
     def _in_parts(self, attempt: Attempt, extents: Iterable[Extent]) -> Iterator[Mapping]:
         """What the extents are to map, cut so that few mappings are in the way of each part."""
         for extent in extents:
@@ -298,8 +309,10 @@ class RegionManager:
             if part.end < gfns.end:
                 await trio.lowlevel.checkpoint()
 
-    async def _undo(self, region: Region, made: list[Mapping]) -> None:
+    async def _undo(self, region: Region, made: list[Mapping], deadline: float) -> None:
         for passed, mapping in enumerate(made, start=1):
+            if trio.current_time() > deadline:
+                return
             await self._take_away(region, mapping.gfns)
             await _let_others_run(passed)
 

@@ -74,6 +74,8 @@ class RecordedHypervisor:
         self._maps_with_access = 0
         self.refused_maps: frozenset[int] = frozenset()
         """Which maps with access fail, counted from 1: none that takes something away."""
+        self.failing_call = 0
+        """Which call of all fails, maps and unmaps counted together from 1; 0 for none."""
         self.events: list[Mapped | Unmapped] = []
 
     def refuse_map(self, nth: int = 1, number: int = errno.EIO) -> None:
@@ -90,7 +92,8 @@ class RecordedHypervisor:
         await self._pauses.at(Point.MAP)
         self._maps_until_refusal -= 1
         self._maps_with_access += bool(mapping.access)
-        if self._maps_until_refusal == 0 or (mapping.access and self._maps_with_access in self.refused_maps):
+        ordered = self._maps_until_refusal == 0 or len(self.events) == self.failing_call
+        if ordered or (mapping.access and self._maps_with_access in self.refused_maps):
             raise HypervisorError(self._refused_number, "refused by order of the test")
         await self._inner.map_gpa(mapping)
         await self._pauses.at(Point.MAPPED)
@@ -98,7 +101,7 @@ class RecordedHypervisor:
     async def unmap_gpa(self, gfns: GfnRange) -> None:
         self.events.append(Unmapped(gfns.start, gfns.end))
         await self._pauses.at(Point.UNMAP)
-        if self._refuses_unmaps:
+        if self._refuses_unmaps or len(self.events) == self.failing_call:
             raise HypervisorError(errno.EIO, "refused by order of the test")
         await self._inner.unmap_gpa(gfns)
         await self._pauses.at(Point.UNMAPPED)

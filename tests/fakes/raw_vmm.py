@@ -1,95 +1,34 @@
-"""A VMM made of raw connections: a partition, and whatever is opened with its token.
+"""A VMM made of raw connections: the one that the conformance suite has, for the other tests.
 
-Owns the order of opening; the methods' fields are spelled out here once, so that a test shows only what it is
-about.
+Owns nothing; `conformance.guests` does.
 """
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, Self
+from conformance.guests import (
+    GFN,
+    MODEL,
+    PAGE,
+    PAGES,
+    PATIENT,
+    PFN,
+    UADDR,
+    WHOLE_MEMORY,
+    RawVmm,
+    region,
+    vma,
+)
 
-from fakes.raw_client import RawConnection
-
-PAGE = 4096
-GFN, UADDR, PFN, PAGES = 0x100, 0x7F00_0000_0000, 0x5000, 16
-"""The memory of `add_memory`."""
-MODEL = {"address_space": "declared", "hypervisor": "software"}
-"""The setting that needs nothing: `create_partition` in the model."""
-PATIENT = {"invalidate_timeout_ms": 600_000}
-"""Longer than any test waits: what goes on does so for another reason than that its time was up."""
-
-
-class RawVmm:
-    """A partition, with waits that do not end by themselves; its VPs and notifiers close with it."""
-
-    def __init__(self, path: str | os.PathLike[str], **setting: object) -> None:
-        self._path = path
-        self._connections = ExitStack()
-        self.connection = self._connections.enter_context(RawConnection(path))
-        try:
-            self.connection.say_hello("vmm")
-            created = self.connection.ask("create_partition", MODEL | PATIENT | setting)
-        except BaseException:
-            self.close()
-            raise
-        self.partition_id: int = created["partition_id"]
-        self.token: bytes = created["token"]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._connections.close()
-
-    @property
-    def credentials(self) -> dict[str, object]:
-        """The fields of a hello that joins this partition."""
-        return {"partition_id": self.partition_id, "token": self.token}
-
-    def vp(self, vp_index: int = 0) -> RawConnection:
-        vp = self._connections.enter_context(RawConnection(self._path))
-        vp.say_hello("vp", vp_index=vp_index, **self.credentials)
-        return vp
-
-    def notifier(self) -> RawConnection:
-        notifier = self._connections.enter_context(RawConnection(self._path))
-        notifier.say_hello("notifier", **self.credentials)
-        return notifier
-
-    def ask(self, method: str, **fields: object) -> Any:
-        return self.connection.ask(method, fields)
-
-    def add_memory(self) -> None:
-        """Back the gfns from `GFN` on with `PAGES` pages at `UADDR`."""
-        self.map_vma(UADDR, PAGES)
-        self.add_region(GFN, PAGES, UADDR)
-
-    def map_vma(self, start_uaddr: int, page_count: int, start_pfn: int = PFN, **rights: object) -> None:
-        self.ask("map_vma", **vma(start_uaddr, page_count, start_pfn) | rights)
-
-    def add_region(self, start_gfn: int, page_count: int, start_uaddr: int, kind: str = "movable") -> None:
-        self.ask("add_region", **region(start_gfn, page_count, start_uaddr, kind=kind))
-
-
-WHOLE_MEMORY = {"start_uaddr": UADDR, "length": PAGES * PAGE}
-"""The fields of an invalidation of all that `add_memory` backs."""
-
-
-def region(start_gfn: int, page_count: int, start_uaddr: int, **more: object) -> dict[str, object]:
-    """The fields of `add_region`."""
-    ranges = {"start_gfn": start_gfn, "page_count": page_count, "start_uaddr": start_uaddr}
-    return {**ranges, "kind": "movable", "writable": True, "executable": False, **more}
-
-
-def vma(start_uaddr: int, page_count: int, start_pfn: int = PFN) -> dict[str, object]:
-    """The fields of `map_vma`, for memory that may be read and written."""
-    ranges = {"start_uaddr": start_uaddr, "page_count": page_count, "start_pfn": start_pfn}
-    return {**ranges, "readable": True, "writable": True, "executable": False, "io": False}
+__all__ = [
+    "GFN",
+    "MODEL",
+    "PAGE",
+    "PAGES",
+    "PATIENT",
+    "PFN",
+    "UADDR",
+    "WHOLE_MEMORY",
+    "RawVmm",
+    "region",
+    "vma",
+]

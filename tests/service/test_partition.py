@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import socket
+from functools import partial
 
 import pytest
 import trio
@@ -11,15 +13,31 @@ from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import TIMEOUT, ModelPartition
 from fakes.pauses import Point
+from fakes.raw_peer import RawPeer
 from fakes.running import Running
 from fakes.served import serving
+from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.errors import WireError
+from intercept_protocol.messages import NOTIFIER_METHODS
 from intercept_protocol.outcomes import Answer
+from interceptd.calls import serve_calls
 from interceptd.config import Limits, Timeouts
+from interceptd.connection import Connection
 from interceptd.hypervisor import HypervisorError
+from interceptd.notifier_session import NotifierSession
 from interceptd.peer import Peer
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
+
+
+def attached_notifier(model: ModelPartition) -> RawPeer:
+    """The VMM's end of a notifier connection of the partition."""
+    ours, theirs = socket.socketpair()
+    connection, session = Connection(ours), NotifierSession(model.notifier)
+    announcements = model.partition.announcements
+    serve = partial(serve_calls, connection, NOTIFIER_METHODS, session.answer, announcements)
+    model.partition.start_notifier(connection, b"", serve, session.close)
+    return RawPeer.of(theirs)
 
 
 async def with_mmio(model: ModelPartition) -> None:
@@ -60,6 +78,41 @@ async def test_the_end_serves_what_is_pending_so_that_nobody_waits_in_vain(nurse
     await invalidate.result()
     await life.result()
     assert model.hypervisor.counters().slat_extents == 0
+
+
+async def test_the_end_leaves_no_invalidation_that_it_served_without_its_acknowledgement(
+    nursery: trio.Nursery,
+) -> None:
+    model = ModelPartition()
+    life = Running(nursery, model.partition.run, trio.sleep_forever)
+    await wait_all_tasks_blocked()
+    await with_mmio(model)
+    await model.fault(GFN)
+    notifier = attached_notifier(model)
+    unmapping = model.gates.hold(Point.UNMAP)
+    acknowledged = Running(
+        nursery, notifier.ask, "invalidate", start_uaddr=PAGE << PAGE_SHIFT, length=1 << PAGE_SHIFT
+    )
+    await unmapping.wait_reached()
+    model.partition.end()
+    await wait_all_tasks_blocked()
+    unmapping.open()
+    assert await acknowledged.result() is None
+    await life.result()
+    notifier.close()
+
+
+async def test_a_notifier_that_does_not_read_its_acknowledgement_does_not_hold_the_end_for_ever(
+    nursery: trio.Nursery,
+) -> None:
+    model = ModelPartition()
+    life = Running(nursery, model.partition.run, trio.sleep_forever)
+    await wait_all_tasks_blocked()
+    started = trio.current_time()
+    with model.partition.announcements.one():
+        model.partition.end()
+        await life.result()
+    assert trio.current_time() - started <= TIMEOUT
 
 
 async def test_the_end_comes_after_a_vmm_that_failed_and_its_failure_goes_on_up() -> None:

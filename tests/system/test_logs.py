@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import base64
+import fcntl
+import json
+import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -152,6 +156,49 @@ def test_lines_for_people_are_plain_text_where_there_is_no_terminal(start_daemon
 @pytest.mark.parametrize(("level", "events"), [("warning", []), ("info", ["daemon_started"])])
 def test_lines_below_the_level_are_left_out(start_daemon: StartDaemon, level: str, events: list[str]) -> None:
     assert start_daemon(config=f'log.level = "{level}"').events() == events
+
+
+def refuse_often(daemon: DaemonProcess, times: int) -> None:
+    """Make the daemon say something, so many times."""
+    for _ in range(times):
+        with RawConnection(daemon.socket) as connection:
+            connection.send(b"G")
+            assert connection.farewell().name == "EBADMSG"
+
+
+def test_a_log_that_nobody_reads_holds_nobody_up_and_the_next_line_says_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with DaemonProcess(tmp_path, log=fifo) as daemon, open(reader, "rb", buffering=0) as pipe:
+        daemon.wait_serving()
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+        with Witness(daemon.socket) as witness:
+            refuse_often(daemon, 60)
+            assert witness.serve() == Witness.SERVED
+        pipe.read(1 << 20)
+        refuse_often(daemon, 1)
+        line = json.loads(pipe.read(1 << 20).splitlines()[-1])
+        assert (line["event"], line["lines_dropped"] > 10) == ("connection_refused", True)
+
+
+def test_a_full_disk_harms_nobody_and_the_log_goes_on_with_whole_lines_when_there_is_room(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon()
+    room = len(daemon.log_text()) + 700
+    resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    with Witness(daemon.socket) as witness:
+        refuse_often(daemon, 30)
+        assert (witness.serve(), len(daemon.log_text())) == (Witness.SERVED, room)
+        resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        refuse_often(daemon, 2)
+    lines = daemon.log_text().splitlines()
+    (torn,) = (number for number, line in enumerate(lines) if not line.endswith("}"))
+    first, second, *_ = (json.loads(line) for line in lines[torn + 1 :])
+    assert (first["lines_dropped"] > 20, "lines_dropped" in second) == (True, False)
 
 
 def test_a_log_that_cannot_be_written_harms_nobody(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from intercept_protocol import codec, messages, rpc
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import HypervisorCall
-from interceptd.connection import Connection, ConnectionGone
+from interceptd.connection import LAST_LOOK_SECONDS, Connection, ConnectionGone
 from interceptd.hypervisor import HypervisorCounters, HypervisorError, PartitionLost
 from interceptd.hypervisor.slat import SoftwareSlat
 from interceptd.mapping import HOST_BACKING, Mapping
@@ -117,12 +117,15 @@ class VmmHypervisor:
         msgid, deadline = self._msgid, self._deadline()
         asked = self._asked[msgid] = _Asked()
         try:
-            with trio.fail_after(deadline):
+            with trio.move_on_after(deadline):
                 await self._connection.send(rpc.encode_request(msgid, call.METHOD, [codec.to_fields(call)]))
                 await asked.answered.wait()
-        except trio.TooSlowError:
-            self._late.append(msgid)
-            raise Late(errno.ETIMEDOUT, f"{call.METHOD}: no answer within {deadline} s") from None
+            if not asked.answered.is_set():
+                with trio.move_on_after(LAST_LOOK_SECONDS):
+                    await asked.answered.wait()
+            if not asked.answered.is_set():
+                self._late.append(msgid)
+                raise Late(errno.ETIMEDOUT, f"{call.METHOD}: no answer within {deadline} s")
         except ConnectionGone as error:
             raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: {error}") from None
         finally:

@@ -1,114 +1,282 @@
-"""I10: a task that is cancelled at any checkpoint leaves nothing that nobody knows of.
+"""I10: a task that is cancelled at any await leaves nothing that nobody knows of, and the next is served.
 
-Every port call passes a checkpoint before and behind it, and the call is cancelled after n checkpoints, for
-every n that it has.
+Every port call awaits before and behind its work. How many awaits an operation has is counted in a run that
+is not cut off, so that none is forgotten when it changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import pytest
 import trio
 from structlog.testing import capture_logs
+from trio.testing import MockClock
 
+from fakes.cancelling import cut_off
 from fakes.inspection import inspect
-from fakes.model_partition import ModelPartition
+from fakes.model_partition import RW, ModelPartition
 from fakes.pauses import DrawnPauses
-from fakes.running import Running
-from intercept_protocol.addresses import UaddrRange
-from intercept_protocol.messages import RegionKind
-from intercept_protocol.outcomes import Answer
+from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import Invalidate, InvalidateBegin, RegionKind
+from intercept_protocol.outcomes import Access, Answer
+from interceptd.notifier_session import NotifierSession
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
-CHECKPOINTS = range(24)
-"""More than any call below has: the last ones are not cut off at all."""
-Call = Callable[[ModelPartition], Awaitable[object]]
+ANOTHER_PFN = 0xB000
+Act = Callable[[ModelPartition], Awaitable[object]]
 
 
-async def with_region(model: ModelPartition, kind: RegionKind) -> None:
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What is cut off, `call`, on a partition that `prepare` made. Both run beside the region manager."""
+
+    prepare: Act
+    call: Act
+
+
+async def with_memory(model: ModelPartition, kind: RegionKind = RegionKind.MMIO) -> None:
     await model.map_vma(PAGE, PAGES, PFN)
     await model.add_region(GFN, PAGES, PAGE, kind)
 
 
-async def cut_off(model: ModelPartition, call: Call, checkpoints: int) -> bool:
-    """Cancel the call after so many checkpoints; whether that cut it off."""
+async def with_memory_mapped(model: ModelPartition, kind: RegionKind = RegionKind.MMIO) -> None:
+    await with_memory(model, kind)
+    await model.fault(GFN)
+
+
+async def with_vma(model: ModelPartition) -> None:
+    await model.map_vma(PAGE, PAGES, PFN)
+
+
+async def with_memory_half_of_it_mapped(model: ModelPartition) -> None:
+    await model.map_vma(PAGE, 3, PFN)
+    await with_memory_beyond(model)
+
+
+async def with_memory_beyond(model: ModelPartition) -> None:
+    await model.add_region(GFN, PAGES, PAGE)
+    await model.fault(GFN)
+    await model.map_vma(PAGE + 3, PAGES - 3, PFN + 3)
+
+
+@contextmanager
+def refusing(model: ModelPartition) -> Iterator[None]:
+    """The next map fails, if it comes within."""
+    model.hypervisor.refuse_map()
+    try:
+        yield
+    finally:
+        model.hypervisor.refuse_map(nth=0)
+
+
+async def fault(model: ModelPartition) -> None:
+    assert await model.fault(GFN) in {Answer.MAPPED, Answer.ALREADY_MAPPED}
+
+
+async def refused_fault(model: ModelPartition) -> None:
+    with refusing(model):
+        assert await model.fault(GFN) is Answer.HYPERVISOR_ERROR
+
+
+async def fault_behind_an_invalidation(model: ModelPartition) -> None:
+    """It waits for an invalidation that another task ends."""
+    session = NotifierSession(model.notifier)
+    announced = session.answer(InvalidateBegin(start_uaddr=PAGE << PAGE_SHIFT, length=1 << PAGE_SHIFT))
+    assert announced is not None
+
+    async def end() -> None:
+        try:
+            await announced
+        finally:
+            session.close()
+
     async with trio.open_nursery() as nursery:
-        running = Running(nursery, call, model)
-        for _ in range(checkpoints):
-            await trio.lowlevel.checkpoint()
-        with capture_logs():
-            return await running.cancel()
+        nursery.start_soon(end)
+        await fault(model)
 
 
-def pausing() -> ModelPartition:
+async def announced(model: ModelPartition) -> None:
+    """A notifier connection's begin, and the end that comes with the connection's."""
+    session = NotifierSession(model.notifier)
+    try:
+        begun = session.answer(InvalidateBegin(start_uaddr=PAGE << PAGE_SHIFT, length=PAGES << PAGE_SHIFT))
+        assert begun is not None
+        await begun
+        assert model.pfns(GFN, PAGES) == [None] * PAGES
+    finally:
+        session.close()
+
+
+async def invalidated(model: ModelPartition) -> None:
+    done = NotifierSession(model.notifier).answer(
+        Invalidate(start_uaddr=PAGE << PAGE_SHIFT, length=PAGES << PAGE_SHIFT)
+    )
+    assert done is not None
+    await done
+
+
+async def refused_pinned_add(model: ModelPartition) -> None:
+    with refusing(model), pytest.raises(WireError):
+        await model.add_region(GFN, PAGES, PAGE, RegionKind.PINNED)
+
+
+def of_kind(
+    name: str, prepare: Callable[..., Awaitable[object]], call: Act
+) -> Iterator[tuple[str, Operation]]:
+    for kind in RegionKind:
+        yield f"{name}, {kind}", Operation(partial(prepare, kind=kind), call)
+
+
+def adding(kind: RegionKind) -> Operation:
+    return Operation(with_vma, lambda model: model.add_region(GFN, PAGES, PAGE, kind))
+
+
+OPERATIONS: Final[dict[str, Operation]] = {
+    "a fault on MMIO": Operation(with_memory, fault),
+    "a fault on movable memory": Operation(partial(with_memory, kind=RegionKind.MOVABLE), fault),
+    "a fault with a gap to map": Operation(
+        with_memory_half_of_it_mapped, lambda model: model.fault(GFN + PAGES - 1)
+    ),
+    "a fault whose map is refused": Operation(with_memory, refused_fault),
+    "a fault behind an invalidation": Operation(with_memory_mapped, fault_behind_an_invalidation),
+    "an unmap_vma": Operation(with_memory_mapped, lambda model: model.unmap_vma(PAGE, PAGES)),
+    "a protect_vma": Operation(with_memory_mapped, lambda model: model.protect_vma(PAGE, PAGES, Access.READ)),
+    **dict(of_kind("a begin and its end", with_memory_mapped, announced)),
+    **dict(of_kind("an invalidate", with_memory_mapped, invalidated)),
+    **{f"an add, {kind}": adding(kind) for kind in RegionKind},
+    "an add that is refused": Operation(with_vma, refused_pinned_add),
+    **dict(of_kind("a remove", with_memory_mapped, lambda model: model.remove_region(GFN, PAGES, PAGE))),
+}
+
+
+def paused() -> ModelPartition:
     return ModelPartition(pauses=DrawnPauses([1]))
 
 
-def windows(model: ModelPartition) -> int:
-    return len(model.notifier._windows)
+def every_await() -> list[tuple[str, int]]:
+    """The operations, each with every await at which it can be cut off; found by running it."""
+
+    async def count(operation: Operation) -> int:
+        async with paused().running() as model:
+            await operation.prepare(model)
+            return await cut_off(partial(operation.call, model))
+
+    with capture_logs():
+        counts = {
+            name: trio.run(count, operation, clock=MockClock(autojump_threshold=0))
+            for name, operation in OPERATIONS.items()
+        }
+    return [(name, last) for name, steps in counts.items() for last in range(1, steps + 1)]
 
 
-@pytest.mark.parametrize("checkpoints", CHECKPOINTS)
-@pytest.mark.parametrize("kind", [RegionKind.MMIO, RegionKind.MOVABLE])
-async def test_i10_a_fault_cancelled_at_any_checkpoint_leaves_record_and_slat_agreeing(
-    kind: RegionKind, checkpoints: int
+AWAITS: Final = every_await()
+
+
+def is_settled(model: ModelPartition) -> bool:
+    """Nothing is relied on, announced, locked or going any more."""
+    return (
+        len(model.notifier._windows) == 0
+        and model.notifier.open_invalidations == 0
+        and not model.regions.busy
+        and not model.notifier._going
+    )
+
+
+async def serves_the_next(model: ModelPartition) -> bool:
+    """Whether the partition does as it should with what comes next, whatever was left of the last."""
+    await model.unmap_vma(PAGE, PAGES)
+    taken_away = model.pfns(GFN, PAGES) == [None] * PAGES
+    await model.regions.close()
+    empty = model.hypervisor.counters().slat_extents == 0
+    await model.map_vma(PAGE, PAGES, ANOTHER_PFN, RW)
+    await model.add_region(GFN, PAGES, PAGE)
+    mapped = await model.fault(GFN) is Answer.MAPPED
+    return taken_away and empty and mapped and model.pfn(GFN + 1) == ANOTHER_PFN + 1
+
+
+@pytest.mark.parametrize(("name", "last"), AWAITS)
+async def test_i10_what_is_cut_off_at_any_await_leaves_a_whole_state_and_the_next_is_served(
+    name: str, last: int
 ) -> None:
-    async with pausing().running() as model:
-        await with_region(model, kind)
-        await cut_off(model, lambda model: model.fault(GFN), checkpoints)
-        assert (inspect(model), windows(model)) == ([], 0)
-        assert await model.fault(GFN) in {Answer.MAPPED, Answer.ALREADY_MAPPED}
-        assert model.pfns(GFN, PAGES) == [*range(PFN, PFN + PAGES)]
-        await model.unmap_vma(PAGE, PAGES)
-        assert model.pfns(GFN, PAGES) == [None] * PAGES
+    operation = OPERATIONS[name]
+    async with paused().running() as model:
+        await operation.prepare(model)
+        with capture_logs():
+            await cut_off(partial(operation.call, model), last)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (inspect(model), is_settled(model)) == ([], True)
+        assert await serves_the_next(model)
 
 
-@pytest.mark.parametrize("checkpoints", CHECKPOINTS)
 @pytest.mark.parametrize("kind", RegionKind)
-async def test_i10_an_add_cancelled_at_any_checkpoint_is_whole_or_nothing(
-    kind: RegionKind, checkpoints: int
+@pytest.mark.parametrize("last", range(1, 12))
+async def test_i10_a_manager_cut_off_at_any_await_acknowledges_only_what_it_did(
+    kind: RegionKind, last: int
 ) -> None:
-    async with pausing().running() as model:
-        await model.map_vma(PAGE, PAGES, PFN)
-        await cut_off(model, lambda model: model.add_region(GFN, PAGES, PAGE, kind), checkpoints)
-        assert (inspect(model), windows(model)) == ([], 0)
-        await model.regions.close()
-        assert model.hypervisor.counters().slat_extents == 0
-        await model.add_region(GFN, PAGES, PAGE, kind)
-        assert await model.fault(GFN) in {Answer.MAPPED, Answer.ALREADY_MAPPED}
-
-
-@pytest.mark.parametrize("checkpoints", CHECKPOINTS)
-@pytest.mark.parametrize("kind", RegionKind)
-async def test_i10_a_remove_cancelled_at_any_checkpoint_is_whole_or_nothing(
-    kind: RegionKind, checkpoints: int
-) -> None:
-    async with pausing().running() as model:
-        await with_region(model, kind)
-        await model.fault(GFN)
-        await cut_off(model, lambda model: model.remove_region(GFN, PAGES, PAGE), checkpoints)
-        assert inspect(model) == []
-        reached = {0: [None] * PAGES, 1: [*range(PFN, PFN + PAGES)]}
-        assert model.pfns(GFN, PAGES) == reached[model.regions.region_count]
-
-
-@pytest.mark.parametrize("checkpoints", CHECKPOINTS)
-async def test_i10_a_manager_cancelled_at_any_checkpoint_acknowledges_only_what_it_did(
-    checkpoints: int,
-) -> None:
-    model = pausing()
-    await with_region(model, RegionKind.MMIO)
-    await model.fault(GFN)
+    model = paused()
+    await with_memory_mapped(model, kind)
     batch = model.notifier.invalidate(UaddrRange(PAGE, PAGE + PAGES))
-    await cut_off(model, lambda model: model.regions.run(), checkpoints)
+    with capture_logs():
+        await cut_off(bounded(model.regions.run), last)
     reached = {False: [*range(PFN, PFN + PAGES)], True: [None] * PAGES}
     assert model.pfns(GFN, PAGES) == reached[batch.done.is_set()]
     assert inspect(model) == []
 
 
-async def test_i10_the_checkpoints_tried_reach_from_the_first_to_beyond_the_last() -> None:
-    async with pausing().running() as model:
-        await with_region(model, RegionKind.MOVABLE)
-        assert await cut_off(model, lambda model: model.fault(GFN), CHECKPOINTS[0])
-        assert not await cut_off(model, lambda model: model.fault(GFN), CHECKPOINTS[-1])
+def bounded(forever: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[None]]:
+    async def run() -> None:
+        with trio.move_on_after(1):
+            await forever()
+
+    return run
+
+
+async def ended(model: ModelPartition) -> None:
+    """A partition's life, whose end begins at once, with an invalidation that nobody served yet."""
+    model.notifier.invalidate(UaddrRange(PAGE, PAGE + PAGES))
+    model.partition.end()
+    await model.partition.run(trio.sleep_forever)
+
+
+async def awaits_of_an_end() -> int:
+    model = paused()
+    await with_memory_mapped(model)
+    return await cut_off(partial(ended, model))
+
+
+with capture_logs():
+    ENDS: Final = trio.run(awaits_of_an_end, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize("kind", RegionKind)
+@pytest.mark.parametrize("last", range(1, ENDS + 1))
+async def test_i6_an_end_cut_off_at_any_await_leaves_no_task_admits_nobody_and_is_known(
+    kind: RegionKind, last: int
+) -> None:
+    model = paused()
+    await with_memory_mapped(model, kind)
+    before = trio.lowlevel.current_statistics().tasks_living
+    with capture_logs():
+        await cut_off(partial(ended, model), last)
+    assert trio.lowlevel.current_statistics().tasks_living == before
+    assert not model.partition.admits(model.partition.token, model.partition.owner)
+    assert (inspect(model), model.regions.busy) == ([], False)
+
+
+async def test_the_awaits_reach_from_the_first_to_beyond_the_last() -> None:
+    async def three() -> None:
+        for _ in range(2):
+            await trio.lowlevel.checkpoint()
+        reached.append("the end")
+
+    reached: list[str] = []
+    steps = await cut_off(three)
+    for last in range(1, steps + 1):
+        await cut_off(three, last)
+    assert (steps, reached) == (3, ["the end"])

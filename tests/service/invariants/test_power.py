@@ -132,9 +132,7 @@ def test_i10_finds_a_change_that_is_not_shielded(monkeypatch: pytest.MonkeyPatch
         assert shield
         return trio.CancelScope()
 
-    unshielding = SimpleNamespace(
-        CancelScope=unshielded, Lock=trio.Lock, Event=trio.Event, lowlevel=trio.lowlevel
-    )
+    unshielding = SimpleNamespace(**{**vars(trio), "CancelScope": unshielded})
     monkeypatch.setattr("interceptd.region_manager.trio", unshielding)
     find(schedules(), breaks("I10"), settings=searching)
 

@@ -1,0 +1,53 @@
+"""The numbered statements of the specification: which a case checks, and which no case can.
+
+Owns the marker, reading the numbers out of the specification, and the reasons. Must not know the cases.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+HERE: Final = Path(__file__).resolve().parent
+_NUMBER: Final = re.compile(r"^- \*\*([A-Z]-\d+)\*\* (.*)$", flags=re.MULTILINE)
+
+NOT_CHECKED: Final[Mapping[str, str]] = {
+    "H-9": "a peer of another uid is needed, and the server's configuration besides",
+    "K-1": "binds the VMM: whatever breaks it is a deadlock of its own",
+    "K-2": "binds the VMM: whatever breaks it is a wait of its own, until its timeout",
+    "E-4": "binds clients, in what they decide by",
+}
+"""Statements without a case, each with the reason."""
+
+
+def statement(*numbers: str) -> pytest.MarkDecorator:
+    """Marks a case with the statements that it checks."""
+    return pytest.mark.statement(*numbers)
+
+
+def numbered(specification: str) -> dict[str, str]:
+    """The statements of a specification: number to its first line."""
+    return dict(_NUMBER.findall(specification))
+
+
+def claimed() -> dict[str, list[str]]:
+    """The numbers that the cases of this folder name, each with the cases: read, not imported."""
+    cases: dict[str, list[str]] = {}
+    for path in sorted(HERE.glob("test_*.py")):
+        for number, case in _claims(ast.parse(path.read_text(encoding="utf-8"))):
+            cases.setdefault(number, []).append(f"{path.name}::{case}")
+    return cases
+
+
+def _claims(module: ast.Module) -> Iterator[tuple[str, str]]:
+    for function in ast.walk(module):
+        if isinstance(function, ast.FunctionDef):
+            for decorator in function.decorator_list:
+                if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "statement":
+                    for number in decorator.args:
+                        yield ast.literal_eval(number), function.name

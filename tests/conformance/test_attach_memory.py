@@ -1,0 +1,106 @@
+"""`attach_memory`: the VMM's real memory, known by descriptors that it hands over."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from conformance.conftest import Server
+from conformance.guests import GFN, PAGE, RawVmm, region
+from conformance.statements import statement
+from conformance.wire import Refusal, request
+
+COUNT = 4
+
+
+@pytest.fixture
+def live(server: Server, hello: dict[str, dict[str, list[str]]]) -> Iterator[RawVmm]:
+    if "process" not in hello["features"]["address_spaces"]:
+        pytest.skip("features.address_spaces has no process")
+    with RawVmm(server.socket, address_space="process") as vmm:
+        yield vmm
+
+
+@pytest.fixture
+def memory() -> Iterator[int]:
+    """The address of a few pages of ours."""
+    with mmap.mmap(-1, COUNT * PAGE) as pages:
+        exported = ctypes.c_char.from_buffer(pages)
+        yield ctypes.addressof(exported)
+        del exported
+
+
+def attach(vmm: RawVmm, paths: Sequence[str], **fields: object) -> Refusal | None:
+    """Hand over descriptors of these files; what is refused, None for nothing."""
+    with ExitStack() as opened:
+        files = [opened.enter_context(Path(path).open("rb")) for path in paths]
+        with socket.socket(fileno=os.dup(vmm.connection.fileno())) as duplicate:
+            descriptors = [file.fileno() for file in files]
+            socket.send_fds(duplicate, [request("attach_memory", fields)], descriptors)
+    _, _, error, result = vmm.connection.receive()
+    assert result is None
+    return Refusal(*error) if error is not None else None
+
+
+@statement("P-26")
+def test_memory_is_not_attached_in_the_declared_setting(vmm: RawVmm) -> None:
+    assert vmm.connection.refusal("attach_memory").name == "EINVAL"
+
+
+@statement("P-26", "P-19")
+@pytest.mark.parametrize("paths", [["/proc/self/maps"], ["/proc/self/smaps", "/proc/self/maps"]])
+def test_a_second_handover_is_eexist(live: RawVmm, paths: list[str]) -> None:
+    assert attach(live, paths) is None
+    refusal = attach(live, paths)
+    assert (refusal and refusal.name) == "EEXIST"
+
+
+@statement("P-19")
+@pytest.mark.parametrize(
+    "paths",
+    [[], ["/dev/null"], ["/proc/self/maps", "/dev/null"], ["/proc/self/maps"] * 2],
+    ids=["none", "something else", "something else besides", "twice"],
+)
+def test_a_wrong_handover_is_einval_and_the_right_one_may_follow(live: RawVmm, paths: list[str]) -> None:
+    refusal = attach(live, paths)
+    assert (refusal and refusal.name) == "EINVAL"
+    assert attach(live, ["/proc/self/maps"]) is None
+
+
+@statement("P-19")
+def test_the_maps_of_another_process_are_einval(live: RawVmm) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        refusal = attach(live, [f"/proc/{child.pid}/maps"])
+    assert (refusal and refusal.name) == "EINVAL"
+
+
+@statement("P-20")
+def test_faults_before_the_handover_are_unbacked(live: RawVmm, memory: int) -> None:
+    live.ask("add_region", **region(GFN, COUNT, memory))
+    assert live.vp().intercept(GFN) == ["forward", "unbacked"]
+
+
+@statement("P-20")
+def test_what_is_neither_promised_nor_watched_is_unbacked(live: RawVmm, memory: int) -> None:
+    assert attach(live, ["/proc/self/maps"]) is None
+    live.ask("add_region", **region(GFN, COUNT, memory))
+    assert live.vp().intercept(GFN) == ["forward", "unbacked"]
+
+
+@statement("P-20", "P-18", "N-2")
+def test_what_is_promised_is_mapped_and_taken_away_by_a_begin(live: RawVmm, memory: int) -> None:
+    assert attach(live, ["/proc/self/maps"], promise_begin_end=True) is None
+    live.ask("add_region", **region(GFN, COUNT, memory))
+    assert live.vp().intercept(GFN + 1) == ["resume", "mapped"]
+    assert live.ask("translate", gfn=GFN + 1)["access"] == 3
+    live.notifier().ask("invalidate_begin", {"start_uaddr": memory, "length": COUNT * PAGE})
+    assert live.ask("translate", gfn=GFN + 1) is None

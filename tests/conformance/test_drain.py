@@ -1,0 +1,28 @@
+"""`drain`: the server ends. It runs last, and with `--socket` only if `--drain` is given."""
+
+from __future__ import annotations
+
+import pytest
+
+from conformance.conftest import Server
+from conformance.guests import GFN, WHOLE_MEMORY, RawVmm
+from conformance.statements import statement
+from conformance.wire import READ, RawConnection, intercept_message, request
+
+
+@statement("O-5", "V-3")
+def test_a_drain_answers_what_is_in_flight_ends_the_partitions_and_the_server(
+    server: Server, vmm: RawVmm, operator: RawConnection
+) -> None:
+    if not server.may_be_drained:
+        pytest.skip("it would end the server: give --drain")
+    vmm.add_memory()
+    vmm.notifier().ask("invalidate_begin", WHOLE_MEMORY)
+    vp = vmm.vp()
+    vp.send(request("intercept", intercept_message(GFN, READ)))
+    vmm.ask("statistics")
+    assert operator.ask("drain", {"timeout_ms": 10_000}) is None
+    assert vp.answer() == ["retry", "draining"]
+    assert (vp.receive_all(), vmm.connection.receive_all(), operator.receive_all()) == ([], [], [])
+    with pytest.raises(OSError, match=r"refused|No such file"):
+        RawConnection(server.socket)

@@ -1,0 +1,60 @@
+"""`kick`: a VMM wants its vCPU back."""
+
+from __future__ import annotations
+
+import pytest
+
+from conformance.guests import GFN, WHOLE_MEMORY, RawVmm
+from conformance.statements import statement
+from conformance.wire import READ, intercept_message, request
+
+WAITING = request("intercept", intercept_message(GFN, READ))
+
+
+@pytest.fixture
+def vmm(vmm: RawVmm) -> RawVmm:
+    """With memory that is being invalidated, without an end."""
+    vmm.add_memory()
+    vmm.notifier().ask("invalidate_begin", WHOLE_MEMORY)
+    return vmm
+
+
+@statement("P-16")
+@pytest.mark.parametrize("whom", [2, "all"])
+def test_the_intercept_that_waits_or_is_about_to_is_kicked(vmm: RawVmm, whom: object) -> None:
+    vp = vmm.vp(2)
+    vp.send(WAITING)
+    assert vmm.ask("kick", vp_index=whom) is None
+    assert vp.answer() == ["retry", "kicked"]
+
+
+@statement("P-16")
+def test_a_kick_that_finds_nothing_waiting_is_kept_once(vmm: RawVmm) -> None:
+    vp = vmm.vp(2)
+    for _ in range(3):
+        vmm.ask("kick", vp_index=2)
+    assert vp.intercept(GFN) == ["retry", "kicked"]
+    vp.send(WAITING)
+    assert vmm.ask("kick", vp_index="all") is None
+    assert vp.answer() == ["retry", "kicked"]
+
+
+@statement("P-16")
+def test_what_can_be_answered_without_waiting_is_not_changed(vmm: RawVmm) -> None:
+    vp = vmm.vp(2)
+    vmm.ask("kick", vp_index=2)
+    assert vp.intercept(0) == ["forward", "no_region"]
+    assert vp.intercept(GFN) == ["retry", "kicked"]
+
+
+@statement("P-16")
+def test_a_vp_that_is_not_attached_is_enoent_and_all_always_succeeds(vmm: RawVmm) -> None:
+    assert vmm.connection.refusal("kick", {"vp_index": 9}).name == "ENOENT"
+    assert vmm.ask("kick", vp_index="all") is None
+
+
+@statement("P-3", "E-2")
+@pytest.mark.parametrize("whom", ["some", 1 << 32, -1, None, True])
+def test_whom_else_is_einval(vmm: RawVmm, whom: object) -> None:
+    refusal = vmm.connection.refusal("kick", {"vp_index": whom})
+    assert (refusal.name, refusal.details.get("field")) == ("EINVAL", "vp_index")

@@ -1,0 +1,118 @@
+"""`map_gpa`: the server asks the VMM's hypervisor to let the guest reach memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from conformance.guests import GFN, PAGES, PFN, UADDR, RawVmm, region
+from conformance.hosts import REFUSAL, Host
+from conformance.statements import statement
+from conformance.wire import READ, intercept_message, pack, request
+
+SHORT_MS = 5_000
+"""The longest `hypervisor_timeout_ms` that is waited for."""
+
+
+@pytest.fixture
+def host(hosted: RawVmm) -> Host:
+    return Host(hosted)
+
+
+@statement("Y-2")
+def test_it_names_gfns_uaddrs_pfns_and_rights_and_the_fault_waits_for_its_answer(host: Host) -> None:
+    host.fault()
+    msgid, method, fields = host.asked()
+    assert not host.vp.is_readable()
+    host.answer(msgid)
+    assert (method, host.vp.answer()) == ("map_gpa", ["resume", "mapped"])
+    assert fields == {
+        "start_gfn": GFN,
+        "page_count": PAGES,
+        "start_uaddr": UADDR,
+        "start_pfn": PFN,
+        "access": 3,
+    }
+
+
+@statement("Y-2")
+def test_movable_memory_is_made_known_as_inaccessible(hosted: RawVmm) -> None:
+    link = hosted.link()
+    hosted.connection.send(request("add_region", region(GFN, PAGES, UADDR)))
+    _, msgid, method, (fields,) = link.receive()
+    link.send(pack([1, msgid, None, None]))
+    assert (method, fields["access"], fields["page_count"]) == ("map_gpa", 0, PAGES)
+    assert hosted.connection.answer() == {"kind": "movable"}
+
+
+@statement("Y-4")
+def test_a_refusal_fails_the_intercept_and_leaves_the_partition(host: Host) -> None:
+    host.fault()
+    msgid, _, _ = host.asked()
+    host.answer(msgid, REFUSAL)
+    assert host.vp.answer() == ["fail", "hypervisor_error"]
+    host.map()
+
+
+@statement("P-10", "Y-4")
+def test_a_refusal_while_a_region_is_added_is_what_the_vmm_said_and_nothing_was_added(hosted: RawVmm) -> None:
+    link = hosted.link()
+    hosted.connection.send(request("add_region", region(GFN, PAGES, UADDR)))
+    _, msgid, _, _ = link.receive()
+    link.send(pack([1, msgid, REFUSAL, None]))
+    _, _, error, _ = hosted.connection.receive()
+    assert (error[1], hosted.ask("statistics")["regions"]) == ("ENOMEM", 0)
+
+
+@statement("Y-5")
+def test_the_server_asks_one_thing_at_a_time(host: Host) -> None:
+    second = host.vmm.vp(1)
+    host.fault()
+    msgid, _, _ = host.asked()
+    second.send(request("intercept", intercept_message(GFN + 1, READ)))
+    for _ in range(3):
+        host.vmm.ask("statistics")
+    assert not host.link.is_readable()
+    host.answer(msgid)
+    assert {host.vp.answer()[0], second.answer()[0]} == {"resume"}
+
+
+@statement("Y-5")
+def test_a_map_that_is_late_is_undone_before_the_intercept_fails(host: Host, limits: dict[str, int]) -> None:
+    if limits["hypervisor_timeout_ms"] > SHORT_MS:
+        pytest.skip(f"limits.hypervisor_timeout_ms is {limits['hypervisor_timeout_ms']}: set it lower")
+    host.fault()
+    late, _, mapped = host.asked()
+    undoing, method, unmapped = host.asked()
+    assert (method, unmapped["start_gfn"], unmapped["page_count"]) == ("unmap_gpa", GFN, mapped["page_count"])
+    assert not host.vp.is_readable()
+    host.answer(late)
+    host.answer(undoing)
+    assert host.vp.answer() == ["fail", "hypervisor_error"]
+    host.map()
+
+
+@statement("Y-1", "F-4")
+def test_a_request_on_the_hypervisor_connection_is_ebadmsg_and_loses_the_partition(host: Host) -> None:
+    host.link.send(request("statistics"))
+    assert (host.link.farewell().name, host.is_lost()) == ("EBADMSG", True)
+
+
+@statement("Y-6", "Y-7")
+@pytest.mark.parametrize(
+    ("sent", "name"),
+    [(pack([1, 77, None, None]), "EPROTO"), (pack([1, 77, None]), "EBADMSG"), (b"\xc1", "EBADMSG")],
+    ids=["to no request", "of another form", "garbage"],
+)
+def test_an_answer_to_nothing_loses_the_partition_which_is_told(host: Host, sent: bytes, name: str) -> None:
+    host.link.send(sent)
+    assert (host.link.farewell().name, host.is_lost()) == (name, True)
+
+
+@statement("Y-6")
+def test_a_second_answer_to_one_request_loses_the_partition(host: Host) -> None:
+    host.fault()
+    msgid, _, _ = host.asked()
+    host.answer(msgid)
+    assert host.vp.answer() == ["resume", "mapped"]
+    host.answer(msgid)
+    assert (host.link.farewell().name, host.is_lost()) == ("EPROTO", True)

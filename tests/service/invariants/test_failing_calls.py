@@ -1,0 +1,135 @@
+"""The hypervisor fails at the n-th call of a life, for each n: what was asked fails, or the partition is
+lost, and nothing else ever.
+
+The calls are counted in a life that none fails in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from fakes.inspection import inspect
+from fakes.model_partition import ModelPartition
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import RegionKind
+from intercept_protocol.outcomes import Access, Answer
+
+GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
+DEVICE, MEMORY, PINNED = GFN, GFN + PAGES, GFN + 2 * PAGES
+"""One region of each kind over the same memory."""
+
+
+@dataclass
+class Told:
+    """What a VMM and its VPs were told: the answers, and the errors of the calls that failed."""
+
+    answers: list[Answer] = field(default_factory=list)
+    errors: list[WireError] = field(default_factory=list)
+
+    async def ask(self, call: Awaitable[object]) -> None:
+        try:
+            await call
+        except WireError as error:
+            self.errors.append(error)
+
+
+async def live(model: ModelPartition, told: Told) -> None:
+    """A life with everything in it that calls the hypervisor."""
+    await model.map_vma(PAGE, PAGES, PFN)
+    await told.ask(model.add_region(DEVICE, PAGES, PAGE, RegionKind.MMIO))
+    await told.ask(model.add_region(MEMORY, PAGES, PAGE, RegionKind.MOVABLE))
+    await told.ask(model.add_region(PINNED, PAGES, PAGE, RegionKind.PINNED))
+    for _ in range(2):
+        told.answers += [await model.fault(gfn + 1) for gfn in (DEVICE, MEMORY, PINNED)]
+    await told.ask(model.protect_vma(PAGE + 4, 4, Access.READ))
+    told.answers += [await model.fault(gfn + 5) for gfn in (DEVICE, MEMORY)]
+    await told.ask(model.invalidate(PAGE, PAGES))
+    told.answers += [await model.fault(gfn + 9) for gfn in (DEVICE, MEMORY)]
+    await told.ask(model.remove_region(DEVICE, PAGES, PAGE))
+    await told.ask(model.unmap_vma(PAGE, PAGES))
+    told.answers += [await model.fault(gfn + 9) for gfn in (DEVICE, MEMORY)]
+
+
+ASKED: Final = 12
+"""Intercepts of a life."""
+
+
+async def lived(model: ModelPartition) -> tuple[Told, WireError | None]:
+    """What was told in a whole life, and how it ended."""
+    told = Told()
+    try:
+        await model.partition.run(lambda: live(model, told))
+    except WireError as error:
+        return told, error
+    return told, None
+
+
+def calls_of_a_life() -> int:
+    model = ModelPartition()
+    with capture_logs():
+        trio.run(lived, model, clock=MockClock(autojump_threshold=0))
+    return len(model.hypervisor.events)
+
+
+CALLS: Final = calls_of_a_life()
+
+
+async def test_a_life_in_which_no_call_fails_is_told_no_error_and_calls_often() -> None:
+    told, end = await lived(ModelPartition())
+    assert (told.errors, end, len(told.answers), CALLS > 15) == ([], None, ASKED, True)
+    assert Answer.HYPERVISOR_ERROR not in told.answers
+
+
+@pytest.mark.parametrize("nth", range(1, CALLS + 1))
+async def test_a_call_that_fails_is_told_to_whom_it_concerns_or_loses_the_partition_loudly(nth: int) -> None:
+    model = ModelPartition()
+    model.hypervisor.failing_call = nth
+    before = trio.lowlevel.current_statistics().tasks_living
+    with capture_logs() as logs:
+        told, end = await lived(model)
+    assert trio.lowlevel.current_statistics().tasks_living == before
+    assert len(model.notifier._windows) == 0
+    assert not model.partition.admits(model.partition.token, model.partition.owner)
+    failures = told.answers.count(Answer.HYPERVISOR_ERROR) + len(told.errors)
+    lost = "partition_lost" in [entry["event"] for entry in logs]
+    left = "mappings_left" in [entry["event"] for entry in logs]
+    assert (failures > 0) + lost + left == 1
+    assert (end is not None) == lost == model.partition.lost
+
+
+@pytest.mark.parametrize("nth", range(1, CALLS + 1))
+async def test_until_it_is_lost_a_partition_whose_call_failed_is_whole_after_every_step(nth: int) -> None:
+    model = ModelPartition()
+    model.hypervisor.failing_call = nth
+    violations: list[object] = []
+
+    async def inspected(told: Told, step: Callable[[], Awaitable[object]]) -> None:
+        await told.ask(step())
+        violations.extend(inspect(model))
+
+    async def steps() -> None:
+        told = Told()
+        await inspected(told, lambda: model.map_vma(PAGE, PAGES, PFN))
+        for gfn, kind in (
+            (DEVICE, RegionKind.MMIO),
+            (MEMORY, RegionKind.MOVABLE),
+            (PINNED, RegionKind.PINNED),
+        ):
+            await inspected(told, lambda gfn=gfn, kind=kind: model.add_region(gfn, PAGES, PAGE, kind))
+        for gfn in (DEVICE, MEMORY, PINNED, DEVICE):
+            await inspected(told, lambda gfn=gfn: model.fault(gfn + 1))
+        await inspected(told, lambda: model.invalidate(PAGE, PAGES))
+        await inspected(told, lambda: model.fault(MEMORY + 1))
+        await inspected(told, lambda: model.remove_region(MEMORY, PAGES, PAGE))
+
+    with capture_logs(), suppress(WireError):
+        await model.partition.run(steps)
+    assert violations == []

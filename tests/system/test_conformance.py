@@ -1,0 +1,227 @@
+"""The conformance suite sees what it is there for: servers that lie fail in the right places, only there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from conformance.reference import COMMAND, reference_server
+from fakes.daemon_process import clean_environment
+from fakes.eventually import eventually
+from fakes.puppet import ENVIRONMENT, TESTS
+
+SUITE: Final = TESTS / "conformance"
+PATIENCE: Final = 3.0
+"""Seconds that an answer may take which a liar will never give."""
+TOO_LONG: Final = 300.0
+FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
+    "nothing-but-the-truth": {},
+    "hasty-acknowledgement": {
+        "intercept": frozenset(
+            {
+                "a_vp_that_closes_while_it_waits_is_gone_and_its_memory_stays_consistent",
+                "a_wait_ends_in_bounded_time_with_retry",
+                "an_intercept_in_flight_is_answered_when_its_vmm_leaves",
+                "nothing_is_forwarded_because_its_memory_is_busy",
+            }
+        ),
+        "invalidate": frozenset(
+            {
+                "a_pinned_region_that_is_hit_is_not_mapped_again",
+                "it_is_answered_when_the_guest_reaches_nothing_and_leaves_nothing_open",
+            }
+        ),
+        "invalidate_begin": frozenset(
+            {
+                "a_region_that_is_added_in_the_range_waits_as_well",
+                "faults_beside_the_range_do_not_wait_and_map_nothing_of_it",
+                "faults_in_the_range_wait_for_the_end",
+                "faults_wait_for_the_end_of_every_range_that_has_their_page",
+                "it_is_answered_when_the_guest_reaches_nothing_of_the_range",
+                "it_reaches_every_region_that_has_the_uaddrs",
+                "what_a_connection_began_ends_with_it",
+            }
+        ),
+        "kick": frozenset(
+            {
+                "a_kick_that_finds_nothing_waiting_is_kept_once",
+                "the_intercept_that_waits_or_is_about_to_is_kicked",
+                "what_can_be_answered_without_waiting_is_not_changed",
+            }
+        ),
+        "unmap_gpa": frozenset(
+            {
+                "a_begin_is_answered_only_when_the_vmm_has_unmapped",
+                "a_refusal_loses_the_partition",
+                "a_vp_that_waits_has_its_answer_when_the_partition_is_lost",
+                "no_answer_in_time_loses_the_partition",
+            }
+        ),
+    },
+    "forward-for-retry": {
+        "intercept": frozenset(
+            {
+                "a_wait_ends_in_bounded_time_with_retry",
+                "an_intercept_in_flight_is_answered_when_its_vmm_leaves",
+                "nothing_is_forwarded_because_its_memory_is_busy",
+            }
+        ),
+        "kick": frozenset(
+            {
+                "a_kick_that_finds_nothing_waiting_is_kept_once",
+                "the_intercept_that_waits_or_is_about_to_is_kicked",
+                "what_can_be_answered_without_waiting_is_not_changed",
+            }
+        ),
+    },
+    "open-door": {
+        "hello": frozenset(
+            {
+                "an_unknown_partition_and_a_wrong_token_are_one_error",
+                "the_token_of_another_partition_is_eacces",
+            }
+        ),
+    },
+    "nameless-field": {
+        "add_region": frozenset(
+            {
+                "a_range_that_is_empty_misaligned_or_ends_beyond_its_space_is_einval_that_names_a_field",
+                "a_wrong_field_is_einval_that_names_it",
+                "auto_over_nothing_is_einval",
+            }
+        ),
+        "create_partition": frozenset(
+            {
+                "a_wrong_field_is_einval_that_names_it",
+                "the_fields_of_a_method_before_the_partition_are_checked_first",
+            }
+        ),
+        "hello": frozenset(
+            {
+                "a_field_that_the_role_has_not_or_has_otherwise_is_einval_that_names_it",
+                "a_hypervisor_of_a_partition_that_has_the_servers_is_einval",
+                "a_protocol_that_is_no_integer_is_einval",
+                "a_refused_hello_is_answered_under_its_own_msgid_and_closed",
+                "an_index_at_the_limit_is_einval",
+                "an_unknown_role_is_einval",
+            }
+        ),
+        "intercept": frozenset(
+            {
+                "other_params_are_einval_and_the_connection_goes_on",
+            }
+        ),
+        "invalidate_begin": frozenset(
+            {
+                "a_range_that_is_not_whole_pages_empty_or_wraps_is_einval",
+            }
+        ),
+        "kick": frozenset(
+            {
+                "whom_else_is_einval",
+            }
+        ),
+        "map_vma": frozenset(
+            {
+                "a_field_that_is_missing_is_einval_that_names_it",
+                "a_range_that_is_empty_misaligned_or_ends_beyond_its_space_is_einval",
+            }
+        ),
+        "remove_region": frozenset(
+            {
+                "a_region_of_another_extent_is_einval_that_names_the_field",
+            }
+        ),
+        "set_policy": frozenset(
+            {
+                "another_granularity_is_einval",
+            }
+        ),
+        "translate": frozenset(
+            {
+                "a_gfn_that_is_no_number_is_einval",
+            }
+        ),
+        "transport": frozenset(
+            {
+                "16_levels_are_read_and_17_are_ebadmsg",
+                "a_message_of_exactly_64_kib_is_read",
+                "a_required_field_that_is_absent_or_nil_is_einval_that_names_it",
+                "an_unknown_field_is_einval_that_names_it",
+                "params_of_another_form_are_einval_and_the_connection_goes_on",
+                "text_for_bytes_and_bytes_for_text_are_einval",
+            }
+        ),
+        "unmap_vma": frozenset(
+            {
+                "a_range_that_is_empty_or_misaligned_is_einval",
+            }
+        ),
+    },
+    "overlapping-regions": {
+        "add_region": frozenset(
+            {
+                "an_overlap_is_eexist_that_says_with_what",
+            }
+        ),
+    },
+}
+"""Lie to the cases that find it out, by their files."""
+
+
+@contextmanager
+def lying(lie: str, directory: Path) -> Iterator[Path]:
+    """A server that is right but for this lie; yields its socket."""
+    with reference_server(directory) as (upstream, _):
+        path = directory / "lying.sock"
+        command = [sys.executable, "-m", "fakes.lying_proxy", lie, upstream, path]
+        with subprocess.Popen(command, env=clean_environment() | ENVIRONMENT) as proxy:
+            try:
+                eventually(path.exists, True)
+                yield path
+            finally:
+                proxy.kill()
+
+
+def failing_cases(socket: Path, methods: Iterable[str] | None = None) -> dict[str, set[str]]:
+    """The cases that fail when somebody runs the suite, or some of its files, by hand."""
+    files = [SUITE] if methods is None else [SUITE / f"test_{method}.py" for method in methods]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *files, "--rootdir", SUITE, "-c", SUITE / "pytest.ini",
+         "--socket", socket, "--patience", str(PATIENCE), "-q", "--tb=no", "-p", "no:cacheprovider"],
+        capture_output=True, text=True, timeout=TOO_LONG, check=False,
+    )  # fmt: skip
+    assert run.returncode in {0, 1}, run.stdout + run.stderr
+    failing: dict[str, set[str]] = {}
+    for method, case in re.findall(r"^FAILED \S*?test_(\w+)\.py::test_(\w+)", run.stdout, flags=re.MULTILINE):
+        failing.setdefault(method, set()).add(case)
+    return failing
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    if not COMMAND.exists():
+        pytest.skip(f"{COMMAND} is not installed")
+    return tmp_path
+
+
+@pytest.mark.parametrize("lie", ["hasty-acknowledgement", "open-door", "overlapping-regions"])
+def test_a_lie_is_found_out_by_the_cases_of_what_it_breaks_and_by_no_other_of_their_files(
+    lie: str, directory: Path
+) -> None:
+    with lying(lie, directory) as socket:
+        assert failing_cases(socket, FOUND_OUT[lie]) == FOUND_OUT[lie]
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize("lie", FOUND_OUT)
+def test_a_lie_is_found_out_by_the_cases_of_what_it_breaks_and_by_no_other(lie: str, directory: Path) -> None:
+    with lying(lie, directory) as socket:
+        assert failing_cases(socket) == FOUND_OUT[lie]

@@ -1,0 +1,101 @@
+"""Ten seconds of SIGSTOP, of the daemon and of a VMM: when they go on, nobody has been harmed."""
+
+from __future__ import annotations
+
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from fakes.daemon_process import DaemonProcess
+from fakes.eventually import PATIENCE, eventually
+from fakes.puppet import TESTS
+from fakes.scripted_session import MESSAGES
+from fakes.witness import Witness
+
+pytestmark = pytest.mark.verify
+
+SECONDS: Final = 10.0
+"""Beyond every timeout of the daemon's defaults."""
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
+    with DaemonProcess(tmp_path) as process:
+        yield process.wait_serving()
+        assert process.stop() == 0
+
+
+@contextmanager
+def playing(daemon: DaemonProcess, hypervisor: str) -> Iterator[subprocess.Popen[str]]:
+    """A VMM that plays one session after the other, each answer of which it checks."""
+    command = [sys.executable, "-m", "fakes.scripted_session", str(daemon.socket), hypervisor, "0"]
+    with subprocess.Popen(
+        command, cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as player:
+        try:
+            assert player.stdout is not None
+            assert player.stdout.readline() == "playing\n"
+            yield player
+        finally:
+            player.kill()
+
+
+def sessions_played(player: subprocess.Popen[str]) -> int:
+    """End it after its session, all of which it must have been told right."""
+    said, _ = player.communicate(timeout=PATIENCE)
+    assert player.returncode == 0
+    return int(said)
+
+
+def pass_time() -> None:
+    select.select([], [], [], SECONDS)
+
+
+@pytest.mark.parametrize("hypervisor", MESSAGES)
+def test_a_daemon_that_was_stopped_goes_on_where_it_was(daemon: DaemonProcess, hypervisor: str) -> None:
+    with Witness(daemon.socket) as witness:
+        before = daemon.footprint()
+        with playing(daemon, hypervisor) as player:
+            daemon.signal(signal.SIGSTOP)
+            pass_time()
+            daemon.signal(signal.SIGCONT)
+            assert witness.serve() == Witness.SERVED
+            assert sessions_played(player) > 1
+        assert daemon.statistics()["partitions_lost"] == 0
+        eventually(daemon.footprint, before)
+
+
+def test_a_vmm_that_was_stopped_goes_on_where_it_was_and_nobody_waited_for_it(daemon: DaemonProcess) -> None:
+    with Witness(daemon.socket) as witness:
+        before = daemon.footprint()
+        with playing(daemon, "software") as player:
+            player.send_signal(signal.SIGSTOP)
+            assert [witness.serve() for _ in range(10)] == [Witness.SERVED] * 10
+            pass_time()
+            assert witness.serve() == Witness.SERVED
+            player.send_signal(signal.SIGCONT)
+            assert sessions_played(player) > 1
+        eventually(daemon.footprint, before)
+
+
+def test_a_vmm_that_was_stopped_and_is_its_own_hypervisor_costs_nobody_but_itself(
+    daemon: DaemonProcess,
+) -> None:
+    """Its partition may be lost: what it was asked to unmap, nobody else could take away."""
+    with Witness(daemon.socket) as witness:
+        before = daemon.footprint()
+        with playing(daemon, "vmm") as player:
+            player.send_signal(signal.SIGSTOP)
+            pass_time()
+            assert witness.serve() == Witness.SERVED
+            player.send_signal(signal.SIGCONT)
+            player.communicate(timeout=PATIENCE)
+        eventually(daemon.footprint, before)
+        assert witness.serve() == Witness.SERVED
