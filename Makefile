@@ -1,8 +1,9 @@
 # make run    the main job, with the embedded defaults        make check   format, lint, types, contracts
 # make test   the tests                                       make verify  the long checks
-# make bench  an intercept beside the bare socket             make coverage, make format, make clean
+# make bench  an intercept beside other servers               make bench-scale, make bench-compare
+#             make coverage, make format, make clean
 .DEFAULT_GOAL := help
-.PHONY: help run test check format verify bench coverage clean
+.PHONY: help run test check format verify bench bench-compare bench-scale coverage clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -41,8 +42,24 @@ format: $(READY)
 verify: $(READY)
 	$(BIN)/python -m pytest -m verify -v
 
-bench: $(READY)
-	@$(BIN)/python tests/benchmarks/bench.py
+BENCH_READY := $(VENV)/.bench-ready
+BENCH := tests/benchmarks
+RESULTS := $(BENCH)/results
+
+$(BENCH_READY): $(READY)
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+		$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	@touch $@
+
+bench: $(BENCH_READY)
+	@$(BIN)/python $(BENCH)/bench.py --json $(RESULTS)/latest.json --plot $(RESULTS)/latest.png
+	@$(BIN)/python $(BENCH)/start.py
+
+bench-compare: $(BENCH_READY)
+	@$(BIN)/python $(BENCH)/bench.py --json $(RESULTS)/latest.json --compare $(RESULTS)/baseline.json
+
+bench-scale: $(BENCH_READY)
+	@$(BIN)/python $(BENCH)/scale.py
 
 coverage: $(READY)
 	$(BIN)/coverage erase
