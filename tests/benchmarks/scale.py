@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import mean, median
 
 import click
+import inside
 from report import CONSOLE
 from rich.table import Table
 from running import Load, Place, Sample, daemon_command, server
@@ -72,9 +73,10 @@ def main(most: int, seconds: float) -> None:
             raise click.ClickException(
                 "gcc is missing: the scale is measured by the load generator in C alone"
             )
+        _show_inside(most)
+        _show_memory(Path(directory), load)
         for curve in curves(most):
             _show_curve(curve, _measure_curve(curve, Path(directory), load, seconds))
-        _show_memory(Path(directory), load)
         _show_lag(Path(directory), load)
         _show_two_daemons(Path(directory), load)
 
@@ -119,6 +121,19 @@ def _show_curve(curve: Curve, found: dict[int, tuple[float, Sample]]) -> None:
     slope = "flat" if tenfold <= FLAT else "linear" if tenfold >= LINEAR else "below linear"
     CONSOLE.print(table)
     CONSOLE.print(f"ten times as many: x {tenfold:.2f}, {slope}\n")
+
+
+def _show_inside(most: int) -> None:
+    sizes = [size for size in (10, 1_000, 100_000, 1_000_000) if size <= most]
+    table = Table("among n regions", *(f"{size:,}" for size in sizes), "x from first to last")
+    table.title, table.title_justify = "the core alone, CPU us", "left"
+    found = [inside.measure(size) for size in sizes]
+    for name in found[0]:
+        costs = [figures[name] for figures in found]
+        table.add_row(name, *(f"{cost:.1f}" for cost in costs), f"{costs[-1] / costs[0]:.2f}")
+    CONSOLE.print(table)
+    cost, calls = inside.first_touch_of_a_gib()
+    CONSOLE.print(f"first touch of 1 GiB: one intercept, {cost:.0f} us of CPU, {calls} map calls\n")
 
 
 # ------------------------------------------------ memory, lag, two daemons
