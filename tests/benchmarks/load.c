@@ -11,6 +11,8 @@
  *   unmap_vma       a munmap on declared memory, with its invalidation; between two of them it is mapped and touched
  *   hold            connect, say "ready" and a newline, and keep everything until stdin ends
  *
+ * The three that undo something between two of them are of one VP.
+ *
  * Each partition has REGIONS regions of PAGES pages with a gap between any two, of which the first MAPPED are touched;
  * -c cuts each region's memory into PIECES of other rights, alternately. Gfns are visited in steps of STRIDE regions.
  * Prints a line of JSON: rate in answers a second, p50, p99 and max in microseconds, fairness, the most that a VP was
@@ -173,6 +175,7 @@ static void report(double setup) {
     printf("{\"rate\": %.0f, \"p50\": %.2f, \"p99\": %.2f, \"max\": %.1f, \"fairness\": %.3f, \"setup_us\": %.2f}\n",
            total / seconds, all[total / 2], all[total * 99 / 100], all[total - 1],
            counts[vp_count - 1] / counts[vp_count / 2], setup);
+    free(all);
 }
 
 int main(int argc, char **argv) {
@@ -187,6 +190,8 @@ int main(int argc, char **argv) {
     if (argc != optind + 2) return fprintf(stderr, "usage: load [OPTIONS] SCENARIO SOCKET\n"), 2;
     while (scenario < SCENARIOS && strcmp(argv[optind], names[scenario])) scenario++;
     if (scenario == SCENARIOS || vp_count > MAX_VPS) return fprintf(stderr, "no such scenario, or too many VPs\n"), 2;
+    bool undoes = scenario == FIRST_TOUCH || scenario == INVALIDATE || scenario == UNMAP_VMA;
+    if (undoes && vp_count > 1) return fprintf(stderr, "%s: one VP would undo what another waits for\n", names[scenario]), 2;
     if (!partition_count) partition_count = (vp_count + PER_PARTITION - 1) / PER_PARTITION;
     const char *path = argv[optind + 1];
     double setup = 0;

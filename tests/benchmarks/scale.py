@@ -21,7 +21,7 @@ import click
 import inside
 from report import CONSOLE
 from rich.table import Table
-from running import Load, Place, Sample, daemon_command, server
+from running import Load, Place, Sample, daemon_command, server, wait_connectable
 
 from intercept_client import BlockingOperator
 from intercept_protocol.messages import OperatorStatistics
@@ -141,12 +141,12 @@ def _show_inside(most: int) -> None:
 
 def _show_memory(scratch: Path, load: Load) -> None:
     table = Table("", "of them", "KiB each", title="memory of the daemon", title_justify="left")
-    regions = ("-g", "1", "-r", "100000")
+    regions = ("-g", "1", "-r", "20000")
     for name, count, options in (
         ("partition", 256, ("-v", "256", "-p", "256")),
         ("VP", 256, ("-v", "256")),
-        ("region", 100_000, (*regions, "-m", "1")),
-        ("extent, mapped and in the software table", 100_000, (*regions, "-m", "100000")),
+        ("region", 20_000, (*regions, "-m", "1")),
+        ("extent, mapped and in the software table", 20_000, (*regions, "-m", "20000")),
     ):
         with _daemon(scratch, Place.ANY_CPU) as path, load.holding(path):
             before = _resident_kib(path)
@@ -218,6 +218,7 @@ def _daemon(scratch: Path, place: Place) -> Iterator[Path]:
         path = Path(directory) / "vmm.sock"
         with server(daemon_command(path), path, place) as process:
             path.with_suffix(".pid").write_text(str(process.pid))
+            wait_connectable(process, path.with_name("operator.sock"))
             yield path
 
 
