@@ -1,9 +1,9 @@
 # make run    the main job, with the embedded defaults        make check   format, lint, types, contracts
 # make test   the tests                                       make verify  the long checks
-# make bench  an intercept beside the bare socket             make fuzz    the byte parsers, SECONDS=600 each
-# make coverage, make format, make clean
+# make bench  an intercept beside other servers               make bench-scale, make bench-compare
+# make fuzz   the byte parsers, SECONDS=600 each              make coverage, make format, make clean
 .DEFAULT_GOAL := help
-.PHONY: help run test check format verify fuzz bench coverage clean
+.PHONY: help run test check format verify fuzz bench bench-compare bench-scale coverage clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -56,8 +56,24 @@ fuzz: $(FUZZ_READY)
 		echo "$$target"; PYTHONPATH=tests $(BIN)/python tests/fuzz/run.py $$(basename $$target) $(SECONDS) || exit 1; \
 	done
 
-bench: $(READY)
-	@$(BIN)/python tests/benchmarks/bench.py
+BENCH_READY := $(VENV)/.bench-ready
+BENCH := tests/benchmarks
+RESULTS := $(BENCH)/results
+
+$(BENCH_READY): $(READY)
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+		$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	@touch $@
+
+bench: $(BENCH_READY)
+	@$(BIN)/python $(BENCH)/bench.py --json $(RESULTS)/latest.json --plot $(RESULTS)/latest.png
+	@$(BIN)/python $(BENCH)/start.py
+
+bench-compare: $(BENCH_READY)
+	@$(BIN)/python $(BENCH)/bench.py --json $(RESULTS)/latest.json --compare $(RESULTS)/baseline.json
+
+bench-scale: $(BENCH_READY)
+	@$(BIN)/python $(BENCH)/scale.py
 
 coverage: $(READY)
 	$(BIN)/coverage erase

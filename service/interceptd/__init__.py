@@ -3,6 +3,5 @@
 ARCHITECTURE.md has the map: who owns what, the nursery tree, the two data flows, the locks.
 """
 
-from importlib.metadata import version
-
-__version__ = version("interceptd")
+__version__ = "0.1.0"
+"""Stands here, and the build reads it: to ask importlib.metadata took an eighth of the time to start."""

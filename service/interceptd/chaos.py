@@ -10,7 +10,7 @@ import random
 import trio
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
-from interceptd.address_space import AddressSpace
+from interceptd.address_space import AddressSpace, Asker
 from interceptd.hypervisor import Hypervisor, HypervisorCounters
 from interceptd.mapping import Extent, Mapping
 
@@ -40,15 +40,17 @@ class ChaoticAddressSpace:
     def may_block(self) -> bool:
         return self._inner.may_block
 
-    async def resolve(self, page: int, window: UaddrRange, region: UaddrRange) -> Extent | None:
+    async def resolve(
+        self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
+    ) -> Extent | None:
         await self._chaos.pause()
-        extent = await self._inner.resolve(page, window, region)
+        extent = await self._inner.resolve(page, window, region, asker)
         await self._chaos.pause()
         return extent
 
-    async def is_io(self, page: int) -> bool | None:
+    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
         await self._chaos.pause()
-        io = await self._inner.is_io(page)
+        io = await self._inner.is_io(page, asker)
         await self._chaos.pause()
         return io
 

@@ -16,7 +16,7 @@ import trio
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.address_space import AddressSpace, Undecided
+from interceptd.address_space import AddressSpace, Asker, Undecided
 from interceptd.attempt import Attempt, Obstacle
 from interceptd.latency import LatencyHistogram
 from interceptd.mapping import Extent, Mapping
@@ -125,7 +125,7 @@ class InterceptPath:
         page = region.uaddrs.start
         while page < region.uaddrs.end:
             try:
-                extent = await self._address_space.resolve(page, region.uaddrs, region.uaddrs)
+                extent = await self._address_space.resolve(page, region.uaddrs, region.uaddrs, Asker.VMM)
             except Undecided as error:
                 raise _unpopulated(region, str(error)) from error
             if extent is None:

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Generic, Protocol, Self, TypeVar
 
-from sortedcontainers import SortedDict
-
 from intercept_protocol.addresses import PageRange
+from interceptd.ordered_map import OrderedMap
 
 
 class RangeItem(Protocol):
@@ -37,14 +36,14 @@ class RangeMap(Generic[Item]):
     __slots__ = ("_items", "_page_count")
 
     def __init__(self) -> None:
-        self._items: SortedDict[int, Item] = SortedDict()
+        self._items: OrderedMap[Item] = OrderedMap()
         self._page_count = 0
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __iter__(self) -> Iterator[Item]:
-        return iter(self._items.values())
+        return iter(self._items)
 
     @property
     def page_count(self) -> int:
@@ -53,24 +52,14 @@ class RangeMap(Generic[Item]):
 
     def find(self, page: int) -> Item | None:
         """The item that occupies `page`."""
-        for start in self._items.irange(maximum=page, reverse=True):
-            item = self._items[start]
-            return item if page < item.end else None
-        return None
-
-    def holds(self, item: Item) -> bool:
-        """Whether just this item is in the map still: O(1), where `find` would have to search."""
-        return self._items.get(item.start) is item
+        item = self._items.floor(page)
+        return item if item is not None and page < item.end else None
 
     def overlapping(self, pages: RangeItem | PageRange) -> list[Item]:
         """The items that touch `pages`, whole and in order: a snapshot, safe to edit under."""
         first = self.find(pages.start)
-        found = [] if first is None or first.start == pages.start else [first]
-        found += [
-            self._items[start]
-            for start in self._items.irange(pages.start, pages.end, inclusive=(True, False))
-        ]
-        return found
+        found = list(self._items.between(pages.start, pages.end))
+        return found if first is None or first.start == pages.start else [first, *found]
 
     def clipped(self, pages: RangeItem | PageRange) -> list[Item]:
         """Like `overlapping`, with the first and last item cut to `pages`."""
@@ -95,9 +84,8 @@ class RangeMap(Generic[Item]):
 
     def head(self, pages: PageRange, items: int) -> PageRange:
         """The longest start of `pages` that few items begin in: for walks that must let others run."""
-        starts = self._items.irange(pages.start, pages.end, inclusive=(True, False))
-        following = next(islice(starts, items, None), pages.end)
-        return pages.slice(pages.start, following)
+        following = next(islice(self._items.between(pages.start, pages.end), items, None), None)
+        return pages.slice(pages.start, pages.end if following is None else following.start)
 
     def insert(self, item: Item) -> None:
         """Put an item where nothing is; the caller has looked."""

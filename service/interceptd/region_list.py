@@ -9,11 +9,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 
-from sortedcontainers import SortedDict
-
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from interceptd.interval_index import IntervalIndex
+from interceptd.ordered_map import OrderedMap
 from interceptd.region import Region
 
 
@@ -24,21 +23,19 @@ class RegionList:
 
     def __init__(self, limit: Callable[[], int]) -> None:
         self._limit = limit
-        self._by_gfn: SortedDict[int, Region] = SortedDict()
+        self._by_gfn: OrderedMap[Region] = OrderedMap()
         self._by_uaddr: IntervalIndex[Region] = IntervalIndex()
 
     def __len__(self) -> int:
         return len(self._by_gfn)
 
     def __iter__(self) -> Iterator[Region]:
-        return iter(self._by_gfn.values())
+        return iter(self._by_gfn)
 
     def find(self, gfn: int) -> Region | None:
         """The region that covers `gfn`."""
-        for start in self._by_gfn.irange(maximum=gfn, reverse=True):
-            region = self._by_gfn[start]
-            return region if gfn < region.gfns.end else None
-        return None
+        region = self._by_gfn.floor(gfn)
+        return region if region is not None and gfn < region.gfns.end else None
 
     def behind(self, uaddrs: UaddrRange) -> Iterator[Region]:
         """Every region that is backed by some of these pages, aliases included; do not edit under it."""
@@ -85,7 +82,5 @@ class RegionList:
 
     def _overlapping(self, gfns: GfnRange) -> Region | None:
         """The last region that starts below the end of `gfns`, if it reaches into them."""
-        for start in self._by_gfn.irange(maximum=gfns.end - 1, reverse=True):
-            region = self._by_gfn[start]
-            return region if region.gfns.overlaps(gfns) else None
-        return None
+        region = self._by_gfn.floor(gfns.end - 1)
+        return region if region is not None and region.gfns.overlaps(gfns) else None

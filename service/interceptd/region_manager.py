@@ -35,9 +35,10 @@ from interceptd.region_list import RegionList
 
 log = structlog.get_logger()
 
-A_TURN = 256
+A_TURN = 32
 """Regions, or mappings, that a long walk under the lock passes before it lets other tasks run: a partition
-with a million of them must not stop the others. Whoever wants this partition's lock waits all the same."""
+with a million of them must not stop the others, and each takes up to 0.1 ms. Whoever wants this partition's
+lock waits all the same."""
 
 _STATE_ANSWERS = {RegionState.POPULATING: Answer.CONTENDED, RegionState.DANGLING: Answer.UNBACKED}
 """What a fault is told in a region that is not live."""
@@ -91,21 +92,15 @@ class RegionManager:
         """Up to `count` regions in the order of their gfns, each with its number of mapped gfns."""
         return [(region, self._mapped_gfns(region.gfns)) for region in islice(self._regions, count)]
 
-    def look(
-        self, gfn: int, access: Access, hint: Mapping | None = None
-    ) -> Mapping | Answer | Obstacle | Region:
+    def look(self, gfn: int, access: Access) -> Mapping | Answer | Obstacle | Region:
         """What there is to an access to `gfn`, seen in one whole state.
 
         A `Mapping` serves the access already; an `Answer` is decided; an `Obstacle` is to be waited for; of
-        the `Region` that covers it the page must be resolved. `hint` is a mapping that may serve again:
-        guests touch neighbouring pages, and to see that it is still there is cheaper than to search.
+        the `Region` that covers it the page must be resolved.
         """
         if self._change is not None and gfn in self._change.gfns:
             return Obstacle(self._change.over, Answer.CONTENDED)
-        if hint is not None and hint.start <= gfn < hint.end and self._mappings.holds(hint):
-            mapping: Mapping | None = hint
-        else:
-            mapping = self._mappings.find(gfn)
+        mapping = self._mappings.find(gfn)
         if mapping is not None and allows(mapping.access, access):
             going = self._notifier.going(gfn - mapping.start + mapping.start_uaddr_page)
             return mapping if going is None else Obstacle(going.done, Answer.INVALIDATING)

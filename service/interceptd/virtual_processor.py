@@ -151,7 +151,7 @@ class VirtualProcessor:
             return Answer.NOT_MEMORY
         if self._draining:
             return Answer.DRAINING
-        match self._regions.look(*wanted, self._guard.mapping):
+        match self._regions.look(*wanted):
             case Mapping() as mapping:
                 return self._guard.answer(mapping, *wanted)
             case Answer() as answer:

@@ -17,7 +17,7 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.events import PolicySet
 from intercept_protocol.messages import RegionKind, VmmCall
 from intercept_protocol.outcomes import Access
-from interceptd.address_space import Undecided
+from interceptd.address_space import Asker, Undecided
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.process import ProcessAddressSpace
@@ -87,7 +87,7 @@ class VmmSession:
         if stated != "auto":
             return RegionKind(stated)
         try:
-            io = await self._partition.address_space.is_io(uaddrs.start)
+            io = await self._partition.address_space.is_io(uaddrs.start, Asker.VMM)
         except Undecided as error:
             raise WireError(errno.EINVAL, f"kind auto: {error}", field="kind") from None
         if io is None:

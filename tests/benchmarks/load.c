@@ -1,36 +1,50 @@
 /* Load generator: VPs that ask for intercepts, one at a time each, as fast as they are answered.
  *
- *   load SOCKET COUNT GFNS HELLOS
+ *   load [-v VPS] [-p PARTITIONS] [-t SECONDS] [-r REGIONS] [-g PAGES] [-m MAPPED] [-c PIECES] [-s STRIDE] SCENARIO SOCKET
  *
- * One thread and one connection a line of the file HELLOS, which holds the hello of that VP in hex (an empty
- * line: none, for servers that are no interceptd). Each sends COUNT intercepts, rotating over GFNS gfns from
- * gfn 0x100 on, and measures every round trip. Prints one line of JSON: rate in answers a second, p50, p99 and
- * max in microseconds, and fairness, the slowest thread's rate over the fastest's.
- * In C, so that the client's own cost hardly counts.
+ *   echo            an intercept to a server that is no interceptd, and answers any
+ *   already_mapped  an intercept of a page that is mapped, rotating over MAPPED regions
+ *   permission      a write to a region that is read-only: decided by the region, whatever is mapped
+ *   no_region       an intercept of a gfn beside the regions
+ *   first_touch     an intercept that maps a region's whole VMA; between two of them it is invalidated, off the clock
+ *   invalidate      an invalidation of what is mapped; between two of them it is touched, off the clock
+ *   unmap_vma       a munmap on declared memory, with its invalidation; between two of them it is mapped and touched
+ *   hold            connect, say "ready" and a newline, and keep everything until stdin ends
+ *
+ * The three that undo something between two of them are of one VP.
+ *
+ * Each partition has REGIONS regions of PAGES pages with a gap between any two, of which the first MAPPED are touched;
+ * -c cuts each region's memory into PIECES of other rights, alternately. Gfns are visited in steps of STRIDE regions.
+ * Prints a line of JSON: rate in answers a second, p50, p99 and max in microseconds, fairness, the most that a VP was
+ * answered over their median, and setup_us, what adding a region took. In C, so that the client's own cost hardly counts.
  */
 #define _GNU_SOURCE
-#include <pthread.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <time.h>
-#include <unistd.h>
+#include "intercept_client.h"
 
-enum { MAX_VPS = 1024, MESSAGE = 256 };
+#include <pthread.h>
+#include <stdlib.h>
+#include <time.h>
+
+enum { MAX_VPS = 4096, PER_PARTITION = 256, FIRST_GFN = 0x100, PAGE = 4096 };
+enum scenario { ECHO, ALREADY_MAPPED, PERMISSION, NO_REGION, FIRST_TOUCH, INVALIDATE, UNMAP_VMA, HOLD, SCENARIOS };
+static const char *const names[] = {
+    "echo", "already_mapped", "permission", "no_region", "first_touch", "invalidate", "unmap_vma", "hold"};
 
 struct vp {
-    int socket;
+    struct ic_connection connection, notifier;
+    struct ic_connection *vmm;
     double *latency; /* microseconds */
-    double seconds;
+    long count, room;
+    unsigned index; /* of all */
     pthread_t thread;
 };
 
+static enum scenario scenario;
 static struct vp vps[MAX_VPS];
-static long count;
-static unsigned long gfns;
+static struct ic_connection vmms[MAX_VPS];
+static struct ic_partition partitions[MAX_VPS];
+static long vp_count = 1, partition_count, regions = 1, pages = 512, mapped = 1, pieces = 1, stride = 1;
+static double seconds = 0.5, stop_at;
 static pthread_barrier_t start;
 
 static double now(void) {
@@ -39,30 +53,107 @@ static double now(void) {
     return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
 }
 
-static void die(const char *what) {
-    perror(what);
+static void check(enum ic_result result, const struct ic_connection *connection, const char *what) {
+    if (result == IC_OK) return;
+    fprintf(stderr, "%s: %s: %s\n", what, connection->error.name, connection->error.message);
     exit(1);
 }
 
-static void *run(void *argument) {
-    /* [0, msgid 5, "intercept", [256 bytes]] */
-    static const unsigned char head[] = {0x94, 0, 5, 0xa9, 'i', 'n', 't', 'e', 'r', 'c', 'e', 'p', 't', 0x91, 0xc5, 1, 0};
-    struct vp *vp = argument;
-    unsigned char request[sizeof head + MESSAGE] = {0}, answer[512];
-    memcpy(request, head, sizeof head);
-    request[sizeof head + 3] = 0x80; /* HVMSG_UNMAPPED_GPA, little endian */
-    pthread_barrier_wait(&start);
-    double begin = now();
-    for (long i = 0; i < count; i++) {
-        uint64_t gpa = (0x100 + i % gfns) << 12;
-        memcpy(request + sizeof head + 72, &gpa, sizeof gpa);
-        double asked = now();
-        if (send(vp->socket, request, sizeof request, MSG_NOSIGNAL) != sizeof request) die("send");
-        if (recv(vp->socket, answer, sizeof answer, 0) <= 0) die("recv");
-        vp->latency[i] = now() - asked;
+static uint64_t gfn_of(long region) { return FIRST_GFN + (uint64_t)region * (pages + 1); }
+static uint64_t uaddr_of(long region) { return (uint64_t)region * (pages + 1) * PAGE; }
+
+static void touch(struct ic_connection *connection, uint64_t gfn, enum ic_access access, const char *expected) {
+    static _Thread_local uint8_t message[IC_MESSAGE];
+    struct ic_answer answer;
+    ic_memory_intercept(message, gfn * PAGE, access);
+    check(ic_intercept(connection, message, &answer), connection, "intercept");
+    if (expected && strcmp(answer.reason, expected)) {
+        fprintf(stderr, "gfn %#lx: %s instead of %s\n", (unsigned long)gfn, answer.reason, expected);
+        exit(1);
     }
-    vp->seconds = (now() - begin) / 1e6;
+}
+
+static void map(struct ic_connection *vmm, long region) {
+    struct ic_vma vma = {.start_uaddr = uaddr_of(region), .start_pfn = uaddr_of(region) / PAGE, .page_count = pages};
+    vma.readable = vma.writable = vma.io = true;
+    check(ic_map_vma(vmm, &vma), vmm, "map_vma");
+}
+
+/* One thing, of which the part between `asked` and the return is on the clock. */
+static double once(struct vp *vp, long i) {
+    long region = (i * stride + vp->index) % mapped;
+    uint64_t gfn = gfn_of(region) + (mapped == 1 ? (uint64_t)i % (pages < 8 ? pages : 8) : 0), length = (uint64_t)pages * PAGE;
+    double asked = now();
+    switch (scenario) {
+    case ECHO: return touch(&vp->connection, gfn, IC_READ, NULL), asked;
+    case ALREADY_MAPPED: return touch(&vp->connection, gfn, IC_READ, "already_mapped"), asked;
+    case PERMISSION: return touch(&vp->connection, gfn, IC_EXECUTE, "permission"), asked;
+    case NO_REGION: return touch(&vp->connection, gfn_of(region) + pages, IC_READ, "no_region"), asked;
+    case FIRST_TOUCH:
+        check(ic_invalidate(&vp->notifier, uaddr_of(region), length), &vp->notifier, "invalidate");
+        asked = now();
+        return touch(&vp->connection, gfn_of(region), IC_READ, "mapped"), asked;
+    case INVALIDATE:
+        touch(&vp->connection, gfn_of(region), IC_READ, NULL);
+        asked = now();
+        return check(ic_invalidate(&vp->notifier, uaddr_of(region), length), &vp->notifier, "invalidate"), asked;
+    default:
+        touch(&vp->connection, gfn_of(region), IC_READ, NULL);
+        asked = now();
+        check(ic_unmap_vma(vp->vmm, uaddr_of(region), pages), vp->vmm, "unmap_vma");
+        return asked;
+    }
+}
+
+static void *run(void *argument) {
+    struct vp *vp = argument;
+    pthread_barrier_wait(&start);
+    for (double asked, done = 0; done < stop_at; vp->count++) {
+        if (vp->count == vp->room && !(vp->latency = realloc(vp->latency, (vp->room = 2 * vp->room + 1024) * sizeof *vp->latency))) exit(1);
+        asked = once(vp, vp->count);
+        done = now();
+        vp->latency[vp->count] = done - asked;
+        if (scenario == UNMAP_VMA) map(vp->vmm, (vp->count * stride + vp->index) % mapped);
+    }
     return NULL;
+}
+
+static double prepare(long number, const char *path) {
+    struct ic_connection *vmm = &vmms[number];
+    check(ic_open_vmm(vmm, path, "load"), vmm, "hello");
+    check(ic_create_partition(vmm, IC_DECLARED, IC_SOFTWARE, &partitions[number]), vmm, "create_partition");
+    if (scenario == UNMAP_VMA) {
+        for (long i = 0; i < regions; i++) map(vmm, i);
+    } else {
+        struct ic_vma vma = {.page_count = (uint64_t)regions * (pages + 1), .readable = true, .writable = true, .io = true};
+        check(ic_map_vma(vmm, &vma), vmm, "map_vma");
+    }
+    for (long i = 0; pieces > 1 && i < pages; i += 2 * (pages / pieces))
+        check(ic_protect_vma(vmm, (uint64_t)i * PAGE, pages / pieces, true, false, false), vmm, "protect_vma");
+    double began = now();
+    for (long i = 0; i < regions; i++) {
+        struct ic_region region = {gfn_of(i), pages, uaddr_of(i), IC_MMIO, true, false};
+        check(ic_add_region(vmm, &region, NULL), vmm, "add_region");
+    }
+    return (now() - began) / regions;
+}
+
+static void join(unsigned index, const char *path) {
+    struct vp *vp = &vps[index];
+    long partition = index % partition_count;
+    vp->index = index;
+    if (scenario == ECHO) {
+        check(ic_connect(&vp->connection, path), &vp->connection, "connect");
+        return;
+    }
+    vp->vmm = &vmms[partition];
+    check(ic_open_vp(&vp->connection, path, &partitions[partition], index / partition_count), &vp->connection, "attach");
+    if (scenario == FIRST_TOUCH || scenario == INVALIDATE)
+        check(ic_open_notifier(&vp->notifier, path, &partitions[partition]), &vp->notifier, "attach");
+    bool first = index < partition_count;
+    for (long i = 0; first && i < mapped && scenario != NO_REGION && scenario != PERMISSION; i++)
+        for (long piece = 0; piece < pieces; piece++)
+            touch(&vp->connection, gfn_of(i) + piece * (pages / pieces), IC_READ, NULL);
 }
 
 static int by_value(const void *a, const void *b) {
@@ -70,38 +161,49 @@ static int by_value(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-static void join(struct vp *vp, const char *path, const char *hex) {
-    unsigned char hello[1024], answer[8192];
-    size_t length = strspn(hex, "0123456789abcdef") / 2;
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    strncpy(address.sun_path, path, sizeof address.sun_path - 1);
-    for (size_t i = 0; i < length; i++) sscanf(hex + 2 * i, "%2hhx", &hello[i]);
-    vp->socket = socket(AF_UNIX, SOCK_STREAM, 0);
-    if (connect(vp->socket, (struct sockaddr *)&address, sizeof address)) die("connect");
-    if (length && (send(vp->socket, hello, length, 0) < 0 || recv(vp->socket, answer, sizeof answer, 0) <= 0)) die("hello");
-    vp->latency = calloc(count, sizeof *vp->latency);
+static void report(double setup) {
+    double *all, counts[MAX_VPS];
+    long total = 0, at = 0;
+    for (long i = 0; i < vp_count; i++) total += vps[i].count;
+    if (!(all = malloc(total * sizeof *all))) exit(1);
+    for (long i = 0; i < vp_count; at += vps[i++].count) {
+        memcpy(all + at, vps[i].latency, vps[i].count * sizeof *all);
+        counts[i] = vps[i].count;
+    }
+    qsort(all, total, sizeof *all, by_value);
+    qsort(counts, vp_count, sizeof *counts, by_value);
+    printf("{\"rate\": %.0f, \"p50\": %.2f, \"p99\": %.2f, \"max\": %.1f, \"fairness\": %.3f, \"setup_us\": %.2f}\n",
+           total / seconds, all[total / 2], all[total * 99 / 100], all[total - 1],
+           counts[vp_count - 1] / counts[vp_count / 2], setup);
+    free(all);
 }
 
 int main(int argc, char **argv) {
-    if (argc != 5) return fprintf(stderr, "usage: load SOCKET COUNT GFNS HELLOS\n"), 2;
-    count = atol(argv[2]);
-    gfns = strtoul(argv[3], NULL, 0);
-    FILE *hellos = fopen(argv[4], "r");
-    if (!hellos) die(argv[4]);
-    char line[2100];
-    int n = 0;
-    while (n < MAX_VPS && fgets(line, sizeof line, hellos)) join(&vps[n++], argv[1], line);
-    pthread_barrier_init(&start, NULL, n);
-    for (int i = 0; i < n; i++) pthread_create(&vps[i].thread, NULL, run, &vps[i]);
-    double slowest = 0, fastest = 1e9, *all = calloc(n * count, sizeof *all);
-    for (int i = 0; i < n; i++) {
-        pthread_join(vps[i].thread, NULL);
-        slowest = vps[i].seconds > slowest ? vps[i].seconds : slowest;
-        fastest = vps[i].seconds < fastest ? vps[i].seconds : fastest;
-        memcpy(all + i * count, vps[i].latency, count * sizeof *all);
+    for (int option; (option = getopt(argc, argv, "v:p:t:r:g:m:c:s:")) != -1;) {
+        long *const numbers[] = {&vp_count, &partition_count, &regions, &pages, &mapped, &pieces, &stride};
+        static const char letters[] = "vprgmcs";
+        const char *at = strchr(letters, option);
+        if (option == '?') return 2;
+        if (at) *numbers[at - letters] = strtol(optarg, NULL, 0);
+        else seconds = atof(optarg);
     }
-    qsort(all, n * count, sizeof *all, by_value);
-    printf("{\"rate\": %.0f, \"p50\": %.2f, \"p99\": %.2f, \"max\": %.1f, \"fairness\": %.3f}\n", n * count / slowest,
-           all[n * count / 2], all[n * count * 99 / 100], all[n * count - 1], fastest / slowest);
+    if (argc != optind + 2) return fprintf(stderr, "usage: load [OPTIONS] SCENARIO SOCKET\n"), 2;
+    while (scenario < SCENARIOS && strcmp(argv[optind], names[scenario])) scenario++;
+    if (scenario == SCENARIOS || vp_count > MAX_VPS) return fprintf(stderr, "no such scenario, or too many VPs\n"), 2;
+    bool undoes = scenario == FIRST_TOUCH || scenario == INVALIDATE || scenario == UNMAP_VMA;
+    if (undoes && vp_count > 1) return fprintf(stderr, "%s: one VP would undo what another waits for\n", names[scenario]), 2;
+    if (!partition_count) partition_count = (vp_count + PER_PARTITION - 1) / PER_PARTITION;
+    const char *path = argv[optind + 1];
+    double setup = 0;
+    for (long i = 0; scenario != ECHO && i < partition_count; i++) setup += prepare(i, path) / partition_count;
+    for (long i = 0; i < vp_count; i++) join(i, path);
+    if (scenario == HOLD) return printf("ready\n"), fflush(stdout), getchar(), 0;
+    pthread_barrier_init(&start, NULL, vp_count + 1);
+    for (long i = 0; i < vp_count; i++)
+        if (pthread_create(&vps[i].thread, NULL, run, &vps[i])) return perror("pthread_create"), 1;
+    stop_at = now() + seconds * 1e6;
+    pthread_barrier_wait(&start);
+    for (long i = 0; i < vp_count; i++) pthread_join(vps[i].thread, NULL);
+    report(setup);
     return 0;
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fakes.pauses import Pauses, Point
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
-from interceptd.address_space import AddressSpace
+from interceptd.address_space import AddressSpace, Asker
 from interceptd.hypervisor import Hypervisor, HypervisorCounters, HypervisorError
 from interceptd.mapping import Extent, Frame, Mapping
 
@@ -50,16 +50,18 @@ class RecordedAddressSpace:
     def may_block(self) -> bool:
         return self._inner.may_block
 
-    async def resolve(self, page: int, window: UaddrRange, region: UaddrRange) -> Extent | None:
+    async def resolve(
+        self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
+    ) -> Extent | None:
         self.resolved.append(page)
         await self._pauses.at(Point.RESOLVE)
-        extent = await self._inner.resolve(page, window, region)
+        extent = await self._inner.resolve(page, window, region, asker)
         self.extents.append(extent)
         await self._pauses.at(Point.RESOLVED)
         return extent
 
-    async def is_io(self, page: int) -> bool | None:
-        return await self._inner.is_io(page)
+    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
+        return await self._inner.is_io(page, asker)
 
 
 class RecordedHypervisor:

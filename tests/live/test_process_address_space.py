@@ -20,8 +20,9 @@ from intercept_client.libc import Sharing
 from intercept_client.userfaultfd import open_userfaultfd
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Access
+from interceptd.address_space import Asker
 from interceptd.address_space.attachment import Attachment
-from interceptd.address_space.process import ProcessAddressSpace
+from interceptd.address_space.process import WORKERS, ProcessAddressSpace
 from interceptd.address_space.procmaps import LiveVma, MmGone, ProcMaps
 from interceptd.journal import Journal
 from interceptd.mmu_notifier import MmuNotifier
@@ -110,7 +111,9 @@ class HeldMaps(ProcMaps):
 
 async def test_a_worker_is_busy_while_the_process_does_not_answer(memory: UaddrRange) -> None:
     maps = HeldMaps(os.open("/proc/self/maps", os.O_RDONLY))
-    space = ProcessAddressSpace(MmuNotifier(open_limit=lambda: 1), timeout=PATIENCE, vmm=None)
+    space = ProcessAddressSpace(
+        MmuNotifier(open_limit=lambda: 1, journal=Journal()), timeout=PATIENCE, vmm=None
+    )
     await space.attach(Attachment(maps, None, None, promised=True))
     maps.released.clear()
     try:
@@ -123,6 +126,42 @@ async def test_a_worker_is_busy_while_the_process_does_not_answer(memory: UaddrR
     finally:
         maps.released.set()
         space.close()
+
+
+class StuckMaps(ProcMaps):
+    """The maps of a process that keeps whoever asks about `page` waiting, until `released`."""
+
+    def __init__(self, page: int) -> None:
+        super().__init__(os.open("/proc/self/maps", os.O_RDONLY))
+        self.waiting = 0
+        self.released = threading.Event()
+        self._page = page
+
+    def vma_at(self, page: int) -> LiveVma | None:
+        if page == self._page:
+            self.waiting += 1
+            self.released.wait(PATIENCE)
+        return super().vma_at(page)
+
+
+async def test_faults_that_wait_for_the_mmap_lock_do_not_hold_up_the_vmms_own_calls(
+    memory: UaddrRange,
+) -> None:
+    """Every worker for faults is stuck, and faults queue for them."""
+    space = ProcessAddressSpace(
+        MmuNotifier(open_limit=lambda: 1, journal=Journal()), timeout=PATIENCE, vmm=None
+    )
+    maps = StuckMaps(memory.end - 1)
+    await space.attach(Attachment(maps, None, None, promised=True))
+    async with trio.open_nursery() as faults:
+        for _ in range(2 * WORKERS[Asker.GUEST]):
+            faults.start_soon(space.resolve, memory.end - 1, memory, memory)
+        while maps.waiting < WORKERS[Asker.GUEST]:
+            await trio.lowlevel.checkpoint()
+        assert await space.resolve(memory.start, memory, memory, Asker.VMM) is not None
+        assert not maps.released.is_set()
+        maps.released.set()
+    space.close()
 
 
 def wait_for_its_event(thread: threading.Thread) -> None:

@@ -107,18 +107,6 @@ def test_insert_over_another_item_is_refused_as_our_own_mistake() -> None:
         items.insert(Item(3, 5))
 
 
-@given(st.lists(ranges()), ranges())
-def test_holds_tells_an_item_that_is_there_from_one_that_was_cut(
-    drawn: list[PageRange], cut: PageRange
-) -> None:
-    items, _ = filled(drawn)
-    before = list(items)
-    items.carve(cut)
-    assert [items.holds(item) for item in before] == [
-        not (item.start < cut.end and cut.start < item.end) for item in before
-    ]
-
-
 def test_uncut_items_keep_their_identity_through_a_carve_elsewhere() -> None:
     items: RangeMap[Item] = RangeMap()
     kept = Item(0, 4)

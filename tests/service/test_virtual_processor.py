@@ -232,7 +232,7 @@ async def test_i8_a_change_of_the_extent_in_between_starts_the_count_again(backe
 
 
 async def test_a_mapping_that_went_is_not_answered_from_memory(backed: ModelPartition) -> None:
-    """The VP remembers what served it last; that is a hint, no more."""
+    """The VP remembers what served it last, and that is for its progress guard alone."""
     async with attached_vp(backed) as vp:
         assert await vp.peer.intercept(GFN) is Answer.MAPPED
         assert await vp.peer.intercept(GFN) is Answer.ALREADY_MAPPED

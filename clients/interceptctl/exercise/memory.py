@@ -17,7 +17,7 @@ class Setting(Enum):
     """How it is called, and how long an intercept may wait in it, in milliseconds."""
 
     DECLARED = ("model: declared + software", AddressSpaceKind.DECLARED, 50)
-    LIVE = ("live memory: process + software", AddressSpaceKind.PROCESS, 5000)
+    LIVE = ("live memory: process + software", AddressSpaceKind.PROCESS, 1000)
 
     def __init__(self, title: str, address_space: AddressSpaceKind, timeout_ms: int) -> None:
         self.title = title

@@ -6,6 +6,7 @@ rights but the VMA's own.
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Protocol
 
 from intercept_protocol.addresses import UaddrRange
@@ -16,10 +17,22 @@ class Undecided(Exception):
     """The question could not be answered in time: ask again later, nothing was found out."""
 
 
+class Asker(Enum):
+    """On whose behalf a question is put: what may block keeps the two apart, so that neither waits in the
+    other's queue."""
+
+    GUEST = "guest"
+    """A fault, of which there can be as many as VPs."""
+    VMM = "vmm"
+    """A call of the VMM's own, which makes one at a time."""
+
+
 class AddressSpace(Protocol):
     """Where uaddrs lead. Called without any lock held; both questions may block, each with a deadline."""
 
-    async def resolve(self, page: int, window: UaddrRange, region: UaddrRange) -> Extent | None:
+    async def resolve(
+        self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
+    ) -> Extent | None:
         """The part of `window` around `page` that the VMA there really backs; None where there is no VMA.
 
         `window` is what may be mapped, `region` the whole range that `page` was registered in, `page` a page
@@ -27,7 +40,7 @@ class AddressSpace(Protocol):
         the call; the caller finds out by its attempt whether it still is. Raises `Undecided`.
         """
 
-    async def is_io(self, page: int) -> bool | None:
+    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
         """Whether the VMA at `page` is VM_IO | VM_PFNMAP; None where there is no VMA."""
 
     @property

@@ -15,6 +15,7 @@ import trio
 from intercept_protocol.addresses import PAGE_SHIFT, PageRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access
+from interceptd.address_space import Asker
 from interceptd.mapping import HOST_BACKING, Extent, Frame
 from interceptd.range_map import RangeMap
 
@@ -49,7 +50,13 @@ class DeclaredAddressSpace:
 
     may_block = False
 
-    async def resolve(self, page: int, window: UaddrRange, region: UaddrRange) -> Extent | None:  # noqa: ARG002 - of use where VMAs must be watched
+    async def resolve(
+        self,
+        page: int,
+        window: UaddrRange,
+        region: UaddrRange,  # noqa: ARG002 - of use where VMAs must be watched
+        asker: Asker = Asker.GUEST,  # noqa: ARG002 - of use where a question may block
+    ) -> Extent | None:
         """See `AddressSpace.resolve`."""
         vma = self._vmas.find(page)
         if vma is None:
@@ -65,7 +72,7 @@ class DeclaredAddressSpace:
     def close(self) -> None:
         """Nothing was handed over."""
 
-    async def is_io(self, page: int) -> bool | None:
+    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:  # noqa: ARG002 - as above
         vma = self._vmas.find(page)
         return None if vma is None else vma.io
 

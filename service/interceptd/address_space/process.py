@@ -4,7 +4,8 @@ Owns the questions, the worker threads that ask them, and the rule that nothing 
 neither watched by the userfaultfd nor promised to be announced is not backed. Must not know regions or gfns.
 
 The VMM controls its own mmap lock, so no question is asked on the trio thread: each runs in a worker, of
-which a partition has few, and is given up after a deadline (the worker ends when the kernel answers it).
+which a partition has few, and is given up after a deadline (the worker ends when the kernel answers it). The
+VMM's own calls have workers of their own: faults of 64 VPs do not keep a region from being added.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TypeVar
 import trio
 
 from intercept_protocol.addresses import UaddrRange
-from interceptd.address_space import Undecided
+from interceptd.address_space import Asker, Undecided
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.procmaps import LiveVma, MmGone, read_all
@@ -27,8 +28,9 @@ from interceptd.mmu_notifier import MmuNotifier
 from interceptd.peer import Pidfd
 from interceptd.unmap_watch import UnmapWatch
 
-WORKERS = 4
-"""Threads that may wait for one VMM's mmap lock at a time."""
+WORKERS = {Asker.GUEST: 4, Asker.VMM: 2}
+"""Threads that may wait for one VMM's mmap lock at a time. A VMM makes one call at a time; the second thread
+is for the probe."""
 LOOKS = 8
 """Times that one `resolve` looks again at a VMA that changes under it."""
 KNOWN_VMAS = 4096
@@ -45,7 +47,7 @@ class ProcessAddressSpace:
         self._notifier = notifier
         self._timeout = timeout
         self._vmm = vmm
-        self._limiter = trio.CapacityLimiter(WORKERS)
+        self._limiters = {asker: trio.CapacityLimiter(workers) for asker, workers in WORKERS.items()}
         self._attachment: Attachment | None = None
         self._watch: UnmapWatch | None = None
         self._attached = trio.Event()
@@ -61,7 +63,7 @@ class ProcessAddressSpace:
 
     async def take(self, handover: Handover) -> None:
         """`attach` what a VMM handed over. Raises what either does."""
-        await self.attach(await handover.attachment(self._timeout, self._limiter))
+        await self.attach(await handover.attachment(self._timeout, self._limiters[Asker.VMM]))
 
     async def attach(self, attachment: Attachment) -> None:
         """Take over the descriptors and begin to watch. Raises `Undecided`, and closes them, if the process
@@ -77,11 +79,15 @@ class ProcessAddressSpace:
             self._watch = UnmapWatch(attachment.userfaultfd, self._notifier)
         self._attached.set()
 
-    async def resolve(self, page: int, window: UaddrRange, region: UaddrRange) -> Extent | None:
+    async def resolve(
+        self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
+    ) -> Extent | None:
         """See `AddressSpace.resolve`. `io` is known where `is_io` was asked of the same VMA before."""
         if self._attachment is None:
             return None
-        found = await self._ask(self._attachment, partial(_look, self._attachment, page, window, region))
+        found = await self._ask(
+            self._attachment, partial(_look, self._attachment, page, window, region), asker
+        )
         if self._watch is not None:
             self._watch.drain()  # what was unmapped before the last look is known before the commit
         if found is None:
@@ -90,14 +96,14 @@ class ProcessAddressSpace:
         frame = Frame(vma.backing, vma.backing_page(uaddrs.start))
         return Extent(uaddrs, frame, vma.access, self._io.get(vma.identity))
 
-    async def is_io(self, page: int) -> bool | None:
+    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
         """See `AddressSpace.is_io`. Raises `Undecided` also where there is no smaps to read it from."""
         attachment = self._attachment
         if attachment is None:
             raise Undecided("attach_memory comes first")
         if attachment.smaps is None:
             raise Undecided("smaps was not handed over and may not be opened: state the kind")
-        found = await self._ask(attachment, partial(_read_flags, attachment, attachment.smaps, page))
+        found = await self._ask(attachment, partial(_read_flags, attachment, attachment.smaps, page), asker)
         if found is None:
             return None
         vma, io = found
@@ -109,7 +115,7 @@ class ProcessAddressSpace:
     @property
     def busy_workers(self) -> int:
         """Threads that ask the kernel now; one that was given up is busy until the kernel answers it."""
-        return self._limiter.borrowed_tokens
+        return sum(limiter.borrowed_tokens for limiter in self._limiters.values())
 
     @property
     def attached(self) -> bool:
@@ -156,7 +162,7 @@ class ProcessAddressSpace:
         with suppress(Undecided):
             await self._ask(self._attachment, partial(self._attachment.maps.vma_at, 0))
 
-    async def _ask(self, attachment: Attachment, question: Callable[[], T]) -> T:
+    async def _ask(self, attachment: Attachment, question: Callable[[], T], asker: Asker = Asker.VMM) -> T:
         """Put a question to the kernel in a worker thread.
 
         Raises `Undecided` at the deadline, and when the mm is gone."""
@@ -167,7 +173,9 @@ class ProcessAddressSpace:
 
         try:
             with trio.fail_after(self._timeout):
-                return await trio.to_thread.run_sync(ask, limiter=self._limiter, abandon_on_cancel=True)
+                return await trio.to_thread.run_sync(
+                    ask, limiter=self._limiters[asker], abandon_on_cancel=True
+                )
         except trio.TooSlowError:
             raise Undecided("the process does not answer: its mmap lock is held") from None
         except MmGone:

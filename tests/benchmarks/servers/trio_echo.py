@@ -1,20 +1,17 @@
-"""What plain trio costs: decode, encode, and nothing in between. `python trio_echo.py SOCKET`."""
+"""What plain trio costs. `python trio_echo.py SOCKET`."""
 
 from __future__ import annotations
 
 import socket
 import sys
 
-import msgpack
 import trio
-
-ANSWER = ["resume", "already_mapped"]
+from answering import RECEIVE_BYTES, answer
 
 
 async def serve(stream: trio.SocketStream) -> None:
-    while data := await stream.receive_some(4096):
-        _, msgid, _, _ = msgpack.unpackb(data)
-        await stream.send_all(msgpack.packb([1, msgid, None, ANSWER]))
+    while data := await stream.receive_some(RECEIVE_BYTES):
+        await stream.send_all(answer(data))
 
 
 async def main(path: str) -> None:

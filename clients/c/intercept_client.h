@@ -1,0 +1,598 @@
+/* intercept_client.h: a client of interceptd for VMMs in C.
+ *
+ * One header, C11 and POSIX, no dependency, no allocation, no thread and no global state of its own. The wire is
+ * protocol/README.md, whose numbered statements (T-2, V-1) are cited here.
+ *
+ * A connection belongs to one thread at a time, and every call on it blocks until the daemon has answered. A call
+ * returns IC_OK; IC_REFUSED, when the daemon answered with an error and the connection goes on; or IC_LOST, when
+ * the connection is over, for good. After the last two `connection->error` says why. A bound on waiting is the
+ * caller's to set (SO_RCVTIMEO on `connection->socket`); a call that runs into it has lost its connection, because
+ * its answer would be taken for the next one's. Signals do not end a call: to have a VP back, kick it.
+ *
+ * What is not here: the `hypervisor` and `operator` roles, and attach_memory, which passes descriptors.
+ */
+#ifndef INTERCEPT_CLIENT_H
+#define INTERCEPT_CLIENT_H
+
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200809L /* MSG_NOSIGNAL; with -std=c11 include this header first */
+#endif
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+enum {
+    IC_MESSAGE = 256,        /* bytes of an intercept message */
+    IC_TOKEN = 16,           /* bytes of a partition's token */
+    IC_REQUEST_LIMIT = 1024, /* the largest request here is a hello with a name of 64 characters */
+    IC_ANSWER_LIMIT = 16384, /* a hello's answer takes 1 KiB, and later versions may add to it (T-6) */
+    IC_NESTING = 16          /* F-2 */
+};
+
+enum ic_result { IC_OK, IC_REFUSED, IC_LOST };
+
+/* `number` is a Linux errno: the daemon's (E-1), or that of the system call that failed here. Texts are cut. */
+struct ic_error {
+    int number;
+    char name[24];
+    char message[256];
+};
+
+/* Its fields are to be read; `socket` is -1 when there is none. */
+struct ic_connection {
+    int socket;
+    uint8_t msgid;
+    size_t received;
+    struct ic_error error;
+    uint8_t answer[IC_ANSWER_LIMIT];
+};
+
+/* ------------------------------------------------ what goes over the wire */
+
+enum ic_address_space { IC_DECLARED, IC_PROCESS };
+enum ic_hypervisor { IC_SOFTWARE, IC_VMM };
+enum ic_kind { IC_AUTO, IC_MMIO, IC_MOVABLE, IC_PINNED };
+enum ic_access { IC_READ, IC_WRITE, IC_EXECUTE }; /* what the guest tried, as the message has it */
+
+/* What a VMM does next (V-3). */
+enum ic_outcome { IC_RESUME, IC_FORWARD, IC_RETRY, IC_FAIL };
+
+/* `reason` is for logs and counters: later daemons may have others than are known today. */
+struct ic_answer {
+    enum ic_outcome outcome;
+    char reason[24];
+};
+
+/* Whoever has it can open the partition's other connections (P-6). */
+struct ic_partition {
+    uint64_t partition_id;
+    uint8_t token[IC_TOKEN];
+};
+
+/* Guest pages and the addresses that back them; `start_uaddr` in bytes. */
+struct ic_region {
+    uint64_t start_gfn, page_count, start_uaddr;
+    enum ic_kind kind;
+    bool writable, executable;
+};
+
+/* A range of the VMM's mappings, declared; `io` says device memory. */
+struct ic_vma {
+    uint64_t start_uaddr, page_count, start_pfn;
+    bool readable, writable, executable, io;
+};
+
+/* ------------------------------------------------ MessagePack, as much of it as there is in the protocol */
+
+struct ic_writer {
+    size_t length;
+    bool full;
+    uint8_t bytes[IC_REQUEST_LIMIT];
+};
+
+static inline void ic__bytes(struct ic_writer *to, const void *bytes, size_t length) {
+    if (length > sizeof to->bytes - to->length) {
+        to->full = true;
+        return;
+    }
+    if (length) memcpy(to->bytes + to->length, bytes, length);
+    to->length += length;
+}
+
+static inline void ic__byte(struct ic_writer *to, unsigned byte) {
+    ic__bytes(to, &(uint8_t){(uint8_t)byte}, 1);
+}
+
+static inline void ic__integer(struct ic_writer *to, uint64_t value) {
+    unsigned width = value < 0x80 ? 0 : value < 1u << 8 ? 1 : value < 1u << 16 ? 2 : value < 1ull << 32 ? 4 : 8;
+    if (width) ic__byte(to, width == 1 ? 0xcc : width == 2 ? 0xcd : width == 4 ? 0xce : 0xcf);
+    for (unsigned left = width ? width : 1; left--;) ic__byte(to, (unsigned)(value >> 8 * left) & 0xff);
+}
+
+static inline void ic__text(struct ic_writer *to, const char *text) {
+    size_t length = strlen(text);
+    if (length > 0xff) {
+        to->full = true;
+        return;
+    }
+    if (length < 32) {
+        ic__byte(to, 0xa0 | (unsigned)length);
+    } else {
+        ic__byte(to, 0xd9);
+        ic__byte(to, (unsigned)length);
+    }
+    ic__bytes(to, text, length);
+}
+
+static inline void ic__blob(struct ic_writer *to, const uint8_t *bytes, uint16_t length) {
+    if (length > 0xff) {
+        ic__byte(to, 0xc5);
+        ic__byte(to, length >> 8);
+    } else {
+        ic__byte(to, 0xc4);
+    }
+    ic__byte(to, length & 0xff);
+    ic__bytes(to, bytes, length);
+}
+
+static inline void ic__integer_field(struct ic_writer *to, const char *name, uint64_t value) {
+    ic__text(to, name);
+    ic__integer(to, value);
+}
+
+static inline void ic__text_field(struct ic_writer *to, const char *name, const char *value) {
+    ic__text(to, name);
+    ic__text(to, value);
+}
+
+static inline void ic__flag_field(struct ic_writer *to, const char *name, bool value) {
+    ic__text(to, name);
+    ic__byte(to, value ? 0xc3 : 0xc2);
+}
+
+/* What was received; `missing` when it ends within a value, `wrong` when it is not what was expected. Both last. */
+struct ic_reader {
+    const uint8_t *at, *end;
+    bool missing, wrong;
+};
+
+static inline uint64_t ic__take(struct ic_reader *from, unsigned width) {
+    uint64_t value = 0;
+    if ((size_t)(from->end - from->at) < width) from->missing = true;
+    if (from->missing || from->wrong) return 0;
+    while (width--) value = value << 8 | *from->at++;
+    return value;
+}
+
+static inline const uint8_t *ic__take_bytes(struct ic_reader *from, uint64_t length) {
+    if ((uint64_t)(from->end - from->at) < length) from->missing = true;
+    if (from->missing || from->wrong) return NULL;
+    from->at += length;
+    return from->at - length;
+}
+
+/* The head of a value: its family, and its count, length or value. */
+enum ic__family { IC__NIL, IC__FLAG, IC__INTEGER, IC__TEXT, IC__BLOB, IC__ARRAY, IC__MAP, IC__OTHER };
+
+static inline enum ic__family ic__head(struct ic_reader *from, uint64_t *number) {
+    unsigned byte = (unsigned)ic__take(from, 1);
+    *number = 0;
+    if (byte < 0x80) return *number = byte, IC__INTEGER;
+    if (byte < 0x90) return *number = byte & 0x0f, IC__MAP;
+    if (byte < 0xa0) return *number = byte & 0x0f, IC__ARRAY;
+    if (byte < 0xc0) return *number = byte & 0x1f, IC__TEXT;
+    if (byte >= 0xe0) return IC__OTHER; /* a negative number: none of ours */
+    switch (byte) {
+    case 0xc0: return IC__NIL;
+    case 0xc2: case 0xc3: return *number = byte & 1, IC__FLAG;
+    case 0xc4: case 0xc5: case 0xc6: return *number = ic__take(from, 1u << (byte - 0xc4)), IC__BLOB;
+    case 0xcc: case 0xcd: case 0xce: case 0xcf: return *number = ic__take(from, 1u << (byte - 0xcc)), IC__INTEGER;
+    case 0xd9: case 0xda: case 0xdb: return *number = ic__take(from, 1u << (byte - 0xd9)), IC__TEXT;
+    case 0xdc: case 0xdd: return *number = ic__take(from, 2u << (byte - 0xdc)), IC__ARRAY;
+    case 0xde: case 0xdf: return *number = ic__take(from, 2u << (byte - 0xde)), IC__MAP;
+    case 0xca: case 0xd2: return ic__take(from, 4), IC__OTHER;
+    case 0xcb: case 0xd3: return ic__take(from, 8), IC__OTHER;
+    case 0xd0: return ic__take(from, 1), IC__OTHER;
+    case 0xd1: return ic__take(from, 2), IC__OTHER;
+    default: return from->wrong = true, IC__OTHER; /* F-3 */
+    }
+}
+
+/* Pass one value, whatever it is. */
+static inline void ic__skip(struct ic_reader *from) {
+    uint64_t left[IC_NESTING + 1] = {1}, number;
+    unsigned depth = 0;
+    for (;;) {
+        while (!left[depth]) {
+            if (!depth) return;
+            depth--;
+        }
+        left[depth]--;
+        enum ic__family family = ic__head(from, &number);
+        if (family == IC__TEXT || family == IC__BLOB) ic__take_bytes(from, number);
+        if (from->missing || from->wrong) return;
+        if (family != IC__ARRAY && family != IC__MAP) continue;
+        if (depth == IC_NESTING) {
+            from->wrong = true;
+            return;
+        }
+        left[++depth] = family == IC__MAP ? 2 * number : number; /* at most 2^33: no overflow */
+    }
+}
+
+static inline uint64_t ic__expect(struct ic_reader *from, enum ic__family family) {
+    uint64_t number;
+    if (ic__head(from, &number) != family) from->wrong = true;
+    return number;
+}
+
+/* A text into `to`, cut to its size and ended with 0. */
+static inline void ic__copy_text(struct ic_reader *from, char *to, size_t size) {
+    uint64_t length = ic__expect(from, IC__TEXT);
+    const uint8_t *text = ic__take_bytes(from, length);
+    size_t kept = length < size ? (size_t)length : size - 1;
+    if (text) memcpy(to, text, kept);
+    to[text ? kept : 0] = 0;
+}
+
+/* Which of `words` comes next; `count` when none of them does. */
+static inline unsigned ic__word(struct ic_reader *from, const char *const *words, unsigned count) {
+    char word[24];
+    ic__copy_text(from, word, sizeof word);
+    for (unsigned i = 0; i < count; i++)
+        if (!strcmp(word, words[i])) return i;
+    return count;
+}
+
+/* ------------------------------------------------ one request and its answer */
+
+static inline enum ic_result ic__lose(struct ic_connection *connection, int number, const char *why) {
+    connection->error.number = number;
+    snprintf(connection->error.name, sizeof connection->error.name, "%s", "here");
+    snprintf(connection->error.message, sizeof connection->error.message, "%s: %s", why, strerror(number));
+    if (connection->socket >= 0) close(connection->socket);
+    connection->socket = -1;
+    return IC_LOST;
+}
+
+/* Close at once; on the `vmm` connection that is the partition's end (P-2). May be repeated. */
+static inline void ic_close(struct ic_connection *connection) {
+    if (connection->socket >= 0) close(connection->socket);
+    connection->socket = -1;
+}
+
+/* Connect, and nothing more; `connection` is a new one. */
+static inline enum ic_result ic_connect(struct ic_connection *connection, const char *path) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    connection->socket = -1;
+    connection->msgid = 0;
+    connection->received = 0;
+    connection->error = (struct ic_error){0};
+    if (strlen(path) >= sizeof address.sun_path) return ic__lose(connection, ENAMETOOLONG, path);
+    memcpy(address.sun_path, path, strlen(path) + 1);
+    connection->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (connection->socket < 0) return ic__lose(connection, errno, "socket");
+    if (connect(connection->socket, (struct sockaddr *)&address, sizeof address)) return ic__lose(connection, errno, path);
+    return IC_OK;
+}
+
+static inline void ic__request(struct ic_connection *connection, struct ic_writer *to, const char *method) {
+    to->length = 0;
+    to->full = false;
+    connection->msgid = connection->msgid % 127 + 1; /* one in flight (T-7): a byte is enough, and 0 is taken */
+    ic__byte(to, 0x94);
+    ic__byte(to, 0);
+    ic__byte(to, connection->msgid);
+    ic__text(to, method);
+    ic__byte(to, 0x91);
+}
+
+static inline enum ic_result ic__send(struct ic_connection *connection, const struct ic_writer *request) {
+    if (connection->socket < 0) return ic__lose(connection, EBADF, "not connected");
+    for (size_t sent = 0; sent < request->length;) {
+        ssize_t count = send(connection->socket, request->bytes + sent, request->length - sent, MSG_NOSIGNAL);
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) {
+            if (errno == EPIPE || errno == ECONNRESET) return IC_OK; /* why it closed is waiting to be read */
+            return ic__lose(connection, errno, "send");
+        }
+        sent += (size_t)count;
+    }
+    return IC_OK;
+}
+
+/* Wait for one whole message, which `reader` then stands before. */
+static inline enum ic_result ic__receive(struct ic_connection *connection, struct ic_reader *reader) {
+    connection->received = 0;
+    for (;;) {
+        size_t room = sizeof connection->answer - connection->received;
+        if (!room) return ic__lose(connection, EMSGSIZE, "an answer");
+        ssize_t count = recv(connection->socket, connection->answer + connection->received, room, 0);
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) return ic__lose(connection, errno, "recv");
+        if (!count) return ic__lose(connection, ECONNRESET, "the daemon closed");
+        connection->received += (size_t)count;
+        const uint8_t *begin = connection->answer, *end = begin + connection->received;
+        *reader = (struct ic_reader){begin, end, false, false};
+        ic__skip(reader);
+        if (reader->wrong || (!reader->missing && reader->at != end)) return ic__lose(connection, EBADMSG, "an answer");
+        if (reader->missing) continue;
+        reader->at = begin;
+        return IC_OK;
+    }
+}
+
+/* Send the request; on IC_OK `result` stands before what the daemon answered (T-8). */
+static inline enum ic_result ic__ask(
+    struct ic_connection *connection, const struct ic_writer *request, struct ic_reader *result) {
+    if (request->full) {
+        connection->error = (struct ic_error){EMSGSIZE, "EMSGSIZE", "a text of the request is too long"};
+        return IC_REFUSED;
+    }
+    enum ic_result outcome = ic__send(connection, request);
+    if (outcome == IC_OK) outcome = ic__receive(connection, result);
+    if (outcome != IC_OK) return outcome;
+    bool response = ic__expect(result, IC__ARRAY) == 4 && ic__expect(result, IC__INTEGER) == 1;
+    uint64_t msgid = ic__expect(result, IC__INTEGER);
+    if (!response || result->wrong || (msgid && msgid != connection->msgid)) return ic__lose(connection, EBADMSG, "an answer");
+    if (*result->at == 0xc0) {
+        result->at++;
+        return msgid ? IC_OK : ic__lose(connection, EBADMSG, "an answer to nothing");
+    }
+    struct ic_error error = {0};
+    bool whole = ic__expect(result, IC__ARRAY) == 4; /* E-1; the details are passed over */
+    error.number = (int)ic__expect(result, IC__INTEGER);
+    ic__copy_text(result, error.name, sizeof error.name);
+    ic__copy_text(result, error.message, sizeof error.message);
+    if (!whole || result->wrong) return ic__lose(connection, EBADMSG, "an error");
+    if (!msgid) ic_close(connection); /* F: nothing more is answered on this connection */
+    connection->error = error;
+    return msgid ? IC_REFUSED : IC_LOST;
+}
+
+/* A request whose answer is not looked at. */
+static inline enum ic_result ic__tell(struct ic_connection *connection, const struct ic_writer *request) {
+    struct ic_reader result;
+    return ic__ask(connection, request, &result);
+}
+
+/* ------------------------------------------------ hello: a refused one closes (H-4) */
+
+static inline enum ic_result ic__hello(struct ic_connection *connection, const struct ic_writer *request) {
+    enum ic_result result = ic__tell(connection, request);
+    if (result == IC_REFUSED) ic_close(connection);
+    return result == IC_REFUSED ? IC_LOST : result;
+}
+
+static inline void ic__begin_hello(
+    struct ic_connection *connection, struct ic_writer *request, unsigned fields, const char *role) {
+    ic__request(connection, request, "hello");
+    ic__byte(request, 0x80 | fields);
+    ic__integer_field(request, "protocol", 1);
+    ic__text_field(request, "role", role);
+}
+
+/* Connect and become a VMM: `name` is for logs, at most 64 characters. The partition lives as long as this. */
+static inline enum ic_result ic_open_vmm(struct ic_connection *connection, const char *path, const char *name) {
+    struct ic_writer request;
+    enum ic_result result = ic_connect(connection, path);
+    if (result != IC_OK) return result;
+    ic__begin_hello(connection, &request, 3, "vmm");
+    ic__text_field(&request, "name", name);
+    return ic__hello(connection, &request);
+}
+
+static inline enum ic_result ic__join(
+    struct ic_connection *connection, const char *path, const struct ic_partition *partition, const char *role,
+    const uint32_t *vp_index) {
+    struct ic_writer request;
+    enum ic_result result = ic_connect(connection, path);
+    if (result != IC_OK) return result;
+    ic__begin_hello(connection, &request, vp_index ? 5 : 4, role);
+    ic__integer_field(&request, "partition_id", partition->partition_id);
+    ic__text(&request, "token");
+    ic__blob(&request, partition->token, IC_TOKEN);
+    if (vp_index) ic__integer_field(&request, "vp_index", *vp_index);
+    return ic__hello(connection, &request);
+}
+
+/* Connect and attach one VP of the partition; closing it detaches the VP. */
+static inline enum ic_result ic_open_vp(
+    struct ic_connection *connection, const char *path, const struct ic_partition *partition, uint32_t vp_index) {
+    return ic__join(connection, path, partition, "vp", &vp_index);
+}
+
+/* Connect to announce invalidations. Closing it ends those that it began. */
+static inline enum ic_result ic_open_notifier(
+    struct ic_connection *connection, const char *path, const struct ic_partition *partition) {
+    return ic__join(connection, path, partition, "notifier", NULL);
+}
+
+/* ------------------------------------------------ on the `vmm` connection */
+
+/* Create the one partition of this connection. */
+static inline enum ic_result ic_create_partition(
+    struct ic_connection *connection, enum ic_address_space address_space, enum ic_hypervisor hypervisor,
+    struct ic_partition *partition) {
+    static const char *const spaces[] = {"declared", "process"}, *const hypervisors[] = {"software", "vmm"};
+    static const char *const keys[] = {"partition_id", "token"};
+    struct ic_writer request;
+    struct ic_reader reply;
+    ic__request(connection, &request, "create_partition");
+    ic__byte(&request, 0x82);
+    ic__text_field(&request, "address_space", spaces[address_space]);
+    ic__text_field(&request, "hypervisor", hypervisors[hypervisor]);
+    enum ic_result result = ic__ask(connection, &request, &reply);
+    if (result != IC_OK) return result;
+    unsigned found = 0;
+    for (uint64_t fields = ic__expect(&reply, IC__MAP); fields && !reply.wrong; fields--) {
+        unsigned key = ic__word(&reply, keys, 2);
+        if (key == 0) {
+            partition->partition_id = ic__expect(&reply, IC__INTEGER);
+        } else if (key == 1) {
+            const uint8_t *token = NULL;
+            if (ic__expect(&reply, IC__BLOB) == IC_TOKEN) token = ic__take_bytes(&reply, IC_TOKEN);
+            if (token) memcpy(partition->token, token, IC_TOKEN);
+            reply.wrong |= !token;
+        } else {
+            ic__skip(&reply); /* T-6 */
+        }
+        found |= key < 2 ? 1u << key : 0;
+    }
+    return found == 3 && !reply.wrong ? IC_OK : ic__lose(connection, EBADMSG, "the answer to create_partition");
+}
+
+/* Back guest pages with a part of the address space. `kind`, if it is not NULL, becomes what IC_AUTO was decided to be. */
+static inline enum ic_result ic_add_region(
+    struct ic_connection *connection, const struct ic_region *region, enum ic_kind *kind) {
+    static const char *const kinds[] = {"auto", "mmio", "movable", "pinned"}, *const keys[] = {"kind"};
+    struct ic_writer request;
+    struct ic_reader reply;
+    ic__request(connection, &request, "add_region");
+    ic__byte(&request, 0x86);
+    ic__integer_field(&request, "start_gfn", region->start_gfn);
+    ic__integer_field(&request, "page_count", region->page_count);
+    ic__integer_field(&request, "start_uaddr", region->start_uaddr);
+    ic__text_field(&request, "kind", kinds[region->kind]);
+    ic__flag_field(&request, "writable", region->writable);
+    ic__flag_field(&request, "executable", region->executable);
+    enum ic_result result = ic__ask(connection, &request, &reply);
+    if (result != IC_OK || !kind) return result;
+    unsigned decided = 4;
+    for (uint64_t fields = ic__expect(&reply, IC__MAP); fields && !reply.wrong; fields--) {
+        if (ic__word(&reply, keys, 1) == 0) decided = ic__word(&reply, kinds, 4);
+        else ic__skip(&reply);
+    }
+    if (decided == 4 || reply.wrong) return ic__lose(connection, EBADMSG, "the answer to add_region");
+    *kind = (enum ic_kind)decided;
+    return IC_OK;
+}
+
+/* Returns when the guest can reach nothing of it. All three numbers are the region's own. */
+static inline enum ic_result ic_remove_region(
+    struct ic_connection *connection, uint64_t start_gfn, uint64_t page_count, uint64_t start_uaddr) {
+    struct ic_writer request;
+    ic__request(connection, &request, "remove_region");
+    ic__byte(&request, 0x83);
+    ic__integer_field(&request, "start_gfn", start_gfn);
+    ic__integer_field(&request, "page_count", page_count);
+    ic__integer_field(&request, "start_uaddr", start_uaddr);
+    return ic__tell(connection, &request);
+}
+
+static inline void ic__rights(struct ic_writer *request, bool readable, bool writable, bool executable) {
+    ic__flag_field(request, "readable", readable);
+    ic__flag_field(request, "writable", writable);
+    ic__flag_field(request, "executable", executable);
+}
+
+static inline void ic__begin_vma(
+    struct ic_connection *connection, struct ic_writer *request, const char *method, unsigned fields,
+    uint64_t start_uaddr, uint64_t page_count) {
+    ic__request(connection, request, method);
+    ic__byte(request, 0x80 | fields);
+    ic__integer_field(request, "start_uaddr", start_uaddr);
+    ic__integer_field(request, "page_count", page_count);
+}
+
+/* IC_DECLARED only: say what is mapped, where nothing is yet. */
+static inline enum ic_result ic_map_vma(struct ic_connection *connection, const struct ic_vma *vma) {
+    struct ic_writer request;
+    ic__begin_vma(connection, &request, "map_vma", 7, vma->start_uaddr, vma->page_count);
+    ic__integer_field(&request, "start_pfn", vma->start_pfn);
+    ic__rights(&request, vma->readable, vma->writable, vma->executable);
+    ic__flag_field(&request, "io", vma->io);
+    return ic__tell(connection, &request);
+}
+
+/* IC_DECLARED only: nothing is mapped there any more. Returns when the guest can reach nothing of it. */
+static inline enum ic_result ic_unmap_vma(struct ic_connection *connection, uint64_t start_uaddr, uint64_t page_count) {
+    struct ic_writer request;
+    ic__begin_vma(connection, &request, "unmap_vma", 2, start_uaddr, page_count);
+    return ic__tell(connection, &request);
+}
+
+/* IC_DECLARED only: other rights from now on. Returns when no guest has the old ones. */
+static inline enum ic_result ic_protect_vma(
+    struct ic_connection *connection, uint64_t start_uaddr, uint64_t page_count, bool readable, bool writable,
+    bool executable) {
+    struct ic_writer request;
+    ic__begin_vma(connection, &request, "protect_vma", 5, start_uaddr, page_count);
+    ic__rights(&request, readable, writable, executable);
+    return ic__tell(connection, &request);
+}
+
+/* Have a VP back that may wait inside ic_intercept: it is answered IC_RETRY (P-16). */
+static inline enum ic_result ic_kick(struct ic_connection *connection, uint32_t vp_index) {
+    struct ic_writer request;
+    ic__request(connection, &request, "kick");
+    ic__byte(&request, 0x81);
+    ic__integer_field(&request, "vp_index", vp_index);
+    return ic__tell(connection, &request);
+}
+
+/* ------------------------------------------------ on a `vp` connection */
+
+/* An x86-64 message as from a hypervisor, for VMMs on another one: all that is read are these fields (M-1). */
+static inline void ic_memory_intercept(uint8_t message[IC_MESSAGE], uint64_t gpa, enum ic_access access) {
+    memset(message, 0, IC_MESSAGE);
+    message[3] = 0x80; /* HVMSG_UNMAPPED_GPA */
+    message[4] = 80;   /* payload size */
+    message[21] = (uint8_t)access;
+    for (unsigned i = 0; i < 8; i++) message[72 + i] = (uint8_t)(gpa >> 8 * i);
+}
+
+/* The hot path: hand in the hypervisor's message, and be told what to do. One send, one receive. */
+static inline enum ic_result ic_intercept(
+    struct ic_connection *connection, const uint8_t message[IC_MESSAGE], struct ic_answer *answer) {
+    static const char *const outcomes[] = {"resume", "forward", "retry", "fail"};
+    struct ic_writer request;
+    struct ic_reader reply;
+    ic__request(connection, &request, "intercept");
+    ic__blob(&request, message, IC_MESSAGE);
+    enum ic_result result = ic__ask(connection, &request, &reply);
+    if (result != IC_OK) return result;
+    reply.wrong |= ic__expect(&reply, IC__ARRAY) != 2;
+    unsigned outcome = ic__word(&reply, outcomes, 4);
+    ic__copy_text(&reply, answer->reason, sizeof answer->reason);
+    if (outcome == 4 || reply.wrong) return ic__lose(connection, EBADMSG, "the answer to intercept");
+    answer->outcome = (enum ic_outcome)outcome;
+    return IC_OK;
+}
+
+/* ------------------------------------------------ on a `notifier` connection; `length` in bytes, whole pages */
+
+static inline enum ic_result ic__announce(
+    struct ic_connection *connection, const char *method, uint64_t start_uaddr, uint64_t length) {
+    struct ic_writer request;
+    ic__request(connection, &request, method);
+    ic__byte(&request, 0x82);
+    ic__integer_field(&request, "start_uaddr", start_uaddr);
+    ic__integer_field(&request, "length", length);
+    return ic__tell(connection, &request);
+}
+
+/* Returns when the guest can no longer reach the range; faults in it wait until the end. Only then may it be unmapped.
+ * Until the end do not wait for a VP that may be inside ic_intercept, unless you kick it (K-2). */
+static inline enum ic_result ic_invalidate_begin(struct ic_connection *connection, uint64_t start_uaddr, uint64_t length) {
+    return ic__announce(connection, "invalidate_begin", start_uaddr, length);
+}
+
+/* The end of a begin of just this range, of this connection. */
+static inline enum ic_result ic_invalidate_end(struct ic_connection *connection, uint64_t start_uaddr, uint64_t length) {
+    return ic__announce(connection, "invalidate_end", start_uaddr, length);
+}
+
+/* Both at once, for what has happened already. */
+static inline enum ic_result ic_invalidate(struct ic_connection *connection, uint64_t start_uaddr, uint64_t length) {
+    return ic__announce(connection, "invalidate", start_uaddr, length);
+}
+
+#endif

@@ -1,0 +1,131 @@
+"""The curves of the core alone, by CPU time in one process: what a busy machine does beside does not count.
+
+Owns a partition's parts without sockets or connections: the real region manager, intercept path, declared
+memory and software hypervisor. Part of `make bench-scale`.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from statistics import median
+
+import trio
+
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.messages import MmioGranularity, RegionKind, Remap
+from intercept_protocol.outcomes import Access
+from interceptd.address_space.declared import DeclaredAddressSpace, Vma
+from interceptd.hypervisor.software import SoftwareHypervisor
+from interceptd.intercept import InterceptPath
+from interceptd.mmu_notifier import MmuNotifier
+from interceptd.region import Presumption, Region
+from interceptd.region_manager import RegionManager
+
+LIMIT = 1 << 20
+RW = Access.READ | Access.WRITE
+ASKED = 3000
+"""Pages that each figure is the mean of; the median of `ROUNDS` such means."""
+ROUNDS = 5
+MAPPED_MOST = 100_000
+"""Regions that are touched, the first ones: the extents that the later figures are among."""
+Step = Callable[[int], Awaitable[object]]
+
+
+class Core:
+    """`count` regions of a page each, with a gap between any two, over one VMA."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.notifier = MmuNotifier(open_limit=1)
+        self.hypervisor = SoftwareHypervisor(remap=Remap.REPLACE, pool_pages=256, pool_limit=LIMIT)
+        self.regions = RegionManager(
+            hypervisor=self.hypervisor,
+            notifier=self.notifier,
+            region_limit=LIMIT,
+            mapping_limit=LIMIT,
+            mmio_granularity=MmioGranularity.VMA,
+        )
+        memory = DeclaredAddressSpace(LIMIT)
+        memory.map_vma(Vma(0, 2 * count, 0, RW, io=True))
+        self.path = InterceptPath(self.regions, memory, timeout=60)
+        self._draw = random.Random(7)
+
+    async def fill(self) -> float:
+        """Microseconds to add a region, the mean of all."""
+        began = time.thread_time()
+        for page in range(0, 2 * self.count, 2):
+            await self.regions.add(
+                Region(
+                    GfnRange(page, page + 1),
+                    UaddrRange(page, page + 1),
+                    RegionKind.MMIO,
+                    Presumption.STATED,
+                    RW,
+                )
+            )
+        return (time.thread_time() - began) * 1e6 / self.count
+
+    async def look(self, page: int) -> None:
+        self.regions.look(page, Access.READ)
+
+    async def touch(self, page: int) -> None:
+        await self.path.settle(page, Access.READ, lambda: None)
+
+    async def invalidate(self, page: int) -> None:
+        self.notifier.invalidate(UaddrRange(page, page + 1))
+        await self.regions.serve_pending()
+
+    async def cost(self, step: Step, before: Step | None = None) -> float:
+        """Microseconds for a step on a page drawn at random, with `before` done to it off the clock."""
+        means = []
+        for _ in range(ROUNDS):
+            pages = [2 * self._draw.randrange(self.count) for _ in range(ASKED)]
+            spent = 0.0
+            for page in pages:
+                if before is not None:
+                    await before(page)
+                began = time.thread_time()
+                await step(page)
+                spent += time.thread_time() - began
+            means.append(spent * 1e6 / ASKED)
+        return median(means)
+
+
+async def _measure(count: int) -> dict[str, float]:
+    core = Core(count)
+    gc.collect()
+    found = {"add a region": await core.fill(), "look, nothing mapped": await core.cost(core.look)}
+    core.count = min(count, MAPPED_MOST)
+    for page in range(0, 2 * core.count, 2):
+        await core.touch(page)
+    found["look, mapped"] = await core.cost(core.look)
+    found["first touch"] = await core.cost(core.touch, before=core.invalidate)
+    found["invalidate a page"] = await core.cost(core.invalidate, before=core.touch)
+    return found
+
+
+def measure(count: int) -> dict[str, float]:
+    """CPU microseconds by what was done, among `count` regions, of which up to `MAPPED_MOST` are mapped."""
+    return trio.run(partial(_measure, count))
+
+
+async def _gib() -> tuple[float, int]:
+    core = Core(1)
+    pages = 1 << 18
+    memory = DeclaredAddressSpace(LIMIT)
+    memory.map_vma(Vma(0, pages, 0, RW, io=True))
+    core.path = InterceptPath(core.regions, memory, timeout=60)
+    whole = GfnRange(0, pages), UaddrRange(0, pages)
+    await core.regions.add(Region(*whole, RegionKind.MMIO, Presumption.STATED, RW))
+    began = time.thread_time()
+    await core.touch(0)
+    return (time.thread_time() - began) * 1e6, core.hypervisor.counters().map_calls
+
+
+def first_touch_of_a_gib() -> tuple[float, int]:
+    """CPU microseconds, and map hypercalls, for the one intercept that maps a GiB."""
+    return trio.run(_gib)

@@ -1,0 +1,263 @@
+"""The C client: built as a VMM's author would, with every warning an error and the sanitizers on, and run."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from fakes.answering_peer import AnsweringPeer
+from fakes.daemon_process import DaemonProcess
+from fakes.eventually import PATIENCE
+
+HERE = Path(__file__).parent
+HEADER = HERE.parents[1] / "clients" / "c"
+STRICT = [
+    "-std=c11",
+    "-pedantic",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-g",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+]
+TOKEN = b"fifteen letters\0"
+RESUMED = [1, 1, None, ["resume", "mapped"]]
+
+
+@pytest.fixture(scope="session")
+def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example and the driver."""
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        pytest.skip("gcc is missing: the C client cannot be built")
+    directory = tmp_path_factory.mktemp("c")
+    for source in (HEADER / "example.c", HERE / "c_driver.c"):
+        command = [gcc, *STRICT, f"-I{HEADER}", "-o", directory / source.stem, source]
+        subprocess.run(command, check=True, timeout=PATIENCE)
+    return directory
+
+
+def run(binary: Path, *arguments: object) -> list[str]:
+    """What it prints, a line an element; it must succeed and break no rule that a sanitizer knows."""
+    command = [binary, *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def asked(binaries: Path, socket_path: Path, *verb: object, answer: object = RESUMED) -> tuple[str, object]:
+    """What the driver printed of one call, and the request that it made."""
+    with AnsweringPeer(socket_path, [msgpack.packb(answer)]) as peer:
+        [printed] = run(binaries / "c_driver", socket_path, *verb)
+    return printed, peer.requests[0]
+
+
+def test_the_example_lives_a_vmms_whole_life_with_a_real_daemon(binaries: Path, tmp_path: Path) -> None:
+    with DaemonProcess(tmp_path) as daemon:
+        daemon.wait_serving()
+        printed = run(binaries / "example", daemon.socket)
+    assert printed == [
+        "gfn 0xf0000: resume mapped",
+        "gfn 0xf0001: resume already_mapped",
+        "gfn 0xf0002: forward permission",
+        "gfn 0xf0040: forward no_region",
+        "gfn 0xf0000: forward unbacked",
+        "refused: EEXIST: region [0xf0000, 0xf0040) overlaps [0xf0000, 0xf0040)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verb", "method", "fields"),
+    [
+        (
+            ("open_vmm",),
+            "hello",
+            {
+                "protocol": 1,
+                "role": "vmm",
+                "name": "a VMM whose name is longer than thirty-one characters",
+            },
+        ),
+        (
+            ("open_vp", 7, 300),
+            "hello",
+            {"protocol": 1, "role": "vp", "partition_id": 7, "token": TOKEN, "vp_index": 300},
+        ),
+        (
+            ("open_notifier", 2**32),
+            "hello",
+            {"protocol": 1, "role": "notifier", "partition_id": 2**32, "token": TOKEN},
+        ),
+        (
+            ("remove_region", 127, 128, 255),
+            "remove_region",
+            {"start_gfn": 127, "page_count": 128, "start_uaddr": 255},
+        ),
+        (
+            ("remove_region", 2**16 - 1, 2**16, 2**64 - 1),
+            "remove_region",
+            {"start_gfn": 2**16 - 1, "page_count": 2**16, "start_uaddr": 2**64 - 1},
+        ),
+        (
+            ("map_vma", 0, 256, 2**32 - 1),
+            "map_vma",
+            {
+                "start_uaddr": 0,
+                "page_count": 256,
+                "start_pfn": 2**32 - 1,
+                "readable": True,
+                "writable": False,
+                "executable": True,
+                "io": False,
+            },
+        ),
+        (("unmap_vma", 4096, 1), "unmap_vma", {"start_uaddr": 4096, "page_count": 1}),
+        (
+            ("protect_vma", 4096, 1),
+            "protect_vma",
+            {"start_uaddr": 4096, "page_count": 1, "readable": False, "writable": True, "executable": False},
+        ),
+        (("kick", 3), "kick", {"vp_index": 3}),
+        (("invalidate_begin", 0, 4096), "invalidate_begin", {"start_uaddr": 0, "length": 4096}),
+        (("invalidate_end", 0, 4096), "invalidate_end", {"start_uaddr": 0, "length": 4096}),
+        (("invalidate", 0, 4096), "invalidate", {"start_uaddr": 0, "length": 4096}),
+    ],
+)
+def test_a_call_goes_out_with_the_names_and_values_it_was_given(
+    binaries: Path, socket_path: Path, verb: tuple[object, ...], method: str, fields: dict[str, object]
+) -> None:
+    printed, request = asked(binaries, socket_path, *verb, answer=[1, 1, None, None])
+    assert (printed, request) == ("ok", [0, 1, method, [fields]])
+
+
+def test_a_partition_is_read_wherever_its_fields_stand(binaries: Path, socket_path: Path) -> None:
+    reply = {"later": [{"a": 1.5, "b": -3}, b"x"], "token": TOKEN, "partition_id": 2**64 - 1}
+    printed, request = asked(binaries, socket_path, "create_partition", answer=[1, 1, None, reply])
+    assert printed == f"partition {2**64 - 1} fifteen letters ok"
+    assert request == [
+        0,
+        1,
+        "create_partition",
+        [{"address_space": "process", "hypervisor": "software"}],
+    ]
+
+
+def test_a_partition_without_its_token_is_no_answer(binaries: Path, socket_path: Path) -> None:
+    printed, _ = asked(binaries, socket_path, "create_partition", answer=[1, 1, None, {"partition_id": 1}])
+    assert printed.startswith("lost 74 here the answer to create_partition")
+
+
+def test_the_kind_that_auto_became_is_told(binaries: Path, socket_path: Path) -> None:
+    printed, request = asked(
+        binaries, socket_path, "add_region", 1, 2, 4096, answer=[1, 1, None, {"kind": "movable"}]
+    )
+    assert printed == "kind 2 ok"
+    fields = {"start_gfn": 1, "page_count": 2, "start_uaddr": 4096, "kind": "auto"}
+    assert request == [0, 1, "add_region", [fields | {"writable": True, "executable": False}]]
+
+
+def test_an_intercept_carries_the_message_that_the_daemon_reads(binaries: Path, socket_path: Path) -> None:
+    from intercept_protocol.hv_message import memory_access  # noqa: PLC0415 - of this test alone
+    from intercept_protocol.messages import Architecture  # noqa: PLC0415
+    from intercept_protocol.outcomes import Access  # noqa: PLC0415
+
+    printed, request = asked(binaries, socket_path, "intercept", 0x123456789ABCD000, 1)
+    assert printed == "resume mapped ok"
+    assert isinstance(request, list)
+    [message] = request[3]
+    assert memory_access(message, Architecture.X86_64) == (0x123456789ABCD, Access.WRITE)
+
+
+def test_a_reason_that_is_not_known_and_too_long_is_cut(binaries: Path, socket_path: Path) -> None:
+    printed, _ = asked(binaries, socket_path, "intercept", answer=[1, 1, None, ["retry", "x" * 40]])
+    assert printed == f"retry {'x' * 23} ok"
+
+
+def test_a_refused_call_keeps_the_connection_and_says_why(binaries: Path, socket_path: Path) -> None:
+    error = [17, "EEXIST", "region overlaps " + "y" * 300, {"start_gfn": 1}]
+    printed, _ = asked(binaries, socket_path, "add_region", 1, 1, answer=[1, 1, error, None])
+    assert printed == "refused 17 EEXIST " + ("region overlaps " + "y" * 300)[:255]
+
+
+def test_a_refused_hello_is_the_end_of_the_connection(binaries: Path, socket_path: Path) -> None:
+    printed, _ = asked(binaries, socket_path, "open_vp", answer=[1, 1, [13, "EACCES", "no", {}], None])
+    assert printed == "lost 13 EACCES no"
+
+
+def test_an_error_under_msgid_0_is_the_end_of_the_connection(binaries: Path, socket_path: Path) -> None:
+    printed, _ = asked(binaries, socket_path, "kick", answer=[1, 0, [5, "EIO", "lost", {}], None])
+    assert printed == "lost 5 EIO lost"
+
+
+def test_a_text_that_no_request_can_hold_is_refused_before_it_is_sent(
+    binaries: Path, socket_path: Path
+) -> None:
+    with AnsweringPeer(socket_path, [b""]):
+        [printed] = run(binaries / "c_driver", socket_path, "open_vmm_named_too_long")
+    assert printed == "lost 90 EMSGSIZE a text of the request is too long"
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"", "lost 104 here the daemon closed"),
+        (b"\x94\x01\x01\xc0\x92\xa6resu", "lost 104 here the daemon closed"),
+        (b"HTTP/1.1 400 Bad Request\r\n", "lost 74 here an answer"),
+        (b"\xc1", "lost 74 here an answer"),
+        (b"\x91" * 18, "lost 74 here an answer"),
+        (b"\xdb\xff\xff\xff\xff" + bytes(20_000), "lost 90 here an answer"),
+        (msgpack.packb(RESUMED) * 2, "lost 74 here an answer"),
+        (msgpack.packb([1, 2, None, ["resume", "mapped"]]), "lost 74 here an answer"),
+        (msgpack.packb([1, 0, None, ["resume", "mapped"]]), "lost 74 here an answer to nothing"),
+        (msgpack.packb([0, 1, None, ["resume", "mapped"]]), "lost 74 here an answer"),
+        (msgpack.packb([1, 1, None, ["resume"]]), "lost 74 here the answer to intercept"),
+        (msgpack.packb([1, 1, None, ["return", "mapped"]]), "lost 74 here the answer to intercept"),
+        (msgpack.packb([1, 1, None, 7]), "lost 74 here the answer to intercept"),
+        (msgpack.packb([1, 1, "wrong", None]), "lost 74 here an error"),
+    ],
+)
+def test_what_is_no_answer_loses_the_connection(
+    binaries: Path, socket_path: Path, answer: bytes, why: str
+) -> None:
+    with AnsweringPeer(socket_path, [answer]):
+        [printed] = run(binaries / "c_driver", socket_path, "intercept")
+    assert printed.startswith(why)
+
+
+def test_damaged_answers_end_as_a_result_and_never_beyond_a_buffer(binaries: Path, socket_path: Path) -> None:
+    chance = random.Random(7)
+    whole = [msgpack.packb(RESUMED), msgpack.packb([1, 1, [22, "EINVAL", "a field", {"field": "x"}], None])]
+    damaged = []
+    for _ in range(400):
+        answer = bytearray(chance.choice(whole))
+        for _ in range(chance.randint(1, 4)):
+            answer[chance.randrange(len(answer))] = chance.randrange(256)
+        damaged.append(bytes(answer))
+    with AnsweringPeer(socket_path, damaged):
+        printed = run(binaries / "c_driver", socket_path, "intercepts")
+    assert printed[-1].startswith("lost 2 here ")
+
+
+def test_a_socket_that_is_not_there_is_named(binaries: Path, socket_path: Path) -> None:
+    [printed] = run(binaries / "c_driver", socket_path, "intercept")
+    assert printed == f"lost 2 here {socket_path}: No such file or directory"
+
+
+def test_a_path_that_no_address_can_hold_is_refused(binaries: Path, tmp_path: Path) -> None:
+    [printed] = run(binaries / "c_driver", tmp_path / ("x" * 108), "intercept")
+    assert printed.startswith("lost 36 here ")
+
+
+def test_the_header_may_be_included_in_several_files_of_a_program(binaries: Path, tmp_path: Path) -> None:  # noqa: ARG001
+    for name, text in (("a.c", "int main(void) { return 0; }"), ("b.c", "int other(void) { return 1; }")):
+        (tmp_path / name).write_text(f'#include "intercept_client.h"\n{text}\n')
+    command = ["gcc", *STRICT, f"-I{HEADER}", "-o", tmp_path / "both", tmp_path / "a.c", tmp_path / "b.c"]
+    subprocess.run(command, check=True, timeout=PATIENCE)

@@ -1,0 +1,86 @@
+"""OrderedMap against a dict, in chunks so small that few edits cut and join them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interceptd import ordered_map
+from interceptd.ordered_map import OrderedMap
+
+CHUNK = 8
+KEYS = st.integers(0, 30)
+EDITS = st.lists(st.tuples(st.sampled_from(["put", "put", "take"]), KEYS), min_size=30, max_size=80)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_chunks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ordered_map, "CHUNK", CHUNK)
+        yield
+
+
+def edited(edits: list[tuple[str, int]]) -> tuple[OrderedMap[int], dict[int, int]]:
+    """The edits made to a map and to its oracle."""
+    items: OrderedMap[int] = OrderedMap()
+    oracle: dict[int, int] = {}
+    for number, (edit, key) in enumerate(edits):
+        if edit == "put":
+            items[key] = oracle[key] = number
+        elif key in oracle:
+            del items[key], oracle[key]
+    return items, oracle
+
+
+@given(EDITS)
+def test_ordered_map_after_any_edits_holds_what_a_dict_holds_in_order(edits: list[tuple[str, int]]) -> None:
+    items, oracle = edited(edits)
+    assert list(items) == [oracle[key] for key in sorted(oracle)]
+    assert len(items) == len(oracle)
+
+
+@given(EDITS, KEYS)
+def test_floor_answers_with_the_greatest_key_at_or_below(edits: list[tuple[str, int]], key: int) -> None:
+    items, oracle = edited(edits)
+    below = [held for held in oracle if held <= key]
+    assert items.floor(key) == (oracle[max(below)] if below else None)
+
+
+@given(EDITS, KEYS)
+def test_get_answers_for_just_this_key(edits: list[tuple[str, int]], key: int) -> None:
+    items, oracle = edited(edits)
+    assert items.get(key) == oracle.get(key)
+
+
+@given(EDITS, KEYS, KEYS)
+def test_between_gives_the_keys_from_start_to_before_end(
+    edits: list[tuple[str, int]], start: int, end: int
+) -> None:
+    items, oracle = edited(edits)
+    assert list(items.between(start, end)) == [oracle[key] for key in sorted(oracle) if start <= key < end]
+
+
+@given(EDITS)
+def test_chunks_stay_within_their_size_and_none_is_empty(edits: list[tuple[str, int]]) -> None:
+    items, _ = edited(edits)
+    assert all(0 < len(keys) <= CHUNK for keys in items._keys)
+    assert items._firsts == [keys[0] for keys in items._keys]
+
+
+def test_a_map_that_was_large_once_has_few_chunks_again() -> None:
+    items, _ = edited([("put", key) for key in range(512)])
+    for key in range(512):
+        if key % 16:
+            del items[key]
+    assert len(items._keys) <= 32 // (CHUNK // 4)
+
+
+@pytest.mark.parametrize("held", [[], [5], list(range(0, 40, 2))])
+def test_a_key_that_is_not_there_is_a_key_error_and_changes_nothing(held: list[int]) -> None:
+    items, _ = edited([("put", key) for key in held])
+    with pytest.raises(KeyError):
+        del items[7]
+    assert len(items) == len(held)
