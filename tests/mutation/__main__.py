@@ -35,6 +35,7 @@ TESTS = (
     "tests/service/hazards",
     "tests/service/invariants/test_cancellation.py",
     "tests/service/test_declared_address_space.py",
+    "tests/service/test_intercept.py",
     "tests/service/test_interval_index.py",
     "tests/service/test_mapping.py",
     "tests/service/test_mmu_notifier.py",

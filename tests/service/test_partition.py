@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import TIMEOUT, ModelPartition
+from fakes.model_vp import attached_vp
 from fakes.pauses import Point
 from fakes.running import Running
 from fakes.served import serving
@@ -74,6 +75,38 @@ async def test_the_end_comes_after_a_vmm_that_failed_and_its_failure_goes_on_up(
         await model.partition.run(fail)
     assert model.hypervisor.counters().slat_extents == 0
     assert not model.partition.lost
+
+
+async def test_the_end_waits_for_a_vp_no_longer_than_its_timeout_and_says_so(nursery: trio.Nursery) -> None:
+    model = ModelPartition()
+    life = Running(nursery, model.partition.run, trio.sleep_forever)
+    await wait_all_tasks_blocked()
+    await with_mmio(model)
+    async with attached_vp(model) as vp:
+        model.partition.vps[0] = vp.processor
+        mapping = model.gates.hold(Point.MAP)
+        await vp.peer.send_intercept(GFN)
+        await mapping.wait_reached()
+        with capture_logs() as logs:
+            model.partition.end()
+            await trio.sleep(2 * TIMEOUT)
+            mapping.open()
+            await life.result()
+    assert [log["event"] for log in logs] == ["partition_end_cut_short", "partition_ended"]
+
+
+async def test_a_vmm_whose_own_call_loses_the_partition_is_told_so() -> None:
+    model = ModelPartition()
+
+    async def unmap() -> None:
+        await with_mmio(model)
+        await model.fault(GFN)
+        model.hypervisor.refuse_unmaps()
+        await model.remove_region(GFN, PAGES, PAGE)
+
+    with capture_logs(), pytest.raises(WireError, match="the partition is lost") as lost:
+        await model.partition.run(unmap)
+    assert (lost.value.number, model.partition.lost) == (errno.EIO, True)
 
 
 async def test_an_unmap_that_is_refused_loses_the_partition_loudly() -> None:

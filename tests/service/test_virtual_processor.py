@@ -15,6 +15,7 @@ from fakes.model_partition import TIMEOUT, ModelPartition
 from fakes.model_vp import attached_vp
 from fakes.pauses import DrawnPauses, Point
 from intercept_protocol import rpc
+from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.errors import WireError
 from intercept_protocol.hv_message import MessageType, build_memory_intercept
 from intercept_protocol.messages import INTERCEPT_METHOD
@@ -65,6 +66,16 @@ async def test_vp_refuses_another_request_and_goes_on(
         await vp.peer.request(method, *params)
         assert WireError.from_wire((await vp.peer.response()).error).number == number
         assert await vp.peer.intercept(GFN) is Answer.MAPPED
+
+
+async def test_vp_answers_an_intercept_in_another_encoding_too(backed: ModelPartition) -> None:
+    """MessagePack has longer forms than a number needs, and some libraries write them."""
+    spelled_out = b"\x94\x00\xce\x00\x00\x00\x07" + rpc.encode_request(
+        7, INTERCEPT_METHOD, [build_memory_intercept(gpa=GFN << PAGE_SHIFT, access=Access.READ)]
+    ).removeprefix(b"\x94\x00\x07").replace(b"\x91", b"\xdc\x00\x01", 1)
+    async with attached_vp(backed) as vp:
+        await vp.peer.send(spelled_out)
+        assert await vp.peer.response() == rpc.Response(7, None, ["resume", "mapped"])
 
 
 async def test_vp_counts_what_it_answered(backed: ModelPartition) -> None:

@@ -124,12 +124,13 @@ class SoftwareHypervisor:
 
 
 def _reach(gfns: GfnRange, new: list[tuple[int, int]], room: int) -> int:
-    """Gfns from the start of `gfns` that can be written when only `room` new ones fit."""
-    for start, end in new:
-        if room < end - start:
-            return start + max(room, 0) - gfns.start
+    """Gfns from the start of `gfns` that can be written when only `room` new ones fit, which is not all."""
+    gaps = iter(new)
+    start, end = next(gaps)
+    while room >= end - start:
         room -= end - start
-    return gfns.page_count
+        start, end = next(gaps)
+    return start + room - gfns.start
 
 
 def _calls(gfn_count: int, batch: int) -> int:
