@@ -128,7 +128,8 @@ def _mutable(tree: ast.Module) -> list[_Place]:
                 case ast.ClassDef(name=name):
                     look(child, f"{outer}{name}.")
                 case ast.FunctionDef(name=name, body=body) | ast.AsyncFunctionDef(name=name, body=body):
-                    walk(ast.Module(body, []), f"{outer}{name}", range(0), ())
+                    says_none = ast.unparse(body[-1]) == "return None"  # as it would without saying it
+                    walk(ast.Module(body[: len(body) - says_none], []), f"{outer}{name}", range(0), ())
                 case ast.Assign(targets=[ast.Name(id=name)]) if not outer and name not in _DECLARED:
                     walk(child, "", range(0), (name,))
 

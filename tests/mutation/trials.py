@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import resource
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from enum import Enum
-from multiprocessing import Pipe
 from pathlib import Path
 from types import CodeType, FunctionType
 
@@ -84,27 +86,28 @@ class Laboratory:
 
     def _measure(self) -> None:
         """The run without a mutant. Raises if a test fails: then nothing can be said of mutants."""
-        ours, childs = Pipe(duplex=False)
+        with tempfile.TemporaryFile() as learnt:
 
-        def run() -> bool:
-            measured = coverage.Coverage(data_file=None, source=[str(self._sources)], config_file=False)
-            recorder = _Recorder(measured)
-            assert self._session is not None
-            self._session.config.pluginmanager.register(recorder)
-            measured.start()
-            passed = self._run([item.nodeid for item in self._session.items])
-            measured.stop()
-            data = measured.get_data()
-            childs.send(
-                (recorder.seconds, {file: data.contexts_by_lineno(file) for file in data.measured_files()})
-            )
-            return passed
+            def run() -> bool:
+                measured = coverage.Coverage(data_file=None, source=[str(self._sources)], config_file=False)
+                recorder = _Recorder(measured)
+                assert self._session is not None
+                self._session.config.pluginmanager.register(recorder)
+                measured.start()
+                with suppress(pytest.Session.Failed):
+                    self._run([item.nodeid for item in self._session.items])
+                measured.stop()
+                data = measured.get_data()
+                passing = {file: data.contexts_by_lineno(file) for file in data.measured_files()}
+                pickle.dump((recorder.failed, recorder.seconds, passing), learnt)
+                learnt.flush()
+                return True
 
-        if _in_child(run, cpu_seconds=3600, receive=lambda: self._learn(*ours.recv())) != 0:
-            raise SystemExit("the tests fail without any mutant")
-
-    def _learn(self, seconds: dict[str, float], passing: dict[str, dict[int, list[str]]]) -> None:
-        self._seconds, self._passing = seconds, passing
+            _in_child(run, cpu_seconds=3600)
+            learnt.seek(0)
+            failed, self._seconds, self._passing = pickle.load(learnt)
+            if failed:
+                raise SystemExit(f"fails without any mutant: {failed[0]}")
 
     def _run(self, tests: Sequence[str]) -> bool:
         assert self._session is not None
@@ -131,6 +134,7 @@ class _Recorder:
     def __init__(self, measured: coverage.Coverage) -> None:
         self._measured = measured
         self.seconds: dict[str, float] = {}
+        self.failed: list[str] = []
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._measured.switch_context(nodeid)
@@ -138,6 +142,7 @@ class _Recorder:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[report.nodeid] += report.duration
+        self.failed += [report.nodeid] * report.failed
 
 
 def experiment(tests: Sequence[str], sources: Path, work: Callable[[Laboratory], None]) -> None:
@@ -188,7 +193,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-def _in_child(run: Callable[[], bool], cpu_seconds: int, receive: Callable[[], None] = lambda: None) -> int:
+def _in_child(run: Callable[[], bool], *, cpu_seconds: int) -> int:
     """0 if `run` was content, 1 if not or if it raised; another number if a limit ended it."""
     child = os.fork()
     if not child:
@@ -203,5 +208,4 @@ def _in_child(run: Callable[[], bool], cpu_seconds: int, receive: Callable[[], N
             code = int(not run())
         finally:
             os._exit(code)
-    receive()
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

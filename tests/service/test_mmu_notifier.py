@@ -126,6 +126,58 @@ def test_cut_back_is_the_largest_range_around_the_page_without_an_open_one(
     assert notifier.cut_back(of(asked), page) == expected
 
 
+def test_cut_back_to_the_page_that_an_open_one_ends_before() -> None:
+    notifier = MmuNotifier(open_limit=2)
+    notifier.begin(uaddrs(0, 4))
+    notifier.begin(uaddrs(5, 8))
+    assert notifier.cut_back(uaddrs(0, 8), 4) == uaddrs(4, 5)
+
+
+# ------------------------------------------------ what is going
+
+
+def test_a_page_is_going_from_its_invalidation_until_that_was_served() -> None:
+    notifier = MmuNotifier(open_limit=1)
+    batch = notifier.invalidate(uaddrs(4, 8))
+    pending = notifier.going(4), notifier.going(7)
+    assert notifier.take() is batch
+    serving = notifier.going(4), notifier.going(7)
+    notifier.served(batch)
+    assert (pending, serving, notifier.going(4)) == ((batch, batch), (batch, batch), None)
+
+
+@pytest.mark.parametrize("page", [3, 8])
+def test_a_page_beside_an_invalidation_is_not_going(page: int) -> None:
+    notifier = MmuNotifier(open_limit=1)
+    notifier.invalidate(uaddrs(4, 8))
+    pending = notifier.going(page)
+    notifier.take()
+    assert (pending, notifier.going(page)) == (None, None)
+
+
+def test_a_page_whose_invalidation_came_during_a_pass_is_going_after_it() -> None:
+    notifier = MmuNotifier(open_limit=1)
+    notifier.invalidate(uaddrs(0, 1))
+    first = notifier.take()
+    second = notifier.invalidate(uaddrs(4, 8))
+    notifier.served(first)
+    assert notifier.going(4) is second
+
+
+@pytest.mark.parametrize(("asked", "expected"), [((0, 4), False), ((3, 5), True), ((8, 9), False)])
+def test_pages_are_invalidating_while_some_of_them_are_pending_or_being_served(
+    asked: tuple[int, int], *, expected: bool
+) -> None:
+    notifier = MmuNotifier(open_limit=1)
+    batch = notifier.invalidate(uaddrs(4, 8))
+    pending = notifier.is_invalidating(uaddrs(*asked))
+    notifier.take()
+    serving = notifier.is_invalidating(uaddrs(*asked))
+    notifier.served(batch)
+    assert (pending, serving) == (expected, expected)
+    assert not notifier.is_invalidating(uaddrs(*asked))
+
+
 # ------------------------------------------------ the pending set
 
 

@@ -75,6 +75,28 @@ async def test_unmap_takes_a_call_for_every_512_gfns_begun(page_count: int) -> N
     assert software.counters().unmap_calls == -(-page_count // 512)
 
 
+@pytest.mark.parametrize(("page_count", "calls"), [(509, 1), (510, 2), (1018, 2), (1019, 3)])
+async def test_a_map_call_takes_509_gfns_and_no_more(page_count: int, calls: int) -> None:
+    software = hypervisor()
+    await software.map_gpa(mapping(0, page_count))
+    assert software.counters().map_calls == calls
+
+
+@pytest.mark.parametrize(("page_count", "calls"), [(512, 1), (513, 2), (1024, 2), (1025, 3)])
+async def test_an_unmap_call_takes_512_gfns_and_no_more(page_count: int, calls: int) -> None:
+    software = hypervisor()
+    await software.map_gpa(mapping(0, page_count))
+    await software.unmap_gpa(GfnRange(0, page_count))
+    assert software.counters().unmap_calls == calls
+
+
+@pytest.mark.parametrize(("table_pages", "deposits"), [(256, 1), (257, 2)])
+async def test_a_deposit_is_256_table_pages(table_pages: int, deposits: int) -> None:
+    software = hypervisor(pool_pages=0)
+    await software.map_gpa(mapping(0, 512 * table_pages))
+    assert software.counters().deposits == deposits
+
+
 async def test_unmap_of_nothing_calls_nothing_and_may_be_repeated() -> None:
     software = hypervisor()
     await software.map_gpa(mapping(0, 4))
@@ -212,10 +234,10 @@ async def test_remap_error_refuses_a_gfn_that_the_guest_reaches_and_changes_noth
     software = hypervisor(remap=Remap.ERROR)
     await software.map_gpa(mapping(0, 8))
     before = reach(software)
-    with pytest.raises(HypervisorError, match="INVALID_PARAMETER") as refused:
+    with pytest.raises(HypervisorError, match="INVALID_PARAMETER after 0 of 8 gfns") as refused:
         await software.map_gpa(mapping(4, 8, pfn=0x8000))
     assert refused.value.number == errno.EINVAL
-    assert reach(software) == before
+    assert (reach(software), software.counters().map_calls) == (before, 2)
 
 
 async def test_remap_error_allows_no_access_to_be_mapped_and_put_back() -> None:
