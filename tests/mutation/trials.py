@@ -107,7 +107,7 @@ class Laboratory:
             learnt.seek(0)
             failed, self._seconds, self._passing = pickle.load(learnt)
             if failed:
-                raise SystemExit(f"fails without any mutant: {failed[0]}")
+                pytest.exit(f"fails without any mutant: {failed[0]}")
 
     def _run(self, tests: Sequence[str]) -> bool:
         assert self._session is not None

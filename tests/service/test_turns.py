@@ -1,7 +1,7 @@
 """Long walks under the lock take turns with other tasks, once in `A_TURN` of what they pass.
 
-A turn is counted by a task of another's that is ready all the time. The counts are exact, but for one turn
-that taking the lock gives: fewer would be a walk that goes on without end.
+A turn is counted by a task of another's that is ready all the time. Taking a lock, and the order in which trio
+runs what is ready, give or take two turns; a walk that takes none is far below the counts asserted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import pytest
 import trio
 
 from fakes.model_partition import RW, ModelPartition
-from fakes.model_ports import Mapped
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
@@ -18,7 +17,7 @@ from interceptd.mapping import HOST_BACKING, Extent, Frame
 from interceptd.region import Presumption, Region, RegionState
 from interceptd.region_manager import A_TURN
 
-TURNS = 3
+TURNS = 8
 MANY = TURNS * A_TURN
 
 
@@ -65,7 +64,7 @@ async def committed(model: ModelPartition, extents: list[Extent]) -> Answer | No
 async def test_a_commit_of_many_gaps_takes_turns(model: ModelPartition, nursery: trio.Nursery) -> None:
     others = Others(nursery)
     assert await committed(model, scattered(MANY)) is Answer.MAPPED
-    assert others.turns >= TURNS
+    assert others.turns >= TURNS - 1
     assert len(model.hypervisor.events) == MANY
 
 
@@ -110,7 +109,7 @@ async def test_closing_many_regions_takes_turns(model: ModelPartition, nursery: 
         await model.add_region(gfn, 1, gfn)
     others = Others(nursery)
     await model.regions.close()
-    assert others.turns >= TURNS
+    assert others.turns >= TURNS - 1
 
 
 async def test_an_invalidation_of_many_regions_takes_turns(
@@ -120,16 +119,16 @@ async def test_an_invalidation_of_many_regions_takes_turns(
         await model.add_region(gfn, 1, 0)
     others = Others(nursery)
     await model.invalidate(0, 1)
-    assert others.turns >= TURNS
+    assert others.turns >= TURNS - 1
 
 
 async def test_populating_from_many_vmas_takes_turns_between_the_questions(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    for page in range(A_TURN):
+    for page in range(MANY):
         await model.map_vma(page, 1, 2 * page)
-    region = await pinned(model, A_TURN)
+    region = await pinned(model, MANY)
     others = Others(nursery)
     await model.path.populate(region)
-    assert others.turns >= 3, "after the questions, for the lock, and after the maps"
-    assert model.hypervisor.events[-1] == Mapped(A_TURN - 1, A_TURN, 2 * (A_TURN - 1), RW)
+    assert others.turns >= 2 * TURNS - 1, "between the questions, and then between the maps"
+    assert len(model.hypervisor.events) == MANY
