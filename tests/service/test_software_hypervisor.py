@@ -107,8 +107,8 @@ async def test_unmap_of_nothing_calls_nothing_and_may_be_repeated() -> None:
 
 async def test_unmap_calls_run_from_the_first_to_the_last_mapped_gfn() -> None:
     software = hypervisor()
-    await software.map_gpa(mapping(100, 1))
-    await software.map_gpa(mapping(100 + UNMAP_BATCH_GFNS, 1))
+    await software.map_gpa(mapping(10_000, 1))
+    await software.map_gpa(mapping(10_000 + UNMAP_BATCH_GFNS, 1))
     await software.unmap_gpa(GfnRange(0, 1 << 30))
     assert software.counters().unmap_calls == 2
 
@@ -158,6 +158,14 @@ async def test_map_beyond_the_pool_limit_is_enomem_and_leaves_nothing() -> None:
     assert refused.value.number == errno.ENOMEM
     assert software.counters().slat_extents == 0
     assert software.counters().map_calls == 2
+
+
+async def test_map_that_fills_the_pool_with_whole_calls_counts_the_one_that_is_refused_as_well() -> None:
+    software = hypervisor(pool_pages=1, pool_limit=1)
+    await software.map_gpa(no_access(5000, 512 - MAP_BATCH_GFNS))
+    with pytest.raises(HypervisorError, match="INSUFFICIENT_MEMORY after 509 of 510"):
+        await software.map_gpa(mapping(0, MAP_BATCH_GFNS + 1))
+    assert software.counters().map_calls == 1 + 2
 
 
 async def test_map_beyond_the_pool_limit_puts_back_no_access_and_other_mappings() -> None:

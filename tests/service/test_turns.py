@@ -1,7 +1,7 @@
 """Long walks under the lock take turns with other tasks, once in `A_TURN` of what they pass.
 
-A turn is counted by a task of another's that is ready all the time. Taking a lock, and the order in which trio
-runs what is ready, give or take two turns; a walk that takes none is far below the counts asserted.
+A turn is counted by a task of another's that is ready all the time. Taking a lock, and the order in which
+trio runs what is ready, give or take two turns; a walk that takes none is far below the counts asserted.
 """
 
 from __future__ import annotations
