@@ -209,6 +209,13 @@ async def test_map_that_fails_puts_back_no_access_and_frames_that_it_replaced(fa
     assert (software.counters().no_access_gfns, software.counters().mapped_gfns) == (400, 300)
 
 
+async def test_map_over_several_failing_calls_fails_at_the_first_with_its_status() -> None:
+    software = hypervisor(failing_calls={3: HvStatus.TIME_OUT, 2: HvStatus.NO_RESOURCES})
+    with pytest.raises(HypervisorError, match="NO_RESOURCES after 509 of"):
+        await software.map_gpa(mapping(0, LONG))
+    assert software.counters().map_calls == 2
+
+
 async def test_map_after_a_failed_one_succeeds() -> None:
     software = hypervisor(failing_calls={2: HvStatus.OPERATION_FAILED})
     with pytest.raises(HypervisorError):
