@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 
+from fakes.eventually import PATIENCE
 from intercept_protocol.errors import WireError
 from interceptd.address_space import Undecided, handover
 from interceptd.address_space.attachment import Attachment
@@ -36,7 +37,8 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 async def closed(reading: int) -> bool:
     """Wait until no copy of the writing end is open any more."""
-    return not await trio.to_thread.run_sync(os.read, reading, 1)
+    with trio.fail_after(PATIENCE):
+        return not await trio.to_thread.run_sync(os.read, reading, 1, abandon_on_cancel=True)
 
 
 class Slow:

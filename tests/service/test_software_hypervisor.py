@@ -168,6 +168,24 @@ async def test_map_that_fills_the_pool_with_whole_calls_counts_the_one_that_is_r
     assert software.counters().map_calls == 1 + 2
 
 
+async def test_deposits_reach_the_pool_limit_itself() -> None:
+    software = hypervisor(pool_pages=0, pool_limit=DEPOSIT_PAGES)
+    await software.map_gpa(mapping(0, 512 * DEPOSIT_PAGES))
+    assert software.counters().mapped_gfns == 512 * DEPOSIT_PAGES
+
+
+@pytest.mark.parametrize(("elsewhere", "reached"), [(312, 100), (262, 250), (412, 0)])
+async def test_map_beyond_the_pool_limit_reaches_as_far_as_new_gfns_find_room(
+    elsewhere: int, reached: int
+) -> None:
+    """What has an entry already takes no room: of 512, so many are elsewhere and 100 in the range."""
+    software = hypervisor(pool_pages=1, pool_limit=1)
+    await software.map_gpa(no_access(7100, 100))
+    await software.map_gpa(no_access(50_000, elsewhere))
+    with pytest.raises(HypervisorError, match=f"after {reached} of 1000 gfns"):
+        await software.map_gpa(mapping(7000, 1000))
+
+
 async def test_map_beyond_the_pool_limit_puts_back_no_access_and_other_mappings() -> None:
     software = hypervisor(pool_pages=2, pool_limit=2)
     await software.map_gpa(no_access(0, 100))
@@ -214,6 +232,22 @@ async def test_map_over_several_failing_calls_fails_at_the_first_with_its_status
     with pytest.raises(HypervisorError, match="NO_RESOURCES after 509 of"):
         await software.map_gpa(mapping(0, LONG))
     assert software.counters().map_calls == 2
+
+
+async def test_map_that_fails_at_its_first_call_leaves_the_extents_in_one_piece() -> None:
+    software = hypervisor(failing_calls={2: HvStatus.OPERATION_FAILED})
+    await software.map_gpa(no_access(0, 8))
+    with pytest.raises(HypervisorError, match="after 0 of 2"):
+        await software.map_gpa(mapping(4, 2))
+    assert software.counters().slat_extents == 1
+
+
+async def test_what_a_roll_back_puts_back_is_counted_as_calls() -> None:
+    software = hypervisor(failing_calls={3: HvStatus.OPERATION_FAILED})
+    await software.map_gpa(no_access(0, 300))
+    with pytest.raises(HypervisorError):
+        await software.map_gpa(mapping(0, LONG))
+    assert (software.counters().map_calls, software.counters().unmap_calls) == (1 + 2 + 1, 1)
 
 
 async def test_map_after_a_failed_one_succeeds() -> None:

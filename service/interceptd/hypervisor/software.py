@@ -7,7 +7,6 @@ counted by arithmetic, because a 64 GiB BAR is 33,000 of them. Must not know why
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping as ReadOnlyDict
 
 from intercept_protocol.addresses import GfnRange
@@ -139,7 +138,7 @@ def _calls(gfn_count: int, batch: int) -> int:
 
 def _refused(status: HvStatus, mapping: Mapping, completed: int) -> HypervisorError:
     return HypervisorError(
-        status.errno or errno.EIO,
+        status.errno,
         f"mapping gfns {mapping.gfns} with {mapping.access!r} failed with HV_STATUS_{status.name} "
         f"after {completed} of {mapping.gfns.page_count} gfns, which were rolled back",
     )
