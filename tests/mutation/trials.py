@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from enum import Enum
@@ -31,9 +32,9 @@ PROFILE = "mutation"
 hypothesis.settings.register_profile(
     PROFILE, derandomize=True, database=None, deadline=None, max_examples=25, report_multiple_bugs=False
 )
-CPU_SECONDS, CPU_FACTOR = 10, 5
-"""A run has so long, and so many times what its tests took without a mutant; no test of ours spins."""
-WALL_FACTOR = 6
+CPU_SECONDS, CPU_FACTOR = 10, 3
+"""A run has so long, and so many times what its tests took, coverage included, without a mutant."""
+WALL_FACTOR = 10
 """The machine may have other work; a run that only waits ends after so many times its CPU time."""
 MEMORY_BYTES = 4 << 30
 
@@ -129,7 +130,7 @@ class Laboratory:
 
 
 class _Recorder:
-    """A pytest plugin: which test is running, for coverage, and how long it took."""
+    """A pytest plugin: which test is running, for coverage, and the CPU time that it took."""
 
     def __init__(self, measured: coverage.Coverage) -> None:
         self._measured = measured
@@ -138,10 +139,12 @@ class _Recorder:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._measured.switch_context(nodeid)
-        self.seconds[nodeid] = 0.0
+        self.seconds[nodeid] = -time.process_time()
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self.seconds[nodeid] += time.process_time()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[report.nodeid] += report.duration
         self.failed += [report.nodeid] * report.failed
 
 

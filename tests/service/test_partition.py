@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -12,12 +15,16 @@ from trio.testing import wait_all_tasks_blocked
 from fakes.model_partition import TIMEOUT, ModelPartition
 from fakes.model_vp import attached_vp
 from fakes.pauses import Point
+from fakes.raw_peer import RawPeer
 from fakes.running import Running
 from fakes.served import serving
+from intercept_protocol import rpc
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Answer
 from interceptd.config import Limits, Timeouts
+from interceptd.connection import Connection
 from interceptd.hypervisor import HypervisorError
+from interceptd.hypervisor.vmm_link import VmmHypervisor
 from interceptd.peer import Peer
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
@@ -107,6 +114,76 @@ async def test_a_vmm_whose_own_call_loses_the_partition_is_told_so() -> None:
     with capture_logs(), pytest.raises(WireError, match="the partition is lost") as lost:
         await model.partition.run(unmap)
     assert (lost.value.number, model.partition.lost) == (errno.EIO, True)
+
+
+async def test_the_end_whose_unmap_is_refused_goes_on_and_says_what_is_left(nursery: trio.Nursery) -> None:
+    """Nobody is left to reach it: the VMM goes as well."""
+    model = ModelPartition()
+    life = Running(nursery, model.partition.run, trio.sleep_forever)
+    await wait_all_tasks_blocked()
+    await with_mmio(model)
+    await model.fault(GFN)
+    model.hypervisor.refuse_unmaps()
+    with capture_logs() as logs:
+        model.partition.end()
+        await life.result()
+    assert [log["event"] for log in logs] == ["mappings_left", "partition_ended"]
+    assert not model.partition.lost
+
+
+async def test_a_partition_ends_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelPartition()
+
+    async def run() -> None:
+        """The process is gone."""
+
+    monkeypatch.setattr(model.declared, "run", run)
+    with capture_logs() as logs:
+        await model.partition.run(trio.sleep_forever)
+    assert [log["event"] for log in logs] == ["partition_created", "memory_gone", "partition_ended"]
+
+
+# ------------------------------------------------ the hypervisor connection
+
+
+@asynccontextmanager
+async def linked(model: ModelPartition) -> AsyncIterator[tuple[VmmHypervisor, RawPeer]]:
+    """With a hypervisor connection, as the partition and as the VMM see it; it has been welcomed."""
+    ours, theirs = socket.socketpair()
+    link, peer = VmmHypervisor(deadline=1.0), RawPeer.of(theirs)
+    model.partition.start_link(link, Connection(ours), rpc.encode_result(1, None))
+    await peer.response()
+    yield link, peer
+    peer.close()
+
+
+async def test_a_partition_is_lost_with_its_hypervisor_connection(nursery: trio.Nursery) -> None:
+    model = ModelPartition()
+    life = Running(nursery, model.partition.run, trio.sleep_forever)
+    await wait_all_tasks_blocked()
+    async with linked(model) as (link, peer):
+        claimed = link.claimed
+        peer.close()
+        with capture_logs(), pytest.raises(WireError, match="the hypervisor connection closed"):
+            await life.result()
+    assert (claimed, link.claimed, model.partition.lost) == (True, False, True)
+
+
+async def test_a_vmm_that_exits_closes_its_hypervisor_connection_first_and_loses_nothing(
+    nursery: trio.Nursery,
+) -> None:
+    model = ModelPartition()
+    life = Running(nursery, model.partition.run, trio.sleep_forever)
+    await wait_all_tasks_blocked()
+    async with linked(model) as (_, peer):
+        peer.close()
+        await wait_all_tasks_blocked()
+        model.partition.end()
+        await life.result()
+    assert not model.partition.lost
+
+
+# ------------------------------------------------ losing it
 
 
 async def test_an_unmap_that_is_refused_loses_the_partition_loudly() -> None:
