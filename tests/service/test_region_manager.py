@@ -21,7 +21,7 @@ from interceptd.hypervisor import PartitionLost
 from interceptd.intercept import InterceptPath
 from interceptd.mapping import Mapping
 from interceptd.region import Presumption, Region, RegionState
-from interceptd.region_manager import RegionManager
+from interceptd.region_manager import A_TURN, RegionManager
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 NOTHING = [None] * PAGES
@@ -288,6 +288,24 @@ async def test_closing_leaves_no_region_and_nothing_in_the_table(model: ModelPar
     await model.fault(GFN)
     await model.fault(GFN + PAGES)
     await model.regions.close()
+    assert (model.regions.region_count, model.hypervisor.counters().slat_extents) == (0, 0)
+
+
+async def test_a_close_is_completed_once_it_has_begun_whoever_gives_up(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """It takes turns with others, and each turn is a chance to be cut off."""
+    await with_region(model)
+    await model.fault(GFN)
+    for gfn in range(2 * A_TURN):
+        await model.add_region(1000 + gfn, 1, PAGE)
+    unmapping = model.gates.hold(Point.UNMAP)
+    close = Running(nursery, model.regions.close)
+    await unmapping.wait_reached()
+    nursery.start_soon(close.cancel)
+    await wait_all_tasks_blocked()
+    unmapping.open()
+    await wait_all_tasks_blocked()
     assert (model.regions.region_count, model.hypervisor.counters().slat_extents) == (0, 0)
 
 
