@@ -152,6 +152,40 @@ async def test_nothing_changes_while_another_change_is_under_way(
     assert await fault.result() in {Answer.MAPPED, Answer.NO_REGION}
 
 
+async def test_i10_a_mapping_is_recorded_before_the_hypervisor_is_asked(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await with_region(model)
+    gate = model.gates.hold(Point.MAP)
+    fault = Running(nursery, model.fault, GFN)
+    await gate.wait_reached()
+    (_, recorded), *_ = model.regions.first_regions(1)
+    gate.open()
+    await fault.result()
+    assert recorded == PAGES
+
+
+async def test_a_fault_on_what_is_being_undone_waits(model: ModelPartition, nursery: trio.Nursery) -> None:
+    """Told that it has the page, it would be back at once."""
+    await with_region(model)
+    await model.fault(GFN)
+    await model.invalidate(PAGE, 4)
+    await model.invalidate(PAGE + 8, 4)
+    model.hypervisor.refuse_map(nth=2)
+    undoing = model.gates.hold(Point.UNMAP)
+    refused = Running(nursery, model.fault, GFN)
+    await undoing.wait_reached()
+    fault = Running(nursery, model.fault, GFN)
+    await wait_all_tasks_blocked()
+    waited = not fault.done
+    undoing.open()
+    assert (waited, await refused.result(), await fault.result()) == (
+        True,
+        Answer.HYPERVISOR_ERROR,
+        Answer.MAPPED,
+    )
+
+
 async def test_a_region_that_the_hypervisor_refuses_is_no_region_to_a_fault_that_came_meanwhile(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
