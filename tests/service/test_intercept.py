@@ -25,14 +25,16 @@ GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 class LiveLike:
     """Like live memory: may block, says what a VMA is only when asked, and may not answer at all.
 
-    `asked` are the pages whose kind was asked for.
+    `resolved` are the pages that were asked for, `asked` those whose kind was.
     """
 
     may_block = True
 
-    def __init__(self, inner: AddressSpace, *, silent: bool = False) -> None:
+    def __init__(self, inner: AddressSpace, *, silent: bool = False, telling: bool = False) -> None:
         self._inner = inner
         self._silent = silent
+        self._telling = telling
+        self.resolved: list[int] = []
         self.asked: list[int] = []
 
     @property
@@ -40,10 +42,11 @@ class LiveLike:
         return self._inner.vma_count
 
     async def resolve(self, page: int, window: UaddrRange, region: UaddrRange) -> Extent | None:
+        self.resolved.append(page)
         if self._silent:
             raise Undecided("nobody answered")
         extent = await self._inner.resolve(page, window, region)
-        return extent and replace(extent, io=None)
+        return extent and replace(extent, io=extent.io if self._telling else None)
 
     async def is_io(self, page: int) -> bool | None:
         self.asked.append(page)
@@ -111,9 +114,9 @@ async def test_a_fault_without_a_kept_kick_waits_for_what_may_block(model: Model
 async def test_a_fault_whose_question_is_not_answered_is_told_to_ask_again(model: ModelPartition) -> None:
     """Nothing was decided, so it is not forwarded."""
     await with_region(model)
-    silent = path(model, LiveLike(model.declared, silent=True))
-    assert await silent.settle(GFN, Access.READ, lambda: None) is Answer.CONTENDED
-    assert relied_on(model) == 0
+    space = LiveLike(model.declared, silent=True)
+    assert await path(model, space).settle(GFN, Access.READ, lambda: None) is Answer.CONTENDED
+    assert (space.resolved, relied_on(model)) == ([PAGE], 0)
 
 
 async def test_a_pinned_region_whose_question_is_not_answered_is_efault_and_leaves_nothing(
@@ -148,6 +151,13 @@ async def test_an_inferred_kind_that_no_longer_fits_is_unbacked_where_resolving_
     assert (
         await path(model, LiveLike(model.declared)).settle(GFN, Access.READ, lambda: None) is Answer.UNBACKED
     )
+
+
+async def test_an_inferred_kind_is_not_asked_for_where_resolving_tells(model: ModelPartition) -> None:
+    await with_region(model, kind=None)
+    space = LiveLike(model.declared, telling=True)
+    assert await path(model, space).settle(GFN, Access.READ, lambda: None) is Answer.MAPPED
+    assert space.asked == []
 
 
 async def test_a_stated_kind_is_not_asked_for(model: ModelPartition) -> None:
