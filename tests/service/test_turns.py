@@ -132,3 +132,14 @@ async def test_populating_from_many_vmas_takes_turns_between_the_questions(
     await model.path.populate(region)
     assert others.turns >= 2 * TURNS - 1, "between the questions, and then between the maps"
     assert len(model.hypervisor.events) == MANY
+
+
+async def test_populating_from_few_vmas_takes_no_turn_of_its_own(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    for page in range(A_TURN - 1):
+        await model.map_vma(page, 1, 2 * page)
+    region = await pinned(model, A_TURN - 1)
+    others = Others(nursery)
+    await model.path.populate(region)
+    assert others.turns <= 1
