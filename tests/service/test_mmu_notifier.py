@@ -84,6 +84,16 @@ def test_equal_begins_nest_and_only_the_last_end_opens_the_range() -> None:
     assert notifier.open_at(uaddrs(3, 4)) is None
 
 
+def test_a_range_that_was_ended_can_be_begun_again() -> None:
+    notifier = MmuNotifier(open_limit=4)
+    notifier.begin(uaddrs(0, 8))
+    notifier.end(uaddrs(0, 8))
+    notifier.begin(uaddrs(0, 8))
+    entry = notifier.open_at(uaddrs(3, 4))
+    assert entry is not None
+    assert not entry.over.is_set()
+
+
 def test_overlapping_begins_of_different_ranges_end_apart() -> None:
     notifier = MmuNotifier(open_limit=4)
     notifier.begin(uaddrs(0, 8))
