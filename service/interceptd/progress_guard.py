@@ -14,16 +14,16 @@ REPEATS = 16
 
 class ProgressGuard:
     __slots__ = ("_access", "_count", "_gfn", "mapping")
+    _gfn: int
+    _access: Access
+    _count: int
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Another answer came in between."""
-        self.mapping: Mapping | None = None
-        self._gfn = -1
-        self._access = Access.NONE
-        self._count = 0
+        self.mapping: Mapping | None = None  # so that the next answer, which has one, begins a run
 
     def answer(self, mapping: Mapping, gfn: int, access: Access) -> Answer:
         """ALREADY_MAPPED, or NO_PROGRESS for the 17th in a row; then the count starts again.
