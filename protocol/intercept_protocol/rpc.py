@@ -158,11 +158,10 @@ class Receiver:
                 return Response(msgid, error, result)
             case [2, str(method), list(params)]:
                 return Notification(method, params)
-            case [*elements]:
-                form = ", ".join(type(element).__name__ for element in elements[:4])
-                raise _no_message(f"got {len(elements)} elements, [{form}]")  # no values: one may be a token
             case _:
-                raise _no_message(f"got {type(value).__name__}")
+                assert isinstance(value, list), "the first byte was an array's"
+                form = ", ".join(type(element).__name__ for element in value[:4])
+                raise _no_message(f"got {len(value)} elements, [{form}]")  # no values: one may be a token
 
 
 def _unpack(frame: bytes | bytearray) -> object:

@@ -57,7 +57,7 @@ class InterceptPath:
                             return instead
                         with _timed(self.stages.wait):
                             await over.wait()
-                    case Attempt() as attempt:
+                    case attempt:
                         answer = Answer.CONTENDED
                         if self._may_wait() and (instead := about_to_wait()) is not None:
                             self._regions.finish(attempt)
@@ -81,7 +81,7 @@ class InterceptPath:
             try:
                 extents = await self._resolve_whole(region)
                 answer = await self._regions.commit(attempt, extents)
-                if answer is None or attempt.stale:
+                if attempt.stale:
                     raise _unpopulated(region, "its memory was invalidated meanwhile")
                 if answer is Answer.HYPERVISOR_ERROR:
                     raise _unpopulated(region, "the hypervisor refused the map")

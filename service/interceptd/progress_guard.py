@@ -13,25 +13,25 @@ REPEATS = 16
 
 
 class ProgressGuard:
-    __slots__ = ("_access", "_count", "_gfn", "mapping")
+    __slots__ = ("_access", "_count", "_gfn", "_mapping")
+    _gfn: int
+    _access: Access
+    _count: int
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Another answer came in between."""
-        self.mapping: Mapping | None = None
-        self._gfn = -1
-        self._access = Access.NONE
-        self._count = 0
+        self._mapping: Mapping | None = None  # so that the next answer, which has one, begins a run
 
     def answer(self, mapping: Mapping, gfn: int, access: Access) -> Answer:
         """ALREADY_MAPPED, or NO_PROGRESS for the 17th in a row; then the count starts again.
 
         Mappings are immutable and replaced when they change, so "no change" is "the same object".
         """
-        if mapping is not self.mapping or gfn != self._gfn or access is not self._access:
-            self.mapping, self._gfn, self._access, self._count = mapping, gfn, access, 0
+        if mapping is not self._mapping or gfn != self._gfn or access is not self._access:
+            self._mapping, self._gfn, self._access, self._count = mapping, gfn, access, 0
         if self._count == REPEATS:
             self.reset()
             return Answer.NO_PROGRESS

@@ -151,7 +151,7 @@ class RegionManager:
                 return None
             made: list[Mapping] = []
             with trio.CancelScope(shield=True):
-                for passed, part in enumerate(self._in_parts(attempt, extents), start=1):
+                for part in self._in_parts(attempt, extents):
                     for gap in self._gaps(part):
                         try:
                             await self._map(attempt.region, gap)
@@ -163,7 +163,6 @@ class RegionManager:
                         if trio.current_time() > deadline:
                             return self._served_so_far(attempt)
                         await _let_others_run(len(made))
-                    await _let_others_run(passed)
             return Answer.MAPPED if made else Answer.ALREADY_MAPPED
 
     async def add(self, region: Region) -> None:

@@ -38,6 +38,7 @@ class Play:
         self.shutting: Invalidation | None = None
         self.questions: list[tuple[ExitStack, int]] = []
         self.pfn = 0
+        self.compared = 0
 
     def act(self, act: Act) -> None:
         match act:
@@ -57,6 +58,7 @@ class Play:
                 stack, asked = self.questions.pop(0)
                 with stack:
                     self.compare(During(asked, self.clock.tick()))
+                self.compared += 1
 
     def change(self, act: Act) -> None:
         truth, plainest, at = self.truth, self.plainest, self.clock.tick()
@@ -102,3 +104,4 @@ def test_what_was_possible_is_the_same_by_both_models(acts: list[Act]) -> None:
     play = Play()
     for act in (*acts, Act.ASK, Act.ANSWER):
         play.act(act)
+    assert play.compared > 0

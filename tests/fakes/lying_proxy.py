@@ -140,9 +140,9 @@ class Relay:
 
     def _told(self, message: object) -> object:
         match message:
-            case [1, int(msgid), error, result]:
+            case [1, int(msgid), (list() | None) as error, result]:
                 method, fields = self._asked.get(msgid, ("", {}))
-                if method == "hello" and error is None:
+                if method == "hello" and isinstance(result, dict):
                     result["features"]["address_spaces"] = ["declared"]
                 return [1, msgid, *self._lie.told(method, fields, error, result)]
         return message
@@ -180,4 +180,5 @@ async def serve(name: str, upstream: str, listen: str) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(serve, *sys.argv[1:])
+    _, name, upstream, listen = sys.argv
+    trio.run(serve, name, upstream, listen)

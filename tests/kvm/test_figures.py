@@ -70,6 +70,7 @@ def test_a_memslot_comes_and_goes(start_vmm: StartVmm) -> None:
         go.append(time.perf_counter() - there)
     say("a memslot comes", come)
     say("a memslot goes", go)
+    assert vmm.partition.memory.slots == []
 
 
 def test_the_watched_window(start_vmm: StartVmm) -> None:
@@ -86,3 +87,4 @@ def test_the_watched_window(start_vmm: StartVmm) -> None:
         windows.append(time.perf_counter() - began)
         vmm.restart(guest, esi=bar.gpa, ebx=1)
     say("watched: from the end of the call until the memslot is gone", windows)
+    assert len(windows) == WINDOWS

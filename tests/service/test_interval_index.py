@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,3 +49,25 @@ def test_ranges_of_equal_extent_are_told_apart_by_their_alias() -> None:
 def test_a_range_that_ends_where_the_asked_one_starts_is_not_found() -> None:
     index = indexed([PageRange(0, 4), PageRange(8, 9)])
     assert list(index.overlapping(PageRange(4, 8))) == []
+
+
+@pytest.mark.parametrize("page_count", [1, 2, 3, 4, 5, 8, 9, 16, 17])
+def test_a_range_of_any_length_is_found_by_its_ends_and_not_by_the_pages_beside(page_count: int) -> None:
+    """Lengths around the powers of two, where the size classes end."""
+    end = 100 + page_count
+    index = indexed([PageRange(100, end)])
+    asked = [PageRange(page, page + 1) for page in (99, 100, end - 1, end)]
+    assert [list(index.overlapping(page)) for page in asked] == [[], [0], [0], []]
+
+
+def test_a_range_that_starts_where_the_asked_one_ends_is_not_found_by_its_lowest_alias() -> None:
+    index: IntervalIndex[str] = IntervalIndex()
+    index.add(PageRange(8, 16), 0, "behind")
+    assert list(index.overlapping(PageRange(0, 8))) == []
+
+
+def test_an_index_that_was_emptied_takes_ranges_again() -> None:
+    index = indexed([PageRange(0, 4)])
+    index.remove(PageRange(0, 4), 0)
+    index.add(PageRange(0, 4), 0, 7)
+    assert list(index.overlapping(PageRange(0, 1))) == [7]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes.drawn import ranges
 from intercept_protocol.addresses import GfnRange, PageRange
 from intercept_protocol.outcomes import Access
-from interceptd.mapping import HOST_BACKING, Cache, Frame, Mapping
+from interceptd.mapping import HOST_BACKING, Cache, Frame, Mapping, insert_joined
+from interceptd.range_map import RangeMap
 
 WHOLE = Mapping(100, 148, Frame(HOST_BACKING, 7000), 500, Access.READ | Access.WRITE, Cache.NOT_CACHED)
 
@@ -58,3 +61,57 @@ def test_a_mapping_does_not_serve_what_wants_another_frame() -> None:
 
 def test_a_frame_of_another_backing_is_another_frame() -> None:
     assert not WHOLE.serves(replace(WHOLE, frame=Frame("file", 7000)))
+
+
+# ------------------------------------------------ joining
+
+
+NEXT = Mapping(148, 150, Frame(HOST_BACKING, 7048), 548, WHOLE.access, Cache.NOT_CACHED)
+"""What follows `WHOLE` in everything."""
+
+
+def test_a_mapping_is_continued_by_what_follows_it_in_everything() -> None:
+    assert WHOLE.continued_by(NEXT)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(NEXT, start=149),
+        replace(NEXT, access=Access.READ),
+        replace(NEXT, cache=Cache.NORMAL),
+        replace(NEXT, start_uaddr_page=549),
+        replace(NEXT, start_uaddr_page=500),
+        replace(NEXT, frame=Frame(HOST_BACKING, 7049)),
+        replace(NEXT, frame=Frame("file", 7048)),
+    ],
+)
+def test_a_mapping_is_not_continued_by_what_differs_in_one_thing(other: Mapping) -> None:
+    assert not WHOLE.continued_by(other)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_mappings_that_continue_each_other_become_one_in_whatever_order_they_come(
+    order: tuple[int, ...],
+) -> None:
+    parts = [cut(PageRange(0, 8)), cut(PageRange(8, 9)), cut(PageRange(9, 48))]
+    mappings: RangeMap[Mapping] = RangeMap()
+    for part in order:
+        insert_joined(mappings, parts[part])
+    assert list(mappings) == [WHOLE]
+
+
+def test_neighbours_that_do_not_continue_each_other_stay_apart() -> None:
+    parts = [cut(PageRange(0, 8)), replace(cut(PageRange(8, 9)), access=Access.READ), cut(PageRange(9, 48))]
+    mappings: RangeMap[Mapping] = RangeMap()
+    for part in (parts[0], parts[2], parts[1]):
+        insert_joined(mappings, part)
+    assert list(mappings) == parts
+
+
+def test_mappings_with_a_page_between_them_stay_apart() -> None:
+    parts = [cut(PageRange(0, 8)), cut(PageRange(9, 48))]
+    mappings: RangeMap[Mapping] = RangeMap()
+    for part in parts:
+        insert_joined(mappings, part)
+    assert list(mappings) == parts

@@ -85,6 +85,16 @@ def test_equal_begins_nest_and_only_the_last_end_opens_the_range() -> None:
     assert notifier.open_at(uaddrs(3, 4)) is None
 
 
+def test_a_range_that_was_ended_can_be_begun_again() -> None:
+    notifier = MmuNotifier(open_limit=lambda: 4, journal=Journal())
+    notifier.begin(uaddrs(0, 8))
+    notifier.end(uaddrs(0, 8))
+    notifier.begin(uaddrs(0, 8))
+    entry = notifier.open_at(uaddrs(3, 4))
+    assert entry is not None
+    assert not entry.over.is_set()
+
+
 def test_overlapping_begins_of_different_ranges_end_apart() -> None:
     notifier = MmuNotifier(open_limit=lambda: 4, journal=Journal())
     notifier.begin(uaddrs(0, 8))
@@ -125,6 +135,58 @@ def test_cut_back_is_the_largest_range_around_the_page_without_an_open_one(
     behind = [free for free in range(page, asked.end) if free in taken]
     expected = uaddrs(max(before, default=asked.start - 1) + 1, min(behind, default=asked.end))
     assert notifier.cut_back(of(asked), page) == expected
+
+
+def test_cut_back_to_the_page_that_an_open_one_ends_before() -> None:
+    notifier = MmuNotifier(open_limit=lambda: 2, journal=Journal())
+    notifier.begin(uaddrs(0, 4))
+    notifier.begin(uaddrs(5, 8))
+    assert notifier.cut_back(uaddrs(0, 8), 4) == uaddrs(4, 5)
+
+
+# ------------------------------------------------ what is going
+
+
+def test_a_page_is_going_from_its_invalidation_until_that_was_served() -> None:
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    batch = notifier.invalidate(uaddrs(4, 8))
+    pending = notifier.going(4), notifier.going(7)
+    assert notifier.take() is batch
+    serving = notifier.going(4), notifier.going(7)
+    notifier.served(batch)
+    assert (pending, serving, notifier.going(4)) == ((batch, batch), (batch, batch), None)
+
+
+@pytest.mark.parametrize("page", [3, 8])
+def test_a_page_beside_an_invalidation_is_not_going(page: int) -> None:
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier.invalidate(uaddrs(4, 8))
+    pending = notifier.going(page)
+    notifier.take()
+    assert (pending, notifier.going(page)) == (None, None)
+
+
+def test_a_page_whose_invalidation_came_during_a_pass_is_going_after_it() -> None:
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier.invalidate(uaddrs(0, 1))
+    first = notifier.take()
+    second = notifier.invalidate(uaddrs(4, 8))
+    notifier.served(first)
+    assert notifier.going(4) is second
+
+
+@pytest.mark.parametrize(("asked", "expected"), [((0, 4), False), ((3, 5), True), ((8, 9), False)])
+def test_pages_are_invalidating_while_some_of_them_are_pending_or_being_served(
+    asked: tuple[int, int], *, expected: bool
+) -> None:
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    batch = notifier.invalidate(uaddrs(4, 8))
+    pending = notifier.is_invalidating(uaddrs(*asked))
+    notifier.take()
+    serving = notifier.is_invalidating(uaddrs(*asked))
+    notifier.served(batch)
+    assert (pending, serving) == (expected, expected)
+    assert not notifier.is_invalidating(uaddrs(*asked))
 
 
 # ------------------------------------------------ the pending set

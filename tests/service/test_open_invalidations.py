@@ -71,6 +71,13 @@ async def test_a_region_added_inside_an_open_invalidation_respects_it(
     assert await fault.result() is Answer.MAPPED
 
 
+@pytest.mark.parametrize("page", [3, 5])
+async def test_a_fault_next_to_an_open_invalidation_does_not_wait(model: ModelPartition, page: int) -> None:
+    await with_region(model)
+    await model.begin(PAGE + 4, 1)
+    assert await model.fault(GFN + page) is Answer.MAPPED
+
+
 async def test_a_fault_beside_open_invalidations_maps_only_what_lies_between_them(
     model: ModelPartition,
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
@@ -12,10 +14,12 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import TIMEOUT, ModelPartition
+from fakes.model_vp import attached_vp
 from fakes.pauses import Point
 from fakes.raw_peer import RawPeer
 from fakes.running import Running
 from fakes.served import serving
+from intercept_protocol import rpc
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import NOTIFIER_METHODS
@@ -24,8 +28,10 @@ from interceptd.calls import serve_calls
 from interceptd.config import Limits, Timeouts
 from interceptd.connection import Connection
 from interceptd.hypervisor import HypervisorError
+from interceptd.hypervisor.vmm_link import VmmHypervisor
 from interceptd.notifier_session import NotifierSession
 from interceptd.peer import Peer
+from interceptd.tenants import Tenants
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 
@@ -33,9 +39,9 @@ GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 def attached_notifier(model: ModelPartition) -> RawPeer:
     """The VMM's end of a notifier connection of the partition."""
     ours, theirs = socket.socketpair()
-    connection, session = Connection(ours), NotifierSession(model.notifier)
+    connection, session = Connection(ours, Tenants(lambda: 1000)), NotifierSession(model.notifier)
     announcements = model.partition.announcements
-    serve = partial(serve_calls, connection, NOTIFIER_METHODS, session.answer, announcements)
+    serve = partial(serve_calls, connection, NOTIFIER_METHODS, session.answer, in_flight=announcements)
     model.partition.start_notifier(connection, b"", serve, session.close)
     return RawPeer.of(theirs)
 
@@ -127,6 +133,108 @@ async def test_the_end_comes_after_a_vmm_that_failed_and_its_failure_goes_on_up(
         await model.partition.run(fail)
     assert model.hypervisor.counters().slat_extents == 0
     assert not model.partition.lost
+
+
+async def test_the_end_waits_for_a_vp_no_longer_than_its_timeout_and_says_so(nursery: trio.Nursery) -> None:
+    model = ModelPartition()
+    life = Running(nursery, model.partition.run, trio.sleep_forever)
+    await wait_all_tasks_blocked()
+    await with_mmio(model)
+    async with attached_vp(model) as vp:
+        model.partition.vps[0] = vp.processor
+        mapping = model.gates.hold(Point.MAP)
+        await vp.peer.send_intercept(GFN)
+        await mapping.wait_reached()
+        with capture_logs() as logs:
+            model.partition.end()
+            await trio.sleep(2 * TIMEOUT)
+            mapping.open()
+            await life.result()
+    assert [log["event"] for log in logs] == ["partition_end_cut_short", "partition_ended"]
+
+
+async def test_a_vmm_whose_own_call_loses_the_partition_is_told_so() -> None:
+    model = ModelPartition()
+
+    async def unmap() -> None:
+        await with_mmio(model)
+        await model.fault(GFN)
+        model.hypervisor.refuse_unmaps()
+        await model.remove_region(GFN, PAGES, PAGE)
+
+    with capture_logs(), pytest.raises(WireError, match="the partition is lost") as lost:
+        await model.partition.run(unmap)
+    assert (lost.value.number, model.partition.lost) == (errno.EIO, True)
+
+
+async def test_the_end_whose_unmap_is_refused_goes_on_and_says_what_is_left(nursery: trio.Nursery) -> None:
+    """Nobody is left to reach it: the VMM goes as well."""
+    model = ModelPartition()
+    life = Running(nursery, model.partition.run, trio.sleep_forever)
+    await wait_all_tasks_blocked()
+    await with_mmio(model)
+    await model.fault(GFN)
+    model.hypervisor.refuse_unmaps()
+    with capture_logs() as logs:
+        model.partition.end()
+        await life.result()
+    assert [log["event"] for log in logs] == ["mappings_left", "partition_ended"]
+    assert not model.partition.lost
+
+
+async def test_a_partition_ends_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelPartition()
+
+    async def run() -> None:
+        """The process is gone."""
+
+    monkeypatch.setattr(model.declared, "run", run)
+    with capture_logs() as logs:
+        await model.partition.run(trio.sleep_forever)
+    assert [log["event"] for log in logs] == ["partition_created", "memory_gone", "partition_ended"]
+
+
+# ------------------------------------------------ the hypervisor connection
+
+
+@asynccontextmanager
+async def linked(model: ModelPartition) -> AsyncIterator[tuple[VmmHypervisor, RawPeer]]:
+    """With a hypervisor connection, as the partition and as the VMM see it; it has been welcomed."""
+    ours, theirs = socket.socketpair()
+    link, peer = VmmHypervisor(deadline=1.0), RawPeer.of(theirs)
+    model.partition.start_link(link, Connection(ours, Tenants(lambda: 1000)), rpc.encode_result(1, None))
+    await peer.response()
+    yield link, peer
+    peer.close()
+
+
+async def test_a_partition_is_lost_with_its_hypervisor_connection(nursery: trio.Nursery) -> None:
+    model = ModelPartition()
+    life = Running(nursery, model.partition.run, trio.sleep_forever)
+    await wait_all_tasks_blocked()
+    async with linked(model) as (link, peer):
+        claimed = link.claimed
+        peer.close()
+        with capture_logs(), pytest.raises(WireError, match="the hypervisor connection closed"):
+            await life.result()
+    assert (claimed, link.claimed, model.partition.lost) == (True, False, True)
+
+
+async def test_a_vmm_that_exits_closes_its_hypervisor_connection_first_and_loses_nothing(
+    nursery: trio.Nursery,
+) -> None:
+    model = ModelPartition()
+    life = Running(nursery, model.partition.run, trio.sleep_forever)
+    await wait_all_tasks_blocked()
+    async with linked(model) as (_, peer):
+        peer.close()
+        await wait_all_tasks_blocked()
+        model.partition.end()
+        await life.result()
+    assert not model.partition.lost
+
+
+# ------------------------------------------------ losing it
 
 
 async def test_an_unmap_that_is_refused_loses_the_partition_loudly() -> None:

@@ -43,7 +43,8 @@ async def test_a_connection_that_said_hello_may_be_silent_for_ever() -> None:
     async with serving() as served:
         vmm = await served.hello("vmm")
         await trio.sleep(1000)
-        await vmm.ask("create_partition", address_space="declared", hypervisor="software")
+        created = await vmm.ask("create_partition", address_space="declared", hypervisor="software")
+        assert isinstance(created, dict)
 
 
 async def test_connections_without_hello_are_limited_and_the_others_do_not_count() -> None:

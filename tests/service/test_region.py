@@ -70,6 +70,15 @@ def test_window_of_movable_is_512_pages_counted_from_the_region_start(
     assert window.end == min(window.start + FAULT_IN_PAGES, movable.gfns.end)
 
 
+@pytest.mark.parametrize(
+    ("offset", "start", "end"), [(0, 0, 512), (511, 0, 512), (512, 512, 1024), (1024, 1024, 1100)]
+)
+def test_window_of_movable_begins_anew_every_512_pages(offset: int, start: int, end: int) -> None:
+    movable = region(RegionKind.MOVABLE, page_count=1100)
+    window = movable.window(0x103 + offset, MmioGranularity.VMA)
+    assert window == GfnRange(0x103 + start, 0x103 + end)
+
+
 @pytest.mark.parametrize(("of_region", "of_vma"), [*product(EVERY_RIGHTS, EVERY_RIGHTS)])
 def test_read_and_write_are_those_of_region_and_vma_together(of_region: Access, of_vma: Access) -> None:
     rights = region(access=of_region).rights(extent(of_vma))
@@ -111,3 +120,9 @@ def test_a_stated_kind_fits_every_vma(*, io: bool) -> None:
 def test_an_inferred_kind_fits_only_a_vma_of_that_kind(kind: RegionKind, *, io: bool) -> None:
     inferred = region(kind, presumption=Presumption.INFERRED)
     assert inferred.fits(extent(io=io)) == (kind_of_vma(io) is kind)
+
+
+@pytest.mark.parametrize("kind", [RegionKind.MMIO, RegionKind.MOVABLE])
+def test_an_inferred_kind_does_not_fit_a_vma_that_was_not_looked_at(kind: RegionKind) -> None:
+    unknown = Extent(UaddrRange(0x9004, 0x9008), Frame(HOST_BACKING, 70), RWX, None)
+    assert not region(kind, presumption=Presumption.INFERRED).fits(unknown)

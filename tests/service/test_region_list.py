@@ -88,6 +88,7 @@ def test_add_over_another_region_is_eexist_and_names_both() -> None:
     with pytest.raises(WireError, match=r"region \[0x100, 0x200\) overlaps \[0x180, 0x280\)") as refused:
         regions.add(region(PageRange(0x100, 0x200)))
     assert refused.value.number == errno.EEXIST
+    assert refused.value.details == {"start_gfn": 0x180, "page_count": 0x100}
 
 
 def test_add_beside_another_region_is_no_overlap() -> None:
@@ -112,7 +113,7 @@ def test_exactly_with_another_start_is_enoent() -> None:
     regions.add(region(PageRange(0, 8)))
     with pytest.raises(WireError) as refused:
         regions.exactly(GfnRange(1, 8), UaddrRange(0, 7))
-    assert refused.value.number == errno.ENOENT
+    assert (refused.value.number, refused.value.details) == (errno.ENOENT, {"start_gfn": 1})
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,28 @@ async def test_unmap_takes_a_call_for_every_512_gfns_begun(page_count: int) -> N
     assert software.counters().unmap_calls == -(-page_count // 512)
 
 
+@pytest.mark.parametrize(("page_count", "calls"), [(509, 1), (510, 2), (1018, 2), (1019, 3)])
+async def test_a_map_call_takes_509_gfns_and_no_more(page_count: int, calls: int) -> None:
+    software = hypervisor()
+    await software.map_gpa(mapping(0, page_count))
+    assert software.counters().map_calls == calls
+
+
+@pytest.mark.parametrize(("page_count", "calls"), [(512, 1), (513, 2), (1024, 2), (1025, 3)])
+async def test_an_unmap_call_takes_512_gfns_and_no_more(page_count: int, calls: int) -> None:
+    software = hypervisor()
+    await software.map_gpa(mapping(0, page_count))
+    await software.unmap_gpa(GfnRange(0, page_count))
+    assert software.counters().unmap_calls == calls
+
+
+@pytest.mark.parametrize(("table_pages", "deposits"), [(256, 1), (257, 2)])
+async def test_a_deposit_is_256_table_pages(table_pages: int, deposits: int) -> None:
+    software = hypervisor(pool_pages=0)
+    await software.map_gpa(mapping(0, 512 * table_pages))
+    assert software.counters().deposits == deposits
+
+
 async def test_unmap_of_nothing_calls_nothing_and_may_be_repeated() -> None:
     software = hypervisor()
     await software.map_gpa(mapping(0, 4))
@@ -85,8 +107,8 @@ async def test_unmap_of_nothing_calls_nothing_and_may_be_repeated() -> None:
 
 async def test_unmap_calls_run_from_the_first_to_the_last_mapped_gfn() -> None:
     software = hypervisor()
-    await software.map_gpa(mapping(100, 1))
-    await software.map_gpa(mapping(100 + UNMAP_BATCH_GFNS, 1))
+    await software.map_gpa(mapping(10_000, 1))
+    await software.map_gpa(mapping(10_000 + UNMAP_BATCH_GFNS, 1))
     await software.unmap_gpa(GfnRange(0, 1 << 30))
     assert software.counters().unmap_calls == 2
 
@@ -138,6 +160,32 @@ async def test_map_beyond_the_pool_limit_is_enomem_and_leaves_nothing() -> None:
     assert software.counters().map_calls == 2
 
 
+async def test_map_that_fills_the_pool_with_whole_calls_counts_the_one_that_is_refused_as_well() -> None:
+    software = hypervisor(pool_pages=1, pool_limit=1)
+    await software.map_gpa(no_access(5000, 512 - MAP_BATCH_GFNS))
+    with pytest.raises(HypervisorError, match="INSUFFICIENT_MEMORY after 509 of 510"):
+        await software.map_gpa(mapping(0, MAP_BATCH_GFNS + 1))
+    assert software.counters().map_calls == 1 + 2
+
+
+async def test_deposits_reach_the_pool_limit_itself() -> None:
+    software = hypervisor(pool_pages=0, pool_limit=DEPOSIT_PAGES)
+    await software.map_gpa(mapping(0, 512 * DEPOSIT_PAGES))
+    assert software.counters().mapped_gfns == 512 * DEPOSIT_PAGES
+
+
+@pytest.mark.parametrize(("elsewhere", "reached"), [(312, 200), (262, 250), (412, 0)])
+async def test_map_beyond_the_pool_limit_reaches_as_far_as_new_gfns_find_room(
+    elsewhere: int, reached: int
+) -> None:
+    """What has an entry already takes no room: of 512, so many are elsewhere and 100 in the range."""
+    software = hypervisor(pool_pages=1, pool_limit=1)
+    await software.map_gpa(no_access(7100, 100))
+    await software.map_gpa(no_access(50_000, elsewhere))
+    with pytest.raises(HypervisorError, match=f"after {reached} of 1000 gfns"):
+        await software.map_gpa(mapping(7000, 1000))
+
+
 async def test_map_beyond_the_pool_limit_puts_back_no_access_and_other_mappings() -> None:
     software = hypervisor(pool_pages=2, pool_limit=2)
     await software.map_gpa(no_access(0, 100))
@@ -179,6 +227,29 @@ async def test_map_that_fails_puts_back_no_access_and_frames_that_it_replaced(fa
     assert (software.counters().no_access_gfns, software.counters().mapped_gfns) == (400, 300)
 
 
+async def test_map_over_several_failing_calls_fails_at_the_first_with_its_status() -> None:
+    software = hypervisor(failing_calls={3: HvStatus.TIME_OUT, 2: HvStatus.NO_RESOURCES})
+    with pytest.raises(HypervisorError, match="NO_RESOURCES after 509 of"):
+        await software.map_gpa(mapping(0, LONG))
+    assert software.counters().map_calls == 2
+
+
+async def test_map_that_fails_at_its_first_call_leaves_the_extents_in_one_piece() -> None:
+    software = hypervisor(failing_calls={2: HvStatus.OPERATION_FAILED})
+    await software.map_gpa(no_access(0, 8))
+    with pytest.raises(HypervisorError, match="after 0 of 2"):
+        await software.map_gpa(mapping(4, 2))
+    assert software.counters().slat_extents == 1
+
+
+async def test_what_a_roll_back_puts_back_is_counted_as_calls() -> None:
+    software = hypervisor(failing_calls={3: HvStatus.OPERATION_FAILED})
+    await software.map_gpa(no_access(0, 300))
+    with pytest.raises(HypervisorError):
+        await software.map_gpa(mapping(0, LONG))
+    assert (software.counters().map_calls, software.counters().unmap_calls) == (1 + 2 + 1, 1)
+
+
 async def test_map_after_a_failed_one_succeeds() -> None:
     software = hypervisor(failing_calls={2: HvStatus.OPERATION_FAILED})
     with pytest.raises(HypervisorError):
@@ -212,10 +283,10 @@ async def test_remap_error_refuses_a_gfn_that_the_guest_reaches_and_changes_noth
     software = hypervisor(remap=Remap.ERROR)
     await software.map_gpa(mapping(0, 8))
     before = reach(software)
-    with pytest.raises(HypervisorError, match="INVALID_PARAMETER") as refused:
+    with pytest.raises(HypervisorError, match="INVALID_PARAMETER after 0 of 8 gfns") as refused:
         await software.map_gpa(mapping(4, 8, pfn=0x8000))
     assert refused.value.number == errno.EINVAL
-    assert reach(software) == before
+    assert (reach(software), software.counters().map_calls) == (before, 2)
 
 
 async def test_remap_error_allows_no_access_to_be_mapped_and_put_back() -> None:

@@ -15,10 +15,13 @@ from fakes.model_partition import TIMEOUT, ModelPartition
 from fakes.model_vp import attached_vp
 from fakes.pauses import DrawnPauses, Point
 from intercept_protocol import rpc
+from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.errors import WireError
 from intercept_protocol.hv_message import MessageType, build_memory_intercept
 from intercept_protocol.messages import INTERCEPT_METHOD
 from intercept_protocol.outcomes import Access, Answer
+from interceptd.hypervisor import PartitionLost
+from interceptd.mapping import Mapping
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 
@@ -65,6 +68,16 @@ async def test_vp_refuses_another_request_and_goes_on(
         await vp.peer.request(method, *params)
         assert WireError.from_wire((await vp.peer.response()).error).number == number
         assert await vp.peer.intercept(GFN) is Answer.MAPPED
+
+
+async def test_vp_answers_an_intercept_in_another_encoding_too(backed: ModelPartition) -> None:
+    """MessagePack has longer forms than a number needs, and some libraries write them."""
+    spelled_out = b"\x94\x00\xce\x00\x00\x00\x07" + rpc.encode_request(
+        7, INTERCEPT_METHOD, [build_memory_intercept(gpa=GFN << PAGE_SHIFT, access=Access.READ)]
+    ).removeprefix(b"\x94\x00\x07").replace(b"\x91", b"\xdc\x00\x01", 1)
+    async with attached_vp(backed) as vp:
+        await vp.peer.send(spelled_out)
+        assert await vp.peer.response() == rpc.Response(7, None, ["resume", "mapped"])
 
 
 async def test_vp_counts_what_it_answered(backed: ModelPartition) -> None:
@@ -270,3 +283,46 @@ async def test_garbage_ends_the_connection_with_an_error(backed: ModelPartition)
     async with attached_vp(backed) as vp:
         await vp.peer.send(b"\x00 not a request")
         assert (await vp.peer.last_words()).number == errno.EBADMSG
+
+
+# ------------------------------------------------ losing the partition
+
+
+async def test_vp_says_whether_it_waits(backed: ModelPartition) -> None:
+    await backed.begin(PAGE, PAGES)
+    async with attached_vp(backed) as vp:
+        before = vp.processor.state
+        await vp.peer.send_intercept(GFN)
+        await wait_all_tasks_blocked()
+        assert (before, vp.processor.state) == ("running", "waiting")
+
+
+async def test_vp_that_waits_when_the_partition_is_lost_is_told_to_stop(backed: ModelPartition) -> None:
+    await backed.begin(PAGE, PAGES)
+    async with attached_vp(backed) as vp:
+        await vp.peer.send_intercept(GFN)
+        await wait_all_tasks_blocked()
+        vp.processor.fail()
+        assert await vp.peer.answer() is Answer.HYPERVISOR_ERROR
+
+
+async def test_vp_that_does_not_wait_when_the_partition_is_lost_goes_on(backed: ModelPartition) -> None:
+    async with attached_vp(backed) as vp:
+        vp.processor.fail()
+        assert await vp.peer.intercept(GFN) is Answer.MAPPED
+
+
+async def test_vp_whose_own_map_loses_the_partition_has_its_answer_first(
+    backed: ModelPartition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def break_down(_: Mapping) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(backed.hypervisor, "map_gpa", break_down)
+    answers: list[Answer] = []
+    with pytest.RaisesGroup(PartitionLost, flatten_subgroups=True):
+        async with attached_vp(backed) as vp:
+            with trio.CancelScope(shield=True):
+                answers.append(await vp.peer.intercept(GFN))
+                await vp.ended.wait()
+    assert answers == [Answer.HYPERVISOR_ERROR]

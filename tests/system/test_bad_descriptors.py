@@ -66,8 +66,11 @@ def test_the_maps_of_another_process_are_einval(daemon: DaemonProcess, live_vmm:
     assert refused(live_vmm).name == "EINVAL"
 
 
-def test_half_a_request_with_descriptors_keeps_none_once_its_vmm_left(live_vmm: RawVmm) -> None:
+def test_half_a_request_with_descriptors_keeps_none_once_its_vmm_left(
+    live_vmm: RawVmm, witness: Witness
+) -> None:
     send_with_descriptors(live_vmm.connection, ATTACH[:4], MOST)
+    assert witness.serve() == Witness.SERVED
 
 
 def test_a_vmm_that_attaches_its_memory_again_and_again_leaves_no_descriptor(live_vmm: RawVmm) -> None:

@@ -91,11 +91,14 @@ def test_a_vmm_that_half_closes_ends_its_partition(daemon: DaemonProcess, vmm: R
     eventually(lambda: vmm.partition_id in daemon.partition_ids(), False)
 
 
-def test_peers_that_leave_before_their_hello_is_answered_are_forgotten(connect: Connect) -> None:
+def test_peers_that_leave_before_their_hello_is_answered_are_forgotten(
+    connect: Connect, witness: Witness
+) -> None:
     for _ in range(50):
         connection = connect()
         connection.send(request("hello", {"protocol": 1, "role": "vmm"}))
         connection.close()
+    assert witness.serve() == Witness.SERVED
 
 
 def test_vps_that_leave_before_they_are_welcomed_free_their_index(daemon: DaemonProcess, vmm: RawVmm) -> None:

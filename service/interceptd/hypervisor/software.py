@@ -7,7 +7,6 @@ counted by arithmetic, because a 64 GiB BAR is 33,000 of them. Must not know why
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from collections.abc import Mapping as ReadOnlyDict
 
@@ -125,12 +124,13 @@ class SoftwareHypervisor:
 
 
 def _reach(gfns: GfnRange, new: list[tuple[int, int]], room: int) -> int:
-    """Gfns from the start of `gfns` that can be written when only `room` new ones fit."""
-    for start, end in new:
-        if room < end - start:
-            return start + max(room, 0) - gfns.start
+    """Gfns from the start of `gfns` that can be written when only `room` new ones fit, which is not all."""
+    gaps = iter(new)
+    start, end = next(gaps)
+    while room >= end - start:
         room -= end - start
-    return gfns.page_count
+        start, end = next(gaps)
+    return start + room - gfns.start
 
 
 def _calls(gfn_count: int, batch: int) -> int:
@@ -139,7 +139,7 @@ def _calls(gfn_count: int, batch: int) -> int:
 
 def _refused(status: HvStatus, mapping: Mapping, completed: int) -> HypervisorError:
     return HypervisorError(
-        status.errno or errno.EIO,
+        status.errno,
         f"mapping gfns {mapping.gfns} with {mapping.access!r} failed with HV_STATUS_{status.name} "
         f"after {completed} of {mapping.gfns.page_count} gfns, which were rolled back",
     )

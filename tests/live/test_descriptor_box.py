@@ -1,0 +1,95 @@
+"""Descriptors that nobody takes are closed, whatever that takes; a peer whose own never let go is refused.
+
+The slow ones are real: closing the last copy of a TCP socket that lingers waits for its peer.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from fakes.eventually import eventually
+from intercept_protocol.errors import ProtocolViolation
+from interceptd.descriptor_box import CLOSING, KEPT, DescriptorBox
+
+LINGER_SECONDS = 60
+
+
+class Ends:
+    """A connection of ours to the box; slow descriptors let go when `peers` is closed."""
+
+    def __init__(self) -> None:
+        self.box = DescriptorBox()
+        self.peers = ExitStack()
+        self._sending, self._receiving = socket.socketpair()
+
+    def send(self, *descriptors: int) -> bytes:
+        socket.send_fds(self._sending, [b"x"], descriptors)
+        return self.box.receive(self._receiving, 16)
+
+    def send_slow(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            slow = socket.create_connection(server.getsockname())
+            self.peers.enter_context(server.accept()[0])
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER_SECONDS))
+        slow.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                slow.send(bytes(1 << 16))
+        slow.setblocking(True)
+        with slow:  # the last copy is the box's
+            self.send(slow.fileno())
+
+    def close(self) -> None:
+        self.peers.close()
+        self._sending.close()
+        self._receiving.close()
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    ends = Ends()
+    yield ends
+    ends.close()
+    eventually(closing, 0)
+
+
+def closing() -> int:
+    """Threads that are still closing something."""
+    return sum(thread.name == "close descriptors" for thread in threading.enumerate())
+
+
+def test_what_is_more_than_any_method_takes_is_closed_at_once_and_counted(ends: Ends) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            assert ends.send(*[theirs.fileno()] * (KEPT + 3)) == b"x"
+        assert ends.box.received == KEPT + 3
+        ends.box.drop()
+        assert (ours.recv(1), ends.box.received) == (b"", 0)
+
+
+def test_descriptors_that_are_slow_to_close_hold_nobody_up_until_they_are_too_many(ends: Ends) -> None:
+    for _ in range(CLOSING):
+        ends.send_slow()
+        ends.box.drop()
+    assert closing() == CLOSING
+    ends.send_slow()
+    with pytest.raises(ProtocolViolation, match="closing the descriptors that were sent takes too long"):
+        ends.box.drop()
+
+
+def test_a_peer_whose_slow_descriptors_have_let_go_may_send_more(ends: Ends) -> None:
+    for _ in range(CLOSING):
+        ends.send_slow()
+        ends.box.drop()
+    ends.peers.close()
+    eventually(closing, 0)
+    ends.send_slow()
+    ends.box.drop()
+    assert closing() == 1

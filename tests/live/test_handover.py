@@ -1,0 +1,136 @@
+"""Descriptors on their way to an attachment: nobody waits for a slow one, and none is left open.
+
+A pipe's writing end stands for what was handed over: its reading end tells when all copies are closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+import trio
+
+from fakes.eventually import PATIENCE
+from intercept_protocol.errors import WireError
+from interceptd.address_space import Undecided, handover
+from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.descriptors import attach
+from interceptd.address_space.handover import Handover
+from interceptd.address_space.procmaps import ProcMaps
+from interceptd.peer import Peer
+
+SOON, LATE = 0.05, 600.0
+"""Seconds: short, for what is to be given up; and for what is not, longer than any machine needs."""
+OURS = Peer(os.getpid(), 0, 0)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """The reading end, which the test owns, and the writing end, which is handed over."""
+    reading, writing = os.pipe()
+    yield reading, writing
+    os.close(reading)
+
+
+async def closed(reading: int) -> bool:
+    """Wait until no copy of the writing end is open any more."""
+    with trio.fail_after(PATIENCE):
+        return not await trio.to_thread.run_sync(os.read, reading, 1, abandon_on_cancel=True)
+
+
+class Slow:
+    """Stands in for looking at a file on a peer's mount: takes until `answer`, and then is content."""
+
+    def __init__(self) -> None:
+        self.answer = threading.Event()
+        self.begun = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+
+    def __call__(self, descriptors: list[int], received: int, peer: Peer, *, promised: bool) -> Attachment:
+        assert (received, peer) == (1, OURS)
+        self._token.run_sync_soon(self.begun.set)
+        self.answer.wait()
+        return Attachment(ProcMaps(descriptors[0]), None, None, promised=promised)
+
+
+async def test_a_descriptor_that_does_not_answer_is_given_up_in_time_and_closed_when_it_does(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = pipe
+    slow = Slow()
+    monkeypatch.setattr(handover, "attach", slow)
+    with pytest.raises(Undecided, match="does not answer"):
+        await Handover([writing], 1, OURS, promised=True).attachment(SOON, trio.CapacityLimiter(1))
+    slow.answer.set()
+    assert await closed(reading)
+
+
+async def test_descriptors_whose_turn_did_not_come_are_closed_when_they_are_given_up(
+    pipe: tuple[int, int],
+) -> None:
+    reading, writing = pipe
+    limiter = trio.CapacityLimiter(1)
+    limiter.acquire_on_behalf_of_nowait("another that is slow")
+    with pytest.raises(Undecided, match="does not answer"):
+        await Handover([writing], 1, OURS, promised=True).attachment(SOON, limiter)
+    assert await closed(reading)
+
+
+async def test_a_vmm_that_leaves_while_its_descriptor_is_looked_at_leaves_none_open(
+    pipe: tuple[int, int], nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = pipe
+    slow = Slow()
+    monkeypatch.setattr(handover, "attach", slow)
+    handing = Handover([writing], 1, OURS, promised=True)
+    with trio.CancelScope() as leaving:
+        nursery.start_soon(cancel_once, slow.begun, leaving)
+        await handing.attachment(LATE, trio.CapacityLimiter(1))
+    slow.answer.set()
+    assert (leaving.cancelled_caught, await closed(reading)) == (True, True)
+
+
+async def cancel_once(happened: trio.Event, scope: trio.CancelScope) -> None:
+    with trio.CancelScope(shield=True):
+        await happened.wait()
+    scope.cancel()
+
+
+async def test_an_attachment_that_is_had_in_time_stays_open_until_its_owner_lets_go(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = pipe
+    slow = Slow()
+    slow.answer.set()
+    monkeypatch.setattr(handover, "attach", slow)
+    made = await Handover([writing], 1, OURS, promised=True).attachment(LATE, trio.CapacityLimiter(1))
+    os.set_blocking(reading, False)
+    with pytest.raises(BlockingIOError):
+        os.read(reading, 1)
+    made.close()
+    assert os.read(reading, 1) == b""
+
+
+def test_a_userfaultfd_that_cannot_be_read_without_waiting_is_einval_and_closed(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Linux before 6.10, where RWF_NOWAIT is refused on it."""
+    reading, writing = pipe
+
+    def negotiated(_: int, __: int, request: bytearray) -> bytearray:
+        return request
+
+    def no_such_read(*_: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    link = os.readlink(f"/proc/self/fd/{writing}")
+    monkeypatch.setattr("interceptd.address_space.descriptors.USERFAULTFD_LINK", link)
+    monkeypatch.setattr("interceptd.userfaultfd.fcntl.ioctl", negotiated)
+    monkeypatch.setattr("interceptd.userfaultfd.os.preadv", no_such_read)
+    maps = os.open("/proc/self/maps", os.O_RDONLY)
+    with pytest.raises(WireError, match=r"Linux 6\.10 can\): hand over none") as refused:
+        attach([maps, writing], 2, OURS, promised=False)
+    assert (refused.value.number, os.read(reading, 1)) == (errno.EINVAL, b"")

@@ -1,0 +1,195 @@
+"""The intercept path at its own door, on address spaces that are slow, silent, or know less at first."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+
+import pytest
+import trio
+
+from fakes.model_partition import TIMEOUT, ModelPartition
+from fakes.pauses import Point
+from fakes.running import Running
+from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import RegionKind
+from intercept_protocol.outcomes import Access, Answer
+from interceptd.address_space import AddressSpace, Asker, Undecided
+from interceptd.intercept import InterceptPath
+from interceptd.mapping import Extent
+
+GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
+
+
+class LiveLike:
+    """Like live memory: may block, says what a VMA is only when asked, and may not answer at all.
+
+    `resolved` are the pages that were asked for, `asked` those whose kind was.
+    """
+
+    may_block = True
+
+    def __init__(self, inner: AddressSpace, *, silent: bool = False, telling: bool = False) -> None:
+        self._inner = inner
+        self._silent = silent
+        self._telling = telling
+        self.resolved: list[int] = []
+        self.asked: list[int] = []
+
+    @property
+    def vma_count(self) -> int:
+        return self._inner.vma_count
+
+    async def resolve(
+        self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
+    ) -> Extent | None:
+        self.resolved.append(page)
+        if self._silent:
+            raise Undecided("nobody answered")
+        extent = await self._inner.resolve(page, window, region, asker)
+        return extent and replace(extent, io=extent.io if self._telling else None)
+
+    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
+        self.asked.append(page)
+        return await self._inner.is_io(page, asker)
+
+
+async def with_region(model: ModelPartition, kind: RegionKind | None = RegionKind.MMIO) -> None:
+    """`kind` None is read off the VMA."""
+    await model.map_vma(PAGE, PAGES, PFN, io=True)
+    await model.add_region(GFN, PAGES, PAGE, kind)
+
+
+def path(model: ModelPartition, address_space: AddressSpace) -> InterceptPath:
+    return InterceptPath(model.regions, address_space, TIMEOUT)
+
+
+def kicked() -> Answer:
+    """What a VP that keeps a kick says when it is about to wait."""
+    return Answer.KICKED
+
+
+def relied_on(model: ModelPartition) -> int:
+    """Attempts that an invalidation finds, now that none is under way."""
+    before = model.notifier.stale_windows
+    model.notifier.mark_stale(UaddrRange.of(PAGE, PAGES))
+    return model.notifier.stale_windows - before
+
+
+# ------------------------------------------------ a kept kick
+
+
+async def test_a_kept_kick_answers_before_a_question_that_may_block(model: ModelPartition) -> None:
+    await with_region(model)
+    answer = await path(model, LiveLike(model.declared)).settle(GFN, Access.READ, kicked)
+    assert (answer, relied_on(model), model.pfn(GFN)) == (Answer.KICKED, 0, None)
+
+
+async def test_a_kept_kick_answers_before_a_wait_for_anothers_map(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await with_region(model)
+    await model.map_vma(PAGE + PAGES, 1, PFN + PAGES)
+    await model.add_region(GFN + PAGES, 1, PAGE + PAGES)
+    gate = model.gates.hold(Point.MAP)
+    other = Running(nursery, model.fault, GFN + PAGES)
+    await gate.wait_reached()
+    assert await model.path.settle(GFN, Access.READ, kicked) is Answer.KICKED
+    gate.open()
+    assert await other.result() is Answer.MAPPED
+
+
+async def test_a_kept_kick_is_kept_on_where_nothing_is_waited_for(model: ModelPartition) -> None:
+    await with_region(model)
+    assert await model.path.settle(GFN, Access.READ, kicked) is Answer.MAPPED
+
+
+async def test_a_fault_without_a_kept_kick_waits_for_what_may_block(model: ModelPartition) -> None:
+    await with_region(model)
+    assert await path(model, LiveLike(model.declared)).settle(GFN, Access.READ, lambda: None) is Answer.MAPPED
+
+
+# ------------------------------------------------ no answer
+
+
+async def test_a_fault_whose_question_is_not_answered_is_told_to_ask_again(model: ModelPartition) -> None:
+    """Nothing was decided, so it is not forwarded."""
+    await with_region(model)
+    space = LiveLike(model.declared, silent=True)
+    assert await path(model, space).settle(GFN, Access.READ, lambda: None) is Answer.CONTENDED
+    assert (space.resolved, relied_on(model)) == ([PAGE], 0)
+
+
+async def test_a_pinned_region_whose_question_is_not_answered_is_efault_and_leaves_nothing(
+    model: ModelPartition,
+) -> None:
+    await with_region(model, RegionKind.PINNED)
+    region, _ = model.regions.first_regions(1)[0]
+    with pytest.raises(WireError, match="cannot be populated: nobody answered") as refused:
+        await path(model, LiveLike(model.declared, silent=True)).populate(region)
+    assert (refused.value.number, model.regions.region_count) == (errno.EFAULT, 0)
+    assert model.pfns(GFN, PAGES) == [None] * PAGES
+
+
+# ------------------------------------------------ what a VMA is
+
+
+async def test_an_inferred_kind_is_checked_again_by_asking_where_resolving_does_not_tell(
+    model: ModelPartition,
+) -> None:
+    await with_region(model, kind=None)
+    space = LiveLike(model.declared)
+    assert await path(model, space).settle(GFN + 3, Access.READ, lambda: None) is Answer.MAPPED
+    assert space.asked == [PAGE + 3]
+
+
+async def test_an_inferred_kind_that_no_longer_fits_is_unbacked_where_resolving_does_not_tell(
+    model: ModelPartition,
+) -> None:
+    await with_region(model, kind=None)
+    await model.unmap_vma(PAGE, PAGES)
+    await model.map_vma(PAGE, PAGES, PFN, io=False)
+    assert (
+        await path(model, LiveLike(model.declared)).settle(GFN, Access.READ, lambda: None) is Answer.UNBACKED
+    )
+
+
+async def test_an_inferred_kind_is_not_asked_for_where_resolving_tells(model: ModelPartition) -> None:
+    await with_region(model, kind=None)
+    space = LiveLike(model.declared, telling=True)
+    assert await path(model, space).settle(GFN, Access.READ, lambda: None) is Answer.MAPPED
+    assert space.asked == []
+
+
+async def test_a_stated_kind_is_not_asked_for(model: ModelPartition) -> None:
+    """On live memory it costs what smaps costs."""
+    await with_region(model)
+    space = LiveLike(model.declared)
+    assert await path(model, space).settle(GFN, Access.READ, lambda: None) is Answer.MAPPED
+    assert space.asked == []
+
+
+# ------------------------------------------------ populating
+
+
+async def test_populating_relies_on_nothing_once_it_is_over(model: ModelPartition) -> None:
+    await with_region(model, RegionKind.PINNED)
+    assert relied_on(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("access", "why"),
+    [
+        (None, "nothing is mapped at uaddr 0x9004000"),
+        (Access.WRITE, "uaddr 0x9004000 may not be read"),
+    ],
+)
+async def test_a_pinned_region_with_a_bad_page_is_refused_by_its_uaddr(
+    model: ModelPartition, access: Access | None, why: str
+) -> None:
+    await model.map_vma(PAGE, 4, PFN)
+    for rights in [access] if access is not None else []:
+        await model.map_vma(PAGE + 4, PAGES - 4, PFN + 4, rights)
+    with pytest.raises(WireError, match=why):
+        await model.add_region(GFN, PAGES, PAGE, RegionKind.PINNED)

@@ -1,0 +1,375 @@
+"""The region manager at its own door: what a look sees, what a refusal leaves, what an operator is told."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import wait_all_tasks_blocked
+
+from fakes.model_partition import RW, TIMEOUT, ModelPartition
+from fakes.model_ports import Mapped, Unmapped
+from fakes.pauses import Point
+from fakes.running import Running
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import MmioGranularity, RegionKind
+from intercept_protocol.outcomes import Access, Answer
+from interceptd.hypervisor import PartitionLost
+from interceptd.intercept import InterceptPath
+from interceptd.journal import Journal
+from interceptd.mapping import Mapping
+from interceptd.region import Presumption, Region, RegionState
+from interceptd.region_manager import A_TURN, RegionManager
+
+GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
+NOTHING = [None] * PAGES
+
+
+async def with_region(model: ModelPartition, kind: RegionKind = RegionKind.MMIO) -> None:
+    await model.map_vma(PAGE, PAGES, PFN)
+    await model.add_region(GFN, PAGES, PAGE, kind)
+
+
+async def mapped(model: ModelPartition) -> Mapping:
+    """What serves the first gfn once it was touched."""
+    await model.fault(GFN)
+    held = model.regions.look(GFN, Access.READ)
+    assert isinstance(held, Mapping)
+    return held
+
+
+def region_of(kind: RegionKind, state: RegionState = RegionState.LIVE) -> Region:
+    return Region(GfnRange.of(GFN, PAGES), UaddrRange.of(PAGE, PAGES), kind, Presumption.STATED, RW, state)
+
+
+def limited(model: ModelPartition, *, mappings: int) -> RegionManager:
+    """A manager of its own on the model's ports."""
+    return RegionManager(
+        hypervisor=model.hypervisor,
+        notifier=model.notifier,
+        region_limit=lambda: 8,
+        mapping_limit=lambda: mappings,
+        require_room=lambda: None,
+        mmio_granularity=MmioGranularity.VMA,
+        journal=Journal(),
+    )
+
+
+# ------------------------------------------------ looking
+
+
+async def test_a_write_that_the_region_forbids_is_told_so_without_asking_what_is_behind(
+    model: ModelPartition,
+) -> None:
+    await model.add_region(GFN, PAGES, PAGE, access=Access.READ)
+    assert await model.fault(GFN, Access.WRITE) is Answer.PERMISSION
+    assert model.address_space.resolved == []
+
+
+@pytest.mark.parametrize("touched", [True, False])
+async def test_a_fault_on_what_a_manager_does_not_come_to_take_away_is_told_so(*, touched: bool) -> None:
+    """The guest may still have it, but not for long; what is mapped now the pass to come would take again."""
+    model = ModelPartition()  # its manager does not run
+    await with_region(model)
+    for gfn in [GFN] * touched:
+        await model.fault(gfn)
+    model.notifier.invalidate(UaddrRange.of(PAGE, PAGES))
+    assert await model.fault(GFN) is Answer.INVALIDATING
+
+
+async def test_the_first_regions_come_in_order_with_what_is_mapped_of_each(model: ModelPartition) -> None:
+    await with_region(model)
+    await model.add_region(GFN + PAGES, PAGES, PAGE)
+    await model.add_region(GFN - 1, 1, PAGE - 1)
+    await model.fault(GFN)
+    await model.invalidate(PAGE, 2)
+    assert [(region.gfns.start, count) for region, count in model.regions.first_regions(2)] == [
+        (GFN - 1, 0),
+        (GFN, PAGES - 2),
+    ]
+
+
+# ------------------------------------------------ the lock
+
+
+async def test_the_manager_is_busy_while_the_hypervisor_is_asked(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await with_region(model)
+    gate = model.gates.hold(Point.MAP)
+    fault = Running(nursery, model.fault, GFN)
+    await gate.wait_reached()
+    busy = model.regions.busy
+    gate.open()
+    await fault.result()
+    assert (busy, model.regions.busy) == (True, False)
+
+
+@pytest.mark.parametrize("second", ["remove", "remove exactly", "close", "add", "serve"])
+async def test_nothing_changes_while_another_change_is_under_way(
+    model: ModelPartition, nursery: trio.Nursery, second: str
+) -> None:
+    """One slot says what is being changed: two changes at once would forget each other."""
+    await with_region(model)
+    region, _ = model.regions.first_regions(1)[0]
+    gate = model.gates.hold(Point.MAP)
+    fault = Running(nursery, model.fault, GFN)
+    await gate.wait_reached()
+    changes = {
+        "remove": lambda: model.regions.remove(region),
+        "remove exactly": lambda: model.regions.remove_exactly(region.gfns, region.uaddrs),
+        "close": model.regions.close,
+        "add": lambda: model.add_region(GFN + PAGES, 1, PAGE, RegionKind.MOVABLE),
+        "serve": lambda: model.invalidate(PAGE, PAGES),
+    }
+    change = Running(nursery, changes[second])
+    await wait_all_tasks_blocked()
+    assert (change.done, model.regions.region_count) == (False, 1)
+    assert model.hypervisor.events == [Mapped(GFN, GFN + PAGES, PFN, RW)]
+    gate.open()
+    await change.result()
+    assert await fault.result() in {Answer.MAPPED, Answer.NO_REGION}
+
+
+async def test_i10_a_mapping_is_recorded_before_the_hypervisor_is_asked(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await with_region(model)
+    gate = model.gates.hold(Point.MAP)
+    fault = Running(nursery, model.fault, GFN)
+    await gate.wait_reached()
+    (_, recorded), *_ = model.regions.first_regions(1)
+    gate.open()
+    await fault.result()
+    assert recorded == PAGES
+
+
+async def test_a_fault_on_what_is_being_undone_waits(model: ModelPartition, nursery: trio.Nursery) -> None:
+    """Told that it has the page, it would be back at once."""
+    await with_region(model)
+    await model.fault(GFN)
+    await model.invalidate(PAGE, 4)
+    await model.invalidate(PAGE + 8, 4)
+    model.hypervisor.refuse_map(nth=2)
+    undoing = model.gates.hold(Point.UNMAP)
+    refused = Running(nursery, model.fault, GFN)
+    await undoing.wait_reached()
+    fault = Running(nursery, model.fault, GFN)
+    await wait_all_tasks_blocked()
+    waited = not fault.done
+    undoing.open()
+    assert (waited, await refused.result(), await fault.result()) == (
+        True,
+        Answer.HYPERVISOR_ERROR,
+        Answer.MAPPED,
+    )
+
+
+async def test_a_region_that_the_hypervisor_refuses_is_no_region_to_a_fault_that_came_meanwhile(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """Had it looked behind the region, it would map what nobody would ever take away."""
+    await model.map_vma(PAGE, PAGES, PFN)
+    model.hypervisor.refuse_map(number=errno.ENOMEM)
+    gate = model.gates.hold(Point.MAP)
+    add = Running(nursery, model.add_region, GFN, PAGES, PAGE, RegionKind.MOVABLE)
+    await gate.wait_reached()
+    fault = Running(nursery, model.fault, GFN)
+    await wait_all_tasks_blocked()
+    gate.open()
+    with pytest.raises(WireError):
+        await add.result()
+    assert await fault.result() is Answer.NO_REGION
+    assert model.pfns(GFN, PAGES) == NOTHING
+
+
+# ------------------------------------------------ refusals
+
+
+async def test_a_refused_map_is_logged_with_its_region_and_why(model: ModelPartition) -> None:
+    await with_region(model)
+    model.hypervisor.refuse_map()
+    with capture_logs() as logs:
+        await model.fault(GFN)
+    assert logs == [
+        {
+            "event": "map_refused",
+            "log_level": "warning",
+            "region": "[0x100, 0x110)",
+            "error": "refused by order of the test",
+        }
+    ]
+
+
+async def test_a_pinned_region_that_is_hit_is_logged_once_with_what_was_hit(model: ModelPartition) -> None:
+    await with_region(model, RegionKind.PINNED)
+    with capture_logs() as logs:
+        await model.invalidate(PAGE + 2, 1)
+        await model.invalidate(PAGE + 3, 1)
+    assert logs == [
+        {
+            "event": "pinned_region_dangling",
+            "log_level": "warning",
+            "start_gfn": GFN,
+            "page_count": PAGES,
+            "invalidated": "[0x102, 0x103)",
+        }
+    ]
+
+
+async def test_an_unmap_that_is_refused_loses_the_partition_and_says_which_gfns(
+    model: ModelPartition,
+) -> None:
+    await with_region(model)
+    await model.fault(GFN)
+    model.hypervisor.refuse_unmaps()
+    with pytest.raises(PartitionLost, match=r"gfns \[0x100, 0x110\) may still be reached"):
+        await model.remove_region(GFN, PAGES, PAGE)
+
+
+async def test_a_map_beyond_the_limit_of_mappings_is_refused_and_takes_none_away(
+    model: ModelPartition,
+) -> None:
+    regions = limited(model, mappings=2)
+    await model.map_vma(PAGE, 1, PFN)
+    await model.map_vma(PAGE + 2, 1, PFN + 2)
+    await model.map_vma(PAGE + 4, 1, PFN + 4)
+    model.hypervisor.events.clear()
+    path = InterceptPath(regions, model.address_space, TIMEOUT)
+    await regions.add(region_of(RegionKind.MMIO))
+    answers = [await path.settle(GFN + page, Access.READ, lambda: None) for page in (0, 2, 4, 0)]
+    assert answers == [Answer.MAPPED, Answer.MAPPED, Answer.HYPERVISOR_ERROR, Answer.ALREADY_MAPPED]
+    assert model.hypervisor.counters().mapped_gfns == 2
+
+
+async def test_the_refusal_beyond_the_limit_of_mappings_names_it(model: ModelPartition) -> None:
+    regions = limited(model, mappings=0)
+    await model.map_vma(PAGE, 1, PFN)
+    await regions.add(region_of(RegionKind.MMIO))
+    with capture_logs() as logs:
+        await InterceptPath(regions, model.address_space, TIMEOUT).settle(GFN, Access.READ, lambda: None)
+    assert [entry["error"] for entry in logs] == ["a partition may have 0 mappings"]
+
+
+async def test_a_map_that_breaks_down_loses_the_partition(
+    model: ModelPartition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our own mistake, not a refusal: who knows what the guest reaches now."""
+
+    async def break_down(_: Mapping) -> None:
+        raise ZeroDivisionError
+
+    await with_region(model)
+    monkeypatch.setattr(model.hypervisor, "map_gpa", break_down)
+    with pytest.raises(PartitionLost, match=r"mapping gfns \[0x100, 0x110\) broke down: ZeroDivisionError"):
+        await model.fault(GFN)
+
+
+# ------------------------------------------------ taking away
+
+
+async def test_neighbouring_mappings_go_in_one_call(model: ModelPartition) -> None:
+    await model.map_vma(PAGE, 4, PFN)
+    await model.map_vma(PAGE + 4, 4, 0xB000)
+    await model.map_vma(PAGE + 12, 4, 0xC000)
+    await model.add_region(GFN, PAGES, PAGE)
+    for gfn in (GFN, GFN + 4, GFN + 12):
+        await model.fault(gfn)
+    model.hypervisor.events.clear()
+    await model.invalidate(PAGE, PAGES)
+    assert model.hypervisor.events == [Unmapped(GFN, GFN + 8), Unmapped(GFN + 12, GFN + 16)]
+
+
+async def test_removing_a_region_asks_only_for_what_is_mapped_of_it(model: ModelPartition) -> None:
+    await model.map_vma(PAGE + 4, 4, PFN)
+    await model.add_region(GFN, PAGES, PAGE)
+    await model.fault(GFN + 4)
+    model.hypervisor.events.clear()
+    await model.remove_region(GFN, PAGES, PAGE)
+    assert model.hypervisor.events == [Unmapped(GFN + 4, GFN + 8)]
+
+
+async def test_removing_a_movable_region_takes_its_no_access_entries_too(model: ModelPartition) -> None:
+    await with_region(model, RegionKind.MOVABLE)
+    await model.remove_region(GFN, PAGES, PAGE)
+    assert model.hypervisor.counters().slat_extents == 0
+
+
+async def test_closing_leaves_no_region_and_nothing_in_the_table(model: ModelPartition) -> None:
+    await with_region(model, RegionKind.MOVABLE)
+    await model.add_region(GFN + PAGES, PAGES, PAGE, RegionKind.MMIO)
+    await model.fault(GFN)
+    await model.fault(GFN + PAGES)
+    await model.regions.close()
+    assert (model.regions.region_count, model.hypervisor.counters().slat_extents) == (0, 0)
+
+
+async def test_a_close_is_completed_once_it_has_begun_whoever_gives_up(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """It takes turns with others, and each turn is a chance to be cut off."""
+    await with_region(model)
+    await model.fault(GFN)
+    for gfn in range(2 * A_TURN):
+        await model.add_region(1000 + gfn, 1, PAGE)
+    unmapping = model.gates.hold(Point.UNMAP)
+    close = Running(nursery, model.regions.close)
+    await unmapping.wait_reached()
+    nursery.start_soon(close.cancel)
+    await wait_all_tasks_blocked()
+    unmapping.open()
+    await wait_all_tasks_blocked()
+    assert (model.regions.region_count, model.hypervisor.counters().slat_extents) == (0, 0)
+
+
+# ------------------------------------------------ begin_whole
+
+
+@pytest.fixture
+async def unserved() -> ModelPartition:
+    """With a pinned region, and no manager: what is pending stays so."""
+    model = ModelPartition()
+    await with_region(model, RegionKind.PINNED)
+    return model
+
+
+@pytest.mark.parametrize("page", [PAGE, PAGE + PAGES - 1])
+async def test_a_pinned_region_is_not_begun_over_what_is_pending(unserved: ModelPartition, page: int) -> None:
+    """The pass to come would take away what was just said to be mapped for good."""
+    region, _ = unserved.regions.first_regions(1)[0]
+    unserved.notifier.invalidate(UaddrRange.of(page, 1))
+    with pytest.raises(WireError, match="is being invalidated") as refused:
+        unserved.regions.begin_whole(region)
+    assert refused.value.number == errno.EFAULT
+
+
+@pytest.mark.parametrize("page", [PAGE - 1, PAGE + PAGES])
+async def test_a_pinned_region_is_begun_beside_what_is_pending(unserved: ModelPartition, page: int) -> None:
+    region, _ = unserved.regions.first_regions(1)[0]
+    unserved.notifier.invalidate(UaddrRange.of(page, 1))
+    attempt = unserved.regions.begin_whole(region)
+    assert (attempt.window.uaddrs, attempt.uaddr_page, attempt.stale) == (region.uaddrs, PAGE, False)
+
+
+async def test_a_pinned_region_is_not_begun_over_what_is_being_taken_away(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await with_region(model, RegionKind.PINNED)
+    region, _ = model.regions.first_regions(1)[0]
+    gate = model.gates.hold(Point.UNMAP)
+    invalidate = Running(nursery, model.invalidate, PAGE + 3, 1)
+    await gate.wait_reached()
+    with pytest.raises(WireError, match="is being invalidated"):
+        model.regions.begin_whole(region)
+    gate.open()
+    await invalidate.result()
+
+
+async def test_exactly_the_region_asked_for_is_removed(model: ModelPartition) -> None:
+    await with_region(model)
+    await model.add_region(GFN + PAGES, PAGES, PAGE)
+    await model.regions.remove_exactly(GfnRange.of(GFN, PAGES), UaddrRange.of(PAGE, PAGES))
+    assert [region.gfns.start for region, _ in model.regions.first_regions(9)] == [GFN + PAGES]

@@ -1,0 +1,67 @@
+"""No test asserts nothing: one that cannot fail says that something holds without having looked.
+
+A test looks by an `assert`, by `pytest.raises`, or by calling a helper that fails where the test should. The
+helpers are listed here, and those of ours are looked into as well.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+HELPERS = {
+    "assert_names": "protocol/test_messages.py",
+    "assert_same_frames": "live/test_resolving.py",
+    "eventually": "fakes/eventually.py",
+    "in_thread": "kvm/test_daemon_death.py",
+}
+"""Functions of ours that assert, each with its file."""
+OTHERS = {
+    "find": "hypothesis: raises unless an example is found",
+    "pytest.fail": "",
+    "pytest.raises": "",
+    "trio.testing.assert_checkpoints": "",
+    "trio.testing.assert_no_checkpoints": "",
+    "vmm.reports.wait_for": "TimeoutError unless the guest reports the value",
+}
+"""Functions and methods of others that raise, as tests call them, and when."""
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def functions(file: Path) -> Iterator[Function]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, Function):
+            yield node
+
+
+def asserts(function: Function) -> bool:
+    return any(isinstance(node, ast.Assert) for node in ast.walk(function))
+
+
+def looks(function: Function) -> bool:
+    called = {ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
+    return asserts(function) or not called.isdisjoint({*HELPERS, *OTHERS})
+
+
+TEST_FILES = sorted(TESTS.rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("file", TEST_FILES, ids=[str(file.relative_to(TESTS)) for file in TEST_FILES])
+def test_every_test_of_a_file_asserts_something(file: Path) -> None:
+    blind = [
+        f"{function.name} (line {function.lineno})"
+        for function in functions(file)
+        if function.name.startswith("test_") and not looks(function)
+    ]
+    assert blind == []
+
+
+@pytest.mark.parametrize("name", HELPERS)
+def test_every_helper_that_asserts_for_a_test_does_assert(name: str) -> None:
+    (helper,) = [function for function in functions(TESTS / HELPERS[name]) if function.name == name]
+    assert asserts(helper)
