@@ -16,9 +16,10 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from fakes.drawn import pauses
-from fakes.inspection import Violation, inspect, slat_reach
+from interceptctl.explore.inspection import Violation, inspect, slat_reach
 from fakes.model_partition import RW, TIMEOUT, ModelPartition
-from fakes.pauses import DrawnPauses, Point
+from fakes.pauses import DrawnPauses
+from interceptctl.explore.pauses import Asked, Point
 from fakes.world import CANDIDATES, PAGES, World
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access, Answer, Outcome
@@ -114,11 +115,11 @@ class _Run:
         self._model = ModelPartition(pauses=self)
         self._model.hypervisor.refused_maps = schedule.refused_maps
 
-    async def at(self, point: Point) -> None:
+    async def at(self, point: Point, asked: Asked) -> None:
         if point in {Point.RESOLVE, Point.RESOLVED} and self._holds_lock():
             self.found.append(Violation("I5", "resolve was asked under the lock"))
         self._look()
-        await self._pauses.at(point)
+        await self._pauses.at(point, asked)
         self._look()
 
     async def main(self) -> None:
@@ -236,7 +237,7 @@ class _Run:
     # ------------------------------------------------ judging
 
     async def _step(self) -> None:
-        await self._pauses.at(Point.RESOLVE)
+        await self._pauses.at(Point.RESOLVE, None)
 
     def _look(self) -> None:
         self.found += inspect(self._model)

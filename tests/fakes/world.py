@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from fakes.inspection import Violation, slat_reach
+from interceptctl.explore.inspection import Violation, slat_reach
 from fakes.model_partition import ModelPartition
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer

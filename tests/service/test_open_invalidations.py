@@ -7,8 +7,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import RW, TIMEOUT, ModelPartition
-from fakes.model_ports import Mapped
-from fakes.pauses import Point
+from interceptctl.explore.ports import Mapped
+from interceptctl.explore.pauses import Point
 from fakes.running import Running
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer

@@ -9,8 +9,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import RW, ModelPartition
-from fakes.model_ports import Mapped, Unmapped
-from fakes.pauses import Point
+from interceptctl.explore.ports import Mapped, Unmapped
+from interceptctl.explore.pauses import Point
 from fakes.running import Running
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import TIMEOUT, ModelPartition
-from fakes.pauses import Point
+from interceptctl.explore.pauses import Point
 from fakes.running import Running
 from fakes.served import serving
 from intercept_protocol.errors import WireError

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from fakes.model_partition import RW, ModelPartition
-from fakes.model_ports import Mapped
-from fakes.pauses import Point
+from interceptctl.explore.ports import Mapped
+from interceptctl.explore.pauses import Point
 from fakes.running import Running
 from intercept_protocol.addresses import PAGE_LIMIT, RangeError
 from intercept_protocol.errors import WireError

@@ -9,7 +9,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fakes.drawn import pauses
 from fakes.model_partition import ModelPartition
-from fakes.pauses import DrawnPauses, Point
+from fakes.pauses import DrawnPauses
+from interceptctl.explore.pauses import Point
 from fakes.running import Running
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Answer

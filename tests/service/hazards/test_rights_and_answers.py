@@ -6,9 +6,9 @@ import pytest
 import trio
 
 from fakes.model_partition import RW, ModelPartition
-from fakes.model_ports import Mapped
+from interceptctl.explore.ports import Mapped
 from fakes.model_vp import attached_vp
-from fakes.pauses import Point
+from interceptctl.explore.pauses import Point
 from fakes.running import Running
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.hv_message import MessageType, build_memory_intercept

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import ModelPartition
-from fakes.pauses import Point
+from interceptctl.explore.pauses import Point
 from fakes.running import Running
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer

@@ -12,7 +12,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from fakes.inspection import inspect
+from interceptctl.explore.inspection import inspect
 from fakes.model_partition import ModelPartition
 from fakes.pauses import DrawnPauses
 from fakes.running import Running

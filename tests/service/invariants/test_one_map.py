@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from fakes.drawn import pauses
-from fakes.inspection import inspect
+from interceptctl.explore.inspection import inspect
 from fakes.model_partition import ModelPartition
 from fakes.pauses import DrawnPauses
 from intercept_protocol.messages import RegionKind

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from fakes.model_partition import ModelPartition
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
 from interceptd.mapping import Frame, Mapping
+
+from .model_partition import ModelPartition
 
 Reach = dict[int, tuple[Frame | None, Access]]
 EVERYWHERE = GfnRange(0, PAGE_LIMIT)
@@ -31,6 +32,18 @@ class Violation:
 def inspect(model: ModelPartition) -> list[Violation]:
     """What is wrong right now; the gfns that the lock's holder is changing are nobody's business."""
     return [*_regions(model), *_records(model), *_slat(model)]
+
+
+def misrecorded(model: ModelPartition, gfns: Iterable[int]) -> str | None:
+    """Where the record and the SLAT differ at these gfns, those being changed right now left out."""
+    records, slat, busy = list(model.regions._mappings), model.software._slat.entries(EVERYWHERE), changing(model)
+    for gfn in gfns:
+        if gfn in busy:
+            continue
+        recorded, reached = _held(records, gfn), _held(slat, gfn)
+        if recorded != reached:
+            return f"gfn {gfn}: recorded {recorded}, reached {reached}"
+    return None
 
 
 def slat_reach(model: ModelPartition) -> Reach:
@@ -85,6 +98,13 @@ def _slat(model: ModelPartition) -> Iterator[Violation]:
         waiting = entry.access is Access.NONE and not entry.gfns.overlaps(changing(model))
         if waiting and model.regions._regions.find(entry.start) is None:
             yield Violation("I10", f"NO_ACCESS at {entry.gfns} was left behind")
+
+
+def _held(mappings: Iterable[Mapping], gfn: int) -> tuple[Frame | None, Access] | None:
+    for mapping in mappings:
+        if mapping.start <= gfn < mapping.end and mapping.access:
+            return mapping.frame_at(gfn), mapping.access
+    return None
 
 
 def _pages(mappings: Iterable[Mapping]) -> Reach:
