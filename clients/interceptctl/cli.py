@@ -25,6 +25,7 @@ from intercept_protocol.messages import (
 from . import asking, render
 from .doctor.command import doctor_command
 from .exercise.command import exercise_command
+from .explore.command import explore_command
 from .guest.command import guest_command
 from .top.command import top_command
 
@@ -180,5 +181,6 @@ def _print_json(value: object) -> None:
 
 main.add_command(doctor_command)
 main.add_command(exercise_command)
+main.add_command(explore_command)
 main.add_command(guest_command)
 main.add_command(top_command)

@@ -16,7 +16,7 @@ from interceptd.mapping import Mapping
 from .pauses import Point
 from .rules import Finding, Rule
 from .scheduler import DAEMON
-from .script import Touch
+from .script import Touch, rights
 from .subject import Subject
 from .truth import Reached, Truth, Watch
 
@@ -99,7 +99,7 @@ class Judge:
         if mapping.access:
             for gfn in self._reached:
                 if mapping.start <= gfn < mapping.end:
-                    self.find(Rule.REMAPPED, f"gfn {gfn}, by a map of {mapping.gfns}")
+                    self.find(Rule.REMAPPED, f"gfn {gfn}, by a map of gfns {mapping.start}-{mapping.end - 1}")
 
     def _after_a_change(
         self, point: Point, who: str, mapping: Mapping | None, slat: SoftwareHypervisor
@@ -152,7 +152,7 @@ class Judge:
     def answer(self, touch: Touch, answer: Answer) -> None:
         """At the very instant of the answer, before anyone else runs."""
         if answer.outcome is Outcome.RESUME and not self.reaches(touch):
-            self.find(Rule.LIED, f"{touch}: told {answer}, and reaches {self.rights(touch.gfn)!r}")
+            self.find(Rule.LIED, f"{touch}: told {answer.outcome}, and reaches {rights(self.rights(touch.gfn))}")
 
     def forwarded(self, touch: Touch, answer: Answer, watch: Watch, *, says_why: bool) -> None:
         right = answer in watch.rightly if says_why else watch.rightly or watch.was_going

@@ -245,7 +245,7 @@ class Run:
                 return True
             self._speak(name, "{}: intercept", touch)
             answer = await self._ask(n, touch)
-            self._speak(name, "is told {}", answer)
+            self._speak(name, "is told {}", answer if self._subject.says_why else answer.outcome)
             match answer.outcome:
                 case Outcome.RESUME:
                     resumes += 1

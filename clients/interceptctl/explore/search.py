@@ -5,11 +5,14 @@ Owns the numbering of schedules: number n of a scenario is always the same. Must
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import structlog
 import trio
@@ -25,6 +28,7 @@ from .story import Story
 from .subject import Build
 
 SILENT = Story(wanted=False)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -48,51 +52,59 @@ class Failure:
 
 
 class Explorer:
-    """Runs schedules of one variant inside `exploring`."""
+    """Runs schedules of one variant; made by `exploring`."""
 
     def __init__(self, build: Build, clock: MockClock) -> None:
         self._build = build
         self._clock = clock
         self.schedules = 0
+        """Run so far."""
 
-    async def numbered(self, scenario: Scenario, seed: int) -> tuple[Schedule, Outcomes]:
-        """Run schedule number `seed`."""
+    async def numbered(self, scenario: Scenario, seed: int) -> dict[Rule, Failure]:
+        """Run schedule number `seed`: the first failure of each rule."""
         rng = random.Random(f"{scenario.name} {seed}")
         play, backwards = scenario.draw(rng), rng.random() < 0.5
         outcomes = await self._run(play, Drawn(rng), SILENT, backwards=backwards)
-        return Schedule(play, tuple(outcomes.trace), backwards), outcomes
+        return {
+            rule: Failure(
+                scenario.name,
+                seed,
+                1,
+                finding,
+                Schedule(play, tuple(outcomes.trace[: finding.step]), backwards),
+            )
+            for rule, finding in outcomes.findings.items()
+        }
+
+    async def first_of_each(self, scenario: Scenario, seed: int, schedules: int) -> dict[Rule, Failure]:
+        """The first failure of each rule among the schedules from number `seed` on."""
+        failures: dict[Rule, Failure] = {}
+        for tried in range(1, schedules + 1):
+            for rule, failure in (await self.numbered(scenario, seed + tried - 1)).items():
+                failures.setdefault(rule, replace(failure, tried=tried))
+        return failures
 
     async def again(self, schedule: Schedule, story: Story = SILENT) -> Outcomes:
+        """Run a schedule by its choices."""
         return await self._run(
             schedule.play, Replayed(schedule.trace), story, backwards=schedule.backwards
         )
-
-    async def first_of_each(
-        self, scenario: Scenario, seed: int, schedules: int, enough: Callable[[set[Rule]], bool]
-    ) -> dict[Rule, Failure]:
-        """The first failure of each rule among so many schedules, or until it is `enough`."""
-        failures: dict[Rule, Failure] = {}
-        for tried in range(1, schedules + 1):
-            number = seed + tried - 1
-            schedule, outcomes = await self.numbered(scenario, number)
-            for rule, finding in outcomes.findings.items():
-                if rule not in failures:
-                    trace = schedule.trace[: finding.step]
-                    failures[rule] = Failure(
-                        scenario.name, number, tried, finding, replace(schedule, trace=trace)
-                    )
-            if outcomes.findings and enough(set(failures)):
-                break
-        return failures
 
     async def _run(self, play: Script, chooser: Chooser, story: Story, *, backwards: bool) -> Outcomes:
         self.schedules += 1
         return await run.play(play, self._build, chooser, self._clock, story, backwards=backwards)
 
 
+def exploring(build: Build, search: Callable[[Explorer], Awaitable[Result]]) -> Result:
+    """Search in a trio of its own, on a clock that jumps, with the daemon's log silent."""
+    clock = MockClock(autojump_threshold=0)
+    with deterministic(), _silence(), _little_garbage_collected():
+        return trio.run(partial(search, Explorer(build, clock)), clock=clock)
+
+
 @contextmanager
-def quiet() -> Iterator[None]:
-    """The daemon's log says nothing in here: its events are those of thousands of partitions."""
+def _silence() -> Iterator[None]:
+    """The daemon's events would be those of thousands of partitions."""
     before = structlog.get_config()
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), processors=[_drop]
@@ -105,3 +117,13 @@ def quiet() -> Iterator[None]:
 
 def _drop(_: object, __: str, ___: structlog.typing.EventDict) -> structlog.typing.EventDict:
     raise structlog.DropEvent
+
+
+@contextmanager
+def _little_garbage_collected() -> Iterator[None]:
+    """A schedule leaves a partition of cycles behind; all that was there before need not be walked for it."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

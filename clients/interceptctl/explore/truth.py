@@ -15,7 +15,7 @@ from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
 
 from .rules import Rule
-from .script import RW, Bar, Pages
+from .script import RW, Bar, Pages, rights
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Reached:
     mapped_at: int
 
     def __str__(self) -> str:
-        return f"gfn {self.gfn} reaches pfn {self.pfn} {self.access!r}"
+        return f"gfn {self.gfn} reaches pfn {self.pfn} {rights(self.access)}"
 
 
 @dataclass(slots=True, eq=False)
@@ -236,7 +236,7 @@ class Truth:
         return Rule.WRONG_FRAME, f"{reached}, and page {page} is pfn {memory.pfn_of(page)}"
 
     def _excess(self, bar: Bar, page: int, memory: Memory, reached: Reached) -> tuple[Rule, str]:
-        given = f"{bar.name} gives {bar.access!r} and the VMA {memory.access!r}"
+        given = f"{bar.name} gives {rights(bar.access)} and the VMA {rights(memory.access)}"
         had = [past for past in self._past if page in past.pages and past.pfn_of(page) == reached.pfn]
         if any(not reached.access & ~_rights(bar, past.access) for past in had):
             return self._outlived(page, reached), f"{reached}, and now {given}"

@@ -23,7 +23,8 @@ class PatchV0(RootDriver):
         pfn = await self._mmio_pfn(gfn)
         if pfn is None:
             return False  # o: a signal, no memory and no VMA are all "not ours"
-        # c: `region` is the one that was found first, without the lock; the pfn may be another's
+        # c: the region that was found first, without the lock; the pfn may be another's
+        await self.stage.step(f"goes on with the {region.bar.name} that it found first")
         self._use(region)
         gfn = region.bar.gfn
         pfn = pfn - (gfn - region.bar.gfn)  # a: the fault's gfn was overwritten in the line before
