@@ -10,11 +10,11 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import TIMEOUT, ModelPartition
-from interceptctl.explore.pauses import Point
 from fakes.running import Running
 from fakes.served import serving
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Answer
+from interceptctl.explore.pauses import Point
 from interceptd.config import Limits, Timeouts
 from interceptd.hypervisor import HypervisorError
 from interceptd.peer import Peer

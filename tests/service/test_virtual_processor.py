@@ -14,12 +14,12 @@ from fakes.drawn import pauses
 from fakes.model_partition import TIMEOUT, ModelPartition
 from fakes.model_vp import attached_vp
 from fakes.pauses import DrawnPauses
-from interceptctl.explore.pauses import Point
 from intercept_protocol import rpc
 from intercept_protocol.errors import WireError
 from intercept_protocol.hv_message import MessageType, build_memory_intercept
 from intercept_protocol.messages import INTERCEPT_METHOD
 from intercept_protocol.outcomes import Access, Answer
+from interceptctl.explore.pauses import Point
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 

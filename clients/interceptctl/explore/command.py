@@ -19,7 +19,9 @@ Thing = TypeVar("Thing")
 
 @click.command("explore")
 @click.option("--variant", "names", metavar="NAME", multiple=True, help="What to explore.  [default: ours]")
-@click.option("--scenario", "chosen", metavar="NAME", multiple=True, help="In which situation.  [default: all]")
+@click.option(
+    "--scenario", "chosen", metavar="NAME", multiple=True, help="In which situation.  [default: all]"
+)
 @click.option(
     "--schedules",
     type=click.IntRange(1),
@@ -27,9 +29,13 @@ Thing = TypeVar("Thing")
     show_default=True,
     help="Of each scenario.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first schedule's number.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="The first schedule's number."
+)
 @click.option("--list", "only_list", is_flag=True, help="Say which variants and scenarios there are.")
-@click.option("--table", is_flag=True, help="Print every variant in every scenario, and every mend taken out.")
+@click.option(
+    "--table", is_flag=True, help="Print every variant in every scenario, and every mend taken out."
+)
 @click.option("--quiet", is_flag=True, help="Print the verdict alone.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: print the reports alone, as JSON.")
 def explore_command(

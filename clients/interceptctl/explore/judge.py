@@ -63,9 +63,10 @@ class Judge:
             verdict = self.truth.wrong(reached)
             if verdict is not None:
                 self.find(*verdict)
-        how = subject.misrecorded(self.gfns)
-        if how is not None:
+        if (how := subject.misrecorded(self.gfns)) is not None:
             self.find(Rule.UNKNOWN, how)
+        if (how := subject.disorder()) is not None:
+            self.find(Rule.DISORDER, how)
         self._look_for_stranded(subject.slat)
 
     def everybody_stands(self) -> None:
@@ -83,7 +84,7 @@ class Judge:
     # ------------------------------------------------ port calls
 
     def port(self, point: Point, who: str, mapping: Mapping | None, slat: SoftwareHypervisor) -> None:
-        """A call of the hypervisor is made by `who`, or has done its work; `mapping` is what is to be mapped."""
+        """A call of the hypervisor is made by `who`, or has done its work; `mapping` is what it is to map."""
         match point:
             case Point.MAP:
                 assert mapping is not None
@@ -152,7 +153,9 @@ class Judge:
     def answer(self, touch: Touch, answer: Answer) -> None:
         """At the very instant of the answer, before anyone else runs."""
         if answer.outcome is Outcome.RESUME and not self.reaches(touch):
-            self.find(Rule.LIED, f"{touch}: told {answer.outcome}, and reaches {rights(self.rights(touch.gfn))}")
+            self.find(
+                Rule.LIED, f"{touch}: told {answer.outcome}, and reaches {rights(self.rights(touch.gfn))}"
+            )
 
     def forwarded(self, touch: Touch, answer: Answer, watch: Watch, *, says_why: bool) -> None:
         right = answer in watch.rightly if says_why else watch.rightly or watch.was_going

@@ -70,7 +70,7 @@ class MapsTheWhole(RegionManager):
 class RecordsAfterwards(RegionManager):
     """The record is made when the call is back; until then nobody knows of it."""
 
-    async def _map(self, region: Region, mapping: Mapping) -> None:
+    async def _map(self, region: Region, mapping: Mapping) -> None:  # noqa: ARG002
         await self._hypervisor.map_gpa(mapping)
         self._mappings.carve(mapping)
         insert_joined(self._mappings, mapping)
@@ -117,6 +117,19 @@ class LeavesAttemptsFresh(MmuNotifier):
 class _FirstAlias(RegionList):
     def behind(self, uaddrs: UaddrRange) -> Iterator[Region]:
         return iter(list(super().behind(uaddrs))[:1])
+
+
+class _NoOverlap(RegionList):
+    def _overlapping(self, gfns: GfnRange) -> Region | None:  # noqa: ARG002
+        return None
+
+
+class AcceptsOverlaps(RegionManager):
+    """A region may overlap another."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)  # type: ignore[arg-type] # they are passed on
+        self._regions = _NoOverlap(1 << 20)
 
 
 class ForgetsAliases(RegionManager):
@@ -301,6 +314,7 @@ MENDS = {
     "stale-on-remove": _without(Parts(notifier=LeavesAttemptsFresh), LeavesAttemptsFresh),
     "acknowledge-after-unmap": _without(Parts(notifier=AcknowledgesEarly), AcknowledgesEarly),
     "pending-after-lock": _without(Parts(notifier=TakesBeforeTheLock), TakesBeforeTheLock),
+    "disjoint-regions": _without(Parts(regions=AcceptsOverlaps), AcceptsOverlaps),
     "aliases": _without(Parts(regions=ForgetsAliases), ForgetsAliases),
     "clamp-to-vma": _without(Parts(address_space=Extrapolates), Extrapolates),
     "rights-of-the-vma": _without(Parts(regions=GivesAllRights), GivesAllRights),

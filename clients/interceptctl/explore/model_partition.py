@@ -65,7 +65,7 @@ class ModelPartition:
         self,
         *,
         pauses: Pauses,
-        parts: Parts = Parts(),  # noqa: B008 - immutable
+        parts: Parts = Parts(),
         remap: Remap = Remap.REPLACE,
         failing_calls: Mapping[int, HvStatus] | None = None,
         vma_limit: int = 1 << 20,

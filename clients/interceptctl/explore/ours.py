@@ -15,7 +15,7 @@ from intercept_protocol.hv_message import build_memory_intercept
 from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
 
-from .inspection import misrecorded
+from .inspection import disorder, misrecorded
 from .line import WELCOME, Line
 from .model_partition import ModelPartition, Parts
 from .script import Bar, MapVma, Pages, ProtectVma, Script, Touch
@@ -93,6 +93,9 @@ class Ours(Subject):
 
     def misrecorded(self, gfns: Iterable[int]) -> str | None:
         return misrecorded(self._model, gfns)
+
+    def disorder(self) -> str | None:
+        return disorder(self._model)
 
     def remains(self) -> str | None:
         extents = self._model.hypervisor.counters().slat_extents

@@ -17,8 +17,6 @@ from .shrink import shortest
 from .story import Line, Side, Story
 from .variants import Variant
 
-
-
 MOST_TOLD = 3
 """Times running that the same lines are told before they are told once."""
 
@@ -97,7 +95,7 @@ def explored(
 async def _counterexample(
     explorer: Explorer, variant: Variant, failures: Sequence[Failure]
 ) -> Counterexample:
-    """Of the first scenario that breaks the rule, and of the one that does in the fewest steps, the shorter."""
+    """Of the first scenario that breaks the rule, and of the one that does in fewest steps, the shorter."""
     likely = {id(each): each for each in (failures[0], min(failures, key=_steps))}
     failure = min([await shortest(explorer, each) for each in likely.values()], key=_steps)
     story = Story(wanted=True)

@@ -22,6 +22,7 @@ class Rule(Enum):
     LEFT_REGION = ("I2", "k", "a region was removed and its mappings were left")
     LATE_REGION = ("I2", "s", "a mapping was made in no region")
     EXCESS = ("I2", "h", "the guest has rights that region and VMA do not give")
+    DISORDER = ("I3", "", "the region list is out of order, or a region wraps")
     WRAPPED = ("I3", "i", "a frame's number wrapped below zero")
     FORWARDED = ("I4", "g o", "an access was handed to the VMM to emulate, and that was never right")
     LATE_ANSWER = ("I4", "", "an intercept was not answered in time")

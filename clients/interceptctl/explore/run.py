@@ -31,6 +31,8 @@ EXPECTED_REFUSALS = {errno.EEXIST, errno.ENOENT, errno.EINVAL, errno.EFAULT, err
 MOST_RETRIES = 3
 """Answers RETRY after which a VP does something else."""
 VMM = "VMM"
+TAKES_AWAY = (script.UnmapVma, script.ProtectVma, script.RemoveRegion, script.Begin, script.Invalidate)
+"""Verbs after whose answer the VMM relies on something: that moment is always told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,9 @@ class Run:
                 self._actors.start_soon(self._live)
                 await self._scheduler.run()
                 if self._scheduler.stuck:
-                    self._judge.find(Rule.STUCK, f"still waiting: {', '.join(sorted(self._scheduler.acting))}")
+                    self._judge.find(
+                        Rule.STUCK, f"still waiting: {', '.join(sorted(self._scheduler.acting))}"
+                    )
                 self._actors.cancel_scope.cancel()
         except* Exception as group:  # whatever it is, it is the subject's
             self._judge.find(Rule.BROKE, repr(_first(group)))
@@ -178,8 +182,8 @@ class Run:
                 raise
             self._speak(who, "is told {}", error.name)
         else:
-            if self._scheduler.step != step:
-                self._speak(who, "is answered: {}", type(verb).__name__)
+            if self._scheduler.step != step or isinstance(verb, TAKES_AWAY):
+                self._speak(who, "is answered")
         self._look()
 
     async def _carry_out(self, verb: Verb) -> None:

@@ -148,7 +148,7 @@ class Scheduler:
 
 
 class _InOrder(random.Random):
-    """Trio's coin: what becomes ready together runs in the order of the tasks' age, or the other way round."""
+    """Trio's coin: what becomes ready together runs in the order of the tasks' age, or in the other."""
 
     backwards = False
 

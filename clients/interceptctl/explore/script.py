@@ -209,8 +209,8 @@ class Touch:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """`given` is done before the others start. `refused` are the maps with access that the hypervisor refuses,
-    `failing` its map hypercalls that fail with a status, both counted from 1."""
+    """`given` is done before the others start. `refused` are the maps with access that the hypervisor
+    refuses, `failing` its map hypercalls that fail with a status, both counted from 1."""
 
     given: tuple[Verb, ...]
     vmm: tuple[Verb, ...]

@@ -86,9 +86,7 @@ class Explorer:
 
     async def again(self, schedule: Schedule, story: Story = SILENT) -> Outcomes:
         """Run a schedule by its choices."""
-        return await self._run(
-            schedule.play, Replayed(schedule.trace), story, backwards=schedule.backwards
-        )
+        return await self._run(schedule.play, Replayed(schedule.trace), story, backwards=schedule.backwards)
 
     async def _run(self, play: Script, chooser: Chooser, story: Story, *, backwards: bool) -> Outcomes:
         self.schedules += 1

@@ -75,6 +75,9 @@ class Subject(Protocol):
     def misrecorded(self, gfns: Iterable[int]) -> str | None:
         """Where the subject's own record of what is mapped differs from the SLAT, if it keeps one."""
 
+    def disorder(self) -> str | None:
+        """How the subject's list of regions is not as it must be, if it keeps it in order."""
+
     def remains(self) -> str | None:
         """What is left after `live`, if anything."""
 

@@ -15,7 +15,7 @@ from .report import Counterexample, Explored
 
 def summary(report: Explored) -> RenderableType:
     """All of it: the counterexamples, then the verdict."""
-    stories = [_story(example) for example in report.counterexamples]
+    stories = [story(example) for example in report.counterexamples]
     return Group(*stories, _by_scenario(report), verdict(report))
 
 
@@ -28,7 +28,8 @@ def verdict(report: Explored) -> str:
     return f"{of}, and {rules} rule{'s were' if rules > 1 else ' was'} broken"
 
 
-def _story(example: Counterexample) -> RenderableType:
+def story(example: Counterexample) -> RenderableType:
+    """A counterexample: what was given, what happened, what is wrong with it, how to see it again."""
     names = "; ".join(part for part in (example.invariant, example.hazards) if part)
     head = Text(f"{example.rule} ({names}): {example.sentence}", style="bold")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

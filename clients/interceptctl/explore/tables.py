@@ -65,9 +65,7 @@ def scenarios_table() -> str:
     )
 
 
-def missed_mends(
-    watching: Callable[[str], None], variants: Sequence[Variant] = MENDS_OUT
-) -> list[Missed]:
+def missed_mends(watching: Callable[[str], None], variants: Sequence[Variant] = MENDS_OUT) -> list[Missed]:
     """For each variant the first failure, its schedules taken from all scenarios in turn."""
     missed = []
     for variant in variants:

@@ -159,9 +159,7 @@ class Truth:
 
     def movable(self) -> Iterator[Bar]:
         """The movable regions of which nothing is in doubt."""
-        return (
-            bar for bar in self._regions if bar.kind is RegionKind.MOVABLE and bar not in self._in_doubt
-        )
+        return (bar for bar in self._regions if bar.kind is RegionKind.MOVABLE and bar not in self._in_doubt)
 
     def wrong(self, reached: Reached) -> tuple[Rule, str] | None:
         """Why the guest must not reach this, if it must not."""

@@ -5,7 +5,6 @@ Owns the names and which scenarios each can be put through. Must not know how a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from intercept_protocol.messages import RegionKind
@@ -37,7 +36,5 @@ _WITHOUT = "ours-without-"
 PATCH_V0 = Variant("patch-v0", "the patch as posted on 19 January 2026", PatchV0, _MMIO)
 PATCH_V3 = Variant("patch-v3", "its posting of 11 May 2026", PatchV3, _MMIO)
 OURS = Variant("ours", "the daemon's own core", ours.of(Parts()))
-MENDS_OUT = tuple(
-    Variant(_WITHOUT + name, mend.about, ours.of(mend.parts)) for name, mend in MENDS.items()
-)
+MENDS_OUT = tuple(Variant(_WITHOUT + name, mend.about, ours.of(mend.parts)) for name, mend in MENDS.items())
 VARIANTS = {variant.name: variant for variant in (PATCH_V0, PATCH_V3, OURS, *MENDS_OUT)}

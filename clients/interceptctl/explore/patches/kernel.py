@@ -13,11 +13,10 @@ import trio
 
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Access
+from interceptctl.explore.rules import Rule
+from interceptctl.explore.script import Bar, Pages
+from interceptctl.explore.subject import Stage
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
-
-from ..rules import Rule
-from ..script import Bar, Pages
-from ..subject import Stage
 
 
 class SpinLock:
@@ -87,7 +86,7 @@ class RegionHlist:
     first: DriverRegion | None = None
 
     def add_head(self, region: DriverRegion) -> None:
-        """hlist_add_head: the node's own pointer first, the head's last, so that a reader sees either list."""
+        """hlist_add_head: the node's own pointer first, the head's last, so that readers see either list."""
         region.following, self.first = self.first, region
 
     async def delete(self, region: DriverRegion, stage: Stage) -> None:

@@ -14,14 +14,14 @@ from intercept_protocol.addresses import GfnRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import Remap
 from intercept_protocol.outcomes import Access, Answer
+from interceptctl.explore.judge import EVERYWHERE
+from interceptctl.explore.ports import RecordedHypervisor
+from interceptctl.explore.script import RW, Bar, MapVma, Pages, ProtectVma, Script, Touch
+from interceptctl.explore.subject import Stage, Subject
 from interceptd.hypervisor import HypervisorError
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.mapping import HOST_BACKING, Cache, Frame, Mapping
 
-from ..judge import EVERYWHERE
-from ..ports import RecordedHypervisor
-from ..script import RW, Bar, MapVma, Pages, ProtectVma, Script, Touch
-from ..subject import Stage, Subject
 from .kernel import DriverRegion, Mm, RegionHlist, SpinLock
 
 U64 = 1 << 64
@@ -106,8 +106,7 @@ class RootDriver(Subject):
         self.put(region)
 
     async def begin(self, pages: Pages) -> None:
-        """VFIO disables the memory: the kernel's mmu_notifier_invalidate_range_start, and nobody has subscribed
-        for MMIO."""
+        """VFIO disables the memory: mmu_notifier_invalidate_range_start, and for MMIO nobody subscribed."""
         self.mm.disable(pages)
 
     def end(self, pages: Pages) -> None:
@@ -130,9 +129,7 @@ class RootDriver(Subject):
     async def map_mmio_pages(self, gfn: int, pfn: int, count: int) -> bool:
         """hv_call_map_mmio_pages: always readable, writable and not cached (0x200003), whatever the region's
         flags are; the pfn is not checked but for RAM."""
-        wanted = Mapping(
-            gfn, gfn + count, Frame(HOST_BACKING, pfn % U64), 0, RW, Cache.NOT_CACHED
-        )
+        wanted = Mapping(gfn, gfn + count, Frame(HOST_BACKING, pfn % U64), 0, RW, Cache.NOT_CACHED)
         try:
             await self.hypervisor.map_gpa(wanted)
         except HypervisorError:
@@ -146,15 +143,19 @@ class RootDriver(Subject):
         """The driver keeps no record of what is mapped for MMIO."""
         return None
 
+    def disorder(self) -> str | None:
+        """The list is not kept in any order."""
+        return None
+
     def remains(self) -> str | None:
         return None
 
 
 async def pfn_behind(mm: Mm, page: int) -> int | None:
-    """What both postings do under mmap_lock: follow_pfnmap_start, and if the page is not there fixup_user_fault
-    with FAULT_FLAG_WRITE, whatever the access was, and once more. The pfn is used after follow_pfnmap_end."""
+    """What both postings do under mmap_lock: follow_pfnmap_start, and where the page is not there
+    fixup_user_fault with FAULT_FLAG_WRITE, whatever the access was, and once more. The pfn is used after
+    follow_pfnmap_end."""
     pfn = mm.follow(page)
     if pfn is None and await mm.fixup_user_fault(page, Access.WRITE):
         pfn = mm.follow(page)
     return pfn
-

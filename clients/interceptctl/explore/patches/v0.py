@@ -5,8 +5,9 @@ Owns its steps in their order. Letters and H-numbers are those of the design's l
 
 from __future__ import annotations
 
-from ..rules import Rule
-from ..script import Touch
+from interceptctl.explore.rules import Rule
+from interceptctl.explore.script import Touch
+
 from .kernel import DriverRegion
 from .root_driver import RootDriver, pfn_behind
 
@@ -46,4 +47,6 @@ class PatchV0(RootDriver):
 
     def _use(self, region: DriverRegion) -> None:
         if region.freed:
-            self.stage.find(Rule.FREED, f"{region.bar.name}: start_gfn and nr_pages were read after its last put")
+            self.stage.find(
+                Rule.FREED, f"{region.bar.name}: start_gfn and nr_pages were read after its last put"
+            )

@@ -7,7 +7,8 @@ lacks is a notifier (H3, H4, e, k), and all that the comments name.
 
 from __future__ import annotations
 
-from ..script import Touch
+from interceptctl.explore.script import Touch
+
 from .root_driver import RootDriver, pfn_behind
 
 
