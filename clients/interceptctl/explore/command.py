@@ -67,6 +67,10 @@ def explore_command(
 
     variants = [_one_of(VARIANTS, name, "--variant") for name in names or ("ours",)]
     scenarios = [_one_of(SCENARIOS, name, "--scenario") for name in chosen or SCENARIOS]
+    for variant in variants if chosen else ():
+        for scenario in scenarios:
+            if not variant.applies_to(scenario):
+                raise click.UsageError(f"{variant.name} does not deal with what is in {scenario.name}")
     console = Console(highlight=False, emoji=False, markup=False)
     if only_list:
         _list(console)

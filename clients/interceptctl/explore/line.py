@@ -36,14 +36,14 @@ class Line(Connection):
         self._answered = trio.Event()
         self._closed = False
 
-    async def ask(self, message: bytes) -> Answer:
-        """The guest's end. DRAINING if the line is closed: there is nobody left to decide."""
+    async def ask(self, message: bytes) -> Answer | None:
+        """The guest's end: None if the line is closed before the answer, DRAINING if it was closed before."""
         if self._closed:
             return Answer.DRAINING
         self._message, self._answer, self._answered = message, None, trio.Event()
         self._called.set()
         await self._answered.wait()
-        return self._answer or Answer.DRAINING
+        return self._answer
 
     async def receive_whole(
         self,

@@ -83,7 +83,7 @@ class Ours(Subject):
     def kick(self, vp: int) -> None:
         self._model.partition.kick(vp)
 
-    async def intercept(self, vp: int, touch: Touch) -> Answer:
+    async def intercept(self, vp: int, touch: Touch) -> Answer | None:
         self._touches[vp] = touch
         return await self._lines[vp].ask(_message(touch.gfn, touch.access, translated=touch.translated))
 

@@ -110,7 +110,7 @@ async def _counterexample(
         scenario=failure.scenario,
         seed=failure.seed,
         given=story.given,
-        story=_told([_line(line) for line in story.up_to(finding.step)]),
+        story=told([_line(line) for line in story.up_to(finding.step)]),
         end=finding.how,
         again=f"interceptctl explore --variant {variant.name} --scenario {failure.scenario}"
         f" --seed {failure.seed} --schedules 1",
@@ -125,7 +125,7 @@ def _line(line: Line) -> StoryLine:
     return StoryLine("vmm" if line.side is Side.VMM else "daemon", str(line))
 
 
-def _told(lines: list[StoryLine]) -> list[StoryLine]:
+def told(lines: list[StoryLine]) -> list[StoryLine]:
     """The lines, with what comes again and again told once."""
     for start in (n for n, line in enumerate(lines) if line.text.endswith("intercept")):
         for length in range(1, (len(lines) - start) // 2 + 1):

@@ -277,6 +277,9 @@ class Run:
                 self._intercepts -= 1
                 if not self._intercepts:
                     self._scheduler.timeout = None
+            if answer is None:
+                self._judge.find(Rule.LATE_ANSWER, f"{touch}: never answered")
+                return Answer.DRAINING
             self._judge.forwarded(touch, answer, watch, says_why=self._subject.says_why)
         self._in_time(n, touch, answer, asked_at)
         return answer

@@ -67,7 +67,8 @@ class Subject(Protocol):
 
     def kick(self, vp: int) -> None: ...
 
-    async def intercept(self, vp: int, touch: Touch) -> Answer: ...
+    async def intercept(self, vp: int, touch: Touch) -> Answer | None:
+        """None if the VP is left without an answer."""
 
     def sleeps_with_a_lock(self) -> str | None:
         """The name of a lock that the task at hand holds and must not sleep with."""
