@@ -76,6 +76,19 @@ class Undecided(RegionManager):
         raise RuntimeError("out of order")
 
 
+def test_an_error_while_somebody_is_shielded_does_not_hang_the_exploration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A commit that is under way cannot be cancelled: it must be let go instead."""
+
+    async def gives_up(*_: object) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(ours.Ours, "unmap_vma", gives_up)
+    found = failures(OURS.build, "two-vps-and-an-unmap", 0, 20)
+    assert Rule.BROKE in found
+
+
 def test_an_error_of_the_code_itself_is_a_finding() -> None:
     found = failures(ours.of(Parts(regions=Undecided)), "invalidate-storm", 0, 1)
     assert found[Rule.BROKE].finding.how == "RuntimeError('out of order')"

@@ -147,6 +147,13 @@ class NeverFinishes(RegionManager):
         pass
 
 
+class UnmapsNothing(RegionManager):
+    """Invalidations are acknowledged, and nothing is unmapped."""
+
+    async def _invalidate(self, region: Region, uaddrs: UaddrRange, *, exact: bool) -> None:
+        pass
+
+
 class ForgetsDangling(RegionManager):
     """A pinned region whose memory went is not marked."""
 
@@ -312,6 +319,7 @@ MENDS = {
     "being-mapped-slot": _without(Parts(regions=HidesNothing), HidesNothing),
     "unlink-and-unmap-at-once": _without(Parts(regions=UnlinksFirst), UnlinksFirst),
     "stale-on-remove": _without(Parts(notifier=LeavesAttemptsFresh), LeavesAttemptsFresh),
+    "unmap-on-invalidation": _without(Parts(regions=UnmapsNothing), UnmapsNothing),
     "acknowledge-after-unmap": _without(Parts(notifier=AcknowledgesEarly), AcknowledgesEarly),
     "pending-after-lock": _without(Parts(notifier=TakesBeforeTheLock), TakesBeforeTheLock),
     "disjoint-regions": _without(Parts(regions=AcceptsOverlaps), AcceptsOverlaps),

@@ -68,9 +68,7 @@ class Run:
                 self._actors.start_soon(self._live)
                 await self._scheduler.run()
                 if self._scheduler.stuck:
-                    self._judge.find(
-                        Rule.STUCK, f"still waiting: {', '.join(sorted(self._scheduler.acting))}"
-                    )
+                    self._judge.find(Rule.STUCK, f"still waiting: {', '.join(self._scheduler.stuck)}")
                 self._actors.cancel_scope.cancel()
         except* Exception as group:  # whatever it is, it is the subject's
             self._judge.find(Rule.BROKE, repr(_first(group)))

@@ -67,7 +67,8 @@ class Scheduler:
     ) -> None:
         self.trace: list[str] = []
         self.latest = ""
-        self.stuck = False
+        self.stuck: list[str] = []
+        """The actors that were waiting for each other in the end."""
         self.timeout: float | None = None
         """What the clock may jump by, once, while somebody is in an intercept; None if it may not."""
         self.acting: set[str] = set()
@@ -104,7 +105,8 @@ class Scheduler:
         self._stop.set()
 
         def give_up(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-            del self._stopped[name]
+            if self._stopped.pop(name, None) is None:  # let go already
+                return trio.lowlevel.Abort.FAILED
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(give_up)
@@ -115,14 +117,23 @@ class Scheduler:
         self._stop.set()
 
     async def run(self) -> None:
-        """Let one after the other go until `end`, or until nobody can."""
+        """Let one after the other go until `end`, or until nobody can; then stop nobody any more."""
+        try:
+            await self._until_over()
+        finally:
+            self.acting.clear()
+            for task in self._stopped.values():  # some are shielded, and would stand here for ever
+                trio.lowlevel.reschedule(task)
+            self._stopped.clear()
+
+    async def _until_over(self) -> None:
         while not self._over:
             await wait_all_tasks_blocked()
             self._look()
             if self._stopped:
                 self._release(self._chooser.choose(self._ready(), self.latest))
             elif not self._over and not await self._somebody_stops():
-                self.stuck = True
+                self.stuck = sorted(self.acting)
                 return
 
     def _ready(self) -> list[str]:

@@ -5,13 +5,13 @@ Owns what may be left out, and what counts as shorter. Must not know why it fail
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from .rules import Rule
 from .scheduler import TIME
-from .script import Script
+from .script import Begin, End, Script, Verb
 from .search import Explorer, Failure, Schedule
 
 MOST_RUNS = 1500
@@ -89,7 +89,9 @@ def _smaller_plays(play: Script) -> Iterator[Script]:
         if play.notifiers[n]:
             yield replace(play, notifiers=(*play.notifiers[:n], (), *play.notifiers[n + 1 :]))
     for place in range(len(play.vmm)):
-        yield replace(play, vmm=play.vmm[:place] + play.vmm[place + 1 :])
+        less = play.vmm[:place] + play.vmm[place + 1 :]
+        if _ends_what_it_began(less):
+            yield replace(play, vmm=less)
     for n, touches in enumerate(play.vps):
         for place in range(len(touches)):
             fewer = touches[:place] + touches[place + 1 :]
@@ -97,4 +99,11 @@ def _smaller_plays(play: Script) -> Iterator[Script]:
     for n, verbs in enumerate(play.notifiers):
         for place in range(len(verbs)):
             fewer_verbs = verbs[:place] + verbs[place + 1 :]
-            yield replace(play, notifiers=(*play.notifiers[:n], fewer_verbs, *play.notifiers[n + 1 :]))
+            if _ends_what_it_began(fewer_verbs):
+                yield replace(play, notifiers=(*play.notifiers[:n], fewer_verbs, *play.notifiers[n + 1 :]))
+
+
+def _ends_what_it_began(verbs: Sequence[Verb]) -> bool:
+    begun = [verb.pages for verb in verbs if isinstance(verb, Begin)]
+    ended = [verb.pages for verb in verbs if isinstance(verb, End)]
+    return all(pages in begun for pages in ended)
