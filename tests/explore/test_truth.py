@@ -113,6 +113,15 @@ def test_a_pinned_region_that_lost_memory_is_not_mapped_again(truth: Truth) -> N
     assert rule(truth, at=99) is Rule.DANGLING
 
 
+def test_a_pinned_region_that_is_added_again_has_lost_nothing(truth: Truth) -> None:
+    truth.added(PINNED)
+    with truth.motion(Pages(4, 6)):
+        pass
+    truth.removed(PINNED)
+    truth.added(PINNED)
+    assert rule(truth, at=99) is None
+
+
 def test_rights_that_went_are_not_held_on_to(truth: Truth) -> None:
     truth.added(BAR)
     with truth.motion(ALL):

@@ -107,7 +107,7 @@ class Truth:
         try:
             yield
             self._gone.append(_Gone(pages, self._now(), announced))
-            self._dangling |= {bar: self._now() for bar in shaken}
+            self._dangling |= {bar: self._now() for bar in shaken if bar in self._dangling}
         finally:
             self._moving.remove(pages)
             self._changed()
@@ -134,11 +134,11 @@ class Truth:
 
     def added(self, bar: Bar) -> None:
         self._regions.append(bar)
-        self._dangling.pop(bar, None)
 
     def removed(self, bar: Bar) -> None:
         self._regions.remove(bar)
         self._removed.append((bar, self._now()))
+        self._dangling.pop(bar, None)  # one that is added again is another
 
     # ------------------------------------------------ what may be said of it
 
