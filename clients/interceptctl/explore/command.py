@@ -111,7 +111,7 @@ def _list(console: Console) -> None:
         width = max(len(name) for name, _ in things)
         console.print(f"{title}:")
         for name, about in things:
-            console.print(f"  {name.ljust(width)}  {about}")
+            console.print(f"  {name.ljust(width)}  {about}", soft_wrap=True)
 
 
 def _tables(schedules: int, watching: Callable[[str], None]) -> None:

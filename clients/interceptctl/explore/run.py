@@ -25,6 +25,7 @@ from .scheduler import TIME, Chooser, Scheduler, youngest_first
 from .script import Script, Touch, Verb
 from .story import Side, Story, port_call
 from .subject import Build
+from .verbs import Verbs
 
 EXPECTED_REFUSALS = {errno.EEXIST, errno.ENOENT, errno.EINVAL, errno.EFAULT, errno.ENOMEM}
 """What a VMM may be told when its calls cross, or when the hypervisor was ordered to refuse."""
@@ -59,8 +60,7 @@ class Run:
         self._actors: trio.Nursery | None = None
         self._all_through = trio.Event()
         self._intercepts = 0
-        self._kicked_at: dict[int, float] = {}
-        self._out = [trio.Event() for _ in play.vps]
+        self._verbs = Verbs(self._subject, self._judge, len(play.vps))
 
     async def run(self) -> Outcomes:
         try:
@@ -174,7 +174,7 @@ class Run:
         self._speak(who, "{}", verb)
         step = self._scheduler.step
         try:
-            await self._carry_out(verb)
+            await self._verbs.carry_out(verb)
         except WireError as error:
             if error.number not in EXPECTED_REFUSALS:
                 raise
@@ -184,49 +184,6 @@ class Run:
                 self._speak(who, "is answered")
         self._look()
 
-    async def _carry_out(self, verb: Verb) -> None:
-        truth, subject = self._truth, self._subject
-        match verb:
-            case script.MapVma():
-                await subject.map_vma(verb)
-                truth.mapped(verb.pages, verb.pfn, verb.access)
-            case script.UnmapVma(pages):
-                with truth.motion(pages), self._announcing(verb):
-                    await subject.unmap_vma(pages)
-                    truth.unmapped(pages)
-            case script.ProtectVma(pages, access):
-                with truth.motion(pages), self._announcing(verb):
-                    await subject.protect_vma(verb)
-                    truth.protected(pages, access)
-            case script.AddRegion(bar):
-                with truth.doubt(bar):
-                    await subject.add_region(bar)
-                    truth.added(bar)
-            case script.RemoveRegion(bar):
-                with truth.doubt(bar):
-                    await subject.remove_region(bar)
-                    truth.removed(bar)
-            case script.Begin(pages):
-                with truth.motion(pages), self._announcing(verb):
-                    await subject.begin(pages)
-                    truth.closed(pages)
-            case script.End(pages):
-                truth.opened(pages)
-                subject.end(pages)
-            case script.Invalidate(pages):
-                with truth.motion(pages), self._announcing(verb):
-                    await subject.invalidate(pages)
-            case script.Kick(vp):
-                self._kicked_at[vp] = trio.current_time()
-                subject.kick(vp)
-            case script.AwaitVp(vp):
-                await self._out[vp].wait()
-            case script.Die():
-                raise AssertionError("the dead do nothing")
-
-    def _announcing(self, verb: Verb) -> _Announcing:
-        return _Announcing(self._judge, verb)
-
     # ------------------------------------------------ a guest
 
     async def _vp(self, n: int, name: str, touches: Sequence[Touch]) -> None:
@@ -234,7 +191,7 @@ class Run:
         for touch in touches:
             if not await self._touch(n, name, touch):
                 break
-        self._out[n].set()
+        self._verbs.out[n].set()
         self._through(name)
 
     async def _touch(self, n: int, name: str, touch: Touch) -> bool:
@@ -286,7 +243,7 @@ class Run:
         now = trio.current_time()
         if now - asked_at > TIMEOUT + 0.001:
             self._judge.find(Rule.LATE_ANSWER, f"{touch}: told {answer} after {now - asked_at:.0f} s")
-        kicked_at = self._kicked_at.pop(n, None)
+        kicked_at = self._verbs.kicked_at.pop(n, None)
         if kicked_at is not None and now > max(kicked_at, asked_at) and TIME not in self._scheduler.trace:
             self._judge.find(Rule.LATE_ANSWER, f"{touch}: VP {n} was kicked, and had to wait for a timeout")
 
@@ -297,22 +254,6 @@ class Run:
 
 MOST_RESUMES_FOLLOWED = 20
 """Where a VP that is sent back to the same access gives up: enough is seen by then."""
-
-
-class _Announcing:
-    """From a verb that announces an invalidation to its answer."""
-
-    __slots__ = ("_judge", "_verb")
-
-    def __init__(self, judge: Judge, verb: Verb) -> None:
-        self._judge = judge
-        self._verb = verb
-
-    def __enter__(self) -> None:
-        self._judge.announced(self)
-
-    def __exit__(self, *_: object) -> None:
-        self._judge.acknowledged(self)
 
 
 async def play(
