@@ -32,6 +32,15 @@ def test_something_found_is_status_1_with_its_story_in_two_columns() -> None:
     assert "again: interceptctl explore --variant patch-v3 --scenario bar-move" in result.stdout
 
 
+def test_a_story_tells_the_step_in_which_the_rule_was_broken() -> None:
+    result = run("--variant", "patch-v0", "--scenario", "no-translation", "--schedules", "1", "--json")
+    [example] = json.loads(result.stdout)[0]["counterexamples"]
+    assert [line["text"] for line in example["story"]] == [
+        "VP 0: reads gfn 107: intercept",
+        "VP 0: is told forward",
+    ]
+
+
 def test_a_daemon_is_not_needed_and_the_socket_not_looked_at() -> None:
     arguments = ["--socket", "/nowhere", "explore", "--scenario", "msix-hole", "--schedules", "1"]
     assert CliRunner().invoke(main, arguments).exit_code == 0

@@ -6,7 +6,7 @@ next is the scheduler's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange
 from intercept_protocol.outcomes import Access, Answer, Outcome
@@ -26,14 +26,15 @@ MOST_RESUMES = 17
 
 
 class Judge:
-    """`gfns` are those that are looked at: every place that a script touches, and the edges around it."""
+    """`gfns` are those that are looked at: every place that a script touches, and the edges around it. `step`
+    is the schedule's step under way."""
 
-    def __init__(self, gfns: Sequence[int]) -> None:
+    def __init__(self, gfns: Sequence[int], step: Callable[[], int]) -> None:
         self.gfns = gfns
         self.truth = Truth(lambda: self._moment)
         self.findings: dict[Rule, Finding] = {}
         """The first of each rule."""
-        self.step = 0
+        self._step = step
         self._moment = 0
         self._reached: dict[int, Mapping] = {}
         """As of the last port call."""
@@ -46,13 +47,12 @@ class Judge:
 
     def find(self, rule: Rule, how: str) -> None:
         if rule not in self.findings:
-            self.findings[rule] = Finding(rule, how, self.step)
+            self.findings[rule] = Finding(rule, how, self._step())
 
     # ------------------------------------------------ after each step
 
-    def look(self, subject: Subject, step: int) -> None:
+    def look(self, subject: Subject) -> None:
         """At what is true and what is reached, if either has changed."""
-        self.step = step
         if not self.truth.dirty:
             return
         self.truth.dirty = False

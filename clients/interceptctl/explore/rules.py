@@ -52,7 +52,7 @@ class Rule(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A rule that was broken, and how; `step` is the schedule's step after which it was seen."""
+    """A rule that was broken, and how; `step` is the schedule's step in which it was seen."""
 
     rule: Rule
     how: str

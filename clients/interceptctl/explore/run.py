@@ -50,7 +50,7 @@ class Run:
     def __init__(self, play: Script, build: Build, chooser: Chooser, clock: MockClock, story: Story) -> None:
         self._play = play
         self._story = story
-        self._judge = Judge(_looked_at(play))
+        self._judge = Judge(_looked_at(play), lambda: self._scheduler.step)
         self._truth = self._judge.truth
         self._notifiers = [f"thread {n}" for n in range(len(play.notifiers))]
         self._vps = [f"VP {n}" for n in range(len(play.vps))]
@@ -117,7 +117,7 @@ class Run:
         self._judge.everybody_stands()
 
     def _look(self) -> None:
-        self._judge.look(self._subject, self._scheduler.step)
+        self._judge.look(self._subject)
 
     # ------------------------------------------------ lives
 
