@@ -24,6 +24,7 @@ from . import asking, render
 from .completion import partition_ids
 from .doctor.command import doctor_command
 from .exercise.command import exercise_command
+from .explore.command import explore_command
 from .guest.command import guest_command
 from .policy import policy_command
 from .top.command import top_command
@@ -172,6 +173,7 @@ def _print_json(value: object) -> None:
 
 main.add_command(doctor_command)
 main.add_command(exercise_command)
+main.add_command(explore_command)
 main.add_command(guest_command)
 main.add_command(policy_command)
 main.add_command(top_command)

@@ -1,50 +1,23 @@
-"""A partition of the model setting without sockets: the real parts, joined as the daemon joins them.
+"""The explorer's model partition, whose ports stop at gates that a test holds.
 
-Owns the wiring and short verbs in pages for what a VMM and its VPs do. The ports are recorded and pause where
-a test says so. Must not know what is right.
+Owns the gates. What it wires is the explorer's to know.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 
-import trio
-
-from fakes.model_ports import RecordedAddressSpace, RecordedHypervisor
-from fakes.pauses import Gates, Pauses
-from intercept_protocol import messages
-from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
-from intercept_protocol.messages import (
-    AddressSpaceKind,
-    CreatePartition,
-    HypervisorKind,
-    MmioGranularity,
-    RegionKind,
-    Remap,
-)
-from intercept_protocol.outcomes import Access, Answer
-from interceptd.address_space.declared import DeclaredAddressSpace
-from interceptd.calls import Reply
-from interceptd.descriptor_box import DescriptorBox
+from fakes.pauses import Gates
+from intercept_protocol.messages import Remap
+from interceptctl.explore import model_partition
+from interceptctl.explore.model_partition import RW, TIMEOUT
+from interceptctl.explore.pauses import Pauses
 from interceptd.hypervisor.hv_status import HvStatus
-from interceptd.hypervisor.software import SoftwareHypervisor
-from interceptd.intercept import InterceptPath
-from interceptd.journal import Journal, PartitionJournal
-from interceptd.mmu_notifier import MmuNotifier
-from interceptd.partition import Partition
-from interceptd.peer import Peer
-from interceptd.region_manager import RegionManager
-from interceptd.vmm_session import VmmSession
 
-RW = Access.READ | Access.WRITE
-TIMEOUT = 5.0
-"""Seconds, virtual in tests, that an intercept may take."""
+__all__ = ["RW", "TIMEOUT", "ModelPartition"]
 
 
-class ModelPartition:
-    """Ranges are given as first page and page count, of gfns or of the VMM's pages."""
-
+class ModelPartition(model_partition.ModelPartition):
     def __init__(
         self,
         *,
@@ -55,134 +28,10 @@ class ModelPartition:
         partition_id: int = 1,
     ) -> None:
         self.gates = Gates()
-        self.declared = DeclaredAddressSpace(lambda: vma_limit)
-        self.address_space = RecordedAddressSpace(self.declared, pauses or self.gates)
-        self.software = SoftwareHypervisor(
-            remap=remap, pool_pages=256, pool_limit=lambda: 1 << 20, failing_calls=failing_calls
-        )
-        self.hypervisor = RecordedHypervisor(self.software, pauses or self.gates)
-        self.journal = Journal()
-        journal = PartitionJournal(self.journal, partition_id)
-        self.notifier = MmuNotifier(open_limit=lambda: 64, journal=journal)
-        self.regions = RegionManager(
-            hypervisor=self.hypervisor,
-            notifier=self.notifier,
-            region_limit=lambda: 4096,
-            mapping_limit=lambda: 1 << 20,
-            require_room=lambda: None,
-            mmio_granularity=MmioGranularity.VMA,
-            journal=journal,
-        )
-        self.path = InterceptPath(self.regions, self.address_space, TIMEOUT)
-        self.partition = Partition(
+        super().__init__(
+            pauses=pauses or self.gates,
+            remap=remap,
+            failing_calls=failing_calls,
+            vma_limit=vma_limit,
             partition_id=partition_id,
-            name="model",
-            owner=Peer(pid=1, uid=0, gid=0),
-            request=CreatePartition(
-                address_space=AddressSpaceKind.DECLARED, hypervisor=HypervisorKind.SOFTWARE
-            ),
-            address_space=self.address_space,
-            memory=self.declared,
-            hypervisor=self.hypervisor,
-            link=None,
-            notifier=self.notifier,
-            regions=self.regions,
-            path=self.path,
-            journal=journal,
-            end_timeout=lambda: TIMEOUT,
         )
-        self._session = VmmSession(self.partition, DescriptorBox())
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[ModelPartition]:
-        """With the region manager's task; cancelled at the end."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.regions.run)
-            yield self
-            nursery.cancel_scope.cancel()
-
-    # ------------------------------------------------ what a VMM does
-
-    async def _ask(self, call: messages.VmmCall) -> Reply:
-        result = self._session.answer(call)
-        return await result if isinstance(result, Coroutine) else result
-
-    async def map_vma(
-        self, page: int, page_count: int, pfn: int, access: Access = RW, *, io: bool = False
-    ) -> None:
-        await self._ask(
-            messages.MapVma(
-                start_uaddr=page << PAGE_SHIFT,
-                page_count=page_count,
-                start_pfn=pfn,
-                readable=Access.READ in access,
-                writable=Access.WRITE in access,
-                executable=Access.EXECUTE in access,
-                io=io,
-            )
-        )
-
-    async def unmap_vma(self, page: int, page_count: int) -> None:
-        await self._ask(messages.UnmapVma(start_uaddr=page << PAGE_SHIFT, page_count=page_count))
-
-    async def protect_vma(self, page: int, page_count: int, access: Access) -> None:
-        await self._ask(
-            messages.ProtectVma(
-                start_uaddr=page << PAGE_SHIFT,
-                page_count=page_count,
-                readable=Access.READ in access,
-                writable=Access.WRITE in access,
-                executable=Access.EXECUTE in access,
-            )
-        )
-
-    async def add_region(
-        self,
-        gfn: int,
-        page_count: int,
-        page: int,
-        kind: RegionKind | None = RegionKind.MMIO,
-        access: Access = RW,
-    ) -> RegionKind:
-        """`kind` None is `auto`; returns the kind that it became."""
-        reply = await self._ask(
-            messages.AddRegion(
-                start_gfn=gfn,
-                page_count=page_count,
-                start_uaddr=page << PAGE_SHIFT,
-                kind=kind.value if kind is not None else "auto",
-                writable=Access.WRITE in access,
-                executable=Access.EXECUTE in access,
-            )
-        )
-        assert isinstance(reply, messages.AddRegionReply)
-        return reply.kind
-
-    async def remove_region(self, gfn: int, page_count: int, page: int) -> None:
-        await self._ask(
-            messages.RemoveRegion(start_gfn=gfn, page_count=page_count, start_uaddr=page << PAGE_SHIFT)
-        )
-
-    async def begin(self, page: int, page_count: int) -> None:
-        """An invalidate_begin, from the request to the acknowledgement."""
-        await self.notifier.begin(UaddrRange.of(page, page_count)).done.wait()
-
-    def end(self, page: int, page_count: int) -> None:
-        self.notifier.end(UaddrRange.of(page, page_count))
-
-    async def invalidate(self, page: int, page_count: int) -> None:
-        await self.notifier.invalidate(UaddrRange.of(page, page_count)).done.wait()
-
-    # ------------------------------------------------ what a guest does
-
-    async def fault(self, gfn: int, access: Access = Access.READ) -> Answer:
-        """One intercept, decided as a VP without a kept kick decides it."""
-        return await self.path.settle(gfn, access, lambda: None)
-
-    def pfn(self, gfn: int) -> int | None:
-        """What the guest reaches at `gfn`."""
-        frame = self.hypervisor.frame(gfn)
-        return None if frame is None else frame.page
-
-    def pfns(self, gfn: int, page_count: int) -> list[int | None]:
-        return [self.pfn(page) for page in range(gfn, gfn + page_count)]

@@ -1,4 +1,4 @@
-"""Where a fake port can stop, and who says for how long.
+"""How long a port stops where it can.
 
 Owns the two kinds of pausing: gates that a test holds and opens by name, and pauses that were drawn
 beforehand. Must not know what the ports do.
@@ -8,31 +8,15 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable
-from enum import Enum
 from itertools import cycle
-from typing import Protocol
 
 import trio
+
+from interceptctl.explore.pauses import Asked, Point
 
 GATE_PATIENCE = 600.0
 """Virtual seconds after which a gate opens by itself: a call that is shielded would else keep a test that has
 failed from ending."""
-
-
-class Point(Enum):
-    """A place inside a port call: before the work is done, or after it and before the caller sees it."""
-
-    RESOLVE = "before resolve"
-    RESOLVED = "after resolve"
-    MAP = "before map_gpa"
-    MAPPED = "after map_gpa"
-    UNMAP = "before unmap_gpa"
-    UNMAPPED = "after unmap_gpa"
-
-
-class Pauses(Protocol):
-    async def at(self, point: Point) -> None:
-        """Stop here, or do not."""
 
 
 class Gate:
@@ -72,7 +56,7 @@ class Gates:
         self._held[point].append(gate)
         return gate
 
-    async def at(self, point: Point) -> None:
+    async def at(self, point: Point, asked: Asked) -> None:  # noqa: ARG002 - a gate is a place
         if self._held[point]:
             await self._held[point].popleft().stop()
 
@@ -86,6 +70,6 @@ class DrawnPauses:
     def __init__(self, checkpoints: Iterable[int]) -> None:
         self._checkpoints = cycle(checkpoints)
 
-    async def at(self, point: Point) -> None:  # noqa: ARG002 - the same draw serves every point
+    async def at(self, point: Point, asked: Asked) -> None:  # noqa: ARG002 - a draw serves every point
         for _ in range(next(self._checkpoints)):
             await trio.lowlevel.checkpoint()

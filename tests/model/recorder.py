@@ -12,10 +12,10 @@ from types import TracebackType
 
 import trio
 
-from fakes.pauses import Pauses, Point
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange, PageRange, UaddrRange
 from intercept_protocol.messages import MmioGranularity, Remap
 from intercept_protocol.outcomes import Access, Answer
+from interceptctl.explore.pauses import Pauses, Point
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.attempt import Attempt, Obstacle
 from interceptd.hypervisor import HypervisorCounters

@@ -15,10 +15,11 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from fakes.drawn import pauses, ranges
-from fakes.pauses import DrawnPauses, Point
+from fakes.pauses import DrawnPauses
 from intercept_protocol.addresses import GfnRange, PageRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
+from interceptctl.explore.pauses import Point
 from interceptd.address_space.declared import Vma
 from interceptd.intercept import InterceptPath
 from interceptd.region import Presumption, Region

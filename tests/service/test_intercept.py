@@ -9,12 +9,12 @@ import pytest
 import trio
 
 from fakes.model_partition import TIMEOUT, ModelPartition
-from fakes.pauses import Point
 from fakes.running import Running
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
+from interceptctl.explore.pauses import Point
 from interceptd.address_space import AddressSpace, Asker, Undecided
 from interceptd.intercept import InterceptPath
 from interceptd.mapping import Extent

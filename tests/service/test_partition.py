@@ -15,7 +15,6 @@ from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import TIMEOUT, ModelPartition
 from fakes.model_vp import attached_vp
-from fakes.pauses import Point
 from fakes.raw_peer import RawPeer
 from fakes.running import Running
 from fakes.served import serving
@@ -24,6 +23,7 @@ from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import NOTIFIER_METHODS
 from intercept_protocol.outcomes import Answer
+from interceptctl.explore.pauses import Point
 from interceptd.calls import serve_calls
 from interceptd.config import Limits, Timeouts
 from interceptd.connection import Connection

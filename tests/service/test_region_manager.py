@@ -10,13 +10,13 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import RW, TIMEOUT, ModelPartition
-from fakes.model_ports import Mapped, Unmapped
-from fakes.pauses import Point
 from fakes.running import Running
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer
+from interceptctl.explore.pauses import Point
+from interceptctl.explore.ports import Mapped, Unmapped
 from interceptd.hypervisor import PartitionLost
 from interceptd.intercept import InterceptPath
 from interceptd.journal import Journal

@@ -13,13 +13,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from fakes.drawn import pauses
 from fakes.model_partition import TIMEOUT, ModelPartition
 from fakes.model_vp import attached_vp
-from fakes.pauses import DrawnPauses, Point
+from fakes.pauses import DrawnPauses
 from intercept_protocol import rpc
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.errors import WireError
 from intercept_protocol.hv_message import MessageType, build_memory_intercept
 from intercept_protocol.messages import INTERCEPT_METHOD
 from intercept_protocol.outcomes import Access, Answer
+from interceptctl.explore.pauses import Point
 from interceptd.hypervisor import PartitionLost
 from interceptd.mapping import Mapping
 

@@ -76,6 +76,9 @@ class DeclaredAddressSpace:
         vma = self._vmas.find(page)
         return None if vma is None else vma.io
 
+    def vma_at(self, page: int) -> Vma | None:
+        return self._vmas.find(page)
+
     def map_vma(self, vma: Vma) -> None:
         """Raises EEXIST over another VMA, ENOSPC at the limit."""
         overlapped = self._vmas.overlapping(vma)

@@ -9,10 +9,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fakes.drawn import pauses
 from fakes.model_partition import ModelPartition
-from fakes.pauses import DrawnPauses, Point
+from fakes.pauses import DrawnPauses
 from fakes.running import Running
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Answer
+from interceptctl.explore.pauses import Point
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 

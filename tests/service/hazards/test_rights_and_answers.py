@@ -6,14 +6,14 @@ import pytest
 import trio
 
 from fakes.model_partition import RW, ModelPartition
-from fakes.model_ports import Mapped
 from fakes.model_vp import attached_vp
-from fakes.pauses import Point
 from fakes.running import Running
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.hv_message import MessageType, build_memory_intercept
 from intercept_protocol.messages import INTERCEPT_METHOD, Architecture, RegionKind, Remap
 from intercept_protocol.outcomes import Access, Answer
+from interceptctl.explore.pauses import Point
+from interceptctl.explore.ports import Mapped
 from interceptd.hypervisor.hv_status import HvStatus
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16

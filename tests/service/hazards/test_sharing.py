@@ -7,11 +7,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import RW, ModelPartition
-from fakes.model_ports import Mapped, Unmapped
-from fakes.pauses import Point
 from fakes.running import Running
 from intercept_protocol.messages import MmioGranularity, RegionKind, Remap
 from intercept_protocol.outcomes import Answer
+from interceptctl.explore.pauses import Point
+from interceptctl.explore.ports import Mapped, Unmapped
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 VPS = 8

@@ -8,10 +8,10 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import ModelPartition
-from fakes.pauses import Point
 from fakes.running import Running
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
+from interceptctl.explore.pauses import Point
 from interceptd.region import RegionState
 
 GFN, PAGE, PFN, NEW_PFN, PAGES = 0x100, 0x9000, 0x7000, 0x8000, 16

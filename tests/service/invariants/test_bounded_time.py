@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import trio
 
-from fakes.inspection import inspect
 from fakes.model_partition import TIMEOUT, ModelPartition
-from fakes.pauses import Point
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Answer
+from interceptctl.explore.inspection import misrecorded
+from interceptctl.explore.pauses import Point
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 40
+LOOKED_AT = range(GFN - 1, GFN + PAGES + 1)
 A_CALL = 2.0
 """Virtual seconds of each call: within any deadline of its own."""
 
@@ -48,7 +49,7 @@ async def test_i4_a_fault_with_many_gaps_ends_at_its_deadline_and_keeps_what_is_
         assert await model.fault(GFN + page) in answers
         assert trio.current_time() - started <= TIMEOUT + A_CALL
         mapped = model.hypervisor.counters().mapped_gfns
-        assert (PAGES // 2 < mapped < PAGES, inspect(model)) == (True, [])
+        assert (PAGES // 2 < mapped < PAGES, misrecorded(model, LOOKED_AT)) == (True, None)
 
 
 async def test_i4_a_fault_that_asks_again_is_served_in_the_end() -> None:
@@ -57,7 +58,7 @@ async def test_i4_a_fault_that_asks_again_is_served_in_the_end() -> None:
         await with_gaps(model)
         pauses.slow = True
         while (answer := await model.fault(GFN + PAGES - 1)) is Answer.CONTENDED:
-            assert inspect(model) == []
+            assert misrecorded(model, LOOKED_AT) is None
         assert answer is Answer.MAPPED
         assert model.pfns(GFN, PAGES) == [*range(PFN, PFN + PAGES)]
 
@@ -71,7 +72,7 @@ async def test_i4_what_a_refusal_undoes_ends_at_the_deadline_too() -> None:
         started = trio.current_time()
         assert await model.fault(GFN + PAGES - 1) is Answer.HYPERVISOR_ERROR
         assert trio.current_time() - started <= TIMEOUT + A_CALL
-        assert inspect(model) == []
+        assert misrecorded(model, LOOKED_AT) is None
 
 
 async def test_a_pinned_region_is_mapped_whole_however_long_that_takes() -> None:

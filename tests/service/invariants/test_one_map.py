@@ -11,13 +11,14 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from fakes.drawn import pauses
-from fakes.inspection import inspect
 from fakes.model_partition import ModelPartition
 from fakes.pauses import DrawnPauses
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Answer
+from interceptctl.explore.inspection import misrecorded
 
 PAGES = 16
+LOOKED_AT = range(PAGES + 1)
 kinds = st.sampled_from([RegionKind.MMIO, RegionKind.MOVABLE])
 
 
@@ -39,7 +40,7 @@ def faulted(
             async with trio.open_nursery() as vps:
                 for gfn in gfns:
                     vps.start_soon(vp, gfn)
-            assert inspect(model) == []
+            assert misrecorded(model, LOOKED_AT) is None
 
     with capture_logs():
         trio.run(main, clock=MockClock(autojump_threshold=0))

@@ -1,6 +1,6 @@
 """The two ports of a partition, recorded and able to pause.
 
-Owns the exact list of calls and the refusals that a test orders. What the calls do is left to the real
+Owns the exact list of calls and the refusals that are ordered. What the calls do is left to the real
 implementations inside.
 """
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from fakes.pauses import Pauses, Point
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import AddressSpace, Asker
 from interceptd.hypervisor import Hypervisor, HypervisorCounters, HypervisorError
 from interceptd.mapping import Extent, Frame, Mapping
+
+from .pauses import Pauses, Point
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,10 @@ class RecordedAddressSpace:
         self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
     ) -> Extent | None:
         self.resolved.append(page)
-        await self._pauses.at(Point.RESOLVE)
+        await self._pauses.at(Point.RESOLVE, page)
         extent = await self._inner.resolve(page, window, region, asker)
         self.extents.append(extent)
-        await self._pauses.at(Point.RESOLVED)
+        await self._pauses.at(Point.RESOLVED, extent)
         return extent
 
     async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
@@ -91,22 +92,27 @@ class RecordedHypervisor:
     async def map_gpa(self, mapping: Mapping) -> None:
         pfn = None if mapping.frame is None else mapping.frame.page
         self.events.append(Mapped(mapping.start, mapping.end, pfn, mapping.access))
-        await self._pauses.at(Point.MAP)
+        await self._pauses.at(Point.MAP, mapping)
         self._maps_until_refusal -= 1
         self._maps_with_access += bool(mapping.access)
         ordered = self._maps_until_refusal == 0 or len(self.events) == self.failing_call
         if ordered or (mapping.access and self._maps_with_access in self.refused_maps):
-            raise HypervisorError(self._refused_number, "refused by order of the test")
-        await self._inner.map_gpa(mapping)
-        await self._pauses.at(Point.MAPPED)
+            await self._pauses.at(Point.REFUSED, mapping)
+            raise HypervisorError(self._refused_number, "refused by order")
+        try:
+            await self._inner.map_gpa(mapping)
+        except HypervisorError:
+            await self._pauses.at(Point.REFUSED, mapping)
+            raise
+        await self._pauses.at(Point.MAPPED, mapping)
 
     async def unmap_gpa(self, gfns: GfnRange) -> None:
         self.events.append(Unmapped(gfns.start, gfns.end))
-        await self._pauses.at(Point.UNMAP)
+        await self._pauses.at(Point.UNMAP, gfns)
         if self._refuses_unmaps or len(self.events) == self.failing_call:
-            raise HypervisorError(errno.EIO, "refused by order of the test")
+            raise HypervisorError(errno.EIO, "refused by order")
         await self._inner.unmap_gpa(gfns)
-        await self._pauses.at(Point.UNMAPPED)
+        await self._pauses.at(Point.UNMAPPED, gfns)
 
     def translate(self, gfn: int) -> Mapping | None:
         return self._inner.translate(gfn)

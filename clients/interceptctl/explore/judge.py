@@ -1,0 +1,167 @@
+"""Looks at what the guest reaches, step by step, and says which rules are broken.
+
+Owns the findings of one schedule and the moments of its maps. What is true is the truth's to say; who goes
+next is the scheduler's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from intercept_protocol.addresses import PAGE_LIMIT, GfnRange
+from intercept_protocol.outcomes import Access, Answer, Outcome
+from interceptd.hypervisor.software import SoftwareHypervisor
+from interceptd.mapping import Mapping
+
+from .pauses import Point
+from .rules import Finding, Rule
+from .scheduler import DAEMON
+from .script import Touch, rights
+from .subject import Subject
+from .truth import Reached, Truth, Watch
+
+EVERYWHERE = GfnRange(0, PAGE_LIMIT)
+MOST_RESUMES = 17
+"""Answers RESUME for one access that does not come through: the map, and the 16 that I8 allows."""
+
+
+class Judge:
+    """`gfns` are those that are looked at: every place that a script touches, and the edges around it. `step`
+    is the schedule's step under way."""
+
+    def __init__(self, gfns: Sequence[int], step: Callable[[], int]) -> None:
+        self.gfns = gfns
+        self.truth = Truth(lambda: self._moment)
+        self.findings: dict[Rule, Finding] = {}
+        """The first of each rule."""
+        self._step = step
+        self._moment = 0
+        self._reached: dict[int, Mapping] = {}
+        """As of the last port call."""
+        self._mapped_at: dict[int, int] = {}
+        self._mapped_by: dict[int, str] = {}
+        self._announced: set[object] = set()
+        self._in_this_pass: set[object] | None = None
+        """What was announced when the pass under way made its first call."""
+        self._to_be_served: set[object] = set()
+
+    def find(self, rule: Rule, how: str) -> None:
+        if rule not in self.findings:
+            self.findings[rule] = Finding(rule, how, self._step())
+
+    # ------------------------------------------------ after each step
+
+    def look(self, subject: Subject) -> None:
+        """At what is true and what is reached, if either has changed."""
+        if not self.truth.dirty:
+            return
+        self.truth.dirty = False
+        for gfn, mapping in self._reached.items():
+            frame = mapping.frame_at(gfn)
+            assert frame is not None, "what is reached has a frame"
+            reached = Reached(gfn, frame.page, mapping.access, self._mapped_at[gfn])
+            verdict = self.truth.wrong(reached)
+            if verdict is not None:
+                self.find(*verdict)
+        if (how := subject.misrecorded(self.gfns)) is not None:
+            self.find(Rule.UNKNOWN, how)
+        if (how := subject.disorder()) is not None:
+            self.find(Rule.DISORDER, how)
+        self._look_for_stranded(subject.slat)
+
+    def everybody_stands(self) -> None:
+        """Whoever was to be told has been told by now."""
+        if self._to_be_served & self._announced:
+            self.find(Rule.WAITED, "announced before the pass made its first call, and not served by it")
+        self._to_be_served = set()
+
+    def _look_for_stranded(self, slat: SoftwareHypervisor) -> None:
+        for bar in self.truth.movable():
+            for gfn in self.gfns:
+                if bar.covers(gfn) and slat._slat.entry(gfn) is None:
+                    self.find(Rule.STRANDED, f"gfn {gfn} of {bar.name}")
+
+    # ------------------------------------------------ port calls
+
+    def port(self, point: Point, who: str, mapping: Mapping | None, slat: SoftwareHypervisor) -> None:
+        """A call of the hypervisor is made by `who`, or has done its work; `mapping` is what it is to map."""
+        match point:
+            case Point.MAP:
+                assert mapping is not None
+                self._before_a_map(mapping)
+            case Point.MAPPED | Point.REFUSED | Point.UNMAPPED:
+                self._after_a_change(point, who, mapping, slat)
+        if self._in_this_pass is None and who == DAEMON:
+            self._in_this_pass = set(self._announced)
+
+    def _before_a_map(self, mapping: Mapping) -> None:
+        if mapping.frame is not None and mapping.frame.page + mapping.end - mapping.start > PAGE_LIMIT:
+            self.find(Rule.WRAPPED, f"gfn {mapping.start} is to reach pfn {mapping.frame.page:#x}")
+        if mapping.access:
+            for gfn in self._reached:
+                if mapping.start <= gfn < mapping.end:
+                    self.find(Rule.REMAPPED, f"gfn {gfn}, by a map of gfns {mapping.start}-{mapping.end - 1}")
+
+    def _after_a_change(
+        self, point: Point, who: str, mapping: Mapping | None, slat: SoftwareHypervisor
+    ) -> None:
+        self._moment += 1
+        self.truth.dirty = True
+        reached: dict[int, Mapping] = {}
+        for entry in slat._slat.entries(EVERYWHERE):
+            if entry.access:
+                for gfn in self.gfns:
+                    if entry.start <= gfn < entry.end:
+                        reached[gfn] = entry
+        for gfn in self._reached.keys() - reached.keys():
+            owner = self._mapped_by[gfn]
+            if who != owner and who.startswith("VP") and owner.startswith("VP"):
+                self.find(Rule.UNDONE, f"gfn {gfn}, which {owner} had mapped, was taken away by {who}")
+        if point is Point.MAPPED and mapping is not None and mapping.access:
+            for gfn in reached:
+                if mapping.start <= gfn < mapping.end:
+                    self._mapped_at[gfn] = self._moment
+                    self._mapped_by[gfn] = who
+        self._reached = reached
+
+    # ------------------------------------------------ announcements
+
+    def announced(self, announcement: object) -> None:
+        self._moment += 1
+        self._announced.add(announcement)
+
+    def acknowledged(self, announcement: object) -> None:
+        self._moment += 1
+        self._announced.discard(announcement)
+        if self._in_this_pass is not None and announcement in self._in_this_pass:
+            self._to_be_served, self._in_this_pass = self._in_this_pass, None
+
+    # ------------------------------------------------ answers
+
+    def reaches(self, touch: Touch) -> bool:
+        mapping = self._reached.get(touch.gfn)
+        return mapping is not None and touch.access in mapping.access
+
+    def rights(self, gfn: int) -> Access:
+        mapping = self._reached.get(gfn)
+        return Access.NONE if mapping is None else mapping.access
+
+    def pfn(self, gfn: int) -> int | None:
+        frame = self._reached[gfn].frame_at(gfn) if gfn in self._reached else None
+        return None if frame is None else frame.page
+
+    def answer(self, touch: Touch, answer: Answer) -> None:
+        """At the very instant of the answer, before anyone else runs."""
+        if answer.outcome is Outcome.RESUME and not self.reaches(touch):
+            self.find(
+                Rule.LIED, f"{touch}: told {answer.outcome}, and reaches {rights(self.rights(touch.gfn))}"
+            )
+
+    def forwarded(self, touch: Touch, answer: Answer, watch: Watch, *, says_why: bool) -> None:
+        right = answer in watch.rightly if says_why else watch.rightly or watch.was_going
+        if answer.outcome is Outcome.FORWARD and not right:
+            self.find(Rule.FORWARDED, f"{touch}: told {answer if says_why else 'to emulate it'}")
+
+    def resumed(self, touch: Touch, times: int) -> None:
+        if times > MOST_RESUMES:
+            self.find(Rule.SPUN, f"{touch}: told to go on {times} times running")

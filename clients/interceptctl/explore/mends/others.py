@@ -1,0 +1,145 @@
+"""The other parts with one thing taken out: the notifier, the ports, the intercept path, the VP.
+
+Owns what is taken out. Each class is the daemon's own but for the one behaviour that its docstring names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.outcomes import Access, Answer
+from interceptd.address_space import Asker
+from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.attempt import Attempt
+from interceptd.hypervisor.software import SoftwareHypervisor
+from interceptd.intercept import InterceptPath
+from interceptd.mapping import HOST_BACKING, Extent, Frame, Mapping
+from interceptd.mmu_notifier import Batch, MmuNotifier, OpenInvalidation
+from interceptd.progress_guard import ProgressGuard
+from interceptd.totals import Source
+from interceptd.virtual_processor import VirtualProcessor
+
+
+class LeavesAttemptsFresh(MmuNotifier):
+    """Remove unmaps, and leaves the attempts in the region fresh."""
+
+    def mark_stale(self, uaddrs: UaddrRange) -> None:
+        if self._announcing:
+            super().mark_stale(uaddrs)
+
+    _announcing = False
+
+    def _invalidate(self, uaddrs: UaddrRange, source: Source) -> Batch:
+        self._announcing = True
+        try:
+            return super()._invalidate(uaddrs, source)
+        finally:
+            self._announcing = False
+
+
+class AcknowledgesEarly(MmuNotifier):
+    """What is pending is acknowledged when it is taken, before anything is unmapped."""
+
+    def take(self) -> Batch:
+        batch = super().take()
+        batch.done.set()
+        return batch
+
+
+class TakesBeforeTheLock(MmuNotifier):
+    """The pending set is taken when the doorbell rings, and then the lock is waited for."""
+
+    _early: Batch | None = None
+
+    async def wait_rung(self) -> None:
+        await super().wait_rung()
+        self._early = super().take()
+
+    def take(self) -> Batch:
+        early, self._early = self._early, None
+        return early or super().take()
+
+
+class NeverCutsBack(MmuNotifier):
+    """A window reaches into ranges that are being invalidated."""
+
+    def cut_back(self, uaddrs: UaddrRange, page: int) -> UaddrRange:  # noqa: ARG002
+        return uaddrs
+
+
+class IgnoresOpenRanges(MmuNotifier):
+    """Faults in an open range do not wait for its end."""
+
+    def open_at(self, uaddrs: UaddrRange) -> OpenInvalidation | None:  # noqa: ARG002
+        return None
+
+
+class EndsAllAtOnce(MmuNotifier):
+    """Equal begins are not counted: the first end opens the range."""
+
+    def end(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> None:
+        if uaddrs in self._open:
+            self._open_depth -= self._open[uaddrs].depth - 1
+            self._open[uaddrs].depth = 1
+            super().end(uaddrs, source)
+
+
+class StaysFresh(MmuNotifier):
+    """An invalidation marks no attempt stale."""
+
+    def mark_stale(self, uaddrs: UaddrRange) -> None:
+        pass
+
+
+class Extrapolates(DeclaredAddressSpace):
+    """One frame stands for the whole window, wherever its VMA ends."""
+
+    async def resolve(
+        self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
+    ) -> Extent | None:
+        extent = await super().resolve(page, window, region, asker)
+        if extent is None:
+            return None
+        base = Frame(HOST_BACKING, extent.frame.page + window.start - extent.uaddrs.start)
+        return replace(extent, uaddrs=window, frame=base)
+
+
+class ResolvesUnderTheLock(InterceptPath):
+    """The region lock is held while the address space is asked."""
+
+    async def _try(self, attempt: Attempt) -> Answer | None:
+        async with self._regions._lock:
+            await self._address_space.resolve(
+                attempt.uaddr_page, attempt.window.uaddrs, attempt.region.uaddrs
+            )
+        return await super()._try(attempt)
+
+
+class RollsBackToNothing(SoftwareHypervisor):
+    """A failed map is unmapped, and what it replaced is not put back."""
+
+    def _roll_back(self, done: GfnRange, before: list[Mapping]) -> None:  # noqa: ARG002
+        super()._roll_back(done, [])
+
+
+class _Tireless(ProgressGuard):
+    def answer(self, mapping: Mapping, gfn: int, access: Access) -> Answer:
+        self.reset()
+        return super().answer(mapping, gfn, access)
+
+
+class NeverGivesUp(VirtualProcessor):
+    """No progress guard: the same access is answered RESUME for ever."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        super().__init__(*arguments, **options)  # type: ignore[arg-type] # they are passed on
+        self._guard = _Tireless()
+
+
+class ForgetsKicks(VirtualProcessor):
+    """A kick that finds nothing waiting is lost."""
+
+    def kick(self) -> None:
+        if self._waiting is not None:
+            super().kick()

@@ -1,0 +1,164 @@
+"""The region manager and its list with one thing taken out, one class each.
+
+Owns what is taken out. Each class is the daemon's own but for the one behaviour that its docstring names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.messages import RegionKind
+from intercept_protocol.outcomes import Access, Answer
+from interceptd.attempt import Attempt, Obstacle
+from interceptd.mapping import Extent, Mapping, insert_joined
+from interceptd.mmu_notifier import Window
+from interceptd.region import Region
+from interceptd.region_list import RegionList
+from interceptd.region_manager import RegionManager
+
+
+class CommitsStale(RegionManager):
+    """Commit does not look whether the attempt went stale."""
+
+    async def commit(self, attempt: Attempt, extents: Iterable[Extent]) -> Answer | None:
+        fresh = replace(attempt, window=Window(attempt.window.uaddrs))
+        return await super().commit(fresh, extents)
+
+
+class BelievesStaleNo(RegionManager):
+    """Commit looks for staleness, but a "nothing is there" is believed without."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)  # type: ignore[arg-type] # they are passed on
+        self._real: dict[int, Window] = {}
+
+    def begin(self, gfn: int, access: Access) -> Mapping | Answer | Obstacle | Attempt:
+        step = super().begin(gfn, access)
+        if not isinstance(step, Attempt):
+            return step
+        shown = Window(step.window.uaddrs)
+        self._real[id(shown)] = step.window
+        return replace(step, window=shown)
+
+    async def commit(self, attempt: Attempt, extents: Iterable[Extent]) -> Answer | None:
+        real = self._real.get(id(attempt.window), attempt.window)
+        return await super().commit(replace(attempt, window=real), extents)
+
+    def finish(self, attempt: Attempt) -> None:
+        real = self._real.pop(id(attempt.window), attempt.window)
+        super().finish(replace(attempt, window=real))
+
+
+class MapsTheWhole(RegionManager):
+    """Commit maps all that was resolved, not the gaps alone."""
+
+    def _gaps(self, wanted: Mapping) -> list[Mapping]:
+        return [wanted]
+
+
+class RecordsAfterwards(RegionManager):
+    """The record is made when the call is back; until then nobody knows of it."""
+
+    async def _map(self, region: Region, mapping: Mapping) -> None:  # noqa: ARG002
+        await self._hypervisor.map_gpa(mapping)
+        self._mappings.carve(mapping)
+        insert_joined(self._mappings, mapping)
+
+
+class HidesNothing(RegionManager):
+    """No "being mapped": who faults while the call is out is told what the record says."""
+
+    def _changing(self, gfns: GfnRange) -> AbstractContextManager[None]:  # type: ignore[override] # noqa: ARG002
+        return nullcontext()
+
+
+class UnlinksFirst(RegionManager):
+    """Remove unlinks under one hold of the lock, and unmaps under another."""
+
+    async def remove_exactly(self, gfns: GfnRange, uaddrs: UaddrRange) -> None:
+        async with self._lock:
+            region = self._regions.exactly(gfns, uaddrs)
+            self._regions.remove(region)
+            self._notifier.mark_stale(region.uaddrs)
+        async with self._lock:
+            with self._changing(region.gfns):
+                await self._hypervisor.unmap_gpa(region.gfns)
+                self._mappings.carve(region.gfns)
+
+
+class _FirstAlias(RegionList):
+    def behind(self, uaddrs: UaddrRange) -> Iterator[Region]:
+        return iter(list(super().behind(uaddrs))[:1])
+
+
+class _NoOverlap(RegionList):
+    def _overlapping(self, gfns: GfnRange) -> Region | None:  # noqa: ARG002
+        return None
+
+
+class AcceptsOverlaps(RegionManager):
+    """A region may overlap another."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)  # type: ignore[arg-type] # they are passed on
+        self._regions = _NoOverlap(lambda: 1 << 20)
+
+
+class ForgetsAliases(RegionManager):
+    """An invalidation reaches one of the regions over its memory."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)  # type: ignore[arg-type] # they are passed on
+        self._regions = _FirstAlias(lambda: 1 << 20)
+
+
+class NeverFinishes(RegionManager):
+    """Attempts are not ended."""
+
+    def finish(self, attempt: Attempt) -> None:
+        pass
+
+
+class UnmapsNothing(RegionManager):
+    """Invalidations are acknowledged, and nothing is unmapped."""
+
+    async def _invalidate(self, region: Region, uaddrs: UaddrRange, *, exact: bool) -> None:
+        pass
+
+
+class ForgetsDangling(RegionManager):
+    """A pinned region whose memory went is not marked."""
+
+    async def _invalidate(self, region: Region, uaddrs: UaddrRange, *, exact: bool) -> None:  # noqa: ARG002
+        await super()._invalidate(region, uaddrs, exact=False)
+
+
+class ForgetsNoAccess(RegionManager):
+    """Movable memory that went is unmapped, and not put back to NO_ACCESS."""
+
+    async def _take_away(self, region: Region, gfns: GfnRange) -> None:
+        plain = _of_kind(region, RegionKind.MMIO)
+        await super()._take_away(plain, gfns)
+
+
+def _of_kind(region: Region, kind: RegionKind) -> Region:
+    return Region(region.gfns, region.uaddrs, kind, region.presumption, region.access)
+
+
+class GivesAllRights(RegionManager):
+    """The region's rights are given, whatever the VMA's are."""
+
+    async def commit(self, attempt: Attempt, extents: Iterable[Extent]) -> Answer | None:
+        generous = [replace(extent, access=Access.READ | Access.WRITE) for extent in extents]
+        return await super().commit(attempt, generous)
+
+
+class ForwardsWhenBusy(RegionManager):
+    """What would have to wait is handed to the VMM."""
+
+    def begin(self, gfn: int, access: Access) -> Mapping | Answer | Obstacle | Attempt:
+        step = super().begin(gfn, access)
+        return Answer.UNBACKED if isinstance(step, Obstacle) else step

@@ -1,0 +1,114 @@
+"""The daemon's own core as a subject: a real partition, its region manager, its VPs.
+
+Owns the translation of verbs into the calls that a VMM makes. Must not know what is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from functools import cache, partial
+
+import trio
+
+from intercept_protocol.addresses import PAGE_SHIFT
+from intercept_protocol.hv_message import build_memory_intercept
+from intercept_protocol.messages import Architecture
+from intercept_protocol.outcomes import Access, Answer
+
+from .inspection import disorder, misrecorded
+from .line import WELCOME, Line
+from .model_partition import ModelPartition, Parts
+from .script import Bar, MapVma, Pages, ProtectVma, Script, Touch
+from .subject import Build, Stage, Subject
+
+
+def of(parts: Parts) -> Build:
+    """A subject made of these parts."""
+    return partial(Ours, parts)
+
+
+class Ours(Subject):
+    says_why = True
+
+    def __init__(self, parts: Parts, play: Script, stage: Stage) -> None:
+        self._parts = parts
+        self._stage = stage
+        self._model = ModelPartition(pauses=stage, parts=parts, failing_calls=play.failing)
+        self._model.hypervisor.refused_maps = play.refused
+        self._lines: dict[int, Line] = {}
+        self._touches: dict[int, Touch] = {}
+        self.slat = self._model.software
+
+    async def live(self, vmm: Callable[[], Awaitable[None]]) -> None:
+        await self._model.partition.run(vmm)
+
+    def attach(self, vp: int, judge: Callable[[Touch, Answer], None]) -> None:
+        model = self._model
+        line = Line(lambda answer: judge(self._touches[vp], answer), partial(self._stage.name, f"VP {vp}"))
+        processor = self._parts.processor(
+            vp,
+            line,
+            architecture=Architecture.X86_64,
+            regions=model.regions,
+            path=model.path,
+            answers=model.partition.answers,
+            journal=model.partition.journal,
+        )
+        self._lines[vp] = line
+        model.partition.start_vp(processor, line, WELCOME)
+
+    async def map_vma(self, verb: MapVma) -> None:
+        await self._model.map_vma(verb.pages.start, verb.pages.count, verb.pfn, verb.access)
+
+    async def unmap_vma(self, pages: Pages) -> None:
+        await self._model.unmap_vma(pages.start, pages.count)
+
+    async def protect_vma(self, verb: ProtectVma) -> None:
+        await self._model.protect_vma(verb.pages.start, verb.pages.count, verb.access)
+
+    async def add_region(self, bar: Bar) -> None:
+        await self._model.add_region(bar.gfn, bar.count, bar.page, bar.kind, bar.access)
+
+    async def remove_region(self, bar: Bar) -> None:
+        await self._model.remove_region(bar.gfn, bar.count, bar.page)
+
+    async def begin(self, pages: Pages) -> None:
+        await self._model.begin(pages.start, pages.count)
+
+    def end(self, pages: Pages) -> None:
+        self._model.end(pages.start, pages.count)
+
+    async def invalidate(self, pages: Pages) -> None:
+        await self._model.invalidate(pages.start, pages.count)
+
+    def kick(self, vp: int) -> None:
+        self._model.partition.kick(vp)
+
+    async def intercept(self, vp: int, touch: Touch) -> Answer | None:
+        self._touches[vp] = touch
+        return await self._lines[vp].ask(_message(touch.gfn, touch.access, translated=touch.translated))
+
+    def sleeps_with_a_lock(self) -> str | None:
+        owner = self._model.regions._lock.statistics().owner
+        return "the region lock" if owner is trio.lowlevel.current_task() else None
+
+    def misrecorded(self, gfns: Iterable[int]) -> str | None:
+        return misrecorded(self._model, gfns)
+
+    def disorder(self) -> str | None:
+        return disorder(self._model)
+
+    def remains(self) -> str | None:
+        extents = self._model.hypervisor.counters().slat_extents
+        attempts = len(self._model.notifier._windows)
+        vps = len(self._model.partition.vps)
+        if extents or attempts:
+            return f"{extents} extents in the SLAT, {attempts} attempts, {vps} VPs"
+        return None
+
+
+@cache
+def _message(gfn: int, access: Access, *, translated: bool) -> bytes:
+    """The 256 bytes of an intercept; `translated` ones carry a gva whose translation the gpa is."""
+    gva = 0xFFFF_8000_0000_0000 + (gfn << PAGE_SHIFT) if translated else None
+    return build_memory_intercept(gpa=gfn << PAGE_SHIFT, access=access, gva=gva)

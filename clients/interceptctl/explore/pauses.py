@@ -1,0 +1,32 @@
+"""Where a port can stop, and who says for how long.
+
+Owns the names of the places. Must not know what the ports do.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Protocol
+
+from intercept_protocol.addresses import GfnRange
+from interceptd.mapping import Extent, Mapping
+
+Asked = Mapping | GfnRange | Extent | int | None
+"""What a port call is about: what to map or unmap, which page to resolve, or the answer to that."""
+
+
+class Point(Enum):
+    """A place inside a port call: before the work is done, or after it and before the caller sees it."""
+
+    RESOLVE = "before resolve"
+    RESOLVED = "after resolve"
+    MAP = "before map_gpa"
+    MAPPED = "after map_gpa"
+    REFUSED = "after map_gpa was refused"
+    UNMAP = "before unmap_gpa"
+    UNMAPPED = "after unmap_gpa"
+
+
+class Pauses(Protocol):
+    async def at(self, point: Point, asked: Asked) -> None:
+        """Stop here, or do not."""

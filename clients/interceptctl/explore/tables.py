@@ -1,0 +1,104 @@
+"""The tables of clients/EXPLORE.md: every variant in every scenario, and every mend taken out.
+
+Owns their figures and their Markdown, which a test compares with the page. Must not know how a search goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from .mends import MENDS
+from .rules import Rule
+from .scenarios import SCENARIOS
+from .search import Explorer, Failure, exploring
+from .variants import MENDS_OUT, OURS, PATCH_V0, PATCH_V3, Variant
+
+SCHEDULES = 100
+"""Of each scenario, for a table."""
+MOST_FOR_A_MEND = 10_000
+"""Schedules of all scenarios within which a mend that is taken out must be missed."""
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A mend that is out, and the first failure, if there is one; its `tried` counts all scenarios."""
+
+    variant: Variant
+    failure: Failure | None
+
+
+def variants_table(schedules: int, watching: Callable[[str], None]) -> str:
+    """Scenario by scenario: each rule that is broken, with the number of the first schedule that does."""
+    columns = (PATCH_V0, PATCH_V3, OURS)
+    cells = {variant.name: _cells(variant, schedules, watching) for variant in columns}
+    return _markdown(
+        ["scenario", *(variant.name for variant in columns)],
+        ([f"`{name}`", *(cells[variant.name][name] for variant in columns)] for name in SCENARIOS),
+    )
+
+
+def mends_table(watching: Callable[[str], None]) -> str:
+    """Mend by mend: what its absence is, and how it is found."""
+    rows = []
+    for name, missed in zip(MENDS, missed_mends(watching), strict=True):
+        failure = missed.failure
+        found = (
+            f"none in {MOST_FOR_A_MEND}"
+            if failure is None
+            else f"{failure.finding.rule.name} in `{failure.scenario}` after {failure.tried}"
+        )
+        rows.append([f"`{name}`", missed.variant.about, found])
+    return _markdown(["without", "what that is", "found"], rows)
+
+
+def rules_table() -> str:
+    return _markdown(
+        ["rule", "invariant", "hazards", "what was seen"],
+        ([rule.name, rule.invariant, rule.hazards or "-", rule.sentence] for rule in Rule),
+    )
+
+
+def scenarios_table() -> str:
+    return _markdown(
+        ["scenario", "what happens"], ([f"`{each.name}`", each.about] for each in SCENARIOS.values())
+    )
+
+
+def missed_mends(watching: Callable[[str], None], variants: Sequence[Variant] = MENDS_OUT) -> list[Missed]:
+    """For each variant the first failure, its schedules taken from all scenarios in turn."""
+    missed = []
+    for variant in variants:
+        watching(variant.name)
+        missed.append(Missed(variant, exploring(variant.build, _first_failure)))
+    return missed
+
+
+async def _first_failure(explorer: Explorer) -> Failure | None:
+    while explorer.schedules < MOST_FOR_A_MEND:
+        number = explorer.schedules // len(SCENARIOS)
+        for scenario in SCENARIOS.values():
+            for failure in (await explorer.numbered(scenario, number)).values():
+                return replace(failure, tried=explorer.schedules)
+    return None
+
+
+def _cells(variant: Variant, schedules: int, watching: Callable[[str], None]) -> dict[str, str]:
+    async def search(explorer: Explorer) -> dict[str, str]:
+        cells = {}
+        for scenario in SCENARIOS.values():
+            watching(f"{variant.name}: {scenario.name}")
+            if not variant.applies_to(scenario):
+                cells[scenario.name] = "not applicable"
+                continue
+            failures = await explorer.first_of_each(scenario, 0, schedules)
+            found = ", ".join(f"{rule.name} {failure.tried}" for rule, failure in failures.items())
+            cells[scenario.name] = found or f"none in {schedules}"
+        return cells
+
+    return exploring(variant.build, search)
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,284 @@
+"""What a VMM knows to be true of its memory and its regions, and what follows for the guest.
+
+Owns the reference that every variant is judged by: plain ranges in lists, no locks, no flags of the code's.
+A page whose call is not answered yet is in motion: nothing can be said of it. Must not know how any variant
+works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from intercept_protocol.messages import RegionKind
+from intercept_protocol.outcomes import Access, Answer
+
+from .rules import Rule
+from .script import RW, Bar, Pages, rights
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A VMA: pages, the pfn of the first, the VMA's rights."""
+
+    pages: Pages
+    pfn: int
+    access: Access
+
+    def pfn_of(self, page: int) -> int:
+        return self.pfn + page - self.pages.start
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What the guest reaches at one gfn, and the moment at which it was mapped."""
+
+    gfn: int
+    pfn: int
+    access: Access
+    mapped_at: int
+
+    def __str__(self) -> str:
+        return f"gfn {self.gfn} reaches pfn {self.pfn} {rights(self.access)}"
+
+
+@dataclass(slots=True, eq=False)
+class Watch:
+    """One intercept under way: every FORWARD that was right at some instant since it began, and whether its
+    page was going at one, when a kernel has nothing behind it."""
+
+    gfn: int
+    access: Access
+    rightly: set[Answer] = field(default_factory=set)
+    was_going: bool = False
+
+
+@dataclass(slots=True)
+class _Gone:
+    """Pages that the VMM had back `since` that moment, as it had `announced` at another."""
+
+    pages: Pages
+    since: int
+    announced: int
+
+
+class Truth:
+    """`now` counts moments, for telling what was left from what came too late."""
+
+    def __init__(self, now: Callable[[], int]) -> None:
+        self.dirty = True
+        self._now = now
+        self._memory: list[Memory] = []
+        self._past: list[Memory] = []
+        self._regions: list[Bar] = []
+        self._in_doubt: list[Bar] = []
+        self._dangling: dict[Bar, int] = {}
+        """Pinned regions that lost memory, and when the VMM was told that it is out of reach."""
+        self._removed: list[tuple[Bar, int]] = []
+        self._moving: list[Pages] = []
+        self._closed: list[_Gone] = []
+        self._gone: list[_Gone] = []
+        self._watches: list[Watch] = []
+
+    # ------------------------------------------------ what the VMM does
+
+    def mapped(self, pages: Pages, pfn: int, access: Access) -> None:
+        self._memory.append(Memory(pages, pfn, access))
+        self._changed()
+
+    def unmapped(self, pages: Pages) -> None:
+        self._cut(pages)
+        self._changed()
+
+    def protected(self, pages: Pages, access: Access) -> None:
+        taken = self._cut(pages)
+        self._memory += [Memory(each.pages, each.pfn, access) for each in taken]
+        self._changed()
+
+    @contextmanager
+    def motion(self, pages: Pages) -> Iterator[None]:
+        """From a call that takes these pages away to its answer; by then the VMM has them back."""
+        announced = self._now()
+        self._moving.append(pages)
+        shaken = [bar for bar in (*self._regions, *self._in_doubt) if _is_pinned(bar, pages)]
+        self._dangling |= {bar: 0 for bar in shaken if bar not in self._dangling}
+        self._changed()
+        try:
+            yield
+            self._gone.append(_Gone(pages, self._now(), announced))
+            self._dangling |= {bar: self._now() for bar in shaken if bar in self._dangling}
+        finally:
+            self._moving.remove(pages)
+            self._changed()
+
+    def closed(self, pages: Pages) -> None:
+        """An acknowledged begin: nothing reaches these pages until it is `opened`."""
+        self._closed.append(_Gone(pages, self._now(), self._now()))
+        self._changed()
+
+    def opened(self, pages: Pages) -> None:
+        self._closed.remove(next(each for each in self._closed if each.pages == pages))
+        self._changed()
+
+    @contextmanager
+    def doubt(self, bar: Bar) -> Iterator[None]:
+        """While a call about this region is out."""
+        self._in_doubt.append(bar)
+        self._changed()
+        try:
+            yield
+        finally:
+            self._in_doubt.remove(bar)
+            self._changed()
+
+    def added(self, bar: Bar) -> None:
+        self._regions.append(bar)
+
+    def removed(self, bar: Bar) -> None:
+        self._regions.remove(bar)
+        self._removed.append((bar, self._now()))
+        self._dangling.pop(bar, None)  # one that is added again is another
+
+    # ------------------------------------------------ what may be said of it
+
+    @contextmanager
+    def watching(self, gfn: int, access: Access) -> Iterator[Watch]:
+        watch = Watch(gfn, access)
+        self._watches.append(watch)
+        self._say_what_is_right(watch)
+        try:
+            yield watch
+        finally:
+            self._watches.remove(watch)
+
+    def ends(self) -> None:
+        """The VMM is gone: its regions go with it, nobody says when."""
+        self._in_doubt += self._regions
+        self._changed()
+
+    def movable(self) -> Iterator[Bar]:
+        """The movable regions of which nothing is in doubt."""
+        return (bar for bar in self._regions if bar.kind is RegionKind.MOVABLE and bar not in self._in_doubt)
+
+    def wrong(self, reached: Reached) -> tuple[Rule, str] | None:
+        """Why the guest must not reach this, if it must not."""
+        bars = [bar for bar in (*self._regions, *self._in_doubt) if bar.covers(reached.gfn)]
+        if not bars:
+            return self._outside(reached)
+        verdicts = [self._wrong_in(bar, reached) for bar in bars]
+        return verdicts[0] if all(verdicts) else None
+
+    # ------------------------------------------------ helpers
+
+    def _changed(self) -> None:
+        self.dirty = True
+        for watch in self._watches:
+            self._say_what_is_right(watch)
+
+    def _at(self, page: int) -> Memory | None:
+        for memory in self._memory:
+            if page in memory.pages:
+                return memory
+        return None
+
+    def _cut(self, pages: Pages) -> list[Memory]:
+        """Take these pages out of the VMAs; returns what was taken."""
+        kept: list[Memory] = []
+        taken: list[Memory] = []
+        for memory in self._memory:
+            held = memory.pages
+            start, end = max(held.start, pages.start), min(held.end, pages.end)
+            if start >= end:
+                kept.append(memory)
+                continue
+            taken.append(Memory(Pages(start, end), memory.pfn_of(start), memory.access))
+            if held.start < start:
+                kept.append(Memory(Pages(held.start, start), memory.pfn, memory.access))
+            if end < held.end:
+                kept.append(Memory(Pages(end, held.end), memory.pfn_of(end), memory.access))
+        self._memory = kept
+        self._past += taken
+        return taken
+
+    def _is_moving(self, page: int) -> bool:
+        return any(page in pages for pages in self._moving)
+
+    def _closed_since(self, page: int) -> int | None:
+        return max((each.since for each in self._closed if page in each.pages), default=None)
+
+    def _wrong_in(self, bar: Bar, reached: Reached) -> tuple[Rule, str] | None:
+        page = bar.page_of(reached.gfn)
+        if self._is_moving(page):
+            return None
+        since = self._closed_since(page)
+        if since is not None:
+            return _left_or_late(reached, since), f"{reached}, page {page}, which is being invalidated"
+        memory = self._at(page)
+        if memory is None or memory.pfn_of(page) != reached.pfn:
+            return self._wrong_frame(page, memory, reached)
+        if reached.access & ~_rights(bar, memory.access):
+            return self._excess(bar, page, memory, reached)
+        told = self._dangling.get(bar)
+        if told and reached.mapped_at > told:
+            return Rule.DANGLING, f"{reached}, in {bar.name}, whose memory had gone"
+        if any(page in each.pages and reached.mapped_at < each.announced for each in self._gone):
+            return Rule.LEFT, f"{reached}, page {page}, as it did before the invalidation"
+        return None
+
+    def _wrong_frame(self, page: int, memory: Memory | None, reached: Reached) -> tuple[Rule, str]:
+        if any(page in past.pages and past.pfn_of(page) == reached.pfn for past in self._past):
+            return self._outlived(page, reached), f"{reached}, which page {page} had before and has no more"
+        if memory is None:
+            return Rule.EXTRAPOLATED, f"{reached}, and no VMA is at page {page}"
+        return Rule.WRONG_FRAME, f"{reached}, and page {page} is pfn {memory.pfn_of(page)}"
+
+    def _excess(self, bar: Bar, page: int, memory: Memory, reached: Reached) -> tuple[Rule, str]:
+        given = f"{bar.name} gives {rights(bar.access)} and the VMA {rights(memory.access)}"
+        had = [past for past in self._past if page in past.pages and past.pfn_of(page) == reached.pfn]
+        if any(not reached.access & ~_rights(bar, past.access) for past in had):
+            return self._outlived(page, reached), f"{reached}, and now {given}"
+        return Rule.EXCESS, f"{reached}, and {given}"
+
+    def _outlived(self, page: int, reached: Reached) -> Rule:
+        return _left_or_late(reached, max(each.since for each in self._gone if page in each.pages))
+
+    def _outside(self, reached: Reached) -> tuple[Rule, str]:
+        removed = [(at, bar) for bar, at in self._removed if bar.covers(reached.gfn)]
+        if not removed:
+            return Rule.LATE_REGION, f"{reached}, in no region"
+        at, bar = removed[-1]
+        rule = Rule.LEFT_REGION if reached.mapped_at <= at else Rule.LATE_REGION
+        return rule, f"{reached}, in no region: {bar.name} was removed"
+
+    def _say_what_is_right(self, watch: Watch) -> None:
+        """Every FORWARD that would be right at this instant."""
+        covering = [bar for bar in (*self._regions, *self._in_doubt) if bar.covers(watch.gfn)]
+        if all(bar in self._in_doubt for bar in covering):
+            watch.rightly.add(Answer.NO_REGION)
+        for bar in covering:
+            page = bar.page_of(watch.gfn)
+            memory = self._at(page)
+            if watch.access not in bar.access:
+                watch.rightly.add(Answer.PERMISSION)
+            elif bar in self._dangling:
+                watch.rightly.add(Answer.UNBACKED)
+            elif self._is_moving(page) or self._closed_since(page) is not None:
+                watch.was_going = True
+            elif memory is None:
+                watch.rightly.add(Answer.UNBACKED)
+            elif watch.access not in _rights(bar, memory.access):
+                watch.rightly.add(Answer.PERMISSION)
+
+
+def _left_or_late(reached: Reached, gone_at: int) -> Rule:
+    return Rule.LEFT if reached.mapped_at <= gone_at else Rule.LATE
+
+
+def _is_pinned(bar: Bar, pages: Pages) -> bool:
+    return bar.kind is RegionKind.PINNED and bar.pages.overlaps(pages)
+
+
+def _rights(bar: Bar, vma: Access) -> Access:
+    shared = bar.access & vma & RW
+    return shared | (bar.access & Access.EXECUTE) if Access.READ in shared else shared

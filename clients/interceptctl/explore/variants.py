@@ -1,0 +1,40 @@
+"""What can be explored, by name.
+
+Owns the names and which scenarios each can be put through. Must not know how a search goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intercept_protocol.messages import RegionKind
+
+from . import ours
+from .mends import MENDS
+from .model_partition import Parts
+from .patches.v0 import PatchV0
+from .patches.v3 import PatchV3
+from .scenarios import Scenario
+from .subject import Build
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`kinds` are the regions that it deals with."""
+
+    name: str
+    about: str
+    build: Build
+    kinds: frozenset[RegionKind] = frozenset(RegionKind)
+
+    def applies_to(self, scenario: Scenario) -> bool:
+        return scenario.kinds <= self.kinds
+
+
+_MMIO = frozenset({RegionKind.MMIO})
+_WITHOUT = "ours-without-"
+PATCH_V0 = Variant("patch-v0", "the patch as posted on 19 January 2026", PatchV0, _MMIO)
+PATCH_V3 = Variant("patch-v3", "its posting of 11 May 2026", PatchV3, _MMIO)
+OURS = Variant("ours", "the daemon's own core", ours.of(Parts()))
+MENDS_OUT = tuple(Variant(_WITHOUT + name, mend.about, ours.of(mend.parts)) for name, mend in MENDS.items())
+VARIANTS = {variant.name: variant for variant in (PATCH_V0, PATCH_V3, OURS, *MENDS_OUT)}

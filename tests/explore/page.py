@@ -1,0 +1,65 @@
+"""The generated parts of clients/EXPLORE.md, by the name in their comments.
+
+Owns finding them in the page. `python tests/explore/page.py` writes them anew.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from interceptctl.explore import tables
+from interceptctl.explore.report import explored
+from interceptctl.explore.scenarios import SCENARIOS
+from interceptctl.explore.summary import story
+from interceptctl.explore.variants import PATCH_V3
+
+PAGE = Path(__file__).parents[2] / "clients" / "EXPLORE.md"
+
+
+def part(name: str) -> str:
+    """What stands between the comments of that name."""
+    found = re.search(_between(name), PAGE.read_text(), re.DOTALL)
+    assert found is not None, f"{PAGE} has no part {name}"
+    return found[1].strip()
+
+
+def told_story() -> str:
+    """The missing notifier, as the command tells it on a terminal of 100 columns."""
+    scenario = SCENARIOS["two-vps-and-an-unmap"]
+    report = explored(PATCH_V3, [scenario], seed=0, schedules=20, watching=lambda _: None)
+    [left] = [each for each in report.counterexamples if each.rule == "LEFT"]
+    console = Console(width=100, color_system=None, highlight=False, markup=False, emoji=False)
+    with console.capture() as capture:
+        console.print(story(left))
+    lines = (line.rstrip() for line in capture.get().rstrip().splitlines())
+    return "\n".join(["```", *lines, "```"])
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "story": told_story,
+    "rules": tables.rules_table,
+    "scenarios": tables.scenarios_table,
+    "variants": lambda: tables.variants_table(tables.SCHEDULES, lambda _: None),
+    "mends": lambda: tables.mends_table(lambda _: None),
+}
+
+
+def _between(name: str) -> str:
+    return f"<!-- {name} -->\n(.*?)<!-- /{name} -->"
+
+
+def main() -> None:
+    text = PAGE.read_text()
+    for name, make in PARTS.items():
+        made = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
+        text = re.sub(_between(name), lambda _, made=made: made, text, flags=re.DOTALL)
+    PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""The daemon's own core under drawn schedules: no rule is broken, and what must be found is found.
+
+The mends that are taken out one at a time are a table of clients/EXPLORE.md, which `test_page` runs.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import trio
+
+from interceptctl.explore import ours
+from interceptctl.explore.model_partition import Parts
+from interceptctl.explore.rules import Rule
+from interceptctl.explore.scenarios import SCENARIOS
+from interceptctl.explore.search import Explorer, Failure, exploring
+from interceptctl.explore.subject import Build
+from interceptctl.explore.variants import OURS
+from interceptd.intercept import InterceptPath
+from interceptd.region_manager import RegionManager
+
+UNTABLED = 1000
+"""A schedule number behind those of the page's tables."""
+
+
+def failures(build: Build, scenario: str, seed: int, schedules: int) -> dict[Rule, Failure]:
+    async def search(explorer: Explorer) -> dict[Rule, Failure]:
+        return await explorer.first_of_each(SCENARIOS[scenario], seed, schedules)
+
+    return exploring(build, search)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_the_core_breaks_no_rule(scenario: str) -> None:
+    assert failures(OURS.build, scenario, UNTABLED, 15) == {}
+
+
+def test_i10_a_change_that_is_not_shielded_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jump of the clock cancels a commit in the middle of its map."""
+
+    def unshielded(*, shield: bool) -> trio.CancelScope:
+        assert shield
+        return trio.CancelScope()
+
+    unshielding = SimpleNamespace(
+        CancelScope=unshielded, Lock=trio.Lock, Event=trio.Event, lowlevel=trio.lowlevel
+    )
+    monkeypatch.setattr("interceptd.region_manager.trio", unshielding)
+    found = failures(OURS.build, "two-vps-and-an-unmap", 0, 300)
+    assert Rule.UNKNOWN in found
+
+
+class WaitsForEver(InterceptPath):
+    async def settle(self, *_: object) -> object:  # type: ignore[override]
+        return await trio.sleep_forever()
+
+
+def test_i4_actors_that_wait_for_each_other_for_ever_are_found() -> None:
+    found = failures(ours.of(Parts(path=WaitsForEver)), "no-translation", 0, 1)
+    assert found[Rule.STUCK].finding.how == "still waiting: VP 0"
+
+
+class Overworked(InterceptPath):
+    async def settle(self, *_: object) -> object:  # type: ignore[override]
+        raise RuntimeError("out of order")
+
+
+def test_i4_a_vp_that_is_left_without_an_answer_is_found() -> None:
+    found = failures(ours.of(Parts(path=Overworked)), "no-translation", 0, 1)
+    assert found[Rule.LATE_ANSWER].finding.how.endswith("never answered")
+
+
+class Undecided(RegionManager):
+    async def serve_pending(self) -> None:
+        raise RuntimeError("out of order")
+
+
+def test_an_error_while_somebody_is_shielded_does_not_hang_the_exploration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A commit that is under way cannot be cancelled: it must be let go instead."""
+
+    async def gives_up(*_: object) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(ours.Ours, "unmap_vma", gives_up)
+    found = failures(OURS.build, "two-vps-and-an-unmap", 0, 20)
+    assert Rule.BROKE in found
+
+
+def test_an_error_of_the_code_itself_is_a_finding() -> None:
+    found = failures(ours.of(Parts(regions=Undecided)), "invalidate-storm", 0, 1)
+    assert found[Rule.BROKE].finding.how == "RuntimeError('out of order')"

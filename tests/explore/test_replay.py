@@ -1,0 +1,84 @@
+"""A schedule is its number, or its choices: run again it does the same."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+import trio._core._run as trio_run
+
+from interceptctl.explore.report import Explored, StoryLine, explored, told
+from interceptctl.explore.rules import Rule
+from interceptctl.explore.scenarios import SCENARIOS
+from interceptctl.explore.search import Explorer, Failure, exploring
+from interceptctl.explore.shrink import shortest
+from interceptctl.explore.variants import PATCH_V0, PATCH_V3, VARIANTS, Variant
+
+UNMAP = SCENARIOS["two-vps-and-an-unmap"]
+RARE = VARIANTS["ours-without-being-mapped-slot"]
+
+
+def first_failures(variant: Variant) -> dict[Rule, Failure]:
+    async def search(explorer: Explorer) -> dict[Rule, Failure]:
+        return await explorer.first_of_each(UNMAP, 0, 20)
+
+    return exploring(variant.build, search)
+
+
+def report(seed: int, schedules: int) -> Explored:
+    return explored(PATCH_V3, [UNMAP], seed=seed, schedules=schedules, watching=lambda _: None)
+
+
+@pytest.mark.parametrize("variant", [PATCH_V0, RARE], ids=lambda variant: variant.name)
+def test_the_same_numbers_find_the_same_failures_by_the_same_choices(variant: Variant) -> None:
+    assert first_failures(variant) == first_failures(variant)
+
+
+def test_a_failure_is_found_again_by_its_choices() -> None:
+    async def again(explorer: Explorer) -> tuple[object, object]:
+        failure = (await explorer.first_of_each(UNMAP, 0, 20))[Rule.LEFT]
+        outcomes = await explorer.again(failure.schedule)
+        return failure.finding, outcomes.findings[Rule.LEFT]
+
+    found, found_again = exploring(PATCH_V3.build, again)
+    assert found == found_again
+
+
+def test_a_shortened_failure_breaks_the_same_rule_in_fewer_steps() -> None:
+    async def both(explorer: Explorer) -> tuple[Failure, Failure]:
+        failure = (await explorer.first_of_each(UNMAP, 0, 20))[Rule.LEFT]
+        return failure, await shortest(explorer, failure)
+
+    found, short = exploring(PATCH_V3.build, both)
+    assert short.finding.rule is Rule.LEFT
+    assert len(short.schedule.trace) < len(found.schedule.trace)
+
+
+def test_the_same_seed_tells_the_same_stories() -> None:
+    assert report(0, 10) == report(0, 10)
+
+
+def test_a_story_is_told_again_by_the_seed_that_it_names() -> None:
+    [left] = [each for each in report(0, 20).counterexamples if each.rule == "LEFT"]
+    [again] = [each for each in report(left.seed, 1).counterexamples if each.rule == "LEFT"]
+    assert again == left
+
+
+def test_what_comes_again_and_again_is_told_once() -> None:
+    block = [StoryLine("vmm", "VP 0: reads gfn 1: intercept"), StoryLine("daemon", "VP 0: has mapped gfn 1")]
+    end = StoryLine("vmm", "VP 0: is told fail")
+    assert told([*block * 9, end]) == [*block, StoryLine("vmm", "... the last 2 lines, 8 times more"), end]
+
+
+def test_after_an_exploration_trio_orders_tasks_as_before() -> None:
+    before = trio_run._ALLOW_DETERMINISTIC_SCHEDULING, trio_run._r
+    first_failures(PATCH_V3)
+    assert (trio_run._ALLOW_DETERMINISTIC_SCHEDULING, trio_run._r) == before
+    assert isinstance(trio_run._r, random.Random)
+
+
+def test_trio_still_has_the_switch_that_makes_it_deterministic() -> None:
+    """There is no public one: another version of trio must be looked at before it is taken."""
+    assert trio.__version__.split(".")[0] == "0"
+    assert isinstance(trio_run._ALLOW_DETERMINISTIC_SCHEDULING, bool)

@@ -1,0 +1,155 @@
+"""The reference model: what may be said of a reached page, and of a forwarded access."""
+
+from __future__ import annotations
+
+import pytest
+
+from intercept_protocol.messages import RegionKind
+from intercept_protocol.outcomes import Access, Answer
+from interceptctl.explore.rules import Rule
+from interceptctl.explore.script import RW, Bar, Pages
+from interceptctl.explore.truth import Reached, Truth
+
+ALL = Pages(0, 16)
+BAR = Bar("BAR", gfn=100, count=16, page=0)
+PINNED = Bar("RAM", gfn=100, count=16, page=0, kind=RegionKind.PINNED)
+PFN = 1000
+
+
+class Clock:
+    moment = 0
+
+    def __call__(self) -> int:
+        self.moment += 1
+        return self.moment
+
+
+@pytest.fixture
+def truth() -> Truth:
+    made = Truth(Clock())
+    made.mapped(ALL, PFN, RW)
+    return made
+
+
+def rule(truth: Truth, gfn: int = 105, pfn: int = PFN + 5, access: Access = RW, at: int = 0) -> Rule | None:
+    verdict = truth.wrong(Reached(gfn, pfn, access, at))
+    return None if verdict is None else verdict[0]
+
+
+def test_a_page_at_the_frame_of_its_own_uaddr_is_right(truth: Truth) -> None:
+    truth.added(BAR)
+    assert rule(truth) is None
+
+
+def test_a_page_at_another_frame_is_wrong(truth: Truth) -> None:
+    truth.added(BAR)
+    assert rule(truth, pfn=PFN + 6) is Rule.WRONG_FRAME
+
+
+def test_a_page_without_a_vma_is_extrapolated(truth: Truth) -> None:
+    truth.added(Bar("long", 100, 20, 0))
+    assert rule(truth, gfn=118, pfn=PFN + 18) is Rule.EXTRAPOLATED
+
+
+def test_rights_beyond_the_vmas_are_excess(truth: Truth) -> None:
+    truth.added(BAR)
+    assert rule(truth, access=RW | Access.EXECUTE) is Rule.EXCESS
+
+
+def test_nothing_is_said_of_a_page_in_motion(truth: Truth) -> None:
+    truth.added(BAR)
+    with truth.motion(ALL):
+        assert rule(truth, pfn=1) is None
+
+
+def test_what_was_mapped_before_memory_went_was_left(truth: Truth) -> None:
+    truth.added(BAR)
+    with truth.motion(ALL):
+        truth.unmapped(ALL)
+    assert rule(truth, at=0) is Rule.LEFT
+
+
+def test_what_was_mapped_after_memory_went_came_late(truth: Truth) -> None:
+    truth.added(BAR)
+    with truth.motion(ALL):
+        truth.unmapped(ALL)
+    assert rule(truth, at=99) is Rule.LATE
+
+
+def test_what_survives_an_invalidation_unchanged_was_left(truth: Truth) -> None:
+    """The frame is the same: the entry is not, if it was taken away and made anew."""
+    truth.added(BAR)
+    with truth.motion(ALL):
+        pass
+    assert (rule(truth, at=0), rule(truth, at=99)) == (Rule.LEFT, None)
+
+
+def test_nothing_reaches_a_range_between_begin_and_end(truth: Truth) -> None:
+    truth.added(BAR)
+    truth.closed(Pages(4, 8))
+    inside = rule(truth, at=99)
+    truth.opened(Pages(4, 8))
+    assert (inside, rule(truth, at=99)) == (Rule.LATE, None)
+
+
+def test_equal_ranges_that_are_closed_twice_are_opened_twice(truth: Truth) -> None:
+    truth.added(BAR)
+    truth.closed(ALL)
+    truth.closed(ALL)
+    truth.opened(ALL)
+    assert rule(truth, at=99) is Rule.LATE
+
+
+def test_a_mapping_of_a_removed_region_was_left_or_came_late(truth: Truth) -> None:
+    truth.added(BAR)
+    truth.removed(BAR)
+    assert (rule(truth, at=0), rule(truth, at=99)) == (Rule.LEFT_REGION, Rule.LATE_REGION)
+
+
+def test_a_pinned_region_that_lost_memory_is_not_mapped_again(truth: Truth) -> None:
+    truth.added(PINNED)
+    with truth.motion(Pages(4, 6)):
+        pass
+    assert rule(truth, at=99) is Rule.DANGLING
+
+
+def test_a_pinned_region_that_is_added_again_has_lost_nothing(truth: Truth) -> None:
+    truth.added(PINNED)
+    with truth.motion(Pages(4, 6)):
+        pass
+    truth.removed(PINNED)
+    truth.added(PINNED)
+    assert rule(truth, at=99) is None
+
+
+def test_rights_that_went_are_not_held_on_to(truth: Truth) -> None:
+    truth.added(BAR)
+    with truth.motion(ALL):
+        truth.protected(ALL, Access.READ)
+    assert (rule(truth, at=0), rule(truth, at=99)) == (Rule.LEFT, Rule.LATE)
+
+
+@pytest.mark.parametrize(
+    ("gfn", "access", "rightly"),
+    [
+        (50, Access.READ, {Answer.NO_REGION}),
+        (105, Access.READ, set()),
+        (105, Access.EXECUTE, {Answer.PERMISSION}),
+        (118, Access.READ, {Answer.UNBACKED}),
+    ],
+)
+def test_a_forward_is_right_only_for_its_reason(
+    truth: Truth, gfn: int, access: Access, rightly: set[Answer]
+) -> None:
+    truth.added(Bar("long", 100, 20, 0))
+    with truth.watching(gfn, access) as watch:
+        assert watch.rightly == rightly
+
+
+def test_a_forward_that_was_right_at_some_instant_of_the_intercept_is_right(truth: Truth) -> None:
+    truth.added(BAR)
+    with truth.watching(105, Access.READ) as watch:
+        with truth.motion(ALL):
+            truth.unmapped(ALL)
+        truth.mapped(ALL, 2000, RW)
+        assert watch.rightly == {Answer.UNBACKED}
