@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from fakes.daemon_process import DaemonProcess, StartDaemon, clean_environment
+from fakes.eventually import eventually
 from fakes.raw_client import RawConnection, pack
 from fakes.raw_vmm import UADDR, WHOLE_MEMORY, RawVmm
 from fakes.witness import Witness
