@@ -41,8 +41,10 @@ CORE = (
 )
 TESTS = (
     "tests/service/hazards",
+    "tests/service/invariants/test_bounded_time.py",
     "tests/service/invariants/test_cancellation.py",
     "tests/service/test_declared_address_space.py",
+    "tests/service/test_facts.py",
     "tests/service/test_intercept.py",
     "tests/service/test_interval_index.py",
     "tests/service/test_journal.py",
@@ -62,6 +64,7 @@ TESTS = (
     "tests/service/test_slat.py",
     "tests/service/test_software_hypervisor.py",
     "tests/service/test_tenants.py",
+    "tests/service/test_totals.py",
     "tests/service/test_turns.py",
     "tests/service/test_virtual_processor.py",
     "--deselect=tests/service/hazards/test_extents.py::"
