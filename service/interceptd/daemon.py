@@ -142,17 +142,17 @@ class Daemon:
     def daemon_statistics(self) -> messages.DaemonStatistics:
         partitions, totals = list(self.partitions), self.partitions.totals()
         vps = sum(len(partition.vps) for partition in partitions)
-        reception = self.reception
+        admission = self.reception.admission
         return messages.DaemonStatistics(
             uptime_ms=int((time.monotonic() - self._started_at) * 1000),
             partitions=len(partitions),
             vps=vps,
-            connections=reception.connections,
-            connections_without_hello=reception.without_hello,
+            connections=admission.connections,
+            connections_without_hello=admission.without_hello,
             tasks=trio.lowlevel.current_statistics().tasks_living,
             partitions_created=self.partitions.created,
             partitions_lost=self.partitions.lost,
-            connections_refused=reception.refusals.total(),
+            connections_refused=admission.refusals.total(),
             intercepts=by_outcome(totals.answers),
             invalidations=totals.invalidations.total(),
             latency=totals.intercepts.buckets,
