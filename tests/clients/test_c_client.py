@@ -261,3 +261,4 @@ def test_the_header_may_be_included_in_several_files_of_a_program(binaries: Path
         (tmp_path / name).write_text(f'#include "intercept_client.h"\n{text}\n')
     command = ["gcc", *STRICT, f"-I{HEADER}", "-o", tmp_path / "both", tmp_path / "a.c", tmp_path / "b.c"]
     subprocess.run(command, check=True, timeout=PATIENCE)
+    assert run(tmp_path / "both") == []

@@ -43,9 +43,7 @@ def test_i10_a_change_that_is_not_shielded_is_found(monkeypatch: pytest.MonkeyPa
         assert shield
         return trio.CancelScope()
 
-    unshielding = SimpleNamespace(
-        CancelScope=unshielded, Lock=trio.Lock, Event=trio.Event, lowlevel=trio.lowlevel
-    )
+    unshielding = SimpleNamespace(**{**vars(trio), "CancelScope": unshielded})
     monkeypatch.setattr("interceptd.region_manager.trio", unshielding)
     found = failures(OURS.build, "two-vps-and-an-unmap", 0, 300)
     assert Rule.UNKNOWN in found

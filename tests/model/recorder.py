@@ -234,10 +234,10 @@ class RecordedMemory:
         return self._recorder.declared.vma_count
 
     async def resolve(self, page: int, window: UaddrRange, region: UaddrRange) -> Extent | None:
-        await self._pauses.at(Point.RESOLVE)
+        await self._pauses.at(Point.RESOLVE, page)
         extent = await self._recorder.declared.resolve(page, window, region)
         self._recorder.took("resolve", found=0 if extent is None else mask(extent.uaddrs))
-        await self._pauses.at(Point.RESOLVED)
+        await self._pauses.at(Point.RESOLVED, extent)
         return extent
 
     async def is_io(self, page: int) -> bool | None:
@@ -257,20 +257,20 @@ class _Hypervisor:
             recorder.took("commit")
             recorder.mapping.add(vp)
         recorder.took("map", pages=mask(mapping.gfns, GFN))
-        await self._pauses.at(Point.MAP)
+        await self._pauses.at(Point.MAP, mapping)
         await recorder.software.map_gpa(mapping)
         recorder.took("mapped")
-        await self._pauses.at(Point.MAPPED)
+        await self._pauses.at(Point.MAPPED, mapping)
         recorder.took("map_is_back")
 
     async def unmap_gpa(self, gfns: GfnRange) -> None:
         recorder, (actor, _) = self._recorder, WHO.get()
         out, done = ("take_away", "taken_away") if actor is Actor.MANAGER else ("unmap", "unmapped")
         recorder.took(out, pages=mask(gfns, GFN))
-        await self._pauses.at(Point.UNMAP)
+        await self._pauses.at(Point.UNMAP, gfns)
         await recorder.software.unmap_gpa(gfns)
         recorder.took(done)
-        await self._pauses.at(Point.UNMAPPED)
+        await self._pauses.at(Point.UNMAPPED, gfns)
         recorder.took(f"{out}_is_back")
 
     def translate(self, gfn: int) -> Mapped | None:

@@ -145,7 +145,7 @@ class _Run:
         await act(*args)
 
     async def _step(self) -> None:
-        await self._pauses.at(Point.RESOLVE)
+        await self._pauses.at(Point.RESOLVE, None)
 
     async def _vmm(self) -> None:
         regions = self.recorder.regions

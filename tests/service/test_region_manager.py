@@ -199,7 +199,7 @@ async def test_a_refused_map_is_logged_with_its_region_and_why(model: ModelParti
             "event": "map_refused",
             "log_level": "warning",
             "region": "[0x100, 0x110)",
-            "error": "refused by order of the test",
+            "error": "refused by order",
         }
     ]
 

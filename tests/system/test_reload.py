@@ -87,7 +87,7 @@ def test_a_lower_log_level_logs_more_at_once(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     reload(daemon, 'log.level = "debug"')
     RawConnection(daemon.socket).close()
-    daemon.wait_event("connection_gone")
+    eventually(lambda: "connection_gone" in daemon.events(), True)
 
 
 def test_a_higher_log_level_logs_less_at_once(start_daemon: StartDaemon) -> None:

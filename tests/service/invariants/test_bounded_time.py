@@ -9,7 +9,7 @@ from fakes.model_partition import TIMEOUT, ModelPartition
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Answer
 from interceptctl.explore.inspection import misrecorded
-from interceptctl.explore.pauses import Point
+from interceptctl.explore.pauses import Asked, Point
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 40
 LOOKED_AT = range(GFN - 1, GFN + PAGES + 1)
@@ -22,7 +22,7 @@ class SlowCalls:
 
     slow = False
 
-    async def at(self, point: Point) -> None:
+    async def at(self, point: Point, asked: Asked) -> None:  # noqa: ARG002 - all are slow alike
         if self.slow and point in {Point.MAP, Point.UNMAP}:
             await trio.sleep(A_CALL)
 
