@@ -119,6 +119,15 @@ def operator(server: Server) -> Iterator[RawConnection]:
 
 
 @pytest.fixture
+def listener(server: Server, operator: RawConnection) -> Iterator[RawConnection]:  # noqa: ARG001 - skips
+    """A second operator, so that the first can go on asking."""
+    assert server.operator_socket is not None
+    with RawConnection(server.operator_socket) as listener:
+        listener.say_hello("operator")
+        yield listener
+
+
+@pytest.fixture
 def hello(connect: Callable[[], RawConnection]) -> dict[str, Any]:
     """What the server says of itself."""
     answer: dict[str, Any] = connect().say_hello("vmm")

@@ -19,10 +19,12 @@ from conformance.wire import PATIENCE
 COMMAND: Final = Path(sys.executable).with_name("interceptd")
 CONFIGURATION: Final = """
 [limits]
+connections_per_uid = 64
+control_requests_per_second = 2000
 connections_without_hello = 24
 partitions_per_uid = 12
 vmms_per_uid = 16
-vps_per_partition = 32
+vps_per_partition = 80
 notifiers_per_partition = 6
 regions_per_partition = 300
 mappings_per_partition = 300

@@ -10,9 +10,9 @@ from conformance.statements import statement
 from conformance.wire import READ, RawConnection, intercept_message, request
 
 
-@statement("O-5", "V-3")
+@statement("O-5", "O-13", "V-3")
 def test_a_drain_answers_what_is_in_flight_ends_the_partitions_and_the_server(
-    server: Server, vmm: RawVmm, operator: RawConnection
+    server: Server, vmm: RawVmm, operator: RawConnection, listener: RawConnection
 ) -> None:
     if not server.may_be_drained:
         pytest.skip("it would end the server: give --drain")
@@ -21,8 +21,11 @@ def test_a_drain_answers_what_is_in_flight_ends_the_partitions_and_the_server(
     vp = vmm.vp()
     vp.send(request("intercept", intercept_message(GFN, READ)))
     vmm.ask("statistics")
+    listener.ask("subscribe", {"events": ["drain_started", "intercept_answered", "partition_ended"]})
     assert operator.ask("drain", {"timeout_ms": 10_000}) is None
     assert vp.answer() == ["retry", "draining"]
     assert (vp.receive_all(), vmm.connection.receive_all(), operator.receive_all()) == ([], [], [])
+    heard = [fields["event"] for _, _, (fields,) in listener.receive_all()]
+    assert heard == ["drain_started", "intercept_answered", "partition_ended"]
     with pytest.raises(OSError, match=r"refused|No such file"):
         RawConnection(server.socket)

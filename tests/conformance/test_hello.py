@@ -72,6 +72,28 @@ def test_a_connection_over_the_limit_of_those_without_hello_is_eagain(
     assert (refusal.name, refusal.details.get("limit")) == ("EAGAIN", "connections_without_hello")
 
 
+@statement("H-13", "L-1")
+def test_a_connection_over_the_limit_of_its_uid_is_enospc_under_msgid_0(
+    connect: Connect, vmm: RawVmm, limits: dict[str, int]
+) -> None:
+    """Others of the uid may be there besides; those that are in stay."""
+    if limits["connections_per_uid"] > min(600, limits["vps_per_partition"]):
+        pytest.skip(f"limits.connections_per_uid is {limits['connections_per_uid']}: set it lower")
+    first = vmm.vp(0)
+    for vp_index in range(1, limits["connections_per_uid"] + 1):
+        connection = connect()
+        connection.send(
+            request("hello", {"protocol": 1, "role": "vp", "vp_index": vp_index, **vmm.credentials})
+        )
+        _, msgid, error, _ = connection.receive()
+        if error is not None:
+            break
+    refusal = Refusal(*error)
+    assert (msgid, refusal.name, refusal.details.get("limit")) == (0, "ENOSPC", "connections_per_uid")
+    assert connection.receive_all() == []
+    assert first.intercept(0) == ["forward", "no_region"]
+
+
 @statement("H-4", "E-3")
 def test_a_refused_hello_is_answered_under_its_own_msgid_and_closed(connect: Connect) -> None:
     assert field_refused(connect(), {"protocol": 1, "role": "admin"}) == "role"

@@ -6,7 +6,8 @@ from conformance.guests import RawVmm
 from conformance.statements import statement
 
 STATED = {
-    "message_bytes", "requests_in_flight_per_connection", "connections_without_hello", "hello_timeout_ms",
+    "message_bytes", "request_values", "connections_per_uid", "control_requests_per_second", "vps_per_uid",
+    "regions_per_uid", "requests_in_flight_per_connection", "connections_without_hello", "hello_timeout_ms",
     "invalidate_timeout_ms", "hypervisor_timeout_ms", "vmms_per_uid", "partitions_per_uid",
     "vps_per_partition", "notifiers_per_partition", "regions_per_partition", "mappings_per_partition",
     "vmas_per_partition", "open_invalidations_per_partition", "deposit_pages_per_partition", "operators",

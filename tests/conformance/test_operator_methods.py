@@ -1,4 +1,4 @@
-"""`statistics`, `set_policy` and `subscribe` of an operator."""
+"""`statistics` and `set_policy` of an operator."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_policy_of_no_such_partition_is_enoent(operator: RawConnection) -> N
     assert operator.refusal("set_policy", {"partition_id": 2**63}).name == "ENOENT"
 
 
-@statement("O-6", "P-3")
-def test_subscribe_is_reserved(operator: RawConnection) -> None:
-    refusal = operator.refusal("subscribe", {"events": []})
+@statement("P-3")
+def test_a_method_that_operators_have_not_is_enosys_that_lists_theirs(operator: RawConnection) -> None:
+    refusal = operator.refusal("create_partition")
     assert (refusal.name, "list_partitions" in refusal.details["methods"]) == ("ENOSYS", True)

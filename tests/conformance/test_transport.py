@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from conformance.wire import READ, RawConnection, intercept_message, pack, reque
 Connect = Callable[[], RawConnection]
 HELLO = {"protocol": 1, "role": "vmm"}
 MESSAGE_BYTES = 65536
+HELLO_VALUES = 12
+"""Of a hello with a field more: itself, its elements, the map, two keys and values, a key, its list."""
 NESTED = 13
 """Arrays and maps that may lie within a field of hello: 16, less message, params and map."""
 
@@ -161,6 +164,21 @@ def test_a_descriptor_that_nobody_asked_for_is_closed(vmm: RawVmm) -> None:
         assert ours.recv(1) == b""
 
 
+@statement("T-11")
+def test_requests_keep_the_pace_of_their_uid_and_are_all_answered(
+    vmm: RawVmm, limits: dict[str, int]
+) -> None:
+    """How long they take at least: a slow machine takes longer."""
+    pace = limits["control_requests_per_second"]
+    if pace > 4000:
+        pytest.skip(f"limits.control_requests_per_second is {pace}, faster than is asked here: set it lower")
+    asked, at_once = pace // 2, pace // 4
+    started = time.monotonic()
+    refused = [vmm.connection.refusal("no_such_method").name for _ in range(asked)]
+    assert refused == ["ENOSYS"] * asked
+    assert time.monotonic() - started >= (asked - at_once) / pace
+
+
 @statement("T-10")
 def test_a_peer_that_shuts_down_its_sending_side_has_closed(connect: Connect) -> None:
     connection = connect()
@@ -200,6 +218,28 @@ def test_16_levels_are_read_and_17_are_ebadmsg(connect: Connect) -> None:
     deeper.send(request("hello", {**HELLO, "x": nested(NESTED + 1)}))
     assert deep.farewell(msgid=1).details.get("field") == "x"
     assert deeper.farewell().name == "EBADMSG"
+
+
+@statement("F-6", "L-1")
+def test_256_values_are_read_and_257_are_emsgsize(connect: Connect, limits: dict[str, int]) -> None:
+    spare = limits["request_values"] - HELLO_VALUES
+    many, too_many = connect(), connect()
+    many.send(request("hello", {**HELLO, "x": [None] * spare}))
+    too_many.send(request("hello", {**HELLO, "x": [None] * (spare + 1)}))
+    assert many.farewell(msgid=1).details.get("field") == "x"
+    assert too_many.farewell().name == "EMSGSIZE"
+
+
+@statement("F-6")
+@pytest.mark.parametrize("header", [b"\xdc\x40\x00", b"\xde\x20\x00"], ids=["elements", "pairs"])
+def test_too_many_values_are_emsgsize_at_the_header_that_announces_them(
+    connect: Connect, limits: dict[str, int], header: bytes
+) -> None:
+    if limits["request_values"] > 16384:
+        pytest.skip(f"limits.request_values is {limits['request_values']}: no header here announces so many")
+    connection = connect()
+    connection.send(b"\x94\x00\x01\xa5hello\x91" + header)
+    assert connection.farewell().name == "EMSGSIZE"
 
 
 @statement("F-3", "F-7")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -45,14 +46,16 @@ def region_of(kind: RegionKind, state: RegionState = RegionState.LIVE) -> Region
     return Region(GfnRange.of(GFN, PAGES), UaddrRange.of(PAGE, PAGES), kind, Presumption.STATED, RW, state)
 
 
-def limited(model: ModelPartition, *, mappings: int) -> RegionManager:
+def limited(
+    model: ModelPartition, *, mappings: int, require_room: Callable[[], None] = lambda: None
+) -> RegionManager:
     """A manager of its own on the model's ports."""
     return RegionManager(
         hypervisor=model.hypervisor,
         notifier=model.notifier,
         region_limit=lambda: 8,
         mapping_limit=lambda: mappings,
-        require_room=lambda: None,
+        require_room=require_room,
         mmio_granularity=MmioGranularity.VMA,
         journal=Journal(),
     )
@@ -243,6 +246,16 @@ async def test_a_map_beyond_the_limit_of_mappings_is_refused_and_takes_none_away
     answers = [await path.settle(GFN + page, Access.READ, lambda: None) for page in (0, 2, 4, 0)]
     assert answers == [Answer.MAPPED, Answer.MAPPED, Answer.HYPERVISOR_ERROR, Answer.ALREADY_MAPPED]
     assert model.hypervisor.counters().mapped_gfns == 2
+
+
+async def test_a_region_that_there_is_no_room_for_is_not_added(model: ModelPartition) -> None:
+    def no_room() -> None:
+        raise WireError(errno.ENOSPC, "no room")
+
+    regions = limited(model, mappings=2, require_room=no_room)
+    with pytest.raises(WireError, match="no room"):
+        await regions.add(region_of(RegionKind.MMIO))
+    assert regions.look(GFN, Access.READ) is Answer.NO_REGION
 
 
 async def test_the_refusal_beyond_the_limit_of_mappings_names_it(model: ModelPartition) -> None:

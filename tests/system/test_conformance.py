@@ -152,6 +152,7 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         "transport": frozenset(
             {
                 "16_levels_are_read_and_17_are_ebadmsg",
+                "256_values_are_read_and_257_are_emsgsize",
                 "a_message_of_exactly_64_kib_is_read",
                 "a_required_field_that_is_absent_or_nil_is_einval_that_names_it",
                 "an_unknown_field_is_einval_that_names_it",

@@ -94,14 +94,20 @@ def test_a_file_that_is_no_socket_is_an_error_and_stays(tmp_path: Path, name: st
 
 def test_an_empty_path_is_an_error() -> None:
     ended = run_to_end("--socket", "")
-    assert (ended.returncode, ended.stderr) == (1, "Error: '': is no path\n")
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "Error: --socket: socket: expected the path of a socket, got ''\n",
+    )
 
 
 def test_a_path_with_a_nul_is_an_error_that_names_it(tmp_path: Path) -> None:
     file = tmp_path / "interceptd.toml"
     file.write_text('socket = "a\\u0000b"')
     ended = run_to_end("--config", str(file))
-    assert (ended.returncode, ended.stderr) == (1, "Error: 'a\\x00b': is no path\n")
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        f"Error: {file}: socket: expected the path of a socket, got 'a\\x00b'\n",
+    )
 
 
 @pytest.mark.parametrize(

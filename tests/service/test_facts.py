@@ -1,0 +1,94 @@
+"""What the core tells the journal: each fact once, when it has become true, with its range and source."""
+
+from __future__ import annotations
+
+import pytest
+
+from fakes.model_partition import RW, ModelPartition
+from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.events import (
+    AnyFact,
+    InvalidationBegun,
+    InvalidationEnded,
+    PinnedRegionDangling,
+    RangeInvalidated,
+    RegionAdded,
+    RegionRemoved,
+)
+from intercept_protocol.messages import RegionKind
+from intercept_protocol.outcomes import Access
+from interceptd.journal import EVENTS_KEPT, Interest, Subscription
+
+GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
+START_UADDR = PAGE << 12
+
+
+def listening(model: ModelPartition, *events: str) -> Subscription:
+    subscription = Subscription()
+    model.journal.listen(subscription, Interest(frozenset(events)))
+    return subscription
+
+
+def heard(subscription: Subscription) -> list[AnyFact]:
+    return [event.fact for event in subscription.take(EVENTS_KEPT)]
+
+
+@pytest.mark.parametrize(
+    ("access", "writable", "executable"),
+    [
+        (Access.READ, False, False),
+        (RW, True, False),
+        (Access.READ | Access.EXECUTE, False, True),
+        (RW | Access.EXECUTE, True, True),
+    ],
+)
+async def test_a_region_is_told_with_its_rights_when_it_is_added_and_again_when_it_is_removed(
+    model: ModelPartition, access: Access, writable: bool, executable: bool
+) -> None:
+    told = listening(model, "region_added", "region_removed")
+    await model.add_region(GFN, PAGES, PAGE, RegionKind.MMIO, access)
+    added = heard(told)
+    await model.remove_region(GFN, PAGES, PAGE)
+    assert added == [
+        RegionAdded(
+            start_gfn=GFN,
+            page_count=PAGES,
+            start_uaddr=START_UADDR,
+            kind="mmio",
+            writable=writable,
+            executable=executable,
+        )
+    ]
+    assert heard(told) == [RegionRemoved(start_gfn=GFN, page_count=PAGES, start_uaddr=START_UADDR)]
+
+
+async def test_a_region_that_the_hypervisor_refuses_is_not_told(model: ModelPartition) -> None:
+    told = listening(model, "region_added", "region_removed")
+    model.hypervisor.refuse_map()
+    with pytest.raises(WireError):
+        await model.add_region(GFN, PAGES, PAGE, RegionKind.MOVABLE)
+    assert heard(told) == []
+
+
+async def test_a_pinned_region_is_told_to_dangle_once(model: ModelPartition) -> None:
+    await model.map_vma(PAGE, PAGES, PFN)
+    await model.add_region(GFN, PAGES, PAGE, RegionKind.PINNED)
+    told = listening(model, "pinned_region_dangling")
+    await model.invalidate(PAGE + 2, 1)
+    await model.invalidate(PAGE + 3, 1)
+    assert heard(told) == [PinnedRegionDangling(start_gfn=GFN, page_count=PAGES, start_uaddr=START_UADDR)]
+
+
+async def test_an_invalidation_is_told_at_its_request_with_its_source_and_range(
+    model: ModelPartition,
+) -> None:
+    told = listening(model, "invalidation_begun", "invalidation_ended", "range_invalidated")
+    model.notifier.begin(UaddrRange.of(PAGE, 2))
+    begun = heard(told)
+    model.notifier.end(UaddrRange.of(PAGE, 2))
+    ended = heard(told)
+    model.notifier.invalidate(UaddrRange.of(PAGE, 3))
+    assert begun == [InvalidationBegun(source="notifier", start_uaddr=START_UADDR, page_count=2)]
+    assert ended == [InvalidationEnded(source="notifier", start_uaddr=START_UADDR, page_count=2)]
+    assert heard(told) == [RangeInvalidated(source="notifier", start_uaddr=START_UADDR, page_count=3)]
