@@ -21,7 +21,7 @@ def test_nothing_found_is_status_0_with_a_line_a_scenario_and_a_verdict() -> Non
     result = run("--scenario", "msix-hole", "--schedules", "3")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[1].split() == ["msix-hole", "-"]
-    assert "ours: 3 schedules of 1 scenarios, and no rule was broken" in result.stdout
+    assert "ours: 3 schedules of 1 scenario, and no rule was broken" in result.stdout
 
 
 def test_something_found_is_status_1_with_its_story_in_two_columns() -> None:
@@ -48,7 +48,7 @@ def test_a_daemon_is_not_needed_and_the_socket_not_looked_at() -> None:
 
 def test_quiet_prints_the_verdict_alone() -> None:
     result = run(*V3, "--quiet")
-    assert result.stdout.startswith("patch-v3: 5 schedules of 1 scenarios, and ")
+    assert result.stdout.startswith("patch-v3: 5 schedules of 1 scenario, and ")
     assert len(result.stdout.splitlines()) == 1
 
 

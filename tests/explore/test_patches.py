@@ -50,7 +50,13 @@ def test_the_patch_as_posted_has_the_hazard(scenario: str, rule: Rule) -> None:
         pytest.param("two-vps-and-an-unmap", Rule.LEFT, id="H3-H4-k"),
         pytest.param("two-vps-and-an-unmap", Rule.LATE, id="e"),
         pytest.param("msix-hole", Rule.EXTRAPOLATED, id="f"),
+        pytest.param("read-only", Rule.EXCESS, id="h"),
         pytest.param("low-frames", Rule.WRAPPED, id="i"),
+        pytest.param("bar-move", Rule.LEFT_REGION, id="k"),
+        pytest.param("trapped", Rule.SPUN, id="l"),
+        pytest.param("bar-without-memory", Rule.UNDONE, id="m"),
+        pytest.param("bar-without-memory", Rule.FORWARDED, id="o"),
+        pytest.param("another-process", Rule.WRONG_FRAME, id="j"),
         pytest.param("bar-move", Rule.LATE_REGION, id="s"),
     ],
 )

@@ -6,9 +6,10 @@ import pytest
 
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
+from interceptctl.explore.facts import Reached
 from interceptctl.explore.rules import Rule
 from interceptctl.explore.script import RW, Bar, Pages
-from interceptctl.explore.truth import Reached, Truth
+from interceptctl.explore.truth import Truth
 
 ALL = Pages(0, 16)
 BAR = Bar("BAR", gfn=100, count=16, page=0)
@@ -32,7 +33,7 @@ def truth() -> Truth:
 
 
 def rule(truth: Truth, gfn: int = 105, pfn: int = PFN + 5, access: Access = RW, at: int = 0) -> Rule | None:
-    verdict = truth.wrong(Reached(gfn, pfn, access, at))
+    verdict = truth.wrong(Reached(gfn, pfn, access, at, mapped_for=None))
     return None if verdict is None else verdict[0]
 
 
@@ -74,6 +75,38 @@ def test_what_was_mapped_after_memory_went_came_late(truth: Truth) -> None:
     with truth.motion(ALL):
         truth.unmapped(ALL)
     assert rule(truth, at=99) is Rule.LATE
+
+
+@pytest.mark.parametrize(
+    ("touched", "seen"),
+    [
+        pytest.param(103, Rule.EXTRAPOLATED, id="of a page that is there"),
+        pytest.param(105, Rule.LATE, id="of the page itself"),
+    ],
+)
+def test_f_what_is_mapped_for_an_intercept_that_began_when_the_memory_had_gone_is_extrapolated(
+    truth: Truth, touched: int, seen: Rule
+) -> None:
+    """Nothing was out of date: the one frame that was looked up is another page's."""
+    truth.added(BAR)
+    with truth.motion(Pages(4, 8)):
+        truth.unmapped(Pages(4, 8))
+    with truth.watching(touched, Access.READ) as watch:
+        verdict = truth.wrong(Reached(105, PFN + 5, RW, mapped_at=99, mapped_for=watch))
+    assert verdict is not None
+    assert verdict[0] is seen
+
+
+def test_e_what_is_mapped_for_an_intercept_that_was_under_way_when_the_memory_went_is_late(
+    truth: Truth,
+) -> None:
+    truth.added(BAR)
+    with truth.watching(103, Access.READ) as watch:
+        with truth.motion(Pages(4, 8)):
+            truth.unmapped(Pages(4, 8))
+        verdict = truth.wrong(Reached(105, PFN + 5, RW, mapped_at=99, mapped_for=watch))
+    assert verdict is not None
+    assert verdict[0] is Rule.LATE
 
 
 def test_what_survives_an_invalidation_unchanged_was_left(truth: Truth) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["intercept_protocol", "interceptd", "tomllib"]):
+# The targets too: a parser that is one comprehension has no branch to be guided by, and its statement has.
+with atheris.instrument_imports(include=["fuzz", "intercept_protocol", "interceptd", "tomllib"]):
     from fuzz.targets import KEPT, TARGETS
 
 LONGEST = {"frames": 4096, "receiver": 1024, "events": 512}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -145,10 +146,10 @@ def maps(data: bytes) -> None:
 
 
 def smaps(data: bytes) -> None:
-    """As `maps`; and a VMA is io where its own record says so, not another's."""
+    """A VMA is io where its own record says so, not another's: as a walk line by line finds."""
     page, text = int.from_bytes(data[:7]), data[7:]
     for each in (page, 0x400, 0x7F0000000):
-        assert is_io(text, each) in {None, False, True}
+        assert is_io(text, each) == _is_io_line_by_line(text, each)
 
 
 def config(data: bytes) -> None:
@@ -173,6 +174,18 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
 
 
 # ------------------------------------------------ helpers
+
+
+def _is_io_line_by_line(smaps_text: bytes, page: int) -> bool | None:
+    covers = False
+    for line in smaps_text.split(b"\n"):
+        if vma := re.match(rb"([0-9a-f]+)-([0-9a-f]+) ", line):
+            covers = int(vma[1], 16) >> PAGE_SHIFT <= page < int(vma[2], 16) >> PAGE_SHIFT
+        elif not line[:1].isupper():
+            covers = False
+        elif covers and line.startswith(b"VmFlags:"):
+            return bool({b"io", b"pf"} & set(line.removeprefix(b"VmFlags:").split()))
+    return None
 
 
 def _scanned(pieces: Iterator[bytes] | list[bytes]) -> int | str | None:

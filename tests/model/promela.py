@@ -13,7 +13,8 @@ from itertools import product
 from pathlib import Path
 
 from interceptd.transitions import terms as t
-from interceptd.transitions.table import PROMISES, TABLE, VARIABLES
+from interceptd.transitions.promises import PROMISES
+from interceptd.transitions.table import TABLE, VARIABLES
 
 KEPT = Path(__file__).with_name("intercepts.pml")
 ME = "me"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from interceptd.transitions import terms as t
-from interceptd.transitions.table import PROMISES, TABLE, VARIABLES
+from interceptd.transitions.promises import PROMISES
+from interceptd.transitions.table import TABLE, VARIABLES
 
 Value = int | Enum
 Key = tuple[str, int]

@@ -12,7 +12,8 @@ from intercept_protocol.addresses import UaddrRange
 from interceptd.attempt import Attempt
 from interceptd.mmu_notifier import Batch, MmuNotifier
 from interceptd.region_manager import RegionManager
-from interceptd.transitions.table import PROMISES, TABLE
+from interceptd.transitions.promises import PROMISES
+from interceptd.transitions.table import TABLE
 from model.promela import KEPT, Scope, model
 from model.running_code import Schedule, problems, schedules, trace_of, traces
 from model.shadow import Step

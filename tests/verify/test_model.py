@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from interceptd.transitions.table import BACKED, DUE, OLD, OUTDATED, PROMISES
+from interceptd.transitions.promises import PROMISES
+from interceptd.transitions.table import BACKED, DUE, OLD, OUTDATED
 from interceptd.transitions.terms import OfAll, Table, Within
 from model.mutants import edited, mutants
 from model.promela import Scope, model

@@ -6,19 +6,21 @@ next is the scheduler's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange
 from intercept_protocol.outcomes import Access, Answer, Outcome
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.mapping import Mapping
 
+from .facts import Reached, Watch
 from .pauses import Point
 from .rules import Finding, Rule
 from .scheduler import DAEMON
 from .script import Touch, rights
 from .subject import Subject
-from .truth import Reached, Truth, Watch
+from .truth import Truth
 
 EVERYWHERE = GfnRange(0, PAGE_LIMIT)
 MOST_RESUMES = 17
@@ -40,6 +42,9 @@ class Judge:
         """As of the last port call."""
         self._mapped_at: dict[int, int] = {}
         self._mapped_by: dict[int, str] = {}
+        self._mapped_for: dict[int, Watch | None] = {}
+        self._intercepts: dict[str, Watch] = {}
+        """By VP, the last that it raised."""
         self._announced: set[object] = set()
         self._in_this_pass: set[object] | None = None
         """What was announced when the pass under way made its first call."""
@@ -59,7 +64,7 @@ class Judge:
         for gfn, mapping in self._reached.items():
             frame = mapping.frame_at(gfn)
             assert frame is not None, "what is reached has a frame"
-            reached = Reached(gfn, frame.page, mapping.access, self._mapped_at[gfn])
+            reached = Reached(gfn, frame.page, mapping.access, self._mapped_at[gfn], self._mapped_for[gfn])
             verdict = self.truth.wrong(reached)
             if verdict is not None:
                 self.find(*verdict)
@@ -122,6 +127,7 @@ class Judge:
                 if mapping.start <= gfn < mapping.end:
                     self._mapped_at[gfn] = self._moment
                     self._mapped_by[gfn] = who
+                    self._mapped_for[gfn] = self._intercepts.get(who)
         self._reached = reached
 
     # ------------------------------------------------ announcements
@@ -136,7 +142,14 @@ class Judge:
         if self._in_this_pass is not None and announcement in self._in_this_pass:
             self._to_be_served, self._in_this_pass = self._in_this_pass, None
 
-    # ------------------------------------------------ answers
+    # ------------------------------------------------ intercepts and their answers
+
+    @contextmanager
+    def intercept(self, who: str, touch: Touch) -> Iterator[Watch]:
+        """From a VP's intercept to its answer."""
+        with self.truth.watching(touch.gfn, touch.access) as watch:
+            self._intercepts[who] = watch
+            yield watch
 
     def reaches(self, touch: Touch) -> bool:
         mapping = self._reached.get(touch.gfn)

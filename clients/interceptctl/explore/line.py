@@ -25,9 +25,9 @@ WELCOME = b""
 class Line(Connection):
     """`judge` is called at the instant at which the daemon answers; `named` by the task that serves it."""
 
-    def __init__(self, judge: Callable[[Answer], None], named: Callable[[], None]) -> None:
+    def __init__(self, judge: Callable[[Answer], None], named: Callable[[], None], peer: Peer) -> None:
         # Not super().__init__(): that would take a socket.
-        self.peer = Peer(pid=1, uid=0, gid=0)
+        self.peer = peer
         self._judge = judge
         self._named = named
         self._message: bytes | None = None

@@ -6,7 +6,7 @@ they are told to. Must not know what is right.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -44,6 +44,8 @@ from .ports import RecordedAddressSpace, RecordedHypervisor
 RW = Access.READ | Access.WRITE
 TIMEOUT = 5.0
 """Seconds, virtual in tests, that an intercept may take."""
+
+VMM = Peer(pid=1, uid=0, gid=0)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class ModelPartition:
         self.partition = Partition(
             partition_id=partition_id,
             name="model",
-            owner=Peer(pid=1, uid=0, gid=0),
+            owner=VMM,
             request=CreatePartition(
                 address_space=AddressSpaceKind.DECLARED, hypervisor=HypervisorKind.SOFTWARE
             ),
@@ -189,6 +191,12 @@ class ModelPartition:
 
     async def invalidate(self, page: int, page_count: int) -> None:
         await self.notifier.invalidate(UaddrRange.of(page, page_count)).done.wait()
+
+    async def invalidate_each(self, pages: Iterable[int]) -> None:
+        """Announced one by one without waiting, as a userfaultfd does, and then waited for."""
+        batches = {self.notifier.invalidate(UaddrRange.of(page, 1)) for page in pages}
+        for batch in batches:
+            await batch.done.wait()
 
     # ------------------------------------------------ what a guest does
 

@@ -14,10 +14,11 @@ from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.hv_message import build_memory_intercept
 from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
+from interceptd.peer import Peer
 
 from .inspection import disorder, misrecorded
 from .line import WELCOME, Line
-from .model_partition import ModelPartition, Parts
+from .model_partition import VMM, ModelPartition, Parts
 from .script import Bar, MapVma, Pages, ProtectVma, Script, Touch
 from .subject import Build, Stage, Subject
 
@@ -37,6 +38,7 @@ class Ours(Subject):
         self._model.hypervisor.refused_maps = play.refused
         self._lines: dict[int, Line] = {}
         self._touches: dict[int, Touch] = {}
+        self._peers: dict[int, Peer] = {}
         self.slat = self._model.software
 
     async def live(self, vmm: Callable[[], Awaitable[None]]) -> None:
@@ -44,7 +46,11 @@ class Ours(Subject):
 
     def attach(self, vp: int, judge: Callable[[Touch, Answer], None]) -> None:
         model = self._model
-        line = Line(lambda answer: judge(self._touches[vp], answer), partial(self._stage.name, f"VP {vp}"))
+        line = Line(
+            lambda answer: judge(self._touches[vp], answer),
+            partial(self._stage.name, f"VP {vp}"),
+            self._peers.get(vp, VMM),
+        )
         processor = self._parts.processor(
             vp,
             line,
@@ -59,6 +65,9 @@ class Ours(Subject):
 
     async def map_vma(self, verb: MapVma) -> None:
         await self._model.map_vma(verb.pages.start, verb.pages.count, verb.pfn, verb.access)
+
+    def lend_vp(self, vp: int, memory: MapVma) -> None:  # noqa: ARG002 - nobody hands its memory over
+        self._peers[vp] = Peer(pid=VMM.pid + 1, uid=VMM.uid, gid=VMM.gid)
 
     async def unmap_vma(self, pages: Pages) -> None:
         await self._model.unmap_vma(pages.start, pages.count)
@@ -79,7 +88,10 @@ class Ours(Subject):
         self._model.end(pages.start, pages.count)
 
     async def invalidate(self, pages: Pages) -> None:
-        await self._model.invalidate(pages.start, pages.count)
+        if pages.step == 1:
+            await self._model.invalidate(pages.start, pages.count)
+        else:
+            await self._model.invalidate_each(range(pages.start, pages.end, pages.step))
 
     def kick(self, vp: int) -> None:
         self._model.partition.kick(vp)

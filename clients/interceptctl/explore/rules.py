@@ -17,7 +17,7 @@ class Rule(Enum):
     LATE = ("I1", "e", "memory was put in the guest's reach after the VMM had it back")
     DANGLING = ("I1", "H3", "a pinned region whose memory went is mapped again")
     WAITED = ("I1", "", "an invalidation had to wait for a pass that could have served it")
-    WRONG_FRAME = ("I2", "a c", "a guest page reaches another frame than that of its own uaddr")
+    WRONG_FRAME = ("I2", "a c j", "a guest page reaches another frame than that of its own uaddr")
     EXTRAPOLATED = ("I2", "f", "a guest page reaches a frame where its VMA has none")
     LEFT_REGION = ("I2", "k", "a region was removed and its mappings were left")
     LATE_REGION = ("I2", "s", "a mapping was made in no region")

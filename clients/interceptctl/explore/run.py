@@ -221,7 +221,7 @@ class Run:
                     return True
 
     async def _ask(self, n: int, touch: Touch) -> Answer:
-        with self._truth.watching(touch.gfn, touch.access) as watch:
+        with self._judge.intercept(self._vps[n], touch) as watch:
             asked_at = trio.current_time()
             self._intercepts += 1
             if TIME not in self._scheduler.trace:

@@ -1,52 +1,22 @@
 """The situations that are explored, by name.
 
-Owns what each has in it and what it is about; most draw some of their details, so that one name stands for
-many scripts. Must not know variants.
+Owns the names, what each is about and which kinds of regions are in it; most draw some of their details, so
+that one name stands for many scripts. Must not know variants.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from intercept_protocol.messages import RegionKind
-from intercept_protocol.outcomes import Access
-from interceptd.hypervisor.hv_status import HvStatus
 
-from .script import (
-    RW,
-    AddRegion,
-    AwaitVp,
-    Bar,
-    Begin,
-    Die,
-    End,
-    Invalidate,
-    Kick,
-    MapVma,
-    Pages,
-    ProtectVma,
-    RemoveRegion,
-    Script,
-    Touch,
-    UnmapVma,
-    Verb,
-)
+from . import situations
+from .script import Script
 from .turmoil import turmoil
 
 Draw = Callable[[random.Random], Script]
-
-ALL = Pages(0, 16)
-BAR = Bar("BAR 0", gfn=100, count=16, page=0)
-MOVED = Bar("BAR 0", gfn=200, count=16, page=0)
-OTHER = Bar("BAR 2", gfn=108, count=16, page=32)
-ALIAS = Bar("alias", gfn=300, count=8, page=4)
-RAM = Bar("RAM", gfn=100, count=16, page=0, kind=RegionKind.MOVABLE, access=RW | Access.EXECUTE)
-PINNED = Bar("pinned RAM", gfn=100, count=16, page=0, kind=RegionKind.PINNED)
-READ_ONLY = Bar("ROM", gfn=100, count=16, page=0, access=Access.READ)
-BIG_RAM = Bar("RAM", gfn=0, count=512, page=0, kind=RegionKind.MOVABLE)
-GIVEN: tuple[Verb, ...] = (MapVma(ALL, 1000), AddRegion(BAR))
 
 
 @dataclass(frozen=True)
@@ -59,240 +29,60 @@ class Scenario:
     kinds: frozenset[RegionKind] = frozenset({RegionKind.MMIO})
 
 
-def _vp(rng: random.Random, count: int, *gfns: int) -> tuple[Touch, ...]:
-    """Touches of some of these gfns, to read or to write."""
-    accesses = (Access.READ, Access.WRITE)
-    return tuple(Touch(rng.choice(gfns), rng.choice(accesses)) for _ in range(count))
-
-
-def _two_vps_and_an_unmap(rng: random.Random) -> Script:
-    gone = rng.choice((ALL, ALL, Pages(0, 8), Pages(6, 10)))
-    after: Sequence[Verb] = rng.choice(([], [MapVma(gone, 2000)]))
-    return Script(
-        given=GIVEN,
-        vmm=(UnmapVma(gone), *after),
-        vps=(_vp(rng, 2, 100, 107, 108), _vp(rng, 2, 103, 107)),
-    )
-
-
-def _remove_and_add_again(rng: random.Random) -> Script:
-    back = rng.choice((BAR, OTHER))
-    return Script(
-        given=(*GIVEN, MapVma(OTHER.pages, 3000)),
-        vmm=(RemoveRegion(BAR), AddRegion(back)),
-        vps=(_vp(rng, 2, 100, 108, 115), _vp(rng, 2, 104, 110)),
-    )
-
-
-def _remove_and_invalidate(rng: random.Random) -> Script:
-    return Script(
-        given=GIVEN,
-        vmm=(RemoveRegion(BAR),),
-        notifiers=((Begin(ALL), End(ALL)),),
-        vps=(_vp(rng, 2, 100, 108, 115),),
-    )
-
-
-def _bar_move(rng: random.Random) -> Script:
-    return Script(
-        given=GIVEN,
-        vmm=(RemoveRegion(BAR), AddRegion(MOVED)),
-        vps=(_vp(rng, 2, 100, 107), _vp(rng, 2, 200, 207)),
-    )
-
-
-def _roll_back(rng: random.Random) -> Script:
-    """Holes in what is mapped, so that one commit is several maps, and one of them is refused."""
-    return Script(
-        given=GIVEN,
-        vmm=(),
-        notifiers=((Invalidate(Pages(4, 8)), Invalidate(Pages(10, 12))),),
-        vps=(_vp(rng, 3, 100, 104, 110), _vp(rng, 3, 105, 108, 111)),
-        refused=frozenset({rng.choice((1, 2, 3))}),
-    )
-
-
-def _deposit_failure(rng: random.Random) -> Script:
-    """The hypervisor has no memory for its second batch of 509, and the first is rolled back."""
-    return Script(
-        given=(MapVma(BIG_RAM.pages, 10000), AddRegion(BIG_RAM)),
-        vmm=(),
-        vps=(_vp(rng, 2, 0, 100, 510), _vp(rng, 2, 3, 100)),
-        failing={4: HvStatus.INSUFFICIENT_MEMORY},  # 1 and 2 make it NO_ACCESS
-    )
-
-
-def _bar_without_memory(rng: random.Random) -> Script:
-    """A BAR of two batches, and the hypervisor fails the second."""
-    bar = Bar("BAR 4", gfn=1000, count=600, page=0)
-    return Script(
-        given=(MapVma(bar.pages, 10000), AddRegion(bar)),
-        vmm=(),
-        vps=(_vp(rng, 2, 1000, 1100, 1599), _vp(rng, 2, 1000, 1100)),
-        failing={rng.choice((2, 4)): HvStatus.INSUFFICIENT_MEMORY},
-    )
-
-
-def _vmm_death(rng: random.Random) -> Script:
-    changes: Sequence[Verb] = rng.choice(([], [UnmapVma(Pages(0, 4))], [RemoveRegion(BAR)]))
-    return Script(
-        given=(*GIVEN, MapVma(Pages(64, 80), 5000), AddRegion(Bar("RAM", 400, 16, 64, RegionKind.MOVABLE))),
-        vmm=(*changes, Die()),
-        notifiers=((Invalidate(ALL),),),
-        vps=(_vp(rng, 2, 100, 107), _vp(rng, 2, 400, 407)),
-    )
-
-
-def _invalidate_storm(rng: random.Random) -> Script:
-    def storm(*starts: int) -> tuple[Verb, ...]:
-        return tuple(Invalidate(Pages(start, start + 4)) for start in starts)
-
-    return Script(
-        given=GIVEN,
-        vmm=(),
-        notifiers=(storm(0, 8), storm(4, 12), storm(8)),
-        vps=(_vp(rng, 3, 100, 109), _vp(rng, 2, 105, 115)),
-    )
-
-
-def _nested_begins(rng: random.Random) -> Script:
-    wide = rng.choice((ALL, Pages(2, 8)))
-    first, second = (Begin(wide), End(wide)), (Begin(wide), End(wide))
-    return Script(given=GIVEN, vmm=(), notifiers=(first, second), vps=(_vp(rng, 3, 103, 105, 107),))
-
-
-def _begin_beside_a_fault(rng: random.Random) -> Script:
-    """A fault outside an open range must not map into it."""
-    part = rng.choice((Pages(4, 8), Pages(0, 2), Pages(12, 16)))
-    return Script(
-        given=GIVEN,
-        vmm=(),
-        notifiers=((Begin(part), End(part)),),
-        vps=(_vp(rng, 2, 103, 109), _vp(rng, 1, 105)),
-    )
-
-
-def _region_added_in_an_open_range(rng: random.Random) -> Script:
-    return Script(
-        given=(MapVma(ALL, 1000),),
-        vmm=(AddRegion(BAR), AddRegion(ALIAS)),
-        notifiers=((Begin(Pages(4, 8)), End(Pages(4, 8))),),
-        vps=(_vp(rng, 2, 103, 105), _vp(rng, 2, 300, 301)),
-    )
-
-
-def _pinned_add(rng: random.Random) -> Script:
-    sudden: tuple[Verb, ...] = rng.choice(
-        ((Invalidate(Pages(4, 8)),), (Begin(Pages(4, 8)), End(Pages(4, 8))), (Invalidate(ALL),))
-    )
-    return Script(
-        given=(MapVma(ALL, 1000),),
-        vmm=(AddRegion(PINNED),),
-        notifiers=(sudden,),
-        vps=(_vp(rng, 3, 103, 105),),
-    )
-
-
-def _aliases(rng: random.Random) -> Script:
-    return Script(
-        given=(*GIVEN, AddRegion(ALIAS)),
-        vmm=(UnmapVma(rng.choice((ALL, Pages(4, 12)))),),
-        vps=(_vp(rng, 2, 100, 105), _vp(rng, 2, 300, 303)),
-    )
-
-
-def _msix_hole(rng: random.Random) -> Script:
-    """The page of the MSI-X table is left out so that it traps; two VMAs stand behind one region."""
-    return Script(
-        given=(MapVma(Pages(0, 6), 1000), MapVma(Pages(7, 16), 3000), AddRegion(BAR)),
-        vmm=(),
-        vps=(_vp(rng, 2, 100, 105), _vp(rng, 2, 106, 107, 112)),
-    )
-
-
-def _region_before_its_vma(rng: random.Random) -> Script:
-    """The frames behind the fault begin at a number that is smaller than the fault's offset."""
-    return Script(
-        given=(MapVma(Pages(0, 2), 5000), MapVma(Pages(4, 16), 1), AddRegion(BAR)),
-        vmm=(),
-        vps=(_vp(rng, 1, 104, 107, 115),),
-    )
-
-
-def _read_only(rng: random.Random) -> Script:
-    bar, vma = rng.choice(((READ_ONLY, RW), (READ_ONLY, Access.READ), (BAR, Access.READ)))
-    return Script(
-        given=(MapVma(ALL, 1000, vma), AddRegion(bar)),
-        vmm=(),
-        vps=((Touch(100), Touch(105, Access.WRITE)), _vp(rng, 1, 103)),
-    )
-
-
-def _rights_go(rng: random.Random) -> Script:
-    return Script(
-        given=GIVEN,
-        vmm=(ProtectVma(rng.choice((ALL, Pages(0, 8))), Access.READ),),
-        vps=(_vp(rng, 2, 100, 107), (Touch(103, Access.WRITE), Touch(103, Access.WRITE))),
-    )
-
-
-def _movable(rng: random.Random) -> Script:
-    gone = rng.choice((ALL, Pages(4, 8)))
-    return Script(
-        given=(MapVma(ALL, 1000), AddRegion(RAM)),
-        vmm=(UnmapVma(gone), MapVma(gone, 2000)),
-        vps=(_vp(rng, 2, 100, 105), _vp(rng, 2, 104, 110)),
-        refused=rng.choice((frozenset(), frozenset({1}), frozenset({2}))),
-    )
-
-
-def _no_translation(rng: random.Random) -> Script:
-    """A page-table walk faults: the message's gpa is no gva's translation."""
-    return Script(given=GIVEN, vmm=(), vps=((Touch(rng.choice((100, 107)), translated=False),),))
-
-
-def _trapped(rng: random.Random) -> Script:
-    """The hypervisor keeps raising the intercept for a page that it was told to map."""
-    return Script(given=GIVEN, vmm=(), vps=((Touch(rng.choice((100, 107)), trapped=True),),))
-
-
-def _kick(rng: random.Random) -> Script:
-    """A VMM thread wants its VP back while a range is open: it kicks it and waits, as the protocol allows."""
-    wide = rng.choice((ALL, Pages(2, 8)))
-    return Script(
-        given=GIVEN,
-        vmm=(Begin(wide), Kick(0), AwaitVp(0), End(wide)),
-        vps=(_vp(rng, 1, 103, 105),),
-    )
-
-
 MMIO_AND_MOVABLE = frozenset({RegionKind.MMIO, RegionKind.MOVABLE})
 MOVABLE = frozenset({RegionKind.MOVABLE})
 _ALL = (
-    Scenario("two-vps-and-an-unmap", "VPs fault on a BAR while the VMM unmaps it", _two_vps_and_an_unmap),
-    Scenario("remove-and-add-again", "a region goes and another comes under a fault", _remove_and_add_again),
-    Scenario("remove-and-invalidate", "a region is removed while its memory goes", _remove_and_invalidate),
-    Scenario("bar-move", "the guest reprograms a BAR: the same memory at other gfns", _bar_move),
-    Scenario("roll-back", "a map is refused while another VP maps the same BAR", _roll_back),
-    Scenario("bar-without-memory", "the hypervisor fails a BAR's second batch", _bar_without_memory),
-    Scenario("deposit-failure", "the hypervisor fails RAM's second batch", _deposit_failure, MOVABLE),
-    Scenario("vmm-death", "the VMM dies in the middle of everything", _vmm_death, MMIO_AND_MOVABLE),
-    Scenario("invalidate-storm", "three threads invalidate what two VPs fault on", _invalidate_storm),
-    Scenario("nested-begins", "two threads invalidate one range", _nested_begins),
-    Scenario("begin-beside-a-fault", "a range is open next to a faulting page", _begin_beside_a_fault),
-    Scenario("add-in-an-open-range", "a region comes while its memory goes", _region_added_in_an_open_range),
     Scenario(
-        "pinned-add", "pinned memory goes while it is added", _pinned_add, frozenset({RegionKind.PINNED})
+        "two-vps-and-an-unmap", "VPs fault on a BAR while the VMM unmaps it", situations.two_vps_and_an_unmap
     ),
-    Scenario("aliases", "two regions over one memory", _aliases),
-    Scenario("msix-hole", "a BAR of two VMAs with a page left out", _msix_hole),
-    Scenario("low-frames", "a fault's offset is greater than its frame's number", _region_before_its_vma),
-    Scenario("read-only", "a region or a VMA that may not be written", _read_only),
-    Scenario("rights-go", "a VMA is made read-only", _rights_go),
-    Scenario("movable", "RAM goes and comes back while VPs fault", _movable, MOVABLE),
-    Scenario("no-translation", "a fault whose gpa is no gva's translation", _no_translation),
-    Scenario("trapped", "a page faults for ever, mapped or not", _trapped),
-    Scenario("kick", "the VMM wants its VP back while it waits", _kick),
+    Scenario(
+        "remove-and-add-again",
+        "a region goes and another comes under a fault",
+        situations.remove_and_add_again,
+    ),
+    Scenario(
+        "remove-and-invalidate", "a region is removed while its memory goes", situations.remove_and_invalidate
+    ),
+    Scenario("bar-move", "the guest reprograms a BAR: the same memory at other gfns", situations.bar_move),
+    Scenario("roll-back", "a map is refused while another VP maps the same BAR", situations.roll_back),
+    Scenario(
+        "bar-without-memory", "the hypervisor fails a BAR's second batch", situations.bar_without_memory
+    ),
+    Scenario(
+        "deposit-failure", "the hypervisor fails RAM's second batch", situations.deposit_failure, MOVABLE
+    ),
+    Scenario("vmm-death", "the VMM dies in the middle of everything", situations.vmm_death, MMIO_AND_MOVABLE),
+    Scenario(
+        "invalidate-storm", "three threads invalidate what two VPs fault on", situations.invalidate_storm
+    ),
+    Scenario("nested-begins", "two threads invalidate one range", situations.nested_begins),
+    Scenario(
+        "begin-beside-a-fault", "a range is open next to a faulting page", situations.begin_beside_a_fault
+    ),
+    Scenario(
+        "add-in-an-open-range",
+        "a region comes while its memory goes",
+        situations.region_added_in_an_open_range,
+    ),
+    Scenario(
+        "pinned-add",
+        "pinned memory goes while it is added",
+        situations.pinned_add,
+        frozenset({RegionKind.PINNED}),
+    ),
+    Scenario("aliases", "two regions over one memory", situations.aliases),
+    Scenario("msix-hole", "a BAR of two VMAs with a page left out", situations.msix_hole),
+    Scenario(
+        "low-frames", "a fault's offset is greater than its frame's number", situations.region_before_its_vma
+    ),
+    Scenario("read-only", "a region or a VMA that may not be written", situations.read_only),
+    Scenario("rights-go", "a VMA is made read-only", situations.rights_go),
+    Scenario("movable", "RAM goes and comes back while VPs fault", situations.movable, MOVABLE),
+    Scenario("no-translation", "a fault whose gpa is no gva's translation", situations.no_translation),
+    Scenario("trapped", "a page faults for ever, mapped or not", situations.trapped),
+    Scenario("kick", "the VMM wants its VP back while it waits", situations.kick),
+    Scenario("another-process", "a VP is run by another process than the VMM's", situations.another_process),
+    Scenario("flood", "more invalidations at once than are kept apart", situations.flood),
     Scenario(
         "turmoil", "a VMM, its threads and its guest do whatever they like", turmoil, frozenset(RegionKind)
     ),

@@ -24,23 +24,25 @@ def rights(access: Access) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Pages [start, end) of the VMM."""
+    """Pages [start, end) of the VMM, or every `step`-th of them."""
 
     start: int
     end: int
+    step: int = 1
 
     @property
     def count(self) -> int:
         return self.end - self.start
 
     def __contains__(self, page: int) -> bool:
-        return self.start <= page < self.end
+        return self.start <= page < self.end and (page - self.start) % self.step == 0
 
     def overlaps(self, other: Pages) -> bool:
         return self.start < other.end and other.start < self.end
 
     def __str__(self) -> str:
-        return f"page {self.start}" if self.count == 1 else f"pages {self.start}-{self.end - 1}"
+        pages = f"page {self.start}" if self.count == 1 else f"pages {self.start}-{self.end - 1}"
+        return pages if self.step == 1 else f"one in {self.step} of {pages}, each by itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,18 @@ class MapVma:
     def __str__(self) -> str:
         last = self.pfn + self.pages.count - 1
         return f"maps {self.pages} to pfns {self.pfn}-{last} {rights(self.access)}"
+
+
+@dataclass(frozen=True, slots=True)
+class LendVp:
+    """Another process runs this VP from now on: the VMM forked, or passed the descriptor on. It has memory of
+    its own where the VMM has the regions'."""
+
+    vp: int
+    memory: MapVma
+
+    def __str__(self) -> str:
+        return f"lends VP {self.vp} to a process that {self.memory}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +187,7 @@ class Invalidate:
 
 Verb = (
     MapVma
+    | LendVp
     | UnmapVma
     | ProtectVma
     | AddRegion

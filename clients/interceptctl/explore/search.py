@@ -28,6 +28,8 @@ from .story import Story
 from .subject import Build
 
 SILENT = Story(wanted=False)
+YOUNG_OBJECTS = 50_000
+"""Between two collections: 6 MB and some 30 schedules. With Python's 700 they took a tenth of the time."""
 Result = TypeVar("Result")
 
 
@@ -119,9 +121,13 @@ def _drop(_: object, __: str, ___: structlog.typing.EventDict) -> structlog.typi
 
 @contextmanager
 def _little_garbage_collected() -> Iterator[None]:
-    """A schedule leaves a partition of cycles behind; all that was there before need not be walked for it."""
+    """A schedule leaves a partition of cycles behind; all that was there before need not be walked for it,
+    and what is there need not be walked several times a schedule."""
+    before = gc.get_threshold()
     gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, *before[1:])
     try:
         yield
     finally:
+        gc.set_threshold(*before)
         gc.unfreeze()

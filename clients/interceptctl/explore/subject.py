@@ -51,6 +51,9 @@ class Subject(Protocol):
 
     async def map_vma(self, verb: MapVma) -> None: ...
 
+    def lend_vp(self, vp: int, memory: MapVma) -> None:
+        """Another process, which has this memory, runs the VP. Comes before `attach`."""
+
     async def unmap_vma(self, pages: Pages) -> None: ...
 
     async def protect_vma(self, verb: ProtectVma) -> None: ...
@@ -63,7 +66,8 @@ class Subject(Protocol):
 
     def end(self, pages: Pages) -> None: ...
 
-    async def invalidate(self, pages: Pages) -> None: ...
+    async def invalidate(self, pages: Pages) -> None:
+        """Pages with a step are invalidated one by one, and answered together."""
 
     def kick(self, vp: int) -> None: ...
 

@@ -21,7 +21,8 @@ def summary(report: Explored) -> RenderableType:
 
 def verdict(report: Explored) -> str:
     scenarios = len(report.found)
-    of = f"{report.variant}: {report.schedules:,} schedules of {scenarios} scenarios"
+    plural = "" if scenarios == 1 else "s"
+    of = f"{report.variant}: {report.schedules:,} schedules of {scenarios} scenario{plural}"
     if not report.counterexamples:
         return f"{of}, and no rule was broken"
     rules = len(report.counterexamples)

@@ -9,58 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
 
+from .facts import Gone, Memory, Reached, Watch
 from .rules import Rule
 from .script import RW, Bar, Pages, rights
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """A VMA: pages, the pfn of the first, the VMA's rights."""
-
-    pages: Pages
-    pfn: int
-    access: Access
-
-    def pfn_of(self, page: int) -> int:
-        return self.pfn + page - self.pages.start
-
-
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """What the guest reaches at one gfn, and the moment at which it was mapped."""
-
-    gfn: int
-    pfn: int
-    access: Access
-    mapped_at: int
-
-    def __str__(self) -> str:
-        return f"gfn {self.gfn} reaches pfn {self.pfn} {rights(self.access)}"
-
-
-@dataclass(slots=True, eq=False)
-class Watch:
-    """One intercept under way: every FORWARD that was right at some instant since it began, and whether its
-    page was going at one, when a kernel has nothing behind it."""
-
-    gfn: int
-    access: Access
-    rightly: set[Answer] = field(default_factory=set)
-    was_going: bool = False
-
-
-@dataclass(slots=True)
-class _Gone:
-    """Pages that the VMM had back `since` that moment, as it had `announced` at another."""
-
-    pages: Pages
-    since: int
-    announced: int
 
 
 class Truth:
@@ -77,8 +32,8 @@ class Truth:
         """Pinned regions that lost memory, and when the VMM was told that it is out of reach."""
         self._removed: list[tuple[Bar, int]] = []
         self._moving: list[Pages] = []
-        self._closed: list[_Gone] = []
-        self._gone: list[_Gone] = []
+        self._closed: list[Gone] = []
+        self._gone: list[Gone] = []
         self._watches: list[Watch] = []
 
     # ------------------------------------------------ what the VMM does
@@ -106,7 +61,7 @@ class Truth:
         self._changed()
         try:
             yield
-            self._gone.append(_Gone(pages, self._now(), announced))
+            self._gone.append(Gone(pages, self._now(), announced))
             self._dangling |= {bar: self._now() for bar in shaken if bar in self._dangling}
         finally:
             self._moving.remove(pages)
@@ -114,7 +69,7 @@ class Truth:
 
     def closed(self, pages: Pages) -> None:
         """An acknowledged begin: nothing reaches these pages until it is `opened`."""
-        self._closed.append(_Gone(pages, self._now(), self._now()))
+        self._closed.append(Gone(pages, self._now(), self._now()))
         self._changed()
 
     def opened(self, pages: Pages) -> None:
@@ -144,7 +99,7 @@ class Truth:
 
     @contextmanager
     def watching(self, gfn: int, access: Access) -> Iterator[Watch]:
-        watch = Watch(gfn, access)
+        watch = Watch(gfn, access, self._now())
         self._watches.append(watch)
         self._say_what_is_right(watch)
         try:
@@ -213,10 +168,13 @@ class Truth:
             return None
         since = self._closed_since(page)
         if since is not None:
-            return _left_or_late(reached, since), f"{reached}, page {page}, which is being invalidated"
+            rule = (
+                Rule.EXTRAPOLATED if self._is_a_guess(bar, reached, since) else _left_or_late(reached, since)
+            )
+            return rule, f"{reached}, page {page}, which is being invalidated"
         memory = self._at(page)
         if memory is None or memory.pfn_of(page) != reached.pfn:
-            return self._wrong_frame(page, memory, reached)
+            return self._wrong_frame(bar, page, memory, reached)
         if reached.access & ~_rights(bar, memory.access):
             return self._excess(bar, page, memory, reached)
         told = self._dangling.get(bar)
@@ -226,8 +184,8 @@ class Truth:
             return Rule.LEFT, f"{reached}, page {page}, as it did before the invalidation"
         return None
 
-    def _wrong_frame(self, page: int, memory: Memory | None, reached: Reached) -> tuple[Rule, str]:
-        if any(page in past.pages and past.pfn_of(page) == reached.pfn for past in self._past):
+    def _wrong_frame(self, bar: Bar, page: int, memory: Memory | None, reached: Reached) -> tuple[Rule, str]:
+        if self._had_it(page, reached) and not self._is_a_guess(bar, reached, self._gone_at(page)):
             return self._outlived(page, reached), f"{reached}, which page {page} had before and has no more"
         if memory is None:
             return Rule.EXTRAPOLATED, f"{reached}, and no VMA is at page {page}"
@@ -235,13 +193,29 @@ class Truth:
 
     def _excess(self, bar: Bar, page: int, memory: Memory, reached: Reached) -> tuple[Rule, str]:
         given = f"{bar.name} gives {rights(bar.access)} and the VMA {rights(memory.access)}"
-        had = [past for past in self._past if page in past.pages and past.pfn_of(page) == reached.pfn]
-        if any(not reached.access & ~_rights(bar, past.access) for past in had):
+        had = any(not reached.access & ~_rights(bar, past.access) for past in self._had_it(page, reached))
+        if had and not self._is_a_guess(bar, reached, self._gone_at(page)):
             return self._outlived(page, reached), f"{reached}, and now {given}"
         return Rule.EXCESS, f"{reached}, and {given}"
 
+    def _had_it(self, page: int, reached: Reached) -> list[Memory]:
+        """The VMAs of the past in which the page had the frame that is reached."""
+        return [past for past in self._past if page in past.pages and past.pfn_of(page) == reached.pfn]
+
+    def _gone_at(self, page: int) -> int:
+        return max(each.since for each in self._gone if page in each.pages)
+
     def _outlived(self, page: int, reached: Reached) -> Rule:
-        return _left_or_late(reached, max(each.since for each in self._gone if page in each.pages))
+        return _left_or_late(reached, self._gone_at(page))
+
+    def _is_a_guess(self, bar: Bar, reached: Reached, gone_at: int) -> bool:
+        """Whether it was mapped for an intercept of a page that is there, and that began when this one had
+        gone: what was looked up was not out of date, but is no word about this page."""
+        asked = reached.mapped_for
+        if asked is None or asked.began < gone_at:
+            return False
+        page = bar.page_of(asked.gfn)
+        return self._at(page) is not None and self._closed_since(page) is None
 
     def _outside(self, reached: Reached) -> tuple[Rule, str]:
         removed = [(at, bar) for bar, at in self._removed if bar.covers(reached.gfn)]

@@ -29,6 +29,8 @@ class Verbs:
             case script.MapVma():
                 await subject.map_vma(verb)
                 truth.mapped(verb.pages, verb.pfn, verb.access)
+            case script.LendVp(vp, memory):
+                subject.lend_vp(vp, memory)
             case script.UnmapVma(pages):
                 with truth.motion(pages), _Announcing(self._judge):
                     await subject.unmap_vma(pages)

@@ -1,10 +1,11 @@
 """The algorithm of begin, resolve, commit and invalidate as a table: who may take which step, when, to where.
 
-Owns the rows, and the promises that must hold whatever order they are taken in. A row states the least that
-safety needs: what the daemon asks for besides, to save a call or a wait, is its own affair. Nothing of the
-daemon runs it. `tests/model` holds the running code against it step by step, and prints it as the Promela
-model that spin searches: a row that allows too much breaks a promise there, one that allows too little is
-broken by the code. Must not know tasks, ranges, rights, or kinds of regions: one region of MMIO, a few pages.
+Owns the variables and the rows; `promises` says what must hold whatever order they are taken in. A row states
+the least that safety needs: what the daemon asks for besides, to save a call or a wait, is its own affair.
+Nothing of the daemon runs it. `tests/model` holds the running code against it step by step, and prints it as
+the Promela model that spin searches: a row that allows too much breaks a promise there, one that allows too
+little is broken by the code. Must not know tasks, ranges, rights, or kinds of regions: one region of MMIO, a
+few pages.
 """
 
 from __future__ import annotations
@@ -15,14 +16,11 @@ from interceptd.transitions.terms import (
     EVERYTHING,
     NOTHING,
     Actor,
-    AnyIs,
     Apart,
-    Either,
     Is,
     Meet,
     OfAll,
     Parameter,
-    Promise,
     Put,
     PutEach,
     Row,
@@ -290,51 +288,3 @@ TABLE: Table = {
         then=(Put(REGION, EVERYTHING),),
     ),
 }  # fmt: skip
-
-
-_UNDER_THE_LOCK = {
-    "mapped": Lock.VP,
-    "map_is_back": Lock.VP,
-    "taken_away": Lock.MANAGER,
-    "take_away_is_back": Lock.MANAGER,
-    "unmapped": Lock.REMOVER,
-    "unmap_is_back": Lock.REMOVER,
-}
-
-PROMISES = (
-    Promise("I1: what the guest reaches of old frames is not acknowledged yet", Within(OLD, OfAll(DUE))),
-    Promise("I2: what the guest reaches is memory", Within(REACHED, BACKED | OLD)),
-    Promise(
-        "I2: what the guest reaches lies in the region, unless that is being removed",
-        Either(Within(REACHED, REGION), Is(LOCK, (Lock.REMOVER,))),
-    ),
-    Promise("I10: what the guest reaches is on record", Within(REACHED, RECORD)),
-    Promise(
-        "the lock is let go of",
-        Either(Is(LOCK, (Lock.FREE, Lock.MANAGER, Lock.REMOVER)), AnyIs(PHASE, Phase.MAPPING)),
-    ),
-    Promise("I10: who is told resume reaches it", Within(ONE, REACHED), at="resume"),
-    Promise(
-        "nobody is told resume for what is known to be gone",
-        Apart(ONE & OLD, GOING | SERVING),
-        at="resume",
-    ),
-    Promise("I10: who is told mapped reaches it", Within(PAGE, REACHED), at="finish"),
-    Promise("forward is said of what is not there", Apart(PAGE, BACKED), at="forward"),
-    Promise("forward is not said of what is being changed", Apart(PAGE, OPEN), at="forward"),
-    Promise("I9: what is mapped is not mapped again", Apart(SOME, REACHED), at="map"),
-    Promise("I1: memory is changed where the guest does not reach it", Apart(REACHED, OPENED), at="change"),
-    Promise(
-        "a source that begins another invalidation has ended its last one",
-        Within(OPENED | DUE, NOTHING),
-        at="begin_invalidation",
-    ),
-    *(
-        Promise(
-            "I5: the hypervisor is asked, and its answer taken, under the lock", Is(LOCK, (holder,)), at=row
-        )
-        for row, holder in _UNDER_THE_LOCK.items()
-    ),
-    Promise("a pass takes away what is going, and nothing else", Within(SOME, SERVING), at="take_away"),
-    Promise("a region is added where nothing of another is left", Within(REACHED, NOTHING), at="add"),
-)

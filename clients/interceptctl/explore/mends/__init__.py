@@ -11,6 +11,7 @@ from interceptctl.explore.model_partition import Parts
 
 from .others import (
     AcknowledgesEarly,
+    DropsOverflow,
     EndsAllAtOnce,
     Extrapolates,
     ForgetsKicks,
@@ -69,6 +70,7 @@ MENDS = {
     "unmap-on-invalidation": _without(Parts(regions=UnmapsNothing), UnmapsNothing),
     "acknowledge-after-unmap": _without(Parts(notifier=AcknowledgesEarly), AcknowledgesEarly),
     "pending-after-lock": _without(Parts(notifier=TakesBeforeTheLock), TakesBeforeTheLock),
+    "everything-on-overflow": _without(Parts(notifier=DropsOverflow), DropsOverflow),
     "disjoint-regions": _without(Parts(regions=AcceptsOverlaps), AcceptsOverlaps),
     "aliases": _without(Parts(regions=ForgetsAliases), ForgetsAliases),
     "clamp-to-vma": _without(Parts(address_space=Extrapolates), Extrapolates),

@@ -15,7 +15,7 @@ from interceptd.attempt import Attempt
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.intercept import InterceptPath
 from interceptd.mapping import HOST_BACKING, Extent, Frame, Mapping
-from interceptd.mmu_notifier import Batch, MmuNotifier, OpenInvalidation
+from interceptd.mmu_notifier import PENDING_PIECES, Batch, MmuNotifier, OpenInvalidation
 from interceptd.progress_guard import ProgressGuard
 from interceptd.totals import Source
 from interceptd.virtual_processor import VirtualProcessor
@@ -59,6 +59,14 @@ class TakesBeforeTheLock(MmuNotifier):
     def take(self) -> Batch:
         early, self._early = self._early, None
         return early or super().take()
+
+
+class DropsOverflow(MmuNotifier):
+    """What comes when the pending set is full is forgotten."""
+
+    def _invalidate(self, uaddrs: UaddrRange, source: Source) -> Batch:
+        full = len(self._pending._pieces) == PENDING_PIECES
+        return self._pending if full else super()._invalidate(uaddrs, source)
 
 
 class NeverCutsBack(MmuNotifier):

@@ -160,7 +160,7 @@ class Mm:
 
     def zap(self, pages: Pages) -> None:
         """The VMA stays, its pages go: what VFIO does to its own mapping around a reset."""
-        self._present -= set(range(pages.start, pages.end))
+        self._present -= set(range(pages.start, pages.end, pages.step))
 
     def disable(self, pages: Pages) -> None:
         """Zapped, and faults are SIGBUS until it is enabled again."""

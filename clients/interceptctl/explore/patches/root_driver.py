@@ -52,10 +52,12 @@ class RootDriver(Subject):
         self.mm = Mm(stage)
         self.regions = RegionHlist()
         self.regions_lock = SpinLock("pt_mem_regions_lock")
+        self._lent: dict[int, Mm] = {}
         self._judges: dict[int, Callable[[Touch, Answer], None]] = {}
 
-    async def handle_intercept(self, touch: Touch) -> bool:
-        """mshv_vp_handle_intercept: whether it was handled, and the VP is to be run again."""
+    async def handle_intercept(self, touch: Touch, current: Mm) -> bool:
+        """mshv_vp_handle_intercept: whether it was handled, and the VP is to be run again. `current` is
+        current->mm, of whoever called MSHV_RUN_VP."""
         raise NotImplementedError
 
     # ------------------------------------------------ what a VP does
@@ -65,7 +67,8 @@ class RootDriver(Subject):
 
     async def intercept(self, vp: int, touch: Touch) -> Answer:
         """MSHV_RUN_VP runs the VP again while its intercepts are handled; else user space emulates."""
-        answer = Answer.MAPPED if await self.handle_intercept(touch) else Answer.UNBACKED
+        current = self._lent.get(vp, self.mm)
+        answer = Answer.MAPPED if await self.handle_intercept(touch, current) else Answer.UNBACKED
         self._judges[vp](touch, answer)
         return answer
 
@@ -77,6 +80,11 @@ class RootDriver(Subject):
 
     async def map_vma(self, verb: MapVma) -> None:
         self.mm.mmap(verb.pages, verb.pfn, verb.access)
+
+    def lend_vp(self, vp: int, memory: MapVma) -> None:
+        """Nobody asks whose descriptor it is: there is no kvm->mm here."""
+        self._lent[vp] = Mm(self.stage)
+        self._lent[vp].mmap(memory.pages, memory.pfn, memory.access)
 
     async def unmap_vma(self, pages: Pages) -> None:
         """munmap. MMIO regions have no mmu_interval_notifier: the driver is not told."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 from interceptctl.explore.rules import Rule
 from interceptctl.explore.script import Touch
 
-from .kernel import DriverRegion
+from .kernel import DriverRegion, Mm
 from .root_driver import RootDriver, pfn_behind
 
 
 class PatchV0(RootDriver):
-    async def handle_intercept(self, touch: Touch) -> bool:
+    async def handle_intercept(self, touch: Touch, current: Mm) -> bool:
         """mshv_handle_unmapped_gpa."""
         if not touch.translated:
             return False  # g: `if (!accinfo.gva_gpa_valid)`, which is about the gva
@@ -21,7 +21,7 @@ class PatchV0(RootDriver):
         region = await self.regions.find_without_the_lock(gfn, self.stage)  # H6: "a fast check"
         if region is None:
             return False
-        pfn = await self._mmio_pfn(gfn)
+        pfn = await self._mmio_pfn(gfn, current)
         if pfn is None:
             return False  # o: a signal, no memory and no VMA are all "not ours"
         # c: the region that was found first, without the lock; the pfn may be another's
@@ -33,17 +33,17 @@ class PatchV0(RootDriver):
         # e: and it is used although both locks have been dropped
         return await self.map_mmio_pages(gfn, pfn, region.bar.count)
 
-    async def _mmio_pfn(self, gfn: int) -> int | None:
+    async def _mmio_pfn(self, gfn: int, current: Mm) -> int | None:
         """mshv_chk_get_mmio_start_pfn."""
         async with self.regions_lock.held(self.stage):
             region = self.regions.find(gfn)
             if region is None:
                 return None
             page = region.bar.page_of(gfn)
-            async with self.mm.lock.read(self.stage):  # H1: a semaphore under a spinlock
-                if self.mm.vma(page) is None:
+            async with current.lock.read(self.stage):  # H1: a semaphore under a spinlock
+                if current.vma(page) is None:  # j: the region's uaddr, in whichever process this is
                     return None
-                return await pfn_behind(self.mm, page)
+                return await pfn_behind(current, page)
 
     def _use(self, region: DriverRegion) -> None:
         if region.freed:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from interceptctl.explore.script import Touch
 
+from .kernel import Mm
 from .root_driver import RootDriver, pfn_behind
 
 
 class PatchV3(RootDriver):
-    async def handle_intercept(self, touch: Touch) -> bool:
+    async def handle_intercept(self, touch: Touch, current: Mm) -> bool:
         """mshv_handle_unmapped_gpa; gva_gpa_valid is not asked for any more."""
         async with self.regions_lock.held(self.stage):
             region = self.regions.find(touch.gfn)
@@ -22,8 +23,8 @@ class PatchV3(RootDriver):
             region.references += 1
         try:
             page = region.bar.page_of(touch.gfn)
-            async with self.mm.lock.read(self.stage):
-                pfn = None if self.mm.vma(page) is None else await pfn_behind(self.mm, page)
+            async with current.lock.read(self.stage):  # j: in whichever process this is
+                pfn = None if current.vma(page) is None else await pfn_behind(current, page)
             if pfn is None:
                 return False  # o
             # i: this may be below zero, where the fault's VMA does not begin with the region
