@@ -35,9 +35,6 @@ CORE = (
     "attempt.py",
     "progress_guard.py",
     "ordered_map.py",
-    "latency.py",
-    "tenants.py",
-    "journal.py",
 )
 TESTS = (
     "tests/service/hazards",
