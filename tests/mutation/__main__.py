@@ -34,7 +34,6 @@ CORE = (
     "interval_index.py",
     "attempt.py",
     "progress_guard.py",
-    "ordered_map.py",
 )
 TESTS = (
     "tests/service/hazards",
