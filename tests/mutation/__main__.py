@@ -34,10 +34,6 @@ CORE = (
     "interval_index.py",
     "attempt.py",
     "progress_guard.py",
-    "ordered_map.py",
-    "latency.py",
-    "tenants.py",
-    "journal.py",
 )
 TESTS = (
     "tests/service/hazards",

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from fakes.running import Running
 from intercept_protocol.events import (
     AnyFact,
     DrainStarted,
@@ -183,3 +189,45 @@ def test_event_says_where_it_happened() -> None:
     journal.publish(DRAIN)
 
     assert [event.partition_id for event in subscription.take(2)] == [7, None]
+
+
+def test_event_says_when_it_happened_in_milliseconds_of_the_clock() -> None:
+    journal = Journal()
+    subscription = listening(journal, ATTACHES)
+    before = time.time_ns() // 1_000_000
+
+    journal.publish(VpAttached(vp_index=1))
+
+    (event,) = subscription.take(1)
+    assert before <= event.time_ms <= time.time_ns() // 1_000_000
+
+
+async def test_a_listener_waits_until_there_is_something_to_take(nursery: trio.Nursery) -> None:
+    journal = Journal()
+    subscription = listening(journal, ATTACHES)
+    waiting = Running(nursery, subscription.wait)
+    await wait_all_tasks_blocked()
+    waited = not waiting.done
+
+    journal.publish(VpAttached(vp_index=1))
+    await waiting.result()
+
+    assert (waited, heard(subscription)) == (True, [VpAttached(vp_index=1)])
+
+
+async def test_all_is_told_when_a_listener_that_took_the_last_asks_for_more(nursery: trio.Nursery) -> None:
+    journal = Journal()
+    subscription = listening(journal, ATTACHES)
+    journal.publish(VpAttached(vp_index=1))
+    telling = Running(nursery, journal.wait_told)
+    await wait_all_tasks_blocked()
+    before = telling.done
+    heard(subscription)
+    await wait_all_tasks_blocked()
+    taken = telling.done
+
+    nursery.start_soon(subscription.wait)
+    await telling.result()
+
+    assert (before, taken) == (False, False)
+    nursery.cancel_scope.cancel()

@@ -84,3 +84,9 @@ def test_a_key_that_is_not_there_is_a_key_error_and_changes_nothing(held: list[i
     with pytest.raises(KeyError):
         del items[7]
     assert len(items) == len(held)
+
+
+def test_a_map_without_entries_has_no_key() -> None:
+    empty: OrderedMap[str] = OrderedMap()
+
+    assert (empty.get(3), empty.floor(3), len(empty)) == (None, None, 0)
