@@ -6,8 +6,9 @@ Every range is half-open and counted in 4 KiB pages, whatever unit it came in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, NewType, Self
+
+import msgspec
 
 Gpa = NewType("Gpa", int)
 """A guest-physical address in bytes."""
@@ -33,9 +34,11 @@ class RangeError(ValueError):
         self.field = field
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PageRange:
-    """The pages [start, end). Build one with `of` where the numbers come from outside."""
+class PageRange(msgspec.Struct, frozen=True, order=True, gc=False):
+    """The pages [start, end). Build one with `of` where the numbers come from outside.
+
+    Numbers alone make no cycle, so the collector is not told of them (gc=False): a daemon keeps very many.
+    """
 
     start: int
     end: int
@@ -85,24 +88,21 @@ class PageRange:
         return f"[{self.start:#x}, {self.end:#x})"
 
 
-class GfnRange(PageRange):
+class GfnRange(PageRange, frozen=True):
     """Guest-physical pages. Printed as page numbers."""
 
-    __slots__ = ()
     start_field: ClassVar[str] = "start_gfn"
 
 
-class PfnRange(PageRange):
+class PfnRange(PageRange, frozen=True):
     """Host pages. Printed as page numbers."""
 
-    __slots__ = ()
     start_field: ClassVar[str] = "start_pfn"
 
 
-class UaddrRange(PageRange):
+class UaddrRange(PageRange, frozen=True):
     """Pages of the VMM's address space, held as page numbers, printed as byte addresses."""
 
-    __slots__ = ()
     start_field: ClassVar[str] = "start_uaddr"
 
     @classmethod

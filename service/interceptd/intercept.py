@@ -8,10 +8,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from time import perf_counter_ns
 
 import trio
+from msgspec.structs import replace
 
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.errors import WireError

@@ -5,16 +5,17 @@ Owns the frame and the mapping: plain values that can be cut. Must not know who 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import Enum
-from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.range_map import RangeMap
 
 
-class Frame(NamedTuple):
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """One page of a backing: ("host", pfn), or for live memory a file and its page, or an anonymous page.
 
     The backing is the frame's identity, not its present location: see the design of the address spaces.
@@ -36,8 +37,7 @@ class Cache(Enum):
     NOT_CACHED = "not_cached"
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(msgspec.Struct, frozen=True, gc=False):
     """The pages around a fault that one VMA really backs: `frame` is that of the first, the rest follow it.
 
     `access` are the VMA's own rights, `io` its VM_IO | VM_PFNMAP flag, None where it was not looked at.
@@ -49,8 +49,7 @@ class Extent:
     io: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
+class Mapping(msgspec.Struct, frozen=True, gc=False):
     """Guest pages [start, end) and the frames they reach, in step; `frame` is that of the first.
 
     A mapping without rights is the SLAT's NO_ACCESS: the gfns are known, the guest reaches nothing.

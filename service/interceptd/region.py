@@ -6,8 +6,9 @@ are, nor what is mapped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import MmioGranularity, RegionKind
@@ -36,8 +37,7 @@ class Presumption(Enum):
     """Read off the VMA (`kind: auto`), and checked again at each fault."""
 
 
-@dataclass(slots=True, eq=False)
-class Region:
+class Region(msgspec.Struct, eq=False, gc=False):
     """`gfns` and `uaddrs` have the same length; page k of one stands behind page k of the other."""
 
     gfns: GfnRange

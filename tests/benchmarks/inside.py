@@ -21,6 +21,7 @@ from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.intercept import InterceptPath
+from interceptd.journal import Journal, PartitionJournal
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.region import Presumption, Region
 from interceptd.region_manager import RegionManager
@@ -40,16 +41,19 @@ class Core:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.notifier = MmuNotifier(open_limit=1)
-        self.hypervisor = SoftwareHypervisor(remap=Remap.REPLACE, pool_pages=256, pool_limit=LIMIT)
+        journal = PartitionJournal(Journal(), 1)
+        self.notifier = MmuNotifier(open_limit=lambda: 1, journal=journal)
+        self.hypervisor = SoftwareHypervisor(remap=Remap.REPLACE, pool_pages=256, pool_limit=lambda: LIMIT)
         self.regions = RegionManager(
             hypervisor=self.hypervisor,
             notifier=self.notifier,
-            region_limit=LIMIT,
-            mapping_limit=LIMIT,
+            region_limit=lambda: LIMIT,
+            mapping_limit=lambda: LIMIT,
+            require_room=lambda: None,
             mmio_granularity=MmioGranularity.VMA,
+            journal=journal,
         )
-        memory = DeclaredAddressSpace(LIMIT)
+        memory = DeclaredAddressSpace(lambda: LIMIT)
         memory.map_vma(Vma(0, 2 * count, 0, RW, io=True))
         self.path = InterceptPath(self.regions, memory, timeout=60)
         self._draw = random.Random(7)
@@ -116,7 +120,7 @@ def measure(count: int) -> dict[str, float]:
 async def _gib() -> tuple[float, int]:
     core = Core(1)
     pages = 1 << 18
-    memory = DeclaredAddressSpace(LIMIT)
+    memory = DeclaredAddressSpace(lambda: LIMIT)
     memory.map_vma(Vma(0, pages, 0, RW, io=True))
     core.path = InterceptPath(core.regions, memory, timeout=60)
     whole = GfnRange(0, pages), UaddrRange(0, pages)

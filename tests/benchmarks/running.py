@@ -24,6 +24,11 @@ import click
 HERE = Path(__file__).parent
 HEADER = HERE.parents[1] / "clients" / "c"
 START_SECONDS = 20
+ROOM = """[limits]
+partitions_per_uid = 512
+vmms_per_uid = 512
+control_requests_per_second = 1000000
+"""
 Command = Sequence[str | Path]
 
 
@@ -117,7 +122,7 @@ def server(command: Command, path: Path, place: Place) -> Iterator[subprocess.Po
 def daemon_command(path: Path) -> list[str | Path]:
     """Without a log, and with room for what the scale asks for."""
     configuration = path.with_suffix(".toml")
-    configuration.write_text("[limits]\npartitions_per_uid = 512\nvmms_per_uid = 512\n")
+    configuration.write_text(ROOM)
     return [sys.executable, "-m", "interceptd", "serve", "--socket", path, "--config", configuration]
 
 

@@ -79,8 +79,16 @@ watches = pytest.mark.parametrize("watch", [Watch.REQUIRED, Watch.NONE])
 
 
 @needs_root
-@watches
-@pytest.mark.parametrize(("daemon_uid", "vmm_uid"), [(USER, USER), (0, USER), (USER, 0), (USER, OTHER_USER)])
+@pytest.mark.parametrize(
+    ("watch", "daemon_uid", "vmm_uid"),
+    [
+        (Watch.REQUIRED, USER, USER),
+        (Watch.REQUIRED, 0, USER),
+        (Watch.REQUIRED, USER, 0),
+        (Watch.REQUIRED, USER, OTHER_USER),
+        (Watch.NONE, USER, OTHER_USER),
+    ],
+)
 def test_a_users_memory_is_served_by_any_users_daemon(
     public_directory: Path, start_vmm: StartVmm, watch: Watch, daemon_uid: int, vmm_uid: int
 ) -> None:

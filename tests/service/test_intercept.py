@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from fakes.model_partition import TIMEOUT, ModelPartition
 from fakes.running import Running

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from intercept_protocol.addresses import GfnRange
 from intercept_protocol.messages import Remap

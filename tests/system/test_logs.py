@@ -180,10 +180,10 @@ def test_a_log_that_nobody_reads_holds_nobody_up_and_the_next_line_says_what_is_
         with Witness(daemon.socket) as witness:
             refuse_often(daemon, 60)
             assert witness.serve() == Witness.SERVED
-        pipe.read(1 << 20)
-        refuse_often(daemon, 1)
-        eventually(lambda: select.select([pipe], [], [], 0)[0], [pipe])
-        line, *_ = pipe.read(1 << 20).splitlines()
+            pipe.read(1 << 20)
+            refuse_often(daemon, 1)
+            eventually(lambda: select.select([pipe], [], [], 0)[0], [pipe])
+            line, *_ = pipe.read(1 << 20).splitlines()
         assert json.loads(line)["lines_dropped"] > 10
 
 

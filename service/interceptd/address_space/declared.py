@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
 
+import msgspec
 import trio
+from msgspec.structs import replace
 
 from intercept_protocol.addresses import PAGE_SHIFT, PageRange, UaddrRange
 from intercept_protocol.errors import WireError
@@ -23,8 +24,7 @@ VMAS_A_TURN = 1024
 """VMAs that a long edit passes before it lets other tasks run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Vma:
+class Vma(msgspec.Struct, frozen=True, gc=False):
     """Pages [start, end) of the VMM, backed by contiguous host pages from `start_pfn`."""
 
     start: int

@@ -20,9 +20,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from intercept_protocol.outcomes import Answer
 from interceptd import __version__
+from interceptd.admission import LEFT, REFUSAL_NUMBERS
 from interceptd.latency import BOUNDARIES_NS, LatencyHistogram
 from interceptd.metrics.observing import Observation
-from interceptd.reception import LEFT, REFUSAL_NUMBERS
 from interceptd.totals import PortCalls, Source, Stages
 
 _NO_REFUSALS = {errno.errorcode[number]: 0 for number in REFUSAL_NUMBERS} | {LEFT: 0}

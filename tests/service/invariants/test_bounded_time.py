@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
-from fakes.model_partition import TIMEOUT, ModelPartition
+from fakes.model_partition import RW, TIMEOUT, ModelPartition
+from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.messages import MmioGranularity, RegionKind
-from intercept_protocol.outcomes import Answer
+from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.inspection import misrecorded
 from interceptctl.explore.pauses import Asked, Point
 
@@ -61,6 +62,22 @@ async def test_i4_a_fault_that_asks_again_is_served_in_the_end() -> None:
             assert misrecorded(model, LOOKED_AT) is None
         assert answer is Answer.MAPPED
         assert model.pfns(GFN, PAGES) == [*range(PFN, PFN + PAGES)]
+
+
+async def test_i4_a_fault_whose_page_has_too_few_rights_at_its_deadline_is_not_called_mapped() -> None:
+    """The VMA was given more rights, unannounced; the gaps beside the page come first and take the time."""
+    pauses = SlowCalls()
+    async with ModelPartition(pauses=pauses).running() as model:
+        await model.map_vma(PAGE, PAGES, PFN, Access.READ)
+        await model.add_region(GFN, PAGES, PAGE, RegionKind.MMIO)
+        model.regions.mmio_granularity = MmioGranularity.PAGE
+        for page in range(0, PAGES, 2):
+            await model.fault(GFN + page)
+        model.regions.mmio_granularity = MmioGranularity.VMA
+        await model.declared.protect_vma(UaddrRange.of(PAGE, PAGES), RW)
+        pauses.slow = True
+        assert await model.fault(GFN, Access.WRITE) is Answer.CONTENDED
+        assert misrecorded(model, LOOKED_AT) is None
 
 
 async def test_i4_what_a_refusal_undoes_ends_at_the_deadline_too() -> None:

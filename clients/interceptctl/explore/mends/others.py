@@ -5,7 +5,7 @@ Owns what is taken out. Each class is the daemon's own but for the one behaviour
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access, Answer

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
+from msgspec import structs
+
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
@@ -152,7 +154,7 @@ class GivesAllRights(RegionManager):
     """The region's rights are given, whatever the VMA's are."""
 
     async def commit(self, attempt: Attempt, extents: Iterable[Extent]) -> Answer | None:
-        generous = [replace(extent, access=Access.READ | Access.WRITE) for extent in extents]
+        generous = [structs.replace(extent, access=Access.READ | Access.WRITE) for extent in extents]
         return await super().commit(attempt, generous)
 
 

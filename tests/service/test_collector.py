@@ -1,0 +1,35 @@
+"""A pass of the collector of cycles stops all partitions: what is kept by the million is not its business."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.messages import RegionKind
+from intercept_protocol.outcomes import Access
+from interceptd.address_space.declared import Vma
+from interceptd.mapping import HOST_BACKING, Extent, Frame, Mapping
+from interceptd.region import Presumption, Region
+
+UADDRS = UaddrRange(7, 9)
+FRAME = Frame(HOST_BACKING, 70)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        GfnRange(1, 3),
+        UADDRS,
+        FRAME,
+        Extent(UADDRS, FRAME, Access.READ, io=False),
+        Mapping(1, 3, FRAME, 7, Access.READ),
+        Mapping(1, 3, FRAME, 7, Access.READ).slice(2, 3),
+        Region(GfnRange(1, 3), UADDRS, RegionKind.MMIO, Presumption.STATED, Access.READ),
+        Vma(7, 9, 70, Access.READ, io=False),
+    ],
+    ids=lambda kept: type(kept).__name__,
+)
+def test_what_a_partition_keeps_very_many_of_is_nothing_to_the_collector(kept: object) -> None:
+    assert not gc.is_tracked(kept)
