@@ -29,7 +29,13 @@ def test_something_found_is_status_1_with_its_story_in_two_columns() -> None:
     assert result.exit_code == 1
     assert "LEFT_REGION (I2; k): a region was removed and its mappings were left" in result.stdout
     assert "the VMM and its guest" in result.stdout
-    assert "again: interceptctl explore --variant patch-v3 --scenario bar-move" in result.stdout
+
+
+def test_the_command_that_finds_a_story_again_can_be_pasted_from_80_columns() -> None:
+    _, command = run(*V3).stdout.split("again: ", 1)
+    pasted = command.replace("\\\n", "").splitlines()[0].split()
+    assert pasted[:6] == ["interceptctl", "explore", "--variant", "patch-v3", "--scenario", "bar-move"]
+    assert pasted[-2:] == ["--schedules", "1"]
 
 
 def test_a_story_tells_the_step_in_which_the_rule_was_broken() -> None:

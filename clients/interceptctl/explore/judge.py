@@ -105,7 +105,8 @@ class Judge:
         if mapping.access:
             for gfn in self._reached:
                 if mapping.start <= gfn < mapping.end:
-                    self.find(Rule.REMAPPED, f"gfn {gfn}, by a map of gfns {mapping.start}-{mapping.end - 1}")
+                    over = f"gfns {mapping.start}-{mapping.end - 1} are mapped over it"
+                    self.find(Rule.REMAPPED, f"gfn {gfn} reaches pfn {self.pfn(gfn)}, and {over}")
 
     def _after_a_change(
         self, point: Point, who: str, mapping: Mapping | None, slat: SoftwareHypervisor

@@ -42,8 +42,13 @@ def story(example: Counterexample) -> RenderableType:
         table.add_row(str(number), left, right)
     given = Text("given: " + "; ".join(example.given))
     end = Text(f"=> {example.end}", style="bold")
-    again = Text(f"again: {example.again}", style="dim")
-    return Padding(Group(head, Padding(Group(given, table, end, again), (0, 0, 0, 2))), (0, 0, 1, 0))
+    again = Text(f"  again: {_for_a_terminal(example.again)}\n", style="dim")
+    return Group(head, Padding(Group(given, table, end), (0, 0, 0, 2)), again)
+
+
+def _for_a_terminal(command: str) -> str:
+    """On two lines that 80 columns do not break again; nothing follows the backslash: it can be pasted."""
+    return command.replace(" --scenario", " \\\n    --scenario")
 
 
 def _by_scenario(report: Explored) -> Table:
