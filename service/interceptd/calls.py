@@ -96,7 +96,9 @@ class closing:  # reads as the verb it is: `with closing(connection)`
         peer = self._connection.peer
         match error:
             case WireError():
-                log.info("connection_refused", error=str(error), pid=peer.pid, uid=peer.uid)
+                self._connection.tenant.log_refusal(
+                    "connection_refused", error=str(error), pid=peer.pid, uid=peer.uid
+                )
                 why = str(error)[:ERROR_LENGTH]
                 self._journal.publish(ConnectionRefused(error=why, uid=peer.uid, pid=peer.pid))
                 self._connection.refuse(error)

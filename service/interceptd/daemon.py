@@ -19,6 +19,7 @@ from intercept_protocol import messages
 from intercept_protocol.events import DrainStarted
 from intercept_protocol.messages import PROTOCOL_VERSION, AddressSpaceKind, Architecture, HypervisorKind
 from interceptd import __version__
+from interceptd.accepting import accept_forever
 from interceptd.config import Config
 from interceptd.hello import Door
 from interceptd.journal import Journal
@@ -89,12 +90,7 @@ class Daemon:
                 async with trio.open_nursery() as doors:
                     for door, listener in ((Door.VMM, vmm_socket), (Door.OPERATOR, operator_socket)):
                         doors.start_soon(
-                            partial(
-                                trio.serve_listeners,
-                                partial(self.reception.enter, door),
-                                [trio.SocketListener(trio.socket.from_stdlib_socket(listener))],
-                                handler_nursery=connections,
-                            )
+                            accept_forever, listener, partial(self.reception.enter, door), connections
                         )
                     log.info(
                         "daemon_started",

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
-import structlog
 import trio
 
 from intercept_protocol import codec, events, messages, rpc
@@ -21,8 +20,6 @@ from interceptd.config import Config
 from interceptd.connection import LAST_LOOK_SECONDS, Connection, ConnectionGone
 from interceptd.journal import Publisher
 from interceptd.peer import require_allowed
-
-log = structlog.get_logger()
 
 
 class Door(Enum):
@@ -92,7 +89,7 @@ def _refusing(connection: Connection, msgid: int, journal: Publisher) -> Iterato
         yield
     except WireError as error:
         peer = connection.peer
-        log.info("hello_refused", error=str(error), pid=peer.pid, uid=peer.uid)
+        connection.tenant.log_refusal("hello_refused", error=str(error), pid=peer.pid, uid=peer.uid)
         why = str(error)[: events.ERROR_LENGTH]
         journal.publish(events.HelloRefused(error=why, uid=peer.uid, pid=peer.pid))
         connection.refuse(error, msgid)

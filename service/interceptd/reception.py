@@ -62,10 +62,10 @@ class Reception:
         self.operators = 0
         self._vmms: Counter[int] = Counter()  # by uid
 
-    async def enter(self, door: Door, stream: trio.SocketStream) -> None:
-        """Serve one accepted connection, until it ends or a partition's nursery takes it over."""
+    async def enter(self, door: Door, accepted: socket.socket) -> None:
+        """Serve one connection, until it ends or a partition's nursery takes it over."""
         with ExitStack() as held:
-            connection = Connection(socket.socket(fileno=stream.socket.detach()), self.admission.tenants)
+            connection = Connection(accepted, self.admission.tenants)
             held.enter_context(closing(connection, self._journal))
             try:
                 visitor = await self.admission.admit(connection, door)

@@ -1,4 +1,4 @@
-"""One uid's share of the daemon: how many connections it has, and how fast it may ask.
+"""One uid's share of the daemon: its connections, how fast it may ask, and how much of the log it may fill.
 
 Owns the counts and the pace. Must not know what is asked, nor who may connect.
 """
@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import structlog
 import trio
+
+log = structlog.get_logger()
 
 BURST_SECONDS = 0.25
 """What a uid that was quiet may ask at once, as seconds of its pace: a new VMM attaches all its VPs."""
 
 REFUSAL_TURNS = 4
 """A refused connection costs accept, a task, a log line and reading what was sent: some five requests."""
+
+REFUSALS_LOGGED_A_SECOND = 100
+"""Some 20 kB. Whoever connects only to be refused would else write as fast as the disk takes it."""
 
 
 class Tenant:
@@ -29,6 +35,9 @@ class Tenant:
         self._paid_until = 0.0
         self._line = trio.Lock()
         self._gate = gate
+        self._logged_since = 0.0
+        self._logged = 0
+        self._not_logged = 0
 
     async def turn(self) -> None:
         """Block until one more request is within the pace (the generic cell rate algorithm, ITU-T I.371), and
@@ -44,6 +53,19 @@ class Tenant:
     def fine(self) -> None:
         """Charge what a connection costs that is refused, beyond its turn; nobody waits here."""
         self._paid_until += REFUSAL_TURNS / self._rate()
+
+    def log_refusal(self, event: str, **fields: object) -> None:
+        """Log that a connection of this uid was refused, or count it for the next line's `not_logged`."""
+        now = trio.current_time()
+        if now >= self._logged_since + 1:
+            self._logged_since, self._logged = now, 0
+        if self._logged >= REFUSALS_LOGGED_A_SECOND:
+            self._not_logged += 1
+            return
+        if self._not_logged:
+            fields |= {"not_logged": self._not_logged}
+        log.info(event, **fields)
+        self._logged, self._not_logged = self._logged + 1, 0
 
     @property
     def idle(self) -> bool:

@@ -12,6 +12,7 @@ from fakes.served import Guest, Served, serving
 from intercept_protocol.errors import WireError
 from interceptd.config import Limits, Timeouts
 from interceptd.connection import LAST_LOOK_SECONDS
+from interceptd.tenants import BURST_SECONDS, REFUSAL_TURNS
 
 HELLO = {"protocol": 1, "role": "vmm"}
 
@@ -208,3 +209,15 @@ async def counted(operator: RawPeer) -> object:
     statistics = await operator.ask("statistics")
     assert isinstance(statistics, dict)
     return statistics["connections"]
+
+
+@pytest.mark.parametrize("fields", [{"role": "king"}, {"role": "vp", "partition_id": 9, "vp_index": 0}])
+async def test_a_connection_that_is_refused_wherever_counts_five_beside_its_hello(
+    fields: dict[str, object],
+) -> None:
+    rate, times = 10, 20
+    async with serving(Limits(control_requests_per_second=rate)) as served:
+        for _ in range(times):
+            await refusal(await served.connect(), protocol=1, token=bytes(16), **fields)
+        began = BURST_SECONDS - 1 / rate
+        assert trio.current_time() == pytest.approx((6 * times - REFUSAL_TURNS) / rate - began, abs=0.2)

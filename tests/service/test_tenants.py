@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
+import structlog.testing
 import trio
 
-from interceptd.tenants import BURST_SECONDS, REFUSAL_TURNS, Tenant, Tenants
+from interceptd.tenants import BURST_SECONDS, REFUSAL_TURNS, REFUSALS_LOGGED_A_SECOND, Tenant, Tenants
 
 RATE = 100
 BURST = int(BURST_SECONDS * RATE)
@@ -121,4 +122,19 @@ async def test_a_uid_is_forgotten_once_it_is_gone_and_has_its_burst_again(
     await trio.sleep(2 * BURST_SECONDS)
     tenants.of(1003)
     assert (tenants.of(1000) is gone, tenants.of(1001) is busy, tenants.connections) == (False, True, 1)
+    assert autojump_clock.rate == 0
+
+
+async def test_a_second_has_so_many_refusals_logged_and_the_next_line_counts_the_rest(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    tenant = Tenants(lambda: RATE).of(1000)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(REFUSALS_LOGGED_A_SECOND + 5):
+            tenant.log_refusal("hello_refused", pid=7)
+        await trio.sleep(1)
+        tenant.log_refusal("hello_refused", pid=8)
+        tenant.log_refusal("hello_refused", pid=9)
+    assert len(lines) == REFUSALS_LOGGED_A_SECOND + 2
+    assert [line.get("not_logged") for line in lines[-3:]] == [None, 5, None]
     assert autojump_clock.rate == 0

@@ -1,0 +1,46 @@
+"""The loop that takes connections from a listening socket.
+
+Owns that none is taken before other tasks ran, and what becomes of the loop when the system has no room for
+one more. Must not know who connects.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final, NoReturn
+
+import structlog
+import trio
+
+log = structlog.get_logger()
+
+RETRY_SECONDS: Final = 0.1
+NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""accept(2): the process, the system or the kernel has no descriptor or memory for it now."""
+
+
+async def accept_forever(
+    listener: socket.socket, serve: Callable[[socket.socket], Awaitable[None]], connections: trio.Nursery
+) -> NoReturn:
+    """Start `serve` in `connections` for each connection, which it owns from then on.
+
+    One in a round of the event loop: whoever connects as fast as they can holds a VP up no longer.
+    """
+    listener.setblocking(False)
+    while True:
+        await trio.lowlevel.wait_readable(listener)
+        try:
+            accepted, _ = listener.accept()
+        except BlockingIOError:  # its peer has left
+            continue
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            name = errno.errorcode[error.errno]
+            log.error("connection_not_accepted", error=f"{name}: {os.strerror(error.errno)}")  # noqa: TRY400
+            await trio.sleep(RETRY_SECONDS)
+        else:
+            connections.start_soon(serve, accepted)
