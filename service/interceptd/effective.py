@@ -1,4 +1,4 @@
-"""The configuration in force as people read it: one sentence, and a file with every key and its origin.
+"""The configuration as people read it: a sentence, a file with every key and its origin, a value of a change.
 
 Owns the wording; must not read anything.
 """
@@ -12,6 +12,8 @@ from interceptd.config import Config
 from interceptd.config_sources import Loaded
 
 _ORIGIN_COLUMN = 56
+MODE = "socket_mode"
+"""The last part of keys that are read in octal."""
 
 
 def summary(config: Config) -> str:
@@ -34,5 +36,12 @@ def lines(loaded: Loaded) -> Iterator[str]:
         yield f"{assignment:<{_ORIGIN_COLUMN - 1}} # {origin}"
 
 
+def shown(key: str, value: object) -> object:
+    """A value in one line of the log."""
+    if value is None:
+        return "default"
+    return _toml(key, value) if key.endswith(MODE) else value
+
+
 def _toml(key: str, value: object) -> str:
-    return f"0o{value:o}" if key == "socket_mode" else json.dumps(value, ensure_ascii=False)
+    return f"0o{value:o}" if key.endswith(MODE) else json.dumps(value, ensure_ascii=False)

@@ -11,7 +11,7 @@ import grp
 import os
 import socket
 import stat
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +20,7 @@ BACKLOG = 1024
 """A burst of VPs attaches at once; a backlog under 512 was seen to refuse some."""
 
 
-LOCK_SECONDS = 5.0
+LOCK_SECONDS, LOCK_POLL_SECONDS = 5.0, 0.01
 """Another daemon holds the lock for a millisecond."""
 
 
@@ -87,27 +87,27 @@ def _bind(listener: socket.socket, path: str, mode: int, group: str | None) -> t
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """flock(2), which knows no timeout, in a thread that is left behind if it takes too long."""
+    """flock(2), which knows no timeout: asked for again and again instead."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    failures: list[OSError] = []
-
-    def lock() -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            failures.append(error)
-
-    waiting = threading.Thread(target=lock, name="lock directory", daemon=True)
-    waiting.start()
-    waiting.join(LOCK_SECONDS)
-    if waiting.is_alive():  # the descriptor stays its own: another file of that number would be locked
-        raise ListenError(f"{directory}: another process has held a lock (flock) on it for {LOCK_SECONDS} s")
     try:
-        for failure in failures:
-            raise failure
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not _try_lock(descriptor):
+            if time.monotonic() >= deadline:
+                raise ListenError(
+                    f"{directory}: another process has held a lock (flock) on it for {LOCK_SECONDS} s"
+                )
+            time.sleep(LOCK_POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _give(path: str, group: str) -> None:

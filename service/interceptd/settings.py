@@ -13,6 +13,7 @@ import msgspec
 
 from interceptd.config import Config
 from interceptd.config_sources import config_keys
+from interceptd.effective import shown
 
 LIVE: Final = ("allowed_uids", "allowed_gids", "limits.", "timeouts.", "log.")
 """Keys, and tables of keys, that change while the daemon runs; the others are read once, when it starts."""
@@ -36,7 +37,7 @@ class Settings:
         """Take over what may change live; what needs a restart stays as it is."""
         before, after = config_keys(self.now), config_keys(wanted)
         differing = {
-            key: f"{key}: {_shown(before[key])} -> {_shown(after[key])}"
+            key: f"{key}: {shown(key, before[key])} -> {shown(key, after[key])}"
             for key in before
             if before[key] != after[key]
         }
@@ -47,7 +48,3 @@ class Settings:
         return Exchange(
             [differing[key] for key in live], [text for key, text in differing.items() if key not in live]
         )
-
-
-def _shown(value: object) -> object:
-    return "default" if value is None else value

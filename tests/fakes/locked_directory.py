@@ -24,6 +24,5 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def is_waiting_for_a_lock(pid: int) -> bool:
-    """Whether a process is blocked by somebody's lock: `->` in /proc/locks."""
-    lines = Path("/proc/locks").read_text().splitlines()
-    return any("->" in line and str(pid) in line.split() for line in lines)
+    """Whether a daemon has opened a directory, which it does for the lock and until it has bound."""
+    return any(opened.is_dir() for opened in Path(f"/proc/{pid}/fd").iterdir())

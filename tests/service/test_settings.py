@@ -27,7 +27,7 @@ def test_keys_that_need_a_restart_stay_and_are_named_every_time() -> None:
     assert settings.now == Config(socket="/a", timeouts=Timeouts(drain_ms=1))
     assert [exchange.changed for exchange in exchanges] == [["timeouts.drain_ms: 5000 -> 1"], []]
     assert [exchange.needs_restart for exchange in exchanges] == [
-        ["socket: /a -> /b", "socket_mode: 432 -> 384"]
+        ["socket: /a -> /b", "socket_mode: 0o660 -> 0o600"]
     ] * 2
 
 

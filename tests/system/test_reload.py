@@ -48,7 +48,7 @@ def test_one_line_says_what_changed_from_what_to_what_and_what_needs_a_restart(
     line = reload(daemon, 'limits.operators = 5\nsocket_mode = 0o600\n[log]\nlevel = "debug"')
     assert (line["changed"], line["needs_restart"]) == (
         ["limits.operators: 4 -> 5", "log.level: info -> debug"],
-        ["socket_mode: 432 -> 384"],
+        ["socket_mode: 0o660 -> 0o600"],
     )
 
 
