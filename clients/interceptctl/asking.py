@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import click
@@ -59,6 +59,13 @@ def all_partitions(client: BlockingOperator) -> list[PartitionSummary]:
         if more:
             after = _next_page(after, page.partitions)
     return partitions
+
+
+def wait_ended(client: BlockingOperator) -> None:
+    """Block until a daemon that drains closes the conversation, as it does once its partitions are gone."""
+    with suppress(ConnectionLost):
+        while True:
+            client.next_events()
 
 
 def _next_page(after: int, page: list[PartitionSummary]) -> int:

@@ -145,10 +145,11 @@ def show_health(path: str, *, as_json: bool) -> None:
 @_as_json
 @click.pass_obj
 def drain(path: str, timeout: float, *, as_json: bool) -> None:
-    """Let the daemon finish: it takes nothing new, and what is left after SECONDS is ended."""
+    """Let the daemon finish, and wait: it takes nothing new, and what is left after SECONDS is ended."""
     request = Drain(timeout_ms=int(timeout * 1000))
     with asking.operator(path, timeout + asking.ANSWER_TIMEOUT) as operator:
         operator.call(request)
+        asking.wait_ended(operator)
     _confirm(request, "drained", as_json=as_json)
 
 

@@ -300,10 +300,20 @@ def test_policy_show_says_what_it_means(socket_path: Path) -> None:
 
 
 def test_drain_passes_its_timeout_in_milliseconds(socket_path: Path) -> None:
-    result, daemon = run_against(socket_path, replies(None), "drain", "--timeout", "2.5", "--json")
+    result, daemon = run_against(
+        socket_path, [*replies(None), HangUp()], "drain", "--timeout", "2.5", "--json"
+    )
 
     assert daemon.heard[1:] == [("drain", [{"timeout_ms": 2500}])]
     assert json.loads(result.stdout) == {"timeout_ms": 2500}
+
+
+def test_a_drain_that_does_not_end_is_exit_code_3(socket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("interceptctl.asking.ANSWER_TIMEOUT", 0.05)
+
+    result, _ = run_against(socket_path, replies(None), "drain", "--timeout", "0")
+
+    assert (result.exit_code, result.stdout) == (3, "")
 
 
 def test_a_refusal_is_exit_code_1_and_the_daemons_words(socket_path: Path) -> None:
@@ -505,6 +515,7 @@ def test_exit_codes_of_the_help_are_those_of_the_documents() -> None:
 def test_what_a_command_prints_fits_80_columns(
     socket_path: Path, reply: object, arguments: list[str]
 ) -> None:
-    result, _ = run_against(socket_path, replies(reply), *arguments)
+    result, _ = run_against(socket_path, [*replies(reply), HangUp()], *arguments)
 
+    assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines())) <= 80
