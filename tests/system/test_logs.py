@@ -178,9 +178,9 @@ def test_a_log_that_nobody_reads_holds_nobody_up_and_the_next_line_says_what_is_
         with Witness(daemon.socket) as witness:
             refuse_often(daemon, 60)
             assert witness.serve() == Witness.SERVED
-            pipe.read(1 << 20)
-            refuse_often(daemon, 1)
-            line = json.loads(pipe.read(1 << 20).splitlines()[-1])
+        pipe.read(1 << 20)
+        refuse_often(daemon, 1)
+        line = json.loads(pipe.read(1 << 20).splitlines()[-1])
         assert (line["event"], line["lines_dropped"] > 10) == ("connection_refused", True)
 
 
