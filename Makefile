@@ -34,7 +34,7 @@ run: $(READY)
 	@$(BIN)/interceptctl guest || [ $$? -eq 4 ]  # 4: no KVM here, which it said
 
 test: $(READY)
-	$(BIN)/python -m pytest -m 'not verify'
+	$(BIN)/python -m pytest -m 'not verify' --numprocesses=auto --dist=worksteal
 
 check: $(READY)
 	$(BIN)/ruff format --check .
