@@ -32,7 +32,9 @@ def refusal_of_one_too_many(path: Path, role: str, limit: int) -> Refusal:
     with ExitStack() as opened:
         try:
             for _ in range(limit + 1):
-                opened.enter_context(RawConnection(path)).say_hello(role)
+                connection = opened.enter_context(RawConnection(path))
+                connection.say_hello(role)
+                opened.callback(connection.leave)
         except Refused as refused:
             return refused.refusal
     raise AssertionError(f"{limit + 1} of role {role} were let in")
@@ -67,7 +69,7 @@ def test_a_connection_over_the_limit_of_those_without_hello_is_eagain(
         )
     with ExitStack() as opened:
         for _ in range(limits["connections_without_hello"]):
-            opened.enter_context(RawConnection(server.socket))
+            opened.callback(opened.enter_context(RawConnection(server.socket)).leave)
         refusal = opened.enter_context(RawConnection(server.socket)).farewell()
     assert (refusal.name, refusal.details.get("limit")) == ("EAGAIN", "connections_without_hello")
 
@@ -80,6 +82,7 @@ def test_a_connection_over_the_limit_of_its_uid_is_enospc_under_msgid_0(
     if limits["connections_per_uid"] > min(600, limits["vps_per_partition"]):
         pytest.skip(f"limits.connections_per_uid is {limits['connections_per_uid']}: set it lower")
     first = vmm.vp(0)
+    inside: list[RawConnection] = []
     for vp_index in range(1, limits["connections_per_uid"] + 1):
         connection = connect()
         connection.send(
@@ -88,10 +91,13 @@ def test_a_connection_over_the_limit_of_its_uid_is_enospc_under_msgid_0(
         _, msgid, error, _ = connection.receive()
         if error is not None:
             break
+        inside.append(connection)
     refusal = Refusal(*error)
     assert (msgid, refusal.name, refusal.details.get("limit")) == (0, "ENOSPC", "connections_per_uid")
     assert connection.receive_all() == []
     assert first.intercept(0) == ["forward", "no_region"]
+    for vp in inside:
+        vp.leave()
 
 
 @statement("H-4", "E-3")

@@ -103,6 +103,12 @@ class RawConnection:
         """Say that nothing more will be sent, and go on reading."""
         self._socket.shutdown(socket.SHUT_WR)
 
+    def leave(self) -> None:
+        """Close, and wait until the daemon has: what it counts of us, it has counted off."""
+        self.half_close()
+        self.receive_all()
+        self.close()
+
     # ------------------------------------------------ bytes
 
     def send(self, data: bytes) -> None:
