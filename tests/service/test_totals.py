@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from time import perf_counter_ns
 
 import pytest
 import trio
@@ -68,6 +69,12 @@ async def test_a_fault_that_waits_for_an_invalidation_is_timed_as_waiting(backed
     assert stage_counts(backed) == {"decode": 0, "wait": 1, "resolve": 1, "map": 1}
 
 
+async def test_a_stage_takes_no_longer_than_the_fault(backed: ModelPartition) -> None:
+    before = perf_counter_ns()
+    await backed.fault(GFN)
+    assert backed.path.stages.resolve.total_ns <= perf_counter_ns() - before
+
+
 async def test_a_wait_that_is_cancelled_is_timed_all_the_same(backed: ModelPartition) -> None:
     await backed.begin(PAGE, PAGES)
     async with trio.open_nursery() as nursery:
@@ -109,15 +116,21 @@ async def test_invalidations_are_counted_by_who_announced_them(backed: ModelPart
 
 
 async def test_a_pass_is_timed_once_for_all_that_it_serves() -> None:
-    notifier = MmuNotifier(open_limit=1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
     notifier.invalidate(UaddrRange(0, 1))
     notifier.invalidate(UaddrRange(8, 9))
     notifier.served(notifier.take())
     assert notifier.passes.count == 1
 
 
+async def test_a_pass_is_timed_from_the_oldest_invalidation_that_it_serves() -> None:
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    began = notifier.invalidate(UaddrRange(0, 1)).began_ns
+    assert notifier.invalidate(UaddrRange(8, 9)).began_ns == began
+
+
 async def test_a_pass_with_nothing_to_serve_is_not_timed() -> None:
-    notifier = MmuNotifier(open_limit=1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
     notifier.served(notifier.take())
     assert notifier.passes.count == 0
 

@@ -73,7 +73,7 @@ class DeclaredAddressSpace:
         """Nothing was handed over."""
 
     async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:  # noqa: ARG002 - as above
-        vma = self._vmas.find(page)
+        vma = self.vma_at(page)
         return None if vma is None else vma.io
 
     def vma_at(self, page: int) -> Vma | None:
