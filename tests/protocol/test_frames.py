@@ -184,3 +184,10 @@ def test_nesting_is_counted_anew_behind_a_closed_container() -> None:
 @pytest.mark.parametrize("kind", [0xC1, 0xC7, 0xC8, 0xC9, 0xD4, 0xD5, 0xD6, 0xD7, 0xD8])
 def test_ext_types_and_the_unused_byte_are_refused_at_their_first_byte(kind: int) -> None:
     assert refusal(bytes([0x92, 0xC0, kind, 0, 0])) == (3, errno.EBADMSG)
+
+
+def test_one_value_too_many_is_refused_at_the_header_that_announces_it() -> None:
+    assert FrameScanner(value_limit=256).scan(bytes.fromhex("dc00ff")) is None
+    with pytest.raises(ProtocolViolation) as refused:
+        FrameScanner(value_limit=256).scan(bytes.fromhex("dc0100"))
+    assert (refused.value.number, refused.value.details) == (errno.EMSGSIZE, {"limit": "request_values"})
