@@ -34,7 +34,11 @@ async def accept_forever(
         await trio.lowlevel.wait_readable(listener)
         try:
             accepted, _ = listener.accept()
-        except BlockingIOError:  # its peer has left
+        except (
+            BlockingIOError,
+            ConnectionAbortedError,
+            PermissionError,
+        ):  # it left, or a security module refused it
             continue
         except OSError as error:
             if error.errno not in NO_ROOM:
