@@ -23,6 +23,9 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_waiting_for_a_lock(pid: int) -> bool:
-    """Whether a daemon has opened a directory, which it does for the lock and until it has bound."""
-    return any(opened.is_dir() for opened in Path(f"/proc/{pid}/fd").iterdir())
+def is_waiting_for_a_lock(pid: int, directory: Path) -> bool:
+    """Whether a daemon has opened `directory`, which it does for the lock and until it has bound.
+
+    Just this one: an interpreter that starts opens others, to see which modules lie in them.
+    """
+    return any(opened.resolve() == directory.resolve() for opened in Path(f"/proc/{pid}/fd").iterdir())

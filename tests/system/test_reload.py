@@ -172,7 +172,7 @@ def test_a_sighup_while_the_daemon_starts_is_obeyed_once_it_is_up(
 ) -> None:
     with locked(tmp_path):
         daemon = DaemonProcess(tmp_path, environment={"NOTIFY_SOCKET": manager.getsockname()})
-        eventually(lambda: is_waiting_for_a_lock(daemon.pid), True)
+        eventually(lambda: is_waiting_for_a_lock(daemon.pid, tmp_path), True)
         (tmp_path / "interceptd.toml").write_text("limits.operators = 5")
         daemon.signal(signal.SIGHUP)
     with daemon:

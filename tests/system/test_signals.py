@@ -113,7 +113,7 @@ def test_a_partition_asked_for_during_the_drain_is_refused(start_daemon: StartDa
 def test_a_signal_that_comes_while_the_daemon_starts_is_not_lost(tmp_path: Path) -> None:
     with locked(tmp_path):
         daemon = DaemonProcess(tmp_path)
-        eventually(lambda: is_waiting_for_a_lock(daemon.pid), True)
+        eventually(lambda: is_waiting_for_a_lock(daemon.pid, tmp_path), True)
         daemon.signal(signal.SIGTERM)
     with daemon:
         assert daemon.wait_ended() == 0

@@ -75,7 +75,7 @@ def test_of_two_daemons_that_start_at_once_one_serves_and_the_other_says_why_not
         stale.wait_ended()
     with locked(tmp_path):
         one, other = DaemonProcess(tmp_path), DaemonProcess(tmp_path)
-        eventually(lambda: is_waiting_for_a_lock(one.pid) and is_waiting_for_a_lock(other.pid), True)
+        eventually(lambda: all(is_waiting_for_a_lock(pid, tmp_path) for pid in (one.pid, other.pid)), True)
     with one, other:
         eventually(lambda: sorted([str(one.status), str(other.status)]), ["1", "None"])
         assert "is in use by a live daemon" in one.log_text()
