@@ -1,37 +1,149 @@
-"""`make bench-start`: from exec to the first answered intercept, beside an interpreter that does nothing."""
+"""From exec to the first answered intercept, beside interpreters that do nothing and that only load trio.
+
+Owns what is started, and the CPU and wall time that each start takes; part of `make bench`. Byte code is
+kept, as in an installed package, whatever PYTHONDONTWRITEBYTECODE says: without it every start compiles.
+"""
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
+import click
 from report import CONSOLE
-from running import Load, Place, daemon_command, server
+from rich.table import Table
 
-ROUNDS = 9
+from intercept_client import BlockingVmm, BlockingVp
+from intercept_protocol.hv_message import build_memory_intercept
+from intercept_protocol.messages import AddRegion, AddressSpaceKind, CreatePartition, HypervisorKind, MapVma
+from intercept_protocol.outcomes import Access, Outcome
+
+ROUNDS = 15
+PAGES = 512
+READY_SECONDS = 20
+Environment = Mapping[str, str]
+
+
+class Cost(NamedTuple):
+    """Of one start, in seconds."""
+
+    wall: float
+    cpu: float
 
 
 def main() -> None:
-    bare, whole = [], []
-    with tempfile.TemporaryDirectory(prefix="interceptd-start-") as directory:
-        load = Load(Path(directory))
-        for round_number in range(ROUNDS):
-            path = Path(directory) / f"{round_number}.sock"
-            began = time.perf_counter()
-            subprocess.run([sys.executable, "-c", "pass"], check=True)
-            bare.append(time.perf_counter() - began)
-            began = time.perf_counter()
-            with server(daemon_command(path), path, Place.ANY_CPU):
-                load.measure("no_region", path, Place.ANY_CPU, "-t", 0.001)
-                whole.append(time.perf_counter() - began)
-    CONSOLE.print(
-        f"exec to first answer: {median(whole):.3f} s ({min(whole):.3f} to {max(whole):.3f}), "
-        f"of which an interpreter that does nothing takes {median(bare):.3f} s"
-    )
+    with TemporaryDirectory(prefix="interceptd-start-") as directory:
+        subjects = _subjects(Path(directory))
+        for start in subjects.values():
+            start()  # and keeps its byte code
+        costs: dict[str, list[Cost]] = {name: [] for name in subjects}
+        for _ in range(ROUNDS):
+            for name, start in subjects.items():
+                costs[name].append(start())
+    title = "from exec to the first answer: median (least to most)"
+    table = Table("", "wall ms", "CPU ms", title=title, title_justify="left")
+    for name, taken in costs.items():
+        wall, cpu = zip(*taken, strict=True)
+        table.add_row(name, _spread(wall), _spread(cpu))
+    CONSOLE.print(table)
+
+
+def _subjects(scratch: Path) -> Mapping[str, Callable[[], Cost]]:
+    others = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    kept = others | {"PYTHONPYCACHEPREFIX": str(scratch / "kept")}
+    none = others | {"PYTHONPYCACHEPREFIX": str(scratch / "none"), "PYTHONDONTWRITEBYTECODE": "1"}
+    module = (sys.executable, "-m", "interceptd")
+    return {
+        "an interpreter that does nothing": partial(_interpreter, kept, "import os; os._exit(0)"),
+        "import trio": partial(_interpreter, kept, "import os, trio; os._exit(0)"),
+        "interceptd serve": partial(_daemon, kept, Path(sys.executable).with_name("interceptd")),
+        "python -m interceptd serve": partial(_daemon, kept, *module),
+        "interceptd serve, all of it compiled": partial(_daemon, none, *module),
+    }
+
+
+def _interpreter(environment: Environment, program: str) -> Cost:
+    """Until it exits: at once, without cleaning up, since a daemon that answers has not cleaned up either."""
+    began = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment)
+    cpu = _cpu_until_ended(process)
+    return Cost(time.perf_counter() - began, cpu)
+
+
+def _daemon(environment: Environment, *command: str | Path) -> Cost:
+    """Until its first answer. That it listens is heard as a service manager hears it: nobody polls."""
+    with TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        path, notify = f"{directory}/vmm.sock", f"{directory}/notify.sock"
+        manager.bind(notify)
+        manager.settimeout(READY_SECONDS)
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [*command, "serve", "--socket", path],
+            env={**environment, "NOTIFY_SOCKET": notify},
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            manager.recv(4096)
+            _first_touch(path)
+            wall = time.perf_counter() - began
+        finally:
+            process.kill()
+            cpu = _cpu_until_ended(process)
+    return Cost(wall, cpu)
+
+
+def _first_touch(path: str) -> None:
+    """What a VMM has to say before its guest can run, and the first page that this one touches."""
+    with BlockingVmm.open(path) as vmm:
+        partition = vmm.call(
+            CreatePartition(address_space=AddressSpaceKind.DECLARED, hypervisor=HypervisorKind.SOFTWARE)
+        )
+        vmm.call(
+            MapVma(
+                start_uaddr=0,
+                page_count=PAGES,
+                start_pfn=0,
+                readable=True,
+                writable=True,
+                executable=False,
+                io=True,
+            )
+        )
+        vmm.call(
+            AddRegion(
+                start_gfn=0,
+                page_count=PAGES,
+                start_uaddr=0,
+                kind="mmio",
+                writable=True,
+                executable=False,
+            )
+        )
+        with BlockingVp.open(path, partition, vp_index=0) as vp:
+            answer = vp.intercept(build_memory_intercept(gpa=0, access=Access.READ))
+    if answer.outcome is not Outcome.RESUME:
+        raise click.ClickException(f"the first intercept was answered {answer}")
+
+
+def _cpu_until_ended(process: subprocess.Popen[bytes]) -> float:
+    """Of a process and the children that it waited for."""
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return used.ru_utime + used.ru_stime
+
+
+def _spread(seconds: Iterable[float]) -> str:
+    least, *_, most = ordered = sorted(1000 * value for value in seconds)
+    return f"{median(ordered):.0f} ({least:.0f} to {most:.0f})"
 
 
 if __name__ == "__main__":

@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
-LOADED = "import gc, sys, interceptd.__main__; print(gc.isenabled(), *sys.modules)"
+import pytest
+
+from fakes.daemon_process import DaemonProcess
+from fakes.witness import Witness
+
+TELLING = (sys.executable, "-X", "importtime", "-m", "interceptd")
+"""How to start a daemon whose log has a line for each module that it loads, whenever it does."""
+LOADED = re.compile(r"^import time:[ \d]+\|[ \d]+\| *([\w.]+)$", re.MULTILINE)
+COLLECTING = "import gc, interceptd.__main__; print(gc.isenabled())"
 
 
-def _loaded() -> tuple[str, set[str]]:
-    done = subprocess.run([sys.executable, "-c", LOADED], check=True, capture_output=True, text=True)
-    collecting, *modules = done.stdout.split()
-    return collecting, set(modules)
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> frozenset[str]:
+    """The modules of a daemon that served a VMM."""
+    with DaemonProcess(tmp_path_factory.mktemp("start"), launch=TELLING) as daemon:
+        daemon.wait_serving()
+        with Witness(daemon.socket) as witness:
+            assert witness.serve() == Witness.SERVED
+        assert daemon.stop() == 0
+        return frozenset(LOADED.findall(daemon.log_text()))
 
 
-def test_the_process_loads_neither_metrics_nor_rich_before_it_is_asked_for_them() -> None:
-    _, modules = _loaded()
-    assert "interceptd.daemon" in modules
-    assert not modules & {"interceptd.metrics.endpoint", "prometheus_client", "h11", "http", "rich"}
+@pytest.mark.parametrize(
+    "module",
+    [
+        "asyncio",
+        "h11",
+        "http",
+        "idna",
+        "interceptd.metrics.endpoint",
+        "prometheus_client",
+        "rich.console",
+        "shutil",
+        "ssl",
+    ],
+)
+def test_a_daemon_that_serves_never_loads_what_it_does_not_use(module: str, loaded: frozenset[str]) -> None:
+    assert {"interceptd.daemon", "structlog.stdlib", "trio"} <= loaded
+    assert module not in loaded
 
 
 def test_the_collector_that_rested_while_modules_were_loaded_runs_again() -> None:
-    collecting, _ = _loaded()
-    assert collecting == "True"
+    done = subprocess.run([sys.executable, "-c", COLLECTING], check=True, capture_output=True, text=True)
+    assert done.stdout == "True\n"
