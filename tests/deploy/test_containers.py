@@ -23,6 +23,15 @@ def test_the_container_is_no_root() -> None:
     assert CONTAINERFILE.index("\nUSER") < CONTAINERFILE.index("\nENTRYPOINT")
 
 
+def test_the_container_compiles_the_standard_library_of_the_python_that_it_runs() -> None:
+    line = re.search(r"^RUN python -m compileall -q (.+)$", CONTAINERFILE, re.MULTILINE)
+    assert line is not None
+    assert CONTAINERFILE.rindex("\nFROM") < line.start() < CONTAINERFILE.index("\nUSER")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    named = subprocess.check_output(["sh", "-c", f"echo {line[1]}"], text=True, env={"PATH": path})
+    assert (Path(named.strip()) / "asyncio").is_dir()
+
+
 def test_everything_that_the_container_copies_is_there() -> None:
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", CONTAINERFILE, re.MULTILINE)
     missing = [path for line in copied for path in line.split() if not (ROOT / path).exists()]
