@@ -43,10 +43,11 @@ def daemon(spoilt_daemon: DaemonProcess) -> DaemonProcess:
 
 @pytest.mark.parametrize("hypervisor", MESSAGES)
 def test_a_session_that_is_not_spoilt_is_told_the_truth_in_so_many_messages(
-    daemon: DaemonProcess, hypervisor: str
+    daemon: DaemonProcess, witness: Witness, hypervisor: str
 ) -> None:
     with Session(daemon.socket, hypervisor, 0, scripted_session.die) as session:
         assert (session.play(), session.messages) == (TOLD, MESSAGES[hypervisor])
+    assert witness.serve() == Witness.SERVED
 
 
 @pytest.mark.parametrize("leave", LEAVING)
