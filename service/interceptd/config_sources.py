@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, get_args, get_origin, get_type_hints
 
@@ -31,8 +30,7 @@ class ConfigError(Exception):
     """A configuration that cannot be used; the text names the source, the key and what was expected."""
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True):
     """One key as text: `origin` says where from, for people."""
 
     origin: str
@@ -40,12 +38,11 @@ class Setting:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(msgspec.Struct, frozen=True):
     """A configuration, and where each key that was set comes from."""
 
     config: Config
-    origins: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     def values(self) -> Iterator[tuple[str, object, str]]:
         """Every key with its value and its origin, in the order of the forms."""
@@ -53,12 +50,11 @@ class Loaded:
             yield key, value, self.origins.get(key, NOT_SET)
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
+class Sources(msgspec.Struct, frozen=True):
     """What is read, now and at every reload. Flags and environment are those of the process's start."""
 
     file: Path | None = None
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = msgspec.field(default_factory=dict)
     flags: tuple[Setting, ...] = ()
 
     def load(self) -> Loaded:

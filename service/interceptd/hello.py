@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
 import trio
 
 from intercept_protocol import codec, events, messages, rpc
@@ -37,8 +37,7 @@ class HelloRefused(ConnectionGone):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class Visitor:
+class Visitor(msgspec.Struct, frozen=True):
     """A connection whose hello is fit for its door, and not answered yet."""
 
     connection: Connection

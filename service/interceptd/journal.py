@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import trio
 
 from intercept_protocol.events import AnyFact, Event, EventName, EventsDropped, InterceptAnswered
@@ -20,8 +20,7 @@ EVENTS_KEPT = 1024
 """Events that wait for one listener; some 300 KiB. The same event is one object to all of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Interest:
+class Interest(msgspec.Struct, frozen=True):
     """What a listener wants to hear of: the events named, narrowed by each other field that says anything."""
 
     events: frozenset[str]

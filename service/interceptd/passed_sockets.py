@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import MutableMapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from interceptd.listening import ListenError
 
@@ -18,8 +19,7 @@ FIRST_DESCRIPTOR: Final = 3
 _VARIABLES: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
-@dataclass(frozen=True, slots=True)
-class PassedSockets:
+class PassedSockets(msgspec.Struct, frozen=True):
     """Listening sockets by their name, FileDescriptorName= in a socket unit; None: bind it yourself."""
 
     vmm: socket.socket | None = None

@@ -10,8 +10,9 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from intercept_protocol.errors import WireError
 
@@ -27,8 +28,7 @@ _GROUPS_BYTES = 1024
 """256 groups: what Python's getsockopt takes. Linux has up to 65,536 (NGROUPS_MAX)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(msgspec.Struct, frozen=True):
     """The process that connected, as it was when it did."""
 
     pid: int

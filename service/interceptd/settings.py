@@ -6,7 +6,6 @@ not know the readers, nor how a configuration is read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -19,8 +18,7 @@ LIVE: Final = ("allowed_uids", "allowed_gids", "limits.", "timeouts.", "log.")
 """Keys, and tables of keys, that change while the daemon runs; the others are read once, when it starts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(msgspec.Struct, frozen=True):
     """What a new configuration changed, as sentences: `key: before -> after`."""
 
     changed: list[str]

@@ -6,8 +6,9 @@ Owns which counters there are and how they are added. Pure; must not know partit
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, fields
 from enum import Enum
+
+import msgspec
 
 from intercept_protocol.outcomes import Answer
 from interceptd.latency import LatencyHistogram
@@ -23,49 +24,46 @@ class Source(Enum):
     USERFAULTFD = "userfaultfd"
 
 
-@dataclass(frozen=True, slots=True)
-class Stages:
+class Stages(msgspec.Struct, frozen=True):
     """How long the parts took of those intercepts that more than a look was needed for.
 
     The others are two thirds of a C echo's time: to take the clock between their parts would be felt.
     """
 
-    decode: LatencyHistogram = field(default_factory=LatencyHistogram)
+    decode: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
     """From the message to the end of the first look, which did not decide it."""
-    wait: LatencyHistogram = field(default_factory=LatencyHistogram)
+    wait: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
     """For an invalidation to end, or another's map or unmap of the page."""
-    resolve: LatencyHistogram = field(default_factory=LatencyHistogram)
+    resolve: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
     """What stands behind the page, the address space was asked."""
-    map: LatencyHistogram = field(default_factory=LatencyHistogram)
+    map: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
     """The commit: the region lock, and the hypervisor's maps under it."""
 
     def add(self, other: Stages) -> None:
-        for stage in fields(self):
-            getattr(self, stage.name).add(getattr(other, stage.name))
+        for stage, own in msgspec.structs.asdict(self).items():
+            own.add(getattr(other, stage))
 
 
-@dataclass(frozen=True, slots=True)
-class PortCalls:
+class PortCalls(msgspec.Struct, frozen=True):
     """How long the hypervisor took to map and to unmap, whoever had asked for it."""
 
-    map_gpa: LatencyHistogram = field(default_factory=LatencyHistogram)
-    unmap_gpa: LatencyHistogram = field(default_factory=LatencyHistogram)
+    map_gpa: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
+    unmap_gpa: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
 
     def add(self, other: PortCalls) -> None:
         self.map_gpa.add(other.map_gpa)
         self.unmap_gpa.add(other.unmap_gpa)
 
 
-@dataclass(slots=True)
-class Totals:
+class Totals(msgspec.Struct):
     """Counters of one partition, or of many."""
 
-    answers: Counter[Answer] = field(default_factory=Counter)
-    intercepts: LatencyHistogram = field(default_factory=LatencyHistogram)
-    stages: Stages = field(default_factory=Stages)
-    port_calls: PortCalls = field(default_factory=PortCalls)
-    invalidations: Counter[Source] = field(default_factory=Counter)
-    passes: LatencyHistogram = field(default_factory=LatencyHistogram)
+    answers: Counter[Answer] = msgspec.field(default_factory=Counter)
+    intercepts: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
+    stages: Stages = msgspec.field(default_factory=Stages)
+    port_calls: PortCalls = msgspec.field(default_factory=PortCalls)
+    invalidations: Counter[Source] = msgspec.field(default_factory=Counter)
+    passes: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
     """Of the region manager: from the oldest invalidation that it served to the acknowledgement of all."""
     stale_attempts: int = 0
     map_calls: int = 0

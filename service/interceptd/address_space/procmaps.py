@@ -12,7 +12,8 @@ import fcntl
 import os
 import re
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.outcomes import Access
@@ -39,8 +40,7 @@ class MmGone(Exception):
     """The process has exited or called exec: the mm behind the descriptor is no more."""
 
 
-@dataclass(frozen=True, slots=True)
-class LiveVma:
+class LiveVma(msgspec.Struct, frozen=True):
     """Pages [start, end) of the process; `offset_page` is the page of the file behind the first."""
 
     start: int

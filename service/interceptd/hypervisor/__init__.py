@@ -6,8 +6,9 @@ know regions or uaddr invalidations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from intercept_protocol.addresses import GfnRange
 from interceptd.mapping import Mapping
@@ -25,8 +26,7 @@ class PartitionLost(Exception):
     """The guest may still reach what it must not, and nobody can take it away: the partition ends, loudly."""
 
 
-@dataclass(slots=True)
-class HypervisorCounters:
+class HypervisorCounters(msgspec.Struct):
     """Calls and their effect; `map_calls` and `unmap_calls` count hypercalls or requests, not port calls."""
 
     mapped_gfns: int = 0

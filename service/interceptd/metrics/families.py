@@ -11,10 +11,10 @@ from __future__ import annotations
 import errno
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from itertools import accumulate
 from typing import TypeVar
 
+from msgspec.structs import asdict
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
@@ -23,7 +23,7 @@ from interceptd import __version__
 from interceptd.admission import LEFT, REFUSAL_NUMBERS
 from interceptd.latency import BOUNDARIES_NS, LatencyHistogram
 from interceptd.metrics.observing import Observation
-from interceptd.totals import PortCalls, Source, Stages
+from interceptd.totals import Source
 
 _NO_REFUSALS = {errno.errorcode[number]: 0 for number in REFUSAL_NUMBERS} | {LEFT: 0}
 """There from the start: Prometheus sees no increase in a series that begins with its first count."""
@@ -68,7 +68,7 @@ def _intercepts(seen: Observation) -> Iterator[Metric]:
     yield _histogram(
         "intercept_stage_duration",
         "Parts of those intercepts that more than a look was needed for.",
-        {(stage.name,): getattr(seen.totals.stages, stage.name) for stage in fields(Stages)},
+        {(stage,): taken for stage, taken in asdict(seen.totals.stages).items()},
         "stage",
     )
     yield _counter(
@@ -104,7 +104,7 @@ def _hypervisor(seen: Observation) -> Iterator[Metric]:
     yield _histogram(
         "hypervisor_call_duration",
         "Calls of the hypervisor port, each of which may take many hypercalls.",
-        {(call.name,): getattr(totals.port_calls, call.name) for call in fields(PortCalls)},
+        {(call,): taken for call, taken in asdict(totals.port_calls).items()},
         "call",
     )
     yield _counter("deposits", "Deposits of pages for second-level tables.", totals.deposits)
