@@ -67,7 +67,7 @@ def _subjects(scratch: Path) -> Mapping[str, Callable[[], Cost]]:
         "import trio": partial(_interpreter, kept, "import os, trio; os._exit(0)"),
         "interceptd serve": partial(_daemon, kept, Path(sys.executable).with_name("interceptd")),
         "python -m interceptd serve": partial(_daemon, kept, *module),
-        "interceptd serve, all of it compiled": partial(_daemon, none, *module),
+        "python -m interceptd serve, no byte code": partial(_daemon, none, *module),
     }
 
 
