@@ -105,7 +105,8 @@ def call_exchange(call: messages.Call[Reply], descriptors: Sequence[int] = ()) -
         call.METHOD,
         [codec.to_fields(call)],
         lambda result: codec.decode_reply(call, result),
-        descriptors=tuple(descriptors),
+        _NOTHING if call.REPLY is None else None,  # type: ignore[arg-type]  # REPLY is what Reply says
+        tuple(descriptors),
     )
 
 
@@ -158,6 +159,8 @@ def _decode_answer(result: object) -> Answer:
             raise ProtocolViolation(errno.EPROTO, f"intercept: the answer is of another form: {result!r:.80}")
 
 
+_NOTHING: Mapping[bytes, None] = {rpc.encode_result(1, None)[RESPONSE_HEAD:]: None}
+"""The answer of most calls: done. To decode the two of an announced munmap takes 16 us of the caller's 65."""
 _ANSWERS: Mapping[tuple[str, str], Answer] = {(answer.outcome, answer.reason): answer for answer in Answer}
 _ANSWERS_BY_BYTES: Mapping[bytes, Answer] = {
     rpc.encode_result(1, list(pair))[RESPONSE_HEAD:]: answer for pair, answer in _ANSWERS.items()

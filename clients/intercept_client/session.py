@@ -147,11 +147,11 @@ class ClientSession:
         exchange = self._in_flight
         if exchange is None or exchange.known is None or self._unsent or self._receiver.has_bytes:
             return False
-        reply = exchange.known.get(data[RESPONSE_HEAD:])
-        if reply is None or data[:RESPONSE_HEAD] != bytes((0x94, rpc.RESPONSE, self._msgid)):
+        answer = data[RESPONSE_HEAD:]
+        if answer not in exchange.known or data[:RESPONSE_HEAD] != bytes((0x94, rpc.RESPONSE, self._msgid)):
             return False
         self._in_flight = None
-        exchange.answer(reply)
+        exchange.answer(exchange.known[answer])
         return True
 
     def _handle(self, message: rpc.Message) -> None:

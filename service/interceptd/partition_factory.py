@@ -56,7 +56,7 @@ class PartitionFactory:
         journal = PartitionJournal(self._journal, living.next_id())
         notifier = MmuNotifier(lambda: settings.now.limits.open_invalidations_per_partition, journal)
         timeout = (request.invalidate_timeout_ms or settings.now.timeouts.invalidate_ms) / 1000
-        memory = self._memory(request, notifier, timeout, connection)
+        memory = self._memory(request, notifier, timeout, connection, living.next_id())
         address_space: AddressSpace = memory
         if self._chaos is not None:
             address_space = ChaoticAddressSpace(address_space, self._chaos)
@@ -94,13 +94,18 @@ class PartitionFactory:
             raise WireError(errno.ENOSPC, f"uid {uid} may have {limit} regions", limit="regions_per_uid")
 
     def _memory(
-        self, request: CreatePartition, notifier: MmuNotifier, timeout: float, connection: Connection
+        self,
+        request: CreatePartition,
+        notifier: MmuNotifier,
+        timeout: float,
+        connection: Connection,
+        partition_id: int,
     ) -> DeclaredAddressSpace | ProcessAddressSpace:
         match request.address_space:
             case AddressSpaceKind.DECLARED:
                 return DeclaredAddressSpace(lambda: self._settings.now.limits.vmas_per_partition)
             case AddressSpaceKind.PROCESS:
-                return ProcessAddressSpace(notifier, timeout, connection.peer_pidfd())
+                return ProcessAddressSpace(notifier, timeout, connection.peer_pidfd(), str(partition_id))
 
     def _hypervisor(self, request: CreatePartition) -> SoftwareHypervisor | VmmHypervisor:
         match request.hypervisor:

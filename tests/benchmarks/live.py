@@ -1,20 +1,24 @@
 """What real memory costs a VMM: a fault that is resolved by the kernel, and a munmap with its invalidation.
 
-Owns these measurements, in this process, which is the VMM. The client is in Python, so its cost counts.
+Owns these measurements, in this process, which is the VMM. The client is in Python, so its cost counts; not
+in what the daemon took of the CPU.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import TypeVar
 
 from report import CONSOLE
 from rich.table import Table
-from running import Place, daemon_command, server
+from running import CPU, Place, daemon_command, server
 
 from intercept_client import BlockingNotifier, BlockingVmm, BlockingVp, libc, memory
 from intercept_client.memory import Sharing, UserfaultfdUnavailable, Watch
@@ -26,8 +30,11 @@ from intercept_protocol.messages import (
     AttachMemory,
     CreatePartition,
     HypervisorKind,
+    Invalidate,
+    MapVma,
     MmioGranularity,
     RemoveRegion,
+    UnmapVma,
 )
 from intercept_protocol.outcomes import Access
 
@@ -35,81 +42,148 @@ FIRST_GFN = 0x100
 PAGES = 128
 RW = Access.READ | Access.WRITE
 T = TypeVar("T")
-Times = dict[str, list[float]]
+DECLARED, BARE = "first touch, declared memory", "munmap of a page, bare"
+"""What the others are to be held against."""
 
 
-def measure(scratch: Path, rounds: int) -> Times:
-    """Microseconds, by what was done; `PAGES` of each in every round."""
-    times: Times = {}
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Microseconds: each as its caller saw it, and what the daemon took of the CPU for one, by round."""
+
+    taken: list[float] = field(default_factory=list)
+    daemon_cpu: list[float] = field(default_factory=list)
+
+
+Measured = Mapping[str, Figures]
+
+
+class Stopwatch:
+    """Times what is done, `PAGES` of each in every round."""
+
+    def __init__(self, daemon_pid: int) -> None:
+        self.figures: dict[str, Figures] = {}
+        self._daemon_clock = (~daemon_pid << 3) | 2
+        """Of all its threads, clock_getcpuclockid(3): MAKE_PROCESS_CPUCLOCK, CPUCLOCK_SCHED."""
+
+    def each(
+        self,
+        name: str,
+        act: Callable[[T], object],
+        arguments: Sequence[T],
+        settle: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`settle` waits for what the daemon does after it has answered."""
+        figures = self.figures.setdefault(name, Figures())
+        spent = time.clock_gettime(self._daemon_clock)
+        for argument in arguments:
+            asked = time.perf_counter()
+            act(argument)
+            figures.taken.append((time.perf_counter() - asked) * 1e6)
+        settle()
+        spent = time.clock_gettime(self._daemon_clock) - spent
+        figures.daemon_cpu.append(spent * 1e6 / len(arguments))
+
+
+def measure(scratch: Path, rounds: int) -> dict[Place, Measured]:
+    return {place: _measure(scratch, place, rounds) for place in Place}
+
+
+def show(measured: Mapping[Place, Measured]) -> None:
+    for place, figures in measured.items():
+        columns = ("", "median us", "p99 us", "daemon's CPU us")
+        table = Table(*columns, title=f"live memory, {place.value}, client in Python", title_justify="left")
+        for name, of_it in figures.items():
+            p99 = quantiles(of_it.taken, n=100)[-1]
+            cpu = "" if name == BARE else f"{median(of_it.daemon_cpu):.0f}"
+            table.add_row(name, f"{median(of_it.taken):.0f}", f"{p99:.0f}", cpu)
+        CONSOLE.print(table)
+
+
+def _measure(scratch: Path, place: Place, rounds: int) -> Measured:
     with ExitStack() as running:
-        path = scratch / "live.sock"
-        running.enter_context(server(daemon_command(path), path, Place.ANY_CPU))
-        ways = {"announced": Watch.NONE, "watched": Watch.REQUIRED}
+        running.enter_context(_this_process_at(place))
+        path = scratch / f"live-{place.name}.sock"
+        daemon = running.enter_context(server(daemon_command(path), path, place))
+        watch = Stopwatch(daemon.pid)
         vmms = {}
-        for name, watch in ways.items():
+        for name, how in {"announced": Watch.NONE, "watched": Watch.REQUIRED}.items():
             try:
-                vmms[name] = running.enter_context(_vmm(path, watch))
+                vmms[name] = running.enter_context(_vmm(path, how))
             except UserfaultfdUnavailable as why:
                 CONSOLE.print(f"{name}: left out: {why}")
+        declared, declared_vp, _ = running.enter_context(_vmm(path, None))
         for _ in range(rounds):
-            times.setdefault("bare munmap of a page", []).extend(_bare())
+            _bare(watch)
+            _declared(watch, declared, declared_vp)
             for name, (vmm, vp, notifier) in vmms.items():
-                faults, unmaps = _watched(vmm, vp, None if name == "watched" else notifier)
-                times.setdefault(f"first touch, {name}", []).extend(faults)
-                times.setdefault(f"munmap of a page, {name}", []).extend(unmaps)
-    return times
-
-
-def show(times: Mapping[str, list[float]]) -> None:
-    table = Table("", "median us", "p99 us", title="live memory, client in Python", title_justify="left")
-    for name, taken in times.items():
-        table.add_row(name, f"{median(taken):.0f}", f"{quantiles(taken, n=100)[-1]:.0f}")
-    CONSOLE.print(table)
+                _live(watch, name, vmm, vp, notifier)
+    return watch.figures
 
 
 @contextmanager
-def _vmm(path: Path, watch: Watch) -> Iterator[tuple[BlockingVmm, BlockingVp, BlockingNotifier]]:
+def _this_process_at(place: Place) -> Iterator[None]:
+    allowed = os.sched_getaffinity(0)
+    if place is Place.ONE_CPU:
+        os.sched_setaffinity(0, {CPU})
+    yield
+    os.sched_setaffinity(0, allowed)
+
+
+@contextmanager
+def _vmm(path: Path, watch: Watch | None) -> Iterator[tuple[BlockingVmm, BlockingVp, BlockingNotifier]]:
+    """A VMM with a VP and a notifier connection; of declared memory where nothing is to be watched."""
+    kind = AddressSpaceKind.DECLARED if watch is None else AddressSpaceKind.PROCESS
     with ExitStack() as held:
-        vmm = held.enter_context(BlockingVmm.open(path, name=watch.name))
+        vmm = held.enter_context(BlockingVmm.open(path, name=kind.value))
         partition = vmm.call(
             CreatePartition(
-                address_space=AddressSpaceKind.PROCESS,
+                address_space=kind,
                 hypervisor=HypervisorKind.SOFTWARE,
                 mmio_granularity=MmioGranularity.PAGE,
             )
         )
-        with memory.own_memory(watch) as own:
-            vmm.call(AttachMemory(promise_begin_end=watch is Watch.NONE), descriptors=own.descriptors)
+        if watch is not None:
+            with memory.own_memory(watch) as own:
+                vmm.call(AttachMemory(promise_begin_end=watch is Watch.NONE), descriptors=own.descriptors)
         vp = held.enter_context(BlockingVp.open(path, partition, vp_index=0))
         yield vmm, vp, held.enter_context(BlockingNotifier.open(path, partition))
 
 
-def _bare() -> list[float]:
-    uaddrs = libc.mmap(UaddrRange(0, PAGES), RW, Sharing.PRIVATE)
-    return [_timed(libc.munmap, page) for page in _pages(uaddrs)]
+def _bare(watch: Stopwatch) -> None:
+    watch.each(BARE, libc.munmap, _pages(libc.mmap(UaddrRange(0, PAGES), RW, Sharing.PRIVATE)))
 
 
-def _watched(
-    vmm: BlockingVmm, vp: BlockingVp, notifier: BlockingNotifier | None
-) -> tuple[list[float], list[float]]:
-    """Touch pages one by one, then unmap them one by one; without a notifier the kernel tells of it."""
+def _declared(watch: Stopwatch, vmm: BlockingVmm, vp: BlockingVp) -> None:
+    uaddrs = UaddrRange(PAGES, 2 * PAGES)
+    where = {"start_uaddr": uaddrs.start_uaddr, "page_count": PAGES}
+    vmm.call(MapVma(**where, start_pfn=0, readable=True, writable=True, executable=False, io=True))
+    with _region(vmm, uaddrs):
+        watch.each(DECLARED, vp.intercept, _touches())
+    vmm.call(UnmapVma(**where))
+
+
+def _live(watch: Stopwatch, name: str, vmm: BlockingVmm, vp: BlockingVp, notifier: BlockingNotifier) -> None:
+    """Touch pages one by one, then unmap them one by one; what is watched, the kernel tells of."""
     uaddrs = libc.mmap(UaddrRange(0, PAGES), RW, Sharing.PRIVATE)
+    served = partial(notifier.call, Invalidate(start_uaddr=uaddrs.start_uaddr, length=uaddrs.length))
+    with _region(vmm, uaddrs):
+        watch.each(f"first touch, {name}", vp.intercept, _touches())
+        unmap = libc.munmap if name == "watched" else partial(memory.munmap, notifier)
+        watch.each(f"munmap of a page, {name}", unmap, _pages(uaddrs), served)
+
+
+@contextmanager
+def _region(vmm: BlockingVmm, uaddrs: UaddrRange) -> Iterator[None]:
     where = {"start_gfn": FIRST_GFN, "page_count": PAGES, "start_uaddr": uaddrs.start_uaddr}
     vmm.call(AddRegion(**where, kind="mmio", writable=True, executable=False))
-    messages = [build_memory_intercept(gpa=(FIRST_GFN + i) << 12, access=Access.READ) for i in range(PAGES)]
-    faults = [_timed(vp.intercept, message) for message in messages]
-    unmap = libc.munmap if notifier is None else lambda page: memory.munmap(notifier, page)
-    unmaps = [_timed(unmap, page) for page in _pages(uaddrs)]
+    yield
     vmm.call(RemoveRegion(**where))
-    return faults, unmaps
+
+
+def _touches() -> list[bytes]:
+    return [build_memory_intercept(gpa=(FIRST_GFN + i) << 12, access=Access.READ) for i in range(PAGES)]
 
 
 def _pages(uaddrs: UaddrRange) -> list[UaddrRange]:
     """From the end, so that no unmap splits what is left."""
     return [UaddrRange(page - 1, page) for page in range(uaddrs.end, uaddrs.start, -1)]
-
-
-def _timed(act: Callable[[T], object], argument: T) -> float:
-    asked = time.perf_counter()
-    act(argument)
-    return (time.perf_counter() - asked) * 1e6

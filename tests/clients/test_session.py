@@ -12,13 +12,21 @@ from intercept_client.exchange import Exchange, Progress, Reply, call_exchange, 
 from intercept_client.session import NOTIFICATION_LIMIT, ClientSession
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
-from intercept_protocol.messages import AddRegion, AddRegionReply, HelloVmm, RegionKind, Translate
+from intercept_protocol.messages import (
+    AddRegion,
+    AddRegionReply,
+    HelloVmm,
+    InvalidateEnd,
+    RegionKind,
+    Translate,
+)
 from intercept_protocol.outcomes import Answer
 
 ADD = AddRegion(
     start_gfn=0x100, page_count=0x100, start_uaddr=0x7000_0000, kind="auto", writable=True, executable=False
 )
 ADDED = {"kind": "mmio"}
+END = InvalidateEnd(start_uaddr=0, length=0x1000)
 
 
 def started(session: ClientSession, exchange: Exchange[Reply]) -> rpc.Request:
@@ -147,6 +155,36 @@ def test_the_known_answer_under_another_msgid_is_a_violation() -> None:
     session.receive_data(rpc.encode_result(msgid + 1, ["resume", "mapped"]))
 
     with pytest.raises(ProtocolViolation, match=f"msgid {msgid + 1}, which was not asked"):
+        exchange.reply()
+
+
+def test_an_answer_that_says_no_more_than_done_is_not_decoded() -> None:
+    session, exchange = ClientSession(), call_exchange(END)
+    decoded: list[object] = []
+    exchange.decode = decoded.append
+
+    session.receive_data(rpc.encode_result(started(session, exchange).msgid, None))
+
+    assert exchange.succeeded
+    assert decoded == []
+
+
+def test_a_done_under_another_msgid_is_a_violation() -> None:
+    session, exchange = ClientSession(), call_exchange(END)
+    msgid = started(session, exchange).msgid
+
+    session.receive_data(rpc.encode_result(msgid + 1, None))
+
+    with pytest.raises(ProtocolViolation, match=f"msgid {msgid + 1}, which was not asked"):
+        exchange.reply()
+
+
+def test_nil_is_no_answer_to_a_call_that_has_one() -> None:
+    session, exchange = ClientSession(), call_exchange(ADD)
+
+    session.receive_data(rpc.encode_result(started(session, exchange).msgid, None))
+
+    with pytest.raises(ProtocolViolation):
         exchange.reply()
 
 

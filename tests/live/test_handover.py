@@ -9,9 +9,11 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from fakes.eventually import PATIENCE
 from intercept_protocol.errors import WireError
@@ -20,6 +22,7 @@ from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.descriptors import attach
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.procmaps import ProcMaps
+from interceptd.address_space.workers import Workers
 from interceptd.peer import Peer
 
 SOON, LATE = 0.05, 600.0
@@ -33,6 +36,14 @@ def pipe() -> Iterator[tuple[int, int]]:
     reading, writing = os.pipe()
     yield reading, writing
     os.close(reading)
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    """One, as few as there can be."""
+    one = Workers(1, "handovers")
+    yield one
+    one.close()
 
 
 async def closed(reading: int) -> bool:
@@ -57,30 +68,32 @@ class Slow:
 
 
 async def test_a_descriptor_that_does_not_answer_is_given_up_in_time_and_closed_when_it_does(
-    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    pipe: tuple[int, int], workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, writing = pipe
     slow = Slow()
     monkeypatch.setattr(handover, "attach", slow)
     with pytest.raises(Undecided, match="does not answer"):
-        await Handover([writing], 1, OURS, promised=True).attachment(SOON, trio.CapacityLimiter(1))
+        await Handover([writing], 1, OURS, promised=True).attachment(SOON, workers)
     slow.answer.set()
     assert await closed(reading)
 
 
 async def test_descriptors_whose_turn_did_not_come_are_closed_when_they_are_given_up(
-    pipe: tuple[int, int],
+    pipe: tuple[int, int], workers: Workers, nursery: trio.Nursery
 ) -> None:
     reading, writing = pipe
-    limiter = trio.CapacityLimiter(1)
-    limiter.acquire_on_behalf_of_nowait("another that is slow")
+    another_answers = threading.Event()
+    nursery.start_soon(workers.ask, partial(another_answers.wait, PATIENCE))
+    await wait_all_tasks_blocked()
     with pytest.raises(Undecided, match="does not answer"):
-        await Handover([writing], 1, OURS, promised=True).attachment(SOON, limiter)
+        await Handover([writing], 1, OURS, promised=True).attachment(SOON, workers)
     assert await closed(reading)
+    another_answers.set()
 
 
 async def test_a_vmm_that_leaves_while_its_descriptor_is_looked_at_leaves_none_open(
-    pipe: tuple[int, int], nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+    pipe: tuple[int, int], workers: Workers, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, writing = pipe
     slow = Slow()
@@ -88,7 +101,7 @@ async def test_a_vmm_that_leaves_while_its_descriptor_is_looked_at_leaves_none_o
     handing = Handover([writing], 1, OURS, promised=True)
     with trio.CancelScope() as leaving:
         nursery.start_soon(cancel_once, slow.begun, leaving)
-        await handing.attachment(LATE, trio.CapacityLimiter(1))
+        await handing.attachment(LATE, workers)
     slow.answer.set()
     assert (leaving.cancelled_caught, await closed(reading)) == (True, True)
 
@@ -100,13 +113,13 @@ async def cancel_once(happened: trio.Event, scope: trio.CancelScope) -> None:
 
 
 async def test_an_attachment_that_is_had_in_time_stays_open_until_its_owner_lets_go(
-    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    pipe: tuple[int, int], workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, writing = pipe
     slow = Slow()
     slow.answer.set()
     monkeypatch.setattr(handover, "attach", slow)
-    made = await Handover([writing], 1, OURS, promised=True).attachment(LATE, trio.CapacityLimiter(1))
+    made = await Handover([writing], 1, OURS, promised=True).attachment(LATE, workers)
     os.set_blocking(reading, False)
     with pytest.raises(BlockingIOError):
         os.read(reading, 1)

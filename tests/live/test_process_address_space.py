@@ -20,7 +20,7 @@ from intercept_client.libc import Sharing
 from intercept_client.userfaultfd import open_userfaultfd
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Access
-from interceptd.address_space import Asker
+from interceptd.address_space import Asker, Undecided, process
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.process import WORKERS, ProcessAddressSpace
 from interceptd.address_space.procmaps import LiveVma, MmGone, ProcMaps
@@ -30,6 +30,8 @@ from interceptd.totals import Source
 from interceptd.userfaultfd import Userfaultfd
 
 PAGES = 8
+SOON = 0.05
+"""Seconds: short, for what is to be given up."""
 
 
 def open_maps(pid: int | str = "self") -> ProcMaps:
@@ -77,7 +79,7 @@ def test_a_kernel_without_procmap_query_says_that_the_process_is_gone(reap: bool
 async def test_resolve_takes_in_what_was_unmapped_before_it_answers(memory: UaddrRange) -> None:
     """Nobody else reads the event here: an answer without it would be mapped, and outlive the memory."""
     notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
-    space = ProcessAddressSpace(notifier, timeout=5, vmm=None)
+    space = ProcessAddressSpace(notifier, timeout=5, vmm=None, name="1")
     await space.attach(Attachment(open_maps(), None, Userfaultfd(open_userfaultfd()), promised=False))
     try:
         part = UaddrRange(memory.start, memory.start + PAGES)
@@ -96,6 +98,11 @@ async def test_resolve_takes_in_what_was_unmapped_before_it_answers(memory: Uadd
         space.close()
 
 
+def unwatched(timeout: float, name: str = "1") -> ProcessAddressSpace:
+    """One that nobody tells of invalidations."""
+    return ProcessAddressSpace(MmuNotifier(open_limit=lambda: 1, journal=Journal()), timeout, None, name)
+
+
 class HeldMaps(ProcMaps):
     """Answers once `released` is set: a process whose mmap lock is held till then."""
 
@@ -111,9 +118,7 @@ class HeldMaps(ProcMaps):
 
 async def test_a_worker_is_busy_while_the_process_does_not_answer(memory: UaddrRange) -> None:
     maps = HeldMaps(os.open("/proc/self/maps", os.O_RDONLY))
-    space = ProcessAddressSpace(
-        MmuNotifier(open_limit=lambda: 1, journal=Journal()), timeout=PATIENCE, vmm=None
-    )
+    space = unwatched(PATIENCE)
     await space.attach(Attachment(maps, None, None, promised=True))
     maps.released.clear()
     try:
@@ -148,9 +153,7 @@ async def test_faults_that_wait_for_the_mmap_lock_do_not_hold_up_the_vmms_own_ca
     memory: UaddrRange,
 ) -> None:
     """Every worker for faults is stuck, and faults queue for them."""
-    space = ProcessAddressSpace(
-        MmuNotifier(open_limit=lambda: 1, journal=Journal()), timeout=PATIENCE, vmm=None
-    )
+    space = unwatched(PATIENCE)
     maps = StuckMaps(memory.end - 1)
     await space.attach(Attachment(maps, None, None, promised=True))
     async with trio.open_nursery() as faults:
@@ -162,6 +165,65 @@ async def test_faults_that_wait_for_the_mmap_lock_do_not_hold_up_the_vmms_own_ca
         assert not maps.released.is_set()
         maps.released.set()
     space.close()
+
+
+async def test_a_question_of_the_vmms_own_is_given_up_at_the_deadline(memory: UaddrRange) -> None:
+    space = unwatched(SOON)
+    maps = StuckMaps(memory.start)
+    await space.attach(Attachment(maps, None, None, promised=True))
+    with pytest.raises(Undecided, match="does not answer"):
+        await space.resolve(memory.start, memory, memory, Asker.VMM)
+    assert space.busy_workers == 1
+    maps.released.set()
+    space.close()
+
+
+async def test_a_fault_is_given_up_by_its_intercept_alone(memory: UaddrRange) -> None:
+    """Two deadlines for one wait would be one too many, which every fault would pay for."""
+    space = unwatched(SOON)
+    maps = StuckMaps(memory.start)
+    await space.attach(Attachment(maps, None, None, promised=True))
+    with trio.move_on_after(4 * SOON) as intercept:
+        await space.resolve(memory.start, memory, memory)
+    assert intercept.cancelled_caught
+    maps.released.set()
+    space.close()
+
+
+async def test_a_thread_for_faults_ends_when_there_are_none_and_that_of_the_probe_goes_on(
+    memory: UaddrRange, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    monkeypatch.setattr(process, "PROBE_SECONDS", SOON)
+    space = unwatched(PATIENCE, "7")
+    await space.attach(Attachment(open_maps(), None, None, promised=True))
+    nursery.start_soon(space.run)
+    assert await space.resolve(memory.start, memory, memory) is not None
+    (of_faults,) = threads("guest of 7")
+    (of_probes,) = threads("vmm of 7")
+    assert await trio.to_thread.run_sync(ended, of_faults)
+    assert of_probes.is_alive()
+    nursery.cancel_scope.cancel()
+    space.close()
+
+
+def threads(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
+
+
+def ended(thread: threading.Thread) -> bool:
+    thread.join(PATIENCE)
+    return not thread.is_alive()
+
+
+async def test_after_the_end_no_thread_and_no_descriptor_is_left(memory: UaddrRange) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    space = unwatched(PATIENCE, "8")
+    await space.attach(Attachment(open_maps(), None, None, promised=True))
+    assert await space.resolve(memory.start, memory, memory) is not None
+    assert len(os.listdir("/proc/self/fd")) > descriptors
+    space.close()
+    eventually(lambda: [*threads("guest of 8"), *threads("vmm of 8")], [])
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def wait_for_its_event(thread: threading.Thread) -> None:

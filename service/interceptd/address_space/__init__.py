@@ -22,13 +22,14 @@ class Asker(Enum):
     other's queue."""
 
     GUEST = "guest"
-    """A fault, of which there can be as many as VPs."""
+    """A fault, of which there can be as many as VPs. Its intercept has a deadline."""
     VMM = "vmm"
     """A call of the VMM's own, which makes one at a time."""
 
 
 class AddressSpace(Protocol):
-    """Where uaddrs lead. Called without any lock held; both questions may block, each with a deadline."""
+    """Where uaddrs lead. Called without any lock held; both questions may block, for the VMM with a deadline
+    of their own, for a guest until the caller's."""
 
     async def resolve(
         self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST

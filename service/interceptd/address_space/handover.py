@@ -13,6 +13,7 @@ import trio
 from interceptd.address_space import Undecided
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.descriptors import attach
+from interceptd.address_space.workers import Workers
 from interceptd.descriptor_box import close_aside
 from interceptd.peer import Peer
 
@@ -30,11 +31,11 @@ class Handover:
         self._abandoned = False
         self._made: Attachment | None = None
 
-    async def attachment(self, seconds: float, limiter: trio.CapacityLimiter) -> Attachment:
+    async def attachment(self, seconds: float, workers: Workers) -> Attachment:
         """Raises `Undecided` after `seconds`, and `WireError` for what is not to be had or wrong."""
         try:
             with trio.fail_after(seconds):
-                return await trio.to_thread.run_sync(self._sort_out, limiter=limiter, abandon_on_cancel=True)
+                return await workers.ask(self._sort_out)
         except trio.TooSlowError:
             self._abandon()
             raise Undecided("a descriptor does not answer") from None

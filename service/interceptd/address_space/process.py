@@ -23,6 +23,7 @@ from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.procmaps import LiveVma, MmGone, read_all
 from interceptd.address_space.smaps import is_io
+from interceptd.address_space.workers import Workers
 from interceptd.mapping import Extent, Frame
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.peer import Pidfd
@@ -41,13 +42,17 @@ T = TypeVar("T")
 
 
 class ProcessAddressSpace:
-    """See `AddressSpace`. Nothing is backed until `attach`. `timeout` bounds each question, in seconds."""
+    """See `AddressSpace`. Nothing is backed until `attach`.
 
-    def __init__(self, notifier: MmuNotifier, timeout: float, vmm: Pidfd | None) -> None:
+    `timeout` bounds each question of the VMM's own calls, in seconds; a fault's are bounded by its intercept.
+    `name` tells people whose threads these are.
+    """
+
+    def __init__(self, notifier: MmuNotifier, timeout: float, vmm: Pidfd | None, name: str) -> None:
         self._notifier = notifier
         self._timeout = timeout
         self._vmm = vmm
-        self._limiters = {asker: trio.CapacityLimiter(workers) for asker, workers in WORKERS.items()}
+        self._workers = {asker: Workers(most, f"{asker.value} of {name}") for asker, most in WORKERS.items()}
         self._attachment: Attachment | None = None
         self._watch: UnmapWatch | None = None
         self._attached = trio.Event()
@@ -63,7 +68,12 @@ class ProcessAddressSpace:
 
     async def take(self, handover: Handover) -> None:
         """`attach` what a VMM handed over. Raises what either does."""
-        await self.attach(await handover.attachment(self._timeout, self._limiters[Asker.VMM]))
+        workers = self._workers[Asker.VMM]
+        try:
+            await self.attach(await handover.attachment(self._timeout, workers))
+        except BaseException:
+            workers.end_idle()  # without memory there is nothing to ask, and nobody trims
+            raise
 
     async def attach(self, attachment: Attachment) -> None:
         """Take over the descriptors and begin to watch. Raises `Undecided`, and closes them, if the process
@@ -115,7 +125,7 @@ class ProcessAddressSpace:
     @property
     def busy_workers(self) -> int:
         """Threads that ask the kernel now; one that was given up is busy until the kernel answers it."""
-        return sum(limiter.borrowed_tokens for limiter in self._limiters.values())
+        return sum(workers.busy for workers in self._workers.values())
 
     @property
     def attached(self) -> bool:
@@ -134,7 +144,9 @@ class ProcessAddressSpace:
             nursery.cancel_scope.cancel()
 
     def close(self) -> None:
-        """Let go of the descriptors; nothing is asked any more."""
+        """Let go of the descriptors and the threads; nothing is asked any more."""
+        for workers in self._workers.values():
+            workers.close()
         if self._attachment is not None:
             self._attachment.close()
             self._attachment = None
@@ -152,6 +164,8 @@ class ProcessAddressSpace:
         assert attachment is not None, "attached before it is run"
         while True:
             await trio.sleep(PROBE_SECONDS)
+            for workers in self._workers.values():
+                workers.trim()
             with suppress(Undecided):  # busy is alive; gone is seen by `_ask`
                 await self._ask(attachment, partial(attachment.maps.vma_at, 0))
 
@@ -165,17 +179,18 @@ class ProcessAddressSpace:
     async def _ask(self, attachment: Attachment, question: Callable[[], T], asker: Asker = Asker.VMM) -> T:
         """Put a question to the kernel in a worker thread.
 
-        Raises `Undecided` at the deadline, and when the mm is gone."""
+        Raises `Undecided` when the mm is gone, and for the VMM's own calls at the deadline."""
 
         def ask() -> T:
             with attachment.in_use():
                 return question()
 
+        workers = self._workers[asker]
         try:
+            if asker is Asker.GUEST:  # a deadline of our own would take 6 us, and never come first
+                return await workers.ask(ask)
             with trio.fail_after(self._timeout):
-                return await trio.to_thread.run_sync(
-                    ask, limiter=self._limiters[asker], abandon_on_cancel=True
-                )
+                return await workers.ask(ask)
         except trio.TooSlowError:
             raise Undecided("the process does not answer: its mmap lock is held") from None
         except MmGone:

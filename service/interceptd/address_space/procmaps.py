@@ -20,12 +20,13 @@ from intercept_protocol.outcomes import Access
 
 PROCMAP_QUERY = 0xC0686611
 """_IOWR('f', 17, struct procmap_query), include/uapi/linux/fs.h."""
-_QUERY = struct.Struct("<9Q4I2Q")
-"""struct procmap_query, 104 bytes: size, query_flags, query_addr, vma_start, vma_end, vma_flags,
-vma_page_size, vma_offset, inode, dev_major, dev_minor, vma_name_size, build_id_size, vma_name_addr,
-build_id_addr."""
-_READABLE, _WRITABLE, _EXECUTABLE = 1, 2, 4
-"""PROCMAP_QUERY_VMA_*."""
+_QUESTION = struct.Struct("<3Q80x")
+"""struct procmap_query, 104 bytes: its size, query_flags, query_addr; no name, no build id."""
+_REPLY = struct.Struct("<24x3Q8x2Q2I24x")
+"""The same: vma_start, vma_end, vma_flags, vma_offset, inode, dev_major, dev_minor."""
+_ACCESS = tuple(Access(bits) for bits in range(8))
+"""By PROCMAP_QUERY_VMA_READABLE, _WRITABLE, _EXECUTABLE: the same three bits. Flags put together one by one
+take 0.5 us."""
 _LINE = re.compile(
     rb"(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) (?P<rights>[r-][w-][x-][ps]) (?P<offset>[0-9a-f]+) "
     rb"(?P<major>[0-9a-f]+):(?P<minor>[0-9a-f]+) (?P<inode>\d+)"
@@ -40,7 +41,7 @@ class MmGone(Exception):
     """The process has exited or called exec: the mm behind the descriptor is no more."""
 
 
-class LiveVma(msgspec.Struct, frozen=True):
+class LiveVma(msgspec.Struct, frozen=True, gc=False):
     """Pages [start, end) of the process; `offset_page` is the page of the file behind the first."""
 
     start: int
@@ -103,8 +104,7 @@ class ProcMaps:
         return self._scan(page)
 
     def _query(self, page: int) -> LiveVma | None:
-        request = bytearray(_QUERY.size)
-        _QUERY.pack_into(request, 0, _QUERY.size, 0, page << PAGE_SHIFT, *([0] * 12))
+        request = bytearray(_QUESTION.pack(_QUESTION.size, 0, page << PAGE_SHIFT))
         try:
             fcntl.ioctl(self._descriptor, PROCMAP_QUERY, request)
         except OSError as error:
@@ -113,14 +113,14 @@ class ProcMaps:
             if error.errno == errno.ESRCH:
                 raise MmGone from error
             raise
-        _, _, _, start, end, flags, _, offset, inode, major, minor, *_ = _QUERY.unpack(request)
-        access = (
-            (Access.READ if flags & _READABLE else Access.NONE)
-            | (Access.WRITE if flags & _WRITABLE else Access.NONE)
-            | (Access.EXECUTE if flags & _EXECUTABLE else Access.NONE)
-        )
+        start, end, flags, offset, inode, major, minor = _REPLY.unpack(request)
         return LiveVma(
-            start >> PAGE_SHIFT, end >> PAGE_SHIFT, access, offset >> PAGE_SHIFT, (major, minor), inode
+            start >> PAGE_SHIFT,
+            end >> PAGE_SHIFT,
+            _ACCESS[flags & 7],
+            offset >> PAGE_SHIFT,
+            (major, minor),
+            inode,
         )
 
     def _scan(self, page: int) -> LiveVma | None:

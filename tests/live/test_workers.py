@@ -1,0 +1,295 @@
+"""The threads that ask the kernel: how many, whose turn it is, and that none outlives its being needed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from fakes.eventually import PATIENCE, eventually
+from interceptd.address_space import Undecided
+from interceptd.address_space.workers import Workers
+
+NAME = "workers of 7"
+
+
+class Held:
+    """A question that the kernel answers when the test lets it."""
+
+    def __init__(self) -> None:
+        self.begun = trio.Event()
+        self.answered_by: threading.Thread | None = None
+        self._let_go = threading.Event()
+        self._token = trio.lowlevel.current_trio_token()
+
+    def __call__(self) -> threading.Thread:
+        self._token.run_sync_soon(self.begun.set)
+        assert self._let_go.wait(PATIENCE)
+        self.answered_by = threading.current_thread()
+        return self.answered_by
+
+    def let_go(self) -> None:
+        self._let_go.set()
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    """Two of them, and nothing is left of them after the test."""
+    descriptors = open_descriptors()
+    made = Workers(2, NAME)
+    yield made
+    made.close()
+    eventually(lambda: [thread for thread in threading.enumerate() if thread.name == NAME], [])
+    assert open_descriptors() == descriptors
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(PATIENCE):
+        while not condition():
+            await trio.lowlevel.checkpoint()
+
+
+async def asked_in(workers: Workers, nursery: trio.Nursery) -> tuple[Held, trio.CancelScope]:
+    """A question that is out, and how to give it up."""
+    held, scope = Held(), trio.CancelScope()
+
+    async def ask() -> None:
+        with scope:
+            await workers.ask(held)
+
+    nursery.start_soon(ask)
+    with trio.fail_after(PATIENCE):
+        await held.begun.wait()
+    return held, scope
+
+
+async def test_a_question_is_answered_in_another_thread_than_trios(workers: Workers) -> None:
+    assert await workers.ask(threading.get_ident) != threading.get_ident()
+
+
+async def test_what_a_question_raises_is_raised_as_it_is_and_the_thread_goes_on(workers: Workers) -> None:
+    error = LookupError("as it is")
+
+    def refuse() -> None:
+        raise error
+
+    with pytest.raises(LookupError) as raised:
+        await workers.ask(refuse)
+    assert raised.value is error
+    assert await workers.ask(lambda: "answered") == "answered"
+
+
+async def test_one_thread_answers_what_is_asked_one_by_one(workers: Workers) -> None:
+    assert await workers.ask(threading.get_ident) == await workers.ask(threading.get_ident)
+
+
+async def test_a_thread_has_its_name_in_python_and_in_the_kernel(workers: Workers) -> None:
+    def names() -> tuple[str, str]:
+        return threading.current_thread().name, Path("/proc/thread-self/comm").read_text().strip()
+
+    assert await workers.ask(names) == (NAME, NAME)
+
+
+async def test_a_thread_is_busy_while_its_question_is_not_answered(
+    workers: Workers, nursery: trio.Nursery
+) -> None:
+    assert workers.busy == 0
+    held, _ = await asked_in(workers, nursery)
+    assert workers.busy == 1
+    held.let_go()
+    await until(lambda: workers.busy == 0)
+
+
+async def test_a_question_beyond_the_most_waits_for_a_thread_and_the_first_has_the_first_turn(
+    workers: Workers, nursery: trio.Nursery
+) -> None:
+    first, _ = await asked_in(workers, nursery)
+    second, _ = await asked_in(workers, nursery)
+    order: list[str] = []
+
+    async def ask(name: str) -> None:
+        await workers.ask(lambda: order.append(name))
+
+    nursery.start_soon(ask, "third")
+    await wait_all_tasks_blocked()
+    nursery.start_soon(ask, "fourth")
+    await wait_all_tasks_blocked()
+    assert order == []
+    second.let_go()
+    await until(lambda: order == ["third", "fourth"])
+    await until(lambda: workers.busy == 1)
+    first.let_go()
+
+
+async def test_a_question_that_is_given_up_keeps_its_thread_until_it_is_answered(
+    workers: Workers, nursery: trio.Nursery
+) -> None:
+    held, scope = await asked_in(workers, nursery)
+    scope.cancel()
+    await wait_all_tasks_blocked()
+    assert scope.cancelled_caught
+    assert workers.busy == 1
+    held.let_go()
+    await until(lambda: workers.busy == 0)
+    assert held.answered_by is not None
+    held.answered_by.join(PATIENCE)
+    assert not held.answered_by.is_alive()
+
+
+async def test_a_thread_that_is_stuck_takes_no_later_question_along(
+    workers: Workers, nursery: trio.Nursery
+) -> None:
+    stuck, scope = await asked_in(workers, nursery)
+    scope.cancel()
+    for _ in range(3):
+        with trio.fail_after(PATIENCE):
+            assert await workers.ask(lambda: "answered") == "answered"
+    assert stuck.answered_by is None
+    stuck.let_go()
+
+
+async def test_when_all_threads_are_stuck_the_first_that_is_answered_makes_room(
+    workers: Workers, nursery: trio.Nursery
+) -> None:
+    stuck = []
+    for _ in range(2):
+        held, scope = await asked_in(workers, nursery)
+        scope.cancel()
+        stuck.append(held)
+    answers: list[str] = []
+
+    async def ask() -> None:
+        answers.append(await workers.ask(lambda: "answered"))
+
+    nursery.start_soon(ask)
+    await wait_all_tasks_blocked()
+    assert (answers, workers.busy) == ([], 2)
+    stuck[0].let_go()
+    await until(lambda: answers == ["answered"])
+    stuck[1].let_go()
+    await until(lambda: workers.busy == 0)
+
+
+async def test_a_question_that_is_given_up_before_its_turn_is_never_asked(
+    workers: Workers, nursery: trio.Nursery
+) -> None:
+    out = [await asked_in(workers, nursery) for _ in range(2)]
+    asked: list[str] = []
+    with trio.move_on_after(0) as gave_up:
+        await workers.ask(lambda: asked.append("asked"))
+    assert gave_up.cancelled_caught
+    for held, _ in out:
+        held.let_go()
+    await until(lambda: workers.busy == 0)
+    assert await workers.ask(lambda: "next") == "next"
+    assert asked == []
+
+
+# ------------------------------------------------ their end
+
+
+async def test_a_thread_that_nobody_needed_since_the_last_trim_ends(workers: Workers) -> None:
+    thread = await workers.ask(threading.current_thread)
+    workers.trim()
+    assert await workers.ask(threading.current_thread) is thread
+    workers.trim()
+    assert thread.is_alive()
+    workers.trim()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert await workers.ask(threading.current_thread) is not thread
+
+
+async def test_a_trim_ends_those_alone_that_were_not_needed(workers: Workers, nursery: trio.Nursery) -> None:
+    first, _ = await asked_in(workers, nursery)
+    second, _ = await asked_in(workers, nursery)
+    first.let_go()
+    await until(lambda: workers.busy == 1)
+    second.let_go()
+    await until(lambda: workers.busy == 0)
+    workers.trim()
+    needed = await workers.ask(threading.current_thread)
+    assert needed is second.answered_by
+    workers.trim()
+    assert first.answered_by is not None
+    first.answered_by.join(PATIENCE)
+    assert (first.answered_by.is_alive(), needed.is_alive()) == (False, True)
+
+
+async def test_the_idle_threads_can_be_ended_and_the_next_question_starts_one(
+    workers: Workers, nursery: trio.Nursery
+) -> None:
+    held, _ = await asked_in(workers, nursery)
+    idle = await workers.ask(threading.current_thread)
+    workers.end_idle()
+    idle.join(PATIENCE)
+    assert (idle.is_alive(), workers.busy) == (False, 1)
+    assert await workers.ask(threading.current_thread) is not idle
+    held.let_go()
+
+
+async def test_a_close_ends_the_idle_threads_now_and_the_others_once_they_are_answered(
+    workers: Workers, nursery: trio.Nursery
+) -> None:
+    held, _ = await asked_in(workers, nursery)
+    idle = await workers.ask(threading.current_thread)
+    workers.close()
+    idle.join(PATIENCE)
+    assert (idle.is_alive(), workers.busy) == (False, 1)
+    held.let_go()
+    await until(lambda: workers.busy == 0)
+    assert held.answered_by is not None
+    held.answered_by.join(PATIENCE)
+    assert not held.answered_by.is_alive()
+
+
+def test_a_thread_that_outlives_the_daemons_loop_ends_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    complaints: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", complaints.append)
+
+    async def leave_one_stuck() -> Held:
+        async with trio.open_nursery() as nursery:
+            stuck, scope = await asked_in(Workers(1, NAME), nursery)
+            scope.cancel()
+        return stuck
+
+    stuck = trio.run(leave_one_stuck)
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == NAME)
+    stuck.let_go()
+    thread.join(PATIENCE)
+    assert (thread.is_alive(), complaints) == (False, [])
+
+
+# ------------------------------------------------ a system that refuses
+
+
+def no_descriptor(*_: object) -> int:
+    raise OSError("Too many open files")
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "refuse"), [(os, "eventfd", no_descriptor), (threading.Thread, "start", no_thread)]
+)
+async def test_a_system_without_room_for_a_thread_leaves_the_question_undecided_and_nothing_behind(
+    workers: Workers, owner: object, name: str, refuse: Callable[..., object]
+) -> None:
+    descriptors = open_descriptors()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(owner, name, refuse)
+        with pytest.raises(Undecided, match="no thread to ask with"):
+            await workers.ask(lambda: "answered")
+    assert (workers.busy, open_descriptors()) == (0, descriptors)
+    assert await workers.ask(lambda: "answered") == "answered"
