@@ -7,21 +7,10 @@ not know flags. `make bench` measures what it is for, `tests/system/test_start.p
 import gc
 import sys
 
-from interceptd.deferred import deferred
-
-UNUSED = (
-    "asyncio",  # structlog's loggers for it: a twentieth of the start
-    "ssl",  # trio's TLS, and asyncio's
-    "idna",  # trio's names of hosts: with the tables of Unicode
-    "shutil",  # trio's processes: with every compression
-)
-"""What modules that we need import, and a daemon that serves never uses: in all an eleventh of the start."""
-
 gc.disable()  # while modules are loaded all that is made stays: to look for cycles in it took a sixteenth
 sys.modules["rich"] = None  # type: ignore[assignment]  # structlog then does without, as our lines do: a seventh
 
-with deferred(*UNUSED):
-    from interceptd.cli import main
+from interceptd.cli import main  # noqa: E402
 
 del sys.modules["rich"]
 gc.freeze()  # what was loaded is there for good: no pass over it ever finds anything

@@ -31,15 +31,11 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> frozenset[str]:
 @pytest.mark.parametrize(
     "module",
     [
-        "asyncio",
         "h11",
         "http",
-        "idna",
         "interceptd.metrics.endpoint",
         "prometheus_client",
         "rich.console",
-        "shutil",
-        "ssl",
     ],
 )
 def test_a_daemon_that_serves_never_loads_what_it_does_not_use(module: str, loaded: frozenset[str]) -> None:
