@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import ClassVar, TypeVar
 
-import outcome
 import trio
 
 from intercept_protocol import rpc
@@ -20,6 +19,7 @@ from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.frames import REQUEST_VALUES
 from interceptd.descriptor_box import DescriptorBox
 from interceptd.peer import Peer, Pidfd, peer_groups
+from interceptd.peer_watch import PeerWatch
 from interceptd.tenants import Tenants
 
 RECEIVE_BYTES = 4096
@@ -53,12 +53,13 @@ class Connection:
     _running: ClassVar[int] = 0
     """How many messages running it was."""
 
-    def __init__(self, accepted: socket.socket, tenants: Tenants) -> None:
+    def __init__(self, accepted: socket.socket, tenants: Tenants, watch: PeerWatch) -> None:
         accepted.setblocking(False)
         self.peer = Peer.of(accepted)
         self.tenant = tenants.of(self.peer.uid)
         self.tenant.connections += 1
         self._socket = accepted
+        self._watch = watch
         self._receiver = rpc.Receiver({rpc.REQUEST}, REQUEST_VALUES)
         self._turn = 0
         self._descriptors: DescriptorBox | None = None
@@ -174,17 +175,9 @@ class Connection:
 
     async def answer_watched(self, answering: Awaitable[Answered]) -> Answered:
         """Await `answering`, and give it up when the peer closes or breaks the rule meanwhile."""
-        result: outcome.Outcome[Answered] | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch, nursery.cancel_scope)
-            try:
-                result = outcome.Value(await answering)
-            except Exception as error:  # carried out of the nursery, which would wrap it in a group
-                result = outcome.Error(error)
-            nursery.cancel_scope.cancel()
-        if result is None:
-            raise ConnectionGone("closed before the answer") if self._peek() == b"" else _second_request()
-        return result.unwrap()
+        with self._watch.over(self._socket.fileno()):
+            return await answering
+        raise ConnectionGone("closed before the answer") if self._peek() == b"" else _second_request()
 
     def refuse(self, error: WireError, msgid: int = 0) -> None:
         """Tell the peer why its connection ends: under msgid 0 unless a request of its own is answered. Never
@@ -214,12 +207,6 @@ class Connection:
                 await self._parked(trio.lowlevel.wait_readable)
             except OSError as error:
                 raise ConnectionGone(str(error)) from error
-
-    async def _watch(self, scope: trio.CancelScope) -> None:
-        """Between a request and its answer the peer has nothing to say: bytes are a second request."""
-        with suppress(ConnectionGone):
-            await self._parked(trio.lowlevel.wait_readable)
-        scope.cancel()
 
     async def _parked(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
         try:

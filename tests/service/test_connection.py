@@ -16,6 +16,7 @@ from fakes.running import Running
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from interceptd.connection import TURN, Connection, ConnectionGone
+from interceptd.peer_watch import PeerWatch
 from interceptd.tenants import Tenants
 
 REQUEST = rpc.encode_request(1, "statistics", [{}])
@@ -29,8 +30,10 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.fixture
-async def connection(ends: tuple[socket.socket, socket.socket]) -> Connection:
-    return Connection(ends[0], Tenants(lambda: 1000))
+async def connection(ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery) -> Connection:
+    watch = PeerWatch()
+    nursery.start_soon(watch.run)
+    return Connection(ends[0], Tenants(lambda: 1000), watch)
 
 
 @pytest.fixture
@@ -89,6 +92,41 @@ async def test_a_peer_that_closes_while_its_request_waits_ends_the_wait(
     peer.close()
     with pytest.raises(ConnectionGone):
         await answering.result()
+
+
+async def test_a_peer_that_closes_ends_no_wait_but_its_own(nursery: trio.Nursery) -> None:
+    watch = PeerWatch()
+    nursery.start_soon(watch.run)
+    tenants, pairs = Tenants(lambda: 1000), [socket.socketpair() for _ in range(3)]
+    connections = [Connection(ours, tenants, watch) for ours, _ in pairs]
+    waits = [Running(nursery, each.answer_watched, waiting_for_ever()) for each in connections]
+    await wait_all_tasks_blocked()
+    pairs[1][1].close()
+    with pytest.raises(ConnectionGone):
+        await waits[1].result()
+    await wait_all_tasks_blocked()
+    assert [wait.done for wait in waits] == [False, True, False]
+    for end in (*connections, pairs[0][1], pairs[2][1]):
+        end.close()
+
+
+async def test_a_peer_that_leaves_from_an_answer_that_may_not_be_broken_off_costs_one_look(
+    connection: Connection, peer: RawPeer, nursery: trio.Nursery
+) -> None:
+    """The socket stays readable: a watch that is told so again and again would take the whole CPU."""
+    finish = trio.Event()
+
+    async def answer() -> bytes:
+        with trio.CancelScope(shield=True):
+            await finish.wait()
+        return b"there"
+
+    answering = Running(nursery, connection.answer_watched, answer())
+    await wait_all_tasks_blocked()
+    peer.close()
+    await wait_all_tasks_blocked()
+    finish.set()
+    assert await answering.result() == b"there"
 
 
 async def test_an_answer_that_needs_no_wait_is_given(connection: Connection) -> None:
