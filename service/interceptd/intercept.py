@@ -18,10 +18,11 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space import AddressSpace, Asker, Undecided
 from interceptd.attempt import Attempt, Obstacle
+from interceptd.guest_mappings import A_TURN
 from interceptd.latency import LatencyHistogram
 from interceptd.mapping import Extent, Mapping
 from interceptd.region import Presumption, Region, RegionState
-from interceptd.region_manager import A_TURN, RegionManager
+from interceptd.region_manager import RegionManager
 from interceptd.totals import Stages
 
 ROUNDS = 16

@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 SOURCES = HERE.parent.parent / "service" / "interceptd"
 CORE = (
     "region_manager.py",
+    "guest_mappings.py",
     "intercept.py",
     "mmu_notifier.py",
     "region_list.py",

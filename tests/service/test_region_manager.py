@@ -18,12 +18,13 @@ from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Point
 from interceptctl.explore.ports import Mapped, Unmapped
+from interceptd.guest_mappings import A_TURN, GuestMappings
 from interceptd.hypervisor import PartitionLost
 from interceptd.intercept import InterceptPath
 from interceptd.journal import Journal
 from interceptd.mapping import Mapping
 from interceptd.region import Presumption, Region, RegionState
-from interceptd.region_manager import A_TURN, RegionManager
+from interceptd.region_manager import RegionManager
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 NOTHING = [None] * PAGES
@@ -51,10 +52,9 @@ def limited(
 ) -> RegionManager:
     """A manager of its own on the model's ports."""
     return RegionManager(
-        hypervisor=model.hypervisor,
+        mappings=GuestMappings(model.hypervisor, lambda: mappings),
         notifier=model.notifier,
         region_limit=lambda: 8,
-        mapping_limit=lambda: mappings,
         require_room=require_room,
         mmio_granularity=MmioGranularity.VMA,
         journal=Journal(),
