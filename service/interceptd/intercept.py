@@ -46,7 +46,8 @@ class InterceptPath:
         Cancelling is safe at any time: an attempt is finished, and a commit that has begun is completed.
         """
         answer = Answer.CONTENDED
-        with trio.move_on_after(self._timeout):
+        deadline = trio.current_time() + self._timeout
+        with trio.move_on_at(deadline):
             for _ in range(ROUNDS):
                 match self._regions.begin(gfn, access):
                     case Mapping():
@@ -63,9 +64,25 @@ class InterceptPath:
                         if self._may_wait() and (instead := about_to_wait()) is not None:
                             self._regions.finish(attempt)
                             return instead
-                        if (verdict := await self._try(attempt)) is not None:
+                        if (verdict := await self._try(attempt, deadline)) is not None:
                             return verdict
+                        await (
+                            trio.lowlevel.checkpoint()
+                        )  # a round need not wait for anything: here it may end
         return answer
+
+    async def settle_at_once(self, gfn: int, access: Access) -> Answer | None:
+        """Begin, resolve and commit in one step, if nobody is to be waited for; None if `settle` is to
+        decide.
+
+        What a `settle` costs that can be interrupted is spared: 15 us of 60.
+        """
+        if self._address_space.may_block or not self._regions.prompt:
+            return None
+        step = self._regions.begin(gfn, access)
+        if not isinstance(step, Attempt):
+            return None
+        return await self._try(step, trio.current_time() + self._timeout)
 
     def _may_wait(self) -> bool:
         """Whether the next round may be held up by the VMM or by another's map."""
@@ -94,7 +111,7 @@ class InterceptPath:
                 await self._regions.remove(region)
             raise
 
-    async def _try(self, attempt: Attempt) -> Answer | None:
+    async def _try(self, attempt: Attempt, deadline: float) -> Answer | None:
         """One round; None when nothing can be decided because the attempt went stale, a "no" included."""
         region = attempt.region
         try:
@@ -107,7 +124,7 @@ class InterceptPath:
             if attempt.access not in region.rights(extent):
                 return Answer.PERMISSION
             with _timed(self.stages.map):
-                return await self._regions.commit(attempt, [extent])
+                return await self._regions.commit(attempt, [extent], deadline)
         except Undecided:
             return Answer.CONTENDED
         finally:

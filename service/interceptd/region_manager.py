@@ -11,6 +11,7 @@ Must not know address spaces, connections or intercept messages, nor how a mappi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
@@ -27,7 +28,8 @@ from interceptd.guest_mappings import GuestMappings, let_others_run
 from interceptd.hypervisor import HypervisorError
 from interceptd.journal import Publisher
 from interceptd.mapping import Extent, Mapping
-from interceptd.mmu_notifier import MmuNotifier
+from interceptd.mmu_notifier import Batch, MmuNotifier
+from interceptd.prompt_lock import PromptLock
 from interceptd.region import Region, RegionState
 from interceptd.region_list import RegionList
 
@@ -56,7 +58,7 @@ class RegionManager:
         self._notifier = notifier
         self._require_room = require_room
         self._regions = RegionList(region_limit)
-        self._lock = trio.Lock()
+        self._lock = PromptLock()
 
     # ------------------------------------------------ looking up: synchronous, no lock
 
@@ -64,6 +66,11 @@ class RegionManager:
     def busy(self) -> bool:
         """Whether the lock is held: a commit would have to wait."""
         return self._lock.locked()
+
+    @property
+    def prompt(self) -> bool:
+        """Whether a change would be made at once, for nobody is to be waited for."""
+        return not (self._mappings.may_block or self._lock.locked())
 
     @property
     def region_count(self) -> int:
@@ -112,26 +119,26 @@ class RegionManager:
 
     # ------------------------------------------------ changing: under the lock
 
-    async def commit(self, attempt: Attempt, extents: Iterable[Extent]) -> Answer | None:
+    async def commit(
+        self, attempt: Attempt, extents: Iterable[Extent], deadline: float = math.inf
+    ) -> Answer | None:
         """Map what the attempt resolved; None if it went stale meanwhile, and nothing was decided.
 
         Only the gaps are mapped, because another VP may have mapped parts. All or nothing: a refusal undoes
         what this call mapped and nothing else, and is the answer HYPERVISOR_ERROR. (What had fewer rights and
         was to get more is left unmapped then, and faults again.)
 
-        The caller's deadline holds between the calls, though none is broken off: beyond it the rest is left
+        The deadline holds between the calls, though none is broken off: beyond it the rest is left
         for another fault, and what is mapped stays, because it is right in itself. A VMM that answers each of
         many calls just in time would else hold its VP up for as long as it likes (I4).
         """
-        deadline = trio.current_effective_deadline()
         async with self._lock:
             if attempt.stale:
                 return None
-            with trio.CancelScope(shield=True):
-                try:
-                    made = await self._mappings.fill(attempt.region, _wanted(attempt, extents), deadline)
-                except HypervisorError:
-                    return Answer.HYPERVISOR_ERROR
+            try:
+                made = await self._mappings.fill(attempt.region, _wanted(attempt, extents), deadline)
+            except HypervisorError:
+                return Answer.HYPERVISOR_ERROR
             if not made:
                 return Answer.ALREADY_MAPPED
             mapping = self._mappings.find(attempt.gfn)
@@ -147,12 +154,11 @@ class RegionManager:
             self._require_room()
             self._regions.add(region)
             if region.kind is RegionKind.MOVABLE:
-                with trio.CancelScope(shield=True):
-                    try:
-                        await self._mappings.hide(region)
-                    except HypervisorError as error:
-                        self._regions.remove(region)
-                        raise WireError(error.number, f"region {region.gfns}: {error}") from error
+                try:
+                    await self._mappings.hide(region)
+                except HypervisorError as error:
+                    self._regions.remove(region)
+                    raise WireError(error.number, f"region {region.gfns}: {error}") from error
             self._journal.publish(_added(region))
 
     async def remove(self, region: Region) -> None:
@@ -170,28 +176,35 @@ class RegionManager:
         """The region manager task: serve invalidations until cancelled."""
         while True:
             await self._notifier.wait_rung()
+            await trio.lowlevel.checkpoint()  # what is announced in this round of the event loop goes along
             await self.serve_pending()
 
     async def serve_pending(self) -> None:
         """Take away what is pending, and say so. The set is taken under the lock: one pass serves all."""
         async with self._lock:
             batch = self._notifier.take()
-            with trio.CancelScope(shield=True):
-                touched = (
-                    (region, uaddrs) for uaddrs in batch.pieces for region in self._regions.behind(uaddrs)
-                )
-                for passed, (region, uaddrs) in enumerate(touched, start=1):
-                    await self._invalidate(region, uaddrs, exact=not batch.collapsed)
-                    await let_others_run(passed)
+            touched = ((region, uaddrs) for uaddrs in batch.pieces for region in self._regions.behind(uaddrs))
+            for passed, (region, uaddrs) in enumerate(touched, start=1):
+                await self._invalidate(region, uaddrs, exact=not batch.collapsed)
+                await let_others_run(passed)
             self._notifier.served(batch)
+
+    async def wait_served(self, batch: Batch) -> None:
+        """Block until no SLAT entry is left that was made from the batch's frames.
+
+        A pass that is held up by nobody is made here, in one step, and spares two switches of tasks (15 us).
+        """
+        if self.prompt:
+            await self.serve_pending()
+        if not batch.done.is_set():
+            await batch.done.wait()
 
     async def close(self) -> None:
         """Unmap everything and forget the regions: the end of the partition (I6)."""
         async with self._lock:
-            with trio.CancelScope(shield=True):
-                for passed, region in enumerate(list(self._regions), start=1):
-                    await self._remove(region)
-                    await let_others_run(passed)
+            for passed, region in enumerate(list(self._regions), start=1):
+                await self._remove(region)
+                await let_others_run(passed)
 
     # ------------------------------------------------ helpers; the lock is held
 
@@ -220,8 +233,7 @@ class RegionManager:
     async def _remove(self, region: Region) -> None:
         self._regions.remove(region)
         self._notifier.mark_stale(region.uaddrs)
-        with trio.CancelScope(shield=True):
-            await self._mappings.clear(region)
+        await self._mappings.clear(region)
         self._journal.publish(
             RegionRemoved(
                 start_gfn=region.gfns.start,

@@ -6,6 +6,7 @@ after each step of each task. It looks into private state on purpose. Must not k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from types import TracebackType
@@ -209,8 +210,10 @@ class _RegionManager(RegionManager):
                 self._recorder.attempts[WHO.get()[1]] = step
         return step
 
-    async def commit(self, attempt: Attempt, extents: Iterable[Extent]) -> Answer | None:
-        answer = await super().commit(attempt, extents)
+    async def commit(
+        self, attempt: Attempt, extents: Iterable[Extent], deadline: float = math.inf
+    ) -> Answer | None:
+        answer = await super().commit(attempt, extents, deadline)
         if answer is Answer.ALREADY_MAPPED:
             self._recorder.took("commit")
             self._recorder.mapping.add(WHO.get()[1])
@@ -247,6 +250,8 @@ class RecordedMemory:
 
 class _Hypervisor:
     """Each call is three steps: out, done, and back."""
+
+    may_block = True
 
     def __init__(self, recorder: Recorder, pauses: Pauses) -> None:
         self._recorder = recorder

@@ -42,7 +42,7 @@ def attached_notifier(model: ModelPartition) -> RawPeer:
     ours, theirs = socket.socketpair()
     connection, session = (
         Connection(ours, Tenants(lambda: 1000), PeerWatch()),
-        NotifierSession(model.notifier),
+        NotifierSession(model.notifier, model.regions),
     )
     announcements = model.partition.announcements
     serve = partial(serve_calls, connection, NOTIFIER_METHODS, session.answer, in_flight=announcements)

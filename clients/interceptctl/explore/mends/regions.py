@@ -5,6 +5,7 @@ Owns what is taken out. Each class is the daemon's own but for the one behaviour
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -26,9 +27,11 @@ from interceptd.region_manager import RegionManager
 class CommitsStale(RegionManager):
     """Commit does not look whether the attempt went stale."""
 
-    async def commit(self, attempt: Attempt, extents: Iterable[Extent]) -> Answer | None:
+    async def commit(
+        self, attempt: Attempt, extents: Iterable[Extent], deadline: float = math.inf
+    ) -> Answer | None:
         fresh = replace(attempt, window=Window(attempt.window.uaddrs))
-        return await super().commit(fresh, extents)
+        return await super().commit(fresh, extents, deadline)
 
 
 class BelievesStaleNo(RegionManager):
@@ -46,9 +49,11 @@ class BelievesStaleNo(RegionManager):
         self._real[id(shown)] = step.window
         return replace(step, window=shown)
 
-    async def commit(self, attempt: Attempt, extents: Iterable[Extent]) -> Answer | None:
+    async def commit(
+        self, attempt: Attempt, extents: Iterable[Extent], deadline: float = math.inf
+    ) -> Answer | None:
         real = self._real.get(id(attempt.window), attempt.window)
-        return await super().commit(replace(attempt, window=real), extents)
+        return await super().commit(replace(attempt, window=real), extents, deadline)
 
     def finish(self, attempt: Attempt) -> None:
         real = self._real.pop(id(attempt.window), attempt.window)
@@ -152,9 +157,11 @@ def _of_kind(region: Region, kind: RegionKind) -> Region:
 class GivesAllRights(RegionManager):
     """The region's rights are given, whatever the VMA's are."""
 
-    async def commit(self, attempt: Attempt, extents: Iterable[Extent]) -> Answer | None:
+    async def commit(
+        self, attempt: Attempt, extents: Iterable[Extent], deadline: float = math.inf
+    ) -> Answer | None:
         generous = [structs.replace(extent, access=Access.READ | Access.WRITE) for extent in extents]
-        return await super().commit(attempt, generous)
+        return await super().commit(attempt, generous, deadline)
 
 
 class ForwardsWhenBusy(RegionManager):
