@@ -62,6 +62,8 @@ class Connection:
         self._watch = watch
         self._receiver = rpc.Receiver({rpc.REQUEST}, REQUEST_VALUES)
         self._turn = 0
+        self._unpaid: rpc.Request | None = None
+        """What was received, and had not its turn yet."""
         self._descriptors: DescriptorBox | None = None
 
     def peer_groups(self) -> frozenset[int]:
@@ -92,10 +94,12 @@ class Connection:
 
     async def receive(self) -> rpc.Request | None:
         """The next request, when its uid's pace allows; None when the peer has closed. Raises
-        `ProtocolViolation`, `ConnectionGone`."""
-        request = await self._receive()
-        if request is not None:
+        `ProtocolViolation`, `ConnectionGone`. Who gives up may ask again: nothing is lost."""
+        if self._unpaid is None:
+            self._unpaid = await self._receive()
+        if self._unpaid is not None:
             await self.tenant.turn()
+        request, self._unpaid = self._unpaid, None
         return request
 
     async def _receive(self) -> rpc.Request | None:
@@ -175,8 +179,12 @@ class Connection:
 
     async def answer_watched(self, answering: Awaitable[Answered]) -> Answered:
         """Await `answering`, and give it up when the peer closes or breaks the rule meanwhile."""
-        with self._watch.over(self._socket.fileno()):
-            return await answering
+        with trio.CancelScope() as wait:
+            self._watch.add(descriptor := self._socket.fileno(), wait)
+            try:
+                return await answering
+            finally:
+                self._watch.remove(descriptor)
         raise ConnectionGone("closed before the answer") if self._peek() == b"" else _second_request()
 
     def refuse(self, error: WireError, msgid: int = 0) -> None:
@@ -190,11 +198,12 @@ class Connection:
 
     async def _next_message(self) -> rpc.Message | None:
         while (message := self._receiver.next_message()) is None:
+            if self._receiver.has_bytes:
+                await trio.lowlevel.checkpoint()  # scanning a long message takes its time
             data = await self._read()
             if not data:
                 return None
             self._receiver.receive_data(data)
-            await trio.lowlevel.checkpoint()  # scanning a long message takes its time
         return message
 
     async def _read(self) -> bytes:

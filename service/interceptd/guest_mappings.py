@@ -18,7 +18,7 @@ import trio
 from intercept_protocol.addresses import GfnRange
 from intercept_protocol.messages import RegionKind
 from interceptd.hypervisor import Hypervisor, HypervisorError, PartitionLost
-from interceptd.mapping import Mapping, insert_joined
+from interceptd.mapping import Mapping, join
 from interceptd.range_map import RangeMap
 from interceptd.region import Region
 
@@ -148,6 +148,8 @@ class GuestMappings:
 
     def _gaps(self, wanted: Mapping) -> list[Mapping]:
         """The parts of `wanted` that the guest does not have yet, with the rights that it is to have."""
+        if not self._record.touches(wanted):
+            return [wanted]
         gaps = [wanted.slice(start, end) for start, end in self._record.gaps(wanted)]
         for held in self._record.clipped(wanted):
             part = wanted.slice(held.start, held.end)
@@ -160,7 +162,7 @@ class GuestMappings:
 
         What is recorded there already (the VMA was given more rights, unannounced) is taken away before.
         """
-        if self._record.overlapping(mapping):
+        if self._record.touches(mapping):
             await self.take_away(region, mapping.gfns)
         if len(self._record) >= (limit := self._limit()):
             raise HypervisorError(errno.ENOSPC, f"a partition may have {limit} mappings")
@@ -173,8 +175,7 @@ class GuestMappings:
                 raise
             except Exception as error:  # a mistake of ours: who knows what the guest reaches now
                 raise PartitionLost(f"mapping gfns {mapping.gfns} broke down: {error!r}") from error
-            self._record.carve(mapping)
-            insert_joined(self._record, mapping)
+            join(self._record, mapping)
 
     async def _undo(self, region: Region, made: list[Mapping], deadline: float) -> None:
         for passed, mapping in enumerate(made, start=1):

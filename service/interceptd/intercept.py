@@ -6,8 +6,7 @@ Owns the decision about one access that takes more than a look. Must not know co
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from time import perf_counter_ns
 
 import trio
@@ -15,7 +14,7 @@ from msgspec.structs import replace
 
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.errors import WireError
-from intercept_protocol.outcomes import Access, Answer
+from intercept_protocol.outcomes import Access, Answer, allows
 from interceptd.address_space import AddressSpace, Asker, Undecided
 from interceptd.attempt import Attempt, Obstacle
 from interceptd.guest_mappings import A_TURN
@@ -121,7 +120,7 @@ class InterceptPath:
                 return None
             if extent is None or not region.fits(extent):
                 return Answer.UNBACKED
-            if attempt.access not in region.rights(extent):
+            if not allows(region.rights(extent), attempt.access):
                 return Answer.PERMISSION
             with _timed(self.stages.map):
                 return await self._regions.commit(attempt, [extent], deadline)
@@ -157,14 +156,19 @@ class InterceptPath:
         return extents
 
 
-@contextmanager
-def _timed(histogram: LatencyHistogram) -> Iterator[None]:
-    """Record how long the block took, however it ended."""
-    began = perf_counter_ns()
-    try:
-        yield
-    finally:
-        histogram.record(perf_counter_ns() - began)
+class _timed:  # reads as what it does: `with _timed(histogram)`
+    """Record how long the block took, however it ended. A generator would take three times as long."""
+
+    __slots__ = ("_began", "_histogram")
+
+    def __init__(self, histogram: LatencyHistogram) -> None:
+        self._histogram = histogram
+
+    def __enter__(self) -> None:
+        self._began = perf_counter_ns()
+
+    def __exit__(self, *_: object) -> None:
+        self._histogram.record(perf_counter_ns() - self._began)
 
 
 def _unpopulated(region: Region, why: str) -> WireError:

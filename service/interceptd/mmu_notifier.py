@@ -68,7 +68,7 @@ class Batch:
         return self._pieces.find(page) is not None
 
     def touches(self, uaddrs: UaddrRange) -> bool:
-        return bool(self._pieces.overlapping(uaddrs))
+        return self._pieces.touches(uaddrs)
 
     @property
     def pieces(self) -> list[UaddrRange]:

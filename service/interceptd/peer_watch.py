@@ -7,8 +7,6 @@ cancel scope cost 6 us of CPU; a nursery with a task for each request cost 40. M
 from __future__ import annotations
 
 import select
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NoReturn
 
 import trio
@@ -31,14 +29,11 @@ class PeerWatch:
             for descriptor, _ in self._epoll.poll(0):
                 self._waits[descriptor].cancel()
 
-    @contextmanager
-    def over(self, descriptor: int) -> Iterator[None]:
-        """What is awaited within ends when the peer at this socket speaks or leaves."""
-        with trio.CancelScope() as scope:
-            self._waits[descriptor] = scope
-            self._epoll.register(descriptor, SPEAKS_OR_LEAVES)
-            try:
-                yield
-            finally:
-                self._epoll.unregister(descriptor)
-                del self._waits[descriptor]
+    def add(self, descriptor: int, wait: trio.CancelScope) -> None:
+        """From now on `wait` is cancelled when the peer at this socket speaks or leaves."""
+        self._waits[descriptor] = wait
+        self._epoll.register(descriptor, SPEAKS_OR_LEAVES)
+
+    def remove(self, descriptor: int) -> None:
+        self._epoll.unregister(descriptor)
+        del self._waits[descriptor]

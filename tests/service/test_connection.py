@@ -59,6 +59,18 @@ async def test_a_peer_that_closes_between_requests_is_the_end(connection: Connec
     assert await connection.receive() is None
 
 
+async def test_a_request_whose_turn_was_given_up_is_the_next_that_is_received(
+    ends: tuple[socket.socket, socket.socket], peer: RawPeer
+) -> None:
+    connection = Connection(ends[0], Tenants(lambda: 1), PeerWatch())
+    await connection.tenant.turn()
+    await peer.send(REQUEST)
+    with trio.move_on_after(0.5) as scope:
+        await connection.receive()
+    assert scope.cancelled_caught
+    assert await connection.receive() == rpc.Request(1, "statistics", [{}])
+
+
 async def test_two_requests_at_once_are_a_violation(connection: Connection, peer: RawPeer) -> None:
     await peer.send(REQUEST + REQUEST)
     with pytest.raises(ProtocolViolation, match="EPROTO: a second request came before the answer"):
