@@ -35,11 +35,13 @@ CORE = (
     "interval_index.py",
     "attempt.py",
     "progress_guard.py",
+    "prompt_lock.py",
 )
 TESTS = (
     "tests/service/hazards",
     "tests/service/invariants/test_bounded_time.py",
     "tests/service/invariants/test_cancellation.py",
+    "tests/service/test_at_once.py",
     "tests/service/test_declared_address_space.py",
     "tests/service/test_facts.py",
     "tests/service/test_intercept.py",
@@ -54,6 +56,7 @@ TESTS = (
     "tests/service/test_partition.py",
     "tests/service/test_pinned.py",
     "tests/service/test_progress_guard.py",
+    "tests/service/test_prompt_lock.py",
     "tests/service/test_range_map.py",
     "tests/service/test_region.py",
     "tests/service/test_region_list.py",

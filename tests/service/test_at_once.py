@@ -93,7 +93,8 @@ async def test_i4_what_is_decided_at_once_ends_at_its_deadline_too(
     for page in range(0, pages, 2):
         await prompt.fault(GFN + 0x100 + page)
     prompt.regions.mmio_granularity = messages.MmioGranularity.VMA
-    began, now = trio.current_time(), trio.current_time()
+    began = now = trio.current_time()
+    before = len(prompt.hypervisor.events)
 
     def passing() -> float:
         nonlocal now
@@ -103,6 +104,7 @@ async def test_i4_what_is_decided_at_once_ends_at_its_deadline_too(
     monkeypatch.setattr(trio, "current_time", passing)
     assert await prompt.path.settle_at_once(GFN + 0x100 + pages - 1, Access.READ) is None
     assert now - began < A_TURN
+    assert len(prompt.hypervisor.events) > before + 1
 
 
 async def test_a_vp_is_told_that_its_partition_is_lost_when_that_happens_at_once(
@@ -177,6 +179,34 @@ async def test_the_region_managers_task_serves_what_comes_after_it_was_rung_in_v
     await wait_all_tasks_blocked()
     await prompt.notifier.invalidate(UaddrRange.of(PAGE + 1, 1)).done.wait()
     assert prompt.pfns(GFN, 3) == [None, None, PFN + 2]
+
+
+async def test_what_is_announced_in_the_round_after_the_first_is_served_by_the_same_pass(
+    model: ModelPartition,
+) -> None:
+    for _ in range(20):  # trio draws who is first in a round
+        await wait_all_tasks_blocked()
+        first = model.notifier.invalidate(UaddrRange.of(PAGE, 1))
+        await trio.lowlevel.checkpoint()
+        assert model.notifier.invalidate(UaddrRange.of(PAGE + 8, 1)) is first
+        await first.done.wait()
+
+
+async def test_who_announces_what_waits_for_the_hypervisor_can_leave_while_the_pass_goes_on(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """It is the region manager's task that makes it, and that cannot be broken off."""
+    await model.map_vma(PAGE, PAGES, PFN)
+    await model.add_region(GFN, PAGES, PAGE)
+    await model.fault(GFN)
+    unmapping = model.gates.hold(Point.UNMAP)
+    batch = model.notifier.invalidate(UaddrRange.of(PAGE, PAGES))
+    waiting = Running(nursery, model.regions.wait_served, batch)
+    await unmapping.wait_reached()
+    left = await waiting.cancel()
+    assert (left, batch.done.is_set()) == (True, False)
+    unmapping.open()
+    await batch.done.wait()
 
 
 async def test_who_announces_while_the_lock_is_held_waits_for_the_region_managers_task(
