@@ -7,6 +7,7 @@ types and reserved bytes survive a round trip.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -28,6 +29,7 @@ from .messages import Architecture
 from .outcomes import Access
 
 __all__ = [
+    "FAULT_LAYOUTS",
     "MEMORY_INTERCEPTS",
     "MESSAGE_SIZE",
     "PAYLOAD_SIZE",
@@ -35,10 +37,12 @@ __all__ = [
     "Arm64MemoryIntercept",
     "CacheType",
     "InterceptMessage",
+    "MemoryAccess",
     "MemoryAccessInfo",
     "MemoryIntercept",
     "MessageType",
     "X64MemoryIntercept",
+    "access_wanted",
     "build_memory_intercept",
     "memory_access",
 ]
@@ -153,23 +157,31 @@ _MEMORY_FORMS: Mapping[Architecture, type[MemoryIntercept]] = {
     Architecture.X86_64: X64MemoryIntercept,
     Architecture.ARM64: Arm64MemoryIntercept,
 }
-# Message type at 0, access type at 21, then the gpa, which is the one thing that stands elsewhere.
-_FAULT = {Architecture.X86_64: Struct("<I17xB50xQ"), Architecture.ARM64: Struct("<I17xB42xQ")}
-# Plain numbers, no enum look-ups: this runs once an intercept.
+FAULT_LAYOUTS: Mapping[Architecture, str] = {
+    Architecture.X86_64: "<I17xB50xQ176x",
+    Architecture.ARM64: "<I17xB42xQ184x",
+}
+"""Where a message has its type (byte 0), access type (21) and gpa, as `struct` says it: all that is read."""
+MemoryAccess = tuple[int, Access]
+"""The gfn and the one right that are wanted."""
 _SERVED = frozenset({int(MessageType.UNMAPPED_GPA), int(MessageType.GPA_INTERCEPT)})
 _WANTED = tuple(kind.access for kind in AccessType)
 _LAST_ACCESS_TYPE = len(_WANTED) - 1
 
 
-def memory_access(message: bytes, architecture: Architecture) -> tuple[int, Access] | None:
+def memory_access(message: bytes, architecture: Architecture) -> MemoryAccess | None:
     """The gfn and the one right that a fault wants; None when it is no fault on memory.
 
-    The hot path: one read. It looks neither at gva_gpa_valid, which is about the gva, nor at vp_index: whose
-    intercept it is follows from the connection. ValueError when `message` is not 256 bytes.
+    It looks neither at gva_gpa_valid, which is about the gva, nor at vp_index: whose intercept it is follows
+    from the connection. ValueError when `message` is not 256 bytes.
     """
     if len(message) != MESSAGE_SIZE:
         raise _wrong_size(message)
-    message_type, access_type, gpa = _FAULT[architecture].unpack_from(message)
+    return access_wanted(*struct.unpack(FAULT_LAYOUTS[architecture], message))
+
+
+def access_wanted(message_type: int, access_type: int, gpa: int) -> MemoryAccess | None:
+    """What the three numbers of `FAULT_LAYOUTS` ask for. On the hot path: plain numbers, no enum look-ups."""
     if message_type not in _SERVED or access_type > _LAST_ACCESS_TYPE:
         return None
     return gpa >> PAGE_SHIFT, _WANTED[access_type]

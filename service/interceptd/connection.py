@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -21,20 +21,18 @@ from interceptd.descriptor_box import DescriptorBox
 from interceptd.peer import Peer, Pidfd, peer_groups
 from interceptd.peer_watch import PeerWatch
 from interceptd.tenants import Tenants
+from interceptd.turns import ALONE, TURN, Turns
 
 RECEIVE_BYTES = 4096
 """A read: fifteen intercepts, and any control message in one go."""
-TURN = 8
-"""Messages that one connection is answered before the others get a turn: trio parks a task only when its
-socket is empty, and a peer that never lets it be empty would starve the rest."""
-ALONE = 4 * TURN
-"""Messages running after which a connection is taken to be the only busy one."""
 LAST_LOOK_SECONDS = 0.1
 """Beyond a peer's deadline, for what it has sent and we have not looked at: who stopped us for a while (a
 signal, a debugger, a suspended machine) must not cost our peers anything."""
 DISCARD_READS = 64
 """Reads that are thrown away before closing on a peer in error. Closing an AF_UNIX socket with unread bytes
 resets it, and the peer would find ECONNRESET where our error should be."""
+_HOT_PATH = Turns()
+"""Of all VPs of all partitions: they share one event loop."""
 
 
 class ConnectionGone(Exception):
@@ -47,11 +45,6 @@ Answered = TypeVar("Answered")
 
 class Connection:
     """A stream of requests from one peer. `receive` and `answer_watched` are for one task only."""
-
-    _latest: ClassVar[Connection | None] = None
-    """Who received last on the hot path, of all connections of the process."""
-    _running: ClassVar[int] = 0
-    """How many messages running it was."""
 
     def __init__(self, accepted: socket.socket, tenants: Tenants, watch: PeerWatch) -> None:
         accepted.setblocking(False)
@@ -120,10 +113,9 @@ class Connection:
         same CPU then often has its next message ready, and the round by way of epoll (15 us) is saved.
         No pace is kept: intercepts are bounded by one in flight.
         """
-        alone = self._is_alone()
-        self._turn += 1
-        if self._turn >= TURN or not alone:
-            self._turn = 0
+        running = _HOT_PATH.running(self)
+        may_yield = running > ALONE
+        if not may_yield or not running % TURN:
             await trio.lowlevel.checkpoint()
         if self._receiver.has_bytes:
             return await self._receive()
@@ -132,11 +124,10 @@ class Connection:
                 data = self._socket.recv(RECEIVE_BYTES)
                 break
             except BlockingIOError:
-                if alone:
-                    alone = False
+                if may_yield:
+                    may_yield = False
                     os.sched_yield()
                 else:
-                    self._turn = 0
                     await self._parked(trio.lowlevel.wait_readable)
             except OSError as error:
                 raise ConnectionGone(str(error)) from error
@@ -147,13 +138,6 @@ class Connection:
             return None
         self._receiver.receive_data(data)
         return await self._receive()
-
-    def _is_alone(self) -> bool:
-        """Whether nobody else has received for a while: yielding the CPU to our peer would starve others."""
-        if Connection._latest is not self:
-            Connection._latest, Connection._running = self, 0
-        Connection._running += 1
-        return Connection._running > ALONE
 
     def expect_responses(self) -> None:
         """From now on we ask and the peer answers."""

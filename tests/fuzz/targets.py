@@ -23,7 +23,7 @@ from intercept_protocol.addresses import PAGE_LIMIT, PAGE_SHIFT
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.frames import MESSAGE_LIMIT, FrameScanner
 from intercept_protocol.hv_message import MESSAGE_SIZE, InterceptMessage, MessageType, memory_access
-from intercept_protocol.intercept_codec import encode_answer, match_intercept
+from intercept_protocol.intercept_codec import InterceptCodec, encode_answer
 from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.procmaps import ProcMaps
@@ -76,17 +76,19 @@ def receiver(data: bytes) -> None:
 def intercept(data: bytes) -> None:
     """What the hot path takes, the general decoder takes for the same; and it takes what libraries write."""
     general = next(_received({rpc.REQUEST}, [data]), None)
-    call = match_intercept(data)
-    if call is not None:
-        msgid = msgpack.unpackb(call.msgid)
-        assert general == rpc.Request(msgid, messages.INTERCEPT_METHOD, [call.message])
-        for answer in Answer:
-            sent = encode_answer(call.msgid, answer)
-            assert msgpack.unpackb(sent) == [rpc.RESPONSE, msgid, None, list(answer.value)]
-    if isinstance(general, rpc.Request) and rpc.encode_request(*general) == data:
+    for architecture in Architecture:
+        call = InterceptCodec(architecture).match(data)
         match general:
-            case (_, messages.INTERCEPT_METHOD, [bytes(message)]) if len(message) == MESSAGE_SIZE:
-                assert call is not None, "in the shortest forms, and left to the general decoder"
+            case (msgid, messages.INTERCEPT_METHOD, [bytes(message)]) if len(message) == MESSAGE_SIZE:
+                shortest = rpc.encode_request(*general) == data
+                assert (call is not None) == shortest, "taken in its shortest form, and in no other"
+                if call is not None:
+                    assert call == (msgpack.packb(msgid), memory_access(message, architecture))
+                    for answer in Answer:
+                        sent = encode_answer(call[0], answer)
+                        assert msgpack.unpackb(sent) == [rpc.RESPONSE, msgid, None, list(answer.value)]
+            case _:
+                assert call is None, "the general decoder finds no intercept there"
 
 
 def hv_message(data: bytes) -> None:

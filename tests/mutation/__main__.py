@@ -65,7 +65,7 @@ TESTS = (
     "tests/service/test_software_hypervisor.py",
     "tests/service/test_tenants.py",
     "tests/service/test_totals.py",
-    "tests/service/test_turns.py",
+    "tests/service/test_long_walks.py",
     "tests/service/test_virtual_processor.py",
     "--deselect=tests/service/hazards/test_extents.py::"
     "test_q_a_pinned_region_over_many_vmas_lets_other_partitions_run_all_its_life",

@@ -8,10 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intercept_protocol import rpc
-from intercept_protocol.intercept_codec import InterceptCall, encode_answer, match_intercept
-from intercept_protocol.outcomes import Answer
+from intercept_protocol.hv_message import build_memory_intercept, memory_access
+from intercept_protocol.intercept_codec import InterceptCodec, encode_answer
+from intercept_protocol.messages import Architecture
+from intercept_protocol.outcomes import Access, Answer
 
-MESSAGE = bytes(range(256))
+MESSAGE = build_memory_intercept(gpa=0x12345 << 12, access=Access.WRITE)
+CODECS = {architecture: InterceptCodec(architecture) for architecture in Architecture}
+X64 = CODECS[Architecture.X86_64]
 
 
 def request(msgid: int, method: str = "intercept", *params: object) -> bytes:
@@ -19,21 +23,38 @@ def request(msgid: int, method: str = "intercept", *params: object) -> bytes:
 
 
 @pytest.mark.parametrize("msgid", [0, 1, 0x7F, 0x80, 0xFF, 0x100, 0xFFFF, 0x10000, 0xFFFFFFFF])
-def test_an_intercept_of_any_msgid_is_matched_with_its_bytes(msgid: int) -> None:
-    call = match_intercept(request(msgid))
-
-    assert call == InterceptCall(msgpack.packb(msgid), MESSAGE)
+def test_an_intercept_of_any_msgid_is_matched_with_what_it_wants(msgid: int) -> None:
+    assert X64.match(request(msgid)) == (msgpack.packb(msgid), (0x12345, Access.WRITE))
 
 
-@given(st.integers(0, 2**32 - 1), st.binary(min_size=256, max_size=256))
-def test_what_is_matched_is_what_the_general_decoder_finds(msgid: int, message: bytes) -> None:
+def test_a_message_that_is_no_fault_on_memory_is_matched_and_wants_nothing() -> None:
+    assert X64.match(request(5, "intercept", bytes(256))) == (b"\x05", None)
+
+
+@pytest.mark.parametrize("architecture", list(Architecture))
+def test_each_architecture_has_the_gpa_at_its_own_place(architecture: Architecture) -> None:
+    fault = build_memory_intercept(gpa=0xABC << 12, access=Access.EXECUTE, architecture=architecture)
+
+    assert CODECS[architecture].match(request(5, "intercept", fault)) == (b"\x05", (0xABC, Access.EXECUTE))
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(list(Architecture)),
+    st.sampled_from([0x80000000, 0x80000001, 0x80000003]),
+    st.binary(min_size=252, max_size=252),
+)
+def test_what_is_matched_is_what_the_general_decoder_finds(
+    msgid: int, architecture: Architecture, message_type: int, rest: bytes
+) -> None:
+    message = message_type.to_bytes(4, "little") + rest
     receiver = rpc.Receiver({rpc.REQUEST})
     receiver.receive_data(request(msgid, "intercept", message))
 
-    call = match_intercept(request(msgid, "intercept", message))
+    call = CODECS[architecture].match(request(msgid, "intercept", message))
 
-    assert call is not None
-    assert receiver.next_message() == rpc.Request(msgpack.unpackb(call.msgid), "intercept", [call.message])
+    assert call == (msgpack.packb(msgid), memory_access(message, architecture))
+    assert receiver.next_message() == rpc.Request(msgid, "intercept", [message])
 
 
 @pytest.mark.parametrize(
@@ -57,13 +78,10 @@ def test_what_is_matched_is_what_the_general_decoder_finds(msgid: int, message: 
     ],
 )
 def test_anything_else_is_left_to_the_general_decoder(data: bytes) -> None:
-    assert match_intercept(data) is None
+    assert X64.match(data) is None
 
 
 @pytest.mark.parametrize("answer", list(Answer))
 @pytest.mark.parametrize("msgid", [5, 300])
 def test_an_answer_is_what_the_general_encoder_makes_of_it(msgid: int, answer: Answer) -> None:
-    call = match_intercept(request(msgid))
-
-    assert call is not None
-    assert encode_answer(call.msgid, answer) == rpc.encode_result(msgid, answer.value)
+    assert encode_answer(msgpack.packb(msgid), answer) == rpc.encode_result(msgid, answer.value)

@@ -11,13 +11,15 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from fakes.others import Others
 from fakes.raw_peer import RawPeer
 from fakes.running import Running
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
-from interceptd.connection import TURN, Connection, ConnectionGone
+from interceptd.connection import Connection, ConnectionGone
 from interceptd.peer_watch import PeerWatch
 from interceptd.tenants import Tenants
+from interceptd.turns import ALONE, TURN
 
 REQUEST = rpc.encode_request(1, "statistics", [{}])
 
@@ -216,16 +218,42 @@ async def test_a_peer_that_never_pauses_lets_others_have_a_turn(
     connection: Connection, peer: RawPeer, nursery: trio.Nursery
 ) -> None:
     """Its socket is never found empty, so nothing else would park the task."""
-    turns = 0
-
-    async def another() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await trio.lowlevel.checkpoint()
-
-    nursery.start_soon(another)
+    others = Others(nursery)
     for _ in range(4 * TURN):
         peer.send_now(REQUEST)
         await connection.receive()
-    assert turns >= 3
+    assert others.turns >= 3
+
+
+async def test_a_vp_that_never_pauses_lets_others_have_a_turn_now_and_then(
+    connection: Connection, peer: RawPeer, nursery: trio.Nursery
+) -> None:
+    for _ in range(ALONE):
+        peer.send_now(REQUEST)
+        await connection.receive_whole(bytes)
+    others = Others(nursery)
+    for _ in range(4 * TURN):
+        peer.send_now(REQUEST)
+        await connection.receive_whole(bytes)
+    assert 3 <= others.turns <= 5
+
+
+async def test_vps_that_never_pause_let_others_have_a_turn_at_every_message(
+    connection: Connection, peer: RawPeer, nursery: trio.Nursery
+) -> None:
+    """One that took eight in a row would be eight times ahead of its neighbours."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connections = (
+            (connection, peer),
+            (Connection(ours, Tenants(lambda: 1000), PeerWatch()), RawPeer.of(theirs)),
+        )
+        for _ in range(ALONE):
+            peer.send_now(REQUEST)
+            await connection.receive_whole(bytes)
+        others = Others(nursery)
+        for _ in range(ALONE):
+            for one, other_end in connections:
+                other_end.send_now(REQUEST)
+                await one.receive_whole(bytes)
+    assert others.turns >= 2 * ALONE - 2, "the first one is alone yet, and trio draws who is first in a round"

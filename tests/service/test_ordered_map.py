@@ -67,7 +67,7 @@ def test_between_gives_the_keys_from_start_to_before_end(
 def test_chunks_stay_within_their_size_and_none_is_empty(edits: list[tuple[str, int]]) -> None:
     items, _ = edited(edits)
     assert all(0 < len(keys) <= CHUNK for keys in items._keys)
-    assert items._firsts == [keys[0] for keys in items._keys]
+    assert list(items._firsts) == [keys[0] for keys in items._keys]
 
 
 def test_a_map_that_was_large_once_has_few_chunks_again() -> None:

@@ -11,13 +11,13 @@ import trio
 
 from intercept_protocol import rpc
 from intercept_protocol.errors import WireError
-from intercept_protocol.intercept_codec import InterceptCall, encode_answer
+from intercept_protocol.messages import INTERCEPT_METHOD
 from intercept_protocol.outcomes import Answer
 from interceptd.connection import Answered, Connection, ConnectionGone, Whole
 from interceptd.peer import Peer
 
-_MSGID = b"\0"
-_ANSWERS = {encode_answer(_MSGID, answer): answer for answer in Answer}
+_MSGID = 0
+_ANSWERS = {rpc.encode_result(_MSGID, answer.value): answer for answer in Answer}
 WELCOME = b""
 """What a line is greeted with: nothing, as its guest expects none."""
 
@@ -47,13 +47,15 @@ class Line(Connection):
 
     async def receive_whole(
         self,
-        recognise: Callable[[bytes], Whole | None],  # noqa: ARG002 - there are no bytes to be recognised
+        recognise: Callable[[bytes], Whole | None],
     ) -> Whole | rpc.Request | None:
         self._named()
         await self._called.wait()
         self._called = trio.Event()
         message, self._message = self._message, None
-        return None if message is None else InterceptCall(_MSGID, message)  # type: ignore[return-value] # it is what match_intercept recognises
+        if message is None:
+            return None
+        return recognise(rpc.encode_request(_MSGID, INTERCEPT_METHOD, [message]))
 
     async def send(self, data: bytes) -> None:
         if data != WELCOME:

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from fakes.model_partition import RW, ModelPartition
+from fakes.others import Others
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
@@ -19,19 +20,6 @@ from interceptd.region import Presumption, Region, RegionState
 
 TURNS = 8
 MANY = TURNS * A_TURN
-
-
-class Others:
-    """Another partition's task, always ready; `turns` that it got."""
-
-    def __init__(self, nursery: trio.Nursery) -> None:
-        self.turns = 0
-        nursery.start_soon(self._run)
-
-    async def _run(self) -> None:
-        while True:
-            self.turns += 1
-            await trio.lowlevel.checkpoint()
 
 
 def scattered(count: int) -> list[Extent]:

@@ -1,0 +1,18 @@
+"""Another partition's task, which is always ready: a turn that it gets is one that somebody handed on."""
+
+from __future__ import annotations
+
+import trio
+
+
+class Others:
+    """`turns` that it got since it was made."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.turns = 0
+        nursery.start_soon(self._run)
+
+    async def _run(self) -> None:
+        while True:
+            self.turns += 1
+            await trio.lowlevel.checkpoint()
