@@ -7,7 +7,6 @@ are, nor what is mapped.
 from __future__ import annotations
 
 from enum import Enum
-from functools import cache
 
 import msgspec
 
@@ -19,6 +18,11 @@ from interceptd.mapping import Cache, Extent, Mapping
 FAULT_IN_PAGES = 512
 """MSHV_MAP_FAULT_IN_PAGES: a fault on movable memory maps the 2 MiB around it, counted from the region's
 start and not from gfn 0 (mshv_region_handle_gfn_fault)."""
+
+
+_ACCESSES = tuple(Access(bits) for bits in range(8))
+"""By their bits. To combine flags took 2.3 us, twice a first touch; to combine numbers takes 0.4."""
+_READ_WRITE = (Access.READ | Access.WRITE).value
 
 
 class RegionState(Enum):
@@ -77,7 +81,9 @@ class Region(msgspec.Struct, eq=False, gc=False):
     def rights(self, extent: Extent) -> Access:
         """Read and write are those of region and VMA together. Execute is the region's alone, because hosts
         map guest RAM without PROT_EXEC, but what may not be read is not fetched from either."""
-        return _rights(self.access, extent.access)
+        region, vma = int(self.access), int(extent.access)
+        rights = region & vma & _READ_WRITE
+        return _ACCESSES[rights | region & Access.EXECUTE.value if rights & Access.READ.value else rights]
 
     def mapping(self, extent: Extent) -> Mapping:
         """The guest's view of an extent that lies within the region."""
@@ -88,12 +94,6 @@ class Region(msgspec.Struct, eq=False, gc=False):
     def no_access(self, gfns: GfnRange) -> Mapping:
         """NO_ACCESS over part of the region: how movable memory waits for its first touch."""
         return Mapping(gfns.start, gfns.end, None, self.uaddrs_of(gfns).start, Access.NONE)
-
-
-@cache  # of 64 pairs; flags are combined in Python, which takes 4 us, twice a first touch
-def _rights(region: Access, vma: Access) -> Access:
-    rights = region & vma & (Access.READ | Access.WRITE)
-    return rights | (region & Access.EXECUTE) if Access.READ in rights else rights
 
 
 def kind_of_vma(io: bool) -> RegionKind:

@@ -7,7 +7,6 @@ coverage: it tells which tests pass through a line and how long they take. Must 
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import pickle
@@ -164,9 +163,6 @@ def _infect(mutant: Mutant) -> None:
         (code,) = [code for code in _codes(changed) if code.co_qualname == mutant.scope]
         for function in _live_functions(mutant):
             function.__code__ = code
-            for remembering in gc.get_referrers(function):  # what a cache holds is of the unchanged code
-                if isinstance(remembering, functools._lru_cache_wrapper):
-                    remembering.cache_clear()
         return
     modules = [module for name, module in list(sys.modules.items()) if name.startswith("interceptd")]
     (own,) = [module for module in modules if getattr(module, "__file__", None) == str(mutant.path)]
