@@ -20,9 +20,9 @@ import trio
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
-from intercept_protocol.events import PinnedRegionDangling, RegionAdded, RegionRemoved
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer, allows
+from interceptd import region_facts
 from interceptd.attempt import Attempt, Obstacle, attempt_at, attempt_over
 from interceptd.guest_mappings import GuestMappings, let_others_run
 from interceptd.hypervisor import HypervisorError
@@ -159,7 +159,7 @@ class RegionManager:
                 except HypervisorError as error:
                     self._regions.remove(region)
                     raise WireError(error.number, f"region {region.gfns}: {error}") from error
-            self._journal.publish(_added(region))
+            self._journal.publish(region_facts.added(region))
 
     async def remove(self, region: Region) -> None:
         """Unlink, make stale and unmap under one hold of the lock: the gfns are free for another region only
@@ -221,26 +221,14 @@ class RegionManager:
                 page_count=region.gfns.page_count,
                 invalidated=str(gfns),
             )
-            self._journal.publish(
-                PinnedRegionDangling(
-                    start_gfn=region.gfns.start,
-                    page_count=region.gfns.page_count,
-                    start_uaddr=region.uaddrs.start_uaddr,
-                )
-            )
+            self._journal.publish(region_facts.dangling(region))
         await self._mappings.take_away(region, gfns)
 
     async def _remove(self, region: Region) -> None:
         self._regions.remove(region)
         self._notifier.mark_stale(region.uaddrs)
         await self._mappings.clear(region)
-        self._journal.publish(
-            RegionRemoved(
-                start_gfn=region.gfns.start,
-                page_count=region.gfns.page_count,
-                start_uaddr=region.uaddrs.start_uaddr,
-            )
-        )
+        self._journal.publish(region_facts.removed(region))
 
 
 def _wanted(attempt: Attempt, extents: Iterable[Extent]) -> Iterator[Mapping]:
@@ -248,14 +236,3 @@ def _wanted(attempt: Attempt, extents: Iterable[Extent]) -> Iterator[Mapping]:
     for extent in extents:
         assert attempt.window.uaddrs.covers(extent.uaddrs), "an address space answers within the window"
         yield attempt.region.mapping(extent)
-
-
-def _added(region: Region) -> RegionAdded:
-    return RegionAdded(
-        start_gfn=region.gfns.start,
-        page_count=region.gfns.page_count,
-        start_uaddr=region.uaddrs.start_uaddr,
-        kind=region.kind,
-        writable=bool(region.access & Access.WRITE),
-        executable=bool(region.access & Access.EXECUTE),
-    )

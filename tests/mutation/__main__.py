@@ -30,6 +30,7 @@ CORE = (
     "hypervisor/slat.py",
     "hypervisor/software.py",
     "region.py",
+    "region_facts.py",
     "mapping.py",
     "range_map.py",
     "interval_index.py",
