@@ -12,9 +12,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FUZZ_READY := $(VENV)/.fuzz-ready
 SECONDS ?= 600
-CORE := address_space/declared attempt hypervisor/hv_status hypervisor/slat hypervisor/software intercept \
-	interval_index mapping mmu_notifier ordered_map partition progress_guard range_map region region_list \
-	region_manager virtual_processor
+CORE := address_space/declared attempt guest_mappings hypervisor/hv_status hypervisor/slat hypervisor/software intercept \
+	interval_index mapping mmu_notifier ordered_map partition progress_guard prompt_lock range_map \
+	region region_facts region_list region_manager virtual_processor
 # What decides; every line and branch of it, and of protocol/, is reached in virtual time.
 
 help:

@@ -25,7 +25,8 @@ MSGID_LIMIT = 1 << 32
 _pack: Callable[[object], bytes] = msgpack.Packer().pack
 _UNPACK_ERRORS = (ValueError, TypeError, msgpack.exceptions.UnpackException)
 _SMALL_FRAME = 512
-"""Bytes up to which a frame with a single blob is tried whole: an intercept takes at most 282."""
+"""Bytes up to which a frame is tried whole: an intercept takes at most 282, most other requests a hundred."""
+_SCALARS = (int, str, bool, bytes, float, type(None))
 
 
 class Request(NamedTuple):
@@ -114,20 +115,26 @@ class Receiver:
         return self._decode(frame)
 
     def _small_request(self) -> Request | None:
-        """The hot path: a buffer that is exactly one request with one blob needs no boundary scan (6 us)."""
+        """Exactly one request in the buffer, with one blob or one flat map, needs no boundary scan (6 us)."""
         if not 0 < len(self._buffer) <= _SMALL_FRAME or REQUEST not in self._accepts:
             return None
         try:
-            value = _unpack(self._buffer)
+            value = msgpack.unpackb(self._buffer, strict_map_key=False, object_pairs_hook=_flat_map)
         except _UNPACK_ERRORS:
-            return None  # incomplete, pipelined or garbage: the scan below says which
+            return None  # incomplete, pipelined, nested or garbage: the scan below says which
         match value:
-            case [kind, int(msgid), str(method), [bytes(blob)]] if _is_request(kind) and _is_msgid(msgid):
+            case [kind, int(msgid), str(method), [param]] if (
+                _is_request(kind) and _is_msgid(msgid) and self._is_small(param)
+            ):
                 self._buffer.clear()
                 self._scanner = FrameScanner(self._value_limit)
-                return Request(msgid, method, [blob])
+                return Request(msgid, method, [param])
             case _:
                 return None
+
+    def _is_small(self, param: object) -> bool:
+        """Whether the scan would let it pass. Each value takes a byte at least."""
+        return type(param) is bytes or (type(param) is dict and len(self._buffer) <= self._value_limit)
 
     def _check_prefix(self) -> None:
         """Refuse what cannot become a message at its first bytes, without waiting for the rest."""
@@ -162,6 +169,13 @@ class Receiver:
                 assert isinstance(value, list), "the first byte was an array's"
                 form = ", ".join(type(element).__name__ for element in value[:4])
                 raise _no_message(f"got {len(value)} elements, [{form}]")  # no values: one may be a token
+
+
+def _flat_map(pairs: list[tuple[object, object]]) -> dict[object, object]:
+    """A map of scalars; of pairs, because a key that comes twice hides what it held first."""
+    if any(type(value) not in _SCALARS for _, value in pairs):
+        raise ValueError("nested")
+    return dict(pairs)
 
 
 def _unpack(frame: bytes | bytearray) -> object:

@@ -115,7 +115,7 @@ async def _reply(
 ) -> bytes:
     try:
         result = answer(codec.decode_call(methods, request.method, request.params))
-        if isinstance(result, Coroutine):  # what cannot wait is spared the watch's nursery (60 us)
+        if isinstance(result, Coroutine):  # what cannot wait is spared the watch (6 us)
             result = await connection.answer_watched(result)
     except ProtocolViolation:
         raise

@@ -56,6 +56,8 @@ class ChaoticAddressSpace:
 
 
 class ChaoticHypervisor:
+    may_block = True
+
     def __init__(self, inner: Hypervisor, chaos: Chaos) -> None:
         self._inner = inner
         self._chaos = chaos

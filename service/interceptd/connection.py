@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
-import outcome
 import trio
 
 from intercept_protocol import rpc
@@ -20,6 +19,7 @@ from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.frames import REQUEST_VALUES
 from interceptd.descriptor_box import DescriptorBox
 from interceptd.peer import Peer, Pidfd, peer_groups
+from interceptd.peer_watch import PeerWatch
 from interceptd.tenants import Tenants
 from interceptd.turns import ALONE, TURN, Turns
 
@@ -46,14 +46,17 @@ Answered = TypeVar("Answered")
 class Connection:
     """A stream of requests from one peer. `receive` and `answer_watched` are for one task only."""
 
-    def __init__(self, accepted: socket.socket, tenants: Tenants) -> None:
+    def __init__(self, accepted: socket.socket, tenants: Tenants, watch: PeerWatch) -> None:
         accepted.setblocking(False)
         self.peer = Peer.of(accepted)
         self.tenant = tenants.of(self.peer.uid)
         self.tenant.connections += 1
         self._socket = accepted
+        self._watch = watch
         self._receiver = rpc.Receiver({rpc.REQUEST}, REQUEST_VALUES)
         self._turn = 0
+        self._unpaid: rpc.Request | None = None
+        """What was received, and had not its turn yet."""
         self._descriptors: DescriptorBox | None = None
 
     def peer_groups(self) -> frozenset[int]:
@@ -84,10 +87,12 @@ class Connection:
 
     async def receive(self) -> rpc.Request | None:
         """The next request, when its uid's pace allows; None when the peer has closed. Raises
-        `ProtocolViolation`, `ConnectionGone`."""
-        request = await self._receive()
-        if request is not None:
+        `ProtocolViolation`, `ConnectionGone`. Who gives up may ask again: nothing is lost."""
+        if self._unpaid is None:
+            self._unpaid = await self._receive()
+        if self._unpaid is not None:
             await self.tenant.turn()
+        request, self._unpaid = self._unpaid, None
         return request
 
     async def _receive(self) -> rpc.Request | None:
@@ -158,17 +163,13 @@ class Connection:
 
     async def answer_watched(self, answering: Awaitable[Answered]) -> Answered:
         """Await `answering`, and give it up when the peer closes or breaks the rule meanwhile."""
-        result: outcome.Outcome[Answered] | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch, nursery.cancel_scope)
+        with trio.CancelScope() as wait:
+            self._watch.add(descriptor := self._socket.fileno(), wait)
             try:
-                result = outcome.Value(await answering)
-            except Exception as error:  # carried out of the nursery, which would wrap it in a group
-                result = outcome.Error(error)
-            nursery.cancel_scope.cancel()
-        if result is None:
-            raise ConnectionGone("closed before the answer") if self._peek() == b"" else _second_request()
-        return result.unwrap()
+                return await answering
+            finally:
+                self._watch.remove(descriptor)
+        raise ConnectionGone("closed before the answer") if self._peek() == b"" else _second_request()
 
     def refuse(self, error: WireError, msgid: int = 0) -> None:
         """Tell the peer why its connection ends: under msgid 0 unless a request of its own is answered. Never
@@ -181,11 +182,12 @@ class Connection:
 
     async def _next_message(self) -> rpc.Message | None:
         while (message := self._receiver.next_message()) is None:
+            if self._receiver.has_bytes:
+                await trio.lowlevel.checkpoint()  # scanning a long message takes its time
             data = await self._read()
             if not data:
                 return None
             self._receiver.receive_data(data)
-            await trio.lowlevel.checkpoint()  # scanning a long message takes its time
         return message
 
     async def _read(self) -> bytes:
@@ -198,12 +200,6 @@ class Connection:
                 await self._parked(trio.lowlevel.wait_readable)
             except OSError as error:
                 raise ConnectionGone(str(error)) from error
-
-    async def _watch(self, scope: trio.CancelScope) -> None:
-        """Between a request and its answer the peer has nothing to say: bytes are a second request."""
-        with suppress(ConnectionGone):
-            await self._parked(trio.lowlevel.wait_readable)
-        scope.cancel()
 
     async def _parked(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
         try:

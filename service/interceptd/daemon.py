@@ -86,6 +86,7 @@ class Daemon:
             _metrics_listening(config) as metrics,
         ):
             async with trio.open_nursery() as connections:
+                connections.start_soon(self.reception.watch.run)
                 async with trio.open_nursery() as doors:
                     for door, listener in ((Door.VMM, vmm_socket), (Door.OPERATOR, operator_socket)):
                         doors.start_soon(

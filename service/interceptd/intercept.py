@@ -6,8 +6,7 @@ Owns the decision about one access that takes more than a look. Must not know co
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from time import perf_counter_ns
 
 import trio
@@ -15,13 +14,14 @@ from msgspec.structs import replace
 
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.errors import WireError
-from intercept_protocol.outcomes import Access, Answer
+from intercept_protocol.outcomes import Access, Answer, allows
 from interceptd.address_space import AddressSpace, Asker, Undecided
 from interceptd.attempt import Attempt, Obstacle
+from interceptd.guest_mappings import A_TURN
 from interceptd.latency import LatencyHistogram
 from interceptd.mapping import Extent, Mapping
 from interceptd.region import Presumption, Region, RegionState
-from interceptd.region_manager import A_TURN, RegionManager
+from interceptd.region_manager import RegionManager
 from interceptd.totals import Stages
 
 ROUNDS = 16
@@ -45,7 +45,8 @@ class InterceptPath:
         Cancelling is safe at any time: an attempt is finished, and a commit that has begun is completed.
         """
         answer = Answer.CONTENDED
-        with trio.move_on_after(self._timeout):
+        deadline = trio.current_time() + self._timeout
+        with trio.move_on_at(deadline):
             for _ in range(ROUNDS):
                 match self._regions.begin(gfn, access):
                     case Mapping():
@@ -62,9 +63,25 @@ class InterceptPath:
                         if self._may_wait() and (instead := about_to_wait()) is not None:
                             self._regions.finish(attempt)
                             return instead
-                        if (verdict := await self._try(attempt)) is not None:
+                        if (verdict := await self._try(attempt, deadline)) is not None:
                             return verdict
+                        await (
+                            trio.lowlevel.checkpoint()
+                        )  # a round need not wait for anything: here it may end
         return answer
+
+    async def settle_at_once(self, gfn: int, access: Access) -> Answer | None:
+        """Begin, resolve and commit in one step, if nobody is to be waited for; None if `settle` is to
+        decide.
+
+        What a `settle` costs that can be interrupted is spared: 15 us of 60.
+        """
+        if self._address_space.may_block or not self._regions.prompt:
+            return None
+        step = self._regions.begin(gfn, access)
+        if not isinstance(step, Attempt):
+            return None
+        return await self._try(step, trio.current_time() + self._timeout)
 
     def _may_wait(self) -> bool:
         """Whether the next round may be held up by the VMM or by another's map."""
@@ -93,7 +110,7 @@ class InterceptPath:
                 await self._regions.remove(region)
             raise
 
-    async def _try(self, attempt: Attempt) -> Answer | None:
+    async def _try(self, attempt: Attempt, deadline: float) -> Answer | None:
         """One round; None when nothing can be decided because the attempt went stale, a "no" included."""
         region = attempt.region
         try:
@@ -103,10 +120,10 @@ class InterceptPath:
                 return None
             if extent is None or not region.fits(extent):
                 return Answer.UNBACKED
-            if attempt.access not in region.rights(extent):
+            if not allows(region.rights(extent), attempt.access):
                 return Answer.PERMISSION
             with _timed(self.stages.map):
-                return await self._regions.commit(attempt, [extent])
+                return await self._regions.commit(attempt, [extent], deadline)
         except Undecided:
             return Answer.CONTENDED
         finally:
@@ -139,14 +156,19 @@ class InterceptPath:
         return extents
 
 
-@contextmanager
-def _timed(histogram: LatencyHistogram) -> Iterator[None]:
-    """Record how long the block took, however it ended."""
-    began = perf_counter_ns()
-    try:
-        yield
-    finally:
-        histogram.record(perf_counter_ns() - began)
+class _timed:  # reads as what it does: `with _timed(histogram)`
+    """Record how long the block took, however it ended. A generator would take three times as long."""
+
+    __slots__ = ("_began", "_histogram")
+
+    def __init__(self, histogram: LatencyHistogram) -> None:
+        self._histogram = histogram
+
+    def __enter__(self) -> None:
+        self._began = perf_counter_ns()
+
+    def __exit__(self, *_: object) -> None:
+        self._histogram.record(perf_counter_ns() - self._began)
 
 
 def _unpopulated(region: Region, why: str) -> WireError:

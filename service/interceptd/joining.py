@@ -83,7 +83,7 @@ class Joining:
                 f"a partition may have {limit} notifier connections",
                 limit="notifiers_per_partition",
             )
-        session = NotifierSession(partition.notifier)
+        session = NotifierSession(partition.notifier, partition.regions)
         partition.start_notifier(
             visitor.connection,
             visitor.welcome(self._hello_reply()),

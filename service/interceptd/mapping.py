@@ -70,6 +70,8 @@ class Mapping(msgspec.Struct, frozen=True, gc=False):
         return None if self.frame is None else self.frame.ahead(gfn - self.start)
 
     def slice(self, start: int, end: int) -> Mapping:
+        if start == self.start and end == self.end:
+            return self
         return replace(
             self,
             start=start,
@@ -96,12 +98,18 @@ class Mapping(msgspec.Struct, frozen=True, gc=False):
 def insert_joined(mappings: RangeMap[Mapping], mapping: Mapping) -> None:
     """Put in a mapping, as one with the neighbours that it continues: memory that comes and goes page by page
     must not cost an entry a page for ever."""
-    before = mappings.find(mapping.start - 1)
-    if before is not None and before.continued_by(mapping):
-        mappings.carve(before)
-        mapping = replace(before, end=mapping.end)
-    after = mappings.find(mapping.end)
-    if after is not None and mapping.continued_by(after):
-        mappings.carve(after)
-        mapping = replace(mapping, end=after.end)
     mappings.insert(mapping)
+    join(mappings, mapping)
+
+
+def join(mappings: RangeMap[Mapping], mapping: Mapping) -> None:
+    """Make one of a mapping that is in there and the neighbours that it continues, or leave it as it is."""
+    before, after = mappings.find(mapping.start - 1), mappings.find(mapping.end)
+    joined = mapping
+    if before is not None and before.continued_by(mapping):
+        joined = replace(before, end=mapping.end)
+    if after is not None and mapping.continued_by(after):
+        joined = replace(joined, end=after.end)
+    if joined is not mapping:
+        mappings.carve(joined)
+        mappings.insert(joined)

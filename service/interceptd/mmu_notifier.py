@@ -68,7 +68,7 @@ class Batch:
         return self._pieces.find(page) is not None
 
     def touches(self, uaddrs: UaddrRange) -> bool:
-        return bool(self._pieces.overlapping(uaddrs))
+        return self._pieces.touches(uaddrs)
 
     @property
     def pieces(self) -> list[UaddrRange]:
@@ -219,8 +219,10 @@ class MmuNotifier:
         return None
 
     async def wait_rung(self) -> None:
-        """Block until something is pending that no `take` has taken yet, or was taken since the last ring."""
+        """Block until it was rung for something that is not served yet."""
         await self._doorbell.receive()
+        while not self._going:  # whoever rang has served it
+            await self._doorbell.receive()
 
     def take(self) -> Batch:
         """What is pending now. Call it under the region lock: one pass then serves all that came before."""

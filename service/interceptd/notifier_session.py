@@ -14,11 +14,13 @@ from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import NotifierCall
 from interceptd.mmu_notifier import MmuNotifier
+from interceptd.region_manager import RegionManager
 
 
 class NotifierSession:
-    def __init__(self, notifier: MmuNotifier) -> None:
+    def __init__(self, notifier: MmuNotifier, regions: RegionManager) -> None:
         self._notifier = notifier
+        self._regions = regions
         self._begun: Counter[UaddrRange] = Counter()
 
     def answer(self, call: NotifierCall) -> Coroutine[object, object, None] | None:
@@ -42,10 +44,10 @@ class NotifierSession:
     async def _begin(self, uaddrs: UaddrRange) -> None:
         batch = self._notifier.begin(uaddrs)
         self._begun[uaddrs] += 1
-        await batch.done.wait()
+        await self._regions.wait_served(batch)
 
     async def _invalidate(self, uaddrs: UaddrRange) -> None:
-        await self._notifier.invalidate(uaddrs).done.wait()
+        await self._regions.wait_served(self._notifier.invalidate(uaddrs))
 
     def _end(self, uaddrs: UaddrRange) -> None:
         if not self._begun[uaddrs]:

@@ -16,6 +16,7 @@ from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.chaos import Chaos, ChaoticAddressSpace, ChaoticHypervisor
 from interceptd.connection import Connection
+from interceptd.guest_mappings import GuestMappings
 from interceptd.hypervisor import Hypervisor
 from interceptd.hypervisor.measured import MeasuredHypervisor
 from interceptd.hypervisor.software import DEPOSIT_PAGES, SoftwareHypervisor
@@ -62,10 +63,9 @@ class PartitionFactory:
             address_space = ChaoticAddressSpace(address_space, self._chaos)
             hypervisor = ChaoticHypervisor(hypervisor, self._chaos)
         regions = RegionManager(
-            hypervisor=hypervisor,
+            mappings=GuestMappings(hypervisor, lambda: settings.now.limits.mappings_per_partition),
             notifier=notifier,
             region_limit=lambda: settings.now.limits.regions_per_partition,
-            mapping_limit=lambda: settings.now.limits.mappings_per_partition,
             require_room=partial(self._require_room, owner.uid, living),
             mmio_granularity=request.mmio_granularity,
             journal=journal,

@@ -33,6 +33,7 @@ from interceptd.journal import Journal, Subscription
 from interceptd.operator_session import OperatorSession, Overview
 from interceptd.partition import Partition
 from interceptd.partition_factory import PartitionFactory
+from interceptd.peer_watch import PeerWatch
 from interceptd.registry import PartitionRegistry
 from interceptd.settings import Settings
 from interceptd.vmm_session import VmmSession
@@ -59,13 +60,15 @@ class Reception:
         self._journal = journal
         self.admission = Admission(settings, journal)
         self._joining = Joining(settings, partitions, hello_reply)
+        self.watch = PeerWatch()
+        """To be run as long as connections are entered."""
         self.operators = 0
         self._vmms: Counter[int] = Counter()  # by uid
 
     async def enter(self, door: Door, accepted: socket.socket) -> None:
         """Serve one connection, until it ends or a partition's nursery takes it over."""
         with ExitStack() as held:
-            connection = Connection(accepted, self.admission.tenants)
+            connection = Connection(accepted, self.admission.tenants, self.watch)
             held.enter_context(closing(connection, self._journal))
             try:
                 visitor = await self.admission.admit(connection, door)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import structlog
 import trio
 
+from interceptd.prompt_lock import PromptLock
+
 log = structlog.get_logger()
 
 BURST_SECONDS = 0.25
@@ -29,11 +31,11 @@ class Tenant:
     meanwhile: nothing is lost, and no other uid waits.
     """
 
-    def __init__(self, requests_per_second: Callable[[], int], gate: trio.Lock) -> None:
+    def __init__(self, requests_per_second: Callable[[], int], gate: PromptLock) -> None:
         self.connections = 0
         self._rate = requests_per_second
         self._paid_until = 0.0
-        self._line = trio.Lock()
+        self._line = PromptLock()
         self._gate = gate
         self._logged_since = 0.0
         self._logged = 0
@@ -78,7 +80,7 @@ class Tenants:
 
     def __init__(self, requests_per_second: Callable[[], int]) -> None:
         self._rate = requests_per_second
-        self._gate = trio.Lock()  # FIFO, and each uid waits in it once: they take turns
+        self._gate = PromptLock()  # FIFO, and each uid waits in it once: they take turns
         self._by_uid: dict[int, Tenant] = {}
 
     def of(self, uid: int) -> Tenant:

@@ -160,21 +160,17 @@ class VirtualProcessor:
 
     async def _settle(self, gfn: int, access: Access) -> Answer:
         """Resolve, map, wait as it takes; interrupted by a kick, a drain or the end of the connection."""
-        answer: Answer | None = None
-
-        async def settle() -> None:
-            nonlocal answer  # an interrupt that comes too late does not hide what was decided
-            try:
-                answer = await self._path.settle(gfn, access, self._about_to_wait)
-            except PartitionLost as error:  # raised once the VP has its answer
-                self._lost = error
-                answer = Answer.HYPERVISOR_ERROR
-
         self._quiet = trio.Event()
         self._interrupted_by = None
         try:
-            with trio.CancelScope() as self._waiting:
-                await self._connection.answer_watched(settle())
+            answer = await self._path.settle_at_once(gfn, access)
+            if answer is None:
+                with trio.CancelScope() as self._waiting:
+                    settling = self._path.settle(gfn, access, self._about_to_wait)
+                    answer = await self._connection.answer_watched(settling)
+        except PartitionLost as error:  # raised once the VP has its answer
+            self._lost = error
+            return Answer.HYPERVISOR_ERROR
         finally:
             self._waiting = None
         return answer or self._interrupted_by or Answer.CONTENDED

@@ -117,7 +117,7 @@ class VmmSession:
         batch = self._partition.notifier.begin(uaddrs, source)
         try:
             await edit()
-            await batch.done.wait()
+            await self._partition.regions.wait_served(batch)
         finally:
             self._partition.notifier.end(uaddrs, source)
 

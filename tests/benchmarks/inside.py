@@ -19,6 +19,7 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import MmioGranularity, RegionKind, Remap
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
+from interceptd.guest_mappings import GuestMappings
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.intercept import InterceptPath
 from interceptd.journal import Journal, PartitionJournal
@@ -45,10 +46,9 @@ class Core:
         self.notifier = MmuNotifier(open_limit=lambda: 1, journal=journal)
         self.hypervisor = SoftwareHypervisor(remap=Remap.REPLACE, pool_pages=256, pool_limit=lambda: LIMIT)
         self.regions = RegionManager(
-            hypervisor=self.hypervisor,
+            mappings=GuestMappings(self.hypervisor, lambda: LIMIT),
             notifier=self.notifier,
             region_limit=lambda: LIMIT,
-            mapping_limit=lambda: LIMIT,
             require_room=lambda: None,
             mmio_granularity=MmioGranularity.VMA,
             journal=journal,

@@ -44,7 +44,7 @@ def test_i10_a_change_that_is_not_shielded_is_found(monkeypatch: pytest.MonkeyPa
         return trio.CancelScope()
 
     unshielding = SimpleNamespace(**{**vars(trio), "CancelScope": unshielded})
-    monkeypatch.setattr("interceptd.region_manager.trio", unshielding)
+    monkeypatch.setattr("interceptd.guest_mappings.trio", unshielding)
     found = failures(OURS.build, "two-vps-and-an-unmap", 0, 300)
     assert Rule.UNKNOWN in found
 

@@ -14,6 +14,7 @@ from fakes.raw_peer import RawPeer
 from intercept_protocol.messages import Architecture
 from interceptd.calls import closing
 from interceptd.connection import Connection
+from interceptd.peer_watch import PeerWatch
 from interceptd.tenants import Tenants
 from interceptd.virtual_processor import VirtualProcessor
 
@@ -33,7 +34,8 @@ async def attached_vp(
 ) -> AsyncIterator[ModelVp]:
     """The VP runs until the end of the context."""
     ours, theirs = socket.socketpair()
-    connection = Connection(ours, Tenants(lambda: 1000))
+    watch = PeerWatch()
+    connection = Connection(ours, Tenants(lambda: 1000), watch)
     processor = VirtualProcessor(
         0,
         connection,
@@ -53,6 +55,7 @@ async def attached_vp(
             vp.ended.set()
 
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch.run)
         nursery.start_soon(live)
         try:
             yield vp

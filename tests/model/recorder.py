@@ -6,6 +6,7 @@ after each step of each task. It looks into private state on purpose. Must not k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from types import TracebackType
@@ -18,6 +19,7 @@ from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Pauses, Point
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.attempt import Attempt, Obstacle
+from interceptd.guest_mappings import GuestMappings
 from interceptd.hypervisor import HypervisorCounters
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.journal import Journal
@@ -62,7 +64,8 @@ class Recorder(trio.abc.Instrument):
         self.declared = DeclaredAddressSpace(lambda: 1 << 10)
         self.software = SoftwareHypervisor(remap=Remap.REPLACE, pool_pages=256, pool_limit=lambda: 1 << 20)
         self.notifier = _Notifier(self)
-        self.regions = _RegionManager(self, _Hypervisor(self, pauses))
+        self.mappings = GuestMappings(_Hypervisor(self, pauses), lambda: 1 << 10)
+        self.regions = _RegionManager(self)
         self.lock = _Lock(self)
         self.regions._lock = self.lock  # type: ignore[assignment]  # stands in for trio.Lock
         self.attempts: dict[int, Attempt] = {}
@@ -105,7 +108,7 @@ class Recorder(trio.abc.Instrument):
             self._last = seen
 
     def _see(self) -> Seen:
-        change, serving = self.regions._change, self.notifier._serving
+        change, serving = self.mappings._change, self.notifier._serving
         reached = {
             gfn - GFN: None if (frame := entry.frame_at(gfn)) is None else frame.page
             for entry in self.software._slat.entries(GfnRange(0, PAGE_LIMIT))
@@ -114,7 +117,7 @@ class Recorder(trio.abc.Instrument):
         seen: dict[Key, Value] = {
             ("lock", 0): self.lock.held_by,
             ("region", 0): joined(mask(region.uaddrs) for region in self.regions._regions),
-            ("record", 0): joined(mask(each.gfns, GFN) for each in self.regions._mappings),
+            ("record", 0): joined(mask(each.gfns, GFN) for each in self.mappings._record),
             ("changing", 0): 0 if change is None else mask(change.gfns, GFN),
             ("reached", 0): joined(1 << page for page in reached),
             ("old", 0): joined(1 << page for page, pfn in reached.items() if self.truth.get(page) != pfn),
@@ -185,12 +188,11 @@ class _Notifier(MmuNotifier):
 
 
 class _RegionManager(RegionManager):
-    def __init__(self, recorder: Recorder, hypervisor: _Hypervisor) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         super().__init__(
-            hypervisor=hypervisor,
+            mappings=recorder.mappings,
             notifier=recorder.notifier,
             region_limit=lambda: 16,
-            mapping_limit=lambda: 1 << 10,
             require_room=lambda: None,
             mmio_granularity=MmioGranularity.VMA,
             journal=Journal(),
@@ -208,8 +210,10 @@ class _RegionManager(RegionManager):
                 self._recorder.attempts[WHO.get()[1]] = step
         return step
 
-    async def commit(self, attempt: Attempt, extents: Iterable[Extent]) -> Answer | None:
-        answer = await super().commit(attempt, extents)
+    async def commit(
+        self, attempt: Attempt, extents: Iterable[Extent], deadline: float = math.inf
+    ) -> Answer | None:
+        answer = await super().commit(attempt, extents, deadline)
         if answer is Answer.ALREADY_MAPPED:
             self._recorder.took("commit")
             self._recorder.mapping.add(WHO.get()[1])
@@ -246,6 +250,8 @@ class RecordedMemory:
 
 class _Hypervisor:
     """Each call is three steps: out, done, and back."""
+
+    may_block = True
 
     def __init__(self, recorder: Recorder, pauses: Pauses) -> None:
         self._recorder = recorder

@@ -60,7 +60,10 @@ class Schedule:
 
 def schedules() -> st.SearchStrategy[Schedule]:
     changes = st.builds(
-        Change, st.sampled_from(["begin", "begin", "abandon", "vanish"]), ranges(PAGES), ranges(PAGES)
+        Change,
+        st.sampled_from(["begin", "begin", "abandon", "vanish", "serve"]),
+        ranges(PAGES),
+        ranges(PAGES),
     )
     faults = st.builds(Fault, st.integers(0, PAGES - 1), st.sampled_from([1000, 1000, 1000, 5, 2]))
     return st.builds(
@@ -182,11 +185,14 @@ class _Run:
         for change in changes:
             await self._step()
             uaddrs = UaddrRange(change.pages.start, change.pages.end)
-            if change.verb == "vanish":
+            if change.verb in ("vanish", "serve"):
                 await self._empty(change.pages)
                 recorder.took("vanish", pages=mask(change.pages))
                 await self._step()
-                await recorder.notifier.invalidate(uaddrs).done.wait()
+                batch = recorder.notifier.invalidate(uaddrs)
+                if change.verb == "serve":
+                    await self._serve()
+                await batch.done.wait()
                 recorder.took("telling_is_acknowledged")
                 continue
             batch = recorder.notifier.begin(uaddrs)
@@ -202,6 +208,13 @@ class _Run:
                 recorder.took("change", found=0 if again is None else mask(again))
                 await self._step()
             recorder.notifier.end(uaddrs)
+
+    async def _serve(self) -> None:
+        """A pass of the region manager, made by who announces something."""
+        source = WHO.get()
+        WHO.set((Actor.MANAGER, 0))
+        await self.recorder.regions.serve_pending()
+        WHO.set(source)
 
     async def _empty(self, pages: PageRange) -> None:
         await self.recorder.declared.unmap_vma(UaddrRange(pages.start, pages.end))

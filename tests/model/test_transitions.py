@@ -84,7 +84,7 @@ def nobody_is_called_stale(patch: pytest.MonkeyPatch) -> None:
         (windows_are_whole, "not allowed, for pages apart from every opened does not hold"),
         (nothing_is_unmapped, "not allowed, for record apart from serving does not hold"),
         (acknowledged_at_once, "not allowed, for batch is done does not hold"),
-        (nobody_is_called_stale, "reliance 0 is Reliance.FRESH, and Reliance.STALE in the table"),
+        (nobody_is_called_stale, "is Reliance.FRESH, and Reliance.STALE in the table"),
     ],
 )
 def test_code_with_a_mistake_takes_a_step_that_the_table_forbids(

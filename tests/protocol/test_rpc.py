@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from functools import reduce
 
 import msgpack
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intercept_protocol.errors import ProtocolViolation, WireError
-from intercept_protocol.frames import MESSAGE_LIMIT
+from intercept_protocol.frames import DEPTH_LIMIT, MESSAGE_LIMIT
 from intercept_protocol.rpc import (
     NOTIFICATION,
     REQUEST,
@@ -28,6 +29,8 @@ from intercept_protocol.rpc import (
 
 EVERY_KIND = (REQUEST, RESPONSE, NOTIFICATION)
 INTERCEPT = encode_request(7, "intercept", [bytes(range(256))])
+DEEP: object = reduce(lambda inner, _: [inner], range(DEPTH_LIMIT), 0)
+"""Too deep to lie in the parameters of a request."""
 
 msgids = st.integers(0, 2**32 - 1)
 methods = st.text(max_size=40)
@@ -52,6 +55,18 @@ def receive(data: bytes, accepts: tuple[int, ...] = EVERY_KIND) -> Message | Non
     receiver = Receiver(accepts)
     receiver.receive_data(data)
     return receiver.next_message()
+
+
+def taken(receiver: Receiver, pieces: list[bytes]) -> Message | int | None:
+    """What becomes of a message in pieces: the number, if it is refused."""
+    message = None
+    try:
+        for piece in pieces:
+            receiver.receive_data(piece)
+            message = receiver.next_message()
+    except ProtocolViolation as violation:
+        return violation.number
+    return message
 
 
 def refusal(data: bytes, accepts: tuple[int, ...] = EVERY_KIND) -> tuple[int, int]:
@@ -130,6 +145,24 @@ def test_message_byte_by_byte_is_complete_at_its_last_byte(sent: tuple[bytes, Me
     receiver.receive_data(encoded[-1:])
 
     assert receiver.next_message() == message
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), plain | st.lists(plain, max_size=2) | st.just(DEEP)), max_size=6
+    ),
+    st.integers(6, 120),
+)
+def test_a_map_is_taken_alike_whole_and_in_pieces_whatever_its_keys_hide(
+    pairs: list[tuple[str, object]], value_limit: int
+) -> None:
+    """A key that comes twice hides what it held first, and that counts and may not be nested either."""
+    packed = b"".join(msgpack.packb(part) for pair in pairs for part in pair)
+    encoded = b"\x94\x00\x07\xa1m\x91" + bytes([0x80 + len(pairs)]) + packed
+
+    whole, in_pieces = Receiver((REQUEST,), value_limit), Receiver((REQUEST,), value_limit)
+
+    assert taken(whole, [encoded]) == taken(in_pieces, [bytes([byte]) for byte in encoded])
 
 
 def test_has_bytes_is_false_before_the_first_and_behind_a_whole_message() -> None:

@@ -17,6 +17,7 @@ from fakes.running import Running
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from interceptd.connection import Connection, ConnectionGone
+from interceptd.peer_watch import PeerWatch
 from interceptd.tenants import Tenants
 from interceptd.turns import ALONE, TURN
 
@@ -31,8 +32,10 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.fixture
-async def connection(ends: tuple[socket.socket, socket.socket]) -> Connection:
-    return Connection(ends[0], Tenants(lambda: 1000))
+async def connection(ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery) -> Connection:
+    watch = PeerWatch()
+    nursery.start_soon(watch.run)
+    return Connection(ends[0], Tenants(lambda: 1000), watch)
 
 
 @pytest.fixture
@@ -56,6 +59,18 @@ async def test_a_request_in_pieces_is_received_whole(connection: Connection, pee
 async def test_a_peer_that_closes_between_requests_is_the_end(connection: Connection, peer: RawPeer) -> None:
     peer.close()
     assert await connection.receive() is None
+
+
+async def test_a_request_whose_turn_was_given_up_is_the_next_that_is_received(
+    ends: tuple[socket.socket, socket.socket], peer: RawPeer
+) -> None:
+    connection = Connection(ends[0], Tenants(lambda: 1), PeerWatch())
+    await connection.tenant.turn()
+    await peer.send(REQUEST)
+    with trio.move_on_after(0.5) as scope:
+        await connection.receive()
+    assert scope.cancelled_caught
+    assert await connection.receive() == rpc.Request(1, "statistics", [{}])
 
 
 async def test_two_requests_at_once_are_a_violation(connection: Connection, peer: RawPeer) -> None:
@@ -91,6 +106,41 @@ async def test_a_peer_that_closes_while_its_request_waits_ends_the_wait(
     peer.close()
     with pytest.raises(ConnectionGone):
         await answering.result()
+
+
+async def test_a_peer_that_closes_ends_no_wait_but_its_own(nursery: trio.Nursery) -> None:
+    watch = PeerWatch()
+    nursery.start_soon(watch.run)
+    tenants, pairs = Tenants(lambda: 1000), [socket.socketpair() for _ in range(3)]
+    connections = [Connection(ours, tenants, watch) for ours, _ in pairs]
+    waits = [Running(nursery, each.answer_watched, waiting_for_ever()) for each in connections]
+    await wait_all_tasks_blocked()
+    pairs[1][1].close()
+    with pytest.raises(ConnectionGone):
+        await waits[1].result()
+    await wait_all_tasks_blocked()
+    assert [wait.done for wait in waits] == [False, True, False]
+    for end in (*connections, pairs[0][1], pairs[2][1]):
+        end.close()
+
+
+async def test_a_peer_that_leaves_from_an_answer_that_may_not_be_broken_off_costs_one_look(
+    connection: Connection, peer: RawPeer, nursery: trio.Nursery
+) -> None:
+    """The socket stays readable: a watch that is told so again and again would take the whole CPU."""
+    finish = trio.Event()
+
+    async def answer() -> bytes:
+        with trio.CancelScope(shield=True):
+            await finish.wait()
+        return b"there"
+
+    answering = Running(nursery, connection.answer_watched, answer())
+    await wait_all_tasks_blocked()
+    peer.close()
+    await wait_all_tasks_blocked()
+    finish.set()
+    assert await answering.result() == b"there"
 
 
 async def test_an_answer_that_needs_no_wait_is_given(connection: Connection) -> None:
@@ -194,7 +244,10 @@ async def test_vps_that_never_pause_let_others_have_a_turn_at_every_message(
     """One that took eight in a row would be eight times ahead of its neighbours."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        connections = ((connection, peer), (Connection(ours, Tenants(lambda: 1000)), RawPeer.of(theirs)))
+        connections = (
+            (connection, peer),
+            (Connection(ours, Tenants(lambda: 1000), PeerWatch()), RawPeer.of(theirs)),
+        )
         for _ in range(ALONE):
             peer.send_now(REQUEST)
             await connection.receive_whole(bytes)
@@ -203,4 +256,4 @@ async def test_vps_that_never_pause_let_others_have_a_turn_at_every_message(
             for one, other_end in connections:
                 other_end.send_now(REQUEST)
                 await one.receive_whole(bytes)
-    assert others.turns >= 2 * ALONE - 1
+    assert others.turns >= 2 * ALONE - 2, "the first one is alone yet, and trio draws who is first in a round"

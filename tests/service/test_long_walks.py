@@ -14,9 +14,9 @@ from fakes.others import Others
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
+from interceptd.guest_mappings import A_TURN
 from interceptd.mapping import HOST_BACKING, Extent, Frame
 from interceptd.region import Presumption, Region, RegionState
-from interceptd.region_manager import A_TURN
 
 TURNS = 8
 MANY = TURNS * A_TURN

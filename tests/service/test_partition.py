@@ -31,6 +31,7 @@ from interceptd.hypervisor import HypervisorError
 from interceptd.hypervisor.vmm_link import VmmHypervisor
 from interceptd.notifier_session import NotifierSession
 from interceptd.peer import Peer
+from interceptd.peer_watch import PeerWatch
 from interceptd.tenants import Tenants
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
@@ -39,7 +40,10 @@ GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 def attached_notifier(model: ModelPartition) -> RawPeer:
     """The VMM's end of a notifier connection of the partition."""
     ours, theirs = socket.socketpair()
-    connection, session = Connection(ours, Tenants(lambda: 1000)), NotifierSession(model.notifier)
+    connection, session = (
+        Connection(ours, Tenants(lambda: 1000), PeerWatch()),
+        NotifierSession(model.notifier, model.regions),
+    )
     announcements = model.partition.announcements
     serve = partial(serve_calls, connection, NOTIFIER_METHODS, session.answer, in_flight=announcements)
     model.partition.start_notifier(connection, b"", serve, session.close)
@@ -202,7 +206,9 @@ async def linked(model: ModelPartition) -> AsyncIterator[tuple[VmmHypervisor, Ra
     """With a hypervisor connection, as the partition and as the VMM see it; it has been welcomed."""
     ours, theirs = socket.socketpair()
     link, peer = VmmHypervisor(deadline=1.0), RawPeer.of(theirs)
-    model.partition.start_link(link, Connection(ours, Tenants(lambda: 1000)), rpc.encode_result(1, None))
+    model.partition.start_link(
+        link, Connection(ours, Tenants(lambda: 1000), PeerWatch()), rpc.encode_result(1, None)
+    )
     await peer.response()
     yield link, peer
     peer.close()

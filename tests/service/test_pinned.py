@@ -134,3 +134,23 @@ async def test_add_pinned_that_is_given_up_leaves_nothing(
     await gate.wait_reached()
     assert await add.cancel()
     assert (model.regions.region_count, model.pfns(GFN, PAGES)) == (0, NOTHING)
+
+
+async def test_add_pinned_that_is_given_up_while_another_holds_the_lock_leaves_nothing(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await model.map_vma(PAGE, 2 * PAGES, PFN)
+    await model.add_region(GFN + PAGES, PAGES, PAGE + PAGES)
+    resolving = model.gates.hold(Point.RESOLVE)
+    add = Running(nursery, model.add_region, GFN, PAGES, PAGE, RegionKind.PINNED)
+    await resolving.wait_reached()
+    mapping = model.gates.hold(Point.MAP)
+    fault = Running(nursery, model.fault, GFN + PAGES)
+    await mapping.wait_reached()
+    resolving.open()
+    await wait_all_tasks_blocked()
+    given_up = Running(nursery, add.cancel)
+    await wait_all_tasks_blocked()
+    mapping.open()
+    assert (await given_up.result(), await fault.result()) == (True, Answer.MAPPED)
+    assert model.regions.look(GFN, Access.READ) is Answer.NO_REGION

@@ -18,12 +18,14 @@ from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Point
 from interceptctl.explore.ports import Mapped, Unmapped
+from interceptd.attempt import Attempt
+from interceptd.guest_mappings import A_TURN, GuestMappings
 from interceptd.hypervisor import PartitionLost
 from interceptd.intercept import InterceptPath
 from interceptd.journal import Journal
 from interceptd.mapping import Mapping
 from interceptd.region import Presumption, Region, RegionState
-from interceptd.region_manager import A_TURN, RegionManager
+from interceptd.region_manager import RegionManager
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 NOTHING = [None] * PAGES
@@ -51,10 +53,9 @@ def limited(
 ) -> RegionManager:
     """A manager of its own on the model's ports."""
     return RegionManager(
-        hypervisor=model.hypervisor,
+        mappings=GuestMappings(model.hypervisor, lambda: mappings),
         notifier=model.notifier,
         region_limit=lambda: 8,
-        mapping_limit=lambda: mappings,
         require_room=require_room,
         mmio_granularity=MmioGranularity.VMA,
         journal=Journal(),
@@ -246,6 +247,32 @@ async def test_a_map_beyond_the_limit_of_mappings_is_refused_and_takes_none_away
     answers = [await path.settle(GFN + page, Access.READ, lambda: None) for page in (0, 2, 4, 0)]
     assert answers == [Answer.MAPPED, Answer.MAPPED, Answer.HYPERVISOR_ERROR, Answer.ALREADY_MAPPED]
     assert model.hypervisor.counters().mapped_gfns == 2
+
+
+async def test_pages_that_come_one_by_one_and_continue_each_other_are_one_mapping(
+    model: ModelPartition,
+) -> None:
+    regions = limited(model, mappings=2)
+    regions.mmio_granularity = MmioGranularity.PAGE
+    await model.map_vma(PAGE, PAGES, PFN)
+    await regions.add(region_of(RegionKind.MMIO))
+    path = InterceptPath(regions, model.address_space, TIMEOUT)
+    answers = [await path.settle(GFN + page, Access.READ, lambda: None) for page in range(PAGES)]
+    assert answers == [Answer.MAPPED] * PAGES
+
+
+async def test_i9_an_attempt_whose_pages_another_has_mapped_is_told_so_at_its_commit(
+    model: ModelPartition,
+) -> None:
+    await model.map_vma(PAGE, PAGES, PFN)
+    await model.add_region(GFN, PAGES, PAGE)
+    extent = await model.declared.resolve(PAGE, UaddrRange.of(PAGE, PAGES), UaddrRange.of(PAGE, PAGES))
+    assert extent is not None
+    attempts = [model.regions.begin(GFN, Access.READ) for _ in range(2)]
+    answers = [
+        await model.regions.commit(attempt, [extent]) for attempt in attempts if isinstance(attempt, Attempt)
+    ]
+    assert answers == [Answer.MAPPED, Answer.ALREADY_MAPPED]
 
 
 async def test_a_region_that_there_is_no_room_for_is_not_added(model: ModelPartition) -> None:

@@ -98,7 +98,7 @@ async def test_a_range_that_is_not_whole_pages_or_wraps_is_einval_by_its_field(
 
 async def test_i7_a_notifier_that_begins_and_ends_for_ever_keeps_nothing() -> None:
     async with ModelPartition().running() as model:
-        session = NotifierSession(model.notifier)
+        session = NotifierSession(model.notifier, model.regions)
         for page in range(200):
             where = {"start_uaddr": page << 12, "length": 0x1000}
             begun = session.answer(messages.InvalidateBegin(**where))

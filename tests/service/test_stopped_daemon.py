@@ -17,6 +17,7 @@ from intercept_protocol import rpc
 from intercept_protocol.addresses import GfnRange
 from interceptd.connection import Connection
 from interceptd.hypervisor.vmm_link import VmmHypervisor
+from interceptd.peer_watch import PeerWatch
 from interceptd.tenants import Tenants
 
 LONG = 60.0
@@ -42,7 +43,7 @@ async def test_a_hello_that_came_in_time_is_welcomed() -> None:
 
 async def test_a_hypervisors_answer_that_came_in_time_counts(nursery: trio.Nursery) -> None:
     ours, theirs = socket.socketpair()
-    connection, vmm = Connection(ours, Tenants(lambda: 1000)), RawPeer.of(theirs)
+    connection, vmm = Connection(ours, Tenants(lambda: 1000), PeerWatch()), RawPeer.of(theirs)
     link = VmmHypervisor(deadline=lambda: 5)
     answers = Running(nursery, link.serve, connection)
     await wait_all_tasks_blocked()

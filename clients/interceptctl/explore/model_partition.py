@@ -27,6 +27,7 @@ from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.calls import Reply
 from interceptd.descriptor_box import DescriptorBox
+from interceptd.guest_mappings import GuestMappings
 from interceptd.hypervisor.hv_status import HvStatus
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.intercept import InterceptPath
@@ -53,6 +54,7 @@ class Parts:
     """The classes that a partition is made of: the daemon's own, or one of them with something taken out."""
 
     regions: type[RegionManager] = RegionManager
+    mappings: type[GuestMappings] = GuestMappings
     notifier: type[MmuNotifier] = MmuNotifier
     path: type[InterceptPath] = InterceptPath
     processor: type[VirtualProcessor] = VirtualProcessor
@@ -83,11 +85,11 @@ class ModelPartition:
         self.journal = Journal()
         journal = PartitionJournal(self.journal, partition_id)
         self.notifier = parts.notifier(open_limit=lambda: 64, journal=journal)
+        self.mappings = parts.mappings(self.hypervisor, lambda: 1 << 20)
         self.regions = parts.regions(
-            hypervisor=self.hypervisor,
+            mappings=self.mappings,
             notifier=self.notifier,
             region_limit=lambda: 4096,
-            mapping_limit=lambda: 1 << 20,
             require_room=lambda: None,
             mmio_granularity=MmioGranularity.VMA,
             journal=journal,

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from functools import cache, partial
 
-import trio
-
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.hv_message import build_memory_intercept
 from intercept_protocol.messages import Architecture
@@ -101,8 +99,7 @@ class Ours(Subject):
         return await self._lines[vp].ask(_message(touch.gfn, touch.access, translated=touch.translated))
 
     def sleeps_with_a_lock(self) -> str | None:
-        owner = self._model.regions._lock.statistics().owner
-        return "the region lock" if owner is trio.lowlevel.current_task() else None
+        return "the region lock" if self._model.regions._lock.is_mine else None
 
     def misrecorded(self, gfns: Iterable[int]) -> str | None:
         return misrecorded(self._model, gfns)

@@ -80,6 +80,8 @@ class RecordedHypervisor:
         self.failing_call = 0
         """Which call of all fails, maps and unmaps counted together from 1; 0 for none."""
         self.events: list[Mapped | Unmapped] = []
+        self.may_block = True
+        """What the core is told; for the `pauses` are free to block."""
 
     def refuse_map(self, nth: int = 1, number: int = errno.EIO) -> None:
         """The n-th map_gpa from now on fails, having changed nothing."""

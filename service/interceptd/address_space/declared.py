@@ -7,7 +7,7 @@ synchronous step; the edits that take away are made under an open invalidation.
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 import trio
@@ -99,23 +99,25 @@ class DeclaredAddressSpace:
         other tasks run. Raises ENOSPC, and changes nothing, where a cut would make one VMA too many.
         """
         self._require_room(self._cuts(uaddrs) - len(self._vmas.overlapping(self._vmas.head(uaddrs, 2))))
-        async for part in self._in_turns(uaddrs):
+        for part in self._parts(uaddrs):
             self._vmas.carve(part)
+            await _let_others_run(part, uaddrs)
 
     async def protect_vma(self, uaddrs: UaddrRange, access: Access) -> None:
         """Give what lies in `uaddrs` the rights `access`. Like `unmap_vma` otherwise."""
         self._require_room(self._cuts(uaddrs))
-        async for part in self._in_turns(uaddrs):
+        for part in self._parts(uaddrs):
             for vma in self._vmas.carve(part):
                 self._vmas.insert(replace(vma, access=access))
+            await _let_others_run(part, uaddrs)
 
-    async def _in_turns(self, uaddrs: UaddrRange) -> AsyncIterator[PageRange]:
+    def _parts(self, uaddrs: UaddrRange) -> Iterator[PageRange]:
+        """`uaddrs` cut so that few VMAs begin in each part."""
         rest: PageRange = uaddrs
-        while (part := self._vmas.head(rest, VMAS_A_TURN)).end < rest.end:
+        while rest.page_count:
+            part = self._vmas.head(rest, VMAS_A_TURN)
             yield part
             rest = rest.slice(part.end, rest.end)
-            await trio.lowlevel.checkpoint()
-        yield rest
 
     def _cuts(self, uaddrs: UaddrRange) -> int:
         """At how many ends of `uaddrs` a VMA is cut in two."""
@@ -127,6 +129,12 @@ class DeclaredAddressSpace:
     def _require_room(self, more: int) -> None:
         if len(self._vmas) + more > (limit := self._vma_limit()):
             raise WireError(errno.ENOSPC, f"a partition may have {limit} VMAs", limit="vmas_per_partition")
+
+
+async def _let_others_run(part: PageRange, whole: PageRange) -> None:
+    """Between two parts."""
+    if part.end < whole.end:
+        await trio.lowlevel.checkpoint()
 
 
 def _uaddrs(vma: Vma) -> UaddrRange:

@@ -54,6 +54,10 @@ class Hypervisor(Protocol):
         On `HypervisorError` nobody knows what the guest still reaches: the partition cannot go on.
         """
 
+    @property
+    def may_block(self) -> bool:
+        """Whether one of the two may wait for anybody; if not, each is one step without a checkpoint."""
+
     def translate(self, gfn: int) -> Mapping | None:
         """What the guest would reach at `gfn`; None for nothing."""
 

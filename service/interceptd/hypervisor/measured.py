@@ -19,6 +19,7 @@ class MeasuredHypervisor:
     def __init__(self, inner: Hypervisor, calls: PortCalls) -> None:
         self._inner = inner
         self._calls = calls
+        self.may_block = inner.may_block
 
     async def map_gpa(self, mapping: Mapping) -> None:
         began = perf_counter_ns()

@@ -49,6 +49,8 @@ class SoftwareHypervisor:
         self._unmap_calls = 0
         self._deposits = 0
 
+    may_block = False
+
     async def map_gpa(self, mapping: Mapping) -> None:
         """See `Hypervisor.map_gpa`."""
         before = self._slat.entries(mapping.gfns)

@@ -67,6 +67,8 @@ class VmmHypervisor:
                 asked.error = WireError(errno.ENOTCONN, "the hypervisor connection closed")
                 asked.answered.set()
 
+    may_block = True
+
     async def map_gpa(self, mapping: Mapping) -> None:
         """See `Hypervisor.map_gpa`. A map that comes too late is unmapped before the error is raised."""
         self._map_calls += 1

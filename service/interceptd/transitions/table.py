@@ -221,7 +221,7 @@ TABLE: Table = {
         when=(Is(NOTICE, (Notice.TOLD,)), Is(BATCH, (Batch.DONE,))),
         then=(Put(NOTICE, Notice.NONE), Put(DUE, NOTHING)),
     ),
-    # ------------------------------------------------ the region manager's task
+    # ------------------------------------------------ a pass: the region manager's task, or a source's own
     "take": Row(  # having the lock and taking what is pending are one step
         Actor.MANAGER, (),
         when=(Is(LOCK, (Lock.FREE,)),),

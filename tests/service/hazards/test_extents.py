@@ -18,7 +18,7 @@ from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Answer
 from interceptctl.explore.pauses import Point
 from interceptctl.explore.ports import Mapped
-from interceptd.region_manager import A_TURN
+from interceptd.guest_mappings import A_TURN
 
 GFN, PAGE, PFN, PAGES = 0x103, 0x9000, 0x7000, 16
 BAR_PAGES = (64 << 30) >> 12
@@ -215,7 +215,7 @@ async def test_q_an_invalidation_of_many_regions_lets_other_partitions_run_in_be
         await model.add_region(region, 1, PAGE + region)
     turns = Turns(nursery)
     await model.invalidate(PAGE, many)
-    assert turns.taken >= 7
+    assert turns.taken >= 6, "eight parts, between which trio draws who is first"
 
 
 async def test_q_a_pinned_region_over_many_vmas_lets_other_partitions_run_all_its_life(
@@ -233,7 +233,7 @@ async def test_q_a_pinned_region_over_many_vmas_lets_other_partitions_run_all_it
     await model.add_region(0, many, 0, RegionKind.PINNED)
     turns[2].taken = 0
     await model.invalidate(0, many)
-    assert (added >= 14, removed >= 7, turns[2].taken >= 7) == (True, True, True)
+    assert (added >= 12, removed >= 6, turns[2].taken >= 6) == (True, True, True)
     assert model.pfns(0, many) == [None] * many
 
 

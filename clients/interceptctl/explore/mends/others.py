@@ -116,12 +116,12 @@ class Extrapolates(DeclaredAddressSpace):
 class ResolvesUnderTheLock(InterceptPath):
     """The region lock is held while the address space is asked."""
 
-    async def _try(self, attempt: Attempt) -> Answer | None:
+    async def _try(self, attempt: Attempt, deadline: float) -> Answer | None:
         async with self._regions._lock:
             await self._address_space.resolve(
                 attempt.uaddr_page, attempt.window.uaddrs, attempt.region.uaddrs
             )
-        return await super()._try(attempt)
+        return await super()._try(attempt, deadline)
 
 
 class RollsBackToNothing(SoftwareHypervisor):

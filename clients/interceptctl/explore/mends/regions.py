@@ -5,6 +5,7 @@ Owns what is taken out. Each class is the daemon's own but for the one behaviour
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -15,6 +16,7 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.attempt import Attempt, Obstacle
+from interceptd.guest_mappings import GuestMappings
 from interceptd.mapping import Extent, Mapping, insert_joined
 from interceptd.mmu_notifier import Window
 from interceptd.region import Region
@@ -25,9 +27,11 @@ from interceptd.region_manager import RegionManager
 class CommitsStale(RegionManager):
     """Commit does not look whether the attempt went stale."""
 
-    async def commit(self, attempt: Attempt, extents: Iterable[Extent]) -> Answer | None:
+    async def commit(
+        self, attempt: Attempt, extents: Iterable[Extent], deadline: float = math.inf
+    ) -> Answer | None:
         fresh = replace(attempt, window=Window(attempt.window.uaddrs))
-        return await super().commit(fresh, extents)
+        return await super().commit(fresh, extents, deadline)
 
 
 class BelievesStaleNo(RegionManager):
@@ -45,32 +49,34 @@ class BelievesStaleNo(RegionManager):
         self._real[id(shown)] = step.window
         return replace(step, window=shown)
 
-    async def commit(self, attempt: Attempt, extents: Iterable[Extent]) -> Answer | None:
+    async def commit(
+        self, attempt: Attempt, extents: Iterable[Extent], deadline: float = math.inf
+    ) -> Answer | None:
         real = self._real.get(id(attempt.window), attempt.window)
-        return await super().commit(replace(attempt, window=real), extents)
+        return await super().commit(replace(attempt, window=real), extents, deadline)
 
     def finish(self, attempt: Attempt) -> None:
         real = self._real.pop(id(attempt.window), attempt.window)
         super().finish(replace(attempt, window=real))
 
 
-class MapsTheWhole(RegionManager):
+class MapsTheWhole(GuestMappings):
     """Commit maps all that was resolved, not the gaps alone."""
 
     def _gaps(self, wanted: Mapping) -> list[Mapping]:
         return [wanted]
 
 
-class RecordsAfterwards(RegionManager):
+class RecordsAfterwards(GuestMappings):
     """The record is made when the call is back; until then nobody knows of it."""
 
     async def _map(self, region: Region, mapping: Mapping) -> None:  # noqa: ARG002
         await self._hypervisor.map_gpa(mapping)
-        self._mappings.carve(mapping)
-        insert_joined(self._mappings, mapping)
+        self._record.carve(mapping)
+        insert_joined(self._record, mapping)
 
 
-class HidesNothing(RegionManager):
+class HidesNothing(GuestMappings):
     """No "being mapped": who faults while the call is out is told what the record says."""
 
     def _changing(self, gfns: GfnRange) -> AbstractContextManager[None]:  # type: ignore[override] # noqa: ARG002
@@ -86,9 +92,7 @@ class UnlinksFirst(RegionManager):
             self._regions.remove(region)
             self._notifier.mark_stale(region.uaddrs)
         async with self._lock:
-            with self._changing(region.gfns):
-                await self._hypervisor.unmap_gpa(region.gfns)
-                self._mappings.carve(region.gfns)
+            await self._mappings.clear(region)
 
 
 class _FirstAlias(RegionList):
@@ -138,12 +142,12 @@ class ForgetsDangling(RegionManager):
         await super()._invalidate(region, uaddrs, exact=False)
 
 
-class ForgetsNoAccess(RegionManager):
+class ForgetsNoAccess(GuestMappings):
     """Movable memory that went is unmapped, and not put back to NO_ACCESS."""
 
-    async def _take_away(self, region: Region, gfns: GfnRange) -> None:
+    async def take_away(self, region: Region, gfns: GfnRange) -> None:
         plain = _of_kind(region, RegionKind.MMIO)
-        await super()._take_away(plain, gfns)
+        await super().take_away(plain, gfns)
 
 
 def _of_kind(region: Region, kind: RegionKind) -> Region:
@@ -153,9 +157,11 @@ def _of_kind(region: Region, kind: RegionKind) -> Region:
 class GivesAllRights(RegionManager):
     """The region's rights are given, whatever the VMA's are."""
 
-    async def commit(self, attempt: Attempt, extents: Iterable[Extent]) -> Answer | None:
+    async def commit(
+        self, attempt: Attempt, extents: Iterable[Extent], deadline: float = math.inf
+    ) -> Answer | None:
         generous = [structs.replace(extent, access=Access.READ | Access.WRITE) for extent in extents]
-        return await super().commit(attempt, generous)
+        return await super().commit(attempt, generous, deadline)
 
 
 class ForwardsWhenBusy(RegionManager):

@@ -1,0 +1,227 @@
+"""Where nobody is to be waited for, an intercept and an invalidation are one step each, without a checkpoint.
+
+The model's hypervisor says that it may block, for the sake of the gates; here it says that it does not, like
+the software one.
+"""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
+
+from fakes.model_partition import ModelPartition
+from fakes.model_vp import attached_vp
+from fakes.running import Running
+from intercept_protocol import messages
+from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
+from intercept_protocol.outcomes import Access, Answer
+from interceptctl.explore.pauses import Point
+from interceptctl.explore.ports import Mapped, Unmapped
+from interceptd.guest_mappings import A_TURN
+from interceptd.hypervisor import PartitionLost
+from interceptd.mapping import Mapping
+from interceptd.notifier_session import NotifierSession
+
+GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
+RANGE = {"start_uaddr": PAGE << PAGE_SHIFT, "length": PAGES << PAGE_SHIFT}
+
+
+@pytest.fixture
+async def prompt(model: ModelPartition) -> ModelPartition:
+    """With one MMIO region that nothing is mapped of."""
+    await model.map_vma(PAGE, PAGES, PFN)
+    await model.add_region(GFN, PAGES, PAGE)
+    model.hypervisor.may_block = False
+    return model
+
+
+# ------------------------------------------------ an intercept
+
+
+async def test_a_first_touch_that_nobody_holds_up_is_one_step(prompt: ModelPartition) -> None:
+    with assert_no_checkpoints():
+        assert await prompt.path.settle_at_once(GFN, Access.READ) is Answer.MAPPED
+    assert prompt.pfn(GFN) == PFN
+
+
+async def test_a_page_that_is_being_invalidated_is_not_decided_at_once(prompt: ModelPartition) -> None:
+    await prompt.begin(PAGE, 1)
+    with assert_no_checkpoints():
+        assert await prompt.path.settle_at_once(GFN, Access.READ) is None
+    assert prompt.address_space.resolved == []
+
+
+async def test_what_may_wait_for_the_hypervisor_is_not_decided_at_once(prompt: ModelPartition) -> None:
+    prompt.hypervisor.may_block = True
+    assert await prompt.path.settle_at_once(GFN, Access.READ) is None
+    assert prompt.address_space.resolved == []
+
+
+async def test_what_may_wait_for_the_address_space_is_not_decided_at_once(
+    prompt: ModelPartition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt.declared, "may_block", True)
+    assert await prompt.path.settle_at_once(GFN, Access.READ) is None
+    assert prompt.address_space.resolved == []
+
+
+async def test_what_would_wait_for_the_lock_is_not_decided_at_once(
+    prompt: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await prompt.map_vma(PAGE + PAGES, 1, PFN)
+    await prompt.add_region(GFN + PAGES, 1, PAGE + PAGES)
+    prompt.hypervisor.may_block = True
+    mapping = prompt.gates.hold(Point.MAP)
+    fault = Running(nursery, prompt.fault, GFN)
+    await mapping.wait_reached()
+    prompt.hypervisor.may_block = False
+    assert await prompt.path.settle_at_once(GFN + PAGES, Access.READ) is None
+    mapping.open()
+    assert await fault.result() is Answer.MAPPED
+
+
+async def test_i4_what_is_decided_at_once_ends_at_its_deadline_too(
+    prompt: ModelPartition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each map takes its time, though it waits for nobody: the page that faulted is not among the first."""
+    pages = 2 * A_TURN
+    await prompt.map_vma(PAGE + 0x100, pages, PFN)
+    await prompt.add_region(GFN + 0x100, pages, PAGE + 0x100)
+    prompt.regions.mmio_granularity = messages.MmioGranularity.PAGE
+    for page in range(0, pages, 2):
+        await prompt.fault(GFN + 0x100 + page)
+    prompt.regions.mmio_granularity = messages.MmioGranularity.VMA
+    began = now = trio.current_time()
+    before = len(prompt.hypervisor.events)
+
+    def passing() -> float:
+        nonlocal now
+        now += 1
+        return now
+
+    monkeypatch.setattr(trio, "current_time", passing)
+    assert await prompt.path.settle_at_once(GFN + 0x100 + pages - 1, Access.READ) is None
+    assert now - began < A_TURN
+    assert len(prompt.hypervisor.events) > before + 1
+
+
+async def test_a_vp_is_told_that_its_partition_is_lost_when_that_happens_at_once(
+    prompt: ModelPartition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks_down(_: Mapping) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(prompt.software, "map_gpa", breaks_down)
+    lost: list[PartitionLost] = []
+    with capture_logs():
+        try:
+            async with attached_vp(prompt) as vp:
+                assert await vp.peer.intercept(GFN) is Answer.HYPERVISOR_ERROR
+                await vp.ended.wait()
+        except* PartitionLost as group:
+            lost += [each for each in group.exceptions if isinstance(each, PartitionLost)]
+    assert len(lost) == 1
+
+
+# ------------------------------------------------ an invalidation
+
+
+@pytest.mark.parametrize("call", [messages.Invalidate(**RANGE), messages.InvalidateBegin(**RANGE)])
+async def test_an_announcement_that_nobody_holds_up_is_served_by_who_announces_it(
+    prompt: ModelPartition, call: messages.NotifierCall
+) -> None:
+    await prompt.fault(GFN)
+    answering = NotifierSession(prompt.notifier, prompt.regions).answer(call)
+    assert answering is not None
+    with assert_no_checkpoints():
+        await answering
+    assert prompt.pfn(GFN) is None
+
+
+async def test_unmap_vma_that_nobody_holds_up_is_one_step(prompt: ModelPartition) -> None:
+    await prompt.fault(GFN)
+    with assert_no_checkpoints():
+        await prompt.unmap_vma(PAGE, PAGES)
+    assert (prompt.pfn(GFN), prompt.notifier.open_invalidations) == (None, 0)
+
+
+async def test_what_is_pending_from_others_is_served_with_it(prompt: ModelPartition) -> None:
+    await prompt.fault(GFN)
+    read = prompt.notifier.invalidate(UaddrRange.of(PAGE, 4))
+    await prompt.regions.wait_served(prompt.notifier.invalidate(UaddrRange.of(PAGE + 8, 4)))
+    assert read.done.is_set()
+    assert prompt.pfns(GFN, PAGES) == [None] * 4 + [*range(PFN + 4, PFN + 8)] + [None] * 4 + [
+        *range(PFN + 12, PFN + 16)
+    ]
+
+
+async def test_the_region_managers_task_finds_nothing_to_do_where_the_source_has_served(
+    prompt: ModelPartition,
+) -> None:
+    await prompt.fault(GFN)
+    await prompt.regions.wait_served(prompt.notifier.invalidate(UaddrRange.of(PAGE, PAGES)))
+    passes = prompt.notifier.take()
+    await wait_all_tasks_blocked()
+    assert prompt.notifier._serving is passes, "it would have served another"
+    assert prompt.hypervisor.events == [
+        Mapped(GFN, GFN + PAGES, PFN, Access.READ | Access.WRITE),
+        Unmapped(GFN, GFN + PAGES),
+    ]
+
+
+async def test_the_region_managers_task_serves_what_comes_after_it_was_rung_in_vain(
+    prompt: ModelPartition,
+) -> None:
+    await prompt.fault(GFN)
+    await prompt.regions.wait_served(prompt.notifier.invalidate(UaddrRange.of(PAGE, 1)))
+    await wait_all_tasks_blocked()
+    await prompt.notifier.invalidate(UaddrRange.of(PAGE + 1, 1)).done.wait()
+    assert prompt.pfns(GFN, 3) == [None, None, PFN + 2]
+
+
+async def test_what_is_announced_in_the_round_after_the_first_is_served_by_the_same_pass(
+    model: ModelPartition,
+) -> None:
+    for _ in range(20):  # trio draws who is first in a round
+        await wait_all_tasks_blocked()
+        first = model.notifier.invalidate(UaddrRange.of(PAGE, 1))
+        await trio.lowlevel.checkpoint()
+        assert model.notifier.invalidate(UaddrRange.of(PAGE + 8, 1)) is first
+        await first.done.wait()
+
+
+async def test_who_announces_what_waits_for_the_hypervisor_can_leave_while_the_pass_goes_on(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """It is the region manager's task that makes it, and that cannot be broken off."""
+    await model.map_vma(PAGE, PAGES, PFN)
+    await model.add_region(GFN, PAGES, PAGE)
+    await model.fault(GFN)
+    unmapping = model.gates.hold(Point.UNMAP)
+    batch = model.notifier.invalidate(UaddrRange.of(PAGE, PAGES))
+    waiting = Running(nursery, model.regions.wait_served, batch)
+    await unmapping.wait_reached()
+    left = await waiting.cancel()
+    assert (left, batch.done.is_set()) == (True, False)
+    unmapping.open()
+    await batch.done.wait()
+
+
+async def test_who_announces_while_the_lock_is_held_waits_for_the_region_managers_task(
+    prompt: ModelPartition, nursery: trio.Nursery
+) -> None:
+    prompt.hypervisor.may_block = True
+    mapping = prompt.gates.hold(Point.MAP)
+    fault = Running(nursery, prompt.fault, GFN)
+    await mapping.wait_reached()
+    prompt.hypervisor.may_block = False
+    batch = prompt.notifier.invalidate(UaddrRange.of(PAGE, PAGES))
+    served = Running(nursery, prompt.regions.wait_served, batch)
+    await wait_all_tasks_blocked()
+    assert not served.done
+    mapping.open()
+    await served.result()
+    await fault.result()
+    assert prompt.pfn(GFN) is None

@@ -1,0 +1,54 @@
+"""A free lock is had in the same step; one that is held is waited for in the order of coming."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
+
+from interceptd.prompt_lock import PromptLock
+
+
+async def test_a_free_lock_is_taken_and_given_back_without_a_checkpoint() -> None:
+    lock = PromptLock()
+    with assert_no_checkpoints():
+        async with lock:
+            assert (lock.locked(), lock.is_mine) == (True, True)
+    assert (lock.locked(), lock.is_mine) == (False, False)
+
+
+async def test_who_waits_is_handed_the_lock_before_who_comes_later(nursery: trio.Nursery) -> None:
+    lock, order = PromptLock(), []
+
+    async def take(name: str) -> None:
+        async with lock:
+            order.append(name)
+
+    async with lock:
+        nursery.start_soon(take, "first")
+        await wait_all_tasks_blocked()
+    await take("second")
+    assert order == ["first", "second"]
+
+
+async def test_a_lock_is_given_back_when_what_was_done_under_it_fails() -> None:
+    lock = PromptLock()
+    with pytest.raises(ValueError, match="here"):
+        async with lock:
+            raise ValueError("here")
+    assert not lock.locked()
+
+
+async def test_a_wait_for_the_lock_can_be_given_up(nursery: trio.Nursery) -> None:
+    lock = PromptLock()
+
+    async def hold() -> None:
+        async with lock:
+            await trio.sleep(2)
+
+    nursery.start_soon(hold)
+    await wait_all_tasks_blocked()
+    with trio.move_on_after(1) as scope:
+        async with lock:
+            pass
+    assert (scope.cancelled_caught, lock.is_mine) == (True, False)
