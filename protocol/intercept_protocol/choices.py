@@ -6,13 +6,13 @@ Owns that reading and its wording; must not know any method.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, get_args, get_origin, get_type_hints
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Choices:
+
+class Choices(msgspec.Struct, frozen=True):
     """`words` is empty where a field is not of a few words; `numbers` says that a number would do as well."""
 
     words: tuple[str, ...]

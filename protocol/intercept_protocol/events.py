@@ -7,7 +7,6 @@ the log has them too. Must not know who publishes a fact, or when.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -179,8 +178,7 @@ AnyFact = (
 _NAMES: Final = frozenset(EventName) | {EVENTS_DROPPED}
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """A fact, when it happened by the daemon's clock, and in which partition if in one."""
 
     time_ms: int

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
 from typing import ClassVar, Self
+
+import msgspec
 
 from .addresses import PAGE_SHIFT
 from .memory_intercept import (
@@ -93,8 +94,7 @@ MEMORY_INTERCEPTS = frozenset(
 """The types whose payload is a memory intercept. UNACCEPTED_GPA is one, but no fault that we can serve."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InterceptMessage:
+class InterceptMessage(msgspec.Struct, frozen=True, kw_only=True):
     """hv_message: the whole 256 bytes, with the payload as it came."""
 
     LAYOUT: ClassVar[Struct] = Struct(f"<IBB2sQ{PAYLOAD_SIZE}s")

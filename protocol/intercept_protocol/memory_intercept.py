@@ -7,11 +7,12 @@ they came.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from struct import Struct
 from struct import error as StructError
 from typing import ClassVar, Self
+
+import msgspec
 
 from .outcomes import Access
 
@@ -60,8 +61,7 @@ class MemoryAccessInfo(IntFlag):
     """x86-64 only; reserved on arm64."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True):
     """hv_x64_segment_register."""
 
     base: int = 0
@@ -70,8 +70,7 @@ class Segment:
     attributes: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class X64MemoryIntercept:
+class X64MemoryIntercept(msgspec.Struct, frozen=True, kw_only=True):
     """hv_x64_memory_intercept_message: message bytes 16 to 95."""
 
     LAYOUT: ClassVar[Struct] = Struct("<IBBHQIHHQQIBBBBQQ16s")
@@ -135,8 +134,7 @@ class X64MemoryIntercept:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arm64MemoryIntercept:
+class Arm64MemoryIntercept(msgspec.Struct, frozen=True, kw_only=True):
     """hv_arm64_memory_intercept_message: message bytes 16 to 79."""
 
     LAYOUT: ClassVar[Struct] = Struct("<IBBHQQIBBH4sIQQQ")

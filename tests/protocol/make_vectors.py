@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
 from vector_events import told
 from vector_refusals import malformed, refused, refused_hellos
 from vector_requests import as_json, methods
@@ -123,7 +123,7 @@ def _intercept(name: str, architecture: m.Architecture, raw: bytes) -> object:
         "payload_size": message.payload_size,
         "message_flags": message.message_flags,
         "sender": message.sender,
-        "memory": memory and as_json(asdict(memory)),
+        "memory": memory and as_json(msgspec.to_builtins(memory, builtin_types=(bytes,))),
         "served": wanted and {"gfn": wanted[0], "access": wanted[1]},
     }
 
