@@ -15,6 +15,7 @@ import pytest
 from conformance.reference import COMMAND, reference_server
 from fakes.daemon_process import clean_environment
 from fakes.eventually import eventually
+from fakes.listening_at import is_listening
 from fakes.puppet import ENVIRONMENT, TESTS
 
 SUITE: Final = TESTS / "conformance"
@@ -182,10 +183,10 @@ def lying(lie: str, directory: Path) -> Iterator[Path]:
     """A server that is right but for this lie; yields its socket."""
     with reference_server(directory) as (upstream, _):
         path = directory / "lying.sock"
-        command = [sys.executable, "-m", "fakes.lying_proxy", lie, upstream, path]
+        command: list[str | Path] = [sys.executable, "-m", "fakes.lying_proxy", lie, upstream, path]
         with subprocess.Popen(command, env=clean_environment() | ENVIRONMENT) as proxy:
             try:
-                eventually(path.exists, True)
+                eventually(lambda: is_listening(path), True)
                 yield path
             finally:
                 proxy.kill()
