@@ -201,7 +201,7 @@ async def test_a_partition_ends_with_its_memory(monkeypatch: pytest.MonkeyPatch)
 async def linked(model: ModelPartition) -> AsyncIterator[tuple[VmmHypervisor, RawPeer]]:
     """With a hypervisor connection, as the partition and as the VMM see it; it has been welcomed."""
     ours, theirs = socket.socketpair()
-    link, peer = VmmHypervisor(deadline=1.0), RawPeer.of(theirs)
+    link, peer = VmmHypervisor(deadline=lambda: 1.0), RawPeer.of(theirs)
     model.partition.start_link(link, Connection(ours, Tenants(lambda: 1000)), rpc.encode_result(1, None))
     await peer.response()
     yield link, peer

@@ -4,7 +4,7 @@ Owns the one place to import them from. `codec` checks a message field by field 
 wrong; how a request is carried out is the service's to know.
 """
 
-from .forms import U32, U64, Call, Fields, Name, Reply, Token
+from .forms import Call, Fields
 from .hello import (
     HELLOS,
     PROTOCOL_VERSION,
@@ -68,8 +68,6 @@ __all__ = [
     "NOTIFIER_METHODS",
     "OPERATOR_METHODS",
     "PROTOCOL_VERSION",
-    "U32",
-    "U64",
     "VMM_METHODS",
     "AddRegion",
     "AddRegionReply",
@@ -103,7 +101,6 @@ __all__ = [
     "MapGpa",
     "MapVma",
     "MmioGranularity",
-    "Name",
     "NotifierCall",
     "OperatorCall",
     "OperatorSetPolicy",
@@ -118,11 +115,9 @@ __all__ = [
     "RegionView",
     "Remap",
     "RemoveRegion",
-    "Reply",
     "SetPolicy",
     "Statistics",
     "Subscribe",
-    "Token",
     "Translate",
     "Translation",
     "UnmapGpa",

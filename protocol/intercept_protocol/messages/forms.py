@@ -17,14 +17,14 @@ U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Name = Annotated[str, Meta(max_length=64, pattern="^[^\x00-\x1f\x7f-\x9f]*$")]
 """No control characters: it is shown on terminals."""
-Reply = TypeVar("Reply")
+Reply_co = TypeVar("Reply_co", covariant=True)
 
 
 class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
     """A map of named fields on the wire."""
 
 
-class Call(Fields, Generic[Reply], frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Call(Fields, Generic[Reply_co], frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A request; its type parameter is what a successful answer holds."""
 
     METHOD: ClassVar[str]
