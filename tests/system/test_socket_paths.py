@@ -109,7 +109,6 @@ def test_a_path_with_a_nul_is_an_error_that_names_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("{directory}/missing/vmm.sock", "No such file or directory"),
         ("{directory}/" + "x" * 120, "AF_UNIX path too long"),
         ("{directory}", "exists and is not a socket"),
     ],
@@ -118,6 +117,14 @@ def test_a_path_that_cannot_be_bound_is_an_error_that_names_it(tmp_path: Path, p
     path = path.format(directory=tmp_path)
     ended = run_to_end("--socket", path)
     assert (ended.returncode, ended.stderr) == (1, f"Error: {path}: {why}\n")
+
+
+def test_a_directory_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
+    ended = run_to_end("--socket", str(tmp_path / "missing" / "vmm.sock"))
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        f"Error: {tmp_path / 'missing'}: there is no such directory to make a socket in\n",
+    )
 
 
 def test_the_operators_socket_has_mode_0600_from_its_first_moment(tmp_path: Path) -> None:
