@@ -85,7 +85,7 @@ core-coverage: $(READY)
 	$(BIN)/coverage run -m pytest -q tests/protocol tests/service
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=100 --include='$(shell \
-		echo protocol/intercept_protocol/*.py $(CORE:%=service/interceptd/%.py) | tr ' ' ',')'
+		echo 'protocol/**/*.py' $(CORE:%=service/interceptd/%.py) | tr ' ' ',')'
 
 mutation: $(READY)
 	@PYTHONPATH=tests $(BIN)/python -m mutation $(ONLY)

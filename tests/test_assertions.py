@@ -1,4 +1,4 @@
-"""No test asserts nothing: one that cannot fail says that something holds without having looked.
+"""No test asserts nothing, nor what cannot fail: it would say that something holds without having looked.
 
 A test looks by an `assert`, by `pytest.raises`, or by calling a helper that fails where the test should. The
 helpers are listed here, and those of ours are looked into as well.
@@ -50,7 +50,18 @@ def looks(function: Function) -> bool:
     return asserts(function) or not called.isdisjoint({*HELPERS, *OTHERS})
 
 
+def cannot_fail(assertion: ast.Assert, function: Function) -> bool:
+    """Whether it asks of one argument alone whether it is there, or in a range: asked to use the argument."""
+    match assertion.test:
+        case ast.Compare(ast.Name(name), [ast.IsNot()], [ast.Constant(None)]):
+            return name in {argument.arg for argument in function.args.args}
+        case ast.Compare(ast.Name(name), [ast.In()], [ast.Call(ast.Name("range"))]):
+            return name in {argument.arg for argument in function.args.args}
+    return False
+
+
 TEST_FILES = sorted(TESTS.rglob("test_*.py"))
+CONFTESTS = sorted(TESTS.rglob("conftest.py"))
 
 
 @pytest.mark.parametrize("file", TEST_FILES, ids=[str(file.relative_to(TESTS)) for file in TEST_FILES])
@@ -61,6 +72,17 @@ def test_every_test_of_a_file_asserts_something(file: Path) -> None:
         if function.name.startswith("test_") and not looks(function)
     ]
     assert blind == []
+
+
+@pytest.mark.parametrize("file", TEST_FILES + CONFTESTS, ids=lambda file: str(file.relative_to(TESTS)))
+def test_no_assertion_of_a_file_is_there_to_use_an_argument(file: Path) -> None:
+    idle = [
+        f"{function.name} (line {node.lineno})"
+        for function in functions(file)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assert) and cannot_fail(node, function)
+    ]
+    assert idle == []
 
 
 @pytest.mark.parametrize("name", HELPERS)

@@ -1,6 +1,6 @@
 /* A VMM's whole life with interceptd, on declared memory: a guest touches a device's page, the VMM takes it away.
  *
- *   cc -std=c11 -o example example.c && ./example /run/interceptd/vmm.sock
+ *   cc -std=c11 -o example example.c && ./example /tmp/interceptd/vmm.sock
  */
 #include "intercept_client.h"
 

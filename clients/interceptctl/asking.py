@@ -92,15 +92,25 @@ def _connect(path: str, timeout: float) -> BlockingOperator:
             path, f"not an operator socket, or busy: no answer within {timeout:g} s"
         ) from error
     except OSError as error:
-        raise _unreachable(path, _cause(error)) from error
+        raise _unreachable(path, _cause(error, "operator-socket")) from error
 
 
-def _cause(error: OSError) -> str:
+def sentence(error: BaseException, vmm_socket: str | None) -> str:
+    """What went wrong; of the way to the VMMs' socket, with what to look for."""
+    if vmm_socket is not None and isinstance(error, OSError) and error.filename == vmm_socket:
+        return f"{vmm_socket}: {_cause(error, 'socket')}"
+    return str(error)
+
+
+def _cause(error: OSError, option: str) -> str:
+    """`option` is the daemon's that says where the socket is."""
     match error:
         case FileNotFoundError():
-            return "no such file; is interceptd running, and is this its --operator-socket?"
+            return f"no such file; is interceptd running, and is this its --{option}?"
         case ConnectionRefusedError():
             return "connection refused; nobody listens there"
+        case PermissionError() if option == "socket":
+            return "permission denied; socket_mode and socket_group say who may connect"
         case PermissionError():
             return "permission denied; the operator's socket is its owner's alone"
         case _:

@@ -39,7 +39,7 @@ _HELP = """Look at a running interceptd, and steer it.
 \b
 Exit codes:
   0  done
-  1  the daemon refused; doctor, exercise, guest: something is not right
+  1  the daemon refused; doctor, exercise, explore, guest: something is wrong
   2  the command line is wrong
   3  no conversation with the daemon: no way to it, no answer, or lost
   4  guest: no KVM here
@@ -61,6 +61,7 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., None])
     show_envvar=True,
     help="The daemon's operator socket.",
 )
+@click.version_option(package_name="interceptd", prog_name="interceptctl")
 @click.pass_context
 def main(context: click.Context, path: str) -> None:
     context.obj = path

@@ -14,7 +14,7 @@ import msgspec
 
 from .choices import choices_at
 from .errors import WireError
-from .messages import HELLOS, PROTOCOL_VERSION, Call, Hello, Reply
+from .messages import HELLOS, PROTOCOL_VERSION, Call, Hello
 
 
 def role_of(hello: Hello) -> str:
@@ -23,6 +23,7 @@ def role_of(hello: Hello) -> str:
 
 
 T = TypeVar("T")
+Reply = TypeVar("Reply")
 
 _BYTES_ARE_BYTES = (bytes,)
 """Told to msgspec, or it takes a string for the base64 of bytes."""

@@ -94,43 +94,46 @@ class VpDetached(Fact, frozen=True, kw_only=True, tag="vp_detached"):
     intercepts: int
 
 
-class RegionAdded(Fact, frozen=True, kw_only=True, tag="region_added"):
+class RegionFact(Fact, frozen=True, kw_only=True):
+    """Which region it happened to."""
+
     start_gfn: int
     page_count: int
     start_uaddr: int
+
+
+class RegionAdded(RegionFact, frozen=True, kw_only=True, tag="region_added"):
     kind: str
     writable: bool
     executable: bool
 
 
-class RegionRemoved(Fact, frozen=True, kw_only=True, tag="region_removed"):
-    start_gfn: int
-    page_count: int
-    start_uaddr: int
+class RegionRemoved(RegionFact, frozen=True, kw_only=True, tag="region_removed"):
+    """The guest reaches nothing of it any more."""
 
 
-class PinnedRegionDangling(Fact, frozen=True, kw_only=True, tag="pinned_region_dangling"):
-    start_gfn: int
-    page_count: int
-    start_uaddr: int
+class PinnedRegionDangling(RegionFact, frozen=True, kw_only=True, tag="pinned_region_dangling"):
+    """An invalidation hit it, against its VMM's promise."""
 
 
-class InvalidationBegun(Fact, frozen=True, kw_only=True, tag="invalidation_begun"):
+class InvalidationFact(Fact, frozen=True, kw_only=True):
+    """Who said it, and of which uaddrs."""
+
     source: str
     start_uaddr: int
     page_count: int
 
 
-class InvalidationEnded(Fact, frozen=True, kw_only=True, tag="invalidation_ended"):
-    source: str
-    start_uaddr: int
-    page_count: int
+class InvalidationBegun(InvalidationFact, frozen=True, kw_only=True, tag="invalidation_begun"):
+    """Asked for; the guest may reach the range until the answer."""
 
 
-class RangeInvalidated(Fact, frozen=True, kw_only=True, tag="range_invalidated"):
-    source: str
-    start_uaddr: int
-    page_count: int
+class InvalidationEnded(InvalidationFact, frozen=True, kw_only=True, tag="invalidation_ended"):
+    """Faults in the range wait for it no more."""
+
+
+class RangeInvalidated(InvalidationFact, frozen=True, kw_only=True, tag="range_invalidated"):
+    """Begun and ended at once: it had happened already."""
 
 
 class InterceptAnswered(Fact, frozen=True, kw_only=True, tag="intercept_answered"):
@@ -147,16 +150,20 @@ class PolicySet(Fact, frozen=True, kw_only=True, tag="policy_set"):
     mmio_granularity: str
 
 
-class HelloRefused(Fact, frozen=True, kw_only=True, tag="hello_refused"):
+class RefusalFact(Fact, frozen=True, kw_only=True):
+    """Why, and who it was by the kernel's word."""
+
     error: str
     uid: int
     pid: int
 
 
-class ConnectionRefused(Fact, frozen=True, kw_only=True, tag="connection_refused"):
-    error: str
-    uid: int
-    pid: int
+class HelloRefused(RefusalFact, frozen=True, kw_only=True, tag="hello_refused"):
+    """Answered with an error, and closed."""
+
+
+class ConnectionRefused(RefusalFact, frozen=True, kw_only=True, tag="connection_refused"):
+    """Closed with an error under msgid 0."""
 
 
 class DrainStarted(Fact, frozen=True, kw_only=True, tag="drain_started"):

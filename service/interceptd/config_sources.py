@@ -122,7 +122,7 @@ def _from_environment(environment: Mapping[str, str]) -> Iterable[Setting]:
 def _value(setting: Setting) -> object:
     """As the file would have it, but that text needs no quotes."""
     form = _form(setting.key)
-    if form is str or get_origin(form) is Literal or str in get_args(form):
+    if get_origin(form) is Literal or not {str, Place}.isdisjoint({form, *get_args(form)}):
         return setting.text
     try:
         parsed = tomllib.loads(f"value = {setting.text}")

@@ -88,7 +88,10 @@ def _bind(listener: socket.socket, path: str, mode: int, group: str | None) -> t
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """flock(2), which knows no timeout: asked for again and again instead."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ListenError(f"{directory}: there is no such directory to make a socket in") from None
     try:
         deadline = time.monotonic() + LOCK_SECONDS
         while not _try_lock(descriptor):

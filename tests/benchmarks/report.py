@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -29,7 +29,8 @@ def floor_of(figures: Rounds) -> str:
 def ratio(figures: Rounds, name: str, field: str) -> float:
     """A subject's figure over the floor's of the same round, the median of all rounds."""
     pairs = zip(figures[name], figures[floor_of(figures)], strict=True)
-    return median(getattr(own, field) / getattr(floor, field) for own, floor in pairs)
+    ratios: Iterator[float] = (getattr(own, field) / getattr(floor, field) for own, floor in pairs)
+    return median(ratios)
 
 
 def show(title: str, figures: Rounds) -> None:

@@ -97,7 +97,7 @@ class Load:
 
 def build(scratch: Path, source: str) -> Path:
     binary = scratch / Path(source).stem
-    command = ["gcc", "-O2", "-pthread", f"-I{HEADER}", "-o", binary, HERE / source]
+    command: list[str | Path] = ["gcc", "-O2", "-pthread", f"-I{HEADER}", "-o", binary, HERE / source]
     subprocess.run(command, check=True)
     return binary
 

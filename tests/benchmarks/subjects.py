@@ -61,7 +61,7 @@ def _others(scratch: Path, load: Load) -> Iterator[tuple[str, str, Command]]:
         yield FLOOR, "echo", [build(scratch, "servers/c_echo.c"), scratch / "c.sock"]
     yield FLOOR_WITHOUT_GCC, "echo", [sys.executable, SERVERS / "python_echo.py", scratch / "python.sock"]
     yield "trio echo", "echo", [sys.executable, SERVERS / "trio_echo.py", scratch / "trio.sock"]
-    asyncio = [sys.executable, SERVERS / "asyncio_echo.py"]
+    asyncio: list[str | Path] = [sys.executable, SERVERS / "asyncio_echo.py"]
     yield "asyncio echo", "echo", [*asyncio, scratch / "asyncio.sock"]
     if importlib.util.find_spec("uvloop"):
         yield "uvloop echo", "echo", [*asyncio, "--uvloop", scratch / "uvloop.sock"]

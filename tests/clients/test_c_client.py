@@ -38,14 +38,14 @@ def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("gcc is missing: the C client cannot be built")
     directory = tmp_path_factory.mktemp("c")
     for source in (HEADER / "example.c", HERE / "c_driver.c"):
-        command = [gcc, *STRICT, f"-I{HEADER}", "-o", directory / source.stem, source]
+        command: list[str | Path] = [gcc, *STRICT, f"-I{HEADER}", "-o", directory / source.stem, source]
         subprocess.run(command, check=True, timeout=PATIENCE)
     return directory
 
 
 def run(binary: Path, *arguments: object) -> list[str]:
     """What it prints, a line an element; it must succeed and break no rule that a sanitizer knows."""
-    command = [binary, *map(str, arguments)]
+    command: list[str | Path] = [binary, *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False
     )
@@ -259,6 +259,7 @@ def test_a_path_that_no_address_can_hold_is_refused(binaries: Path, tmp_path: Pa
 def test_the_header_may_be_included_in_several_files_of_a_program(binaries: Path, tmp_path: Path) -> None:  # noqa: ARG001
     for name, text in (("a.c", "int main(void) { return 0; }"), ("b.c", "int other(void) { return 1; }")):
         (tmp_path / name).write_text(f'#include "intercept_client.h"\n{text}\n')
-    command = ["gcc", *STRICT, f"-I{HEADER}", "-o", tmp_path / "both", tmp_path / "a.c", tmp_path / "b.c"]
+    sources = [tmp_path / "a.c", tmp_path / "b.c"]
+    command: list[str | Path] = ["gcc", *STRICT, f"-I{HEADER}", "-o", tmp_path / "both", *sources]
     subprocess.run(command, check=True, timeout=PATIENCE)
     assert run(tmp_path / "both") == []

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+import interceptd
 from fakes.scripted_daemon import HangUp, Hear, Refuse, Say, ScriptedDaemon, Step, hello, replies
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import (
@@ -491,6 +492,12 @@ def test_the_help_itself_fits_80_columns() -> None:
     result = CliRunner().invoke(main, ["--help"], terminal_width=80)
 
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_the_version_is_the_daemons() -> None:
+    result = CliRunner().invoke(main, ["--version"])
+
+    assert result.stdout == f"interceptctl, version {interceptd.__version__}\n"
 
 
 def test_exit_codes_of_the_help_are_those_of_the_documents() -> None:

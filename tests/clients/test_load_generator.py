@@ -36,7 +36,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
 
 
 def run(load: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [load, "-t", "0.01", *map(str, arguments)]
+    command: list[str | Path] = [load, "-t", "0.01", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 

@@ -80,12 +80,24 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     operator_socket = request.config.getoption("operator_socket", None)
     if socket is not None:
         may_be_drained = bool(request.config.getoption("drain", default=False))
+        given = {"--socket": socket, "--operator-socket": operator_socket}
+        for option, path in given.items():
+            if path is not None:
+                _connect_once(option, path)
         yield Server(Path(socket), operator_socket and Path(operator_socket), may_be_drained)
     elif COMMAND.exists():
         with reference_server(tmp_path_factory.mktemp("reference")) as (path, operators):
             yield Server(path, operators, may_be_drained=True)
     else:
         pytest.skip("no --socket PATH was given, and no interceptd is installed to be started")
+
+
+def _connect_once(option: str, path: str) -> None:
+    """Nobody there: said once, and not by every case."""
+    try:
+        RawConnection(path).close()
+    except OSError as error:
+        pytest.exit(f"{option} {path}: {error.strerror or error}", pytest.ExitCode.USAGE_ERROR)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +72,33 @@ def test_a_daemon_that_refuses_is_status_1_with_its_reason(daemon: DaemonProcess
     assert "refused: EINVAL: vp_index must be below 3" in result.stderr
 
 
-def test_a_socket_that_is_not_there_is_status_3(tmp_path: Path) -> None:
+def test_a_socket_that_is_not_there_is_status_3_and_says_what_to_look_for(tmp_path: Path) -> None:
     result = run("--vmm-socket", str(tmp_path / "nobody"))
     assert result.exit_code == 3
-    assert "nobody" in result.stderr
+    assert (
+        f"{tmp_path / 'nobody'}: no such file; is interceptd running, and is this its --socket?"
+        in result.stderr
+    )
+
+
+def test_a_socket_that_may_not_be_written_is_status_3_and_says_who_decides_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(program, "exercise", refuse)
+    result = run("--vmm-socket", str(tmp_path / "vmm.sock"))
+    assert result.exit_code == 3
+    assert "permission denied; socket_mode and socket_group say who may connect" in result.stderr
+
+
+def test_another_error_of_the_system_is_status_3_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(program, "exercise", fail)
+    result = run("--vmm-socket", str(tmp_path / "vmm.sock"))
+    assert (result.exit_code, "Cannot allocate memory" in result.stderr) == (3, True)

@@ -6,7 +6,6 @@ Owns finding them in the page. `python tests/explore/page.py` writes them anew.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,13 +52,17 @@ def _between(name: str) -> str:
     return f"<!-- {name} -->\n(.*?)<!-- /{name} -->"
 
 
+def _put(text: str, name: str, made: str) -> str:
+    part = f"<!-- {name} -->\n{made}\n<!-- /{name} -->"
+    return re.sub(_between(name), lambda _: part, text, flags=re.DOTALL)
+
+
 def main() -> None:
     text = PAGE.read_text()
     for name, make in PARTS.items():
-        made = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
-        text = re.sub(_between(name), lambda _, made=made: made, text, flags=re.DOTALL)
+        text = _put(text, name, make())
     PAGE.write_text(text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -32,8 +32,11 @@ def barrier(tmp_path: Path) -> Barrier:
 
 
 @pytest.fixture
-def held_daemon(request: pytest.FixtureRequest, tmp_path: Path, barrier: Barrier) -> Iterator[DaemonProcess]:
-    assert barrier is not None
+def held_daemon(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    barrier: Barrier,  # noqa: ARG001 - there before the daemon, and after it
+) -> Iterator[DaemonProcess]:
     command = launch(request.param, tmp_path)
     with DaemonProcess(tmp_path, launch=command, environment=ENVIRONMENT) as process:
         yield process.wait_serving()

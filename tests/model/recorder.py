@@ -17,6 +17,7 @@ from intercept_protocol.addresses import PAGE_LIMIT, GfnRange, PageRange, UaddrR
 from intercept_protocol.messages import MmioGranularity, Remap
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Pauses, Point
+from interceptd.address_space import Asker
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.attempt import Attempt, Obstacle
 from interceptd.guest_mappings import GuestMappings
@@ -237,15 +238,17 @@ class RecordedMemory:
     def vma_count(self) -> int:
         return self._recorder.declared.vma_count
 
-    async def resolve(self, page: int, window: UaddrRange, region: UaddrRange) -> Extent | None:
+    async def resolve(
+        self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
+    ) -> Extent | None:
         await self._pauses.at(Point.RESOLVE, page)
-        extent = await self._recorder.declared.resolve(page, window, region)
+        extent = await self._recorder.declared.resolve(page, window, region, asker)
         self._recorder.took("resolve", found=0 if extent is None else mask(extent.uaddrs))
         await self._pauses.at(Point.RESOLVED, extent)
         return extent
 
-    async def is_io(self, page: int) -> bool | None:
-        return await self._recorder.declared.is_io(page)
+    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
+        return await self._recorder.declared.is_io(page, asker)
 
 
 class _Hypervisor:

@@ -106,7 +106,10 @@ def test_ranges_print_half_open_in_their_own_unit() -> None:
 
 
 def test_ranges_of_two_address_spaces_are_never_equal() -> None:
-    assert GfnRange(1, 2) != UaddrRange(1, 2)
+    gfns: PageRange = GfnRange(1, 2)
+    uaddrs: PageRange = UaddrRange(1, 2)
+
+    assert gfns != uaddrs
 
 
 def test_slice_keeps_the_kind_of_range() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,11 +83,11 @@ def test_x64_length_is_the_low_nibble_and_cr8_the_high_one() -> None:
     assert intercept.build()[4] == 0xA3
 
 
-@pytest.mark.parametrize("nibbles", [{"instruction_length": 16}, {"cr8": 16}, {"cr8": -1}])
-def test_x64_build_refuses_more_than_a_nibble(nibbles: dict[str, int]) -> None:
-    intercept = X64MemoryIntercept(access_type=0, gpa=0, **nibbles)
+@pytest.mark.parametrize(("name", "value"), [("instruction_length", 16), ("cr8", 16), ("cr8", -1)])
+def test_x64_build_refuses_more_than_a_nibble(name: str, value: int) -> None:
+    intercept = msgspec.structs.replace(X64MemoryIntercept(access_type=0, gpa=0), **{name: value})
 
-    with pytest.raises(ValueError, match=f"{next(iter(nibbles))} has 4 bits"):
+    with pytest.raises(ValueError, match=f"{name} has 4 bits"):
         intercept.build()
 
 

@@ -25,8 +25,8 @@ def test_answers_are_the_pairs_of_the_wire_specification() -> None:
 
 
 @pytest.mark.parametrize("answer", Answer)
-def test_answer_is_found_by_its_pair(answer: Answer) -> None:
-    assert Answer((answer.outcome, answer.reason)) is answer
+def test_answer_is_its_outcome_and_its_reason(answer: Answer) -> None:
+    assert answer.value == (answer.outcome, answer.reason)
 
 
 def test_answer_prints_outcome_and_reason() -> None:
@@ -34,7 +34,7 @@ def test_answer_prints_outcome_and_reason() -> None:
 
 
 def test_outcome_is_its_word_on_the_wire() -> None:
-    assert Outcome.RETRY == "retry"
+    assert [str(outcome) for outcome in Outcome] == ["resume", "forward", "retry", "fail"]
 
 
 def test_access_bits_are_those_of_the_wire_specification() -> None:

@@ -74,6 +74,7 @@ def test_a_word_of_a_few_is_text_too() -> None:
         ("LIMITS__", "1", "limits.: is no key of this table"),
         ("SOCKET__PATH", "/tmp/x", "socket: expected `str`, got `object`"),
         ("LIMITS", "3", "limits: expected `object`, got `int`"),
+        ("METRICS__LISTEN", "9477", "metrics.listen: expected unix:/PATH, or an IP address and a port"),
     ],
 )
 def test_a_wrong_variable_is_named_with_its_key_and_what_was_expected(

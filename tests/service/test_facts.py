@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fakes.model_partition import RW, ModelPartition
+from fakes.one_region import GFN, PAGE, PAGES, PFN
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import (
@@ -20,7 +21,6 @@ from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
 from interceptd.journal import EVENTS_KEPT, Interest, Subscription
 
-GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 START_UADDR = PAGE << 12
 
 

@@ -9,6 +9,7 @@ import trio
 from msgspec.structs import replace
 
 from fakes.model_partition import TIMEOUT, ModelPartition
+from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.running import Running
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
@@ -18,8 +19,6 @@ from interceptctl.explore.pauses import Point
 from interceptd.address_space import AddressSpace, Asker, Undecided
 from interceptd.intercept import InterceptPath
 from interceptd.mapping import Extent
-
-GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 
 
 class LiveLike:
@@ -53,12 +52,6 @@ class LiveLike:
     async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
         self.asked.append(page)
         return await self._inner.is_io(page, asker)
-
-
-async def with_region(model: ModelPartition, kind: RegionKind | None = RegionKind.MMIO) -> None:
-    """`kind` None is read off the VMA."""
-    await model.map_vma(PAGE, PAGES, PFN, io=True)
-    await model.add_region(GFN, PAGES, PAGE, kind)
 
 
 def path(model: ModelPartition, address_space: AddressSpace) -> InterceptPath:
@@ -138,7 +131,7 @@ async def test_a_pinned_region_whose_question_is_not_answered_is_efault_and_leav
 async def test_an_inferred_kind_is_checked_again_by_asking_where_resolving_does_not_tell(
     model: ModelPartition,
 ) -> None:
-    await with_region(model, kind=None)
+    await with_region(model, kind=None, io=True)
     space = LiveLike(model.declared)
     assert await path(model, space).settle(GFN + 3, Access.READ, lambda: None) is Answer.MAPPED
     assert space.asked == [PAGE + 3]
@@ -147,7 +140,7 @@ async def test_an_inferred_kind_is_checked_again_by_asking_where_resolving_does_
 async def test_an_inferred_kind_that_no_longer_fits_is_unbacked_where_resolving_does_not_tell(
     model: ModelPartition,
 ) -> None:
-    await with_region(model, kind=None)
+    await with_region(model, kind=None, io=True)
     await model.unmap_vma(PAGE, PAGES)
     await model.map_vma(PAGE, PAGES, PFN, io=False)
     assert (
@@ -156,7 +149,7 @@ async def test_an_inferred_kind_that_no_longer_fits_is_unbacked_where_resolving_
 
 
 async def test_an_inferred_kind_is_not_asked_for_where_resolving_tells(model: ModelPartition) -> None:
-    await with_region(model, kind=None)
+    await with_region(model, kind=None, io=True)
     space = LiveLike(model.declared, telling=True)
     assert await path(model, space).settle(GFN, Access.READ, lambda: None) is Answer.MAPPED
     assert space.asked == []

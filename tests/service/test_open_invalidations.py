@@ -7,19 +7,12 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import RW, TIMEOUT, ModelPartition
+from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.running import Running
-from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Point
 from interceptctl.explore.ports import Mapped
 from interceptd.intercept import ROUNDS
-
-GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
-
-
-async def with_region(model: ModelPartition, kind: RegionKind = RegionKind.MMIO) -> None:
-    await model.map_vma(PAGE, PAGES, PFN)
-    await model.add_region(GFN, PAGES, PAGE, kind)
 
 
 async def test_a_fault_in_an_open_invalidation_waits_for_its_end(

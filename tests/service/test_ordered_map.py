@@ -31,7 +31,8 @@ def edited(edits: list[tuple[str, int]]) -> tuple[OrderedMap[int], dict[int, int
         if edit == "put":
             items[key] = oracle[key] = number
         elif key in oracle:
-            del items[key], oracle[key]
+            del items[key]
+            del oracle[key]
     return items, oracle
 
 

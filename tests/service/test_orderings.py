@@ -9,6 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import RW, ModelPartition
+from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.running import Running
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
@@ -17,13 +18,7 @@ from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Point
 from interceptctl.explore.ports import Mapped, Unmapped
 
-GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 NOTHING = [None] * PAGES
-
-
-async def with_region(model: ModelPartition, kind: RegionKind = RegionKind.MMIO) -> None:
-    await model.map_vma(PAGE, PAGES, PFN)
-    await model.add_region(GFN, PAGES, PAGE, kind)
 
 
 # ------------------------------------------------ unmap_vma

@@ -15,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import TIMEOUT, ModelPartition
 from fakes.model_vp import attached_vp
+from fakes.one_region import GFN, PAGE, PAGES, with_region
 from fakes.raw_peer import RawPeer
 from fakes.running import Running
 from fakes.served import serving
@@ -34,8 +35,6 @@ from interceptd.peer import Peer
 from interceptd.peer_watch import PeerWatch
 from interceptd.tenants import Tenants
 
-GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
-
 
 def attached_notifier(model: ModelPartition) -> RawPeer:
     """The VMM's end of a notifier connection of the partition."""
@@ -50,9 +49,12 @@ def attached_notifier(model: ModelPartition) -> RawPeer:
     return RawPeer.of(theirs)
 
 
-async def with_mmio(model: ModelPartition) -> None:
-    await model.map_vma(PAGE, PAGES, PFN)
-    await model.add_region(GFN, PAGES, PAGE)
+async def living(nursery: trio.Nursery) -> tuple[ModelPartition, Running[None]]:
+    """A partition that runs until it is ended, and its run."""
+    model = ModelPartition()
+    life = Running(nursery, model.partition.run, trio.sleep_forever)
+    await wait_all_tasks_blocked()
+    return model, life
 
 
 # ------------------------------------------------ the end
@@ -61,10 +63,8 @@ async def with_mmio(model: ModelPartition) -> None:
 async def test_i6_after_the_end_the_slat_is_empty_and_the_partition_admits_nobody(
     nursery: trio.Nursery,
 ) -> None:
-    model = ModelPartition()
-    life = Running(nursery, model.partition.run, trio.sleep_forever)
-    await wait_all_tasks_blocked()
-    await with_mmio(model)
+    model, life = await living(nursery)
+    await with_region(model)
     await model.fault(GFN)
     admitted = model.partition.admits(model.partition.token, model.partition.owner)
     model.partition.end()
@@ -74,10 +74,8 @@ async def test_i6_after_the_end_the_slat_is_empty_and_the_partition_admits_nobod
 
 
 async def test_the_end_serves_what_is_pending_so_that_nobody_waits_in_vain(nursery: trio.Nursery) -> None:
-    model = ModelPartition()
-    life = Running(nursery, model.partition.run, trio.sleep_forever)
-    await wait_all_tasks_blocked()
-    await with_mmio(model)
+    model, life = await living(nursery)
+    await with_region(model)
     await model.fault(GFN)
     unmapping = model.gates.hold(Point.UNMAP)
     invalidate = Running(nursery, model.invalidate, PAGE, PAGES)
@@ -93,10 +91,8 @@ async def test_the_end_serves_what_is_pending_so_that_nobody_waits_in_vain(nurse
 async def test_the_end_leaves_no_invalidation_that_it_served_without_its_acknowledgement(
     nursery: trio.Nursery,
 ) -> None:
-    model = ModelPartition()
-    life = Running(nursery, model.partition.run, trio.sleep_forever)
-    await wait_all_tasks_blocked()
-    await with_mmio(model)
+    model, life = await living(nursery)
+    await with_region(model)
     await model.fault(GFN)
     notifier = attached_notifier(model)
     unmapping = model.gates.hold(Point.UNMAP)
@@ -115,9 +111,7 @@ async def test_the_end_leaves_no_invalidation_that_it_served_without_its_acknowl
 async def test_a_notifier_that_does_not_read_its_acknowledgement_does_not_hold_the_end_for_ever(
     nursery: trio.Nursery,
 ) -> None:
-    model = ModelPartition()
-    life = Running(nursery, model.partition.run, trio.sleep_forever)
-    await wait_all_tasks_blocked()
+    model, life = await living(nursery)
     started = trio.current_time()
     with model.partition.announcements.one():
         model.partition.end()
@@ -129,7 +123,7 @@ async def test_the_end_comes_after_a_vmm_that_failed_and_its_failure_goes_on_up(
     model = ModelPartition()
 
     async def fail() -> None:
-        await with_mmio(model)
+        await with_region(model)
         await model.fault(GFN)
         raise WireError(errno.EPROTO, "a mistake")
 
@@ -140,10 +134,8 @@ async def test_the_end_comes_after_a_vmm_that_failed_and_its_failure_goes_on_up(
 
 
 async def test_the_end_waits_for_a_vp_no_longer_than_its_timeout_and_says_so(nursery: trio.Nursery) -> None:
-    model = ModelPartition()
-    life = Running(nursery, model.partition.run, trio.sleep_forever)
-    await wait_all_tasks_blocked()
-    await with_mmio(model)
+    model, life = await living(nursery)
+    await with_region(model)
     async with attached_vp(model) as vp:
         model.partition.vps[0] = vp.processor
         mapping = model.gates.hold(Point.MAP)
@@ -161,7 +153,7 @@ async def test_a_vmm_whose_own_call_loses_the_partition_is_told_so() -> None:
     model = ModelPartition()
 
     async def unmap() -> None:
-        await with_mmio(model)
+        await with_region(model)
         await model.fault(GFN)
         model.hypervisor.refuse_unmaps()
         await model.remove_region(GFN, PAGES, PAGE)
@@ -173,10 +165,8 @@ async def test_a_vmm_whose_own_call_loses_the_partition_is_told_so() -> None:
 
 async def test_the_end_whose_unmap_is_refused_goes_on_and_says_what_is_left(nursery: trio.Nursery) -> None:
     """Nobody is left to reach it: the VMM goes as well."""
-    model = ModelPartition()
-    life = Running(nursery, model.partition.run, trio.sleep_forever)
-    await wait_all_tasks_blocked()
-    await with_mmio(model)
+    model, life = await living(nursery)
+    await with_region(model)
     await model.fault(GFN)
     model.hypervisor.refuse_unmaps()
     with capture_logs() as logs:
@@ -205,7 +195,7 @@ async def test_a_partition_ends_with_its_memory(monkeypatch: pytest.MonkeyPatch)
 async def linked(model: ModelPartition) -> AsyncIterator[tuple[VmmHypervisor, RawPeer]]:
     """With a hypervisor connection, as the partition and as the VMM see it; it has been welcomed."""
     ours, theirs = socket.socketpair()
-    link, peer = VmmHypervisor(deadline=1.0), RawPeer.of(theirs)
+    link, peer = VmmHypervisor(deadline=lambda: 1.0), RawPeer.of(theirs)
     model.partition.start_link(
         link, Connection(ours, Tenants(lambda: 1000), PeerWatch()), rpc.encode_result(1, None)
     )
@@ -215,9 +205,7 @@ async def linked(model: ModelPartition) -> AsyncIterator[tuple[VmmHypervisor, Ra
 
 
 async def test_a_partition_is_lost_with_its_hypervisor_connection(nursery: trio.Nursery) -> None:
-    model = ModelPartition()
-    life = Running(nursery, model.partition.run, trio.sleep_forever)
-    await wait_all_tasks_blocked()
+    model, life = await living(nursery)
     async with linked(model) as (link, peer):
         claimed = link.claimed
         peer.close()
@@ -229,9 +217,7 @@ async def test_a_partition_is_lost_with_its_hypervisor_connection(nursery: trio.
 async def test_a_vmm_that_exits_closes_its_hypervisor_connection_first_and_loses_nothing(
     nursery: trio.Nursery,
 ) -> None:
-    model = ModelPartition()
-    life = Running(nursery, model.partition.run, trio.sleep_forever)
-    await wait_all_tasks_blocked()
+    model, life = await living(nursery)
     async with linked(model) as (_, peer):
         peer.close()
         await wait_all_tasks_blocked()
@@ -247,7 +233,7 @@ async def test_an_unmap_that_is_refused_loses_the_partition_loudly() -> None:
     model = ModelPartition()
 
     async def lose() -> None:
-        await with_mmio(model)
+        await with_region(model)
         await model.fault(GFN)
         model.hypervisor.refuse_unmaps()
         await model.invalidate(PAGE, PAGES)
@@ -259,10 +245,8 @@ async def test_an_unmap_that_is_refused_loses_the_partition_loudly() -> None:
 
 
 async def test_an_unmap_that_is_refused_is_not_acknowledged(nursery: trio.Nursery) -> None:
-    model = ModelPartition()
-    life = Running(nursery, model.partition.run, trio.sleep_forever)
-    await wait_all_tasks_blocked()
-    await with_mmio(model)
+    model, life = await living(nursery)
+    await with_region(model)
     await model.fault(GFN)
     model.hypervisor.refuse_unmaps()
     batch = model.notifier.invalidate(model.regions.first_regions(1)[0][0].uaddrs)
@@ -318,10 +302,8 @@ async def test_an_intercept_in_flight_is_answered_before_its_partition_ends() ->
 async def test_an_intercept_in_flight_whose_map_does_not_return_does_not_hold_the_end_for_ever(
     nursery: trio.Nursery,
 ) -> None:
-    model = ModelPartition()
-    life = Running(nursery, model.partition.run, trio.sleep_forever)
-    await wait_all_tasks_blocked()
-    await with_mmio(model)
+    model, life = await living(nursery)
+    await with_region(model)
     started = trio.current_time()
     model.gates.hold(Point.RESOLVE)
     fault = Running(nursery, model.fault, GFN)

@@ -9,6 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import RW, ModelPartition
+from fakes.one_region import GFN, PAGE, PAGES, PFN
 from fakes.running import Running
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
@@ -17,7 +18,6 @@ from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Point
 from interceptctl.explore.ports import Mapped
 
-GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 NOTHING = [None] * PAGES
 
 

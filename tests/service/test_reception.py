@@ -46,6 +46,7 @@ async def test_a_connection_that_said_hello_may_be_silent_for_ever() -> None:
         await trio.sleep(1000)
         created = await vmm.ask("create_partition", address_space="declared", hypervisor="software")
         assert isinstance(created, dict)
+        assert created["partition_id"] == 1
 
 
 async def test_connections_without_hello_are_limited_and_the_others_do_not_count() -> None:

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import RW, TIMEOUT, ModelPartition
+from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.running import Running
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
@@ -27,13 +28,7 @@ from interceptd.mapping import Mapping
 from interceptd.region import Presumption, Region, RegionState
 from interceptd.region_manager import RegionManager
 
-GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 NOTHING = [None] * PAGES
-
-
-async def with_region(model: ModelPartition, kind: RegionKind = RegionKind.MMIO) -> None:
-    await model.map_vma(PAGE, PAGES, PFN)
-    await model.add_region(GFN, PAGES, PAGE, kind)
 
 
 async def mapped(model: ModelPartition) -> Mapping:

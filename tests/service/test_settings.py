@@ -36,7 +36,9 @@ def test_the_same_configuration_changes_nothing() -> None:
     assert (exchange.changed, exchange.needs_restart) == ([], [])
 
 
-@pytest.mark.parametrize("key", ["socket", "operator_socket", "socket_group"])
-def test_sockets_are_for_a_restart(key: str) -> None:
-    exchange = Settings(Config()).exchange(Config(**{key: "new"}))
+@pytest.mark.parametrize(
+    "wanted", [Config(socket="new"), Config(operator_socket="new"), Config(socket_group="new")]
+)
+def test_sockets_are_for_a_restart(wanted: Config) -> None:
+    exchange = Settings(Config()).exchange(wanted)
     assert (exchange.changed, len(exchange.needs_restart)) == ([], 1)

@@ -53,6 +53,7 @@ async def test_a_hypervisors_answer_that_came_in_time_counts(nursery: trio.Nurse
     vmm.send_now(rpc.encode_result(request.msgid, None))
     stop_the_daemon()
     await unmapping.result()
+    assert request.method == "unmap_gpa"
     await answers.cancel()
     connection.close()
     vmm.close()

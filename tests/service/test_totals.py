@@ -11,6 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import ModelPartition
 from fakes.model_vp import attached_vp
+from fakes.one_region import GFN, PAGE, PAGES, with_region
 from fakes.served import Guest, Served, serving
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
@@ -22,14 +23,12 @@ from interceptd.mapping import Mapping
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.totals import PortCalls, Source, Totals
 
-GFN, PAGE, PAGES = 0x100, 0x9000, 16
 RESERVED = Mapping(0x400, 0x410, None, 0, Access.NONE)
 
 
 @pytest.fixture
 async def backed(model: ModelPartition) -> ModelPartition:
-    await model.map_vma(PAGE, PAGES, 0x7000)
-    await model.add_region(GFN, PAGES, PAGE)
+    await with_region(model)
     return model
 
 

@@ -13,6 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from fakes.drawn import pauses
 from fakes.model_partition import TIMEOUT, ModelPartition
 from fakes.model_vp import attached_vp
+from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.pauses import DrawnPauses
 from intercept_protocol import rpc
 from intercept_protocol.addresses import PAGE_SHIFT
@@ -24,14 +25,11 @@ from interceptctl.explore.pauses import Point
 from interceptd.hypervisor import PartitionLost
 from interceptd.mapping import Mapping
 
-GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
-
 
 @pytest.fixture
 async def backed(model: ModelPartition) -> ModelPartition:
     """With one MMIO region that nothing is mapped of."""
-    await model.map_vma(PAGE, PAGES, PFN)
-    await model.add_region(GFN, PAGES, PAGE)
+    await with_region(model)
     return model
 
 
@@ -287,15 +285,6 @@ async def test_garbage_ends_the_connection_with_an_error(backed: ModelPartition)
 
 
 # ------------------------------------------------ losing the partition
-
-
-async def test_vp_says_whether_it_waits(backed: ModelPartition) -> None:
-    await backed.begin(PAGE, PAGES)
-    async with attached_vp(backed) as vp:
-        before = vp.processor.state
-        await vp.peer.send_intercept(GFN)
-        await wait_all_tasks_blocked()
-        assert (before, vp.processor.state) == ("running", "waiting")
 
 
 async def test_vp_that_waits_when_the_partition_is_lost_is_told_to_stop(backed: ModelPartition) -> None:

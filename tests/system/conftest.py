@@ -48,17 +48,15 @@ def witness(daemon: DaemonProcess) -> Iterator[Witness]:
 
 
 @pytest.fixture
-def connect(daemon: DaemonProcess, witness: Witness) -> Iterator[Connect]:
+def connect(daemon: DaemonProcess, witness: Witness) -> Iterator[Connect]:  # noqa: ARG001 - it looks before and after
     """Opens connections to the VMMs' socket that close before the witness is asked again."""
-    assert witness is not None
     with ExitStack() as connections:
         yield lambda: connections.enter_context(RawConnection(daemon.socket))
 
 
 @pytest.fixture
-def vmm(daemon: DaemonProcess, witness: Witness) -> Iterator[RawVmm]:
+def vmm(daemon: DaemonProcess, witness: Witness) -> Iterator[RawVmm]:  # noqa: ARG001 - it looks before and after
     """A partition to misuse."""
-    assert witness is not None
     with RawVmm(daemon.socket) as vmm:
         yield vmm
 

@@ -60,8 +60,7 @@ class Guest:
 
 
 @pytest.fixture
-def guest(daemon: DaemonProcess, witness: Witness) -> Iterator[Guest]:
-    assert witness is not None
+def guest(daemon: DaemonProcess, witness: Witness) -> Iterator[Guest]:  # noqa: ARG001 - it looks before and after
     with RawVmm(daemon.socket, hypervisor="vmm") as vmm, RawConnection(daemon.socket) as link:
         link.say_hello("hypervisor", **vmm.credentials)
         vmm.map_vma(UADDR, PAGES)

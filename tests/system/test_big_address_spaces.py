@@ -24,9 +24,8 @@ INTERCEPT = request("intercept", intercept_message(0, 0))
 
 
 @pytest.fixture
-def vmm(daemon: DaemonProcess, witness: Witness) -> Iterator[RawVmm]:
+def vmm(daemon: DaemonProcess, witness: Witness) -> Iterator[RawVmm]:  # noqa: ARG001 - it looks before and after
     """A VMM with 100,000 VMAs of a page, none of which touch."""
-    assert witness is not None
     with RawVmm(daemon.socket) as vmm:
         for number in range(VMA_COUNT):
             vmm.map_vma(UADDR + 2 * number * PAGE, 1, start_pfn=2 * number)

@@ -15,6 +15,7 @@ import pytest
 from conformance.reference import COMMAND, reference_server
 from fakes.daemon_process import clean_environment
 from fakes.eventually import eventually
+from fakes.listening_at import is_listening
 from fakes.puppet import ENVIRONMENT, TESTS
 
 SUITE: Final = TESTS / "conformance"
@@ -182,23 +183,28 @@ def lying(lie: str, directory: Path) -> Iterator[Path]:
     """A server that is right but for this lie; yields its socket."""
     with reference_server(directory) as (upstream, _):
         path = directory / "lying.sock"
-        command = [sys.executable, "-m", "fakes.lying_proxy", lie, upstream, path]
+        command: list[str | Path] = [sys.executable, "-m", "fakes.lying_proxy", lie, upstream, path]
         with subprocess.Popen(command, env=clean_environment() | ENVIRONMENT) as proxy:
             try:
-                eventually(path.exists, True)
+                eventually(lambda: is_listening(path), True)
                 yield path
             finally:
                 proxy.kill()
 
 
+def suite(*options: str, files: Iterable[Path] = (SUITE,)) -> subprocess.CompletedProcess[str]:
+    """The cases of these files, run as somebody runs them by hand."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *files, "--rootdir", SUITE, "-c", SUITE / "pytest.ini",
+         *options, "--patience", str(PATIENCE), "-q", "--tb=no", "-p", "no:cacheprovider"],
+        capture_output=True, text=True, timeout=TOO_LONG, check=False,
+    )  # fmt: skip
+
+
 def failing_cases(socket: Path, methods: Iterable[str] | None = None) -> dict[str, set[str]]:
     """The cases that fail when somebody runs the suite, or some of its files, by hand."""
     files = [SUITE] if methods is None else [SUITE / f"test_{method}.py" for method in methods]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", *files, "--rootdir", SUITE, "-c", SUITE / "pytest.ini",
-         "--socket", socket, "--patience", str(PATIENCE), "-q", "--tb=no", "-p", "no:cacheprovider"],
-        capture_output=True, text=True, timeout=TOO_LONG, check=False,
-    )  # fmt: skip
+    run = suite("--socket", str(socket), files=files)
     assert run.returncode in {0, 1}, run.stdout + run.stderr
     failing: dict[str, set[str]] = {}
     for method, case in re.findall(r"^FAILED \S*?test_(\w+)\.py::test_(\w+)", run.stdout, flags=re.MULTILINE):
@@ -211,6 +217,16 @@ def directory(tmp_path: Path) -> Path:
     if not COMMAND.exists():
         pytest.skip(f"{COMMAND} is not installed")
     return tmp_path
+
+
+@pytest.mark.parametrize("absent", ["--socket", "--operator-socket"])
+def test_a_socket_that_nobody_serves_is_named_once_and_ends_the_run(absent: str, directory: Path) -> None:
+    with reference_server(directory) as (vmms, operators):
+        sockets = {"--socket": vmms, "--operator-socket": operators} | {absent: directory / "absent.sock"}
+        run = suite(*(word for option, path in sockets.items() for word in (option, str(path))))
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"{absent} {directory / 'absent.sock'}: No such file or directory" in run.stdout
+    assert "FAILED" not in run.stdout
 
 
 @pytest.mark.parametrize("lie", ["open-door", "overlapping-regions"])

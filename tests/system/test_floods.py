@@ -22,9 +22,8 @@ GROWTH_KIB = 8 * 1024
 
 
 @pytest.fixture
-def flood(daemon: DaemonProcess, witness: Witness) -> Iterator[list[RawConnection]]:
+def flood(daemon: DaemonProcess, witness: Witness) -> Iterator[list[RawConnection]]:  # noqa: ARG001 - it looks before and after
     """600 connections that say nothing."""
-    assert witness is not None
     with ExitStack() as opened:
         yield [opened.enter_context(RawConnection(daemon.socket)) for _ in range(FLOOD)]
 

@@ -61,7 +61,7 @@ def test_a_vmm_that_was_served_is_in_the_metrics(measured: DaemonProcess, place:
 def test_what_ended_is_still_counted_and_no_longer_there(measured: DaemonProcess, place: Path) -> None:
     with Witness(measured.socket) as witness:
         witness.serve()
-    eventually(lambda: scrape(place).value("interceptd_partitions"), 0)
+    eventually(lambda: scrape(place).value("interceptd_partitions"), 0.0)
     seen = scrape(place)
     assert seen.value("interceptd_partitions_started_total") == 1
     assert seen.value("interceptd_slat_pages", access="some") == 0
@@ -72,9 +72,9 @@ def test_connections_are_shown_by_role(measured: DaemonProcess, vmm: RawVmm, pla
     vmm.notifier()
     vmm.vp(0)
     vmm.vp(1)
-    eventually(lambda: connections(place), {"vmm": 1, "vp": 2, "notifier": 1, "operator": 1})
+    eventually(lambda: connections(place), {"vmm": 1.0, "vp": 2.0, "notifier": 1.0, "operator": 1.0})
     with RawConnection(measured.socket):
-        eventually(lambda: connections(place).get("none"), 1)
+        eventually(lambda: connections(place).get("none", 0.0), 1.0)
 
 
 def test_a_refused_connection_is_shown_by_its_error(measured: DaemonProcess, place: Path) -> None:

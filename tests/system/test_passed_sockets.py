@@ -12,6 +12,7 @@ import pytest
 
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import eventually
+from fakes.listening_at import is_listening
 from fakes.passing_manager import launch
 from fakes.raw_vmm import RawVmm
 from fakes.witness import Witness
@@ -49,7 +50,7 @@ def test_systemd_socket_activate_starts_the_daemon_on_the_first_connection(tmp_p
     path = tmp_path / "vmm.sock"
     activate = [str(ACTIVATE), f"--listen={path}", "--fdname=vmm", sys.executable, "-m", "interceptd"]
     with DaemonProcess(tmp_path, launch=activate) as daemon:
-        eventually(path.exists, True)
+        eventually(lambda: is_listening(path), True)
         assert not daemon.operator_socket.exists()
         with Witness(path) as witness:
             assert witness.serve() == Witness.SERVED

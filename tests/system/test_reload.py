@@ -162,7 +162,7 @@ def test_a_manager_hears_reloading_with_the_time_and_then_ready_whatever_came_of
     (daemon.socket.parent / "interceptd.toml").write_text(config)
     daemon.signal(signal.SIGHUP)
     reloading, ready = hear(manager), hear(manager)
-    assert (reloading.keys(), reloading["RELOADING"]) == ({"RELOADING", "MONOTONIC_USEC"}, "1")
+    assert ({*reloading}, reloading["RELOADING"]) == ({"RELOADING", "MONOTONIC_USEC"}, "1")
     assert int(reloading["MONOTONIC_USEC"]) > 0
     assert ready == {"READY": "1", "STATUS": "serving 0 partitions, 0 VPs"}
 

@@ -90,7 +90,7 @@ def test_messages_that_all_dribble_in_are_answered_like_any_others(
 def test_a_vmm_that_is_killed_at_any_message_leaves_nothing(
     daemon: DaemonProcess, witness: Witness, hypervisor: str, nth: int
 ) -> None:
-    command = [sys.executable, "-m", "fakes.scripted_session", daemon.socket, hypervisor, str(nth)]
+    command = [sys.executable, "-m", "fakes.scripted_session", str(daemon.socket), hypervisor, str(nth)]
     killed = subprocess.run(command, cwd=TESTS, stdin=subprocess.DEVNULL, timeout=PATIENCE, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert witness.serve() == Witness.SERVED

@@ -36,9 +36,9 @@ def run(path: str | None, scenario: Scenario, watching: Console | None) -> Repor
         expected, others = group.split((WireError, *_NO_CONVERSATION))
         if others is not None or expected is None:
             raise
-        raise _failure(_first(expected), expected) from group
+        raise _failure(_first(expected), expected, path) from group
     except (WireError, *_NO_CONVERSATION) as error:
-        raise _failure(error, error) from error
+        raise _failure(error, error, path) from error
 
 
 async def _exercise(path: str | None, scenario: Scenario, watch: Watch) -> Report:
@@ -62,8 +62,10 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-def _failure(error: BaseException, annotated: BaseException) -> asking.Refused | asking.Unreachable:
-    text = "\n".join((str(error), *getattr(annotated, "__notes__", ())))
+def _failure(
+    error: BaseException, annotated: BaseException, path: str | None
+) -> asking.Refused | asking.Unreachable:
+    text = "\n".join((asking.sentence(error, path), *getattr(annotated, "__notes__", ())))
     if isinstance(error, _NO_CONVERSATION):
         return asking.Unreachable(text)
     return asking.Refused(f"refused: {text}")

@@ -52,9 +52,9 @@ def run(
     except KvmUnavailable as error:
         raise NoKvm(f"no guest can run here: {error}") from error
     except _NO_CONVERSATION as error:
-        raise asking.Unreachable(_text(error)) from error
+        raise asking.Unreachable(_text(error, path)) from error
     except WireError as error:
-        raise asking.Refused(f"refused: {_text(error)}") from error
+        raise asking.Refused(f"refused: {_text(error, path)}") from error
 
 
 async def _with_own_daemon(play: Callable[[str], GuestReport]) -> GuestReport:
@@ -62,5 +62,5 @@ async def _with_own_daemon(play: Callable[[str], GuestReport]) -> GuestReport:
         return await trio.to_thread.run_sync(play, path)
 
 
-def _text(error: BaseException) -> str:
-    return "\n".join((str(error), *getattr(error, "__notes__", ())))
+def _text(error: BaseException, path: str | None) -> str:
+    return "\n".join((asking.sentence(error, path), *getattr(error, "__notes__", ())))

@@ -19,7 +19,7 @@ from intercept_protocol.messages import MmioGranularity
 from intercept_protocol.outcomes import Answer
 
 from .programs import COUNT, JUMP, PATTERN, STORE, SWEEP, TRIPLE_FAULT, WATCH
-from .small_vmm import READ_WRITE, SCRATCH_GPA, SmallVmm
+from .small_vmm import READ_WRITE, SCRATCH_GPA, Bar, SmallVmm
 
 STOP_SECONDS: Final = 60.0
 """Until a program that ends must have ended."""
@@ -102,11 +102,7 @@ def _void(vmm: SmallVmm) -> str:
 
 
 def _move(vmm: SmallVmm) -> str:
-    bar = vmm.add_bar(1)
-    bar.write(0, bytes([OURS]))
-    vmm.add_vcpu(WATCH, esi=bar.gpa)
-    vmm.start()
-    vmm.reports.wait_for(OURS)
+    bar = _watched_bar(vmm)
     vmm.partition.remove_region(bar.gfns, bar.uaddrs)
     vmm.partition.add_region(GfnRange(ELSEWHERE, ELSEWHERE + 1), bar.uaddrs, "mmio")
     seen = set(vmm.reports.wait(READS)[1:])
@@ -118,11 +114,7 @@ def _move(vmm: SmallVmm) -> str:
 
 
 def _unmap(vmm: SmallVmm) -> str:
-    bar = vmm.add_bar(1)
-    bar.write(0, bytes([OURS]))
-    vmm.add_vcpu(WATCH, esi=bar.gpa)
-    vmm.start()
-    vmm.reports.wait_for(OURS)
+    bar = _watched_bar(vmm)
     memory.munmap(vmm.partition.notifier, bar.uaddrs)
     vmm.partition.remove_region(bar.gfns, bar.uaddrs)
     seen = set(vmm.reports.wait(READS)[1:])
@@ -148,6 +140,16 @@ SCENARIOS: Final = (
     Scenario("move", "a moved BAR is seen at the new place and not at the old", _move),
     Scenario("unmap", "the guest never reads what was unmapped", _unmap),
 )
+
+
+def _watched_bar(vmm: SmallVmm) -> Bar:
+    """A page of ours that the guest has read, and goes on reading."""
+    bar = vmm.add_bar(1)
+    bar.write(0, bytes([OURS]))
+    vmm.add_vcpu(WATCH, esi=bar.gpa)
+    vmm.start()
+    vmm.reports.wait_for(OURS)
+    return bar
 
 
 def _ended(running: list[Future[Stop]]) -> None:

@@ -38,15 +38,15 @@ def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case an event
         case events.RegionAdded():
             rights = f"r{'w' if fact.writable else '-'}{'x' if fact.executable else '-'}"
             return f"{_range(fact)} {fact.start_uaddr:#x} {fact.kind} {rights}"
-        case events.RegionRemoved() | events.PinnedRegionDangling():
+        case events.RegionFact():
             return f"{_range(fact)} {fact.start_uaddr:#x}"
-        case events.InvalidationBegun() | events.InvalidationEnded() | events.RangeInvalidated():
+        case events.InvalidationFact():
             return f"{fact.start_uaddr:#x}+{fact.page_count:#x} {fact.source}"
         case events.InterceptAnswered():
             return f"vp {fact.vp_index} {_touched(fact)}{fact.outcome} {fact.reason}"
         case events.PolicySet():
             return f"mmio_granularity {fact.mmio_granularity}"
-        case events.HelloRefused() | events.ConnectionRefused():
+        case events.RefusalFact():
             return f"uid {fact.uid} pid {fact.pid} {fact.error}"
         case events.DrainStarted():
             return f"{fact.partitions} partitions, {fact.timeout_ms} ms"
@@ -54,7 +54,7 @@ def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case an event
             return f"{words.count(fact.count)} events did not fit here"
 
 
-def _range(fact: events.RegionAdded | events.RegionRemoved | events.PinnedRegionDangling) -> str:
+def _range(fact: events.RegionFact) -> str:
     return f"{fact.start_gfn:#x}+{fact.page_count:#x}"
 
 

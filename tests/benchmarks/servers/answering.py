@@ -20,4 +20,5 @@ def look_up(message: bytes) -> list[str]:
 
 def answer(request: bytes) -> bytes:
     _, msgid, _, [message] = msgpack.unpackb(request)
-    return msgpack.packb([1, msgid, None, look_up(message)])
+    response: bytes = msgpack.packb([1, msgid, None, look_up(message)])
+    return response

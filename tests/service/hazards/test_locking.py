@@ -9,26 +9,20 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fakes.drawn import pauses
 from fakes.model_partition import ModelPartition
+from fakes.one_region import GFN, PAGE, PAGES, with_region
 from fakes.pauses import DrawnPauses
 from fakes.running import Running
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Answer
 from interceptctl.explore.pauses import Point
 
-GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
-
-
-async def with_mmio(model: ModelPartition) -> ModelPartition:
-    await model.map_vma(PAGE, PAGES, PFN)
-    await model.add_region(GFN, PAGES, PAGE)
-    return model
-
 
 async def test_h1_a_region_is_removed_while_a_fault_in_it_resolves(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     """H1: nothing that may sleep runs under the lock of the list."""
-    gate = (await with_mmio(model)).gates.hold(Point.RESOLVE)
+    await with_region(model)
+    gate = model.gates.hold(Point.RESOLVE)
     fault = Running(nursery, model.fault, GFN)
     await gate.wait_reached()
     with trio.fail_after(1):
@@ -40,7 +34,8 @@ async def test_h1_an_invalidation_is_served_while_a_fault_resolves(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     """H1: the one who waits for the acknowledgement may hold what resolve waits for."""
-    gate = (await with_mmio(model)).gates.hold(Point.RESOLVED)
+    await with_region(model)
+    gate = model.gates.hold(Point.RESOLVED)
     fault = Running(nursery, model.fault, GFN)
     await gate.wait_reached()
     with trio.fail_after(1):
@@ -59,7 +54,7 @@ def test_h6_a_fault_beside_a_remove_maps_nothing_that_outlives_the_region(
             ModelPartition(pauses=DrawnPauses(checkpoints)).running() as model,
             trio.open_nursery() as vps,
         ):
-            await with_mmio(model)
+            await with_region(model)
             vps.start_soon(model.fault, GFN)
             for _ in range(head_start):
                 await trio.lowlevel.checkpoint()
@@ -73,7 +68,8 @@ async def test_c_a_region_that_was_removed_after_its_lookup_is_not_used(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     """c: between the look-up and the use the lock is dropped; by then the region may be gone."""
-    gate = (await with_mmio(model)).gates.hold(Point.RESOLVED)
+    await with_region(model)
+    gate = model.gates.hold(Point.RESOLVED)
     fault = Running(nursery, model.fault, GFN)
     await gate.wait_reached()
     await model.remove_region(GFN, PAGES, PAGE)
@@ -86,7 +82,8 @@ async def test_c_a_region_that_took_the_place_of_the_one_looked_up_gives_its_own
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     """c: start and length may come from one region and the frame from another, if nobody looks again."""
-    gate = (await with_mmio(model)).gates.hold(Point.RESOLVED)
+    await with_region(model)
+    gate = model.gates.hold(Point.RESOLVED)
     fault = Running(nursery, model.fault, GFN + 3)
     await gate.wait_reached()
     await model.remove_region(GFN, PAGES, PAGE)
@@ -101,7 +98,7 @@ async def test_s_a_commit_that_waits_for_the_lock_behind_a_remove_maps_nothing(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     """s (1): no map after the unlink."""
-    await with_mmio(model)
+    await with_region(model)
     await model.fault(GFN)
     await model.invalidate(PAGE + 8, 1)
     gate = model.gates.hold(Point.RESOLVED)
@@ -122,7 +119,7 @@ async def test_s_a_new_region_is_not_added_while_the_old_one_is_unmapped(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     """s (2): a late unmap of the old region would tear the new one's mappings down."""
-    await with_mmio(model)
+    await with_region(model)
     await model.fault(GFN)
     await model.map_vma(0xA000, PAGES, 0x8000)
     unmapping = model.gates.hold(Point.UNMAP)
@@ -144,7 +141,7 @@ async def test_s_the_new_regions_mappings_survive_everything_that_the_old_one_le
     model: ModelPartition,
 ) -> None:
     """s (2): invalidations of the old region's memory are none of the new one's."""
-    await with_mmio(model)
+    await with_region(model)
     await model.fault(GFN)
     await model.remove_region(GFN, PAGES, PAGE)
     await model.map_vma(0xA000, PAGES, 0x8000)

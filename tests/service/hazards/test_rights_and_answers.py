@@ -7,6 +7,7 @@ import trio
 
 from fakes.model_partition import RW, ModelPartition
 from fakes.model_vp import attached_vp
+from fakes.one_region import GFN, PAGE, PAGES, PFN
 from fakes.running import Running
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.hv_message import MessageType, build_memory_intercept
@@ -16,7 +17,6 @@ from interceptctl.explore.pauses import Point
 from interceptctl.explore.ports import Mapped
 from interceptd.hypervisor.hv_status import HvStatus
 
-GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 RX = Access.READ | Access.EXECUTE
 
 

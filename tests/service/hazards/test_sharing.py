@@ -7,24 +7,19 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import RW, ModelPartition
+from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.running import Running
 from intercept_protocol.messages import MmioGranularity, RegionKind, Remap
 from intercept_protocol.outcomes import Answer
 from interceptctl.explore.pauses import Point
 from interceptctl.explore.ports import Mapped, Unmapped
 
-GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 VPS = 8
-
-
-async def with_mmio(model: ModelPartition) -> None:
-    await model.map_vma(PAGE, PAGES, PFN)
-    await model.add_region(GFN, PAGES, PAGE)
 
 
 async def with_page_four_mapped(model: ModelPartition) -> None:
     """By page granularity, after which the policy is `vma` again."""
-    await with_mmio(model)
+    await with_region(model)
     model.regions.mmio_granularity = MmioGranularity.PAGE
     await model.fault(GFN + 4)
     model.regions.mmio_granularity = MmioGranularity.VMA
@@ -59,7 +54,7 @@ async def test_m_vps_that_fault_on_one_extent_cost_one_map(
     model: ModelPartition, nursery: trio.Nursery, point: Point
 ) -> None:
     """m: each VP mapped the whole region again."""
-    await with_mmio(model)
+    await with_region(model)
     gate = model.gates.hold(point)
     faults = [Running(nursery, model.fault, GFN + vp) for vp in range(VPS)]
     await gate.wait_reached()
@@ -86,7 +81,7 @@ async def test_m_a_failure_undoes_only_what_its_own_call_mapped(model: ModelPart
 async def test_m_a_vp_behind_one_that_failed_maps_for_itself(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    await with_mmio(model)
+    await with_region(model)
     model.hypervisor.refuse_map()
     gate = model.gates.hold(Point.MAP)
     first = Running(nursery, model.fault, GFN)

@@ -8,22 +8,22 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import ModelPartition
+from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.running import Running
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Point
 from interceptd.region import RegionState
 
-GFN, PAGE, PFN, NEW_PFN, PAGES = 0x100, 0x9000, 0x7000, 0x8000, 16
+NEW_PFN = 0x8000
 OLD = [*range(PFN, PFN + PAGES)]
 NEW = [*range(NEW_PFN, NEW_PFN + PAGES)]
 NOTHING = [None] * PAGES
 
 
-async def with_region(model: ModelPartition, kind: RegionKind) -> None:
+async def with_all_mapped(model: ModelPartition, kind: RegionKind) -> None:
     """A region with all of its pages mapped."""
-    await model.map_vma(PAGE, PAGES, PFN)
-    await model.add_region(GFN, PAGES, PAGE, kind)
+    await with_region(model, kind)
     await model.fault(GFN)
     assert model.pfns(GFN, PAGES) == OLD
 
@@ -33,7 +33,7 @@ async def test_h4_no_slat_entry_of_the_old_frames_is_left_when_unmap_vma_is_answ
     model: ModelPartition, kind: RegionKind
 ) -> None:
     """H4: the VMM reuses the memory as soon as it has the answer."""
-    await with_region(model, kind)
+    await with_all_mapped(model, kind)
     await model.unmap_vma(PAGE, PAGES)
     assert model.pfns(GFN, PAGES) == NOTHING
 
@@ -42,7 +42,7 @@ async def test_h4_no_slat_entry_of_the_old_frames_is_left_when_unmap_vma_is_answ
 async def test_h4_no_slat_entry_of_the_old_frames_is_left_when_begin_is_answered(
     model: ModelPartition, kind: RegionKind
 ) -> None:
-    await with_region(model, kind)
+    await with_all_mapped(model, kind)
     await model.begin(PAGE + 4, 4)
     assert model.pfns(GFN, PAGES) == [*OLD[:4], None, None, None, None, *OLD[8:]]
 
@@ -51,7 +51,7 @@ async def test_h4_no_slat_entry_of_the_old_frames_is_left_when_begin_is_answered
 async def test_h4_nothing_is_acknowledged_while_the_unmap_is_out(
     model: ModelPartition, nursery: trio.Nursery, point: Point
 ) -> None:
-    await with_region(model, RegionKind.MMIO)
+    await with_all_mapped(model, RegionKind.MMIO)
     gate = model.gates.hold(point)
     begin = Running(nursery, model.begin, PAGE, PAGES)
     await gate.wait_reached()
@@ -62,7 +62,7 @@ async def test_h4_nothing_is_acknowledged_while_the_unmap_is_out(
 
 
 async def test_h4_an_invalidation_reaches_every_alias_of_the_memory(model: ModelPartition) -> None:
-    await with_region(model, RegionKind.MMIO)
+    await with_all_mapped(model, RegionKind.MMIO)
     await model.add_region(0x200, 4, PAGE + 2, RegionKind.MOVABLE)
     await model.fault(0x200)
     await model.unmap_vma(PAGE, PAGES)
@@ -70,21 +70,21 @@ async def test_h4_an_invalidation_reaches_every_alias_of_the_memory(model: Model
 
 
 async def test_h4_movable_memory_that_went_is_back_to_no_access(model: ModelPartition) -> None:
-    await with_region(model, RegionKind.MOVABLE)
+    await with_all_mapped(model, RegionKind.MOVABLE)
     await model.unmap_vma(PAGE, 4)
     assert model.hypervisor.counters().no_access_gfns == 4
 
 
 async def test_h3_mmio_whose_vma_went_is_the_vmms_to_emulate(model: ModelPartition) -> None:
     """H3: the region stays, and nothing is mapped from it."""
-    await with_region(model, RegionKind.MMIO)
+    await with_all_mapped(model, RegionKind.MMIO)
     await model.unmap_vma(PAGE, PAGES)
     assert await model.fault(GFN) is Answer.UNBACKED
     assert model.pfns(GFN, PAGES) == NOTHING
 
 
 async def test_h3_mmio_whose_vma_came_back_is_mapped_to_the_new_frames(model: ModelPartition) -> None:
-    await with_region(model, RegionKind.MMIO)
+    await with_all_mapped(model, RegionKind.MMIO)
     await model.unmap_vma(PAGE, PAGES)
     await model.map_vma(PAGE, PAGES, NEW_PFN)
     assert await model.fault(GFN + 3) is Answer.MAPPED
@@ -95,7 +95,7 @@ async def test_h3_a_pinned_region_whose_memory_went_is_dangling_and_never_mapped
     model: ModelPartition,
 ) -> None:
     """H3: the VMM broke its promise; what is behind the uaddrs now was never promised."""
-    await with_region(model, RegionKind.PINNED)
+    await with_all_mapped(model, RegionKind.PINNED)
     await model.unmap_vma(PAGE, PAGES)
     await model.map_vma(PAGE, PAGES, NEW_PFN)
     assert await model.fault(GFN) is Answer.UNBACKED
@@ -103,7 +103,7 @@ async def test_h3_a_pinned_region_whose_memory_went_is_dangling_and_never_mapped
 
 
 async def test_h3_a_dangling_region_is_told_about_once_and_can_be_removed(model: ModelPartition) -> None:
-    await with_region(model, RegionKind.PINNED)
+    await with_all_mapped(model, RegionKind.PINNED)
     with capture_logs() as logs:
         await model.unmap_vma(PAGE, 4)
         await model.unmap_vma(PAGE + 4, 4)
@@ -170,26 +170,26 @@ async def test_k_a_removed_region_leaves_nothing_mapped_when_it_is_answered(
     model: ModelPartition, kind: RegionKind
 ) -> None:
     """k: mshv never unmapped an MMIO region before the partition was finalised."""
-    await with_region(model, kind)
+    await with_all_mapped(model, kind)
     await model.remove_region(GFN, PAGES, PAGE)
     assert model.hypervisor.counters().slat_extents == 0
 
 
 async def test_k_a_part_of_the_memory_that_went_is_unmapped_and_only_that(model: ModelPartition) -> None:
-    await with_region(model, RegionKind.MMIO)
+    await with_all_mapped(model, RegionKind.MMIO)
     await model.unmap_vma(PAGE + 3, 2)
     assert model.pfns(GFN, PAGES) == [*OLD[:3], None, None, *OLD[5:]]
 
 
 async def test_k_rights_that_went_are_taken_from_the_guest(model: ModelPartition) -> None:
-    await with_region(model, RegionKind.MMIO)
+    await with_all_mapped(model, RegionKind.MMIO)
     await model.protect_vma(PAGE, PAGES, Access.READ)
     assert await model.fault(GFN, Access.WRITE) is Answer.PERMISSION
     assert await model.fault(GFN, Access.READ) is Answer.MAPPED
 
 
 async def test_k_the_end_of_the_regions_leaves_an_empty_slat(model: ModelPartition) -> None:
-    await with_region(model, RegionKind.MMIO)
+    await with_all_mapped(model, RegionKind.MMIO)
     await model.add_region(0x200, 4, PAGE + 2, RegionKind.MOVABLE)
     await model.regions.close()
     counters = model.hypervisor.counters()

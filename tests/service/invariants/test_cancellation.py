@@ -19,6 +19,7 @@ from trio.testing import MockClock
 
 from fakes.cancelling import cut_off
 from fakes.model_partition import RW, ModelPartition
+from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.pauses import DrawnPauses
 from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
 from intercept_protocol.errors import WireError
@@ -27,7 +28,6 @@ from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.inspection import misrecorded
 from interceptd.notifier_session import NotifierSession
 
-GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 LOOKED_AT = range(GFN - 1, GFN + PAGES + 1)
 ANOTHER_PFN = 0xB000
 Act = Callable[[ModelPartition], Awaitable[object]]
@@ -41,13 +41,8 @@ class Operation:
     call: Act
 
 
-async def with_memory(model: ModelPartition, kind: RegionKind = RegionKind.MMIO) -> None:
-    await model.map_vma(PAGE, PAGES, PFN)
-    await model.add_region(GFN, PAGES, PAGE, kind)
-
-
 async def with_memory_mapped(model: ModelPartition, kind: RegionKind = RegionKind.MMIO) -> None:
-    await with_memory(model, kind)
+    await with_region(model, kind)
     await model.fault(GFN)
 
 
@@ -139,12 +134,12 @@ def adding(kind: RegionKind) -> Operation:
 
 
 OPERATIONS: Final[dict[str, Operation]] = {
-    "a fault on MMIO": Operation(with_memory, fault),
-    "a fault on movable memory": Operation(partial(with_memory, kind=RegionKind.MOVABLE), fault),
+    "a fault on MMIO": Operation(with_region, fault),
+    "a fault on movable memory": Operation(partial(with_region, kind=RegionKind.MOVABLE), fault),
     "a fault with a gap to map": Operation(
         with_memory_half_of_it_mapped, lambda model: model.fault(GFN + PAGES - 1)
     ),
-    "a fault whose map is refused": Operation(with_memory, refused_fault),
+    "a fault whose map is refused": Operation(with_region, refused_fault),
     "a fault behind an invalidation": Operation(with_memory_mapped, fault_behind_an_invalidation),
     "an unmap_vma": Operation(with_memory_mapped, lambda model: model.unmap_vma(PAGE, PAGES)),
     "a protect_vma": Operation(with_memory_mapped, lambda model: model.protect_vma(PAGE, PAGES, Access.READ)),

@@ -6,7 +6,7 @@ The calls are counted in a life that none fails in.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,12 +17,12 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from fakes.model_partition import ModelPartition
+from fakes.one_region import GFN, PAGE, PAGES, PFN
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.inspection import misrecorded
 
-GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 LOOKED_AT = range(GFN - 1, GFN + PAGES + 1)
 DEVICE, MEMORY, PINNED = GFN, GFN + PAGES, GFN + 2 * PAGES
 """One region of each kind over the same memory."""
@@ -112,24 +112,24 @@ async def test_until_it_is_lost_a_partition_whose_call_failed_is_whole_after_eve
     model.hypervisor.failing_call = nth
     violations: list[object] = []
 
-    async def inspected(told: Told, step: Callable[[], Awaitable[object]]) -> None:
-        await told.ask(step())
+    async def inspected(told: Told, step: Awaitable[object]) -> None:
+        await told.ask(step)
         violations.extend(filter(None, [misrecorded(model, LOOKED_AT)]))
 
     async def steps() -> None:
         told = Told()
-        await inspected(told, lambda: model.map_vma(PAGE, PAGES, PFN))
+        await inspected(told, model.map_vma(PAGE, PAGES, PFN))
         for gfn, kind in (
             (DEVICE, RegionKind.MMIO),
             (MEMORY, RegionKind.MOVABLE),
             (PINNED, RegionKind.PINNED),
         ):
-            await inspected(told, lambda gfn=gfn, kind=kind: model.add_region(gfn, PAGES, PAGE, kind))
+            await inspected(told, model.add_region(gfn, PAGES, PAGE, kind))
         for gfn in (DEVICE, MEMORY, PINNED, DEVICE):
-            await inspected(told, lambda gfn=gfn: model.fault(gfn + 1))
-        await inspected(told, lambda: model.invalidate(PAGE, PAGES))
-        await inspected(told, lambda: model.fault(MEMORY + 1))
-        await inspected(told, lambda: model.remove_region(MEMORY, PAGES, PAGE))
+            await inspected(told, model.fault(gfn + 1))
+        await inspected(told, model.invalidate(PAGE, PAGES))
+        await inspected(told, model.fault(MEMORY + 1))
+        await inspected(told, model.remove_region(MEMORY, PAGES, PAGE))
 
     with capture_logs(), suppress(WireError):
         await model.partition.run(steps)

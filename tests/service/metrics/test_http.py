@@ -59,7 +59,7 @@ class Server:
 
 
 async def read_all(stream: trio.abc.Stream) -> bytes:
-    return b"".join([part async for part in stream])  # type: ignore[attr-defined]
+    return b"".join([part async for part in stream])
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Examples of every method's request and reply, for `make_vectors`."""
+"""Examples of every method's request and reply."""
 
 from __future__ import annotations
 
@@ -7,24 +7,12 @@ import msgspec
 from intercept_protocol import codec, events, rpc
 from intercept_protocol import messages as m
 from intercept_protocol.outcomes import Access
+from wire_vectors.forms import ExchangeVector, as_json, map_as_json
 
 TOKEN = bytes(range(16))
 
 
-def as_json(value: object) -> object:
-    """Bytes become {"hex": ...}; all else is what JSON has."""
-    match value:
-        case bytes():
-            return {"hex": value.hex()}
-        case dict():
-            return {str(key): as_json(item) for key, item in value.items()}
-        case list() | tuple():
-            return [as_json(item) for item in value]
-        case _:
-            return value
-
-
-def methods() -> list[object]:
+def methods() -> list[ExchangeVector]:
     range_ = {"start_uaddr": 0x7F0000000000, "length": 0x4000}
     bar = {"start_gfn": 0xFEB00, "page_count": 16, "start_uaddr": 0x7F0000000000}
     buckets = (1, 0, 1, 1, *[0] * (m.LATENCY_BUCKETS - 4))
@@ -60,15 +48,14 @@ def methods() -> list[object]:
         protocol=1, server="interceptd", version="0.1.0",
         limits={"message_bytes": 65_536, "vps_per_partition": 256}, features={"chaos": 0},
     )  # fmt: skip
-    joined = {"partition_id": 1, "token": TOKEN}
     declared, process = m.AddressSpaceKind.DECLARED, m.AddressSpaceKind.PROCESS
     software, vmm = m.HypervisorKind.SOFTWARE, m.HypervisorKind.VMM
     cases: list[tuple[str, str, m.Call[object], object]] = [
         ("vmm", "plain", m.HelloVmm(), hello),
         ("vmm", "named", m.HelloVmm(name="guest-a"), hello),
-        ("vp", "plain", m.HelloVp(vp_index=0, **joined), hello),
-        ("notifier", "plain", m.HelloNotifier(**joined), hello),
-        ("hypervisor", "plain", m.HelloHypervisor(**joined), hello),
+        ("vp", "plain", m.HelloVp(partition_id=1, vp_index=0, token=TOKEN), hello),
+        ("notifier", "plain", m.HelloNotifier(partition_id=1, token=TOKEN), hello),
+        ("hypervisor", "plain", m.HelloHypervisor(partition_id=1, token=TOKEN), hello),
         ("operator", "plain", m.HelloOperator(), hello),
         ("vmm", "declared, software", m.CreatePartition(address_space=declared, hypervisor=software),
          m.CreatePartitionReply(partition_id=1, token=TOKEN)),
@@ -126,16 +113,16 @@ def methods() -> list[object]:
     return [_exchange(msgid, *case) for msgid, case in enumerate(cases, start=1)]
 
 
-def _exchange(msgid: int, role: str, name: str, call: m.Call[object], reply: object) -> object:
+def _exchange(msgid: int, role: str, name: str, call: m.Call[object], reply: object) -> ExchangeVector:
     fields = codec.to_fields(call)
     result = codec.to_fields(reply) if isinstance(reply, msgspec.Struct) else reply
-    return {
-        "role": role,
-        "method": call.METHOD,
-        "name": name,
-        "msgid": msgid,
-        "fields": as_json(fields),
-        "request": rpc.encode_request(msgid, call.METHOD, [fields]).hex(),
-        "result": as_json(result),
-        "reply": rpc.encode_result(msgid, result).hex(),
-    }
+    return ExchangeVector(
+        role=role,
+        method=call.METHOD,
+        name=name,
+        msgid=msgid,
+        fields=map_as_json(fields),
+        request=rpc.encode_request(msgid, call.METHOD, [fields]).hex(),
+        result=as_json(result),
+        reply=rpc.encode_result(msgid, result).hex(),
+    )

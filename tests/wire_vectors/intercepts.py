@@ -1,24 +1,10 @@
-"""Write `protocol/vectors/`: examples of the wire that a client in any language can be tested with.
-
-Owns the intercept messages, the responses and the files; the other examples are its neighbours'. Run it to
-write the files, with `--check` to compare them instead. What they mean is in `protocol/README.md`.
-"""
+"""Examples of intercept messages: every field, every offset, and what is served."""
 
 from __future__ import annotations
 
-import errno
-import json
-import sys
-from pathlib import Path
-
 import msgspec
-from vector_events import told
-from vector_refusals import malformed, refused, refused_hellos
-from vector_requests import as_json, methods
 
 from intercept_protocol import messages as m
-from intercept_protocol import rpc
-from intercept_protocol.errors import WireError
 from intercept_protocol.hv_message import (
     AccessType,
     Arm64MemoryIntercept,
@@ -30,16 +16,12 @@ from intercept_protocol.hv_message import (
     memory_access,
 )
 from intercept_protocol.memory_intercept import CacheType, Segment
-from intercept_protocol.outcomes import Answer
+from wire_vectors.forms import InterceptVector, Served, map_as_json
 
-DIRECTORY = Path(__file__).parents[2] / "protocol" / "vectors"
 X64, ARM64 = m.Architecture.X86_64, m.Architecture.ARM64
 
 
-# ---------------------------------------------------------------- intercept messages
-
-
-def intercept_messages() -> list[object]:
+def intercept_messages() -> list[InterceptVector]:
     translated = MemoryAccessInfo.GVA_VALID | MemoryAccessInfo.GVA_GPA_VALID
     x64 = X64MemoryIntercept(
         vp_index=3,
@@ -110,71 +92,19 @@ def _message(message_type: int, intercept: X64MemoryIntercept | Arm64MemoryInter
     return InterceptMessage.of_memory(message_type, intercept).build()
 
 
-def _intercept(name: str, architecture: m.Architecture, raw: bytes) -> object:
+def _intercept(name: str, architecture: m.Architecture, raw: bytes) -> InterceptVector:
     message = InterceptMessage.parse(raw)
     memory = message.memory(architecture)
-    wanted = memory_access(raw, architecture)
-    return {
-        "name": name,
-        "architecture": architecture,
-        "hex": raw.hex(),
-        "message_type": message.message_type,
-        "type_name": message.known_type and message.known_type.name,
-        "payload_size": message.payload_size,
-        "message_flags": message.message_flags,
-        "sender": message.sender,
-        "memory": memory and as_json(msgspec.to_builtins(memory, builtin_types=(bytes,))),
-        "served": wanted and {"gfn": wanted[0], "access": wanted[1]},
-    }
-
-
-# ---------------------------------------------------------------- responses
-
-
-def responses() -> list[object]:
-    answers = [
-        {"msgid": 7, "hex": rpc.encode_result(7, list(answer.value)).hex(), "result": list(answer.value)}
-        for answer in Answer
-    ]
-    errors = [
-        WireError(
-            errno.EEXIST, "region [0x100, 0x200) overlaps [0x180, 0x280)", start_gfn=0x180, page_count=0x100
-        ),
-        WireError(errno.ENOENT, "no region starts at gfn 0x100", start_gfn=0x100),
-        WireError(errno.EINVAL, "translate: gfn: is missing", field="gfn"),
-        WireError(errno.ENOSPC, "a partition may have 64 regions", limit="regions_per_partition"),
-        WireError(errno.EACCES, "no such partition, or not its token"),
-    ]
-    return answers + [
-        {"msgid": 7, "hex": rpc.encode_error(7, error).hex(), "error": error.to_wire()} for error in errors
-    ]
-
-
-VECTORS = {
-    "intercept_messages.json": intercept_messages,
-    "methods.json": methods,
-    "responses.json": responses,
-    "events.json": told,
-    "refused.json": refused,
-    "refused_hellos.json": refused_hellos,
-    "malformed.json": malformed,
-}
-
-
-def main(check: bool) -> int:
-    """Write the files, or say with the exit status whether they are as this program would write them."""
-    stale = []
-    for name, make in VECTORS.items():
-        text = json.dumps(make(), indent=1) + "\n"
-        path = DIRECTORY / name
-        if check and (not path.exists() or path.read_text(encoding="utf-8") != text):
-            stale.append(name)
-        elif not check:
-            path.write_text(text, encoding="utf-8")
-    if stale:
-        sys.stderr.write(f"stale: {', '.join(stale)}; run {Path(__file__).name}\n")
-    return 1 if stale else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(check="--check" in sys.argv[1:]))
+    kind, wanted = message.known_type, memory_access(raw, architecture)
+    return InterceptVector(
+        name=name,
+        architecture=architecture,
+        hex=raw.hex(),
+        message_type=message.message_type,
+        type_name=None if kind is None else kind.name,
+        payload_size=message.payload_size,
+        message_flags=message.message_flags,
+        sender=message.sender,
+        memory=None if memory is None else map_as_json(msgspec.to_builtins(memory, builtin_types=(bytes,))),
+        served=None if wanted is None else Served(*wanted),
+    )

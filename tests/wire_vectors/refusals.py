@@ -1,16 +1,16 @@
-"""Examples of what the daemon refuses, for `make_vectors`."""
+"""Examples of what the daemon refuses."""
 
 from __future__ import annotations
 
 import errno
 
-from vector_requests import TOKEN
-
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, error_name
+from wire_vectors.exchanges import TOKEN
+from wire_vectors.forms import MalformedVector, RefusalVector
 
 
-def refused() -> list[object]:
+def refused() -> list[RefusalVector]:
     translate, kick = {"gfn": 1}, {"vp_index": 0}
     region = {"start_gfn": 1, "page_count": 1, "start_uaddr": 4096, "kind": "auto", "writable": True}
     cases: list[tuple[str, str, list[object], int, str | None]] = [
@@ -43,18 +43,12 @@ def refused() -> list[object]:
     return [_refusal(*case) for case in cases]
 
 
-def _refusal(role: str, method: str, params: list[object], number: int, field: str | None) -> object:
-    return {
-        "role": role,
-        "method": method,
-        "request": rpc.encode_request(7, method, params).hex(),
-        "errno": number,
-        "error": error_name(number),
-        "field": field,
-    }
+def _refusal(role: str, method: str, params: list[object], number: int, field: str | None) -> RefusalVector:
+    request = rpc.encode_request(7, method, params).hex()
+    return RefusalVector(role, method, request, number, error_name(number), field)
 
 
-def refused_hellos() -> list[object]:
+def refused_hellos() -> list[RefusalVector]:
     joined = {"protocol": 1, "role": "notifier", "partition_id": 1, "token": TOKEN}
     cases: list[tuple[list[object], int, str | None]] = [
         ([], errno.EINVAL, "protocol"),
@@ -77,7 +71,7 @@ def refused_hellos() -> list[object]:
 # ---------------------------------------------------------------- no MessagePack-RPC: the connection ends
 
 
-def malformed() -> list[object]:
+def malformed() -> list[MalformedVector]:
     cases = [
         ("no array", "7b226a736f6e72706322"),
         ("an HTTP request", b"GET / HTTP/1.1\r\n".hex()),
@@ -105,18 +99,12 @@ def malformed() -> list[object]:
     return [_violation(name, bytes.fromhex(encoded)) for name, encoded in cases]
 
 
-def _violation(name: str, data: bytes) -> object:
+def _violation(name: str, data: bytes) -> MalformedVector:
     receiver = rpc.Receiver({rpc.REQUEST})
     for size in range(1, len(data) + 1):
         receiver.receive_data(data[size - 1 : size])
         try:
             receiver.next_message()
         except ProtocolViolation as violation:
-            return {
-                "name": name,
-                "hex": data.hex(),
-                "certain_after": size,
-                "errno": violation.number,
-                "error": violation.name,
-            }
+            return MalformedVector(name, data.hex(), size, violation.number, violation.name)
     raise AssertionError(f"{name}: is not refused")

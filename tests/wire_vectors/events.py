@@ -1,4 +1,4 @@
-"""Examples of every event that a subscriber is sent, for `make_vectors`."""
+"""Examples of every event that a subscriber is sent."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from intercept_protocol.events import (
     VpAttached,
     VpDetached,
 )
+from wire_vectors.forms import EventVector
 
 AT = 1_764_000_000_000
 """24 November 2025."""
 
 
-def told() -> list[object]:
+def told() -> list[EventVector]:
     bar = {"start_gfn": 0xFEB00, "page_count": 16, "start_uaddr": 0x7F0000000000}
     range_ = {"start_uaddr": 0x7F0000000000, "page_count": 4}
     peer = {"uid": 1000, "pid": 4242}
@@ -58,11 +59,9 @@ def told() -> list[object]:
         EventsDropped(count=2**32),
     ]
     events = [Event(AT, fact, 1) for fact in within] + [Event(AT, fact) for fact in beside]
-    return [
-        {
-            "event": event.fact.event_name,
-            "fields": event.to_fields(),
-            "hex": rpc.encode_notification(EVENT_METHOD, [event.to_fields()]).hex(),
-        }
-        for event in events
-    ]
+    return [_vector(event) for event in events]
+
+
+def _vector(event: Event) -> EventVector:
+    fields = event.to_fields()
+    return EventVector(event.fact.event_name, fields, rpc.encode_notification(EVENT_METHOD, [fields]).hex())

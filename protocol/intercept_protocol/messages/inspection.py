@@ -1,0 +1,69 @@
+"""Partitions as an operator sees them: in a list, and one in full.
+
+Owns those views; must not know how they are made or shown.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from .statistics import Buckets, PartitionStatistics
+from .words import Architecture, MmioGranularity, RegionKind
+
+
+class PartitionSummary(msgspec.Struct, frozen=True, kw_only=True):
+    partition_id: int
+    name: str
+    uid: int
+    pid: int
+    address_space: str
+    hypervisor: str
+    vps: int
+    regions: int
+    mapped_gfns: int
+    intercepts: int
+    invalidations: int
+    age_ms: int
+    latency: Buckets = ()
+    """Of the intercepts of all its VPs that are or were."""
+
+
+class PartitionList(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of the partitions, by ascending id; `more` says that another page follows the last one."""
+
+    PAGE: ClassVar[int] = 64
+
+    partitions: list[PartitionSummary]
+    more: bool
+
+
+class RegionView(msgspec.Struct, frozen=True, kw_only=True):
+    start_gfn: int
+    page_count: int
+    start_uaddr: int
+    kind: RegionKind
+    state: str
+    writable: bool
+    executable: bool
+    mapped_gfns: int
+
+
+class VpView(msgspec.Struct, frozen=True, kw_only=True):
+    vp_index: int
+    state: str
+    intercepts: int
+
+
+class PartitionInspection(msgspec.Struct, frozen=True, kw_only=True):
+    """One partition in full; `regions` is cut to `REGION_VIEWS`, the statistics say how many there are."""
+
+    REGION_VIEWS: ClassVar[int] = 256
+
+    summary: PartitionSummary
+    architecture: Architecture
+    mmio_granularity: MmioGranularity
+    statistics: PartitionStatistics
+    regions: list[RegionView]
+    virtual_processors: list[VpView]

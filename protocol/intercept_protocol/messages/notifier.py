@@ -1,0 +1,41 @@
+"""What a notifier announces: ranges whose frames are going or gone.
+
+Owns those requests; must not know how one is carried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from .forms import U64, Call
+
+
+class InvalidateBegin(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "invalidate_begin"
+    REPLY: ClassVar[object] = None
+
+    start_uaddr: U64
+    length: U64
+
+
+class InvalidateEnd(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "invalidate_end"
+    REPLY: ClassVar[object] = None
+
+    start_uaddr: U64
+    length: U64
+
+
+class Invalidate(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "invalidate"
+    REPLY: ClassVar[object] = None
+
+    start_uaddr: U64
+    length: U64
+
+
+NotifierCall = InvalidateBegin | InvalidateEnd | Invalidate
+NOTIFIER_METHODS: Mapping[str, type[NotifierCall]] = {
+    call.METHOD: call for call in (InvalidateBegin, InvalidateEnd, Invalidate)
+}

@@ -1,0 +1,83 @@
+"""What an operator asks of the daemon.
+
+Owns those requests; must not know how one is carried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from intercept_protocol.events import EventName, Reason
+
+from .forms import U32, U64, Call
+from .inspection import PartitionInspection, PartitionList
+from .statistics import DaemonStatistics, HistogramPage
+from .words import MmioGranularity
+
+
+class ListPartitions(Call[PartitionList], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "list_partitions"
+    REPLY: ClassVar[object] = PartitionList
+
+    after: U64 = 0
+
+
+class InspectPartition(Call[PartitionInspection], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "inspect_partition"
+    REPLY: ClassVar[object] = PartitionInspection
+
+    partition_id: U64
+
+
+class OperatorStatistics(Call[DaemonStatistics], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "statistics"
+    REPLY: ClassVar[object] = DaemonStatistics
+
+
+class Histograms(Call[HistogramPage], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "histograms"
+    REPLY: ClassVar[object] = HistogramPage
+
+    partition_id: U64
+    after: U32 | None = None
+    """A vp_index; absent for the first page."""
+
+
+class OperatorSetPolicy(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "set_policy"
+    REPLY: ClassVar[object] = None
+
+    partition_id: U64
+    mmio_granularity: MmioGranularity | None = None
+
+
+class Drain(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "drain"
+    REPLY: ClassVar[object] = None
+
+    timeout_ms: U32
+
+
+class Subscribe(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Instead of what this connection subscribed to before; no events: of nothing any more."""
+
+    METHOD: ClassVar[str] = "subscribe"
+    REPLY: ClassVar[object] = None
+
+    events: list[EventName]
+    partition_id: U64 | None = None
+    vp_index: U32 | None = None
+    reasons: list[Reason] | None = None
+
+
+OperatorCall = (
+    ListPartitions | InspectPartition | OperatorStatistics | Histograms
+    | OperatorSetPolicy | Drain | Subscribe
+)  # fmt: skip
+OPERATOR_METHODS: Mapping[str, type[OperatorCall]] = {
+    call.METHOD: call
+    for call in (
+        ListPartitions, InspectPartition, OperatorStatistics, Histograms, OperatorSetPolicy, Drain, Subscribe,
+    )
+}  # fmt: skip

@@ -1,0 +1,147 @@
+"""What a VMM asks of its partition.
+
+Owns those requests and their answers; must not know how one is carried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+from .forms import U32, U64, Call
+from .statistics import PartitionStatistics
+from .words import AddressSpaceKind, Architecture, HypervisorKind, MmioGranularity, RegionKind, Remap
+
+
+class CreatePartitionReply(msgspec.Struct, frozen=True, kw_only=True):
+    partition_id: int
+    token: bytes
+
+
+class CreatePartition(Call[CreatePartitionReply], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "create_partition"
+    REPLY: ClassVar[object] = CreatePartitionReply
+
+    address_space: AddressSpaceKind
+    hypervisor: HypervisorKind
+    architecture: Architecture = Architecture.X86_64
+    mmio_granularity: MmioGranularity = MmioGranularity.VMA
+    remap: Remap = Remap.REPLACE
+    deposit_pages: U32 | None = None
+    invalidate_timeout_ms: Annotated[int, Meta(ge=1, le=2**32 - 1)] | None = None
+
+
+class AddRegionReply(msgspec.Struct, frozen=True, kw_only=True):
+    kind: RegionKind
+
+
+class AddRegion(Call[AddRegionReply], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "add_region"
+    REPLY: ClassVar[object] = AddRegionReply
+
+    start_gfn: U64
+    page_count: U64
+    start_uaddr: U64
+    kind: Literal["auto", "mmio", "movable", "pinned"]
+    writable: bool
+    executable: bool
+
+
+class RemoveRegion(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "remove_region"
+    REPLY: ClassVar[object] = None
+
+    start_gfn: U64
+    page_count: U64
+    start_uaddr: U64
+
+
+class MapVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "map_vma"
+    REPLY: ClassVar[object] = None
+
+    start_uaddr: U64
+    page_count: U64
+    start_pfn: U64
+    readable: bool
+    writable: bool
+    executable: bool
+    io: bool
+
+
+class UnmapVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "unmap_vma"
+    REPLY: ClassVar[object] = None
+
+    start_uaddr: U64
+    page_count: U64
+
+
+class ProtectVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "protect_vma"
+    REPLY: ClassVar[object] = None
+
+    start_uaddr: U64
+    page_count: U64
+    readable: bool
+    writable: bool
+    executable: bool
+
+
+class AttachMemory(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """With SCM_RIGHTS on the request's first byte: the VMM's maps, and optionally smaps and a userfaultfd."""
+
+    METHOD: ClassVar[str] = "attach_memory"
+    REPLY: ClassVar[object] = None
+
+    promise_begin_end: bool | None = None
+
+
+class Kick(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "kick"
+    REPLY: ClassVar[object] = None
+
+    vp_index: U32 | Literal["all"]
+
+
+class SetPolicy(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "set_policy"
+    REPLY: ClassVar[object] = None
+
+    mmio_granularity: MmioGranularity | None = None
+
+
+class Statistics(Call[PartitionStatistics], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "statistics"
+    REPLY: ClassVar[object] = PartitionStatistics
+
+
+class Translation(msgspec.Struct, frozen=True, kw_only=True):
+    """What the guest would reach at a gfn: the frame and the access bits r 1, w 2, x 4."""
+
+    frame: tuple[object, int]
+    access: int
+    pfn: int | None = None
+
+
+class Translate(Call[Translation | None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "translate"
+    REPLY: ClassVar[object] = Translation | None
+
+    gfn: U64
+
+
+VmmCall = (
+    CreatePartition | AddRegion | RemoveRegion | MapVma | UnmapVma | ProtectVma
+    | AttachMemory | Kick | SetPolicy | Statistics | Translate
+)  # fmt: skip
+VMM_METHODS: Mapping[str, type[VmmCall]] = {
+    call.METHOD: call
+    for call in (
+        CreatePartition, AddRegion, RemoveRegion, MapVma, UnmapVma, ProtectVma,
+        AttachMemory, Kick, SetPolicy, Statistics, Translate,
+    )
+}  # fmt: skip

@@ -1,0 +1,8 @@
+"""Write `protocol/vectors/` anew, after a change of the wire: `PYTHONPATH=tests python -m wire_vectors`."""
+
+from __future__ import annotations
+
+from wire_vectors.files import write
+
+if __name__ == "__main__":
+    write()
