@@ -29,7 +29,7 @@ from intercept_protocol.rpc import (
 
 EVERY_KIND = (REQUEST, RESPONSE, NOTIFICATION)
 INTERCEPT = encode_request(7, "intercept", [bytes(range(256))])
-DEEP: object = reduce(lambda inner, _: [inner], range(DEPTH_LIMIT), 0)
+DEEP = reduce(lambda inner, _: [inner], range(DEPTH_LIMIT), list[object]())
 """Too deep to lie in the parameters of a request."""
 
 msgids = st.integers(0, 2**32 - 1)

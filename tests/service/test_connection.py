@@ -120,8 +120,9 @@ async def test_a_peer_that_closes_ends_no_wait_but_its_own(nursery: trio.Nursery
         await waits[1].result()
     await wait_all_tasks_blocked()
     assert [wait.done for wait in waits] == [False, True, False]
-    for end in (*connections, pairs[0][1], pairs[2][1]):
-        end.close()
+    for (_, theirs), each in zip(pairs, connections, strict=True):
+        theirs.close()
+        each.close()
 
 
 async def test_a_peer_that_leaves_from_an_answer_that_may_not_be_broken_off_costs_one_look(
