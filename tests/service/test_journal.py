@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import trio
+from msgspec.structs import replace
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.running import Running
