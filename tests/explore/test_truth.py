@@ -155,6 +155,13 @@ def test_a_pinned_region_that_is_added_again_has_lost_nothing(truth: Truth) -> N
     assert rule(truth, at=99) is None
 
 
+def test_a_pinned_region_whose_add_failed_has_lost_nothing_when_it_is_added_again(truth: Truth) -> None:
+    with truth.doubt(PINNED), truth.motion(Pages(4, 6)):
+        pass
+    truth.added(PINNED)
+    assert rule(truth, at=99) is None
+
+
 def test_rights_that_went_are_not_held_on_to(truth: Truth) -> None:
     truth.added(BAR)
     with truth.motion(ALL):

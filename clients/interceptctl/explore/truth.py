@@ -85,6 +85,8 @@ class Truth:
             yield
         finally:
             self._in_doubt.remove(bar)
+            if bar not in self._regions:
+                self._dangling.pop(bar, None)  # its add failed, and one that is added again is another
             self._changed()
 
     def added(self, bar: Bar) -> None:
