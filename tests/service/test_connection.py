@@ -203,4 +203,5 @@ async def test_vps_that_never_pause_let_others_have_a_turn_at_every_message(
             for one, other_end in connections:
                 other_end.send_now(REQUEST)
                 await one.receive_whole(bytes)
-    assert others.turns >= 2 * ALONE - 1
+    # Up to two fewer: the first message still counts as one of those alone, the last as before their turn.
+    assert others.turns >= 2 * ALONE - 2
