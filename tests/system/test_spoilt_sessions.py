@@ -41,6 +41,7 @@ def daemon(spoilt_daemon: DaemonProcess) -> DaemonProcess:
     return spoilt_daemon
 
 
+@pytest.mark.usefixtures("witness")  # which waits until all of it is gone: the next one counts from there
 @pytest.mark.parametrize("hypervisor", MESSAGES)
 def test_a_session_that_is_not_spoilt_is_told_the_truth_in_so_many_messages(
     daemon: DaemonProcess, witness: Witness, hypervisor: str
