@@ -19,6 +19,8 @@ CLOSING = 4
 """Batches that may be closing at a time."""
 SCM_MAX_FD = 253
 """What one message can bring, include/net/scm.h."""
+_LEFT: list[int] = []
+"""Descriptors of whatever connection that could not be closed, because the system refused a thread."""
 _ANCILLARY_BYTES = socket.CMSG_SPACE(SCM_MAX_FD * array.array("i").itemsize)
 
 
@@ -45,7 +47,8 @@ class DescriptorBox:
         return taken
 
     def drop(self) -> None:
-        """Close what nobody took. Raises `ProtocolViolation` for a peer whose descriptors do not let go."""
+        """Close what nobody took. Raises `ProtocolViolation` for a peer whose descriptors do not let go, or
+        where the system refuses a thread."""
         self._dispose(self.take())
 
     def _keep(self, descriptors: list[int]) -> None:
@@ -58,18 +61,30 @@ class DescriptorBox:
         if not descriptors:
             return
         self._closing = [thread for thread in self._closing if thread.is_alive()]
-        self._closing.append(close_aside(descriptors))
+        thread = close_aside(descriptors)
+        if thread is None:
+            raise ProtocolViolation(errno.EAGAIN, "there is no thread to close the descriptors in")
+        self._closing.append(thread)
         if len(self._closing) > CLOSING:
             raise ProtocolViolation(errno.EPROTO, "closing the descriptors that were sent takes too long")
 
 
-def close_aside(descriptors: list[int]) -> threading.Thread:
-    """Close in a thread: a file on a peer's FUSE mount takes as long to close as the peer likes."""
+def close_aside(descriptors: list[int]) -> threading.Thread | None:
+    """Close in a thread: a file on a peer's FUSE mount takes as long to close as the peer likes.
+
+    None where the system refuses a thread; they are closed along with the next then. Call it from one thread.
+    """
+    all_left = [*_LEFT, *descriptors]
 
     def close() -> None:
-        for descriptor in descriptors:
+        for descriptor in all_left:
             os.close(descriptor)
 
     thread = threading.Thread(target=close, name="close descriptors", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:
+        _LEFT.extend(descriptors)
+        return None
+    _LEFT.clear()
     return thread

@@ -93,3 +93,23 @@ def test_a_peer_whose_slow_descriptors_have_let_go_may_send_more(ends: Ends) -> 
     ends.send_slow()
     ends.box.drop()
     assert closing() == 1
+
+
+def test_where_the_system_refuses_a_thread_the_peer_is_refused_and_the_next_closes_its_descriptors(
+    ends: Ends,
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            ends.send(theirs.fileno())
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(threading.Thread, "start", no_thread)
+            with pytest.raises(ProtocolViolation, match="no thread to close the descriptors in"):
+                ends.box.drop()
+        ends.send(ours.fileno())
+        ends.box.drop()
+        assert ours.recv(1) == b""
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
