@@ -40,8 +40,8 @@ class DescriptorBox:
     def receive(self, source: socket.socket, size: int) -> bytes:
         """Like `recv`; what comes along is boxed, and closed where it is too many.
 
-        Also where none is wanted: `recv` would close them, on the spot and for as long as that takes (0.4 us
-        less).
+        Also where none is wanted: `recv` takes 0.4 us less, but closes them on the spot, for as long as that
+        takes.
         """
         data, ancillary, _, _ = source.recvmsg(size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         if ancillary:
