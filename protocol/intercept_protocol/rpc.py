@@ -172,9 +172,11 @@ class Receiver:
 
 
 def _flat_map(pairs: list[tuple[object, object]]) -> dict[object, object]:
-    """A map of scalars; of pairs, because a key that comes twice hides what it held first."""
-    if any(type(value) not in _SCALARS for _, value in pairs):
-        raise ValueError("nested")
+    """A map of scalars; of pairs, because a key that comes twice hides what it held first. Keys that are
+    no names are left to the scan, which lets no extension pass."""
+    for key, value in pairs:
+        if type(key) is not str or type(value) not in _SCALARS:
+            raise ValueError("not flat")
     return dict(pairs)
 
 

@@ -28,9 +28,6 @@ RECEIVE_BYTES = 4096
 LAST_LOOK_SECONDS = 0.1
 """Beyond a peer's deadline, for what it has sent and we have not looked at: who stopped us for a while (a
 signal, a debugger, a suspended machine) must not cost our peers anything."""
-DISCARD_READS = 64
-"""Reads that are thrown away before closing on a peer in error. Closing an AF_UNIX socket with unread bytes
-resets it, and the peer would find ECONNRESET where our error should be."""
 _HOT_PATH = Turns()
 """Of all VPs of all partitions: they share one event loop."""
 
@@ -57,7 +54,7 @@ class Connection:
         self._turn = 0
         self._unpaid: rpc.Request | None = None
         """What was received, and had not its turn yet."""
-        self._descriptors: DescriptorBox | None = None
+        self._descriptors = DescriptorBox(0)
 
     def peer_groups(self) -> frozenset[int]:
         return peer_groups(self._socket)
@@ -67,23 +64,25 @@ class Connection:
         return Pidfd.of(self._socket)
 
     def box_descriptors(self) -> DescriptorBox:
-        """Receive descriptors from now on. Without it the kernel closes those that a peer sends."""
-        self._descriptors = self._descriptors or DescriptorBox()
+        """Keep descriptors from now on. Without it those that a peer sends are closed."""
+        self._descriptors = DescriptorBox()
         return self._descriptors
 
     def drop_descriptors(self) -> None:
         """Close what came with the last request and was not taken."""
-        if self._descriptors is not None:
-            self._descriptors.drop()
+        self._descriptors.drop()
 
     def close(self) -> None:
-        """Close at once; idempotent. A task parked on the socket is woken with `ConnectionGone`."""
+        """Close at once; idempotent. A task parked on the socket is woken with `ConnectionGone`.
+
+        Nothing is left unread: that would reset the connection, and the peer find ECONNRESET where our error
+        should be.
+        """
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
+            self._descriptors.drain(self._socket)
             self._socket.close()
             self.tenant.connections -= 1
-            with suppress(ProtocolViolation):
-                self.drop_descriptors()
 
     async def receive(self) -> rpc.Request | None:
         """The next request, when its uid's pace allows; None when the peer has closed. Raises
@@ -121,7 +120,7 @@ class Connection:
             return await self._receive()
         while True:
             try:
-                data = self._socket.recv(RECEIVE_BYTES)
+                data = self._descriptors.receive(self._socket, RECEIVE_BYTES)
                 break
             except BlockingIOError:
                 if may_yield:
@@ -176,9 +175,6 @@ class Connection:
         blocks; close it afterwards."""
         with suppress(OSError):  # it is gone, or does not read: there is nobody to tell
             self._socket.send(rpc.encode_error(msgid, error), socket.MSG_NOSIGNAL)
-            for _ in range(DISCARD_READS):
-                if not self._socket.recv(RECEIVE_BYTES):
-                    break
 
     async def _next_message(self) -> rpc.Message | None:
         while (message := self._receiver.next_message()) is None:
@@ -193,9 +189,7 @@ class Connection:
     async def _read(self) -> bytes:
         while True:
             try:
-                if self._descriptors is not None:
-                    return self._descriptors.receive(self._socket, RECEIVE_BYTES)
-                return self._socket.recv(RECEIVE_BYTES)
+                return self._descriptors.receive(self._socket, RECEIVE_BYTES)
             except BlockingIOError:
                 await self._parked(trio.lowlevel.wait_readable)
             except OSError as error:

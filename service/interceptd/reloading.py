@@ -32,9 +32,11 @@ class Reloader:
         """Take over what may change live; whatever comes of it, the service manager hears that it is over."""
         await self._manager.reloading()
         try:
-            self._take_over(await trio.to_thread.run_sync(self._load))  # the file's disk may be slow
-        except ConfigError as error:
+            wanted = await trio.to_thread.run_sync(self._load)  # the file's disk may be slow
+        except (ConfigError, RuntimeError) as error:  # or the system refuses a thread
             log.error("configuration_not_reloaded", error=str(error))  # noqa: TRY400 - the file's fault
+        else:
+            self._take_over(wanted)
         await self._manager.ready(status())
 
     def _take_over(self, wanted: Config) -> None:

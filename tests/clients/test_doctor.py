@@ -18,6 +18,7 @@ from intercept_protocol.messages import DaemonStatistics
 from interceptctl.cli import main
 from interceptctl.doctor import command, confinement, kernel, sockets
 from interceptctl.doctor.finding import Finding, Setting, State
+from interceptd.address_space.process import WORKERS
 
 STATISTICS = DaemonStatistics(
     uptime_ms=90_000, partitions=0, vps=0, connections=1, connections_without_hello=0, tasks=9,
@@ -162,10 +163,14 @@ LIMITS = {
 }  # fmt: skip
 
 
+def test_the_descriptors_of_workers_are_two_for_each_that_a_partition_may_have() -> None:
+    assert 2 * sum(WORKERS.values()) == kernel.DESCRIPTORS_OF_WORKERS
+
+
 def test_descriptors_are_enough_if_a_uid_at_all_of_the_daemons_limits_leaves_some(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    needed = 2 * (8 + 3 + 1) + 4 * 5 + 5 + 6
+    needed = 2 * (8 + 3 + 1 + 12) + 4 * 5 + 5 + 6
 
     def found(hard: int) -> Finding:
         monkeypatch.setattr(resource, "getrlimit", lambda _: (1, hard))

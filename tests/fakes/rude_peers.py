@@ -9,8 +9,9 @@ import array
 import fcntl
 import os
 import socket
+import struct
 import termios
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from fakes.daemon_process import DaemonProcess
@@ -50,3 +51,27 @@ def send_with_descriptors(connection: RawConnection, data: bytes, count: int, pa
         files = [opened.enter_context(Path(path).open("rb")) for _ in range(count)]
         with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
             socket.send_fds(duplicate, [data], [file.fileno() for file in files])
+
+
+LINGER_SECONDS = 60
+"""Longer than any test waits."""
+
+
+def slow_to_close(peers: ExitStack) -> socket.socket:
+    """A TCP socket that takes a minute to close, or until `peers` close: what it sent is not read."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        slow = socket.create_connection(server.getsockname())
+        peers.enter_context(server.accept()[0])
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER_SECONDS))
+    slow.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            slow.send(bytes(1 << 16))
+    slow.setblocking(True)
+    return slow
+
+
+def send_slow_to_close(connection: RawConnection, data: bytes, peers: ExitStack) -> None:
+    """Send `data` and such a socket, whose last copy it is."""
+    with slow_to_close(peers) as slow, socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+        socket.send_fds(duplicate, [data], [slow.fileno()])

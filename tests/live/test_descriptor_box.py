@@ -6,18 +6,16 @@ The slow ones are real: closing the last copy of a TCP socket that lingers waits
 from __future__ import annotations
 
 import socket
-import struct
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 import pytest
 
 from fakes.eventually import eventually
+from fakes.rude_peers import slow_to_close
 from intercept_protocol.errors import ProtocolViolation
 from interceptd.descriptor_box import CLOSING, KEPT, DescriptorBox
-
-LINGER_SECONDS = 60
 
 
 class Ends:
@@ -33,16 +31,7 @@ class Ends:
         return self.box.receive(self._receiving, 16)
 
     def send_slow(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            slow = socket.create_connection(server.getsockname())
-            self.peers.enter_context(server.accept()[0])
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER_SECONDS))
-        slow.setblocking(False)
-        with suppress(BlockingIOError):
-            while True:
-                slow.send(bytes(1 << 16))
-        slow.setblocking(True)
-        with slow:  # the last copy is the box's
+        with slow_to_close(self.peers) as slow:  # the last copy is the box's
             self.send(slow.fileno())
 
     def close(self) -> None:
@@ -93,3 +82,23 @@ def test_a_peer_whose_slow_descriptors_have_let_go_may_send_more(ends: Ends) -> 
     ends.send_slow()
     ends.box.drop()
     assert closing() == 1
+
+
+def test_where_the_system_refuses_a_thread_the_peer_is_refused_and_the_next_closes_its_descriptors(
+    ends: Ends,
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            ends.send(theirs.fileno())
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(threading.Thread, "start", no_thread)
+            with pytest.raises(ProtocolViolation, match="no thread to close the descriptors in"):
+                ends.box.drop()
+        ends.send(ours.fileno())
+        ends.box.drop()
+        assert ours.recv(1) == b""
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")

@@ -23,6 +23,7 @@ from interceptd.address_space.descriptors import attach
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.workers import Workers
+from interceptd.descriptor_box import close_aside
 from interceptd.peer import Peer
 
 SOON, LATE = 0.05, 600.0
@@ -90,6 +91,22 @@ async def test_descriptors_whose_turn_did_not_come_are_closed_when_they_are_give
         await Handover([writing], 1, OURS, promised=True).attachment(SOON, workers)
     assert await closed(reading)
     another_answers.set()
+
+
+async def test_where_the_system_refuses_a_thread_descriptors_are_given_up_and_closed_with_the_next(
+    pipe: tuple[int, int], workers: Workers
+) -> None:
+    reading, writing = pipe
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(Undecided, match="no thread to ask with"):
+            await Handover([writing], 1, OURS, promised=True).attachment(LATE, workers)
+    close_aside([])
+    assert await closed(reading)
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 async def test_a_vmm_that_leaves_while_its_descriptor_is_looked_at_leaves_none_open(

@@ -7,7 +7,7 @@ from functools import reduce
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from intercept_protocol.errors import ProtocolViolation, WireError
@@ -41,6 +41,7 @@ plain = (
     | st.text(max_size=20)
     | st.binary(max_size=300)
 )
+extensions = st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=4))
 params = st.lists(plain | st.dictionaries(st.text(max_size=9), plain, max_size=5), max_size=3)
 messages = (
     st.builds(lambda *parts: (encode_request(*parts), Request(*parts)), msgids, methods, params)
@@ -149,14 +150,19 @@ def test_message_byte_by_byte_is_complete_at_its_last_byte(sent: tuple[bytes, Me
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from("ab"), plain | st.lists(plain, max_size=2) | st.just(DEEP)), max_size=6
+        st.tuples(
+            st.sampled_from("ab") | plain | extensions, plain | st.lists(plain, max_size=2) | st.just(DEEP)
+        ),
+        max_size=6,
     ),
     st.integers(6, 120),
 )
-def test_a_map_is_taken_alike_whole_and_in_pieces_whatever_its_keys_hide(
-    pairs: list[tuple[str, object]], value_limit: int
+@example([(msgpack.ExtType(1, b"\0"), 1)], 120)
+def test_a_map_is_taken_alike_whole_and_in_pieces_whatever_its_keys_are_or_hide(
+    pairs: list[tuple[object, object]], value_limit: int
 ) -> None:
-    """A key that comes twice hides what it held first, and that counts and may not be nested either."""
+    """A key that comes twice hides what it held first, and that counts and may not be nested either; and an
+    extension is no value of this protocol, in a key as little as anywhere."""
     packed = b"".join(msgpack.packb(part) for pair in pairs for part in pair)
     encoded = b"\x94\x00\x07\xa1m\x91" + bytes([0x80 + len(pairs)]) + packed
 

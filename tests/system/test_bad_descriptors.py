@@ -5,14 +5,16 @@ That none is kept is the witness's to see: it counts the daemon's descriptors be
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from fakes.daemon_process import DaemonProcess
 from fakes.raw_client import Connect, Refusal, request
 from fakes.raw_vmm import RawVmm
-from fakes.rude_peers import send_with_descriptors
+from fakes.rude_peers import send_slow_to_close, send_with_descriptors
 from fakes.witness import Witness
 
 MOST = 253
@@ -42,6 +44,30 @@ def test_descriptors_that_nobody_asked_for_are_closed(
     for connection in (vmm.connection, vmm.vp(), vmm.notifier()):
         send_with_descriptors(connection, request(method), count)
         assert connection.receive()[:2] == [1, 1]
+
+
+def test_descriptors_that_are_slow_to_close_hold_nobody_up(
+    connect: Connect, vmm: RawVmm, live_vmm: RawVmm, witness: Witness
+) -> None:
+    """I7: whoever receives the bytes alone closes in passing what came with them."""
+    with ExitStack() as peers:
+        for connection in (connect(), vmm.connection, vmm.vp(), vmm.notifier(), live_vmm.connection):
+            send_slow_to_close(connection, request("statistics"), peers)
+            assert witness.serve() == Witness.SERVED
+
+
+def test_descriptors_that_are_slow_to_close_hold_nobody_up_where_they_are_not_even_received(
+    connect: Connect, daemon: DaemonProcess, witness: Witness
+) -> None:
+    """I7: with a socket that is closed the kernel closes what was on its way there."""
+    with ExitStack() as peers:
+        refused_at_once = connect()
+        daemon.signal(signal.SIGSTOP)
+        refused_at_once.send(b"\xc1")
+        send_slow_to_close(refused_at_once, b"unread", peers)
+        daemon.signal(signal.SIGCONT)
+        assert witness.serve() == Witness.SERVED
+        assert refused_at_once.receive()[:2] == [1, 0]
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/proc/self/status", "/proc/self/smaps", "/etc/passwd"])

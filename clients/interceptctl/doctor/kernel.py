@@ -43,6 +43,8 @@ ENOUGH_DESCRIPTORS: Final = 4096
 """Some ten partitions with all their VPs: for a daemon whose limits are not known."""
 DESCRIPTORS_A_VMM: Final = 5
 """Its connection, its pidfd, and what it hands over: maps, smaps and a userfaultfd."""
+DESCRIPTORS_OF_WORKERS: Final = 12
+"""One to ask and one to answer, of each of the six threads that put a partition's questions to the kernel."""
 _MENDS: Final = {
     Permission.SECCOMP: "allow userfaultfd in the seccomp profile",
     Permission.SYSCTL: "sysctl vm.unprivileged_userfaultfd=1",
@@ -140,9 +142,9 @@ def descriptors(limits: Mapping[str, int] | None) -> Finding:
 
 def descriptors_at(limits: Mapping[str, int]) -> int:
     """What a daemon needs for one uid that is at each of these limits, as `hello` states them."""
-    a_partition = limits.get("vps_per_partition", 0) + limits.get("notifiers_per_partition", 0) + 1
+    connections = limits.get("vps_per_partition", 0) + limits.get("notifiers_per_partition", 0) + 1
     return (
-        limits.get("partitions_per_uid", 0) * a_partition
+        limits.get("partitions_per_uid", 0) * (connections + DESCRIPTORS_OF_WORKERS)
         + limits.get("vmms_per_uid", 0) * DESCRIPTORS_A_VMM
         + limits.get("connections_without_hello", 0)
         + limits.get("operators", 0)
