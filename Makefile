@@ -72,7 +72,6 @@ $(BENCH_READY): $(READY)
 
 bench: $(BENCH_READY)
 	@$(BIN)/python $(BENCH)/bench.py --json $(RESULTS)/latest.json --plot $(RESULTS)/latest.png
-	@$(BIN)/python $(BENCH)/start.py
 
 bench-compare: $(BENCH_READY)
 	@$(BIN)/python $(BENCH)/bench.py --json $(RESULTS)/latest.json --compare $(RESULTS)/baseline.json

@@ -1,7 +1,7 @@
 """`make bench`: an intercept beside what else could have answered it, in one run, in turns.
 
 Compare ratios within one run, never times between runs. `--compare` holds those against a stored run's, and
-ends with status 1 where one got worse.
+ends with status 1 where one got worse. The start is measured last, as `start.py` alone does.
 """
 
 from __future__ import annotations
@@ -9,19 +9,17 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import click
 import report
-from report import CONSOLE, Rounds, ratio
+import start
+from comparing import compared
+from report import CONSOLE, Rounds
 from running import Load, Place, Sample
 from subjects import subjects
 
 import live
-
-MOVED = 1.25
-"""By how much a ratio may differ between two runs of the same code on a machine that does other things."""
 
 
 @click.command()
@@ -52,13 +50,20 @@ def main(
                 with tempfile.TemporaryDirectory(dir=directory) as scratch:
                     results[title] = _measure(Path(scratch), load, place, vps, rounds=rounds, seconds=seconds)
                 report.show(title, results[title])
-        live.show(live.measure(Path(directory), rounds))
+        memory = live.measure(Path(directory), rounds)
+        live.show(memory)
+    starts = start.measure()
+    start.show(starts)
     if json_file is not None:
-        json_file.write_text(json.dumps({"machine": facts, "results": report.as_json(results)}) + "\n")
+        beside = {"live": live.as_json(memory), "start": start.as_json(starts)}
+        figures = {"machine": facts, "results": report.as_json(results), **beside}
+        json_file.write_text(json.dumps(figures) + "\n")
     if picture is not None:
         report.plot(results, picture)
     if baseline is not None:
-        sys.exit(_compare(results, report.from_json(json.loads(baseline.read_text())["results"])))
+        comparison = compared(results, report.from_json(json.loads(baseline.read_text())["results"]))
+        CONSOLE.print("\n".join(comparison.lines))
+        sys.exit(comparison.slower)
 
 
 def _measure(scratch: Path, load: Load, place: Place, vps: int, *, rounds: int, seconds: float) -> Rounds:
@@ -68,19 +73,6 @@ def _measure(scratch: Path, load: Load, place: Place, vps: int, *, rounds: int, 
             for subject in found:
                 figures[subject.name].append(subject.measure(load, place, vps, seconds))
     return figures
-
-
-def _compare(results: Mapping[str, Rounds], before: Mapping[str, Rounds]) -> int:
-    """Say which ratios to the floor moved; 1 if one did for the worse."""
-    worse = 0
-    for title, figures in results.items():
-        for name in figures.keys() & before.get(title, {}).keys():
-            change = ratio(figures, name, "p50") / ratio(before[title], name, "p50")
-            if not 1 / MOVED < change < MOVED:
-                worse |= change > 1
-                CONSOLE.print(f"{title}: {name}: the median is {change:.2f} of what it was, beside the floor")
-    CONSOLE.print("slower than the baseline" if worse else "no slower than the baseline")
-    return worse
 
 
 if __name__ == "__main__":

@@ -99,6 +99,20 @@ def show(measured: Mapping[Place, Measured]) -> None:
         CONSOLE.print(table)
 
 
+def as_json(measured: Mapping[Place, Measured]) -> dict[str, object]:
+    return {
+        place.value: {
+            name: {
+                "p50": median(of_it.taken),
+                "p99": quantiles(of_it.taken, n=100)[-1],
+                "daemon_cpu": median(of_it.daemon_cpu),
+            }
+            for name, of_it in figures.items()
+        }
+        for place, figures in measured.items()
+    }
+
+
 def _measure(scratch: Path, place: Place, rounds: int) -> Measured:
     with ExitStack() as running:
         running.enter_context(_this_process_at(place))

@@ -40,7 +40,10 @@ class Cost(NamedTuple):
     cpu: float
 
 
-def main() -> None:
+Costs = Mapping[str, list[Cost]]
+
+
+def measure() -> Costs:
     with TemporaryDirectory(prefix="interceptd-start-") as directory:
         subjects = _subjects(Path(directory))
         for start in subjects.values():
@@ -49,12 +52,20 @@ def main() -> None:
         for _ in range(ROUNDS):
             for name, start in subjects.items():
                 costs[name].append(start())
+    return costs
+
+
+def show(costs: Costs) -> None:
     title = "from exec to the first answer: median (least to most)"
     table = Table("", "wall ms", "CPU ms", title=title, title_justify="left")
     for name, taken in costs.items():
         wall, cpu = zip(*taken, strict=True)
         table.add_row(name, _spread(wall), _spread(cpu))
     CONSOLE.print(table)
+
+
+def as_json(costs: Costs) -> dict[str, object]:
+    return {name: [cost._asdict() for cost in taken] for name, taken in costs.items()}
 
 
 def _subjects(scratch: Path) -> Mapping[str, Callable[[], Cost]]:
@@ -147,4 +158,4 @@ def _spread(seconds: Iterable[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    show(measure())

@@ -10,14 +10,17 @@ from types import SimpleNamespace
 import pytest
 import trio
 
+from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore import ours
 from interceptctl.explore.model_partition import Parts
+from interceptctl.explore.ours import Held
 from interceptctl.explore.rules import Rule
 from interceptctl.explore.scenarios import SCENARIOS
 from interceptctl.explore.search import Explorer, Failure, exploring
 from interceptctl.explore.subject import Build
-from interceptctl.explore.variants import OURS
+from interceptctl.explore.variants import CORE, OURS, Variant
 from interceptd.intercept import InterceptPath
+from interceptd.mmu_notifier import Batch
 from interceptd.region_manager import RegionManager
 
 UNTABLED = 1000
@@ -31,9 +34,39 @@ def failures(build: Build, scenario: str, seed: int, schedules: int) -> dict[Rul
     return exploring(build, search)
 
 
+@pytest.mark.parametrize("variant", CORE, ids=lambda variant: variant.name)
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_the_core_breaks_no_rule(scenario: str) -> None:
-    assert failures(OURS.build, scenario, UNTABLED, 15) == {}
+def test_the_core_breaks_no_rule(scenario: str, variant: Variant) -> None:
+    assert failures(variant.build, scenario, UNTABLED, 15) == {}
+
+
+class AnswersUnserved(RegionManager):
+    async def wait_served(self, batch: Batch) -> None:
+        """Where it should make the pass itself, it makes none."""
+        if not self.prompt:
+            await super().wait_served(batch)
+
+
+@pytest.mark.parametrize("held", [Held.ADDRESS_SPACE, Held.NEITHER], ids=lambda held: held.name)
+def test_i1_a_pass_that_nobody_holds_up_and_nobody_makes_is_found(held: Held) -> None:
+    found = failures(ours.of(Parts(regions=AnswersUnserved), held), "movable", 0, 60)
+    assert Rule.LEFT in found
+
+
+@pytest.mark.parametrize(
+    ("held", "step_by_step"), [(Held.BOTH, True), (Held.ADDRESS_SPACE, True), (Held.NEITHER, False)]
+)
+def test_a_first_touch_is_one_step_where_nothing_is_held_up(held: Held, *, step_by_step: bool) -> None:
+    asked: list[bool] = []
+
+    class Watched(InterceptPath):
+        async def settle_at_once(self, gfn: int, access: Access) -> Answer | None:
+            answer = await super().settle_at_once(gfn, access)
+            asked.append(answer is None)
+            return answer
+
+    failures(ours.of(Parts(path=Watched), held), "msix-hole", 0, 3)
+    assert set(asked) == {step_by_step}
 
 
 def test_i10_a_change_that_is_not_shielded_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

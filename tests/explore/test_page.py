@@ -9,6 +9,8 @@ from __future__ import annotations
 import pytest
 
 from explore.page import PARTS, part
+from interceptctl.explore.scenarios import SCENARIOS
+from interceptctl.explore.variants import CORE
 
 
 @pytest.mark.parametrize(
@@ -19,7 +21,8 @@ def test_the_page_says_what_is_found(name: str) -> None:
 
 
 def test_the_core_is_found_wrong_in_no_scenario() -> None:
-    cells = [line.split("|")[4].strip() for line in part("variants").splitlines()[2:]]
+    cells = [cell.strip() for line in part("variants").splitlines()[2:] for cell in line.split("|")[4:7]]
+    assert len(cells) == len(CORE) * len(SCENARIOS)
     assert set(cells) == {"none in 100"}
 
 

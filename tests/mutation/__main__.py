@@ -34,6 +34,8 @@ CORE = (
     "mapping.py",
     "range_map.py",
     "interval_index.py",
+    "ordered_map.py",
+    "address_space/declared.py",
     "attempt.py",
     "progress_guard.py",
     "prompt_lock.py",
@@ -119,6 +121,7 @@ def _print_table(verdicts: dict[Mutant, Verdict], explained: dict[str, str]) -> 
         in_time, survived = counts[Verdict.KILLED.value], counts[Verdict.SURVIVED.value]
         killed = in_time + counts[Verdict.OUT_OF_TIME.value]
         print(f"{file:<20}{counts.total():>9}{killed:>9}{in_time:>9}{counts['explained']:>11}{survived:>10}")
+    print(f"score: {killed / max(counts.total(), 1):.1%}, and {counts['explained']} that no test can notice")
 
 
 if __name__ == "__main__":

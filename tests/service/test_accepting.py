@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from interceptd.accepting import accept_forever
+from interceptd.accepting import NO_ROOM, accept_forever
 
 
 class Refusing(socket.socket):
@@ -26,7 +26,7 @@ class Refusing(socket.socket):
         return accepted, address
 
 
-@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPERM, errno.EAGAIN])
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPERM, errno.EAGAIN, *sorted(NO_ROOM)])
 async def test_a_connection_that_is_lost_in_accept_does_not_keep_the_next_one_out(
     number: int, tmp_path: Path
 ) -> None:
@@ -52,3 +52,19 @@ async def test_a_connection_that_is_lost_in_accept_does_not_keep_the_next_one_ou
             await served.wait()
             nursery.cancel_scope.cancel()
     assert served.is_set()
+
+
+async def test_a_listener_that_is_no_socket_any_more_ends_the_loop(tmp_path: Path) -> None:
+    path = str(tmp_path / "door")
+
+    async def serve(_: socket.socket) -> None:
+        raise AssertionError("nobody was accepted")
+
+    with Refusing(socket.AF_UNIX) as door, socket.socket(socket.AF_UNIX) as lost:
+        door.number = errno.EINVAL
+        door.bind(path)
+        door.listen()
+        lost.connect(path)
+        async with trio.open_nursery() as nursery:
+            with pytest.raises(OSError, match="by order"):
+                await accept_forever(door, serve, nursery)

@@ -59,10 +59,8 @@ async def test_what_may_wait_for_the_hypervisor_is_not_decided_at_once(prompt: M
     assert prompt.address_space.resolved == []
 
 
-async def test_what_may_wait_for_the_address_space_is_not_decided_at_once(
-    prompt: ModelPartition, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prompt.declared, "may_block", True)
+async def test_what_may_wait_for_the_address_space_is_not_decided_at_once(prompt: ModelPartition) -> None:
+    prompt.address_space.may_block = True
     assert await prompt.path.settle_at_once(GFN, Access.READ) is None
     assert prompt.address_space.resolved == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Awaitable
 from contextlib import suppress
 from itertools import pairwise
 
@@ -73,6 +74,7 @@ def test_map_at_the_limit_is_enospc() -> None:
     with pytest.raises(WireError, match="may have 1 VMAs") as refused:
         space(vma(0, 1), vma(1, 2), limit=1)
     assert refused.value.number == errno.ENOSPC
+    assert refused.value.details == {"limit": "vmas_per_partition"}
 
 
 async def test_unmap_that_cuts_a_hole_at_the_limit_is_enospc_and_changes_nothing() -> None:
@@ -112,10 +114,23 @@ async def test_protect_of_a_whole_vma_at_the_limit_needs_no_room() -> None:
     assert declared.vma_count == 1
 
 
+async def test_protect_of_a_whole_vma_beside_another_at_the_limit_needs_no_room() -> None:
+    declared = space(vma(0, 10), vma(10, 20), limit=2)
+    await declared.protect_vma(UaddrRange(0, 10), Access.READ)
+    assert declared.vma_count == 2
+
+
+async def test_protect_of_a_vmas_first_page_beside_another_at_the_limit_is_enospc() -> None:
+    declared = space(vma(0, 10), vma(10, 12), limit=2)
+    with pytest.raises(WireError) as refused:
+        await declared.protect_vma(UaddrRange(10, 11), Access.READ)
+    assert refused.value.number == errno.ENOSPC
+
+
 # ------------------------------------------------ long edits
 
 
-async def passed_meanwhile(edit: DeclaredAddressSpace, uaddrs: UaddrRange) -> int:
+async def passed_meanwhile(edit: Awaitable[None]) -> int:
     """Turns that another task got while the edit ran."""
     turns = 0
 
@@ -127,7 +142,7 @@ async def passed_meanwhile(edit: DeclaredAddressSpace, uaddrs: UaddrRange) -> in
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(another)
-        await edit.unmap_vma(uaddrs)
+        await edit
         nursery.cancel_scope.cancel()
     return turns
 
@@ -135,8 +150,15 @@ async def passed_meanwhile(edit: DeclaredAddressSpace, uaddrs: UaddrRange) -> in
 async def test_unmap_of_many_vmas_lets_others_run_in_between() -> None:
     many = 5 * VMAS_A_TURN
     declared = space(*(vma(page, page + 1) for page in range(many)), limit=many)
-    assert await passed_meanwhile(declared, EVERYWHERE) >= 3
+    assert await passed_meanwhile(declared.unmap_vma(EVERYWHERE)) >= 3
     assert declared.vma_count == 0
+
+
+async def test_protect_of_many_vmas_lets_others_run_in_between() -> None:
+    many = 5 * VMAS_A_TURN
+    declared = space(*(vma(page, page + 1) for page in range(many)), limit=many)
+    assert await passed_meanwhile(declared.protect_vma(EVERYWHERE, Access.READ)) >= 3
+    assert declared.vma_count == many
 
 
 async def test_unmap_of_few_vmas_is_one_step() -> None:

@@ -79,12 +79,31 @@ def test_a_map_that_was_large_once_has_few_chunks_again() -> None:
     assert len(items._keys) <= 32 // (CHUNK // 4)
 
 
-@pytest.mark.parametrize("held", [[], [5], list(range(0, 40, 2))])
-def test_a_key_that_is_not_there_is_a_key_error_and_changes_nothing(held: list[int]) -> None:
-    items, _ = edited([("put", key) for key in held])
+@pytest.mark.parametrize("held", [[], [5], [9], list(range(0, 40, 2))])
+@pytest.mark.parametrize("absent", [1, 3, 7])
+def test_a_key_that_is_not_there_is_a_key_error_and_changes_nothing(held: list[int], absent: int) -> None:
+    items, oracle = edited([("put", key) for key in held])
     with pytest.raises(KeyError):
-        del items[7]
-    assert len(items) == len(held)
+        del items[absent]
+    assert list(items) == list(oracle.values())
+
+
+def beside_a_full_chunk() -> OrderedMap[int]:
+    """A first chunk with one key, 3, and one that has no room for it, from 4 on."""
+    items, _ = edited([*(("put", key) for key in range(4 + CHUNK)), *(("take", key) for key in range(3))])
+    assert [len(keys) for keys in items._keys] == [1, CHUNK], "a chunk is not joined to one without room"
+    return items
+
+
+def test_a_chunk_whose_neighbour_has_no_room_stays_as_short_as_it_is() -> None:
+    items = beside_a_full_chunk()
+    assert (items.floor(2), items.floor(3), items.floor(4)) == (None, 3, 4)
+
+
+def test_what_is_below_the_first_key_is_nothing_when_the_first_chunk_has_gone() -> None:
+    items = beside_a_full_chunk()
+    del items[3]
+    assert (items.floor(3), items.get(3), items.floor(4)) == (None, None, 4)
 
 
 def test_a_map_without_entries_has_no_key() -> None:

@@ -146,6 +146,15 @@ async def test_kick_that_finds_nothing_waiting_answers_the_next_wait_at_once_and
         assert await vp.peer.intercept(GFN) is Answer.INVALIDATING
 
 
+async def test_kick_after_a_wait_that_is_over_is_kept_for_the_next(backed: ModelPartition) -> None:
+    async with attached_vp(backed) as vp:
+        assert await vp.peer.intercept(GFN) is Answer.MAPPED
+        assert vp.processor.state == "running"
+        vp.processor.kick()
+        await backed.begin(PAGE, PAGES)
+        assert await vp.peer.intercept(GFN) is Answer.KICKED
+
+
 async def test_kick_that_is_kept_leaves_alone_what_need_not_wait(backed: ModelPartition) -> None:
     async with attached_vp(backed) as vp:
         vp.processor.kick()
@@ -195,6 +204,13 @@ async def test_drain_answers_what_waits_and_whatever_comes(backed: ModelPartitio
         vp.processor.drain()
         answers = [await vp.peer.answer(), await vp.peer.intercept(GFN), await vp.peer.intercept(0)]
     assert answers == [Answer.DRAINING] * 3
+
+
+async def test_drain_of_a_vp_that_has_nothing_to_answer_is_told_to_what_comes(backed: ModelPartition) -> None:
+    async with attached_vp(backed) as vp:
+        vp.processor.drain()
+        await vp.processor.wait_quiet()
+        assert await vp.peer.intercept(GFN) is Answer.DRAINING
 
 
 async def test_wait_quiet_returns_after_the_answer_in_flight(backed: ModelPartition) -> None:

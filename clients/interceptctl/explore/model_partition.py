@@ -186,13 +186,13 @@ class ModelPartition:
 
     async def begin(self, page: int, page_count: int) -> None:
         """An invalidate_begin, from the request to the acknowledgement."""
-        await self.notifier.begin(UaddrRange.of(page, page_count)).done.wait()
+        await self.regions.wait_served(self.notifier.begin(UaddrRange.of(page, page_count)))
 
     def end(self, page: int, page_count: int) -> None:
         self.notifier.end(UaddrRange.of(page, page_count))
 
     async def invalidate(self, page: int, page_count: int) -> None:
-        await self.notifier.invalidate(UaddrRange.of(page, page_count)).done.wait()
+        await self.regions.wait_served(self.notifier.invalidate(UaddrRange.of(page, page_count)))
 
     async def invalidate_each(self, pages: Iterable[int]) -> None:
         """Announced one by one without waiting, as a userfaultfd does, and then waited for."""

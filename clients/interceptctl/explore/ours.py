@@ -6,6 +6,7 @@ Owns the translation of verbs into the calls that a VMM makes. Must not know wha
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from enum import Enum
 from functools import cache, partial
 
 from intercept_protocol.addresses import PAGE_SHIFT
@@ -17,22 +18,51 @@ from interceptd.peer import Peer
 from .inspection import disorder, misrecorded
 from .line import WELCOME, Line
 from .model_partition import VMM, ModelPartition, Parts
+from .pauses import Asked, Point
 from .script import Bar, MapVma, Pages, ProtectVma, Script, Touch
 from .subject import Build, Stage, Subject
 
 
-def of(parts: Parts) -> Build:
+class Held(Enum):
+    """Which ports may be held up: the core takes another path where none is to be waited for."""
+
+    BOTH = "as in real guests"
+    ADDRESS_SPACE = "as with live memory"
+    NEITHER = "as in the model"
+
+
+def of(parts: Parts, held: Held = Held.BOTH) -> Build:
     """A subject made of these parts."""
-    return partial(Ours, parts)
+    return partial(Ours, parts, held)
+
+
+class _Held:
+    """Pauses where a port may be held up, and nowhere else."""
+
+    def __init__(self, stage: Stage, held: Held) -> None:
+        self._stage = stage
+        self._at_once = {
+            Held.BOTH: frozenset[Point](),
+            Held.ADDRESS_SPACE: frozenset(Point) - {Point.RESOLVE, Point.RESOLVED},
+            Held.NEITHER: frozenset(Point),
+        }[held]
+
+    async def at(self, point: Point, asked: Asked) -> None:
+        if point in self._at_once:
+            self._stage.at_once(point, asked)
+        else:
+            await self._stage.at(point, asked)
 
 
 class Ours(Subject):
     says_why = True
 
-    def __init__(self, parts: Parts, play: Script, stage: Stage) -> None:
+    def __init__(self, parts: Parts, held: Held, play: Script, stage: Stage) -> None:
         self._parts = parts
         self._stage = stage
-        self._model = ModelPartition(pauses=stage, parts=parts, failing_calls=play.failing)
+        self._model = ModelPartition(pauses=_Held(stage, held), parts=parts, failing_calls=play.failing)
+        self._model.hypervisor.may_block = held is Held.BOTH
+        self._model.address_space.may_block = held is Held.ADDRESS_SPACE
         self._model.hypervisor.refused_maps = play.refused
         self._lines: dict[int, Line] = {}
         self._touches: dict[int, Touch] = {}

@@ -40,16 +40,14 @@ class RecordedAddressSpace:
     def __init__(self, inner: AddressSpace, pauses: Pauses) -> None:
         self._inner = inner
         self._pauses = pauses
+        self.may_block = inner.may_block
+        """What the core is told, whatever the `pauses` do."""
         self.resolved: list[int] = []
         self.extents: list[Extent | None] = []
 
     @property
     def vma_count(self) -> int:
         return self._inner.vma_count
-
-    @property
-    def may_block(self) -> bool:
-        return self._inner.may_block
 
     async def resolve(
         self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST

@@ -77,6 +77,10 @@ class Run:
     # ------------------------------------------------ the subject's stage
 
     async def at(self, point: Point, asked: Asked) -> None:
+        self.at_once(point, asked)
+        await self._scheduler.stop()
+
+    def at_once(self, point: Point, asked: Asked) -> None:
         who = self._scheduler.current()
         if point is Point.RESOLVE or point is Point.RESOLVED:
             self._must_not_hold_a_lock(who)
@@ -85,7 +89,6 @@ class Run:
             self._judge.port(point, who, mapping, self._subject.slat)
         if self._story.wanted:
             self._story.tell(self._scheduler.step, Side.DAEMON, who, port_call(point, asked))
-        await self._scheduler.stop()
 
     async def step(self, what: str) -> None:
         self.tell(what)

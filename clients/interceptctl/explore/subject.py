@@ -12,13 +12,16 @@ from typing import Protocol
 from intercept_protocol.outcomes import Answer
 from interceptd.hypervisor.software import SoftwareHypervisor
 
-from .pauses import Pauses
+from .pauses import Asked, Pauses, Point
 from .rules import Rule
 from .script import Bar, MapVma, Pages, ProtectVma, Script, Touch
 
 
 class Stage(Pauses, Protocol):
     """Where a subject tells what it does, and stops where others may run."""
+
+    def at_once(self, point: Point, asked: Asked) -> None:
+        """Like `at`, in a port that waits for nobody: nobody stops here."""
 
     async def step(self, what: str) -> None:
         """Something was done that another CPU may see; others may run now. Allowed under any lock."""
