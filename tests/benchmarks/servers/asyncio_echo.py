@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import cast
 
 from answering import answer
 
 
 class Serving(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is none by its class
 
     def data_received(self, data: bytes) -> None:
         self._transport.write(answer(data))
