@@ -92,7 +92,7 @@ def plot(results: Mapping[str, Rounds], picture: Path) -> None:
     import matplotlib as mpl  # noqa: PLC0415 - of the bench extra
 
     mpl.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
+    from matplotlib import pyplot, ticker  # noqa: PLC0415
 
     columns = 2
     rows = -(-len(results) // columns)
@@ -104,6 +104,8 @@ def plot(results: Mapping[str, Rounds], picture: Path) -> None:
         bars = panel.barh(names, values, color=ours)
         panel.bar_label(bars, [f"{value:.1f}" for value in values], padding=2, fontsize=7)
         panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        panel.xaxis.set_minor_formatter(ticker.NullFormatter())
         panel.set_title(f"{title}: median round trip, times {floor_of(figures)}", fontsize=9)
         panel.tick_params(labelsize=7)
         panel.margins(x=0.15)
