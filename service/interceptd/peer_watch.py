@@ -31,8 +31,8 @@ class PeerWatch:
 
     def add(self, descriptor: int, wait: trio.CancelScope) -> None:
         """From now on `wait` is cancelled when the peer at this socket speaks or leaves."""
-        self._waits[descriptor] = wait
         self._epoll.register(descriptor, SPEAKS_OR_LEAVES)
+        self._waits[descriptor] = wait
 
     def remove(self, descriptor: int) -> None:
         self._epoll.unregister(descriptor)
