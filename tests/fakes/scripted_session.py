@@ -153,10 +153,10 @@ def main(path: Path, hypervisor: str, nth: int) -> None:
     played = 0
     while not (nth == 0 and select.select([sys.stdin], [], [], 0)[0]):
         with Session(path, hypervisor, nth, die) as session:
+            if played == 1:  # in the second one, which whoever hears it can count on
+                print("playing", flush=True)
             assert session.play() == TOLD
         played += 1
-        if played == 1:
-            print("playing", flush=True)
     print(played, flush=True)
 
 

@@ -63,9 +63,10 @@ def receiver(data: bytes) -> None:
     """The messages are the same however the bytes are cut, with the short cut of small requests or not."""
     for accepts in ({rpc.REQUEST}, {rpc.RESPONSE}, _KINDS):
         at_once = list(_received(accepts, [data]))
-        assert at_once == list(_received(accepts, [data[i : i + 1] for i in range(len(data))]))
+        byte_by_byte = list(_received(accepts, [data[i : i + 1] for i in range(len(data))]))
+        assert repr(at_once) == repr(byte_by_byte)  # as it is written, because one NaN is not another
         followed = list(_received(accepts, [data + b"\x94"]))
-        assert at_once[:-1] == followed[: len(at_once) - 1]
+        assert repr(at_once[:-1]) == repr(followed[: len(at_once) - 1])
         for message in at_once:
             if isinstance(message, rpc.Request):
                 assert rpc.encode_request(*message)
