@@ -48,6 +48,18 @@ def test_a_ratio_that_moved_for_the_worse_is_named_and_fails(comparing: ModuleTy
     assert found.slower
 
 
+def test_a_ratio_that_was_not_pinned_is_named_and_does_not_fail(comparing: ModuleType) -> None:
+    title = "1 VP, unpinned"
+    before, after = run(title, C_echo=10, no_region=20), run(title, C_echo=10, no_region=30)
+    assert comparing.compared(after, before) == comparing.Comparison(
+        [
+            f"{title}: no_region: the median is 1.50 of what it was, beside the floor",
+            "no slower than the baseline",
+        ],
+        False,
+    )
+
+
 def test_a_ratio_that_moved_for_the_better_is_named_and_does_not_fail(comparing: ModuleType) -> None:
     found = comparing.compared(run(C_echo=10, already_mapped=15), run(C_echo=10, already_mapped=20))
     assert found.lines[0] == f"{ONE}: already_mapped: the median is 0.75 of what it was, beside the floor"
