@@ -16,11 +16,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from statistics import median, quantiles
 
 import click
+from declared import add_backed_region, create_partition
 
 from intercept_client import BlockingVmm, BlockingVp
 from intercept_protocol import rpc
 from intercept_protocol.hv_message import build_memory_intercept
-from intercept_protocol.messages import AddRegion, AddressSpaceKind, CreatePartition, HypervisorKind, MapVma
 from intercept_protocol.outcomes import Access
 
 FIRST_GFN, PAGES, ROTATION = 0x100, 512, 8
@@ -48,31 +48,9 @@ def echo(path: str, vps: int) -> Iterator[list[Ask]]:
 def interceptd(path: str, vps: int, *, with_region: bool) -> Iterator[list[Ask]]:
     with ExitStack() as held:
         vmm = held.enter_context(BlockingVmm.open(path, name="python_load"))
-        partition = vmm.call(
-            CreatePartition(address_space=AddressSpaceKind.DECLARED, hypervisor=HypervisorKind.SOFTWARE)
-        )
+        partition = create_partition(vmm)
         if with_region:
-            vmm.call(
-                MapVma(
-                    start_uaddr=0,
-                    page_count=PAGES,
-                    start_pfn=0,
-                    readable=True,
-                    writable=True,
-                    executable=False,
-                    io=True,
-                )
-            )
-            vmm.call(
-                AddRegion(
-                    start_gfn=FIRST_GFN,
-                    page_count=PAGES,
-                    start_uaddr=0,
-                    kind="mmio",
-                    writable=True,
-                    executable=False,
-                )
-            )
+            add_backed_region(vmm, FIRST_GFN, PAGES)
         clients = [held.enter_context(BlockingVp.open(path, partition, vp_index=i)) for i in range(vps)]
         yield [client.intercept for client in clients]
 

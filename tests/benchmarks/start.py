@@ -19,12 +19,12 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import click
+from declared import add_backed_region, create_partition
 from report import CONSOLE
 from rich.table import Table
 
 from intercept_client import BlockingVmm, BlockingVp
 from intercept_protocol.hv_message import build_memory_intercept
-from intercept_protocol.messages import AddRegion, AddressSpaceKind, CreatePartition, HypervisorKind, MapVma
 from intercept_protocol.outcomes import Access, Outcome
 
 ROUNDS = 15
@@ -113,32 +113,10 @@ def _daemon(environment: Environment, *command: str | Path) -> Cost:
 
 
 def _first_touch(path: str) -> None:
-    """What a VMM has to say before its guest can run, and the first page that this one touches."""
+    """What a VMM has to say first, and the first page that its guest touches."""
     with BlockingVmm.open(path) as vmm:
-        partition = vmm.call(
-            CreatePartition(address_space=AddressSpaceKind.DECLARED, hypervisor=HypervisorKind.SOFTWARE)
-        )
-        vmm.call(
-            MapVma(
-                start_uaddr=0,
-                page_count=PAGES,
-                start_pfn=0,
-                readable=True,
-                writable=True,
-                executable=False,
-                io=True,
-            )
-        )
-        vmm.call(
-            AddRegion(
-                start_gfn=0,
-                page_count=PAGES,
-                start_uaddr=0,
-                kind="mmio",
-                writable=True,
-                executable=False,
-            )
-        )
+        partition = create_partition(vmm)
+        add_backed_region(vmm, 0, PAGES)
         with BlockingVp.open(path, partition, vp_index=0) as vp:
             answer = vp.intercept(build_memory_intercept(gpa=0, access=Access.READ))
     if answer.outcome is not Outcome.RESUME:
