@@ -32,9 +32,12 @@ class WireError(Exception):
 
     @classmethod
     def from_wire(cls, value: object) -> WireError:
-        """Read a peer's error; anything that is not of the form becomes EPROTO with its repr."""
+        """Read a peer's error. Anything that is not of the form becomes EPROTO with its repr.
+
+        The number decides, whatever name came with it: `name` is the number's.
+        """
         match value:
-            case [int(number), str(), str(message), dict(details)] if not isinstance(number, bool):
+            case [int(number), str(), str(message), dict(details)] if _is_errno(number):
                 return cls(number, message, **{str(key): item for key, item in details.items()})
             case _:
                 return cls(errno.EPROTO, f"the peer sent an error of another form: {value!r:.200}")
@@ -44,10 +47,16 @@ class ProtocolViolation(WireError):
     """The peer broke the protocol: it is told so under msgid 0 and the connection is closed."""
 
 
+def _is_errno(number: int) -> bool:
+    return not isinstance(number, bool) and 0 < number <= _MAX_ERRNO
+
+
 def error_name(number: int) -> str:
     """``EINVAL`` for 22; the number's text for one that Linux does not name."""
     return _KERNEL_NAMES.get(number) or errno.errorcode.get(number, f"E{number}")
 
 
+_MAX_ERRNO = 4095
+"""The largest errno that the kernel may return: MAX_ERRNO in include/linux/err.h."""
 _KERNEL_NAMES = {errno.EDEADLK: "EDEADLK", errno.EOPNOTSUPP: "EOPNOTSUPP"}
 """Where Python's table has libc's alias instead of the name in the kernel's errno.h."""

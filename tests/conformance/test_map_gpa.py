@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from conformance.guests import GFN, PAGES, PFN, UADDR, RawVmm, region
@@ -9,8 +11,19 @@ from conformance.hosts import REFUSAL, Host
 from conformance.statements import statement
 from conformance.wire import READ, intercept_message, pack, request
 
+MESSAGE_BYTES = 65536
 SHORT_MS = 5_000
 """The longest `hypervisor_timeout_ms` that is waited for."""
+
+
+def refusal_of_a_region(hosted: RawVmm, answered: list[object]) -> list[Any]:
+    """What `add_region` is refused with, when the VMM has answered so."""
+    link = hosted.link()
+    hosted.connection.send(request("add_region", region(GFN, PAGES, UADDR)))
+    _, msgid, _, _ = link.receive()
+    link.send(pack([1, msgid, *answered]))
+    error: list[Any] = hosted.connection.receive()[2]
+    return error
 
 
 @pytest.fixture
@@ -61,6 +74,57 @@ def test_a_refusal_while_a_region_is_added_is_what_the_vmm_said_and_nothing_was_
     link.send(pack([1, msgid, REFUSAL, None]))
     _, _, error, _ = hosted.connection.receive()
     assert (error[1], hosted.ask("statistics")["regions"]) == ("ENOMEM", 0)
+
+
+@statement("Y-10", "E-5")
+@pytest.mark.parametrize(
+    "error",
+    ["no slot is free", False, 0, b"", [], {}, [12], [12, "ENOMEM", "m"], [12, "ENOMEM", "m", {}, 1],
+     [-12, "ENOMEM", "m", {}], [0, "OK", "m", {}], [4096, "E4096", "m", {}], [12.0, "ENOMEM", "m", {}],
+     [True, "EPERM", "m", {}], [12, None, "m", {}], [12, "ENOMEM", b"m", {}], [12, "ENOMEM", "m", []]],
+    ids=repr,
+)  # fmt: skip
+def test_an_error_that_is_not_of_the_form_is_a_refusal_too_and_counts_as_eproto(
+    hosted: RawVmm, error: object
+) -> None:
+    assert refusal_of_a_region(hosted, [error, None])[:2] == [71, "EPROTO"]
+    assert hosted.ask("statistics")["regions"] == 0
+
+
+@statement("Y-10", "E-5")
+def test_an_error_is_passed_on_by_its_number_and_not_by_its_name_or_details(hosted: RawVmm) -> None:
+    error = refusal_of_a_region(hosted, [[28, "ENOMEM", "no slot", {"limit": "slots", 5: [1.5, {}]}], None])
+    assert error[:2] == [28, "ENOSPC"]
+    assert "slots" not in error[3].values()
+
+
+@statement("Y-10", "L-2")
+def test_a_refusal_of_64_kib_is_passed_on_in_a_message_that_may_be_read(hosted: RawVmm) -> None:
+    spare = MESSAGE_BYTES - len(pack([1, 1, [12, "ENOMEM", "x" * 60_000, {}], None])) + 60_000
+    error = refusal_of_a_region(hosted, [[12, "ENOMEM", "x" * spare, {}], None])
+    assert error[1] == "ENOMEM"
+    assert len(pack([1, 1, error, None])) <= MESSAGE_BYTES
+
+
+@statement("Y-11")
+@pytest.mark.parametrize("result", [True, "ok", 0, [], {"mapped": 16}], ids=repr)
+def test_whatever_the_result_is_a_nil_error_means_that_it_was_mapped(host: Host, result: object) -> None:
+    host.fault()
+    msgid, _, _ = host.asked()
+    host.link.send(pack([1, msgid, None, result]))
+    assert host.vp.answer() == ["resume", "mapped"]
+
+
+@statement("Y-11")
+def test_a_result_beside_an_error_is_a_refusal(hosted: RawVmm) -> None:
+    assert refusal_of_a_region(hosted, [REFUSAL, True])[1] == "ENOMEM"
+
+
+@statement("T-17")
+def test_the_server_asks_under_another_msgid_than_0(host: Host) -> None:
+    host.fault()
+    msgid, _, _ = host.asked()
+    assert msgid > 0
 
 
 @statement("Y-5")

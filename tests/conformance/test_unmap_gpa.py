@@ -50,6 +50,15 @@ def test_a_refusal_loses_the_partition(host: Host) -> None:
     assert host.is_lost()
 
 
+@statement("Y-4", "Y-10")
+@pytest.mark.parametrize("error", ["busy", False, [-5, "EIO", "m", {}]], ids=repr)
+def test_an_error_that_is_not_of_the_form_loses_the_partition_too(host: Host, error: object) -> None:
+    host.notifier.send(request("invalidate", WHOLE_MEMORY))
+    msgid, _, _ = host.asked()
+    host.answer(msgid, error)
+    assert host.is_lost()
+
+
 @statement("Y-4", "Y-5")
 def test_no_answer_in_time_loses_the_partition(host: Host, limits: dict[str, int]) -> None:
     if limits["hypervisor_timeout_ms"] > 5_000:

@@ -29,6 +29,7 @@ from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import is_io
 from interceptd.config_sources import ConfigError, load_config
+from interceptd.hypervisor.vmm_link import refusal
 from interceptd.userfaultfd import parse_events
 
 KEPT = Path(__file__).with_name("corpus")
@@ -71,7 +72,9 @@ def receiver(data: bytes) -> None:
             if isinstance(message, rpc.Request):
                 assert rpc.encode_request(*message)
             if isinstance(message, rpc.Response):
-                assert _fits(WireError.from_wire(message.error))
+                passed_on = refusal("map_gpa", WireError.from_wire(message.error))
+                assert 0 < passed_on.number < 4096
+                assert _fits(WireError(passed_on.number, str(passed_on)))
 
 
 def intercept(data: bytes) -> None:

@@ -52,6 +52,10 @@ def test_from_wire_makes_keys_strings() -> None:
         [22, None, "m", {}],
         [22, "EINVAL", b"m", {}],
         [22, "EINVAL", "m", []],
+        [22.0, "EINVAL", "m", {}],
+        [0, "OK", "m", {}],
+        [-12, "ENOMEM", "m", {}],
+        [4096, "E4096", "m", {}],
     ],
 )
 def test_from_wire_of_another_form_is_eproto(value: object) -> None:
@@ -59,6 +63,13 @@ def test_from_wire_of_another_form_is_eproto(value: object) -> None:
 
     assert error.number == errno.EPROTO
     assert "another form" in error.message
+
+
+@pytest.mark.parametrize("number", [1, 4095])
+def test_from_wire_takes_the_name_from_the_number(number: int) -> None:
+    error = WireError.from_wire([number, "EANYTHING", "m", {}])
+
+    assert (error.number, error.name) == (number, error_name(number))
 
 
 def test_from_wire_of_a_huge_other_form_is_cut() -> None:

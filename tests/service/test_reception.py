@@ -13,6 +13,7 @@ from intercept_protocol.errors import WireError
 from interceptd.config import Limits, Timeouts
 from interceptd.connection import LAST_LOOK_SECONDS
 from interceptd.tenants import BURST_SECONDS, REFUSAL_TURNS
+from wire_vectors.forms import ExchangeVector, load
 
 HELLO = {"protocol": 1, "role": "vmm"}
 
@@ -186,6 +187,17 @@ async def test_hello_states_limits_timeouts_and_features() -> None:
     assert isinstance(reply, dict)
     assert (reply["limits"]["operators"], reply["limits"]["hello_timeout_ms"]) == (7, 1234)
     assert reply["features"]["chaos"] == 3
+
+
+async def test_the_hello_of_the_published_vectors_is_a_daemons_with_its_defaults() -> None:
+    """But for the version, which moves; without chaos, because this daemon adds no delays (H-15)."""
+    published = {vector.name: vector.result for vector in load("methods.json", ExchangeVector)
+                 if (vector.role, vector.method) == ("vmm", "hello")}["plain"]  # fmt: skip
+    async with serving(Limits(), Timeouts()) as served:
+        reply = await (await served.connect()).ask("hello", **HELLO)
+    assert isinstance(reply, dict)
+    assert isinstance(published, dict)
+    assert published | {"version": reply["version"]} == reply
 
 
 async def test_every_connection_is_counted_in_whatever_role_until_it_is_gone() -> None:

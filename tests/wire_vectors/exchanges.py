@@ -10,6 +10,21 @@ from intercept_protocol.outcomes import Access
 from wire_vectors.forms import ExchangeVector, as_json, map_as_json
 
 TOKEN = bytes(range(16))
+FEATURES: dict[str, object] = {
+    "address_spaces": list(m.AddressSpaceKind),
+    "hypervisors": list(m.HypervisorKind),
+    "architectures": list(m.Architecture),
+}
+LIMITS = {
+    "message_bytes": 65_536, "request_values": 256, "requests_in_flight_per_connection": 1,
+    "connections_per_uid": 8192, "control_requests_per_second": 10_000, "connections_without_hello": 512,
+    "hello_timeout_ms": 5000, "invalidate_timeout_ms": 5000, "hypervisor_timeout_ms": 5000,
+    "vmms_per_uid": 128, "partitions_per_uid": 64, "vps_per_uid": 4096, "regions_per_uid": 1 << 20,
+    "vps_per_partition": 256, "notifiers_per_partition": 64, "regions_per_partition": 1 << 20,
+    "mappings_per_partition": 1 << 20, "vmas_per_partition": 1 << 20,
+    "open_invalidations_per_partition": 1024, "deposit_pages_per_partition": 1 << 20, "operators": 32,
+}  # fmt: skip
+"""The defaults of section 10 of the specification."""
 
 
 def methods() -> list[ExchangeVector]:
@@ -46,7 +61,7 @@ def methods() -> list[ExchangeVector]:
     )
     hello = m.HelloReply(
         protocol=1, server="interceptd", version="0.1.0",
-        limits={"message_bytes": 65_536, "vps_per_partition": 256}, features={"chaos": 0},
+        limits=LIMITS, features=FEATURES,
     )  # fmt: skip
     declared, process = m.AddressSpaceKind.DECLARED, m.AddressSpaceKind.PROCESS
     software, vmm = m.HypervisorKind.SOFTWARE, m.HypervisorKind.VMM

@@ -86,6 +86,7 @@ def malformed() -> list[MalformedVector]:
         ("a negative msgid", "9400ffa16d90"),
         ("a msgid above 32 bits", "9400cf0000000100000000a16d90"),
         ("a msgid that is a boolean", "9400c3a16d90"),
+        ("a msgid that is a float", "9400cb3ff0000000000000a16d90"),
         ("a method that is no string", "9400010590"),
         ("params that are a map", "940001a16d80"),
         ("params that are nil", "940001a16dc0"),

@@ -22,6 +22,10 @@ from interceptd.hypervisor import HypervisorCounters, HypervisorError, Partition
 from interceptd.hypervisor.slat import SoftwareSlat
 from interceptd.mapping import HOST_BACKING, Mapping
 
+_QUOTED = 200
+"""Characters of the VMM's own message that its `vmm` connection, the log and operators are given: it may have
+sent 64 KiB, and the answer that quotes it must not be longer than a message."""
+
 
 class Late(HypervisorError):
     """No answer by the deadline: the VMM may still carry the request out."""
@@ -29,10 +33,15 @@ class Late(HypervisorError):
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """One request on its way; `error` is the VMM's, once it is `answered`."""
+    """One request on its way; `error` is the VMM's, once it is `answered`. The result is never looked at."""
 
     answered: trio.Event = field(default_factory=trio.Event)
     error: WireError | None = None
+
+
+def refusal(method: str, error: WireError) -> HypervisorError:
+    """What the VMM answered, as it is passed on: its number, and a message that fits into an answer."""
+    return HypervisorError(error.number, f"{method}: {error.message:.{_QUOTED}}")
 
 
 class VmmHypervisor:
@@ -115,7 +124,7 @@ class VmmHypervisor:
     async def _ask(self, call: HypervisorCall) -> None:
         if self._connection is None:
             raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: there is no hypervisor connection")
-        self._msgid = (self._msgid + 1) % rpc.MSGID_LIMIT
+        self._msgid = self._msgid % (rpc.MSGID_LIMIT - 1) + 1  # 0 is not a request's
         msgid, deadline = self._msgid, self._deadline()
         asked = self._asked[msgid] = _Asked()
         try:
@@ -133,7 +142,7 @@ class VmmHypervisor:
         finally:
             del self._asked[msgid]
         if asked.error is not None:
-            raise HypervisorError(asked.error.number, f"{call.METHOD}: {asked.error.message}")
+            raise refusal(call.METHOD, asked.error)
 
     def _settle(self, response: rpc.Response) -> None:
         asked = self._asked.get(response.msgid)
