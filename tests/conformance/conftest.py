@@ -1,11 +1,11 @@
-"""What the cases share: the server that is checked, connections to it, and the report by statements.
+"""What the cases share: the server that is checked, connections to it, and which cases are run.
 
 Without `--socket` the reference is started, where it is installed; else the cases are skipped and say so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 
+from conformance.exchange import PROFILES, RUNNING, NotImplementedYet, NotOffered
 from conformance.guests import RawVmm
 from conformance.reference import COMMAND, reference_server
+from conformance.report import MISSING, StatementReport, in_few_lines, reason_not_run
+from conformance.selection import needs_of, require_cases, select
+from conformance.statements import SPECIFICATION, numbered
 from conformance.wire import PATIENCE, RawConnection
 
-LAST = "test_drain.py"
-STATEMENTS = pytest.StashKey[dict[str, list[str]]]()
-"""Statement to the cases that failed, of every statement that a case checked."""
+TEXTS = pytest.StashKey[Mapping[str, str]]()
+"""The statements of the specification, number to text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,19 @@ class Server:
     may_be_drained: bool
 
 
+class Stated(dict[str, int]):
+    """The limits of a hello's answer."""
+
+    def __missing__(self, limit: str) -> int:
+        raise NotOffered(f"the answer to hello does not state limits.{limit}")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance", "an implementation of the interceptd wire")
     group.addoption("--socket", metavar="PATH", help="where it serves VMMs")
     group.addoption("--operator-socket", metavar="PATH", help="where it serves operators")
+    group.addoption("--profile", action="append", choices=PROFILES, help="only what needs no other parts")
+    group.addoption("--statement", action="append", metavar="NUMBER", help="only the cases of this statement")
     group.addoption("--patience", type=float, metavar="SECONDS", help="how long an answer may take [20]")
     group.addoption("--drain", action="store_true", help="drain it at the end: then it is gone")
     group.addoption("--specification", metavar="FILE", help="the text that has the numbered statements")
@@ -42,36 +54,39 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "statement(number, ...): the statements that a case checks")
-    config.stash[STATEMENTS] = {}
+    config.addinivalue_line("markers", "needs(profile, ...): the parts of a server that a case needs")
+    config.stash[TEXTS] = _specification(config)
+    wanted = config.getoption("statement", None) or []
+    require_cases(wanted)
+    config.pluginmanager.register(StatementReport(config.stash[TEXTS], wanted))
     RawConnection.patience = config.getoption("patience", None) or PATIENCE
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name == LAST and item.path.parent == Path(__file__).parent)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    select(config, items)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    RUNNING.begin(needs_of(item))
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     result: Any = yield
-    report = result.get_result()
-    marks = list(item.iter_markers("statement"))
-    if call.when == "call" or report.failed:
-        for number in (number for mark in marks for number in mark.args):
-            failed = item.config.stash[STATEMENTS].setdefault(number, [])
-            if report.failed:
-                failed.append(item.nodeid)
-            report.user_properties.append(("statement", number))
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    checked = config.stash[STATEMENTS]
-    broken = {number: cases for number, cases in checked.items() if cases}
-    if not checked:
+    report: pytest.TestReport = result.get_result()
+    if call.excinfo is None or not report.failed:
         return
-    terminalreporter.section("statements of the specification")
-    terminalreporter.line(f"{len(checked) - len(broken)} of {len(checked)} that were checked hold")
-    for number, cases in sorted(broken.items()):
-        terminalreporter.line(f"{number} broken: {', '.join(cases)}")
+    if (reason := reason_not_run(call.excinfo.value)) is not None:
+        report.outcome = "skipped"
+        report.longrepr = str(item.path), item.location[1] or 0, reason
+        report.user_properties.append((MISSING, isinstance(call.excinfo.value, NotImplementedYet)))
+    elif item.config.getoption("tbstyle") == "auto":
+        report.longrepr = in_few_lines(item, call, item.config.stash[TEXTS])
+
+
+def _specification(config: pytest.Config) -> dict[str, str]:
+    path = Path(config.getoption("specification", None) or SPECIFICATION)
+    return numbered(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 @pytest.fixture(scope="session")
@@ -148,5 +163,5 @@ def hello(connect: Callable[[], RawConnection]) -> dict[str, Any]:
 
 @pytest.fixture
 def limits(hello: dict[str, Any]) -> dict[str, int]:
-    stated: dict[str, int] = hello["limits"]
-    return stated
+    stated = hello.get("limits")
+    return Stated(stated if isinstance(stated, dict) else {})

@@ -7,10 +7,12 @@ about.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
+from conformance.exchange import NotOffered
 from conformance.wire import RawConnection
 
 PAGE = 4096
@@ -18,8 +20,20 @@ GFN, UADDR, PFN, PAGES = 0x100, 0x7F00_0000_0000, 0x5000, 16
 """The memory of `add_memory`."""
 MODEL = {"address_space": "declared", "hypervisor": "software"}
 """The setting that needs nothing: `create_partition` in the model."""
+FEATURES = {"address_space": "address_spaces", "hypervisor": "hypervisors", "architecture": "architectures"}
+"""Fields of `create_partition`, each with the feature that lists its values."""
 PATIENT = {"invalidate_timeout_ms": 600_000}
 """Longer than any test waits: what goes on does so for another reason than that its time was up."""
+
+
+def require_offered(hello: Any, setting: Mapping[str, object]) -> None:
+    """Raise `NotOffered` if the server's hello says that it does not have the setting."""
+    features = hello.get("features") if isinstance(hello, dict) else None
+    for field, feature in FEATURES.items():
+        offered = features.get(feature) if isinstance(features, dict) else None
+        wanted = setting.get(field)
+        if isinstance(offered, list) and wanted is not None and wanted not in offered:
+            raise NotOffered(f"features.{feature} has no {wanted}")
 
 
 class RawVmm:
@@ -30,7 +44,7 @@ class RawVmm:
         self._connections = ExitStack()
         self.connection = self._connections.enter_context(RawConnection(path))
         try:
-            self.connection.say_hello("vmm")
+            require_offered(self.connection.say_hello("vmm"), MODEL | setting)
             created = self.connection.ask("create_partition", MODEL | PATIENT | setting)
         except BaseException:
             self.close()

@@ -13,8 +13,11 @@ from typing import Final
 
 import pytest
 
+from conformance.exchange import PROFILES
+
 HERE: Final = Path(__file__).resolve().parent
-_NUMBER: Final = re.compile(r"^- \*\*([A-Z]-\d+)\*\* (.*)$", flags=re.MULTILINE)
+SPECIFICATION: Final = HERE.parents[1] / "protocol" / "README.md"
+_NUMBER: Final = re.compile(r"^- \*\*([A-Z]-\d+)\*\* (.*(?:\n  .*)*)$", flags=re.MULTILINE)
 
 NOT_CHECKED: Final[Mapping[str, str]] = {
     "H-9": "a peer of another uid is needed, and the server's configuration besides",
@@ -31,9 +34,22 @@ def statement(*numbers: str) -> pytest.MarkDecorator:
     return pytest.mark.statement(*numbers)
 
 
+def needs(*profiles: str) -> pytest.MarkDecorator:
+    """Marks a case, or a file of them, with the parts of a server that it needs beside the core."""
+    assert set(profiles) < set(PROFILES)
+    return pytest.mark.needs(*profiles)
+
+
 def numbered(specification: str) -> dict[str, str]:
-    """The statements of a specification: number to its first line."""
-    return dict(_NUMBER.findall(specification))
+    """The statements of a specification, in its order: number to text."""
+    return {number: " ".join(text.split()) for number, text in _NUMBER.findall(specification)}
+
+
+def first_sentence(text: str) -> str:
+    """What a statement says before it goes into detail, without the targets of its links."""
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    sentence, stop, _ = plain.partition(". ")
+    return sentence + stop.strip()
 
 
 def claimed() -> dict[str, list[str]]:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conformance.conftest import Server
-from conformance.guests import GFN, PAGE, RawVmm, region
-from conformance.statements import statement
+from conformance.guests import GFN, PAGE, RawVmm, region, require_offered
+from conformance.statements import needs, statement
 from conformance.wire import Refusal, request
 
+pytestmark = needs("process")
 COUNT = 4
 
 
 @pytest.fixture
-def live(server: Server, hello: dict[str, dict[str, list[str]]]) -> Iterator[RawVmm]:
-    if "process" not in hello["features"]["address_spaces"]:
-        pytest.skip("features.address_spaces has no process")
+def live(server: Server) -> Iterator[RawVmm]:
     with RawVmm(server.socket, address_space="process") as vmm:
         yield vmm
 
@@ -43,16 +41,15 @@ def attach(vmm: RawVmm, paths: Sequence[str], **fields: object) -> Refusal | Non
     """Hand over descriptors of these files; what is refused, None for nothing."""
     with ExitStack() as opened:
         files = [opened.enter_context(Path(path).open("rb")) for path in paths]
-        with socket.socket(fileno=os.dup(vmm.connection.fileno())) as duplicate:
-            descriptors = [file.fileno() for file in files]
-            socket.send_fds(duplicate, [request("attach_memory", fields)], descriptors)
+        vmm.connection.send(request("attach_memory", fields), [file.fileno() for file in files])
     _, _, error, result = vmm.connection.receive()
     assert result is None
     return Refusal(*error) if error is not None else None
 
 
 @statement("P-26")
-def test_memory_is_not_attached_in_the_declared_setting(vmm: RawVmm) -> None:
+def test_memory_is_not_attached_in_the_declared_setting(vmm: RawVmm, hello: dict[str, Any]) -> None:
+    require_offered(hello, {"address_space": "process"})
     assert vmm.connection.refusal("attach_memory").name == "EINVAL"
 
 
@@ -97,6 +94,7 @@ def test_what_is_neither_promised_nor_watched_is_unbacked(live: RawVmm, memory: 
 
 
 @statement("P-20", "P-18", "N-2")
+@needs("notifier")
 def test_what_is_promised_is_mapped_and_taken_away_by_a_begin(live: RawVmm, memory: int) -> None:
     assert attach(live, ["/proc/self/maps"], promise_begin_end=True) is None
     live.ask("add_region", **region(GFN, COUNT, memory))

@@ -9,7 +9,7 @@ import pytest
 
 from conformance.conftest import Server
 from conformance.guests import GFN, MODEL, RawVmm
-from conformance.statements import statement
+from conformance.statements import needs, statement
 from conformance.wire import READ, RawConnection, Refusal, Refused, arm64_message
 
 Connect = Callable[[], RawConnection]
@@ -55,6 +55,7 @@ def test_an_unknown_method_and_one_of_another_role_are_enosys_that_lists_this_ro
 
 
 @statement("P-2")
+@needs("notifier")
 def test_the_end_of_the_connection_ends_the_partitions_other_connections(vmm: RawVmm) -> None:
     notifier, vp = vmm.notifier(), vmm.vp()
     vmm.connection.close()

@@ -6,11 +6,12 @@ import pytest
 
 from conformance.conftest import Server
 from conformance.guests import GFN, WHOLE_MEMORY, RawVmm
-from conformance.statements import statement
+from conformance.statements import needs, statement
 from conformance.wire import READ, RawConnection, intercept_message, request
 
 
 @statement("O-5", "O-13", "V-3")
+@needs("notifier")
 def test_a_drain_answers_what_is_in_flight_ends_the_partitions_and_the_server(
     server: Server, vmm: RawVmm, operator: RawConnection, listener: RawConnection
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from conformance.conftest import Server
 from conformance.guests import RawVmm
-from conformance.statements import statement
+from conformance.statements import needs, statement
 from conformance.wire import ConnectionClosed, RawConnection, Refusal, Refused, request
 
 Connect = Callable[[], RawConnection]
@@ -178,6 +178,7 @@ def test_the_token_of_another_partition_is_eacces(server: Server, connect: Conne
 
 
 @statement("H-8")
+@needs("notifier")
 def test_a_partition_that_ended_is_eacces(connect: Connect, server: Server) -> None:
     with RawVmm(server.socket) as gone:
         notifier = gone.notifier()
@@ -208,6 +209,7 @@ def test_an_index_at_the_limit_is_einval(connect: Connect, vmm: RawVmm, limits: 
 
 
 @statement("H-11", "L-1")
+@needs("notifier")
 def test_one_notifier_too_many_is_enospc_that_names_the_limit(
     connect: Connect, vmm: RawVmm, limits: dict[str, int]
 ) -> None:
@@ -277,6 +279,7 @@ def test_one_vmm_too_many_is_enospc_that_names_the_limit(server: Server, limits:
 
 
 @statement("H-11")
+@needs("operator")
 def test_one_operator_too_many_is_enospc_that_names_the_limit(server: Server, limits: dict[str, int]) -> None:
     if server.operator_socket is None:
         pytest.skip("no --operator-socket PATH was given")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from conformance.guests import GFN, WHOLE_MEMORY, RawVmm
-from conformance.statements import statement
+from conformance.statements import needs, statement
 from conformance.wire import READ, RawConnection, intercept_message, request
 
 BOUNDARIES_NS = [2**power * 1000 for power in range(1, 24)]
@@ -65,6 +65,7 @@ def test_the_latencies_of_a_partition_and_of_the_daemon_count_intercepts_of_vps_
 
 
 @statement("O-9", "V-7")
+@needs("notifier")
 def test_an_intercept_that_is_given_up_is_not_counted(operator: RawConnection, vmm: RawVmm) -> None:
     vmm.add_memory()
     vmm.notifier().ask("invalidate_begin", WHOLE_MEMORY)

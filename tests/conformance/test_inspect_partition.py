@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conformance.guests import GFN, PAGES, UADDR, WHOLE_MEMORY, RawVmm
-from conformance.statements import statement
+from conformance.statements import needs, statement
 from conformance.wire import RawConnection
 
 REGIONS_TOLD = 256
@@ -33,6 +33,7 @@ def test_a_partition_is_told_in_full(operator: RawConnection, vmm: RawVmm) -> No
 
 
 @statement("O-2")
+@needs("notifier")
 def test_a_pinned_region_whose_memory_went_is_dangling(operator: RawConnection, vmm: RawVmm) -> None:
     vmm.map_vma(UADDR, PAGES)
     vmm.add_region(GFN, PAGES, UADDR, "pinned")

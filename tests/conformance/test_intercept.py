@@ -8,7 +8,7 @@ import pytest
 
 from conformance.conftest import Server
 from conformance.guests import GFN, PAGES, UADDR, WHOLE_MEMORY, RawVmm
-from conformance.statements import statement
+from conformance.statements import needs, statement
 from conformance.wire import (
     GPA_INTERCEPT,
     READ,
@@ -68,6 +68,7 @@ def test_no_region_and_no_memory_behind_one_are_told_apart(vmm: RawVmm) -> None:
 
 
 @statement("V-2", "N-2")
+@needs("notifier")
 def test_a_wait_ends_in_bounded_time_with_retry(server: Server) -> None:
     with RawVmm(server.socket, invalidate_timeout_ms=100) as vmm:
         vmm.add_memory()
@@ -76,6 +77,7 @@ def test_a_wait_ends_in_bounded_time_with_retry(server: Server) -> None:
 
 
 @statement("V-4")
+@needs("notifier")
 def test_nothing_is_forwarded_because_its_memory_is_busy(server: Server) -> None:
     """A write that is emulated because the server was busy is lost."""
     with RawVmm(server.socket, invalidate_timeout_ms=50) as vmm:
@@ -113,6 +115,7 @@ def test_the_vp_index_of_the_message_is_not_looked_at(vmm: RawVmm) -> None:
 
 
 @statement("V-7")
+@needs("notifier")
 def test_a_vp_that_closes_while_it_waits_is_gone_and_its_memory_stays_consistent(vmm: RawVmm) -> None:
     vmm.add_memory()
     notifier, vp = vmm.notifier(), vmm.vp(1)
@@ -125,6 +128,7 @@ def test_a_vp_that_closes_while_it_waits_is_gone_and_its_memory_stays_consistent
 
 
 @statement("P-2")
+@needs("notifier")
 def test_an_intercept_in_flight_is_answered_when_its_vmm_leaves(vmm: RawVmm) -> None:
     vmm.add_memory()
     vmm.notifier().ask("invalidate_begin", WHOLE_MEMORY)

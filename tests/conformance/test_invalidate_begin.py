@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from conformance.guests import GFN, PAGE, PAGES, UADDR, WHOLE_MEMORY, RawVmm, pages
-from conformance.statements import statement
+from conformance.statements import needs, statement
 from conformance.wire import READ, RawConnection, intercept_message, request
+
+pytestmark = needs("notifier")
 
 ELSEWHERE = pages(UADDR + (1 << 40), 3)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from conformance.guests import PAGE, PAGES, UADDR, WHOLE_MEMORY, RawVmm, pages
-from conformance.statements import statement
+from conformance.statements import needs, statement
+
+pytestmark = needs("notifier")
 
 
 @statement("N-3")

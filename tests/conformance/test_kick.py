@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from conformance.guests import GFN, WHOLE_MEMORY, RawVmm
-from conformance.statements import statement
+from conformance.statements import needs, statement
 from conformance.wire import READ, intercept_message, request
 
 WAITING = request("intercept", intercept_message(GFN, READ))
@@ -20,6 +20,7 @@ def vmm(vmm: RawVmm) -> RawVmm:
 
 
 @statement("P-16")
+@needs("notifier")
 @pytest.mark.parametrize("whom", [2, "all"])
 def test_the_intercept_that_waits_or_is_about_to_is_kicked(vmm: RawVmm, whom: object) -> None:
     vp = vmm.vp(2)
@@ -29,6 +30,7 @@ def test_the_intercept_that_waits_or_is_about_to_is_kicked(vmm: RawVmm, whom: ob
 
 
 @statement("P-16")
+@needs("notifier")
 def test_a_kick_that_finds_nothing_waiting_is_kept_once(vmm: RawVmm) -> None:
     vp = vmm.vp(2)
     for _ in range(3):
@@ -40,6 +42,7 @@ def test_a_kick_that_finds_nothing_waiting_is_kept_once(vmm: RawVmm) -> None:
 
 
 @statement("P-16")
+@needs("notifier")
 def test_what_can_be_answered_without_waiting_is_not_changed(vmm: RawVmm) -> None:
     vp = vmm.vp(2)
     vmm.ask("kick", vp_index=2)
@@ -48,12 +51,14 @@ def test_what_can_be_answered_without_waiting_is_not_changed(vmm: RawVmm) -> Non
 
 
 @statement("P-16")
+@needs("notifier")
 def test_a_vp_that_is_not_attached_is_enoent_and_all_always_succeeds(vmm: RawVmm) -> None:
     assert vmm.connection.refusal("kick", {"vp_index": 9}).name == "ENOENT"
     assert vmm.ask("kick", vp_index="all") is None
 
 
 @statement("P-3", "E-2")
+@needs("notifier")
 @pytest.mark.parametrize("whom", ["some", 1 << 32, -1, None, True])
 def test_whom_else_is_einval(vmm: RawVmm, whom: object) -> None:
     refusal = vmm.connection.refusal("kick", {"vp_index": whom})

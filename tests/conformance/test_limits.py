@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conformance.guests import RawVmm
-from conformance.statements import statement
+from conformance.statements import needs, statement
 
 STATED = {
     "message_bytes", "request_values", "connections_per_uid", "control_requests_per_second", "vps_per_uid",
@@ -21,6 +21,7 @@ def test_every_limit_is_stated_and_two_of_them_are_fixed(limits: dict[str, int])
 
 
 @statement("L-1")
+@needs("notifier")
 def test_a_partition_at_a_limit_harms_no_other(vmm: RawVmm, limits: dict[str, int]) -> None:
     notifier = vmm.notifier()
     for _ in range(limits["open_invalidations_per_partition"]):

@@ -8,7 +8,7 @@ import pytest
 
 from conformance.guests import GFN, PAGES, PFN, UADDR, RawVmm, region
 from conformance.hosts import REFUSAL, Host
-from conformance.statements import statement
+from conformance.statements import needs, statement
 from conformance.wire import READ, intercept_message, pack, request
 
 MESSAGE_BYTES = 65536
@@ -32,6 +32,7 @@ def host(hosted: RawVmm) -> Host:
 
 
 @statement("Y-2")
+@needs("notifier")
 def test_it_names_gfns_uaddrs_pfns_and_rights_and_the_fault_waits_for_its_answer(host: Host) -> None:
     host.fault()
     msgid, method, fields = host.asked()
@@ -58,6 +59,7 @@ def test_movable_memory_is_made_known_as_inaccessible(hosted: RawVmm) -> None:
 
 
 @statement("Y-4")
+@needs("notifier")
 def test_a_refusal_fails_the_intercept_and_leaves_the_partition(host: Host) -> None:
     host.fault()
     msgid, _, _ = host.asked()
@@ -107,6 +109,7 @@ def test_a_refusal_of_64_kib_is_passed_on_in_a_message_that_may_be_read(hosted: 
 
 
 @statement("Y-11")
+@needs("notifier")
 @pytest.mark.parametrize("result", [True, "ok", 0, [], {"mapped": 16}], ids=repr)
 def test_whatever_the_result_is_a_nil_error_means_that_it_was_mapped(host: Host, result: object) -> None:
     host.fault()
@@ -121,6 +124,7 @@ def test_a_result_beside_an_error_is_a_refusal(hosted: RawVmm) -> None:
 
 
 @statement("T-17")
+@needs("notifier")
 def test_the_server_asks_under_another_msgid_than_0(host: Host) -> None:
     host.fault()
     msgid, _, _ = host.asked()
@@ -128,6 +132,7 @@ def test_the_server_asks_under_another_msgid_than_0(host: Host) -> None:
 
 
 @statement("Y-5")
+@needs("notifier")
 def test_the_server_asks_one_thing_at_a_time(host: Host) -> None:
     second = host.vmm.vp(1)
     host.fault()
@@ -141,6 +146,7 @@ def test_the_server_asks_one_thing_at_a_time(host: Host) -> None:
 
 
 @statement("Y-5")
+@needs("notifier")
 def test_a_map_that_is_late_is_undone_before_the_intercept_fails(host: Host, limits: dict[str, int]) -> None:
     if limits["hypervisor_timeout_ms"] > SHORT_MS:
         pytest.skip(f"limits.hypervisor_timeout_ms is {limits['hypervisor_timeout_ms']}: set it lower")
@@ -156,12 +162,14 @@ def test_a_map_that_is_late_is_undone_before_the_intercept_fails(host: Host, lim
 
 
 @statement("Y-1", "F-4")
+@needs("notifier")
 def test_a_request_on_the_hypervisor_connection_is_ebadmsg_and_loses_the_partition(host: Host) -> None:
     host.link.send(request("statistics"))
     assert (host.link.farewell().name, host.is_lost()) == ("EBADMSG", True)
 
 
 @statement("Y-6", "Y-7")
+@needs("notifier")
 @pytest.mark.parametrize(
     ("sent", "name"),
     [(pack([1, 77, None, None]), "EPROTO"), (pack([1, 77, None]), "EBADMSG"), (b"\xc1", "EBADMSG")],
@@ -173,6 +181,7 @@ def test_an_answer_to_nothing_loses_the_partition_which_is_told(host: Host, sent
 
 
 @statement("Y-6")
+@needs("notifier")
 def test_a_second_answer_to_one_request_loses_the_partition(host: Host) -> None:
     host.fault()
     msgid, _, _ = host.asked()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from conformance.statements import HERE, NOT_CHECKED, claimed, numbered
+from conformance.statements import NOT_CHECKED, SPECIFICATION, claimed, numbered
 
 
 @pytest.fixture
 def statements(request: pytest.FixtureRequest) -> dict[str, str]:
     given = request.config.getoption("specification", None)
-    path = Path(given or HERE.parents[1] / "protocol" / "README.md")
+    path = Path(given or SPECIFICATION)
     if not path.is_file():
         pytest.skip("the specification is not here: give --specification FILE")
     return numbered(path.read_text(encoding="utf-8"))

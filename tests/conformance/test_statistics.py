@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conformance.guests import GFN, PAGES, UADDR, WHOLE_MEMORY, RawVmm
-from conformance.statements import statement
+from conformance.statements import needs, statement
 
 GAUGES = {"regions", "vmas", "vps", "open_invalidations", "mapped_gfns", "no_access_gfns", "slat_extents"}
 COUNTERS = {"map_calls", "unmap_calls", "deposits", "invalidations", "stale_attempts"}
@@ -17,6 +17,7 @@ def test_they_are_integers_by_the_names_that_are_given(vmm: RawVmm) -> None:
 
 
 @statement("P-25")
+@needs("notifier")
 def test_they_tell_what_there_is(vmm: RawVmm) -> None:
     vmm.add_memory()
     vmm.vp(4).intercept(GFN)
@@ -27,6 +28,7 @@ def test_they_tell_what_there_is(vmm: RawVmm) -> None:
 
 
 @statement("P-25")
+@needs("notifier")
 def test_they_count_what_was_answered_by_outcome_and_reason(vmm: RawVmm) -> None:
     vmm.add_memory()
     vp = vmm.vp()

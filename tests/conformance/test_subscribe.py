@@ -8,7 +8,7 @@ import pytest
 
 from conformance.conftest import Server
 from conformance.guests import GFN, PAGES, UADDR, WHOLE_MEMORY, RawVmm
-from conformance.statements import statement
+from conformance.statements import needs, statement
 from conformance.wire import RawConnection, Refused, request
 
 EVENTS_KEPT = 1024
@@ -40,6 +40,7 @@ def has(event: dict[str, Any], **fields: object) -> bool:
 
 
 @statement("O-6", "O-11")
+@needs("notifier")
 def test_the_life_of_a_partition_is_told_in_its_order(server: Server, operator: RawConnection) -> None:
     subscribe(
         operator, "partition_created", "vp_attached", "region_added", "invalidation_begun",

@@ -6,7 +6,7 @@ import pytest
 
 from conformance.guests import GFN, PAGE, PAGES, UADDR, WHOLE_MEMORY, RawVmm, pages
 from conformance.hosts import REFUSAL, Host
-from conformance.statements import statement
+from conformance.statements import needs, statement
 from conformance.wire import request
 
 
@@ -19,6 +19,7 @@ def host(hosted: RawVmm) -> Host:
 
 
 @statement("Y-3", "N-2")
+@needs("notifier")
 def test_a_begin_is_answered_only_when_the_vmm_has_unmapped(host: Host) -> None:
     host.notifier.send(request("invalidate_begin", pages(UADDR + PAGE, 2)))
     msgid, method, fields = host.asked()
@@ -33,6 +34,7 @@ def test_a_begin_is_answered_only_when_the_vmm_has_unmapped(host: Host) -> None:
 
 
 @statement("P-12")
+@needs("notifier")
 def test_a_remove_is_answered_only_when_the_vmm_has_unmapped(host: Host) -> None:
     fields = {"start_gfn": GFN, "page_count": PAGES, "start_uaddr": UADDR}
     host.vmm.connection.send(request("remove_region", fields))
@@ -43,6 +45,7 @@ def test_a_remove_is_answered_only_when_the_vmm_has_unmapped(host: Host) -> None
 
 
 @statement("Y-4", "Y-7")
+@needs("notifier")
 def test_a_refusal_loses_the_partition(host: Host) -> None:
     host.notifier.send(request("invalidate", WHOLE_MEMORY))
     msgid, _, _ = host.asked()
@@ -51,6 +54,7 @@ def test_a_refusal_loses_the_partition(host: Host) -> None:
 
 
 @statement("Y-4", "Y-10")
+@needs("notifier")
 @pytest.mark.parametrize("error", ["busy", False, [-5, "EIO", "m", {}]], ids=repr)
 def test_an_error_that_is_not_of_the_form_loses_the_partition_too(host: Host, error: object) -> None:
     host.notifier.send(request("invalidate", WHOLE_MEMORY))
@@ -60,6 +64,7 @@ def test_an_error_that_is_not_of_the_form_loses_the_partition_too(host: Host, er
 
 
 @statement("Y-4", "Y-5")
+@needs("notifier")
 def test_no_answer_in_time_loses_the_partition(host: Host, limits: dict[str, int]) -> None:
     if limits["hypervisor_timeout_ms"] > 5_000:
         pytest.skip(f"limits.hypervisor_timeout_ms is {limits['hypervisor_timeout_ms']}: set it lower")
@@ -69,12 +74,14 @@ def test_no_answer_in_time_loses_the_partition(host: Host, limits: dict[str, int
 
 
 @statement("Y-4", "Y-7")
+@needs("notifier")
 def test_the_end_of_the_hypervisor_connection_loses_the_partition(host: Host) -> None:
     host.link.close()
     assert host.is_lost()
 
 
 @statement("V-2", "Y-4")
+@needs("notifier")
 def test_a_vp_that_waits_has_its_answer_when_the_partition_is_lost(host: Host) -> None:
     host.notifier.send(request("invalidate", WHOLE_MEMORY))
     msgid, _, _ = host.asked()

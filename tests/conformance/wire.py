@@ -10,11 +10,13 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import msgpack
+
+from conformance.exchange import ENOSYS, PROFILES, ROLES, RUNNING, NotImplementedYet, missing_method
 
 PATIENCE = 20.0
 """Seconds after which an answer that should come counts as not coming: generous, for busy machines."""
@@ -79,6 +81,8 @@ class RawConnection:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(self.patience)
         self._unpacker = msgpack.Unpacker()
+        self._role = ""
+        self._sent = b""
         try:
             self._socket.connect(os.fspath(path))
         except OSError:
@@ -111,23 +115,38 @@ class RawConnection:
 
     # ------------------------------------------------ bytes
 
-    def send(self, data: bytes) -> None:
-        """Send all of `data`; if the daemon closes meanwhile, what it said before is still to be read."""
+    def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send all of `data`; if the daemon closes meanwhile, what it said before is still to be read.
+        `descriptors` go along with the first byte."""
+        self._sent = data
+        RUNNING.role, RUNNING.sent, RUNNING.came = self._role, data, "nothing yet"
         try:
-            self._socket.sendall(data)
+            if descriptors:
+                sent = socket.send_fds(self._socket, [data], descriptors)
+                assert sent == len(data), "it fits into the socket's buffer"
+            else:
+                self._socket.sendall(data)
         except (BrokenPipeError, ConnectionResetError):
             return
 
     def receive(self) -> Any:
-        """The next message. Raises `ConnectionClosed`, and TimeoutError when the daemon says nothing."""
+        """The next message. Raises `ConnectionClosed`, TimeoutError when the daemon says nothing, and
+        `NotImplementedYet` when it does not have a method that this role has."""
         while True:
             for message in self._unpacker:
+                RUNNING.came = message
+                if (method := missing_method(self._role, self._sent, message)) is not None:
+                    raise NotImplementedYet(method)
                 return message
             try:
                 data = self._socket.recv(65536)
             except ConnectionResetError:
                 data = b""
+            except TimeoutError:
+                RUNNING.came = f"nothing in {self.patience:g} s"
+                raise
             if not data:
+                RUNNING.came = "the end of the connection"
                 raise ConnectionClosed
             self._unpacker.feed(data)
 
@@ -176,7 +195,17 @@ class RawConnection:
         return Refusal(*error)
 
     def say_hello(self, role: str, **fields: object) -> Any:
-        return self.ask("hello", {"protocol": 1, "role": role, **fields})
+        """Open the connection in this role. Raises `NotImplementedYet` when the daemon does not know it."""
+        if RUNNING.needs is not None and role in PROFILES:
+            assert role in RUNNING.needs, f"say @needs({role!r})"
+        self._role = role
+        try:
+            return self.ask("hello", {"protocol": 1, "role": role, **fields})
+        except Refused as refused:
+            unknown = refused.refusal.number == ENOSYS or refused.refusal.details.get("field") == "role"
+            if unknown and role in ROLES:
+                raise NotImplementedYet(f"role {role}") from refused
+            raise
 
     def intercept(self, gfn: int, access: int = READ) -> Any:
         """Hand over an intercept and wait for its answer."""

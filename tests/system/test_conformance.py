@@ -196,7 +196,7 @@ def suite(*options: str, files: Iterable[Path] = (SUITE,)) -> subprocess.Complet
     """The cases of these files, run as somebody runs them by hand."""
     return subprocess.run(
         [sys.executable, "-m", "pytest", *files, "--rootdir", SUITE, "-c", SUITE / "pytest.ini",
-         *options, "--patience", str(PATIENCE), "-q", "--tb=no", "-p", "no:cacheprovider"],
+         *options, "--patience", str(PATIENCE), "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider"],
         capture_output=True, text=True, timeout=TOO_LONG, check=False,
     )  # fmt: skip
 
