@@ -79,7 +79,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if (reason := reason_not_run(call.excinfo.value)) is not None:
         report.outcome = "skipped"
         report.longrepr = str(item.path), item.location[1] or 0, reason
-        report.user_properties.append((MISSING, isinstance(call.excinfo.value, NotImplementedYet)))
+        if isinstance(call.excinfo.value, NotImplementedYet):
+            report.user_properties.append((MISSING, reason))
     elif item.config.getoption("tbstyle") == "auto":
         report.longrepr = in_few_lines(item, call, item.config.stash[TEXTS])
 

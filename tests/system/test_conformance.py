@@ -13,15 +13,14 @@ from typing import Final
 import pytest
 
 from conformance.reference import COMMAND, reference_server
+from fakes.conformance_suite import SUITE, run_suite
 from fakes.daemon_process import clean_environment
 from fakes.eventually import eventually
 from fakes.listening_at import is_listening
-from fakes.puppet import ENVIRONMENT, TESTS
+from fakes.puppet import ENVIRONMENT
 
-SUITE: Final = TESTS / "conformance"
 PATIENCE: Final = 3.0
 """Seconds that an answer may take which a liar will never give."""
-TOO_LONG: Final = 300.0
 FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
     "nothing-but-the-truth": {},
     "hasty-acknowledgement": {
@@ -166,6 +165,13 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
                 "a_range_that_is_empty_or_misaligned_is_einval",
             }
         ),
+        "values": frozenset(
+            {
+                "a_wrong_last_value_of_a_key_that_comes_twice_is_einval",
+                "what_is_not_a_boolean_is_einval_that_names_the_field",
+                "what_is_not_an_integer_is_einval_that_names_the_field",
+            }
+        ),
     },
     "overlapping-regions": {
         "add_region": frozenset(
@@ -192,19 +198,10 @@ def lying(lie: str, directory: Path) -> Iterator[Path]:
                 proxy.kill()
 
 
-def suite(*options: str, files: Iterable[Path] = (SUITE,)) -> subprocess.CompletedProcess[str]:
-    """The cases of these files, run as somebody runs them by hand."""
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", *files, "--rootdir", SUITE, "-c", SUITE / "pytest.ini",
-         *options, "--patience", str(PATIENCE), "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider"],
-        capture_output=True, text=True, timeout=TOO_LONG, check=False,
-    )  # fmt: skip
-
-
 def failing_cases(socket: Path, methods: Iterable[str] | None = None) -> dict[str, set[str]]:
     """The cases that fail when somebody runs the suite, or some of its files, by hand."""
     files = [SUITE] if methods is None else [SUITE / f"test_{method}.py" for method in methods]
-    run = suite("--socket", str(socket), files=files)
+    run = run_suite("--socket", socket, "-rfE", "--tb=no", files=files, patience=PATIENCE)
     assert run.returncode in {0, 1}, run.stdout + run.stderr
     failing: dict[str, set[str]] = {}
     for method, case in re.findall(r"^FAILED \S*?test_(\w+)\.py::test_(\w+)", run.stdout, flags=re.MULTILINE):
@@ -223,7 +220,7 @@ def directory(tmp_path: Path) -> Path:
 def test_a_socket_that_nobody_serves_is_named_once_and_ends_the_run(absent: str, directory: Path) -> None:
     with reference_server(directory) as (vmms, operators):
         sockets = {"--socket": vmms, "--operator-socket": operators} | {absent: directory / "absent.sock"}
-        run = suite(*(word for option, path in sockets.items() for word in (option, str(path))))
+        run = run_suite(*(word for option, path in sockets.items() for word in (option, path)))
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
     assert f"{absent} {directory / 'absent.sock'}: No such file or directory" in run.stdout
     assert "FAILED" not in run.stdout
