@@ -70,6 +70,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     RUNNING.begin(needs_of(item))
 
 
+def pytest_runtest_logfinish() -> None:
+    RUNNING.begin(None)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     result: Any = yield

@@ -51,8 +51,8 @@ class Exchange:
     needs: frozenset[str] | None = None
     """The profiles that the case which runs says it needs; None outside the suite."""
 
-    def begin(self, needs: frozenset[str]) -> None:
-        """A case starts."""
+    def begin(self, needs: frozenset[str] | None) -> None:
+        """A case starts, or anything else does that has connections."""
         self.role, self.sent, self.came, self.needs = "", None, "nothing", needs
 
     def lines(self) -> list[str]:

@@ -73,6 +73,21 @@ def test_a_wrong_handover_is_einval_and_the_right_one_may_follow(live: RawVmm, p
     assert attach(live, ["/proc/self/maps"]) is None
 
 
+@statement("P-32")
+def test_without_descriptors_memory_is_not_attached_and_faults_are_unbacked(
+    live: RawVmm, memory: int
+) -> None:
+    assert live.connection.refusal("attach_memory", {"promise_begin_end": True}).name == "EINVAL"
+    live.ask("add_region", **region(GFN, COUNT, memory))
+    assert live.vp().intercept(GFN) == ["forward", "unbacked"]
+
+
+@statement("P-32")
+def test_declared_memory_needs_no_descriptor(vmm: RawVmm) -> None:
+    vmm.add_memory()
+    assert vmm.vp().intercept(GFN) == ["resume", "mapped"]
+
+
 @statement("P-19")
 def test_the_maps_of_another_process_are_einval(live: RawVmm) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:

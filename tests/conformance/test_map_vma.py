@@ -6,7 +6,7 @@ import pytest
 
 from conformance.conftest import Server
 from conformance.guests import GFN, PAGE, PAGES, PFN, UADDR, RawVmm, region, vma
-from conformance.statements import statement
+from conformance.statements import needs, statement
 
 
 @statement("P-13")
@@ -57,12 +57,9 @@ def test_a_field_that_is_missing_is_einval_that_names_it(vmm: RawVmm, field: str
 
 
 @statement("P-24")
+@needs("process")
 @pytest.mark.parametrize("method", ["map_vma", "unmap_vma", "protect_vma"])
-def test_vmas_are_not_declared_in_the_process_setting(
-    server: Server, hello: dict[str, dict[str, list[str]]], method: str
-) -> None:
-    if "process" not in hello["features"]["address_spaces"]:
-        pytest.skip("features.address_spaces has no process")
+def test_vmas_are_not_declared_in_the_process_setting(server: Server, method: str) -> None:
     fields = vma(UADDR, 1)
     unused = {
         "unmap_vma": {"start_pfn", "io", "readable", "writable", "executable"},

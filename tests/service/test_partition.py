@@ -20,7 +20,7 @@ from fakes.raw_peer import RawPeer
 from fakes.running import Running
 from fakes.served import serving
 from intercept_protocol import rpc
-from intercept_protocol.addresses import PAGE_SHIFT
+from intercept_protocol.addresses import PAGE_SHIFT, GfnRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import NOTIFIER_METHODS
 from intercept_protocol.outcomes import Answer
@@ -224,6 +224,21 @@ async def test_a_vmm_that_exits_closes_its_hypervisor_connection_first_and_loses
         model.partition.end()
         await life.result()
     assert not model.partition.lost
+
+
+async def test_the_msgid_of_a_request_to_the_vmm_is_never_0(nursery: trio.Nursery) -> None:
+    """After the last one, which 2^32 requests take, the daemon begins again at 1."""
+    model, life = await living(nursery)
+    async with linked(model) as (link, peer):
+        link._msgid = rpc.MSGID_LIMIT - 1
+        unmapping = Running(nursery, link.unmap_gpa, GfnRange(0, 1))
+        request = await peer.receive()
+        assert isinstance(request, rpc.Request)
+        await peer.send(rpc.encode_result(request.msgid, None))
+        await unmapping.result()
+        model.partition.end()
+        await life.result()
+    assert request.msgid == 1
 
 
 # ------------------------------------------------ losing it

@@ -83,6 +83,38 @@ def test_a_map_that_the_vmm_refuses_fails_the_intercept_and_leaves_nothing(guest
     guest.map()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        "no slot is free",
+        False,
+        {},
+        [-12, "ENOMEM", "m", {}],
+        [0, "OK", "m", {}],
+        [12, "ENOMEM", "x" * 65_000, {}],
+    ],
+    ids=["text", "false", "a map", "a negated errno", "errno 0", "64 KiB"],
+)
+def test_a_map_that_is_refused_in_any_form_fails_the_intercept_and_leaves_nothing(
+    guest: Guest, error: object
+) -> None:
+    guest.fault()
+    assert (guest.answer(error), guest.vp.answer()) == ("map_gpa", ["fail", "hypervisor_error"])
+    guest.map()
+
+
+@pytest.mark.parametrize("error", ["busy", [5, "EIO", "x" * 65_000, {}]], ids=["text", "64 KiB"])
+def test_an_unmap_that_is_refused_in_any_form_loses_the_partition_whose_vmm_can_read_why(
+    daemon: DaemonProcess, guest: Guest, error: object
+) -> None:
+    guest.map()
+    guest.notifier.send(request("invalidate", WHOLE_MEMORY))
+    assert guest.answer(error) == "unmap_gpa"
+    farewell = guest.vmm.connection.farewell()
+    assert (farewell.name, len(farewell.message) < 1000) == ("EIO", True)
+    eventually(lambda: guest.vmm.partition_id in daemon.partition_ids(), False)
+
+
 def test_a_map_that_the_vmm_does_not_answer_is_undone_and_fails_the_intercept(
     guest: Guest, witness: Witness
 ) -> None:

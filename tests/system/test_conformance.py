@@ -58,6 +58,7 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         ),
         "unmap_gpa": frozenset(
             {
+                "an_error_that_is_not_of_the_form_loses_the_partition_too",
                 "a_begin_is_answered_only_when_the_vmm_has_unmapped",
                 "a_refusal_loses_the_partition",
                 "a_vp_that_waits_has_its_answer_when_the_partition_is_lost",
@@ -126,6 +127,15 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         "kick": frozenset(
             {
                 "whom_else_is_einval",
+            }
+        ),
+        "libraries": frozenset(
+            {
+                "a_map_that_was_sent_empty_is_einval_that_names_the_first_required_field",
+                "an_address_that_became_a_float_is_einval_and_a_signed_integer_is_as_good_as_an_unsigned_one",
+                "an_intercept_message_that_was_sent_as_text_is_einval_or_ebadmsg",
+                "bytes_that_were_sent_as_something_else_are_einval",
+                "names_that_were_sent_as_bytes_are_einval_as_keys_and_ebadmsg_as_the_method",
             }
         ),
         "map_vma": frozenset(
