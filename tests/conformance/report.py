@@ -119,7 +119,7 @@ class StatementReport:
     def _in_order(self) -> list[str]:
         """As the specification has them; those without a case only if all were to be run."""
         known = [number for number in self._texts if number in self._tallies]
-        if not self._deselected:
+        if not self._deselected and not self._wanted:
             known = [number for number in self._texts if number in self._tallies or number in NOT_CHECKED]
         return known + sorted(self._tallies.keys() - self._texts.keys())
 

@@ -192,6 +192,12 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
     },
 }
 """Lie to the cases that find it out, by their files."""
+RACES: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
+    "hasty-acknowledgement": {
+        "transport": frozenset({"a_second_request_before_the_answer_is_eproto_and_closes"}),
+    },
+}
+"""Those that find a lie out only if the answer, which should not come yet, overtakes what they send next."""
 
 
 @contextmanager
@@ -248,4 +254,7 @@ def test_a_lie_is_found_out_by_the_cases_of_what_it_breaks_and_by_no_other_of_th
 @pytest.mark.parametrize("lie", FOUND_OUT)
 def test_a_lie_is_found_out_by_the_cases_of_what_it_breaks_and_by_no_other(lie: str, directory: Path) -> None:
     with lying(lie, directory) as socket:
-        assert failing_cases(socket) == FOUND_OUT[lie]
+        failing = failing_cases(socket)
+    for method, cases in RACES.get(lie, {}).items():
+        failing[method] = failing.get(method, set()) - cases
+    assert {method: cases for method, cases in failing.items() if cases} == FOUND_OUT[lie]
