@@ -7,6 +7,8 @@ from itertools import pairwise
 
 import pytest
 
+from conformance.exchange import METHODS
+from intercept_protocol import messages as m
 from wire_vectors.forms import DIRECTORY
 
 TEXT = (DIRECTORY.parent / "README.md").read_text(encoding="utf-8")
@@ -62,3 +64,14 @@ def test_the_index_of_section_3_names_every_statement_of_every_method() -> None:
 
 def test_every_link_within_the_specification_leads_to_a_heading() -> None:
     assert set(re.findall(r"\]\(#(.*?)\)", TEXT)) - HEADINGS.keys() == set()
+
+
+def test_the_conformance_suite_knows_every_method_of_every_role() -> None:
+    """Or it takes the ENOSYS of a server that does not have one yet for a broken statement."""
+    tables = {
+        "vmm": m.VMM_METHODS,
+        "vp": {m.INTERCEPT_METHOD},
+        "notifier": m.NOTIFIER_METHODS,
+        "operator": m.OPERATOR_METHODS,
+    }
+    assert {role: set(table) for role, table in tables.items()} == METHODS
