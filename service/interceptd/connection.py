@@ -17,6 +17,7 @@ import trio
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.frames import REQUEST_VALUES
+from intercept_protocol.text import sentence
 from interceptd.descriptor_box import DescriptorBox
 from interceptd.peer import Peer, Pidfd, peer_groups
 from interceptd.peer_watch import PeerWatch
@@ -129,7 +130,7 @@ class Connection:
                 else:
                     await self._parked(trio.lowlevel.wait_readable)
             except OSError as error:
-                raise ConnectionGone(str(error)) from error
+                raise ConnectionGone(sentence(error)) from error
         whole = recognise(data)
         if whole is not None:
             return whole
@@ -157,7 +158,7 @@ class Connection:
                 await self._parked(trio.lowlevel.wait_writable)
                 continue
             except OSError as error:
-                raise ConnectionGone(str(error)) from error
+                raise ConnectionGone(sentence(error)) from error
             data = data[sent:]
 
     async def answer_watched(self, answering: Awaitable[Answered]) -> Answered:
@@ -193,7 +194,7 @@ class Connection:
             except BlockingIOError:
                 await self._parked(trio.lowlevel.wait_readable)
             except OSError as error:
-                raise ConnectionGone(str(error)) from error
+                raise ConnectionGone(sentence(error)) from error
 
     async def _parked(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
         try:

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from intercept_protocol.text import visible
+
 BACKLOG = 1024
 """A burst of VPs attaches at once; a backlog under 512 was seen to refuse some."""
 
@@ -25,7 +27,10 @@ LOCK_SECONDS, LOCK_POLL_SECONDS = 5.0, 0.01
 
 
 class ListenError(Exception):
-    """A socket path that cannot be used; the text names it and the cause."""
+    """A socket path that cannot be used; the text names it and the cause, and is fit for a terminal."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible(message))
 
 
 @contextmanager

@@ -5,9 +5,11 @@ That none is kept is the witness's to see: it counts the daemon's descriptors be
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +76,23 @@ def test_descriptors_that_are_slow_to_close_hold_nobody_up_where_they_are_not_ev
 def test_a_descriptor_of_something_else_than_maps_is_einval(live_vmm: RawVmm, path: str) -> None:
     send_with_descriptors(live_vmm.connection, ATTACH, 1, path)
     assert refused(live_vmm).name == "EINVAL"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"\xff\xfe", b"\xf0" * 255, b"a\nb\x1b[2J", "\u202e".encode()],
+    ids=["no UTF-8", "long", "control", "bidi"],
+)
+def test_a_refusal_that_quotes_any_path_is_an_answer_in_one_harmless_line(
+    live_vmm: RawVmm, tmp_path: Path, name: bytes
+) -> None:
+    path = tmp_path / os.fsdecode(name)
+    path.touch()
+    send_with_descriptors(live_vmm.connection, ATTACH, 1, str(path))
+    refusal = refused(live_vmm)
+    assert (refusal.name, str(tmp_path) in refusal.message) == ("EINVAL", True)
+    assert refusal.message.isprintable()
+    assert live_vmm.ask("statistics")["regions"] == 0
 
 
 @pytest.mark.parametrize("count", [3, MOST])
