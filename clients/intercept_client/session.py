@@ -19,6 +19,7 @@ from typing import Final
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.frames import MESSAGE_LIMIT
+from intercept_protocol.text import sentence
 
 from .errors import ClientMisuse, ConnectionLost, FatalError
 from .exchange import RESPONSE_HEAD, Exchange, Progress, Reply
@@ -129,7 +130,7 @@ class ClientSession:
         if self._unsent and isinstance(error, BrokenPipeError | ConnectionResetError):
             self._unsent = b""
         else:
-            self.lose(f"the connection failed: {error}")
+            self.lose(f"the connection failed: {sentence(error)}")
 
     def require_going_on(self) -> None:
         """Raise what ended the conversation, if it is over."""

@@ -15,18 +15,27 @@ import click
 from intercept_client import BlockingOperator, ConnectionLost
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import ListPartitions, PartitionSummary
+from intercept_protocol.text import sentence as sentence_of
+from intercept_protocol.text import visible_lines
 
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds to wait for an answer; the daemon answers an operator without waiting for anything."""
 
 
-class Refused(click.ClickException):
+class Failure(click.ClickException):
+    """A sentence, perhaps with notes in lines of their own. What it quotes from outside is made visible."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible_lines(message))
+
+
+class Refused(Failure):
     """The daemon answered, with an error."""
 
     exit_code = 1
 
 
-class Unreachable(click.ClickException):
+class Unreachable(Failure):
     """There is no conversation with the daemon. Exit code 2, wrong usage, is click's own."""
 
     exit_code = 3
@@ -99,7 +108,7 @@ def sentence(error: BaseException, vmm_socket: str | None) -> str:
     """What went wrong; of the way to the VMMs' socket, with what to look for."""
     if vmm_socket is not None and isinstance(error, OSError) and error.filename == vmm_socket:
         return f"{vmm_socket}: {_cause(error, 'socket')}"
-    return str(error)
+    return sentence_of(error)
 
 
 def _cause(error: OSError, option: str) -> str:

@@ -10,7 +10,9 @@ from typing import Final
 import click
 from click.shell_completion import CompletionItem
 
-from . import asking, words
+from intercept_protocol.text import visible
+
+from . import asking
 
 PATIENCE: Final = 1.0
 """Seconds that somebody who pressed Tab waits at most for each answer."""
@@ -25,7 +27,7 @@ def partition_ids(context: click.Context, _: click.Parameter, incomplete: str) -
     except click.ClickException:
         return []
     return [
-        CompletionItem(str(summary.partition_id), help=words.visible(summary.name))
+        CompletionItem(str(summary.partition_id), help=visible(summary.name))
         for summary in summaries
         if str(summary.partition_id).startswith(incomplete)
     ]

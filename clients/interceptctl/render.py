@@ -1,7 +1,7 @@
 """What the commands print for people: rich tables that fit 80 columns.
 
-Owns headings and layout; must not know sockets or commands. Cells are `Text`, never markup: a partition's
-name is its VMM's to choose.
+Owns headings and layout; must not know sockets or commands. Cells are `Text`, never markup, and made visible:
+a partition's name is its VMM's to choose, and a daemon's words are its own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from intercept_protocol.messages import (
     RegionView,
     VpView,
 )
+from intercept_protocol.text import visible
 
 from . import words
 from .quantiles import quantile_ns
@@ -45,7 +46,7 @@ def partitions(summaries: Sequence[PartitionSummary]) -> RenderableType:
         _row(
             table,
             summary.partition_id,
-            words.visible(summary.name),
+            summary.name,
             summary.uid,
             summary.pid,
             words.count(summary.vps),
@@ -61,12 +62,12 @@ def inspection(view: PartitionInspection) -> RenderableType:
     """One partition in full."""
     summary = view.summary
     facts: dict[str, object] = {
-        "name": words.visible(summary.name),
+        "name": summary.name,
         "owner": f"uid {summary.uid}, pid {summary.pid}",
         "age": words.duration(summary.age_ms),
         "architecture": view.architecture.value,
-        "address_space": words.visible(summary.address_space),
-        "hypervisor": words.visible(summary.hypervisor),
+        "address_space": summary.address_space,
+        "hypervisor": summary.hypervisor,
         "mmio_granularity": view.mmio_granularity.value,
         "mapped": words.pages(summary.mapped_gfns),
     }
@@ -105,7 +106,7 @@ def _statistics(
     table = _table("OUTCOME", "REASON", "INTERCEPTS>")
     for outcome, reasons in intercepts.items():
         for reason, number in reasons.items():
-            _row(table, words.visible(outcome), words.visible(reason), number)
+            _row(table, outcome, reason, number)
     return Group(_facts(counters), Text(""), table) if table.row_count else _facts(counters)
 
 
@@ -129,7 +130,7 @@ def _regions(regions: Iterable[RegionView]) -> Table:
 def _vps(vps: Iterable[VpView]) -> Table:
     table = _table("VP>", "STATE", "INTERCEPTS>")
     for vp in vps:
-        _row(table, vp.vp_index, words.visible(vp.state), vp.intercepts)
+        _row(table, vp.vp_index, vp.state, vp.intercepts)
     return table
 
 
@@ -160,4 +161,4 @@ def _table(*headings: str) -> Table:
 
 
 def _row(table: Table, *cells: object) -> None:
-    table.add_row(*(Text(str(cell)) for cell in cells))
+    table.add_row(*(Text(visible(str(cell))) for cell in cells))

@@ -1,6 +1,6 @@
 """Numbers and foreign text in few columns.
 
-Owns units and the escaping of what a VMM chose; must not know tables. Exact numbers are what `--json` is for.
+Owns units; must not know tables. Exact numbers are what `--json` is for.
 """
 
 from __future__ import annotations
@@ -48,8 +48,3 @@ def latency(nanoseconds: float | None) -> str:
         if value < 999.5:
             return f"{value:.1f}{unit}" if value < 9.95 and unit == "ms" else f"{value:.0f}{unit}"
     return f"{nanoseconds / 1e9:.3g}s"
-
-
-def visible(text: str) -> str:
-    """A name from outside, harmless on a terminal: what does not print is shown as its escape."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -9,15 +9,19 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 
+from .text import form, visible
+
 
 class WireError(Exception):
     """An error as it travels: ``[errno, name, message, details]``.
 
     `number` is a Linux errno, used as the mshv ioctls use them; `details` names fields and ranges for
-    programs, `message` for people.
+    programs, `message` for people. What a message quotes from outside is made visible here, for every error
+    and at both ends: it goes into answers, events and logs, and onto terminals.
     """
 
     def __init__(self, number: int, message: str, /, **details: object) -> None:
+        message = visible(message)
         super().__init__(f"{error_name(number)}: {message}")
         self.number = number
         self.message = message
@@ -32,7 +36,7 @@ class WireError(Exception):
 
     @classmethod
     def from_wire(cls, value: object) -> WireError:
-        """Read a peer's error. Anything that is not of the form becomes EPROTO with its repr.
+        """Read a peer's error. Anything that is not of the form becomes EPROTO.
 
         The number decides, whatever name came with it: `name` is the number's.
         """
@@ -40,7 +44,7 @@ class WireError(Exception):
             case [int(number), str(), str(message), dict(details)] if _is_errno(number):
                 return cls(number, message, **{str(key): item for key, item in details.items()})
             case _:
-                return cls(errno.EPROTO, f"the peer sent an error of another form: {value!r:.200}")
+                return cls(errno.EPROTO, f"the peer sent an error of another form: {form(value)}")
 
 
 class ProtocolViolation(WireError):

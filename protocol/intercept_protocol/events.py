@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from .errors import WireError
+from .text import form
 
 EVENT_METHOD: Final = "event"
 """The method of the notifications."""
@@ -216,4 +217,4 @@ def decode_event(params: list[object]) -> Event | None:
                 raise WireError(errno.EPROTO, f"event {name}: is of another form: {error!s:.200}") from None
             if partition_id is None or isinstance(partition_id, int):
                 return Event(time_ms, fact, partition_id)
-    raise WireError(errno.EPROTO, f"an event of another form: {params!r:.200}")
+    raise WireError(errno.EPROTO, f"an event of another form: {form(params)}")

@@ -22,6 +22,14 @@ def allows(rights: Access, wanted: Access) -> bool:
     return int.__and__(rights, wanted) == wanted
 
 
+def spelled(rights: Access) -> str:
+    """For people: `r-x`, `rw-`, `---`."""
+    return "".join(
+        letter if right & rights else "-"
+        for letter, right in zip("rwx", (Access.READ, Access.WRITE, Access.EXECUTE), strict=True)
+    )
+
+
 class Outcome(StrEnum):
     RESUME = "resume"
     """Run the instruction again."""

@@ -23,6 +23,9 @@ MSGID_LIMIT = 1 << 32
 """The MessagePack-RPC specification makes msgid a 32-bit unsigned number."""
 
 _pack: Callable[[object], bytes] = msgpack.Packer().pack
+_pack_any_text: Callable[[object], bytes] = msgpack.Packer(unicode_errors="backslashreplace").pack
+"""For what must go out, whatever it quotes: a path may hold lone surrogates, which UTF-8 cannot encode. A
+request with such text is its caller's mistake."""
 _UNPACK_ERRORS = (ValueError, TypeError, msgpack.exceptions.UnpackException)
 _SMALL_FRAME = 512
 """Bytes up to which a frame is tried whole: an intercept takes at most 282, most other requests a hundred."""
@@ -54,15 +57,15 @@ def encode_request(msgid: int, method: str, params: list[object]) -> bytes:
 
 
 def encode_result(msgid: int, result: object) -> bytes:
-    return _pack((RESPONSE, msgid, None, result))
+    return _pack_any_text((RESPONSE, msgid, None, result))
 
 
 def encode_error(msgid: int, error: WireError) -> bytes:
-    return _pack((RESPONSE, msgid, error.to_wire(), None))
+    return _pack_any_text((RESPONSE, msgid, error.to_wire(), None))
 
 
 def encode_notification(method: str, params: list[object]) -> bytes:
-    return _pack((NOTIFICATION, method, params))
+    return _pack_any_text((NOTIFICATION, method, params))
 
 
 class Receiver:

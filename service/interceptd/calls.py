@@ -66,14 +66,16 @@ async def serve_calls(
 
     `send` is for a connection on which somebody else sends as well.
     """
-    send = send or connection.send
     while (request := await connection.receive()) is not None:
         with in_flight.one() if in_flight is not None else nullcontext():
             try:
                 reply = await _reply(connection, methods, answer, request)
             finally:
                 connection.drop_descriptors()
-            await send(reply)
+            if send is None:
+                await connection.answer(reply)
+            else:
+                await connection.answer_watched(send(reply))
 
 
 class closing:  # reads as the verb it is: `with closing(connection)`

@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 import trio
 
+from intercept_protocol.text import visible
 from interceptd import __version__, effective
 from interceptd.config_sources import CHAOS_VARIABLE, ConfigError, Setting, Sources, set_flag
 from interceptd.daemon import SIGNALS, Daemon, run_until_signalled
@@ -111,7 +112,7 @@ def check_config(file: Path | None, settings: Flags, **places: str | None) -> No
         _chaos()
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"# {file or 'no file'}: {effective.summary(loaded.config)}")
+    click.echo(f"# {visible(str(file or 'no file'))}: {effective.summary(loaded.config)}")
     for line in effective.lines(loaded):
         click.echo(line)
 

@@ -14,6 +14,7 @@ from typing import Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from intercept_protocol.text import visible
 from interceptd.config import Config
 from interceptd.place import Place
 
@@ -27,7 +28,11 @@ Table = dict[str, object]
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be used; the text names the source, the key and what was expected."""
+    """A configuration that cannot be used; the text names the source, the key and what was expected, and is
+    fit for a terminal."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible(message))
 
 
 class Setting(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ import trio
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.frames import REQUEST_VALUES
+from intercept_protocol.text import sentence
 from interceptd.descriptor_box import DescriptorBox
 from interceptd.peer import Peer, Pidfd, peer_groups
 from interceptd.peer_watch import PeerWatch
@@ -25,6 +26,8 @@ from interceptd.turns import ALONE, TURN, Turns
 
 RECEIVE_BYTES = 4096
 """A read: fifteen intercepts, and any control message in one go."""
+REST_SECONDS = 5.0
+"""For the rest of a request whose descriptors are here, which is usually sent with its first byte."""
 LAST_LOOK_SECONDS = 0.1
 """Beyond a peer's deadline, for what it has sent and we have not looked at: who stopped us for a while (a
 signal, a debugger, a suspended machine) must not cost our peers anything."""
@@ -55,6 +58,8 @@ class Connection:
         self._unpaid: rpc.Request | None = None
         """What was received, and had not its turn yet."""
         self._descriptors = DescriptorBox(0)
+        self._rest_due: float | None = None
+        """Until when the descriptors of half a request are kept."""
 
     def peer_groups(self) -> frozenset[int]:
         return peer_groups(self._socket)
@@ -70,6 +75,7 @@ class Connection:
 
     def drop_descriptors(self) -> None:
         """Close what came with the last request and was not taken."""
+        self._rest_due = None
         self._descriptors.drop()
 
     def close(self) -> None:
@@ -129,7 +135,7 @@ class Connection:
                 else:
                     await self._parked(trio.lowlevel.wait_readable)
             except OSError as error:
-                raise ConnectionGone(str(error)) from error
+                raise ConnectionGone(sentence(error)) from error
         whole = recognise(data)
         if whole is not None:
             return whole
@@ -149,16 +155,19 @@ class Connection:
         return message
 
     async def send(self, data: bytes) -> None:
-        """Send an answer; blocks while the peer does not read. Raises `ConnectionGone`."""
-        while data:
-            try:
-                sent = self._socket.send(data, socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                await self._parked(trio.lowlevel.wait_writable)
-                continue
-            except OSError as error:
-                raise ConnectionGone(str(error)) from error
-            data = data[sent:]
+        """Send a message; blocks while the peer does not read. Raises `ConnectionGone`."""
+        while data := self._send_now(data):
+            await self._parked(trio.lowlevel.wait_writable)
+
+    async def answer(self, data: bytes) -> None:
+        """Send an answer; blocks while the peer does not read, unless it speaks or leaves. Raises
+        `ConnectionGone`, `ProtocolViolation`.
+
+        What it says then nobody would read, its own end of this connection included, which would keep that
+        open after its death.
+        """
+        if rest := self._send_now(data):
+            await self.answer_watched(self.send(rest))
 
     async def answer_watched(self, answering: Awaitable[Answered]) -> Answered:
         """Await `answering`, and give it up when the peer closes or breaks the rule meanwhile."""
@@ -191,9 +200,34 @@ class Connection:
             try:
                 return self._descriptors.receive(self._socket, RECEIVE_BYTES)
             except BlockingIOError:
-                await self._parked(trio.lowlevel.wait_readable)
+                await self._wait_readable()
             except OSError as error:
-                raise ConnectionGone(str(error)) from error
+                raise ConnectionGone(sentence(error)) from error
+
+    async def _wait_readable(self) -> None:
+        """Wait for more bytes; but descriptors that wait for the rest of their request are closed in time.
+
+        One of them may be the peer's own end of this connection: while we hold that, we would wait for a peer
+        that is gone.
+        """
+        if not self._descriptors.holds_any:
+            await self._parked(trio.lowlevel.wait_readable)
+            return
+        if self._rest_due is None:
+            self._rest_due = trio.current_time() + REST_SECONDS
+        with trio.move_on_at(self._rest_due) as patience:
+            await self._parked(trio.lowlevel.wait_readable)
+        if patience.cancelled_caught:
+            self._descriptors.lose(_too_late())
+
+    def _send_now(self, data: bytes) -> bytes:
+        """Send what goes without waiting; returns the rest."""
+        try:
+            return data[self._socket.send(data, socket.MSG_NOSIGNAL) :]
+        except BlockingIOError:
+            return data
+        except OSError as error:
+            raise ConnectionGone(sentence(error)) from error
 
     async def _parked(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
         try:
@@ -206,6 +240,13 @@ class Connection:
             return self._socket.recv(1, socket.MSG_PEEK)
         except OSError:
             return b""
+
+
+def _too_late() -> WireError:
+    return WireError(
+        errno.ETIMEDOUT,
+        f"the rest of the request did not follow its descriptors within {REST_SECONDS:g} s: send them again",
+    )
 
 
 def _second_request() -> ProtocolViolation:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from intercept_protocol.text import visible
 from interceptd.config import Config
 from interceptd.config_sources import Loaded
 
@@ -21,7 +22,7 @@ def summary(config: Config) -> str:
     uids = ", ".join(map(str, sorted(config.uids))) or "none"
     gids = f" and members of gids {', '.join(map(str, config.allowed_gids))}" if config.allowed_gids else ""
     metrics = "no metrics" if config.metrics.listen is None else f"metrics at {config.metrics.listen}"
-    return (
+    return visible(
         f"would serve VMMs of uids {uids}{gids} at {config.socket} (mode {config.socket_mode:04o}) "
         f"and operators at {config.operator_path}, {metrics}, and log {config.log.level} and above"
     )
@@ -33,7 +34,7 @@ def lines(loaded: Loaded) -> Iterator[str]:
     for key, value, origin in loaded.values():
         shown = derived[key] if value is None and key in derived else value
         assignment = f"# {key} is not set" if shown is None else f"{key} = {_toml(key, shown)}"
-        yield f"{assignment:<{_ORIGIN_COLUMN - 1}} # {origin}"
+        yield f"{assignment:<{_ORIGIN_COLUMN - 1}} # {visible(origin)}"
 
 
 def shown(key: str, value: object) -> object:
@@ -44,4 +45,7 @@ def shown(key: str, value: object) -> object:
 
 
 def _toml(key: str, value: object) -> str:
-    return f"0o{value:o}" if key.endswith(MODE) else json.dumps(value, ensure_ascii=False)
+    if key.endswith(MODE):
+        return f"0o{value:o}"
+    plain = json.dumps(value, ensure_ascii=False)
+    return plain if plain.isprintable() else json.dumps(value)  # whose escapes are TOML's, too

@@ -17,6 +17,7 @@ import trio
 
 from intercept_protocol.addresses import GfnRange
 from intercept_protocol.messages import RegionKind
+from intercept_protocol.text import sentence
 from interceptd.hypervisor import Hypervisor, HypervisorError, PartitionLost
 from interceptd.mapping import Mapping, join
 from interceptd.range_map import RangeMap
@@ -173,8 +174,11 @@ class GuestMappings:
             except HypervisorError:
                 self._record.carve(mapping)
                 raise
+            except PartitionLost:
+                raise
             except Exception as error:  # a mistake of ours: who knows what the guest reaches now
-                raise PartitionLost(f"mapping gfns {mapping.gfns} broke down: {error!r}") from error
+                log.exception("map_broke_down", region=str(region.gfns))
+                raise PartitionLost(f"mapping gfns {mapping.gfns} broke down: {sentence(error)}") from error
             join(self._record, mapping)
 
     async def _undo(self, region: Region, made: list[Mapping], deadline: float) -> None:
@@ -204,7 +208,7 @@ def _no_refusal(gfns: GfnRange) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise PartitionLost(f"gfns {gfns} may still be reached by the guest: {error}") from error
+        raise PartitionLost(f"gfns {gfns} may still be reached by the guest: {sentence(error)}") from error
 
 
 def _runs(mappings: Iterable[Mapping]) -> list[GfnRange]:

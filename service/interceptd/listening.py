@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from intercept_protocol.text import visible
+
 BACKLOG = 1024
 """A burst of VPs attaches at once; a backlog under 512 was seen to refuse some."""
 
@@ -25,7 +27,10 @@ LOCK_SECONDS, LOCK_POLL_SECONDS = 5.0, 0.01
 
 
 class ListenError(Exception):
-    """A socket path that cannot be used; the text names it and the cause."""
+    """A socket path that cannot be used; the text names it and the cause, and is fit for a terminal."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible(message))
 
 
 @contextmanager
@@ -78,7 +83,7 @@ def _bind(listener: socket.socket, path: str, mode: int, group: str | None) -> t
             if group is not None:
                 _give(unready, group)  # while nobody can connect yet
             listener.listen(BACKLOG)
-            os.rename(unready, path)
+            _replace(unready, path)
         except BaseException:
             os.unlink(unready)
             raise
@@ -128,17 +133,49 @@ def _give(path: str, group: str) -> None:
 
 
 def _require_free(path: str) -> None:
-    """Nothing is at `path`, or a socket that nobody listens on any more."""
+    """Nothing is at `path`, or a socket that nobody listens on any more. Raises `ListenError` otherwise, and
+    where we cannot tell."""
     try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise ListenError(f"{path}: exists and is not a socket")
+        status = os.lstat(path)
     except FileNotFoundError:
         return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise ListenError(f"{path}: exists and is not a socket")
+    match _connect(path):
+        case errno.ECONNREFUSED | errno.ENOENT:  # nobody listens; or its owner has removed it just now
+            return
+        case 0 | errno.EAGAIN:  # connected; or its backlog is full
+            raise ListenError(f"{path}: is in use by a live daemon")
+        case errno.EPROTOTYPE:  # which is said only of a socket that is open
+            raise ListenError(f"{path}: is in use by another program, for a socket that is not SOCK_STREAM")
+        case number:
+            raise ListenError(
+                f"{path}: cannot tell whether a daemon listens there: {os.strerror(number)}; "
+                f"{_belongs(status)}: remove it if nobody does"
+            )
+
+
+def _connect(path: str) -> int:
+    """The errno of one attempt, 0 for a connection."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        result = probe.connect_ex(path)
-    if result != errno.ECONNREFUSED:  # connected, or its backlog is full: somebody is there
-        raise ListenError(f"{path}: is in use by a live daemon")
+        return probe.connect_ex(path)
+
+
+def _replace(unready: str, path: str) -> None:
+    """Put our socket in the place of one that nobody listens on. Raises `ListenError` where only the owner of
+    that one may: in a directory with the sticky bit."""
+    try:
+        os.rename(unready, path)
+    except PermissionError as error:
+        raise ListenError(
+            f"{path}: nobody listens there, but it cannot be replaced: {error.strerror}; "
+            f"{_belongs(os.lstat(path))}, who may remove it"
+        ) from error
+
+
+def _belongs(status: os.stat_result) -> str:
+    return f"the socket belongs to uid {status.st_uid}"
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 Owns the processors; must not know what is logged. Events are past-tense facts with fields; the partition and
 the VP are bound to each line by whoever runs them (contextvars, which trio gives each task its own copy of).
-Tracebacks come without local variables: those hold tokens.
+Tracebacks come without local variables: those hold tokens. What came from outside is made visible: an event
+stays one line, and does nothing to the terminal that shows it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import os
 import select
 import sys
 from contextlib import suppress
-from typing import ClassVar
+from io import StringIO
+from typing import ClassVar, TextIO
 
 import structlog
 from structlog.stdlib import ProcessorFormatter
 from structlog.tracebacks import ExceptionDictTransformer
-from structlog.typing import EventDict, Processor
+from structlog.typing import EventDict, ExcInfo, Processor
 
+from intercept_protocol.text import visible, visible_lines
 from interceptd.config import Log
 
 PIECE_BYTES = select.PIPE_BUF
@@ -100,12 +103,35 @@ class _Libraries(logging.Handler):
 
 def _json() -> list[Processor]:
     tracebacks = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
-    return [tracebacks, structlog.processors.JSONRenderer()]
+    return [tracebacks, _make_visible, structlog.processors.JSONRenderer()]
 
 
 def _console() -> list[Processor]:
     return [
-        structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
+        _make_visible,
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback),
     ]
+
+
+def _make_visible(_: object, __: str, event: EventDict) -> EventDict:
+    """A processor. The console prints a value without blanks as it is; a lone surrogate in JSON stops many
+    readers."""
+    return {key: _visible(value) for key, value in event.items()}
+
+
+def _visible(value: object) -> object:
+    match value:
+        case str():
+            return visible(value)
+        case list() | tuple():
+            return [_visible(item) for item in value]
+        case dict():
+            return {key: _visible(item) for key, item in value.items()}
+        case _:
+            return value
+
+
+def _write_traceback(to: TextIO, exc_info: ExcInfo) -> None:
+    text = StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    to.write(visible_lines(text.getvalue()))

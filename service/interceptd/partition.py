@@ -21,6 +21,7 @@ from intercept_protocol import events, messages
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import CreatePartition
 from intercept_protocol.outcomes import Answer, Outcome
+from intercept_protocol.text import sentence
 from interceptd.address_space import AddressSpace
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.address_space.process import ProcessAddressSpace
@@ -111,10 +112,10 @@ class Partition:
                 self._nursery.cancel_scope.cancel()
         except* PartitionLost as lost:
             self.lost = True
-            log.critical("partition_lost", error=str(lost.exceptions[0]))
-            why = str(lost.exceptions[0])[: events.ERROR_LENGTH]
-            self.journal.publish(events.PartitionLost(error=why))
-            failure = WireError(errno.EIO, f"the partition is lost: {lost.exceptions[0]}")
+            why = sentence(lost)
+            log.critical("partition_lost", error=why)
+            self.journal.publish(events.PartitionLost(error=why[: events.ERROR_LENGTH]))
+            failure = WireError(errno.EIO, f"the partition is lost: {why}")
         finally:
             self.ending = True
             self.memory.close()

@@ -97,7 +97,7 @@ class Reception:
                 raise WireError(errno.ENOSPC, f"{limit} operators are connected", limit="operators")
         self.operators += 1
         try:
-            await visitor.connection.send(visitor.welcome(self._hello_reply()))
+            await visitor.connection.answer(visitor.welcome(self._hello_reply()))
             await self._converse(visitor.connection)
         finally:
             self.operators -= 1
@@ -130,13 +130,13 @@ class Reception:
                 raise WireError(errno.ENOSPC, f"uid {uid} may have {limit} VMMs", limit="vmms_per_uid")
         self._vmms[uid] += 1
         try:
-            await connection.send(visitor.welcome(self._hello_reply()))
+            await connection.answer(visitor.welcome(self._hello_reply()))
             while (request := await connection.receive()) is not None:
                 try:
                     call = codec.decode_call(messages.VMM_METHODS, request.method, request.params)
                     partition = self._create_partition(call, hello.name, connection)
                 except WireError as error:
-                    await connection.send(rpc.encode_error(request.msgid, error))
+                    await connection.answer(rpc.encode_error(request.msgid, error))
                     continue
                 await self._live(partition, connection, request.msgid)
                 return
@@ -158,7 +158,7 @@ class Reception:
         descriptors = connection.box_descriptors() if live else DescriptorBox()
 
         async def serve() -> None:
-            await connection.send(rpc.encode_result(msgid, codec.to_fields(created)))
+            await connection.answer(rpc.encode_result(msgid, codec.to_fields(created)))
             await serve_calls(connection, messages.VMM_METHODS, VmmSession(partition, descriptors).answer)
 
         try:

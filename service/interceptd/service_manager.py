@@ -16,6 +16,8 @@ from typing import Final
 import structlog
 import trio
 
+from intercept_protocol.text import sentence
+
 log = structlog.get_logger()
 PATIENCE: Final = 1.0
 """Seconds that a manager may take to make room for a datagram."""
@@ -70,7 +72,6 @@ class ServiceManager:
                 await sock.send("\n".join(facts).encode())
         except (OSError, trio.TooSlowError) as error:
             if self._reachable:
-                log.warning(
-                    "service_manager_not_told", error=str(error) or os.strerror(errno.EAGAIN), facts=facts
-                )
+                why = os.strerror(errno.EAGAIN) if isinstance(error, trio.TooSlowError) else sentence(error)
+                log.warning("service_manager_not_told", error=why, facts=facts)
             self._reachable = False

@@ -83,7 +83,7 @@ class VirtualProcessor:
                 else:
                     msgid, wanted = request
                     reply = encode_answer(msgid, await self._answer(wanted))
-                await self._connection.send(reply)
+                await self._connection.answer(reply)
                 self._quiet.set()
                 if self._lost is not None:
                     raise self._lost

@@ -88,6 +88,16 @@ def test_a_vmm_socket_that_nobody_listens_on_is_missing(tmp_path: Path) -> None:
     assert (found.state, "Connection refused" in found.found) == (State.MISSING, True)
 
 
+def test_a_vmm_socket_whose_backlog_is_full_is_alive_and_limited(tmp_path: Path) -> None:
+    path = str(tmp_path / "vmm.sock")
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waiting:
+        busy.bind(path)
+        busy.listen(0)
+        waiting.connect(path)
+        found = sockets.vmm_socket(path)
+    assert (found.state, "no room" in found.found) == (State.LIMITED, True)
+
+
 def test_who_may_not_be_an_operator_is_limited_and_who_may_not_be_a_vmm_is_missing(
     socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import msgpack
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
@@ -184,6 +185,18 @@ def test_a_name_that_would_steer_the_terminal_is_shown_escaped(socket_path: Path
 
     assert "\x1b" not in result.stdout
     assert r"\x1b[2J[red]x" in result.stdout
+
+
+def test_a_refusal_that_would_steer_the_terminal_is_shown_escaped(socket_path: Path) -> None:
+    hostile = msgpack.packb([1, 2, [2, "ENOENT", "no \x1b[2J\u202e", {}], None])
+    result, _ = run_against(socket_path, [Hear(), Say(hostile)], "stats")
+    assert "no \\x1b[2J\\u202e" in result.stderr
+    assert result.stderr.replace("\n", "").isprintable()
+
+
+def test_a_path_that_is_no_utf8_is_shown_escaped(tmp_path: Path) -> None:
+    result = run(tmp_path / "\udcff\x1b", "ls")
+    assert (result.exit_code, "\\udcff\\x1b: no such file" in result.stderr) == (3, True)
 
 
 def test_ls_fits_80_columns_and_cuts_no_id_whatever_the_partitions_are(socket_path: Path) -> None:

@@ -36,7 +36,3 @@ def test_pages_are_said_in_bytes(page_count: int, text: str) -> None:
 )
 def test_duration_has_the_two_largest_units(milliseconds: int, text: str) -> None:
     assert words.duration(milliseconds) == text
-
-
-def test_visible_escapes_what_does_not_print_and_nothing_else() -> None:
-    assert words.visible("guest \x1b[2J\n\u202e模") == "guest \\x1b[2J\\n\\u202e模"

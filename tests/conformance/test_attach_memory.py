@@ -88,6 +88,18 @@ def test_declared_memory_needs_no_descriptor(vmm: RawVmm) -> None:
     assert vmm.vp().intercept(GFN) == ["resume", "mapped"]
 
 
+@statement("P-19", "E-1")
+@pytest.mark.parametrize("name", ["\udcff", "a\n\x1b[2J\u202e"], ids=["no UTF-8", "control characters"])
+def test_a_refusal_that_quotes_a_path_is_an_answer_of_printable_characters(
+    live: RawVmm, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).touch()
+    refusal = attach(live, [str(tmp_path / name)])
+    assert refusal is not None
+    assert (refusal.name, refusal.message.isprintable()) == ("EINVAL", True)
+    assert live.ask("statistics")["regions"] == 0
+
+
 @statement("P-19")
 def test_the_maps_of_another_process_are_einval(live: RawVmm) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from fakes.daemon_process import clean_environment
+from interceptd.cli import main
 from interceptd.config import Config, Limits
 from interceptd.config_sources import load_config
 
@@ -90,6 +92,17 @@ def test_check_config_of_a_wrong_file_names_file_key_and_expectation(
     checked = check_config(file)
     assert (checked.returncode, checked.stdout) == (1, "")
     assert checked.stderr.startswith(f"Error: {file}: {complaint}")
+
+
+@pytest.mark.parametrize("outside", ["/run/\udcff\x1b[2J", "/run/\u202e\x7f"], ids=["no UTF-8", "bidi"])
+@pytest.mark.parametrize(
+    "arguments", [["--socket"], ["--metrics-listen"], []], ids=["used", "refused", "file"]
+)
+def test_check_config_quotes_any_text_in_one_harmless_line(arguments: list[str], outside: str) -> None:
+    """A path, a value that is an error, and a file that is not there."""
+    checked = CliRunner().invoke(main, ["check-config", *arguments, outside])
+    assert [line for line in checked.output.splitlines() if not line.isprintable()] == []
+    assert re.search(r"/run/\\u(dcff|202e)", checked.output)
 
 
 def test_check_config_shows_every_value_and_where_it_comes_from_as_a_file_that_means_the_same(

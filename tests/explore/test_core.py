@@ -122,4 +122,4 @@ def test_an_error_while_somebody_is_shielded_does_not_hang_the_exploration(
 
 def test_an_error_of_the_code_itself_is_a_finding() -> None:
     found = failures(ours.of(Parts(regions=Undecided)), "invalidate-storm", 0, 1)
-    assert found[Rule.BROKE].finding.how == "RuntimeError('out of order')"
+    assert found[Rule.BROKE].finding.how == "RuntimeError: out of order"

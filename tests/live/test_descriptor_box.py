@@ -5,16 +5,18 @@ The slow ones are real: closing the last copy of a TCP socket that lingers waits
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from fakes.eventually import eventually
 from fakes.rude_peers import slow_to_close
-from intercept_protocol.errors import ProtocolViolation
+from intercept_protocol.errors import ProtocolViolation, WireError
 from interceptd.descriptor_box import CLOSING, KEPT, DescriptorBox
 
 
@@ -82,6 +84,58 @@ def test_a_peer_whose_slow_descriptors_have_let_go_may_send_more(ends: Ends) -> 
     ends.send_slow()
     ends.box.drop()
     assert closing() == 1
+
+
+@contextmanager
+def free_descriptors(count: int) -> Iterator[None]:
+    """This process may open no more than `count` descriptors."""
+    taken = [os.dup(0) for _ in range(count)]  # the lowest numbers that are free
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for descriptor in taken:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken, default=soft - 1) + 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_descriptors_that_are_cut_off_are_said_to_be_and_those_that_came_are_closed(ends: Ends) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs, free_descriptors(2):
+            assert ends.send(*[theirs.fileno()] * 3) == b"x"
+        ours.settimeout(10)
+        assert ours.recv(1) == b""
+    with pytest.raises(WireError, match=r"EMFILE: of the descriptors .* could receive only 2") as refused:
+        ends.box.take()
+    assert refused.value.details == {"received": 2}
+
+
+def test_descriptors_that_come_after_the_cut_are_closed_until_the_next_request(ends: Ends) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            with free_descriptors(1):
+                ends.send(theirs.fileno(), theirs.fileno())
+            ends.send(theirs.fileno())
+        ours.settimeout(10)
+        assert ours.recv(1) == b""
+    ends.box.drop()
+    ends.send(0)
+    (taken,) = ends.box.take()
+    os.close(taken)
+
+
+def test_descriptors_that_nobody_wants_are_cut_off_without_harm() -> None:
+    ours, theirs = socket.socketpair()
+    box = DescriptorBox(0)
+    with ours, theirs, free_descriptors(1):
+        socket.send_fds(ours, [b"x"], [ours.fileno(), theirs.fileno()])
+        assert box.receive(theirs, 16) == b"x"
+        box.drop()
+    eventually(closing, 0)
+    assert box.take() == []
 
 
 def test_where_the_system_refuses_a_thread_the_peer_is_refused_and_the_next_closes_its_descriptors(

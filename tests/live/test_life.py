@@ -70,6 +70,20 @@ def test_a_forked_child_that_keeps_the_sockets_does_not_keep_a_dead_mms_partitio
         os.kill(child, signal.SIGKILL)
 
 
+def test_a_forked_child_that_keeps_the_sockets_of_a_vmm_without_memory_does_not_keep_its_partition(
+    daemon: DaemonProcess, unattached: Puppet
+) -> None:
+    """Nothing but the pidfd tells: there is no mm to ask yet, and the connection stays open."""
+    child = unattached.do(LiveVmm.fork)
+    try:
+        assert partitions_of(daemon, unattached) == 1
+        unattached.kill()
+        eventually(lambda: partitions_of(daemon, unattached), 0)
+        os.kill(child, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 def test_what_a_forked_child_does_to_its_memory_is_not_the_parents(vmm: Puppet) -> None:
     before = vmm.do(LiveVmm.counter, "invalidations")
     vmm.do(lives.fork_a_child_that_unmaps_everything_of, GFN)

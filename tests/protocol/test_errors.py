@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intercept_protocol.errors import ProtocolViolation, WireError, error_name
+from intercept_protocol.text import visible
 
 details = st.dictionaries(st.text(), st.integers(0, 2**64 - 1) | st.text() | st.lists(st.integers(0, 9)))
 
@@ -17,7 +18,15 @@ details = st.dictionaries(st.text(), st.integers(0, 2**64 - 1) | st.text() | st.
 def test_error_survives_to_wire_and_from_wire(number: int, message: str, details: dict[str, object]) -> None:
     received = WireError.from_wire(WireError(number, message, **details).to_wire())
 
-    assert (received.number, received.message, received.details) == (number, message, details)
+    assert (received.number, received.message, received.details) == (number, visible(message), details)
+
+
+def test_what_a_message_quotes_from_outside_is_visible_at_both_ends() -> None:
+    hostile = "the file /tmp/\udcff\x1b[2J\u202e"
+    shown = "the file /tmp/\\udcff\\x1b[2J\\u202e"
+
+    assert WireError(errno.EINVAL, hostile).message == shown
+    assert str(WireError.from_wire([22, "EINVAL", hostile, {}])) == f"EINVAL: {shown}"
 
 
 def test_to_wire_is_number_name_message_details() -> None:
@@ -63,6 +72,7 @@ def test_from_wire_of_another_form_is_eproto(value: object) -> None:
 
     assert error.number == errno.EPROTO
     assert "another form" in error.message
+    assert repr(value) not in error.message
 
 
 @pytest.mark.parametrize("number", [1, 4095])

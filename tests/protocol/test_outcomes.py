@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from intercept_protocol.outcomes import Access, Answer, Outcome
+from intercept_protocol.outcomes import Access, Answer, Outcome, spelled
 
 
 def test_answers_are_the_pairs_of_the_wire_specification() -> None:
@@ -39,3 +39,16 @@ def test_outcome_is_its_word_on_the_wire() -> None:
 
 def test_access_bits_are_those_of_the_wire_specification() -> None:
     assert (Access.READ, Access.WRITE, Access.EXECUTE) == (1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("rights", "text"),
+    [
+        (Access.NONE, "---"),
+        (Access.READ | Access.WRITE, "rw-"),
+        (Access.READ | Access.EXECUTE, "r-x"),
+        (Access.WRITE, "-w-"),
+    ],
+)
+def test_rights_are_spelled_as_people_write_them(rights: Access, text: str) -> None:
+    assert spelled(rights) == text

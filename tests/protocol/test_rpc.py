@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from functools import reduce
+from collections.abc import Callable
+from functools import partial, reduce
 
 import msgpack
 import pytest
@@ -375,3 +376,24 @@ def test_message_in_front_of_garbage_is_received_first() -> None:
     assert receiver.next_message() == Request(7, "intercept", [bytes(range(256))])
     with pytest.raises(ProtocolViolation):
         receiver.next_message()
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        partial(encode_error, 1, WireError(errno.EINVAL, "no", path="/\udcff")),
+        partial(encode_result, 1, {"name": "/\udcff"}),
+        partial(encode_notification, "event", [{"error": "/\udcff"}]),
+    ],
+    ids=["error", "result", "notification"],
+)
+def test_what_is_answered_goes_out_though_it_quotes_what_is_no_utf8(encode: Callable[[], bytes]) -> None:
+    """A path from the kernel; an answer that fails to encode would end its connection."""
+    sent = encode()
+    assert receive(sent) is not None
+    assert b"/\\udcff" in sent
+
+
+def test_a_request_with_text_that_is_no_utf8_is_its_callers_mistake() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        encode_request(1, "hello", [{"name": "/\udcff"}])

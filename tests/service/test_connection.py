@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +18,7 @@ from fakes.raw_peer import RawPeer
 from fakes.running import Running
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
-from interceptd.connection import Connection, ConnectionGone
+from interceptd.connection import REST_SECONDS, Connection, ConnectionGone
 from interceptd.peer_watch import PeerWatch
 from interceptd.tenants import Tenants
 from interceptd.turns import ALONE, TURN
@@ -183,6 +185,103 @@ async def test_a_send_to_a_peer_that_is_gone_says_so(connection: Connection, pee
     peer.close()
     with pytest.raises(ConnectionGone):
         await connection.send(REQUEST)
+
+
+async def blocked_answer(connection: Connection, nursery: trio.Nursery) -> Running[None]:
+    """An answer that waits for a peer which does not read, though all before it were sent."""
+    while True:
+        answering = Running(nursery, connection.answer, rpc.encode_result(1, bytes(60_000)))
+        await wait_all_tasks_blocked()
+        if not answering.done:
+            return answering
+
+
+async def test_an_answer_that_is_not_read_is_given_up_when_its_peer_speaks(
+    connection: Connection, peer: RawPeer, nursery: trio.Nursery
+) -> None:
+    """Nobody would read on; with its own end of the connection among what it sent, it would last for ever."""
+    answering = await blocked_answer(connection, nursery)
+    await peer.send(REQUEST[:1])
+    with pytest.raises(ProtocolViolation, match="EPROTO: a second request came before the answer"):
+        await answering.result()
+
+
+async def test_an_answer_that_is_not_read_is_given_up_when_its_peer_leaves(
+    connection: Connection, peer: RawPeer, nursery: trio.Nursery
+) -> None:
+    answering = await blocked_answer(connection, nursery)
+    peer.close()
+    with pytest.raises(ConnectionGone):
+        await answering.result()
+
+
+async def test_an_answer_that_is_read_late_arrives_whole(
+    connection: Connection, peer: RawPeer, nursery: trio.Nursery
+) -> None:
+    answering = await blocked_answer(connection, nursery)
+    while not answering.done:
+        assert (await peer.response()).result == bytes(60_000)
+    await answering.result()
+
+
+# ------------------------------------------------ descriptors of half a request
+
+
+def send_descriptor(end: socket.socket, data: bytes) -> socket.socket:
+    """Send `data` with one end of a new pair; the other tells when all copies of that are closed."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        socket.send_fds(end, [data], [theirs.fileno()])
+    ours.settimeout(10)
+    return ours
+
+
+async def test_the_descriptors_of_half_a_request_are_closed_in_time_and_their_request_is_refused(
+    connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
+) -> None:
+    """However the rest comes: a byte now and then, with another descriptor, does not make it longer."""
+    box = connection.box_descriptors()
+    received = Running(nursery, connection.receive)
+    with send_descriptor(ends[1], REQUEST[:1]) as first:
+        await trio.sleep(REST_SECONDS - 1)
+        with send_descriptor(ends[1], REQUEST[1:2]) as second:
+            await trio.sleep(0.9)
+            assert select.select([first, second], [], [], 0)[0] == [], "one is closed already"
+            await trio.sleep(0.2)
+            assert (first.recv(1), second.recv(1)) == (b"", b"")
+    ends[1].send(REQUEST[2:])
+    assert await received.result() == rpc.Request(1, "statistics", [{}])
+    with pytest.raises(WireError, match="ETIMEDOUT: the rest of the request did not follow"):
+        box.take()
+
+
+async def test_the_next_request_has_the_whole_time_for_its_descriptors_again(
+    connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
+) -> None:
+    box = connection.box_descriptors()
+    for _ in range(2):
+        received = Running(nursery, connection.receive)
+        with send_descriptor(ends[1], REQUEST[:1]) as ours:
+            await trio.sleep(REST_SECONDS - 1)
+            ends[1].send(REQUEST[1:])
+            await received.result()
+            (taken,) = box.take()
+            os.close(taken)
+            connection.drop_descriptors()
+            assert ours.recv(1) == b""
+
+
+async def test_a_peer_that_sends_its_own_end_with_half_a_request_is_gone_in_time(
+    connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
+) -> None:
+    """Who holds a descriptor of the peer's end holds the connection open against himself."""
+    connection.box_descriptors()
+    received = Running(nursery, connection.receive)
+    socket.send_fds(ends[1], [REQUEST[:1]], [ends[1].fileno()])
+    ends[1].close()
+    await trio.sleep(REST_SECONDS + 0.1)
+    select.select([ends[0]], [], [], 10)  # a thread closes it, and the clock here is no thread's
+    assert await received.result() is None
 
 
 async def test_closing_wakes_who_waits_for_a_request(connection: Connection, nursery: trio.Nursery) -> None:

@@ -55,6 +55,24 @@ def test_a_live_socket_with_a_full_backlog_is_still_live(path: str) -> None:
             pass
 
 
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_a_live_socket_of_another_type_is_another_programs_and_stays(
+    path: str, kind: socket.SocketKind
+) -> None:
+    with socket.socket(socket.AF_UNIX, kind) as other:
+        other.bind(path)
+        with pytest.raises(ListenError, match="is in use by another program"), listening(path, 0o600):
+            pass
+        assert os.path.exists(path)
+
+
+def test_a_stale_socket_of_another_type_is_replaced(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as dead:
+        dead.bind(path)
+    with listening(path, 0o600), connect(path):
+        pass
+
+
 def test_a_file_that_is_no_socket_is_refused_and_stays(path: str) -> None:
     Path(path).write_text("precious")
     with pytest.raises(ListenError, match="exists and is not a socket"), listening(path, 0o600):

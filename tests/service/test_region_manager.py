@@ -299,8 +299,27 @@ async def test_a_map_that_breaks_down_loses_the_partition(
 
     await with_region(model)
     monkeypatch.setattr(model.hypervisor, "map_gpa", break_down)
-    with pytest.raises(PartitionLost, match=r"mapping gfns \[0x100, 0x110\) broke down: ZeroDivisionError"):
+    with (
+        capture_logs() as logs,
+        pytest.raises(PartitionLost, match=r"mapping gfns \[0x100, 0x110\) broke down: ZeroDivisionError$"),
+    ):
         await model.fault(GFN)
+    assert [(entry["event"], entry["exc_info"]) for entry in logs] == [("map_broke_down", True)]
+
+
+async def test_a_map_that_loses_the_partition_says_why_in_its_own_words(
+    model: ModelPartition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A late map that could not be undone: no Python repr around the sentence."""
+
+    async def lose(_: Mapping) -> None:
+        raise PartitionLost("it could not be undone")
+
+    await with_region(model)
+    monkeypatch.setattr(model.hypervisor, "map_gpa", lose)
+    with capture_logs() as logs, pytest.raises(PartitionLost, match=r"^it could not be undone$"):
+        await model.fault(GFN)
+    assert logs == []
 
 
 # ------------------------------------------------ taking away

@@ -5,15 +5,18 @@ That none is kept is the witness's to see: it counts the daemon's descriptors be
 
 from __future__ import annotations
 
+import os
+import resource
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
 from fakes.daemon_process import DaemonProcess
-from fakes.raw_client import Connect, Refusal, request
-from fakes.raw_vmm import RawVmm
+from fakes.raw_client import READ, Connect, Refusal, intercept_message, request
+from fakes.raw_vmm import GFN, RawVmm
 from fakes.rude_peers import send_slow_to_close, send_with_descriptors
 from fakes.witness import Witness
 
@@ -74,6 +77,62 @@ def test_descriptors_that_are_slow_to_close_hold_nobody_up_where_they_are_not_ev
 def test_a_descriptor_of_something_else_than_maps_is_einval(live_vmm: RawVmm, path: str) -> None:
     send_with_descriptors(live_vmm.connection, ATTACH, 1, path)
     assert refused(live_vmm).name == "EINVAL"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"\xff\xfe", b"\xf0" * 255, b"a\nb\x1b[2J", "\u202e".encode()],
+    ids=["no UTF-8", "long", "control", "bidi"],
+)
+def test_a_refusal_that_quotes_any_path_is_an_answer_in_one_harmless_line(
+    live_vmm: RawVmm, tmp_path: Path, name: bytes
+) -> None:
+    path = tmp_path / os.fsdecode(name)
+    path.touch()
+    send_with_descriptors(live_vmm.connection, ATTACH, 1, str(path))
+    refusal = refused(live_vmm)
+    assert (refusal.name, str(tmp_path) in refusal.message) == ("EINVAL", True)
+    assert refusal.message.isprintable()
+    assert live_vmm.ask("statistics")["regions"] == 0
+
+
+@contextmanager
+def free_descriptors(daemon: DaemonProcess, count: int) -> Iterator[None]:
+    """The daemon can receive no more than `count` descriptors."""
+    used = {int(name) for name in os.listdir(f"/proc/{daemon.pid}/fd")}
+    free = [number for number in range(len(used) + count + 1) if number not in used]
+    before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (free[count], before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_handover_whose_descriptors_are_cut_off_is_refused_whole_and_may_be_made_again(
+    daemon: DaemonProcess, live_vmm: RawVmm, room: int
+) -> None:
+    """Attached in part, its memory would be unbacked for good, and nobody would know why."""
+    with free_descriptors(daemon, room):
+        send_with_descriptors(live_vmm.connection, ATTACH, 2, "/proc/self/maps")
+        refusal = refused(live_vmm)
+    assert (refusal.name, refusal.details) == ("EMFILE", {"received": room})
+    send_with_descriptors(live_vmm.connection, ATTACH, 1, "/proc/self/maps")
+    assert live_vmm.connection.receive() == [1, 1, None, None]
+
+
+def test_requests_that_want_no_descriptors_are_answered_though_some_are_cut_off(
+    daemon: DaemonProcess, vmm: RawVmm, live_vmm: RawVmm
+) -> None:
+    vmm.add_memory()
+    vp = vmm.vp()
+    with free_descriptors(daemon, 1):
+        for connection in (vmm.connection, live_vmm.connection):
+            send_with_descriptors(connection, request("statistics"), 2)
+            assert connection.answer()["regions"] >= 0
+        send_with_descriptors(vp, request("intercept", intercept_message(GFN, READ)), 2)
+        assert vp.answer() == ["resume", "mapped"]
 
 
 @pytest.mark.parametrize("count", [3, MOST])

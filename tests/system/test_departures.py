@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import pytest
 
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import eventually
 from fakes.raw_client import READ, Connect, RawConnection, intercept_message, request
 from fakes.raw_vmm import GFN, PAGE, UADDR, WHOLE_MEMORY, RawVmm
+from fakes.rude_peers import stop_reading
 from fakes.witness import Witness
 
 INTERCEPT = request("intercept", intercept_message(GFN, READ))
@@ -39,6 +43,20 @@ def test_a_vp_that_leaves_while_its_intercept_waits_is_gone_at_once(
     leave(vp)  # type: ignore[operator] # one of two methods
     eventually(lambda: attached_vps(vmm), 0)
     assert vmm.ask("statistics")["open_invalidations"] == 1
+
+
+def test_a_vp_that_leaves_its_answers_and_its_own_end_unread_is_gone_at_once(
+    daemon: DaemonProcess, vmm: RawVmm
+) -> None:
+    """Its own end lies in what the daemon has still to read, and keeps the connection open: nobody may wait
+    there for the answers to be read."""
+    vp = vmm.vp()
+    vp.intercept(GFN)
+    stop_reading(daemon, vp, GFN)
+    with socket.socket(fileno=os.dup(vp.fileno())) as duplicate:
+        vp.close()
+        socket.send_fds(duplicate, [b"\x94"], [duplicate.fileno()])
+    eventually(lambda: attached_vps(vmm), 0)
 
 
 def test_a_notifier_that_leaves_between_begin_and_end_lets_the_faults_go_on(

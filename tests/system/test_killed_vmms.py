@@ -39,6 +39,18 @@ def test_a_vmm_killed_mid_intercept_mid_begin_and_mid_unmap_leaves_nothing(
     eventually(daemon.footprint, before)
 
 
+@pytest.mark.parametrize("setting", [("declared", "vmm"), ("process", "software")])
+def test_a_vmm_killed_with_its_own_ends_in_half_a_message_on_each_connection_leaves_nothing(
+    daemon: DaemonProcess, witness: Witness, setting: tuple[str, str]
+) -> None:
+    before = daemon.footprint()
+    paths = (daemon.socket, daemon.operator_socket)
+    with child_process("fakes.clinging_vmm", *paths, *setting) as said:
+        assert int(said) in daemon.partition_ids()
+    eventually(daemon.partition_ids, [witness.partition_id])
+    eventually(daemon.footprint, before)
+
+
 def test_a_killed_vmms_totals_stay_in_the_daemons_statistics(daemon: DaemonProcess, witness: Witness) -> None:
     before = daemon.statistics()
     with Witness(daemon.socket) as doomed:

@@ -145,6 +145,36 @@ def test_a_traceback_comes_without_the_local_variables(log_format: str) -> None:
     assert ("0123456789abcdef" in failed.stderr, "secret" in failed.stderr) == (False, False)
 
 
+HOSTILE = """
+import logging
+import structlog
+from interceptd.config import Log
+from interceptd.logs import configure_logs
+
+text = "\\x1b[2J\\u202e\\udcff\\n"
+configure_logs(Log(format=FORMAT))
+log = structlog.get_logger()
+log.warning("told", blank_free=text, listed=[text], mapped={"key": (text,)}, number=7)
+logging.getLogger("library").warning("%s", text)
+try:
+    raise RuntimeError(text)
+except RuntimeError:
+    log.exception("failed")
+"""
+
+
+@pytest.mark.parametrize(("log_format", "lines"), [("json", 3), ("console", 2)])
+def test_text_from_outside_stays_in_its_line_and_harmless_to_terminals(log_format: str, lines: int) -> None:
+    """Names, paths and errors of peers, in every place where a value can stand."""
+    script = HOSTILE.replace("FORMAT", repr(log_format))
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, env=clean_environment()
+    ).stderr.decode()
+    rows = told.splitlines()
+    assert all(row.isprintable() for row in rows)
+    assert [row for row in rows[:lines] if "x1b[2J" not in row or "udcff" not in row] == []
+
+
 def test_lines_for_people_are_plain_text_where_there_is_no_terminal(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(config='log.format = "console"')
     with Witness(daemon.socket) as witness:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from fakes.puppet import ENVIRONMENT
 from fakes.raw_client import RawConnection, Refusal
 from fakes.raw_vmm import MODEL, WHOLE_MEMORY, RawVmm
 from fakes.witness import Witness
+from interceptd.listening import ListenError, listening
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 
@@ -216,3 +218,45 @@ def test_the_overflow_uid_is_served_where_it_is_configured(public_directory: Pat
     with DaemonProcess(directory, config=config) as daemon:
         daemon.wait_serving()
         assert as_uid(OVERFLOW, serve_own_partition, daemon.socket) == Witness.SERVED
+
+
+# ------------------------------------------------ a socket that another user left behind
+
+
+def refused_to_listen(path: Path) -> str:
+    """The cause, as somebody who starts a daemon of his own is told it."""
+    with pytest.raises(ListenError) as refused, listening(str(path), 0o600):
+        pass
+    return str(refused.value)
+
+
+@pytest.fixture
+def left_behind(public_directory: Path) -> Iterator[Path]:
+    """A socket of root's that nobody listens on, in a directory where everybody may make their own."""
+    directory = public_directory / "sticky"
+    directory.mkdir()
+    directory.chmod(0o1777)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(directory / "d.sock"))
+    yield directory / "d.sock"
+    shutil.rmtree(directory)
+
+
+def test_a_socket_that_may_not_be_tried_is_not_said_to_be_live_but_whose_it_is(left_behind: Path) -> None:
+    left_behind.chmod(0o600)
+    assert as_uid(TENANT, refused_to_listen, left_behind) == (
+        f"{left_behind}: cannot tell whether a daemon listens there: Permission denied; "
+        "the socket belongs to uid 0: remove it if nobody does"
+    )
+    assert left_behind.is_socket()
+
+
+def test_a_dead_socket_that_only_its_owner_may_remove_is_said_to_be_dead_and_whose_it_is(
+    left_behind: Path,
+) -> None:
+    left_behind.chmod(0o666)
+    assert as_uid(TENANT, refused_to_listen, left_behind) == (
+        f"{left_behind}: nobody listens there, but it cannot be replaced: Operation not permitted; "
+        "the socket belongs to uid 0, who may remove it"
+    )
+    assert os.listdir(left_behind.parent) == [left_behind.name]

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, Uaddr, UaddrRange
 from intercept_protocol.errors import WireError
-from intercept_protocol.outcomes import Access
+from intercept_protocol.outcomes import Access, spelled
 
 from .memslots import Change, Memslot, MemslotTable
 from .run_gate import RunGate
@@ -75,7 +75,9 @@ class GuestMemory:
             self.unmap(gfns)
             return
         if Access.READ not in access:
-            raise WireError(errno.EOPNOTSUPP, f"gfns {gfns}: a memslot can always be read, got {access!r}")
+            raise WireError(
+                errno.EOPNOTSUPP, f"gfns {gfns}: a memslot can always be read, got {spelled(access)}"
+            )
         if Access.WRITE not in access and not self._editor.has_read_only_slots:
             raise WireError(errno.EOPNOTSUPP, f"gfns {gfns}: this KVM has no read-only memslots")
         with self._lock:

@@ -57,7 +57,7 @@ class HypervisorSession:
                 return self._answer(message)
             case _:
                 raise ProtocolViolation(
-                    errno.EPROTO, f"not expected on a hypervisor connection: {message!r:.80}"
+                    errno.EPROTO, f"not expected on a hypervisor connection: {type(message).__name__.lower()}"
                 )
 
     def _answer(self, request: rpc.Request) -> bytes:

@@ -17,7 +17,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from interceptctl import render, words
+from intercept_protocol.text import visible
+from interceptctl import render
 
 from . import confinement, kernel, sockets
 from .finding import Finding, Setting, State
@@ -83,7 +84,7 @@ def table(findings: Sequence[Finding]) -> RenderableType:
         table.add_column(heading, no_wrap=True)
     table.add_column("FOUND", overflow="fold")
     for finding in findings:
-        found = Text(words.visible(finding.found))
+        found = Text(visible(finding.found))
         if finding.mend:
             found.append(f"\nmend: {finding.mend}", style="bold")
         table.add_row(

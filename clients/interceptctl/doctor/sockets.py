@@ -68,6 +68,11 @@ def vmm_socket(path: str) -> Finding:
         probe.setblocking(False)
         try:
             probe.connect(path)
+        except BlockingIOError:  # somebody listens there, and is busy
+            found = f"{path}: no room for one more connection that waits to be taken"
+            return Finding(
+                name, setting, State.LIMITED, found, "try again; should it stay so, restart the daemon"
+            )
         except OSError as error:
             found = f"{path}: {error.strerror}"
             return Finding(name, setting, State.MISSING, found, "restart the daemon, and read its log")

@@ -14,6 +14,7 @@ from trio.testing import MockClock
 
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Answer, Outcome
+from intercept_protocol.text import sentence
 from interceptd.mapping import Mapping
 
 from . import script
@@ -71,7 +72,8 @@ class Run:
                     self._judge.find(Rule.STUCK, f"still waiting: {', '.join(self._scheduler.stuck)}")
                 self._actors.cancel_scope.cancel()
         except* Exception as group:  # whatever it is, it is the subject's
-            self._judge.find(Rule.BROKE, repr(_first(group)))
+            error = _first(group)
+            self._judge.find(Rule.BROKE, f"{type(error).__name__}: {sentence(error)}")
         return Outcomes(self._scheduler.trace, self._judge.findings)
 
     # ------------------------------------------------ the subject's stage

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from intercept_protocol.messages import DaemonStatistics
 from intercept_protocol.outcomes import Outcome
+from intercept_protocol.text import visible
 from interceptctl import words
 
 from .rates import HISTORY, Rate, Sort, VpRate
@@ -94,7 +95,7 @@ def _partitions(lines: Sequence[Rate]) -> Table:
         _row(
             table,
             str(line.summary.partition_id),
-            words.visible(line.summary.name),
+            line.summary.name,
             words.count(line.summary.vps),
             rate(line.intercepts),
             *(rate(line.outcomes[outcome.value]) for outcome in _OUTCOMES),
@@ -113,7 +114,7 @@ def _vps(lines: Sequence[VpRate]) -> Table:
         _row(
             table,
             str(line.partition_id),
-            words.visible(line.name),
+            line.name,
             str(line.vp_index),
             rate(line.intercepts),
             words.latency(line.mean_ns),
@@ -136,4 +137,4 @@ def _table(columns: dict[str, int]) -> Table:
 
 
 def _row(table: Table, *cells: str) -> None:
-    table.add_row(*map(Text, cells))
+    table.add_row(*(Text(visible(cell)) for cell in cells))

@@ -10,6 +10,7 @@ from datetime import datetime
 from intercept_protocol import events
 from intercept_protocol.events import AnyFact, Event
 from intercept_protocol.outcomes import Access
+from intercept_protocol.text import visible
 from interceptctl import words
 
 _ACCESSES = {int(Access.READ): "r", int(Access.WRITE): "w", int(Access.EXECUTE): "x"}
@@ -20,7 +21,7 @@ def line(event: Event) -> str:
     at = datetime.fromtimestamp(event.time_ms / 1000)
     clock = f"{at:%H:%M:%S}.{event.time_ms % 1000:03}"
     where = "-" if event.partition_id is None else str(event.partition_id)
-    return f"{clock} {where:>3} {event.fact.event_name:<18} {words.visible(particulars(event.fact))}".rstrip()
+    return f"{clock} {where:>3} {event.fact.event_name:<18} {visible(particulars(event.fact))}".rstrip()
 
 
 def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case an event

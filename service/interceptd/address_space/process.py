@@ -132,14 +132,11 @@ class ProcessAddressSpace:
         return self._attachment is not None
 
     async def run(self) -> None:
-        """Watch the process; returns when its mm is gone."""
-        await self._attached.wait()
+        """Watch the process; returns when its mm is gone, or it exited before it handed that over."""
         async with trio.open_nursery() as nursery:
-            if self._watch is not None:
-                nursery.start_soon(self._watch_unmaps, self._watch)
-            nursery.start_soon(self._probe)
             if self._vmm is not None:
-                nursery.start_soon(self._probe_at_exit, self._vmm)
+                nursery.start_soon(self._look_at_exit, self._vmm)
+            nursery.start_soon(self._watch_attached)
             await self._gone.wait()
             nursery.cancel_scope.cancel()
 
@@ -152,6 +149,13 @@ class ProcessAddressSpace:
             self._attachment = None
         if self._vmm is not None:
             self._vmm.close()
+
+    async def _watch_attached(self) -> None:
+        await self._attached.wait()
+        async with trio.open_nursery() as nursery:
+            if self._watch is not None:
+                nursery.start_soon(self._watch_unmaps, self._watch)
+            nursery.start_soon(self._probe)
 
     async def _watch_unmaps(self, watch: UnmapWatch) -> None:
         """When no event can be read any more, nothing may stay mapped on the strength of them."""
@@ -169,10 +173,13 @@ class ProcessAddressSpace:
             with suppress(Undecided):  # busy is alive; gone is seen by `_ask`
                 await self._ask(attachment, partial(attachment.maps.vma_at, 0))
 
-    async def _probe_at_exit(self, vmm: Pidfd) -> None:
-        """Ask as soon as the process that connected is gone: it need not be the one whose memory it is."""
-        assert self._attachment is not None, "attached before it is run"
+    async def _look_at_exit(self, vmm: Pidfd) -> None:
+        """Once the process that connected is gone, ask at once: it need not be the one whose memory it is. A
+        process that is gone hands nothing over any more, whoever holds its connection open."""
         await trio.lowlevel.wait_readable(vmm)
+        if self._attachment is None:
+            self._gone.set()
+            return
         with suppress(Undecided):
             await self._ask(self._attachment, partial(self._attachment.maps.vma_at, 0))
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping as ReadOnlyDict
 
 from intercept_protocol.addresses import GfnRange
 from intercept_protocol.messages import Remap
+from intercept_protocol.outcomes import spelled
 from interceptd.hypervisor import HypervisorCounters, HypervisorError
 from interceptd.hypervisor.hv_status import HvStatus
 from interceptd.hypervisor.slat import GFNS_PER_TABLE_PAGE, SoftwareSlat
@@ -142,6 +143,6 @@ def _calls(gfn_count: int, batch: int) -> int:
 def _refused(status: HvStatus, mapping: Mapping, completed: int) -> HypervisorError:
     return HypervisorError(
         status.errno,
-        f"mapping gfns {mapping.gfns} with {mapping.access!r} failed with HV_STATUS_{status.name} "
-        f"after {completed} of {mapping.gfns.page_count} gfns, which were rolled back",
+        f"mapping gfns {mapping.gfns} with rights {spelled(mapping.access)} failed with "
+        f"HV_STATUS_{status.name} after {completed} of {mapping.gfns.page_count} gfns, which were undone",
     )

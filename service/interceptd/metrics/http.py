@@ -5,11 +5,13 @@ Owns the exchange, by h11, and the bounds. Must not know what the pages say.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import unquote
 
 import h11
 import structlog
@@ -23,8 +25,13 @@ REQUEST_BYTES: Final = 8192
 """Of a request's head. Prometheus sends half a KiB."""
 DEADLINE_SECONDS: Final = 5.0
 """For the request and its answer together, less than Prometheus' own 10 s."""
+LINGER_SECONDS: Final = 1.0
+"""For a body that nobody wants, once the answer is sent."""
 READ_BYTES: Final = 4096
 TEXT: Final = "text/plain; charset=utf-8"
+METHODS: Final = (b"GET", b"HEAD")
+_ABSOLUTE: Final = re.compile(r"https?://[^/]+(?P<path>/.*)?", re.IGNORECASE)
+"""An http URI up to its query; its host may not be empty (RFC 9110, 4.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,7 @@ class Responder:
         self._open = 0
         self.requests: Counter[str] = Counter()
 
-    async def serve(self, stream: trio.abc.Stream) -> None:
+    async def serve(self, stream: trio.abc.HalfCloseableStream) -> None:
         """Answer one request; the caller closes."""
         if self._open >= CONNECTIONS:
             self.requests["refused"] += 1
@@ -65,7 +72,7 @@ class Responder:
             self._open -= 1
             self.requests[result] += 1
 
-    async def _exchange(self, stream: trio.abc.Stream) -> str:
+    async def _exchange(self, stream: trio.abc.HalfCloseableStream) -> str:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_BYTES)
         bodiless = False
         try:
@@ -77,20 +84,39 @@ class Responder:
         except h11.RemoteProtocolError as error:
             page = Page(error.error_status_hint, f"{error}\n".encode())
         await stream.send_all(_response(connection, page, bodiless=bodiless))
+        if _has_body(connection):
+            await _let_finish(stream)
         return str(page.status)
 
     async def _page(self, request: h11.Request) -> Page:
-        if request.method not in {b"GET", b"HEAD"}:
+        if request.method not in METHODS:
             return Page(405, b"GET, or HEAD\n")
-        path = request.target.decode("ascii").partition("?")[0]
+        path = _path(request.target.decode("ascii"))
+        if path is None:
+            return Page(400, b"the request target is neither a path nor an http URI\n")
         route = self._routes.get(path)
         if route is None:
             return Page(404, f"there is {' and '.join(self._routes)}\n".encode())
         return await route()
 
 
+def _path(target: str) -> str | None:
+    """The path that a request target names, None for a target of another form (RFC 9112, 3.2).
+
+    Every server must accept a whole URI, which proxies send; whatever host it names, it is served here.
+    Percent-encoded letters are the letters (RFC 3986, 6.2.2.2). A query changes nothing.
+    """
+    hierarchy, _, _ = target.partition("?")
+    if not hierarchy.startswith("/"):
+        match = _ABSOLUTE.fullmatch(hierarchy)
+        if match is None:
+            return None
+        hierarchy = match["path"] or "/"
+    return unquote(hierarchy)
+
+
 async def _request(connection: h11.Connection, stream: trio.abc.Stream) -> h11.Request | None:
-    """The head of a request, None if the peer left instead. A body is not read."""
+    """The head of a request, None if the peer left instead. A body is of no use to any page."""
     while True:
         match connection.next_event():
             case h11.Request() as request:
@@ -101,12 +127,33 @@ async def _request(connection: h11.Connection, stream: trio.abc.Stream) -> h11.R
                 return None
 
 
+def _has_body(connection: h11.Connection) -> bool:
+    """Whether more than its head was sent of the request, or is to come."""
+    if connection.their_state is not h11.SEND_BODY:
+        return False
+    try:
+        return not isinstance(connection.next_event(), h11.EndOfMessage)
+    except h11.RemoteProtocolError:
+        return True
+
+
+async def _let_finish(stream: trio.abc.HalfCloseableStream) -> None:
+    """Discard the rest of a body: closed before, the socket is reset, and the peer may lose our answer
+    (RFC 9112, 9.6)."""
+    await stream.send_eof()
+    with trio.move_on_after(LINGER_SECONDS):
+        while await stream.receive_some(READ_BYTES):
+            pass
+
+
 def _response(connection: h11.Connection, page: Page, *, bodiless: bool) -> bytes:
     headers = [
         ("Content-Type", page.content_type),
         ("Content-Length", str(len(page.body))),
         ("Connection", "close"),
     ]
+    if page.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers.append(("Allow", b", ".join(METHODS).decode()))  # a 405 must say which are (RFC 9110, 15.5.6)
     reason = HTTPStatus(page.status).phrase
     events: list[h11.Event] = [h11.Response(status_code=page.status, headers=headers, reason=reason)]
     if not bodiless:

@@ -16,7 +16,9 @@ HEADERS = [
 ]  # fmt: skip
 REQUESTS = st.tuples(
     st.sampled_from([b"GET", b"HEAD", b"POST", b"CONNECT", b"\0"]),
-    st.sampled_from([b" /page ", b" * ", b" x:1 ", b" \xff ", b" "]),
+    st.sampled_from(
+        [b" /page ", b" http://x/page ", b" http:// ", b" /%ff ", b" * ", b" x:1 ", b" \xff ", b" "]
+    ),
     st.sampled_from([b"HTTP/1.1\r\n", b"HTTP/1.0\r\n", b"HTTP/2\r\n"]),
     st.lists(st.sampled_from(HEADERS), max_size=3).map(b"".join),
     st.sampled_from([b"\r\n", b"\r\n0\r\n\r\n", b""]),
@@ -95,7 +97,23 @@ async def test_head_is_answered_without_the_page(server: Server) -> None:
     ("request_bytes", "expected"),
     [
         (GET.replace(b"/page", b"/page?x=1"), b"200"),
+        (GET.replace(b"/page", b"/%70a%67e"), b"200"),
+        (GET.replace(b"/page", b"http://127.0.0.1:9477/page"), b"200"),
+        (GET.replace(b"/page", b"HTTPS://[::1]/page?x=http://y/"), b"200"),
+        (GET.replace(b"GET /page", b"HEAD http://x/page"), b"200"),
         (GET.replace(b"/page", b"/other"), b"404"),
+        (GET.replace(b"/page", b"//page"), b"404"),
+        (GET.replace(b"/page", b"/x/http://x/page"), b"404"),
+        (GET.replace(b"/page", b"http://x"), b"404"),
+        (GET.replace(b"/page", b"http://page?/page"), b"404"),
+        (GET.replace(b"/page", b"http:///page"), b"400"),
+        (GET.replace(b"/page", b"http:/page"), b"400"),
+        (GET.replace(b"/page", b"ftp://x/page"), b"400"),
+        (GET.replace(b"/page", b"page"), b"400"),
+        (GET.replace(b"/page", b"*"), b"400"),
+        (GET.replace(b"/page", b"%2Fpage"), b"400"),
+        (GET.replace(b"GET /page", b"OPTIONS *"), b"405"),
+        (GET.replace(b"GET /page", b"CONNECT x:1"), b"405"),
         (GET.replace(b"GET", b"POST"), b"405"),
         (b"GET /page HTTP/1.1\r\n\r\n", b"400"),
         (b"\x94\x00\x01\xa5hello\x91\x80\r\n\r\n", b"400"),
@@ -107,6 +125,24 @@ async def test_request_is_answered_by_its_status(
 ) -> None:
     assert status(await server.ask(request_bytes)) == expected
     assert server.responder.requests == {expected.decode(): 1}
+
+
+async def test_a_method_that_is_refused_is_told_which_are_not(server: Server) -> None:
+    assert b"\r\nAllow: GET, HEAD\r\n" in await server.ask(GET.replace(b"GET", b"PUT"))
+
+
+async def test_a_body_that_still_comes_after_its_answer_does_not_break_the_connection(server: Server) -> None:
+    """A reset would take the answer along."""
+    stream = server.connect()
+    await stream.send_all(
+        GET.replace(b"GET", b"POST").replace(b"x\r\n", b"x\r\nContent-Length: 9\r\n") + b"body"
+    )
+    assert status(await read_all(stream)) == b"405"
+    assert server.responder.requests == {}
+    await stream.send_all(b" rest")
+    await stream.aclose()
+    await wait_all_tasks_blocked()
+    assert server.responder.requests == {"405": 1}
 
 
 async def test_a_page_that_fails_ends_its_own_connection_alone(server: Server) -> None:
