@@ -14,7 +14,7 @@ from typing import Self
 
 from intercept_protocol import messages
 from intercept_protocol.addresses import UaddrRange
-from intercept_protocol.errors import WireError
+from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.events import Event
 from intercept_protocol.messages import CreatePartitionReply, HelloReply
 from intercept_protocol.outcomes import Answer
@@ -137,7 +137,7 @@ class BlockingNotifier(_CallClient):
         except BaseException as error:
             try:
                 self._end(begin, end)
-            except (ConnectionLost, WireError) as failure:
+            except (ConnectionLost, ProtocolViolation, WireError) as failure:
                 error.add_note(f"invalidation of {uaddrs}: the end failed: {failure}")
             raise
         self._end(begin, end)

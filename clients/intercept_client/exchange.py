@@ -68,7 +68,7 @@ class Exchange(Generic[Reply]):
         self.known = known
         self.descriptors = descriptors
         self.progress = Progress.NEW
-        self._error: WireError | ConnectionLost | None = None
+        self._error: WireError | ProtocolViolation | ConnectionLost | None = None
 
     @property
     def is_owed(self) -> bool:
@@ -84,7 +84,7 @@ class Exchange(Generic[Reply]):
         self.progress = Progress.ANSWERED
         self._reply = reply
 
-    def fail(self, progress: Progress, error: WireError | ConnectionLost) -> None:
+    def fail(self, progress: Progress, error: WireError | ProtocolViolation | ConnectionLost) -> None:
         self.progress = progress
         self._error = error
 
@@ -123,10 +123,7 @@ def decode_events(notifications: Iterable[rpc.Notification]) -> list[Event]:
     events: list[Event] = []
     for notification in notifications:
         if notification.method == EVENT_METHOD:
-            try:
-                event = decode_event(notification.params)
-            except WireError as form:
-                raise ProtocolViolation(form.number, form.message) from form
+            event = decode_event(notification.params)
             if event is not None:
                 events.append(event)
     return events

@@ -160,7 +160,7 @@ class ClientSession:
                 self._dropped += len(self._notifications) == NOTIFICATION_LIMIT
                 self._notifications.append(message)
             case rpc.Response(msgid=0, error=error) if error is not None:
-                self._lose(FatalError(WireError.from_wire(error)))
+                self._lose(FatalError(WireError.in_words(error)))
             case rpc.Response(msgid=msgid, error=error, result=result):
                 self._settle(self._answered(msgid), error, result)
 
@@ -174,10 +174,7 @@ class ClientSession:
         if error is not None:
             exchange.fail(Progress.REFUSED, WireError.from_wire(error))
         else:
-            try:
-                exchange.answer(exchange.decode(result))
-            except WireError as form:
-                raise ProtocolViolation(form.number, form.message) from form
+            exchange.answer(exchange.decode(result))
         self._in_flight = None
 
     def _lose(self, loss: ConnectionLost | ProtocolViolation) -> None:

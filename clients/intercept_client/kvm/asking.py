@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from intercept_protocol.errors import WireError
+from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.hv_message import build_memory_intercept
 from intercept_protocol.outcomes import Access, Answer, Outcome
 
@@ -60,6 +60,10 @@ class Asker:
     def _ask_once(self, message: bytes, gpa: int) -> Answer:
         try:
             return self._decider.intercept(message)
-        except (OSError, WireError) as error:  # lost, late, or no answer: it is not asked again
+        except (
+            OSError,
+            ProtocolViolation,
+            WireError,
+        ) as error:  # lost, late, or no answer: it is not asked again
             self._on_lost(str(error))
             raise VcpuStopped(Stop(StopReason.DAEMON_LOST, gpa, detail=str(error))) from error
