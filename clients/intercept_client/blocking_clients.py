@@ -17,7 +17,7 @@ from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.events import Event
 from intercept_protocol.messages import CreatePartitionReply, HelloReply
-from intercept_protocol.outcomes import Answer
+from intercept_protocol.outcomes import AnyAnswer
 from intercept_protocol.rpc import Notification
 
 from .blocking_connection import BlockingConnection, deadline_in
@@ -103,7 +103,7 @@ class BlockingVp(_Client):
         )
         return cls(path, hello, timeout)
 
-    def intercept(self, message: bytes) -> Answer:
+    def intercept(self, message: bytes) -> AnyAnswer:
         """Hand in one 256-byte intercept message and wait for what to do about it.
 
         One send and one receive. Raises as `BlockingVmm.call` does; to have a vCPU back while it waits here,

@@ -17,7 +17,7 @@ from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.events import Event
 from intercept_protocol.messages import CreatePartitionReply, HelloReply
-from intercept_protocol.outcomes import Answer
+from intercept_protocol.outcomes import AnyAnswer
 from intercept_protocol.rpc import Notification
 
 from .connecting import StrPath
@@ -68,7 +68,7 @@ class VmmClient(_CallClient):
 class VpClient(_Client):
     """Role `vp`: one virtual processor, which is detached when this is closed."""
 
-    async def intercept(self, message: bytes) -> Answer:
+    async def intercept(self, message: bytes) -> AnyAnswer:
         """Hand in one 256-byte intercept message and wait for what to do about it. Raises as `call` does."""
         return await self._connection.run(intercept_exchange(message))
 

@@ -64,10 +64,10 @@ def inspection(view: PartitionInspection) -> RenderableType:
         "name": words.visible(summary.name),
         "owner": f"uid {summary.uid}, pid {summary.pid}",
         "age": words.duration(summary.age_ms),
-        "architecture": view.architecture.value,
+        "architecture": words.visible(view.architecture),
         "address_space": words.visible(summary.address_space),
         "hypervisor": words.visible(summary.hypervisor),
-        "mmio_granularity": view.mmio_granularity.value,
+        "mmio_granularity": words.visible(view.mmio_granularity),
         "mapped": words.pages(summary.mapped_gfns),
     }
     return Group(
@@ -118,8 +118,8 @@ def _regions(regions: Iterable[RegionView]) -> Table:
             f"{region.start_gfn:#x}",
             f"{region.page_count:#x}",
             f"{region.start_uaddr:#x}",
-            region.kind.value,
-            region.state,
+            words.visible(region.kind),
+            words.visible(region.state),
             rights,
             words.pages(region.mapped_gfns),
         )

@@ -37,7 +37,7 @@ from intercept_protocol.messages import (
     Translate,
     Translation,
 )
-from intercept_protocol.outcomes import Access, Answer
+from intercept_protocol.outcomes import Access, AnyAnswer
 
 GFN: Final = 0x100
 """Where tests put their first region."""
@@ -149,7 +149,7 @@ class LiveVmm:
             RemoveRegion(start_gfn=start_gfn, page_count=uaddrs.page_count, start_uaddr=uaddrs.start_uaddr)
         )
 
-    def fault(self, gfn: int, access: int = READ, vp_index: int = 0) -> Answer:
+    def fault(self, gfn: int, access: int = READ, vp_index: int = 0) -> AnyAnswer:
         return self.open_vp(vp_index).intercept(intercept_message(gfn, access))
 
     def translate(self, gfn: int) -> Translation | None:

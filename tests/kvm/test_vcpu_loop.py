@@ -20,10 +20,10 @@ from intercept_client.kvm.exits import (
 from intercept_client.kvm.stop import Stop, StopReason
 from intercept_client.libc import Sharing
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
-from intercept_protocol.errors import WireError
+from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.hv_message import InterceptMessage, MessageType
 from intercept_protocol.messages import Architecture
-from intercept_protocol.outcomes import Access, Answer
+from intercept_protocol.outcomes import Access, Answer, AnyAnswer, LaterAnswer, Outcome
 
 
 def test_a_read_is_one_well_formed_intercept_and_completed_after_resume(rig: Rig) -> None:
@@ -116,7 +116,14 @@ def test_a_read_only_slot_is_asked_about_writes_and_only_writes(rig: Rig) -> Non
 
 
 def test_retry_is_asked_again_until_it_is_decided(rig: Rig) -> None:
-    answers = [Answer.INVALIDATING, Answer.CONTENDED, Answer.KICKED, Answer.DRAINING, Answer.NO_REGION]
+    answers: list[AnyAnswer] = [
+        Answer.INVALIDATING,
+        Answer.CONTENDED,
+        Answer.KICKED,
+        Answer.DRAINING,
+        LaterAnswer(Outcome.RETRY, "later"),
+        Answer.NO_REGION,
+    ]
     loop = rig.script([MmioRead(GPA, 4)], answers)
 
     stop = loop.run()
@@ -126,8 +133,10 @@ def test_retry_is_asked_again_until_it_is_decided(rig: Rig) -> None:
     assert rig.vcpu.found == [b"\xff" * 4]
 
 
-@pytest.mark.parametrize("answer", [Answer.NO_PROGRESS, Answer.HYPERVISOR_ERROR])
-def test_fail_stops_with_the_reason(rig: Rig, answer: Answer) -> None:
+@pytest.mark.parametrize(
+    "answer", [Answer.NO_PROGRESS, Answer.HYPERVISOR_ERROR, LaterAnswer(Outcome.FAIL, "later")]
+)
+def test_fail_stops_with_the_reason(rig: Rig, answer: AnyAnswer) -> None:
     loop = rig.script([MmioRead(GPA, 4)], [answer])
 
     assert loop.run() == Stop(StopReason.FAILED, GPA, answer)
@@ -140,6 +149,7 @@ def test_fail_stops_with_the_reason(rig: Rig, answer: Answer) -> None:
         ConnectionLost("the connection ended"),
         TimeoutError("the daemon did not answer"),
         WireError(71, "nonsense"),
+        ProtocolViolation(71, "nonsense"),
     ],
 )
 def test_a_daemon_that_does_not_decide_stops_the_vcpu_and_is_told_of(rig: Rig, loss: Exception) -> None:
