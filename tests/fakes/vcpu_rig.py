@@ -69,10 +69,10 @@ class Rig:
         return self.loop
 
     def map(self, access: Access = RW) -> None:
-        self.memory.map(GfnRange(GFN, GFN + 2), self.uaddrs, access)
+        self.memory.map(GfnRange(start=GFN, end=GFN + 2), self.uaddrs, access)
 
     def unmap(self) -> None:
-        self.memory.unmap(GfnRange(GFN, GFN + 2))
+        self.memory.unmap(GfnRange(start=GFN, end=GFN + 2))
 
     def put(self, offset: int, data: bytes) -> None:
         ctypes.memmove(self.uaddrs.start_uaddr + offset, data, len(data))

@@ -58,7 +58,7 @@ def test_accesses_of_every_size_are_completed(rig: Rig, size: int, offset: int, 
 
 
 def test_a_write_that_straddles_asks_for_each_page_that_is_not_there(rig: Rig) -> None:
-    last = GfnRange(GFN + 1, GFN + 2)
+    last = GfnRange(start=GFN + 1, end=GFN + 2)
     loop = rig.script([MmioWrite(GPA + PAGE_SIZE - 2, b"abcd")], [Answer.UNBACKED, rig.map, Answer.MAPPED])
 
     loop.run()
@@ -81,8 +81,8 @@ def test_memory_that_goes_between_resume_and_completion_is_a_new_intercept(rig: 
 def test_memory_that_is_gone_behind_its_slot_is_a_new_intercept(rig: Rig) -> None:
     """Under a userfaultfd alone the memslot may outlive the memory for a moment."""
     rig.copier = CheckedCopier()
-    gone = libc.mmap(UaddrRange(0, 2), Access.NONE, Sharing.PRIVATE)
-    rig.memory.map(GfnRange(GFN, GFN + 2), gone, RW)
+    gone = libc.mmap(UaddrRange.of_pages(0, 2), Access.NONE, Sharing.PRIVATE)
+    rig.memory.map(GfnRange(start=GFN, end=GFN + 2), gone, RW)
     loop = rig.script(
         [MmioRead(GPA, 2), MmioWrite(GPA, b"\x11")],
         [Answer.ALREADY_MAPPED, rig.unmap, Answer.UNBACKED, Answer.UNBACKED],
