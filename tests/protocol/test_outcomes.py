@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from intercept_protocol.outcomes import Access, Answer, Outcome
+from intercept_protocol.outcomes import Access, Answer, LaterAnswer, Outcome
 
 
 def test_answers_are_the_pairs_of_the_wire_specification() -> None:
@@ -39,3 +39,10 @@ def test_outcome_is_its_word_on_the_wire() -> None:
 
 def test_access_bits_are_those_of_the_wire_specification() -> None:
     assert (Access.READ, Access.WRITE, Access.EXECUTE) == (1, 2, 4)
+
+
+def test_a_later_answer_is_counted_by_its_words_and_prints_like_any_other() -> None:
+    answer = LaterAnswer(Outcome.RETRY, "later")
+
+    assert {answer: 1}[LaterAnswer(Outcome.RETRY, "later")] == 1
+    assert str(answer) == "retry later"
