@@ -28,7 +28,6 @@ from .exchange import (
     Exchange,
     Reply,
     call_exchange,
-    decode_events,
     intercept_exchange,
     invalidation_exchanges,
 )
@@ -106,6 +105,8 @@ class BlockingVp(_Client):
     def intercept(self, message: bytes) -> AnyAnswer:
         """Hand in one 256-byte intercept message and wait for what to do about it.
 
+        Decide by the answer's `outcome`: a reason that only a later daemon has makes a `LaterAnswer`.
+
         One send and one receive. Raises as `BlockingVmm.call` does; to have a vCPU back while it waits here,
         `Kick` it through the VMM's connection, and it is answered KICKED.
         """
@@ -168,11 +169,7 @@ class BlockingOperator(_CallClient):
         Events of a later version of the wire are left out. Other threads' calls on this connection wait
         meanwhile. Raises as `call` does; `TimeoutError` leaves the connection as it was.
         """
-        deadline = deadline_in(self.timeout)
-        events: list[Event] = []
-        while not events:
-            events = decode_events(self._connection.wait_notifications(deadline))
-        return events
+        return self._connection.wait_events(deadline_in(self.timeout))
 
     def take_notifications(self) -> list[Notification]:
         """The notifications that came so far, oldest first; they are read while a call waits."""

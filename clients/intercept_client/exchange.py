@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Final, Generic, TypeVar
 
 from intercept_protocol import codec, messages, rpc
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
-from intercept_protocol.events import EVENT_METHOD, Event, decode_event
 from intercept_protocol.outcomes import Answer, AnyAnswer, LaterAnswer, Outcome
 
 from .errors import ClientMisuse, ConnectionLost
@@ -113,20 +112,6 @@ def call_exchange(call: messages.Call[Reply], descriptors: Sequence[int] = ()) -
 def intercept_exchange(message: bytes) -> Exchange[AnyAnswer]:
     """The exchange of one intercept message."""
     return Exchange(messages.INTERCEPT_METHOD, [message], _decode_answer, _ANSWERS_BY_BYTES)
-
-
-def decode_events(notifications: Iterable[rpc.Notification]) -> list[Event]:
-    """The events that notifications bring, those that only a later version knows left out.
-
-    Raises `ProtocolViolation` for what is no event.
-    """
-    events: list[Event] = []
-    for notification in notifications:
-        if notification.method == EVENT_METHOD:
-            event = decode_event(notification.params)
-            if event is not None:
-                events.append(event)
-    return events
 
 
 def invalidation_exchanges(uaddrs: UaddrRange) -> tuple[Exchange[None], Exchange[None]]:

@@ -18,6 +18,7 @@ from typing import Final
 
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.events import EVENT_METHOD, Event, decode_event
 from intercept_protocol.frames import MESSAGE_LIMIT
 
 from .errors import ClientMisuse, ConnectionLost, FatalError
@@ -141,6 +142,22 @@ class ClientSession:
         taken = list(self._notifications)
         self._notifications.clear()
         return taken
+
+    def take_events(self) -> list[Event]:
+        """The events among those notifications, those that only a later version knows left out.
+
+        Raises `ProtocolViolation` for what is no event, and the conversation is over.
+        """
+        try:
+            told = [
+                decode_event(notification.params)
+                for notification in self.take_notifications()
+                if notification.method == EVENT_METHOD
+            ]
+        except ProtocolViolation as violation:
+            self._lose(violation)
+            raise
+        return [event for event in told if event is not None]
 
     def _is_known_answer(self, data: bytes) -> bool:
         """The hot path: exactly the answer to the request in flight, in a form that needs no decoding."""

@@ -27,7 +27,6 @@ from .exchange import (
     Exchange,
     Reply,
     call_exchange,
-    decode_events,
     intercept_exchange,
     invalidation_exchanges,
 )
@@ -69,7 +68,10 @@ class VpClient(_Client):
     """Role `vp`: one virtual processor, which is detached when this is closed."""
 
     async def intercept(self, message: bytes) -> AnyAnswer:
-        """Hand in one 256-byte intercept message and wait for what to do about it. Raises as `call` does."""
+        """Hand in one 256-byte intercept message and wait for what to do about it. Raises as `call` does.
+
+        Decide by the answer's `outcome`: a reason that only a later daemon has makes a `LaterAnswer`.
+        """
         return await self._connection.run(intercept_exchange(message))
 
 
@@ -117,10 +119,7 @@ class OperatorClient(_CallClient):
         Events of a later version of the wire are left out. Other tasks' calls on this connection wait
         meanwhile. Raises as `call` does.
         """
-        events: list[Event] = []
-        while not events:
-            events = decode_events(await self._connection.wait_notifications())
-        return events
+        return await self._connection.wait_events()
 
     def take_notifications(self) -> list[Notification]:
         """The notifications that came so far, oldest first; they are read while a call waits."""

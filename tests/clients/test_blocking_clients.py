@@ -380,14 +380,16 @@ def test_silence_is_a_timeout_that_harms_nothing(socket_path: Path) -> None:
         assert operator.next_events() == [TOLD]
 
 
-def test_what_is_no_event_is_a_protocol_violation(socket_path: Path) -> None:
+def test_what_is_no_event_is_a_protocol_violation_for_good(socket_path: Path) -> None:
     script: list[Step] = [*hello(), Say(rpc.encode_notification(EVENT_METHOD, [{"event": 5}]))]
     with (
         ScriptedDaemon(socket_path, (script,)),
         BlockingOperator.open(socket_path, timeout=10) as operator,
-        pytest.raises(ProtocolViolation, match="an event of another form"),
     ):
-        operator.next_events()
+        with pytest.raises(ProtocolViolation, match="an event of another form"):
+            operator.next_events()
+        with pytest.raises(ProtocolViolation, match="an event of another form"):
+            operator.call(ListPartitions())
 
 
 def test_notifications_between_answers_can_be_taken(socket_path: Path) -> None:
