@@ -1,7 +1,8 @@
 /* intercept_client.h: a client of interceptd for VMMs in C.
  *
- * One header, C11 and POSIX, no dependency, no allocation, no thread and no global state of its own. The wire is
- * protocol/README.md, whose numbered statements (T-2, V-1) are cited here.
+ * One header for C99 and later and for C++11 and later, with or without extensions; POSIX sockets, no dependency, no
+ * allocation, no thread and no global state of its own. It defines no feature-test macro, so it may be included before
+ * or after any other header. The wire is protocol/README.md, whose numbered statements (T-2, V-1) are cited here.
  *
  * A connection belongs to one thread at a time, and every call on it blocks until the daemon has answered. A call
  * returns IC_OK; IC_REFUSED, when the daemon answered with an error and the connection goes on; or IC_LOST, when
@@ -13,10 +14,6 @@
  */
 #ifndef INTERCEPT_CLIENT_H
 #define INTERCEPT_CLIENT_H
-
-#ifndef _POSIX_C_SOURCE
-#define _POSIX_C_SOURCE 200809L /* MSG_NOSIGNAL; with -std=c11 include this header first */
-#endif
 
 #include <errno.h>
 #include <stdbool.h>
@@ -38,7 +35,8 @@ enum {
 
 enum ic_result { IC_OK, IC_REFUSED, IC_LOST };
 
-/* `number` is a Linux errno: the daemon's (E-1), or that of the system call that failed here. Texts are cut. */
+/* Where the daemon refuses: a Linux errno, its name and a sentence (E-1). Where something fails on this side: an errno,
+ * what failed ("connect", "socket", "request", "send", "receive", "answer"), and why. Texts are cut. */
 struct ic_error {
     int number;
     char name[24];
@@ -107,7 +105,8 @@ static inline void ic__bytes(struct ic_writer *to, const void *bytes, size_t len
 }
 
 static inline void ic__byte(struct ic_writer *to, unsigned byte) {
-    ic__bytes(to, &(uint8_t){(uint8_t)byte}, 1);
+    uint8_t one = (uint8_t)byte;
+    ic__bytes(to, &one, 1);
 }
 
 static inline void ic__integer(struct ic_writer *to, uint64_t value) {
@@ -253,33 +252,40 @@ static inline unsigned ic__word(struct ic_reader *from, const char *const *words
 
 /* ------------------------------------------------ one request and its answer */
 
-static inline enum ic_result ic__lose(struct ic_connection *connection, int number, const char *why) {
-    connection->error.number = number;
-    snprintf(connection->error.name, sizeof connection->error.name, "%s", "here");
-    snprintf(connection->error.message, sizeof connection->error.message, "%s: %s", why, strerror(number));
-    if (connection->socket >= 0) close(connection->socket);
-    connection->socket = -1;
-    return IC_LOST;
-}
-
 /* Close at once; on the `vmm` connection that is the partition's end (P-2). May be repeated. */
 static inline void ic_close(struct ic_connection *connection) {
     if (connection->socket >= 0) close(connection->socket);
     connection->socket = -1;
 }
 
+/* Something failed on this side: `what`, about `about` if that is not NULL. */
+static inline void ic__fail(struct ic_connection *connection, int number, const char *what, const char *about) {
+    const char *colon = about ? ": " : "";
+    connection->error.number = number;
+    snprintf(connection->error.name, sizeof connection->error.name, "%s", what);
+    snprintf(connection->error.message, sizeof connection->error.message, "%s%s%s", about ? about : "", colon, strerror(number));
+}
+
+static inline enum ic_result ic__lose(struct ic_connection *connection, int number, const char *what, const char *about) {
+    ic__fail(connection, number, what, about);
+    ic_close(connection);
+    return IC_LOST;
+}
+
 /* Connect, and nothing more; `connection` is a new one. */
 static inline enum ic_result ic_connect(struct ic_connection *connection, const char *path) {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct sockaddr_un address;
+    memset(&address, 0, sizeof address);
+    address.sun_family = AF_UNIX;
     connection->socket = -1;
     connection->msgid = 0;
     connection->received = 0;
-    connection->error = (struct ic_error){0};
-    if (strlen(path) >= sizeof address.sun_path) return ic__lose(connection, ENAMETOOLONG, path);
+    memset(&connection->error, 0, sizeof connection->error);
+    if (strlen(path) >= sizeof address.sun_path) return ic__lose(connection, ENAMETOOLONG, "connect", path);
     memcpy(address.sun_path, path, strlen(path) + 1);
     connection->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (connection->socket < 0) return ic__lose(connection, errno, "socket");
-    if (connect(connection->socket, (struct sockaddr *)&address, sizeof address)) return ic__lose(connection, errno, path);
+    if (connection->socket < 0) return ic__lose(connection, errno, "socket", NULL);
+    if (connect(connection->socket, (struct sockaddr *)&address, sizeof address)) return ic__lose(connection, errno, "connect", path);
     return IC_OK;
 }
 
@@ -295,13 +301,13 @@ static inline void ic__request(struct ic_connection *connection, struct ic_write
 }
 
 static inline enum ic_result ic__send(struct ic_connection *connection, const struct ic_writer *request) {
-    if (connection->socket < 0) return ic__lose(connection, EBADF, "not connected");
+    if (connection->socket < 0) return ic__lose(connection, ENOTCONN, "send", NULL);
     for (size_t sent = 0; sent < request->length;) {
         ssize_t count = send(connection->socket, request->bytes + sent, request->length - sent, MSG_NOSIGNAL);
         if (count < 0 && errno == EINTR) continue;
         if (count < 0) {
             if (errno == EPIPE || errno == ECONNRESET) return IC_OK; /* why it closed is waiting to be read */
-            return ic__lose(connection, errno, "send");
+            return ic__lose(connection, errno, "send", NULL);
         }
         sent += (size_t)count;
     }
@@ -313,16 +319,18 @@ static inline enum ic_result ic__receive(struct ic_connection *connection, struc
     connection->received = 0;
     for (;;) {
         size_t room = sizeof connection->answer - connection->received;
-        if (!room) return ic__lose(connection, EMSGSIZE, "an answer");
+        if (!room) return ic__lose(connection, EMSGSIZE, "answer", NULL);
         ssize_t count = recv(connection->socket, connection->answer + connection->received, room, 0);
         if (count < 0 && errno == EINTR) continue;
-        if (count < 0) return ic__lose(connection, errno, "recv");
-        if (!count) return ic__lose(connection, ECONNRESET, "the daemon closed");
+        if (count < 0) return ic__lose(connection, errno, "receive", NULL);
+        if (!count) return ic__lose(connection, ECONNRESET, "receive", "the daemon closed");
         connection->received += (size_t)count;
         const uint8_t *begin = connection->answer, *end = begin + connection->received;
-        *reader = (struct ic_reader){begin, end, false, false};
+        reader->at = begin;
+        reader->end = end;
+        reader->missing = reader->wrong = false;
         ic__skip(reader);
-        if (reader->wrong || (!reader->missing && reader->at != end)) return ic__lose(connection, EBADMSG, "an answer");
+        if (reader->wrong || (!reader->missing && reader->at != end)) return ic__lose(connection, EBADMSG, "answer", NULL);
         if (reader->missing) continue;
         reader->at = begin;
         return IC_OK;
@@ -333,7 +341,7 @@ static inline enum ic_result ic__receive(struct ic_connection *connection, struc
 static inline enum ic_result ic__ask(
     struct ic_connection *connection, const struct ic_writer *request, struct ic_reader *result) {
     if (request->full) {
-        connection->error = (struct ic_error){EMSGSIZE, "EMSGSIZE", "a text of the request is too long"};
+        ic__fail(connection, EMSGSIZE, "request", "a text in it");
         return IC_REFUSED;
     }
     enum ic_result outcome = ic__send(connection, request);
@@ -341,17 +349,17 @@ static inline enum ic_result ic__ask(
     if (outcome != IC_OK) return outcome;
     bool response = ic__expect(result, IC__ARRAY) == 4 && ic__expect(result, IC__INTEGER) == 1;
     uint64_t msgid = ic__expect(result, IC__INTEGER);
-    if (!response || result->wrong || (msgid && msgid != connection->msgid)) return ic__lose(connection, EBADMSG, "an answer");
+    if (!response || result->wrong || (msgid && msgid != connection->msgid)) return ic__lose(connection, EBADMSG, "answer", NULL);
     if (*result->at == 0xc0) {
         result->at++;
-        return msgid ? IC_OK : ic__lose(connection, EBADMSG, "an answer to nothing");
+        return msgid ? IC_OK : ic__lose(connection, EBADMSG, "answer", "to no request");
     }
-    struct ic_error error = {0};
+    struct ic_error error;
     bool whole = ic__expect(result, IC__ARRAY) == 4; /* E-1; the details are passed over */
     error.number = (int)ic__expect(result, IC__INTEGER);
     ic__copy_text(result, error.name, sizeof error.name);
     ic__copy_text(result, error.message, sizeof error.message);
-    if (!whole || result->wrong) return ic__lose(connection, EBADMSG, "an error");
+    if (!whole || result->wrong) return ic__lose(connection, EBADMSG, "answer", "its error");
     if (!msgid) ic_close(connection); /* F: nothing more is answered on this connection */
     connection->error = error;
     return msgid ? IC_REFUSED : IC_LOST;
@@ -446,7 +454,7 @@ static inline enum ic_result ic_create_partition(
         }
         found |= key < 2 ? 1u << key : 0;
     }
-    return found == 3 && !reply.wrong ? IC_OK : ic__lose(connection, EBADMSG, "the answer to create_partition");
+    return found == 3 && !reply.wrong ? IC_OK : ic__lose(connection, EBADMSG, "answer", "to create_partition");
 }
 
 /* Back guest pages with a part of the address space. `kind`, if it is not NULL, becomes what IC_AUTO was decided to be. */
@@ -470,7 +478,7 @@ static inline enum ic_result ic_add_region(
         if (ic__word(&reply, keys, 1) == 0) decided = ic__word(&reply, kinds, 4);
         else ic__skip(&reply);
     }
-    if (decided == 4 || reply.wrong) return ic__lose(connection, EBADMSG, "the answer to add_region");
+    if (decided == 4 || reply.wrong) return ic__lose(connection, EBADMSG, "answer", "to add_region");
     *kind = (enum ic_kind)decided;
     return IC_OK;
 }
@@ -562,7 +570,7 @@ static inline enum ic_result ic_intercept(
     reply.wrong |= ic__expect(&reply, IC__ARRAY) != 2;
     unsigned outcome = ic__word(&reply, outcomes, 4);
     ic__copy_text(&reply, answer->reason, sizeof answer->reason);
-    if (outcome == 4 || reply.wrong) return ic__lose(connection, EBADMSG, "the answer to intercept");
+    if (outcome == 4 || reply.wrong) return ic__lose(connection, EBADMSG, "answer", "to intercept");
     answer->outcome = (enum ic_outcome)outcome;
     return IC_OK;
 }

@@ -14,10 +14,10 @@ from typing import Self
 
 from intercept_protocol import messages
 from intercept_protocol.addresses import UaddrRange
-from intercept_protocol.errors import WireError
+from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.events import Event
 from intercept_protocol.messages import CreatePartitionReply, HelloReply
-from intercept_protocol.outcomes import Answer
+from intercept_protocol.outcomes import AnyAnswer
 from intercept_protocol.rpc import Notification
 
 from .blocking_connection import BlockingConnection, deadline_in
@@ -28,7 +28,6 @@ from .exchange import (
     Exchange,
     Reply,
     call_exchange,
-    decode_events,
     intercept_exchange,
     invalidation_exchanges,
 )
@@ -103,8 +102,10 @@ class BlockingVp(_Client):
         )
         return cls(path, hello, timeout)
 
-    def intercept(self, message: bytes) -> Answer:
+    def intercept(self, message: bytes) -> AnyAnswer:
         """Hand in one 256-byte intercept message and wait for what to do about it.
+
+        Decide by the answer's `outcome`: a reason that only a later daemon has makes a `LaterAnswer`.
 
         One send and one receive. Raises as `BlockingVmm.call` does; to have a vCPU back while it waits here,
         `Kick` it through the VMM's connection, and it is answered KICKED.
@@ -137,7 +138,7 @@ class BlockingNotifier(_CallClient):
         except BaseException as error:
             try:
                 self._end(begin, end)
-            except (ConnectionLost, WireError) as failure:
+            except (ConnectionLost, ProtocolViolation, WireError) as failure:
                 error.add_note(f"invalidation of {uaddrs}: the end failed: {failure}")
             raise
         self._end(begin, end)
@@ -168,11 +169,7 @@ class BlockingOperator(_CallClient):
         Events of a later version of the wire are left out. Other threads' calls on this connection wait
         meanwhile. Raises as `call` does; `TimeoutError` leaves the connection as it was.
         """
-        deadline = deadline_in(self.timeout)
-        events: list[Event] = []
-        while not events:
-            events = decode_events(self._connection.wait_notifications(deadline))
-        return events
+        return self._connection.wait_events(deadline_in(self.timeout))
 
     def take_notifications(self) -> list[Notification]:
         """The notifications that came so far, oldest first; they are read while a call waits."""

@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from socket import MSG_NOSIGNAL
 
+from intercept_protocol.events import Event
 from intercept_protocol.rpc import Notification
 
 from .connecting import RETRY_DELAY, StrPath, connect_now, rights
@@ -85,7 +86,7 @@ class BlockingConnection:
         with self._turn:
             return self._session.take_notifications()
 
-    def wait_notifications(self, deadline: float | None) -> list[Notification]:
+    def wait_events(self, deadline: float | None) -> list[Event]:
         """Wait until there are some, and take them, oldest first; `TimeoutError` at the deadline.
 
         Other threads' requests wait meanwhile. Once all were taken, raises what ended the conversation.
@@ -93,10 +94,10 @@ class BlockingConnection:
         self._take_turn(deadline)
         try:
             self._pump(deadline)
-            while not (taken := self._session.take_notifications()):
+            while not (events := self._session.take_events()):
                 self._session.require_going_on()
                 self._step(deadline)
-            return taken
+            return events
         finally:
             self._turn.release()
 

@@ -18,6 +18,7 @@ from typing import Final
 
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.events import EVENT_METHOD, Event, decode_event
 from intercept_protocol.frames import MESSAGE_LIMIT
 from intercept_protocol.text import sentence
 
@@ -143,6 +144,22 @@ class ClientSession:
         self._notifications.clear()
         return taken
 
+    def take_events(self) -> list[Event]:
+        """The events among those notifications, those that only a later version knows left out.
+
+        Raises `ProtocolViolation` for what is no event, and the conversation is over.
+        """
+        try:
+            told = [
+                decode_event(notification.params)
+                for notification in self.take_notifications()
+                if notification.method == EVENT_METHOD
+            ]
+        except ProtocolViolation as violation:
+            self._lose(violation)
+            raise
+        return [event for event in told if event is not None]
+
     def _is_known_answer(self, data: bytes) -> bool:
         """The hot path: exactly the answer to the request in flight, in a form that needs no decoding."""
         exchange = self._in_flight
@@ -161,7 +178,7 @@ class ClientSession:
                 self._dropped += len(self._notifications) == NOTIFICATION_LIMIT
                 self._notifications.append(message)
             case rpc.Response(msgid=0, error=error) if error is not None:
-                self._lose(FatalError(WireError.from_wire(error)))
+                self._lose(FatalError(WireError.in_words(error)))
             case rpc.Response(msgid=msgid, error=error, result=result):
                 self._settle(self._answered(msgid), error, result)
 
@@ -175,10 +192,7 @@ class ClientSession:
         if error is not None:
             exchange.fail(Progress.REFUSED, WireError.from_wire(error))
         else:
-            try:
-                exchange.answer(exchange.decode(result))
-            except WireError as form:
-                raise ProtocolViolation(form.number, form.message) from form
+            exchange.answer(exchange.decode(result))
         self._in_flight = None
 
     def _lose(self, loss: ConnectionLost | ProtocolViolation) -> None:

@@ -14,10 +14,10 @@ import trio
 
 from intercept_protocol import messages
 from intercept_protocol.addresses import UaddrRange
-from intercept_protocol.errors import WireError
+from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.events import Event
 from intercept_protocol.messages import CreatePartitionReply, HelloReply
-from intercept_protocol.outcomes import Answer
+from intercept_protocol.outcomes import AnyAnswer
 from intercept_protocol.rpc import Notification
 
 from .connecting import StrPath
@@ -27,7 +27,6 @@ from .exchange import (
     Exchange,
     Reply,
     call_exchange,
-    decode_events,
     intercept_exchange,
     invalidation_exchanges,
 )
@@ -68,8 +67,11 @@ class VmmClient(_CallClient):
 class VpClient(_Client):
     """Role `vp`: one virtual processor, which is detached when this is closed."""
 
-    async def intercept(self, message: bytes) -> Answer:
-        """Hand in one 256-byte intercept message and wait for what to do about it. Raises as `call` does."""
+    async def intercept(self, message: bytes) -> AnyAnswer:
+        """Hand in one 256-byte intercept message and wait for what to do about it. Raises as `call` does.
+
+        Decide by the answer's `outcome`: a reason that only a later daemon has makes a `LaterAnswer`.
+        """
         return await self._connection.run(intercept_exchange(message))
 
 
@@ -92,7 +94,7 @@ class NotifierClient(_CallClient):
         except BaseException as error:
             try:
                 await self._end(begin, end)
-            except (ConnectionLost, WireError) as failure:
+            except (ConnectionLost, ProtocolViolation, WireError) as failure:
                 error.add_note(f"invalidation of {uaddrs}: the end failed: {failure}")
             raise
         await self._end(begin, end)
@@ -117,10 +119,7 @@ class OperatorClient(_CallClient):
         Events of a later version of the wire are left out. Other tasks' calls on this connection wait
         meanwhile. Raises as `call` does.
         """
-        events: list[Event] = []
-        while not events:
-            events = decode_events(await self._connection.wait_notifications())
-        return events
+        return await self._connection.wait_events()
 
     def take_notifications(self) -> list[Notification]:
         """The notifications that came so far, oldest first; they are read while a call waits."""

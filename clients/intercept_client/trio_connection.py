@@ -9,6 +9,7 @@ from socket import MSG_NOSIGNAL
 
 import trio
 
+from intercept_protocol.events import Event
 from intercept_protocol.rpc import Notification
 
 from .connecting import RETRY_DELAY, StrPath, connect_now, rights
@@ -66,17 +67,17 @@ class TrioConnection:
         """The notifications that came with answers so far, oldest first."""
         return self._session.take_notifications()
 
-    async def wait_notifications(self) -> list[Notification]:
+    async def wait_events(self) -> list[Event]:
         """Wait until there are some, and take them, oldest first. May be cancelled.
 
         Other tasks' requests wait meanwhile. Once all were taken, raises what ended the conversation.
         """
         async with self._turn:
             await self._pump()
-            while not (taken := self._session.take_notifications()):
+            while not (events := self._session.take_events()):
                 self._session.require_going_on()
                 await self._step()
-            return taken
+            return events
 
     async def _pump(self) -> None:
         """Send and receive until nothing is in flight. A cancelled send or recv has done nothing."""

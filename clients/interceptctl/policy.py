@@ -6,16 +6,17 @@ Owns its two commands; must not know how failures are worded.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Final
 
 import click
-import msgspec
 
 from intercept_protocol.messages import InspectPartition, MmioGranularity, OperatorSetPolicy
+from intercept_protocol.text import visible
 from interceptctl import asking
 from interceptctl.completion import partition_ids
 
-_MEANINGS: Final = {
+_MEANINGS: Final[Mapping[str, str]] = {
     MmioGranularity.VMA: "a first touch maps its whole VMA",
     MmioGranularity.PAGE: "a first touch maps one page",
 }
@@ -59,10 +60,10 @@ def set_policy(path: str, partition_id: int, mmio_granularity: str, *, as_json: 
     _tell(partition_id, granularity, as_json=as_json)
 
 
-def _tell(partition_id: int, granularity: MmioGranularity, *, as_json: bool) -> None:
+def _tell(partition_id: int, granularity: str, *, as_json: bool) -> None:
+    """Print the policy; of a granularity that only a later daemon knows, its word alone."""
     if as_json:
-        policy = OperatorSetPolicy(partition_id=partition_id, mmio_granularity=granularity)
-        click.echo(json.dumps(msgspec.to_builtins(policy), indent=2))
+        click.echo(json.dumps({"partition_id": partition_id, "mmio_granularity": granularity}, indent=2))
     else:
-        meaning = _MEANINGS[granularity]
-        click.echo(f"partition {partition_id}: mmio_granularity is {granularity}: {meaning}")
+        meaning = f": {_MEANINGS[granularity]}" if granularity in _MEANINGS else ""
+        click.echo(f"partition {partition_id}: mmio_granularity is {visible(granularity)}{meaning}")

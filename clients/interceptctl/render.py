@@ -65,10 +65,10 @@ def inspection(view: PartitionInspection) -> RenderableType:
         "name": summary.name,
         "owner": f"uid {summary.uid}, pid {summary.pid}",
         "age": words.duration(summary.age_ms),
-        "architecture": view.architecture.value,
+        "architecture": view.architecture,
         "address_space": summary.address_space,
         "hypervisor": summary.hypervisor,
-        "mmio_granularity": view.mmio_granularity.value,
+        "mmio_granularity": view.mmio_granularity,
         "mapped": words.pages(summary.mapped_gfns),
     }
     return Group(
@@ -119,7 +119,7 @@ def _regions(regions: Iterable[RegionView]) -> Table:
             f"{region.start_gfn:#x}",
             f"{region.page_count:#x}",
             f"{region.start_uaddr:#x}",
-            region.kind.value,
+            region.kind,
             region.state,
             rights,
             words.pages(region.mapped_gfns),

@@ -34,8 +34,12 @@ class RangeError(ValueError):
         self.field = field
 
 
-class PageRange(msgspec.Struct, frozen=True, order=True, gc=False):
-    """The pages [start, end). Build one with `of` where the numbers come from outside.
+class PageRange(msgspec.Struct, frozen=True, order=True, gc=False, kw_only=True):
+    """The pages from page number `start` up to, and without, page number `end`.
+
+    The bare constructor checks nothing, and takes its two numbers by name only, because a range is as often
+    given by an address or a length. Where the numbers come from outside, use a classmethod: each says what it
+    takes, and raises `RangeError` for a range that is empty, misaligned or beyond the address space.
 
     Numbers alone make no cycle, so the collector is not told of them (gc=False): a daemon keeps very many.
     """
@@ -46,21 +50,21 @@ class PageRange(msgspec.Struct, frozen=True, order=True, gc=False):
     start_field: ClassVar[str] = "start"
 
     @classmethod
-    def of(cls, start: int, page_count: int) -> Self:
-        """Check and build [start, start + page_count); raises `RangeError` if empty or wrapping."""
+    def at_page(cls, start_page: int, page_count: int) -> Self:
+        """From the number of the first page and a number of pages."""
         if page_count <= 0:
             raise RangeError("page_count", f"must be at least 1 page, got {page_count}")
-        return cls._of(start, page_count, count_field="page_count")
+        return cls._checked(start_page, page_count, count_field="page_count")
 
     @classmethod
-    def _of(cls, start: int, page_count: int, *, count_field: str) -> Self:
+    def _checked(cls, start: int, page_count: int, *, count_field: str) -> Self:
         if not 0 <= start < PAGE_LIMIT:
             raise RangeError(cls.start_field, f"page {start:#x} lies outside [0x0, {PAGE_LIMIT:#x})")
         if start + page_count > PAGE_LIMIT:
             raise RangeError(
                 count_field, f"{page_count:#x} pages from page {start:#x} end beyond page {PAGE_LIMIT:#x}"
             )
-        return cls(start, start + page_count)
+        return cls(start=start, end=start + page_count)
 
     @property
     def page_count(self) -> int:
@@ -78,11 +82,11 @@ class PageRange(msgspec.Struct, frozen=True, order=True, gc=False):
     def clip(self, other: PageRange) -> Self | None:
         """The part of this range that lies in `other`, or None."""
         start, end = max(self.start, other.start), min(self.end, other.end)
-        return type(self)(start, end) if start < end else None
+        return type(self)(start=start, end=end) if start < end else None
 
     def slice(self, start: int, end: int) -> Self:
         """The pages [start, end) of this range; what a `RangeMap` asks of its items."""
-        return type(self)(start, end)
+        return type(self)(start=start, end=end)
 
     def __str__(self) -> str:
         return f"[{self.start:#x}, {self.end:#x})"
@@ -93,11 +97,21 @@ class GfnRange(PageRange, frozen=True):
 
     start_field: ClassVar[str] = "start_gfn"
 
+    @classmethod
+    def of(cls, start_gfn: int, page_count: int) -> Self:
+        """From the first guest page and a number of pages."""
+        return cls.at_page(start_gfn, page_count)
+
 
 class PfnRange(PageRange, frozen=True):
     """Host pages. Printed as page numbers."""
 
     start_field: ClassVar[str] = "start_pfn"
+
+    @classmethod
+    def of(cls, start_pfn: int, page_count: int) -> Self:
+        """From the first host page and a number of pages."""
+        return cls.at_page(start_pfn, page_count)
 
 
 class UaddrRange(PageRange, frozen=True):
@@ -107,17 +121,17 @@ class UaddrRange(PageRange, frozen=True):
 
     @classmethod
     def of_bytes(cls, start_uaddr: int, length: int) -> Self:
-        """From a byte address and a byte length; both must be whole pages."""
+        """From a byte address and a length in bytes; both must be whole pages."""
         if length <= 0 or length % PAGE_SIZE:
             raise RangeError(
                 "length", f"must be one or more whole pages of {PAGE_SIZE} bytes, got {length:#x}"
             )
-        return cls._of(uaddr_page(start_uaddr), length >> PAGE_SHIFT, count_field="length")
+        return cls._checked(uaddr_page(start_uaddr), length >> PAGE_SHIFT, count_field="length")
 
     @classmethod
     def of_pages(cls, start_uaddr: int, page_count: int) -> Self:
         """From a byte address and a number of pages."""
-        return cls.of(uaddr_page(start_uaddr), page_count)
+        return cls.at_page(uaddr_page(start_uaddr), page_count)
 
     @property
     def start_uaddr(self) -> Uaddr:

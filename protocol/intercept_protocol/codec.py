@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from .choices import choices_at
-from .errors import WireError
+from .errors import ProtocolViolation, WireError
 from .messages import HELLOS, PROTOCOL_VERSION, Call, Hello
 
 
@@ -82,11 +82,11 @@ def decode_hello(params: list[object]) -> Hello:
 
 
 def decode_reply(call: Call[Reply], result: object) -> Reply:
-    """What a peer answered, typed; EPROTO when it is of another form."""
+    """What a peer answered, typed; `ProtocolViolation` EPROTO when it is of another form."""
     try:
         reply: Reply = msgspec.convert(result, call.REPLY, builtin_types=_BYTES_ARE_BYTES)
     except msgspec.ValidationError as error:
-        raise WireError(
+        raise ProtocolViolation(
             errno.EPROTO, f"{call.METHOD}: the answer is of another form: {error!s:.200}"
         ) from None
     return reply

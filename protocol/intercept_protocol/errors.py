@@ -1,7 +1,8 @@
 """The two kinds of error on the wire.
 
-`WireError` is an answer: the request is refused, the connection goes on. `ProtocolViolation` is for good:
-what the peer sent is no request, and nothing after it can be trusted. Neither knows who raised it.
+Owns the form in which both travel. `WireError` is an answer: the request is refused, the connection goes on.
+`ProtocolViolation` is for good: nothing that the peer sends after it can be trusted. They are siblings, so
+that a handler of refusals never takes a broken peer for one. Must not know who raised them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Mapping
 from .text import form, visible
 
 
-class WireError(Exception):
-    """An error as it travels: ``[errno, name, message, details]``.
+class EncodedError(Exception):
+    """An error as it travels: ``[errno, name, message, details]``. Only its two subclasses are raised.
 
     `number` is a Linux errno, used as the mshv ioctls use them; `details` names fields and ranges for
     programs, `message` for people. What a message quotes from outside is made visible here, for every error
@@ -22,32 +23,50 @@ class WireError(Exception):
 
     def __init__(self, number: int, message: str, /, **details: object) -> None:
         message = visible(message)
-        super().__init__(f"{error_name(number)}: {message}")
+        super().__init__(number, message)
         self.number = number
+        self.name = error_name(number)
         self.message = message
         self.details: Mapping[str, object] = details
 
-    @property
-    def name(self) -> str:
-        return error_name(self.number)
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}"
 
     def to_wire(self) -> list[object]:
         return [self.number, self.name, self.message, dict(self.details)]
 
+
+class WireError(EncodedError):
+    """The request is refused, and the connection goes on."""
+
     @classmethod
     def from_wire(cls, value: object) -> WireError:
-        """Read a peer's error. Anything that is not of the form becomes EPROTO.
+        """Read a peer's error. The number decides the name; a number without a name here keeps the peer's.
 
-        The number decides, whatever name came with it: `name` is the number's.
+        Raises `ProtocolViolation` EPROTO for anything that is not of the form.
         """
         match value:
-            case [int(number), str(), str(message), dict(details)] if _is_errno(number):
-                return cls(number, message, **{str(key): item for key, item in details.items()})
+            case [int(number), str(name), str(message), dict(details)] if _is_errno(number):
+                error = cls(number, message, **{str(key): item for key, item in details.items()})
+                if error.name == f"E{number}":
+                    error.name = visible(name)
+                return error
             case _:
-                return cls(errno.EPROTO, f"the peer sent an error of another form: {form(value)}")
+                raise ProtocolViolation(
+                    errno.EPROTO, f"the peer sent an error of another form: {form(value)}"
+                )
+
+    @classmethod
+    def in_words(cls, value: object) -> WireError:
+        """As `from_wire`, but EPROTO with the form of what was sent: for a peer that has refused or left,
+        however badly it says so."""
+        try:
+            return cls.from_wire(value)
+        except ProtocolViolation as violation:
+            return cls(violation.number, violation.message)
 
 
-class ProtocolViolation(WireError):
+class ProtocolViolation(EncodedError):
     """The peer broke the protocol: it is told so under msgid 0 and the connection is closed."""
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from .errors import WireError
+from .errors import ProtocolViolation
 from .text import form
 
 EVENT_METHOD: Final = "event"
@@ -204,7 +204,7 @@ class Event(msgspec.Struct, frozen=True):
 def decode_event(params: list[object]) -> Event | None:
     """The event of a notification's params; None for one that only a later version knows.
 
-    Raises `WireError` EPROTO for what is no event.
+    Raises `ProtocolViolation` EPROTO for what is no event.
     """
     match params:
         case [{"event": str(name), "time_ms": int(time_ms), **fields}]:
@@ -214,7 +214,9 @@ def decode_event(params: list[object]) -> Event | None:
             try:
                 fact: AnyFact = msgspec.convert({"event": name, **fields}, AnyFact)
             except msgspec.ValidationError as error:
-                raise WireError(errno.EPROTO, f"event {name}: is of another form: {error!s:.200}") from None
+                raise ProtocolViolation(
+                    errno.EPROTO, f"event {name}: is of another form: {error!s:.200}"
+                ) from None
             if partition_id is None or isinstance(partition_id, int):
                 return Event(time_ms, fact, partition_id)
-    raise WireError(errno.EPROTO, f"an event of another form: {form(params)}")
+    raise ProtocolViolation(errno.EPROTO, f"an event of another form: {form(params)}")

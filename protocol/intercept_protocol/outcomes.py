@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from enum import Enum, IntFlag, StrEnum
 
+import msgspec
+
 
 class Access(IntFlag):
     """Rights on a page, as they stand in replies and map requests: r 1, w 2, x 4."""
@@ -42,7 +44,7 @@ class Outcome(StrEnum):
 
 
 class Answer(Enum):
-    """Every answer there is, each an (outcome, reason) pair as it goes over the wire."""
+    """Every answer of this version, each an (outcome, reason) pair as it goes over the wire."""
 
     MAPPED = (Outcome.RESUME, "mapped")
     ALREADY_MAPPED = (Outcome.RESUME, "already_mapped")
@@ -66,3 +68,17 @@ class Answer(Enum):
 
     def __str__(self) -> str:
         return f"{self.outcome} {self.reason}"
+
+
+class LaterAnswer(msgspec.Struct, frozen=True):
+    """An answer whose reason only a later version of the wire knows: a VMM decides by `outcome` (V-3)."""
+
+    outcome: Outcome
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.outcome} {self.reason}"
+
+
+AnyAnswer = Answer | LaterAnswer
+"""What a client is answered; the daemon itself gives an `Answer`."""

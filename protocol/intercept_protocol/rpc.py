@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import msgpack
 
-from .errors import ProtocolViolation, WireError
+from .errors import EncodedError, ProtocolViolation
 from .frames import MESSAGE_LIMIT, FrameScanner
 
 REQUEST: Final = 0
@@ -60,7 +60,7 @@ def encode_result(msgid: int, result: object) -> bytes:
     return _pack_any_text((RESPONSE, msgid, None, result))
 
 
-def encode_error(msgid: int, error: WireError) -> bytes:
+def encode_error(msgid: int, error: EncodedError) -> bytes:
     return _pack_any_text((RESPONSE, msgid, error.to_wire(), None))
 
 

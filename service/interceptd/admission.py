@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.errors import EncodedError, ProtocolViolation, WireError
 from interceptd.connection import Connection
 from interceptd.hello import Door, HelloRefused, Visitor, admit
 from interceptd.journal import Publisher
@@ -58,7 +58,7 @@ class Admission:
             except HelloRefused:  # which the reception counts, of all roles
                 raise
             except Exception as error:
-                self.count_refusal(connection, error.name if isinstance(error, WireError) else LEFT)
+                self.count_refusal(connection, error.name if isinstance(error, EncodedError) else LEFT)
                 raise
 
     def count_refusal(self, connection: Connection, reason: str) -> None:

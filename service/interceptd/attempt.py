@@ -49,7 +49,7 @@ def attempt_at(
     notifier: MmuNotifier, region: Region, gfn: int, access: Access, granularity: MmioGranularity
 ) -> Obstacle | Attempt:
     """Begin to rely on what a fault on `gfn` may map, cut back to what is not being invalidated now."""
-    faulting = region.uaddrs_of(GfnRange(gfn, gfn + 1))
+    faulting = region.uaddrs_of(GfnRange(start=gfn, end=gfn + 1))
     entry = notifier.open_at(faulting)
     if entry is not None:
         return Obstacle(entry.over, Answer.INVALIDATING)

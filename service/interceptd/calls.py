@@ -17,7 +17,7 @@ import trio
 
 from intercept_protocol import codec, rpc
 from intercept_protocol.addresses import RangeError
-from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.errors import EncodedError, WireError
 from intercept_protocol.events import ERROR_LENGTH, ConnectionRefused
 from interceptd.connection import Connection, ConnectionGone
 from interceptd.hypervisor import PartitionLost
@@ -97,7 +97,7 @@ class closing:  # reads as the verb it is: `with closing(connection)`
     ) -> bool:
         peer = self._connection.peer
         match error:
-            case WireError():
+            case EncodedError():
                 self._connection.tenant.log_refusal(
                     "connection_refused", error=str(error), pid=peer.pid, uid=peer.uid
                 )
@@ -119,8 +119,6 @@ async def _reply(
         result = answer(codec.decode_call(methods, request.method, request.params))
         if isinstance(result, Coroutine):  # what cannot wait is spared the watch (6 us)
             result = await connection.answer_watched(result)
-    except ProtocolViolation:
-        raise
     except RangeError as error:
         refusal = WireError(errno.EINVAL, f"{request.method}: {error}", field=error.field)
         return rpc.encode_error(request.msgid, refusal)

@@ -15,7 +15,7 @@ from typing import TypeVar
 import trio
 
 from intercept_protocol import rpc
-from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.errors import EncodedError, ProtocolViolation, WireError
 from intercept_protocol.frames import REQUEST_VALUES
 from intercept_protocol.text import sentence
 from interceptd.descriptor_box import DescriptorBox
@@ -179,7 +179,7 @@ class Connection:
                 self._watch.remove(descriptor)
         raise ConnectionGone("closed before the answer") if self._peek() == b"" else _second_request()
 
-    def refuse(self, error: WireError, msgid: int = 0) -> None:
+    def refuse(self, error: EncodedError, msgid: int = 0) -> None:
         """Tell the peer why its connection ends: under msgid 0 unless a request of its own is answered. Never
         blocks; close it afterwards."""
         with suppress(OSError):  # it is gone, or does not read: there is nobody to tell

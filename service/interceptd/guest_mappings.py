@@ -193,8 +193,8 @@ class GuestMappings:
         rest = gfns
         while rest.page_count:
             part = self._record.head(rest, A_TURN)
-            yield GfnRange(part.start, part.end)
-            rest = GfnRange(part.end, rest.end)
+            yield GfnRange(start=part.start, end=part.end)
+            rest = GfnRange(start=part.end, end=rest.end)
 
 
 async def let_others_run(passed: int) -> None:
@@ -216,7 +216,7 @@ def _runs(mappings: Iterable[Mapping]) -> list[GfnRange]:
     runs: list[GfnRange] = []
     for mapping in mappings:
         if runs and runs[-1].end == mapping.start:
-            runs[-1] = GfnRange(runs[-1].start, mapping.end)
+            runs[-1] = GfnRange(start=runs[-1].start, end=mapping.end)
         else:
             runs.append(mapping.gfns)
     return runs

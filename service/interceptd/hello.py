@@ -59,8 +59,8 @@ class Visitor(msgspec.Struct, frozen=True):
 async def admit(connection: Connection, door: Door, config: Config, journal: Publisher) -> Visitor:
     """Wait for the hello; bounded by the hello timeout.
 
-    Raises `WireError` for a peer that is to be refused under msgid 0, and `ConnectionGone` for one that was
-    refused already, or left.
+    Raises `WireError` or `ProtocolViolation` for a peer that is to be refused under msgid 0, and
+    `ConnectionGone` for one that was refused already, or left.
     """
     require_allowed(connection.peer, config.uids, config.allowed_gids, connection.peer_groups)
     request = None

@@ -64,7 +64,7 @@ class Mapping(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def gfns(self) -> GfnRange:
-        return GfnRange(self.start, self.end)
+        return GfnRange(start=self.start, end=self.end)
 
     def frame_at(self, gfn: int) -> Frame | None:
         return None if self.frame is None else self.frame.ahead(gfn - self.start)

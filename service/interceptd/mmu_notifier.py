@@ -27,7 +27,7 @@ from interceptd.totals import Source
 
 PENDING_PIECES = 1024
 """Beyond this many disjoint pieces the pending set becomes "everything": bounded memory, and still right."""
-EVERYTHING = UaddrRange(0, PAGE_LIMIT)
+EVERYTHING = UaddrRange(start=0, end=PAGE_LIMIT)
 
 
 @dataclass(slots=True, eq=False)
@@ -205,7 +205,7 @@ class MmuNotifier:
                 start = max(start, entry.uaddrs.end)
             else:
                 end = min(end, entry.uaddrs.start)
-        return UaddrRange(start, end)
+        return UaddrRange(start=start, end=end)
 
     # ------------------------------------------------ the region manager's end
 

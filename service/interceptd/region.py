@@ -54,21 +54,21 @@ class Region(msgspec.Struct, eq=False, gc=False):
 
     def uaddrs_of(self, gfns: GfnRange) -> UaddrRange:
         shift = self.uaddrs.start - self.gfns.start
-        return UaddrRange(gfns.start + shift, gfns.end + shift)
+        return UaddrRange(start=gfns.start + shift, end=gfns.end + shift)
 
     def gfns_of(self, uaddrs: UaddrRange) -> GfnRange:
         shift = self.gfns.start - self.uaddrs.start
-        return GfnRange(uaddrs.start + shift, uaddrs.end + shift)
+        return GfnRange(start=uaddrs.start + shift, end=uaddrs.end + shift)
 
     def window(self, gfn: int, granularity: MmioGranularity) -> GfnRange:
         """The most that a fault on `gfn` may map."""
         match self.kind:
             case RegionKind.MMIO if granularity is MmioGranularity.PAGE:
-                return GfnRange(gfn, gfn + 1)
+                return GfnRange(start=gfn, end=gfn + 1)
             case RegionKind.MOVABLE:
                 offset = (gfn - self.gfns.start) // FAULT_IN_PAGES * FAULT_IN_PAGES
                 start = self.gfns.start + offset
-                return GfnRange(start, min(start + FAULT_IN_PAGES, self.gfns.end))
+                return GfnRange(start=start, end=min(start + FAULT_IN_PAGES, self.gfns.end))
             case _:
                 return self.gfns
 

@@ -103,7 +103,7 @@ class Userfaultfd:
 def parse_events(data: bytes | memoryview) -> list[UaddrRange]:
     """The ranges of the UNMAP events in what was read; other events are not asked for and passed over."""
     return [
-        UaddrRange(start >> PAGE_SHIFT, (end + PAGE_SIZE - 1) >> PAGE_SHIFT)
+        UaddrRange(start=start >> PAGE_SHIFT, end=(end + PAGE_SIZE - 1) >> PAGE_SHIFT)
         for event, start, end, _ in _EVENT.iter_unpack(data)
         if event == EVENT_UNMAP and start < end
     ]

@@ -64,8 +64,8 @@ class Core:
         for page in range(0, 2 * self.count, 2):
             await self.regions.add(
                 Region(
-                    GfnRange(page, page + 1),
-                    UaddrRange(page, page + 1),
+                    GfnRange(start=page, end=page + 1),
+                    UaddrRange(start=page, end=page + 1),
                     RegionKind.MMIO,
                     Presumption.STATED,
                     RW,
@@ -80,7 +80,7 @@ class Core:
         await self.path.settle(page, Access.READ, lambda: None)
 
     async def invalidate(self, page: int) -> None:
-        self.notifier.invalidate(UaddrRange(page, page + 1))
+        self.notifier.invalidate(UaddrRange(start=page, end=page + 1))
         await self.regions.serve_pending()
 
     async def cost(self, step: Step, before: Step | None = None) -> float:
@@ -123,7 +123,7 @@ async def _gib() -> tuple[float, int]:
     memory = DeclaredAddressSpace(lambda: LIMIT)
     memory.map_vma(Vma(0, pages, 0, RW, io=True))
     core.path = InterceptPath(core.regions, memory, timeout=60)
-    whole = GfnRange(0, pages), UaddrRange(0, pages)
+    whole = GfnRange(start=0, end=pages), UaddrRange(start=0, end=pages)
     await core.regions.add(Region(*whole, RegionKind.MMIO, Presumption.STATED, RW))
     began = time.thread_time()
     await core.touch(0)

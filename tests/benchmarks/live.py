@@ -164,11 +164,11 @@ def _vmm(path: Path, watch: Watch | None) -> Iterator[tuple[BlockingVmm, Blockin
 
 
 def _bare(watch: Stopwatch) -> None:
-    watch.each(BARE, libc.munmap, _pages(libc.mmap(UaddrRange(0, PAGES), RW, Sharing.PRIVATE)))
+    watch.each(BARE, libc.munmap, _pages(libc.mmap(UaddrRange.of_pages(0, PAGES), RW, Sharing.PRIVATE)))
 
 
 def _declared(watch: Stopwatch, vmm: BlockingVmm, vp: BlockingVp) -> None:
-    uaddrs = UaddrRange(PAGES, 2 * PAGES)
+    uaddrs = UaddrRange(start=PAGES, end=2 * PAGES)
     where = {"start_uaddr": uaddrs.start_uaddr, "page_count": PAGES}
     vmm.call(MapVma(**where, start_pfn=0, readable=True, writable=True, executable=False, io=True))
     with _region(vmm, uaddrs):
@@ -178,7 +178,7 @@ def _declared(watch: Stopwatch, vmm: BlockingVmm, vp: BlockingVp) -> None:
 
 def _live(watch: Stopwatch, name: str, vmm: BlockingVmm, vp: BlockingVp, notifier: BlockingNotifier) -> None:
     """Touch pages one by one, then unmap them one by one; what is watched, the kernel tells of."""
-    uaddrs = libc.mmap(UaddrRange(0, PAGES), RW, Sharing.PRIVATE)
+    uaddrs = libc.mmap(UaddrRange.of_pages(0, PAGES), RW, Sharing.PRIVATE)
     served = partial(notifier.call, Invalidate(start_uaddr=uaddrs.start_uaddr, length=uaddrs.length))
     with _region(vmm, uaddrs):
         watch.each(f"first touch, {name}", vp.intercept, _touches())
@@ -200,4 +200,4 @@ def _touches() -> list[bytes]:
 
 def _pages(uaddrs: UaddrRange) -> list[UaddrRange]:
     """From the end, so that no unmap splits what is left."""
-    return [UaddrRange(page - 1, page) for page in range(uaddrs.end, uaddrs.start, -1)]
+    return [UaddrRange(start=page - 1, end=page) for page in range(uaddrs.end, uaddrs.start, -1)]

@@ -152,7 +152,7 @@ def test_a_partition_is_read_wherever_its_fields_stand(binaries: Path, socket_pa
 
 def test_a_partition_without_its_token_is_no_answer(binaries: Path, socket_path: Path) -> None:
     printed, _ = asked(binaries, socket_path, "create_partition", answer=[1, 1, None, {"partition_id": 1}])
-    assert printed.startswith("lost 74 here the answer to create_partition")
+    assert printed.startswith("lost 74 answer to create_partition: ")
 
 
 def test_the_kind_that_auto_became_is_told(binaries: Path, socket_path: Path) -> None:
@@ -202,26 +202,26 @@ def test_a_text_that_no_request_can_hold_is_refused_before_it_is_sent(
 ) -> None:
     with AnsweringPeer(socket_path, [b""]):
         [printed] = run(binaries / "c_driver", socket_path, "open_vmm_named_too_long")
-    assert printed == "lost 90 EMSGSIZE a text of the request is too long"
+    assert printed == "lost 90 request a text in it: Message too long"
 
 
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (b"", "lost 104 here the daemon closed"),
-        (b"\x94\x01\x01\xc0\x92\xa6resu", "lost 104 here the daemon closed"),
-        (b"HTTP/1.1 400 Bad Request\r\n", "lost 74 here an answer"),
-        (b"\xc1", "lost 74 here an answer"),
-        (b"\x91" * 18, "lost 74 here an answer"),
-        (b"\xdb\xff\xff\xff\xff" + bytes(20_000), "lost 90 here an answer"),
-        (msgpack.packb(RESUMED) * 2, "lost 74 here an answer"),
-        (msgpack.packb([1, 2, None, ["resume", "mapped"]]), "lost 74 here an answer"),
-        (msgpack.packb([1, 0, None, ["resume", "mapped"]]), "lost 74 here an answer to nothing"),
-        (msgpack.packb([0, 1, None, ["resume", "mapped"]]), "lost 74 here an answer"),
-        (msgpack.packb([1, 1, None, ["resume"]]), "lost 74 here the answer to intercept"),
-        (msgpack.packb([1, 1, None, ["return", "mapped"]]), "lost 74 here the answer to intercept"),
-        (msgpack.packb([1, 1, None, 7]), "lost 74 here the answer to intercept"),
-        (msgpack.packb([1, 1, "wrong", None]), "lost 74 here an error"),
+        (b"", "lost 104 receive the daemon closed: "),
+        (b"\x94\x01\x01\xc0\x92\xa6resu", "lost 104 receive the daemon closed: "),
+        (b"HTTP/1.1 400 Bad Request\r\n", "lost 74 answer Bad message"),
+        (b"\xc1", "lost 74 answer Bad message"),
+        (b"\x91" * 18, "lost 74 answer Bad message"),
+        (b"\xdb\xff\xff\xff\xff" + bytes(20_000), "lost 90 answer Message too long"),
+        (msgpack.packb(RESUMED) * 2, "lost 74 answer Bad message"),
+        (msgpack.packb([1, 2, None, ["resume", "mapped"]]), "lost 74 answer Bad message"),
+        (msgpack.packb([1, 0, None, ["resume", "mapped"]]), "lost 74 answer to no request: "),
+        (msgpack.packb([0, 1, None, ["resume", "mapped"]]), "lost 74 answer Bad message"),
+        (msgpack.packb([1, 1, None, ["resume"]]), "lost 74 answer to intercept: "),
+        (msgpack.packb([1, 1, None, ["return", "mapped"]]), "lost 74 answer to intercept: "),
+        (msgpack.packb([1, 1, None, 7]), "lost 74 answer to intercept: "),
+        (msgpack.packb([1, 1, "wrong", None]), "lost 74 answer its error: "),
     ],
 )
 def test_what_is_no_answer_loses_the_connection(
@@ -243,17 +243,17 @@ def test_damaged_answers_end_as_a_result_and_never_beyond_a_buffer(binaries: Pat
         damaged.append(bytes(answer))
     with AnsweringPeer(socket_path, damaged):
         printed = run(binaries / "c_driver", socket_path, "intercepts")
-    assert printed[-1].startswith("lost 2 here ")
+    assert printed[-1].startswith("lost 2 connect ")
 
 
 def test_a_socket_that_is_not_there_is_named(binaries: Path, socket_path: Path) -> None:
     [printed] = run(binaries / "c_driver", socket_path, "intercept")
-    assert printed == f"lost 2 here {socket_path}: No such file or directory"
+    assert printed == f"lost 2 connect {socket_path}: No such file or directory"
 
 
 def test_a_path_that_no_address_can_hold_is_refused(binaries: Path, tmp_path: Path) -> None:
     [printed] = run(binaries / "c_driver", tmp_path / ("x" * 108), "intercept")
-    assert printed.startswith("lost 36 here ")
+    assert printed.startswith("lost 36 connect ")
 
 
 def test_the_header_may_be_included_in_several_files_of_a_program(binaries: Path, tmp_path: Path) -> None:  # noqa: ARG001

@@ -20,7 +20,7 @@ from intercept_protocol.outcomes import Access
 
 PARTITION = CreatePartitionReply(partition_id=7, token=bytes(16))
 RW = Access.READ | Access.WRITE
-NOWHERE = UaddrRange(1, 3)
+NOWHERE = UaddrRange(start=1, end=3)
 """Below mmap_min_addr, where nobody may map and nobody has."""
 NO_FILE = -1
 Guarded = Callable[[BlockingNotifier], object]
@@ -28,7 +28,7 @@ Guarded = Callable[[BlockingNotifier], object]
 
 @pytest.fixture
 def mapping() -> Iterator[UaddrRange]:
-    uaddrs = libc.mmap(UaddrRange(0, 4), RW, Sharing.PRIVATE)
+    uaddrs = libc.mmap(UaddrRange.of_pages(0, 4), RW, Sharing.PRIVATE)
     yield uaddrs
     libc.munmap(uaddrs)
 
@@ -86,8 +86,8 @@ def test_a_guarded_call_that_the_kernel_refuses_raises_its_errno_and_ends(
 def test_mremap_to_a_place_announces_the_old_range_and_the_place(
     socket_path: Path, mapping: UaddrRange
 ) -> None:
-    target = libc.mmap(UaddrRange(0, 2), RW, Sharing.PRIVATE)
-    old = UaddrRange(mapping.start, mapping.start + 2)
+    target = libc.mmap(UaddrRange.of_pages(0, 2), RW, Sharing.PRIVATE)
+    old = UaddrRange(start=mapping.start, end=mapping.start + 2)
     said = announced(
         socket_path, lambda notifier: memory.mremap(notifier, old, 2, start_uaddr=target.start_uaddr), 2
     )
@@ -103,7 +103,10 @@ def test_mremap_returns_where_the_memory_is_now(socket_path: Path, mapping: Uadd
 
 
 def test_ftruncate_announces_every_range_that_is_named(socket_path: Path, mapping: UaddrRange) -> None:
-    first, second = UaddrRange(mapping.start, mapping.start + 1), UaddrRange(mapping.start + 2, mapping.end)
+    first, second = (
+        UaddrRange(start=mapping.start, end=mapping.start + 1),
+        UaddrRange(start=mapping.start + 2, end=mapping.end),
+    )
     file = os.memfd_create("cut")
     os.ftruncate(file, 8 * PAGE_SIZE)
     said = announced(

@@ -20,7 +20,7 @@ from intercept_protocol.messages import (
     RegionKind,
     Translate,
 )
-from intercept_protocol.outcomes import Answer
+from intercept_protocol.outcomes import Answer, LaterAnswer, Outcome
 
 ADD = AddRegion(
     start_gfn=0x100, page_count=0x100, start_uaddr=0x7000_0000, kind="auto", writable=True, executable=False
@@ -296,10 +296,23 @@ def test_nonsense_from_the_daemon_is_a_violation_for_good(nonsense: bytes) -> No
     assert session.is_lost
 
 
-def test_an_answer_of_another_form_to_an_intercept_is_a_violation() -> None:
+@pytest.mark.parametrize("outcome", Outcome)
+def test_an_answer_with_a_reason_that_is_not_known_is_taken_by_its_outcome(outcome: Outcome) -> None:
     session, exchange = ClientSession(), intercept_exchange(bytes(256))
 
-    session.receive_data(rpc.encode_result(started(session, exchange).msgid, ["resume", "later"]))
+    session.receive_data(rpc.encode_result(started(session, exchange).msgid, [outcome, "later"]))
+
+    assert exchange.reply() == LaterAnswer(outcome, "later")
+    assert str(exchange.reply()) == f"{outcome} later"
+
+
+@pytest.mark.parametrize(
+    "answer", [["return", "mapped"], ["resume"], ["resume", 7], ["resume", "mapped", 1], {}]
+)
+def test_an_answer_of_another_form_to_an_intercept_is_a_violation(answer: object) -> None:
+    session, exchange = ClientSession(), intercept_exchange(bytes(256))
+
+    session.receive_data(rpc.encode_result(started(session, exchange).msgid, answer))
 
     with pytest.raises(ProtocolViolation, match="intercept: the answer is of another form"):
         exchange.reply()

@@ -132,14 +132,18 @@ def test_an_unknown_field_is_einval_that_names_it(vmm: RawVmm) -> None:
     assert (refusal.name, refusal.details.get("field")) == ("EINVAL", "gpa")
 
 
-@statement("T-7")
+@statement("T-7", "T-4")
 @needs("notifier")
+@pytest.mark.parametrize("head", [b"\x94", b"\xdc\0\x04"], ids=["shortest", "longer"])
 @pytest.mark.parametrize("second", [b"\x94", request("intercept", bytes(256), 2)], ids=["a byte", "whole"])
-def test_a_second_request_before_the_answer_is_eproto_and_closes(vmm: RawVmm, second: bytes) -> None:
+def test_a_second_request_before_the_answer_is_eproto_and_closes(
+    vmm: RawVmm, head: bytes, second: bytes
+) -> None:
+    """In whatever format the first one came."""
     vmm.add_memory()
     vmm.notifier().ask("invalidate_begin", WHOLE_MEMORY)
     vp = vmm.vp()
-    vp.send(request("intercept", intercept_message(GFN, READ)))
+    vp.send(head + request("intercept", intercept_message(GFN, READ))[1:])
     vp.send(second)
     assert vp.farewell().name == "EPROTO"
 

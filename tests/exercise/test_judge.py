@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exercise.worlds import GFN, READ, READ_WRITE, WRITE, Scene, backing, region
-from intercept_protocol.outcomes import Access, Answer, Outcome
+from intercept_protocol.outcomes import Access, Answer, AnyAnswer, LaterAnswer, Outcome
 from interceptctl.exercise.judge import Judge
 from interceptctl.exercise.tally import FINDINGS_KEPT, Tally, Wrong
 from interceptctl.exercise.world import Frame, Sight
@@ -21,7 +21,7 @@ class Court(Scene):
         self.add(region())
         self.map(backing(0x50, READ))
 
-    def answer(self, answer: Answer, access: Access = READ) -> dict[Wrong, int]:
+    def answer(self, answer: AnyAnswer, access: Access = READ) -> dict[Wrong, int]:
         self.judge.answer("VP 0", GFN, access, answer, self.now())
         return dict(self.tally.wrongs)
 
@@ -43,9 +43,16 @@ def test_fail_is_always_wrong(answer: Answer) -> None:
 
 @pytest.mark.parametrize(
     ("access", "answer"),
-    [(READ, Answer.MAPPED), (READ, Answer.ALREADY_MAPPED), (WRITE, Answer.PERMISSION)],
+    [
+        (READ, Answer.MAPPED),
+        (READ, Answer.ALREADY_MAPPED),
+        (WRITE, Answer.PERMISSION),
+        (READ, LaterAnswer(Outcome.RESUME, "later")),
+        (WRITE, LaterAnswer(Outcome.FORWARD, "later")),
+        (READ, LaterAnswer(Outcome.RETRY, "later")),
+    ],
 )
-def test_a_true_answer_is_right(access: Access, answer: Answer) -> None:
+def test_a_true_answer_is_right(access: Access, answer: AnyAnswer) -> None:
     assert Court().answer(answer, access) == {}
 
 
@@ -57,9 +64,10 @@ def test_a_true_answer_is_right(access: Access, answer: Answer) -> None:
         (READ, Answer.PERMISSION),
         (READ, Answer.NOT_MEMORY),
         (WRITE, Answer.MAPPED),
+        (READ, LaterAnswer(Outcome.FORWARD, "later")),
     ],
 )
-def test_an_untrue_answer_is_a_stale_read(access: Access, answer: Answer) -> None:
+def test_an_untrue_answer_is_a_stale_read(access: Access, answer: AnyAnswer) -> None:
     court = Court()
     assert court.answer(answer, access) == {Wrong.UNTRUE_ANSWER: 1}
     assert court.tally.stale_reads == 1

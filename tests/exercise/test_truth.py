@@ -114,8 +114,8 @@ def test_an_open_invalidation_is_remembered_however_long_it_lasts() -> None:
     scene.map(backing(0x50))
     open_one = scene.truth.ask_invalidation(UADDRS, scene.clock.tick())
     open_one.gone, open_one.shut_until = scene.clock.tick(), FOREVER
-    scene.unmap(UaddrRange(PAGE + 1, PAGE + 2))
-    scene.unmap(UaddrRange(PAGE + 2, PAGE + 3))
+    scene.unmap(UaddrRange(start=PAGE + 1, end=PAGE + 2))
+    scene.unmap(UaddrRange(start=PAGE + 2, end=PAGE + 3))
     assert scene.truth.possible_answers(GFN, READ, scene.now()) == frozenset()
 
 
@@ -124,7 +124,7 @@ def test_aliases_show_the_same_frames() -> None:
     scene.add(region())
     alias = scene.add(region())
     scene.map(backing(0x50))
-    assert alias.gfns_of(UaddrRange(PAGE + 1, PAGE + 9)) == region().gfns.slice(GFN + 1, GFN + 4)
+    assert alias.gfns_of(UaddrRange(start=PAGE + 1, end=PAGE + 9)) == region().gfns.slice(GFN + 1, GFN + 4)
 
 
 def test_a_refused_region_was_never_there_for_good() -> None:
@@ -139,7 +139,7 @@ def test_a_pinned_page_that_was_hit_is_never_mapped_again() -> None:
     scene = Scene()
     scene.map(backing(0x50))
     scene.add(region(RegionKind.PINNED))
-    hit = UaddrRange(PAGE, PAGE + 1)
+    hit = UaddrRange(start=PAGE, end=PAGE + 1)
     scene.unmap(hit)
     scene.map(backing(0x90), hit)
     assert scene.truth.possible_answers(GFN, READ, scene.now()) == {Answer.UNBACKED}
@@ -162,7 +162,9 @@ def test_a_mapping_is_touched_by_what_takes_it_away_and_by_nothing_else() -> Non
     scene.map(backing(0x50))
     quiet = scene.now()
     with scene.clock.question() as asked:
-        scene.truth.ask_invalidation(UaddrRange(PAGE, PAGE + 1), scene.clock.tick()).gone = scene.clock.tick()
+        scene.truth.ask_invalidation(
+            UaddrRange(start=PAGE, end=PAGE + 1), scene.clock.tick()
+        ).gone = scene.clock.tick()
         disturbed = During(asked, scene.clock.tick())
         assert not scene.truth.touched(GFN, quiet)
         assert scene.truth.touched(GFN, disturbed)
@@ -173,5 +175,8 @@ def test_a_mapping_is_touched_by_what_takes_it_away_and_by_nothing_else() -> Non
 
 def test_gaps_are_the_runs_without_backing() -> None:
     scene = Scene()
-    scene.map(backing(0x50), UaddrRange(PAGE + 1, PAGE + 2))
-    assert scene.truth.gaps(UADDRS) == [UaddrRange(PAGE, PAGE + 1), UaddrRange(PAGE + 2, PAGE + 4)]
+    scene.map(backing(0x50), UaddrRange(start=PAGE + 1, end=PAGE + 2))
+    assert scene.truth.gaps(UADDRS) == [
+        UaddrRange(start=PAGE, end=PAGE + 1),
+        UaddrRange(start=PAGE + 2, end=PAGE + 4),
+    ]

@@ -20,14 +20,14 @@ GFN: Final = 0x100
 """The first gfn of `region()`; `PAGE` is what is behind it."""
 PAGE: Final = 0x7000
 PAGES: Final = 4
-UADDRS: Final = UaddrRange(PAGE, PAGE + PAGES)
+UADDRS: Final = UaddrRange(start=PAGE, end=PAGE + PAGES)
 
 
 def region(
     kind: RegionKind = RegionKind.MMIO, access: Access = READ_WRITE, *, inferred: bool = False
 ) -> Region:
     """Four pages from `GFN`, backed by the four from `PAGE`."""
-    return Region(GfnRange(GFN, GFN + PAGES), UADDRS, kind, inferred, access)
+    return Region(GfnRange(start=GFN, end=GFN + PAGES), UADDRS, kind, inferred, access)
 
 
 def backing(pfn: int, access: Access = READ_WRITE, *, io: bool = True) -> Backing:

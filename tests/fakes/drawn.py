@@ -13,7 +13,7 @@ SPACE = 48
 def ranges(space: int = SPACE) -> st.SearchStrategy[PageRange]:
     """Half-open, never empty, within [0, space)."""
     return st.tuples(st.integers(0, space - 1), st.integers(1, space)).map(
-        lambda drawn: PageRange(drawn[0], min(drawn[0] + drawn[1], space))
+        lambda drawn: PageRange(start=drawn[0], end=min(drawn[0] + drawn[1], space))
     )
 
 

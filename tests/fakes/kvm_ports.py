@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from intercept_client.kvm.exits import Exit, PortRead
 from intercept_client.kvm.memslots import Memslot
 from intercept_client.kvm.registers import REGISTER_COUNT
-from intercept_protocol.outcomes import Answer
+from intercept_protocol.outcomes import Answer, AnyAnswer, LaterAnswer
 
 Hook = Callable[[], None]
 
@@ -55,15 +55,15 @@ class FakeSlots:
 class ScriptedDecider:
     """Gives these answers in turn, or raises them; a hook runs before the answer it stands before."""
 
-    def __init__(self, script: Iterable[Answer | Exception | Hook]) -> None:
+    def __init__(self, script: Iterable[AnyAnswer | Exception | Hook]) -> None:
         self._script = iter(script)
         self.asked: list[bytes] = []
 
-    def intercept(self, message: bytes) -> Answer:
+    def intercept(self, message: bytes) -> AnyAnswer:
         self.asked.append(message)
         for step in self._script:
             match step:
-                case Answer():
+                case Answer() | LaterAnswer():
                     return step
                 case Exception():
                     raise step

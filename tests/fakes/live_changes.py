@@ -100,7 +100,7 @@ def first_write_to_the_zero_page(vmm: LiveVmm, changed: Memory) -> None:
 
 def collapse_into_a_huge_page(_: LiveVmm, changed: Memory) -> None:
     start = -changed.uaddrs.start % 512 + changed.uaddrs.start
-    libc.madvise(UaddrRange(start, start + 512), MADV_COLLAPSE)
+    libc.madvise(UaddrRange(start=start, end=start + 512), MADV_COLLAPSE)
 
 
 def fork_whose_child_unmaps(vmm: LiveVmm, changed: Memory) -> None:

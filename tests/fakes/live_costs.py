@@ -63,7 +63,7 @@ def munmaps(vmm: LiveVmm, page_count: int, *, watched: bool) -> list[float]:
         vmm.fault(GFN)
     took = []
     for page in range(uaddrs.end, uaddrs.start, -1):
-        part = UaddrRange(page - 1, page)
+        part = UaddrRange(start=page - 1, end=page)
         began = time.perf_counter()
         libc.munmap(part)
         took.append(time.perf_counter() - began)
@@ -76,7 +76,7 @@ def munmaps(vmm: LiveVmm, page_count: int, *, watched: bool) -> list[float]:
 
 def become_huge(vmm: LiveVmm) -> None:
     """4 GiB of memory that is really there, in pages of 4 KiB, which a fork has to copy the tables of."""
-    uaddrs = libc.mmap(UaddrRange(0, HUGE), RW, Sharing.PRIVATE)
+    uaddrs = libc.mmap(UaddrRange.of_pages(0, HUGE), RW, Sharing.PRIVATE)
     ctypes.memset(uaddrs.start_uaddr, 1, uaddrs.length)
     vmm.mapped.append(uaddrs)
 

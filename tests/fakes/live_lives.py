@@ -58,7 +58,7 @@ def fault_everywhere(vmm: LiveVmm, start_gfn: int, page_count: int) -> None:
 def unmap_from_the_end(_: LiveVmm, memory: Memory, down_to: int) -> int:
     """Page by page; returns how many."""
     for page in range(memory.uaddrs.end, memory.uaddrs.start + down_to, -1):
-        libc.munmap(UaddrRange(page - 1, page))
+        libc.munmap(UaddrRange(start=page - 1, end=page))
         progress.release()
     return memory.uaddrs.page_count - down_to
 

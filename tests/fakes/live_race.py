@@ -72,7 +72,8 @@ class Race:
         self._over = threading.Event()
         self._gates = [threading.Lock() for _ in range(MUTATORS)]
         self._slots = [
-            UaddrRange(FIRST_PAGE + 2 * n * PAGES, FIRST_PAGE + (2 * n + 1) * PAGES) for n in range(MUTATORS)
+            UaddrRange(start=FIRST_PAGE + 2 * n * PAGES, end=FIRST_PAGE + (2 * n + 1) * PAGES)
+            for n in range(MUTATORS)
         ]
         self._files = [vmm.memfd(FILE_PAGES, f"file {n}") for n in range(3)]
         self._found = Findings()
@@ -126,7 +127,7 @@ class Race:
     def _change(self, number: int, notifier: BlockingNotifier, chance: random.Random) -> None:
         slot = self._slots[number]
         start = chance.randrange(PAGES)
-        part = UaddrRange(slot.start + start, slot.start + chance.randrange(start, PAGES) + 1)
+        part = UaddrRange(start=slot.start + start, end=slot.start + chance.randrange(start, PAGES) + 1)
         act = chance.choice((self._unmap, self._replace, self._unmap_and_map, self._move_away))
         with self._announced(number, part, notifier):
             act(part, chance)
@@ -155,7 +156,7 @@ class Race:
 
     def _move_away(self, part: UaddrRange, chance: random.Random) -> None:
         """One page: the daemon may split a VMA by watching a part of it, and mremap moves no two VMAs."""
-        page = UaddrRange(part.start, part.start + 1)
+        page = UaddrRange(start=part.start, end=part.start + 1)
         self._replace(page, chance)
         away = libc.mremap(page, page.length, libc.Remap.MAYMOVE | libc.Remap.FIXED, _away(page))
         self._unmap(away, chance)

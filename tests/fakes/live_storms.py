@@ -25,6 +25,6 @@ def discard_and_unmap(vmm: LiveVmm, share: int, shares: int) -> int:
     size = uaddrs.page_count // shares
     start = uaddrs.start + share * size
     for page in range(start + size, start, -1):
-        libc.madvise(UaddrRange(page - 1, page), mmap.MADV_DONTNEED)
-        libc.munmap(UaddrRange(page - 1, page))
+        libc.madvise(UaddrRange(start=page - 1, end=page), mmap.MADV_DONTNEED)
+        libc.munmap(UaddrRange(start=page - 1, end=page))
     return 2 * size

@@ -37,7 +37,7 @@ from intercept_protocol.messages import (
     Translate,
     Translation,
 )
-from intercept_protocol.outcomes import Access, Answer
+from intercept_protocol.outcomes import Access, AnyAnswer
 
 GFN: Final = 0x100
 """Where tests put their first region."""
@@ -46,7 +46,7 @@ MAP_FIXED_NOREPLACE: Final = 0x100000
 QUIET_PAGE: Final = 0x20_0000_0000 // PAGE_SIZE
 """From here on the kernel puts nothing of its own accord: a hole stays one, whatever threads and allocators
 of this process do."""
-ELSEWHERE: Final = UaddrRange(1, 2)
+ELSEWHERE: Final = UaddrRange(start=1, end=2)
 """Where no process has anything mapped (mmap_min_addr)."""
 
 
@@ -58,7 +58,7 @@ class Memory:
     file: int = -1
 
     def part(self, start: int, end: int) -> UaddrRange:
-        return UaddrRange(self.uaddrs.start + start, self.uaddrs.start + end)
+        return UaddrRange(start=self.uaddrs.start + start, end=self.uaddrs.start + end)
 
 
 class LiveVmm:
@@ -149,7 +149,7 @@ class LiveVmm:
             RemoveRegion(start_gfn=start_gfn, page_count=uaddrs.page_count, start_uaddr=uaddrs.start_uaddr)
         )
 
-    def fault(self, gfn: int, access: int = READ, vp_index: int = 0) -> Answer:
+    def fault(self, gfn: int, access: int = READ, vp_index: int = 0) -> AnyAnswer:
         return self.open_vp(vp_index).intercept(intercept_message(gfn, access))
 
     def translate(self, gfn: int) -> Translation | None:
@@ -193,7 +193,11 @@ class LiveVmm:
         """Map where nothing is, or exactly at the beginning of `at`, over whatever is there."""
         if sharing is None:
             sharing = Sharing.SHARED if file >= 0 else Sharing.PRIVATE
-        wanted = self.free_space(page_count) if at is None else UaddrRange(at.start, at.start + page_count)
+        wanted = (
+            self.free_space(page_count)
+            if at is None
+            else UaddrRange(start=at.start, end=at.start + page_count)
+        )
         flags = MAP_FIXED_NOREPLACE if at is None else libc.MAP_FIXED
         uaddrs = libc.mmap(wanted, access, sharing, flags=flags, file=file, offset=first_page * PAGE_SIZE)
         self.mapped.append(uaddrs)
@@ -221,7 +225,7 @@ class LiveVmm:
         """Addresses with nothing there, and nothing right before or behind, that nobody else is given."""
         start = self._next_page
         self._next_page += page_count + 1
-        return UaddrRange(start, start + page_count)
+        return UaddrRange(start=start, end=start + page_count)
 
     def touch(self, uaddrs: UaddrRange) -> None:
         """Read every page."""
@@ -236,15 +240,15 @@ class LiveVmm:
     def vma_named(self, name: str) -> UaddrRange:
         line = next(line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(name))
         start, end = line.split()[0].split("-")
-        return UaddrRange(int(start, 16) // PAGE_SIZE, int(end, 16) // PAGE_SIZE)
+        return UaddrRange(start=int(start, 16) // PAGE_SIZE, end=int(end, 16) // PAGE_SIZE)
 
     def vvar_and_the_page_before(self) -> UaddrRange:
         """An ordinary page, and the PFN-mapped VMA that every process has."""
         vvar = self.vma_named("[vvar]")
-        before = UaddrRange(vvar.start - 1, vvar.start)
+        before = UaddrRange(start=vvar.start - 1, end=vvar.start)
         with suppress(FileExistsError):  # something is there already, which will do
             libc.mmap(before, RW, Sharing.PRIVATE, flags=MAP_FIXED_NOREPLACE)
-        return UaddrRange(before.start, vvar.end)
+        return UaddrRange(start=before.start, end=vvar.end)
 
     # ------------------------------------------------ its life
 

@@ -24,7 +24,7 @@ from intercept_client.kvm.vcpu_loop import VcpuLoop
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
 from intercept_protocol.hv_message import memory_access
 from intercept_protocol.messages import Architecture
-from intercept_protocol.outcomes import Access, Answer
+from intercept_protocol.outcomes import Access, AnyAnswer
 from interceptctl.guest.emulated import Reports, Scratch
 
 RW = Access.READ | Access.WRITE
@@ -48,7 +48,7 @@ class Rig:
     def script(
         self,
         exits: Iterable[Exit],
-        answers: Iterable[Answer | Exception | Hook] = (),
+        answers: Iterable[AnyAnswer | Exception | Hook] = (),
         gpas: dict[int, int] | None = None,
     ) -> VcpuLoop:
         self.vcpu = ScriptedVcpu([*exits, Halted()], gpas)
@@ -69,10 +69,10 @@ class Rig:
         return self.loop
 
     def map(self, access: Access = RW) -> None:
-        self.memory.map(GfnRange(GFN, GFN + 2), self.uaddrs, access)
+        self.memory.map(GfnRange(start=GFN, end=GFN + 2), self.uaddrs, access)
 
     def unmap(self) -> None:
-        self.memory.unmap(GfnRange(GFN, GFN + 2))
+        self.memory.unmap(GfnRange(start=GFN, end=GFN + 2))
 
     def put(self, offset: int, data: bytes) -> None:
         ctypes.memmove(self.uaddrs.start_uaddr + offset, data, len(data))

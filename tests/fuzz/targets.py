@@ -20,7 +20,7 @@ import msgpack
 from fakes.procmaps_parsed import asking_by_parsing
 from intercept_protocol import codec, messages, rpc
 from intercept_protocol.addresses import PAGE_LIMIT, PAGE_SHIFT
-from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.errors import EncodedError, ProtocolViolation, WireError
 from intercept_protocol.frames import MESSAGE_LIMIT, FrameScanner
 from intercept_protocol.hv_message import MESSAGE_SIZE, InterceptMessage, MessageType, memory_access
 from intercept_protocol.intercept_codec import InterceptCodec, encode_answer
@@ -72,7 +72,7 @@ def receiver(data: bytes) -> None:
             if isinstance(message, rpc.Request):
                 assert rpc.encode_request(*message)
             if isinstance(message, rpc.Response):
-                passed_on = refusal("map_gpa", WireError.from_wire(message.error))
+                passed_on = refusal("map_gpa", WireError.in_words(message.error))
                 assert 0 < passed_on.number < 4096
                 assert _fits(WireError(passed_on.number, str(passed_on)))
 
@@ -240,7 +240,7 @@ def _typed(decode: Callable[[], object]) -> None:
         assert codec.decode_fields(type(call), "again", [msgpack.unpackb(msgpack.packb(fields))]) == call
 
 
-def _fits(error: WireError) -> bool:
+def _fits(error: EncodedError) -> bool:
     return len(rpc.encode_error(1, error)) <= ERROR_BYTES
 
 

@@ -69,6 +69,6 @@ def vmm(start_vmm: StartVmm) -> SmallVmm:
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
-    uaddrs = libc.mmap(UaddrRange(0, 2), RW, Sharing.PRIVATE)
+    uaddrs = libc.mmap(UaddrRange.of_pages(0, 2), RW, Sharing.PRIVATE)
     yield Rig(uaddrs)
     libc.munmap(uaddrs)

@@ -59,7 +59,7 @@ def test_an_access_to_the_vmms_own_device(start_vmm: StartVmm) -> None:
 def test_a_memslot_comes_and_goes(start_vmm: StartVmm) -> None:
     vmm = start_vmm()
     bar = vmm.add_bar(1)
-    gfns = GfnRange(BAR_GFN, BAR_GFN + 1)
+    gfns = GfnRange(start=BAR_GFN, end=BAR_GFN + 1)
     come, go = [], []
     for _ in range(500):
         began = time.perf_counter()

@@ -16,8 +16,8 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access
 
 RW = Access.READ | Access.WRITE
-WHOLE, MIDDLE = GfnRange(0, 8), GfnRange(3, 5)
-MEMORY = UaddrRange(0x7000, 0x7008)
+WHOLE, MIDDLE = GfnRange(start=0, end=8), GfnRange(start=3, end=5)
+MEMORY = UaddrRange(start=0x7000, end=0x7008)
 
 
 def memory_with_one_slot(slots: FakeSlots) -> GuestMemory:
@@ -35,7 +35,7 @@ def test_a_map_that_kvm_refuses_half_way_leaves_all_as_it_was(call: int) -> None
     slots.refuse_at = {call}
 
     with pytest.raises(WireError) as caught:
-        memory.map(MIDDLE, UaddrRange(0x9000, 0x9002), RW)
+        memory.map(MIDDLE, UaddrRange(start=0x9000, end=0x9002), RW)
 
     assert caught.value.number == errno.ENOMEM
     assert (slots.reached(), memory.slots) == before
@@ -71,7 +71,7 @@ def test_no_access_means_no_memslot() -> None:
     slots = FakeSlots()
     memory = memory_with_one_slot(slots)
 
-    memory.map(MIDDLE, UaddrRange(0x7003, 0x7005), Access.NONE)
+    memory.map(MIDDLE, UaddrRange(start=0x7003, end=0x7005), Access.NONE)
 
     assert sorted(slots.reached()) == [0, 1, 2, 5, 6, 7]
 
@@ -113,9 +113,9 @@ def test_frozen_memory_refuses_maps_and_still_unmaps() -> None:
 
     with pytest.raises(WireError, match="the daemon is gone"):
         memory.map(WHOLE, MEMORY, RW)
-    memory.unmap_behind(UaddrRange(0x7002, 0x7004))
+    memory.unmap_behind(UaddrRange(start=0x7002, end=0x7004))
 
-    assert [slot.gfns for slot in memory.slots] == [GfnRange(0, 2), GfnRange(4, 8)]
+    assert [slot.gfns for slot in memory.slots] == [GfnRange(start=0, end=2), GfnRange(start=4, end=8)]
 
 
 class Racer:

@@ -230,7 +230,7 @@ def test_a_bar_moved_while_the_guest_runs_is_seen_at_the_new_place_and_not_at_th
     bar = vmm.add_bar(1)
     bar.write(0, OURS.to_bytes(4, "little"))
     vmm.add_vcpu(WATCH, esi=bar.gpa)
-    moved = GfnRange(ELSEWHERE, ELSEWHERE + 1)
+    moved = GfnRange(start=ELSEWHERE, end=ELSEWHERE + 1)
     (watching,) = vmm.start()
     vmm.reports.wait_for(OURS)
 
@@ -270,7 +270,7 @@ def test_unmapping_one_page_leaves_the_others_without_an_intercept(vmm: SmallVmm
     bar = vmm.add_bar(MIB)
     guest = vmm.add_vcpu(SWEEP, esi=bar.gpa, ecx=MIB, ebx=1)
     run(guest)
-    hole = UaddrRange(bar.uaddrs.start + 100, bar.uaddrs.start + 101)
+    hole = UaddrRange(start=bar.uaddrs.start + 100, end=bar.uaddrs.start + 101)
     memory.munmap(vmm.partition.notifier, hole)
     vmm.restart(guest, esi=bar.gpa, ecx=MIB, ebx=1)
 

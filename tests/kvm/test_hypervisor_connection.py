@@ -206,5 +206,5 @@ def test_map_and_unmap_mean_what_the_wire_says() -> None:
     carry_out(memory, UnmapGpa(**UNMAP))
 
     (slot,) = memory.slots
-    assert (slot.gfns, slot.uaddrs) == (GfnRange(0x12, 0x14), UaddrRange(0x7002, 0x7004))
+    assert (slot.gfns, slot.uaddrs) == (GfnRange(start=0x12, end=0x14), UaddrRange(start=0x7002, end=0x7004))
     assert slot.access == Access.READ | Access.WRITE

@@ -30,7 +30,7 @@ from intercept_protocol.outcomes import Access, Answer
 from interceptctl.guest.programs import COUNT, JUMP, WATCH, Program
 
 RW = Access.READ | Access.WRITE
-CODE, BAR = GfnRange(0, 1), GfnRange(0x200, 0x204)
+CODE, BAR = GfnRange(start=0, end=1), GfnRange(start=0x200, end=0x204)
 BAR_GPA = BAR.start << PAGE_SHIFT
 
 
@@ -39,8 +39,8 @@ class Bench:
 
     def __init__(self, machine: Machine) -> None:
         self.memory = GuestMemory(machine)
-        self.code = libc.mmap(UaddrRange(0, 1), RW, Sharing.PRIVATE)
-        self.bar = libc.mmap(UaddrRange(0, BAR.page_count), RW, Sharing.PRIVATE)
+        self.code = libc.mmap(UaddrRange.of_pages(0, 1), RW, Sharing.PRIVATE)
+        self.bar = libc.mmap(UaddrRange.of_pages(0, BAR.page_count), RW, Sharing.PRIVATE)
         self.memory.map(CODE, self.code, RW)
         self.vcpu = machine.create_vcpu(0)
 
@@ -63,7 +63,7 @@ class Bench:
         eventually(lambda: self.word() > before, True)
 
     def close(self) -> None:
-        self.memory.unmap(GfnRange(0, 1 << 20))
+        self.memory.unmap(GfnRange(start=0, end=1 << 20))
         libc.munmap(self.code)
         libc.munmap(self.bar)
 
@@ -214,14 +214,14 @@ def test_a_jump_to_where_nothing_is_says_so_and_stays_there(bench: Bench) -> Non
 
 def test_memslots_end_where_kvm_says_and_the_refused_one_changes_nothing(machine: Machine) -> None:
     memory = GuestMemory(machine)
-    page = libc.mmap(UaddrRange(0, 1), RW, Sharing.PRIVATE)
+    page = libc.mmap(UaddrRange.of_pages(0, 1), RW, Sharing.PRIVATE)
     machine.slot_limit = 40
     limited = GuestMemory(machine)
     for index in range(40):
-        limited.map(GfnRange(2 * index, 2 * index + 1), page, RW)
+        limited.map(GfnRange(start=2 * index, end=2 * index + 1), page, RW)
 
     with pytest.raises(WireError, match="ENOSPC"):
-        limited.map(GfnRange(0x1000, 0x1001), page, RW)
+        limited.map(GfnRange(start=0x1000, end=0x1001), page, RW)
 
     assert len(limited.slots) == 40
     assert memory.slots == []
@@ -229,8 +229,8 @@ def test_memslots_end_where_kvm_says_and_the_refused_one_changes_nothing(machine
 
 
 def test_a_slot_beyond_kvms_last_is_refused_by_kvm(machine: Machine) -> None:
-    page = libc.mmap(UaddrRange(0, 1), RW, Sharing.PRIVATE)
-    beyond = Memslot(machine.slot_limit, GfnRange(0, 1), page, RW)
+    page = libc.mmap(UaddrRange.of_pages(0, 1), RW, Sharing.PRIVATE)
+    beyond = Memslot(machine.slot_limit, GfnRange(start=0, end=1), page, RW)
 
     with pytest.raises(OSError, match="Invalid argument"):
         machine.set_memslot(beyond)
@@ -271,7 +271,7 @@ def test_the_rest_of_a_slot_that_is_split_never_exits(bench: Bench) -> None:
     """KVM deletes and creates; the gate keeps the vCPU from seeing it."""
     bench.map_bar()
     vcpu = bench.load(COUNT, esi=BAR_GPA, ecx=0xFFFFFFFF)
-    last = GfnRange(BAR.end - 1, BAR.end)
+    last = GfnRange(start=BAR.end - 1, end=BAR.end)
     exits: list[object] = []
     done = threading.Event()
 

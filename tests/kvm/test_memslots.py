@@ -19,11 +19,11 @@ RW = Access.READ | Access.WRITE
 
 
 def gfns(start: int, end: int) -> GfnRange:
-    return GfnRange(start, end)
+    return GfnRange(start=start, end=end)
 
 
 def behind(range_: GfnRange, shift: int = 0x7000) -> UaddrRange:
-    return UaddrRange(range_.start + shift, range_.end + shift)
+    return UaddrRange(start=range_.start + shift, end=range_.end + shift)
 
 
 def mapped(table: MemslotTable, range_: GfnRange, shift: int = 0x7000, access: Access = RW) -> None:
@@ -57,8 +57,8 @@ def test_an_unmap_in_the_middle_leaves_both_ends_at_their_uaddrs() -> None:
     table.apply(change)
 
     assert [(slot.gfns, slot.uaddrs) for slot in table] == [
-        (gfns(0, 3), UaddrRange(0x7000, 0x7003)),
-        (gfns(5, 8), UaddrRange(0x7005, 0x7008)),
+        (gfns(0, 3), UaddrRange(start=0x7000, end=0x7003)),
+        (gfns(5, 8), UaddrRange(start=0x7005, end=0x7008)),
     ]
     assert [slot.slot_id for slot in change.added] == [0, 1], "the id that is given back is taken first"
 
@@ -141,6 +141,8 @@ def test_any_sequence_of_maps_leaves_kvm_with_what_single_pages_say(
 
 
 def test_a_part_of_a_slot_is_the_same_memory() -> None:
-    slot = Memslot(3, gfns(0x10, 0x20), UaddrRange(0x50, 0x60), RW)
+    slot = Memslot(3, gfns(0x10, 0x20), UaddrRange(start=0x50, end=0x60), RW)
 
-    assert slot.part(gfns(0x18, 0x1A), 4) == Memslot(4, gfns(0x18, 0x1A), UaddrRange(0x58, 0x5A), RW)
+    assert slot.part(gfns(0x18, 0x1A), 4) == Memslot(
+        4, gfns(0x18, 0x1A), UaddrRange(start=0x58, end=0x5A), RW
+    )

@@ -71,7 +71,11 @@ def test_a_failed_fetch_on_mapped_pages_is_tried_once_more_and_then_no_fetch(rig
 
 
 def test_an_instruction_across_pages_asks_for_the_second(rig: Rig) -> None:
-    rig.memory.map(GfnRange(GFN, GFN + 1), UaddrRange(rig.uaddrs.start, rig.uaddrs.start + 1), Access(7))
+    rig.memory.map(
+        GfnRange(start=GFN, end=GFN + 1),
+        UaddrRange(start=rig.uaddrs.start, end=rig.uaddrs.start + 1),
+        Access(7),
+    )
     second = {0: GPA + PAGE_SIZE - 2, 14: GPA + PAGE_SIZE + 12}
     loop = rig.script([NotEmulated(), NotEmulated()], [Answer.MAPPED], second)
 

@@ -20,10 +20,10 @@ from intercept_client.kvm.exits import (
 from intercept_client.kvm.stop import Stop, StopReason
 from intercept_client.libc import Sharing
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
-from intercept_protocol.errors import WireError
+from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.hv_message import InterceptMessage, MessageType
 from intercept_protocol.messages import Architecture
-from intercept_protocol.outcomes import Access, Answer
+from intercept_protocol.outcomes import Access, Answer, AnyAnswer, LaterAnswer, Outcome
 
 
 def test_a_read_is_one_well_formed_intercept_and_completed_after_resume(rig: Rig) -> None:
@@ -58,7 +58,7 @@ def test_accesses_of_every_size_are_completed(rig: Rig, size: int, offset: int, 
 
 
 def test_a_write_that_straddles_asks_for_each_page_that_is_not_there(rig: Rig) -> None:
-    last = GfnRange(GFN + 1, GFN + 2)
+    last = GfnRange(start=GFN + 1, end=GFN + 2)
     loop = rig.script([MmioWrite(GPA + PAGE_SIZE - 2, b"abcd")], [Answer.UNBACKED, rig.map, Answer.MAPPED])
 
     loop.run()
@@ -81,8 +81,8 @@ def test_memory_that_goes_between_resume_and_completion_is_a_new_intercept(rig: 
 def test_memory_that_is_gone_behind_its_slot_is_a_new_intercept(rig: Rig) -> None:
     """Under a userfaultfd alone the memslot may outlive the memory for a moment."""
     rig.copier = CheckedCopier()
-    gone = libc.mmap(UaddrRange(0, 2), Access.NONE, Sharing.PRIVATE)
-    rig.memory.map(GfnRange(GFN, GFN + 2), gone, RW)
+    gone = libc.mmap(UaddrRange.of_pages(0, 2), Access.NONE, Sharing.PRIVATE)
+    rig.memory.map(GfnRange(start=GFN, end=GFN + 2), gone, RW)
     loop = rig.script(
         [MmioRead(GPA, 2), MmioWrite(GPA, b"\x11")],
         [Answer.ALREADY_MAPPED, rig.unmap, Answer.UNBACKED, Answer.UNBACKED],
@@ -116,7 +116,14 @@ def test_a_read_only_slot_is_asked_about_writes_and_only_writes(rig: Rig) -> Non
 
 
 def test_retry_is_asked_again_until_it_is_decided(rig: Rig) -> None:
-    answers = [Answer.INVALIDATING, Answer.CONTENDED, Answer.KICKED, Answer.DRAINING, Answer.NO_REGION]
+    answers: list[AnyAnswer] = [
+        Answer.INVALIDATING,
+        Answer.CONTENDED,
+        Answer.KICKED,
+        Answer.DRAINING,
+        LaterAnswer(Outcome.RETRY, "later"),
+        Answer.NO_REGION,
+    ]
     loop = rig.script([MmioRead(GPA, 4)], answers)
 
     stop = loop.run()
@@ -126,8 +133,10 @@ def test_retry_is_asked_again_until_it_is_decided(rig: Rig) -> None:
     assert rig.vcpu.found == [b"\xff" * 4]
 
 
-@pytest.mark.parametrize("answer", [Answer.NO_PROGRESS, Answer.HYPERVISOR_ERROR])
-def test_fail_stops_with_the_reason(rig: Rig, answer: Answer) -> None:
+@pytest.mark.parametrize(
+    "answer", [Answer.NO_PROGRESS, Answer.HYPERVISOR_ERROR, LaterAnswer(Outcome.FAIL, "later")]
+)
+def test_fail_stops_with_the_reason(rig: Rig, answer: AnyAnswer) -> None:
     loop = rig.script([MmioRead(GPA, 4)], [answer])
 
     assert loop.run() == Stop(StopReason.FAILED, GPA, answer)
@@ -140,6 +149,7 @@ def test_fail_stops_with_the_reason(rig: Rig, answer: Answer) -> None:
         ConnectionLost("the connection ended"),
         TimeoutError("the daemon did not answer"),
         WireError(71, "nonsense"),
+        ProtocolViolation(71, "nonsense"),
     ],
 )
 def test_a_daemon_that_does_not_decide_stops_the_vcpu_and_is_told_of(rig: Rig, loss: Exception) -> None:

@@ -20,7 +20,7 @@ from fakes.puppet import ENVIRONMENT, Pending, Puppet, StartVmm
 from fakes.witness import Witness
 from intercept_client.memory import Watch
 from intercept_protocol.messages import HypervisorKind
-from intercept_protocol.outcomes import Answer
+from intercept_protocol.outcomes import Answer, AnyAnswer
 
 PAGES = 16
 PARTS = [(0, 3), (4, 7), (8, 11), (12, 15)]
@@ -54,7 +54,7 @@ held_in_resolve = pytest.mark.parametrize("held_daemon", ["in-resolve"], indirec
 held_in_the_hypervisor = pytest.mark.parametrize("held_daemon", ["in-the-hypervisor"], indirect=True)
 
 
-def held_fault(vmm: Puppet, barrier: Barrier, gfn: int) -> Pending[Answer]:
+def held_fault(vmm: Puppet, barrier: Barrier, gfn: int) -> Pending[AnyAnswer]:
     """A fault whose worker has its answer and has not told anybody."""
     faulting = vmm.start(LiveVmm.fault, gfn)
     barrier.wait_arrived()

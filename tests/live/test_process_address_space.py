@@ -42,9 +42,9 @@ def open_maps(pid: int | str = "self") -> ProcMaps:
 @pytest.fixture
 def memory() -> Iterator[UaddrRange]:
     """Anonymous pages, a file's pages without rights to write, a hole, and pages without rights."""
-    at = UaddrRange(QUIET_PAGE, QUIET_PAGE + 4 * PAGES)
+    at = UaddrRange(start=QUIET_PAGE, end=QUIET_PAGE + 4 * PAGES)
     whole = libc.mmap(at, Access.NONE, Sharing.PRIVATE, flags=MAP_FIXED_NOREPLACE)
-    parts = [UaddrRange(whole.start + n * PAGES, whole.start + (n + 1) * PAGES) for n in range(4)]
+    parts = [UaddrRange(start=whole.start + n * PAGES, end=whole.start + (n + 1) * PAGES) for n in range(4)]
     file = os.memfd_create("part")
     os.ftruncate(file, 3 * PAGES * 4096)
     libc.mmap(parts[0], RW, Sharing.PRIVATE, flags=libc.MAP_FIXED)
@@ -83,7 +83,7 @@ async def test_resolve_takes_in_what_was_unmapped_before_it_answers(memory: Uadd
     space = ProcessAddressSpace(notifier, timeout=5, vmm=None, name="1")
     await space.attach(Attachment(open_maps(), None, Userfaultfd(open_userfaultfd()), promised=False))
     try:
-        part = UaddrRange(memory.start, memory.start + PAGES)
+        part = UaddrRange(start=memory.start, end=memory.start + PAGES)
         found = await space.resolve(part.start, part, memory)
         assert found is not None
         window = notifier.open_window(part)

@@ -16,10 +16,12 @@ from intercept_protocol.outcomes import Access, Answer
 
 PAGES = 16
 NOWHERE = [
-    pytest.param(UaddrRange(1, 1 + PAGES), id="below mmap_min_addr"),
-    pytest.param(UaddrRange(1 << 35, (1 << 35) + PAGES), id="between user space and the kernel's half"),
-    pytest.param(UaddrRange(0xFFFF_FFFF_FF600, 0xFFFF_FFFF_FF601), id="vsyscall"),
-    pytest.param(UaddrRange((1 << 52) - PAGES, 1 << 52), id="the last pages of 64 bits"),
+    pytest.param(UaddrRange(start=1, end=1 + PAGES), id="below mmap_min_addr"),
+    pytest.param(
+        UaddrRange(start=1 << 35, end=(1 << 35) + PAGES), id="between user space and the kernel's half"
+    ),
+    pytest.param(UaddrRange(start=0xFFFF_FFFF_FF600, end=0xFFFF_FFFF_FF601), id="vsyscall"),
+    pytest.param(UaddrRange(start=(1 << 52) - PAGES, end=1 << 52), id="the last pages of 64 bits"),
 ]
 
 
@@ -69,7 +71,7 @@ def test_a_private_files_frame_is_the_files(vmm: Puppet) -> None:
 
 def test_a_page_that_is_not_present_is_no_different_from_one_that_is(vmm: Puppet) -> None:
     uaddrs = vmm.do(LiveVmm.map, PAGES)
-    vmm.do(LiveVmm.touch, UaddrRange(uaddrs.start, uaddrs.start + 2))
+    vmm.do(LiveVmm.touch, UaddrRange(start=uaddrs.start, end=uaddrs.start + 2))
     vmm.do(LiveVmm.add_region, GFN, uaddrs)
     assert vmm.do(LiveVmm.fault, GFN + 9) is Answer.MAPPED
     assert_same_frames(vmm, uaddrs, list(range(PAGES)))

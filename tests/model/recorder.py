@@ -74,7 +74,7 @@ class Recorder(trio.abc.Instrument):
         """VPs that are in the middle of a commit."""
         self._leaving: list[int] = []
         self._vps = vps
-        self._gfns = GfnRange(GFN, GFN + pages)
+        self._gfns = GfnRange(start=GFN, end=GFN + pages)
         self._last: Seen = {}
 
     def took(self, row: str, **pages: int) -> None:
@@ -112,7 +112,7 @@ class Recorder(trio.abc.Instrument):
         change, serving = self.mappings._change, self.notifier._serving
         reached = {
             gfn - GFN: None if (frame := entry.frame_at(gfn)) is None else frame.page
-            for entry in self.software._slat.entries(GfnRange(0, PAGE_LIMIT))
+            for entry in self.software._slat.entries(GfnRange(start=0, end=PAGE_LIMIT))
             for gfn in range(entry.start, entry.end)
         }
         seen: dict[Key, Value] = {

@@ -127,7 +127,7 @@ class _Run:
             self.recorder.regions, RecordedMemory(self.recorder, self._pauses), TIMEOUT
         )
         self._pfn = 0
-        self._fill(PageRange(0, PAGES))
+        self._fill(PageRange(start=0, end=PAGES))
 
     async def main(self) -> None:
         recorder = self.recorder
@@ -152,7 +152,7 @@ class _Run:
 
     async def _vmm(self) -> None:
         regions = self.recorder.regions
-        gfns, uaddrs = GfnRange(GFN, GFN + PAGES), UaddrRange(0, PAGES)
+        gfns, uaddrs = GfnRange(start=GFN, end=GFN + PAGES), UaddrRange(start=0, end=PAGES)
         for _ in range(self._schedule.removals + 1):
             await self._step()
             await regions.add(Region(gfns, uaddrs, RegionKind.MMIO, Presumption.STATED, RW))
@@ -184,7 +184,7 @@ class _Run:
         recorder = self.recorder
         for change in changes:
             await self._step()
-            uaddrs = UaddrRange(change.pages.start, change.pages.end)
+            uaddrs = UaddrRange(start=change.pages.start, end=change.pages.end)
             if change.verb in ("vanish", "serve"):
                 await self._empty(change.pages)
                 recorder.took("vanish", pages=mask(change.pages))
@@ -217,7 +217,7 @@ class _Run:
         WHO.set(source)
 
     async def _empty(self, pages: PageRange) -> None:
-        await self.recorder.declared.unmap_vma(UaddrRange(pages.start, pages.end))
+        await self.recorder.declared.unmap_vma(UaddrRange(start=pages.start, end=pages.end))
         for page in range(pages.start, pages.end):
             self.recorder.truth.pop(page, None)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,13 +49,26 @@ def test_of_refuses_a_start_outside_the_address_space_and_names_it(
     kind: type[PageRange], field: str, start: int
 ) -> None:
     with pytest.raises(RangeError, match="lies outside") as caught:
-        kind.of(start, 1)
+        kind.at_page(start, 1)
 
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize("kind", [GfnRange, PfnRange, UaddrRange])
+def test_bare_numbers_make_no_range_because_they_read_as_start_and_length(kind: type[PageRange]) -> None:
+    """`UaddrRange(0, 64 * 4096)` was a GiB."""
+    make: Callable[..., PageRange] = kind
+    with pytest.raises(TypeError, match="positional"):
+        make(0, 64 * 4096)
+
+
+def test_of_takes_the_first_page_and_a_page_count() -> None:
+    assert GfnRange.of(7, 3) == GfnRange(start=7, end=10)
+    assert PfnRange.of(7, 3) == PfnRange(start=7, end=10)
+
+
 def test_of_bytes_counts_in_pages() -> None:
-    assert UaddrRange.of_bytes(0x7000, 0x3000) == UaddrRange(7, 10)
+    assert UaddrRange.of_bytes(0x7000, 0x3000) == UaddrRange(start=7, end=10)
 
 
 @pytest.mark.parametrize("length", [0, -4096, 1, 4095, 4097])
@@ -76,7 +91,7 @@ def test_hazard_i_of_bytes_refuses_a_range_that_wraps_and_names_length() -> None
 
 
 def test_of_pages_takes_a_byte_address_and_a_page_count() -> None:
-    assert UaddrRange.of_pages(0x7000, 3) == UaddrRange(7, 10)
+    assert UaddrRange.of_pages(0x7000, 3) == UaddrRange(start=7, end=10)
 
 
 def test_hazard_i_of_pages_refuses_a_range_that_wraps_and_names_page_count() -> None:
@@ -95,30 +110,30 @@ def test_misaligned_uaddr_is_refused_and_names_start_uaddr(uaddr: int) -> None:
 
 
 def test_uaddr_range_gives_back_bytes() -> None:
-    range_ = UaddrRange(7, 10)
+    range_ = UaddrRange(start=7, end=10)
 
     assert (range_.start_uaddr, range_.length) == (0x7000, 0x3000)
 
 
 def test_ranges_print_half_open_in_their_own_unit() -> None:
-    assert str(GfnRange(0x100, 0x200)) == "[0x100, 0x200)"
-    assert str(UaddrRange(0x100, 0x200)) == "[0x100000, 0x200000)"
+    assert str(GfnRange(start=0x100, end=0x200)) == "[0x100, 0x200)"
+    assert str(UaddrRange(start=0x100, end=0x200)) == "[0x100000, 0x200000)"
 
 
 def test_ranges_of_two_address_spaces_are_never_equal() -> None:
-    gfns: PageRange = GfnRange(1, 2)
-    uaddrs: PageRange = UaddrRange(1, 2)
+    gfns: PageRange = GfnRange(start=1, end=2)
+    uaddrs: PageRange = UaddrRange(start=1, end=2)
 
     assert gfns != uaddrs
 
 
 def test_slice_keeps_the_kind_of_range() -> None:
-    assert GfnRange(0, 9).slice(3, 5) == GfnRange(3, 5)
+    assert GfnRange(start=0, end=9).slice(3, 5) == GfnRange(start=3, end=5)
 
 
 @given(spans, spans)
 def test_ranges_relate_as_their_sets_of_pages_do(left: tuple[int, int], right: tuple[int, int]) -> None:
-    one, other = PageRange.of(*left), PageRange.of(*right)
+    one, other = PageRange.at_page(*left), PageRange.at_page(*right)
     pages, others = set(range(one.start, one.end)), set(range(other.start, other.end))
 
     clipped = one.clip(other)

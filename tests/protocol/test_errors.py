@@ -67,23 +67,38 @@ def test_from_wire_makes_keys_strings() -> None:
         [4096, "E4096", "m", {}],
     ],
 )
-def test_from_wire_of_another_form_is_eproto(value: object) -> None:
-    error = WireError.from_wire(value)
+def test_from_wire_of_another_form_is_a_violation_and_in_words_eproto(value: object) -> None:
+    with pytest.raises(ProtocolViolation, match="EPROTO: the peer sent an error of another form"):
+        WireError.from_wire(value)
 
+    error = WireError.in_words(value)
     assert error.number == errno.EPROTO
     assert "another form" in error.message
     assert repr(value) not in error.message
 
 
-@pytest.mark.parametrize("number", [1, 4095])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ERFKILL])
 def test_from_wire_takes_the_name_from_the_number(number: int) -> None:
     error = WireError.from_wire([number, "EANYTHING", "m", {}])
 
     assert (error.number, error.name) == (number, error_name(number))
 
 
-def test_from_wire_of_a_huge_other_form_is_cut() -> None:
-    assert len(WireError.from_wire("x" * 65_536).message) < 300
+def test_in_words_of_the_right_form_is_from_wire() -> None:
+    value = [22, "EINVAL", "m", {"field": "x"}]
+
+    assert WireError.in_words(value).to_wire() == value
+
+
+def test_error_of_a_huge_other_form_is_cut() -> None:
+    assert len(WireError.in_words("x" * 65_536).message) < 300
+
+
+def test_from_wire_keeps_the_name_of_a_number_that_is_not_known_here() -> None:
+    error = WireError.from_wire([4042, "EFUTURE", "not yet", {}])
+
+    assert str(error) == "EFUTURE: not yet"
+    assert error.to_wire() == [4042, "EFUTURE", "not yet", {}]
 
 
 def test_error_prints_its_name_and_message() -> None:
@@ -99,7 +114,9 @@ def test_error_name_is_the_kernels_and_not_an_alias(number: int, name: str) -> N
     assert error_name(number) == name
 
 
-def test_violation_is_an_error_of_the_wire_too() -> None:
+def test_violation_travels_in_the_form_of_a_refusal_and_is_none() -> None:
     violation = ProtocolViolation(errno.EBADMSG, "garbage")
+
+    assert not isinstance(violation, WireError)
 
     assert violation.to_wire() == [74, "EBADMSG", "garbage", {}]

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from intercept_protocol.errors import WireError
+from intercept_protocol.errors import ProtocolViolation
 from intercept_protocol.events import (
     EVENTS_DROPPED,
     AnyFact,
@@ -79,7 +79,7 @@ def test_source_of_a_later_version_is_no_reason_to_give_up() -> None:
     ids=lambda params: repr(params)[:60],
 )
 def test_what_is_no_event_is_eproto_and_quoted_in_part(params: list[object]) -> None:
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ProtocolViolation) as caught:
         decode_event(params)
 
     assert caught.value.number == errno.EPROTO

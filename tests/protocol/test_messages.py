@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from intercept_protocol import codec, rpc
 from intercept_protocol import messages as m
-from intercept_protocol.errors import WireError
+from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.events import EventName
 from intercept_protocol.frames import MESSAGE_LIMIT
 from intercept_protocol.outcomes import Answer
@@ -390,7 +390,7 @@ def test_hello_name_may_have_64_characters_and_no_more() -> None:
 
 @each_form
 def test_reply_of_another_form_is_eproto_and_names_the_method(form: Form) -> None:
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ProtocolViolation) as caught:
         codec.decode_reply(form.decode(form.fields), "no such thing")
 
     assert caught.value.number == errno.EPROTO
@@ -418,14 +418,14 @@ def test_reply_nil_is_taken_where_it_may_be() -> None:
 def test_reply_with_a_string_for_bytes_is_eproto() -> None:
     call = m.CreatePartition(address_space=m.AddressSpaceKind.DECLARED, hypervisor=m.HypervisorKind.SOFTWARE)
 
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ProtocolViolation) as caught:
         codec.decode_reply(call, {"partition_id": 1, "token": "AAAA"})
 
     assert caught.value.number == errno.EPROTO
 
 
 def test_reply_error_about_a_huge_answer_is_cut() -> None:
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ProtocolViolation) as caught:
         codec.decode_reply(
             m.AddRegion(
                 start_gfn=0, page_count=1, start_uaddr=0, kind="auto", writable=True, executable=False

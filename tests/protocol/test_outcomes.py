@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from intercept_protocol.outcomes import Access, Answer, Outcome, spelled
+from intercept_protocol.outcomes import Access, Answer, LaterAnswer, Outcome, spelled
 
 
 def test_answers_are_the_pairs_of_the_wire_specification() -> None:
@@ -52,3 +52,10 @@ def test_access_bits_are_those_of_the_wire_specification() -> None:
 )
 def test_rights_are_spelled_as_people_write_them(rights: Access, text: str) -> None:
     assert spelled(rights) == text
+
+
+def test_a_later_answer_is_counted_by_its_words_and_prints_like_any_other() -> None:
+    answer = LaterAnswer(Outcome.RETRY, "later")
+
+    assert {answer: 1}[LaterAnswer(Outcome.RETRY, "later")] == 1
+    assert str(answer) == "retry later"

@@ -147,8 +147,8 @@ async def test_unmap_vma_that_nobody_holds_up_is_one_step(prompt: ModelPartition
 
 async def test_what_is_pending_from_others_is_served_with_it(prompt: ModelPartition) -> None:
     await prompt.fault(GFN)
-    read = prompt.notifier.invalidate(UaddrRange.of(PAGE, 4))
-    await prompt.regions.wait_served(prompt.notifier.invalidate(UaddrRange.of(PAGE + 8, 4)))
+    read = prompt.notifier.invalidate(UaddrRange.at_page(PAGE, 4))
+    await prompt.regions.wait_served(prompt.notifier.invalidate(UaddrRange.at_page(PAGE + 8, 4)))
     assert read.done.is_set()
     assert prompt.pfns(GFN, PAGES) == [None] * 4 + [*range(PFN + 4, PFN + 8)] + [None] * 4 + [
         *range(PFN + 12, PFN + 16)
@@ -159,7 +159,7 @@ async def test_the_region_managers_task_finds_nothing_to_do_where_the_source_has
     prompt: ModelPartition,
 ) -> None:
     await prompt.fault(GFN)
-    await prompt.regions.wait_served(prompt.notifier.invalidate(UaddrRange.of(PAGE, PAGES)))
+    await prompt.regions.wait_served(prompt.notifier.invalidate(UaddrRange.at_page(PAGE, PAGES)))
     passes = prompt.notifier.take()
     await wait_all_tasks_blocked()
     assert prompt.notifier._serving is passes, "it would have served another"
@@ -173,9 +173,9 @@ async def test_the_region_managers_task_serves_what_comes_after_it_was_rung_in_v
     prompt: ModelPartition,
 ) -> None:
     await prompt.fault(GFN)
-    await prompt.regions.wait_served(prompt.notifier.invalidate(UaddrRange.of(PAGE, 1)))
+    await prompt.regions.wait_served(prompt.notifier.invalidate(UaddrRange.at_page(PAGE, 1)))
     await wait_all_tasks_blocked()
-    await prompt.notifier.invalidate(UaddrRange.of(PAGE + 1, 1)).done.wait()
+    await prompt.notifier.invalidate(UaddrRange.at_page(PAGE + 1, 1)).done.wait()
     assert prompt.pfns(GFN, 3) == [None, None, PFN + 2]
 
 
@@ -184,9 +184,9 @@ async def test_what_is_announced_in_the_round_after_the_first_is_served_by_the_s
 ) -> None:
     for _ in range(20):  # trio draws who is first in a round
         await wait_all_tasks_blocked()
-        first = model.notifier.invalidate(UaddrRange.of(PAGE, 1))
+        first = model.notifier.invalidate(UaddrRange.at_page(PAGE, 1))
         await trio.lowlevel.checkpoint()
-        assert model.notifier.invalidate(UaddrRange.of(PAGE + 8, 1)) is first
+        assert model.notifier.invalidate(UaddrRange.at_page(PAGE + 8, 1)) is first
         await first.done.wait()
 
 
@@ -198,7 +198,7 @@ async def test_who_announces_what_waits_for_the_hypervisor_can_leave_while_the_p
     await model.add_region(GFN, PAGES, PAGE)
     await model.fault(GFN)
     unmapping = model.gates.hold(Point.UNMAP)
-    batch = model.notifier.invalidate(UaddrRange.of(PAGE, PAGES))
+    batch = model.notifier.invalidate(UaddrRange.at_page(PAGE, PAGES))
     waiting = Running(nursery, model.regions.wait_served, batch)
     await unmapping.wait_reached()
     left = await waiting.cancel()
@@ -215,7 +215,7 @@ async def test_who_announces_while_the_lock_is_held_waits_for_the_region_manager
     fault = Running(nursery, prompt.fault, GFN)
     await mapping.wait_reached()
     prompt.hypervisor.may_block = False
-    batch = prompt.notifier.invalidate(UaddrRange.of(PAGE, PAGES))
+    batch = prompt.notifier.invalidate(UaddrRange.at_page(PAGE, PAGES))
     served = Running(nursery, prompt.regions.wait_served, batch)
     await wait_all_tasks_blocked()
     assert not served.done

@@ -13,20 +13,20 @@ from interceptd.address_space.declared import Vma
 from interceptd.mapping import HOST_BACKING, Extent, Frame, Mapping
 from interceptd.region import Presumption, Region
 
-UADDRS = UaddrRange(7, 9)
+UADDRS = UaddrRange(start=7, end=9)
 FRAME = Frame(HOST_BACKING, 70)
 
 
 @pytest.mark.parametrize(
     "kept",
     [
-        GfnRange(1, 3),
+        GfnRange(start=1, end=3),
         UADDRS,
         FRAME,
         Extent(UADDRS, FRAME, Access.READ, io=False),
         Mapping(1, 3, FRAME, 7, Access.READ),
         Mapping(1, 3, FRAME, 7, Access.READ).slice(2, 3),
-        Region(GfnRange(1, 3), UADDRS, RegionKind.MMIO, Presumption.STATED, Access.READ),
+        Region(GfnRange(start=1, end=3), UADDRS, RegionKind.MMIO, Presumption.STATED, Access.READ),
         Vma(7, 9, 70, Access.READ, io=False),
     ],
     ids=lambda kept: type(kept).__name__,

@@ -21,7 +21,7 @@ from interceptd.address_space.declared import VMAS_A_TURN, DeclaredAddressSpace,
 from interceptd.mapping import HOST_BACKING, Extent, Frame
 
 RW = Access.READ | Access.WRITE
-EVERYWHERE = UaddrRange(0, 1 << 40)
+EVERYWHERE = UaddrRange(start=0, end=1 << 40)
 
 
 def space(*vmas: Vma, limit: int = 1000) -> DeclaredAddressSpace:
@@ -40,15 +40,15 @@ def vma(start: int, end: int, pfn: int = 7000, access: Access = RW, *, io: bool 
 
 async def test_resolve_answers_with_the_part_of_the_vma_in_the_window() -> None:
     declared = space(vma(10, 30, 7000, io=True))
-    extent = await declared.resolve(20, UaddrRange(15, 100), EVERYWHERE)
-    assert extent == Extent(UaddrRange(15, 30), Frame(HOST_BACKING, 7005), RW, io=True)
+    extent = await declared.resolve(20, UaddrRange(start=15, end=100), EVERYWHERE)
+    assert extent == Extent(UaddrRange(start=15, end=30), Frame(HOST_BACKING, 7005), RW, io=True)
 
 
 async def test_resolve_stops_at_the_vmas_ends_even_where_neighbours_touch() -> None:
     declared = space(vma(0, 10, 100), vma(10, 20, 110), vma(20, 30, 120))
     extent = await declared.resolve(15, EVERYWHERE, EVERYWHERE)
     assert extent is not None
-    assert (extent.uaddrs, extent.frame.page) == (UaddrRange(10, 20), 110)
+    assert (extent.uaddrs, extent.frame.page) == (UaddrRange(start=10, end=20), 110)
 
 
 async def test_resolve_of_a_hole_is_none() -> None:
@@ -80,20 +80,20 @@ def test_map_at_the_limit_is_enospc() -> None:
 async def test_unmap_that_cuts_a_hole_at_the_limit_is_enospc_and_changes_nothing() -> None:
     declared = space(vma(0, 10), limit=1)
     with pytest.raises(WireError) as refused:
-        await declared.unmap_vma(UaddrRange(4, 5))
+        await declared.unmap_vma(UaddrRange(start=4, end=5))
     assert refused.value.number == errno.ENOSPC
     assert await declared.is_io(4) is False
 
 
 async def test_unmap_of_an_end_at_the_limit_needs_no_room() -> None:
     declared = space(vma(0, 10), limit=1)
-    await declared.unmap_vma(UaddrRange(8, 12))
+    await declared.unmap_vma(UaddrRange(start=8, end=12))
     assert (declared.vma_count, await declared.is_io(8)) == (1, None)
 
 
 async def test_unmap_over_the_ends_of_two_vmas_at_the_limit_needs_no_room() -> None:
     declared = space(vma(0, 10), vma(10, 20), limit=2)
-    await declared.unmap_vma(UaddrRange(8, 12))
+    await declared.unmap_vma(UaddrRange(start=8, end=12))
     assert declared.vma_count == 2
 
 
@@ -101,29 +101,29 @@ async def test_unmap_over_the_ends_of_two_vmas_at_the_limit_needs_no_room() -> N
 async def test_protect_that_cuts_at_the_limit_is_enospc_and_changes_nothing(start: int, end: int) -> None:
     declared = space(vma(0, 10), limit=1)
     with pytest.raises(WireError) as refused:
-        await declared.protect_vma(UaddrRange(start, end), Access.READ)
+        await declared.protect_vma(UaddrRange(start=start, end=end), Access.READ)
     assert refused.value.number == errno.ENOSPC
     extent = await declared.resolve(4, EVERYWHERE, EVERYWHERE)
     assert extent is not None
-    assert (extent.uaddrs, extent.access) == (UaddrRange(0, 10), RW)
+    assert (extent.uaddrs, extent.access) == (UaddrRange(start=0, end=10), RW)
 
 
 async def test_protect_of_a_whole_vma_at_the_limit_needs_no_room() -> None:
     declared = space(vma(0, 10), limit=1)
-    await declared.protect_vma(UaddrRange(0, 10), Access.READ)
+    await declared.protect_vma(UaddrRange(start=0, end=10), Access.READ)
     assert declared.vma_count == 1
 
 
 async def test_protect_of_a_whole_vma_beside_another_at_the_limit_needs_no_room() -> None:
     declared = space(vma(0, 10), vma(10, 20), limit=2)
-    await declared.protect_vma(UaddrRange(0, 10), Access.READ)
+    await declared.protect_vma(UaddrRange(start=0, end=10), Access.READ)
     assert declared.vma_count == 2
 
 
 async def test_protect_of_a_vmas_first_page_beside_another_at_the_limit_is_enospc() -> None:
     declared = space(vma(0, 10), vma(10, 12), limit=2)
     with pytest.raises(WireError) as refused:
-        await declared.protect_vma(UaddrRange(10, 11), Access.READ)
+        await declared.protect_vma(UaddrRange(start=10, end=11), Access.READ)
     assert refused.value.number == errno.ENOSPC
 
 
@@ -178,7 +178,7 @@ async def carry_out(
     declared: DeclaredAddressSpace, edit: str, pages: PageRange, pfn: int, oracle: dict[int, Page]
 ) -> dict[int, Page]:
     """One edit; returns what the VMM's pages are afterwards."""
-    uaddrs = UaddrRange(pages.start, pages.end)
+    uaddrs = UaddrRange(start=pages.start, end=pages.end)
     match edit:
         case "map":
             declared.map_vma(vma(pages.start, pages.end, pfn))
@@ -196,7 +196,8 @@ async def carry_out(
 
 async def read(declared: DeclaredAddressSpace) -> dict[int, Page]:
     extents = [
-        (page, await declared.resolve(page, UaddrRange(page, page + 1), EVERYWHERE)) for page in range(SPACE)
+        (page, await declared.resolve(page, UaddrRange(start=page, end=page + 1), EVERYWHERE))
+        for page in range(SPACE)
     ]
     return {page: (extent.frame.page, extent.access) for page, extent in extents if extent is not None}
 

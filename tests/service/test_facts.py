@@ -84,11 +84,11 @@ async def test_an_invalidation_is_told_at_its_request_with_its_source_and_range(
     model: ModelPartition,
 ) -> None:
     told = listening(model, "invalidation_begun", "invalidation_ended", "range_invalidated")
-    model.notifier.begin(UaddrRange.of(PAGE, 2))
+    model.notifier.begin(UaddrRange.at_page(PAGE, 2))
     begun = heard(told)
-    model.notifier.end(UaddrRange.of(PAGE, 2))
+    model.notifier.end(UaddrRange.at_page(PAGE, 2))
     ended = heard(told)
-    model.notifier.invalidate(UaddrRange.of(PAGE, 3))
+    model.notifier.invalidate(UaddrRange.at_page(PAGE, 3))
     assert begun == [InvalidationBegun(source="notifier", start_uaddr=START_UADDR, page_count=2)]
     assert ended == [InvalidationEnded(source="notifier", start_uaddr=START_UADDR, page_count=2)]
     assert heard(told) == [RangeInvalidated(source="notifier", start_uaddr=START_UADDR, page_count=3)]

@@ -66,7 +66,7 @@ def kicked() -> Answer:
 def relied_on(model: ModelPartition) -> int:
     """Attempts that an invalidation finds, now that none is under way."""
     before = model.notifier.stale_windows
-    model.notifier.mark_stale(UaddrRange.of(PAGE, PAGES))
+    model.notifier.mark_stale(UaddrRange.at_page(PAGE, PAGES))
     return model.notifier.stale_windows - before
 
 

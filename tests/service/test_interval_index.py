@@ -10,7 +10,7 @@ from fakes.drawn import ranges
 from intercept_protocol.addresses import PAGE_LIMIT, PageRange
 from interceptd.interval_index import IntervalIndex
 
-everything = PageRange(0, PAGE_LIMIT)
+everything = PageRange(start=0, end=PAGE_LIMIT)
 drawn_ranges = st.lists(ranges(300) | st.just(everything))
 
 
@@ -41,33 +41,33 @@ def test_removed_ranges_are_found_no_more_and_the_others_still(
 
 
 def test_ranges_of_equal_extent_are_told_apart_by_their_alias() -> None:
-    index = indexed([PageRange(4, 8), PageRange(4, 8)])
-    index.remove(PageRange(4, 8), 0)
-    assert list(index.overlapping(PageRange(5, 6))) == [1]
+    index = indexed([PageRange(start=4, end=8), PageRange(start=4, end=8)])
+    index.remove(PageRange(start=4, end=8), 0)
+    assert list(index.overlapping(PageRange(start=5, end=6))) == [1]
 
 
 def test_a_range_that_ends_where_the_asked_one_starts_is_not_found() -> None:
-    index = indexed([PageRange(0, 4), PageRange(8, 9)])
-    assert list(index.overlapping(PageRange(4, 8))) == []
+    index = indexed([PageRange(start=0, end=4), PageRange(start=8, end=9)])
+    assert list(index.overlapping(PageRange(start=4, end=8))) == []
 
 
 @pytest.mark.parametrize("page_count", [1, 2, 3, 4, 5, 8, 9, 16, 17])
 def test_a_range_of_any_length_is_found_by_its_ends_and_not_by_the_pages_beside(page_count: int) -> None:
     """Lengths around the powers of two, where the size classes end."""
     end = 100 + page_count
-    index = indexed([PageRange(100, end)])
-    asked = [PageRange(page, page + 1) for page in (99, 100, end - 1, end)]
+    index = indexed([PageRange(start=100, end=end)])
+    asked = [PageRange(start=page, end=page + 1) for page in (99, 100, end - 1, end)]
     assert [list(index.overlapping(page)) for page in asked] == [[], [0], [0], []]
 
 
 def test_a_range_that_starts_where_the_asked_one_ends_is_not_found_by_its_lowest_alias() -> None:
     index: IntervalIndex[str] = IntervalIndex()
-    index.add(PageRange(8, 16), 0, "behind")
-    assert list(index.overlapping(PageRange(0, 8))) == []
+    index.add(PageRange(start=8, end=16), 0, "behind")
+    assert list(index.overlapping(PageRange(start=0, end=8))) == []
 
 
 def test_an_index_that_was_emptied_takes_ranges_again() -> None:
-    index = indexed([PageRange(0, 4)])
-    index.remove(PageRange(0, 4), 0)
-    index.add(PageRange(0, 4), 0, 7)
-    assert list(index.overlapping(PageRange(0, 1))) == [7]
+    index = indexed([PageRange(start=0, end=4)])
+    index.remove(PageRange(start=0, end=4), 0)
+    index.add(PageRange(start=0, end=4), 0, 7)
+    assert list(index.overlapping(PageRange(start=0, end=1))) == [7]

@@ -25,7 +25,7 @@ MANY = TURNS * A_TURN
 def scattered(count: int) -> list[Extent]:
     """Pages of which no two can be one mapping."""
     return [
-        Extent(UaddrRange.of(page, 1), Frame(HOST_BACKING, 2 * page), Access.READ, None)
+        Extent(UaddrRange.at_page(page, 1), Frame(HOST_BACKING, 2 * page), Access.READ, None)
         for page in range(count)
     ]
 
@@ -34,7 +34,7 @@ async def pinned(model: ModelPartition, page_count: int) -> Region:
     """In the list, and not populated."""
     region = Region(
         GfnRange.of(0, page_count),
-        UaddrRange.of(0, page_count),
+        UaddrRange.at_page(0, page_count),
         RegionKind.PINNED,
         Presumption.STATED,
         RW,

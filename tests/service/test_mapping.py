@@ -34,7 +34,7 @@ def test_slice_of_a_mapping_keeps_frame_and_uaddr_in_step_with_the_gfn(pages: Pa
 def test_slice_of_a_mapping_keeps_access_and_cache(pages: PageRange) -> None:
     part = cut(pages)
     assert (part.access, part.cache) == (WHOLE.access, WHOLE.cache)
-    assert part.gfns == GfnRange(100 + pages.start, 100 + pages.end)
+    assert part.gfns == GfnRange(start=100 + pages.start, end=100 + pages.end)
 
 
 def test_slice_of_no_access_has_no_frame() -> None:
@@ -48,15 +48,15 @@ def test_a_mapping_serves_every_part_of_itself(pages: PageRange) -> None:
 
 
 def test_a_mapping_serves_what_wants_fewer_rights() -> None:
-    assert WHOLE.serves(replace(cut(PageRange(3, 5)), access=Access.READ))
+    assert WHOLE.serves(replace(cut(PageRange(start=3, end=5)), access=Access.READ))
 
 
 def test_a_mapping_does_not_serve_what_wants_more_rights() -> None:
-    assert not WHOLE.serves(replace(cut(PageRange(3, 5)), access=Access.READ | Access.EXECUTE))
+    assert not WHOLE.serves(replace(cut(PageRange(start=3, end=5)), access=Access.READ | Access.EXECUTE))
 
 
 def test_a_mapping_does_not_serve_what_wants_another_frame() -> None:
-    assert not WHOLE.serves(replace(cut(PageRange(3, 5)), frame=Frame(HOST_BACKING, 7004)))
+    assert not WHOLE.serves(replace(cut(PageRange(start=3, end=5)), frame=Frame(HOST_BACKING, 7004)))
 
 
 def test_a_frame_of_another_backing_is_another_frame() -> None:
@@ -94,7 +94,7 @@ def test_a_mapping_is_not_continued_by_what_differs_in_one_thing(other: Mapping)
 def test_mappings_that_continue_each_other_become_one_in_whatever_order_they_come(
     order: tuple[int, ...],
 ) -> None:
-    parts = [cut(PageRange(0, 8)), cut(PageRange(8, 9)), cut(PageRange(9, 48))]
+    parts = [cut(PageRange(start=0, end=8)), cut(PageRange(start=8, end=9)), cut(PageRange(start=9, end=48))]
     mappings: RangeMap[Mapping] = RangeMap()
     for part in order:
         insert_joined(mappings, parts[part])
@@ -102,7 +102,11 @@ def test_mappings_that_continue_each_other_become_one_in_whatever_order_they_com
 
 
 def test_neighbours_that_do_not_continue_each_other_stay_apart() -> None:
-    parts = [cut(PageRange(0, 8)), replace(cut(PageRange(8, 9)), access=Access.READ), cut(PageRange(9, 48))]
+    parts = [
+        cut(PageRange(start=0, end=8)),
+        replace(cut(PageRange(start=8, end=9)), access=Access.READ),
+        cut(PageRange(start=9, end=48)),
+    ]
     mappings: RangeMap[Mapping] = RangeMap()
     for part in (parts[0], parts[2], parts[1]):
         insert_joined(mappings, part)
@@ -110,7 +114,7 @@ def test_neighbours_that_do_not_continue_each_other_stay_apart() -> None:
 
 
 def test_mappings_with_a_page_between_them_stay_apart() -> None:
-    parts = [cut(PageRange(0, 8)), cut(PageRange(9, 48))]
+    parts = [cut(PageRange(start=0, end=8)), cut(PageRange(start=9, end=48))]
     mappings: RangeMap[Mapping] = RangeMap()
     for part in parts:
         insert_joined(mappings, part)

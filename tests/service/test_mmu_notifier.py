@@ -17,11 +17,11 @@ from interceptd.mmu_notifier import EVERYTHING, PENDING_PIECES, Batch, MmuNotifi
 
 
 def uaddrs(start: int, end: int) -> UaddrRange:
-    return UaddrRange(start, end)
+    return UaddrRange(start=start, end=end)
 
 
 def of(pages: PageRange) -> UaddrRange:
-    return UaddrRange(pages.start, pages.end)
+    return UaddrRange(start=pages.start, end=pages.end)
 
 
 # ------------------------------------------------ windows

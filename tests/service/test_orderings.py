@@ -164,9 +164,9 @@ async def test_pending_set_is_taken_after_the_lock_so_that_one_pass_serves_all(
     holder = model.gates.hold(Point.MAP)
     Running(nursery, model.fault, 0x200)
     await holder.wait_reached()
-    first = model.notifier.invalidate(UaddrRange(PAGE, PAGE + 8))
+    first = model.notifier.invalidate(UaddrRange(start=PAGE, end=PAGE + 8))
     await wait_all_tasks_blocked()
-    second = model.notifier.invalidate(UaddrRange(PAGE + 8, PAGE + 16))
+    second = model.notifier.invalidate(UaddrRange(start=PAGE + 8, end=PAGE + 16))
     assert second is first
     holder.open()
     await first.done.wait()

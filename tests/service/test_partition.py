@@ -231,7 +231,7 @@ async def test_the_msgid_of_a_request_to_the_vmm_is_never_0(nursery: trio.Nurser
     model, life = await living(nursery)
     async with linked(model) as (link, peer):
         link._msgid = rpc.MSGID_LIMIT - 1
-        unmapping = Running(nursery, link.unmap_gpa, GfnRange(0, 1))
+        unmapping = Running(nursery, link.unmap_gpa, GfnRange(start=0, end=1))
         request = await peer.receive()
         assert isinstance(request, rpc.Request)
         await peer.send(rpc.encode_result(request.msgid, None))

@@ -86,7 +86,7 @@ async def test_a_pinned_region_outlives_more_invalidations_elsewhere_than_are_ke
     first = Running(nursery, model.invalidate, 1 << 20, 1)
     await gate.wait_reached()
     for piece in range(1100):
-        model.notifier.invalidate(UaddrRange((1 << 21) + 2 * piece, (1 << 21) + 2 * piece + 1))
+        model.notifier.invalidate(UaddrRange(start=(1 << 21) + 2 * piece, end=(1 << 21) + 2 * piece + 1))
     gate.open()
     await first.result()
     await model.invalidate(1 << 22, 1)

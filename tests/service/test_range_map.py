@@ -112,7 +112,7 @@ def test_uncut_items_keep_their_identity_through_a_carve_elsewhere() -> None:
     kept = Item(0, 4)
     items.insert(kept)
     items.insert(Item(4, 8))
-    items.carve(PageRange(4, 8))
+    items.carve(PageRange(start=4, end=8))
     assert items.find(2) is kept
 
 
@@ -123,14 +123,14 @@ def test_head_ends_where_one_item_too_many_begins(asked: tuple[int, int], few: i
     items: RangeMap[Item] = RangeMap()
     for start in (0, 2, 4, 6):
         items.insert(Item(start, start + 2))
-    assert items.head(PageRange(*asked), few) == PageRange(asked[0], end)
+    assert items.head(PageRange(start=asked[0], end=asked[1]), few) == PageRange(start=asked[0], end=end)
 
 
 @pytest.mark.parametrize("beside", [Item(0, 4), Item(8, 9)])
 def test_an_item_beside_the_range_neither_overlaps_it_nor_is_cut(beside: Item) -> None:
     items: RangeMap[Item] = RangeMap()
     items.insert(beside)
-    asked = PageRange(4, 8)
+    asked = PageRange(start=4, end=8)
     assert (items.overlapping(asked), items.gaps(asked), items.carve(asked)) == ([], [(4, 8)], [])
     assert (list(items), items.page_count) == ([beside], beside.end - beside.start)
 
@@ -138,6 +138,6 @@ def test_an_item_beside_the_range_neither_overlaps_it_nor_is_cut(beside: Item) -
 def test_a_carve_out_of_the_middle_leaves_both_ends_in_step() -> None:
     items: RangeMap[Item] = RangeMap()
     items.insert(Item(0, 9, first=100))
-    taken = items.carve(PageRange(3, 5))
+    taken = items.carve(PageRange(start=3, end=5))
     assert (taken, list(items)) == ([Item(3, 5, 103)], [Item(0, 3, 100), Item(5, 9, 105)])
     assert items.page_count == 7

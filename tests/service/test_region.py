@@ -26,17 +26,17 @@ def region(
     presumption: Presumption = Presumption.STATED,
 ) -> Region:
     """Gfns from 0x103 on, uaddr pages from 0x9000 on: no alignment in common."""
-    gfns = GfnRange(0x103, 0x103 + page_count)
-    return Region(gfns, UaddrRange(0x9000, 0x9000 + page_count), kind, presumption, access)
+    gfns = GfnRange(start=0x103, end=0x103 + page_count)
+    return Region(gfns, UaddrRange(start=0x9000, end=0x9000 + page_count), kind, presumption, access)
 
 
 def extent(access: Access = RWX, *, io: bool = False) -> Extent:
-    return Extent(UaddrRange(0x9004, 0x9008), Frame(HOST_BACKING, 70), access, io)
+    return Extent(UaddrRange(start=0x9004, end=0x9008), Frame(HOST_BACKING, 70), access, io)
 
 
 @given(st.integers(0, 15), st.integers(1, 16))
 def test_uaddrs_and_gfns_translate_into_each_other(offset: int, page_count: int) -> None:
-    gfns = GfnRange(0x103 + offset, 0x103 + offset + page_count)
+    gfns = GfnRange(start=0x103 + offset, end=0x103 + offset + page_count)
     uaddrs = region().uaddrs_of(gfns)
     assert (uaddrs.start - 0x9000, uaddrs.page_count) == (offset, page_count)
     assert region().gfns_of(uaddrs) == gfns
@@ -48,7 +48,7 @@ def test_window_of_mmio_with_vma_granularity_is_the_region() -> None:
 
 
 def test_window_of_mmio_with_page_granularity_is_the_faulting_page() -> None:
-    assert region(RegionKind.MMIO).window(0x107, MmioGranularity.PAGE) == GfnRange(0x107, 0x108)
+    assert region(RegionKind.MMIO).window(0x107, MmioGranularity.PAGE) == GfnRange(start=0x107, end=0x108)
 
 
 @pytest.mark.parametrize("granularity", MmioGranularity)
@@ -76,7 +76,7 @@ def test_window_of_movable_is_512_pages_counted_from_the_region_start(
 def test_window_of_movable_begins_anew_every_512_pages(offset: int, start: int, end: int) -> None:
     movable = region(RegionKind.MOVABLE, page_count=1100)
     window = movable.window(0x103 + offset, MmioGranularity.VMA)
-    assert window == GfnRange(0x103 + start, 0x103 + end)
+    assert window == GfnRange(start=0x103 + start, end=0x103 + end)
 
 
 @pytest.mark.parametrize(("of_region", "of_vma"), [*product(EVERY_RIGHTS, EVERY_RIGHTS)])
@@ -107,7 +107,7 @@ def test_mapping_of_memory_is_cached(kind: RegionKind) -> None:
 
 
 def test_no_access_has_neither_frame_nor_rights() -> None:
-    waiting = region(RegionKind.MOVABLE).no_access(GfnRange(0x104, 0x106))
+    waiting = region(RegionKind.MOVABLE).no_access(GfnRange(start=0x104, end=0x106))
     assert waiting == Mapping(0x104, 0x106, None, 0x9001, Access.NONE)
 
 
@@ -124,5 +124,5 @@ def test_an_inferred_kind_fits_only_a_vma_of_that_kind(kind: RegionKind, *, io: 
 
 @pytest.mark.parametrize("kind", [RegionKind.MMIO, RegionKind.MOVABLE])
 def test_an_inferred_kind_does_not_fit_a_vma_that_was_not_looked_at(kind: RegionKind) -> None:
-    unknown = Extent(UaddrRange(0x9004, 0x9008), Frame(HOST_BACKING, 70), RWX, None)
+    unknown = Extent(UaddrRange(start=0x9004, end=0x9008), Frame(HOST_BACKING, 70), RWX, None)
     assert not region(kind, presumption=Presumption.INFERRED).fits(unknown)

@@ -21,8 +21,8 @@ from interceptd.region_list import RegionList
 
 def region(gfns: PageRange, start_uaddr_page: int = 0) -> Region:
     return Region(
-        GfnRange(gfns.start, gfns.end),
-        UaddrRange(start_uaddr_page, start_uaddr_page + gfns.page_count),
+        GfnRange(start=gfns.start, end=gfns.end),
+        UaddrRange(start=start_uaddr_page, end=start_uaddr_page + gfns.page_count),
         RegionKind.MMIO,
         Presumption.STATED,
         Access.READ,
@@ -65,7 +65,9 @@ def test_behind_finds_every_region_of_a_uaddr_aliases_included(
     drawn: list[tuple[PageRange, int]], asked: PageRange
 ) -> None:
     regions, oracle = listed(drawn)
-    found = sorted(regions.behind(UaddrRange(asked.start, asked.end)), key=lambda region: region.gfns.start)
+    found = sorted(
+        regions.behind(UaddrRange(start=asked.start, end=asked.end)), key=lambda region: region.gfns.start
+    )
     assert found == [held for held in oracle if held.uaddrs.overlaps(asked)]
 
 
@@ -79,55 +81,55 @@ def test_removed_regions_are_found_from_neither_side(
     for held in compress(oracle, (not stay for stay in stays)):
         regions.remove(held)
     assert list(regions) == kept
-    assert set(regions.behind(UaddrRange(0, PAGE_LIMIT))) == set(kept)
+    assert set(regions.behind(UaddrRange(start=0, end=PAGE_LIMIT))) == set(kept)
 
 
 def test_add_over_another_region_is_eexist_and_names_both() -> None:
     regions = RegionList(limit=lambda: 10)
-    regions.add(region(PageRange(0x180, 0x280)))
+    regions.add(region(PageRange(start=0x180, end=0x280)))
     with pytest.raises(WireError, match=r"region \[0x100, 0x200\) overlaps \[0x180, 0x280\)") as refused:
-        regions.add(region(PageRange(0x100, 0x200)))
+        regions.add(region(PageRange(start=0x100, end=0x200)))
     assert refused.value.number == errno.EEXIST
     assert refused.value.details == {"start_gfn": 0x180, "page_count": 0x100}
 
 
 def test_add_beside_another_region_is_no_overlap() -> None:
     regions = RegionList(limit=lambda: 10)
-    regions.add(region(PageRange(0x180, 0x280)))
-    regions.add(region(PageRange(0x100, 0x180)))
-    regions.add(region(PageRange(0x280, 0x281)))
+    regions.add(region(PageRange(start=0x180, end=0x280)))
+    regions.add(region(PageRange(start=0x100, end=0x180)))
+    regions.add(region(PageRange(start=0x280, end=0x281)))
     assert len(regions) == 3
 
 
 def test_add_at_the_limit_is_enospc_and_names_the_limit() -> None:
     regions = RegionList(limit=lambda: 1)
-    regions.add(region(PageRange(0, 1)))
+    regions.add(region(PageRange(start=0, end=1)))
     with pytest.raises(WireError) as refused:
-        regions.add(region(PageRange(1, 2)))
+        regions.add(region(PageRange(start=1, end=2)))
     assert refused.value.number == errno.ENOSPC
     assert refused.value.details == {"limit": "regions_per_partition"}
 
 
 def test_exactly_with_another_start_is_enoent() -> None:
     regions = RegionList(limit=lambda: 1)
-    regions.add(region(PageRange(0, 8)))
+    regions.add(region(PageRange(start=0, end=8)))
     with pytest.raises(WireError) as refused:
-        regions.exactly(GfnRange(1, 8), UaddrRange(0, 7))
+        regions.exactly(GfnRange(start=1, end=8), UaddrRange(start=0, end=7))
     assert (refused.value.number, refused.value.details) == (errno.ENOENT, {"start_gfn": 1})
 
 
 @pytest.mark.parametrize(
     ("gfns", "uaddrs", "field"),
     [
-        (GfnRange(0, 7), UaddrRange(0, 7), "page_count"),
-        (GfnRange(0, 8), UaddrRange(1, 9), "start_uaddr"),
+        (GfnRange(start=0, end=7), UaddrRange(start=0, end=7), "page_count"),
+        (GfnRange(start=0, end=8), UaddrRange(start=1, end=9), "start_uaddr"),
     ],
 )
 def test_exactly_with_another_extent_is_einval_and_names_the_field(
     gfns: GfnRange, uaddrs: UaddrRange, field: str
 ) -> None:
     regions = RegionList(limit=lambda: 1)
-    regions.add(region(PageRange(0, 8)))
+    regions.add(region(PageRange(start=0, end=8)))
     with pytest.raises(WireError) as refused:
         regions.exactly(gfns, uaddrs)
     assert (refused.value.number, refused.value.details["field"]) == (errno.EINVAL, field)

@@ -40,7 +40,9 @@ async def mapped(model: ModelPartition) -> Mapping:
 
 
 def region_of(kind: RegionKind, state: RegionState = RegionState.LIVE) -> Region:
-    return Region(GfnRange.of(GFN, PAGES), UaddrRange.of(PAGE, PAGES), kind, Presumption.STATED, RW, state)
+    return Region(
+        GfnRange.of(GFN, PAGES), UaddrRange.at_page(PAGE, PAGES), kind, Presumption.STATED, RW, state
+    )
 
 
 def limited(
@@ -75,7 +77,7 @@ async def test_a_fault_on_what_a_manager_does_not_come_to_take_away_is_told_so(*
     await with_region(model)
     for gfn in [GFN] * touched:
         await model.fault(gfn)
-    model.notifier.invalidate(UaddrRange.of(PAGE, PAGES))
+    model.notifier.invalidate(UaddrRange.at_page(PAGE, PAGES))
     assert await model.fault(GFN) is Answer.INVALIDATING
 
 
@@ -261,7 +263,9 @@ async def test_i9_an_attempt_whose_pages_another_has_mapped_is_told_so_at_its_co
 ) -> None:
     await model.map_vma(PAGE, PAGES, PFN)
     await model.add_region(GFN, PAGES, PAGE)
-    extent = await model.declared.resolve(PAGE, UaddrRange.of(PAGE, PAGES), UaddrRange.of(PAGE, PAGES))
+    extent = await model.declared.resolve(
+        PAGE, UaddrRange.at_page(PAGE, PAGES), UaddrRange.at_page(PAGE, PAGES)
+    )
     assert extent is not None
     attempts = [model.regions.begin(GFN, Access.READ) for _ in range(2)]
     answers = [
@@ -394,7 +398,7 @@ async def unserved() -> ModelPartition:
 async def test_a_pinned_region_is_not_begun_over_what_is_pending(unserved: ModelPartition, page: int) -> None:
     """The pass to come would take away what was just said to be mapped for good."""
     region, _ = unserved.regions.first_regions(1)[0]
-    unserved.notifier.invalidate(UaddrRange.of(page, 1))
+    unserved.notifier.invalidate(UaddrRange.at_page(page, 1))
     with pytest.raises(WireError, match="is being invalidated") as refused:
         unserved.regions.begin_whole(region)
     assert refused.value.number == errno.EFAULT
@@ -403,7 +407,7 @@ async def test_a_pinned_region_is_not_begun_over_what_is_pending(unserved: Model
 @pytest.mark.parametrize("page", [PAGE - 1, PAGE + PAGES])
 async def test_a_pinned_region_is_begun_beside_what_is_pending(unserved: ModelPartition, page: int) -> None:
     region, _ = unserved.regions.first_regions(1)[0]
-    unserved.notifier.invalidate(UaddrRange.of(page, 1))
+    unserved.notifier.invalidate(UaddrRange.at_page(page, 1))
     attempt = unserved.regions.begin_whole(region)
     assert (attempt.window.uaddrs, attempt.uaddr_page, attempt.stale) == (region.uaddrs, PAGE, False)
 
@@ -425,5 +429,5 @@ async def test_a_pinned_region_is_not_begun_over_what_is_being_taken_away(
 async def test_exactly_the_region_asked_for_is_removed(model: ModelPartition) -> None:
     await with_region(model)
     await model.add_region(GFN + PAGES, PAGES, PAGE)
-    await model.regions.remove_exactly(GfnRange.of(GFN, PAGES), UaddrRange.of(PAGE, PAGES))
+    await model.regions.remove_exactly(GfnRange.of(GFN, PAGES), UaddrRange.at_page(PAGE, PAGES))
     assert [region.gfns.start for region, _ in model.regions.first_regions(9)] == [GFN + PAGES]

@@ -106,7 +106,7 @@ async def test_i7_a_notifier_that_begins_and_ends_for_ever_keeps_nothing() -> No
             await begun
             assert session.answer(messages.InvalidateEnd(**where)) is None
         assert len(session._begun) == 0
-        assert model.notifier.open_at(UaddrRange(0, 1 << 40)) is None
+        assert model.notifier.open_at(UaddrRange(start=0, end=1 << 40)) is None
 
 
 # ------------------------------------------------ VMMs

@@ -32,7 +32,7 @@ def edited(drawn: list[tuple[PageRange, str]]) -> tuple[SoftwareSlat, dict[int, 
                 slat.replace(Mapping(pages.start, pages.end, None, 0, Access.NONE))
                 oracle |= dict.fromkeys(each, (None, Access.NONE))
             case _:
-                slat.clear(GfnRange(pages.start, pages.end))
+                slat.clear(GfnRange(start=pages.start, end=pages.end))
                 oracle = {gfn: entry for gfn, entry in oracle.items() if gfn not in each}
     return slat, oracle
 
@@ -64,11 +64,15 @@ def test_slat_new_gfns_are_those_without_an_entry(
     drawn: list[tuple[PageRange, str]], asked: PageRange
 ) -> None:
     slat, oracle = edited(drawn)
-    new = {gfn for start, end in slat.new_gfns(GfnRange(asked.start, asked.end)) for gfn in range(start, end)}
+    new = {
+        gfn
+        for start, end in slat.new_gfns(GfnRange(start=asked.start, end=asked.end))
+        for gfn in range(start, end)
+    }
     assert new == set(range(asked.start, asked.end)) - oracle.keys()
 
 
 def test_slat_holds_64_gib_as_one_extent() -> None:
     slat = SoftwareSlat()
-    slat.replace(mapping(PageRange(0, 1 << 24), 0))
+    slat.replace(mapping(PageRange(start=0, end=1 << 24), 0))
     assert (len(slat), slat.gfn_count) == (1, 1 << 24)

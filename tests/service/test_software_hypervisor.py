@@ -71,7 +71,7 @@ async def test_map_takes_a_call_for_every_509_gfns_begun(page_count: int) -> Non
 async def test_unmap_takes_a_call_for_every_512_gfns_begun(page_count: int) -> None:
     software = hypervisor()
     await software.map_gpa(mapping(0, page_count))
-    await software.unmap_gpa(GfnRange(0, page_count))
+    await software.unmap_gpa(GfnRange(start=0, end=page_count))
     assert software.counters().unmap_calls == -(-page_count // 512)
 
 
@@ -86,7 +86,7 @@ async def test_a_map_call_takes_509_gfns_and_no_more(page_count: int, calls: int
 async def test_an_unmap_call_takes_512_gfns_and_no_more(page_count: int, calls: int) -> None:
     software = hypervisor()
     await software.map_gpa(mapping(0, page_count))
-    await software.unmap_gpa(GfnRange(0, page_count))
+    await software.unmap_gpa(GfnRange(start=0, end=page_count))
     assert software.counters().unmap_calls == calls
 
 
@@ -100,8 +100,8 @@ async def test_a_deposit_is_256_table_pages(table_pages: int, deposits: int) -> 
 async def test_unmap_of_nothing_calls_nothing_and_may_be_repeated() -> None:
     software = hypervisor()
     await software.map_gpa(mapping(0, 4))
-    await software.unmap_gpa(GfnRange(0, 8))
-    await software.unmap_gpa(GfnRange(0, 8))
+    await software.unmap_gpa(GfnRange(start=0, end=8))
+    await software.unmap_gpa(GfnRange(start=0, end=8))
     assert software.counters().unmap_calls == 1
 
 
@@ -109,7 +109,7 @@ async def test_unmap_calls_run_from_the_first_to_the_last_mapped_gfn() -> None:
     software = hypervisor()
     await software.map_gpa(mapping(10_000, 1))
     await software.map_gpa(mapping(10_000 + UNMAP_BATCH_GFNS, 1))
-    await software.unmap_gpa(GfnRange(0, 1 << 30))
+    await software.unmap_gpa(GfnRange(start=0, end=1 << 30))
     assert software.counters().unmap_calls == 2
 
 
@@ -146,7 +146,7 @@ async def test_map_over_what_is_mapped_needs_no_more_room() -> None:
 async def test_unmap_gives_its_room_back() -> None:
     software = hypervisor(pool_pages=1, pool_limit=1)
     await software.map_gpa(mapping(0, 512))
-    await software.unmap_gpa(GfnRange(0, 512))
+    await software.unmap_gpa(GfnRange(start=0, end=512))
     await software.map_gpa(mapping(1024, 512))
     assert software.counters().mapped_gfns == 512
 

@@ -116,16 +116,16 @@ async def test_invalidations_are_counted_by_who_announced_them(backed: ModelPart
 
 async def test_a_pass_is_timed_once_for_all_that_it_serves() -> None:
     notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
-    notifier.invalidate(UaddrRange(0, 1))
-    notifier.invalidate(UaddrRange(8, 9))
+    notifier.invalidate(UaddrRange(start=0, end=1))
+    notifier.invalidate(UaddrRange(start=8, end=9))
     notifier.served(notifier.take())
     assert notifier.passes.count == 1
 
 
 async def test_a_pass_is_timed_from_the_oldest_invalidation_that_it_serves() -> None:
     notifier, before = MmuNotifier(open_limit=lambda: 1, journal=Journal()), perf_counter_ns()
-    began = notifier.invalidate(UaddrRange(0, 1)).began_ns
-    assert notifier.invalidate(UaddrRange(8, 9)).began_ns == began
+    began = notifier.invalidate(UaddrRange(start=0, end=1)).began_ns
+    assert notifier.invalidate(UaddrRange(start=8, end=9)).began_ns == began
     notifier.served(notifier.take())
     assert notifier.passes.total_ns <= perf_counter_ns() - before
 

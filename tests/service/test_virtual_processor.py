@@ -25,6 +25,13 @@ from interceptctl.explore.pauses import Point
 from interceptd.hypervisor import PartitionLost
 from interceptd.mapping import Mapping
 
+SHORTEST = rpc.encode_request(
+    7, INTERCEPT_METHOD, [build_memory_intercept(gpa=GFN << PAGE_SHIFT, access=Access.READ)]
+)
+SPELLED_OUT = b"\x94\x00\xce\x00\x00\x00\x07" + SHORTEST.removeprefix(b"\x94\x00\x07").replace(
+    b"\x91", b"\xdc\x00\x01", 1
+)
+
 
 @pytest.fixture
 async def backed(model: ModelPartition) -> ModelPartition:
@@ -71,12 +78,23 @@ async def test_vp_refuses_another_request_and_goes_on(
 
 async def test_vp_answers_an_intercept_in_another_encoding_too(backed: ModelPartition) -> None:
     """MessagePack has longer forms than a number needs, and some libraries write them."""
-    spelled_out = b"\x94\x00\xce\x00\x00\x00\x07" + rpc.encode_request(
-        7, INTERCEPT_METHOD, [build_memory_intercept(gpa=GFN << PAGE_SHIFT, access=Access.READ)]
-    ).removeprefix(b"\x94\x00\x07").replace(b"\x91", b"\xdc\x00\x01", 1)
     async with attached_vp(backed) as vp:
-        await vp.peer.send(spelled_out)
+        await vp.peer.send(SPELLED_OUT)
         assert await vp.peer.response() == rpc.Response(7, None, ["resume", "mapped"])
+
+
+@pytest.mark.parametrize("request_", [SHORTEST, SPELLED_OUT], ids=["the shortest form", "a longer one"])
+async def test_vp_that_asks_again_before_its_answer_is_told_under_msgid_0_and_closed(
+    backed: ModelPartition, request_: bytes
+) -> None:
+    """T-7, in whatever encoding the intercept that waits came: the answer under its own msgid would say that
+    the connection goes on."""
+    await backed.begin(PAGE, PAGES)
+    async with attached_vp(backed) as vp:
+        await vp.peer.send(request_)
+        await wait_all_tasks_blocked()
+        await vp.peer.send(request_)
+        assert (await vp.peer.last_words()).number == errno.EPROTO
 
 
 async def test_vp_counts_what_it_answered(backed: ModelPartition) -> None:

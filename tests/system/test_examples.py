@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,21 +9,9 @@ from pathlib import Path
 import pytest
 
 from fakes.daemon_process import DaemonProcess, StartDaemon
+from fakes.documents import HANDING_OVER, HEARING, VMM, at, printed
 from fakes.eventually import PATIENCE, eventually
 from fakes.raw_vmm import RawVmm
-
-ROOT = Path(__file__).parents[2]
-DIRECTORY = "/tmp/interceptd"
-"""Where the documents have the sockets."""
-
-
-def examples(document: str) -> list[str]:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-
-
-[VMM] = examples("README.md")
-[HEARING, HANDING_OVER] = examples("clients/README.md")
 
 
 @pytest.fixture
@@ -33,13 +20,12 @@ def daemon(start_daemon: StartDaemon) -> DaemonProcess:
 
 
 def command(example: str, daemon: DaemonProcess) -> list[str]:
-    assert DIRECTORY in example
-    return [sys.executable, "-c", example.replace(DIRECTORY, str(daemon.socket.parent))]
+    return [sys.executable, "-c", at(example, daemon.socket.parent)]
 
 
 @pytest.mark.parametrize("example", [VMM, HANDING_OVER], ids=["vmm", "handing over"])
 def test_an_example_prints_what_it_says_beside(example: str, daemon: DaemonProcess) -> None:
-    said = re.findall(r"print\(.*\)  # (.*)$", example, flags=re.MULTILINE)
+    said = printed(example)
     run = subprocess.run(
         command(example, daemon), capture_output=True, text=True, timeout=PATIENCE, check=False
     )

@@ -9,21 +9,22 @@ import threading
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from intercept_protocol.errors import WireError
+from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.hv_message import build_memory_intercept
-from intercept_protocol.outcomes import Access, Answer, Outcome
+from intercept_protocol.outcomes import Access, Answer, AnyAnswer, LaterAnswer, Outcome
 
 from .stop import Stop, StopReason, VcpuStopped
 from .tally import VcpuTally
 
-DRAINING_PAUSE: Final = 0.01
-"""Seconds between questions to a daemon that is ending: it answers at once, and closes in its own time."""
+RETRY_PAUSE: Final = 0.01
+"""Seconds before the next question where the daemon may have answered at once: it is ending, and closes in
+its own time, or it has a reason that is not known here."""
 
 
 class Decider(Protocol):
     """The daemon's VP connection; see `BlockingVp`."""
 
-    def intercept(self, message: bytes) -> Answer: ...
+    def intercept(self, message: bytes) -> AnyAnswer: ...
 
 
 class Asker:
@@ -38,7 +39,7 @@ class Asker:
         self._tally = tally
         self.stopping = threading.Event()
 
-    def ask(self, gpa: int, access: Access, instruction_pointer: int) -> Answer:
+    def ask(self, gpa: int, access: Access, instruction_pointer: int) -> AnyAnswer:
         """RESUME or FORWARD, whatever time it takes; `VcpuStopped` for all else."""
         message = build_memory_intercept(
             gpa=gpa, access=access, vp_index=self._vp_index, instruction_pointer=instruction_pointer
@@ -50,16 +51,20 @@ class Asker:
             self._tally.intercepts[answer] += 1
             match answer.outcome:
                 case Outcome.RETRY:
-                    if answer is Answer.DRAINING:
-                        self.stopping.wait(DRAINING_PAUSE)
+                    if answer is Answer.DRAINING or isinstance(answer, LaterAnswer):  # may come at once
+                        self.stopping.wait(RETRY_PAUSE)
                 case Outcome.FAIL:
                     raise VcpuStopped(Stop(StopReason.FAILED, gpa, answer))
                 case _:
                     return answer
 
-    def _ask_once(self, message: bytes, gpa: int) -> Answer:
+    def _ask_once(self, message: bytes, gpa: int) -> AnyAnswer:
         try:
             return self._decider.intercept(message)
-        except (OSError, WireError) as error:  # lost, late, or no answer: it is not asked again
+        except (
+            OSError,
+            ProtocolViolation,
+            WireError,
+        ) as error:  # lost, late, or no answer: it is not asked again
             self._on_lost(str(error))
             raise VcpuStopped(Stop(StopReason.DAEMON_LOST, gpa, detail=str(error))) from error

@@ -20,7 +20,7 @@ from intercept_protocol.messages import RegionKind
 
 from .guest_memory import GuestMemory
 
-EVERYTHING = GfnRange(0, PAGE_LIMIT)
+EVERYTHING = GfnRange(start=0, end=PAGE_LIMIT)
 _KINDS_OF_RAM = frozenset((RegionKind.MOVABLE, RegionKind.PINNED))
 
 

@@ -17,7 +17,7 @@ from typing import Final, Self
 from intercept_client.connecting import RETRY_DELAY, StrPath, connect_now
 from intercept_client.errors import ConnectionLost
 from intercept_protocol.addresses import GfnRange, RangeError, UaddrRange
-from intercept_protocol.errors import WireError
+from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import CreatePartitionReply, HypervisorCall, MapGpa, UnmapGpa
 from intercept_protocol.outcomes import Access
 
@@ -41,7 +41,8 @@ class HypervisorConnection:
 
     @classmethod
     def open(cls, path: StrPath, partition: CreatePartitionReply, memory: GuestMemory, on_end: OnEnd) -> Self:
-        """Connect, say hello, and serve from then on. Raises `OSError`, `WireError`, `ConnectionLost`."""
+        """Connect, say hello, and serve from then on. Raises `OSError`, `ConnectionLost`,
+        or what `HypervisorSession.receive_data` raises."""
         session = HypervisorSession(partition, lambda call: carry_out(memory, call))
         sock = _connect(path)
         try:
@@ -80,7 +81,7 @@ class HypervisorConnection:
         try:
             while True:
                 _turn(self._socket, self._session)
-        except (ConnectionLost, LinkEnded, WireError, OSError) as error:
+        except (ConnectionLost, LinkEnded, ProtocolViolation, OSError) as error:
             why = str(error)
         finally:
             self._socket.close()

@@ -47,7 +47,7 @@ class HypervisorSession:
     def _handle(self, message: rpc.Message) -> bytes:
         match message:
             case rpc.Response(msgid=0, error=error) if error is not None:
-                raise LinkEnded(str(WireError.from_wire(error)))
+                raise LinkEnded(str(WireError.in_words(error)))
             case rpc.Response(msgid=msgid, error=error) if msgid == _HELLO_MSGID and not self.welcomed:
                 if error is not None:
                     raise WireError.from_wire(error)

@@ -96,8 +96,8 @@ class Machine:
     def _prime(self) -> None:
         """Let a guest run that has no memslot yet: with shadow paging KVM_RUN is ENOSPC until the first one
         came, because KVM sizes its page-table cache when slots change, and to no less than 64 pages."""
-        page = GfnRange(0, 1)
-        uaddrs = libc.mmap(UaddrRange(0, 1), Access.READ, libc.Sharing.PRIVATE)
+        page = GfnRange(start=0, end=1)
+        uaddrs = libc.mmap(UaddrRange.of_pages(0, 1), Access.READ, libc.Sharing.PRIVATE)
         try:
             slot = Memslot(0, page, uaddrs, Access.READ | Access.WRITE)
             self.set_memslot(slot)

@@ -43,7 +43,9 @@ class Memslot:
     def part(self, gfns: GfnRange, slot_id: int) -> Memslot:
         """The same memory at some of the gfns."""
         start = self.uaddr_page(gfns.start)
-        return replace(self, slot_id=slot_id, gfns=gfns, uaddrs=UaddrRange(start, start + gfns.page_count))
+        return replace(
+            self, slot_id=slot_id, gfns=gfns, uaddrs=UaddrRange(start=start, end=start + gfns.page_count)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class MemslotTable:
         for slot in self:
             if (clipped := slot.uaddrs.clip(uaddrs)) is not None:
                 start = clipped.start - slot.uaddrs.start + slot.gfns.start
-                found.append(GfnRange(start, start + clipped.page_count))
+                found.append(GfnRange(start=start, end=start + clipped.page_count))
         return found
 
     def plan_map(self, gfns: GfnRange, uaddrs: UaddrRange, access: Access) -> Change:
@@ -135,6 +137,6 @@ class MemslotTable:
 
 def _outside(gfns: GfnRange, cut: GfnRange) -> tuple[GfnRange | None, GfnRange | None]:
     """What of `gfns` lies before and behind `cut`."""
-    before = GfnRange(gfns.start, cut.start) if gfns.start < cut.start else None
-    behind = GfnRange(cut.end, gfns.end) if cut.end < gfns.end else None
+    before = GfnRange(start=gfns.start, end=cut.start) if gfns.start < cut.start else None
+    behind = GfnRange(start=cut.end, end=gfns.end) if cut.end < gfns.end else None
     return before, behind

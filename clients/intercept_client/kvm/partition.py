@@ -24,7 +24,7 @@ from intercept_client.connecting import StrPath
 from intercept_client.own_memory import Watch, own_memory
 from intercept_protocol import messages
 from intercept_protocol.addresses import GfnRange, UaddrRange
-from intercept_protocol.errors import WireError
+from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import (
     AddressSpaceKind,
     CreatePartitionReply,
@@ -161,7 +161,8 @@ class GuestPartition:
         writable: bool = True,
         executable: bool = False,
     ) -> RegionKind:
-        """Raises `WireError`, or what ended the connection."""
+        """Raises `WireError` for a refusal, after which nothing was added, or what ended the connection: then
+        the region counts as added, for what the daemon's loss takes from the guest."""
         self._loss.region_added(gfns, _PRESUMED[kind])
         try:
             reply = self.vmm.call(
@@ -229,5 +230,5 @@ class GuestPartition:
         return DirectCopier() if self._setting.coverage is Coverage.ANNOUNCED else CheckedCopier()
 
     def _kick(self, vp_index: int) -> None:
-        with suppress(OSError, WireError):  # a daemon that is gone has nobody waiting
+        with suppress(OSError, ProtocolViolation, WireError):  # a daemon that is gone has nobody waiting
             self.vmm.call(messages.Kick(vp_index=vp_index))

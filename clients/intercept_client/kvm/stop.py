@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from intercept_protocol.outcomes import Answer
+from intercept_protocol.outcomes import AnyAnswer
 
 
 class StopReason(Enum):
@@ -28,7 +28,7 @@ class Stop:
     reason: StopReason
     gpa: int | None = None
     """Where the guest was stopped, for reasons that have a place."""
-    answer: Answer | None = None
+    answer: AnyAnswer | None = None
     detail: str = ""
 
     def __str__(self) -> str:

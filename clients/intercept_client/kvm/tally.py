@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from intercept_protocol.outcomes import Answer
+from intercept_protocol.outcomes import AnyAnswer
 
 FIRST_TOUCHES_KEPT: Final = 4096
 """Durations kept; later ones are only counted."""
@@ -20,7 +20,7 @@ FIRST_TOUCHES_KEPT: Final = 4096
 class VcpuTally:
     exits: Counter[str] = field(default_factory=Counter)
     """By the name of the exit's type."""
-    intercepts: Counter[Answer] = field(default_factory=Counter)
+    intercepts: Counter[AnyAnswer] = field(default_factory=Counter)
     completed: int = 0
     """Accesses completed on memory of ours."""
     forwarded: int = 0

@@ -16,7 +16,7 @@ import trio
 from intercept_client import VpClient
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.hv_message import InterceptMessage, MessageType, build_memory_intercept
-from intercept_protocol.outcomes import Access, Answer, Outcome
+from intercept_protocol.outcomes import Access, AnyAnswer, Outcome
 
 from .clock import Clock, During
 from .judge import Judge
@@ -106,7 +106,7 @@ class Guest:
             answer = await self._ask(_NO_MEMORY)
             self._judge.not_memory(self._name, answer, During(asked, self._clock.tick()))
 
-    async def _ask(self, message: bytes) -> Answer:
+    async def _ask(self, message: bytes) -> AnyAnswer:
         sent = time.perf_counter()
         answer = await self._vp.intercept(message)
         self._tally.answered(self._index, answer, time.perf_counter() - sent)

@@ -5,7 +5,9 @@ Owns what counts as wrong, and its wording; must not know connections.
 
 from __future__ import annotations
 
-from intercept_protocol.outcomes import Access, Answer, Outcome
+from collections.abc import Set
+
+from intercept_protocol.outcomes import Access, Answer, AnyAnswer, LaterAnswer, Outcome
 
 from .clock import During
 from .tally import Finding, Tally, Wrong
@@ -20,20 +22,20 @@ class Judge:
         self._truth = truth
         self._tally = tally
 
-    def not_memory(self, who: str, answer: Answer, during: During) -> None:
+    def not_memory(self, who: str, answer: AnyAnswer, during: During) -> None:
         """Judge the answer to a message that is no fault on memory."""
-        if answer is not Answer.NOT_MEMORY:
+        if not _is_one_of(answer, {Answer.NOT_MEMORY}):
             right = (str(Answer.NOT_MEMORY),)
             self._tally.found(Finding(Wrong.UNTRUE_ANSWER, who, None, f"no memory: {answer}", right, during))
 
-    def answer(self, who: str, gfn: int, access: Access, answer: Answer, during: During) -> None:
+    def answer(self, who: str, gfn: int, access: Access, answer: AnyAnswer, during: During) -> None:
         """Judge the answer to an access."""
         match answer.outcome:
             case Outcome.RETRY:
                 return
             case Outcome.FAIL:
                 wrong = Wrong.FAILED
-            case _ if answer in self._truth.possible_answers(gfn, access, during):
+            case _ if _is_one_of(answer, self._truth.possible_answers(gfn, access, during)):
                 return
             case _:
                 wrong = Wrong.UNTRUE_ANSWER
@@ -59,6 +61,13 @@ class Judge:
     def _found(self, wrong: Wrong, who: str, gfn: int, told: str, during: During) -> None:
         states = tuple(_state_text(state, gfn) for state in self._truth.states(gfn, during))
         self._tally.found(Finding(wrong, who, gfn, told, states, during))
+
+
+def _is_one_of(answer: AnyAnswer, right: Set[Answer]) -> bool:
+    """A reason that only a later daemon knows is judged by its outcome (V-3)."""
+    if isinstance(answer, LaterAnswer):
+        return any(answer.outcome is one.outcome for one in right)
+    return answer in right
 
 
 def _state_text(state: State, gfn: int) -> str:

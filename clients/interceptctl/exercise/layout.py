@@ -28,7 +28,7 @@ class Memory:
 
     @property
     def uaddrs(self) -> UaddrRange:
-        return UaddrRange(self.parts[0].start, self.parts[-1].end)
+        return UaddrRange(start=self.parts[0].start, end=self.parts[-1].end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,11 @@ class Slot:
     access: Access
 
     def gfns(self, home: int) -> GfnRange:
-        return GfnRange(home, home + self.uaddrs.page_count)
+        return GfnRange(start=home, end=home + self.uaddrs.page_count)
 
 
 def _pages(start: int, count: int) -> UaddrRange:
-    return UaddrRange(_BASE + start, _BASE + start + count)
+    return UaddrRange(start=_BASE + start, end=_BASE + start + count)
 
 
 NIC = Memory("nic", (_pages(0, 20), _pages(23, 41)), READ_WRITE, io=True)

@@ -97,7 +97,7 @@ async def attach(client: VmmClient) -> None:
 
 def _without(uaddrs: UaddrRange, gaps: list[UaddrRange]) -> Iterator[UaddrRange]:
     start = uaddrs.start
-    for gap in [*gaps, UaddrRange(uaddrs.end, uaddrs.end)]:
+    for gap in [*gaps, UaddrRange(start=uaddrs.end, end=uaddrs.end)]:
         if start < gap.start:
-            yield UaddrRange(start, gap.start)
+            yield UaddrRange(start=start, end=gap.start)
         start = gap.end

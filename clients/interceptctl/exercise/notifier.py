@@ -69,7 +69,7 @@ async def disturb(notifier: FakeNotifier, turns: trio.MemoryReceiveChannel[None]
     async for _ in turns:
         uaddrs = rng.choice(memories).uaddrs
         start = rng.randrange(uaddrs.start, uaddrs.end)
-        piece = UaddrRange(start, min(uaddrs.end, start + rng.randint(1, 64)))
+        piece = UaddrRange(start=start, end=min(uaddrs.end, start + rng.randint(1, 64)))
         if rng.random() < 0.5:
             await notifier.invalidate(piece)
         else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from intercept_protocol.outcomes import Answer
+from intercept_protocol.outcomes import AnyAnswer
 
 from .clock import During
 
@@ -55,13 +55,13 @@ class Finding:
 @dataclass(slots=True)
 class VpTally:
     intercepts: int = 0
-    last: Answer | None = None
+    last: AnyAnswer | None = None
 
 
 @dataclass(slots=True)
 class Tally:
     vps: list[VpTally]
-    answers: Counter[Answer] = field(default_factory=Counter)
+    answers: Counter[AnyAnswer] = field(default_factory=Counter)
     latencies: array[float] = field(default_factory=lambda: array("d"))
     """Seconds from each intercept to its answer, as the guest waited for it."""
     steps: int = 0
@@ -71,7 +71,7 @@ class Tally:
     findings: list[Finding] = field(default_factory=list)
     events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
 
-    def answered(self, vp_index: int, answer: Answer, latency: float) -> None:
+    def answered(self, vp_index: int, answer: AnyAnswer, latency: float) -> None:
         vp = self.vps[vp_index]
         vp.intercepts += 1
         vp.last = answer

@@ -89,7 +89,7 @@ class Truth:
         for page in range(uaddrs.start, uaddrs.end):
             if self.backing(page) is None:
                 start = runs.pop().start if runs and runs[-1].end == page else page
-                runs.append(UaddrRange(start, page + 1))
+                runs.append(UaddrRange(start=start, end=page + 1))
         return runs
 
     # ------------------------------------------------ changes, each asked for `at` a tick

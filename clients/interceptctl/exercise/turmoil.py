@@ -112,12 +112,12 @@ class Turmoil:
                 await self._map_a_gap(memory)
                 return memory.name
             case Deed.UNMAP_ACROSS:
-                piece = UaddrRange(piece.start, piece.start + rng.randint(1, 300))
+                piece = UaddrRange(start=piece.start, end=piece.start + rng.randint(1, 300))
                 await vmm.unmap(piece)
             case Deed.REPLACE:
                 await self._replace(memory, piece)
             case Deed.REPLACE_SHUT:
-                wider = UaddrRange(piece.start - rng.randint(0, 2), piece.end + rng.randint(0, 2))
+                wider = UaddrRange(start=piece.start - rng.randint(0, 2), end=piece.end + rng.randint(0, 2))
                 async with self._notifier.shutting(wider):
                     await self._replace(memory, piece)
             case Deed.PROTECT:
@@ -177,4 +177,4 @@ class Turmoil:
             return uaddrs
         count = min(rng.randint(1, most), uaddrs.page_count)
         start = rng.randint(uaddrs.start, uaddrs.end - count)
-        return UaddrRange(start, start + count)
+        return UaddrRange(start=start, end=start + count)

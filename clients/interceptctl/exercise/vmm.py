@@ -33,7 +33,7 @@ class FakeVmm:
     """`hot` are the gfns where something changes just now: guests like to be there."""
 
     def __init__(self, link: Link, memory: Memory, truth: Truth, judge: Judge) -> None:
-        self.hot = GfnRange(0, 1)
+        self.hot = GfnRange(start=0, end=1)
         self._link = link
         self._memory = memory
         self._truth = truth

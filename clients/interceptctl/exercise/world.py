@@ -83,7 +83,7 @@ class Region:
         if clipped is None:
             return None
         shift = self.gfns.start - self.uaddrs.start
-        return GfnRange(clipped.start + shift, clipped.end + shift)
+        return GfnRange(start=clipped.start + shift, end=clipped.end + shift)
 
 
 def kind_of(backing: Backing) -> RegionKind:

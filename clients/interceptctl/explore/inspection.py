@@ -16,7 +16,7 @@ from interceptd.mapping import Frame, Mapping
 
 from .model_partition import ModelPartition
 
-EVERYWHERE = GfnRange(0, PAGE_LIMIT)
+EVERYWHERE = GfnRange(start=0, end=PAGE_LIMIT)
 
 
 def disorder(model: ModelPartition) -> str | None:
@@ -35,7 +35,7 @@ def misrecorded(model: ModelPartition, gfns: Iterable[int]) -> str | None:
     """I2 and I10: how the record of what is mapped lies outside its region, or differs from the SLAT at one
     of these gfns. Those that the lock's holder is changing right now are nobody's business."""
     change = model.mappings._change
-    busy = GfnRange(0, 0) if change is None else change.gfns
+    busy = GfnRange(start=0, end=0) if change is None else change.gfns
     records = list(model.mappings._record)
     for record in records:
         if not record.gfns.overlaps(busy) and (how := _out_of_region(model, record)):

@@ -22,7 +22,7 @@ from .script import Touch, rights
 from .subject import Subject
 from .truth import Truth
 
-EVERYWHERE = GfnRange(0, PAGE_LIMIT)
+EVERYWHERE = GfnRange(start=0, end=PAGE_LIMIT)
 MOST_RESUMES = 17
 """Answers RESUME for one access that does not come through: the map, and the 16 that I8 allows."""
 

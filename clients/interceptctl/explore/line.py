@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from intercept_protocol import rpc
-from intercept_protocol.errors import WireError
+from intercept_protocol.errors import EncodedError
 from intercept_protocol.messages import INTERCEPT_METHOD
 from intercept_protocol.outcomes import Answer
 from interceptd.connection import Answered, Connection, ConnectionGone, Whole
@@ -68,7 +68,7 @@ class Line(Connection):
     async def answer_watched(self, answering: Awaitable[Answered]) -> Answered:
         return await answering
 
-    def refuse(self, error: WireError, msgid: int = 0) -> None:
+    def refuse(self, error: EncodedError, msgid: int = 0) -> None:
         raise ConnectionGone(f"refused {msgid}") from error
 
     def close(self) -> None:

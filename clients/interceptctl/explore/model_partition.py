@@ -186,17 +186,17 @@ class ModelPartition:
 
     async def begin(self, page: int, page_count: int) -> None:
         """An invalidate_begin, from the request to the acknowledgement."""
-        await self.regions.wait_served(self.notifier.begin(UaddrRange.of(page, page_count)))
+        await self.regions.wait_served(self.notifier.begin(UaddrRange.at_page(page, page_count)))
 
     def end(self, page: int, page_count: int) -> None:
-        self.notifier.end(UaddrRange.of(page, page_count))
+        self.notifier.end(UaddrRange.at_page(page, page_count))
 
     async def invalidate(self, page: int, page_count: int) -> None:
-        await self.regions.wait_served(self.notifier.invalidate(UaddrRange.of(page, page_count)))
+        await self.regions.wait_served(self.notifier.invalidate(UaddrRange.at_page(page, page_count)))
 
     async def invalidate_each(self, pages: Iterable[int]) -> None:
         """Announced one by one without waiting, as a userfaultfd does, and then waited for."""
-        batches = {self.notifier.invalidate(UaddrRange.of(page, 1)) for page in pages}
+        batches = {self.notifier.invalidate(UaddrRange.at_page(page, 1)) for page in pages}
         for batch in batches:
             await batch.done.wait()
 

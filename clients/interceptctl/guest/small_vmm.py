@@ -35,7 +35,7 @@ from intercept_protocol.outcomes import Access
 from .emulated import Reports, Scratch
 from .programs import REPORT_PORT, Program
 
-RAM: Final = GfnRange(0, 16)
+RAM: Final = GfnRange(start=0, end=16)
 ENTRY: Final = 0x1000
 PROGRAM_BYTES: Final = 0x100
 """Room for one vCPU's program: each has its own copy."""
@@ -120,8 +120,8 @@ class SmallVmm:
         file = os.memfd_create(f"gfn-{at:#x}", os.MFD_CLOEXEC)
         self._opened.callback(os.close, file)
         os.ftruncate(file, page_count * PAGE_SIZE)
-        uaddrs = libc.mmap(UaddrRange(0, page_count), READ_WRITE, Sharing.SHARED, file=file)
-        bar = Bar(GfnRange(at, at + page_count), uaddrs, file)
+        uaddrs = libc.mmap(UaddrRange.of_pages(0, page_count), READ_WRITE, Sharing.SHARED, file=file)
+        bar = Bar(GfnRange(start=at, end=at + page_count), uaddrs, file)
         self.partition.add_region(bar.gfns, uaddrs, kind, writable=writable, executable=executable)
         return bar
 

@@ -1,6 +1,7 @@
 """Partitions as an operator sees them: in a list, and one in full.
 
-Owns those views; must not know how they are made or shown.
+Owns those views; must not know how they are made or shown. Their words are plain text: a later version may
+have others, which an operator is shown as they are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from typing import ClassVar
 import msgspec
 
 from .statistics import Buckets, PartitionStatistics
-from .words import Architecture, MmioGranularity, RegionKind
 
 
 class PartitionSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +43,7 @@ class RegionView(msgspec.Struct, frozen=True, kw_only=True):
     start_gfn: int
     page_count: int
     start_uaddr: int
-    kind: RegionKind
+    kind: str
     state: str
     writable: bool
     executable: bool
@@ -62,8 +62,8 @@ class PartitionInspection(msgspec.Struct, frozen=True, kw_only=True):
     REGION_VIEWS: ClassVar[int] = 256
 
     summary: PartitionSummary
-    architecture: Architecture
-    mmio_granularity: MmioGranularity
+    architecture: str
+    mmio_granularity: str
     statistics: PartitionStatistics
     regions: list[RegionView]
     virtual_processors: list[VpView]

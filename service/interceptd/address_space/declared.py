@@ -62,7 +62,7 @@ class DeclaredAddressSpace:
         if vma is None:
             return None
         backed = vma.slice(max(vma.start, window.start), min(vma.end, window.end))
-        uaddrs = UaddrRange(backed.start, backed.end)
+        uaddrs = UaddrRange(start=backed.start, end=backed.end)
         return Extent(uaddrs, Frame(HOST_BACKING, backed.start_pfn), backed.access, backed.io)
 
     async def run(self) -> None:
@@ -138,4 +138,4 @@ async def _let_others_run(part: PageRange, whole: PageRange) -> None:
 
 
 def _uaddrs(vma: Vma) -> UaddrRange:
-    return UaddrRange(vma.start, vma.end)
+    return UaddrRange(start=vma.start, end=vma.end)

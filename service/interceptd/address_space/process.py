@@ -241,6 +241,6 @@ def _read_flags(attachment: Attachment, smaps: int, page: int) -> tuple[LiveVma,
 
 
 def _overlap(vma: LiveVma, uaddrs: UaddrRange) -> UaddrRange:
-    overlap = UaddrRange(vma.start, vma.end).clip(uaddrs)
+    overlap = UaddrRange(start=vma.start, end=vma.end).clip(uaddrs)
     assert overlap is not None, "the page lies in both"
     return overlap

@@ -62,7 +62,7 @@ class SoftwareHypervisor:
         if completed:
             self._slat.replace(mapping.slice(mapping.start, mapping.start + completed))
         if status is not HvStatus.SUCCESS:
-            self._roll_back(GfnRange(mapping.start, mapping.start + completed), before)
+            self._roll_back(GfnRange(start=mapping.start, end=mapping.start + completed), before)
             raise _refused(status, mapping, completed)
 
     async def unmap_gpa(self, gfns: GfnRange) -> None:

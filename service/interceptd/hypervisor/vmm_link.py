@@ -154,5 +154,5 @@ class VmmHypervisor:
         if self._late:  # it may still carry that one out, after what undoes it
             raise ProtocolViolation(errno.EPROTO, f"request {self._late[0]} was to be answered first")
         if response.error is not None:
-            asked.error = WireError.from_wire(response.error)
+            asked.error = WireError.in_words(response.error)
         asked.answered.set()

@@ -148,5 +148,5 @@ async def test_s_the_new_regions_mappings_survive_everything_that_the_old_one_le
     await model.add_region(GFN, PAGES, 0xA000)
     await model.fault(GFN)
     await model.unmap_vma(PAGE, PAGES)
-    await model.notifier.invalidate(UaddrRange(PAGE, PAGE + PAGES)).done.wait()
+    await model.notifier.invalidate(UaddrRange(start=PAGE, end=PAGE + PAGES)).done.wait()
     assert model.pfns(GFN, PAGES) == [*range(0x8000, 0x8000 + PAGES)]

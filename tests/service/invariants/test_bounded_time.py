@@ -74,7 +74,7 @@ async def test_i4_a_fault_whose_page_has_too_few_rights_at_its_deadline_is_not_c
         for page in range(0, PAGES, 2):
             await model.fault(GFN + page)
         model.regions.mmio_granularity = MmioGranularity.VMA
-        await model.declared.protect_vma(UaddrRange.of(PAGE, PAGES), RW)
+        await model.declared.protect_vma(UaddrRange.at_page(PAGE, PAGES), RW)
         pauses.slow = True
         assert await model.fault(GFN, Access.WRITE) is Answer.CONTENDED
         assert misrecorded(model, LOOKED_AT) is None

@@ -217,7 +217,7 @@ async def test_i10_a_manager_cut_off_at_any_await_acknowledges_only_what_it_did(
 ) -> None:
     model = paused()
     await with_memory_mapped(model, kind)
-    batch = model.notifier.invalidate(UaddrRange(PAGE, PAGE + PAGES))
+    batch = model.notifier.invalidate(UaddrRange(start=PAGE, end=PAGE + PAGES))
     with capture_logs():
         await cut_off(bounded(model.regions.run), last)
     reached = {False: [*range(PFN, PFN + PAGES)], True: [None] * PAGES}
@@ -235,7 +235,7 @@ def bounded(forever: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[
 
 async def ended(model: ModelPartition) -> None:
     """A partition's life, whose end begins at once, with an invalidation that nobody served yet."""
-    model.notifier.invalidate(UaddrRange(PAGE, PAGE + PAGES))
+    model.notifier.invalidate(UaddrRange(start=PAGE, end=PAGE + PAGES))
     model.partition.end()
     await model.partition.run(trio.sleep_forever)
 

@@ -150,12 +150,12 @@ class Mm:
 
     async def munmap(self, pages: Pages) -> None:
         async with self.lock.write():
-            await self._vmas.unmap_vma(UaddrRange(pages.start, pages.end))
+            await self._vmas.unmap_vma(UaddrRange(start=pages.start, end=pages.end))
             self._present -= set(range(pages.start, pages.end))
 
     async def mprotect(self, pages: Pages, access: Access) -> None:
         async with self.lock.write():
-            await self._vmas.protect_vma(UaddrRange(pages.start, pages.end), access)
+            await self._vmas.protect_vma(UaddrRange(start=pages.start, end=pages.end), access)
             self._present -= set(range(pages.start, pages.end))
 
     def zap(self, pages: Pages) -> None:

@@ -1,0 +1,49 @@
+"""The package's metadata: its dependencies are what it imports, and it says that it is typed."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[2]
+PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGES: Final = [ROOT / path for path in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
+OURS: Final = {package.name for package in PACKAGES}
+
+
+def imported(module: Path) -> Iterator[str]:
+    """The top-level names that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name.partition(".")[0] for alias in names)
+            case ast.ImportFrom(module=str(name), level=0):
+                yield name.partition(".")[0]
+
+
+def normalized(distribution: str) -> str:
+    """PEP 503."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def test_the_dependencies_are_what_the_packages_import() -> None:
+    names = {name for package in PACKAGES for module in package.rglob("*.py") for name in imported(module)}
+    foreign = names - OURS - sys.stdlib_module_names
+    installed = packages_distributions()
+    needed = {normalized(installed[name][0]) for name in foreign}
+    required = {re.split(r"[<>=!~ ;\[]", text)[0] for text in PROJECT["project"]["dependencies"]}
+    assert {normalized(name) for name in required} == needed
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_a_package_says_that_it_is_typed(package: Path) -> None:
+    """PEP 561: without the marker a type checker takes its imports for untyped."""
+    assert (package / "py.typed").is_file()
