@@ -10,7 +10,7 @@ from typing import Final
 
 LATER: Final = "of_a_later_version"
 """Every key, word, limit and reason that is not known today."""
-LATER_NUMBER: Final = 4242
+LATER_NUMBER: Final = 4042
 """An errno that is not known today."""
 _ADDED: Final[Mapping[str, object]] = {"is": [None, True, -1, 1.5, LATER, b"later", {}]}
 UNKNOWN_EVENT: Final = {"event": LATER, "time_ms": 1, LATER: 2}
