@@ -21,7 +21,7 @@ from intercept_protocol.messages import (
 )
 
 from . import asking, render
-from .completion import partition_ids
+from .completion import SOCKET_PATH, partition_ids
 from .doctor.command import doctor_command
 from .exercise.command import exercise_command
 from .explore.command import explore_command
@@ -54,8 +54,8 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., None])
     "--socket",
     "path",
     metavar="PATH",
-    type=click.Path(),
-    envvar="INTERCEPTD_OPERATOR_SOCKET",
+    type=SOCKET_PATH,
+    envvar="INTERCEPTCTL_SOCKET",
     default=DEFAULT_SOCKET,
     show_default=True,
     show_envvar=True,

@@ -449,7 +449,7 @@ def test_a_daemon_that_does_not_answer_is_exit_code_3(
 
 def test_the_socket_may_come_from_the_environment(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, ([*hello(), *replies(DAEMON)],)):
-        result = CliRunner().invoke(main, ["stats"], env={"INTERCEPTD_OPERATOR_SOCKET": str(socket_path)})
+        result = CliRunner().invoke(main, ["stats"], env={"INTERCEPTCTL_SOCKET": str(socket_path)})
 
     assert result.exit_code == 0
 

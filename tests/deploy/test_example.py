@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fakes.daemon_process import clean_environment
 from interceptd.config import Config, Limits
 from interceptd.config_sources import load_config
 
@@ -98,7 +98,7 @@ def test_check_config_shows_every_value_and_where_it_comes_from_as_a_file_that_m
     file = tmp_path / "interceptd.toml"
     file.write_text("limits.operators = 3\nlimits.vmms_per_uid = 3\nsocket_mode = 0o600")
     command = [sys.executable, "-m", "interceptd", "check-config", str(file), "--set", "limits.vps_per_uid=5"]
-    environment = clean_environment() | {"INTERCEPTD_LIMITS__OPERATORS": "4"}
+    environment = os.environ | {"INTERCEPTD_LIMITS__OPERATORS": "4"}
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     origins = {line.split(" = ")[0]: line.rpartition("# ")[2] for line in shown.splitlines() if " = " in line}
     assert [

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from interceptctl import render, words
+from interceptctl.completion import SOCKET_PATH
 
 from . import confinement, kernel, sockets
 from .finding import Finding, Setting, State
@@ -37,7 +38,7 @@ _COLOURS: Final = {State.OK: "green", State.LIMITED: "yellow", State.MISSING: "b
 @click.option(
     "--vmm-socket",
     metavar="PATH",
-    type=click.Path(),
+    type=SOCKET_PATH,
     help="The VMMs' socket  [default: vmm.sock beside the operator's].",
 )
 @click.option("--json", "as_json", is_flag=True, help="For scripts: name, setting, state, found, mend.")

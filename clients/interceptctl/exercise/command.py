@@ -11,6 +11,8 @@ import click
 import msgspec
 from rich.console import Console
 
+from interceptctl.completion import SOCKET_PATH
+
 from .memory import Setting
 from .scenario import DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scenario
 
@@ -19,7 +21,7 @@ from .scenario import DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scen
 @click.option(
     "--vmm-socket",
     metavar="PATH",
-    type=click.Path(),
+    type=SOCKET_PATH,
     help="Exercise the daemon that listens there, not one of our own.",
 )
 @click.option("--vps", type=click.IntRange(1, MOST_VPS), default=DEFAULT_VPS, show_default=True)
