@@ -154,7 +154,8 @@ class Daemon:
             connections_refused=admission.refusals.total(),
             intercepts=by_outcome(totals.answers),
             invalidations=totals.invalidations.total(),
-            latency=totals.intercepts.buckets,
+            latency=totals.intercepts.all.buckets,
+            latency_waited=totals.intercepts.waited.buckets,
         )
 
     def status(self) -> str:

@@ -1,7 +1,7 @@
 """A daemon of our own, for as long as an exercise takes.
 
 Owns the process, its temporary directory and its log; must not know what it is asked. It is started by name:
-the operator's tool shares no code with the daemon. What configures another daemon does not configure this one.
+the operator's tool shares no code with the daemon. What configures another daemon is kept from it.
 """
 
 from __future__ import annotations
