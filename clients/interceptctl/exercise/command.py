@@ -11,6 +11,7 @@ import click
 import msgspec
 from rich.console import Console
 
+from interceptctl import words
 from interceptctl.completion import SOCKET_PATH
 
 from .memory import Setting
@@ -66,7 +67,9 @@ def exercise_command(
     scenario = Scenario(seed=seed, vps=vps, steps=steps, seconds=seconds, setting=setting)
     console = Console(highlight=False, emoji=False, markup=False)
     if not (quiet or as_json):
-        console.print(f"exercising {vmm_socket or 'a daemon of our own'} with {vps} VPs, seed {seed}")
+        console.print(
+            f"exercising {vmm_socket or 'a daemon of our own'} with {words.of(vps, 'VP')}, seed {seed}"
+        )
         console.print(f"setting: {setting.title}")
     report = program.run(vmm_socket, scenario, None if quiet or as_json else console)
     if as_json:
