@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from fakes.eventually import PATIENCE
 from interceptd.config import Config, Limits
 from interceptd.config_sources import load_config
 
@@ -112,6 +113,28 @@ def test_check_config_shows_every_value_and_where_it_comes_from_as_a_file_that_m
     file.write_text(shown)
     config = load_config(file)
     assert (config.limits, config.socket_mode) == (Limits(operators=4, vmms_per_uid=3, vps_per_uid=5), 0o600)
+
+
+@pytest.mark.parametrize("command", ["serve", "check-config"])
+def test_a_file_that_is_named_twice_is_wrong_usage(command: str) -> None:
+    """Each form alone is one and the same, in both commands."""
+    run = [sys.executable, "-m", "interceptd", command, "a.toml", "--config", "b.toml"]
+    ended = subprocess.run(run, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (ended.returncode, "two configuration files: a.toml and --config b.toml" in ended.stderr) == (
+        2,
+        True,
+    )
+
+
+@pytest.mark.parametrize("command", ["serve", "check-config"])
+@pytest.mark.parametrize("form", [(), ("--config",)], ids=["alone", "--config"])
+def test_both_commands_take_the_file_in_both_forms(
+    tmp_path: Path, command: str, form: tuple[str, ...]
+) -> None:
+    (tmp_path / "wrong.toml").write_text("limits.operators = 0")
+    run = [sys.executable, "-m", "interceptd", command, *form, str(tmp_path / "wrong.toml")]
+    ended = subprocess.run(run, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (ended.returncode, "limits.operators: expected `int` >= 1" in ended.stderr) == (1, True)
 
 
 def test_check_config_binds_nothing(tmp_path: Path) -> None:
