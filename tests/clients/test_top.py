@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from rich.cells import cell_len
 from rich.console import Console
 
+from fakes.eventually import PATIENCE
 from fakes.scripted_daemon import Hear, Refuse, ScriptedDaemon, Step, hello, replies
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import (
@@ -369,7 +370,7 @@ def test_top_on_a_terminal_that_cannot_move_its_cursor_needs_once(socket_path: P
     dumb = os.environ | {"TERM": "dumb"}
     with open(ours, "rb"), open(theirs, "wb") as terminal:
         ended = subprocess.run(
-            command, stdout=terminal, stderr=subprocess.PIPE, env=dumb, timeout=20, check=False
+            command, stdout=terminal, stderr=subprocess.PIPE, env=dumb, timeout=PATIENCE, check=False
         )
     assert (ended.returncode, b"--once" in ended.stderr) == (2, True)
 

@@ -62,7 +62,7 @@ def test_every_duration_of_the_example_names_its_unit() -> None:
 
 def check_config(file: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "interceptd", "check-config", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_check_config_of_the_example_says_what_it_would_do() -> None:
