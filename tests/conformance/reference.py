@@ -33,8 +33,8 @@ open_invalidations_per_partition = 8
 deposit_pages_per_partition = 400
 operators = 4
 [timeouts]
-hello_ms = 3000
-hypervisor_ms = 1000
+hello_ms = 1000
+hypervisor_ms = 400
 """
 
 

@@ -2,8 +2,8 @@
 
 In turns, with the crowd and without, in one run; the VP is the load generator of `make bench`, in C. Its p99
 is printed. It should be twice its own at most, or one request of somebody else's more, which the event loop
-does not break off; but that is a figure of the machine as much as of ours. That a uid's requests wait for each
-other, and for nobody else's, is judged by their order in `tests/service/test_tenants.py`.
+does not break off; but that is a figure of the machine as much as of ours. That a uid's requests wait for its
+own, and for nobody else's, is judged by their order in `tests/service/test_tenants.py`.
 """
 
 from __future__ import annotations
