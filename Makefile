@@ -1,10 +1,11 @@
+# make setup  both commands, in .venv/bin                     make format  what make check asks of formatting
 # make run    the main job, with the embedded defaults        make check   format, lint, types, contracts
 # make test   the tests                                       make verify  the long checks
 # make bench  an intercept beside other servers               make bench-scale, make bench-compare
 # make fuzz   the byte parsers, SECONDS=600 each              make mutation  the core, each small thing wrong
-# make coverage, make core-coverage (protocol/ and the core: all of it), make format, make clean
+# make coverage, make core-coverage (protocol/ and the core: all of it), make clean
 .DEFAULT_GOAL := help
-.PHONY: help run test check format verify fuzz bench bench-compare bench-scale coverage core-coverage mutation clean
+.PHONY: help setup run test check format verify fuzz bench bench-compare bench-scale coverage core-coverage mutation clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +19,7 @@ CORE := address_space/declared attempt guest_mappings hypervisor/hv_status hyper
 # What decides; every line and branch of it, and of protocol/, is reached in virtual time.
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -27,6 +28,8 @@ $(READY): pyproject.toml constraints.txt
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 		$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
+
+setup: $(READY)
 
 run: $(READY)
 	@$(BIN)/interceptctl exercise

@@ -15,6 +15,8 @@ from typing import Final
 
 RETRY_DELAY: Final = 0.01
 """Seconds between attempts while the daemon's backlog is full."""
+LONGEST_PATH: Final = 107
+"""Bytes: sun_path of unix(7) has 108, the last of which is a NUL."""
 
 StrPath = str | os.PathLike[str]
 
@@ -30,8 +32,10 @@ def connect_now(path: StrPath) -> socket.socket:
         sock.connect(os.fspath(path))
     except OSError as error:
         sock.close()
-        number = error.errno or errno.ENAMETOOLONG  # "AF_UNIX path too long" comes without a number
-        raise OSError(number, os.strerror(number), os.fspath(path)) from error
+        if (length := len(os.fsencode(path))) > LONGEST_PATH:  # which has no number
+            text = f"the path has {length} bytes, and that of a socket at most {LONGEST_PATH}"
+            raise OSError(errno.ENAMETOOLONG, text, os.fspath(path)) from error
+        raise OSError(error.errno, os.strerror(error.errno or 0), os.fspath(path)) from error
     except BaseException:
         sock.close()
         raise

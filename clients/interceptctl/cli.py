@@ -20,8 +20,8 @@ from intercept_protocol.messages import (
     OperatorStatistics,
 )
 
-from . import asking, render
-from .completion import partition_ids
+from . import asking, render, words
+from .completion import SOCKET_PATH, partition_ids
 from .doctor.command import doctor_command
 from .exercise.command import exercise_command
 from .explore.command import explore_command
@@ -54,8 +54,8 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., None])
     "--socket",
     "path",
     metavar="PATH",
-    type=click.Path(),
-    envvar="INTERCEPTD_OPERATOR_SOCKET",
+    type=SOCKET_PATH,
+    envvar="INTERCEPTCTL_SOCKET",
     default=DEFAULT_SOCKET,
     show_default=True,
     show_envvar=True,
@@ -116,10 +116,10 @@ def show_statistics(path: str, partition_id: int | None, *, as_json: bool) -> No
     """Show the counters of the daemon, or of one partition."""
     with asking.operator(path) as operator:
         if partition_id is None:
-            _print(operator.call(OperatorStatistics()), render.daemon_statistics, as_json=as_json)
+            _print(operator.call(OperatorStatistics()), render.statistics_table, as_json=as_json)
         else:
             inspection = operator.call(InspectPartition(partition_id=partition_id))
-            _print(inspection.statistics, render.partition_statistics, as_json=as_json)
+            _print(inspection.statistics, render.statistics_table, as_json=as_json)
 
 
 @main.command("health")
@@ -132,7 +132,9 @@ def show_health(path: str, *, as_json: bool) -> None:
     if as_json:
         _print_json(statistics)
     else:
-        click.echo(f"serving {statistics.partitions} partitions, {statistics.vps} VPs")
+        click.echo(
+            f"serving {words.of(statistics.partitions, 'partition')}, {words.of(statistics.vps, 'VP')}"
+        )
 
 
 @main.command("drain")

@@ -1,4 +1,4 @@
-"""What a shell may complete beyond options and words: partitions, by asking the daemon.
+"""What a shell may complete beyond options and words: paths, and partitions, by asking the daemon.
 
 Owns that question, which must be quick and may not fail; must not know commands.
 """
@@ -16,6 +16,9 @@ from . import asking
 
 PATIENCE: Final = 1.0
 """Seconds that somebody who pressed Tab waits at most for each answer."""
+SOCKET_PATH: Final = click.Path(readable=False)
+"""Completed as a path and not checked: nobody reads a socket, and what `connect` says about it is worded by
+`asking`."""
 
 
 def partition_ids(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:

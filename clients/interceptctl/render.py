@@ -25,7 +25,10 @@ from intercept_protocol.messages import (
 from intercept_protocol.text import visible
 
 from . import words
-from .quantiles import quantile_ns
+from .quantiles import Quantiles, at_once, quantiles
+
+Statistics = PartitionStatistics | DaemonStatistics
+Counted = Statistics | PartitionSummary
 
 
 def show(renderable: RenderableType) -> None:
@@ -41,7 +44,10 @@ def console() -> Console:
 def partitions(summaries: Sequence[PartitionSummary]) -> RenderableType:
     if not summaries:
         return Text("no partitions")
-    table = _table("ID>", "NAME", "UID>", "PID>", "VPS>", "REGIONS>", "MAPPED>", "INTERCEPTS>", "AGE>")
+    table = _table(
+        *("ID>", "NAME", "UID>", "PID>", "VPS>", "MAPPED>", "INTERCEPTS>"),
+        *(f"AT ONCE\n{words.P50_P99}>", f"WAITED\n{words.P50_P99}>", "AGE>"),
+    )
     for summary in summaries:
         _row(
             table,
@@ -50,9 +56,10 @@ def partitions(summaries: Sequence[PartitionSummary]) -> RenderableType:
             summary.uid,
             summary.pid,
             words.count(summary.vps),
-            words.count(summary.regions),
             words.pages(summary.mapped_gfns),
             words.count(summary.intercepts),
+            words.p50_p99(_at_once(summary)),
+            words.p50_p99(_waited(summary)),
             words.duration(summary.age_ms),
         )
     return table
@@ -74,7 +81,7 @@ def inspection(view: PartitionInspection) -> RenderableType:
     return Group(
         Text(f"partition {summary.partition_id}"),
         Padding(_facts(facts), (0, 0, 0, 2), expand=False),
-        *_section("statistics", _statistics(view.statistics, view.statistics.intercepts, summary.latency)),
+        *_section("statistics", statistics_table(view.statistics)),
         *_section(_of("regions", len(view.regions), view.statistics.regions), _regions(view.regions)),
         *_section(
             _of("virtual processors", len(view.virtual_processors), summary.vps),
@@ -83,45 +90,48 @@ def inspection(view: PartitionInspection) -> RenderableType:
     )
 
 
-def partition_statistics(statistics: PartitionStatistics) -> RenderableType:
-    return _statistics(statistics, statistics.intercepts)
-
-
-def daemon_statistics(statistics: DaemonStatistics) -> RenderableType:
-    return _statistics(statistics, statistics.intercepts, statistics.latency)
-
-
-def _statistics(
-    statistics: msgspec.Struct, intercepts: Mapping[str, Mapping[str, int]], latency: Sequence[int] = ()
-) -> RenderableType:
-    """Every counter under its wire name, then the intercepts by outcome and reason."""
-    counters = {
-        name: value
+def statistics_table(statistics: Statistics) -> RenderableType:
+    """Every counter under its wire name, how long intercepts took, and how many had which answer."""
+    counters: dict[str, object] = {
+        name: f"{value:,}"
         for name, value in msgspec.structs.asdict(statistics).items()
-        if name not in ("intercepts", "latency")
+        if isinstance(value, int)
     }
-    if (median := quantile_ns((), latency, 0.5)) is not None:
-        most = quantile_ns((), latency, 0.99)
-        counters["latency"] = f"p50 {words.latency(median)}, p99 {words.latency(most)} at most"
+    for name, took in (
+        ("answered at once", _at_once(statistics)),
+        ("waited for others", _waited(statistics)),
+    ):
+        if took.p50_ns is not None:
+            half, most = words.latency(took.p50_ns), words.latency(took.p99_ns)
+            counters[name] = f"half within {half}, 99 % within {most}"
     table = _table("OUTCOME", "REASON", "INTERCEPTS>")
-    for outcome, reasons in intercepts.items():
+    for outcome, reasons in statistics.intercepts.items():
         for reason, number in reasons.items():
-            _row(table, outcome, reason, number)
+            _row(table, outcome, reason, f"{number:,}")
     return Group(_facts(counters), Text(""), table) if table.row_count else _facts(counters)
 
 
+def _at_once(counted: Counted) -> Quantiles:
+    return quantiles((), at_once(counted.latency, counted.latency_waited))
+
+
+def _waited(counted: Counted) -> Quantiles:
+    return quantiles((), counted.latency_waited)
+
+
 def _regions(regions: Iterable[RegionView]) -> Table:
-    table = _table("START_GFN>", "PAGES>", "START_UADDR>", "KIND", "STATE", "RIGHTS", "MAPPED>")
+    """What the guest sees, and where that begins in the VMM."""
+    table = _table("GUEST PHYSICAL>", "VMM ADDRESS>", "KIND", "STATE", "RIGHTS", "SIZE>", "MAPPED>")
     for region in regions:
         rights = "r" + ("w" if region.writable else "-") + ("x" if region.executable else "-")
         _row(
             table,
-            f"{region.start_gfn:#x}",
-            f"{region.page_count:#x}",
+            words.span(region.start_gfn, region.page_count),
             f"{region.start_uaddr:#x}",
             region.kind,
             region.state,
             rights,
+            words.pages(region.page_count),
             words.pages(region.mapped_gfns),
         )
     return table
@@ -130,7 +140,7 @@ def _regions(regions: Iterable[RegionView]) -> Table:
 def _vps(vps: Iterable[VpView]) -> Table:
     table = _table("VP>", "STATE", "INTERCEPTS>")
     for vp in vps:
-        _row(table, vp.vp_index, vp.state, vp.intercepts)
+        _row(table, vp.vp_index, vp.state, f"{vp.intercepts:,}")
     return table
 
 
@@ -139,7 +149,7 @@ def _section(title: str, body: RenderableType) -> tuple[RenderableType, ...]:
 
 
 def _of(title: str, shown: int, total: int) -> str:
-    return f"{title}: {total}" if shown == total else f"{title}: {shown} of {total} shown"
+    return f"{title}: {total:,}" if shown == total else f"{title}: {shown:,} of {total:,} shown"
 
 
 def _facts(facts: Mapping[str, object]) -> Table:
@@ -150,9 +160,13 @@ def _facts(facts: Mapping[str, object]) -> Table:
 
 
 def _table(*headings: str) -> Table:
-    """A table without rules; a heading that ends in > is a column of numbers, kept whole and to the right."""
+    """A table without rules; a heading that ends in > is a column of numbers, kept whole and to the right.
+
+    Headings of one line stand above the last line of those of two.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    for heading in headings:
+    lines = 1 + max(heading.count("\n") for heading in headings)
+    for heading in ("\n" * (lines - 1 - heading.count("\n")) + heading for heading in headings):
         if heading.endswith(">"):
             table.add_column(heading[:-1], justify="right", overflow="fold")
         else:

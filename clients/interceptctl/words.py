@@ -1,11 +1,15 @@
-"""Numbers and foreign text in few columns.
+"""Numbers, addresses and foreign text for people.
 
-Owns units; must not know tables. Exact numbers are what `--json` is for.
+Owns units and notation; must not know tables. Addresses are bytes in hex, ranges half-open, as in
+/proc/PID/maps; counts are decimal. Where columns are few, exact numbers are what `--json` is for.
 """
 
 from __future__ import annotations
 
-from intercept_protocol.addresses import PAGE_SIZE
+from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE
+from interceptctl.quantiles import Quantiles
+
+P50_P99 = "  P50   P99"
 
 
 def count(number: int) -> str:
@@ -15,6 +19,21 @@ def count(number: int) -> str:
             return f"{number}{unit}"
         number //= 1000
     return f"{number}P"
+
+
+def of(number: int, noun: str) -> str:
+    """So many of something that has a plural in s: 1 partition, 1,234 partitions."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def address(page: int) -> str:
+    """Where a page begins, in bytes."""
+    return f"{page << PAGE_SHIFT:#x}"
+
+
+def span(start_page: int, page_count: int) -> str:
+    """Pages as a range of addresses; the end is not in it."""
+    return f"{address(start_page)}-{address(start_page + page_count)}"
 
 
 def pages(page_count: int) -> str:
@@ -48,3 +67,8 @@ def latency(nanoseconds: float | None) -> str:
         if value < 999.5:
             return f"{value:.1f}{unit}" if value < 9.95 and unit == "ms" else f"{value:.0f}{unit}"
     return f"{nanoseconds / 1e9:.3g}s"
+
+
+def p50_p99(took: Quantiles) -> str:
+    """Both, in eleven columns, under P50_P99."""
+    return f"{latency(took.p50_ns):>5} {latency(took.p99_ns):>5}"

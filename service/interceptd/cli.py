@@ -9,7 +9,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 
 import click
@@ -45,34 +46,49 @@ def _flags(context: click.Context, option: click.Parameter, values: tuple[str, .
         raise click.BadParameter(str(error), context, option) from None
 
 
-socket_option = click.option(
-    "--socket", metavar="PATH", help="Socket for VMMs  [default: /run/interceptd/vmm.sock]."
+_FILE = click.Path(readable=False, path_type=Path)  # one that cannot be read is told by `ConfigError`
+_CONFIGURATION = (
+    click.argument("file", metavar="[FILE]", type=_FILE, required=False),
+    click.option("--config", "config_file", metavar="FILE", type=_FILE, help="The same as FILE alone: TOML."),
+    click.option("--socket", metavar="PATH", help="Socket for VMMs  [default: /run/interceptd/vmm.sock]."),
+    click.option(
+        "--operator-socket", metavar="PATH", help="Socket for operators  [default: operator.sock beside it]."
+    ),
+    click.option(
+        "--metrics-listen",
+        metavar="PLACE",
+        help="Metrics: unix:/PATH or an IP address and port  [default: none].",
+    ),
+    click.option(
+        "--set",
+        "settings",
+        metavar="KEY=VALUE",
+        multiple=True,
+        callback=_flags,
+        help="Any key, e.g. limits.operators=8. Goes before the environment, and that before the file.",
+    ),
 )
-operator_option = click.option(
-    "--operator-socket", metavar="PATH", help="Socket for operators  [default: operator.sock beside it]."
-)
-metrics_option = click.option(
-    "--metrics-listen",
-    metavar="PLACE",
-    help="Metrics: unix:/PATH or an IP address and port  [default: none].",
-)
-set_option = click.option(
-    "--set",
-    "settings",
-    metavar="KEY=VALUE",
-    multiple=True,
-    callback=_flags,
-    help="Any key, e.g. limits.operators=8. Goes before the environment, and that before the file.",
-)
+
+
+def _configured(command: Callable[[Sources], None]) -> Callable[..., None]:
+    """A command that takes everything that a configuration comes from."""
+
+    @wraps(command)
+    def configured(
+        file: Path | None, config_file: Path | None, settings: Flags, **places: str | None
+    ) -> None:
+        if file is not None and config_file is not None:
+            raise click.UsageError(f"two configuration files: {file} and --config {config_file}")
+        command(_sources(file or config_file, settings, places))
+
+    for parameter in reversed(_CONFIGURATION):
+        configured = parameter(configured)
+    return configured
 
 
 @main.command()
-@socket_option
-@operator_option
-@metrics_option
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML configuration file.")
-@set_option
-def serve(config_file: Path | None, settings: Flags, **places: str | None) -> None:
+@_configured
+def serve(sources: Sources) -> None:
     """Serve VMMs until SIGTERM or SIGINT, which drain; a second one ends at once. SIGHUP reloads.
 
     Exit status: 0 drained, 1 cannot start, 2 wrong usage, 128+N ended by a second signal N.
@@ -80,7 +96,6 @@ def serve(config_file: Path | None, settings: Flags, **places: str | None) -> No
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # an early one is kept until our receiver opens
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # what is left when it closes: a late one changes nothing
-    sources = _sources(config_file, settings, places)
     try:
         in_force = Settings(sources.load().config)
         chaos = _chaos()
@@ -97,22 +112,18 @@ def serve(config_file: Path | None, settings: Flags, **places: str | None) -> No
 
 
 @main.command("check-config")
-@click.argument("file", type=click.Path(path_type=Path), required=False)
-@socket_option
-@operator_option
-@metrics_option
-@set_option
-def check_config(file: Path | None, settings: Flags, **places: str | None) -> None:
-    """Say what `serve --config FILE` would do, with every key's value and where it comes from; do nothing.
+@_configured
+def check_config(sources: Sources) -> None:
+    """Say what `serve` would do with the same arguments, with every key's value and where it comes from.
 
     Exit status: 0 it can be used, 1 it cannot, with the source, the key and what was expected, 2 wrong usage.
     """
     try:
-        loaded = _sources(file, settings, places).load()
+        loaded = sources.load()
         _chaos()
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"# {visible(str(file or 'no file'))}: {effective.summary(loaded.config)}")
+    click.echo(f"# {visible(str(sources.file or 'no file'))}: {effective.summary(loaded.config)}")
     for line in effective.lines(loaded):
         click.echo(line)
 

@@ -154,14 +154,15 @@ class Daemon:
             connections_refused=admission.refusals.total(),
             intercepts=by_outcome(totals.answers),
             invalidations=totals.invalidations.total(),
-            latency=totals.intercepts.buckets,
+            latency=totals.intercepts.all.buckets,
+            latency_waited=totals.intercepts.waited.buckets,
         )
 
     def status(self) -> str:
         """A line for people, of what the service manager shows."""
         vps = sum(len(partition.vps) for partition in self.partitions)
         doing = "draining" if self.draining else "serving"
-        return f"{doing} {len(self.partitions)} partitions, {vps} VPs"
+        return f"{doing} {_counted(len(self.partitions), 'partition')}, {_counted(vps, 'VP')}"
 
     async def _end_partitions(self) -> None:
         with trio.move_on_after(self._drain_seconds) as scope:
@@ -238,6 +239,10 @@ def _delivering(signals: Collection[signal.Signals]) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, before & set(signals))
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _hello_reply(settings: Settings, chaos: int) -> messages.HelloReply:

@@ -6,7 +6,7 @@ Owns the wording; must not read anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from intercept_protocol.text import visible
 from interceptd.config import Config
@@ -19,13 +19,17 @@ MODE = "socket_mode"
 
 def summary(config: Config) -> str:
     """What a daemon with this configuration does, in a sentence."""
-    uids = ", ".join(map(str, sorted(config.uids))) or "none"
-    gids = f" and members of gids {', '.join(map(str, config.allowed_gids))}" if config.allowed_gids else ""
+    uids = _listed("uid", sorted(config.uids)) if config.uids else "no uid"
+    gids = f" and members of {_listed('gid', config.allowed_gids)}" if config.allowed_gids else ""
     metrics = "no metrics" if config.metrics.listen is None else f"metrics at {config.metrics.listen}"
     return visible(
-        f"would serve VMMs of uids {uids}{gids} at {config.socket} (mode {config.socket_mode:04o}) "
+        f"would serve VMMs of {uids}{gids} at {config.socket} (mode {config.socket_mode:04o}) "
         f"and operators at {config.operator_path}, {metrics}, and log {config.log.level} and above"
     )
+
+
+def _listed(noun: str, numbers: Sequence[int]) -> str:
+    return f"{noun}{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
 
 
 def lines(loaded: Loaded) -> Iterator[str]:

@@ -38,10 +38,13 @@ class InterceptPath:
         self._timeout = timeout
         self.stages = Stages()
 
-    async def settle(self, gfn: int, access: Access, about_to_wait: Callable[[], Answer | None]) -> Answer:
+    async def settle(
+        self, gfn: int, access: Access, about_to_wait: Callable[[Obstacle | None], Answer | None]
+    ) -> Answer:
         """Decide an access that could not be answered on the spot; bounded by the timeout and by `ROUNDS`.
 
-        `about_to_wait` is asked before each wait for somebody else, and may answer instead (a kept kick).
+        `about_to_wait` is called before each wait for an obstacle, and, with None, before each round that may
+        block; it may answer instead (a kept kick).
         Cancelling is safe at any time: an attempt is finished, and a commit that has begun is completed.
         """
         answer = Answer.CONTENDED
@@ -53,14 +56,14 @@ class InterceptPath:
                         return Answer.ALREADY_MAPPED
                     case Answer() as decided:
                         return decided
-                    case Obstacle(over, answer):
-                        if (instead := about_to_wait()) is not None:
+                    case Obstacle(over, answer) as obstacle:
+                        if (instead := about_to_wait(obstacle)) is not None:
                             return instead
                         with _timed(self.stages.wait):
                             await over.wait()
                     case attempt:
                         answer = Answer.CONTENDED
-                        if self._may_wait() and (instead := about_to_wait()) is not None:
+                        if self._may_wait() and (instead := about_to_wait(None)) is not None:
                             self._regions.finish(attempt)
                             return instead
                         if (verdict := await self._try(attempt, deadline)) is not None:

@@ -11,6 +11,8 @@ import operator
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
+
 from intercept_protocol.messages import LATENCY_BUCKETS
 
 BOUNDARIES_NS: Final = tuple(1000 << n for n in range(1, LATENCY_BUCKETS))
@@ -49,6 +51,28 @@ class LatencyHistogram:
         """The counts, shortest durations first."""
         none, shorter, *longer = self._by_width
         return (none + shorter, *longer)
+
+
+class InterceptLatency(msgspec.Struct, frozen=True):
+    """How long intercepts took. Those that waited for somebody else are apart: the others show our speed."""
+
+    at_once: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
+    waited: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
+    """For an invalidation to end, or another's map or unmap of the page."""
+
+    def add(self, other: InterceptLatency) -> None:
+        """Count all that `other` counted."""
+        self.at_once.add(other.at_once)
+        self.waited.add(other.waited)
+
+    @property
+    def count(self) -> int:
+        return self.at_once.count + self.waited.count
+
+    @property
+    def all(self) -> LatencyHistogram:
+        """A new histogram of both."""
+        return total((self.at_once, self.waited))
 
 
 def total(histograms: Iterable[LatencyHistogram]) -> LatencyHistogram:

@@ -22,6 +22,8 @@ BACKLOG = 1024
 """A burst of VPs attaches at once; a backlog under 512 was seen to refuse some."""
 
 
+LONGEST_PATH = 107
+"""Bytes: sun_path of unix(7) has 108, the last of which is a NUL."""
 LOCK_SECONDS, LOCK_POLL_SECONDS = 5.0, 0.01
 """Another daemon holds the lock for a millisecond."""
 
@@ -68,7 +70,9 @@ def _bind(listener: socket.socket, path: str, mode: int, group: str | None) -> t
     other. The path appears when the socket listens: whoever sees it can connect."""
     if not path or "\0" in path:
         raise ListenError(f"{path!r}: is no path")
-    unready = f"{path}~"
+    if (length := len(os.fsencode(path))) > LONGEST_PATH:
+        raise ListenError(f"{path}: has {length} bytes, and the path of a socket at most {LONGEST_PATH}")
+    unready = os.fsdecode(os.fsencode(path)[: LONGEST_PATH - 1] + b"~")
     with _locked(Path(path).parent):
         _require_free(path)
         _require_free(unready)

@@ -82,6 +82,7 @@ def _interest(call: messages.Subscribe) -> Interest:
 
 
 def _summary(partition: Partition) -> messages.PartitionSummary:
+    latency = partition.latency()
     return messages.PartitionSummary(
         partition_id=partition.partition_id,
         name=partition.name,
@@ -95,7 +96,8 @@ def _summary(partition: Partition) -> messages.PartitionSummary:
         intercepts=partition.answers.total(),
         invalidations=partition.notifier.invalidations,
         age_ms=int((time.monotonic() - partition.created_at) * 1000),
-        latency=partition.latency().buckets,
+        latency=latency.all.buckets,
+        latency_waited=latency.waited.buckets,
     )
 
 
@@ -109,10 +111,12 @@ def _histograms(partition: Partition, after: int | None) -> messages.HistogramPa
             messages.VpHistogram(
                 vp_index=vp.index,
                 intercepts=vp.intercepts,
-                total_ns=vp.latency.total_ns,
-                buckets=vp.latency.buckets,
+                total_ns=whole.total_ns,
+                buckets=whole.buckets,
+                waited_ns=vp.latency.waited.total_ns,
+                waited_buckets=vp.latency.waited.buckets,
             )
-            for vp in page
+            for vp, whole in ((vp, vp.latency.all) for vp in page)
         ],
         more=len(following) > len(page),
     )

@@ -31,7 +31,7 @@ from interceptd.hypervisor import Hypervisor, PartitionLost
 from interceptd.hypervisor.vmm_link import VmmHypervisor
 from interceptd.intercept import InterceptPath
 from interceptd.journal import PartitionJournal
-from interceptd.latency import LatencyHistogram, total
+from interceptd.latency import InterceptLatency
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.peer import Peer
 from interceptd.region_manager import RegionManager
@@ -82,7 +82,7 @@ class Partition:
         self._nursery: trio.Nursery | None = None
         self._serving = trio.CancelScope()
         self._vmm_left = trio.Event()
-        self._left_latency = LatencyHistogram()
+        self._left_latency = InterceptLatency()
 
     def admits(self, token: bytes, peer: Peer) -> bool:
         """Whether a connection with this token, of this peer, may join. The token's time is constant."""
@@ -184,9 +184,12 @@ class Partition:
         for vp in self.vps.values():
             vp.kick()
 
-    def latency(self) -> LatencyHistogram:
+    def latency(self) -> InterceptLatency:
         """Of the intercepts of all VPs that are or were."""
-        return total([self._left_latency, *(vp.latency for vp in self.vps.values())])
+        whole = InterceptLatency()
+        for latency in (self._left_latency, *(vp.latency for vp in self.vps.values())):
+            whole.add(latency)
+        return whole
 
     def totals(self) -> Totals:
         """All that was counted so far, in counters of the partition's own where they go on counting."""
@@ -205,7 +208,7 @@ class Partition:
         )
 
     def statistics(self) -> messages.PartitionStatistics:
-        counters = self.hypervisor.counters()
+        counters, latency = self.hypervisor.counters(), self.latency()
         return messages.PartitionStatistics(
             regions=self.regions.region_count,
             vmas=self.address_space.vma_count,
@@ -220,6 +223,8 @@ class Partition:
             invalidations=self.notifier.invalidations,
             stale_attempts=self.notifier.stale_windows,
             intercepts=by_outcome(self.answers),
+            latency=latency.all.buckets,
+            latency_waited=latency.waited.buckets,
         )
 
     def _spawn(

@@ -11,7 +11,7 @@ from enum import Enum
 import msgspec
 
 from intercept_protocol.outcomes import Answer
-from interceptd.latency import LatencyHistogram
+from interceptd.latency import InterceptLatency, LatencyHistogram
 
 
 class Source(Enum):
@@ -59,7 +59,7 @@ class Totals(msgspec.Struct):
     """Counters of one partition, or of many."""
 
     answers: Counter[Answer] = msgspec.field(default_factory=Counter)
-    intercepts: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
+    intercepts: InterceptLatency = msgspec.field(default_factory=InterceptLatency)
     stages: Stages = msgspec.field(default_factory=Stages)
     port_calls: PortCalls = msgspec.field(default_factory=PortCalls)
     invalidations: Counter[Source] = msgspec.field(default_factory=Counter)

@@ -20,11 +20,12 @@ from intercept_protocol.hv_message import MESSAGE_SIZE, MemoryAccess, memory_acc
 from intercept_protocol.intercept_codec import InterceptCodec, encode_answer
 from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
+from interceptd.attempt import Obstacle
 from interceptd.connection import Connection
 from interceptd.hypervisor import PartitionLost
 from interceptd.intercept import InterceptPath
 from interceptd.journal import PartitionJournal
-from interceptd.latency import LatencyHistogram
+from interceptd.latency import InterceptLatency
 from interceptd.mapping import Mapping
 from interceptd.progress_guard import ProgressGuard
 from interceptd.region_manager import RegionManager
@@ -47,7 +48,7 @@ class VirtualProcessor:
         journal: PartitionJournal,
     ) -> None:
         self.index = index
-        self.latency = LatencyHistogram()
+        self.latency = InterceptLatency()
         """Of each intercept from its message to its answer, encoding and sending excluded."""
         self._connection = connection
         self._architecture = architecture
@@ -62,6 +63,8 @@ class VirtualProcessor:
         self._quiet.set()
         self._interrupted_by: Answer | None = None
         self._kick_kept = False
+        self._waited = False
+        """Whether the intercept of now had to, for somebody else."""
         self._draining = False
         self._lost: PartitionLost | None = None
 
@@ -123,15 +126,18 @@ class VirtualProcessor:
 
     async def _answer(self, wanted: MemoryAccess | None) -> Answer:
         began = perf_counter_ns()
+        latency = self.latency.at_once
         answer = self._decide(wanted)
         if answer is None:
             assert wanted is not None, "what is not memory is decided"
             self._path.stages.decode.record(perf_counter_ns() - began)
             answer = await self._settle(*wanted)
+            if self._waited:
+                latency = self.latency.waited
         if answer is not Answer.ALREADY_MAPPED:
             self._guard.reset()
         self._answers[answer] += 1
-        self.latency.record(perf_counter_ns() - began)
+        latency.record(perf_counter_ns() - began)
         if self._journal.intercepts_wanted:
             self._publish(wanted, answer)
         return answer
@@ -162,6 +168,7 @@ class VirtualProcessor:
         """Resolve, map, wait as it takes; interrupted by a kick, a drain or the end of the connection."""
         self._quiet = trio.Event()
         self._interrupted_by = None
+        self._waited = False
         try:
             answer = await self._path.settle_at_once(gfn, access)
             if answer is None:
@@ -175,8 +182,9 @@ class VirtualProcessor:
             self._waiting = None
         return answer or self._interrupted_by or Answer.CONTENDED
 
-    def _about_to_wait(self) -> Answer | None:
+    def _about_to_wait(self, obstacle: Obstacle | None) -> Answer | None:
         if not self._kick_kept:
+            self._waited = self._waited or obstacle is not None
             return None
         self._kick_kept = False
         return Answer.KICKED

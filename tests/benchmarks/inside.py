@@ -77,7 +77,7 @@ class Core:
         self.regions.look(page, Access.READ)
 
     async def touch(self, page: int) -> None:
-        await self.path.settle(page, Access.READ, lambda: None)
+        await self.path.settle(page, Access.READ, lambda _: None)
 
     async def invalidate(self, page: int) -> None:
         self.notifier.invalidate(UaddrRange(start=page, end=page + 1))

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import click
 
+from interceptctl.private_environment import private_environment
+
 HERE = Path(__file__).parent
 HEADER = HERE.parents[1] / "clients" / "c"
 START_SECONDS = 20
@@ -109,6 +111,7 @@ def server(command: Command, path: Path, place: Place) -> Iterator[subprocess.Po
         command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=private_environment(),
         preexec_fn=place.before_exec,  # noqa: PLW1509 - no threads here
     )
     try:

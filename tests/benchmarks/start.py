@@ -26,6 +26,7 @@ from rich.table import Table
 from intercept_client import BlockingVmm, BlockingVp
 from intercept_protocol.hv_message import build_memory_intercept
 from intercept_protocol.outcomes import Access, Outcome
+from interceptctl.private_environment import private_environment
 
 ROUNDS = 15
 PAGES = 512
@@ -69,7 +70,9 @@ def as_json(costs: Costs) -> dict[str, object]:
 
 
 def _subjects(scratch: Path) -> Mapping[str, Callable[[], Cost]]:
-    others = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    others = {
+        name: value for name, value in private_environment().items() if name != "PYTHONDONTWRITEBYTECODE"
+    }
     kept = others | {"PYTHONPYCACHEPREFIX": str(scratch / "kept")}
     none = others | {"PYTHONPYCACHEPREFIX": str(scratch / "none"), "PYTHONDONTWRITEBYTECODE": "1"}
     module = (sys.executable, "-m", "interceptd")

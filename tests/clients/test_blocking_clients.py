@@ -15,6 +15,7 @@ from types import FrameType
 
 import pytest
 
+from fakes.eventually import PATIENCE
 from fakes.scripted_daemon import (
     HELLO_REPLY,
     Answer,
@@ -147,7 +148,7 @@ def test_a_daemon_that_hung_up_between_calls_is_still_heard(socket_path: Path) -
     script = [*hello(), Await(welcomed), Say(last_word), HangUp(), Signal(gone)]
     with ScriptedDaemon(socket_path, (script,)), BlockingVmm.open(socket_path) as vmm:
         welcomed.set()
-        assert gone.wait(10)
+        assert gone.wait(PATIENCE)
         with pytest.raises(FatalError, match="ESHUTDOWN: going down"):
             vmm.call(Statistics())
 
@@ -173,7 +174,8 @@ def test_after_a_call_timed_out_the_next_gets_its_own_answer(socket_path: Path) 
     go_on = threading.Event()
     late, own = {"frame": ["host", 1], "access": 1}, {"frame": ["host", 2], "access": 1}
     script = [*hello(), Hear(), Await(go_on), Answer(late), *replies(own)]
-    with ScriptedDaemon(socket_path, (script,)), BlockingVmm.open(socket_path, timeout=SHORT) as vmm:
+    with ScriptedDaemon(socket_path, (script,)), BlockingVmm.open(socket_path) as vmm:
+        vmm.timeout = SHORT
         with pytest.raises(TimeoutError):
             vmm.call(Translate(gfn=1))
         with pytest.raises(TimeoutError):
@@ -264,7 +266,7 @@ def test_waiting_for_another_threads_call_counts_against_the_timeout(socket_path
         ThreadPoolExecutor(1) as threads,
     ):
         first = threads.submit(vmm.call, Kick(vp_index=1))
-        assert heard.wait(10)
+        assert heard.wait(PATIENCE)
         vmm.timeout = SHORT
         with pytest.raises(TimeoutError, match="other threads"):
             vmm.call(Kick(vp_index=2))
@@ -282,7 +284,7 @@ def test_close_wakes_the_thread_that_waits(socket_path: Path) -> None:
         ThreadPoolExecutor(1) as threads,
     ):
         waiting = threads.submit(vp.intercept, bytes(256))
-        assert heard.wait(10)
+        assert heard.wait(PATIENCE)
         vp.close()
         with pytest.raises(ConnectionLost):
             waiting.result(10)
@@ -322,8 +324,9 @@ def test_a_begin_that_timed_out_is_ended_once_it_was_carried_out(
     script = [*hello(), Hear(), Await(go_on), Answer(), *replies(None)]
     with (
         ScriptedDaemon(socket_path, (script,)) as daemon,
-        BlockingNotifier.open(socket_path, PARTITION, timeout=SHORT) as notifier,
+        BlockingNotifier.open(socket_path, PARTITION) as notifier,
     ):
+        notifier.timeout = SHORT
         monkeypatch.setattr(BlockingConnection, "settle", answered_late)
         with pytest.raises(TimeoutError), notifier.invalidation(RANGE):
             pytest.fail("the block ran")
@@ -350,7 +353,10 @@ NOTIFICATION = rpc.encode_notification(EVENT_METHOD, [TOLD.to_fields()])
 
 def test_next_events_waits_for_the_first_and_takes_what_came_with_it(socket_path: Path) -> None:
     script: list[Step] = [*hello(), *replies(None), Say(2 * NOTIFICATION)]
-    with ScriptedDaemon(socket_path, (script,)), BlockingOperator.open(socket_path, timeout=10) as operator:
+    with (
+        ScriptedDaemon(socket_path, (script,)),
+        BlockingOperator.open(socket_path, timeout=PATIENCE) as operator,
+    ):
         operator.call(Subscribe(events=[EventName.VP_ATTACHED]))
 
         assert operator.next_events() == [TOLD, TOLD]
@@ -358,7 +364,10 @@ def test_next_events_waits_for_the_first_and_takes_what_came_with_it(socket_path
 
 def test_events_that_came_with_an_answer_are_not_lost(socket_path: Path) -> None:
     script: list[Step] = [*hello(), Hear(), Say(NOTIFICATION), Answer(), HangUp()]
-    with ScriptedDaemon(socket_path, (script,)), BlockingOperator.open(socket_path, timeout=10) as operator:
+    with (
+        ScriptedDaemon(socket_path, (script,)),
+        BlockingOperator.open(socket_path, timeout=PATIENCE) as operator,
+    ):
         operator.call(Subscribe(events=[EventName.VP_ATTACHED]))
 
         assert operator.next_events() == [TOLD]
@@ -369,7 +378,10 @@ def test_events_that_came_with_an_answer_are_not_lost(socket_path: Path) -> None
 def test_silence_is_a_timeout_that_harms_nothing(socket_path: Path) -> None:
     waited = threading.Event()
     script: list[Step] = [*hello(), *replies(None), Await(waited), Say(NOTIFICATION)]
-    with ScriptedDaemon(socket_path, (script,)), BlockingOperator.open(socket_path, timeout=10) as operator:
+    with (
+        ScriptedDaemon(socket_path, (script,)),
+        BlockingOperator.open(socket_path, timeout=PATIENCE) as operator,
+    ):
         operator.call(Subscribe(events=[EventName.VP_ATTACHED]))
         operator.timeout = SHORT
         with pytest.raises(TimeoutError):
@@ -384,7 +396,7 @@ def test_what_is_no_event_is_a_protocol_violation_for_good(socket_path: Path) ->
     script: list[Step] = [*hello(), Say(rpc.encode_notification(EVENT_METHOD, [{"event": 5}]))]
     with (
         ScriptedDaemon(socket_path, (script,)),
-        BlockingOperator.open(socket_path, timeout=10) as operator,
+        BlockingOperator.open(socket_path, timeout=PATIENCE) as operator,
     ):
         with pytest.raises(ProtocolViolation, match="an event of another form"):
             operator.next_events()

@@ -26,7 +26,7 @@ def complete(shell: str, line: str, cursor_word: int, *, path: Path | None = Non
         "COMP_WORDS": line,
         "COMP_CWORD": words[cursor_word] if shell == "fish" else str(cursor_word),
     }
-    socket = {} if path is None else {"INTERCEPTD_OPERATOR_SOCKET": str(path)}
+    socket = {} if path is None else {"INTERCEPTCTL_SOCKET": str(path)}
     answer = subprocess.run(
         [PROGRAMS / program],
         env=os.environ | asked | socket,

@@ -120,7 +120,10 @@ def test_the_vmms_socket_may_be_elsewhere(socket_path: Path, tmp_path: Path) -> 
 
 def test_a_path_that_is_too_long_for_a_socket_is_missing() -> None:
     found = sockets.operator_socket("/" + "x" * 107)
-    assert (found.state, "longer than 107 bytes" in found.found) == (State.MISSING, True)
+    assert (found.state, "has 108 bytes, and the path of a socket at most 107" in found.found) == (
+        State.MISSING,
+        True,
+    )
 
 
 def test_a_kernel_without_procmap_query_is_limited(tmp_path: Path) -> None:

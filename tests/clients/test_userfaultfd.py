@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from fakes.eventually import PATIENCE
 from fakes.puppet import ENVIRONMENT
 from intercept_client import userfaultfd
 from intercept_client.userfaultfd import (
@@ -92,7 +93,7 @@ def test_a_process_under_a_real_seccomp_filter_is_told_so_or_uses_the_device(num
         env=os.environ | ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
         check=True,
     )
     device = "opened" if os.access(userfaultfd.DEVICE, os.R_OK | os.W_OK) else "SECCOMP DEVICE_MODE"

@@ -42,7 +42,7 @@ from intercept_protocol.events import (
 )
 from interceptctl.cli import main
 from interceptctl.watch import command
-from interceptctl.watch.line import line
+from interceptctl.watch.line import line, particulars
 
 AT = 1_764_000_000_123
 ALL_BUT_INTERCEPTS = [name.value for name in EventName if name is not EventName.INTERCEPT_ANSWERED]
@@ -184,8 +184,41 @@ FACTS: list[AnyFact] = [
 
 
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.event_name)
-def test_line_fits_80_columns(fact: AnyFact) -> None:
-    assert len(line(Event(AT, fact, 123))) <= 80
+def test_line_fits_80_columns_and_that_of_a_region_a_hundred(fact: AnyFact) -> None:
+    columns = 100 if isinstance(fact, RegionAdded | RegionRemoved) else 80
+    assert len(line(Event(AT, fact, 123))) <= columns
+
+
+@pytest.mark.parametrize(
+    ("fact", "said"),
+    [
+        (
+            RegionAdded(
+                start_gfn=0x100000, page_count=0x40000, start_uaddr=0x7F0012345000, kind="movable",
+                writable=True, executable=False,
+            ),
+            "0x100000000-0x140000000 at 0x7f0012345000 movable rw-",
+        ),
+        (
+            RegionRemoved(start_gfn=0xFEB00, page_count=16, start_uaddr=0x7F0012345000),
+            "0xfeb00000-0xfeb10000 at 0x7f0012345000",
+        ),
+        (
+            InvalidationBegun(source="notifier", start_uaddr=0x7F0012345000, page_count=2),
+            "0x7f0012345000-0x7f0012347000 notifier",
+        ),
+        (
+            InterceptAnswered(vp_index=3, outcome="resume", reason="mapped", gfn=0xFEB03, access=2),
+            "vp 3 w 0xfeb03000 resume mapped",
+        ),
+        (PartitionEnded(intercepts=1), "1 intercept"),
+        (DrainStarted(timeout_ms=5000, partitions=1), "1 partition, 5,000 ms"),
+        (EventsDropped(count=12345), "12,345 events did not fit here"),
+    ],
+    ids=lambda value: getattr(value, "event_name", ""),
+)  # fmt: skip
+def test_addresses_are_bytes_ranges_are_half_open_and_one_is_singular(fact: AnyFact, said: str) -> None:
+    assert particulars(fact) == said
 
 
 @pytest.mark.parametrize(

@@ -36,3 +36,14 @@ def test_pages_are_said_in_bytes(page_count: int, text: str) -> None:
 )
 def test_duration_has_the_two_largest_units(milliseconds: int, text: str) -> None:
     assert words.duration(milliseconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 partitions"), (1, "1 partition"), (12_345, "12,345 partitions")]
+)
+def test_of_one_is_singular_and_thousands_are_separated(number: int, text: str) -> None:
+    assert words.of(number, "partition") == text
+
+
+def test_pages_are_a_half_open_range_of_bytes() -> None:
+    assert words.span(0xFEB00, 16) == "0xfeb00000-0xfeb10000"

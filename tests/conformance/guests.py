@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from conformance.exchange import NotOffered
-from conformance.wire import RawConnection
+from conformance.wire import READ, RawConnection, intercept_message, request
 
 PAGE = 4096
 GFN, UADDR, PFN, PAGES = 0x100, 0x7F00_0000_0000, 0x5000, 16
@@ -97,6 +97,14 @@ class RawVmm:
 
     def add_region(self, start_gfn: int, page_count: int, start_uaddr: int, kind: str = "movable") -> None:
         self.ask("add_region", **region(start_gfn, page_count, start_uaddr, kind=kind))
+
+
+def waits(vmm: RawVmm, vp: RawConnection, gfn: int) -> bool:
+    """Whether an intercept of `gfn` is out and not answered, while others are."""
+    vp.send(request("intercept", intercept_message(gfn, READ)))
+    for _ in range(5):
+        vmm.ask("statistics")
+    return not vp.is_readable()
 
 
 WHOLE_MEMORY = {"start_uaddr": UADDR, "length": PAGES * PAGE}

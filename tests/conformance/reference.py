@@ -49,7 +49,7 @@ def reference_server(directory: Path) -> Iterator[tuple[Path, Path]]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={name: value for name, value in os.environ.items() if not name.startswith("INTERCEPTD_")},
+            env={name: value for name, value in os.environ.items() if not name.startswith("INTERCEPT")},
         )
     try:
         operators = directory / "operator.sock"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from conformance.guests import GFN, WHOLE_MEMORY, RawVmm
+from conformance.guests import GFN, WHOLE_MEMORY, RawVmm, waits
 from conformance.statements import needs, statement
 from conformance.wire import READ, RawConnection, intercept_message, request
 
@@ -62,6 +62,26 @@ def test_the_latencies_of_a_partition_and_of_the_daemon_count_intercepts_of_vps_
     listed = operator.ask("list_partitions", {"after": vmm.partition_id - 1})["partitions"][0]
     assert (len(listed["latency"]), sum(listed["latency"]), listed["intercepts"]) == (BUCKETS, 3, 3)
     assert sum(operator.ask("statistics")["latency"]) == before + 3
+
+
+@statement("O-14", "P-25")
+def test_an_intercept_that_waited_for_an_invalidation_is_counted_as_such_too(
+    operator: RawConnection, vmm: RawVmm
+) -> None:
+    vmm.add_memory()
+    vp, notifier = vmm.vp(), vmm.notifier()
+    vp.intercept(GFN)
+    notifier.ask("invalidate_begin", WHOLE_MEMORY)
+    assert waits(vmm, vp, GFN)
+    notifier.ask("invalidate_end", WHOLE_MEMORY)
+    assert vp.answer() == ["resume", "mapped"]
+    [told] = histograms(operator, vmm)["virtual_processors"]
+    assert (sum(told["buckets"]), sum(told["waited_buckets"])) == (2, 1)
+    assert 0 < told["waited_ns"] < told["total_ns"]
+    listed = operator.ask("list_partitions", {"after": vmm.partition_id - 1})["partitions"][0]
+    counted = vmm.ask("statistics")
+    for each in (listed, counted):
+        assert (sum(each["latency"]), sum(each["latency_waited"])) == (2, 1)
 
 
 @statement("O-9", "V-7")

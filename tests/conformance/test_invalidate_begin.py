@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from conformance.guests import GFN, PAGE, PAGES, UADDR, WHOLE_MEMORY, RawVmm, pages
+from conformance.guests import GFN, PAGE, PAGES, UADDR, WHOLE_MEMORY, RawVmm, pages, waits
 from conformance.statements import needs, statement
-from conformance.wire import READ, RawConnection, intercept_message, request
 
 pytestmark = needs("notifier")
 
 ELSEWHERE = pages(UADDR + (1 << 40), 3)
-
-
-def waits(vmm: RawVmm, vp: RawConnection, gfn: int) -> bool:
-    """Whether an intercept of `gfn` is out and not answered, while others are."""
-    vp.send(request("intercept", intercept_message(gfn, READ)))
-    for _ in range(5):
-        vmm.ask("statistics")
-    return not vp.is_readable()
 
 
 @statement("N-2")

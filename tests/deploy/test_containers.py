@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fakes.eventually import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 CONTAINERFILE = (ROOT / "deploy" / "container" / "Containerfile").read_text()
 MANIFEST = ROOT / "deploy" / "kubernetes" / "daemonset.yaml"
@@ -91,7 +93,7 @@ def test_the_configuration_in_the_manifest_is_one_that_the_daemon_takes(tmp_path
     file = tmp_path / "interceptd.toml"
     file.write_text("".join(line[4:] for line in inlined[1].splitlines(keepends=True)))
     command = [sys.executable, "-m", "interceptd", "check-config", str(file)]
-    checked = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")
     assert "uids 107, 65532" in checked.stdout
     assert "metrics at 0.0.0.0:9477" in checked.stdout

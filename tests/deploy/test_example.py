@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from fakes.daemon_process import clean_environment
+from fakes.eventually import PATIENCE
 from interceptd.cli import main
 from interceptd.config import Config, Limits
 from interceptd.config_sources import load_config
@@ -63,13 +64,13 @@ def test_every_duration_of_the_example_names_its_unit() -> None:
 
 def check_config(file: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "interceptd", "check-config", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_check_config_of_the_example_says_what_it_would_do() -> None:
     checked = check_config(EXAMPLE)
     assert (checked.returncode, checked.stderr) == (0, "")
-    assert checked.stdout.startswith(f"# {EXAMPLE}: would serve VMMs of uids 0")
+    assert checked.stdout.startswith(f"# {EXAMPLE}: would serve VMMs of uid 0")
     assert (
         "at /run/interceptd/vmm.sock (mode 0660) and operators at /run/interceptd/operator.sock"
         in checked.stdout
@@ -111,7 +112,7 @@ def test_check_config_shows_every_value_and_where_it_comes_from_as_a_file_that_m
     file = tmp_path / "interceptd.toml"
     file.write_text("limits.operators = 3\nlimits.vmms_per_uid = 3\nsocket_mode = 0o600")
     command = [sys.executable, "-m", "interceptd", "check-config", str(file), "--set", "limits.vps_per_uid=5"]
-    environment = clean_environment() | {"INTERCEPTD_LIMITS__OPERATORS": "4"}
+    environment = os.environ | {"INTERCEPTD_LIMITS__OPERATORS": "4"}
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     origins = {line.split(" = ")[0]: line.rpartition("# ")[2] for line in shown.splitlines() if " = " in line}
     assert [
@@ -125,6 +126,28 @@ def test_check_config_shows_every_value_and_where_it_comes_from_as_a_file_that_m
     file.write_text(shown)
     config = load_config(file)
     assert (config.limits, config.socket_mode) == (Limits(operators=4, vmms_per_uid=3, vps_per_uid=5), 0o600)
+
+
+@pytest.mark.parametrize("command", ["serve", "check-config"])
+def test_a_file_that_is_named_twice_is_wrong_usage(command: str) -> None:
+    """Each form alone is one and the same, in both commands."""
+    run = [sys.executable, "-m", "interceptd", command, "a.toml", "--config", "b.toml"]
+    ended = subprocess.run(run, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (ended.returncode, "two configuration files: a.toml and --config b.toml" in ended.stderr) == (
+        2,
+        True,
+    )
+
+
+@pytest.mark.parametrize("command", ["serve", "check-config"])
+@pytest.mark.parametrize("form", [(), ("--config",)], ids=["alone", "--config"])
+def test_both_commands_take_the_file_in_both_forms(
+    tmp_path: Path, command: str, form: tuple[str, ...]
+) -> None:
+    (tmp_path / "wrong.toml").write_text("limits.operators = 0")
+    run = [sys.executable, "-m", "interceptd", command, *form, str(tmp_path / "wrong.toml")]
+    ended = subprocess.run(run, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (ended.returncode, "limits.operators: expected `int` >= 1" in ended.stderr) == (1, True)
 
 
 def test_check_config_binds_nothing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fakes.daemon_process import DaemonProcess
+from fakes.eventually import PATIENCE
 from fakes.witness import Witness
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "interceptd.service"
@@ -24,7 +25,7 @@ def members(group: str) -> frozenset[str]:
     if not group.startswith("@"):
         return frozenset({group})
     command = [str(ANALYZE), "--no-pager", "syscall-filter", group]
-    listed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    listed = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
     names = [line.strip() for line in listed.splitlines()[1:] if not line.strip().startswith("#")]
     return frozenset().union(*(members(name) for name in names if name))
 

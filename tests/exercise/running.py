@@ -17,13 +17,12 @@ from interceptctl.exercise.live import watch_nothing
 from interceptctl.exercise.report import Report
 from interceptctl.exercise.scenario import Scenario
 
-CHAOS_VARIABLE: Final = "INTERCEPTD_CHAOS"
 _BROKEN: Final = (sys.executable, str(Path(broken_daemon.__file__)))
 WITHOUT_INVALIDATION: Final = (*_BROKEN, "without-invalidation")
 WITHOUT_STALENESS_CHECK: Final = (*_BROKEN, "without-staleness-check")
 
 
-async def exercised(scenario: Scenario, command: Sequence[str] = REAL_DAEMON) -> Report:
-    """Start a daemon, exercise it, end it."""
-    async with running_daemon(command) as path:
+async def exercised(scenario: Scenario, command: Sequence[str] = REAL_DAEMON, *, chaos: int = 0) -> Report:
+    """Start a daemon whose ports yield up to `chaos` times, exercise it, end it."""
+    async with running_daemon(("env", f"INTERCEPTD_CHAOS={chaos}", *command)) as path:
         return await exercise(path, scenario, watch_nothing)

@@ -19,6 +19,17 @@ async def test_a_running_daemon_answers_at_once_and_leaves_nothing() -> None:
     assert not Path(path).parent.exists()
 
 
+async def test_a_daemon_of_our_own_inherits_nothing_that_is_meant_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not another daemon's configuration, the operator's socket, nor our service manager's."""
+    for name in ("INTERCEPTD_OPERATOR_SOCKET", "INTERCEPTCTL_SOCKET", "NOTIFY_SOCKET"):
+        monkeypatch.setenv(name, str(tmp_path / "of-another"))
+    async with running_daemon() as path, open_vmm(path):
+        assert os.listdir(tmp_path) == []
+        assert sorted(os.listdir(Path(path).parent)) == ["log", "operator.sock", "vmm.sock"]
+
+
 async def test_a_daemon_that_cannot_start_is_shown_with_its_log() -> None:
     command = (sys.executable, "-c", "raise SystemExit('no such luck')")
     with pytest.raises(DaemonFailed, match="no such luck"):

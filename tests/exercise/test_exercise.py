@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from exercise.running import CHAOS_VARIABLE, WITHOUT_INVALIDATION, WITHOUT_STALENESS_CHECK, exercised
+from exercise.running import WITHOUT_INVALIDATION, WITHOUT_STALENESS_CHECK, exercised
 from interceptctl.exercise.memory import Setting
 from interceptctl.exercise.scenario import Scenario
 
 
 @pytest.mark.parametrize("setting", list(Setting))
-async def test_no_guest_reaches_what_it_should_not_while_ports_yield(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(CHAOS_VARIABLE, "3")
-    report = await exercised(Scenario(steps=300, setting=setting))
+async def test_no_guest_reaches_what_it_should_not_while_ports_yield(setting: Setting) -> None:
+    report = await exercised(Scenario(steps=300, setting=setting), chaos=3)
     assert report.findings == []
     assert report.passed
 
@@ -34,9 +31,7 @@ async def test_k_a_daemon_that_takes_nothing_away_is_found_out(setting: Setting)
     assert not report.passed
 
 
-async def test_e_a_daemon_that_never_checks_for_staleness_is_found_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv(CHAOS_VARIABLE, "20")
-    report = await exercised(Scenario(steps=800, vps=16, setting=Setting.DECLARED), WITHOUT_STALENESS_CHECK)
+async def test_e_a_daemon_that_never_checks_for_staleness_is_found_out() -> None:
+    scenario = Scenario(steps=800, vps=16, setting=Setting.DECLARED)
+    report = await exercised(scenario, WITHOUT_STALENESS_CHECK, chaos=20)
     assert report.stale_reads > 0

@@ -10,9 +10,10 @@ from rich.console import Console, RenderableType
 
 from intercept_protocol.outcomes import Answer, Outcome
 from interceptctl.exercise.clock import During
-from interceptctl.exercise.report import Report
+from interceptctl.exercise.report import Report, Took
 from interceptctl.exercise.summary import FINDINGS_SHOWN, summary, verdict
 from interceptctl.exercise.tally import Finding, Wrong
+from interceptctl.quantiles import Quantiles
 
 HUGE = 10**9
 
@@ -36,8 +37,8 @@ def report(*findings: Finding) -> Report:
         looks=HUGE,
         stale_reads=len(findings),
         wrongs={Wrong.UNTRUE_SIGHT: len(findings)} if findings else {},
-        median_us=float(HUGE),
-        p99_us=float(HUGE),
+        answered_at_once=Took(intercepts=HUGE, quantiles=Quantiles(HUGE, HUGE)),
+        waited=Took(intercepts=HUGE, quantiles=Quantiles(HUGE, HUGE)),
         findings=list(findings),
     )
 
@@ -56,7 +57,26 @@ def shown(renderable: RenderableType) -> str:
 def test_summary_fits_80_columns_with_the_largest_counts() -> None:
     lines = shown(summary(report())).splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 80
-    assert len([line for line in lines if line.startswith(("stale reads", "latency", "time"))]) == 3
+    assert (
+        len([line for line in lines if line.startswith(("stale reads", "answered", "waited", "time"))]) == 4
+    )
+
+
+def test_summary_tells_what_was_answered_at_once_from_what_waited() -> None:
+    figures = msgspec.structs.replace(
+        report(),
+        answered_at_once=Took(intercepts=5_700, quantiles=Quantiles(16_000, 256_000)),
+        waited=Took(intercepts=1, quantiles=Quantiles(2_048_000, 2_048_000)),
+    )
+    text = " ".join(shown(summary(figures)).split())
+    assert "answered at once 5,700 intercepts, half within 16us, 99 % within 256us" in text
+    assert "waited for others 1 intercept, half within 2.0ms, 99 % within 2.0ms" in text
+
+
+def test_summary_of_a_daemon_that_tells_no_times_has_none() -> None:
+    nothing = Took(intercepts=0, quantiles=Quantiles())
+    figures = msgspec.structs.replace(report(), answered_at_once=nothing, waited=nothing)
+    assert "within" not in shown(summary(figures))
 
 
 def test_summary_names_every_outcome_and_reason() -> None:

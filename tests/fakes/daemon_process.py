@@ -55,7 +55,7 @@ class DaemonProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=clean_environment() | dict(environment or {}),
+                env=os.environ | dict(environment or {}),
                 umask=umask,
             )
 
@@ -181,10 +181,5 @@ def run_to_end(
         text=True,
         timeout=PATIENCE,
         check=False,
-        env=clean_environment() | dict(environment or {}),
+        env=os.environ | dict(environment or {}),
     )
-
-
-def clean_environment() -> dict[str, str]:
-    """Ours without what would steer the daemon."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("INTERCEPTD_")}

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-PATIENCE: Final = 20.0
-"""Seconds after which something that should happen counts as not happening: generous, for busy machines."""
+PATIENCE: Final = 60.0
+"""Seconds after which something that should happen counts as not happening: a guard against hanging for ever,
+far beyond what a busy machine takes."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.02
 
 T = TypeVar("T")

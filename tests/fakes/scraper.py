@@ -14,8 +14,7 @@ from typing import NamedTuple
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-PATIENCE = 20.0
-"""Seconds after which a server is taken to hang."""
+from fakes.eventually import PATIENCE
 
 
 class Answer(NamedTuple):

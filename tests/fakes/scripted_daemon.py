@@ -20,10 +20,10 @@ from typing import Final, Self
 
 import msgspec
 
+from fakes.eventually import PATIENCE
 from intercept_protocol import codec, messages, rpc
 from intercept_protocol.errors import WireError
 
-PATIENCE: Final = 10.0
 HELLO_REPLY: Final = messages.HelloReply(
     protocol=1, server="scripted", version="0", limits={"message_bytes": 65536}, features={}
 )

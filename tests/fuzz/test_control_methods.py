@@ -23,7 +23,6 @@ def test_daemon_answers_a_drawn_session_as_the_plain_partition_does(
     drawn = settings(
         max_examples=sessions,
         stateful_step_count=steps,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
     )
     with DaemonProcess(tmp_path) as daemon:
@@ -38,7 +37,6 @@ def test_daemon_that_lacks_something_answers_otherwise_than_the_plain_partition(
     drawn = settings(
         max_examples=100,
         stateful_step_count=40,
-        deadline=None,
         derandomize=True,
         database=None,
         phases=[Phase.generate],

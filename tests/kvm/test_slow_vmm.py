@@ -24,7 +24,7 @@ from interceptctl.guest.programs import STORE, SWEEP, WATCH
 from interceptctl.guest.small_vmm import Bar, SmallVmm
 
 SLOW_GFN = 0x800
-DEADLINE = "[timeouts]\nhypervisor_ms = 200\n"
+DEADLINE = "[timeouts]\nhypervisor_ms = 1000\n"
 
 
 def before_mapping(vmm: SmallVmm, bar: Bar, wait: Callable[[], None]) -> threading.Event:

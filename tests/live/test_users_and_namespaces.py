@@ -20,7 +20,7 @@ from fakes import as_user
 from fakes import live_changes as changes
 from fakes import live_lives as lives
 from fakes.daemon_process import DaemonProcess
-from fakes.eventually import eventually
+from fakes.eventually import PATIENCE, eventually
 from fakes.live_vmm import GFN, LiveVmm, Memory
 from fakes.puppet import ENVIRONMENT, Puppet, StartVmm, VmmFailed
 from intercept_client.memory import Watch
@@ -141,6 +141,14 @@ def test_the_overflow_uid_is_refused_where_it_is_not_configured(
         with pytest.raises(VmmFailed, match="EACCES") as refused:
             start_vmm(launch=UNSHARED).do(LiveVmm.connect, daemon.socket)
     assert "overflow" in refused.value.text
+
+
+@needs_namespaces
+def test_an_exercise_by_the_overflow_uid_is_served_by_its_own_daemon() -> None:
+    """As which many containers run."""
+    command = (sys.executable, "-m", "interceptctl", "exercise", "--quiet", "--steps", "20", "--vps", "2")
+    run = subprocess.run([*UNSHARED, *command], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (run.returncode, run.stdout[:5], run.stderr) == (0, "PASS:", "")
 
 
 @needs_namespaces

@@ -170,7 +170,7 @@ class _Run:
             await self._step()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._lose_patience, fault.patience, nursery.cancel_scope)
-                answer = await self._path.settle(GFN + fault.page, Access.READ, lambda: None)
+                answer = await self._path.settle(GFN + fault.page, Access.READ, lambda _: None)
                 if answer is Answer.UNBACKED:
                     self.recorder.forwarded()
                 nursery.cancel_scope.cancel()

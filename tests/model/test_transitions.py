@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from intercept_protocol.addresses import UaddrRange
 from interceptd.attempt import Attempt
@@ -31,7 +31,7 @@ def test_every_promise_about_a_row_names_one_that_there_is() -> None:
 
 
 @given(schedules())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 def test_running_code_takes_no_step_that_the_table_forbids_and_ends_where_it_says(schedule: Schedule) -> None:
     assert problems(trace_of(schedule)) == []
 

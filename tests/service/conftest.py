@@ -11,14 +11,10 @@ from inspect import iscoroutinefunction
 
 import pytest
 import trio
-from hypothesis import settings
 from trio.abc import Clock, Instrument
 from trio.testing import MockClock
 
 from fakes.model_partition import ModelPartition
-
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 PATIENCE = 3600.0
 """Virtual seconds, far above every timeout of the daemon: only a test that hangs gets there."""

@@ -17,6 +17,7 @@ from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Point
 from interceptd.address_space import AddressSpace, Asker, Undecided
+from interceptd.attempt import Obstacle
 from interceptd.intercept import InterceptPath
 from interceptd.mapping import Extent
 
@@ -58,7 +59,11 @@ def path(model: ModelPartition, address_space: AddressSpace) -> InterceptPath:
     return InterceptPath(model.regions, address_space, TIMEOUT)
 
 
-def kicked() -> Answer:
+def no_kick(_: Obstacle | None) -> None:
+    """What a VP that keeps none says."""
+
+
+def kicked(_: Obstacle | None) -> Answer:
     """What a VP that keeps a kick says when it is about to wait."""
     return Answer.KICKED
 
@@ -100,7 +105,7 @@ async def test_a_kept_kick_is_kept_on_where_nothing_is_waited_for(model: ModelPa
 
 async def test_a_fault_without_a_kept_kick_waits_for_what_may_block(model: ModelPartition) -> None:
     await with_region(model)
-    assert await path(model, LiveLike(model.declared)).settle(GFN, Access.READ, lambda: None) is Answer.MAPPED
+    assert await path(model, LiveLike(model.declared)).settle(GFN, Access.READ, no_kick) is Answer.MAPPED
 
 
 # ------------------------------------------------ no answer
@@ -110,7 +115,7 @@ async def test_a_fault_whose_question_is_not_answered_is_told_to_ask_again(model
     """Nothing was decided, so it is not forwarded."""
     await with_region(model)
     space = LiveLike(model.declared, silent=True)
-    assert await path(model, space).settle(GFN, Access.READ, lambda: None) is Answer.CONTENDED
+    assert await path(model, space).settle(GFN, Access.READ, no_kick) is Answer.CONTENDED
     assert (space.resolved, relied_on(model)) == ([PAGE], 0)
 
 
@@ -133,7 +138,7 @@ async def test_an_inferred_kind_is_checked_again_by_asking_where_resolving_does_
 ) -> None:
     await with_region(model, kind=None, io=True)
     space = LiveLike(model.declared)
-    assert await path(model, space).settle(GFN + 3, Access.READ, lambda: None) is Answer.MAPPED
+    assert await path(model, space).settle(GFN + 3, Access.READ, no_kick) is Answer.MAPPED
     assert space.asked == [PAGE + 3]
 
 
@@ -143,15 +148,13 @@ async def test_an_inferred_kind_that_no_longer_fits_is_unbacked_where_resolving_
     await with_region(model, kind=None, io=True)
     await model.unmap_vma(PAGE, PAGES)
     await model.map_vma(PAGE, PAGES, PFN, io=False)
-    assert (
-        await path(model, LiveLike(model.declared)).settle(GFN, Access.READ, lambda: None) is Answer.UNBACKED
-    )
+    assert await path(model, LiveLike(model.declared)).settle(GFN, Access.READ, no_kick) is Answer.UNBACKED
 
 
 async def test_an_inferred_kind_is_not_asked_for_where_resolving_tells(model: ModelPartition) -> None:
     await with_region(model, kind=None, io=True)
     space = LiveLike(model.declared, telling=True)
-    assert await path(model, space).settle(GFN, Access.READ, lambda: None) is Answer.MAPPED
+    assert await path(model, space).settle(GFN, Access.READ, no_kick) is Answer.MAPPED
     assert space.asked == []
 
 
@@ -159,7 +162,7 @@ async def test_a_stated_kind_is_not_asked_for(model: ModelPartition) -> None:
     """On live memory it costs what smaps costs."""
     await with_region(model)
     space = LiveLike(model.declared)
-    assert await path(model, space).settle(GFN, Access.READ, lambda: None) is Answer.MAPPED
+    assert await path(model, space).settle(GFN, Access.READ, no_kick) is Answer.MAPPED
     assert space.asked == []
 
 

@@ -241,7 +241,7 @@ async def test_a_map_beyond_the_limit_of_mappings_is_refused_and_takes_none_away
     model.hypervisor.events.clear()
     path = InterceptPath(regions, model.address_space, TIMEOUT)
     await regions.add(region_of(RegionKind.MMIO))
-    answers = [await path.settle(GFN + page, Access.READ, lambda: None) for page in (0, 2, 4, 0)]
+    answers = [await path.settle(GFN + page, Access.READ, lambda _: None) for page in (0, 2, 4, 0)]
     assert answers == [Answer.MAPPED, Answer.MAPPED, Answer.HYPERVISOR_ERROR, Answer.ALREADY_MAPPED]
     assert model.hypervisor.counters().mapped_gfns == 2
 
@@ -254,7 +254,7 @@ async def test_pages_that_come_one_by_one_and_continue_each_other_are_one_mappin
     await model.map_vma(PAGE, PAGES, PFN)
     await regions.add(region_of(RegionKind.MMIO))
     path = InterceptPath(regions, model.address_space, TIMEOUT)
-    answers = [await path.settle(GFN + page, Access.READ, lambda: None) for page in range(PAGES)]
+    answers = [await path.settle(GFN + page, Access.READ, lambda _: None) for page in range(PAGES)]
     assert answers == [Answer.MAPPED] * PAGES
 
 
@@ -289,7 +289,7 @@ async def test_the_refusal_beyond_the_limit_of_mappings_names_it(model: ModelPar
     await model.map_vma(PAGE, 1, PFN)
     await regions.add(region_of(RegionKind.MMIO))
     with capture_logs() as logs:
-        await InterceptPath(regions, model.address_space, TIMEOUT).settle(GFN, Access.READ, lambda: None)
+        await InterceptPath(regions, model.address_space, TIMEOUT).settle(GFN, Access.READ, lambda _: None)
     assert [entry["error"] for entry in logs] == ["a partition may have 0 mappings"]
 
 

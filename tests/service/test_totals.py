@@ -56,7 +56,56 @@ async def test_an_intercept_that_one_look_decides_has_no_stages(backed: ModelPar
     async with attached_vp(backed) as vp:
         await vp.peer.intercept(0)
         assert stage_counts(backed) == {"decode": 0, "wait": 0, "resolve": 0, "map": 0}
-        assert vp.processor.latency.count == 1
+        assert vp.processor.latency.at_once.count == 1
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+async def test_an_intercept_that_waited_for_an_invalidation_is_counted_apart(
+    backed: ModelPartition, interrupted: bool
+) -> None:
+    """However its wait ended; and the next one, which did not wait, is not."""
+    async with attached_vp(backed) as vp:
+        await backed.begin(PAGE, PAGES)
+        await vp.peer.send_intercept(GFN)
+        await wait_all_tasks_blocked()
+        if interrupted:
+            vp.processor.kick()
+        else:
+            backed.end(PAGE, PAGES)
+        assert await vp.peer.answer() is (Answer.KICKED if interrupted else Answer.MAPPED)
+        latency = vp.processor.latency
+        assert (latency.at_once.count, latency.waited.count) == (0, 1)
+        if interrupted:
+            backed.end(PAGE, PAGES)
+        await vp.peer.intercept(GFN + 1)
+        assert (latency.at_once.count, latency.waited.count, latency.all.count) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("obstructed", [False, True])
+async def test_a_question_to_memory_that_may_block_is_no_wait_for_somebody_and_hides_none(
+    backed: ModelPartition, obstructed: bool
+) -> None:
+    backed.address_space.may_block = True
+    async with attached_vp(backed) as vp:
+        if obstructed:
+            await backed.begin(PAGE, PAGES)
+        await vp.peer.send_intercept(GFN)
+        await wait_all_tasks_blocked()
+        if obstructed:
+            backed.end(PAGE, PAGES)
+        assert await vp.peer.answer() is Answer.MAPPED
+        latency = vp.processor.latency
+        assert (latency.at_once.count, latency.waited.count) == (not obstructed, obstructed)
+
+
+async def test_an_intercept_that_a_kept_kick_answers_instead_of_its_wait_did_not_wait(
+    backed: ModelPartition,
+) -> None:
+    async with attached_vp(backed) as vp:
+        await backed.begin(PAGE, PAGES)
+        vp.processor.kick()
+        assert await vp.peer.intercept(GFN) is Answer.KICKED
+        assert (vp.processor.latency.at_once.count, vp.processor.latency.waited.count) == (1, 0)
 
 
 async def test_a_fault_that_waits_for_an_invalidation_is_timed_as_waiting(backed: ModelPartition) -> None:

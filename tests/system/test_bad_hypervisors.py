@@ -15,7 +15,7 @@ from fakes.raw_vmm import GFN, PAGES, UADDR, WHOLE_MEMORY, RawVmm, region
 from fakes.witness import Witness
 
 REFUSAL = [12, "ENOMEM", "no slot is free", {}]
-CONFIG = "timeouts.hypervisor_ms = 300"
+CONFIG = "timeouts.hypervisor_ms = 1000"
 
 
 @pytest.fixture(scope="module")

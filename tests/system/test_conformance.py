@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import pytest
 
 from conformance.reference import COMMAND, reference_server
 from fakes.conformance_suite import SUITE, run_suite
-from fakes.daemon_process import clean_environment
 from fakes.eventually import eventually
 from fakes.listening_at import is_listening
 from fakes.puppet import ENVIRONMENT
@@ -206,7 +206,7 @@ def lying(lie: str, directory: Path) -> Iterator[Path]:
     with reference_server(directory) as (upstream, _):
         path = directory / "lying.sock"
         command: list[str | Path] = [sys.executable, "-m", "fakes.lying_proxy", lie, upstream, path]
-        with subprocess.Popen(command, env=clean_environment() | ENVIRONMENT) as proxy:
+        with subprocess.Popen(command, env=os.environ | ENVIRONMENT) as proxy:
             try:
                 eventually(lambda: is_listening(path), True)
                 yield path

@@ -48,7 +48,7 @@ def test_a_flood_that_leaves_makes_room_at_once(
 
 
 def test_a_flood_that_stays_is_timed_out_and_makes_room(start_daemon: StartDaemon) -> None:
-    daemon = start_daemon(config="timeouts.hello_ms = 1000")
+    daemon = start_daemon(config="timeouts.hello_ms = 3000")
     with Witness(daemon.socket) as witness, ExitStack() as opened:
         flood = [opened.enter_context(RawConnection(daemon.socket)) for _ in range(FLOOD)]
         assert witness.serve() == Witness.SERVED

@@ -32,7 +32,7 @@ open_invalidations_per_partition = 2
 deposit_pages_per_partition = 300
 operators = 2
 [timeouts]
-hello_ms = 1000
+hello_ms = 3000
 invalidate_ms = 200
 """
 

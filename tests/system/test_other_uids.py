@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from fakes import as_user
 from fakes.daemon_process import DaemonProcess
+from fakes.eventually import PATIENCE
 from fakes.other_user import as_uid
 from fakes.puppet import ENVIRONMENT
 from fakes.raw_client import RawConnection, Refusal
 from fakes.raw_vmm import MODEL, WHOLE_MEMORY, RawVmm
 from fakes.witness import Witness
+from interceptctl.cli import main
+from interceptctl.exercise import program, summary
+from interceptctl.guest import program as guest_program
+from interceptctl.guest import summary as guest_summary
 from interceptd.listening import ListenError, listening
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
@@ -84,6 +93,16 @@ def exhaust_the_pace(path: Path) -> int:
     """More than a burst."""
     with RawVmm(path) as vmm:
         return sum(vmm.ask("kick", vp_index="all") is None for _ in range(1500))
+
+
+_LOADED = program, summary, guest_program, guest_summary, codecs.lookup("ascii")
+"""What the tool loads when it needs it: here that is before we become a user who may not read it."""
+
+
+def told(*arguments: str | Path) -> tuple[int, str]:
+    """The tool's exit code, and all that it prints."""
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    return result.exit_code, result.stdout + result.stderr
 
 
 def serve_own_partition(path: Path) -> object:
@@ -260,3 +279,53 @@ def test_a_dead_socket_that_only_its_owner_may_remove_is_said_to_be_dead_and_who
         "the socket belongs to uid 0, who may remove it"
     )
     assert os.listdir(left_behind.parent) == [left_behind.name]
+
+
+@pytest.fixture(scope="module")
+def closed_daemon(public_directory: Path) -> Iterator[DaemonProcess]:
+    """Root's, with the default modes."""
+    directory = public_directory / "closed"
+    directory.mkdir(0o755)
+    with DaemonProcess(directory) as process:
+        yield process.wait_serving()
+
+
+@pytest.mark.parametrize("command", [("ls",), ("show", "1"), ("watch",), ("top", "--once"), ("health",)])
+def test_a_user_who_is_not_the_operator_is_told_so_with_status_3(
+    closed_daemon: DaemonProcess, command: tuple[str, ...]
+) -> None:
+    status, said = as_uid(STRANGER, told, "--socket", closed_daemon.operator_socket, *command)
+    assert (status, "permission denied; the operator's socket is its owner's alone" in said) == (3, True)
+
+
+def test_a_user_who_may_not_connect_as_a_vmm_is_told_so_with_status_3(closed_daemon: DaemonProcess) -> None:
+    status, said = as_uid(STRANGER, told, "exercise", "--quiet", "--vmm-socket", closed_daemon.socket)
+    assert (status, "permission denied; socket_mode and socket_group say who" in said) == (3, True)
+
+
+def test_a_guest_of_a_user_who_may_not_connect_fails_for_that_or_for_want_of_kvm(
+    closed_daemon: DaemonProcess,
+) -> None:
+    status, said = as_uid(STRANGER, told, "guest", "--quiet", "--vmm-socket", closed_daemon.socket)
+    assert (status in (3, 4), "permission denied" in said.lower() or "no guest can run" in said) == (
+        True,
+        True,
+    )
+
+
+def test_the_doctor_tells_a_user_which_sockets_are_not_for_him(closed_daemon: DaemonProcess) -> None:
+    status, said = as_uid(STRANGER, told, "--socket", closed_daemon.operator_socket, "doctor", "--json")
+    sockets = [finding["found"] for finding in json.loads(said)["findings"][:2]]
+    assert (status, ["not for this user" in found for found in sockets]) == (1, [True, True])
+
+
+def test_a_program_that_the_other_user_cannot_read_is_run_as_that_user(tmp_path: Path) -> None:
+    """So are these tests where the project was cloned into a directory of root's alone."""
+    (tmp_path / "hermit").mkdir(0o700)
+    (tmp_path / "hermit" / "__main__.py").write_text("import os, sys; print(os.getuid(), sys.argv[1:])")
+    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": f"{ENVIRONMENT['PYTHONPATH']}:{tmp_path}"}
+    command = [*as_user.launch(TENANT), sys.executable, "-m", "hermit", "alone"]
+    said = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    assert said.stdout == f"{TENANT} ['alone']\n"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -106,17 +109,26 @@ def test_a_path_with_a_nul_is_an_error_that_names_it(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("path", "why"),
-    [
-        ("{directory}/" + "x" * 120, "AF_UNIX path too long"),
-        ("{directory}", "exists and is not a socket"),
-    ],
-)
-def test_a_path_that_cannot_be_bound_is_an_error_that_names_it(tmp_path: Path, path: str, why: str) -> None:
-    path = path.format(directory=tmp_path)
-    ended = run_to_end("--socket", path)
-    assert (ended.returncode, ended.stderr) == (1, f"Error: {path}: {why}\n")
+def test_a_path_that_is_a_directory_is_an_error_that_names_it(tmp_path: Path) -> None:
+    ended = run_to_end("--socket", str(tmp_path))
+    assert (ended.returncode, ended.stderr) == (1, f"Error: {tmp_path}: exists and is not a socket\n")
+
+
+def test_a_path_as_long_as_an_address_can_hold_is_served_and_a_longer_one_names_both_lengths() -> None:
+    with tempfile.TemporaryDirectory(prefix="interceptd-") as directory:
+        path = f"{directory}/".ljust(107, "x")
+        ended = run_to_end("--socket", f"{path}x", "--operator-socket", f"{directory}/o")
+        assert (ended.returncode, ended.stderr) == (
+            1,
+            f"Error: {path}x: has 108 bytes, and the path of a socket at most 107\n",
+        )
+        command = [sys.executable, "-m", "interceptd", "serve", "--socket", path]
+        with subprocess.Popen(
+            [*command, "--operator-socket", f"{directory}/o"], stderr=subprocess.DEVNULL
+        ) as one:
+            eventually(Path(path).exists, True)
+            one.terminate()
+        assert (one.returncode, os.listdir(directory)) == (0, [])
 
 
 def test_a_directory_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exercise.running import CHAOS_VARIABLE, WITHOUT_INVALIDATION, WITHOUT_STALENESS_CHECK, exercised
+from exercise.running import WITHOUT_INVALIDATION, WITHOUT_STALENESS_CHECK, exercised
 from interceptctl.exercise.memory import Setting
 from interceptctl.exercise.scenario import Scenario
 
@@ -16,10 +16,9 @@ SHORTER = Scenario(seed=1, vps=64, steps=5_000, touches_a_deed=2, setting=Settin
 """For daemons that lack something: long before its end they are found out many times."""
 
 
-@pytest.mark.parametrize("chaos", ["0", "3"])
-async def test_no_guest_reaches_what_it_should_not(monkeypatch: pytest.MonkeyPatch, chaos: str) -> None:
-    monkeypatch.setenv(CHAOS_VARIABLE, chaos)
-    report = await exercised(LONG)
+@pytest.mark.parametrize("chaos", [0, 3])
+async def test_no_guest_reaches_what_it_should_not(chaos: int) -> None:
+    report = await exercised(LONG, chaos=chaos)
     assert report.findings == []
     assert report.passed
     assert report.steps >= 100_000
@@ -38,9 +37,6 @@ async def test_k_without_invalidation_the_same_exercise_finds_stale_reads() -> N
     assert report.stale_reads > 1_000
 
 
-async def test_e_without_the_staleness_check_the_same_exercise_finds_stale_reads(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv(CHAOS_VARIABLE, "20")
-    report = await exercised(SHORTER, WITHOUT_STALENESS_CHECK)
+async def test_e_without_the_staleness_check_the_same_exercise_finds_stale_reads() -> None:
+    report = await exercised(SHORTER, WITHOUT_STALENESS_CHECK, chaos=20)
     assert report.stale_reads > 10

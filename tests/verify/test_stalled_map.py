@@ -1,4 +1,4 @@
-"""A VMM that stalls one map for a second: what that costs those who need no map."""
+"""While a VMM's map is out, those who need no map are served; what that costs them is printed, not judged."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fakes.daemon_process import DaemonProcess
+from fakes.eventually import PATIENCE
 from intercept_client import BlockingVp
 from intercept_client.kvm import KvmUnavailable, Machine, PartitionSetting
 from intercept_protocol.addresses import GfnRange, UaddrRange
@@ -19,10 +20,6 @@ from interceptctl.guest.small_vmm import Bar, SmallVmm
 
 pytestmark = pytest.mark.verify
 
-STALL_SECONDS = 1.0
-LOOSE = 5
-"""Times as slow as before that would be a defect, whatever else this machine does."""
-
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
@@ -30,12 +27,12 @@ def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
         Machine.open().close()  # the small VMM maps by memslots
     except KvmUnavailable as reason:
         pytest.skip(str(reason))
-    with DaemonProcess(tmp_path) as process:
+    with DaemonProcess(tmp_path, config="timeouts.hypervisor_ms = 600000") as process:
         yield process.wait_serving()
 
 
-def test_while_a_map_stalls_for_a_second_others_keep_their_p99(daemon: DaemonProcess) -> None:
-    setting = PartitionSetting()
+def test_while_a_map_stalls_others_are_served(daemon: DaemonProcess) -> None:
+    setting, go_on = PartitionSetting(), threading.Event()
     with SmallVmm(daemon.socket, setting) as slow, SmallVmm(daemon.socket, setting) as other:
         mapped, stalled, elsewhere = slow.add_bar(1), slow.add_bar(1, at=0x800), other.add_bar(1)
         with attached(slow, 7) as own, attached(other, 7) as foreign, attached(slow, 8) as victim:
@@ -43,21 +40,21 @@ def test_while_a_map_stalls_for_a_second_others_keep_their_p99(daemon: DaemonPro
             touch(foreign, elsewhere)
             before = p99(own, mapped), p99(foreign, elsewhere)
 
-            stall_maps(slow)
+            stall_maps(slow, go_on)
             waiting = threading.Thread(target=touch, args=(victim, stalled))
             waiting.start()
             during = p99(own, mapped), p99(foreign, elsewhere)
             assert waiting.is_alive()  # both were measured while the map was out
+            go_on.set()
             waiting.join()
 
     names = "the partition's mapped pages", "another partition"
     for name, calm, stalling in zip(names, before, during, strict=True):
         print(f"\n{name}: p99 {calm * 1e6:.0f} us before, {stalling * 1e6:.0f} us while a map stalls")
-        assert stalling < LOOSE * calm
 
 
 def attached(vmm: SmallVmm, vp_index: int) -> BlockingVp:
-    return BlockingVp.open(vmm.path, vmm.partition.credentials, vp_index=vp_index, timeout=30)
+    return BlockingVp.open(vmm.path, vmm.partition.credentials, vp_index=vp_index, timeout=PATIENCE)
 
 
 def touch(vp: BlockingVp, bar: Bar) -> None:
@@ -75,11 +72,11 @@ def p99(vp: BlockingVp, bar: Bar, count: int = 1500) -> float:
     return sorted(samples)[len(samples) * 99 // 100]
 
 
-def stall_maps(vmm: SmallVmm) -> None:
+def stall_maps(vmm: SmallVmm, go_on: threading.Event) -> None:
     carry_out = vmm.partition.memory.map
 
     def late(gfns: GfnRange, uaddrs: UaddrRange, access: Access) -> None:
-        threading.Event().wait(STALL_SECONDS)
+        assert go_on.wait(PATIENCE)
         carry_out(gfns, uaddrs, access)
 
     vmm.partition.memory.map = late  # type: ignore[method-assign]  # the stall is the test's

@@ -31,15 +31,17 @@ def methods() -> list[ExchangeVector]:
     range_ = {"start_uaddr": 0x7F0000000000, "length": 0x4000}
     bar = {"start_gfn": 0xFEB00, "page_count": 16, "start_uaddr": 0x7F0000000000}
     buckets = (1, 0, 1, 1, *[0] * (m.LATENCY_BUCKETS - 4))
+    waited = (0, 0, 0, 1, *[0] * (m.LATENCY_BUCKETS - 4))
     summary = m.PartitionSummary(
         partition_id=1, name="guest-a", uid=1000, pid=4242, address_space="declared", hypervisor="software",
         vps=1, regions=1, mapped_gfns=16, intercepts=3, invalidations=0, age_ms=1500,
-        latency=buckets,
+        latency=buckets, latency_waited=waited,
     )  # fmt: skip
     intercepts = {"resume": {"mapped": 1, "already_mapped": 1}, "forward": {"no_region": 1}}
     counters = m.PartitionStatistics(
         regions=1, vmas=1, vps=1, open_invalidations=0, mapped_gfns=16, no_access_gfns=0, slat_extents=1,
         map_calls=1, unmap_calls=0, deposits=0, invalidations=0, stale_attempts=0, intercepts=intercepts,
+        latency=buckets, latency_waited=waited,
     )  # fmt: skip
     region = m.RegionView(
         **bar, kind=m.RegionKind.MMIO, state="live", writable=True, executable=False, mapped_gfns=16
@@ -52,11 +54,14 @@ def methods() -> list[ExchangeVector]:
     daemon = m.DaemonStatistics(
         uptime_ms=90_000, partitions=1, vps=1, connections=3, connections_without_hello=0, tasks=12,
         partitions_created=1, partitions_lost=0, connections_refused=0, intercepts=intercepts,
-        invalidations=0, latency=buckets,
+        invalidations=0, latency=buckets, latency_waited=waited,
+    )  # fmt: skip
+    vp = m.VpHistogram(
+        vp_index=3, intercepts=3, total_ns=14_200, buckets=buckets, waited_ns=9_400, waited_buckets=waited,
     )  # fmt: skip
     histograms = m.HistogramPage(
         boundaries_ns=tuple(1000 << n for n in range(1, m.LATENCY_BUCKETS)),
-        virtual_processors=[m.VpHistogram(vp_index=3, intercepts=3, total_ns=14_200, buckets=buckets)],
+        virtual_processors=[vp],
         more=True,
     )
     hello = m.HelloReply(

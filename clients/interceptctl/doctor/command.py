@@ -19,6 +19,7 @@ from rich.text import Text
 
 from intercept_protocol.text import visible
 from interceptctl import render
+from interceptctl.completion import SOCKET_PATH
 
 from . import confinement, kernel, sockets
 from .finding import Finding, Setting, State
@@ -38,7 +39,7 @@ _COLOURS: Final = {State.OK: "green", State.LIMITED: "yellow", State.MISSING: "b
 @click.option(
     "--vmm-socket",
     metavar="PATH",
-    type=click.Path(),
+    type=SOCKET_PATH,
     help="The VMMs' socket  [default: vmm.sock beside the operator's].",
 )
 @click.option("--json", "as_json", is_flag=True, help="For scripts: name, setting, state, found, mend.")

@@ -9,15 +9,12 @@ import os
 import socket
 import stat
 from collections.abc import Mapping
-from typing import Final
 
+from intercept_client.connecting import LONGEST_PATH
 from intercept_protocol.messages import OperatorStatistics
 from interceptctl import asking, words
 
 from .finding import Finding, Setting, State
-
-LONGEST_PATH: Final = 107
-"""Bytes: sun_path less its terminator, unix(7)."""
 
 
 def operator_socket(path: str) -> Finding:
@@ -81,8 +78,8 @@ def vmm_socket(path: str) -> Finding:
 
 def _trouble(name: str, path: str, denied: State) -> Finding | None:
     """What is wrong with a path before anybody is asked; `denied`: how bad it is not to be let in."""
-    if len(os.fsencode(path)) > LONGEST_PATH:
-        found = f"{path}: longer than {LONGEST_PATH} bytes"
+    if (length := len(os.fsencode(path))) > LONGEST_PATH:
+        found = f"{path}: has {length} bytes, and the path of a socket at most {LONGEST_PATH}"
         return Finding(name, Setting.MODEL, State.MISSING, found, "a shorter path")
     try:
         is_socket = stat.S_ISSOCK(os.stat(path).st_mode)

@@ -11,6 +11,9 @@ import click
 import msgspec
 from rich.console import Console
 
+from interceptctl import words
+from interceptctl.completion import SOCKET_PATH
+
 from .memory import Setting
 from .scenario import DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scenario
 
@@ -19,7 +22,7 @@ from .scenario import DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scen
 @click.option(
     "--vmm-socket",
     metavar="PATH",
-    type=click.Path(),
+    type=SOCKET_PATH,
     help="Exercise the daemon that listens there, not one of our own.",
 )
 @click.option("--vps", type=click.IntRange(1, MOST_VPS), default=DEFAULT_VPS, show_default=True)
@@ -64,7 +67,9 @@ def exercise_command(
     scenario = Scenario(seed=seed, vps=vps, steps=steps, seconds=seconds, setting=setting)
     console = Console(highlight=False, emoji=False, markup=False)
     if not (quiet or as_json):
-        console.print(f"exercising {vmm_socket or 'a daemon of our own'} with {vps} VPs, seed {seed}")
+        console.print(
+            f"exercising {vmm_socket or 'a daemon of our own'} with {words.of(vps, 'VP')}, seed {seed}"
+        )
         console.print(f"setting: {setting.title}")
     report = program.run(vmm_socket, scenario, None if quiet or as_json else console)
     if as_json:

@@ -1,11 +1,12 @@
 """A daemon of our own, for as long as an exercise takes.
 
 Owns the process, its temporary directory and its log; must not know what it is asked. It is started by name:
-the operator's tool shares no code with the daemon.
+the operator's tool shares no code with the daemon. What configures another daemon is kept from it.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -15,6 +16,8 @@ from subprocess import DEVNULL
 from typing import Final
 
 import trio
+
+from interceptctl.private_environment import private_environment
 
 START_TIMEOUT: Final = 20.0
 """Seconds until a daemon must listen; a machine that is busy with other things may take a few."""
@@ -34,13 +37,18 @@ class DaemonFailed(Exception):
 async def running_daemon(command: Sequence[str] = REAL_DAEMON) -> AsyncIterator[str]:
     """A daemon that serves, as the path of its VMMs' socket; ended by SIGTERM, which must leave status 0.
 
-    What the block raises goes on, with the end of the daemon's log as a note.
+    What the block raises goes on, with the end of the daemon's log as a note. Its own user is configured, for
+    that may be the overflow uid, as in many containers, which is refused otherwise.
     """
     with tempfile.TemporaryDirectory(prefix="interceptd-") as directory:
         path, log = Path(directory, "vmm.sock"), Path(directory, "log")
         with log.open("wb") as log_file:  # noqa: ASYNC230 - a file in a directory that we just made
             process = await trio.lowlevel.open_process(
-                [*command, "serve", "--socket", str(path)], stdin=DEVNULL, stdout=log_file, stderr=log_file
+                [*command, "serve", "--set", f"allowed_uids=[{os.geteuid()}]", "--socket", str(path)],
+                stdin=DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
+                env=private_environment(),
             )
         try:
             await _wait_until_it_listens(process, path, log)

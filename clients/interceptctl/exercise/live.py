@@ -68,7 +68,7 @@ class _View:
         now = time.perf_counter()
         elapsed = max(now - self._seen_at, 1e-3)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for heading in ("VP", "INTERCEPTS", "A SECOND"):
+        for heading in ("VP", "INTERCEPTS", "PER SECOND"):
             table.add_column(heading, justify="right")
         table.add_column("LAST OUTCOME")
         tallies = self._progress.tally.vps
@@ -86,6 +86,6 @@ class _View:
 def _counters(progress: Progress, statistics: PartitionStatistics) -> str:
     tally = progress.tally
     return (
-        f"steps {tally.steps:,}  intercepts {len(tally.latencies):,}  maps {statistics.map_calls:,}  "
+        f"steps {tally.steps:,}  intercepts {tally.answers.total():,}  maps {statistics.map_calls:,}  "
         f"invalidations {statistics.invalidations:,}  stale {tally.stale_reads}"
     )

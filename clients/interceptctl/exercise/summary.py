@@ -11,7 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .report import Report
+from interceptctl import words
+
+from .report import Report, Took
 from .tally import Finding
 
 FINDINGS_SHOWN: Final = 5
@@ -59,12 +61,22 @@ def _figures(report: Report) -> RenderableType:
         ("invalidations", f"{report.invalidations:,}, which made {report.stale_attempts:,} attempts stale"),
         ("looks at pages", f"{report.looks:,}"),
         ("stale reads", stale),
-        ("latency", f"median {report.median_us:,.0f} us, p99 {report.p99_us:,.0f} us, both ends in Python"),
+        ("answered at once", _took(report.answered_at_once)),
+        ("waited for others", _took(report.waited)),
         ("time", f"{report.seconds:.1f} s"),
     )
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def _took(took: Took) -> str:
+    """In the daemon; no times of one that tells none."""
+    counted = words.of(took.intercepts, "intercept")
+    if took.quantiles.p50_ns is None:
+        return counted
+    half, most = words.latency(took.quantiles.p50_ns), words.latency(took.quantiles.p99_ns)
+    return f"{counted}, half within {half}, 99 % within {most}"
 
 
 def _finding(finding: Finding) -> RenderableType:

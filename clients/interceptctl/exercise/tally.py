@@ -6,7 +6,6 @@ right. Findings beyond the first few are counted only.
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -62,8 +61,6 @@ class VpTally:
 class Tally:
     vps: list[VpTally]
     answers: Counter[AnyAnswer] = field(default_factory=Counter)
-    latencies: array[float] = field(default_factory=lambda: array("d"))
-    """Seconds from each intercept to its answer, as the guest waited for it."""
     steps: int = 0
     looks: int = 0
     """Times that a guest's view of a page was compared with what is true."""
@@ -71,12 +68,11 @@ class Tally:
     findings: list[Finding] = field(default_factory=list)
     events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
 
-    def answered(self, vp_index: int, answer: AnyAnswer, latency: float) -> None:
+    def answered(self, vp_index: int, answer: AnyAnswer) -> None:
         vp = self.vps[vp_index]
         vp.intercepts += 1
         vp.last = answer
         self.answers[answer] += 1
-        self.latencies.append(latency)
 
     def found(self, finding: Finding) -> None:
         self.wrongs[finding.wrong] += 1

@@ -204,7 +204,7 @@ class ModelPartition:
 
     async def fault(self, gfn: int, access: Access = Access.READ) -> Answer:
         """One intercept, decided as a VP without a kept kick decides it."""
-        return await self.path.settle(gfn, access, lambda: None)
+        return await self.path.settle(gfn, access, lambda _: None)
 
     def pfn(self, gfn: int) -> int | None:
         """What the guest reaches at `gfn`."""

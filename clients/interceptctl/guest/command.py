@@ -12,13 +12,15 @@ import click
 import msgspec
 from rich.console import Console
 
+from interceptctl.completion import SOCKET_PATH
+
 
 @click.command("guest")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option(
     "--vmm-socket",
     metavar="PATH",
-    type=click.Path(),
+    type=SOCKET_PATH,
     help="Use the daemon that listens there, not one of our own.",
 )
 @click.option(

@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from interceptctl import words
+
 from .outcome import GuestReport, ScenarioOutcome, VcpuOutcome
 
 
@@ -20,11 +22,15 @@ def verdict(report: GuestReport) -> RenderableType:
     """What failed, if anything, and one line."""
     failed = [scenario for scenario in report.scenarios if not scenario.passed]
     if not failed:
-        return Text(f"PASS: {len(report.scenarios)} guests, memory {report.coverage}", style="bold green")
+        return Text(
+            f"PASS: {words.of(len(report.scenarios), 'guest')}, memory {report.coverage}", style="bold green"
+        )
     lines = [
         Text(f"{scenario.name}: expected: {scenario.expects}; found: {scenario.found}") for scenario in failed
     ]
-    return Group(*lines, Text(f"FAIL: {len(failed)} of {len(report.scenarios)} guests", style="bold red"))
+    return Group(
+        *lines, Text(f"FAIL: {len(failed)} of {words.of(len(report.scenarios), 'guest')}", style="bold red")
+    )
 
 
 def _vcpus(report: GuestReport) -> Table:

@@ -44,7 +44,7 @@ _SORTS: Final = list(Sort)
     type=click.Choice([sort.value for sort in Sort]),
     default=Sort.RATE.value,
     show_default=True,
-    help="What comes first: who does most, who is slowest, or the lowest id.",
+    help="What comes first: who does most, who is slowest at once, or the lowest id.",
 )
 @click.option("--once", is_flag=True, help="Print one frame, after one interval, and end.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts, with --once: rates per second.")
@@ -52,7 +52,9 @@ _SORTS: Final = list(Sort)
 def top_command(path: str, interval: float, *, vps: bool, sort: str, once: bool, as_json: bool) -> None:
     """Show partitions or VPs by what they do per second.
 
-    P50 and P99 are at most how long half, and 99 of 100, of the last interval's intercepts took.
+    P50 and P99 are at most how long half, and 99 of 100, of the last interval's intercepts took: those that
+    were answered at once, and those that waited for an invalidation or for another VP. RETRY, FORWARD and
+    FAIL are per second, too; all others resumed.
     Keys: q or Ctrl-C quits, v shows VPs, p partitions, s sorts by something else.
     """
     if as_json and not once:

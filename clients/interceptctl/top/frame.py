@@ -19,12 +19,15 @@ from interceptctl import words
 
 from .rates import HISTORY, Rate, Sort, VpRate
 
-AROUND: Final = 6
-"""Lines around the table: two of summary, a blank one, the headings, how many more, and the keys."""
+AROUND: Final = 7
+"""Lines around the table: two of summary, a blank one, two of headings, how many more, and the keys."""
 BARS: Final = "▁▂▃▄▅▆▇█"
 SPARK: Final = 8
 """Rates in a partition's sparkline; a VP's has room for all."""
-_OUTCOMES: Final = (Outcome.RESUME, Outcome.RETRY, Outcome.FORWARD, Outcome.FAIL)
+_UNUSUAL: Final = (Outcome.RETRY, Outcome.FORWARD, Outcome.FAIL)
+"""Outcomes with a column of their own: what remains of the intercepts is resume."""
+_RATE: Final = "INTERCEPTS\nPER SECOND"
+_AT_ONCE, _WAITED = f"AT ONCE\n{words.P50_P99}", f"WAITED\n{words.P50_P99}"
 
 
 def frame(
@@ -70,8 +73,8 @@ def _around(
     daemon: DaemonStatistics, doing: str, table: RenderableType, more: int, keys: Text | None
 ) -> RenderableType:
     summary = Text(
-        f"interceptd up {words.duration(daemon.uptime_ms)}: {words.count(daemon.partitions)} partitions, "
-        f"{words.count(daemon.vps)} VPs, {words.count(daemon.connections)} connections\n"
+        f"interceptd up {words.duration(daemon.uptime_ms)}: {words.of(daemon.partitions, 'partition')}, "
+        f"{words.of(daemon.vps, 'VP')}, {words.of(daemon.connections, 'connection')}\n"
         f"per second: {doing}",
         no_wrap=True,
         overflow="ellipsis",
@@ -89,8 +92,8 @@ def _keys(sort: Sort | None, other: str) -> Text | None:
 
 
 def _partitions(lines: Sequence[Rate]) -> Table:
-    table = _table({"ID": 2, "NAME": -10, "VPS": 3, "INT/s": 6, "RESUME": 6, "RETRY": 5, "FORWD": 5,
-                    "FAIL": 4, "INV/s": 5, "P50": 5, "P99": 5, "INT/s WAS": -9})  # fmt: skip
+    table = _table({"ID": 2, "NAME": -8, "VPS": 3, _RATE: 10, "RETRY": 5, "FORWARD": 7, "FAIL": 4,
+                    _AT_ONCE: 11, _WAITED: 11, "TREND": -SPARK})  # fmt: skip
     for line in lines:
         _row(
             table,
@@ -98,18 +101,17 @@ def _partitions(lines: Sequence[Rate]) -> Table:
             line.summary.name,
             words.count(line.summary.vps),
             rate(line.intercepts),
-            *(rate(line.outcomes[outcome.value]) for outcome in _OUTCOMES),
-            rate(line.invalidations),
-            words.latency(line.p50_ns),
-            words.latency(line.p99_ns),
+            *(rate(line.outcomes[outcome.value]) for outcome in _UNUSUAL),
+            words.p50_p99(line.at_once),
+            words.p50_p99(line.waited),
             sparkline(line.history[-SPARK:]).rjust(SPARK),
         )
     return table
 
 
 def _vps(lines: Sequence[VpRate]) -> Table:
-    table = _table({"ID": 2, "NAME": -16, "VP": 3, "INT/s": 6, "MEAN": 5, "P50": 5, "P99": 5,
-                    "INT/s WAS": -HISTORY})  # fmt: skip
+    table = _table({"ID": 2, "NAME": -8, "VP": 3, _RATE: 10, "MEAN": 5, _AT_ONCE: 11, _WAITED: 11,
+                    "TREND": -HISTORY})  # fmt: skip
     for line in lines:
         _row(
             table,
@@ -118,17 +120,19 @@ def _vps(lines: Sequence[VpRate]) -> Table:
             str(line.vp_index),
             rate(line.intercepts),
             words.latency(line.mean_ns),
-            words.latency(line.p50_ns),
-            words.latency(line.p99_ns),
+            words.p50_p99(line.at_once),
+            words.p50_p99(line.waited),
             sparkline(line.history).rjust(HISTORY),
         )
     return table
 
 
 def _table(columns: dict[str, int]) -> Table:
-    """Headings with their least width, to the right; or if negative with their width, to the left."""
+    """Headings, of one line or two, with their least width, to the right; or if negative with their width, to
+    the left."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    for heading, width in columns.items():
+    for name, width in columns.items():
+        heading = name if "\n" in name else f"\n{name}"
         if width > 0:
             table.add_column(heading, justify="right", min_width=width, no_wrap=True)
         else:

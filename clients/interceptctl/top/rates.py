@@ -15,7 +15,7 @@ import msgspec
 
 from intercept_protocol.messages import DaemonStatistics, PartitionSummary, VpHistogram
 from intercept_protocol.outcomes import Outcome
-from interceptctl.quantiles import quantile_ns
+from interceptctl.quantiles import Quantiles, at_once, quantiles
 
 HISTORY: Final = 20
 """How many rates are remembered; a sparkline shows the latest of them."""
@@ -27,7 +27,7 @@ class Sort(StrEnum):
     RATE = "rate"
     """Who does most."""
     P99 = "p99"
-    """Who is slowest."""
+    """Who is slowest where nothing was waited for."""
     ID = "id"
 
 
@@ -67,8 +67,9 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
     intercepts: float
     outcomes: dict[str, float]
     invalidations: float
-    p50_ns: int | None
-    p99_ns: int | None
+    at_once: Quantiles
+    waited: Quantiles
+    """Of those that waited for an invalidation, or for another's map or unmap (O-14)."""
     history: list[float]
 
     @property
@@ -77,15 +78,15 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VpRate(msgspec.Struct, frozen=True, kw_only=True):
-    """One VP's line; `mean_ns` is None where nothing was counted."""
+    """One VP's line; `mean_ns` is of those that were answered at once, None of none."""
 
     partition_id: int
     name: str
     vp_index: int
     intercepts: float
     mean_ns: float | None
-    p50_ns: int | None
-    p99_ns: int | None
+    at_once: Quantiles
+    waited: Quantiles
     history: list[float]
 
     @property
@@ -104,7 +105,7 @@ def in_order(lines: Sequence[Line], sort: Sort) -> list[Line]:
         case Sort.RATE:
             return sorted(by_place, key=lambda line: -line.intercepts)
         case Sort.P99:
-            return sorted(by_place, key=lambda line: -(line.p99_ns or 0))
+            return sorted(by_place, key=lambda line: -(line.at_once.p99_ns or 0))
         case Sort.ID:
             return by_place
 
@@ -158,7 +159,7 @@ class Rates:
 
     def _rate(self, then: Counted, now: Counted, seconds: float) -> Rate:
         intercepts = per_second(now.summary.intercepts - then.summary.intercepts, seconds)
-        buckets = then.summary.latency, now.summary.latency
+        past, present = then.summary, now.summary
         return Rate(
             summary=now.summary,
             intercepts=intercepts,
@@ -167,24 +168,28 @@ class Rates:
                 for outcome in Outcome
             },
             invalidations=per_second(now.summary.invalidations - then.summary.invalidations, seconds),
-            p50_ns=quantile_ns(*buckets, 0.5),
-            p99_ns=quantile_ns(*buckets, 0.99),
+            at_once=quantiles(
+                at_once(past.latency, past.latency_waited), at_once(present.latency, present.latency_waited)
+            ),
+            waited=quantiles(past.latency_waited, present.latency_waited),
             history=self._partitions.add(now.summary.partition_id, intercepts),
         )
 
     def _vp_rate(self, then: VpCounted, now: VpCounted, seconds: float) -> VpRate:
-        number = now.histogram.intercepts - then.histogram.intercepts
-        took = now.histogram.total_ns - then.histogram.total_ns
-        buckets = then.histogram.buckets, now.histogram.buckets
+        past, present = then.histogram, now.histogram
+        number = present.intercepts - past.intercepts
+        before, after = (at_once(each.buckets, each.waited_buckets) for each in (past, present))
+        prompt = sum(after) - sum(before)
+        took = present.total_ns - present.waited_ns - (past.total_ns - past.waited_ns)
         key = now.summary.partition_id, now.histogram.vp_index
         return VpRate(
             partition_id=now.summary.partition_id,
             name=now.summary.name,
             vp_index=now.histogram.vp_index,
             intercepts=per_second(number, seconds),
-            mean_ns=took / number if number > 0 else None,
-            p50_ns=quantile_ns(*buckets, 0.5),
-            p99_ns=quantile_ns(*buckets, 0.99),
+            mean_ns=took / prompt if prompt > 0 else None,
+            at_once=quantiles(before, after),
+            waited=quantiles(past.waited_buckets, present.waited_buckets),
             history=self._vps.add(key, per_second(number, seconds)),
         )
 

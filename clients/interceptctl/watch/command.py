@@ -83,6 +83,9 @@ def watch_command(
 ) -> None:
     """Print what happens in the daemon, as it happens, until Ctrl-C.
 
+    Addresses are in bytes, and the end of a range is not in it: of regions and intercepts they are the
+    guest's, behind `at` and of invalidations the VMM's.
+
     Intercepts are asked for by --event intercept_answered, --vp, --outcome or --reason. What comes
     faster than it is read is left out, and a line events_dropped says how much.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from intercept_protocol import events
+from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.events import AnyFact, Event
 from intercept_protocol.outcomes import Access
 from intercept_protocol.text import visible
@@ -17,7 +18,7 @@ _ACCESSES = {int(Access.READ): "r", int(Access.WRITE): "w", int(Access.EXECUTE):
 
 
 def line(event: Event) -> str:
-    """When, in which partition, what, and its particulars: 80 columns, but for long names and errors."""
+    """When, in which partition, what, and its particulars: 80 columns, but for regions, names and errors."""
     at = datetime.fromtimestamp(event.time_ms / 1000)
     clock = f"{at:%H:%M:%S}.{event.time_ms % 1000:03}"
     where = "-" if event.partition_id is None else str(event.partition_id)
@@ -29,20 +30,20 @@ def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case an event
         case events.PartitionCreated():
             return f"pid {fact.pid} {fact.address_space} {fact.hypervisor} {fact.name}"
         case events.PartitionEnded():
-            return f"{words.count(fact.intercepts)} intercepts"
+            return words.of(fact.intercepts, "intercept")
         case events.PartitionLost():
             return fact.error
         case events.VpAttached():
             return f"vp {fact.vp_index}"
         case events.VpDetached():
-            return f"vp {fact.vp_index} {words.count(fact.intercepts)} intercepts"
+            return f"vp {fact.vp_index} {words.of(fact.intercepts, 'intercept')}"
         case events.RegionAdded():
             rights = f"r{'w' if fact.writable else '-'}{'x' if fact.executable else '-'}"
-            return f"{_range(fact)} {fact.start_uaddr:#x} {fact.kind} {rights}"
+            return f"{_region(fact)} {fact.kind} {rights}"
         case events.RegionFact():
-            return f"{_range(fact)} {fact.start_uaddr:#x}"
+            return _region(fact)
         case events.InvalidationFact():
-            return f"{fact.start_uaddr:#x}+{fact.page_count:#x} {fact.source}"
+            return f"{words.span(fact.start_uaddr >> PAGE_SHIFT, fact.page_count)} {fact.source}"
         case events.InterceptAnswered():
             return f"vp {fact.vp_index} {_touched(fact)}{fact.outcome} {fact.reason}"
         case events.PolicySet():
@@ -50,16 +51,17 @@ def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case an event
         case events.RefusalFact():
             return f"uid {fact.uid} pid {fact.pid} {fact.error}"
         case events.DrainStarted():
-            return f"{fact.partitions} partitions, {fact.timeout_ms} ms"
+            return f"{words.of(fact.partitions, 'partition')}, {fact.timeout_ms:,} ms"
         case events.EventsDropped():
-            return f"{words.count(fact.count)} events did not fit here"
+            return f"{words.of(fact.count, 'event')} did not fit here"
 
 
-def _range(fact: events.RegionFact) -> str:
-    return f"{fact.start_gfn:#x}+{fact.page_count:#x}"
+def _region(fact: events.RegionFact) -> str:
+    """Where the guest sees it, and where it begins in the VMM."""
+    return f"{words.span(fact.start_gfn, fact.page_count)} at {fact.start_uaddr:#x}"
 
 
 def _touched(fact: events.InterceptAnswered) -> str:
     if fact.gfn is None or fact.access is None:
         return ""
-    return f"{_ACCESSES.get(fact.access, str(fact.access))} {fact.gfn:#x} "
+    return f"{_ACCESSES.get(fact.access, str(fact.access))} {words.address(fact.gfn)} "

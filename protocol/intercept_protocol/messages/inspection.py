@@ -28,6 +28,8 @@ class PartitionSummary(msgspec.Struct, frozen=True, kw_only=True):
     age_ms: int
     latency: Buckets = ()
     """Of the intercepts of all its VPs that are or were."""
+    latency_waited: Buckets = ()
+    """Of those among them that waited for somebody else."""
 
 
 class PartitionList(msgspec.Struct, frozen=True, kw_only=True):

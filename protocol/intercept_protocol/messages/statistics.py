@@ -31,6 +31,10 @@ class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     invalidations: int
     stale_attempts: int
     intercepts: dict[str, dict[str, int]]
+    latency: Buckets = ()
+    """Of the intercepts of all its VPs that are or were."""
+    latency_waited: Buckets = ()
+    """Of those among them that waited for an invalidation to end, or another's map or unmap."""
 
 
 class DaemonStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,15 +51,22 @@ class DaemonStatistics(msgspec.Struct, frozen=True, kw_only=True):
     invalidations: int
     latency: Buckets = ()
     """Of the intercepts of all partitions that are or were."""
+    latency_waited: Buckets = ()
+    """Of those among them that waited for somebody else."""
 
 
 class VpHistogram(msgspec.Struct, frozen=True, kw_only=True):
-    """How long the intercepts of one VP took since it attached; their times add up to `total_ns`."""
+    """How long the intercepts of one VP took since it attached; their times add up to `total_ns`.
+
+    Those that waited for somebody else are counted once more, in `waited_buckets` and `waited_ns`.
+    """
 
     vp_index: int
     intercepts: int
     total_ns: int
     buckets: Buckets
+    waited_ns: int = 0
+    waited_buckets: Buckets = ()
 
 
 class HistogramPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +75,7 @@ class HistogramPage(msgspec.Struct, frozen=True, kw_only=True):
     `boundaries_ns` are the times at which each bucket but the last ends and the next begins.
     """
 
-    PAGE: ClassVar[int] = 128
+    PAGE: ClassVar[int] = 64
 
     boundaries_ns: tuple[int, ...]
     virtual_processors: list[VpHistogram]

@@ -63,7 +63,10 @@ def _intercepts(seen: Observation) -> Iterator[Metric]:
     answers = {(answer.outcome.value, answer.reason): seen.totals.answers[answer] for answer in Answer}
     yield _labelled_counter("intercepts", "Intercepts that were answered.", answers, "outcome", "reason")
     yield _histogram(
-        "intercept_duration", "From an intercept's message to its answer.", {(): seen.totals.intercepts}
+        "intercept_duration",
+        "From an intercept's message to its answer.",
+        {("no",): seen.totals.intercepts.at_once, ("yes",): seen.totals.intercepts.waited},
+        "waited",
     )
     yield _histogram(
         "intercept_stage_duration",
