@@ -83,6 +83,7 @@ class RawConnection:
         self._unpacker = msgpack.Unpacker()
         self._role = ""
         self._sent = b""
+        """The request that is not answered yet."""
         try:
             self._socket.connect(os.fspath(path))
         except OSError:
@@ -135,7 +136,10 @@ class RawConnection:
         while True:
             for message in self._unpacker:
                 RUNNING.came = message
-                if (method := missing_method(self._role, self._sent, message)) is not None:
+                method = missing_method(self._role, self._sent, message)
+                if isinstance(message, list) and message[:1] == [1]:
+                    self._sent = b""
+                if method is not None:
                     raise NotImplementedYet(method)
                 return message
             try:
