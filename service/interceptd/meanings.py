@@ -85,7 +85,8 @@ REFUSALS: Final[Mapping[Call, Mapping[int, Meaning]]] = {
     Call.OPEN_SMAPS: {
         errno.EACCES: Meaning.NOT_ALLOWED,
         errno.EPERM: Meaning.NOT_ALLOWED,
-        errno.ENOENT: Meaning.NOT_ALLOWED,  # procfs hides the pid (hidepid), or it is gone
+        errno.ENOENT: Meaning.NOT_ALLOWED,  # procfs hides the pid (hidepid)
+        errno.ESRCH: Meaning.MM_GONE,
         **_NO_RESOURCES,
     },
     Call.LOOK_AT: {
