@@ -100,7 +100,8 @@ def test_a_userfaultfd_that_cannot_be_asked_now_decides_nothing_and_is_closed(
     assert undecided.value.number == errno.EAGAIN
 
 
-def test_this_kernel_offers_what_is_needed() -> None:
-    """Where it does not, no test with a userfaultfd can pass, and this one says why."""
+def test_a_userfaultfd_of_this_kernel_is_ready_to_watch_with() -> None:
+    """Where it is not, no test with a userfaultfd can pass, and this one says why."""
     userfaultfd = Userfaultfd(open_userfaultfd())
+    assert userfaultfd.read_events() == []
     userfaultfd.close()

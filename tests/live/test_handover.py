@@ -75,10 +75,10 @@ async def test_a_descriptor_that_does_not_answer_is_given_up_in_time_and_closed_
     reading, writing = pipe
     slow = Slow()
     monkeypatch.setattr(handover, "attach", slow)
-    with pytest.raises(Undecided, match="does not answer"):
+    with pytest.raises(Undecided, match="does not answer") as undecided:
         await Handover([writing], 1, OURS, promised=True).attachment(SOON, workers)
     slow.answer.set()
-    assert await closed(reading)
+    assert (await closed(reading), undecided.value.number) == (True, errno.ETIMEDOUT)
 
 
 async def test_descriptors_whose_turn_did_not_come_are_closed_when_they_are_given_up(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,23 +16,28 @@ import pytest
 import structlog
 import trio
 from msgspec.structs import replace
+from trio.testing import MockClock
 
 from fakes.live_vmm import MAP_FIXED_NOREPLACE, QUIET_PAGE, RW
 from intercept_client import libc
 from intercept_client.libc import Sharing
 from intercept_client.userfaultfd import open_userfaultfd
 from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Asker, Undecided, Unknowable
 from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.descriptors import attach
 from interceptd.address_space.obstacle_log import PACE_SECONDS, ObstacleLog
 from interceptd.address_space.process import PAUSE_SECONDS, ProcessAddressSpace
 from interceptd.address_space.procmaps import LiveVma, ProcMaps
 from interceptd.journal import Journal
 from interceptd.mmu_notifier import MmuNotifier
+from interceptd.peer import Peer
 from interceptd.userfaultfd import Userfaultfd
 
 PAGES = 8
+OURS = Peer(os.getpid(), 0, 0)
 
 
 @pytest.fixture
@@ -175,11 +181,41 @@ async def test_without_smaps_the_kind_of_no_vma_can_be_told() -> None:
     space.close()
 
 
+def test_smaps_that_cannot_be_opened_for_want_of_a_descriptor_are_not_done_without() -> None:
+    """Kind auto would be refused for good, for what passes."""
+    maps = os.open("/proc/self/maps", os.O_RDONLY)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (maps, hard))  # which is the first number that is refused
+    try:
+        with pytest.raises(Undecided, match="no descriptors left") as undecided:
+            attach([maps], 1, OURS, promised=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (undecided.value.number, os.path.exists(f"/proc/self/fd/{maps}")) == (errno.EAGAIN, False)
+
+
+@pytest.mark.parametrize(
+    ("number", "refusal"), [(errno.EACCES, WireError), (errno.ESTALE, WireError), (errno.ENOMEM, Undecided)]
+)
+def test_a_descriptor_that_cannot_be_looked_at_is_wrong_only_where_that_is_about_its_file(
+    monkeypatch: pytest.MonkeyPatch, number: int, refusal: type[Exception]
+) -> None:
+    def refuse(_: str) -> str:
+        raise OSError(number, os.strerror(number))
+
+    maps = os.open("/proc/self/maps", os.O_RDONLY)
+    monkeypatch.setattr("interceptd.address_space.descriptors.os.readlink", refuse)
+    with pytest.raises(refusal, match=os.strerror(number)):
+        attach([maps], 1, OURS, promised=True)
+
+
 # ------------------------------------------------ a VP that asks again at once, for ever
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_fault_that_meets_what_passes_is_answered_after_a_pause(memory: UaddrRange) -> None:
+async def test_a_fault_that_meets_what_passes_is_answered_after_a_pause(
+    memory: UaddrRange,
+    autojump_clock: MockClock,  # noqa: ARG001 - its being there is enough
+) -> None:
     """A VP that asks again at once would else keep a worker and the event loop busy."""
     space = await refused_to_watch(errno.EBUSY)
     began = trio.current_time()
@@ -190,8 +226,9 @@ async def test_a_fault_that_meets_what_passes_is_answered_after_a_pause(memory: 
     assert trio.current_time() - began == pytest.approx(3 * PAUSE_SECONDS)
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_lasting_obstacle_is_logged_at_once_and_then_once_a_minute_with_how_many_met_it() -> None:
+async def test_a_lasting_obstacle_is_logged_at_once_and_then_once_a_minute_with_how_many_met_it(
+    autojump_clock: MockClock,  # noqa: ARG001 - as above
+) -> None:
     obstacles = ObstacleLog()
     with structlog.testing.capture_logs() as logs:
         for _ in range(5):
@@ -203,8 +240,10 @@ async def test_a_lasting_obstacle_is_logged_at_once_and_then_once_a_minute_with_
     assert logs == [line | {"faults": 1}, line | {"faults": 5}]
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_the_log_names_the_errno_of_what_faults_meet(memory: UaddrRange) -> None:
+async def test_the_log_names_the_errno_of_what_faults_meet(
+    memory: UaddrRange,
+    autojump_clock: MockClock,  # noqa: ARG001 - as above
+) -> None:
     space = await refused_to_watch(errno.EBUSY)
     with structlog.testing.capture_logs() as logs, pytest.raises(Undecided):
         await space.resolve(memory.start, memory, memory)
