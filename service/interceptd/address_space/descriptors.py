@@ -70,15 +70,14 @@ def attach(descriptors: list[int], received: int, peer: Peer, *, promised: bool)
             unwanted.callback(os.close, descriptor)
         try:
             found = _sort(descriptors, received, peer)
+            if DescriptorKind.MAPS not in found:
+                raise WireError(errno.EINVAL, f"attach_memory takes {_TAKEN}: the first is missing")
+            userfaultfd = _negotiate(found.get(DescriptorKind.USERFAULTFD))
+            maps, smaps = found[DescriptorKind.MAPS], found.get(DescriptorKind.SMAPS)
+            if smaps is None and _is_of_our_procfs(maps):
+                smaps = _open_smaps(peer)
         except OSError as error:
             raise _unseen(error) from None
-        if DescriptorKind.MAPS not in found:
-            raise WireError(errno.EINVAL, f"attach_memory takes {_TAKEN}: the first is missing")
-        userfaultfd = _negotiate(found.get(DescriptorKind.USERFAULTFD))
-        smaps = found.get(DescriptorKind.SMAPS)
-        maps = found[DescriptorKind.MAPS]
-        if smaps is None and _is_of_our_procfs(maps):
-            smaps = _open_smaps(peer)
         unwanted.pop_all()
     return Attachment(ProcMaps(maps), smaps, userfaultfd, promised=promised)
 
