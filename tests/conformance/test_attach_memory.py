@@ -25,7 +25,7 @@ USERFAULTFD = {"x86_64": 323, "aarch64": 282, "riscv64": 282}
 """The system call's number."""
 UFFD_USER_MODE_ONLY = 1
 PATIENCE = 10_000
-"""Times to ask again, with answers that are held back for 10 ms."""
+"""Times to ask again, with answers that are held back for 20 ms."""
 
 
 @pytest.fixture

@@ -39,9 +39,9 @@ LOOKS = 8
 """Times that one `resolve` looks again at a VMA that changes under it."""
 KNOWN_VMAS = 4096
 """VMAs whose smaps flags are remembered at most."""
-PAUSE_SECONDS = 0.01
-"""Before a fault is told RETRY because of what passes: a VP that asks again at once shall not keep us busy,
-and most of it (another userfaultfd that is being closed) has passed by then."""
+PAUSE_SECONDS = 0.02
+"""Before a fault is told RETRY because of what passes. A VP that asks again at once, for ever, makes 50 faults
+a second and not some thousand; and what passes soon, as a userfaultfd that is being closed, has by then."""
 PROBE_SECONDS = 1.0
 """Between questions whether the mm is still there: the kernel tells nobody of an exec."""
 T = TypeVar("T")
