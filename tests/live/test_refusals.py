@@ -65,6 +65,20 @@ class RefusingUserfaultfd(Userfaultfd):
         raise OSError(self._number, os.strerror(self._number))
 
 
+class UnreadableUserfaultfd(Userfaultfd):
+    """Has no events at first, and then cannot be read."""
+
+    def __init__(self) -> None:
+        self._failing = False
+        super().__init__(open_userfaultfd())
+        self._failing = True
+
+    def read_events(self) -> list[UaddrRange]:
+        if self._failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read_events()
+
+
 class FailingMaps(ProcMaps):
     """The kernel refuses the second question and those that follow; the first is that of `attach`."""
 
@@ -153,6 +167,19 @@ async def test_a_refusal_that_is_about_what_was_replaced_meanwhile_is_not_about_
     space.close()
     assert found is not None
     assert found.uaddrs == UaddrRange(memory.start, memory.start + PAGES)
+
+
+async def test_where_the_events_cannot_be_read_an_attempt_is_stale(
+    memory: UaddrRange,
+) -> None:
+    """No answer of the kernel's is not the answer that there are no events."""
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    space = ProcessAddressSpace(notifier, timeout=math.inf, vmm=None, name="1")
+    await space.attach(Attachment(open_maps(), None, UnreadableUserfaultfd(), promised=False))
+    window = notifier.open_window(memory)
+    await space.resolve(memory.start, memory, memory)
+    space.close()
+    assert window.stale
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EINTR, errno.EIO])

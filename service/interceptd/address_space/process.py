@@ -40,8 +40,8 @@ LOOKS = 8
 KNOWN_VMAS = 4096
 """VMAs whose smaps flags are remembered at most."""
 PAUSE_SECONDS = 0.02
-"""Before a fault is told RETRY because of what passes. A VP that asks again at once, for ever, makes 50 faults
-a second and not some thousand; and what passes soon, as a userfaultfd that is being closed, has by then."""
+"""Before a fault is told RETRY because of what passes. A VP that asks again at once, for ever, asks 50 times
+a second and not thousands; and what passes soon, as a userfaultfd that is being closed, has by then."""
 PROBE_SECONDS = 1.0
 """Between questions whether the mm is still there: the kernel tells nobody of an exec."""
 T = TypeVar("T")
