@@ -37,9 +37,11 @@ class Call(Enum):
 class Meaning(Enum):
     """What came of a question, in words for people, and whether that decides it."""
 
-    def __init__(self, text: str, verdict: Verdict) -> None:
+    def __init__(self, text: str, verdict: Verdict, number: int = errno.EAGAIN) -> None:
         self.text = text
         self.verdict = verdict
+        self.number = number
+        """What a VMM's own call is refused with, unless it is decided."""
 
     NO_VMA = "no VMA covers the page", Verdict.DECIDED
     UNWATCHABLE = "a userfaultfd cannot watch a VMA of this type", Verdict.DECIDED
@@ -47,18 +49,18 @@ class Meaning(Enum):
     NOT_VIRGIN = "somebody has called UFFDIO_API before, or the kernel lacks a feature", Verdict.DECIDED
     NOT_OFFERED = "this kernel does not offer the call", Verdict.DECIDED
     NOT_ALLOWED = "the daemon may not", Verdict.DECIDED
-    NOT_THE_KERNELS = "it is a file on a file system of somebody else's", Verdict.DECIDED
+    REFUSED_BY_ITS_FILE = "the file system that the file is on refuses", Verdict.DECIDED
 
     HELD = "another userfaultfd still holds the VMA", Verdict.PASSING
     NO_ROOM = "no memory left, or the process is at vm.max_map_count", Verdict.PASSING
     NO_DESCRIPTORS = "no descriptors left", Verdict.PASSING
     NO_RECORD = "smaps does not show the VMA, which is there", Verdict.PASSING
     CHANGING = "the VMA changed at every look", Verdict.PASSING
-    NO_ANSWER = "the process does not answer: its mmap lock is held", Verdict.PASSING
+    NO_ANSWER = "the process does not answer: its mmap lock is held", Verdict.PASSING, errno.ETIMEDOUT
     OTHER = "the kernel refuses", Verdict.PASSING
     """What the table does not have."""
 
-    MM_GONE = "the process has exited or called exec", Verdict.GONE
+    MM_GONE = "the process has exited or called exec", Verdict.GONE, errno.EINVAL
 
 
 _NO_RESOURCES: Final = {
@@ -92,10 +94,10 @@ REFUSALS: Final[Mapping[Call, Mapping[int, Meaning]]] = {
     Call.LOOK_AT: {
         errno.EACCES: Meaning.NOT_ALLOWED,
         errno.EPERM: Meaning.NOT_ALLOWED,
-        errno.ENAMETOOLONG: Meaning.NOT_THE_KERNELS,
-        errno.EIO: Meaning.NOT_THE_KERNELS,
-        errno.ENOTCONN: Meaning.NOT_THE_KERNELS,
-        errno.ESTALE: Meaning.NOT_THE_KERNELS,
+        errno.ENAMETOOLONG: Meaning.REFUSED_BY_ITS_FILE,
+        errno.EIO: Meaning.REFUSED_BY_ITS_FILE,
+        errno.ENOTCONN: Meaning.REFUSED_BY_ITS_FILE,
+        errno.ESTALE: Meaning.REFUSED_BY_ITS_FILE,
         **_NO_RESOURCES,
     },
 }

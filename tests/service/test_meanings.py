@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from interceptd.meanings import REFUSALS, Call, Verdict, meaning
+from interceptd.meanings import REFUSALS, Call, Meaning, Verdict, meaning
 
 DECIDED, PASSING, GONE = Verdict.DECIDED, Verdict.PASSING, Verdict.GONE
 MANUAL = {
@@ -91,6 +91,20 @@ def test_an_errno_that_no_manual_page_names_passes(call: Call) -> None:
 @pytest.mark.parametrize("call", Call, ids=lambda call: call.name)
 def test_the_table_lists_no_errno_that_is_not_in_the_manual(call: Call) -> None:
     assert REFUSALS[call].keys() <= MANUAL[call].keys()
+
+
+def test_what_is_not_there_is_decided_only_where_looking_again_would_find_the_same() -> None:
+    absences = {
+        Meaning.NO_VMA: DECIDED,
+        Meaning.UNANNOUNCED: DECIDED,
+        Meaning.NO_RECORD: PASSING,
+        Meaning.CHANGING: PASSING,
+        Meaning.NO_ANSWER: PASSING,
+        Meaning.MM_GONE: GONE,
+    }
+    assert {absence: absence.verdict for absence in absences} == absences
+    of_errnos = {meaning for refusals in REFUSALS.values() for meaning in refusals.values()}
+    assert set(Meaning) - of_errnos <= {*absences, Meaning.OTHER}
 
 
 def test_an_error_without_a_number_passes() -> None:

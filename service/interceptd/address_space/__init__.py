@@ -14,7 +14,7 @@ import msgspec
 
 from intercept_protocol.addresses import UaddrRange
 from interceptd.mapping import Extent
-from interceptd.meanings import Meaning, Verdict
+from interceptd.meanings import Meaning
 
 
 class Undecided(Exception):
@@ -26,12 +26,8 @@ class Undecided(Exception):
 
     @classmethod
     def because(cls, meaning: Meaning, detail: str = "") -> Undecided:
-        """By the table: what passes is EAGAIN, or ETIMEDOUT where the process did not answer in time."""
-        if meaning.verdict is Verdict.GONE:
-            number = errno.EINVAL
-        else:
-            number = errno.ETIMEDOUT if meaning is Meaning.NO_ANSWER else errno.EAGAIN
-        return cls(f"{meaning.text} ({detail})" if detail else meaning.text, number)
+        """As the table says."""
+        return cls(f"{meaning.text} ({detail})" if detail else meaning.text, meaning.number)
 
 
 class Unknowable(Exception):
