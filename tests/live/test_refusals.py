@@ -192,8 +192,9 @@ async def test_maps_that_cannot_be_asked_now_decide_nothing(memory: UaddrRange, 
 
 async def test_smaps_without_the_record_of_a_vma_that_is_there_decides_nothing(memory: UaddrRange) -> None:
     """The text moved while it was read."""
-    empty = os.memfd_create("smaps")
-    space = await attached(Attachment(open_maps(), empty, None, promised=True))
+    other = os.memfd_create("smaps")
+    os.write(other, b"00001000-00002000 rw-p 00000000 00:00 0 \nVmFlags: rd wr\n")
+    space = await attached(Attachment(open_maps(), other, None, promised=True))
     with pytest.raises(Undecided, match="smaps does not show the VMA") as undecided:
         await space.is_io(memory.start, Asker.VMM)
     assert await space.is_io(memory.end, Asker.VMM) is None  # no VMA, which is decided

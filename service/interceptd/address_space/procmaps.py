@@ -51,7 +51,7 @@ class LiveVma(msgspec.Struct, frozen=True, gc=False):
     offset_page: int
     device: tuple[int, int]
     inode: int
-    unit: int
+    unit: int = 1
 
     @property
     def backing(self) -> str:
