@@ -174,10 +174,17 @@ async def test_faults_that_wait_for_the_mmap_lock_do_not_hold_up_the_vmms_own_ca
     space.close()
 
 
-async def test_a_question_of_the_vmms_own_is_given_up_at_the_deadline(memory: UaddrRange) -> None:
-    space = unwatched(SOON)
-    maps = StuckMaps(memory.start)
+async def attached_and_impatient(maps: ProcMaps) -> ProcessAddressSpace:
+    """One that gives up soon, once it is attached: that alone may take a busy machine longer."""
+    space = unwatched(PATIENCE)
     await space.attach(Attachment(maps, None, None, promised=True))
+    space._timeout = SOON
+    return space
+
+
+async def test_a_question_of_the_vmms_own_is_given_up_at_the_deadline(memory: UaddrRange) -> None:
+    maps = StuckMaps(memory.start)
+    space = await attached_and_impatient(maps)
     with pytest.raises(Undecided, match="does not answer"):
         await space.resolve(memory.start, memory, memory, Asker.VMM)
     assert space.busy_workers == 1
@@ -187,9 +194,8 @@ async def test_a_question_of_the_vmms_own_is_given_up_at_the_deadline(memory: Ua
 
 async def test_a_fault_is_given_up_by_its_intercept_alone(memory: UaddrRange) -> None:
     """Two deadlines for one wait would be one too many, which every fault would pay for."""
-    space = unwatched(SOON)
     maps = StuckMaps(memory.start)
-    await space.attach(Attachment(maps, None, None, promised=True))
+    space = await attached_and_impatient(maps)
     with trio.move_on_after(4 * SOON) as intercept:
         await space.resolve(memory.start, memory, memory)
     assert intercept.cancelled_caught
