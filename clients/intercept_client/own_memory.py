@@ -41,7 +41,7 @@ class OwnMemory:
 @contextmanager
 def own_memory(watch: Watch) -> Iterator[OwnMemory]:
     """Open this process's maps, smaps and perhaps a userfaultfd. Raises `UserfaultfdUnavailable` where that
-    is required, `OSError` where /proc is not to be had."""
+    is required, `OSError` where /proc is not to be had, or no descriptor: that is no reason to do without."""
     with ExitStack() as opened:
 
         def own(descriptor: int) -> int:

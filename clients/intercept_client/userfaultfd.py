@@ -25,6 +25,8 @@ IOC_NEW: Final = 0xAA00
 """USERFAULTFD_IOC_NEW (Linux 6.1), _IO(0xAA, 0)."""
 _SYSTEM_CALLS: Final = {"x86_64": 323, "aarch64": 282, "riscv64": 282}
 _FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
+_NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""userfaultfd(2): nothing about the kernel or a permission."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -60,15 +62,20 @@ class _SysctlRefused(PermissionError):
 def open_userfaultfd() -> int:
     """A new userfaultfd of this process, not initialised, O_NONBLOCK and O_CLOEXEC.
 
-    Raises `UserfaultfdNotPermitted` or `UserfaultfdNotSupported`, by both ways.
+    Raises `UserfaultfdNotPermitted` or `UserfaultfdNotSupported` where neither way leads to one, and a plain
+    `OSError` where no descriptor or no memory is left for one: that passes.
     """
     try:
         return _by_system_call(_FLAGS | USER_MODE_ONLY)
     except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise
         system_call = error
     try:
         return _by_device(_FLAGS | USER_MODE_ONLY)
     except OSError as device:
+        if device.errno in _NO_ROOM:
+            raise
         raise unavailable(system_call, device, kernel_has_it=Path(SYSCTL).exists()) from device
 
 

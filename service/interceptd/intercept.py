@@ -91,7 +91,7 @@ class InterceptPath:
         return self._address_space.may_block or self._regions.busy
 
     async def populate(self, region: Region) -> None:
-        """Map a pinned region whole, or raise EFAULT and leave nothing of it.
+        """Map a pinned region whole, or leave nothing of it and raise EFAULT, or the number of `Undecided`.
 
         The region is in the list and not live; one attempt spans it, so that any invalidation meanwhile fails
         the add.
@@ -147,7 +147,7 @@ class InterceptPath:
             try:
                 extent = await self._address_space.resolve(page, region.uaddrs, region.uaddrs, Asker.VMM)
             except Undecided as error:
-                raise _unpopulated(region, str(error)) from error
+                raise _unpopulated(region, str(error), error.number) from error
             if extent is None:
                 raise _unpopulated(region, f"nothing is mapped at uaddr {page << PAGE_SHIFT:#x}")
             if Access.READ not in extent.access:
@@ -174,5 +174,5 @@ class _timed:  # reads as what it does: `with _timed(histogram)`
         self._histogram.record(perf_counter_ns() - self._began)
 
 
-def _unpopulated(region: Region, why: str) -> WireError:
-    return WireError(errno.EFAULT, f"pinned region {region.gfns} cannot be populated: {why}")
+def _unpopulated(region: Region, why: str, number: int = errno.EFAULT) -> WireError:
+    return WireError(number, f"pinned region {region.gfns} cannot be populated: {why}")

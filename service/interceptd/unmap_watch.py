@@ -37,10 +37,14 @@ class UnmapWatch:
                     await trio.sleep(SPURIOUS_WAKE_SECONDS)
 
     def drain(self) -> None:
-        """Take in all that was reported until now, synchronously."""
-        with suppress(OSError):
-            if self._read(DRAIN_READS) == DRAIN_READS:
-                self._notifier.mark_stale(EVERYTHING)
+        """Take in all that was reported until now, synchronously. What is not known to be all makes every
+        attempt stale."""
+        try:
+            complete = self._read(DRAIN_READS) < DRAIN_READS
+        except OSError:  # which ends `run` as well
+            complete = False
+        if not complete:
+            self._notifier.mark_stale(EVERYTHING)
 
     def _read(self, most: int) -> int:
         """How many reads brought events, up to `most`."""

@@ -10,12 +10,14 @@ a backing's identity does not survive; FORK needs privilege and can hang the VMM
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import struct
+from collections.abc import Mapping
+from typing import Final
 
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, UaddrRange
+from interceptd.meanings import Call, Meaning, meaning
 
 UFFDIO_API = 0xC018AA3F
 UFFDIO_REGISTER = 0xC020AA00
@@ -34,8 +36,26 @@ LINK = "anon_inode:[userfaultfd]"
 """What /proc/self/fd shows for one."""
 
 
+REQUIRED_FEATURES: Final[Mapping[str, int]] = {
+    "UFFD_FEATURE_EVENT_UNMAP": FEATURE_EVENT_UNMAP,  # Linux 4.11
+    "UFFD_FEATURE_PAGEFAULT_FLAG_WP": 1 << 0,  # write-protect mode: x86-64 5.7, arm64 6.10
+    "UFFD_FEATURE_WP_HUGETLBFS_SHMEM": 1 << 12,  # of memfds, shared memory and hugetlb pages too: 5.19
+}
+"""Without the first nothing is reported; without the others the kernel refuses to register some guest memory
+or all, for good. Only the first must be asked for: the kernel tells of all that it has."""
+REQUIRED_IOCTLS: Final[Mapping[str, int]] = {"UFFDIO_REGISTER": 1 << 0}
+
+
 class NotVirgin(Exception):
     """Somebody has called UFFDIO_API before and so has chosen the features."""
+
+
+class FeaturesMissing(Exception):
+    """This kernel cannot watch all guest memory: `names` is what it lacks, by the kernel's names."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(", ".join(names))
+        self.names = names
 
 
 class NotReadable(Exception):
@@ -46,20 +66,18 @@ class Userfaultfd:
     """Owns the descriptor. The VMM can change the open file's flags, so O_NONBLOCK is not relied on."""
 
     def __init__(self, descriptor: int) -> None:
-        """Negotiate UNMAP. Raises `NotVirgin`, `NotReadable`; the descriptor stays the caller's then."""
-        request = bytearray(_API.pack(UFFD_API, FEATURE_EVENT_UNMAP, 0))
-        try:
-            fcntl.ioctl(descriptor, UFFDIO_API, request)
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                raise NotVirgin from error
-            raise
+        """Negotiate. Raises `NotVirgin`, `FeaturesMissing`, `NotReadable`, and `OSError` for what passes;
+        the descriptor stays the caller's then."""
+        if lacking := missing(*_negotiate(descriptor)):
+            raise FeaturesMissing(lacking)
         self._descriptor = descriptor
         self._buffer = bytearray(EVENTS_A_READ * _EVENT.size)
         try:
             self.read_events()
         except OSError as error:
-            raise NotReadable from error
+            if meaning(Call.READ_EVENTS, error) is Meaning.NOT_OFFERED:
+                raise NotReadable from error
+            raise
 
     def fileno(self) -> int:
         return self._descriptor
@@ -70,15 +88,12 @@ class Userfaultfd:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def register(self, uaddrs: UaddrRange) -> bool:
-        """Watch a range that one VMA covers; True also if it was watched. False if that cannot be: a special
-        or file-backed VMA, one with another userfaultfd, or nothing there any more."""
+    def register(self, uaddrs: UaddrRange) -> None:
+        """Watch a range of whole pages of one VMA, which may be watched already.
+
+        Raises `OSError`: what it means `meanings` says, and EINVAL also that nothing is there any more."""
         request = bytearray(_REGISTER.pack(uaddrs.start_uaddr, uaddrs.length, REGISTER_MODE_WP, 0))
-        try:
-            fcntl.ioctl(self._descriptor, UFFDIO_REGISTER, request)
-        except OSError:
-            return False
-        return True
+        fcntl.ioctl(self._descriptor, UFFDIO_REGISTER, request)
 
     def read_events(self) -> list[UaddrRange]:
         """The ranges of up to `EVENTS_A_READ` unmaps, which may go on now; empty when there are none.
@@ -98,6 +113,34 @@ class Userfaultfd:
             return False
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)
         return True
+
+
+def missing(features: int, ioctls: int) -> list[str]:
+    """What a kernel lacks that answers UFFDIO_API with these, by the kernel's names."""
+    wanted = [(REQUIRED_FEATURES, features), (REQUIRED_IOCTLS, ioctls)]
+    return [name for required, offered in wanted for name, bit in required.items() if not bit & offered]
+
+
+def _negotiate(descriptor: int) -> tuple[int, int]:
+    """Call UFFDIO_API; returns the kernel's features and ioctls. Raises `NotVirgin`, `OSError`.
+
+    The kernel gives one errno for a descriptor that was initialised before and for a feature that it does not
+    know. Asked again for no feature, it refuses the first again, and shows that the second is missing.
+    """
+    for features in (FEATURE_EVENT_UNMAP, 0):
+        try:
+            return _call_api(descriptor, features)
+        except OSError as error:
+            if meaning(Call.UFFDIO_API, error) is not Meaning.NOT_VIRGIN:
+                raise
+    raise NotVirgin
+
+
+def _call_api(descriptor: int, features: int) -> tuple[int, int]:
+    request = bytearray(_API.pack(UFFD_API, features, 0))
+    fcntl.ioctl(descriptor, UFFDIO_API, request)
+    _, offered, ioctls = _API.unpack(request)
+    return offered, ioctls
 
 
 def parse_events(data: bytes | memoryview) -> list[UaddrRange]:

@@ -17,7 +17,7 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.events import PolicySet
 from intercept_protocol.messages import RegionKind, VmmCall
 from intercept_protocol.outcomes import Access
-from interceptd.address_space import Asker, Undecided
+from interceptd.address_space import Asker, Undecided, Unknowable
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.process import ProcessAddressSpace
@@ -88,8 +88,10 @@ class VmmSession:
             return RegionKind(stated)
         try:
             io = await self._partition.address_space.is_io(uaddrs.start, Asker.VMM)
-        except Undecided as error:
+        except Unknowable as error:
             raise WireError(errno.EINVAL, f"kind auto: {error}", field="kind") from None
+        except Undecided as error:
+            raise WireError(error.number, f"kind auto: {error}") from None
         if io is None:
             raise WireError(
                 errno.EINVAL,
@@ -134,7 +136,7 @@ class VmmSession:
         try:
             await memory.take(handover)
         except Undecided as error:
-            raise WireError(errno.EINVAL, f"attach_memory: {error}") from None
+            raise WireError(error.number, f"attach_memory: {error}") from None
 
     def _kick(self, call: messages.Kick) -> None:
         if call.vp_index == "all":

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fakes.scripted_daemon import ScriptedDaemon, hello, replies
+from fakes.userfaultfd_kernel import EVENT_UNMAP, UserfaultfdKernel
 from intercept_client import userfaultfd
 from intercept_client.userfaultfd import Permission, UserfaultfdNotPermitted, UserfaultfdNotSupported
 from intercept_protocol.messages import DaemonStatistics
@@ -151,6 +152,17 @@ def test_a_userfaultfd_that_cannot_be_is_missing_with_every_mend(
     monkeypatch.setattr(kernel, "open_userfaultfd", refuse)
     found = kernel.userfaultfd()
     assert (found.state, found.mend.startswith(mend)) == (State.MISSING, True)
+
+
+def test_a_userfaultfd_whose_kernel_cannot_watch_guest_memory_is_missing_by_the_features_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The daemon would refuse it."""
+    monkeypatch.setattr(kernel, "open_userfaultfd", lambda: os.open("/dev/null", os.O_RDONLY))
+    monkeypatch.setattr("interceptctl.doctor.kernel.fcntl.ioctl", UserfaultfdKernel(EVENT_UNMAP))
+    found = kernel.userfaultfd()
+    lacking = "the kernel lacks UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_WP_HUGETLBFS_SHMEM"
+    assert (found.state, found.found) == (State.MISSING, lacking)
 
 
 def test_every_permission_has_a_mend() -> None:

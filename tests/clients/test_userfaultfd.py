@@ -13,10 +13,12 @@ import pytest
 from fakes.eventually import PATIENCE
 from fakes.puppet import ENVIRONMENT
 from intercept_client import userfaultfd
+from intercept_client.own_memory import Watch, own_memory
 from intercept_client.userfaultfd import (
     Permission,
     UserfaultfdNotPermitted,
     UserfaultfdNotSupported,
+    UserfaultfdUnavailable,
     open_userfaultfd,
 )
 
@@ -69,6 +71,26 @@ def test_a_kernel_without_it_is_not_supported(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UserfaultfdNotSupported, match="built without it") as refused:
         open_userfaultfd()
     assert refused.value.errno == errno.ENOSYS
+
+
+@pytest.mark.parametrize(
+    ("system_call", "device", "passing"),
+    [
+        (errno.EMFILE, errno.EMFILE, errno.EMFILE),
+        (errno.ENFILE, errno.ENOENT, errno.ENFILE),
+        (errno.ENOMEM, errno.EACCES, errno.ENOMEM),
+        (errno.EPERM, errno.EMFILE, errno.EMFILE),
+    ],
+)
+@pytest.mark.parametrize("watch", [Watch.REQUIRED, Watch.IF_POSSIBLE])
+def test_without_a_descriptor_or_memory_for_one_memory_is_not_handed_over_unwatched(
+    monkeypatch: pytest.MonkeyPatch, system_call: int, device: int, passing: int, watch: Watch
+) -> None:
+    """It passes, where guest memory that is not watched would be unbacked for good."""
+    refuse(monkeypatch, failing(system_call), device)
+    with pytest.raises(OSError, match=os.strerror(passing)) as refused, own_memory(watch):
+        pass
+    assert not isinstance(refused.value, UserfaultfdUnavailable)
 
 
 def test_an_old_kernel_is_asked_without_user_mode_only(monkeypatch: pytest.MonkeyPatch) -> None:

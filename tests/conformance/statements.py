@@ -23,6 +23,7 @@ NOT_CHECKED: Final[Mapping[str, str]] = {
     "T-14": "the server must run out of descriptors, for which the wire has no method",
     "T-15": "the verdict would be the clock's, after five seconds in every run",
     "H-9": "a peer of another uid is needed, and the server's configuration besides",
+    "P-28": "a kernel is needed whose userfaultfd lacks a feature",
     "K-1": "binds the VMM: whatever breaks it is a deadlock of its own",
     "K-2": "binds the VMM: whatever breaks it is a wait of its own, until its timeout",
     "L-3": "the server's configuration must be changed while it runs, for which the wire has no method",

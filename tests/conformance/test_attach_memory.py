@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,11 @@ from conformance.wire import Refusal, request
 
 pytestmark = needs("process")
 COUNT = 4
+USERFAULTFD = {"x86_64": 323, "aarch64": 282, "riscv64": 282}
+"""The system call's number."""
+UFFD_USER_MODE_ONLY = 1
+PATIENCE = 10_000
+"""Times to ask again, with answers that are held back for 20 ms."""
 
 
 @pytest.fixture
@@ -37,14 +44,30 @@ def memory() -> Iterator[int]:
         del exported
 
 
-def attach(vmm: RawVmm, paths: Sequence[str], **fields: object) -> Refusal | None:
-    """Hand over descriptors of these files; what is refused, None for nothing."""
+def attach(vmm: RawVmm, paths: Sequence[str], *more: int, **fields: object) -> Refusal | None:
+    """Hand over descriptors of these files, and `more`; what is refused, None for nothing."""
     with ExitStack() as opened:
         files = [opened.enter_context(Path(path).open("rb")) for path in paths]
-        vmm.connection.send(request("attach_memory", fields), [file.fileno() for file in files])
+        descriptors = [*(file.fileno() for file in files), *more]
+        vmm.connection.send(request("attach_memory", fields), descriptors)
     _, _, error, result = vmm.connection.receive()
     assert result is None
     return Refusal(*error) if error is not None else None
+
+
+def attach_watched(vmm: RawVmm) -> None:
+    """Hand over our maps and a userfaultfd, of which no copy stays with us."""
+    number = USERFAULTFD.get(platform.machine())
+    if number is None:
+        pytest.skip(f"the number of userfaultfd(2) is not known on {platform.machine()}")
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY
+    userfaultfd = ctypes.CDLL(None, use_errno=True).syscall(number, flags)
+    if userfaultfd < 0:
+        pytest.skip(f"userfaultfd(2): {os.strerror(ctypes.get_errno())}")
+    try:
+        assert attach(vmm, ["/proc/self/maps"], userfaultfd) is None
+    finally:
+        os.close(userfaultfd)
 
 
 @statement("P-26")
@@ -129,3 +152,23 @@ def test_what_is_promised_is_mapped_and_taken_away_by_a_begin(live: RawVmm, memo
     assert live.ask("translate", gfn=GFN + 1)["access"] == 3
     live.notifier().ask("invalidate_begin", {"start_uaddr": memory, "length": COUNT * PAGE})
     assert live.ask("translate", gfn=GFN + 1) is None
+
+
+@statement("V-8", "P-27")
+def test_memory_that_another_partition_watches_decides_nothing_until_that_one_has_ended(
+    server: Server, live: RawVmm, memory: int
+) -> None:
+    with RawVmm(server.socket, address_space="process") as first:
+        attach_watched(first)
+        first.ask("add_region", **region(GFN, COUNT, memory))
+        assert first.vp().intercept(GFN) == ["resume", "mapped"]
+        attach_watched(live)
+        live.ask("add_region", **region(GFN, COUNT, memory))
+        vp = live.vp()
+        assert [vp.intercept(GFN) for _ in range(3)] == [["retry", "contended"]] * 3
+        pinned = region(2 * GFN, COUNT, memory, kind="pinned")
+        refusal = live.connection.refusal("add_region", pinned)
+        assert (refusal.name, refusal.details) == ("EAGAIN", {})
+    answers = (vp.intercept(GFN) for _ in range(PATIENCE))
+    assert next(answer for answer in answers if answer != ["retry", "contended"]) == ["resume", "mapped"]
+    live.ask("add_region", **pinned)

@@ -14,10 +14,11 @@ import trio
 
 from fakes.broken_daemon import without_staleness_check
 from intercept_protocol.addresses import UaddrRange
-from interceptd.address_space import process
+from interceptd.address_space import Nothing, process
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.procmaps import LiveVma
 from interceptd.cli import main
+from interceptd.meanings import Meaning
 from interceptd.region_manager import RegionManager
 from interceptd.userfaultfd import Userfaultfd
 
@@ -28,10 +29,10 @@ def without_second_registration() -> None:
     """What was watched once is taken to be watched for ever, also after other memory took its place."""
     register, registered = Userfaultfd.register, set[UaddrRange]()
 
-    def register_once(self: Userfaultfd, uaddrs: UaddrRange) -> bool:
-        if uaddrs not in registered and register(self, uaddrs):
+    def register_once(self: Userfaultfd, uaddrs: UaddrRange) -> None:
+        if uaddrs not in registered:
+            register(self, uaddrs)
             registered.add(uaddrs)
-        return uaddrs in registered
 
     Userfaultfd.register = register_once  # type: ignore[method-assign]
 
@@ -41,12 +42,13 @@ def without_second_look() -> None:
 
     def look(
         attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange
-    ) -> tuple[LiveVma, UaddrRange] | None:
+    ) -> tuple[LiveVma, UaddrRange] | Nothing:
         vma = attachment.maps.vma_at(page)
         assert attachment.userfaultfd is not None
-        if vma is None or not attachment.userfaultfd.register(process._overlap(vma, region)):
-            return None
-        return vma, process._overlap(vma, window)
+        if vma is None:
+            return Nothing(Meaning.NO_VMA)
+        refusal = process._register(attachment.userfaultfd, process._overlap(vma, region))
+        return refusal or (vma, process._overlap(vma, window))
 
     process._look = look
 

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final
 
 PATIENCE: Final = 60.0
 """Seconds after which something that should happen counts as not happening: a guard against hanging for ever,
 far beyond what a busy machine takes."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.02
 
-T = TypeVar("T")
 
-
-def eventually(look: Callable[[], T], expected: T, patience: float = PATIENCE) -> None:
+def eventually(look: Callable[[], object], expected: object, patience: float = PATIENCE) -> None:
     """Return once `look()` equals `expected`; AssertionError with what was seen last otherwise."""
     deadline = time.monotonic() + patience
     pause = _FIRST_PAUSE

@@ -16,14 +16,14 @@ import trio
 from fakes.barrier import Barrier
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Access
-from interceptd.address_space import process
+from interceptd.address_space import Nothing, process
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.procmaps import LiveVma
 from interceptd.cli import main
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.mapping import Mapping as GuestMapping
 
-Found = tuple[LiveVma, UaddrRange] | None
+Found = tuple[LiveVma, UaddrRange] | Nothing
 
 
 def in_the_hypervisor(barrier: Barrier) -> None:

@@ -16,6 +16,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.eventually import PATIENCE
+from fakes.userfaultfd_kernel import UserfaultfdKernel
 from intercept_protocol.errors import WireError
 from interceptd.address_space import Undecided, handover
 from interceptd.address_space.attachment import Attachment
@@ -74,10 +75,10 @@ async def test_a_descriptor_that_does_not_answer_is_given_up_in_time_and_closed_
     reading, writing = pipe
     slow = Slow()
     monkeypatch.setattr(handover, "attach", slow)
-    with pytest.raises(Undecided, match="does not answer"):
+    with pytest.raises(Undecided, match="does not answer") as undecided:
         await Handover([writing], 1, OURS, promised=True).attachment(SOON, workers)
     slow.answer.set()
-    assert await closed(reading)
+    assert (await closed(reading), undecided.value.number) == (True, errno.ETIMEDOUT)
 
 
 async def test_descriptors_whose_turn_did_not_come_are_closed_when_they_are_given_up(
@@ -150,15 +151,12 @@ def test_a_userfaultfd_that_cannot_be_read_without_waiting_is_einval_and_closed(
     """As on Linux before 6.10, where RWF_NOWAIT is refused on it."""
     reading, writing = pipe
 
-    def negotiated(_: int, __: int, request: bytearray) -> bytearray:
-        return request
-
     def no_such_read(*_: object) -> int:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     link = os.readlink(f"/proc/self/fd/{writing}")
     monkeypatch.setattr("interceptd.address_space.descriptors.USERFAULTFD_LINK", link)
-    monkeypatch.setattr("interceptd.userfaultfd.fcntl.ioctl", negotiated)
+    monkeypatch.setattr("interceptd.userfaultfd.fcntl.ioctl", UserfaultfdKernel())
     monkeypatch.setattr("interceptd.userfaultfd.os.preadv", no_such_read)
     maps = os.open("/proc/self/maps", os.O_RDONLY)
     with pytest.raises(WireError, match=r"Linux 6\.10 can\): hand over none") as refused:

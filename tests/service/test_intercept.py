@@ -46,7 +46,7 @@ class LiveLike:
     ) -> Extent | None:
         self.resolved.append(page)
         if self._silent:
-            raise Undecided("nobody answered")
+            raise Undecided("nobody answered", errno.ETIMEDOUT)
         extent = await self._inner.resolve(page, window, region, asker)
         return extent and replace(extent, io=extent.io if self._telling else None)
 
@@ -119,14 +119,15 @@ async def test_a_fault_whose_question_is_not_answered_is_told_to_ask_again(model
     assert (space.resolved, relied_on(model)) == ([PAGE], 0)
 
 
-async def test_a_pinned_region_whose_question_is_not_answered_is_efault_and_leaves_nothing(
+async def test_a_pinned_region_whose_question_is_not_answered_is_to_be_added_again_and_leaves_nothing(
     model: ModelPartition,
 ) -> None:
+    """Nothing was found out about its memory, so it is not EFAULT."""
     await with_region(model, RegionKind.PINNED)
     region, _ = model.regions.first_regions(1)[0]
     with pytest.raises(WireError, match="cannot be populated: nobody answered") as refused:
         await path(model, LiveLike(model.declared, silent=True)).populate(region)
-    assert (refused.value.number, model.regions.region_count) == (errno.EFAULT, 0)
+    assert (refused.value.number, model.regions.region_count) == (errno.ETIMEDOUT, 0)
     assert model.pfns(GFN, PAGES) == [None] * PAGES
 
 

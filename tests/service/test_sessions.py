@@ -14,6 +14,11 @@ from intercept_protocol import codec, messages
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Answer
+from interceptd.address_space import Asker, Undecided, Unknowable
+from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.address_space.handover import Handover
+from interceptd.meanings import Meaning
 from interceptd.notifier_session import NotifierSession
 
 RANGE = {"start_uaddr": 0x9000000, "length": 0x4000}
@@ -232,3 +237,54 @@ async def histograms(served: Served, guest: Guest, after: int | None = None) -> 
     call = messages.Histograms(partition_id=guest.partition_id, after=after)
     operator = await served.operator()
     return codec.decode_reply(call, await operator.ask(call.METHOD, **codec.to_fields(call)))
+
+
+# ------------------------------------------------ what cannot be found out about live memory
+
+
+class Silent(DeclaredAddressSpace):
+    """Cannot tell what a VMA is, for the reason given."""
+
+    def __init__(self, why: Exception) -> None:
+        super().__init__(lambda: 1)
+        self._why = why
+
+    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:  # noqa: ARG002 - of whatever
+        raise self._why
+
+
+@pytest.mark.parametrize(
+    ("why", "number", "details"),
+    [
+        (Undecided.because(Meaning.NO_RECORD), errno.EAGAIN, {}),
+        (Undecided.because(Meaning.NO_ANSWER), errno.ETIMEDOUT, {}),
+        (Undecided.because(Meaning.MM_GONE), errno.EINVAL, {}),
+        (Unknowable("smaps was not handed over"), errno.EINVAL, {"field": "kind"}),
+    ],
+)
+async def test_a_kind_that_cannot_be_told_blames_the_field_only_where_that_is_decided(
+    served: Served, guest: Guest, why: Exception, number: int, details: dict[str, str]
+) -> None:
+    (partition,) = served.daemon.partitions
+    partition.address_space = Silent(why)
+    with pytest.raises(WireError, match="kind auto: ") as refused:
+        await guest.vmm.ask(
+            "add_region", start_gfn=0x200, page_count=1, start_uaddr=0x9000000,
+            kind="auto", writable=True, executable=False,
+        )  # fmt: skip
+    assert (refused.value.number, refused.value.details) == (number, details)
+
+
+async def test_memory_that_cannot_be_attached_now_may_be_attached_later(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(*_: object) -> Attachment:
+        raise Undecided("a descriptor does not answer", errno.ETIMEDOUT)
+
+    vmm = await served.hello("vmm")
+    await vmm.ask("create_partition", address_space="process", hypervisor="software")
+    monkeypatch.setattr(Handover, "attachment", slow)
+    for _ in range(2):
+        with pytest.raises(WireError, match="attach_memory: a descriptor does not answer") as refused:
+            await vmm.ask("attach_memory")
+        assert (refused.value.number, refused.value.details) == (errno.ETIMEDOUT, {})

@@ -17,6 +17,7 @@ def responses() -> list[ResponseVector]:
         WireError(
             errno.EEXIST, "region [0x100, 0x200) overlaps [0x180, 0x280)", start_gfn=0x180, page_count=0x100
         ),
+        WireError(errno.EAGAIN, "kind auto: smaps does not show the VMA, which is there"),
         WireError(errno.ENOENT, "no region starts at gfn 0x100", start_gfn=0x100),
         WireError(errno.EINVAL, "translate: gfn: is missing", field="gfn"),
         WireError(errno.ENOSPC, "a partition may have 64 regions", limit="regions_per_partition"),

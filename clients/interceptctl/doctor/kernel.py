@@ -32,8 +32,12 @@ PROCMAP_QUERY: Final = 0xC0686611
 PROCMAP_QUERY_BYTES: Final = 104
 UFFDIO_API: Final = 0xC018AA3F
 UFFD_API: Final = 0xAA
-FEATURE_EVENT_UNMAP: Final = 1 << 6
-"""include/uapi/linux/userfaultfd.h."""
+WATCHING: Final[Mapping[str, int]] = {
+    "UFFD_FEATURE_EVENT_UNMAP": 1 << 6,
+    "UFFD_FEATURE_PAGEFAULT_FLAG_WP": 1 << 0,
+    "UFFD_FEATURE_WP_HUGETLBFS_SHMEM": 1 << 12,
+}
+"""What the daemon watches guest memory with, include/uapi/linux/userfaultfd.h."""
 SO_PEERPIDFD: Final = 77
 """include/uapi/asm-generic/socket.h, Linux 6.5."""
 KVM: Final = "/dev/kvm"
@@ -67,7 +71,7 @@ def procmap_query(maps: str = "/proc/self/maps") -> Finding:
 
 
 def userfaultfd() -> Finding:
-    """By the system call or else the device, as `intercept_client` does it, up to the UNMAP event."""
+    """By the system call or else the device, as `intercept_client` does it, and what the kernel offers."""
     name, setting = "userfaultfd", Setting.LIVE
     try:
         descriptor = open_userfaultfd()
@@ -77,14 +81,22 @@ def userfaultfd() -> Finding:
     except UserfaultfdUnavailable as refused:
         mend = "a kernel with CONFIG_USERFAULTFD; or promise begin/end"
         return Finding(name, setting, State.MISSING, str(refused.strerror), mend)
+    request = bytearray(struct.pack("<3Q", UFFD_API, 0, 0))
     try:
-        fcntl.ioctl(descriptor, UFFDIO_API, struct.pack("<3Q", UFFD_API, FEATURE_EVENT_UNMAP, 0))
+        fcntl.ioctl(descriptor, UFFDIO_API, request)
     except OSError as error:
-        found = f"no UNMAP event: {error.strerror}"
+        found = f"UFFDIO_API: {error.strerror}"
         return Finding(name, setting, State.MISSING, found, "Linux 4.11 or newer; or promise begin/end")
     finally:
         os.close(descriptor)
-    return Finding(name, setting, State.OK, "this user may create one, with the UNMAP event")
+    _, features, _ = struct.unpack("<3Q", request)
+    lacking = [feature for feature, bit in WATCHING.items() if not bit & features]
+    if lacking:
+        mend = "Linux 5.19 on x86-64, 6.10 on arm64, or newer; or promise begin/end"
+        return Finding(name, setting, State.MISSING, f"the kernel lacks {', '.join(lacking)}", mend)
+    return Finding(
+        name, setting, State.OK, "this user may create one, and the kernel can watch memory with it"
+    )
 
 
 def userfaultfd_device(path: str = DEVICE) -> Finding:

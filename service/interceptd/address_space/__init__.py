@@ -6,15 +6,39 @@ rights but the VMA's own.
 
 from __future__ import annotations
 
+import errno
 from enum import Enum
 from typing import Protocol
 
+import msgspec
+
 from intercept_protocol.addresses import UaddrRange
 from interceptd.mapping import Extent
+from interceptd.meanings import Meaning
 
 
 class Undecided(Exception):
-    """The question could not be answered in time: ask again later, nothing was found out."""
+    """Nothing was found out: ask again later. A fault is RETRY; a VMM's own call is refused with `number`."""
+
+    def __init__(self, why: str, number: int = errno.EAGAIN) -> None:
+        super().__init__(why)
+        self.number = number
+
+    @classmethod
+    def because(cls, meaning: Meaning, detail: str = "") -> Undecided:
+        """As the table says."""
+        return cls(f"{meaning.text} ({detail})" if detail else meaning.text, meaning.number)
+
+
+class Unknowable(Exception):
+    """What was handed over cannot answer this question, now or later."""
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """Why a question found nothing; whether that decides it is the table's to say."""
+
+    meaning: Meaning
+    detail: str = ""
 
 
 class Asker(Enum):
@@ -42,7 +66,8 @@ class AddressSpace(Protocol):
         """
 
     async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
-        """Whether the VMA at `page` is VM_IO | VM_PFNMAP; None where there is no VMA."""
+        """Whether the VMA at `page` is VM_IO | VM_PFNMAP; None where there is no VMA. Raises `Undecided`, and
+        `Unknowable` where it cannot be told of any VMA."""
 
     @property
     def may_block(self) -> bool:

@@ -15,11 +15,13 @@ from contextlib import ExitStack
 from enum import Enum
 
 from intercept_protocol.errors import WireError
+from interceptd.address_space import Undecided
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.procmaps import ProcMaps
+from interceptd.meanings import Call, Verdict, meaning
 from interceptd.peer import Peer
 from interceptd.userfaultfd import LINK as USERFAULTFD_LINK
-from interceptd.userfaultfd import NotReadable, NotVirgin, Userfaultfd
+from interceptd.userfaultfd import FeaturesMissing, NotReadable, NotVirgin, Userfaultfd
 
 PROC_SUPER_MAGIC = 0x9FA0
 """f_type of procfs, statfs(2)."""
@@ -61,25 +63,22 @@ def attach(descriptors: list[int], received: int, peer: Peer, *, promised: bool)
     """Build an attachment of what the peer handed over, in any order; it owns them all.
 
     `received` is how many there were, of which `descriptors` are kept. Raises EINVAL that says what is
-    missing, too much or wrong, and closes them.
+    missing, too much or wrong, or `Undecided`, and closes them.
     """
     with ExitStack() as unwanted:
         for descriptor in descriptors:
             unwanted.callback(os.close, descriptor)
         try:
             found = _sort(descriptors, received, peer)
+            if DescriptorKind.MAPS not in found:
+                raise WireError(errno.EINVAL, f"attach_memory takes {_TAKEN}: the first is missing")
+            userfaultfd = _negotiate(found.get(DescriptorKind.USERFAULTFD))
+            maps, smaps = found[DescriptorKind.MAPS], found.get(DescriptorKind.SMAPS)
+            if smaps is None and _is_of_our_procfs(maps):
+                smaps = _open_smaps(peer)
         except OSError as error:
-            raise WireError(
-                errno.EINVAL, f"attach_memory takes {_TAKEN}; one may not be looked at: {error.strerror}"
-            ) from None
-        if DescriptorKind.MAPS not in found:
-            raise WireError(errno.EINVAL, f"attach_memory takes {_TAKEN}: the first is missing")
-        userfaultfd = _negotiate(found.get(DescriptorKind.USERFAULTFD))
+            raise _unseen(error) from None
         unwanted.pop_all()
-    smaps = found.get(DescriptorKind.SMAPS)
-    maps = found[DescriptorKind.MAPS]
-    if smaps is None and _is_of_our_procfs(maps):
-        smaps = _open_smaps(peer)
     return Attachment(ProcMaps(maps), smaps, userfaultfd, promised=promised)
 
 
@@ -109,15 +108,35 @@ def _negotiate(descriptor: int | None) -> Userfaultfd | None:
         raise WireError(
             errno.EINVAL, "the userfaultfd was initialised before: UFFDIO_API is for the daemon to call"
         ) from None
+    except FeaturesMissing as lacking:
+        raise WireError(
+            errno.EINVAL,
+            f"this kernel's userfaultfd cannot watch guest memory, it lacks {lacking}: hand over none",
+        ) from None
+    except OSError as error:
+        raise Undecided.because(meaning(Call.UFFDIO_API, error), f"userfaultfd: {error.strerror}") from None
 
 
 def _open_smaps(peer: Peer) -> int | None:
     """The peer's smaps by its pid, where it handed over none; None if we may not. The attachment's maps are
-    asked afterwards: while that mm lives, the pid was not used again."""
+    asked afterwards: while that mm lives, the pid was not used again. Raises `Undecided`."""
     try:
         return os.open(f"/proc/{peer.pid}/smaps", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        refusal = meaning(Call.OPEN_SMAPS, error)
+        if refusal.verdict is not Verdict.DECIDED:
+            raise Undecided.because(refusal, f"smaps: {error.strerror}") from None
         return None
+
+
+def _unseen(error: OSError) -> WireError | Undecided:
+    """Why a descriptor could not be looked at."""
+    refusal = meaning(Call.LOOK_AT, error)
+    if refusal.verdict is not Verdict.DECIDED:
+        return Undecided.because(refusal, f"looking at a descriptor: {error.strerror}")
+    return WireError(
+        errno.EINVAL, f"attach_memory takes {_TAKEN}; one may not be looked at: {error.strerror}"
+    )
 
 
 def _is_of_our_procfs(descriptor: int) -> bool:

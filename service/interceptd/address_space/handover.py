@@ -6,6 +6,7 @@ close it, takes as long as the peer likes. Given up, they are closed by whoever 
 
 from __future__ import annotations
 
+import errno
 import threading
 
 import trio
@@ -38,7 +39,7 @@ class Handover:
                 return await workers.ask(self._sort_out)
         except trio.TooSlowError:
             self._abandon()
-            raise Undecided("a descriptor does not answer") from None
+            raise Undecided("a descriptor does not answer", errno.ETIMEDOUT) from None
         except BaseException:
             self._abandon()
             raise

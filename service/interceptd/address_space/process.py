@@ -18,16 +18,19 @@ from typing import TypeVar
 import trio
 
 from intercept_protocol.addresses import UaddrRange
-from interceptd.address_space import Asker, Undecided
+from interceptd.address_space import Asker, Nothing, Undecided, Unknowable
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.handover import Handover
+from interceptd.address_space.obstacle_log import ObstacleLog
 from interceptd.address_space.procmaps import LiveVma, MmGone, read_all
 from interceptd.address_space.smaps import is_io
 from interceptd.address_space.workers import Workers
 from interceptd.mapping import Extent, Frame
+from interceptd.meanings import Call, Meaning, Verdict, error_name, meaning
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.peer import Pidfd
 from interceptd.unmap_watch import UnmapWatch
+from interceptd.userfaultfd import Userfaultfd
 
 WORKERS = {Asker.GUEST: 4, Asker.VMM: 2}
 """Threads that may wait for one VMM's mmap lock at a time. A VMM makes one call at a time; the second thread
@@ -36,6 +39,9 @@ LOOKS = 8
 """Times that one `resolve` looks again at a VMA that changes under it."""
 KNOWN_VMAS = 4096
 """VMAs whose smaps flags are remembered at most."""
+PAUSE_SECONDS = 0.02
+"""Before a fault is told RETRY because of what passes. A VP that asks again at once, for ever, asks 50 times
+a second and not thousands; and what passes soon, as a userfaultfd that is being closed, has by then."""
 PROBE_SECONDS = 1.0
 """Between questions whether the mm is still there: the kernel tells nobody of an exec."""
 T = TypeVar("T")
@@ -58,6 +64,7 @@ class ProcessAddressSpace:
         self._attached = trio.Event()
         self._gone = trio.Event()
         self._io: dict[tuple[object, ...], bool] = {}
+        self._obstacles = ObstacleLog()
 
     @property
     def vma_count(self) -> int:
@@ -107,12 +114,12 @@ class ProcessAddressSpace:
         return Extent(uaddrs, frame, vma.access, self._io.get(vma.identity))
 
     async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
-        """See `AddressSpace.is_io`. Raises `Undecided` also where there is no smaps to read it from."""
+        """See `AddressSpace.is_io`."""
         attachment = self._attachment
         if attachment is None:
-            raise Undecided("attach_memory comes first")
+            raise Unknowable("attach_memory comes first")
         if attachment.smaps is None:
-            raise Undecided("smaps was not handed over and may not be opened: state the kind")
+            raise Unknowable("smaps was not handed over and may not be opened: state the kind")
         found = await self._ask(attachment, partial(_read_flags, attachment, attachment.smaps, page), asker)
         if found is None:
             return None
@@ -183,27 +190,45 @@ class ProcessAddressSpace:
         with suppress(Undecided):
             await self._ask(self._attachment, partial(self._attachment.maps.vma_at, 0))
 
-    async def _ask(self, attachment: Attachment, question: Callable[[], T], asker: Asker = Asker.VMM) -> T:
-        """Put a question to the kernel in a worker thread.
+    async def _ask(
+        self, attachment: Attachment, question: Callable[[], T | Nothing], asker: Asker = Asker.VMM
+    ) -> T | None:
+        """Put a question to the kernel in a worker thread; None where it is decided that there is nothing.
 
-        Raises `Undecided` when the mm is gone, and for the VMM's own calls at the deadline."""
+        Raises `Undecided` for what passes, to a fault after a pause; when the mm is gone; and for the VMM's
+        own calls at the deadline."""
 
-        def ask() -> T:
+        def ask() -> T | Nothing:
             with attachment.in_use():
                 return question()
 
         workers = self._workers[asker]
         try:
             if asker is Asker.GUEST:  # a deadline of our own would take 6 us, and never come first
-                return await workers.ask(ask)
-            with trio.fail_after(self._timeout):
-                return await workers.ask(ask)
+                answer = await workers.ask(ask)
+            else:
+                with trio.fail_after(self._timeout):
+                    answer = await workers.ask(ask)
         except trio.TooSlowError:
-            raise Undecided("the process does not answer: its mmap lock is held") from None
+            raise Undecided.because(Meaning.NO_ANSWER) from None
         except MmGone:
             if attachment is self._attachment:  # and not one that is being refused
                 self._gone.set()
-            raise Undecided("the process has exited or called exec") from None
+            raise Undecided.because(Meaning.MM_GONE) from None
+        except OSError as error:  # none that the questions make anything of
+            obstacle = Undecided.because(Meaning.OTHER, error_name(error))
+        except Undecided as error:
+            obstacle = error
+        else:
+            if not isinstance(answer, Nothing):
+                return answer
+            if answer.meaning.verdict is Verdict.DECIDED:
+                return None
+            obstacle = Undecided.because(answer.meaning, answer.detail)
+        if asker is Asker.GUEST:
+            self._obstacles.tell(obstacle)
+            await trio.sleep(PAUSE_SECONDS)
+        raise obstacle
 
 
 # ------------------------------------------------ in worker threads: no trio here
@@ -211,33 +236,49 @@ class ProcessAddressSpace:
 
 def _look(
     attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange
-) -> tuple[LiveVma, UaddrRange] | None:
+) -> tuple[LiveVma, UaddrRange] | Nothing:
     """The VMA at `page` and the part of `window` that it backs, watched or promised.
 
     Query, register, query again: a VMA that took the place of the first before it was registered is seen by
-    the second look, and one that did so afterwards is reported as an unmap of what was registered.
+    the second look, and one that did so afterwards is reported as an unmap of what was registered. A refusal
+    counts only if the second look finds all there that was to be registered: it is not about something else.
     """
     for _ in range(LOOKS):
         vma = attachment.maps.vma_at(page)
         if vma is None:
-            return None
-        part = _overlap(vma, region)
+            return Nothing(Meaning.NO_VMA)
         if attachment.userfaultfd is None:
-            return (vma, _overlap(vma, window)) if attachment.promised else None
-        watched = attachment.userfaultfd.register(part)
+            return (vma, _overlap(vma, window)) if attachment.promised else Nothing(Meaning.UNANNOUNCED)
+        part = vma.whole_units(_overlap(vma, region))  # of hugetlb memory the kernel registers nothing less
+        refusal = _register(attachment.userfaultfd, part)
         again = attachment.maps.vma_at(page)
-        if again is not None and again.continues(vma):
+        if again is None or not again.continues(vma):
+            continue
+        if refusal is None or attachment.promised:
             # registering a part splits the VMA, and only what was registered is watched
             backed = _overlap(again, window).clip(part)
             assert backed is not None, "the page lies in all"
-            return (again, backed) if watched or attachment.promised else None
-    raise Undecided("the VMA changed at every look")
+            return again, backed
+        if again.covers(part):
+            return refusal
+    return Nothing(Meaning.CHANGING)
 
 
-def _read_flags(attachment: Attachment, smaps: int, page: int) -> tuple[LiveVma, bool] | None:
+def _register(userfaultfd: Userfaultfd, uaddrs: UaddrRange) -> Nothing | None:
+    """Why it is not watched now; None if it is."""
+    try:
+        userfaultfd.register(uaddrs)
+    except OSError as error:
+        return Nothing(meaning(Call.UFFDIO_REGISTER, error), f"UFFDIO_REGISTER: {error_name(error)}")
+    return None
+
+
+def _read_flags(attachment: Attachment, smaps: int, page: int) -> tuple[LiveVma, bool] | Nothing:
     io = is_io(read_all(smaps), page)
     vma = attachment.maps.vma_at(page)
-    return None if io is None or vma is None else (vma, io)
+    if vma is None:
+        return Nothing(Meaning.NO_VMA)
+    return Nothing(Meaning.NO_RECORD) if io is None else (vma, io)
 
 
 def _overlap(vma: LiveVma, uaddrs: UaddrRange) -> UaddrRange:

@@ -7,7 +7,6 @@ of the process asked about, so they belong in a worker thread.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
@@ -15,15 +14,16 @@ import struct
 
 import msgspec
 
-from intercept_protocol.addresses import PAGE_SHIFT
+from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
 from intercept_protocol.outcomes import Access
+from interceptd.meanings import Call, Meaning, meaning
 
 PROCMAP_QUERY = 0xC0686611
 """_IOWR('f', 17, struct procmap_query), include/uapi/linux/fs.h."""
 _QUESTION = struct.Struct("<3Q80x")
 """struct procmap_query, 104 bytes: its size, query_flags, query_addr; no name, no build id."""
-_REPLY = struct.Struct("<24x3Q8x2Q2I24x")
-"""The same: vma_start, vma_end, vma_flags, vma_offset, inode, dev_major, dev_minor."""
+_REPLY = struct.Struct("<24x6Q2I24x")
+"""The same: vma_start, vma_end, vma_flags, vma_page_size, vma_offset, inode, dev_major, dev_minor."""
 _ACCESS = tuple(Access(bits) for bits in range(8))
 """By PROCMAP_QUERY_VMA_READABLE, _WRITABLE, _EXECUTABLE: the same three bits. Flags put together one by one
 take 0.5 us."""
@@ -42,7 +42,8 @@ class MmGone(Exception):
 
 
 class LiveVma(msgspec.Struct, frozen=True, gc=False):
-    """Pages [start, end) of the process; `offset_page` is the page of the file behind the first."""
+    """Pages [start, end) of the process; `offset_page` is the page of the file behind the first. `unit` is
+    how many pages the kernel keeps together: those of a huge page, or all where it is not known."""
 
     start: int
     end: int
@@ -50,6 +51,7 @@ class LiveVma(msgspec.Struct, frozen=True, gc=False):
     offset_page: int
     device: tuple[int, int]
     inode: int
+    unit: int = 1
 
     @property
     def backing(self) -> str:
@@ -71,6 +73,19 @@ class LiveVma(msgspec.Struct, frozen=True, gc=False):
             and self.access == other.access
             and (not self.inode or self.offset_page - self.start == other.offset_page - other.start)
         )
+
+    def covers(self, uaddrs: UaddrRange) -> bool:
+        return self.start <= uaddrs.start and uaddrs.end <= self.end
+
+    def whole_units(self, uaddrs: UaddrRange) -> UaddrRange:
+        """The units that `uaddrs`, a part of the VMA, lies in."""
+        if self.unit == 1:
+            return uaddrs
+        start, end = uaddrs.start - self.start, uaddrs.end - self.start
+        widened = UaddrRange(
+            start=self.start + start - start % self.unit, end=self.start + end + -end % self.unit
+        )
+        return UaddrRange(start=widened.start, end=min(widened.end, self.end))
 
     def backing_page(self, page: int) -> int:
         """The frame's page within its backing."""
@@ -98,7 +113,7 @@ class ProcMaps:
             try:
                 return self._query(page)
             except OSError as error:
-                if error.errno != errno.ENOTTY:
+                if meaning(Call.PROCMAP_QUERY, error) is not Meaning.NOT_OFFERED:
                     raise
                 self._has_query = False
         return self._scan(page)
@@ -108,12 +123,13 @@ class ProcMaps:
         try:
             fcntl.ioctl(self._descriptor, PROCMAP_QUERY, request)
         except OSError as error:
-            if error.errno == errno.ENOENT:
-                return None
-            if error.errno == errno.ESRCH:
-                raise MmGone from error
+            match meaning(Call.PROCMAP_QUERY, error):
+                case Meaning.NO_VMA:
+                    return None
+                case Meaning.MM_GONE:
+                    raise MmGone from error
             raise
-        start, end, flags, offset, inode, major, minor = _REPLY.unpack(request)
+        start, end, flags, page_size, offset, inode, major, minor = _REPLY.unpack(request)
         return LiveVma(
             start >> PAGE_SHIFT,
             end >> PAGE_SHIFT,
@@ -121,6 +137,7 @@ class ProcMaps:
             offset >> PAGE_SHIFT,
             (major, minor),
             inode,
+            page_size >> PAGE_SHIFT,
         )
 
     def _scan(self, page: int) -> LiveVma | None:
@@ -142,8 +159,10 @@ def read_all(descriptor: int) -> bytes:
         while chunk := os.pread(descriptor, _READ_BYTES, position):
             chunks.append(chunk)
             position += len(chunk)
-    except ProcessLookupError as error:
-        raise MmGone from error
+    except OSError as error:
+        if meaning(Call.READ_PROC, error) is Meaning.MM_GONE:
+            raise MmGone from error
+        raise
     return b"".join(chunks)
 
 
@@ -154,11 +173,13 @@ def _parsed(match: re.Match[bytes]) -> LiveVma:
         | (Access.WRITE if rights[1:2] == b"w" else Access.NONE)
         | (Access.EXECUTE if rights[2:3] == b"x" else Access.NONE)
     )
+    start, end = int(match["start"], 16) >> PAGE_SHIFT, int(match["end"], 16) >> PAGE_SHIFT
     return LiveVma(
-        int(match["start"], 16) >> PAGE_SHIFT,
-        int(match["end"], 16) >> PAGE_SHIFT,
+        start,
+        end,
         access,
         int(match["offset"], 16) >> PAGE_SHIFT,
         (int(match["major"], 16), int(match["minor"], 16)),
         int(match["inode"]),
+        end - start,
     )

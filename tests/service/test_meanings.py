@@ -1,0 +1,111 @@
+"""The table of what a refusal means: every errno that a manual page names is sorted, all others pass."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from interceptd.meanings import REFUSALS, Call, Meaning, Verdict, meaning
+
+DECIDED, PASSING, GONE = Verdict.DECIDED, Verdict.PASSING, Verdict.GONE
+MANUAL = {
+    Call.UFFDIO_API: {errno.EFAULT: PASSING, errno.EINVAL: DECIDED, errno.EPERM: PASSING},
+    Call.UFFDIO_REGISTER: {
+        errno.EBUSY: PASSING,
+        errno.EFAULT: PASSING,
+        errno.EINVAL: DECIDED,
+        errno.ENOMEM: PASSING,
+        errno.EPERM: DECIDED,
+        errno.ESRCH: PASSING,
+    },
+    Call.READ_EVENTS: {
+        errno.EAGAIN: PASSING,
+        errno.EFAULT: PASSING,
+        errno.EINTR: PASSING,
+        errno.EINVAL: PASSING,
+        errno.EIO: PASSING,
+        errno.ENOMEM: PASSING,
+        errno.EOPNOTSUPP: DECIDED,
+    },
+    Call.PROCMAP_QUERY: {
+        errno.E2BIG: PASSING,
+        errno.EFAULT: PASSING,
+        errno.EINTR: PASSING,
+        errno.EINVAL: PASSING,
+        errno.ENAMETOOLONG: PASSING,
+        errno.ENOENT: DECIDED,
+        errno.ENOMEM: PASSING,
+        errno.ENOTTY: DECIDED,
+        errno.ESRCH: GONE,
+    },
+    Call.READ_PROC: {
+        errno.EAGAIN: PASSING,
+        errno.EFAULT: PASSING,
+        errno.EINTR: PASSING,
+        errno.EINVAL: PASSING,
+        errno.EIO: PASSING,
+        errno.ENOMEM: PASSING,
+        errno.ESRCH: GONE,
+    },
+    Call.OPEN_SMAPS: {
+        errno.EACCES: DECIDED,
+        errno.EINTR: PASSING,
+        errno.EMFILE: PASSING,
+        errno.ENFILE: PASSING,
+        errno.ENOENT: DECIDED,
+        errno.ENOMEM: PASSING,
+        errno.EPERM: DECIDED,
+        errno.ESRCH: GONE,
+    },
+    Call.LOOK_AT: {
+        errno.EACCES: DECIDED,
+        errno.EFAULT: PASSING,
+        errno.EINTR: PASSING,
+        errno.EIO: DECIDED,
+        errno.ELOOP: PASSING,
+        errno.EMFILE: PASSING,
+        errno.ENAMETOOLONG: DECIDED,
+        errno.ENFILE: PASSING,
+        errno.ENOMEM: PASSING,
+        errno.ENOTCONN: DECIDED,
+        errno.EPERM: DECIDED,
+        errno.ESTALE: DECIDED,
+    },
+}
+"""From the manual pages of the calls, and for PROCMAP_QUERY from do_procmap_query, fs/proc/task_mmu.c."""
+
+
+@pytest.mark.parametrize("call", Call, ids=lambda call: call.name)
+def test_each_errno_of_a_call_by_its_manual_page_is_decided_or_passes_as_it_is_listed(call: Call) -> None:
+    found = {number: meaning(call, OSError(number, "")).verdict for number in MANUAL[call]}
+    assert found == MANUAL[call]
+
+
+@pytest.mark.parametrize("call", Call, ids=lambda call: call.name)
+def test_an_errno_that_no_manual_page_names_passes(call: Call) -> None:
+    others = errno.errorcode.keys() - MANUAL[call].keys()
+    assert {meaning(call, OSError(number, "")).verdict for number in others} == {PASSING}
+
+
+@pytest.mark.parametrize("call", Call, ids=lambda call: call.name)
+def test_the_table_lists_no_errno_that_is_not_in_the_manual(call: Call) -> None:
+    assert REFUSALS[call].keys() <= MANUAL[call].keys()
+
+
+def test_what_is_not_there_is_decided_only_where_looking_again_would_find_the_same() -> None:
+    absences = {
+        Meaning.NO_VMA: DECIDED,
+        Meaning.UNANNOUNCED: DECIDED,
+        Meaning.NO_RECORD: PASSING,
+        Meaning.CHANGING: PASSING,
+        Meaning.NO_ANSWER: PASSING,
+        Meaning.MM_GONE: GONE,
+    }
+    assert {absence: absence.verdict for absence in absences} == absences
+    of_errnos = {meaning for refusals in REFUSALS.values() for meaning in refusals.values()}
+    assert set(Meaning) - of_errnos <= {*absences, Meaning.OTHER}
+
+
+def test_an_error_without_a_number_passes() -> None:
+    assert meaning(Call.UFFDIO_REGISTER, OSError("no number")).verdict is PASSING
