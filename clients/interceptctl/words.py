@@ -1,4 +1,4 @@
-"""Numbers and foreign text in few columns.
+"""Numbers in few columns.
 
 Owns units; must not know tables. Exact numbers are what `--json` is for.
 """
