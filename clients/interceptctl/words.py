@@ -1,4 +1,4 @@
-"""Numbers, addresses and foreign text for people.
+"""Numbers and addresses for people.
 
 Owns units and notation; must not know tables. Addresses are bytes in hex, ranges half-open, as in
 /proc/PID/maps; counts are decimal. Where columns are few, exact numbers are what `--json` is for.

@@ -1,4 +1,4 @@
-"""Numbers and foreign text in few columns."""
+"""Numbers in few columns."""
 
 from __future__ import annotations
 

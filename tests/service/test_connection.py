@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fakes.others import Others
 from fakes.raw_peer import RawPeer
@@ -269,6 +269,23 @@ async def test_the_next_request_has_the_whole_time_for_its_descriptors_again(
             os.close(taken)
             connection.drop_descriptors()
             assert ours.recv(1) == b""
+
+
+async def test_a_rest_that_came_while_the_daemon_stood_still_was_in_time(
+    connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
+) -> None:
+    """Stopped by a signal, a debugger or a suspended machine, we have not looked at what was there."""
+    box = connection.box_descriptors()
+    received = Running(nursery, connection.receive)
+    with send_descriptor(ends[1], REQUEST[:1]):
+        await wait_all_tasks_blocked()
+        ends[1].send(REQUEST[1:])
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, MockClock)
+        clock.jump(2 * REST_SECONDS)
+        assert await received.result() == rpc.Request(1, "statistics", [{}])
+        (taken,) = box.take()
+        os.close(taken)
 
 
 async def test_a_peer_that_sends_its_own_end_with_half_a_request_is_gone_in_time(

@@ -69,8 +69,8 @@ def test_a_live_socket_of_another_type_is_another_programs_and_stays(
 def test_a_stale_socket_of_another_type_is_replaced(path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as dead:
         dead.bind(path)
-    with listening(path, 0o600), connect(path):
-        pass
+    with listening(path, 0o600) as listener, connect(path) as client:
+        assert client.getpeername() == listener.getsockname()
 
 
 def test_a_file_that_is_no_socket_is_refused_and_stays(path: str) -> None:
