@@ -133,7 +133,7 @@ class VirtualProcessor:
             self._path.stages.decode.record(perf_counter_ns() - began)
             answer = await self._settle(*wanted)
             if self._waited:
-                latency = self.latency.waited
+                latency, self._waited = self.latency.waited, False
         if answer is not Answer.ALREADY_MAPPED:
             self._guard.reset()
         self._answers[answer] += 1
@@ -168,7 +168,6 @@ class VirtualProcessor:
         """Resolve, map, wait as it takes; interrupted by a kick, a drain or the end of the connection."""
         self._quiet = trio.Event()
         self._interrupted_by = None
-        self._waited = False
         try:
             answer = await self._path.settle_at_once(gfn, access)
             if answer is None:

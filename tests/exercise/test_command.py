@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from exercise.running import WITHOUT_INVALIDATION
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import eventually
 from interceptctl.cli import main
-from interceptctl.exercise import program
+from interceptctl.exercise import live, program
 from interceptctl.exercise.daemon_process import running_daemon
 
 
@@ -34,11 +35,14 @@ def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
         yield process.wait_serving()
 
 
-def test_a_good_daemon_is_status_0_with_progress_a_summary_and_a_verdict() -> None:
-    result = run("--seconds", "1.5", "--vps", "2")
+def test_a_good_daemon_is_status_0_with_progress_a_summary_and_a_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(live, "LINE_EVERY", 0.01)
+    result = run("--steps", "100", "--vps", "2")
     assert result.exit_code == 0
     assert "exercising a daemon of our own with 2 VPs, seed 1" in result.stdout
-    assert "   1 s  steps " in result.stdout
+    assert re.search(r"^ +\d+ s  steps [\d,]+  intercepts ", result.stdout, re.MULTILINE)
     assert ["stale", "reads", "0"] in [line.split() for line in result.stdout.splitlines()]
     assert result.stdout.splitlines()[-1].startswith("PASS")
 
