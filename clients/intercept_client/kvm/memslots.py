@@ -77,10 +77,15 @@ class Change:
 
 
 class MemslotTable:
-    """At most `limit` slots, disjoint by gfn."""
+    """At most `limit` slots, disjoint by gfn.
+
+    Maps leave an eighth of them to unmaps, which split slots and may not fail: a refused map stops a vCPU, a
+    refused unmap ends the partition.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._map_limit = limit - limit // 8
         self._by_start: SortedDict[int, Memslot] = SortedDict()
         self._free: SortedList[int] = SortedList()  # ids that were used before
         self._unused = 0  # ids from here on never were
@@ -123,11 +128,11 @@ class MemslotTable:
             (held,) = overlapping
             if held.access == access and held.uaddr_page(gfns.start) == uaddrs.start:
                 return Change()
-        return self._plan(overlapping, gfns, [new])
+        return self._plan(overlapping, gfns, [new], max(self._map_limit, len(self)))
 
     def plan_unmap(self, gfns: GfnRange) -> Change:
         """What leaves the guest nothing at `gfns`."""
-        return self._plan(self.overlapping(gfns), gfns, [])
+        return self._plan(self.overlapping(gfns), gfns, [], self._limit)
 
     def apply(self, change: Change) -> None:
         """Record a change that was carried out."""
@@ -139,13 +144,13 @@ class MemslotTable:
             self._free.discard(slot.slot_id)
             self._unused = max(self._unused, slot.slot_id + 1)
 
-    def _plan(self, removed: list[Memslot], gfns: GfnRange, new: list[Memslot]) -> Change:
-        """Merges where it would not fit. Raises ENOSPC when it does not fit even so."""
+    def _plan(self, removed: list[Memslot], gfns: GfnRange, new: list[Memslot], limit: int) -> Change:
+        """Merges where there would be more than `limit` slots. Raises ENOSPC if there are even so."""
         rests = [
             slot.part(rest, -1) for slot in removed for rest in _outside(slot.gfns, gfns) if rest is not None
         ]
         wanted = sorted(rests + new, key=_start)
-        missing = len(self) - len(removed) + len(wanted) - self._limit
+        missing = len(self) - len(removed) + len(wanted) - limit
         if missing > 0:
             removed, wanted = self._merge(removed, wanted, missing)
         ids = self._ids([slot.slot_id for slot in removed], len(wanted))
