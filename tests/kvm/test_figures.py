@@ -127,9 +127,9 @@ def test_slots_run_short(machine: Machine) -> None:
 
 
 def test_looking_for_slots_to_merge(kvm: None) -> None:  # noqa: ARG001 - one of the figures of KVM
-    """At the number of slots that KVM has, the worst case: nothing continues anything."""
-    table = MemslotTable(KVM_SLOTS)
-    for start in range(0, 2 * KVM_SLOTS, 2):
+    """As many as maps may take; the worst case: nothing continues anything."""
+    table, held = MemslotTable(KVM_SLOTS), KVM_SLOTS - KVM_SLOTS // 8
+    for start in range(0, 2 * held, 2):
         gfns, uaddrs = GfnRange(start, start + 1), UaddrRange(start, start + 1)
         table.apply(table.plan_map(gfns, uaddrs, READ_WRITE))
 
@@ -137,7 +137,7 @@ def test_looking_for_slots_to_merge(kvm: None) -> None:  # noqa: ARG001 - one of
     with pytest.raises(WireError, match="ENOSPC"):
         table.plan_map(GfnRange(0x10_0000, 0x10_0001), UaddrRange(0x10_0000, 0x10_0001), READ_WRITE)
 
-    print(f"\nlooking through {KVM_SLOTS:,} slots in vain: {(time.perf_counter() - began) * 1e3:.0f} ms")
+    print(f"\nlooking through {held:,} slots in vain: {(time.perf_counter() - began) * 1e3:.0f} ms")
 
 
 def test_copying_an_access() -> None:
