@@ -10,13 +10,13 @@ from collections.abc import Iterable
 
 from fakes.kvm_ports import FakeSlots, Hook, ScriptedDecider, ScriptedVcpu
 from intercept_client.kvm.asking import Asker
-from intercept_client.kvm.copying import Copier, DirectCopier
+from intercept_client.kvm.copying import AnnouncedCopier, Copier
 from intercept_client.kvm.devices import Bus, Window
 from intercept_client.kvm.exits import (
     Exit,
     Halted,
 )
-from intercept_client.kvm.fetch_fault import FetchFault
+from intercept_client.kvm.fetch_fault import LONGEST_INSTRUCTION, FetchFault
 from intercept_client.kvm.guest_access import GuestAccess
 from intercept_client.kvm.guest_memory import GuestMemory
 from intercept_client.kvm.tally import VcpuTally
@@ -42,8 +42,8 @@ class Rig:
         self.memory = GuestMemory(self.slots)
         self.scratch, self.reports = Scratch(PAGE_SIZE), Reports()
         self.lost: list[str] = []
-        self.copier: Copier = DirectCopier()
-        self.code = b""
+        self.copier: Copier = AnnouncedCopier()
+        self.code = bytes(LONGEST_INSTRUCTION)
 
     def script(
         self,
@@ -60,7 +60,7 @@ class Rig:
             self.vcpu,
             asker=asker,
             access=GuestAccess(self.memory, self.copier, devices, asker, tally),
-            fetch_fault=FetchFault(self.vcpu, self.memory, asker),
+            fetch_fault=FetchFault(self.vcpu, self.memory, asker, lambda _: self.code),
             gate=self.memory.gate,
             code=lambda _: self.code,
             ports=Bus(Window(0x10, 1, self.reports)),

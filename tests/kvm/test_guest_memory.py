@@ -41,13 +41,18 @@ def test_a_map_that_kvm_refuses_half_way_leaves_all_as_it_was(call: int) -> None
     assert (slots.reached(), memory.slots) == before
 
 
-def test_an_undo_that_fails_goes_up_as_it_is() -> None:
+def test_an_undo_that_fails_goes_up_as_it_is_and_what_is_lost_is_not_counted_as_reached() -> None:
     slots = FakeSlots()
     memory = memory_with_one_slot(slots)
-    slots.refuse_at = {2, 3}
+    memory.map(GfnRange(start=0x10, end=0x18), UaddrRange(start=0x9000, end=0x9008), RW)
+    slots.calls, slots.refuse_at = 0, {2, 3}
 
     with pytest.raises(OSError, match="Cannot allocate"):
         memory.unmap(MIDDLE)
+
+    assert memory.claim(0, Access.READ) is None
+    memory.unmap(GfnRange(start=0, end=0x100))
+    assert slots.held == {}
 
 
 @pytest.mark.parametrize("access", [Access.WRITE, Access.EXECUTE])

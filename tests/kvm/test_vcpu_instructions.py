@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
+from fakes.eventually import eventually
+from fakes.kvm_ports import ScriptedVcpu
 from fakes.vcpu_rig import GFN, GPA, LOCKED_INCREMENT, RW, Rig
 from intercept_client.kvm.exits import (
     HostFault,
@@ -12,7 +16,8 @@ from intercept_client.kvm.exits import (
     MmioWrite,
     NotEmulated,
 )
-from intercept_client.kvm.stop import Stop, StopReason
+from intercept_client.kvm.fetch_fault import FetchFault
+from intercept_client.kvm.stop import Stop, StopReason, VcpuStopped
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access, Answer
 
@@ -113,3 +118,32 @@ def test_a_host_fault_without_a_gpa_looks_at_the_instruction(rig: Rig) -> None:
 
     assert loop.run().reason is StopReason.HALTED
     assert rig.wanted() == [(GFN, Access.EXECUTE)]
+
+
+class Walked(ScriptedVcpu):
+    """While KVM walks its page tables, somebody unmaps memory of the guest."""
+
+    def __init__(self, rig: Rig) -> None:
+        super().__init__([])
+        self._rig = rig
+        self.unmapping = threading.Thread(target=rig.unmap)
+
+    def instruction_gpa(self, offset: int = 0, registers: tuple[int, ...] | None = None) -> int | None:
+        if not offset:
+            self.unmapping.start()
+        eventually(lambda: self.kicks > 0 or not self._rig.slots.held, True)
+        assert self._rig.slots.held, "a memslot went that the page tables may lie in"
+        return super().instruction_gpa(offset, registers)
+
+
+def test_the_guests_page_tables_are_walked_while_no_memslot_is_out(rig: Rig) -> None:
+    rig.map()
+    rig.script([])
+    vcpu = Walked(rig)
+    fault = FetchFault(vcpu, rig.memory, rig.asker, lambda _: b"")
+
+    with pytest.raises(VcpuStopped, match="not mapped by the guest"):
+        fault.fetch(StopReason.NOT_EMULATED)
+
+    vcpu.unmapping.join()
+    assert rig.slots.held == {}

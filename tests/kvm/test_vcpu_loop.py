@@ -6,7 +6,7 @@ import pytest
 
 from fakes.vcpu_rig import GFN, GPA, RW, SCRATCH, Rig
 from intercept_client import ConnectionLost, libc
-from intercept_client.kvm.copying import CheckedCopier, Copier, DirectCopier
+from intercept_client.kvm.copying import AnnouncedCopier, CheckedCopier, Copier, DirectCopier
 from intercept_client.kvm.exits import (
     Broken,
     Exit,
@@ -43,7 +43,11 @@ def test_a_read_is_one_well_formed_intercept_and_completed_after_resume(rig: Rig
 
 @pytest.mark.parametrize("size", range(1, 9))
 @pytest.mark.parametrize("offset", [16, 17, PAGE_SIZE - 3], ids=["aligned", "unaligned", "straddling"])
-@pytest.mark.parametrize("copier", [DirectCopier(), CheckedCopier()], ids=["direct", "checked"])
+@pytest.mark.parametrize(
+    "copier",
+    [DirectCopier(), CheckedCopier(), AnnouncedCopier()],
+    ids=["direct", "checked", "announced"],
+)
 def test_accesses_of_every_size_are_completed(rig: Rig, size: int, offset: int, copier: Copier) -> None:
     data = bytes(range(1, size + 1))
     rig.copier = copier

@@ -58,6 +58,20 @@ class Asker:
                 case _:
                     return answer
 
+    def ask_about_fault(self, gpa: int, access: Access, instruction_pointer: int, fault: str) -> AnyAnswer:
+        """As `ask`, after the memory that the guest reaches at `gpa` faulted.
+
+        The daemon may have learned by now that the memory went. If it insists that all is well until it says
+        NO_PROGRESS, the run ends with HOST_FAULT.
+        """
+        try:
+            return self.ask(gpa, access, instruction_pointer)
+        except VcpuStopped as stopped:
+            if stopped.stop.answer is not Answer.NO_PROGRESS:
+                raise
+            stop = Stop(StopReason.HOST_FAULT, gpa, Answer.NO_PROGRESS, fault)
+            raise VcpuStopped(stop) from stopped
+
     def _ask_once(self, message: bytes, gpa: int) -> AnyAnswer:
         try:
             return self._decider.intercept(message)

@@ -1,7 +1,16 @@
 """Carrying out a guest's access on memory of this process.
 
-Owns the two ways to do it; must not know the guest, nor whether the memory is still the right one. An access
+Owns the ways to do it; must not know the guest, nor whether the memory is still the right one. An access
 lies within one page and takes 1 to 8 bytes.
+
+A guest can touch memory that faults: a file that was cut off behind its mapping, a guard page. A load of ours
+would be a signal that ends the VMM. So the kernel copies and answers EFAULT instead: `CheckedCopier`. It uses
+copy_from_user and copy_to_user, as KVM's own instruction emulator does; neither guarantees that other vCPUs
+see an aligned access as a whole.
+
+A device's registers need exactly one load or store of the access's width, which no system call promises: a
+write(2) into a pipe reaches VM_PFNMAP memory and faults safely, but may copy byte by byte (`rep movsb`), and
+process_vm_readv(2) refuses such memory. So there, and nowhere else, the access is our own: `DirectCopier`.
 """
 
 from __future__ import annotations
@@ -11,6 +20,13 @@ import errno
 import os
 from collections.abc import Callable
 from typing import Final, Protocol
+
+from intercept_client import libc
+from intercept_protocol.addresses import PAGE_SIZE, Uaddr, UaddrRange
+
+MADV_COLD: Final = 20
+MADV_POPULATE_READ: Final = 22
+"""include/uapi/asm-generic/mman-common.h."""
 
 
 class Copier(Protocol):
@@ -28,8 +44,7 @@ class MemoryGone(Exception):
 class DirectCopier:
     """Loads and stores of the access's own width, as a device's registers want them.
 
-    For memory whose every change is announced: what is claimed cannot go. Where it goes all the same, or a
-    file was cut off behind it, this is the VMM's own SIGSEGV or SIGBUS.
+    Where the memory faults, this is the VMM's own SIGSEGV or SIGBUS.
     """
 
     def read(self, uaddr: int, size: int) -> bytes:
@@ -49,8 +64,8 @@ class DirectCopier:
 class CheckedCopier:
     """process_vm_readv and process_vm_writev on this very process: an error where a load would be a signal.
 
-    For memory that goes unannounced, under a userfaultfd alone. Device memory (VM_IO, VM_PFNMAP) cannot be
-    reached so, and the width of the access is the kernel's business.
+    For ordinary memory, also where it goes unannounced. Memory that the kernel does not copy for others
+    (VM_IO, VM_PFNMAP, memfd_secret) counts as gone.
     """
 
     def read(self, uaddr: int, size: int) -> bytes:
@@ -69,8 +84,55 @@ class CheckedCopier:
             return
         number = ctypes.get_errno() if done < 0 else errno.EFAULT
         if number == errno.EFAULT:
-            raise MemoryGone(f"nothing to be reached at uaddr {theirs:#x}")
+            raise MemoryGone(f"uaddr {theirs:#x} faults")
         raise OSError(number, f"process_vm: {os.strerror(number)}")
+
+
+class AnnouncedCopier:
+    """For memory whose every change is announced: checked, and direct on a device's registers.
+
+    A device that no longer answers (VFIO with memory decoding off) gives SIGBUS: remove its region before
+    turning it off, so that no access of the guest comes here.
+    """
+
+    def __init__(self) -> None:
+        self._checked = CheckedCopier()
+        self._direct = DirectCopier()
+
+    def read(self, uaddr: int, size: int) -> bytes:
+        try:
+            return self._checked.read(uaddr, size)
+        except MemoryGone:
+            if not _is_device(uaddr):
+                raise
+        return self._direct.read(uaddr, size)
+
+    def write(self, uaddr: int, data: bytes) -> None:
+        try:
+            self._checked.write(uaddr, data)
+        except MemoryGone:
+            if not _is_device(uaddr):
+                raise
+            self._direct.write(uaddr, data)
+
+
+def _is_device(uaddr: int) -> bool:
+    """Whether memory that cannot be copied is a device's all the same (VM_PFNMAP, and memfd_secret).
+
+    Neither advice touches what is in the page. MADV_POPULATE_READ (Linux 5.14) is EINVAL where the mapping is
+    special or not readable, and another error where a load would be a signal. MADV_COLD (5.4) is EINVAL for
+    special, locked and hugetlb mappings. Older kernels know neither, and take all for a device.
+    """
+    page = UaddrRange.of_pages(Uaddr(uaddr & -PAGE_SIZE), 1)
+    return all(_is_refused(page, advice) for advice in (MADV_POPULATE_READ, MADV_COLD))
+
+
+def _is_refused(page: UaddrRange, advice: int) -> bool:
+    try:
+        libc.madvise(page, advice)
+    except OSError as error:
+        return error.errno == errno.EINVAL
+    return False
 
 
 _Call = Callable[..., int]

@@ -83,7 +83,7 @@ class NotEmulated:
 
 @dataclass(frozen=True, slots=True)
 class HostFault:
-    """KVM_RUN was -EFAULT: what stands behind a memslot is gone. `gpa` is None where the kernel does not say
+    """KVM_RUN was -EFAULT: the memory behind a memslot faults. `gpa` is None where the kernel does not say
     (before KVM_CAP_MEMORY_FAULT_INFO)."""
 
     gpa: int | None

@@ -1,7 +1,7 @@
 """An instruction that could not be fetched: KVM says "emulation failed" and leaves the program counter.
 
-Owns telling that from an instruction that KVM does not know, and from a memslot that was just being replaced;
-must not know how instructions look.
+Owns telling that from an instruction that KVM does not know, from a memslot that was just being replaced, and
+from memory that faults; must not know how instructions look.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from intercept_protocol.outcomes import Access, Outcome
 from .asking import Asker
 from .exits import HostFault
 from .guest_memory import GuestMemory
+from .locked import CodeReader
 from .registers import Register
+from .run_gate import Kickable
 from .stop import Stop, StopReason, VcpuStopped
 
 LONGEST_INSTRUCTION: Final = 15
 """Bytes, on x86: an instruction may lie on two pages."""
 
 
-class FetchingVcpu(Protocol):
+class FetchingVcpu(Kickable, Protocol):
     @property
     def registers(self) -> tuple[int, ...]: ...
 
@@ -31,17 +33,20 @@ class FetchingVcpu(Protocol):
 class FetchFault:
     """Of one vCPU. Each method returns when the guest should be run again, or raises `VcpuStopped`."""
 
-    def __init__(self, vcpu: FetchingVcpu, memory: GuestMemory, asker: Asker) -> None:
+    def __init__(self, vcpu: FetchingVcpu, memory: GuestMemory, asker: Asker, code: CodeReader) -> None:
         self._vcpu = vcpu
         self._memory = memory
         self._asker = asker
+        self._code = code
         self._tried: tuple[int, int] | None = None
 
     def fetch(self, otherwise: StopReason) -> None:
         """Have the pages of the instruction mapped for execution. `otherwise` is the reason to stop when they
         are, and were at the last try: it is not the fetch that failed."""
-        rip = self._vcpu.registers[Register.RIP]
-        first, last = (self._vcpu.instruction_gpa(offset) for offset in (0, LONGEST_INSTRUCTION - 1))
+        registers = self._vcpu.registers
+        rip = registers[Register.RIP]
+        with self._memory.gate.inside(self._vcpu):
+            first, last = (self._vcpu.instruction_gpa(offset) for offset in (0, LONGEST_INSTRUCTION - 1))
         if first is None:
             raise VcpuStopped(Stop(otherwise, detail=f"rip {rip:#x} is not mapped by the guest"))
         if not self._is_executable(first):
@@ -52,16 +57,19 @@ class FetchFault:
             self._tried = tried
             return
         if last is None or self._is_executable(last):
-            raise VcpuStopped(Stop(otherwise, first))
+            code = self._code(registers)
+            faults = not code or (last is not None and len(code) < LONGEST_INSTRUCTION)
+            raise VcpuStopped(Stop(StopReason.HOST_FAULT if faults else otherwise, first))
         self._ask(last >> PAGE_SHIFT << PAGE_SHIFT, rip)
 
     def fault(self, exit_: HostFault) -> None:
-        """What stands behind a memslot is gone, unannounced; the kind of access is not known."""
+        """The memory behind a memslot faults; the kind of access is not known."""
         gpa = exit_.gpa
         if gpa is None:
             self.fetch(StopReason.HOST_FAULT)
             return
-        answer = self._asker.ask(gpa, Access.READ, self._vcpu.registers[Register.RIP])
+        rip = self._vcpu.registers[Register.RIP]
+        answer = self._asker.ask_about_fault(gpa, Access.READ, rip, "KVM_RUN: EFAULT")
         if answer.outcome is Outcome.FORWARD and self._memory.reaches(gpa >> PAGE_SHIFT, Access.READ):
             raise VcpuStopped(Stop(StopReason.HOST_FAULT, gpa, answer))
 

@@ -74,19 +74,20 @@ class GuestAccess:
         while one slot was replaced by others.
         """
         if self._devices.find(gpa) is None:
+            ask = self._asker.ask
             while True:
                 claim = self._memory.claim(gpa >> PAGE_SHIFT, access)
                 if claim is not None:
                     try:
                         done = copy(claim.uaddr + gpa % PAGE_SIZE)
-                    except MemoryGone:
-                        pass  # unannounced; the daemon may know by now
+                    except MemoryGone as gone:
+                        ask = partial(self._asker.ask_about_fault, fault=str(gone))
                     else:
                         self._tally.completed += 1
                         return done
                     finally:
                         self._memory.release(claim)
-                if self._asker.ask(gpa, access, instruction_pointer).outcome is Outcome.FORWARD:
+                if ask(gpa, access, instruction_pointer).outcome is Outcome.FORWARD:
                     break
         self._tally.forwarded += 1
         return None

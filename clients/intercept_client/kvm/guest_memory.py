@@ -144,7 +144,7 @@ class GuestMemory:
             self._released.wait()
 
     def _carry_out(self, change: Change) -> None:
-        """All or nothing. An undo that fails goes up as it is: nobody knows then what the guest reaches."""
+        """All or nothing. Raises what the undo does, if that fails too."""
         done: list[tuple[Memslot, bool]] = []
         try:
             for slot in change.removed:
@@ -154,10 +154,25 @@ class GuestMemory:
                 self._editor.set_memslot(slot)
                 done.append((slot, True))
         except OSError as error:
-            for slot, is_new in reversed(done):
-                if is_new:
-                    self._editor.delete_memslot(slot)
-                else:
-                    self._editor.set_memslot(slot)
+            self._undo(done)
             number = error.errno or errno.EIO
             raise WireError(number, f"KVM refused a memslot: {error.strerror or error}") from error
+
+    def _undo(self, done: list[tuple[Memslot, bool]]) -> None:
+        """Take back what is `done` of a change: slots, and whether they are new.
+
+        Slots that KVM does not take back leave the table as well, so that it remains what the guest reaches.
+        Then raises the `OSError`: the daemon believes otherwise, so its hypervisor connection has to end.
+        """
+        failures: list[OSError] = []
+        for slot, is_new in reversed(done):
+            if is_new:
+                self._editor.delete_memslot(slot)
+                continue
+            try:
+                self._editor.set_memslot(slot)
+            except OSError as error:
+                self._table.apply(Change(removed=(slot,)))
+                failures.append(error)
+        if failures:
+            raise failures[0]

@@ -50,7 +50,7 @@ class GuestVcpu:
             vcpu,
             asker=asker,
             access=GuestAccess(memory, copier, devices, asker, self.tally),
-            fetch_fault=FetchFault(vcpu, memory, asker),
+            fetch_fault=FetchFault(vcpu, memory, asker, self._code),
             gate=memory.gate,
             code=self._code,
             ports=ports,
@@ -78,7 +78,8 @@ class GuestVcpu:
         """The bytes at the program counter, as far as the guest's memory has them."""
         code = b""
         while len(code) < LONGEST_INSTRUCTION:
-            gpa = self.vcpu.instruction_gpa(len(code), registers)
+            with self._memory.gate.inside(self.vcpu):
+                gpa = self.vcpu.instruction_gpa(len(code), registers)
             claim = None if gpa is None else self._memory.claim(gpa >> PAGE_SHIFT, Access.READ)
             if gpa is None or claim is None:
                 break

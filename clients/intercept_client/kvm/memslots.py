@@ -1,22 +1,33 @@
 """Which memslots there are, and what must change for a map or an unmap.
 
-Owns the table and its plans; pure, and must not know KVM's ioctls nor who runs. KVM can neither shrink nor
-split a slot: what overlaps a change goes whole, and what must stay of it comes back as slots of its own.
-Slots are not merged: an invalidation that splits one makes its other half exit for a moment, so those that
-come from different extents stay apart.
+Owns the table and its plans; pure, and must not know KVM's ioctls nor who runs. KVM can neither shrink, grow
+nor split a slot: what overlaps a change goes whole, and what must stay of it comes back as slots of its own.
+
+Slots that continue each other are merged only when a change would not fit otherwise. The daemon maps RAM in
+windows of 2 MiB, so without merging the guest's RAM would end at 2 MiB times the number of slots. Merging
+earlier would cost more than it saves: it takes slots out, which stops every vCPU for a moment, and so does
+splitting a merged slot when part of it is unmapped.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 from sortedcontainers import SortedDict, SortedList
 
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access
+
+MERGE_STEP: Final = 64
+"""The most slots that one change merges. It bounds how long the vCPUs stand still (`make verify` prints the
+time), and one merge makes room for the next 63 maps."""
+SLOT_PAGE_LIMIT: Final = 2**31 - 1
+"""The most pages of one slot: KVM_MEM_MAX_NR_PAGES, include/linux/kvm_host.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +51,14 @@ class Memslot:
     def uaddr_page(self, gfn: int) -> int:
         return gfn - self.gfns.start + self.uaddrs.start
 
+    def continues(self, other: Memslot) -> bool:
+        """Whether one slot could hold both, `other` first."""
+        return (
+            self.gfns.start == other.gfns.end
+            and self.uaddrs.start == other.uaddrs.end
+            and self.access == other.access
+        )
+
     def part(self, gfns: GfnRange, slot_id: int) -> Memslot:
         """The same memory at some of the gfns."""
         start = self.uaddr_page(gfns.start)
@@ -60,13 +79,21 @@ class Change:
 
 
 class MemslotTable:
-    """At most `limit` slots, disjoint by gfn."""
+    """At most `limit` slots, disjoint by gfn.
+
+    Maps leave an eighth of them to unmaps, which split slots and may not fail: a refused map stops a vCPU, a
+    refused unmap ends the partition.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._map_limit = limit - limit // 8
         self._by_start: SortedDict[int, Memslot] = SortedDict()
         self._free: SortedList[int] = SortedList()  # ids that were used before
         self._unused = 0  # ids from here on never were
+        self._merged_to = 0
+        """The gfn where the next search for slots to merge begins: going round, small slots are merged before
+        large ones, which take KVM longer to make."""
 
     def __len__(self) -> int:
         return len(self._by_start)
@@ -103,11 +130,11 @@ class MemslotTable:
             (held,) = overlapping
             if held.access == access and held.uaddr_page(gfns.start) == uaddrs.start:
                 return Change()
-        return self._plan(overlapping, gfns, [new])
+        return self._plan(overlapping, gfns, [new], max(self._map_limit, len(self)))
 
     def plan_unmap(self, gfns: GfnRange) -> Change:
         """What leaves the guest nothing at `gfns`."""
-        return self._plan(self.overlapping(gfns), gfns, [])
+        return self._plan(self.overlapping(gfns), gfns, [], self._limit)
 
     def apply(self, change: Change) -> None:
         """Record a change that was carried out."""
@@ -119,16 +146,48 @@ class MemslotTable:
             self._free.discard(slot.slot_id)
             self._unused = max(self._unused, slot.slot_id + 1)
 
-    def _plan(self, removed: list[Memslot], gfns: GfnRange, new: list[Memslot]) -> Change:
-        """Raises ENOSPC when it takes more slots than there are."""
+    def _plan(self, removed: list[Memslot], gfns: GfnRange, new: list[Memslot], limit: int) -> Change:
+        """Merges where there would be more than `limit` slots. Raises ENOSPC if there are even so."""
         rests = [
             slot.part(rest, -1) for slot in removed for rest in _outside(slot.gfns, gfns) if rest is not None
         ]
-        wanted = rests + new
-        if len(self) - len(removed) + len(wanted) > self._limit:
-            raise WireError(errno.ENOSPC, f"KVM has {self._limit} memslots, and {len(self)} are in use")
+        wanted = sorted(rests + new, key=_start)
+        missing = len(self) - len(removed) + len(wanted) - limit
+        if missing > 0:
+            removed, wanted = self._merge(removed, wanted, missing)
         ids = self._ids([slot.slot_id for slot in removed], len(wanted))
         return Change(tuple(removed), tuple(replace(slot, slot_id=next(ids)) for slot in wanted))
+
+    def _merge(
+        self, removed: list[Memslot], wanted: list[Memslot], missing: int
+    ) -> tuple[list[Memslot], list[Memslot]]:
+        """What to remove and what to add instead, so that the change takes `missing` slots fewer."""
+        going = {slot.slot_id for slot in removed}
+        for begin in (self._merged_to, 0):  # from 0 too: a run may lie across `_merged_to`
+            runs = list(_first_runs(self._after(begin, going, wanted)))
+            if sum(len(run) - 1 for run in runs) >= missing:
+                break
+        else:
+            raise WireError(
+                errno.ENOSPC,
+                f"KVM has {self._limit} memslots, {len(self)} are in use, and merging frees too few",
+            )
+        self._merged_to = runs[-1][-1].gfns.end
+        parts = [slot for run in runs for slot in run]
+        return (
+            removed + [slot for slot in parts if slot.slot_id >= 0],
+            [slot for slot in wanted if slot not in parts] + [_joined(run) for run in runs],
+        )
+
+    def _after(self, begin: int, going: set[int], wanted: list[Memslot]) -> Iterator[Memslot]:
+        """The slots after a change, by gfn: those from `begin` on, then those before it."""
+        for low, high in ((begin, None), (None, begin)):
+            kept = (self._by_start[start] for start in self._by_start.irange(low, high, (True, False)))
+            yield from heapq.merge(
+                (slot for slot in kept if slot.slot_id not in going),
+                (slot for slot in wanted if (slot.gfns.start >= begin) is (high is None)),
+                key=_start,
+            )
 
     def _ids(self, returned: list[int], count: int) -> Iterator[int]:
         known = sorted([*returned, *self._free.islice(0, count)])[:count]
@@ -140,3 +199,35 @@ def _outside(gfns: GfnRange, cut: GfnRange) -> tuple[GfnRange | None, GfnRange |
     before = GfnRange(start=gfns.start, end=cut.start) if gfns.start < cut.start else None
     behind = GfnRange(start=cut.end, end=gfns.end) if cut.end < gfns.end else None
     return before, behind
+
+
+def _start(slot: Memslot) -> int:
+    return slot.gfns.start
+
+
+def _first_runs(slots: Iterable[Memslot]) -> Iterator[list[Memslot]]:
+    """Runs of `slots` in which each continues the one before, until they hold `MERGE_STEP` slots together."""
+    room = MERGE_STEP
+    run: list[Memslot] = []
+    for slot in slots:
+        if run and not (slot.continues(run[-1]) and slot.gfns.end - run[0].gfns.start <= SLOT_PAGE_LIMIT):
+            if len(run) > 1:
+                yield run
+                room -= len(run)
+            run = []
+        run.append(slot)
+        if len(run) >= room:
+            break
+    if len(run) > 1:
+        yield run
+
+
+def _joined(run: list[Memslot]) -> Memslot:
+    """One slot for all of a run."""
+    first, last = run[0], run[-1]
+    return replace(
+        first,
+        slot_id=-1,
+        gfns=GfnRange(start=first.gfns.start, end=last.gfns.end),
+        uaddrs=UaddrRange(start=first.uaddrs.start, end=last.uaddrs.end),
+    )

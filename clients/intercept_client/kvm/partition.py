@@ -33,7 +33,7 @@ from intercept_protocol.messages import (
     RegionKind,
 )
 
-from .copying import CheckedCopier, Copier, DirectCopier
+from .copying import AnnouncedCopier, CheckedCopier, Copier
 from .daemon_loss import DaemonLoss, OnDaemonLoss
 from .devices import Bus
 from .guest_memory import GuestMemory
@@ -227,7 +227,7 @@ class GuestPartition:
             self.vmm.call(messages.AttachMemory(promise_begin_end=announced), descriptors=memory.descriptors)
 
     def _copier(self) -> Copier:
-        return DirectCopier() if self._setting.coverage is Coverage.ANNOUNCED else CheckedCopier()
+        return AnnouncedCopier() if self._setting.coverage is Coverage.ANNOUNCED else CheckedCopier()
 
     def _kick(self, vp_index: int) -> None:
         with suppress(OSError, ProtocolViolation, WireError):  # a daemon that is gone has nobody waiting

@@ -6,7 +6,8 @@ takes slots away closes the gate, and the vCPUs that are in the guest are kicked
 none of this.
 
 Owns who is in the guest. Must not know memslots. A vCPU whose exit is being answered is outside: one that
-waits for the daemon is not waited for.
+waits for the daemon is not waited for. One that has KVM walk the guest's page tables, which lie in memslots
+too, is inside.
 """
 
 from __future__ import annotations
@@ -41,6 +42,15 @@ class RunGate:
             self._inside.discard(vcpu)
             if self._closers:
                 self._changed.notify_all()
+
+    @contextmanager
+    def inside(self, vcpu: Kickable) -> Iterator[None]:
+        """`enter` and `leave` around the block, which must take no lock of the memory."""
+        self.enter(vcpu)
+        try:
+            yield
+        finally:
+            self.leave(vcpu)
 
     @contextmanager
     def closed(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ class StopReason(Enum):
     FAILED = "the daemon said fail"
     NOT_EXECUTABLE = "an instruction fetch that nobody can emulate"
     NOT_EMULATED = "an instruction that KVM cannot emulate"
-    HOST_FAULT = "the memory behind a memslot is gone"
+    HOST_FAULT = "the memory behind a memslot faults"
     DAEMON_LOST = "the daemon is gone, and only it could decide"
     BROKEN = "KVM gave up"
 

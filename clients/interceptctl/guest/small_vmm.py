@@ -80,6 +80,8 @@ class SmallVmm:
         path: str | os.PathLike[str],
         setting: PartitionSetting,
         on_lost: Callable[[str], None] = _nothing,
+        *,
+        open_machine: Callable[[], Machine] = Machine.open,
     ) -> None:
         """Raises `KvmUnavailable`, or what `GuestPartition.open` raises."""
         self.path: Final = path
@@ -89,7 +91,7 @@ class SmallVmm:
         self._running: list[Future[Stop]] = []
         self._opened = ExitStack()
         try:
-            machine = self._opened.enter_context(Machine.open())
+            machine = self._opened.enter_context(open_machine())
             self.partition: Final = self._opened.enter_context(
                 GuestPartition.open(path, machine, setting, on_lost)
             )
