@@ -92,6 +92,7 @@ class MmuNotifier:
         self._open_limit = open_limit
         self._journal = journal
         self._windows: set[Window] = set()
+        self._listeners: list[Callable[[UaddrRange], None]] = []
         self._open: dict[UaddrRange, OpenInvalidation] = {}
         self._open_index: IntervalIndex[OpenInvalidation] = IntervalIndex()
         self._open_depth = 0
@@ -162,6 +163,7 @@ class MmuNotifier:
         if not entry.depth:
             del self._open[uaddrs]
             self._open_index.remove(uaddrs, uaddrs.end)
+            self._tell(uaddrs)
             entry.over.set()
 
     @property
@@ -181,10 +183,21 @@ class MmuNotifier:
 
     def mark_stale(self, uaddrs: UaddrRange) -> None:
         """Whoever relies on these pages must look again."""
+        self._tell(uaddrs)
         for window in self._windows:
             if not window.stale and window.uaddrs.overlaps(uaddrs):
                 window.stale = True
                 self.stale_windows += 1
+
+    def listen(self, listener: Callable[[UaddrRange], None]) -> None:
+        """Have `listener` called, in the same step, with the pages of which nothing that was learned may be
+        used any more: when they go stale, and when an open invalidation ends, as it changed them at any time
+        since its begin."""
+        self._listeners.append(listener)
+
+    def _tell(self, uaddrs: UaddrRange) -> None:
+        for listener in self._listeners:
+            listener(uaddrs)
 
     def open_at(self, uaddrs: UaddrRange) -> OpenInvalidation | None:
         """An open invalidation that touches these pages."""

@@ -16,7 +16,6 @@ from fakes.broken_daemon import without_staleness_check
 from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import process
 from interceptd.address_space.attachment import Attachment
-from interceptd.address_space.procmaps import LiveVma
 from interceptd.cli import main
 from interceptd.region_manager import RegionManager
 from interceptd.userfaultfd import Userfaultfd
@@ -41,12 +40,12 @@ def without_second_look() -> None:
 
     def look(
         attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange
-    ) -> tuple[LiveVma, UaddrRange] | None:
+    ) -> process.Found | None:
         vma = attachment.maps.vma_at(page)
         assert attachment.userfaultfd is not None
         if vma is None or not attachment.userfaultfd.register(process._overlap(vma, region)):
             return None
-        return vma, process._overlap(vma, window)
+        return process.Found(vma, process._overlap(vma, window), watched=True)
 
     process._look = look
 

@@ -23,8 +23,10 @@ from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Asker, Undecided, process
 from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.live_vma import LiveVma
+from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.process import WORKERS, ProcessAddressSpace
-from interceptd.address_space.procmaps import LiveVma, MmGone, ProcMaps
+from interceptd.address_space.procmaps import ProcMaps
 from interceptd.journal import Journal
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.totals import Source

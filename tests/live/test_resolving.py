@@ -59,7 +59,7 @@ def test_a_memfds_frame_holds_what_was_written_at_that_offset(vmm: Puppet) -> No
         assert content_of(vmm.pid, (str(backing), file_page)).startswith(f"bar {5 + page}.".encode())
 
 
-def test_a_private_files_frame_is_the_files(vmm: Puppet) -> None:
+def test_a_private_files_frame_is_the_vmms_own(vmm: Puppet) -> None:
     file = vmm.do(LiveVmm.memfd, PAGES)
     uaddrs = vmm.do(LiveVmm.map, PAGES, file=file, sharing=Sharing.PRIVATE)
     vmm.do(LiveVmm.add_region, GFN, uaddrs)

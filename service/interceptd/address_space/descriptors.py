@@ -17,6 +17,7 @@ from enum import Enum
 from intercept_protocol.errors import WireError
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.procmaps import ProcMaps
+from interceptd.address_space.smaps import Smaps
 from interceptd.peer import Peer
 from interceptd.userfaultfd import LINK as USERFAULTFD_LINK
 from interceptd.userfaultfd import NotReadable, NotVirgin, Userfaultfd
@@ -80,7 +81,8 @@ def attach(descriptors: list[int], received: int, peer: Peer, *, promised: bool)
     maps = found[DescriptorKind.MAPS]
     if smaps is None and _is_of_our_procfs(maps):
         smaps = _open_smaps(peer)
-    return Attachment(ProcMaps(maps), smaps, userfaultfd, promised=promised)
+    flags = None if smaps is None else Smaps(smaps)
+    return Attachment(ProcMaps(maps), flags, userfaultfd, promised=promised)
 
 
 def _sort(descriptors: list[int], received: int, peer: Peer) -> dict[DescriptorKind, int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -21,8 +21,10 @@ from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import Asker, Undecided
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.handover import Handover
-from interceptd.address_space.procmaps import LiveVma, MmGone, read_all
-from interceptd.address_space.smaps import is_io
+from interceptd.address_space.live_vma import LiveVma
+from interceptd.address_space.proc_text import MmGone
+from interceptd.address_space.procmaps import ProcMaps
+from interceptd.address_space.smaps import Smaps
 from interceptd.address_space.workers import Workers
 from interceptd.mapping import Extent, Frame
 from interceptd.mmu_notifier import MmuNotifier
@@ -34,8 +36,8 @@ WORKERS = {Asker.GUEST: 4, Asker.VMM: 2}
 is for the probe."""
 LOOKS = 8
 """Times that one `resolve` looks again at a VMA that changes under it."""
-KNOWN_VMAS = 4096
-"""VMAs whose smaps flags are remembered at most."""
+PASSES = 3
+"""Times that one question reads smaps for a VMA that is not where it was a moment ago."""
 PROBE_SECONDS = 1.0
 """Between questions whether the mm is still there: the kernel tells nobody of an exec."""
 T = TypeVar("T")
@@ -57,7 +59,6 @@ class ProcessAddressSpace:
         self._watch: UnmapWatch | None = None
         self._attached = trio.Event()
         self._gone = trio.Event()
-        self._io: dict[tuple[object, ...], bool] = {}
 
     @property
     def vma_count(self) -> int:
@@ -85,6 +86,8 @@ class ProcessAddressSpace:
             attachment.close()
             raise
         self._attachment = attachment
+        if attachment.smaps is not None:
+            self._notifier.listen(attachment.smaps.forget)
         if attachment.userfaultfd is not None:
             self._watch = UnmapWatch(attachment.userfaultfd, self._notifier)
         self._attached.set()
@@ -92,19 +95,19 @@ class ProcessAddressSpace:
     async def resolve(
         self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
     ) -> Extent | None:
-        """See `AddressSpace.resolve`. `io` is known where `is_io` was asked of the same VMA before."""
-        if self._attachment is None:
+        """See `AddressSpace.resolve`. `io` is known of what is watched, and of what was read in smaps and not
+        invalidated since."""
+        attachment = self._attachment
+        if attachment is None:
             return None
-        found = await self._ask(
-            self._attachment, partial(_look, self._attachment, page, window, region), asker
-        )
+        found = await self._ask(attachment, partial(_look, attachment, page, window, region), asker)
         if self._watch is not None:
             self._watch.drain()  # what was unmapped before the last look is known before the commit
         if found is None:
             return None
-        vma, uaddrs = found
-        frame = Frame(vma.backing, vma.backing_page(uaddrs.start))
-        return Extent(uaddrs, frame, vma.access, self._io.get(vma.identity))
+        frame = Frame(found.vma.backing, found.vma.backing_page(found.uaddrs.start))
+        io = False if found.watched else _known_io(attachment.smaps, found.vma, page)
+        return Extent(found.uaddrs, frame, found.vma.access, io)
 
     async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
         """See `AddressSpace.is_io`. Raises `Undecided` also where there is no smaps to read it from."""
@@ -113,14 +116,8 @@ class ProcessAddressSpace:
             raise Undecided("attach_memory comes first")
         if attachment.smaps is None:
             raise Undecided("smaps was not handed over and may not be opened: state the kind")
-        found = await self._ask(attachment, partial(_read_flags, attachment, attachment.smaps, page), asker)
-        if found is None:
-            return None
-        vma, io = found
-        if len(self._io) >= KNOWN_VMAS:
-            self._io.clear()
-        self._io[vma.identity] = io
-        return io
+        question = partial(_read_io, attachment.maps, attachment.smaps, page)
+        return await self._ask(attachment, question, asker)
 
     @property
     def busy_workers(self) -> int:
@@ -199,12 +196,26 @@ class ProcessAddressSpace:
             raise Undecided("the process has exited or called exec") from None
 
 
+def _known_io(smaps: Smaps | None, vma: LiveVma, page: int) -> bool | None:
+    return None if smaps is None else smaps.known(vma, page)
+
+
 # ------------------------------------------------ in worker threads: no trio here
 
 
-def _look(
-    attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange
-) -> tuple[LiveVma, UaddrRange] | None:
+class Found(NamedTuple):
+    """A VMA and the part of it that may be mapped.
+
+    What a userfaultfd watches is anonymous memory, shmem or hugetlb (vma_can_userfault(), without WP_ASYNC):
+    none of them is VM_IO or VM_PFNMAP.
+    """
+
+    vma: LiveVma
+    uaddrs: UaddrRange
+    watched: bool
+
+
+def _look(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange) -> Found | None:
     """The VMA at `page` and the part of `window` that it backs, watched or promised.
 
     Query, register, query again: a VMA that took the place of the first before it was registered is seen by
@@ -216,21 +227,28 @@ def _look(
             return None
         part = _overlap(vma, region)
         if attachment.userfaultfd is None:
-            return (vma, _overlap(vma, window)) if attachment.promised else None
+            return Found(vma, _overlap(vma, window), watched=False) if attachment.promised else None
         watched = attachment.userfaultfd.register(part)
         again = attachment.maps.vma_at(page)
         if again is not None and again.continues(vma):
             # registering a part splits the VMA, and only what was registered is watched
             backed = _overlap(again, window).clip(part)
             assert backed is not None, "the page lies in all"
-            return (again, backed) if watched or attachment.promised else None
+            return Found(again, backed, watched) if watched or attachment.promised else None
     raise Undecided("the VMA changed at every look")
 
 
-def _read_flags(attachment: Attachment, smaps: int, page: int) -> tuple[LiveVma, bool] | None:
-    io = is_io(read_all(smaps), page)
-    vma = attachment.maps.vma_at(page)
-    return None if io is None or vma is None else (vma, io)
+def _read_io(maps: ProcMaps, smaps: Smaps, page: int) -> bool | None:
+    """Whether the VMA at `page` is device memory; None where there is none. A VMA whose record is not found
+    is no such thing: it changed, or the text was torn."""
+    for _ in range(PASSES):
+        vma = maps.vma_at(page)
+        if vma is None:
+            return None
+        io = smaps.read(vma, page)
+        if io is not None:
+            return io
+    raise Undecided("the VMA changed at every look at smaps")
 
 
 def _overlap(vma: LiveVma, uaddrs: UaddrRange) -> UaddrRange:
