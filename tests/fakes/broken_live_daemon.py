@@ -27,10 +27,10 @@ def without_second_registration() -> None:
     """What was watched once is taken to be watched for ever, also after other memory took its place."""
     register, registered = Userfaultfd.register, set[UaddrRange]()
 
-    def register_once(self: Userfaultfd, uaddrs: UaddrRange) -> bool:
-        if uaddrs not in registered and register(self, uaddrs):
+    def register_once(self: Userfaultfd, uaddrs: UaddrRange) -> None:
+        if uaddrs not in registered:
+            register(self, uaddrs)
             registered.add(uaddrs)
-        return uaddrs in registered
 
     Userfaultfd.register = register_once  # type: ignore[method-assign]
 
@@ -43,7 +43,7 @@ def without_second_look() -> None:
     ) -> process.Found | None:
         vma = attachment.maps.vma_at(page)
         assert attachment.userfaultfd is not None
-        if vma is None or not attachment.userfaultfd.register(process._overlap(vma, region)):
+        if vma is None or not process._register(attachment.userfaultfd, process._overlap(vma, region)):
             return None
         return process.Found(vma, process._overlap(vma, window), watched=True)
 

@@ -12,8 +12,9 @@ import signal
 import socket
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from fakes import stale_maps
@@ -108,6 +109,34 @@ def an_initialised_userfaultfd(vmm: LiveVmm) -> None:
     _hand_over(vmm, _open("/proc/self/maps"), userfaultfd)
 
 
+def a_userfaultfd_of_a_child(vmm: LiveVmm) -> None:
+    """The child has memory wherever this process has."""
+    with child_with_a_userfaultfd() as userfaultfd:
+        _hand_over(vmm, _open("/proc/self/maps"), _open("/proc/self/smaps"), os.dup(userfaultfd))
+
+
+def a_userfaultfd_of_a_child_that_is_dead(vmm: LiveVmm) -> None:
+    with child_with_a_userfaultfd() as theirs:
+        userfaultfd = os.dup(theirs)
+    _hand_over(vmm, _open("/proc/self/maps"), userfaultfd)
+
+
+@contextmanager
+def child_with_a_userfaultfd() -> Iterator[int]:
+    """What a child of this process created, and lives as long as the block."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, _child(partial(_send_a_userfaultfd, theirs)):
+        _, (userfaultfd,), _, _ = socket.recv_fds(ours, 1, 1)
+        try:
+            yield userfaultfd
+        finally:
+            os.close(userfaultfd)
+
+
+def _send_a_userfaultfd(theirs: socket.socket) -> None:
+    socket.send_fds(theirs, [b"u"], [open_userfaultfd()])
+
+
 # ------------------------------------------------ methods that take none
 
 
@@ -165,10 +194,11 @@ def _opened(count: int) -> Iterator[list[int]]:
 
 
 @contextmanager
-def _child() -> Iterator[int]:
-    """The pid of a child that lives as long as the block."""
+def _child(act: Callable[[], None] = lambda: None) -> Iterator[int]:
+    """The pid of a child that does something, and lives as long as the block."""
     child = os.fork()
     if not child:
+        act()
         while True:
             signal.pause()
     try:

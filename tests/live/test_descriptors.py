@@ -49,6 +49,8 @@ def refusal(vmm: Puppet, hand_over: WrongHandover) -> VmmFailed:
         (handovers.as_many_as_a_message_brings, "not 253 descriptors"),
         (handovers.maps_of_another_process, "is of another process"),
         (handovers.an_initialised_userfaultfd, "was initialised before"),
+        (handovers.a_userfaultfd_of_a_child, "belongs to the process that created it"),
+        (handovers.a_userfaultfd_of_a_child_that_is_dead, "belongs to the process that created it"),
     ],
 )
 def test_a_wrong_handover_is_einval_that_says_what_it_got_and_leaks_nothing(

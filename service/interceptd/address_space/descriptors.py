@@ -15,7 +15,10 @@ from contextlib import ExitStack
 from enum import Enum
 
 from intercept_protocol.errors import WireError
+from interceptd.address_space import Undecided
 from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.mm_proof import NotOfThisMm, prove
+from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import Smaps
 from interceptd.peer import Peer
@@ -62,7 +65,7 @@ def attach(descriptors: list[int], received: int, peer: Peer, *, promised: bool)
     """Build an attachment of what the peer handed over, in any order; it owns them all.
 
     `received` is how many there were, of which `descriptors` are kept. Raises EINVAL that says what is
-    missing, too much or wrong, and closes them.
+    missing, too much or wrong, or `Undecided`, and closes them.
     """
     with ExitStack() as unwanted:
         for descriptor in descriptors:
@@ -75,14 +78,16 @@ def attach(descriptors: list[int], received: int, peer: Peer, *, promised: bool)
             ) from None
         if DescriptorKind.MAPS not in found:
             raise WireError(errno.EINVAL, f"attach_memory takes {_TAKEN}: the first is missing")
+        maps = ProcMaps(found[DescriptorKind.MAPS])
         userfaultfd = _negotiate(found.get(DescriptorKind.USERFAULTFD))
+        if userfaultfd is not None:
+            _prove(userfaultfd, maps)
         unwanted.pop_all()
     smaps = found.get(DescriptorKind.SMAPS)
-    maps = found[DescriptorKind.MAPS]
-    if smaps is None and _is_of_our_procfs(maps):
+    if smaps is None and _is_of_our_procfs(found[DescriptorKind.MAPS]):
         smaps = _open_smaps(peer)
     flags = None if smaps is None else Smaps(smaps)
-    return Attachment(ProcMaps(maps), flags, userfaultfd, promised=promised)
+    return Attachment(maps, flags, userfaultfd, promised=promised)
 
 
 def _sort(descriptors: list[int], received: int, peer: Peer) -> dict[DescriptorKind, int]:
@@ -110,6 +115,19 @@ def _negotiate(descriptor: int | None) -> Userfaultfd | None:
     except NotVirgin:
         raise WireError(
             errno.EINVAL, "the userfaultfd was initialised before: UFFDIO_API is for the daemon to call"
+        ) from None
+
+
+def _prove(userfaultfd: Userfaultfd, maps: ProcMaps) -> None:
+    try:
+        prove(userfaultfd, maps)
+    except MmGone:
+        raise Undecided("the process has exited or called exec") from None
+    except NotOfThisMm:
+        raise WireError(
+            errno.EINVAL,
+            "the userfaultfd does not watch the memory that the maps file shows: one belongs to the process"
+            " that created it, also when it was inherited",
         ) from None
 
 

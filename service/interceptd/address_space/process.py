@@ -30,6 +30,7 @@ from interceptd.mapping import Extent, Frame
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.peer import Pidfd
 from interceptd.unmap_watch import UnmapWatch
+from interceptd.userfaultfd import Userfaultfd
 
 WORKERS = {Asker.GUEST: 4, Asker.VMM: 2}
 """Threads that may wait for one VMM's mmap lock at a time. A VMM makes one call at a time; the second thread
@@ -228,7 +229,7 @@ def _look(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRa
         part = _overlap(vma, region)
         if attachment.userfaultfd is None:
             return Found(vma, _overlap(vma, window), watched=False) if attachment.promised else None
-        watched = attachment.userfaultfd.register(part)
+        watched = _register(attachment.userfaultfd, part)
         again = attachment.maps.vma_at(page)
         if again is not None and again.continues(vma):
             # registering a part splits the VMA, and only what was registered is watched
@@ -236,6 +237,14 @@ def _look(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRa
             assert backed is not None, "the page lies in all"
             return Found(again, backed, watched) if watched or attachment.promised else None
     raise Undecided("the VMA changed at every look")
+
+
+def _register(userfaultfd: Userfaultfd, uaddrs: UaddrRange) -> bool:
+    try:
+        userfaultfd.register(uaddrs)
+    except OSError:
+        return False
+    return True
 
 
 def _read_io(maps: ProcMaps, smaps: Smaps, page: int) -> bool | None:

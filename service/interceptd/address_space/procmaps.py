@@ -13,6 +13,11 @@ import fcntl
 import re
 import struct
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -42,6 +47,7 @@ file's name may look like such a line; a line end in it is written as \\012."""
 _LINE = re.compile(HEADER, re.MULTILINE)
 _SCANS = 8
 """Times that one look reads the file again because another reader tore a record."""
+T = TypeVar("T")
 KERNEL_HALF = 1 << (63 - PAGE_SHIFT)
 """On every 64-bit Linux the addresses from 2^63 up are not user space's."""
 
@@ -104,18 +110,25 @@ class ProcMaps:
             name.value if name_size else b"",
         )
 
+    def first(self, wanted: Callable[[LiveVma], bool], most: int) -> list[LiveVma]:
+        """The first VMAs that are wanted, by reading the file. Blocks and raises as `vma_at`."""
+        return self._untorn(partial(self._read_first, wanted, most))
+
     def _scan(self, page: int) -> LiveVma | None:
+        return self._untorn(partial(self._read_to, page))
+
+    def _untorn(self, read: Callable[[], T]) -> T:
         for _ in range(_SCANS):
-            try:
-                with self._text.turn():
-                    return self._read_to(page)
-            except Torn:
-                continue
+            with suppress(Torn), self._text.turn():
+                return read()
         raise Undecided("somebody else reads the maps file that was handed over")
 
+    def _read_first(self, wanted: Callable[[LiveVma], bool], most: int) -> list[LiveVma]:
+        vmas = (parsed(line) for piece in self._pieces() for line in _LINE.finditer(piece))
+        return list(islice(filter(wanted, vmas), most))
+
     def _read_to(self, page: int) -> LiveVma | None:
-        self._text.rewind()
-        while piece := self._text.read():
+        for piece in self._pieces():
             last = _LINE.match(piece, piece.rfind(b"\n", 0, -1) + 1)
             if last is not None and int(last["end"], 16) >> PAGE_SHIFT <= page:
                 continue
@@ -124,6 +137,11 @@ class ProcMaps:
                 if page < vma.end:
                     return vma if vma.start <= page else None
         return None
+
+    def _pieces(self) -> Iterator[bytes]:
+        self._text.rewind()
+        while piece := self._text.read():
+            yield piece
 
 
 class _Names(threading.local):
