@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import platform
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,10 @@ from conformance.statements import statement
 from conformance.wire import Refusal, request
 
 COUNT = 4
+MAPS = ["/proc/self/maps", "/proc/self/smaps"]
+USERFAULTFD = {"x86_64": 323, "aarch64": 282, "riscv64": 282}
+"""The system call's number."""
+USER_MODE_ONLY = 1
 
 
 @pytest.fixture
@@ -39,16 +45,56 @@ def memory() -> Iterator[int]:
         del exported
 
 
-def attach(vmm: RawVmm, paths: Sequence[str], **fields: object) -> Refusal | None:
-    """Hand over descriptors of these files; what is refused, None for nothing."""
+def attach(vmm: RawVmm, paths: Sequence[str], *more: int, **fields: object) -> Refusal | None:
+    """Hand over descriptors of these files and `more`, which is closed; what is refused, None for nothing."""
     with ExitStack() as opened:
         files = [opened.enter_context(Path(path).open("rb")) for path in paths]
+        for descriptor in more:
+            opened.callback(os.close, descriptor)
         with socket.socket(fileno=os.dup(vmm.connection.fileno())) as duplicate:
-            descriptors = [file.fileno() for file in files]
+            descriptors = [*(file.fileno() for file in files), *more]
             socket.send_fds(duplicate, [request("attach_memory", fields)], descriptors)
     _, _, error, result = vmm.connection.receive()
     assert result is None
     return Refusal(*error) if error is not None else None
+
+
+def userfaultfd() -> int:
+    """A new one of this process."""
+    number = USERFAULTFD.get(platform.machine())
+    if number is None:
+        pytest.skip(f"the number of userfaultfd is not known on {platform.machine()}")
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | USER_MODE_ONLY
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor: int = libc.syscall(ctypes.c_long(number), ctypes.c_long(flags))
+    if descriptor < 0:
+        pytest.skip(f"no userfaultfd here: {os.strerror(ctypes.get_errno())}")
+    return descriptor
+
+
+@contextmanager
+def userfaultfd_of_a_child() -> Iterator[int]:
+    """One of a process that has memory wherever this one has, and lives as long as the block."""
+    os.close(userfaultfd())  # or skip
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        child = os.fork()
+        if not child:
+            socket.send_fds(theirs, [b"u"], [userfaultfd()])
+            signal.pause()
+        _, (descriptor,), _, _ = socket.recv_fds(ours, 1, 1)
+        yield descriptor
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@contextmanager
+def mapped(file: int, flags: int) -> Iterator[int]:
+    """The address of `COUNT` pages of a file."""
+    with mmap.mmap(file, COUNT * PAGE, flags) as pages:
+        exported = ctypes.c_char.from_buffer(pages)
+        yield ctypes.addressof(exported)
+        del exported
 
 
 @statement("P-26")
@@ -83,6 +129,14 @@ def test_the_maps_of_another_process_are_einval(live: RawVmm) -> None:
     assert (refusal and refusal.name) == "EINVAL"
 
 
+@statement("P-29")
+def test_a_userfaultfd_of_another_process_is_einval_and_ones_own_may_follow(live: RawVmm) -> None:
+    with userfaultfd_of_a_child() as theirs:
+        refusal = attach(live, MAPS, theirs)
+    assert (refusal and refusal.name) == "EINVAL"
+    assert attach(live, MAPS, userfaultfd()) is None
+
+
 @statement("P-20")
 def test_faults_before_the_handover_are_unbacked(live: RawVmm, memory: int) -> None:
     live.ask("add_region", **region(GFN, COUNT, memory))
@@ -104,3 +158,40 @@ def test_what_is_promised_is_mapped_and_taken_away_by_a_begin(live: RawVmm, memo
     assert live.ask("translate", gfn=GFN + 1)["access"] == 3
     live.notifier().ask("invalidate_begin", {"start_uaddr": memory, "length": COUNT * PAGE})
     assert live.ask("translate", gfn=GFN + 1) is None
+
+
+def frames(vmm: RawVmm, *addresses: int) -> list[list[object]]:
+    """What the guest reaches at the second page of each."""
+    assert attach(vmm, MAPS, promise_begin_end=True) is None
+    vp = vmm.vp()
+    reached = []
+    for number, address in enumerate(addresses):
+        gfn = GFN + number * COUNT
+        vmm.ask("add_region", **region(gfn, COUNT, address))
+        assert vp.intercept(gfn + 1) == ["resume", "mapped"]
+        reached.append(vmm.ask("translate", gfn=gfn + 1)["frame"])
+    return reached
+
+
+@pytest.fixture
+def file() -> Iterator[int]:
+    """A memfd of `COUNT` pages."""
+    descriptor = os.memfd_create("file")
+    os.ftruncate(descriptor, COUNT * PAGE)
+    yield descriptor
+    os.close(descriptor)
+
+
+@statement("P-30", "P-18")
+def test_two_shared_mappings_of_a_file_have_the_files_frames(live: RawVmm, file: int) -> None:
+    status = os.fstat(file)
+    backing = f"file {os.major(status.st_dev)}:{os.minor(status.st_dev)}:{status.st_ino}"
+    with mapped(file, mmap.MAP_SHARED) as one, mapped(file, mmap.MAP_SHARED) as another:
+        assert frames(live, one, another) == [[backing, 1]] * 2
+
+
+@statement("P-30", "P-18")
+def test_two_private_mappings_of_a_file_have_frames_of_the_vmms_own(live: RawVmm, file: int) -> None:
+    with mapped(file, mmap.MAP_PRIVATE) as one, mapped(file, mmap.MAP_PRIVATE) as another:
+        own = [["anonymous", address // PAGE + 1] for address in (one, another)]
+        assert frames(live, one, another) == own
