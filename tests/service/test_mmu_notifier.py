@@ -68,6 +68,43 @@ def test_two_windows_on_one_range_are_two() -> None:
     assert second.stale
 
 
+# ------------------------------------------------ listeners
+
+
+def test_a_listener_is_told_in_the_same_step_of_all_that_goes_stale() -> None:
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    told: list[UaddrRange] = []
+    notifier.listen(told.append)
+    notifier.invalidate(uaddrs(0, 8))
+    notifier.mark_stale(uaddrs(8, 9))
+    notifier.begin(uaddrs(16, 24))
+    assert told == [uaddrs(0, 8), uaddrs(8, 9), uaddrs(16, 24)]
+
+
+def test_a_listener_is_told_again_when_the_last_of_equal_begins_ends() -> None:
+    """What it learned in between may be of either."""
+    notifier = MmuNotifier(open_limit=lambda: 2, journal=Journal())
+    notifier.begin(uaddrs(0, 8))
+    notifier.begin(uaddrs(0, 8))
+    told: list[UaddrRange] = []
+    notifier.listen(told.append)
+    notifier.end(uaddrs(0, 8))
+    assert told == []
+    notifier.end(uaddrs(0, 8))
+    assert told == [uaddrs(0, 8)]
+
+
+def test_a_listener_is_told_before_those_who_wait_for_the_end_go_on() -> None:
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier.begin(uaddrs(0, 8))
+    over = notifier.open_at(uaddrs(0, 1))
+    assert over is not None
+    told: list[bool] = []
+    notifier.listen(lambda _: told.append(over.over.is_set()))
+    notifier.end(uaddrs(0, 8))
+    assert (told, over.over.is_set()) == ([False], True)
+
+
 # ------------------------------------------------ open ranges
 
 
