@@ -1,7 +1,7 @@
 """What a first touch costs in a VMM of very many VMAs, regions of kind auto: all at once, and one again.
 
-Owns these measurements, in this process, which is the VMM with 8 VPs. The client is in Python, and its threads
-wait for one another, too: the slowest touch is an upper bound. Run alone, it measures nothing else.
+Owns these measurements, in this process, which is the VMM with 8 VPs. The client is in Python, and its
+threads wait for one another, too: the slowest touch is an upper bound. Can be run by itself.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def show(scratch: Path, most: int = SIZES[-1]) -> None:
             table.add_row(name, f"{size:,}", *(f"{seconds * 1e3:.2f}" for seconds in figures))
     CONSOLE.print(table)
     CONSOLE.print(
-        "again: after a begin and an end, which smaps must be read for anew where it is not watched\n"
+        "again: after a begin and an end; what is not watched needs another pass over smaps\n"
     )
 
 
