@@ -63,9 +63,7 @@ def show(scratch: Path, most: int = SIZES[-1]) -> None:
             figures = (median(took), quantiles(took, n=100)[-1], max(took), median(again))
             table.add_row(name, f"{size:,}", *(f"{seconds * 1e3:.2f}" for seconds in figures))
     CONSOLE.print(table)
-    CONSOLE.print(
-        "again: after a begin and an end; what is not watched needs another pass over smaps\n"
-    )
+    CONSOLE.print("again: after a begin and an end; what is not watched needs another pass over smaps\n")
 
 
 def _measure(scratch: Path, watch: Watch, vma_count: int) -> tuple[list[float], list[float]]:

@@ -86,6 +86,20 @@ def test_a_turn_that_does_not_come_is_undecided(text: ProcText, monkeypatch: pyt
         pass
 
 
+def test_a_turn_that_lasts_too_long_is_undecided_and_the_next_one_goes_on(
+    text: ProcText, crowd: list[UaddrRange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with text.turn():
+        shown = pages_of(text.read())
+    with monkeypatch.context() as patched:
+        patched.setattr(proc_text, "TURN_SECONDS", -1)
+        with pytest.raises(Undecided), text.turn():
+            text.read()
+    with text.turn():
+        shown += pages_of(rest_of(text))
+    assert {(vma.start, vma.end) for vma in crowd} <= set(shown)
+
+
 # ------------------------------------------------ files that stand in for a maps file
 
 LOW = b"10000000-10001000 rw-p 00000000 00:00 0 \n"

@@ -55,6 +55,9 @@ class KnownIo:
     def forget(self, uaddrs: UaddrRange) -> None:
         """What is there is changing. Also what is being read just now will not be remembered."""
         with self._lock:
+            gone = self._gone.find(uaddrs.start)
+            if gone is not None and uaddrs.end <= gone.end:
+                return
             self._gone.carve(uaddrs)
             self._gone.insert(uaddrs)
             if len(self._gone) > GONE_PIECES:

@@ -12,9 +12,11 @@ piece to piece. The VMM shares the open file and may read it too; a record that 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,8 +25,9 @@ from interceptd.address_space import Undecided
 PIECE_BYTES = 1 << 16
 """More than the kernel's buffer, a page or what one record takes: so a piece ends where a record does."""
 TURN_SECONDS = 5.0
-"""A question waits this long for its turn. It may have been given up by then, and its thread must not wait
-for ever behind one that the kernel does not answer."""
+"""A question waits this long for its turn, and has it about as long. It may have been given up by then: its
+thread must not wait for ever behind one that the kernel does not answer, nor read for ever because the VMM
+reads, too, and has the text rendered from the beginning each time."""
 _ADDRESSES = re.compile(rb"(?P<start>[0-9a-f]{8,16})-(?P<end>[0-9a-f]{8,16}) ")
 """The first two fields of a record: show_vma_header_prefix(), fs/proc/task_mmu.c."""
 
@@ -44,6 +47,7 @@ class ProcText:
         self._descriptor = descriptor
         self._turn = threading.Lock()
         self._position = 0
+        self._until = math.inf
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -56,6 +60,7 @@ class ProcText:
         """Be the one reader. Raises `Undecided` when another one takes too long."""
         if not self._turn.acquire(timeout=TURN_SECONDS):
             raise Undecided("the process does not answer an earlier question")
+        self._until = time.monotonic() + TURN_SECONDS
         try:
             yield
         finally:
@@ -68,8 +73,11 @@ class ProcText:
     def read(self) -> bytes:
         """The next records, whole; empty at the end. Blocks for the process's mmap lock.
 
-        Raises `MmGone`, and `Torn`, after which only `rewind` helps.
+        Raises `MmGone`; `Torn`, after which only `rewind` helps; and `Undecided` at the end of the turn, of
+        which the next one goes on.
         """
+        if time.monotonic() > self._until:
+            raise Undecided("the process takes too long to show its VMAs")
         piece = self._pread(PIECE_BYTES, self._position)
         if not piece:
             self._require_mm()
