@@ -39,12 +39,14 @@ def memory() -> Iterator[int]:
         del exported
 
 
-def attach(vmm: RawVmm, paths: Sequence[str], **fields: object) -> Refusal | None:
-    """Hand over descriptors of these files; what is refused, None for nothing."""
+def attach(
+    vmm: RawVmm, paths: Sequence[str], besides: Sequence[int] = (), **fields: object
+) -> Refusal | None:
+    """Hand over descriptors of these files, and those `besides`; what is refused, None for nothing."""
     with ExitStack() as opened:
         files = [opened.enter_context(Path(path).open("rb")) for path in paths]
         with socket.socket(fileno=os.dup(vmm.connection.fileno())) as duplicate:
-            descriptors = [file.fileno() for file in files]
+            descriptors = [*(file.fileno() for file in files), *besides]
             socket.send_fds(duplicate, [request("attach_memory", fields)], descriptors)
     _, _, error, result = vmm.connection.receive()
     assert result is None
@@ -72,6 +74,23 @@ def test_a_second_handover_is_eexist(live: RawVmm, paths: list[str]) -> None:
 )
 def test_a_wrong_handover_is_einval_and_the_right_one_may_follow(live: RawVmm, paths: list[str]) -> None:
     refusal = attach(live, paths)
+    assert (refusal and refusal.name) == "EINVAL"
+    assert attach(live, ["/proc/self/maps"]) is None
+
+
+@statement("P-19")
+def test_the_maps_of_a_thread_are_the_processs(live: RawVmm) -> None:
+    assert attach(live, ["/proc/thread-self/maps", "/proc/thread-self/smaps"]) is None
+
+
+@statement("P-19")
+@pytest.mark.parametrize("name", ["maps", "smaps"])
+def test_a_descriptor_that_cannot_be_read_is_einval(live: RawVmm, name: str) -> None:
+    path_only = os.open(f"/proc/self/{name}", os.O_PATH)
+    try:
+        refusal = attach(live, ["/proc/self/maps"] if name == "smaps" else [], besides=[path_only])
+    finally:
+        os.close(path_only)
     assert (refusal and refusal.name) == "EINVAL"
     assert attach(live, ["/proc/self/maps"]) is None
 

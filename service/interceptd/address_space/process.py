@@ -228,7 +228,12 @@ def _look(
 
 
 def _read_flags(attachment: Attachment, smaps: int, page: int) -> tuple[LiveVma, bool] | None:
-    io = is_io(read_all(smaps), page)
+    try:
+        text = read_all(smaps)
+    except MmGone:
+        attachment.maps.vma_at(page)  # raises it as well where the mm is gone, and not just a thread
+        raise Undecided("smaps reads nothing more: the thread that opened it has ended") from None
+    io = is_io(text, page)
     vma = attachment.maps.vma_at(page)
     return None if io is None or vma is None else (vma, io)
 
