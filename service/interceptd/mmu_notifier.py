@@ -39,6 +39,8 @@ class Window:
 
     uaddrs: UaddrRange
     stale: bool = False
+    closed: trio.Event | None = None
+    """Made for those who wait for it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -178,6 +180,13 @@ class MmuNotifier:
 
     def close_window(self, window: Window) -> None:
         self._windows.discard(window)
+        if window.closed is not None:
+            window.closed.set()
+
+    async def wait_windows_closed(self) -> None:
+        """Block until nobody relies any more on what was looked at before the call."""
+        for closed in [_closed(window) for window in self._windows]:
+            await closed.wait()
 
     def mark_stale(self, uaddrs: UaddrRange) -> None:
         """Whoever relies on these pages must look again."""
@@ -224,6 +233,13 @@ class MmuNotifier:
         while not self._going:  # whoever rang has served it
             await self._doorbell.receive()
 
+    async def wait_served(self) -> None:
+        """Block until all that was invalidated before the call is served."""
+        if self._going:
+            last = self._pending if self._pending.pieces else self._serving
+            assert last is not None, "what is going is pending or being served"
+            await last.done.wait()
+
     def take(self) -> Batch:
         """What is pending now. Call it under the region lock: one pass then serves all that came before."""
         self._serving, self._pending = self._pending, Batch()
@@ -236,3 +252,9 @@ class MmuNotifier:
         self._serving = None
         self._going = bool(self._pending.pieces)
         batch.done.set()
+
+
+def _closed(window: Window) -> trio.Event:
+    if window.closed is None:
+        window.closed = trio.Event()
+    return window.closed

@@ -12,6 +12,7 @@ from typing import Literal
 import pytest
 
 from fakes import live_changes as changes
+from fakes.eventually import eventually
 from fakes.live_changes import PAGES, Glimpse, glimpses
 from fakes.live_vmm import GFN, LiveVmm, Memory
 from fakes.outside import Frame, frame_at
@@ -72,6 +73,8 @@ def frames_outside(vmm: Puppet, memory: Memory, pages: list[int]) -> dict[int, F
         (changes.announced_mremap_dontunmap, own, REST, Answer.MAPPED),
         (changes.announced_madvise_dontneed, share, REST, Answer.MAPPED),
         (changes.announced_madvise_remove, share, REST, Answer.MAPPED),
+        (changes.announced_shm_remap, share, REST, Answer.MAPPED),
+        (changes.announced_remap_file_pages, share, REST, Answer.MAPPED),
         (changes.announced_mprotect, share, REST, Answer.PERMISSION),
         (changes.announced_punch_hole, share, REST, Answer.MAPPED),
         (changes.announced_ftruncate, share, HEAD, Answer.MAPPED),
@@ -103,6 +106,9 @@ def test_an_announced_change_is_out_of_the_guests_reach_before_and_after_the_sys
         (changes.mremap_that_moves, REST, Answer.UNBACKED),
         (changes.mremap_over, REST, Answer.MAPPED),
         (changes.mremap_that_shrinks, HEAD, Answer.UNBACKED),
+        (changes.shm_remap, REST, Answer.UNBACKED),
+        (changes.remap_file_pages, REST, Answer.MAPPED),
+        (changes.mprotect, REST, Answer.PERMISSION),
     ],
 )
 def test_a_watched_change_of_what_is_mapped_where_is_taken_from_the_guest(
@@ -148,13 +154,13 @@ def test_a_collapse_into_a_huge_page_leaves_the_guest_the_same_frames(watched: P
     assert frames(watched) == before == frames_outside(watched, memory, ALL)
 
 
-def test_an_unannounced_mprotect_leaves_the_guest_the_rights_that_it_had(watched: Puppet) -> None:
-    """The known hole of the watched setting: no event tells of it."""
-    watched.do(changes.mprotect, share(watched))
-    watched.do(LiveVmm.drain)
-    held = watched.do(LiveVmm.translate, GFN + 5)
-    assert held is not None
-    assert held.access == 3
+@pytest.mark.parametrize("change", [changes.shm_remap, changes.remap_file_pages, changes.mprotect])
+def test_a_watched_change_of_no_event_is_taken_from_the_guest_though_the_vmm_says_nothing(
+    watched: Puppet, change: Change
+) -> None:
+    """The daemon compares once a second."""
+    watched.do(change, share(watched))
+    eventually(lambda: reached(watched), REST)
 
 
 # ------------------------------------------------ neither

@@ -19,13 +19,14 @@ from fakes.procmaps_parsed import asking_by_parsing
 from intercept_client import libc
 from intercept_client.libc import Sharing
 from intercept_client.userfaultfd import open_userfaultfd
-from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Asker, Undecided, process
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.process import WORKERS, ProcessAddressSpace
 from interceptd.address_space.procmaps import LiveVma, MmGone, ProcMaps
 from interceptd.journal import Journal
+from interceptd.mapping import Mapping
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.totals import Source
 from interceptd.userfaultfd import Userfaultfd
@@ -80,7 +81,7 @@ def test_a_kernel_without_procmap_query_says_that_the_process_is_gone(reap: bool
 async def test_resolve_takes_in_what_was_unmapped_before_it_answers(memory: UaddrRange) -> None:
     """Nobody else reads the event here: an answer without it would be mapped, and outlive the memory."""
     notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
-    space = ProcessAddressSpace(notifier, timeout=5, vmm=None, name="1")
+    space = ProcessAddressSpace(notifier, given=nothing, timeout=5, vmm=None, name="1")
     await space.attach(Attachment(open_maps(), None, Userfaultfd(open_userfaultfd()), promised=False))
     try:
         part = UaddrRange(memory.start, memory.start + PAGES)
@@ -101,7 +102,13 @@ async def test_resolve_takes_in_what_was_unmapped_before_it_answers(memory: Uadd
 
 def unwatched(timeout: float, name: str = "1") -> ProcessAddressSpace:
     """One that nobody tells of invalidations."""
-    return ProcessAddressSpace(MmuNotifier(open_limit=lambda: 1, journal=Journal()), timeout, None, name)
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    return ProcessAddressSpace(notifier, nothing, timeout, None, name)
+
+
+def nothing(_: GfnRange, __: int) -> list[Mapping]:
+    """What a guest has that has touched nothing."""
+    return []
 
 
 class HeldMaps(ProcMaps):
@@ -224,7 +231,9 @@ async def test_after_the_end_no_thread_and_no_descriptor_is_left(memory: UaddrRa
     assert await space.resolve(memory.start, memory, memory) is not None
     assert len(os.listdir("/proc/self/fd")) > descriptors
     space.close()
-    eventually(lambda: bool(threads("guest of 8") or threads("vmm of 8")), False)
+    with trio.fail_after(PATIENCE):
+        while threads("guest of 8") or threads("vmm of 8") or len(os.listdir("/proc/self/fd")) > descriptors:
+            await trio.lowlevel.checkpoint()
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 

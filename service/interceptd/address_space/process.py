@@ -20,11 +20,12 @@ import trio
 from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import Asker, Undecided
 from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.comparison import Compared, Comparison, Given, compare
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.procmaps import LiveVma, MmGone, read_all
 from interceptd.address_space.smaps import is_io
 from interceptd.address_space.workers import Workers
-from interceptd.mapping import Extent, Frame
+from interceptd.mapping import Extent, Frame, Mapping
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.peer import Pidfd
 from interceptd.unmap_watch import UnmapWatch
@@ -44,17 +45,22 @@ T = TypeVar("T")
 class ProcessAddressSpace:
     """See `AddressSpace`. Nothing is backed until `attach`.
 
+    `given` tells what the guest has of this memory.
     `timeout` bounds each question of the VMM's own calls, in seconds; a fault's are bounded by its intercept.
     `name` tells people whose threads these are.
     """
 
-    def __init__(self, notifier: MmuNotifier, timeout: float, vmm: Pidfd | None, name: str) -> None:
+    def __init__(
+        self, notifier: MmuNotifier, given: Given, timeout: float, vmm: Pidfd | None, name: str
+    ) -> None:
         self._notifier = notifier
+        self._given = given
         self._timeout = timeout
         self._vmm = vmm
         self._workers = {asker: Workers(most, f"{asker.value} of {name}") for asker, most in WORKERS.items()}
         self._attachment: Attachment | None = None
         self._watch: UnmapWatch | None = None
+        self._comparison: Comparison | None = None
         self._attached = trio.Event()
         self._gone = trio.Event()
         self._io: dict[tuple[object, ...], bool] = {}
@@ -87,6 +93,9 @@ class ProcessAddressSpace:
         self._attachment = attachment
         if attachment.userfaultfd is not None:
             self._watch = UnmapWatch(attachment.userfaultfd, self._notifier)
+            self._comparison = Comparison(
+                self._notifier, self._given, partial(self._compare, attachment), self._watch.drain
+            )
         self._attached.set()
 
     async def resolve(
@@ -121,6 +130,17 @@ class ProcessAddressSpace:
             self._io.clear()
         self._io[vma.identity] = io
         return io
+
+    async def catch_up(self) -> None:
+        """Where memory is watched, take in the changes of which the kernel reported nothing. Raises
+        `Undecided` if the process does not answer; if it is gone, its partition ends anyway."""
+        if self._comparison is None:
+            return
+        try:
+            await self._comparison.catch_up()
+        except Undecided:
+            if not self._gone.is_set():
+                raise
 
     @property
     def busy_workers(self) -> int:
@@ -159,7 +179,8 @@ class ProcessAddressSpace:
         self._gone.set()
 
     async def _probe(self) -> None:
-        """Ask now and then: after an exec nothing else tells, and a child may keep the socket open."""
+        """Ask now and then: after an exec nothing else tells, and a child may keep the socket open. Nor does
+        anything tell of some changes of the mappings."""
         attachment = self._attachment
         assert attachment is not None, "attached before it is run"
         while True:
@@ -168,6 +189,11 @@ class ProcessAddressSpace:
                 workers.trim()
             with suppress(Undecided):  # busy is alive; gone is seen by `_ask`
                 await self._ask(attachment, partial(attachment.maps.vma_at, 0))
+                if self._comparison is not None:
+                    await self._comparison.round()
+
+    async def _compare(self, attachment: Attachment, given: list[Mapping], most: int) -> Compared:
+        return await self._ask(attachment, lambda: compare(given, attachment.maps.view(), most))
 
     async def _probe_at_exit(self, vmm: Pidfd) -> None:
         """Ask as soon as the process that connected is gone: it need not be the one whose memory it is."""

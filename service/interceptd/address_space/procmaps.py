@@ -12,6 +12,8 @@ import fcntl
 import os
 import re
 import struct
+from bisect import bisect_right
+from collections.abc import Callable
 
 import msgspec
 
@@ -103,6 +105,19 @@ class ProcMaps:
                 self._has_query = False
         return self._scan(page)
 
+    def view(self) -> Callable[[int], LiveVma | None]:
+        """`vma_at`, for many pages one after the other. Where the file must be read, it is read once, now."""
+        if self._has_query:
+            return self.vma_at
+        vmas = [_parsed(match) for match in _LINE.finditer(self._read())]
+
+        def vma_at(page: int) -> LiveVma | None:
+            place = bisect_right(vmas, page, key=lambda vma: vma.start)
+            vma = vmas[place - 1] if place else None
+            return vma if vma is not None and page < vma.end else None
+
+        return vma_at
+
     def _query(self, page: int) -> LiveVma | None:
         request = bytearray(_QUESTION.pack(_QUESTION.size, 0, page << PAGE_SHIFT))
         try:
@@ -124,13 +139,16 @@ class ProcMaps:
         )
 
     def _scan(self, page: int) -> LiveVma | None:
-        text = read_all(self._descriptor)
-        if not text:
-            raise MmGone
-        for match in _LINE.finditer(text):
+        for match in _LINE.finditer(self._read()):
             if int(match["start"], 16) >> PAGE_SHIFT <= page < int(match["end"], 16) >> PAGE_SHIFT:
                 return _parsed(match)
         return None
+
+    def _read(self) -> bytes:
+        text = read_all(self._descriptor)
+        if not text:
+            raise MmGone
+        return text
 
 
 def read_all(descriptor: int) -> bytes:
