@@ -7,18 +7,22 @@ anonymous ones) changes pages 4 to 8, after its guest has touched them all.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from fakes import live_changes as changes
+from fakes import live_locks as locks
+from fakes.daemon_process import DaemonProcess
 from fakes.eventually import eventually
 from fakes.live_changes import PAGES, Glimpse, glimpses
 from fakes.live_vmm import GFN, LiveVmm, Memory
 from fakes.outside import Frame, frame_at
-from fakes.puppet import Puppet
+from fakes.puppet import Puppet, StartVmm
 from fakes.raw_client import WRITE
 from intercept_client.memory import Watch
+from intercept_protocol.messages import HypervisorKind
 from intercept_protocol.outcomes import Answer
 
 Change = Callable[[LiveVmm, Memory], None]
@@ -161,6 +165,20 @@ def test_a_watched_change_of_no_event_is_taken_from_the_guest_though_the_vmm_say
     """The daemon compares once a second."""
     watched.do(change, share(watched))
     eventually(lambda: reached(watched), REST)
+
+
+@pytest.mark.parametrize("change", [changes.shm_remap, changes.remap_file_pages, changes.mprotect])
+def test_a_watched_change_of_no_event_is_taken_away_by_the_vmms_own_hypervisor_too(
+    daemon: DaemonProcess, start_vmm: StartVmm, tmp_path: Path, change: Change
+) -> None:
+    vmm = start_vmm()
+    vmm.do(LiveVmm.connect, daemon.socket, hypervisor=HypervisorKind.VMM)
+    vmm.do(LiveVmm.attach, Watch.REQUIRED, promise=False)
+    vmm.start(locks.serve_the_hypervisor_under_the_lock, tmp_path / "served")
+    eventually((tmp_path / "served").exists, True)
+    vmm.do(change, share(vmm))
+    vmm.do(LiveVmm.drain)
+    assert vmm.do(locks.reached_through_the_link) == [GFN + page for page in REST]
 
 
 # ------------------------------------------------ neither

@@ -26,7 +26,7 @@ from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.process import WORKERS, ProcessAddressSpace
 from interceptd.address_space.procmaps import LiveVma, MmGone, ProcMaps
 from interceptd.journal import Journal
-from interceptd.mapping import Mapping
+from interceptd.mapping import Frame, Mapping
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.totals import Source
 from interceptd.userfaultfd import Userfaultfd
@@ -59,11 +59,21 @@ def memory() -> Iterator[UaddrRange]:
 def test_a_kernel_without_procmap_query_gives_the_same_answers(memory: UaddrRange) -> None:
     asked, parsed = open_maps(), asking_by_parsing(open_maps())
     everywhere = [memory.start - 1, *range(memory.start, memory.end + 1), 0, 1 << 35, (1 << 52) - 1]
-    answers = [(page, asked.vma_at(page), parsed.vma_at(page)) for page in everywhere]
+    ways = (asked.vma_at, parsed.vma_at, asked.view(), parsed.view())
+    answers = [(page, *(vma_at(page) for vma_at in ways)) for page in everywhere]
     asked.close()
     parsed.close()
-    assert [page for page, by_query, by_parsing in answers if by_query != by_parsing] == []
-    assert len({answer for _, answer, _ in answers}) == 4
+    assert [page for page, by_query, *others in answers if others != [by_query] * 3] == []
+    assert len({answer for _, answer, *_ in answers}) == 4
+
+
+def test_a_kernel_without_procmap_query_is_read_once_for_many_pages(memory: UaddrRange) -> None:
+    """The first question, with which memory is attached, finds out what the kernel lacks."""
+    maps = asking_by_parsing(open_maps())
+    maps.vma_at(0)
+    vma_at = maps.view()
+    maps.close()
+    assert [vma_at(page) is not None for page in (memory.start, memory.start + 2 * PAGES)] == [True, False]
 
 
 @pytest.mark.parametrize("reap", [True, False])
@@ -139,6 +149,53 @@ async def test_a_worker_is_busy_while_the_process_does_not_answer(memory: UaddrR
     finally:
         maps.released.set()
         space.close()
+
+
+async def test_catching_up_with_a_process_that_does_not_answer_is_undecided(
+    memory: UaddrRange,
+) -> None:
+    maps = HeldMaps(os.open("/proc/self/maps", os.O_RDONLY))
+    part = UaddrRange(memory.start, memory.start + PAGES)
+    space = having(part, timeout=SOON)
+    await space.attach(Attachment(maps, None, Userfaultfd(open_userfaultfd()), promised=False))
+    maps.released.clear()
+    try:
+        with pytest.raises(Undecided, match="does not answer"):
+            await space.catch_up()
+    finally:
+        maps.released.set()
+        space.close()
+
+
+async def test_catching_up_with_a_process_that_is_gone_is_left_to_the_end_of_its_partition(
+    memory: UaddrRange,
+) -> None:
+    maps = MortalMaps(os.open("/proc/self/maps", os.O_RDONLY))
+    space = having(UaddrRange(memory.start, memory.start + PAGES), timeout=PATIENCE)
+    await space.attach(Attachment(maps, None, Userfaultfd(open_userfaultfd()), promised=False))
+    maps.dead = True
+    await space.catch_up()
+    with trio.fail_after(PATIENCE):
+        await space.run()
+    space.close()
+
+
+class MortalMaps(ProcMaps):
+    """The maps of a process that may have exited."""
+
+    dead = False
+
+    def vma_at(self, page: int) -> LiveVma | None:
+        if self.dead:
+            raise MmGone
+        return super().vma_at(page)
+
+
+def having(uaddrs: UaddrRange, timeout: float) -> ProcessAddressSpace:
+    """One whose guest has these pages."""
+    mapping = Mapping(0, uaddrs.page_count, Frame("anonymous", uaddrs.start), uaddrs.start, Access.READ)
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    return ProcessAddressSpace(notifier, lambda gfns, _: [mapping] if 0 in gfns else [], timeout, None, "1")
 
 
 class StuckMaps(ProcMaps):
