@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -15,11 +16,14 @@ from pathlib import Path
 import pytest
 
 from conformance.conftest import Server
-from conformance.guests import GFN, PAGE, RawVmm, region
+from conformance.guests import GFN, PAGE, WHOLE_MEMORY, RawVmm, region
 from conformance.statements import statement
 from conformance.wire import Refusal, request
 
 COUNT = 4
+USERFAULTFD = {"x86_64": 323, "aarch64": 282, "riscv64": 282}
+"""The system call's number."""
+UFFD_USER_MODE_ONLY = 1
 
 
 @pytest.fixture
@@ -39,18 +43,31 @@ def memory() -> Iterator[int]:
         del exported
 
 
-def attach(
-    vmm: RawVmm, paths: Sequence[str], besides: Sequence[int] = (), **fields: object
-) -> Refusal | None:
-    """Hand over descriptors of these files, and those `besides`; what is refused, None for nothing."""
+def attach(vmm: RawVmm, paths: Sequence[str], *more: int, **fields: object) -> Refusal | None:
+    """Hand over descriptors of these files, and `more`; what is refused, None for nothing."""
     with ExitStack() as opened:
         files = [opened.enter_context(Path(path).open("rb")) for path in paths]
         with socket.socket(fileno=os.dup(vmm.connection.fileno())) as duplicate:
-            descriptors = [*(file.fileno() for file in files), *besides]
+            descriptors = [*(file.fileno() for file in files), *more]
             socket.send_fds(duplicate, [request("attach_memory", fields)], descriptors)
     _, _, error, result = vmm.connection.receive()
     assert result is None
     return Refusal(*error) if error is not None else None
+
+
+def attach_watched(vmm: RawVmm) -> None:
+    """Hand over our maps and a userfaultfd, of which no copy stays with us."""
+    number = USERFAULTFD.get(platform.machine())
+    if number is None:
+        pytest.skip(f"the number of userfaultfd(2) is not known on {platform.machine()}")
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY
+    userfaultfd = ctypes.CDLL(None, use_errno=True).syscall(number, flags)
+    if userfaultfd < 0:
+        pytest.skip(f"userfaultfd(2): {os.strerror(ctypes.get_errno())}")
+    try:
+        assert attach(vmm, ["/proc/self/maps"], userfaultfd) is None
+    finally:
+        os.close(userfaultfd)
 
 
 @statement("P-26")
@@ -88,7 +105,7 @@ def test_the_maps_of_a_thread_are_the_processs(live: RawVmm) -> None:
 def test_a_descriptor_that_cannot_be_read_is_einval(live: RawVmm, name: str) -> None:
     path_only = os.open(f"/proc/self/{name}", os.O_PATH)
     try:
-        refusal = attach(live, ["/proc/self/maps"] if name == "smaps" else [], besides=[path_only])
+        refusal = attach(live, ["/proc/self/maps"] if name == "smaps" else [], path_only)
     finally:
         os.close(path_only)
     assert (refusal and refusal.name) == "EINVAL"
@@ -123,3 +140,18 @@ def test_what_is_promised_is_mapped_and_taken_away_by_a_begin(live: RawVmm, memo
     assert live.ask("translate", gfn=GFN + 1)["access"] == 3
     live.notifier().ask("invalidate_begin", {"start_uaddr": memory, "length": COUNT * PAGE})
     assert live.ask("translate", gfn=GFN + 1) is None
+
+
+@statement("N-8")
+def test_a_change_without_an_event_is_taken_away_before_an_invalidate_of_anything_is_answered(
+    live: RawVmm, memory: int
+) -> None:
+    attach_watched(live)
+    live.ask("add_region", **region(GFN, COUNT, memory))
+    assert live.vp().intercept(GFN) == ["resume", "mapped"]
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    assert protect(ctypes.c_void_p(memory), ctypes.c_size_t(COUNT * PAGE), mmap.PROT_READ) == 0
+    live.notifier().ask("invalidate", WHOLE_MEMORY)
+    assert live.ask("translate", gfn=GFN) is None
+    assert live.vp(1).intercept(GFN) == ["resume", "mapped"]
+    assert live.ask("translate", gfn=GFN)["access"] == 1
