@@ -1,7 +1,7 @@
 """A daemon whose way of looking at live memory lacks one thing, for runs that must find it missing.
 
-Owns the breaks; what it runs otherwise is the real command. The first argument names the break, the rest go
-to `interceptd`.
+Owns the breaks; what it runs otherwise is the real command. It does not compare, or it would take away what
+they leave. The first argument names the break, the rest go to `interceptd`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fakes.broken_daemon import without_staleness_check
 from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import process
 from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.comparison import Comparison
 from interceptd.address_space.procmaps import LiveVma
 from interceptd.cli import main
 from interceptd.region_manager import RegionManager
@@ -51,6 +52,16 @@ def without_second_look() -> None:
     process._look = look
 
 
+def without_comparison() -> None:
+    """What is left behind stays."""
+
+    async def nothing(self: Comparison) -> None:  # noqa: ARG001 - a method
+        await trio.lowlevel.checkpoint()
+
+    Comparison.round = nothing  # type: ignore[method-assign]
+    Comparison.catch_up = nothing  # type: ignore[method-assign]
+
+
 def slow_to_serve() -> None:
     """Nothing is lacking: what is reported is served a little later, as on a machine that is busy."""
     serve_pending = RegionManager.serve_pending
@@ -77,4 +88,5 @@ def launch(what: str) -> tuple[str, ...]:
 
 if __name__ == "__main__":
     BREAKS[sys.argv.pop(1)]()
+    without_comparison()
     main()

@@ -19,8 +19,8 @@ from interceptd.mmu_notifier import MmuNotifier
 from interceptd.totals import Source
 
 PIECES_A_ROUND = 1024
-"""A piece is a part of a mapping that one VMA backs, and costs one look-up. So a round takes a worker thread
-some 5 ms at most, of each second or of each `invalidate`."""
+"""A piece is a part of a mapping that one VMA backs, and costs one look-up. A round of so many takes 8 ms of
+CPU, most of it a worker thread's: of each second, and of each `invalidate`."""
 PIECES_A_QUESTION = 64
 """A question that is given up goes on until the kernel has answered it: it is a short one."""
 LOOKS = 8
