@@ -175,8 +175,9 @@ async def test_catching_up_with_a_process_that_is_gone_is_left_to_the_end_of_its
     await space.attach(Attachment(maps, None, Userfaultfd(open_userfaultfd()), promised=False))
     maps.dead = True
     await space.catch_up()
-    with trio.fail_after(PATIENCE):
+    with trio.move_on_after(PATIENCE) as life:
         await space.run()
+    assert not life.cancelled_caught
     space.close()
 
 
