@@ -41,14 +41,19 @@ class OwnMemory:
 @contextmanager
 def own_memory(watch: Watch) -> Iterator[OwnMemory]:
     """Open this process's maps, smaps and perhaps a userfaultfd. Raises `UserfaultfdUnavailable` where that
-    is required, `OSError` where /proc is not to be had, or no descriptor: that is no reason to do without."""
+    is required, `OSError` where /proc is not mounted or no descriptor is left.
+
+    Where the main thread has exited, call it in a thread that lives as long as the partition: the kernel
+    reads nothing more from a proc file whose thread has ended.
+    """
     with ExitStack() as opened:
 
         def own(descriptor: int) -> int:
             opened.callback(os.close, descriptor)
             return descriptor
 
-        descriptors = [own(os.open(f"/proc/self/{name}", os.O_RDONLY)) for name in ("maps", "smaps")]
+        directory = _proc_directory()
+        descriptors = [own(os.open(f"{directory}/{name}", os.O_RDONLY)) for name in ("maps", "smaps")]
         refusal = None
         if watch is not Watch.NONE:
             try:
@@ -58,3 +63,9 @@ def own_memory(watch: Watch) -> Iterator[OwnMemory]:
                     raise
                 refusal = unavailable
         yield OwnMemory(tuple(descriptors), refusal)
+
+
+def _proc_directory() -> str:
+    """/proc/self is the main thread's: once that has exited, what is opened there is empty."""
+    with open("/proc/self/maps", "rb", buffering=0) as maps:
+        return "/proc/self" if maps.read(1) else "/proc/thread-self"

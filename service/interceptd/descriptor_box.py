@@ -135,6 +135,14 @@ def _passed(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
     return list(descriptors)
 
 
+def close_each(descriptors: Iterable[int]) -> None:
+    """Close them all, though a close says that it failed (of a file on NFS or FUSE, close(2)): on Linux the
+    descriptor is closed all the same. Takes as long as their file systems like."""
+    for descriptor in descriptors:
+        with suppress(OSError):
+            os.close(descriptor)
+
+
 def close_aside(descriptors: list[int]) -> threading.Thread | None:
     """Close in a thread: a file on a peer's FUSE mount takes as long to close as the peer likes.
 
@@ -142,11 +150,7 @@ def close_aside(descriptors: list[int]) -> threading.Thread | None:
     """
     all_left = [*_LEFT, *descriptors]
 
-    def close() -> None:
-        for descriptor in all_left:
-            os.close(descriptor)
-
-    thread = threading.Thread(target=close, name="close descriptors", daemon=True)
+    thread = threading.Thread(target=close_each, args=(all_left,), name="close descriptors", daemon=True)
     try:
         thread.start()
     except RuntimeError:

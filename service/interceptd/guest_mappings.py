@@ -61,6 +61,10 @@ class GuestMappings:
             return self._change.over
         return self._record.find(gfn)
 
+    def some(self, gfns: GfnRange, count: int) -> list[Mapping]:
+        """The first mappings in `gfns`, in order and cut to them: all, or `count` and perhaps one more."""
+        return self._record.clipped(self._record.head(gfns, count))
+
     def mapped_gfns(self, gfns: GfnRange) -> int:
         return sum(mapping.end - mapping.start for mapping in self._record.clipped(gfns))
 

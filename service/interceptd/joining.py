@@ -12,6 +12,7 @@ from functools import partial
 from intercept_protocol import messages
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import HelloReply, PartitionHello
+from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.calls import serve_calls
 from interceptd.hello import Visitor
 from interceptd.notifier_session import NotifierSession
@@ -83,7 +84,9 @@ class Joining:
                 f"a partition may have {limit} notifier connections",
                 limit="notifiers_per_partition",
             )
-        session = NotifierSession(partition.notifier, partition.regions)
+        memory = partition.memory
+        catch_up = memory.catch_up if isinstance(memory, ProcessAddressSpace) else None
+        session = NotifierSession(partition.notifier, partition.regions, catch_up)
         partition.start_notifier(
             visitor.connection,
             visitor.welcome(self._hello_reply()),

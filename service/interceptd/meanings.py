@@ -48,6 +48,7 @@ class Meaning(Enum):
     UNANNOUNCED = "there is no userfaultfd and no promise to announce changes", Verdict.DECIDED
     NOT_VIRGIN = "somebody has called UFFDIO_API before, or the kernel lacks a feature", Verdict.DECIDED
     NOT_OFFERED = "this kernel does not offer the call", Verdict.DECIDED
+    LONG_NAME = "the VMA's name is longer than any that the kernel tells", Verdict.DECIDED
     NOT_ALLOWED = "the daemon may not", Verdict.DECIDED
     REFUSED_BY_ITS_FILE = "the file system that the file is on refuses", Verdict.DECIDED
 
@@ -81,6 +82,7 @@ REFUSALS: Final[Mapping[Call, Mapping[int, Meaning]]] = {
         errno.ENOENT: Meaning.NO_VMA,
         errno.ESRCH: Meaning.MM_GONE,
         errno.ENOTTY: Meaning.NOT_OFFERED,  # before Linux 6.11
+        errno.ENAMETOOLONG: Meaning.LONG_NAME,
         errno.ENOMEM: Meaning.NO_ROOM,
     },
     Call.READ_PROC: {errno.ESRCH: Meaning.MM_GONE, errno.ENOMEM: Meaning.NO_ROOM},

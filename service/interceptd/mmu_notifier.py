@@ -39,6 +39,8 @@ class Window:
 
     uaddrs: UaddrRange
     stale: bool = False
+    closed: trio.Event | None = None
+    """Made for those who wait for it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +94,7 @@ class MmuNotifier:
         self._open_limit = open_limit
         self._journal = journal
         self._windows: set[Window] = set()
+        self._listeners: list[Callable[[UaddrRange], None]] = []
         self._open: dict[UaddrRange, OpenInvalidation] = {}
         self._open_index: IntervalIndex[OpenInvalidation] = IntervalIndex()
         self._open_depth = 0
@@ -162,6 +165,7 @@ class MmuNotifier:
         if not entry.depth:
             del self._open[uaddrs]
             self._open_index.remove(uaddrs, uaddrs.end)
+            self._tell(uaddrs)
             entry.over.set()
 
     @property
@@ -178,13 +182,31 @@ class MmuNotifier:
 
     def close_window(self, window: Window) -> None:
         self._windows.discard(window)
+        if window.closed is not None:
+            window.closed.set()
+
+    async def wait_windows_closed(self) -> None:
+        """Block until nobody relies any more on what was looked at before the call."""
+        for closed in [_closed(window) for window in self._windows]:
+            await closed.wait()
 
     def mark_stale(self, uaddrs: UaddrRange) -> None:
         """Whoever relies on these pages must look again."""
+        self._tell(uaddrs)
         for window in self._windows:
             if not window.stale and window.uaddrs.overlaps(uaddrs):
                 window.stale = True
                 self.stale_windows += 1
+
+    def listen(self, listener: Callable[[UaddrRange], None]) -> None:
+        """Have `listener` called, in the same step, with the pages of which nothing that was learned may be
+        used any more: when they go stale, and when an open invalidation ends, as it changed them at any time
+        since its begin."""
+        self._listeners.append(listener)
+
+    def _tell(self, uaddrs: UaddrRange) -> None:
+        for listener in self._listeners:
+            listener(uaddrs)
 
     def open_at(self, uaddrs: UaddrRange) -> OpenInvalidation | None:
         """An open invalidation that touches these pages."""
@@ -224,6 +246,13 @@ class MmuNotifier:
         while not self._going:  # whoever rang has served it
             await self._doorbell.receive()
 
+    async def wait_served(self) -> None:
+        """Block until all that was invalidated before the call is served."""
+        if self._going:
+            last = self._pending if self._pending.pieces else self._serving
+            assert last is not None, "what is going is pending or being served"
+            await last.done.wait()
+
     def take(self) -> Batch:
         """What is pending now. Call it under the region lock: one pass then serves all that came before."""
         self._serving, self._pending = self._pending, Batch()
@@ -236,3 +265,9 @@ class MmuNotifier:
         self._serving = None
         self._going = bool(self._pending.pieces)
         batch.done.set()
+
+
+def _closed(window: Window) -> trio.Event:
+    if window.closed is None:
+        window.closed = trio.Event()
+    return window.closed

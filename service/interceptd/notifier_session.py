@@ -7,20 +7,29 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 
 from intercept_protocol import messages
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import NotifierCall
+from interceptd.address_space import Undecided
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.region_manager import RegionManager
 
 
 class NotifierSession:
-    def __init__(self, notifier: MmuNotifier, regions: RegionManager) -> None:
+    """`catch_up` takes in what changed before without a word, where memory can; it may raise `Undecided`."""
+
+    def __init__(
+        self,
+        notifier: MmuNotifier,
+        regions: RegionManager,
+        catch_up: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._notifier = notifier
         self._regions = regions
+        self._catch_up = catch_up
         self._begun: Counter[UaddrRange] = Counter()
 
     def answer(self, call: NotifierCall) -> Coroutine[object, object, None] | None:
@@ -48,6 +57,13 @@ class NotifierSession:
 
     async def _invalidate(self, uaddrs: UaddrRange) -> None:
         await self._regions.wait_served(self._notifier.invalidate(uaddrs))
+        if self._catch_up is not None:
+            try:
+                await self._catch_up()
+            except Undecided as error:
+                raise WireError(
+                    errno.ETIMEDOUT, f"{uaddrs} is invalidated; changes of no event may be left: {error}"
+                ) from None
 
     def _end(self, uaddrs: UaddrRange) -> None:
         if not self._begun[uaddrs]:

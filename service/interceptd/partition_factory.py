@@ -57,13 +57,17 @@ class PartitionFactory:
         journal = PartitionJournal(self._journal, living.next_id())
         notifier = MmuNotifier(lambda: settings.now.limits.open_invalidations_per_partition, journal)
         timeout = (request.invalidate_timeout_ms or settings.now.timeouts.invalidate_ms) / 1000
-        memory = self._memory(request, notifier, timeout, connection, living.next_id())
+        if self._chaos is not None:
+            hypervisor = ChaoticHypervisor(hypervisor, self._chaos)
+        mappings = GuestMappings(hypervisor, lambda: settings.now.limits.mappings_per_partition)
+        memory = self._memory(
+            request, notifier, mappings, timeout, vmm=connection, partition_id=living.next_id()
+        )
         address_space: AddressSpace = memory
         if self._chaos is not None:
             address_space = ChaoticAddressSpace(address_space, self._chaos)
-            hypervisor = ChaoticHypervisor(hypervisor, self._chaos)
         regions = RegionManager(
-            mappings=GuestMappings(hypervisor, lambda: settings.now.limits.mappings_per_partition),
+            mappings=mappings,
             notifier=notifier,
             region_limit=lambda: settings.now.limits.regions_per_partition,
             require_room=partial(self._require_room, owner.uid, living),
@@ -97,15 +101,19 @@ class PartitionFactory:
         self,
         request: CreatePartition,
         notifier: MmuNotifier,
+        mappings: GuestMappings,
         timeout: float,
-        connection: Connection,
+        *,
+        vmm: Connection,
         partition_id: int,
     ) -> DeclaredAddressSpace | ProcessAddressSpace:
         match request.address_space:
             case AddressSpaceKind.DECLARED:
                 return DeclaredAddressSpace(lambda: self._settings.now.limits.vmas_per_partition)
             case AddressSpaceKind.PROCESS:
-                return ProcessAddressSpace(notifier, timeout, connection.peer_pidfd(), str(partition_id))
+                return ProcessAddressSpace(
+                    notifier, mappings.some, timeout, vmm.peer_pidfd(), str(partition_id)
+                )
 
     def _hypervisor(self, request: CreatePartition) -> SoftwareHypervisor | VmmHypervisor:
         match request.hypervisor:

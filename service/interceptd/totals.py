@@ -22,6 +22,8 @@ class Source(Enum):
     UNMAP_VMA = "unmap_vma"
     PROTECT_VMA = "protect_vma"
     USERFAULTFD = "userfaultfd"
+    COMPARISON = "comparison"
+    """Nobody: the guest's mappings were compared with the process's."""
 
 
 class Stages(msgspec.Struct, frozen=True):

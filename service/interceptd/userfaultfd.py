@@ -1,7 +1,8 @@
 """A userfaultfd as an MMU notifier: told of every munmap in the ranges that it watches.
 
 Owns the negotiation, registration and the event format (include/uapi/linux/userfaultfd.h). Must not know
-partitions; `register` waits for the VMM's mmap lock and belongs in a worker thread, the rest never blocks.
+partitions; `register` and `unregister` wait for the VMM's mmap lock and belong in a worker thread, the rest
+never blocks.
 
 Ranges are registered in write-protect mode and never protected, so no fault is raised. UNMAP alone is asked
 for: mremap and MAP_FIXED report the old range as UNMAP too; REMOVE comes before the zap and says nothing that
@@ -21,6 +22,7 @@ from interceptd.meanings import Call, Meaning, meaning
 
 UFFDIO_API = 0xC018AA3F
 UFFDIO_REGISTER = 0xC020AA00
+UFFDIO_UNREGISTER = 0x8010AA01
 UFFD_API = 0xAA
 FEATURE_EVENT_UNMAP = 1 << 6
 REGISTER_MODE_WP = 2
@@ -29,6 +31,8 @@ _API = struct.Struct("<3Q")
 """struct uffdio_api: api, features, ioctls."""
 _REGISTER = struct.Struct("<4Q")
 """struct uffdio_register: start, len, mode, ioctls."""
+_RANGE = struct.Struct("<2Q")
+"""struct uffdio_range: start, len."""
 _EVENT = struct.Struct("<B7xQQQ")
 """struct uffd_msg, 32 bytes: the event, and for UNMAP its start and end."""
 EVENTS_A_READ = 64
@@ -94,6 +98,10 @@ class Userfaultfd:
         Raises `OSError`: what it means `meanings` says, and EINVAL also that nothing is there any more."""
         request = bytearray(_REGISTER.pack(uaddrs.start_uaddr, uaddrs.length, REGISTER_MODE_WP, 0))
         fcntl.ioctl(self._descriptor, UFFDIO_REGISTER, request)
+
+    def unregister(self, uaddrs: UaddrRange) -> None:
+        """Watch it no more. Raises `OSError`; where it is not watched, nothing happens."""
+        fcntl.ioctl(self._descriptor, UFFDIO_UNREGISTER, _RANGE.pack(uaddrs.start_uaddr, uaddrs.length))
 
     def read_events(self) -> list[UaddrRange]:
         """The ranges of up to `EVENTS_A_READ` unmaps, which may go on now; empty when there are none.

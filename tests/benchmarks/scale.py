@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import mean, median
 
 import click
+import first_touches
 import inside
 from report import CONSOLE
 from rich.table import Table
@@ -77,6 +78,7 @@ def main(most: int, seconds: float) -> None:
         _show_memory(Path(directory), load)
         for curve in curves(most):
             _show_curve(curve, _measure_curve(curve, Path(directory), load, seconds))
+        first_touches.show(Path(directory), most)
         _show_lag(Path(directory), load)
         _show_two_daemons(Path(directory), load)
 

@@ -26,6 +26,7 @@ NOT_CHECKED: Final[Mapping[str, str]] = {
     "P-28": "a kernel is needed whose userfaultfd lacks a feature",
     "K-1": "binds the VMM: whatever breaks it is a deadlock of its own",
     "K-2": "binds the VMM: whatever breaks it is a wait of its own, until its timeout",
+    "N-9": "a process must be had that holds its mmap lock for as long as the test likes",
     "L-3": "the server's configuration must be changed while it runs, for which the wire has no method",
     "E-4": "binds clients, in what they decide by",
 }

@@ -6,25 +6,28 @@ import ctypes
 import mmap
 import os
 import platform
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conformance.conftest import Server
-from conformance.guests import GFN, PAGE, RawVmm, region, require_offered
+from conformance.guests import GFN, PAGE, WHOLE_MEMORY, RawVmm, region, require_offered
 from conformance.statements import needs, statement
 from conformance.wire import Refusal, request
 
 pytestmark = needs("process")
 COUNT = 4
+MAPS = ["/proc/self/maps", "/proc/self/smaps"]
 USERFAULTFD = {"x86_64": 323, "aarch64": 282, "riscv64": 282}
 """The system call's number."""
-UFFD_USER_MODE_ONLY = 1
+USER_MODE_ONLY = 1
 PATIENCE = 10_000
 """Times to ask again, with answers that are held back for 20 ms."""
 
@@ -45,9 +48,11 @@ def memory() -> Iterator[int]:
 
 
 def attach(vmm: RawVmm, paths: Sequence[str], *more: int, **fields: object) -> Refusal | None:
-    """Hand over descriptors of these files, and `more`; what is refused, None for nothing."""
+    """Hand over descriptors of these files and `more`, which is closed; what is refused, None for nothing."""
     with ExitStack() as opened:
         files = [opened.enter_context(Path(path).open("rb")) for path in paths]
+        for descriptor in more:
+            opened.callback(os.close, descriptor)
         descriptors = [*(file.fileno() for file in files), *more]
         vmm.connection.send(request("attach_memory", fields), descriptors)
     _, _, error, result = vmm.connection.receive()
@@ -55,19 +60,42 @@ def attach(vmm: RawVmm, paths: Sequence[str], *more: int, **fields: object) -> R
     return Refusal(*error) if error is not None else None
 
 
-def attach_watched(vmm: RawVmm) -> None:
-    """Hand over our maps and a userfaultfd, of which no copy stays with us."""
+def userfaultfd() -> int:
+    """A new one of this process."""
     number = USERFAULTFD.get(platform.machine())
     if number is None:
-        pytest.skip(f"the number of userfaultfd(2) is not known on {platform.machine()}")
-    flags = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY
-    userfaultfd = ctypes.CDLL(None, use_errno=True).syscall(number, flags)
-    if userfaultfd < 0:
-        pytest.skip(f"userfaultfd(2): {os.strerror(ctypes.get_errno())}")
-    try:
-        assert attach(vmm, ["/proc/self/maps"], userfaultfd) is None
-    finally:
-        os.close(userfaultfd)
+        pytest.skip(f"the number of userfaultfd is not known on {platform.machine()}")
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | USER_MODE_ONLY
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor: int = libc.syscall(ctypes.c_long(number), ctypes.c_long(flags))
+    if descriptor < 0:
+        pytest.skip(f"no userfaultfd here: {os.strerror(ctypes.get_errno())}")
+    return descriptor
+
+
+@contextmanager
+def userfaultfd_of_a_child() -> Iterator[int]:
+    """One of a process that has memory wherever this one has, and lives as long as the block."""
+    os.close(userfaultfd())  # or skip
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        child = os.fork()
+        if not child:
+            socket.send_fds(theirs, [b"u"], [userfaultfd()])
+            signal.pause()
+        _, (descriptor,), _, _ = socket.recv_fds(ours, 1, 1)
+        yield descriptor
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@contextmanager
+def mapped(file: int, flags: int) -> Iterator[int]:
+    """The address of `COUNT` pages of a file."""
+    with mmap.mmap(file, COUNT * PAGE, flags) as pages:
+        exported = ctypes.c_char.from_buffer(pages)
+        yield ctypes.addressof(exported)
+        del exported
 
 
 @statement("P-26")
@@ -124,10 +152,32 @@ def test_a_refusal_that_quotes_a_path_is_an_answer_of_printable_characters(
 
 
 @statement("P-19")
+def test_the_maps_of_a_thread_are_the_processs(live: RawVmm) -> None:
+    assert attach(live, ["/proc/thread-self/maps", "/proc/thread-self/smaps"]) is None
+
+
+@statement("P-19")
+@pytest.mark.parametrize("name", ["maps", "smaps"])
+def test_a_descriptor_that_cannot_be_read_is_einval(live: RawVmm, name: str) -> None:
+    path_only = os.open(f"/proc/self/{name}", os.O_PATH)
+    refusal = attach(live, ["/proc/self/maps"] if name == "smaps" else [], path_only)
+    assert (refusal and refusal.name) == "EINVAL"
+    assert attach(live, ["/proc/self/maps"]) is None
+
+
+@statement("P-19")
 def test_the_maps_of_another_process_are_einval(live: RawVmm) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         refusal = attach(live, [f"/proc/{child.pid}/maps"])
     assert (refusal and refusal.name) == "EINVAL"
+
+
+@statement("P-29")
+def test_a_userfaultfd_of_another_process_is_einval_and_ones_own_may_follow(live: RawVmm) -> None:
+    with userfaultfd_of_a_child() as theirs:
+        refusal = attach(live, MAPS, theirs)
+    assert (refusal and refusal.name) == "EINVAL"
+    assert attach(live, MAPS, userfaultfd()) is None
 
 
 @statement("P-20")
@@ -159,10 +209,10 @@ def test_memory_that_another_partition_watches_decides_nothing_until_that_one_ha
     server: Server, live: RawVmm, memory: int
 ) -> None:
     with RawVmm(server.socket, address_space="process") as first:
-        attach_watched(first)
+        assert attach(first, MAPS, userfaultfd()) is None
         first.ask("add_region", **region(GFN, COUNT, memory))
         assert first.vp().intercept(GFN) == ["resume", "mapped"]
-        attach_watched(live)
+        assert attach(live, MAPS, userfaultfd()) is None
         live.ask("add_region", **region(GFN, COUNT, memory))
         vp = live.vp()
         assert [vp.intercept(GFN) for _ in range(3)] == [["retry", "contended"]] * 3
@@ -172,3 +222,56 @@ def test_memory_that_another_partition_watches_decides_nothing_until_that_one_ha
     answers = (vp.intercept(GFN) for _ in range(PATIENCE))
     assert next(answer for answer in answers if answer != ["retry", "contended"]) == ["resume", "mapped"]
     live.ask("add_region", **pinned)
+
+
+@statement("N-8")
+@needs("notifier")
+def test_a_change_without_an_event_is_taken_away_before_an_invalidate_of_anything_is_answered(
+    live: RawVmm, memory: int
+) -> None:
+    assert attach(live, MAPS, userfaultfd()) is None
+    live.ask("add_region", **region(GFN, COUNT, memory))
+    assert live.vp().intercept(GFN) == ["resume", "mapped"]
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    assert protect(ctypes.c_void_p(memory), ctypes.c_size_t(COUNT * PAGE), mmap.PROT_READ) == 0
+    live.notifier().ask("invalidate", WHOLE_MEMORY)
+    assert live.ask("translate", gfn=GFN) is None
+    assert live.vp(1).intercept(GFN) == ["resume", "mapped"]
+    assert live.ask("translate", gfn=GFN)["access"] == 1
+
+
+def frames(vmm: RawVmm, *addresses: int) -> list[list[object]]:
+    """What the guest reaches at the second page of each."""
+    assert attach(vmm, MAPS, promise_begin_end=True) is None
+    vp = vmm.vp()
+    reached = []
+    for number, address in enumerate(addresses):
+        gfn = GFN + number * COUNT
+        vmm.ask("add_region", **region(gfn, COUNT, address))
+        assert vp.intercept(gfn + 1) == ["resume", "mapped"]
+        reached.append(vmm.ask("translate", gfn=gfn + 1)["frame"])
+    return reached
+
+
+@pytest.fixture
+def file() -> Iterator[int]:
+    """A memfd of `COUNT` pages."""
+    descriptor = os.memfd_create("file")
+    os.ftruncate(descriptor, COUNT * PAGE)
+    yield descriptor
+    os.close(descriptor)
+
+
+@statement("P-30", "P-18")
+def test_two_shared_mappings_of_a_file_have_the_files_frames(live: RawVmm, file: int) -> None:
+    status = os.fstat(file)
+    backing = f"file {os.major(status.st_dev)}:{os.minor(status.st_dev)}:{status.st_ino}"
+    with mapped(file, mmap.MAP_SHARED) as one, mapped(file, mmap.MAP_SHARED) as another:
+        assert frames(live, one, another) == [[backing, 1]] * 2
+
+
+@statement("P-30", "P-18")
+def test_two_private_mappings_of_a_file_have_frames_of_the_vmms_own(live: RawVmm, file: int) -> None:
+    with mapped(file, mmap.MAP_PRIVATE) as one, mapped(file, mmap.MAP_PRIVATE) as another:
+        own = [["anonymous", address // PAGE + 1] for address in (one, another)]
+        assert frames(live, one, another) == own

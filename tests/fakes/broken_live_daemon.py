@@ -1,7 +1,7 @@
 """A daemon whose way of looking at live memory lacks one thing, for runs that must find it missing.
 
-Owns the breaks; what it runs otherwise is the real command. The first argument names the break, the rest go
-to `interceptd`.
+Owns the breaks; what it runs otherwise is the real command. It does not compare, or it would take away what
+they leave. The first argument names the break, the rest go to `interceptd`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fakes.broken_daemon import without_staleness_check
 from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import Nothing, process
 from interceptd.address_space.attachment import Attachment
-from interceptd.address_space.procmaps import LiveVma
+from interceptd.address_space.comparison import Comparison
 from interceptd.cli import main
 from interceptd.meanings import Meaning
 from interceptd.region_manager import RegionManager
@@ -42,15 +42,25 @@ def without_second_look() -> None:
 
     def look(
         attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange
-    ) -> tuple[LiveVma, UaddrRange] | Nothing:
+    ) -> process.Found | Nothing:
         vma = attachment.maps.vma_at(page)
         assert attachment.userfaultfd is not None
         if vma is None:
             return Nothing(Meaning.NO_VMA)
         refusal = process._register(attachment.userfaultfd, process._overlap(vma, region))
-        return refusal or (vma, process._overlap(vma, window))
+        return refusal or process.Found(vma, process._overlap(vma, window), watched=True)
 
     process._look = look
+
+
+def without_comparison() -> None:
+    """What is left behind stays."""
+
+    async def nothing(self: Comparison) -> None:  # noqa: ARG001 - a method
+        await trio.lowlevel.checkpoint()
+
+    Comparison.round = nothing  # type: ignore[method-assign]
+    Comparison.catch_up = nothing  # type: ignore[method-assign]
 
 
 def slow_to_serve() -> None:
@@ -79,4 +89,5 @@ def launch(what: str) -> tuple[str, ...]:
 
 if __name__ == "__main__":
     BREAKS[sys.argv.pop(1)]()
+    without_comparison()
     main()

@@ -18,12 +18,9 @@ from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Nothing, process
 from interceptd.address_space.attachment import Attachment
-from interceptd.address_space.procmaps import LiveVma
 from interceptd.cli import main
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.mapping import Mapping as GuestMapping
-
-Found = tuple[LiveVma, UaddrRange] | Nothing
 
 
 def in_the_hypervisor(barrier: Barrier) -> None:
@@ -44,7 +41,9 @@ def in_resolve(barrier: Barrier) -> None:
     """Every look at the VMM's memory stops in its worker thread, with the answer in hand."""
     look = process._look
 
-    def held(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange) -> Found:
+    def held(
+        attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange
+    ) -> process.Found | Nothing:
         found = look(attachment, page, window, region)
         barrier.arrive()
         barrier.pass_through()

@@ -9,10 +9,12 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from fakes import silent_calls
 from fakes.live_vmm import RW, LiveVmm, Memory
 from intercept_client import libc, memory
 from intercept_client.libc import Remap, Sharing
@@ -72,6 +74,14 @@ def madvise_dontneed(_: LiveVmm, changed: Memory) -> None:
 
 def madvise_remove(_: LiveVmm, changed: Memory) -> None:
     libc.madvise(_part(changed), mmap.MADV_REMOVE)
+
+
+def shm_remap(_: LiveVmm, changed: Memory) -> None:
+    silent_calls.attach_segment_over(_part(changed))
+
+
+def remap_file_pages(_: LiveVmm, changed: Memory) -> None:
+    silent_calls.remap_file_pages(_part(changed), 0)
 
 
 def mprotect(_: LiveVmm, changed: Memory) -> None:
@@ -149,6 +159,16 @@ def announced_madvise_remove(vmm: LiveVmm, changed: Memory) -> None:
     memory.madvise(vmm.notifier, _part(changed), mmap.MADV_REMOVE)
 
 
+def announced_shm_remap(vmm: LiveVmm, changed: Memory) -> None:
+    with vmm.notifier.invalidation(_part(changed)):
+        shm_remap(vmm, changed)
+
+
+def announced_remap_file_pages(vmm: LiveVmm, changed: Memory) -> None:
+    with vmm.notifier.invalidation(_part(changed)):
+        remap_file_pages(vmm, changed)
+
+
 def announced_mprotect(vmm: LiveVmm, changed: Memory) -> None:
     memory.mprotect(vmm.notifier, _part(changed), Access.READ)
 
@@ -172,13 +192,17 @@ class Glimpse:
     after: list[int]
 
 
-SYSTEM_CALLS: Final = ("munmap", "mmap", "mremap", "mprotect", "madvise", "punch_hole")
+SYSTEM_CALLS: Final = {
+    libc: ("munmap", "mmap", "mremap", "mprotect", "madvise", "punch_hole"),
+    os: ("ftruncate",),
+    silent_calls: ("attach_segment_over", "remap_file_pages"),
+}
 
 
 def glimpses(
     vmm: LiveVmm, change: Callable[[LiveVmm, Memory], None], changed: Memory, start_gfn: int
 ) -> list[Glimpse]:
-    """Make an announced change, and look at each system call that the client library makes for it."""
+    """Make an announced change, and look at each system call that is made for it."""
     seen: list[Glimpse] = []
     look = partial(vmm.reached, start_gfn, changed.uaddrs.page_count)
 
@@ -191,12 +215,11 @@ def glimpses(
 
         return watched
 
-    bare = {(libc, name): getattr(libc, name) for name in SYSTEM_CALLS} | {(os, "ftruncate"): os.ftruncate}
-    for (module, name), call in bare.items():
-        setattr(module, name, watching(call))
-    try:
+    with ExitStack() as undo:
+        for module, names in SYSTEM_CALLS.items():
+            for name in names:
+                bare = getattr(module, name)
+                undo.callback(setattr, module, name, bare)
+                setattr(module, name, watching(bare))
         change(vmm, changed)
-    finally:
-        for (module, name), call in bare.items():
-            setattr(module, name, call)
     return seen

@@ -12,12 +12,16 @@ import signal
 import socket
 import struct
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
-from fakes import stale_maps
+from fakes import private_mounts, stale_maps
 from fakes.live_vmm import ELSEWHERE, GFN, LiveVmm
+from fakes.private_mounts import Mount
 from fakes.raw_client import READ, RawConnection, intercept_message, request
 from fakes.rude_peers import send_with_descriptors
 from intercept_client.userfaultfd import open_userfaultfd
@@ -108,6 +112,87 @@ def an_initialised_userfaultfd(vmm: LiveVmm) -> None:
     _hand_over(vmm, _open("/proc/self/maps"), userfaultfd)
 
 
+def a_userfaultfd_of_a_child(vmm: LiveVmm) -> None:
+    """The child has memory wherever this process has."""
+    with child_with_a_userfaultfd() as userfaultfd:
+        _hand_over(vmm, _open("/proc/self/maps"), _open("/proc/self/smaps"), os.dup(userfaultfd))
+
+
+def a_userfaultfd_of_a_child_that_is_dead(vmm: LiveVmm) -> None:
+    with child_with_a_userfaultfd() as theirs:
+        userfaultfd = os.dup(theirs)
+    _hand_over(vmm, _open("/proc/self/maps"), userfaultfd)
+
+
+@contextmanager
+def child_with_a_userfaultfd() -> Iterator[int]:
+    """What a child of this process created, and lives as long as the block."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, _child(partial(_send_a_userfaultfd, theirs)):
+        _, (userfaultfd,), _, _ = socket.recv_fds(ours, 1, 1)
+        try:
+            yield userfaultfd
+        finally:
+            os.close(userfaultfd)
+
+
+def _send_a_userfaultfd(theirs: socket.socket) -> None:
+    socket.send_fds(theirs, [b"u"], [open_userfaultfd()])
+
+
+def maps_by_path_alone(vmm: LiveVmm) -> None:
+    _hand_over(vmm, os.open("/proc/self/maps", os.O_PATH))
+
+
+def smaps_by_path_alone(vmm: LiveVmm) -> None:
+    _hand_over(vmm, _open("/proc/self/maps"), os.open("/proc/self/smaps", os.O_PATH))
+
+
+def a_userfaultfd_by_path_alone(vmm: LiveVmm) -> None:
+    userfaultfd = open_userfaultfd()
+    try:
+        _hand_over(vmm, _open("/proc/self/maps"), os.open(f"/proc/self/fd/{userfaultfd}", os.O_PATH))
+    finally:
+        os.close(userfaultfd)
+
+
+def maps_for_writing_alone(vmm: LiveVmm) -> None:
+    """Which root alone may."""
+    _hand_over(vmm, os.open("/proc/self/maps", os.O_WRONLY))
+
+
+# ------------------------------------------------ the right one, by other ways
+
+
+def maps_of_this_thread(vmm: LiveVmm) -> None:
+    _hand_over_both(vmm, Path("/proc/thread-self"))
+
+
+def maps_by_a_threads_id(vmm: LiveVmm) -> None:
+    """Of another thread than the main one, whose id is the process's."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: _hand_over_both(vmm, Path(f"/proc/{threading.get_native_id()}"))).result()
+
+
+def maps_of_a_procfs(vmm: LiveVmm, mount: Mount, place: Path) -> None:
+    """Opened while it is mounted, and handed over afterwards."""
+    with ExitStack() as opened:
+        with mount(place) as procfs:
+            descriptors = _open_both(procfs / "self", opened)
+        vmm.vmm.call(AttachMemory(promise_begin_end=True), descriptors=descriptors)
+
+
+def own_maps_bound_to(vmm: LiveVmm, place: Path) -> None:
+    private_mounts.bind(Path(f"/proc/{os.getpid()}"), place)
+    _hand_over_both(vmm, place)
+
+
+def anothers_maps_bound_to(vmm: LiveVmm, place: Path) -> None:
+    with _child() as child:
+        private_mounts.bind(Path(f"/proc/{child}"), place)
+        _hand_over_both(vmm, place)
+
+
 # ------------------------------------------------ methods that take none
 
 
@@ -151,6 +236,19 @@ def _hand_over(vmm: LiveVmm, *descriptors: int) -> None:
             os.close(descriptor)
 
 
+def _hand_over_both(vmm: LiveVmm, directory: Path) -> None:
+    with ExitStack() as opened:
+        descriptors = _open_both(directory, opened)
+        vmm.vmm.call(AttachMemory(promise_begin_end=True), descriptors=descriptors)
+
+
+def _open_both(directory: Path, opened: ExitStack) -> list[int]:
+    descriptors = [_open(str(directory / name)) for name in ("maps", "smaps")]
+    for descriptor in descriptors:
+        opened.callback(os.close, descriptor)
+    return descriptors
+
+
 def _open(path: str) -> int:
     return os.open(path, os.O_RDONLY)
 
@@ -165,10 +263,11 @@ def _opened(count: int) -> Iterator[list[int]]:
 
 
 @contextmanager
-def _child() -> Iterator[int]:
-    """The pid of a child that lives as long as the block."""
+def _child(act: Callable[[], None] = lambda: None) -> Iterator[int]:
+    """The pid of a child that does something, and lives as long as the block."""
     child = os.fork()
     if not child:
+        act()
         while True:
             signal.pause()
     try:

@@ -6,6 +6,7 @@ announced unless it says so. Must not know how it is told, nor what is right.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -43,6 +44,10 @@ GFN: Final = 0x100
 """Where tests put their first region."""
 RW: Final = Access.READ | Access.WRITE
 MAP_FIXED_NOREPLACE: Final = 0x100000
+IPC_PRIVATE: Final = 0
+IPC_RMID: Final = 0
+_system_v = ctypes.CDLL(None)
+_system_v.shmat.restype = ctypes.c_void_p
 QUIET_PAGE: Final = 0x20_0000_0000 // PAGE_SIZE
 """From here on the kernel puts nothing of its own accord: a hole stays one, whatever threads and allocators
 of this process do."""
@@ -210,6 +215,16 @@ class LiveVmm:
             return self.map(page_count, file=file)
         finally:
             os.close(file)
+
+    def attach_segment(self, page_count: int) -> tuple[int, UaddrRange]:
+        """A System V segment that is gone once it is detached: its id, and where it is."""
+        size = page_count * PAGE_SIZE
+        identifier: int = _system_v.shmget(IPC_PRIVATE, ctypes.c_size_t(size), 0o600)
+        uaddrs = self.free_space(page_count)
+        attached: int = _system_v.shmat(identifier, ctypes.c_void_p(uaddrs.start_uaddr), 0)
+        _system_v.shmctl(identifier, IPC_RMID, None)
+        assert attached == uaddrs.start_uaddr, "no System V segment to be had"
+        return identifier, uaddrs
 
     def use_huge_pages(self, uaddrs: UaddrRange) -> None:
         libc.madvise(uaddrs, mmap.MADV_HUGEPAGE)

@@ -19,6 +19,10 @@ from intercept_protocol.errors import WireError
 def serve(control: socket.socket) -> None:
     vmm = LiveVmm()
     control.send(pickle.dumps(os.getpid()))
+    obey_all(control, vmm)
+
+
+def obey_all(control: socket.socket, vmm: LiveVmm) -> None:
     while data := control.recv(MESSAGE_BYTES):
         order: Order = pickle.loads(data)
         if order.apart:

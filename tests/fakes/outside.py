@@ -15,7 +15,8 @@ Frame = tuple[str, int]
 
 
 class Truth(NamedTuple):
-    """What a process has at a page: the file and its page, or itself; and the rights, as in r 1, w 2, x 4."""
+    """What a process has at a page: the shared file and its page, or memory of its own; and the rights, as in
+    r 1, w 2, x 4."""
 
     frame: Frame
     rights: int
@@ -25,15 +26,24 @@ def truth_of(pid: int, pages: Collection[int]) -> dict[int, Truth]:
     """What the process has at those of `pages` where it has anything, all of one instant."""
     found = {}
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        span, letters, offset, device, inode, *_ = line.split()
+        span, letters, offset, device, inode, *name = line.split()
         start, end = (int(bound, 16) // PAGE for bound in span.split("-"))
         rights = sum(bit for letter, bit in zip("rwx", (1, 2, 4), strict=True) if letter in letters)
         major, minor = (int(number, 16) for number in device.split(":"))
         for page in pages:
             if start <= page < end:
-                of_file = f"file {major}:{minor}:{inode}", int(offset, 16) // PAGE + page - start
-                found[page] = Truth(("anonymous", page) if inode == "0" else of_file, rights)
+                of_file = int(offset, 16) // PAGE + page - start
+                kind = _kind(letters, name)
+                frame = (f"{kind} {major}:{minor}:{inode}", of_file) if kind else ("anonymous", page)
+                found[page] = Truth(frame, rights)
     return found
+
+
+def _kind(letters: str, name: list[str]) -> str | None:
+    """Of what is shared and has a path; anything else is the process's own."""
+    if not letters.endswith("s") or not name or not name[0].startswith("/"):
+        return None
+    return "sysv" if name[0].startswith("/SYSV") else "file"
 
 
 def frame_at(pid: int, page: int) -> Frame | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 
-from interceptd.address_space.procmaps import LiveVma, ProcMaps
+from interceptd.address_space.live_vma import LiveVma
+from interceptd.address_space.procmaps import ProcMaps
 
 
 def asking_by_parsing(maps: ProcMaps) -> ProcMaps:

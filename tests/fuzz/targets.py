@@ -27,7 +27,7 @@ from intercept_protocol.intercept_codec import InterceptCodec, encode_answer
 from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.procmaps import ProcMaps
-from interceptd.address_space.smaps import is_io
+from interceptd.address_space.smaps import parse_records
 from interceptd.config_sources import ConfigError, load_config
 from interceptd.hypervisor.vmm_link import refusal
 from interceptd.userfaultfd import parse_events
@@ -153,9 +153,8 @@ def maps(data: bytes) -> None:
 
 def smaps(data: bytes) -> None:
     """A VMA is io where its own record says so, not another's: as a walk line by line finds."""
-    page, text = int.from_bytes(data[:7]), data[7:]
-    for each in (page, 0x400, 0x7F0000000):
-        assert is_io(text, each) == _is_io_line_by_line(text, each)
+    found = [(each.start, each.end, each.io) for each in parse_records(data)]
+    assert found == list(_records_line_by_line(data))
 
 
 def config(data: bytes) -> None:
@@ -182,16 +181,22 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
 # ------------------------------------------------ helpers
 
 
-def _is_io_line_by_line(smaps_text: bytes, page: int) -> bool | None:
-    covers = False
+_FIRST_LINE = re.compile(
+    rb"([0-9a-f]{8,16})-([0-9a-f]{8,16}) [r-][w-][x-][ps] [0-9a-f]{8,16} "
+    rb"[0-9a-f]{2,8}:[0-9a-f]{2,8} [0-9]{1,20}"
+)
+
+
+def _records_line_by_line(smaps_text: bytes) -> Iterator[tuple[int, int, bool]]:
+    vma = None
     for line in smaps_text.split(b"\n"):
-        if vma := re.match(rb"([0-9a-f]+)-([0-9a-f]+) ", line):
-            covers = int(vma[1], 16) >> PAGE_SHIFT <= page < int(vma[2], 16) >> PAGE_SHIFT
+        if first := _FIRST_LINE.match(line):
+            vma = int(first[1], 16) >> PAGE_SHIFT, int(first[2], 16) >> PAGE_SHIFT
         elif not line[:1].isupper():
-            covers = False
-        elif covers and line.startswith(b"VmFlags:"):
-            return bool({b"io", b"pf"} & set(line.removeprefix(b"VmFlags:").split()))
-    return None
+            vma = None
+        elif vma is not None and line.startswith(b"VmFlags:"):
+            yield *vma, bool({b"io", b"pf"} & set(line.removeprefix(b"VmFlags:").split()))
+            vma = None
 
 
 def _scanned(pieces: Iterator[bytes] | list[bytes]) -> int | str | None:

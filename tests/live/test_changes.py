@@ -7,17 +7,22 @@ anonymous ones) changes pages 4 to 8, after its guest has touched them all.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from fakes import live_changes as changes
+from fakes import live_locks as locks
+from fakes.daemon_process import DaemonProcess
+from fakes.eventually import eventually
 from fakes.live_changes import PAGES, Glimpse, glimpses
 from fakes.live_vmm import GFN, LiveVmm, Memory
 from fakes.outside import Frame, frame_at
-from fakes.puppet import Puppet
+from fakes.puppet import Puppet, StartVmm
 from fakes.raw_client import WRITE
 from intercept_client.memory import Watch
+from intercept_protocol.messages import HypervisorKind
 from intercept_protocol.outcomes import Answer
 
 Change = Callable[[LiveVmm, Memory], None]
@@ -72,6 +77,8 @@ def frames_outside(vmm: Puppet, memory: Memory, pages: list[int]) -> dict[int, F
         (changes.announced_mremap_dontunmap, own, REST, Answer.MAPPED),
         (changes.announced_madvise_dontneed, share, REST, Answer.MAPPED),
         (changes.announced_madvise_remove, share, REST, Answer.MAPPED),
+        (changes.announced_shm_remap, share, REST, Answer.MAPPED),
+        (changes.announced_remap_file_pages, share, REST, Answer.MAPPED),
         (changes.announced_mprotect, share, REST, Answer.PERMISSION),
         (changes.announced_punch_hole, share, REST, Answer.MAPPED),
         (changes.announced_ftruncate, share, HEAD, Answer.MAPPED),
@@ -103,6 +110,9 @@ def test_an_announced_change_is_out_of_the_guests_reach_before_and_after_the_sys
         (changes.mremap_that_moves, REST, Answer.UNBACKED),
         (changes.mremap_over, REST, Answer.MAPPED),
         (changes.mremap_that_shrinks, HEAD, Answer.UNBACKED),
+        (changes.shm_remap, REST, Answer.UNBACKED),
+        (changes.remap_file_pages, REST, Answer.MAPPED),
+        (changes.mprotect, REST, Answer.PERMISSION),
     ],
 )
 def test_a_watched_change_of_what_is_mapped_where_is_taken_from_the_guest(
@@ -148,13 +158,27 @@ def test_a_collapse_into_a_huge_page_leaves_the_guest_the_same_frames(watched: P
     assert frames(watched) == before == frames_outside(watched, memory, ALL)
 
 
-def test_an_unannounced_mprotect_leaves_the_guest_the_rights_that_it_had(watched: Puppet) -> None:
-    """The known hole of the watched setting: no event tells of it."""
-    watched.do(changes.mprotect, share(watched))
-    watched.do(LiveVmm.drain)
-    held = watched.do(LiveVmm.translate, GFN + 5)
-    assert held is not None
-    assert held.access == 3
+@pytest.mark.parametrize("change", [changes.shm_remap, changes.remap_file_pages, changes.mprotect])
+def test_a_watched_change_of_no_event_is_taken_from_the_guest_though_the_vmm_says_nothing(
+    watched: Puppet, change: Change
+) -> None:
+    """The daemon compares once a second."""
+    watched.do(change, share(watched))
+    eventually(lambda: reached(watched), REST)
+
+
+@pytest.mark.parametrize("change", [changes.shm_remap, changes.remap_file_pages, changes.mprotect])
+def test_a_watched_change_of_no_event_is_taken_away_by_the_vmms_own_hypervisor_too(
+    daemon: DaemonProcess, start_vmm: StartVmm, tmp_path: Path, change: Change
+) -> None:
+    vmm = start_vmm()
+    vmm.do(LiveVmm.connect, daemon.socket, hypervisor=HypervisorKind.VMM)
+    vmm.do(LiveVmm.attach, Watch.REQUIRED, promise=False)
+    vmm.start(locks.serve_the_hypervisor_under_the_lock, tmp_path / "served")
+    eventually((tmp_path / "served").exists, True)
+    vmm.do(change, share(vmm))
+    vmm.do(LiveVmm.drain)
+    assert vmm.do(locks.reached_through_the_link) == [GFN + page for page in REST]
 
 
 # ------------------------------------------------ neither

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from fakes import live_handovers as handovers
+from fakes import private_mounts
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import eventually
 from fakes.live_vmm import GFN, LiveVmm
@@ -17,6 +21,9 @@ from intercept_client.memory import Watch
 from intercept_protocol.outcomes import Answer
 
 WrongHandover = Callable[[LiveVmm], None]
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root may mount a procfs or open maps to write"
+)
 
 
 def settled_count(daemon: DaemonProcess, connections: int) -> int:
@@ -49,6 +56,11 @@ def refusal(vmm: Puppet, hand_over: WrongHandover) -> VmmFailed:
         (handovers.as_many_as_a_message_brings, "not 253 descriptors"),
         (handovers.maps_of_another_process, "is of another process"),
         (handovers.an_initialised_userfaultfd, "was initialised before"),
+        (handovers.a_userfaultfd_of_a_child, "belongs to the process that created it"),
+        (handovers.a_userfaultfd_of_a_child_that_is_dead, "belongs to the process that created it"),
+        (handovers.maps_by_path_alone, "/maps opened with O_PATH"),
+        (handovers.smaps_by_path_alone, "/smaps opened with O_PATH"),
+        (handovers.a_userfaultfd_by_path_alone, "not anon_inode:[userfaultfd] opened with O_PATH"),
     ],
 )
 def test_a_wrong_handover_is_einval_that_says_what_it_got_and_leaks_nothing(
@@ -59,6 +71,60 @@ def test_a_wrong_handover_is_einval_that_says_what_it_got_and_leaks_nothing(
     assert (refused.kind, refused.number, said in refused.text) == ("WireError", 22, True), refused.text
     eventually(lambda: descriptor_count(daemon.pid), before)
     unattached.do(LiveVmm.attach, Watch.REQUIRED, promise=False)
+
+
+@needs_root
+def test_maps_that_were_opened_for_writing_alone_are_einval(unattached: Puppet) -> None:
+    refused = refusal(unattached, handovers.maps_for_writing_alone)
+    assert (refused.number, "opened for writing alone" in refused.text) == (22, True)
+
+
+@pytest.mark.parametrize("hand_over", [handovers.maps_of_this_thread, handovers.maps_by_a_threads_id])
+def test_a_processs_own_maps_by_any_of_its_threads_are_taken(
+    unattached: Puppet, hand_over: Callable[[LiveVmm], None]
+) -> None:
+    unattached.do(hand_over)
+    assert serves(unattached)
+
+
+def test_where_the_thread_that_opened_smaps_has_ended_kind_auto_is_einval_and_the_rest_goes_on(
+    unattached: Puppet,
+) -> None:
+    """The kernel reads nothing more from its file, though the process lives."""
+    unattached.do(handovers.maps_by_a_threads_id)
+    memory = unattached.do(LiveVmm.map_memfd, 4)
+    with pytest.raises(VmmFailed, match=r"EINVAL: kind auto: .* the thread that opened it has ended"):
+        unattached.do(LiveVmm.add_region, GFN, memory.uaddrs, "auto")
+    assert serves(unattached)
+
+
+@needs_root
+@pytest.mark.parametrize("mount", [private_mounts.nowhere, private_mounts.at, private_mounts.unmounted_from])
+def test_a_processs_own_maps_are_taken_wherever_their_procfs_is_mounted(
+    unattached: Puppet, tmp_path: Path, mount: private_mounts.Mount
+) -> None:
+    unattached.do(handovers.maps_of_a_procfs, mount, tmp_path)
+    assert serves(unattached)
+
+
+@needs_root
+def test_maps_whose_link_names_no_process_are_taken_if_they_are_its_own(
+    unattached: Puppet, tmp_path: Path
+) -> None:
+    others, own = tmp_path / "others", tmp_path / "own"
+    others.mkdir()
+    own.mkdir()
+    refused = refusal(unattached, partial(handovers.anothers_maps_bound_to, place=others))
+    assert (refused.number, "is of another process" in refused.text) == (22, True)
+    unattached.do(handovers.own_maps_bound_to, own)
+    assert serves(unattached)
+
+
+def serves(vmm: Puppet) -> bool:
+    """Whether a fault is answered from the VMM's memory, which was promised."""
+    memory = vmm.do(LiveVmm.map_memfd, 4)
+    vmm.do(LiveVmm.add_region, GFN, memory.uaddrs)
+    return vmm.do(LiveVmm.fault, GFN) is Answer.MAPPED
 
 
 def test_the_maps_of_another_process_that_is_dead_are_einval(

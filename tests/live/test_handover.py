@@ -110,6 +110,25 @@ def no_thread(_: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 
 
+UNUSED = 1 << 20
+"""No descriptor of ours, so that its close fails, as of a file on NFS or FUSE it may."""
+
+
+async def test_a_descriptor_whose_close_fails_keeps_no_other_open(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    close_aside([UNUSED, writing])
+    assert await closed(reading)
+
+
+def test_a_wrong_descriptor_whose_close_fails_is_einval_and_keeps_no_other_open(
+    pipe: tuple[int, int],
+) -> None:
+    reading, writing = pipe
+    with pytest.raises(WireError, match="not 4 descriptors"):
+        attach([UNUSED, writing], 4, OURS, promised=False)
+    assert os.read(reading, 1) == b""
+
+
 async def test_a_vmm_that_leaves_while_its_descriptor_is_looked_at_leaves_none_open(
     pipe: tuple[int, int], workers: Workers, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,15 +169,17 @@ def test_a_userfaultfd_that_cannot_be_read_without_waiting_is_einval_and_closed(
 ) -> None:
     """As on Linux before 6.10, where RWF_NOWAIT is refused on it."""
     reading, writing = pipe
+    stand_in = os.open(f"/proc/self/fd/{writing}", os.O_RDWR)  # like a userfaultfd, it may be read
+    os.close(writing)
 
     def no_such_read(*_: object) -> int:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    link = os.readlink(f"/proc/self/fd/{writing}")
+    link = os.readlink(f"/proc/self/fd/{stand_in}")
     monkeypatch.setattr("interceptd.address_space.descriptors.USERFAULTFD_LINK", link)
     monkeypatch.setattr("interceptd.userfaultfd.fcntl.ioctl", UserfaultfdKernel())
     monkeypatch.setattr("interceptd.userfaultfd.os.preadv", no_such_read)
     maps = os.open("/proc/self/maps", os.O_RDONLY)
     with pytest.raises(WireError, match=r"Linux 6\.10 can\): hand over none") as refused:
-        attach([maps, writing], 2, OURS, promised=False)
+        attach([maps, stand_in], 2, OURS, promised=False)
     assert (refused.value.number, os.read(reading, 1)) == (errno.EINVAL, b"")

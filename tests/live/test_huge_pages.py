@@ -14,7 +14,7 @@ from fakes.raw_client import WRITE
 from intercept_client.libc import Sharing
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.address_space.procmaps import LiveVma
+from interceptd.address_space.live_vma import LiveVma
 
 COUNT = 2
 
@@ -69,7 +69,7 @@ def test_a_part_of_a_vma_is_widened_to_what_the_kernel_keeps_together(
 ) -> None:
     """The last one is a VMA whose pages' size is not known: all of it."""
     at = 0x1000 * HUGE
-    vma = LiveVma(at, at + 3 * HUGE, Access.READ, 0, (0, 0), 0, unit)
+    vma = LiveVma(at, at + 3 * HUGE, Access.READ, 0, (0, 0), 0, False, b"", unit)
     assert vma.whole_units(UaddrRange(start=at + part[0], end=at + part[1])) == UaddrRange(
         start=at + widened[0], end=at + widened[1]
     )

@@ -137,3 +137,12 @@ def test_a_daemon_that_is_killed_while_it_is_stopped_lets_the_waiting_munmap_go(
     eventually(lambda: "userfaultfd" in vmm.waits_in_the_kernel(), True)
     own_daemon.signal(signal.SIGKILL)
     assert waiting.result() is None
+
+
+def test_a_vmm_whose_main_thread_has_exited_hands_over_its_memory_and_is_served(unattached: Puppet) -> None:
+    """/proc/self is the main thread's, and shows nothing once that has exited."""
+    unattached.do(lives.go_on_without_the_main_thread)
+    unattached.do(LiveVmm.attach, Watch.REQUIRED, promise=False)
+    memory = unattached.do(LiveVmm.map_memfd, PAGES)
+    assert unattached.do(LiveVmm.add_region, GFN, memory.uaddrs, "auto") == "movable"
+    assert unattached.do(LiveVmm.fault, GFN) is Answer.MAPPED

@@ -20,13 +20,16 @@ from fakes.procmaps_parsed import asking_by_parsing
 from intercept_client import libc
 from intercept_client.libc import Sharing
 from intercept_client.userfaultfd import open_userfaultfd
-from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Asker, Undecided, process
 from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.live_vma import LiveVma
+from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.process import WORKERS, ProcessAddressSpace
-from interceptd.address_space.procmaps import LiveVma, MmGone, ProcMaps
+from interceptd.address_space.procmaps import ProcMaps
 from interceptd.journal import Journal
+from interceptd.mapping import Frame, Mapping
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.totals import Source
 from interceptd.userfaultfd import Userfaultfd
@@ -59,11 +62,21 @@ def memory() -> Iterator[UaddrRange]:
 def test_a_kernel_without_procmap_query_gives_the_same_answers(memory: UaddrRange) -> None:
     asked, parsed = open_maps(), asking_by_parsing(open_maps())
     everywhere = [memory.start - 1, *range(memory.start, memory.end + 1), 0, 1 << 35, (1 << 52) - 1]
-    answers = [(page, told(asked.vma_at(page)), told(parsed.vma_at(page))) for page in everywhere]
+    ways = (asked.vma_at, parsed.vma_at, asked.view(), parsed.view())
+    answers = [(page, *(told(vma_at(page)) for vma_at in ways)) for page in everywhere]
     asked.close()
     parsed.close()
-    assert [page for page, by_query, by_parsing in answers if by_query != by_parsing] == []
-    assert len({answer for _, answer, _ in answers}) == 4
+    assert [page for page, by_query, *others in answers if others != [by_query] * 3] == []
+    assert len({answer for _, answer, *_ in answers}) == 4
+
+
+def test_a_kernel_without_procmap_query_is_read_once_for_many_pages(memory: UaddrRange) -> None:
+    """The first question, with which memory is attached, finds out what the kernel lacks."""
+    maps = asking_by_parsing(open_maps())
+    maps.vma_at(0)
+    vma_at = maps.view()
+    maps.close()
+    assert [vma_at(page) is not None for page in (memory.start, memory.start + 2 * PAGES)] == [True, False]
 
 
 def told(vma: LiveVma | None) -> LiveVma | None:
@@ -86,7 +99,7 @@ def test_a_kernel_without_procmap_query_says_that_the_process_is_gone(reap: bool
 async def test_resolve_takes_in_what_was_unmapped_before_it_answers(memory: UaddrRange) -> None:
     """Nobody else reads the event here: an answer without it would be mapped, and outlive the memory."""
     notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
-    space = ProcessAddressSpace(notifier, timeout=5, vmm=None, name="1")
+    space = ProcessAddressSpace(notifier, given=nothing, timeout=5, vmm=None, name="1")
     await space.attach(Attachment(open_maps(), None, Userfaultfd(open_userfaultfd()), promised=False))
     try:
         part = UaddrRange(start=memory.start, end=memory.start + PAGES)
@@ -107,7 +120,13 @@ async def test_resolve_takes_in_what_was_unmapped_before_it_answers(memory: Uadd
 
 def unwatched(timeout: float, name: str = "1") -> ProcessAddressSpace:
     """One that nobody tells of invalidations."""
-    return ProcessAddressSpace(MmuNotifier(open_limit=lambda: 1, journal=Journal()), timeout, None, name)
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    return ProcessAddressSpace(notifier, nothing, timeout, None, name)
+
+
+def nothing(_: GfnRange, __: int) -> list[Mapping]:
+    """What a guest has that has touched nothing."""
+    return []
 
 
 class HeldMaps(ProcMaps):
@@ -138,6 +157,54 @@ async def test_a_worker_is_busy_while_the_process_does_not_answer(memory: UaddrR
     finally:
         maps.released.set()
         space.close()
+
+
+async def test_catching_up_with_a_process_that_does_not_answer_is_undecided(
+    memory: UaddrRange,
+) -> None:
+    maps = HeldMaps(os.open("/proc/self/maps", os.O_RDONLY))
+    part = UaddrRange(start=memory.start, end=memory.start + PAGES)
+    space = having(part, timeout=SOON)
+    await space.attach(Attachment(maps, None, Userfaultfd(open_userfaultfd()), promised=False))
+    maps.released.clear()
+    try:
+        with pytest.raises(Undecided, match="does not answer"):
+            await space.catch_up()
+    finally:
+        maps.released.set()
+        space.close()
+
+
+async def test_catching_up_with_a_process_that_is_gone_is_left_to_the_end_of_its_partition(
+    memory: UaddrRange,
+) -> None:
+    maps = MortalMaps(os.open("/proc/self/maps", os.O_RDONLY))
+    space = having(UaddrRange(start=memory.start, end=memory.start + PAGES), timeout=PATIENCE)
+    await space.attach(Attachment(maps, None, Userfaultfd(open_userfaultfd()), promised=False))
+    maps.dead = True
+    await space.catch_up()
+    with trio.move_on_after(PATIENCE) as life:
+        await space.run()
+    assert not life.cancelled_caught
+    space.close()
+
+
+class MortalMaps(ProcMaps):
+    """The maps of a process that may have exited."""
+
+    dead = False
+
+    def vma_at(self, page: int) -> LiveVma | None:
+        if self.dead:
+            raise MmGone
+        return super().vma_at(page)
+
+
+def having(uaddrs: UaddrRange, timeout: float) -> ProcessAddressSpace:
+    """One whose guest has these pages."""
+    mapping = Mapping(0, uaddrs.page_count, Frame("anonymous", uaddrs.start), uaddrs.start, Access.READ)
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    return ProcessAddressSpace(notifier, lambda gfns, _: [mapping] if 0 in gfns else [], timeout, None, "1")
 
 
 class StuckMaps(ProcMaps):
@@ -236,7 +303,9 @@ async def test_after_the_end_no_thread_and_no_descriptor_is_left(memory: UaddrRa
     assert await space.resolve(memory.start, memory, memory) is not None
     assert len(os.listdir("/proc/self/fd")) > descriptors
     space.close()
-    eventually(lambda: bool(threads("guest of 8") or threads("vmm of 8")), False)
+    with trio.fail_after(PATIENCE):
+        while threads("guest of 8") or threads("vmm of 8") or len(os.listdir("/proc/self/fd")) > descriptors:
+            await trio.lowlevel.checkpoint()
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 

@@ -28,9 +28,11 @@ from intercept_protocol.outcomes import Access
 from interceptd.address_space import Asker, Undecided, Unknowable
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.descriptors import attach
+from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.obstacle_log import PACE_SECONDS, ObstacleLog
 from interceptd.address_space.process import PAUSE_SECONDS, ProcessAddressSpace
-from interceptd.address_space.procmaps import LiveVma, ProcMaps
+from interceptd.address_space.procmaps import ProcMaps
+from interceptd.address_space.smaps import Smaps
 from interceptd.journal import Journal
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.peer import Peer
@@ -116,7 +118,7 @@ def open_maps() -> ProcMaps:
 
 async def attached(attachment: Attachment) -> ProcessAddressSpace:
     notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
-    space = ProcessAddressSpace(notifier, timeout=math.inf, vmm=None, name="1")
+    space = ProcessAddressSpace(notifier, given=lambda _gfns, _most: [], timeout=math.inf, vmm=None, name="1")
     await space.attach(attachment)
     return space
 
@@ -174,7 +176,7 @@ async def test_where_the_events_cannot_be_read_an_attempt_is_stale(
 ) -> None:
     """No answer of the kernel's is not the answer that there are no events."""
     notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
-    space = ProcessAddressSpace(notifier, timeout=math.inf, vmm=None, name="1")
+    space = ProcessAddressSpace(notifier, given=lambda _gfns, _most: [], timeout=math.inf, vmm=None, name="1")
     await space.attach(Attachment(open_maps(), None, UnreadableUserfaultfd(), promised=False))
     window = notifier.open_window(memory)
     await space.resolve(memory.start, memory, memory)
@@ -194,7 +196,7 @@ async def test_smaps_without_the_record_of_a_vma_that_is_there_decides_nothing(m
     """The text moved while it was read."""
     other = os.memfd_create("smaps")
     os.write(other, b"00001000-00002000 rw-p 00000000 00:00 0 \nVmFlags: rd wr\n")
-    space = await attached(Attachment(open_maps(), other, None, promised=True))
+    space = await attached(Attachment(open_maps(), Smaps(other), None, promised=True))
     with pytest.raises(Undecided, match="smaps does not show the VMA") as undecided:
         await space.is_io(memory.start, Asker.VMM)
     assert await space.is_io(memory.end, Asker.VMM) is None  # no VMA, which is decided

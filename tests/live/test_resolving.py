@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -61,12 +62,22 @@ def test_a_memfds_frame_holds_what_was_written_at_that_offset(vmm: Puppet) -> No
         assert content_of(vmm.pid, (str(backing), file_page)).startswith(f"bar {5 + page}.".encode())
 
 
-def test_a_private_files_frame_is_the_files(vmm: Puppet) -> None:
+def test_a_private_files_frame_is_the_vmms_own(vmm: Puppet) -> None:
     file = vmm.do(LiveVmm.memfd, PAGES)
     uaddrs = vmm.do(LiveVmm.map, PAGES, file=file, sharing=Sharing.PRIVATE)
     vmm.do(LiveVmm.add_region, GFN, uaddrs)
     assert vmm.do(LiveVmm.fault, GFN, WRITE) is Answer.MAPPED
     assert_same_frames(vmm, uaddrs, list(range(PAGES)))
+
+
+def test_a_system_v_segments_frame_is_named_by_its_id(cooperative: Puppet) -> None:
+    identifier, uaddrs = cooperative.do(LiveVmm.attach_segment, PAGES)
+    cooperative.do(LiveVmm.add_region, GFN, uaddrs)
+    assert cooperative.do(LiveVmm.fault, GFN, WRITE) is Answer.MAPPED
+    held = cooperative.do(LiveVmm.translate, GFN + 3)
+    assert held is not None
+    assert re.fullmatch(rf"sysv \d+:\d+:{identifier}", str(held.frame[0]))
+    assert_same_frames(cooperative, uaddrs, list(range(PAGES)))
 
 
 def test_a_page_that_is_not_present_is_no_different_from_one_that_is(vmm: Puppet) -> None:

@@ -196,6 +196,49 @@ async def test_a_question_that_is_given_up_before_its_turn_is_never_asked(
     assert asked == []
 
 
+async def test_a_question_that_is_given_up_before_its_thread_has_looked_ends_the_thread_alone(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread finds nothing to do and ends just before it is told to. The descriptor that tells it must be
+    open still, and no other."""
+    schedule = LateToLook()
+    monkeypatch.setattr(os, "eventfd_read", schedule.read)
+    monkeypatch.setattr(os, "eventfd_write", schedule.write)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await workers.ask(lambda: None)
+    assert scope.cancelled_caught
+    assert not schedule.thread.is_alive()
+    await until(lambda: workers.busy == 0)
+    assert await workers.ask(lambda: "next") == "next"
+
+
+class LateToLook:
+    """Holds the first thread at its first look at the question, until the second write; that is made once
+    the thread has ended."""
+
+    def __init__(self) -> None:
+        self.thread = threading.current_thread()
+        self._held, self._let_go = threading.Event(), threading.Event()
+        self._written = 0
+        self._read, self._write = os.eventfd_read, os.eventfd_write
+
+    def read(self, descriptor: int) -> int:
+        if not self._held.is_set():
+            self.thread = threading.current_thread()
+            self._held.set()
+            assert self._let_go.wait(PATIENCE)
+        return self._read(descriptor)
+
+    def write(self, descriptor: int, value: int) -> None:
+        self._written += 1
+        if self._written == 2:
+            assert self._held.wait(PATIENCE)
+            self._let_go.set()
+            self.thread.join(PATIENCE)
+        self._write(descriptor, value)
+
+
 # ------------------------------------------------ their end
 
 

@@ -33,7 +33,7 @@ MANUAL = {
         errno.EFAULT: PASSING,
         errno.EINTR: PASSING,
         errno.EINVAL: PASSING,
-        errno.ENAMETOOLONG: PASSING,
+        errno.ENAMETOOLONG: DECIDED,
         errno.ENOENT: DECIDED,
         errno.ENOMEM: PASSING,
         errno.ENOTTY: DECIDED,

@@ -1,4 +1,4 @@
-"""The MMU-notifier channel: windows, open ranges, the pending set. All of it synchronous."""
+"""The MMU-notifier channel: windows, open ranges, the pending set. All but waiting is synchronous."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
 
 from fakes.drawn import SPACE, ranges
 from intercept_protocol.addresses import PageRange, UaddrRange
@@ -66,6 +67,43 @@ def test_two_windows_on_one_range_are_two() -> None:
     notifier.close_window(first)
     notifier.invalidate(uaddrs(0, 8))
     assert second.stale
+
+
+# ------------------------------------------------ listeners
+
+
+def test_a_listener_is_told_in_the_same_step_of_all_that_goes_stale() -> None:
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    told: list[UaddrRange] = []
+    notifier.listen(told.append)
+    notifier.invalidate(uaddrs(0, 8))
+    notifier.mark_stale(uaddrs(8, 9))
+    notifier.begin(uaddrs(16, 24))
+    assert told == [uaddrs(0, 8), uaddrs(8, 9), uaddrs(16, 24)]
+
+
+def test_a_listener_is_told_again_when_the_last_of_equal_begins_ends() -> None:
+    """What it learned in between may be of either."""
+    notifier = MmuNotifier(open_limit=lambda: 2, journal=Journal())
+    notifier.begin(uaddrs(0, 8))
+    notifier.begin(uaddrs(0, 8))
+    told: list[UaddrRange] = []
+    notifier.listen(told.append)
+    notifier.end(uaddrs(0, 8))
+    assert told == []
+    notifier.end(uaddrs(0, 8))
+    assert told == [uaddrs(0, 8)]
+
+
+def test_a_listener_is_told_before_those_who_wait_for_the_end_go_on() -> None:
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier.begin(uaddrs(0, 8))
+    over = notifier.open_at(uaddrs(0, 1))
+    assert over is not None
+    told: list[bool] = []
+    notifier.listen(lambda _: told.append(over.over.is_set()))
+    notifier.end(uaddrs(0, 8))
+    assert (told, over.over.is_set()) == ([False], True)
 
 
 # ------------------------------------------------ open ranges
@@ -253,3 +291,60 @@ def test_an_invalidation_needs_neither_a_task_nor_a_manager() -> None:
     for page in range(3 * PENDING_PIECES):
         notifier.invalidate(uaddrs(2 * page, 2 * page + 1))
     assert notifier.invalidations == 3 * PENDING_PIECES
+
+
+# ------------------------------------------------ waiting
+
+
+async def test_waiting_for_windows_is_over_once_those_that_were_open_are_closed(
+    nursery: trio.Nursery,
+) -> None:
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    first, second = notifier.open_window(uaddrs(0, 8)), notifier.open_window(uaddrs(8, 16))
+    over: list[int] = []
+
+    async def wait(number: int) -> None:
+        await notifier.wait_windows_closed()
+        over.append(number)
+
+    nursery.start_soon(wait, 1)
+    await wait_all_tasks_blocked()
+    nursery.start_soon(wait, 2)
+    later = notifier.open_window(uaddrs(0, 8))
+    await wait_all_tasks_blocked()
+    notifier.close_window(second)
+    await wait_all_tasks_blocked()
+    assert over == []
+    notifier.close_window(first)
+    await wait_all_tasks_blocked()
+    assert over == [1]
+    notifier.close_window(later)
+    await wait_all_tasks_blocked()
+    assert over == [1, 2]
+
+
+async def test_waiting_for_what_was_invalidated_is_over_once_its_batch_is_served(
+    nursery: trio.Nursery,
+) -> None:
+    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    over: list[int] = []
+
+    async def wait(number: int) -> None:
+        await notifier.wait_served()
+        over.append(number)
+
+    await wait(0)
+    notifier.invalidate(uaddrs(0, 8))
+    first = notifier.take()
+    nursery.start_soon(wait, 1)
+    await wait_all_tasks_blocked()
+    notifier.invalidate(uaddrs(8, 16))
+    nursery.start_soon(wait, 2)
+    await wait_all_tasks_blocked()
+    assert over == [0]
+    notifier.served(first)
+    await wait_all_tasks_blocked()
+    assert over == [0, 1]
+    notifier.served(notifier.take())
+    await wait_all_tasks_blocked()
+    assert over == [0, 1, 2]

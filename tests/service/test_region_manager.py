@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable
 
 import pytest
@@ -24,7 +25,7 @@ from interceptd.guest_mappings import A_TURN, GuestMappings
 from interceptd.hypervisor import PartitionLost
 from interceptd.intercept import InterceptPath
 from interceptd.journal import Journal
-from interceptd.mapping import Mapping
+from interceptd.mapping import Frame, Mapping
 from interceptd.region import Presumption, Region, RegionState
 from interceptd.region_manager import RegionManager
 
@@ -57,6 +58,17 @@ def limited(
         mmio_granularity=MmioGranularity.VMA,
         journal=Journal(),
     )
+
+
+async def test_what_a_guest_was_given_is_told_in_order_and_some_at_a_time(model: ModelPartition) -> None:
+    given = GuestMappings(model.hypervisor, lambda: 8)
+    wanted = [Mapping(at, at + 2, Frame("file", at), PAGE + at, RW) for at in (0, 4, 8, 12)]
+    await given.fill(region_of(RegionKind.MMIO), wanted, math.inf)
+    assert given.some(GfnRange(start=0, end=100), 2) == wanted[:2]
+    assert given.some(GfnRange(start=1, end=13), 8) == [
+        wanted[0].slice(1, 2), *wanted[1:3], wanted[3].slice(12, 13),
+    ]  # fmt: skip
+    assert given.some(GfnRange(start=14, end=100), 8) == []
 
 
 # ------------------------------------------------ looking

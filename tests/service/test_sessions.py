@@ -6,6 +6,7 @@ import errno
 from collections.abc import AsyncIterator
 
 import pytest
+import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import ModelPartition
@@ -112,6 +113,42 @@ async def test_i7_a_notifier_that_begins_and_ends_for_ever_keeps_nothing() -> No
             assert session.answer(messages.InvalidateEnd(**where)) is None
         assert len(session._begun) == 0
         assert model.notifier.open_at(UaddrRange(start=0, end=1 << 40)) is None
+
+
+async def test_invalidate_is_answered_once_it_has_caught_up_with_what_nobody_announced() -> None:
+    async with ModelPartition().running() as model:
+        caught_up = trio.Event()
+        session = NotifierSession(model.notifier, model.regions, caught_up.wait)
+        answering = session.answer(messages.Invalidate(**RANGE))
+        assert answering is not None
+        answered: list[str] = []
+
+        async def ask() -> None:
+            await answering
+            answered.append("answered")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await wait_all_tasks_blocked()
+            assert (answered, model.notifier.going(RANGE["start_uaddr"] >> 12)) == ([], None)
+            caught_up.set()
+        assert answered == ["answered"]
+
+
+async def test_an_invalidate_that_cannot_catch_up_is_etimedout_and_its_range_is_taken_away_all_the_same() -> (
+    None
+):
+    async def catch_up() -> None:
+        raise Undecided("the process does not answer")
+
+    async with ModelPartition().running() as model:
+        session = NotifierSession(model.notifier, model.regions, catch_up)
+        answering = session.answer(messages.Invalidate(**RANGE))
+        assert answering is not None
+        with pytest.raises(WireError, match="the process does not answer") as refused:
+            await answering
+        assert refused.value.number == errno.ETIMEDOUT
+        assert model.notifier.going(RANGE["start_uaddr"] >> 12) is None
 
 
 # ------------------------------------------------ VMMs

@@ -89,7 +89,7 @@ PACKAGES: Final = ("intercept_protocol", "interceptd", "intercept_client", "inte
 
 @pytest.mark.verify
 def test_every_module_of_the_wheel_can_be_imported(installed: Path, tmp_path: Path) -> None:
-    run(installed, "-c", IMPORT_ALL, *PACKAGES, cwd=tmp_path)
+    assert run(installed, "-c", IMPORT_ALL, *PACKAGES, cwd=tmp_path) == ""
 
 
 @pytest.mark.verify

@@ -48,6 +48,7 @@ def told() -> list[EventVector]:
         InvalidationEnded(source="notifier", **range_),
         InvalidationBegun(source="unmap_vma", **range_),
         RangeInvalidated(source="userfaultfd", **range_),
+        RangeInvalidated(source="comparison", **range_),
         InterceptAnswered(vp_index=3, outcome="fail", reason="no_progress", gfn=0xFEB03, access=2),
         InterceptAnswered(vp_index=3, outcome="forward", reason="not_memory"),
         PolicySet(mmio_granularity="page"),

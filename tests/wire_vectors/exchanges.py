@@ -129,6 +129,12 @@ def methods() -> list[ExchangeVector]:
          m.Subscribe(events=[events.EventName.INTERCEPT_ANSWERED], partition_id=1, vp_index=3,
                      reasons=[events.Reason.NO_PROGRESS, events.Reason.HYPERVISOR_ERROR]), None),
         ("operator", "no longer", m.Subscribe(events=[]), None),
+        ("vmm", "a shared file", m.Translate(gfn=0x100),
+         m.Translation(frame=("file 0:1:1374", 7), access=int(Access.READ | Access.WRITE))),
+        ("vmm", "a System V segment", m.Translate(gfn=0x101),
+         m.Translation(frame=("sysv 0:1:32768", 0), access=int(Access.READ))),
+        ("vmm", "memory of its own", m.Translate(gfn=0x102),
+         m.Translation(frame=("anonymous", 0x7F0000102), access=int(Access.READ | Access.WRITE))),
     ]  # fmt: skip
     return [_exchange(msgid, *case) for msgid, case in enumerate(cases, start=1)]
 

@@ -6,12 +6,13 @@ whoever lets go last. Must not know what they are asked.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from interceptd.address_space.procmaps import MmGone, ProcMaps
+from interceptd.address_space.proc_text import MmGone
+from interceptd.address_space.procmaps import ProcMaps
+from interceptd.address_space.smaps import Smaps
 from interceptd.userfaultfd import Userfaultfd
 
 
@@ -19,7 +20,7 @@ class Attachment:
     """A process's maps, perhaps its smaps and a userfaultfd; `promised` if all changes are announced."""
 
     def __init__(
-        self, maps: ProcMaps, smaps: int | None, userfaultfd: Userfaultfd | None, *, promised: bool
+        self, maps: ProcMaps, smaps: Smaps | None, userfaultfd: Userfaultfd | None, *, promised: bool
     ) -> None:
         self.maps = maps
         self.smaps = smaps
@@ -51,6 +52,6 @@ class Attachment:
         if last:
             self.maps.close()
             if self.smaps is not None:
-                os.close(self.smaps)
+                self.smaps.close()
             if self.userfaultfd is not None:
                 self.userfaultfd.close()

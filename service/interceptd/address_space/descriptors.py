@@ -8,24 +8,31 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import re
 import stat
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from enum import Enum
 
 from intercept_protocol.errors import WireError
 from interceptd.address_space import Undecided
 from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.mm_proof import NotOfThisMm, prove
+from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.procmaps import ProcMaps
-from interceptd.meanings import Call, Verdict, meaning
+from interceptd.address_space.smaps import Smaps
+from interceptd.descriptor_box import close_each
+from interceptd.meanings import Call, Meaning, Verdict, meaning
 from interceptd.peer import Peer
 from interceptd.userfaultfd import LINK as USERFAULTFD_LINK
 from interceptd.userfaultfd import FeaturesMissing, NotReadable, NotVirgin, Userfaultfd
 
 PROC_SUPER_MAGIC = 0x9FA0
 """f_type of procfs, statfs(2)."""
-_PROCESS_FILE = re.compile(r"/proc/(?P<pid>\d+)/(task/\d+/)?(?P<name>\w+)$")
+_PROCESS_FILE = re.compile(r"(/(?P<id>\d+)(/task/\d+)?)?/(?P<name>maps|smaps)( \(deleted\))?\Z")
+"""How the link of a process's file ends, wherever its procfs is mounted. Where it is mounted nowhere (fsopen,
+MNT_DETACH) the link is `/ID/maps`; where only the process's directory is, it has no id."""
 
 
 class DescriptorKind(Enum):
@@ -40,19 +47,19 @@ _TAKEN = "an open /proc/self/maps, and optionally /proc/self/smaps and a userfau
 def recognise(descriptor: int, peer: Peer) -> DescriptorKind:
     """Tell what it is. Raises EINVAL that says what it got, also for a proc file of another process.
 
-    Where the peer sees another /proc than we do (a pid namespace of its own), whose file it is cannot be
-    told; it is one that the peer was allowed to open, and only the peer is answered from it.
+    In a procfs that is not ours whose file it is cannot be told: its numbers may be those of another pid
+    namespace. It is one that the peer was allowed to open, and only the peer is answered from it.
     """
     link = os.readlink(f"/proc/self/fd/{descriptor}")
-    if link == USERFAULTFD_LINK:
+    if link == USERFAULTFD_LINK and _is_readable(descriptor):
         return DescriptorKind.USERFAULTFD
     file = _PROCESS_FILE.search(link)
-    if file is None or not _is_procfs(descriptor) or file["name"] not in ("maps", "smaps"):
+    if file is None or not _is_procfs(descriptor) or not _is_readable(descriptor):
         raise WireError(
             errno.EINVAL,
             f"attach_memory takes {_TAKEN}, not {_describe(descriptor, link)}",
         )
-    if _is_of_our_procfs(descriptor) and int(file["pid"]) != peer.pid:
+    if _is_of_our_procfs(descriptor) and not _is_of(peer, descriptor, file):
         raise WireError(
             errno.EINVAL, f"{link} is of another process than the one that is connected, pid {peer.pid}"
         )
@@ -66,20 +73,22 @@ def attach(descriptors: list[int], received: int, peer: Peer, *, promised: bool)
     missing, too much or wrong, or `Undecided`, and closes them.
     """
     with ExitStack() as unwanted:
-        for descriptor in descriptors:
-            unwanted.callback(os.close, descriptor)
+        unwanted.callback(close_each, descriptors)
         try:
             found = _sort(descriptors, received, peer)
             if DescriptorKind.MAPS not in found:
                 raise WireError(errno.EINVAL, f"attach_memory takes {_TAKEN}: the first is missing")
             userfaultfd = _negotiate(found.get(DescriptorKind.USERFAULTFD))
-            maps, smaps = found[DescriptorKind.MAPS], found.get(DescriptorKind.SMAPS)
-            if smaps is None and _is_of_our_procfs(maps):
+            maps, smaps = ProcMaps(found[DescriptorKind.MAPS]), found.get(DescriptorKind.SMAPS)
+            if userfaultfd is not None:
+                _prove(userfaultfd, maps)
+            if smaps is None and _is_of_our_procfs(found[DescriptorKind.MAPS]):
                 smaps = _open_smaps(peer)
         except OSError as error:
             raise _unseen(error) from None
         unwanted.pop_all()
-    return Attachment(ProcMaps(maps), smaps, userfaultfd, promised=promised)
+    flags = None if smaps is None else Smaps(smaps)
+    return Attachment(maps, flags, userfaultfd, promised=promised)
 
 
 def _sort(descriptors: list[int], received: int, peer: Peer) -> dict[DescriptorKind, int]:
@@ -117,6 +126,19 @@ def _negotiate(descriptor: int | None) -> Userfaultfd | None:
         raise Undecided.because(meaning(Call.UFFDIO_API, error), f"userfaultfd: {error.strerror}") from None
 
 
+def _prove(userfaultfd: Userfaultfd, maps: ProcMaps) -> None:
+    try:
+        prove(userfaultfd, maps)
+    except MmGone:
+        raise Undecided.because(Meaning.MM_GONE) from None
+    except NotOfThisMm:
+        raise WireError(
+            errno.EINVAL,
+            "the userfaultfd does not watch the memory that the maps file shows: one belongs to the process"
+            " that created it, also when it was inherited",
+        ) from None
+
+
 def _open_smaps(peer: Peer) -> int | None:
     """The peer's smaps by its pid, where it handed over none; None if we may not. The attachment's maps are
     asked afterwards: while that mm lives, the pid was not used again. Raises `Undecided`."""
@@ -140,8 +162,29 @@ def _unseen(error: OSError) -> WireError | Undecided:
 
 
 def _is_of_our_procfs(descriptor: int) -> bool:
-    """Whether a proc file comes from the instance that is mounted here, so that its pids are ours."""
-    return os.fstat(descriptor).st_dev == os.stat("/proc").st_dev
+    """Whether a proc file comes from the instance that is mounted here and counts pids as we do."""
+    ours = os.readlink("/proc/self") == str(os.getpid())  # else it is that of another pid namespace
+    return ours and os.fstat(descriptor).st_dev == os.stat("/proc").st_dev
+
+
+def _is_of(peer: Peer, descriptor: int, file: re.Match[str]) -> bool:
+    """Whether a file of our procfs is the peer's: by its link, which may also have the id of a thread, or
+    where that has none because it is the file itself."""
+    process = f"/proc/{peer.pid}"
+    if file["id"] is not None and int(file["id"]) == peer.pid:
+        return True
+    with suppress(FileNotFoundError, PermissionError, ProcessLookupError):  # hidden (hidepid), or gone
+        if file["id"] is not None:
+            os.stat(f"{process}/task/{file['id']}")
+            return True
+        return os.path.samestat(os.stat(f"{process}/{file['name']}"), os.fstat(descriptor))
+    return False
+
+
+def _is_readable(descriptor: int) -> bool:
+    """Whether it can be asked anything: opened neither with O_PATH nor for writing alone."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    return not flags & os.O_PATH and flags & os.O_ACCMODE != os.O_WRONLY
 
 
 def _is_procfs(descriptor: int) -> bool:
@@ -151,6 +194,14 @@ def _is_procfs(descriptor: int) -> bool:
 
 
 def _describe(descriptor: int, link: str) -> str:
+    noun = _noun(descriptor, link)
+    if _is_readable(descriptor):
+        return noun
+    path_only = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_PATH
+    return f"{noun} opened {'with O_PATH' if path_only else 'for writing alone'}"
+
+
+def _noun(descriptor: int, link: str) -> str:
     mode = os.fstat(descriptor).st_mode
     for test, noun in (
         (stat.S_ISREG, "the file"),

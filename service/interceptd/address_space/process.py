@@ -13,19 +13,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import trio
 
 from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import Asker, Nothing, Undecided, Unknowable
 from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.comparison import Compared, Comparison, Given, compare
 from interceptd.address_space.handover import Handover
+from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.obstacle_log import ObstacleLog
-from interceptd.address_space.procmaps import LiveVma, MmGone, read_all
-from interceptd.address_space.smaps import is_io
+from interceptd.address_space.proc_text import MmGone
+from interceptd.address_space.procmaps import ProcMaps
+from interceptd.address_space.smaps import Smaps
 from interceptd.address_space.workers import Workers
-from interceptd.mapping import Extent, Frame
+from interceptd.mapping import Extent, Frame, Mapping
 from interceptd.meanings import Call, Meaning, Verdict, error_name, meaning
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.peer import Pidfd
@@ -37,8 +40,8 @@ WORKERS = {Asker.GUEST: 4, Asker.VMM: 2}
 is for the probe."""
 LOOKS = 8
 """Times that one `resolve` looks again at a VMA that changes under it."""
-KNOWN_VMAS = 4096
-"""VMAs whose smaps flags are remembered at most."""
+PASSES = 3
+"""Times that one question reads smaps for a VMA that is not where it was a moment ago."""
 PAUSE_SECONDS = 0.02
 """Before a fault is told RETRY because of what passes. A VP that asks again at once, for ever, asks 50 times
 a second and not thousands; and what passes soon, as a userfaultfd that is being closed, has by then."""
@@ -50,20 +53,24 @@ T = TypeVar("T")
 class ProcessAddressSpace:
     """See `AddressSpace`. Nothing is backed until `attach`.
 
+    `given` tells what the guest has of this memory.
     `timeout` bounds each question of the VMM's own calls, in seconds; a fault's are bounded by its intercept.
     `name` tells people whose threads these are.
     """
 
-    def __init__(self, notifier: MmuNotifier, timeout: float, vmm: Pidfd | None, name: str) -> None:
+    def __init__(
+        self, notifier: MmuNotifier, given: Given, timeout: float, vmm: Pidfd | None, name: str
+    ) -> None:
         self._notifier = notifier
+        self._given = given
         self._timeout = timeout
         self._vmm = vmm
         self._workers = {asker: Workers(most, f"{asker.value} of {name}") for asker, most in WORKERS.items()}
         self._attachment: Attachment | None = None
         self._watch: UnmapWatch | None = None
+        self._comparison: Comparison | None = None
         self._attached = trio.Event()
         self._gone = trio.Event()
-        self._io: dict[tuple[object, ...], bool] = {}
         self._obstacles = ObstacleLog()
 
     @property
@@ -92,26 +99,31 @@ class ProcessAddressSpace:
             attachment.close()
             raise
         self._attachment = attachment
+        if attachment.smaps is not None:
+            self._notifier.listen(attachment.smaps.forget)
         if attachment.userfaultfd is not None:
             self._watch = UnmapWatch(attachment.userfaultfd, self._notifier)
+            self._comparison = Comparison(
+                self._notifier, self._given, partial(self._compare, attachment), self._watch.drain
+            )
         self._attached.set()
 
     async def resolve(
         self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
     ) -> Extent | None:
-        """See `AddressSpace.resolve`. `io` is known where `is_io` was asked of the same VMA before."""
-        if self._attachment is None:
+        """See `AddressSpace.resolve`. `io` is known of what is watched, and of what was read in smaps and not
+        invalidated since."""
+        attachment = self._attachment
+        if attachment is None:
             return None
-        found = await self._ask(
-            self._attachment, partial(_look, self._attachment, page, window, region), asker
-        )
+        found = await self._ask(attachment, partial(_look, attachment, page, window, region), asker)
         if self._watch is not None:
             self._watch.drain()  # what was unmapped before the last look is known before the commit
         if found is None:
             return None
-        vma, uaddrs = found
-        frame = Frame(vma.backing, vma.backing_page(uaddrs.start))
-        return Extent(uaddrs, frame, vma.access, self._io.get(vma.identity))
+        frame = Frame(found.vma.backing, found.vma.backing_page(found.uaddrs.start))
+        io = False if found.watched else _known_io(attachment.smaps, found.vma, page)
+        return Extent(found.uaddrs, frame, found.vma.access, io)
 
     async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
         """See `AddressSpace.is_io`."""
@@ -120,14 +132,19 @@ class ProcessAddressSpace:
             raise Unknowable("attach_memory comes first")
         if attachment.smaps is None:
             raise Unknowable("smaps was not handed over and may not be opened: state the kind")
-        found = await self._ask(attachment, partial(_read_flags, attachment, attachment.smaps, page), asker)
-        if found is None:
-            return None
-        vma, io = found
-        if len(self._io) >= KNOWN_VMAS:
-            self._io.clear()
-        self._io[vma.identity] = io
-        return io
+        question = partial(_read_io, attachment.maps, attachment.smaps, page)
+        return await self._ask(attachment, question, asker)
+
+    async def catch_up(self) -> None:
+        """Where memory is watched, take in the changes of which the kernel reported nothing. Raises
+        `Undecided` if the process does not answer; if it is gone, its partition ends anyway."""
+        if self._comparison is None:
+            return
+        try:
+            await self._comparison.catch_up()
+        except Undecided:
+            if not self._gone.is_set():
+                raise
 
     @property
     def busy_workers(self) -> int:
@@ -170,7 +187,8 @@ class ProcessAddressSpace:
         self._gone.set()
 
     async def _probe(self) -> None:
-        """Ask now and then: after an exec nothing else tells, and a child may keep the socket open."""
+        """Ask now and then: after an exec nothing else tells, and a child may keep the socket open. Nor does
+        anything tell of some changes of the mappings."""
         attachment = self._attachment
         assert attachment is not None, "attached before it is run"
         while True:
@@ -179,6 +197,13 @@ class ProcessAddressSpace:
                 workers.trim()
             with suppress(Undecided):  # busy is alive; gone is seen by `_ask`
                 await self._ask(attachment, partial(attachment.maps.vma_at, 0))
+                if self._comparison is not None:
+                    await self._comparison.round()
+
+    async def _compare(self, attachment: Attachment, given: list[Mapping], most: int) -> Compared:
+        compared = await self._ask(attachment, lambda: compare(given, attachment.maps.view(), most))
+        assert compared is not None, "a comparison always has a result"
+        return compared
 
     async def _look_at_exit(self, vmm: Pidfd) -> None:
         """Once the process that connected is gone, ask at once: it need not be the one whose memory it is. A
@@ -231,12 +256,26 @@ class ProcessAddressSpace:
         raise obstacle
 
 
+def _known_io(smaps: Smaps | None, vma: LiveVma, page: int) -> bool | None:
+    return None if smaps is None else smaps.known(vma, page)
+
+
 # ------------------------------------------------ in worker threads: no trio here
 
 
-def _look(
-    attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange
-) -> tuple[LiveVma, UaddrRange] | Nothing:
+class Found(NamedTuple):
+    """A VMA and the part of it that may be mapped.
+
+    What a userfaultfd watches is anonymous memory, shmem or hugetlb (vma_can_userfault(), without WP_ASYNC):
+    none of them is VM_IO or VM_PFNMAP.
+    """
+
+    vma: LiveVma
+    uaddrs: UaddrRange
+    watched: bool
+
+
+def _look(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange) -> Found | Nothing:
     """The VMA at `page` and the part of `window` that it backs, watched or promised.
 
     Query, register, query again: a VMA that took the place of the first before it was registered is seen by
@@ -248,7 +287,9 @@ def _look(
         if vma is None:
             return Nothing(Meaning.NO_VMA)
         if attachment.userfaultfd is None:
-            return (vma, _overlap(vma, window)) if attachment.promised else Nothing(Meaning.UNANNOUNCED)
+            if not attachment.promised:
+                return Nothing(Meaning.UNANNOUNCED)
+            return Found(vma, _overlap(vma, window), watched=False)
         part = vma.whole_units(_overlap(vma, region))  # of hugetlb memory the kernel registers nothing less
         refusal = _register(attachment.userfaultfd, part)
         again = attachment.maps.vma_at(page)
@@ -258,7 +299,7 @@ def _look(
             # registering a part splits the VMA, and only what was registered is watched
             backed = _overlap(again, window).clip(part)
             assert backed is not None, "the page lies in all"
-            return again, backed
+            return Found(again, backed, watched=refusal is None)
         if again.covers(part):
             return refusal
     return Nothing(Meaning.CHANGING)
@@ -273,12 +314,21 @@ def _register(userfaultfd: Userfaultfd, uaddrs: UaddrRange) -> Nothing | None:
     return None
 
 
-def _read_flags(attachment: Attachment, smaps: int, page: int) -> tuple[LiveVma, bool] | Nothing:
-    io = is_io(read_all(smaps), page)
-    vma = attachment.maps.vma_at(page)
-    if vma is None:
-        return Nothing(Meaning.NO_VMA)
-    return Nothing(Meaning.NO_RECORD) if io is None else (vma, io)
+def _read_io(maps: ProcMaps, smaps: Smaps, page: int) -> bool | Nothing:
+    """Whether the VMA at `page` is device memory. A VMA whose record is not found is there all the same: it
+    changed, or the text was torn."""
+    for _ in range(PASSES):
+        vma = maps.vma_at(page)
+        if vma is None:
+            return Nothing(Meaning.NO_VMA)
+        try:
+            io = smaps.read(vma, page)
+        except MmGone:
+            maps.vma_at(page)  # raises it too if the mm is gone, and not only the thread that opened smaps
+            return Nothing(Meaning.NO_RECORD, "the thread that opened smaps has ended")
+        if io is not None:
+            return io
+    return Nothing(Meaning.NO_RECORD)
 
 
 def _overlap(vma: LiveVma, uaddrs: UaddrRange) -> UaddrRange:

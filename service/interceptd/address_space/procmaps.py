@@ -7,103 +7,66 @@ of the process asked about, so they belong in a worker thread.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
-import os
 import re
 import struct
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from typing import TypeVar
 
-import msgspec
+from msgspec.structs import replace
 
-from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
-from intercept_protocol.outcomes import Access
+from intercept_protocol.addresses import PAGE_SHIFT
+from interceptd.address_space import Undecided
+from interceptd.address_space.live_vma import ACCESSES, RIGHTS, LiveVma
+from interceptd.address_space.proc_text import MmGone, ProcText, Torn
 from interceptd.meanings import Call, Meaning, meaning
 
 PROCMAP_QUERY = 0xC0686611
 """_IOWR('f', 17, struct procmap_query), include/uapi/linux/fs.h."""
-_QUESTION = struct.Struct("<3Q80x")
-"""struct procmap_query, 104 bytes: its size, query_flags, query_addr; no name, no build id."""
-_REPLY = struct.Struct("<24x6Q2I24x")
-"""The same: vma_start, vma_end, vma_flags, vma_page_size, vma_offset, inode, dev_major, dev_minor."""
-_ACCESS = tuple(Access(bits) for bits in range(8))
-"""By PROCMAP_QUERY_VMA_READABLE, _WRITABLE, _EXECUTABLE: the same three bits. Flags put together one by one
-take 0.5 us."""
-_LINE = re.compile(
-    rb"(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) (?P<rights>[r-][w-][x-][ps]) (?P<offset>[0-9a-f]+) "
-    rb"(?P<major>[0-9a-f]+):(?P<minor>[0-9a-f]+) (?P<inode>\d+)"
+_QUESTION = struct.Struct("<3Q56xI4xQ8x")
+"""struct procmap_query, 104 bytes: its size, query_flags, query_addr, vma_name_size, vma_name_addr."""
+_REPLY = struct.Struct("<24x6Q3I20x")
+"""The same: vma_start, vma_end, vma_flags, vma_page_size, vma_offset, inode, dev_major, dev_minor,
+vma_name_size."""
+_SHARED = 8
+"""PROCMAP_QUERY_VMA_SHARED. The three bits below are the rights, in the order of `Access`."""
+_PATH_MAX = 4096
+_LONG_NAME = b"/"
+"""Stands for a name of more than PATH_MAX bytes, which the kernel refuses to tell. Only paths get so long."""
+HEADER = (
+    rb"^(?P<start>[0-9a-f]{8,16})-(?P<end>[0-9a-f]{8,16}) (?P<rights>[r-][w-][x-])(?P<sharing>[ps]) "
+    rb"(?P<offset>[0-9a-f]{8,16}) (?P<major>[0-9a-f]{2,8}):(?P<minor>[0-9a-f]{2,8}) (?P<inode>[0-9]{1,20}) *"
+    rb"(?P<name>[^\n]*)$"
 )
-"""A line of the maps file, proc_pid_maps(5)."""
-_READ_BYTES = 1 << 16
+"""A line of the maps file, and the first of each record in smaps: proc_pid_maps(5). Anchored, because a
+file's name may look like such a line; a line end in it is written as \\012."""
+_LINE = re.compile(HEADER, re.MULTILINE)
+_SCANS = 8
+"""Times that one look reads the file again because another reader tore a record."""
+T = TypeVar("T")
 KERNEL_HALF = 1 << (63 - PAGE_SHIFT)
 """On every 64-bit Linux the addresses from 2^63 up are not user space's."""
-
-
-class MmGone(Exception):
-    """The process has exited or called exec: the mm behind the descriptor is no more."""
-
-
-class LiveVma(msgspec.Struct, frozen=True, gc=False):
-    """Pages [start, end) of the process; `offset_page` is the page of the file behind the first. `unit` is
-    how many pages the kernel keeps together: those of a huge page, or all where it is not known."""
-
-    start: int
-    end: int
-    access: Access
-    offset_page: int
-    device: tuple[int, int]
-    inode: int
-    unit: int = 1
-
-    @property
-    def backing(self) -> str:
-        """What the frames belong to: a file or memfd by device and inode, or the mm itself."""
-        return f"file {self.device[0]}:{self.device[1]}:{self.inode}" if self.inode else "anonymous"
-
-    @property
-    def identity(self) -> tuple[object, ...]:
-        """What stays the same when the VMA is split or merged: the line that its file pages lie on. Anonymous
-        VMAs have no such line, and special ones look like them."""
-        if self.inode:
-            return self.backing, self.offset_page - self.start
-        return self.backing, self.start, self.end
-
-    def continues(self, other: LiveVma) -> bool:
-        """Whether a page in both has the same frame and rights here as there."""
-        return (
-            self.backing == other.backing
-            and self.access == other.access
-            and (not self.inode or self.offset_page - self.start == other.offset_page - other.start)
-        )
-
-    def covers(self, uaddrs: UaddrRange) -> bool:
-        return self.start <= uaddrs.start and uaddrs.end <= self.end
-
-    def whole_units(self, uaddrs: UaddrRange) -> UaddrRange:
-        """The units that `uaddrs`, a part of the VMA, lies in."""
-        if self.unit == 1:
-            return uaddrs
-        start, end = uaddrs.start - self.start, uaddrs.end - self.start
-        widened = UaddrRange(
-            start=self.start + start - start % self.unit, end=self.start + end + -end % self.unit
-        )
-        return UaddrRange(start=widened.start, end=min(widened.end, self.end))
-
-    def backing_page(self, page: int) -> int:
-        """The frame's page within its backing."""
-        return page - self.start + self.offset_page if self.inode else page
 
 
 class ProcMaps:
     """An open maps file of some process. Owns the descriptor."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self._text = ProcText(descriptor)
         self._has_query = True
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        self._text.close()
 
     def vma_at(self, page: int) -> LiveVma | None:
-        """The VMA that covers a page, or None. Blocks for the process's mmap lock; raises `MmGone`.
+        """The VMA that covers a page, or None. Blocks for the process's mmap lock; raises `MmGone`, and
+        `Undecided` where the file alone tells and another reader keeps tearing it.
 
         The kernel's half has none: the maps file lists [vsyscall] there, which is no VMA of the process.
         """
@@ -118,10 +81,32 @@ class ProcMaps:
                 self._has_query = False
         return self._scan(page)
 
+    def view(self) -> Callable[[int], LiveVma | None]:
+        """`vma_at`, for many pages one after the other. Where the file must be read, it is read once, now."""
+        if self._has_query:
+            return self.vma_at
+        vmas = self._untorn(lambda: list(self._vmas()))
+
+        def vma_at(page: int) -> LiveVma | None:
+            place = bisect_right(vmas, page, key=lambda vma: vma.start)
+            vma = vmas[place - 1] if place else None
+            return vma if vma is not None and page < vma.end else None
+
+        return vma_at
+
     def _query(self, page: int) -> LiveVma | None:
-        request = bytearray(_QUESTION.pack(_QUESTION.size, 0, page << PAGE_SHIFT))
         try:
-            fcntl.ioctl(self._descriptor, PROCMAP_QUERY, request)
+            return self._put(page, _NAMES.buffer)
+        except OSError as error:
+            if meaning(Call.PROCMAP_QUERY, error) is not Meaning.LONG_NAME:
+                raise
+        vma = self._put(page, _NO_BUFFER)
+        return None if vma is None else replace(vma, name=_LONG_NAME)
+
+    def _put(self, page: int, name: ctypes.Array[ctypes.c_char]) -> LiveVma | None:
+        request = bytearray(_QUESTION.pack(_QUESTION.size, 0, page << PAGE_SHIFT, len(name), _address(name)))
+        try:
+            fcntl.ioctl(self._text.fileno(), PROCMAP_QUERY, request)
         except OSError as error:
             match meaning(Call.PROCMAP_QUERY, error):
                 case Meaning.NO_VMA:
@@ -129,57 +114,82 @@ class ProcMaps:
                 case Meaning.MM_GONE:
                     raise MmGone from error
             raise
-        start, end, flags, page_size, offset, inode, major, minor = _REPLY.unpack(request)
+        start, end, flags, page_size, offset, inode, major, minor, name_size = _REPLY.unpack(request)
         return LiveVma(
             start >> PAGE_SHIFT,
             end >> PAGE_SHIFT,
-            _ACCESS[flags & 7],
+            ACCESSES[flags & 7],
             offset >> PAGE_SHIFT,
             (major, minor),
             inode,
+            bool(flags & _SHARED),
+            name.value if name_size else b"",
             page_size >> PAGE_SHIFT,
         )
 
+    def first(self, wanted: Callable[[LiveVma], bool], most: int) -> list[LiveVma]:
+        """The first VMAs that are wanted, by reading the file. Blocks and raises as `vma_at`."""
+        return self._untorn(partial(self._read_first, wanted, most))
+
     def _scan(self, page: int) -> LiveVma | None:
-        text = read_all(self._descriptor)
-        if not text:
-            raise MmGone
-        for match in _LINE.finditer(text):
-            if int(match["start"], 16) >> PAGE_SHIFT <= page < int(match["end"], 16) >> PAGE_SHIFT:
-                return _parsed(match)
+        return self._untorn(partial(self._read_to, page))
+
+    def _untorn(self, read: Callable[[], T]) -> T:
+        for _ in range(_SCANS):
+            with suppress(Torn), self._text.turn():
+                return read()
+        raise Undecided("somebody else reads the maps file that was handed over")
+
+    def _read_first(self, wanted: Callable[[LiveVma], bool], most: int) -> list[LiveVma]:
+        return list(islice(filter(wanted, self._vmas()), most))
+
+    def _read_to(self, page: int) -> LiveVma | None:
+        for piece in self._pieces():
+            last = _LINE.match(piece, piece.rfind(b"\n", 0, -1) + 1)
+            if last is not None and int(last["end"], 16) >> PAGE_SHIFT <= page:
+                continue
+            for line in _LINE.finditer(piece):
+                vma = parsed(line)
+                if page < vma.end:
+                    return vma if vma.start <= page else None
         return None
 
+    def _vmas(self) -> Iterator[LiveVma]:
+        return (parsed(line) for piece in self._pieces() for line in _LINE.finditer(piece))
 
-def read_all(descriptor: int) -> bytes:
-    """A /proc file from its beginning, whatever its shared file position is. Raises `MmGone` once the process
-    was reaped; before, and after an exec, the file is empty."""
-    chunks = []
-    position = 0
-    try:
-        while chunk := os.pread(descriptor, _READ_BYTES, position):
-            chunks.append(chunk)
-            position += len(chunk)
-    except OSError as error:
-        if meaning(Call.READ_PROC, error) is Meaning.MM_GONE:
-            raise MmGone from error
-        raise
-    return b"".join(chunks)
+    def _pieces(self) -> Iterator[bytes]:
+        self._text.rewind()
+        while piece := self._text.read():
+            yield piece
 
 
-def _parsed(match: re.Match[bytes]) -> LiveVma:
-    rights = match["rights"]
-    access = (
-        (Access.READ if rights[0:1] == b"r" else Access.NONE)
-        | (Access.WRITE if rights[1:2] == b"w" else Access.NONE)
-        | (Access.EXECUTE if rights[2:3] == b"x" else Access.NONE)
-    )
-    start, end = int(match["start"], 16) >> PAGE_SHIFT, int(match["end"], 16) >> PAGE_SHIFT
+class _Names(threading.local):
+    """A buffer for each thread, which the kernel writes a name to."""
+
+    def __init__(self) -> None:
+        self.buffer = ctypes.create_string_buffer(_PATH_MAX)
+
+
+_NAMES = _Names()
+_NO_BUFFER = ctypes.create_string_buffer(0)
+
+
+def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
+    """The kernel wants no address with a size of zero."""
+    return ctypes.addressof(buffer) if len(buffer) else 0
+
+
+def parsed(line: re.Match[bytes]) -> LiveVma:
+    """The VMA of a line that `HEADER` matches."""
+    start, end = int(line["start"], 16) >> PAGE_SHIFT, int(line["end"], 16) >> PAGE_SHIFT
     return LiveVma(
         start,
         end,
-        access,
-        int(match["offset"], 16) >> PAGE_SHIFT,
-        (int(match["major"], 16), int(match["minor"], 16)),
-        int(match["inode"]),
+        RIGHTS[line["rights"]],
+        int(line["offset"], 16) >> PAGE_SHIFT,
+        (int(line["major"], 16), int(line["minor"], 16)),
+        int(line["inode"]),
+        line["sharing"] == b"s",
+        line["name"],
         end - start,
     )

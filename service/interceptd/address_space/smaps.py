@@ -1,27 +1,92 @@
-"""Whether a VMA is VM_IO or VM_PFNMAP: only smaps tells.
+"""Whether a VMA is VM_IO or VM_PFNMAP: only smaps tells, and to read it costs a walk of the page tables.
 
-Owns the search in the smaps text (proc_pid_smaps(5)). Reading it walks every page table of the process, so it
-is done when a region is added, and for a backing that was never seen, not on each fault.
+Owns the search in the smaps text (proc_pid_smaps(5)), which ends at the VMA in question, and what was learned
+on the way there. Must not know trio: `read` belongs in a worker thread, the rest never blocks.
+
+One thread reads at a time; those that wait mostly find their answer learned. A question further on continues
+where the last one ended, so that the first touches of all VMAs cost one pass together. What is known no more,
+because an invalidation overlapped it, costs another pass from the beginning.
 """
 
 from __future__ import annotations
 
 import re
 
-from intercept_protocol.addresses import PAGE_SHIFT
+from intercept_protocol.addresses import PAGE_LIMIT, UaddrRange
+from interceptd.address_space.known_io import KnownIo, KnownVma
+from interceptd.address_space.live_vma import LiveVma
+from interceptd.address_space.proc_text import ProcText, Torn
+from interceptd.address_space.procmaps import HEADER, parsed
 
-_RECORD = re.compile(
-    rb"^(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) [^\n]*\n(?:[A-Z][^\n]*\n)*?VmFlags:(?P<flags>[^\n]*)$",
-    re.MULTILINE,
-)
+_RECORD = re.compile(HEADER + rb"\n(?:[A-Z][^\n]*\n)*?VmFlags:(?P<flags>[^\n]*)$", re.MULTILINE)
 """A VMA's line and its own fields, which begin with a capital: never the flags of the next VMA."""
 _IO_FLAGS = {b"io", b"pf"}
 """VM_IO and VM_PFNMAP, fs/proc/task_mmu.c."""
 
 
-def is_io(smaps: bytes, page: int) -> bool | None:
-    """None where no VMA covers the page, or its record has no flags."""
-    for record in _RECORD.finditer(smaps):
-        if int(record["start"], 16) >> PAGE_SHIFT <= page < int(record["end"], 16) >> PAGE_SHIFT:
-            return not _IO_FLAGS.isdisjoint(record["flags"].split())
+class Smaps:
+    """An open smaps file of some process. Owns the descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._text = ProcText(descriptor)
+        self._known = KnownIo()
+        self._reached = 0
+        """The page up to which the pass has come; for whoever has the turn."""
+
+    def close(self) -> None:
+        self._text.close()
+
+    def known(self, vma: LiveVma, page: int) -> bool | None:
+        """Whether `vma`, which covers the page, is device memory, as far as that is known."""
+        return self._known.io_of(vma, page)
+
+    def read(self, vma: LiveVma, page: int) -> bool | None:
+        """The same by reading on; None if the text has another VMA there, or none, by now.
+
+        Blocks for its turn and for the process's mmap lock. Raises `MmGone` and `Undecided`.
+        """
+        with self._text.turn():
+            known = self._known.io_of(vma, page)
+            return known if known is not None else self._read_to(vma, page)
+
+    def forget(self, uaddrs: UaddrRange) -> None:
+        """Other VMAs may be there from now on. Never blocks."""
+        self._known.forget(uaddrs)
+
+    def _read_to(self, vma: LiveVma, page: int) -> bool | None:
+        if page < self._reached:
+            self._rewind()
+        self._known.read_on(self._reached)
+        try:
+            while piece := self._text.read():
+                records = parse_records(piece)
+                self._known.learn(records)
+                self._reached = records[-1].end if records else self._reached
+                if page < self._reached:
+                    return _io_of(records, vma, page)
+        except Torn:
+            pass
+        self._reached = PAGE_LIMIT  # the next question begins a new pass
+        return None
+
+    def _rewind(self) -> None:
+        self._text.rewind()
+        self._known.start_over()
+        self._reached = 0
+
+
+def parse_records(piece: bytes) -> list[KnownVma]:
+    """The VMAs of whole records. One without flags is passed over."""
+    found = []
+    for record in _RECORD.finditer(piece):
+        vma = parsed(record)
+        io = not _IO_FLAGS.isdisjoint(record["flags"].split())
+        found.append(KnownVma(vma.start, vma.end, vma.identity, io))
+    return found
+
+
+def _io_of(records: list[KnownVma], vma: LiveVma, page: int) -> bool | None:
+    for record in records:
+        if record.start <= page < record.end and record.identity == vma.identity:
+            return record.io
     return None

@@ -93,6 +93,9 @@ class _Worker:
 
     An eventfd is written without the GIL. What wakes the other side with the GIL held, as a queue does, wakes
     it only to wait for that: two switches to the thread instead of one, and 8 us.
+
+    Both threads use the eventfds, and the trio thread closes them, after the worker's last use: closed by the
+    worker, their numbers might be another descriptor's by the time that `end` writes to them.
     """
 
     def __init__(self, name: str) -> None:
@@ -123,6 +126,15 @@ class _Worker:
         self._question = None
         os.eventfd_write(self._asked, 1)
 
+    def _finish(self) -> None:
+        self._close()
+        self._ended()
+
+    def _close(self) -> None:
+        """Once neither thread uses the eventfds any more."""
+        os.close(self._asked)
+        os.close(self._answered)
+
     def _run(self, name: str) -> None:
         with suppress(OSError):  # for `ps -T` and `top -H`: Python before 3.14 tells the kernel no names
             Path("/proc/thread-self/comm").write_text(name)
@@ -130,7 +142,7 @@ class _Worker:
             question()
             del question  # and with it what it holds
             os.eventfd_write(self._answered, 1)
-        os.close(self._asked)
-        os.close(self._answered)
-        with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._ended)
+        try:
+            self._token.run_sync_soon(self._finish)
+        except trio.RunFinishedError:  # then nobody writes to them any more either
+            self._close()

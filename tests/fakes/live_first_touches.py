@@ -1,0 +1,60 @@
+"""All VPs of a VMM touch memory of very many VMAs for the first time, at once.
+
+Owns the memory, its regions and the touches. Must not know which answers are right.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import Final
+
+from fakes.live_vmm import GFN, RW, LiveVmm
+from fakes.raw_client import READ
+from intercept_client import libc
+from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.outcomes import Access, AnyAnswer
+
+VPS: Final = 8
+PAGES: Final = 2
+"""Of each VMA."""
+
+
+def add_regions_of_vmas(vmm: LiveVmm, vma_count: int, region_count: int) -> None:
+    """Regions of kind auto, each of as many whole VMAs; neighbours differ in their rights."""
+    memory = vmm.map(PAGES * vma_count)
+    for vma in _parts(memory, vma_count)[::2]:
+        libc.mprotect(vma, RW & Access.READ)
+    for region in _parts(memory, region_count):
+        vmm.add_region(GFN + region.start - memory.start, region, "auto")
+
+
+def touch_all_at_once(vmm: LiveVmm, vma_count: int) -> Counter[AnyAnswer]:
+    """Each VP touches every eighth VMA, the last ones first where its number is odd."""
+    answers: Counter[AnyAnswer] = Counter()
+    together = threading.Barrier(VPS)
+
+    def play(vp_index: int) -> None:
+        vmas = range(vp_index, vma_count, VPS)
+        vmm.open_vp(vp_index)
+        together.wait()
+        for vma in reversed(vmas) if vp_index % 2 else vmas:
+            answers[vmm.fault(GFN + PAGES * vma, READ, vp_index)] += 1
+
+    threads = [threading.Thread(target=play, args=(vp_index,)) for vp_index in range(VPS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def announce_all(vmm: LiveVmm) -> None:
+    """Nothing is mapped or known any more."""
+    with vmm.notifier.invalidation(vmm.mapped[-1]):
+        pass
+
+
+def _parts(memory: UaddrRange, count: int) -> list[UaddrRange]:
+    size = memory.page_count // count
+    return [UaddrRange(start=start, end=start + size) for start in range(memory.start, memory.end, size)]

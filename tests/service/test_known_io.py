@@ -1,0 +1,110 @@
+"""What one pass over smaps has learned is known of the same VMA until an invalidation overlaps it."""
+
+from __future__ import annotations
+
+import pytest
+
+from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.outcomes import Access
+from interceptd.address_space.known_io import GONE_PIECES, KNOWN_VMAS, KnownIo, KnownVma
+from interceptd.address_space.live_vma import LiveVma
+
+
+def vma(start: int, end: int, name: bytes = b"") -> LiveVma:
+    """Memory without an inode."""
+    return LiveVma(start, end, Access.READ, 0, (0, 0), 0, False, name)
+
+
+def perf_ring(start: int, end: int) -> LiveVma:
+    return LiveVma(start, end, Access.READ, 0, (0, 16), 1038, True, b"anon_inode:[perf_event]")
+
+
+def learned(vma: LiveVma, *, io: bool = False) -> KnownVma:
+    return KnownVma(vma.start, vma.end, vma.identity, io)
+
+
+@pytest.fixture
+def known() -> KnownIo:
+    """Of ordinary pages 10 to 20, device memory from 20 to 30, and nothing else."""
+    io = KnownIo()
+    io.learn([learned(vma(10, 20)), learned(perf_ring(20, 30), io=True)])
+    return io
+
+
+def test_what_was_learned_is_known_of_every_page_of_it_and_of_no_other(known: KnownIo) -> None:
+    pages = {9: vma(9, 10), 10: vma(10, 20), 19: vma(10, 20), 20: perf_ring(20, 30), 30: vma(30, 40)}
+    answers = [known.io_of(at, page) for page, at in pages.items()]
+    assert answers == [None, False, False, True, None]
+
+
+def test_a_part_of_a_vma_that_was_split_since_is_known(known: KnownIo) -> None:
+    assert known.io_of(vma(14, 16), 15) is False
+
+
+@pytest.mark.parametrize("other", [vma(20, 30), vma(20, 30, b"[vvar]"), perf_ring(20, 30)])
+def test_another_vma_at_the_same_place_is_not_known(other: LiveVma) -> None:
+    """Unannounced, as where a region was removed and another is added."""
+    io = KnownIo()
+    vcpu = LiveVma(20, 30, Access.READ, 0, (0, 16), 1038, True, b"anon_inode:kvm-vcpu:0")
+    io.learn([learned(vcpu)])
+    assert io.io_of(vcpu, 20) is False
+    assert io.io_of(other, 20) is None
+
+
+def test_what_an_invalidation_overlaps_is_not_known_any_more_and_the_rest_is(known: KnownIo) -> None:
+    known.forget(UaddrRange(start=15, end=21))
+    answers = [known.io_of(vma(10, 20), page) for page in (14, 15)]
+    answers += [known.io_of(perf_ring(20, 30), page) for page in (20, 21)]
+    assert answers == [False, None, None, True]
+
+
+def test_what_is_invalidated_while_it_is_being_read_is_not_learned(known: KnownIo) -> None:
+    known.read_on(30)
+    known.forget(UaddrRange(start=45, end=46))
+    known.learn([learned(vma(40, 50))])
+    assert [known.io_of(vma(40, 50), page) for page in (44, 45)] == [False, None]
+
+
+def test_what_is_read_after_its_invalidation_is_known(known: KnownIo) -> None:
+    known.forget(UaddrRange(start=15, end=50))
+    known.read_on(30)
+    known.learn([learned(vma(40, 50))])
+    assert known.io_of(vma(40, 50), 45) is False
+    assert known.io_of(vma(10, 20), 15) is None
+
+
+def test_a_new_pass_knows_nothing_of_the_last_one(known: KnownIo) -> None:
+    known.forget(UaddrRange(start=15, end=16))
+    known.start_over()
+    assert known.io_of(vma(10, 20), 10) is None
+    known.learn([learned(vma(10, 20))])
+    assert known.io_of(vma(10, 20), 15) is False
+
+
+def test_more_pieces_than_are_kept_leave_nothing_known(known: KnownIo) -> None:
+    for page in range(100, 100 + 2 * GONE_PIECES, 2):
+        known.forget(UaddrRange(start=page, end=page + 1))
+    assert known.io_of(vma(10, 20), 10) is False
+    known.forget(UaddrRange(start=50, end=51))
+    assert known.io_of(vma(10, 20), 10) is None
+
+
+def test_a_vma_that_was_merged_with_those_before_it_takes_their_place(known: KnownIo) -> None:
+    """The pass goes on at an address that lies in it by now."""
+    known.read_on(30)
+    known.learn([learned(vma(15, 40)), learned(vma(50, 60))])
+    assert [known.io_of(vma(15, 40), page) for page in (15, 39)] == [False, False]
+    assert known.io_of(vma(50, 60), 50) is False
+
+
+def test_more_vmas_than_are_kept_leave_the_last_ones_known() -> None:
+    io = KnownIo()
+    vmas = [vma(page, page + 1) for page in range(0, 2 * KNOWN_VMAS + 2, 2)]
+    io.learn([learned(each) for each in vmas])
+    assert [io.io_of(each, each.start) for each in (vmas[0], vmas[-1])] == [None, False]
+
+
+def test_neighbours_that_are_alike_count_as_one() -> None:
+    io = KnownIo()
+    io.learn([learned(vma(page, page + 1)) for page in range(KNOWN_VMAS + 2)])
+    assert io.io_of(vma(0, 1), 0) is False
