@@ -70,7 +70,7 @@ def check_config(file: Path) -> subprocess.CompletedProcess[str]:
 def test_check_config_of_the_example_says_what_it_would_do() -> None:
     checked = check_config(EXAMPLE)
     assert (checked.returncode, checked.stderr) == (0, "")
-    assert checked.stdout.startswith(f"# {EXAMPLE}: would serve VMMs of uid 0")
+    assert checked.stdout.startswith(f"# {EXAMPLE}: would serve VMMs of uid")
     assert (
         "at /run/interceptd/vmm.sock (mode 0660) and operators at /run/interceptd/operator.sock"
         in checked.stdout

@@ -6,6 +6,7 @@ Owns its options, what they ask for, and how it ends; must not know how an event
 from __future__ import annotations
 
 import json
+import os
 import select
 import shutil
 import sys
@@ -100,10 +101,13 @@ def watch_command(
         vp_index=vp_index,
         reasons=answered or None,
     )
-    with suppress(KeyboardInterrupt, BrokenPipeError), asking.operator(path) as operator:
+    with suppress(KeyboardInterrupt), asking.operator(path) as operator:
         operator.call(wanted)
-        for event in _happening(operator):
-            print(json.dumps(event.to_fields()) if as_json else _fitting(line(event)), flush=True)
+        try:
+            for event in _happening(operator):
+                print(json.dumps(event.to_fields()) if as_json else _fitting(line(event)), flush=True)
+        except BrokenPipeError:
+            _forget_output()
 
 
 def _events(names: Sequence[str], vp_index: int | None, answered: Sequence[str]) -> list[EventName]:
@@ -128,6 +132,13 @@ def _happening(operator: BlockingOperator) -> Iterator[Event]:
         except TimeoutError:
             if _is_unread():
                 raise BrokenPipeError from None
+
+
+def _forget_output() -> None:
+    """What is still in the buffer goes nowhere: at its exit the interpreter would try again, and complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _is_unread() -> bool:
