@@ -65,6 +65,7 @@ def test_the_latencies_of_a_partition_and_of_the_daemon_count_intercepts_of_vps_
 
 
 @statement("O-14", "P-25")
+@needs("notifier")
 def test_an_intercept_that_waited_for_an_invalidation_is_counted_as_such_too(
     operator: RawConnection, vmm: RawVmm
 ) -> None:

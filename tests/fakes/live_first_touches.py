@@ -12,10 +12,13 @@ from typing import Final
 from fakes.live_vmm import GFN, RW, LiveVmm
 from fakes.raw_client import READ
 from intercept_client import libc
-from intercept_protocol.addresses import UaddrRange
+from intercept_client.libc import Sharing
+from intercept_protocol.addresses import PAGE_SIZE, UaddrRange
 from intercept_protocol.outcomes import Access, AnyAnswer
 
 VPS: Final = 8
+LOW: Final = 0x8_0000_0000 // PAGE_SIZE
+"""A page below all memory that these VMMs map."""
 PAGES: Final = 2
 """Of each VMA."""
 
@@ -30,7 +33,8 @@ def add_regions_of_vmas(vmm: LiveVmm, vma_count: int, region_count: int) -> None
 
 
 def touch_all_at_once(vmm: LiveVmm, vma_count: int) -> Counter[AnyAnswer]:
-    """Each VP touches every eighth VMA, the last ones first where its number is odd."""
+    """Each VP touches every eighth VMA, the last ones first where its number is odd, while the VMM changes
+    memory that is in no region."""
     answers: Counter[AnyAnswer] = Counter()
     together = threading.Barrier(VPS)
 
@@ -42,11 +46,27 @@ def touch_all_at_once(vmm: LiveVmm, vma_count: int) -> Counter[AnyAnswer]:
             answers[vmm.fault(GFN + PAGES * vma, READ, vp_index)] += 1
 
     threads = [threading.Thread(target=play, args=(vp_index,)) for vp_index in range(VPS)]
-    for thread in threads:
+    over = threading.Event()
+    churning = threading.Thread(target=_churn, args=(over,))
+    for thread in (churning, *threads):
         thread.start()
     for thread in threads:
         thread.join()
+    over.set()
+    churning.join()
     return answers
+
+
+def _churn(over: threading.Event) -> None:
+    """Map and unmap what lies before the memory and in no region: the text of smaps moves behind it."""
+    while not over.is_set():
+        for size in range(2, 40, 2):
+            low = libc.mmap(
+                UaddrRange(start=LOW, end=LOW + size), Access.NONE, Sharing.PRIVATE, flags=libc.MAP_FIXED
+            )
+            for page in range(low.start, low.end, 2):
+                libc.mprotect(UaddrRange(start=page, end=page + 1), Access.READ)
+            libc.munmap(low)
 
 
 def announce_all(vmm: LiveVmm) -> None:

@@ -23,7 +23,7 @@ def sizes(few: int, many: int) -> list[object]:
     [(Watch.REQUIRED, False), (Watch.NONE, True), (Watch.REQUIRED, True)],
     ids=["watched", "announced", "both"],
 )
-def test_first_touches_of_very_many_vmas_at_once_are_all_mapped(
+def test_first_touches_of_very_many_vmas_at_once_are_all_mapped_whatever_else_changes(
     unattached: Puppet, watch: Watch, promise: bool, vma_count: int
 ) -> None:
     unattached.do(LiveVmm.attach, watch, promise=promise)

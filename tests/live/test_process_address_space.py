@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import subprocess
@@ -22,7 +23,7 @@ from intercept_client.libc import Sharing
 from intercept_client.userfaultfd import open_userfaultfd
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
-from interceptd.address_space import Asker, Undecided, process
+from interceptd.address_space import Asker, Undecided, process, procmaps
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.proc_text import MmGone
@@ -82,6 +83,21 @@ def test_a_kernel_without_procmap_query_is_read_once_for_many_pages(memory: Uadd
 def told(vma: LiveVma | None) -> LiveVma | None:
     """A VMA without its pages' size, of which the maps file says nothing."""
     return None if vma is None else replace(vma, unit=1)
+
+
+def test_a_path_too_long_for_the_kernel_to_tell_is_a_path(
+    memory: UaddrRange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PROCMAP_QUERY refuses, and the VMA is asked for without its name."""
+    asked = open_maps()
+    page = memory.start + PAGES
+    named = asked.vma_at(page)
+    monkeypatch.setattr(procmaps._NAMES, "buffer", ctypes.create_string_buffer(4))
+    nameless = asked.vma_at(page)
+    asked.close()
+    assert named is not None
+    assert nameless is not None
+    assert nameless.backing == named.backing != "anonymous"
 
 
 @pytest.mark.parametrize("reap", [True, False])

@@ -213,10 +213,12 @@ async def test_what_was_read_counts_until_an_invalidation_overlaps_it(
 
 async def test_what_is_watched_is_ordinary_memory_without_a_look_at_smaps() -> None:
     """A userfaultfd takes no other: 8 VPs that touch 30,000 VMAs need no pass."""
-    space = ProcessAddressSpace(MmuNotifier(lambda: 1, Journal()), timeout=5, vmm=None, name="1")
+    space = ProcessAddressSpace(
+        MmuNotifier(lambda: 1, Journal()), given=lambda _gfns, _most: [], timeout=5, vmm=None, name="1"
+    )
     maps = ProcMaps(os.open("/proc/self/maps", os.O_RDONLY))
     await space.attach(Attachment(maps, None, Userfaultfd(open_userfaultfd()), promised=True))
-    memory = libc.mmap(UaddrRange(0, 4), Access.READ, Sharing.PRIVATE)
+    memory = libc.mmap(UaddrRange(start=0, end=4), Access.READ, Sharing.PRIVATE)
     extent = await space.resolve(memory.start, memory, memory)
     space.close()
     libc.munmap(memory)

@@ -325,7 +325,7 @@ def _read_io(maps: ProcMaps, smaps: Smaps, page: int) -> bool | Nothing:
             io = smaps.read(vma, page)
         except MmGone:
             maps.vma_at(page)  # raises it too if the mm is gone, and not only the thread that opened smaps
-            return Nothing(Meaning.NO_RECORD, "the thread that opened smaps has ended")
+            raise Unknowable("smaps reads nothing more: the thread that opened it has ended") from None
         if io is not None:
             return io
     return Nothing(Meaning.NO_RECORD)
