@@ -41,7 +41,7 @@ def test_a_good_daemon_is_status_0_with_progress_a_summary_and_a_verdict(
     monkeypatch.setattr(live, "LINE_EVERY", 0.01)
     result = run("--steps", "100", "--vps", "2")
     assert result.exit_code == 0
-    assert "exercising a daemon of our own with 2 VPs, seed 1" in result.stdout
+    assert "exercising a private daemon with 2 VPs, seed 1" in result.stdout
     assert re.search(r"^ +\d+ s  steps [\d,]+  intercepts ", result.stdout, re.MULTILINE)
     assert ["stale", "reads", "0"] in [line.split() for line in result.stdout.splitlines()]
     assert result.stdout.splitlines()[-1].startswith("PASS")

@@ -108,6 +108,17 @@ def test_memory_that_another_userfaultfd_holds_is_passed_over(ours: Userfaultfd,
     maps.close()
 
 
+def test_memory_that_other_userfaultfds_hold_altogether_is_to_be_tried_later(
+    ours: Userfaultfd, maps: ProcMaps, memory: UaddrRange
+) -> None:
+    other = Userfaultfd(open_userfaultfd())
+    other.register(memory)
+    with pytest.raises(Undecided, match="another userfaultfd still holds the VMA"):
+        prove(ours, maps)
+    other.close()
+    assert is_proved(ours, maps)
+
+
 def test_a_process_without_memory_to_try_it_on_proves_nothing(ours: Userfaultfd) -> None:
     maps = TheseMaps()
     assert not is_proved(ours, maps)

@@ -35,27 +35,32 @@ class NotOfThisMm(Exception):
 
 
 def prove(userfaultfd: Userfaultfd, maps: ProcMaps) -> None:
-    """Raises `NotOfThisMm`, `MmGone`, and `Undecided` where the kernel has no room for the experiment."""
-    trials = 0
+    """Raises `NotOfThisMm` and `MmGone`; and `Undecided` if the kernel has no room for the experiment, or while
+    other userfaultfds hold all the memory that could show anything."""
+    trials, held = 0, False
     for vma in sorted(maps.first(_is_suitable, CANDIDATES), key=lambda vma: vma.end - vma.start):
         page = (vma.start + vma.end) // 2
-        if (seen := _splits(userfaultfd, maps, UaddrRange(start=page, end=page + 1))) is True:
+        seen = _splits(userfaultfd, maps, UaddrRange(start=page, end=page + 1))
+        if seen is True:
             return
         trials += seen is False
+        held |= seen is Meaning.HELD
         if trials == TRIALS:
             break
+    if held and not trials:
+        raise Undecided.because(Meaning.HELD)
     raise NotOfThisMm
 
 
-def _splits(userfaultfd: Userfaultfd, maps: ProcMaps, page: UaddrRange) -> bool | None:
-    """Whether registering the page shows in the maps file, and unregistering it as well; None where it cannot
-    be registered, so that nothing is shown."""
+def _splits(userfaultfd: Userfaultfd, maps: ProcMaps, page: UaddrRange) -> bool | Meaning:
+    """Whether registering the page shows in the maps file, and unregistering it as well; or why it cannot be
+    registered, which shows nothing."""
     try:
         userfaultfd.register(page)
     except OSError as error:
         refusal = meaning(Call.UFFDIO_REGISTER, error)
         if refusal is not Meaning.NO_ROOM:
-            return None
+            return refusal
         if _mm_is_gone(userfaultfd, page):
             raise NotOfThisMm from error
         raise Undecided.because(refusal, "UFFDIO_REGISTER: ENOMEM") from error

@@ -20,6 +20,7 @@ from typing import TypeVar
 import outcome
 import trio
 
+from intercept_protocol.text import sentence
 from interceptd.address_space import Undecided
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class Workers:
             worker = self._idle.pop() if self._idle else _Worker(self._name)
         except (OSError, RuntimeError) as error:  # too many descriptors; "can't start new thread"
             self._slots.release()
-            raise Undecided(f"no thread to ask with: {error}") from error
+            raise Undecided(f"no thread to ask with: {sentence(error)}") from error
         self._unneeded = min(self._unneeded, len(self._idle))
         try:
             answer = await worker.answer(question)
