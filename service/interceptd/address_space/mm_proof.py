@@ -35,8 +35,8 @@ class NotOfThisMm(Exception):
 
 
 def prove(userfaultfd: Userfaultfd, maps: ProcMaps) -> None:
-    """Raises `NotOfThisMm` and `MmGone`; and `Undecided` if the kernel has no room for the experiment, or while
-    other userfaultfds hold all the memory that could show anything."""
+    """Raises `NotOfThisMm`, `MmGone`, and `Undecided` if the kernel has no room for the experiment or other
+    userfaultfds hold all the memory that could show anything."""
     trials, held = 0, False
     for vma in sorted(maps.first(_is_suitable, CANDIDATES), key=lambda vma: vma.end - vma.start):
         page = (vma.start + vma.end) // 2
