@@ -13,9 +13,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FUZZ_READY := $(VENV)/.fuzz-ready
 SECONDS ?= 600
-CORE := address_space/declared attempt guest_mappings hypervisor/hv_status hypervisor/slat hypervisor/software intercept \
-	interval_index mapping mmu_notifier ordered_map partition progress_guard prompt_lock range_map \
-	region region_facts region_list region_manager virtual_processor
+CORE := address_space/declared memory/attempt memory/guest_mappings hypervisor/hv_status hypervisor/slat hypervisor/software memory/fault_handler \
+	pages/interval_index pages/mapping mmu_notifier pages/ordered_map partition/partition partition/progress_guard eager_lock pages/range_map \
+	memory/region memory/region_facts memory/region_list memory/region_manager partition/virtual_processor
 # What decides; every line and branch of it, and of protocol/, is reached in virtual time.
 
 help:

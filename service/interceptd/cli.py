@@ -17,15 +17,16 @@ import click
 import trio
 
 from intercept_protocol.text import visible
-from interceptd import __version__, effective
-from interceptd.config_sources import CHAOS_VARIABLE, ConfigError, Setting, Sources, set_flag
+from interceptd import __version__
+from interceptd.config import effective
+from interceptd.config.live import Settings
+from interceptd.config.sources import CHAOS_VARIABLE, ConfigError, Setting, Sources, set_flag
+from interceptd.connections.unix_listener import ListenError
 from interceptd.daemon import SIGNALS, Daemon, run_until_signalled
-from interceptd.listening import ListenError
 from interceptd.logs import configure_logs
-from interceptd.passed_sockets import PassedSockets, take_passed_sockets
-from interceptd.reloading import Reloader
-from interceptd.service_manager import ServiceManager
-from interceptd.settings import Settings
+from interceptd.process import Reloader
+from interceptd.systemd.notify import ServiceManager
+from interceptd.systemd.socket_activation import PassedSockets, take_passed_sockets
 
 Flags = tuple[Setting, ...]
 PLACE_KEYS = {"socket": "socket", "operator_socket": "operator_socket", "metrics_listen": "metrics.listen"}

@@ -19,20 +19,20 @@ from intercept_protocol import messages
 from intercept_protocol.events import DrainStarted
 from intercept_protocol.messages import PROTOCOL_VERSION, AddressSpaceKind, Architecture, HypervisorKind
 from interceptd import __version__
-from interceptd.accepting import accept_forever
-from interceptd.config import Config
-from interceptd.hello import Door
-from interceptd.journal import Journal
-from interceptd.listening import ListenError, listening
-from interceptd.partition import by_outcome
-from interceptd.partition_factory import PartitionFactory
-from interceptd.passed_sockets import PassedSockets
-from interceptd.place import Place
-from interceptd.reception import Reception
-from interceptd.registry import PartitionRegistry
-from interceptd.reloading import Reloader
-from interceptd.service_manager import ServiceManager
-from interceptd.settings import Settings
+from interceptd.config.live import Settings
+from interceptd.config.schema import Config
+from interceptd.connections.accept import accept_forever
+from interceptd.connections.listen_address import Place
+from interceptd.connections.unix_listener import ListenError, listening
+from interceptd.partition.factory import PartitionFactory
+from interceptd.partition.partition import by_outcome
+from interceptd.partition.registry import PartitionRegistry
+from interceptd.process import Reloader
+from interceptd.sessions.dispatcher import Reception
+from interceptd.sessions.hello import Door
+from interceptd.systemd.notify import ServiceManager
+from interceptd.systemd.socket_activation import PassedSockets
+from interceptd.telemetry.event_bus import Journal
 
 log = structlog.get_logger()
 OPERATOR_SOCKET_MODE = 0o600

@@ -22,7 +22,7 @@ from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, ExcInfo, Processor
 
 from intercept_protocol.text import visible, visible_lines
-from interceptd.config import Log
+from interceptd.config.schema import Log
 
 PIECE_BYTES = select.PIPE_BUF
 """What fits a pipe that poll calls writable: its smallest free room is a page."""

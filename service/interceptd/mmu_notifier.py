@@ -19,11 +19,11 @@ import trio
 from intercept_protocol.addresses import PAGE_LIMIT, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import InvalidationBegun, InvalidationEnded, RangeInvalidated
-from interceptd.interval_index import IntervalIndex
-from interceptd.journal import Publisher
-from interceptd.latency import LatencyHistogram
-from interceptd.range_map import RangeMap
-from interceptd.totals import Source
+from interceptd.pages.interval_index import IntervalIndex
+from interceptd.pages.range_map import RangeMap
+from interceptd.telemetry.counters import Source
+from interceptd.telemetry.event_bus import Publisher
+from interceptd.telemetry.histogram import LatencyHistogram
 
 PENDING_PIECES = 1024
 """Beyond this many disjoint pieces the pending set becomes "everything": bounded memory, and still right."""

@@ -19,13 +19,13 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import MmioGranularity, RegionKind, Remap
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
-from interceptd.guest_mappings import GuestMappings
 from interceptd.hypervisor.software import SoftwareHypervisor
-from interceptd.intercept import InterceptPath
-from interceptd.journal import Journal, PartitionJournal
+from interceptd.memory.fault_handler import InterceptPath
+from interceptd.memory.guest_mappings import GuestMappings
+from interceptd.memory.region import Presumption, Region
+from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
-from interceptd.region import Presumption, Region
-from interceptd.region_manager import RegionManager
+from interceptd.telemetry.event_bus import Journal, PartitionJournal
 
 LIMIT = 1 << 20
 RW = Access.READ | Access.WRITE

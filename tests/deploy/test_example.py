@@ -17,8 +17,8 @@ from click.testing import CliRunner
 
 from fakes.eventually import PATIENCE
 from interceptd.cli import main
-from interceptd.config import Config, Limits
-from interceptd.config_sources import load_config
+from interceptd.config.schema import Config, Limits
+from interceptd.config.sources import load_config
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "interceptd.toml"
 SHOWN = re.compile(r"^#(?=\w+ = )", re.MULTILINE)

@@ -19,9 +19,9 @@ from interceptctl.explore.scenarios import SCENARIOS
 from interceptctl.explore.search import Explorer, Failure, exploring
 from interceptctl.explore.subject import Build
 from interceptctl.explore.variants import CORE, OURS, Variant
-from interceptd.intercept import InterceptPath
+from interceptd.memory.fault_handler import InterceptPath
+from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch
-from interceptd.region_manager import RegionManager
 
 UNTABLED = 1000
 """A schedule number behind those of the page's tables."""
@@ -77,7 +77,7 @@ def test_i10_a_change_that_is_not_shielded_is_found(monkeypatch: pytest.MonkeyPa
         return trio.CancelScope()
 
     unshielding = SimpleNamespace(**{**vars(trio), "CancelScope": unshielded})
-    monkeypatch.setattr("interceptd.guest_mappings.trio", unshielding)
+    monkeypatch.setattr("interceptd.memory.guest_mappings.trio", unshielding)
     found = failures(OURS.build, "two-vps-and-an-unmap", 0, 300)
     assert Rule.UNKNOWN in found
 

@@ -12,11 +12,11 @@ from typing import Final
 
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Access
-from interceptd.attempt import Attempt
 from interceptd.cli import main
-from interceptd.mapping import Extent
-from interceptd.region import Region
-from interceptd.region_manager import RegionManager
+from interceptd.memory.attempt import Attempt
+from interceptd.memory.region import Region
+from interceptd.memory.region_manager import RegionManager
+from interceptd.pages.mapping import Extent
 
 
 def without_invalidation() -> None:

@@ -17,10 +17,10 @@ from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import Nothing, process
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.comparison import Comparison
+from interceptd.address_space.refusals import Meaning
+from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.cli import main
-from interceptd.meanings import Meaning
-from interceptd.region_manager import RegionManager
-from interceptd.userfaultfd import Userfaultfd
+from interceptd.memory.region_manager import RegionManager
 
 SERVED_LATER_SECONDS: Final = 0.005
 

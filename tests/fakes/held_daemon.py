@@ -20,7 +20,7 @@ from interceptd.address_space import Nothing, process
 from interceptd.address_space.attachment import Attachment
 from interceptd.cli import main
 from interceptd.hypervisor.software import SoftwareHypervisor
-from interceptd.mapping import Mapping as GuestMapping
+from interceptd.pages.mapping import Mapping as GuestMapping
 
 
 def in_the_hypervisor(barrier: Barrier) -> None:

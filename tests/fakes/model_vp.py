@@ -12,11 +12,11 @@ import trio
 from fakes.model_partition import ModelPartition
 from fakes.raw_peer import RawPeer
 from intercept_protocol.messages import Architecture
-from interceptd.calls import closing
-from interceptd.connection import Connection
-from interceptd.peer_watch import PeerWatch
-from interceptd.tenants import Tenants
-from interceptd.virtual_processor import VirtualProcessor
+from interceptd.connections.connection import Connection
+from interceptd.connections.hangup_watch import PeerWatch
+from interceptd.connections.request_loop import closing
+from interceptd.connections.tenants import Tenants
+from interceptd.partition.virtual_processor import VirtualProcessor
 
 
 @dataclass

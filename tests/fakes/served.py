@@ -14,9 +14,9 @@ from pathlib import Path
 import trio
 
 from fakes.raw_peer import RawPeer
-from interceptd.config import Config, Limits, Timeouts
+from interceptd.config.live import Settings
+from interceptd.config.schema import Config, Limits, Timeouts
 from interceptd.daemon import Daemon
-from interceptd.settings import Settings
 
 
 @dataclass

@@ -28,9 +28,9 @@ from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import parse_records
-from interceptd.config_sources import ConfigError, load_config
-from interceptd.hypervisor.vmm_link import refusal
-from interceptd.userfaultfd import parse_events
+from interceptd.address_space.userfaultfd import parse_events
+from interceptd.config.sources import ConfigError, load_config
+from interceptd.hypervisor.remote import refusal
 
 KEPT = Path(__file__).with_name("corpus")
 """A directory a target: inputs that reach what others do not, and those that once broke it."""

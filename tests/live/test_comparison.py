@@ -20,11 +20,11 @@ from interceptd.address_space.comparison import (
     compare,
 )
 from interceptd.address_space.live_vma import LiveVma
-from interceptd.journal import Journal
-from interceptd.mapping import Frame, Mapping
 from interceptd.mmu_notifier import MmuNotifier
-from interceptd.range_map import RangeMap
-from interceptd.totals import Source
+from interceptd.pages.mapping import Frame, Mapping
+from interceptd.pages.range_map import RangeMap
+from interceptd.telemetry.counters import Source
+from interceptd.telemetry.event_bus import Journal
 
 GFN, PAGE = 0x100, 0x7000
 R, RW, RX = Access.READ, Access.READ | Access.WRITE, Access.READ | Access.EXECUTE

@@ -17,7 +17,7 @@ import pytest
 from fakes.eventually import eventually
 from fakes.rude_peers import slow_to_close
 from intercept_protocol.errors import ProtocolViolation, WireError
-from interceptd.descriptor_box import CLOSING, KEPT, DescriptorBox
+from interceptd.connections.received_fds import CLOSING, KEPT, DescriptorBox
 
 
 class Ends:

@@ -21,8 +21,8 @@ from intercept_client.userfaultfd import open_userfaultfd
 from intercept_protocol.errors import WireError
 from interceptd.address_space import Undecided
 from interceptd.address_space.descriptors import attach
-from interceptd.peer import Peer
-from interceptd.userfaultfd import Userfaultfd, missing
+from interceptd.address_space.userfaultfd import Userfaultfd, missing
+from interceptd.connections.peer import Peer
 
 OURS = Peer(os.getpid(), 0, 0)
 
@@ -75,7 +75,7 @@ def test_a_userfaultfd_of_a_kernel_that_lacks_a_feature_is_einval_that_names_it_
     handed_over: list[int], monkeypatch: pytest.MonkeyPatch, features: int, name: str
 ) -> None:
     """The guest's memory would else be unbacked for good, and nobody told why."""
-    monkeypatch.setattr("interceptd.userfaultfd.fcntl.ioctl", UserfaultfdKernel(features))
+    monkeypatch.setattr("interceptd.address_space.userfaultfd.fcntl.ioctl", UserfaultfdKernel(features))
     with pytest.raises(WireError, match=f"lacks {name}: hand over none") as refused:
         attach(handed_over, 2, OURS, promised=False)
     assert refused.value.number == errno.EINVAL
@@ -94,7 +94,9 @@ def test_a_userfaultfd_that_was_initialised_before_is_told_from_one_that_lacks_a
 def test_a_userfaultfd_that_cannot_be_asked_now_decides_nothing_and_is_closed(
     handed_over: list[int], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    monkeypatch.setattr("interceptd.userfaultfd.fcntl.ioctl", UserfaultfdKernel(refusing=number))
+    monkeypatch.setattr(
+        "interceptd.address_space.userfaultfd.fcntl.ioctl", UserfaultfdKernel(refusing=number)
+    )
     with pytest.raises(Undecided) as undecided:
         attach(handed_over, 2, OURS, promised=False)
     assert undecided.value.number == errno.EAGAIN

@@ -24,8 +24,8 @@ from interceptd.address_space.descriptors import attach
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.workers import Workers
-from interceptd.descriptor_box import close_aside
-from interceptd.peer import Peer
+from interceptd.connections.peer import Peer
+from interceptd.connections.received_fds import close_aside
 
 SOON, LATE = 0.05, 600.0
 """Seconds: short, for what is to be given up; and for what is not, longer than any machine needs."""
@@ -177,8 +177,8 @@ def test_a_userfaultfd_that_cannot_be_read_without_waiting_is_einval_and_closed(
 
     link = os.readlink(f"/proc/self/fd/{stand_in}")
     monkeypatch.setattr("interceptd.address_space.descriptors.USERFAULTFD_LINK", link)
-    monkeypatch.setattr("interceptd.userfaultfd.fcntl.ioctl", UserfaultfdKernel())
-    monkeypatch.setattr("interceptd.userfaultfd.os.preadv", no_such_read)
+    monkeypatch.setattr("interceptd.address_space.userfaultfd.fcntl.ioctl", UserfaultfdKernel())
+    monkeypatch.setattr("interceptd.address_space.userfaultfd.os.preadv", no_such_read)
     maps = os.open("/proc/self/maps", os.O_RDONLY)
     with pytest.raises(WireError, match=r"Linux 6\.10 can\): hand over none") as refused:
         attach([maps, stand_in], 2, OURS, promised=False)

@@ -20,7 +20,7 @@ from interceptd.address_space import Undecided
 from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.mm_proof import NotOfThisMm, prove
 from interceptd.address_space.procmaps import ProcMaps
-from interceptd.userfaultfd import Userfaultfd
+from interceptd.address_space.userfaultfd import Userfaultfd
 
 AT = UaddrRange(start=QUIET_PAGE + 0x1000, end=QUIET_PAGE + 0x1009)
 

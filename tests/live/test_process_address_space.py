@@ -29,11 +29,11 @@ from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.process import WORKERS, ProcessAddressSpace
 from interceptd.address_space.procmaps import ProcMaps
-from interceptd.journal import Journal
-from interceptd.mapping import Frame, Mapping
+from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.mmu_notifier import MmuNotifier
-from interceptd.totals import Source
-from interceptd.userfaultfd import Userfaultfd
+from interceptd.pages.mapping import Frame, Mapping
+from interceptd.telemetry.counters import Source
+from interceptd.telemetry.event_bus import Journal
 
 PAGES = 8
 SOON = 0.05

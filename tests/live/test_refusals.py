@@ -33,10 +33,10 @@ from interceptd.address_space.obstacle_log import PACE_SECONDS, ObstacleLog
 from interceptd.address_space.process import PAUSE_SECONDS, ProcessAddressSpace
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import Smaps
-from interceptd.journal import Journal
+from interceptd.address_space.userfaultfd import Userfaultfd
+from interceptd.connections.peer import Peer
 from interceptd.mmu_notifier import MmuNotifier
-from interceptd.peer import Peer
-from interceptd.userfaultfd import Userfaultfd
+from interceptd.telemetry.event_bus import Journal
 
 PAGES = 8
 OURS = Peer(os.getpid(), 0, 0)

@@ -23,9 +23,9 @@ from interceptd.address_space.proc_text import ProcText, Torn
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import Smaps, parse_records
-from interceptd.journal import Journal
+from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.mmu_notifier import MmuNotifier
-from interceptd.userfaultfd import Userfaultfd
+from interceptd.telemetry.event_bus import Journal
 
 ORDINARY, DEVICE = b"rd wr mr mw me ac", b"rd wr io pf de dd"
 HOLE = 0x9_0000_0000 // PAGE_SIZE

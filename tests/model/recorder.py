@@ -19,16 +19,16 @@ from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Pauses, Point
 from interceptd.address_space import Asker
 from interceptd.address_space.declared import DeclaredAddressSpace
-from interceptd.attempt import Attempt, Obstacle
-from interceptd.guest_mappings import GuestMappings
 from interceptd.hypervisor import HypervisorCounters
 from interceptd.hypervisor.software import SoftwareHypervisor
-from interceptd.journal import Journal
-from interceptd.mapping import Extent
-from interceptd.mapping import Mapping as Mapped
+from interceptd.memory.attempt import Attempt, Obstacle
+from interceptd.memory.guest_mappings import GuestMappings
+from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch, MmuNotifier
-from interceptd.region_manager import RegionManager
-from interceptd.totals import Source
+from interceptd.pages.mapping import Extent
+from interceptd.pages.mapping import Mapping as Mapped
+from interceptd.telemetry.counters import Source
+from interceptd.telemetry.event_bus import Journal
 from interceptd.transitions.table import Lock, Reliance
 from interceptd.transitions.terms import Actor
 from model.shadow import Key, Step, Value

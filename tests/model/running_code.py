@@ -21,8 +21,8 @@ from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Point
 from interceptd.address_space.declared import Vma
-from interceptd.intercept import InterceptPath
-from interceptd.region import Presumption, Region
+from interceptd.memory.fault_handler import InterceptPath
+from interceptd.memory.region import Presumption, Region
 from interceptd.transitions import terms as t
 from interceptd.transitions.table import OPENED, TABLE
 from interceptd.transitions.terms import Actor

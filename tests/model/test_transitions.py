@@ -9,9 +9,9 @@ import trio
 from hypothesis import given, settings
 
 from intercept_protocol.addresses import UaddrRange
-from interceptd.attempt import Attempt
+from interceptd.memory.attempt import Attempt
+from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch, MmuNotifier
-from interceptd.region_manager import RegionManager
 from interceptd.transitions.promises import PROMISES
 from interceptd.transitions.table import TABLE
 from model.promela import KEPT, Scope, model

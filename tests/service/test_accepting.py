@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from interceptd.accepting import NO_ROOM, accept_forever
+from interceptd.connections.accept import NO_ROOM, accept_forever
 
 
 class Refusing(socket.socket):

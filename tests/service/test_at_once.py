@@ -19,10 +19,10 @@ from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Point
 from interceptctl.explore.ports import Mapped, Unmapped
-from interceptd.guest_mappings import A_TURN
 from interceptd.hypervisor import PartitionLost
-from interceptd.mapping import Mapping
-from interceptd.notifier_session import NotifierSession
+from interceptd.memory.guest_mappings import A_TURN
+from interceptd.pages.mapping import Mapping
+from interceptd.sessions.notifier import NotifierSession
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 RANGE = {"start_uaddr": PAGE << PAGE_SHIFT, "length": PAGES << PAGE_SHIFT}

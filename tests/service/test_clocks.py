@@ -13,7 +13,7 @@ WALL_CLOCK: Final = {
     "datetime.now", "datetime.utcnow", "datetime.today", "datetime.datetime.now", "date.today",
 }  # fmt: skip
 
-DATING: Final = {"journal.py"}
+DATING: Final = {"event_bus.py"}
 """An event says when it happened, for people."""
 
 

@@ -10,8 +10,8 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import Vma
-from interceptd.mapping import HOST_BACKING, Extent, Frame, Mapping
-from interceptd.region import Presumption, Region
+from interceptd.memory.region import Presumption, Region
+from interceptd.pages.mapping import HOST_BACKING, Extent, Frame, Mapping
 
 UADDRS = UaddrRange(start=7, end=9)
 FRAME = Frame(HOST_BACKING, 70)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from interceptd.config import Config, Limits
-from interceptd.config_sources import ConfigError, load_config
+from interceptd.config.schema import Config, Limits
+from interceptd.config.sources import ConfigError, load_config
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from interceptd.config import Config, Limits
-from interceptd.config_sources import CHAOS_VARIABLE, ConfigError, Setting, Sources, set_flag
+from interceptd.config.schema import Config, Limits
+from interceptd.config.sources import CHAOS_VARIABLE, ConfigError, Setting, Sources, set_flag
 
 
 def load(

@@ -18,10 +18,10 @@ from fakes.raw_peer import RawPeer
 from fakes.running import Running
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
-from interceptd.connection import REST_SECONDS, Connection, ConnectionGone
-from interceptd.peer_watch import PeerWatch
-from interceptd.tenants import Tenants
-from interceptd.turns import ALONE, TURN
+from interceptd.connections.connection import REST_SECONDS, Connection, ConnectionGone
+from interceptd.connections.fairness import ALONE, TURN
+from interceptd.connections.hangup_watch import PeerWatch
+from interceptd.connections.tenants import Tenants
 
 REQUEST = rpc.encode_request(1, "statistics", [{}])
 

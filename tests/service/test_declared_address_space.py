@@ -18,7 +18,7 @@ from intercept_protocol.addresses import PageRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import VMAS_A_TURN, DeclaredAddressSpace, Vma
-from interceptd.mapping import HOST_BACKING, Extent, Frame
+from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
 
 RW = Access.READ | Access.WRITE
 EVERYWHERE = UaddrRange(start=0, end=1 << 40)

@@ -15,8 +15,8 @@ from intercept_protocol import rpc
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import EVENTS_DROPPED, EventName
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.event_stream import EVENTS_A_TURN
-from interceptd.journal import EVENTS_KEPT
+from interceptd.sessions.event_stream import EVENTS_A_TURN
+from interceptd.telemetry.event_bus import EVENTS_KEPT
 
 BAR = {"start_gfn": 0x100, "page_count": 16, "start_uaddr": 0x9000000}
 RANGE = {"start_uaddr": 0x9000000, "page_count": 16}

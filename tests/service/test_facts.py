@@ -19,7 +19,7 @@ from intercept_protocol.events import (
 )
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
-from interceptd.journal import EVENTS_KEPT, Interest, Subscription
+from interceptd.telemetry.event_bus import EVENTS_KEPT, Interest, Subscription
 
 START_UADDR = PAGE << 12
 

@@ -17,9 +17,9 @@ from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Point
 from interceptd.address_space import AddressSpace, Asker, Undecided
-from interceptd.attempt import Obstacle
-from interceptd.intercept import InterceptPath
-from interceptd.mapping import Extent
+from interceptd.memory.attempt import Obstacle
+from interceptd.memory.fault_handler import InterceptPath
+from interceptd.pages.mapping import Extent
 
 
 class LiveLike:

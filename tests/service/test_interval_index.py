@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fakes.drawn import ranges
 from intercept_protocol.addresses import PAGE_LIMIT, PageRange
-from interceptd.interval_index import IntervalIndex
+from interceptd.pages.interval_index import IntervalIndex
 
 everything = PageRange(start=0, end=PAGE_LIMIT)
 drawn_ranges = st.lists(ranges(300) | st.just(everything))

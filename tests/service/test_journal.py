@@ -17,7 +17,14 @@ from intercept_protocol.events import (
     VpAttached,
     VpDetached,
 )
-from interceptd.journal import EVENTS_KEPT, NOTHING, Interest, Journal, PartitionJournal, Subscription
+from interceptd.telemetry.event_bus import (
+    EVENTS_KEPT,
+    NOTHING,
+    Interest,
+    Journal,
+    PartitionJournal,
+    Subscription,
+)
 
 
 def interest(*events: str) -> Interest:

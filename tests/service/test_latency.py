@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intercept_protocol.messages import LATENCY_BUCKETS
-from interceptd.latency import BOUNDARIES_NS, LatencyHistogram, total
+from interceptd.telemetry.histogram import BOUNDARIES_NS, LatencyHistogram, total
 
 LAST = LATENCY_BUCKETS - 1
 DURATIONS = st.lists(st.integers(0, 2**63), max_size=50)

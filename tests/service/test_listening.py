@@ -13,8 +13,8 @@ import pytest
 
 from fakes.locked_directory import locked
 from intercept_protocol.errors import WireError
-from interceptd.listening import BACKLOG, ListenError, listening
-from interceptd.peer import Peer, overflow_uid, peer_groups, require_allowed
+from interceptd.connections.peer import Peer, overflow_uid, peer_groups, require_allowed
+from interceptd.connections.unix_listener import BACKLOG, ListenError, listening
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_the_backlog_takes_a_burst_of_vps(path: str) -> None:
 def test_a_directory_whose_lock_somebody_keeps_is_an_error_that_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interceptd.listening.LOCK_SECONDS", 0.01)
+    monkeypatch.setattr("interceptd.connections.unix_listener.LOCK_SECONDS", 0.01)
     with (
         locked(tmp_path),
         pytest.raises(ListenError, match=f"{tmp_path}: another process has held a lock"),

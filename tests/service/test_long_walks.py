@@ -14,9 +14,9 @@ from fakes.others import Others
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.guest_mappings import A_TURN
-from interceptd.mapping import HOST_BACKING, Extent, Frame
-from interceptd.region import Presumption, Region, RegionState
+from interceptd.memory.guest_mappings import A_TURN
+from interceptd.memory.region import Presumption, Region, RegionState
+from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
 
 TURNS = 8
 MANY = TURNS * A_TURN

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from fakes.drawn import ranges
 from intercept_protocol.addresses import GfnRange, PageRange
 from intercept_protocol.outcomes import Access
-from interceptd.mapping import HOST_BACKING, Cache, Frame, Mapping, insert_joined
-from interceptd.range_map import RangeMap
+from interceptd.pages.mapping import HOST_BACKING, Cache, Frame, Mapping, insert_joined
+from interceptd.pages.range_map import RangeMap
 
 WHOLE = Mapping(100, 148, Frame(HOST_BACKING, 7000), 500, Access.READ | Access.WRITE, Cache.NOT_CACHED)
 

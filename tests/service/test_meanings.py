@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from interceptd.meanings import REFUSALS, Call, Meaning, Verdict, meaning
+from interceptd.address_space.refusals import REFUSALS, Call, Meaning, Verdict, meaning
 
 DECIDED, PASSING, GONE = Verdict.DECIDED, Verdict.PASSING, Verdict.GONE
 MANUAL = {

@@ -13,8 +13,8 @@ from trio.testing import wait_all_tasks_blocked
 from fakes.drawn import SPACE, ranges
 from intercept_protocol.addresses import PageRange, UaddrRange
 from intercept_protocol.errors import WireError
-from interceptd.journal import Journal
 from interceptd.mmu_notifier import EVERYTHING, PENDING_PIECES, Batch, MmuNotifier
+from interceptd.telemetry.event_bus import Journal
 
 
 def uaddrs(start: int, end: int) -> UaddrRange:

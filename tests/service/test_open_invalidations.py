@@ -12,7 +12,7 @@ from fakes.running import Running
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Point
 from interceptctl.explore.ports import Mapped
-from interceptd.intercept import ROUNDS
+from interceptd.memory.fault_handler import ROUNDS
 
 
 async def test_a_fault_in_an_open_invalidation_waits_for_its_end(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interceptd import ordered_map
-from interceptd.ordered_map import OrderedMap
+from interceptd.pages import ordered_map
+from interceptd.pages.ordered_map import OrderedMap
 
 CHUNK = 8
 KEYS = st.integers(0, 30)

@@ -25,15 +25,15 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.messages import NOTIFIER_METHODS
 from intercept_protocol.outcomes import Answer
 from interceptctl.explore.pauses import Point
-from interceptd.calls import serve_calls
-from interceptd.config import Limits, Timeouts
-from interceptd.connection import Connection
+from interceptd.config.schema import Limits, Timeouts
+from interceptd.connections.connection import Connection
+from interceptd.connections.hangup_watch import PeerWatch
+from interceptd.connections.peer import Peer
+from interceptd.connections.request_loop import serve_calls
+from interceptd.connections.tenants import Tenants
 from interceptd.hypervisor import HypervisorError
-from interceptd.hypervisor.vmm_link import VmmHypervisor
-from interceptd.notifier_session import NotifierSession
-from interceptd.peer import Peer
-from interceptd.peer_watch import PeerWatch
-from interceptd.tenants import Tenants
+from interceptd.hypervisor.remote import VmmHypervisor
+from interceptd.sessions.notifier import NotifierSession
 
 
 def attached_notifier(model: ModelPartition) -> RawPeer:

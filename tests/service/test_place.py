@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from interceptd.listening import ListenError
-from interceptd.place import Place
+from interceptd.connections.listen_address import Place
+from interceptd.connections.unix_listener import ListenError
 
 
 @pytest.mark.parametrize(

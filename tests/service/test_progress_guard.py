@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.mapping import Mapping
-from interceptd.progress_guard import REPEATS, ProgressGuard
+from interceptd.pages.mapping import Mapping
+from interceptd.partition.progress_guard import REPEATS, ProgressGuard
 
 MAPPINGS = [Mapping(0, 8, None, 0, Access.READ | Access.WRITE) for _ in range(2)]
 """Equal, and yet two: a change in between makes a new object."""

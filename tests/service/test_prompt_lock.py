@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
-from interceptd.prompt_lock import PromptLock
+from interceptd.eager_lock import PromptLock
 
 
 async def test_a_free_lock_is_taken_and_given_back_without_a_checkpoint() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fakes.drawn import SPACE, ranges
 from intercept_protocol.addresses import PageRange
-from interceptd.range_map import RangeMap
+from interceptd.pages.range_map import RangeMap
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import trio
 from fakes.raw_peer import RawPeer
 from fakes.served import Guest, Served, serving
 from intercept_protocol.errors import WireError
-from interceptd.config import Limits, Timeouts
-from interceptd.connection import LAST_LOOK_SECONDS
-from interceptd.tenants import BURST_SECONDS, REFUSAL_TURNS
+from interceptd.config.schema import Limits, Timeouts
+from interceptd.connections.connection import LAST_LOOK_SECONDS
+from interceptd.connections.tenants import BURST_SECONDS, REFUSAL_TURNS
 from wire_vectors.forms import ExchangeVector, load
 
 HELLO = {"protocol": 1, "role": "vmm"}

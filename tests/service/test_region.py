@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access
-from interceptd.mapping import HOST_BACKING, Cache, Extent, Frame, Mapping
-from interceptd.region import FAULT_IN_PAGES, Presumption, Region, kind_of_vma
+from interceptd.memory.region import FAULT_IN_PAGES, Presumption, Region, kind_of_vma
+from interceptd.pages.mapping import HOST_BACKING, Cache, Extent, Frame, Mapping
 
 RWX = Access.READ | Access.WRITE | Access.EXECUTE
 EVERY_RIGHTS = [Access(bits) for bits in range(8)]

@@ -15,8 +15,8 @@ from intercept_protocol.addresses import PAGE_LIMIT, GfnRange, PageRange, UaddrR
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
-from interceptd.region import Presumption, Region
-from interceptd.region_list import RegionList
+from interceptd.memory.region import Presumption, Region
+from interceptd.memory.region_list import RegionList
 
 
 def region(gfns: PageRange, start_uaddr_page: int = 0) -> Region:

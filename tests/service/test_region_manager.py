@@ -20,14 +20,14 @@ from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Point
 from interceptctl.explore.ports import Mapped, Unmapped
-from interceptd.attempt import Attempt
-from interceptd.guest_mappings import A_TURN, GuestMappings
 from interceptd.hypervisor import PartitionLost
-from interceptd.intercept import InterceptPath
-from interceptd.journal import Journal
-from interceptd.mapping import Frame, Mapping
-from interceptd.region import Presumption, Region, RegionState
-from interceptd.region_manager import RegionManager
+from interceptd.memory.attempt import Attempt
+from interceptd.memory.fault_handler import InterceptPath
+from interceptd.memory.guest_mappings import A_TURN, GuestMappings
+from interceptd.memory.region import Presumption, Region, RegionState
+from interceptd.memory.region_manager import RegionManager
+from interceptd.pages.mapping import Frame, Mapping
+from interceptd.telemetry.event_bus import Journal
 
 NOTHING = [None] * PAGES
 

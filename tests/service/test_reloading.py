@@ -8,10 +8,10 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from interceptd.config import Config
-from interceptd.reloading import Reloader
-from interceptd.service_manager import ServiceManager
-from interceptd.settings import Settings
+from interceptd.config.live import Settings
+from interceptd.config.schema import Config
+from interceptd.process import Reloader
+from interceptd.systemd.notify import ServiceManager
 
 
 async def no_thread(_: Callable[[], Config]) -> Config:

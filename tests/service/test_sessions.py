@@ -19,8 +19,8 @@ from interceptd.address_space import Asker, Undecided, Unknowable
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.address_space.handover import Handover
-from interceptd.meanings import Meaning
-from interceptd.notifier_session import NotifierSession
+from interceptd.address_space.refusals import Meaning
+from interceptd.sessions.notifier import NotifierSession
 
 RANGE = {"start_uaddr": 0x9000000, "length": 0x4000}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from interceptd.config import Config, Limits, Log, Timeouts
-from interceptd.settings import Settings
+from interceptd.config.live import Settings
+from interceptd.config.schema import Config, Limits, Log, Timeouts
 
 
 def test_live_keys_are_taken_over_and_named_with_both_values() -> None:

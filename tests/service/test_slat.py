@@ -9,7 +9,7 @@ from fakes.drawn import SPACE, ranges
 from intercept_protocol.addresses import GfnRange, PageRange
 from intercept_protocol.outcomes import Access
 from interceptd.hypervisor.slat import SoftwareSlat
-from interceptd.mapping import HOST_BACKING, Frame, Mapping
+from interceptd.pages.mapping import HOST_BACKING, Frame, Mapping
 
 Entry = tuple[int | None, Access]
 edits = st.lists(st.tuples(ranges(), st.sampled_from(["map", "no access", "clear"])))

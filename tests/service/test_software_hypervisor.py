@@ -21,7 +21,7 @@ from interceptd.hypervisor.software import (
     UNMAP_BATCH_GFNS,
     SoftwareHypervisor,
 )
-from interceptd.mapping import HOST_BACKING, Frame, Mapping
+from interceptd.pages.mapping import HOST_BACKING, Frame, Mapping
 
 LONG = 2000
 """Pages: four map batches, the last one short."""

@@ -15,10 +15,10 @@ from fakes.running import Running
 from fakes.served import serving
 from intercept_protocol import rpc
 from intercept_protocol.addresses import GfnRange
-from interceptd.connection import Connection
-from interceptd.hypervisor.vmm_link import VmmHypervisor
-from interceptd.peer_watch import PeerWatch
-from interceptd.tenants import Tenants
+from interceptd.connections.connection import Connection
+from interceptd.connections.hangup_watch import PeerWatch
+from interceptd.connections.tenants import Tenants
+from interceptd.hypervisor.remote import VmmHypervisor
 
 LONG = 60.0
 """Seconds, beyond every deadline."""

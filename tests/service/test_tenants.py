@@ -8,7 +8,13 @@ import pytest
 import structlog.testing
 import trio
 
-from interceptd.tenants import BURST_SECONDS, REFUSAL_TURNS, REFUSALS_LOGGED_A_SECOND, Tenant, Tenants
+from interceptd.connections.tenants import (
+    BURST_SECONDS,
+    REFUSAL_TURNS,
+    REFUSALS_LOGGED_A_SECOND,
+    Tenant,
+    Tenants,
+)
 
 RATE = 100
 BURST = int(BURST_SECONDS * RATE)

@@ -18,10 +18,10 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.hypervisor import HypervisorError
 from interceptd.hypervisor.measured import MeasuredHypervisor
-from interceptd.journal import Journal
-from interceptd.mapping import Mapping
 from interceptd.mmu_notifier import MmuNotifier
-from interceptd.totals import PortCalls, Source, Totals
+from interceptd.pages.mapping import Mapping
+from interceptd.telemetry.counters import PortCalls, Source, Totals
+from interceptd.telemetry.event_bus import Journal
 
 RESERVED = Mapping(0x400, 0x410, None, 0, Access.NONE)
 

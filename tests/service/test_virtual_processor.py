@@ -23,7 +23,7 @@ from intercept_protocol.messages import INTERCEPT_METHOD
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Point
 from interceptd.hypervisor import PartitionLost
-from interceptd.mapping import Mapping
+from interceptd.pages.mapping import Mapping
 
 SHORTEST = rpc.encode_request(
     7, INTERCEPT_METHOD, [build_memory_intercept(gpa=GFN << PAGE_SHIFT, access=Access.READ)]

@@ -26,7 +26,7 @@ FRAGMENT = 6
 """Bytes of a token that are no chance find."""
 FAILURE = """
 import structlog
-from interceptd.config import Log
+from interceptd.config.schema import Log
 from interceptd.logs import configure_logs
 
 def serve(token):
@@ -146,7 +146,7 @@ def test_a_traceback_comes_without_the_local_variables(log_format: str) -> None:
 HOSTILE = """
 import logging
 import structlog
-from interceptd.config import Log
+from interceptd.config.schema import Log
 from interceptd.logs import configure_logs
 
 text = "\\x1b[2J\\u202e\\udcff\\n"

@@ -28,7 +28,7 @@ from interceptctl.cli import main
 from interceptctl.exercise import program, summary
 from interceptctl.guest import program as guest_program
 from interceptctl.guest import summary as guest_summary
-from interceptd.listening import ListenError, listening
+from interceptd.connections.unix_listener import ListenError, listening
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 

@@ -16,8 +16,8 @@ from fakes.listening_at import is_listening
 from fakes.passing_manager import launch
 from fakes.raw_vmm import RawVmm
 from fakes.witness import Witness
-from interceptd.listening import ListenError
-from interceptd.passed_sockets import PassedSockets, take_passed_sockets
+from interceptd.connections.unix_listener import ListenError
+from interceptd.systemd.socket_activation import PassedSockets, take_passed_sockets
 
 ACTIVATE = shutil.which("systemd-socket-activate")
 
@@ -78,7 +78,7 @@ def test_a_socket_that_does_not_listen_is_refused(
 ) -> None:
     ours, theirs = socket.socketpair()
     with theirs:
-        monkeypatch.setattr("interceptd.passed_sockets.FIRST_DESCRIPTOR", ours.detach())
+        monkeypatch.setattr("interceptd.systemd.socket_activation.FIRST_DESCRIPTOR", ours.detach())
         environment = {"LISTEN_FDS": "1", "LISTEN_PID": "7", "LISTEN_FDNAMES": "vmm"}
         with pytest.raises(ListenError, match=r"\(vmm\): expected a listening Unix stream socket"):
             take_passed_sockets(environment, 7)

@@ -14,7 +14,7 @@ import trio
 
 from fakes.daemon_process import DaemonProcess, StartDaemon
 from fakes.eventually import PATIENCE
-from interceptd.service_manager import ServiceManager
+from interceptd.systemd.notify import ServiceManager
 
 
 class FakeManager:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
-from interceptd.mapping import Frame, Mapping
+from interceptd.pages.mapping import Frame, Mapping
 
 from .model_partition import ModelPartition
 

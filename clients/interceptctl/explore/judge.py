@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange
 from intercept_protocol.outcomes import Access, Answer, Outcome
 from interceptd.hypervisor.software import SoftwareHypervisor
-from interceptd.mapping import Mapping
+from interceptd.pages.mapping import Mapping
 
 from .facts import Reached, Watch
 from .pauses import Point

@@ -13,8 +13,8 @@ from intercept_protocol import rpc
 from intercept_protocol.errors import EncodedError
 from intercept_protocol.messages import INTERCEPT_METHOD
 from intercept_protocol.outcomes import Answer
-from interceptd.connection import Answered, Connection, ConnectionGone, Whole
-from interceptd.peer import Peer
+from interceptd.connections.connection import Answered, Connection, ConnectionGone, Whole
+from interceptd.connections.peer import Peer
 
 _MSGID = 0
 _ANSWERS = {rpc.encode_result(_MSGID, answer.value): answer for answer in Answer}

@@ -25,19 +25,19 @@ from intercept_protocol.messages import (
 )
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.declared import DeclaredAddressSpace
-from interceptd.calls import Reply
-from interceptd.descriptor_box import DescriptorBox
-from interceptd.guest_mappings import GuestMappings
+from interceptd.connections.peer import Peer
+from interceptd.connections.received_fds import DescriptorBox
+from interceptd.connections.request_loop import Reply
 from interceptd.hypervisor.hv_status import HvStatus
 from interceptd.hypervisor.software import SoftwareHypervisor
-from interceptd.intercept import InterceptPath
-from interceptd.journal import Journal, PartitionJournal
+from interceptd.memory.fault_handler import InterceptPath
+from interceptd.memory.guest_mappings import GuestMappings
+from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
-from interceptd.partition import Partition
-from interceptd.peer import Peer
-from interceptd.region_manager import RegionManager
-from interceptd.virtual_processor import VirtualProcessor
-from interceptd.vmm_session import VmmSession
+from interceptd.partition.partition import Partition
+from interceptd.partition.virtual_processor import VirtualProcessor
+from interceptd.sessions.vmm import VmmSession
+from interceptd.telemetry.event_bus import Journal, PartitionJournal
 
 from .pauses import Pauses
 from .ports import RecordedAddressSpace, RecordedHypervisor

@@ -13,7 +13,7 @@ from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.hv_message import build_memory_intercept
 from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.peer import Peer
+from interceptd.connections.peer import Peer
 
 from .inspection import disorder, misrecorded
 from .line import WELCOME, Line

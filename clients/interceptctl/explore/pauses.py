@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Protocol
 
 from intercept_protocol.addresses import GfnRange
-from interceptd.mapping import Extent, Mapping
+from interceptd.pages.mapping import Extent, Mapping
 
 Asked = Mapping | GfnRange | Extent | int | None
 """What a port call is about: what to map or unmap, which page to resolve, or the answer to that."""

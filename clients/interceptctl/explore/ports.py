@@ -13,7 +13,7 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import AddressSpace, Asker
 from interceptd.hypervisor import Hypervisor, HypervisorCounters, HypervisorError
-from interceptd.mapping import Extent, Frame, Mapping
+from interceptd.pages.mapping import Extent, Frame, Mapping
 
 from .pauses import Pauses, Point
 

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Answer, Outcome
 from intercept_protocol.text import sentence
-from interceptd.mapping import Mapping
+from interceptd.pages.mapping import Mapping
 
 from . import script
 from .judge import Judge

@@ -11,7 +11,7 @@ from enum import Enum
 
 from intercept_protocol.addresses import GfnRange
 from intercept_protocol.outcomes import Access
-from interceptd.mapping import Extent, Mapping
+from interceptd.pages.mapping import Extent, Mapping
 
 from .pauses import Asked, Point
 from .script import rights

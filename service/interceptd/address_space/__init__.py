@@ -13,8 +13,8 @@ from typing import Protocol
 import msgspec
 
 from intercept_protocol.addresses import UaddrRange
-from interceptd.mapping import Extent
-from interceptd.meanings import Meaning
+from interceptd.address_space.refusals import Meaning
+from interceptd.pages.mapping import Extent
 
 
 class Undecided(Exception):

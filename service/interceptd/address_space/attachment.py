@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import Smaps
-from interceptd.userfaultfd import Userfaultfd
+from interceptd.address_space.userfaultfd import Userfaultfd
 
 
 class Attachment:

@@ -14,9 +14,9 @@ import trio
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.live_vma import LiveVma
-from interceptd.mapping import Frame, Mapping
 from interceptd.mmu_notifier import MmuNotifier
-from interceptd.totals import Source
+from interceptd.pages.mapping import Frame, Mapping
+from interceptd.telemetry.counters import Source
 
 PIECES_A_ROUND = 1024
 """A piece is a part of a mapping that one VMA backs, and costs one look-up. A round of so many takes 8 ms of

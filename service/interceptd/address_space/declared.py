@@ -17,8 +17,8 @@ from intercept_protocol.addresses import PAGE_SHIFT, PageRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Asker
-from interceptd.mapping import HOST_BACKING, Extent, Frame
-from interceptd.range_map import RangeMap
+from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
+from interceptd.pages.range_map import RangeMap
 
 VMAS_A_TURN = 1024
 """VMAs that a long edit passes before it lets other tasks run."""

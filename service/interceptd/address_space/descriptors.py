@@ -21,12 +21,12 @@ from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.mm_proof import NotOfThisMm, prove
 from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.procmaps import ProcMaps
+from interceptd.address_space.refusals import Call, Meaning, Verdict, meaning
 from interceptd.address_space.smaps import Smaps
-from interceptd.descriptor_box import close_each
-from interceptd.meanings import Call, Meaning, Verdict, meaning
-from interceptd.peer import Peer
-from interceptd.userfaultfd import LINK as USERFAULTFD_LINK
-from interceptd.userfaultfd import FeaturesMissing, NotReadable, NotVirgin, Userfaultfd
+from interceptd.address_space.userfaultfd import LINK as USERFAULTFD_LINK
+from interceptd.address_space.userfaultfd import FeaturesMissing, NotReadable, NotVirgin, Userfaultfd
+from interceptd.connections.peer import Peer
+from interceptd.connections.received_fds import close_each
 
 PROC_SUPER_MAGIC = 0x9FA0
 """f_type of procfs, statfs(2)."""

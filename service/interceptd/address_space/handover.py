@@ -15,8 +15,8 @@ from interceptd.address_space import Undecided
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.descriptors import attach
 from interceptd.address_space.workers import Workers
-from interceptd.descriptor_box import close_aside
-from interceptd.peer import Peer
+from interceptd.connections.peer import Peer
+from interceptd.connections.received_fds import close_aside
 
 
 class Handover:

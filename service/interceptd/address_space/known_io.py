@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from intercept_protocol.addresses import PAGE_LIMIT, UaddrRange
 from interceptd.address_space.live_vma import Identity, LiveVma
-from interceptd.range_map import RangeMap
+from interceptd.pages.range_map import RangeMap
 
 KNOWN_VMAS = 1 << 16
 """VMAs that are remembered at most, the default of vm.max_map_count. Neighbours that are alike are one."""

@@ -19,8 +19,8 @@ from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import Undecided
 from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.procmaps import ProcMaps
-from interceptd.meanings import Call, Meaning, meaning
-from interceptd.userfaultfd import Userfaultfd
+from interceptd.address_space.refusals import Call, Meaning, meaning
+from interceptd.address_space.userfaultfd import Userfaultfd
 
 TRIALS = 3
 """Registrations without a split before a userfaultfd is another mm's: the VMM may unmap one meanwhile."""

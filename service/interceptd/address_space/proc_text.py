@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from interceptd.address_space import Undecided
-from interceptd.meanings import Call, Meaning, meaning
+from interceptd.address_space.refusals import Call, Meaning, meaning
 
 PIECE_BYTES = 1 << 16
 """More than the kernel's buffer, a page or what one record takes: so a piece ends where a record does."""

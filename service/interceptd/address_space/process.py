@@ -26,14 +26,14 @@ from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.obstacle_log import ObstacleLog
 from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.procmaps import ProcMaps
+from interceptd.address_space.refusals import Call, Meaning, Verdict, error_name, meaning
 from interceptd.address_space.smaps import Smaps
+from interceptd.address_space.unmap_watch import UnmapWatch
+from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.address_space.workers import Workers
-from interceptd.mapping import Extent, Frame, Mapping
-from interceptd.meanings import Call, Meaning, Verdict, error_name, meaning
+from interceptd.connections.peer import Pidfd
 from interceptd.mmu_notifier import MmuNotifier
-from interceptd.peer import Pidfd
-from interceptd.unmap_watch import UnmapWatch
-from interceptd.userfaultfd import Userfaultfd
+from interceptd.pages.mapping import Extent, Frame, Mapping
 
 WORKERS = {Asker.GUEST: 4, Asker.VMM: 2}
 """Threads that may wait for one VMM's mmap lock at a time. A VMM makes one call at a time; the second thread

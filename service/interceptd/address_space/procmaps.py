@@ -25,7 +25,7 @@ from intercept_protocol.addresses import PAGE_SHIFT
 from interceptd.address_space import Undecided
 from interceptd.address_space.live_vma import ACCESSES, RIGHTS, LiveVma
 from interceptd.address_space.proc_text import MmGone, ProcText, Torn
-from interceptd.meanings import Call, Meaning, meaning
+from interceptd.address_space.refusals import Call, Meaning, meaning
 
 PROCMAP_QUERY = 0xC0686611
 """_IOWR('f', 17, struct procmap_query), include/uapi/linux/fs.h."""

@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from intercept_protocol.addresses import GfnRange
-from interceptd.mapping import Mapping
+from interceptd.pages.mapping import Mapping
 
 
 class HypervisorError(Exception):

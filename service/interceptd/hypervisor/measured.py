@@ -9,8 +9,8 @@ from time import perf_counter_ns
 
 from intercept_protocol.addresses import GfnRange
 from interceptd.hypervisor import Hypervisor, HypervisorCounters
-from interceptd.mapping import Mapping
-from interceptd.totals import PortCalls
+from interceptd.pages.mapping import Mapping
+from interceptd.telemetry.counters import PortCalls
 
 
 class MeasuredHypervisor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from intercept_protocol.addresses import GfnRange
 from intercept_protocol.outcomes import Access
-from interceptd.mapping import Mapping, insert_joined
-from interceptd.range_map import RangeMap
+from interceptd.pages.mapping import Mapping, insert_joined
+from interceptd.pages.range_map import RangeMap
 
 GFNS_PER_TABLE_PAGE = 512
 """A 4 KiB table page holds 512 entries of 8 bytes."""

@@ -16,7 +16,7 @@ from intercept_protocol.outcomes import spelled
 from interceptd.hypervisor import HypervisorCounters, HypervisorError
 from interceptd.hypervisor.hv_status import HvStatus
 from interceptd.hypervisor.slat import GFNS_PER_TABLE_PAGE, SoftwareSlat
-from interceptd.mapping import Mapping
+from interceptd.pages.mapping import Mapping
 
 MAP_BATCH_GFNS = 509
 """HV_MAP_GPA_BATCH_SIZE: (4096 - 24) / 8, the pfns that fit the hypercall's input page."""

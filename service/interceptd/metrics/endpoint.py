@@ -14,14 +14,14 @@ from prometheus_client import Metric, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
+from interceptd.connections.listen_address import Place
 from interceptd.metrics.families import families
 from interceptd.metrics.http import Page, Responder
 from interceptd.metrics.loop_lag import LoopLag
 from interceptd.metrics.observing import Observer
-from interceptd.place import Place
-from interceptd.reception import Reception
-from interceptd.registry import PartitionRegistry
-from interceptd.service_manager import ServiceManager
+from interceptd.partition.registry import PartitionRegistry
+from interceptd.sessions.dispatcher import Reception
+from interceptd.systemd.notify import ServiceManager
 
 log = structlog.get_logger()
 

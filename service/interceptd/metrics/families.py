@@ -20,10 +20,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from intercept_protocol.outcomes import Answer
 from interceptd import __version__
-from interceptd.admission import LEFT, REFUSAL_NUMBERS
-from interceptd.latency import BOUNDARIES_NS, LatencyHistogram
 from interceptd.metrics.observing import Observation
-from interceptd.totals import Source
+from interceptd.sessions.admission import LEFT, REFUSAL_NUMBERS
+from interceptd.telemetry.counters import Source
+from interceptd.telemetry.histogram import BOUNDARIES_NS, LatencyHistogram
 
 _NO_REFUSALS = {errno.errorcode[number]: 0 for number in REFUSAL_NUMBERS} | {LEFT: 0}
 """There from the start: Prometheus sees no increase in a series that begins with its first count."""

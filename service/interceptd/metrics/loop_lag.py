@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from interceptd.latency import LatencyHistogram
+from interceptd.telemetry.histogram import LatencyHistogram
 
 PERIOD_SECONDS: Final = 0.25
 """Four wake-ups a second cost nothing, and find what lasts a quarter of a second for certain."""

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import trio
 
 from interceptd.address_space.process import ProcessAddressSpace
-from interceptd.latency import LatencyHistogram
 from interceptd.metrics.loop_lag import LoopLag
-from interceptd.partition import Partition
-from interceptd.reception import Reception
-from interceptd.registry import PartitionRegistry
-from interceptd.service_manager import ServiceManager
-from interceptd.totals import Totals
+from interceptd.partition.partition import Partition
+from interceptd.partition.registry import PartitionRegistry
+from interceptd.sessions.dispatcher import Reception
+from interceptd.systemd.notify import ServiceManager
+from interceptd.telemetry.counters import Totals
+from interceptd.telemetry.histogram import LatencyHistogram
 
 
 @dataclass(slots=True)

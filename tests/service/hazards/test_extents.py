@@ -18,7 +18,7 @@ from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Answer
 from interceptctl.explore.pauses import Point
 from interceptctl.explore.ports import Mapped
-from interceptd.guest_mappings import A_TURN
+from interceptd.memory.guest_mappings import A_TURN
 
 GFN, PAGE, PFN, PAGES = 0x103, 0x9000, 0x7000, 16
 BAR_PAGES = (64 << 30) >> 12

@@ -13,7 +13,7 @@ from fakes.running import Running
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.pauses import Point
-from interceptd.region import RegionState
+from interceptd.memory.region import RegionState
 
 NEW_PFN = 0x8000
 OLD = [*range(PFN, PFN + PAGES)]

@@ -26,7 +26,7 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.messages import Invalidate, InvalidateBegin, RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.explore.inspection import misrecorded
-from interceptd.notifier_session import NotifierSession
+from interceptd.sessions.notifier import NotifierSession
 
 LOOKED_AT = range(GFN - 1, GFN + PAGES + 1)
 ANOTHER_PFN = 0xB000

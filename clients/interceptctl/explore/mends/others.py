@@ -11,14 +11,14 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space import Asker
 from interceptd.address_space.declared import DeclaredAddressSpace
-from interceptd.attempt import Attempt
 from interceptd.hypervisor.software import SoftwareHypervisor
-from interceptd.intercept import InterceptPath
-from interceptd.mapping import HOST_BACKING, Extent, Frame, Mapping
+from interceptd.memory.attempt import Attempt
+from interceptd.memory.fault_handler import InterceptPath
 from interceptd.mmu_notifier import PENDING_PIECES, Batch, MmuNotifier, OpenInvalidation
-from interceptd.progress_guard import ProgressGuard
-from interceptd.totals import Source
-from interceptd.virtual_processor import VirtualProcessor
+from interceptd.pages.mapping import HOST_BACKING, Extent, Frame, Mapping
+from interceptd.partition.progress_guard import ProgressGuard
+from interceptd.partition.virtual_processor import VirtualProcessor
+from interceptd.telemetry.counters import Source
 
 
 class LeavesAttemptsFresh(MmuNotifier):

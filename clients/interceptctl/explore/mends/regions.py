@@ -15,13 +15,13 @@ from msgspec import structs
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.attempt import Attempt, Obstacle
-from interceptd.guest_mappings import GuestMappings
-from interceptd.mapping import Extent, Mapping, insert_joined
+from interceptd.memory.attempt import Attempt, Obstacle
+from interceptd.memory.guest_mappings import GuestMappings
+from interceptd.memory.region import Region
+from interceptd.memory.region_list import RegionList
+from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Window
-from interceptd.region import Region
-from interceptd.region_list import RegionList
-from interceptd.region_manager import RegionManager
+from interceptd.pages.mapping import Extent, Mapping, insert_joined
 
 
 class CommitsStale(RegionManager):

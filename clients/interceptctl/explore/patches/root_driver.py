@@ -20,7 +20,7 @@ from interceptctl.explore.script import RW, Bar, MapVma, Pages, ProtectVma, Scri
 from interceptctl.explore.subject import Stage, Subject
 from interceptd.hypervisor import HypervisorError
 from interceptd.hypervisor.software import SoftwareHypervisor
-from interceptd.mapping import HOST_BACKING, Cache, Frame, Mapping
+from interceptd.pages.mapping import HOST_BACKING, Cache, Frame, Mapping
 
 from .kernel import DriverRegion, Mm, RegionHlist, SpinLock
 

@@ -1,0 +1,1 @@
+"""The configuration: its schema, its sources, and what is in force."""

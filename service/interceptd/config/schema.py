@@ -1,0 +1,113 @@
+"""Configuration: every key typed, with its default here.
+
+Owns keys, units and defaults; must not know who reads them, nor where values come from (`config_sources`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from intercept_protocol.frames import MESSAGE_LIMIT, REQUEST_VALUES
+from interceptd.connections.listen_address import Place
+from interceptd.connections.peer import overflow_uid
+
+Count = Annotated[int, Meta(ge=1, le=1 << 32)]
+Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
+Uid = Annotated[int, Meta(ge=0, le=2**32 - 2)]
+Gid = Uid
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Limits(_Table, frozen=True, kw_only=True):
+    """How much a client may ask for. Each is stated in `hello`; reaching one is an error that names it."""
+
+    connections_without_hello: Count = 512
+    connections_per_uid: Count = 8192
+    """In any state, at both sockets."""
+    control_requests_per_second: Count = 10_000
+    """Of one uid, over all of its connections; intercepts are none. The daemon reads no faster."""
+    partitions_per_uid: Count = 64
+    vmms_per_uid: Count = 128
+    """VMM connections, with a partition or without one yet."""
+    vps_per_uid: Count = 4096
+    regions_per_uid: Count = 1 << 20
+    vps_per_partition: Annotated[int, Meta(ge=1, le=256)] = 256
+    notifiers_per_partition: Count = 64
+    regions_per_partition: Count = 1 << 20
+    mappings_per_partition: Count = 1 << 20
+    """Pieces in which a partition is mapped; neighbours that continue each other are one."""
+    vmas_per_partition: Count = 1 << 20
+    open_invalidations_per_partition: Count = 1024
+    deposit_pages_per_partition: Count = 1 << 20
+    operators: Count = 32
+
+    def stated(self) -> dict[str, int]:
+        """As `hello` puts it, with those that are not configurable."""
+        stated: dict[str, int] = msgspec.to_builtins(self)
+        return stated | {
+            "message_bytes": MESSAGE_LIMIT,
+            "request_values": REQUEST_VALUES,
+            "requests_in_flight_per_connection": 1,
+        }
+
+
+class Timeouts(_Table, frozen=True, kw_only=True):
+    """Bounds on waiting, in milliseconds."""
+
+    hello_ms: Milliseconds = 5_000
+    invalidate_ms: Milliseconds = 5_000
+    """How long an intercept waits for an invalidation or a map to end; a partition may set its own."""
+    hypervisor_ms: Milliseconds = 5_000
+    """How long a VMM may take to answer a map or unmap request."""
+    drain_ms: Milliseconds = 5_000
+    """From SIGTERM, or the end of a partition, until what is still in flight is cut off."""
+
+
+class Log(_Table, frozen=True, kw_only=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+    """`auto` is console on a terminal and json otherwise."""
+
+
+class Metrics(_Table, frozen=True, kw_only=True):
+    """For Prometheus, over HTTP."""
+
+    listen: Place | None = None
+    """Default: nowhere."""
+    socket_mode: Annotated[int, Meta(ge=0, le=0o777)] = 0o660
+
+
+class Config(_Table, frozen=True, kw_only=True):
+    socket: str = "/run/interceptd/vmm.sock"
+    operator_socket: str | None = None
+    """Default: operator.sock beside `socket`."""
+    socket_mode: Annotated[int, Meta(ge=0, le=0o777)] = 0o660
+    socket_group: str | None = None
+    """Group of `socket`, by name or number. Default: the daemon's own."""
+    allowed_uids: list[Uid] | None = None
+    """Who may connect. Default: root and the uid that the daemon runs as, unless that is the overflow uid: so
+    looks everybody in a user namespace that has no map, and so it must be named."""
+    allowed_gids: list[Gid] = []
+    """Groups whose members may connect besides, primary or supplementary; but for the overflow uid."""
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    log: Log = Log()
+    metrics: Metrics = Metrics()
+
+    @property
+    def operator_path(self) -> str:
+        return self.operator_socket or str(Path(self.socket).with_name("operator.sock"))
+
+    @property
+    def uids(self) -> frozenset[int]:
+        if self.allowed_uids is not None:
+            return frozenset(self.allowed_uids)
+        return frozenset({0, os.geteuid()} - {overflow_uid()})

@@ -1,0 +1,192 @@
+"""Where the configuration comes from: defaults, a TOML file, the environment, flags, in that order.
+
+Owns their order and the spelling of a key in each (`limits.operators`, INTERCEPTD_LIMITS__OPERATORS,
+`--set limits.operators=3`), and that every error names the source, the key and what was expected. Must not
+know what the keys mean.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from intercept_protocol.text import visible
+from interceptd.config.schema import Config
+from interceptd.connections.listen_address import Place
+
+PREFIX: Final = "INTERCEPTD_"
+CHAOS_VARIABLE: Final = "INTERCEPTD_CHAOS"
+"""For tests: no key, so that no file turns it on."""
+NOT_SET: Final = "default"
+
+Table = dict[str, object]
+"""Values by their dotted names."""
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the text names the source, the key and what was expected, and is
+    fit for a terminal."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible(message))
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One key as text: `origin` says where from, for people."""
+
+    origin: str
+    key: str
+    text: str
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A configuration, and where each key that was set comes from."""
+
+    config: Config
+    origins: Mapping[str, str] = msgspec.field(default_factory=dict)
+
+    def values(self) -> Iterator[tuple[str, object, str]]:
+        """Every key with its value and its origin, in the order of the forms."""
+        for key, value in config_keys(self.config).items():
+            yield key, value, self.origins.get(key, NOT_SET)
+
+
+class Sources(msgspec.Struct, frozen=True):
+    """What is read, now and at every reload. Flags and environment are those of the process's start."""
+
+    file: Path | None = None
+    environment: Mapping[str, str] = msgspec.field(default_factory=dict)
+    flags: tuple[Setting, ...] = ()
+
+    def load(self) -> Loaded:
+        """Read the file; blocks for it. Raises `ConfigError`."""
+        values: Table = {}
+        origins: dict[str, str] = {}
+        for origin, table in self._tables():
+            _converted(table, origin)  # each by itself, so that the error names the source
+            keys = flat(table)
+            values |= keys
+            origins |= dict.fromkeys(keys, origin)
+        return Loaded(_converted(_nested(values), "configuration"), origins)
+
+    def _tables(self) -> Iterator[tuple[str, dict[str, object]]]:
+        if self.file is not None:
+            yield str(self.file), _read(self.file)
+        for setting in (*_from_environment(self.environment), *self.flags):
+            yield setting.origin, _nested({setting.key: _value(setting)})
+
+
+def load_config(path: Path | None) -> Config:
+    """Read a file alone, or give the defaults for None. Raises `ConfigError`."""
+    return Sources(path).load().config
+
+
+def flat(table: Mapping[str, object], prefix: str = "") -> Table:
+    """Nested tables as one of dotted names."""
+    keys: Table = {}
+    for name, value in table.items():
+        keys |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return keys
+
+
+def config_keys(config: Config) -> Table:
+    """Every key of a configuration, as a file has it."""
+    return flat(msgspec.to_builtins(config, enc_hook=str))  # a `Place` is the one type that TOML has not
+
+
+def set_flag(text: str) -> Setting:
+    """`KEY=VALUE` of --set. Raises ValueError."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ValueError(f"expected KEY=VALUE, got {text!r}")
+    return Setting(f"--set {key}", key, value)
+
+
+def _read(file: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{file}: is not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: is nested too deep") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> Iterable[Setting]:
+    for name, text in sorted(environment.items()):
+        if name.startswith(PREFIX) and name != CHAOS_VARIABLE:
+            key = name.removeprefix(PREFIX).lower().replace("__", ".")
+            yield Setting(f"environment: {name}", key, text)
+
+
+def _value(setting: Setting) -> object:
+    """As the file would have it, but that text needs no quotes."""
+    form = _form(setting.key)
+    if get_origin(form) is Literal or not {str, Place}.isdisjoint({form, *get_args(form)}):
+        return setting.text
+    try:
+        parsed = tomllib.loads(f"value = {setting.text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return setting.text  # whose type is then the error
+    return parsed["value"] if len(parsed) == 1 else setting.text
+
+
+def _nested(table: Table) -> dict[str, object]:
+    nested: dict[str, object] = {}
+    for key, value in table.items():
+        *path, name = key.split(".")
+        inner = nested
+        for part in path:
+            deeper = inner.setdefault(part, {})
+            assert isinstance(deeper, dict), "each source was converted by itself"
+            inner = deeper
+        inner[name] = value
+    return nested
+
+
+def _converted(table: Mapping[str, object], origin: str) -> Config:
+    try:
+        config = msgspec.convert(table, Config, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{origin}: {_explain(str(error))}") from None
+    for key in ("socket", "operator_socket"):
+        if not _is_file_path(getattr(config, key)):
+            raise ConfigError(f"{origin}: {key}: expected the path of a socket, got {getattr(config, key)!r}")
+    return config
+
+
+def _is_file_path(path: str | None) -> bool:
+    return path is None or (bool(Path(path).name) and "\0" not in path)
+
+
+def _decode(form: type, value: object) -> object:
+    """What is not built into TOML, from what is."""
+    assert form is Place, "there is no other such type"
+    if not isinstance(value, str):
+        raise TypeError(f"expected `str`, got `{type(value).__name__}`")
+    return Place(value)
+
+
+def _explain(text: str) -> str:
+    why, _, where = text.rpartition(" - at `$") if " - at `$" in text else (text, "", "")
+    where = where.rstrip("`").lstrip(".")
+    if why.startswith("Object contains unknown field `"):
+        key = why.removeprefix("Object contains unknown field `").rstrip("`")
+        return f"{f'{where}.' if where else ''}{key}: is no key of this table"
+    if why.startswith("Invalid enum value "):
+        got = why.removeprefix("Invalid enum value ")
+        why = f"expected one of {', '.join(get_args(_form(where)))}, got {got}"
+    return f"{where or 'the file'}: {why[:1].lower() + why[1:]}"
+
+
+def _form(key: str) -> object:
+    """The type of a key; None if there is no such key."""
+    form: object = Config
+    for name in key.split("."):
+        form = get_type_hints(form).get(name) if isinstance(form, type) else None
+    return form

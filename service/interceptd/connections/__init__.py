@@ -1,0 +1,1 @@
+"""Sockets: listeners, peers, framing, one request at a time, fairness between uids."""

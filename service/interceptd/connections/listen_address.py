@@ -1,0 +1,79 @@
+"""Where a listener that is no door of the protocol is reached: a Unix path, or an IP address and a port.
+
+Owns how that is written, and binding it. Must not know what is served there.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import PurePosixPath
+from typing import Final
+
+from interceptd.connections.unix_listener import BACKLOG, ListenError, listening
+
+UNIX: Final = "unix:"
+EXPECTED: Final = "expected unix:/PATH, or an IP address and a port like 127.0.0.1:9477 or [::1]:9477"
+
+
+class Place:
+    """Immutable; `str` gives it back as it is written. Port 0 is any that is free."""
+
+    __slots__ = ("_host", "_port", "path")
+
+    def __init__(self, text: str) -> None:
+        """Raises ValueError that says what was expected. A name is no address: nothing is looked up."""
+        self.path: str | None = None
+        if text.startswith(UNIX):
+            self.path = text.removeprefix(UNIX)
+            if not PurePosixPath(self.path).is_absolute() or "\0" in self.path:
+                raise ValueError(f"{EXPECTED}, got {text!r}")
+            return
+        host, _, port = text.rpartition(":")
+        try:
+            self._host = ip_address(host.removeprefix("[").removesuffix("]"))
+        except ValueError:
+            raise ValueError(f"{EXPECTED}, got {text!r}") from None
+        bracketed = host.startswith("[") and host.endswith("]")
+        if bracketed != (self._host.version == 6) or not port.isascii() or not port.isdecimal():
+            raise ValueError(f"{EXPECTED}, got {text!r}")
+        self._port = int(port)
+        if self._port > 0xFFFF:
+            raise ValueError(f"{EXPECTED}, got {text!r}")
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"{UNIX}{self.path}"
+        host = f"[{self._host}]" if self._host.version == 6 else str(self._host)
+        return f"{host}:{self._port}"
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.path is not None or self._host.is_loopback
+
+    def bound(self, listener: socket.socket) -> Place:
+        """Where `listener`, which was bound here, is reached: what a port of 0 became."""
+        if self.path is not None:
+            return self
+        port = listener.getsockname()[1]
+        return Place(f"[{self._host}]:{port}" if self._host.version == 6 else f"{self._host}:{port}")
+
+    @contextmanager
+    def listening(self, mode: int) -> Iterator[socket.socket]:
+        """A socket that listens there, a Unix one with the file mode `mode`. Raises `ListenError`."""
+        if self.path is not None:
+            with listening(self.path, mode) as listener:
+                yield listener
+            return
+        family = socket.AF_INET6 if self._host.version == 6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            try:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind((str(self._host), self._port))
+                listener.listen(BACKLOG)
+            except OSError as error:
+                raise ListenError(f"{self}: {error.strerror or error}") from error
+            yield listener

@@ -1,0 +1,158 @@
+"""The hypervisor that is the VMM's: map and unmap are asked of it over its hypervisor connection.
+
+Owns the requests in flight, their deadline, and a mirror of what the VMM has confirmed. Must not know why
+something is mapped. The VMM answers in order; what is late is not forgotten, it is undone.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from intercept_protocol import codec, messages, rpc
+from intercept_protocol.addresses import PAGE_SHIFT, GfnRange
+from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.messages import HypervisorCall
+from interceptd.connections.connection import LAST_LOOK_SECONDS, Connection, ConnectionGone
+from interceptd.hypervisor import HypervisorCounters, HypervisorError, PartitionLost
+from interceptd.hypervisor.slat import SoftwareSlat
+from interceptd.pages.mapping import HOST_BACKING, Mapping
+
+_QUOTED = 200
+"""Characters of the VMM's own message that its `vmm` connection, the log and operators are given: it may have
+sent 64 KiB, and the answer that quotes it must not be longer than a message."""
+
+
+class Late(HypervisorError):
+    """No answer by the deadline: the VMM may still carry the request out."""
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """One request on its way; `error` is the VMM's, once it is `answered`. The result is never looked at."""
+
+    answered: trio.Event = field(default_factory=trio.Event)
+    error: WireError | None = None
+
+
+def refusal(method: str, error: WireError) -> HypervisorError:
+    """What the VMM answered, as it is passed on: its number, and a message that fits into an answer."""
+    return HypervisorError(error.number, f"{method}: {error.message:.{_QUOTED}}")
+
+
+class VmmHypervisor:
+    """See `Hypervisor`. `deadline` bounds each request, in seconds; it is asked anew for each."""
+
+    def __init__(self, deadline: Callable[[], float]) -> None:
+        self._deadline = deadline
+        self.claimed = False
+        """Whether a hypervisor connection has come."""
+        self._connection: Connection | None = None
+        self._asked: dict[int, _Asked] = {}
+        self._late: deque[int] = deque()
+        self._msgid = 0
+        self._mirror = SoftwareSlat()
+        self._map_calls = 0
+        self._unmap_calls = 0
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
+    async def serve(self, connection: Connection) -> None:
+        """Take the VMM's answers until it closes. Raises `ProtocolViolation`, `ConnectionGone`."""
+        connection.expect_responses()
+        self._connection = connection
+        try:
+            while (response := await connection.receive_response()) is not None:
+                self._settle(response)
+        finally:
+            self._connection = None
+            for asked in self._asked.values():
+                asked.error = WireError(errno.ENOTCONN, "the hypervisor connection closed")
+                asked.answered.set()
+
+    may_block = True
+
+    async def map_gpa(self, mapping: Mapping) -> None:
+        """See `Hypervisor.map_gpa`. A map that comes too late is unmapped before the error is raised."""
+        self._map_calls += 1
+        frame = mapping.frame
+        call = messages.MapGpa(
+            start_gfn=mapping.start,
+            page_count=mapping.end - mapping.start,
+            start_uaddr=mapping.start_uaddr_page << PAGE_SHIFT,
+            start_pfn=frame.page if frame is not None and frame.backing == HOST_BACKING else None,
+            access=int(mapping.access),
+        )
+        try:
+            await self._ask(call)
+        except Late:
+            try:
+                await self.unmap_gpa(mapping.gfns)
+            except HypervisorError as error:
+                raise PartitionLost(
+                    f"a late map of gfns {mapping.gfns} could not be undone: {error}"
+                ) from error
+            raise
+        self._mirror.replace(mapping)
+
+    async def unmap_gpa(self, gfns: GfnRange) -> None:
+        """See `Hypervisor.unmap_gpa`."""
+        self._unmap_calls += 1
+        await self._ask(messages.UnmapGpa(start_gfn=gfns.start, page_count=gfns.page_count))
+        self._mirror.clear(gfns)
+
+    def translate(self, gfn: int) -> Mapping | None:
+        """What the VMM has confirmed to have mapped."""
+        entry = self._mirror.entry(gfn)
+        return entry if entry is not None and entry.access else None
+
+    def counters(self) -> HypervisorCounters:
+        return HypervisorCounters(
+            mapped_gfns=self._mirror.gfn_count - self._mirror.no_access_gfns,
+            no_access_gfns=self._mirror.no_access_gfns,
+            slat_extents=len(self._mirror),
+            map_calls=self._map_calls,
+            unmap_calls=self._unmap_calls,
+        )
+
+    async def _ask(self, call: HypervisorCall) -> None:
+        if self._connection is None:
+            raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: there is no hypervisor connection")
+        self._msgid = self._msgid % (rpc.MSGID_LIMIT - 1) + 1  # 0 is not a request's
+        msgid, deadline = self._msgid, self._deadline()
+        asked = self._asked[msgid] = _Asked()
+        try:
+            with trio.move_on_after(deadline):
+                await self._connection.send(rpc.encode_request(msgid, call.METHOD, [codec.to_fields(call)]))
+                await asked.answered.wait()
+            if not asked.answered.is_set():
+                with trio.move_on_after(LAST_LOOK_SECONDS):
+                    await asked.answered.wait()
+            if not asked.answered.is_set():
+                self._late.append(msgid)
+                raise Late(errno.ETIMEDOUT, f"{call.METHOD}: no answer within {deadline} s")
+        except ConnectionGone as error:
+            raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: {error}") from None
+        finally:
+            del self._asked[msgid]
+        if asked.error is not None:
+            raise refusal(call.METHOD, asked.error)
+
+    def _settle(self, response: rpc.Response) -> None:
+        asked = self._asked.get(response.msgid)
+        if self._late and response.msgid == self._late[0]:
+            self._late.popleft()
+            return
+        if asked is None or asked.answered.is_set():
+            raise ProtocolViolation(errno.EPROTO, f"no request {response.msgid} waits for an answer")
+        if self._late:  # it may still carry that one out, after what undoes it
+            raise ProtocolViolation(errno.EPROTO, f"request {self._late[0]} was to be answered first")
+        if response.error is not None:
+            asked.error = WireError.in_words(response.error)
+        asked.answered.set()

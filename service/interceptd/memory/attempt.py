@@ -1,0 +1,69 @@
+"""The two ways in which an intercept is not decided yet: it is being tried, or it has to wait.
+
+Owns these values, and how an attempt begins and ends with the notifier. Must not know which regions there
+are, or what is mapped of them.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+import trio
+
+from intercept_protocol.addresses import GfnRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import MmioGranularity
+from intercept_protocol.outcomes import Access, Answer
+from interceptd.memory.region import Region
+from interceptd.mmu_notifier import MmuNotifier, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One VP's optimistic section over a window of uaddrs, from `begin` to `finish`."""
+
+    region: Region
+    gfn: int
+    access: Access
+    window: Window
+
+    @property
+    def uaddr_page(self) -> int:
+        return self.gfn - self.region.gfns.start + self.region.uaddrs.start
+
+    @property
+    def stale(self) -> bool:
+        return self.window.stale
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """The page is in somebody's hands: wait for `over`, and look again; give up with `answer`."""
+
+    over: trio.Event
+    answer: Answer
+
+
+def attempt_at(
+    notifier: MmuNotifier, region: Region, gfn: int, access: Access, granularity: MmioGranularity
+) -> Obstacle | Attempt:
+    """Begin to rely on what a fault on `gfn` may map, cut back to what is not being invalidated now."""
+    faulting = region.uaddrs_of(GfnRange(start=gfn, end=gfn + 1))
+    entry = notifier.open_at(faulting)
+    if entry is not None:
+        return Obstacle(entry.over, Answer.INVALIDATING)
+    going = notifier.going(faulting.start)
+    if going is not None:  # what is mapped now, the pass to come would take away again
+        return Obstacle(going.done, Answer.INVALIDATING)
+    uaddrs = notifier.cut_back(region.uaddrs_of(region.window(gfn, granularity)), faulting.start)
+    return Attempt(region, gfn, access, notifier.open_window(uaddrs))
+
+
+def attempt_over(notifier: MmuNotifier, region: Region) -> Attempt:
+    """Begin to rely on all of a pinned region; EFAULT if some of it is being invalidated."""
+    if notifier.is_invalidating(region.uaddrs):
+        raise WireError(
+            errno.EFAULT, f"pinned region {region.gfns} cannot be populated: it is being invalidated"
+        )
+    return Attempt(region, region.gfns.start, Access.READ, notifier.open_window(region.uaddrs))

@@ -1,0 +1,226 @@
+"""What a guest was given: the record of its mappings, and the calls that keep the hypervisor's table in step.
+
+Owns the record, what is being changed right now, and the order of a change: recorded before the call, undone
+if it is refused. Whoever changes anything holds the region manager's lock. Must not know that lock, which
+regions there are, or what is being invalidated.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from intercept_protocol.addresses import GfnRange
+from intercept_protocol.messages import RegionKind
+from intercept_protocol.text import sentence
+from interceptd.hypervisor import Hypervisor, HypervisorError, PartitionLost
+from interceptd.memory.region import Region
+from interceptd.pages.mapping import Mapping, join
+from interceptd.pages.range_map import RangeMap
+
+log = structlog.get_logger()
+
+A_TURN = 32
+"""Regions, or mappings, that a long walk under the lock passes before it lets other tasks run: a partition
+with a million of them must not stop the others, and each takes up to 0.1 ms. Whoever wants this partition's
+lock waits all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """The gfns that the lock's holder is mapping or unmapping right now."""
+
+    gfns: GfnRange
+    over: trio.Event
+
+
+class GuestMappings:
+    """One partition's. Looking is one synchronous step and needs no lock; `limit` bounds the record."""
+
+    def __init__(self, hypervisor: Hypervisor, limit: Callable[[], int]) -> None:
+        self._hypervisor = hypervisor
+        self._limit = limit
+        self._record: RangeMap[Mapping] = RangeMap()
+        self._change: _Change | None = None  # one slot: only the lock's holder changes anything
+
+    @property
+    def may_block(self) -> bool:
+        """Whether a change may wait for anybody."""
+        return self._hypervisor.may_block
+
+    # ------------------------------------------------ looking
+
+    def find(self, gfn: int) -> Mapping | trio.Event | None:
+        """What is recorded of `gfn`; the end of its being mapped or unmapped, while that goes on."""
+        if self._change is not None and gfn in self._change.gfns:
+            return self._change.over
+        return self._record.find(gfn)
+
+    def some(self, gfns: GfnRange, count: int) -> list[Mapping]:
+        """The first mappings in `gfns`, in order and cut to them: all, or `count` and perhaps one more."""
+        return self._record.clipped(self._record.head(gfns, count))
+
+    def mapped_gfns(self, gfns: GfnRange) -> int:
+        return sum(mapping.end - mapping.start for mapping in self._record.clipped(gfns))
+
+    # ------------------------------------------------ changing: the lock is held, and nothing is broken off
+
+    async def fill(self, region: Region, wanted: Iterable[Mapping], deadline: float) -> int:
+        """Give the guest those parts of `wanted` that it has not got; returns how many parts that took.
+
+        Raises `HypervisorError` when one is refused, and undoes what this call mapped and nothing else.
+        Beyond the deadline the rest is left, and what is mapped stays.
+        """
+        made: list[Mapping] = []
+        for part in self._in_parts(wanted):
+            for gap in self._gaps(part):
+                try:
+                    await self._map(region, gap)
+                except HypervisorError as error:
+                    log.warning("map_refused", region=str(region.gfns), error=str(error))
+                    await self._undo(region, made, deadline)
+                    raise
+                made.append(gap)
+                if trio.current_time() > deadline:
+                    return len(made)
+                await let_others_run(len(made))
+        return len(made)
+
+    async def hide(self, region: Region) -> None:
+        """NO_ACCESS over a whole new region. Raises `HypervisorError`."""
+        with self._changing(region.gfns):
+            await self._ask(self._hypervisor.map_gpa(region.no_access(region.gfns)))
+
+    async def take_away(self, region: Region, gfns: GfnRange) -> None:
+        """Leave the guest nothing that was mapped in `gfns` of the region: movable goes back to NO_ACCESS.
+
+        May not fail: the frames will be somebody else's. Raises `PartitionLost` if the hypervisor refuses.
+        """
+        for part in self._parts(gfns):
+            for run in _runs(self._record.clipped(part)):
+                with self._changing(run):
+                    with _no_refusal(run):
+                        if region.kind is RegionKind.MOVABLE:
+                            await self._ask(self._hypervisor.map_gpa(region.no_access(run)))
+                        else:
+                            await self._ask(self._hypervisor.unmap_gpa(run))
+                    self._record.carve(run)
+            if part.end < gfns.end:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def clear(self, region: Region) -> None:
+        """Leave the guest nothing of the region at all, for good. Raises like `take_away`."""
+        for part in self._parts(region.gfns):
+            movable = region.kind is RegionKind.MOVABLE  # whose NO_ACCESS entries go as well
+            for run in [part] if movable else _runs(self._record.clipped(part)):
+                with self._changing(run):
+                    with _no_refusal(run):
+                        await self._ask(self._hypervisor.unmap_gpa(run))
+                    self._record.carve(run)
+            if part.end < region.gfns.end:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+
+    # ------------------------------------------------ helpers
+
+    async def _ask(self, call: Awaitable[None]) -> None:
+        """Await the hypervisor to the end of its call. No shield (3.5 us) where nothing can break off."""
+        if self._hypervisor.may_block:
+            with trio.CancelScope(shield=True):
+                await call
+        else:
+            await call
+
+    @contextmanager
+    def _changing(self, gfns: GfnRange) -> Iterator[None]:
+        """Make faults on `gfns` wait while the hypervisor is being asked."""
+        self._change = _Change(gfns, trio.Event())
+        try:
+            yield
+        finally:
+            self._change.over.set()
+            self._change = None
+
+    def _in_parts(self, wanted: Iterable[Mapping]) -> Iterator[Mapping]:
+        """Cut so that few mappings are in the way of each part."""
+        for mapping in wanted:
+            for gfns in self._parts(mapping.gfns):
+                yield mapping.slice(gfns.start, gfns.end)
+
+    def _gaps(self, wanted: Mapping) -> list[Mapping]:
+        """The parts of `wanted` that the guest does not have yet, with the rights that it is to have."""
+        if not self._record.touches(wanted):
+            return [wanted]
+        gaps = [wanted.slice(start, end) for start, end in self._record.gaps(wanted)]
+        for held in self._record.clipped(wanted):
+            part = wanted.slice(held.start, held.end)
+            if not held.serves(part):
+                gaps.append(part)
+        return gaps
+
+    async def _map(self, region: Region, mapping: Mapping) -> None:
+        """Record first, then call: while the call is out nobody is told RESUME, and nobody loses track of it.
+
+        What is recorded there already (the VMA was given more rights, unannounced) is taken away before.
+        """
+        if self._record.touches(mapping):
+            await self.take_away(region, mapping.gfns)
+        if len(self._record) >= (limit := self._limit()):
+            raise HypervisorError(errno.ENOSPC, f"a partition may have {limit} mappings")
+        with self._changing(mapping.gfns):
+            self._record.insert(mapping)
+            try:
+                await self._ask(self._hypervisor.map_gpa(mapping))
+            except HypervisorError:
+                self._record.carve(mapping)
+                raise
+            except PartitionLost:
+                raise
+            except Exception as error:  # a mistake of ours: who knows what the guest reaches now
+                log.exception("map_broke_down", region=str(region.gfns))
+                raise PartitionLost(f"mapping gfns {mapping.gfns} broke down: {sentence(error)}") from error
+            join(self._record, mapping)
+
+    async def _undo(self, region: Region, made: list[Mapping], deadline: float) -> None:
+        for passed, mapping in enumerate(made, start=1):
+            if trio.current_time() > deadline:
+                return
+            await self.take_away(region, mapping.gfns)
+            await let_others_run(passed)
+
+    def _parts(self, gfns: GfnRange) -> Iterator[GfnRange]:
+        """`gfns` cut so that few mappings begin in each part; the caller lets others run in between."""
+        rest = gfns
+        while rest.page_count:
+            part = self._record.head(rest, A_TURN)
+            yield GfnRange(start=part.start, end=part.end)
+            rest = GfnRange(start=part.end, end=rest.end)
+
+
+async def let_others_run(passed: int) -> None:
+    """Once in `A_TURN`. No generator: one that an error leaves half-way is never closed."""
+    if not passed % A_TURN:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+@contextmanager
+def _no_refusal(gfns: GfnRange) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise PartitionLost(f"gfns {gfns} may still be reached by the guest: {sentence(error)}") from error
+
+
+def _runs(mappings: Iterable[Mapping]) -> list[GfnRange]:
+    """Neighbouring mappings as one range each: they go in one call."""
+    runs: list[GfnRange] = []
+    for mapping in mappings:
+        if runs and runs[-1].end == mapping.start:
+            runs[-1] = GfnRange(start=runs[-1].start, end=mapping.end)
+        else:
+            runs.append(mapping.gfns)
+    return runs

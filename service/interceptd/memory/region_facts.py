@@ -1,0 +1,37 @@
+"""What operators are told of a region: one fact for each end of its life, and for its memory's.
+
+Owns which of a region's values are told. Must not know when, or to whom.
+"""
+
+from __future__ import annotations
+
+from intercept_protocol.events import PinnedRegionDangling, RegionAdded, RegionRemoved
+from intercept_protocol.outcomes import Access
+from interceptd.memory.region import Region
+
+
+def added(region: Region) -> RegionAdded:
+    return RegionAdded(
+        start_gfn=region.gfns.start,
+        page_count=region.gfns.page_count,
+        start_uaddr=region.uaddrs.start_uaddr,
+        kind=region.kind,
+        writable=bool(region.access & Access.WRITE),
+        executable=bool(region.access & Access.EXECUTE),
+    )
+
+
+def removed(region: Region) -> RegionRemoved:
+    return RegionRemoved(
+        start_gfn=region.gfns.start,
+        page_count=region.gfns.page_count,
+        start_uaddr=region.uaddrs.start_uaddr,
+    )
+
+
+def dangling(region: Region) -> PinnedRegionDangling:
+    return PinnedRegionDangling(
+        start_gfn=region.gfns.start,
+        page_count=region.gfns.page_count,
+        start_uaddr=region.uaddrs.start_uaddr,
+    )

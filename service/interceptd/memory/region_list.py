@@ -1,0 +1,86 @@
+"""The regions of a partition, by gfn and by uaddr.
+
+Owns that they are disjoint in gfns, limited in number, and found from either side: two regions may alias one
+uaddr range. Must not know locks, mappings or faults.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.errors import WireError
+from interceptd.memory.region import Region
+from interceptd.pages.interval_index import IntervalIndex
+from interceptd.pages.ordered_map import OrderedMap
+
+
+class RegionList:
+    """Sorted and disjoint (I3)."""
+
+    __slots__ = ("_by_gfn", "_by_uaddr", "_limit")
+
+    def __init__(self, limit: Callable[[], int]) -> None:
+        self._limit = limit
+        self._by_gfn: OrderedMap[Region] = OrderedMap()
+        self._by_uaddr: IntervalIndex[Region] = IntervalIndex()
+
+    def __len__(self) -> int:
+        return len(self._by_gfn)
+
+    def __iter__(self) -> Iterator[Region]:
+        return iter(self._by_gfn)
+
+    def find(self, gfn: int) -> Region | None:
+        """The region that covers `gfn`."""
+        region = self._by_gfn.floor(gfn)
+        return region if region is not None and gfn < region.gfns.end else None
+
+    def behind(self, uaddrs: UaddrRange) -> Iterator[Region]:
+        """Every region that is backed by some of these pages, aliases included; do not edit under it."""
+        return self._by_uaddr.overlapping(uaddrs)
+
+    def add(self, region: Region) -> None:
+        """Raises EEXIST on overlap of the half-open gfn ranges, ENOSPC at the limit."""
+        overlapped = self._overlapping(region.gfns)
+        if overlapped is not None:
+            raise WireError(
+                errno.EEXIST,
+                f"region {region.gfns} overlaps {overlapped.gfns}",
+                start_gfn=overlapped.gfns.start,
+                page_count=overlapped.gfns.page_count,
+            )
+        limit = self._limit()
+        if len(self._by_gfn) >= limit:
+            raise WireError(
+                errno.ENOSPC, f"a partition may have {limit} regions", limit="regions_per_partition"
+            )
+        self._by_gfn[region.gfns.start] = region
+        self._by_uaddr.add(region.uaddrs, region.gfns.start, region)
+
+    def remove(self, region: Region) -> None:
+        del self._by_gfn[region.gfns.start]
+        self._by_uaddr.remove(region.uaddrs, region.gfns.start)
+
+    def exactly(self, gfns: GfnRange, uaddrs: UaddrRange) -> Region:
+        """The region with just these ranges; ENOENT when none starts there, EINVAL on a mismatch."""
+        region = self._by_gfn.get(gfns.start)
+        if region is None:
+            raise WireError(errno.ENOENT, f"no region starts at gfn {gfns.start:#x}", start_gfn=gfns.start)
+        for field, asked, held in (
+            ("page_count", gfns.page_count, region.gfns.page_count),
+            ("start_uaddr", uaddrs.start_uaddr, region.uaddrs.start_uaddr),
+        ):
+            if asked != held:
+                raise WireError(
+                    errno.EINVAL,
+                    f"the region at gfn {gfns.start:#x} has {field} {held:#x}, not {asked:#x}",
+                    field=field,
+                )
+        return region
+
+    def _overlapping(self, gfns: GfnRange) -> Region | None:
+        """The last region that starts below the end of `gfns`, if it reaches into them."""
+        region = self._by_gfn.floor(gfns.end - 1)
+        return region if region is not None and region.gfns.overlaps(gfns) else None

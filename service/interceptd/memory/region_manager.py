@@ -1,0 +1,238 @@
+"""The region manager: one partition's regions, and the lock around changing them or what is mapped from them.
+
+Owns the region list, the lock, and the order of each change: what is marked stale, unlinked, mapped or taken
+away before what. The lock serialises everything that changes the list, the guest's mappings or the SLAT;
+looking up is one synchronous step and takes no lock. It is never held across `resolve`, a stream or a
+channel: under it only the hypervisor is awaited, shielded from cancellation, because the hypervisor bounds
+its own calls and a half-made change is what nobody may see.
+
+Must not know address spaces, connections or intercept messages, nor how a mapping is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+import structlog
+import trio
+
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import MmioGranularity, RegionKind
+from intercept_protocol.outcomes import Access, Answer, allows
+from interceptd.eager_lock import PromptLock
+from interceptd.hypervisor import HypervisorError
+from interceptd.memory import region_facts
+from interceptd.memory.attempt import Attempt, Obstacle, attempt_at, attempt_over
+from interceptd.memory.guest_mappings import GuestMappings, let_others_run
+from interceptd.memory.region import Region, RegionState
+from interceptd.memory.region_list import RegionList
+from interceptd.mmu_notifier import Batch, MmuNotifier
+from interceptd.pages.mapping import Extent, Mapping
+from interceptd.telemetry.event_bus import Publisher
+
+log = structlog.get_logger()
+
+_STATE_ANSWERS = {RegionState.POPULATING: Answer.CONTENDED, RegionState.DANGLING: Answer.UNBACKED}
+"""What a fault is told in a region that is not live."""
+
+
+class RegionManager:
+    """See the module. `mmio_granularity` is policy and may be set at any time."""
+
+    def __init__(
+        self,
+        *,
+        mappings: GuestMappings,
+        notifier: MmuNotifier,
+        region_limit: Callable[[], int],
+        require_room: Callable[[], None],
+        mmio_granularity: MmioGranularity,
+        journal: Publisher,
+    ) -> None:
+        self.mmio_granularity = mmio_granularity
+        self._journal = journal
+        self._mappings = mappings
+        self._notifier = notifier
+        self._require_room = require_room
+        self._regions = RegionList(region_limit)
+        self._lock = PromptLock()
+
+    # ------------------------------------------------ looking up: synchronous, no lock
+
+    @property
+    def busy(self) -> bool:
+        """Whether the lock is held: a commit would have to wait."""
+        return self._lock.locked()
+
+    @property
+    def prompt(self) -> bool:
+        """Whether a change would be made at once, for nobody is to be waited for."""
+        return not (self._mappings.may_block or self._lock.locked())
+
+    @property
+    def region_count(self) -> int:
+        return len(self._regions)
+
+    def first_regions(self, count: int) -> list[tuple[Region, int]]:
+        """Up to `count` regions in the order of their gfns, each with its number of mapped gfns."""
+        return [(region, self._mappings.mapped_gfns(region.gfns)) for region in islice(self._regions, count)]
+
+    def look(self, gfn: int, access: Access) -> Mapping | Answer | Obstacle | Region:
+        """What there is to an access to `gfn`, seen in one whole state.
+
+        A `Mapping` serves the access already; an `Answer` is decided; an `Obstacle` is to be waited for; of
+        the `Region` that covers it the page must be resolved.
+        """
+        mapping = self._mappings.find(gfn)
+        if isinstance(mapping, trio.Event):
+            return Obstacle(mapping, Answer.CONTENDED)
+        if mapping is not None and allows(mapping.access, access):
+            going = self._notifier.going(gfn - mapping.start + mapping.start_uaddr_page)
+            return mapping if going is None else Obstacle(going.done, Answer.INVALIDATING)
+        region = self._regions.find(gfn)
+        if region is None:
+            return Answer.NO_REGION
+        if access not in region.access:
+            return Answer.PERMISSION
+        return _STATE_ANSWERS.get(region.state, region)
+
+    def begin(self, gfn: int, access: Access) -> Mapping | Answer | Obstacle | Attempt:
+        """Like `look`, and where the page must be resolved, the optimistic section for that is begun.
+
+        An `Attempt` is to be resolved, committed and, come what may, finished.
+        """
+        step = self.look(gfn, access)
+        if not isinstance(step, Region):
+            return step
+        return attempt_at(self._notifier, step, gfn, access, self.mmio_granularity)
+
+    def begin_whole(self, region: Region) -> Attempt:
+        """An attempt over all of a pinned region; EFAULT if some of it is being invalidated."""
+        return attempt_over(self._notifier, region)
+
+    def finish(self, attempt: Attempt) -> None:
+        """End the optimistic section; every attempt is finished, however it went."""
+        self._notifier.close_window(attempt.window)
+
+    # ------------------------------------------------ changing: under the lock
+
+    async def commit(
+        self, attempt: Attempt, extents: Iterable[Extent], deadline: float = math.inf
+    ) -> Answer | None:
+        """Map what the attempt resolved; None if it went stale meanwhile, and nothing was decided.
+
+        Only the gaps are mapped, because another VP may have mapped parts. All or nothing: a refusal undoes
+        what this call mapped and nothing else, and is the answer HYPERVISOR_ERROR. (What had fewer rights and
+        was to get more is left unmapped then, and faults again.)
+
+        The deadline holds between the calls, though none is broken off: beyond it the rest is left
+        for another fault, and what is mapped stays, because it is right in itself. A VMM that answers each of
+        many calls just in time would else hold its VP up for as long as it likes (I4).
+        """
+        async with self._lock:
+            if attempt.stale:
+                return None
+            try:
+                made = await self._mappings.fill(attempt.region, _wanted(attempt, extents), deadline)
+            except HypervisorError:
+                return Answer.HYPERVISOR_ERROR
+            if not made:
+                return Answer.ALREADY_MAPPED
+            mapping = self._mappings.find(attempt.gfn)
+            served = isinstance(mapping, Mapping) and allows(mapping.access, attempt.access)
+            return Answer.MAPPED if served else None
+
+    async def add(self, region: Region) -> None:
+        """Insert a region; a movable one is mapped NO_ACCESS, so its first touch is a GPA_INTERCEPT.
+
+        Insert comes first: a fault in between waits for the map instead of being told there is no region.
+        """
+        async with self._lock:
+            self._require_room()
+            self._regions.add(region)
+            if region.kind is RegionKind.MOVABLE:
+                try:
+                    await self._mappings.hide(region)
+                except HypervisorError as error:
+                    self._regions.remove(region)
+                    raise WireError(error.number, f"region {region.gfns}: {error}") from error
+            self._journal.publish(region_facts.added(region))
+
+    async def remove(self, region: Region) -> None:
+        """Unlink, make stale and unmap under one hold of the lock: the gfns are free for another region only
+        when nothing of this one is left to unmap."""
+        async with self._lock:
+            await self._remove(region)
+
+    async def remove_exactly(self, gfns: GfnRange, uaddrs: UaddrRange) -> None:
+        """Remove the region with just these ranges; ENOENT or EINVAL if there is none."""
+        async with self._lock:
+            await self._remove(self._regions.exactly(gfns, uaddrs))
+
+    async def run(self) -> None:
+        """The region manager task: serve invalidations until cancelled."""
+        while True:
+            await self._notifier.wait_rung()
+            await trio.lowlevel.checkpoint()  # what is announced in this round of the event loop goes along
+            await self.serve_pending()
+
+    async def serve_pending(self) -> None:
+        """Take away what is pending, and say so. The set is taken under the lock: one pass serves all."""
+        async with self._lock:
+            batch = self._notifier.take()
+            touched = ((region, uaddrs) for uaddrs in batch.pieces for region in self._regions.behind(uaddrs))
+            for passed, (region, uaddrs) in enumerate(touched, start=1):
+                await self._invalidate(region, uaddrs, exact=not batch.collapsed)
+                await let_others_run(passed)
+            self._notifier.served(batch)
+
+    async def wait_served(self, batch: Batch) -> None:
+        """Block until no SLAT entry is left that was made from the batch's frames.
+
+        A pass that is held up by nobody is made here, in one step, and spares two switches of tasks (15 us).
+        """
+        if self.prompt:
+            await self.serve_pending()
+        if not batch.done.is_set():
+            await batch.done.wait()
+
+    async def close(self) -> None:
+        """Unmap everything and forget the regions: the end of the partition (I6)."""
+        async with self._lock:
+            for passed, region in enumerate(list(self._regions), start=1):
+                await self._remove(region)
+                await let_others_run(passed)
+
+    # ------------------------------------------------ helpers; the lock is held
+
+    async def _invalidate(self, region: Region, uaddrs: UaddrRange, *, exact: bool) -> None:
+        """A pinned region is dangling only if it is known to be hit; otherwise its pages are mapped again."""
+        clipped = region.uaddrs.clip(uaddrs)
+        assert clipped is not None, "the list answers with regions that overlap"
+        gfns = region.gfns_of(clipped)
+        if exact and region.kind is RegionKind.PINNED and region.state is RegionState.LIVE:
+            region.state = RegionState.DANGLING
+            log.warning(
+                "pinned_region_dangling",
+                start_gfn=region.gfns.start,
+                page_count=region.gfns.page_count,
+                invalidated=str(gfns),
+            )
+            self._journal.publish(region_facts.dangling(region))
+        await self._mappings.take_away(region, gfns)
+
+    async def _remove(self, region: Region) -> None:
+        self._regions.remove(region)
+        self._notifier.mark_stale(region.uaddrs)
+        await self._mappings.clear(region)
+        self._journal.publish(region_facts.removed(region))
+
+
+def _wanted(attempt: Attempt, extents: Iterable[Extent]) -> Iterator[Mapping]:
+    """What the extents are to map."""
+    for extent in extents:
+        assert attempt.window.uaddrs.covers(extent.uaddrs), "an address space answers within the window"
+        yield attempt.region.mapping(extent)

@@ -1,0 +1,1 @@
+"""Ranges of pages and the containers that index them."""

@@ -1,0 +1,1 @@
+"""A partition's lifetime, and its VPs."""

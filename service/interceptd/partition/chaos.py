@@ -1,0 +1,79 @@
+"""Extra checkpoints around every port call, so that races can be reached from outside.
+
+Owns two wrappers that behave like what they wrap, later. Off unless INTERCEPTD_CHAOS is set; `hello` says so.
+"""
+
+from __future__ import annotations
+
+import random
+
+import trio
+
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from interceptd.address_space import AddressSpace, Asker
+from interceptd.hypervisor import Hypervisor, HypervisorCounters
+from interceptd.pages.mapping import Extent, Mapping
+
+
+class Chaos:
+    """Draws up to `most` checkpoints at a time."""
+
+    def __init__(self, most: int, rng: random.Random) -> None:
+        self._most = most
+        self._rng = rng
+
+    async def pause(self) -> None:
+        for _ in range(self._rng.randint(0, self._most)):
+            await trio.lowlevel.checkpoint()
+
+
+class ChaoticAddressSpace:
+    def __init__(self, inner: AddressSpace, chaos: Chaos) -> None:
+        self._inner = inner
+        self._chaos = chaos
+
+    @property
+    def vma_count(self) -> int:
+        return self._inner.vma_count
+
+    @property
+    def may_block(self) -> bool:
+        return self._inner.may_block
+
+    async def resolve(
+        self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
+    ) -> Extent | None:
+        await self._chaos.pause()
+        extent = await self._inner.resolve(page, window, region, asker)
+        await self._chaos.pause()
+        return extent
+
+    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
+        await self._chaos.pause()
+        io = await self._inner.is_io(page, asker)
+        await self._chaos.pause()
+        return io
+
+
+class ChaoticHypervisor:
+    may_block = True
+
+    def __init__(self, inner: Hypervisor, chaos: Chaos) -> None:
+        self._inner = inner
+        self._chaos = chaos
+
+    async def map_gpa(self, mapping: Mapping) -> None:
+        await self._chaos.pause()
+        await self._inner.map_gpa(mapping)
+        await self._chaos.pause()
+
+    async def unmap_gpa(self, gfns: GfnRange) -> None:
+        await self._chaos.pause()
+        await self._inner.unmap_gpa(gfns)
+        await self._chaos.pause()
+
+    def translate(self, gfn: int) -> Mapping | None:
+        return self._inner.translate(gfn)
+
+    def counters(self) -> HypervisorCounters:
+        return self._inner.counters()

@@ -1,0 +1,138 @@
+"""Builds partitions from what a VMM asked for.
+
+Owns the choice of ports, ids and the limit of partitions a uid. Must not know connections.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from functools import partial
+
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import AddressSpaceKind, CreatePartition, HypervisorKind
+from interceptd.address_space import AddressSpace
+from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.address_space.process import ProcessAddressSpace
+from interceptd.config.live import Settings
+from interceptd.connections.connection import Connection
+from interceptd.hypervisor import Hypervisor
+from interceptd.hypervisor.measured import MeasuredHypervisor
+from interceptd.hypervisor.remote import VmmHypervisor
+from interceptd.hypervisor.software import DEPOSIT_PAGES, SoftwareHypervisor
+from interceptd.memory.fault_handler import InterceptPath
+from interceptd.memory.guest_mappings import GuestMappings
+from interceptd.memory.region_manager import RegionManager
+from interceptd.mmu_notifier import MmuNotifier
+from interceptd.partition.chaos import Chaos, ChaoticAddressSpace, ChaoticHypervisor
+from interceptd.partition.partition import Partition
+from interceptd.partition.registry import PartitionRegistry
+from interceptd.telemetry.counters import PortCalls
+from interceptd.telemetry.event_bus import Journal, PartitionJournal
+
+
+class PartitionFactory:
+    """`chaos` is how many extra checkpoints a port call may take at most; 0 for none."""
+
+    def __init__(self, settings: Settings, chaos: int, journal: Journal) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._chaos = Chaos(chaos, random.Random()) if chaos else None
+
+    def create(
+        self, request: CreatePartition, name: str, connection: Connection, living: PartitionRegistry
+    ) -> Partition:
+        """Raises ENOSPC at the uid's limit."""
+        settings, limits = self._settings, self._settings.now.limits
+        owner = connection.peer
+        if sum(1 for _ in living.of_uid(owner.uid)) >= limits.partitions_per_uid:
+            raise WireError(
+                errno.ENOSPC,
+                f"uid {owner.uid} may have {limits.partitions_per_uid} partitions",
+                limit="partitions_per_uid",
+            )
+        built = self._hypervisor(request)
+        port_calls = PortCalls()
+        hypervisor: Hypervisor = MeasuredHypervisor(built, port_calls)
+        journal = PartitionJournal(self._journal, living.next_id())
+        notifier = MmuNotifier(lambda: settings.now.limits.open_invalidations_per_partition, journal)
+        timeout = (request.invalidate_timeout_ms or settings.now.timeouts.invalidate_ms) / 1000
+        if self._chaos is not None:
+            hypervisor = ChaoticHypervisor(hypervisor, self._chaos)
+        mappings = GuestMappings(hypervisor, lambda: settings.now.limits.mappings_per_partition)
+        memory = self._memory(
+            request, notifier, mappings, timeout, vmm=connection, partition_id=living.next_id()
+        )
+        address_space: AddressSpace = memory
+        if self._chaos is not None:
+            address_space = ChaoticAddressSpace(address_space, self._chaos)
+        regions = RegionManager(
+            mappings=mappings,
+            notifier=notifier,
+            region_limit=lambda: settings.now.limits.regions_per_partition,
+            require_room=partial(self._require_room, owner.uid, living),
+            mmio_granularity=request.mmio_granularity,
+            journal=journal,
+        )
+        return Partition(
+            partition_id=living.next_id(),
+            name=name,
+            owner=owner,
+            request=request,
+            address_space=address_space,
+            memory=memory,
+            hypervisor=hypervisor,
+            link=built if isinstance(built, VmmHypervisor) else None,
+            notifier=notifier,
+            regions=regions,
+            path=InterceptPath(regions, address_space, timeout),
+            journal=journal,
+            port_calls=port_calls,
+            end_timeout=lambda: settings.now.timeouts.drain_ms / 1000,
+        )
+
+    def _require_room(self, uid: int, living: PartitionRegistry) -> None:
+        """Raises ENOSPC if one more region would be one too many for the uid."""
+        limit = self._settings.now.limits.regions_per_uid
+        if sum(partition.regions.region_count for partition in living.of_uid(uid)) >= limit:
+            raise WireError(errno.ENOSPC, f"uid {uid} may have {limit} regions", limit="regions_per_uid")
+
+    def _memory(
+        self,
+        request: CreatePartition,
+        notifier: MmuNotifier,
+        mappings: GuestMappings,
+        timeout: float,
+        *,
+        vmm: Connection,
+        partition_id: int,
+    ) -> DeclaredAddressSpace | ProcessAddressSpace:
+        match request.address_space:
+            case AddressSpaceKind.DECLARED:
+                return DeclaredAddressSpace(lambda: self._settings.now.limits.vmas_per_partition)
+            case AddressSpaceKind.PROCESS:
+                return ProcessAddressSpace(
+                    notifier, mappings.some, timeout, vmm.peer_pidfd(), str(partition_id)
+                )
+
+    def _hypervisor(self, request: CreatePartition) -> SoftwareHypervisor | VmmHypervisor:
+        match request.hypervisor:
+            case HypervisorKind.SOFTWARE:
+                return self._software(request)
+            case HypervisorKind.VMM:
+                return VmmHypervisor(lambda: self._settings.now.timeouts.hypervisor_ms / 1000)
+
+    def _software(self, request: CreatePartition) -> SoftwareHypervisor:
+        pool_limit = self._settings.now.limits.deposit_pages_per_partition
+        pool_pages = DEPOSIT_PAGES if request.deposit_pages is None else request.deposit_pages
+        if pool_pages > pool_limit:
+            raise WireError(
+                errno.ENOSPC,
+                f"a partition may have {pool_limit} deposited pages, not {pool_pages}",
+                limit="deposit_pages_per_partition",
+            )
+        return SoftwareHypervisor(
+            remap=request.remap,
+            pool_pages=pool_pages,
+            pool_limit=lambda: self._settings.now.limits.deposit_pages_per_partition,
+        )

@@ -1,0 +1,305 @@
+"""A partition: one guest, all that is held for it, and the nursery that its tasks live in.
+
+Owns the lifetimes: the region manager, the notifier connections and the VPs end with the partition, and the
+partition ends with its VMM's connection, in order. Must not know how a client gets in.
+"""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import secrets
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from intercept_protocol import events, messages
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import CreatePartition
+from intercept_protocol.outcomes import Answer, Outcome
+from intercept_protocol.text import sentence
+from interceptd.address_space import AddressSpace
+from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.address_space.process import ProcessAddressSpace
+from interceptd.connections.connection import Connection
+from interceptd.connections.peer import Peer
+from interceptd.connections.request_loop import InFlight, closing
+from interceptd.hypervisor import Hypervisor, PartitionLost
+from interceptd.hypervisor.remote import VmmHypervisor
+from interceptd.memory.fault_handler import InterceptPath
+from interceptd.memory.region_manager import RegionManager
+from interceptd.mmu_notifier import MmuNotifier
+from interceptd.partition.virtual_processor import VirtualProcessor
+from interceptd.telemetry.counters import PortCalls, Totals
+from interceptd.telemetry.event_bus import PartitionJournal
+from interceptd.telemetry.histogram import InterceptLatency
+
+log = structlog.get_logger()
+
+LAST_ANSWERS_SECONDS = 1.0
+"""How long VPs that wait have to be told that the partition is lost."""
+VMM_LEAVES_SECONDS = 0.5
+"""A process that exits closes its connections one by one: within this it is an exit, beyond it the loss of
+the hypervisor connection."""
+
+
+@dataclass(eq=False)
+class Partition:
+    """See the module. Everything is built before the nursery opens; `run` is the partition's life."""
+
+    partition_id: int
+    name: str
+    owner: Peer
+    request: CreatePartition
+    address_space: AddressSpace
+    memory: DeclaredAddressSpace | ProcessAddressSpace
+    """The address space itself, for the VMM's calls that concern it; `address_space` may be a wrapper."""
+    hypervisor: Hypervisor
+    link: VmmHypervisor | None
+    """The hypervisor itself, where it is the VMM's."""
+    notifier: MmuNotifier
+    regions: RegionManager
+    path: InterceptPath
+    journal: PartitionJournal
+    end_timeout: Callable[[], float]
+    port_calls: PortCalls = field(default_factory=PortCalls)
+    """What `hypervisor` measures, if it does."""
+    token: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
+    created_at: float = field(default_factory=time.monotonic)
+    vps: dict[int, VirtualProcessor] = field(default_factory=dict)
+    notifiers: int = 0
+    announcements: InFlight = field(default_factory=InFlight)
+    """What notifier connections asked and were not answered yet."""
+    answers: Counter[Answer] = field(default_factory=Counter)
+    ending: bool = False
+    lost: bool = False
+
+    def __post_init__(self) -> None:
+        self._nursery: trio.Nursery | None = None
+        self._serving = trio.CancelScope()
+        self._vmm_left = trio.Event()
+        self._left_latency = InterceptLatency()
+
+    def admits(self, token: bytes, peer: Peer) -> bool:
+        """Whether a connection with this token, of this peer, may join. The token's time is constant."""
+        return hmac.compare_digest(token, self.token) and peer.uid == self.owner.uid and not self.ending
+
+    async def run(self, serve_vmm: Callable[[], Awaitable[None]]) -> None:
+        """Serve the VMM until it leaves or `end` is called, then end in order.
+
+        Raises what serving the VMM raised, after the end; EIO if a mapping could not be taken away.
+        """
+        structlog.contextvars.bind_contextvars(partition_id=self.partition_id)
+        self._tell_created()
+        failure: Exception | None = None
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._telling_vps, self.regions.run)
+                self._nursery.start_soon(self._end_with_memory)
+                try:
+                    with self._serving:
+                        await self._telling_vps(serve_vmm)
+                except Exception as error:
+                    if isinstance(error, PartitionLost):
+                        raise
+                    failure = error
+                self._vmm_left.set()
+                await self._end()
+                self._nursery.cancel_scope.cancel()
+        except* PartitionLost as lost:
+            self.lost = True
+            why = sentence(lost)
+            log.critical("partition_lost", error=why)
+            self.journal.publish(events.PartitionLost(error=why[: events.ERROR_LENGTH]))
+            failure = WireError(errno.EIO, f"the partition is lost: {why}")
+        finally:
+            self.ending = True
+            self.memory.close()
+            log.info("partition_ended", intercepts=self.answers.total())
+            self.journal.publish(events.PartitionEnded(intercepts=self.answers.total()))
+        if failure is not None:
+            raise failure
+
+    def end(self) -> None:
+        """Begin the partition's end; `run` returns when it is over."""
+        self._serving.cancel()
+
+    def start_vp(self, vp: VirtualProcessor, connection: Connection, welcome: bytes) -> None:
+        """Run a VP as a task of this partition; the slot is taken before this returns."""
+
+        def leave() -> None:
+            del self.vps[vp.index]
+            self._left_latency.add(vp.latency)
+            self.journal.publish(events.VpDetached(vp_index=vp.index, intercepts=vp.intercepts))
+
+        self.vps[vp.index] = vp
+        self.journal.publish(events.VpAttached(vp_index=vp.index))
+        self._spawn(connection, welcome, vp.run, leave, vp_index=vp.index)
+
+    def start_notifier(
+        self,
+        connection: Connection,
+        welcome: bytes,
+        serve: Callable[[], Awaitable[None]],
+        close: Callable[[], None],
+    ) -> None:
+        """Run a notifier connection as a task of this partition; `close` is called when it ends."""
+
+        def leave() -> None:
+            self.notifiers -= 1
+            close()
+
+        self.notifiers += 1
+        self._spawn(connection, welcome, serve, leave)
+
+    def start_link(self, link: VmmHypervisor, connection: Connection, welcome: bytes) -> None:
+        """Run the hypervisor connection as a task of this partition, which is lost with it."""
+
+        async def serve() -> None:
+            with closing(connection, self.journal):
+                await link.serve(connection)
+            with trio.move_on_after(VMM_LEAVES_SECONDS):
+                await self._vmm_left.wait()
+            if not self._vmm_left.is_set():
+                raise PartitionLost("the hypervisor connection closed")
+
+        def leave() -> None:
+            link.claimed = False  # for another, if this one left before it was welcomed
+
+        link.claimed = True
+        self._spawn(connection, welcome, serve, leave)
+
+    def kick(self, vp_index: int) -> bool:
+        """Kick one VP; False if there is no such VP."""
+        vp = self.vps.get(vp_index)
+        if vp is not None:
+            vp.kick()
+        return vp is not None
+
+    def kick_all(self) -> None:
+        for vp in self.vps.values():
+            vp.kick()
+
+    def latency(self) -> InterceptLatency:
+        """Of the intercepts of all VPs that are or were."""
+        whole = InterceptLatency()
+        for latency in (self._left_latency, *(vp.latency for vp in self.vps.values())):
+            whole.add(latency)
+        return whole
+
+    def totals(self) -> Totals:
+        """All that was counted so far, in counters of the partition's own where they go on counting."""
+        counters = self.hypervisor.counters()
+        return Totals(
+            answers=self.answers,
+            intercepts=self.latency(),
+            stages=self.path.stages,
+            port_calls=self.port_calls,
+            invalidations=self.notifier.by_source,
+            passes=self.notifier.passes,
+            stale_attempts=self.notifier.stale_windows,
+            map_calls=counters.map_calls,
+            unmap_calls=counters.unmap_calls,
+            deposits=counters.deposits,
+        )
+
+    def statistics(self) -> messages.PartitionStatistics:
+        counters, latency = self.hypervisor.counters(), self.latency()
+        return messages.PartitionStatistics(
+            regions=self.regions.region_count,
+            vmas=self.address_space.vma_count,
+            vps=len(self.vps),
+            open_invalidations=self.notifier.open_invalidations,
+            mapped_gfns=counters.mapped_gfns,
+            no_access_gfns=counters.no_access_gfns,
+            slat_extents=counters.slat_extents,
+            map_calls=counters.map_calls,
+            unmap_calls=counters.unmap_calls,
+            deposits=counters.deposits,
+            invalidations=self.notifier.invalidations,
+            stale_attempts=self.notifier.stale_windows,
+            intercepts=by_outcome(self.answers),
+            latency=latency.all.buckets,
+            latency_waited=latency.waited.buckets,
+        )
+
+    def _spawn(
+        self,
+        connection: Connection,
+        welcome: bytes,
+        serve: Callable[[], Awaitable[None]],
+        leave: Callable[[], object],
+        **context: int,
+    ) -> None:
+        """Own a connection that joins: greet it, serve it, close it; nothing of it reaches the others."""
+
+        async def live() -> None:
+            structlog.contextvars.bind_contextvars(partition_id=self.partition_id, **context)
+            try:
+                with closing(connection, self.journal):
+                    await connection.send(welcome)
+                    await self._telling_vps(serve)
+            finally:
+                leave()
+
+        assert self._nursery is not None, "only a partition that runs is found"
+        self._nursery.start_soon(live)
+
+    def _tell_created(self) -> None:
+        log.info("partition_created", name=self.name, pid=self.owner.pid, uid=self.owner.uid)
+        self.journal.publish(
+            events.PartitionCreated(
+                name=self.name,
+                uid=self.owner.uid,
+                pid=self.owner.pid,
+                address_space=self.request.address_space,
+                hypervisor=self.request.hypervisor,
+            )
+        )
+
+    async def _telling_vps(self, task: Callable[[], Awaitable[None]]) -> None:
+        """If the task loses the partition, no VP is left without its answer when all tasks are cancelled."""
+        try:
+            await task()
+        except PartitionLost:
+            with trio.CancelScope(shield=True), trio.move_on_after(LAST_ANSWERS_SECONDS):
+                for vp in list(self.vps.values()):
+                    vp.fail()
+                for vp in list(self.vps.values()):
+                    await vp.wait_quiet()
+            raise
+
+    async def _end_with_memory(self) -> None:
+        await self.memory.run()
+        log.warning("memory_gone", pid=self.owner.pid)
+        self.end()
+
+    async def _end(self) -> None:
+        """Take no more intercepts, answer those in flight, drain the notifier, unmap; the caller closes."""
+        self.ending = True
+        for vp in self.vps.values():
+            vp.drain()
+        with trio.move_on_after(timeout := self.end_timeout()) as scope:
+            for vp in list(self.vps.values()):
+                await vp.wait_quiet()
+        if scope.cancelled_caught:
+            log.warning("partition_end_cut_short", timeout_s=timeout)
+        try:
+            await self.regions.serve_pending()
+            await self.regions.close()
+            with trio.move_on_after(self.end_timeout()):  # what was served is acknowledged, if it is read
+                await self.announcements.wait_answered()
+        except PartitionLost as error:  # a VMM that is gone, or is told by the end of its connection
+            log.warning("mappings_left", error=str(error))
+
+
+def by_outcome(answers: Counter[Answer]) -> dict[str, dict[str, int]]:
+    """Counts as {outcome: {reason: n}}, with every answer that there is."""
+    table: dict[str, dict[str, int]] = {outcome.value: {} for outcome in Outcome}
+    for answer in Answer:
+        table[answer.outcome][answer.reason] = answers[answer]
+    return table

@@ -1,0 +1,211 @@
+"""One virtual processor: a task that consumes intercept messages from its socket.
+
+Owns the order of one intercept, from the 256 bytes to the answer, and the ways to interrupt its waiting. Must
+not know the region list's inside or how mappings are made.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from time import perf_counter_ns
+
+import structlog
+import trio
+
+from intercept_protocol import messages, rpc
+from intercept_protocol.errors import WireError
+from intercept_protocol.events import InterceptAnswered
+from intercept_protocol.hv_message import MESSAGE_SIZE, MemoryAccess, memory_access
+from intercept_protocol.intercept_codec import InterceptCodec, encode_answer
+from intercept_protocol.messages import Architecture
+from intercept_protocol.outcomes import Access, Answer
+from interceptd.connections.connection import Connection
+from interceptd.hypervisor import PartitionLost
+from interceptd.memory.attempt import Obstacle
+from interceptd.memory.fault_handler import InterceptPath
+from interceptd.memory.region_manager import RegionManager
+from interceptd.pages.mapping import Mapping
+from interceptd.partition.progress_guard import ProgressGuard
+from interceptd.telemetry.event_bus import PartitionJournal
+from interceptd.telemetry.histogram import InterceptLatency
+
+log = structlog.get_logger()
+
+
+class VirtualProcessor:
+    """Lives as long as its connection. Every intercept gets exactly one answer (I4)."""
+
+    def __init__(
+        self,
+        index: int,
+        connection: Connection,
+        *,
+        architecture: Architecture,
+        regions: RegionManager,
+        path: InterceptPath,
+        answers: Counter[Answer],
+        journal: PartitionJournal,
+    ) -> None:
+        self.index = index
+        self.latency = InterceptLatency()
+        """Of each intercept from its message to its answer, encoding and sending excluded."""
+        self._connection = connection
+        self._architecture = architecture
+        self._codec = InterceptCodec(architecture)
+        self._regions = regions
+        self._path = path
+        self._answers = answers
+        self._journal = journal
+        self._guard = ProgressGuard()
+        self._waiting: trio.CancelScope | None = None
+        self._quiet = trio.Event()
+        self._quiet.set()
+        self._interrupted_by: Answer | None = None
+        self._kick_kept = False
+        self._waited = False
+        """Whether the intercept of now had to, for somebody else."""
+        self._draining = False
+        self._lost: PartitionLost | None = None
+
+    @property
+    def state(self) -> str:
+        return "running" if self._waiting is None else "waiting"
+
+    @property
+    def intercepts(self) -> int:
+        return self.latency.count
+
+    async def run(self) -> None:
+        """Answer intercepts until the VMM closes the connection."""
+        recognise = self._codec.match
+        try:
+            while (request := await self._connection.receive_whole(recognise)) is not None:
+                if isinstance(request, rpc.Request):
+                    reply = await self._reply(request)
+                else:
+                    msgid, wanted = request
+                    reply = encode_answer(msgid, await self._answer(wanted))
+                await self._connection.answer(reply)
+                self._quiet.set()
+                if self._lost is not None:
+                    raise self._lost
+        finally:
+            self._quiet.set()
+
+    def kick(self) -> None:
+        """Answer the intercept that waits now with RETRY kicked; if none does, the next one that would."""
+        if self._waiting is None:
+            self._kick_kept = True
+        else:
+            self._interrupt(Answer.KICKED)
+
+    def fail(self) -> None:
+        """The partition is lost: what waits is answered FAIL hypervisor_error."""
+        if self._waiting is not None:
+            self._interrupt(Answer.HYPERVISOR_ERROR)
+
+    def drain(self) -> None:
+        """From now on decide nothing: what waits and what comes is answered RETRY draining."""
+        self._draining = True
+        if self._waiting is not None:
+            self._interrupt(Answer.DRAINING)
+
+    async def wait_quiet(self) -> None:
+        """Block until no intercept is without its answer."""
+        await self._quiet.wait()
+
+    async def _reply(self, request: rpc.Request) -> bytes:
+        """The general form of a request: another encoding of an intercept, or none."""
+        try:
+            answer = await self._answer(memory_access(_intercept_message(request), self._architecture))
+        except WireError as error:
+            await self._connection.tenant.turn()  # no intercept: it keeps the pace of other requests
+            return rpc.encode_error(request.msgid, error)
+        return rpc.encode_result(request.msgid, answer.value)
+
+    async def _answer(self, wanted: MemoryAccess | None) -> Answer:
+        began = perf_counter_ns()
+        latency = self.latency.at_once
+        answer = self._decide(wanted)
+        if answer is None:
+            assert wanted is not None, "what is not memory is decided"
+            self._path.stages.decode.record(perf_counter_ns() - began)
+            answer = await self._settle(*wanted)
+            if self._waited:
+                latency, self._waited = self.latency.waited, False
+        if answer is not Answer.ALREADY_MAPPED:
+            self._guard.reset()
+        self._answers[answer] += 1
+        latency.record(perf_counter_ns() - began)
+        if self._journal.intercepts_wanted:
+            self._publish(wanted, answer)
+        return answer
+
+    def _publish(self, wanted: MemoryAccess | None, answer: Answer) -> None:
+        gfn, access = wanted or (None, None)
+        self._journal.publish(
+            InterceptAnswered(
+                vp_index=self.index, outcome=answer.outcome, reason=answer.reason, gfn=gfn, access=access
+            )
+        )
+
+    def _decide(self, wanted: MemoryAccess | None) -> Answer | None:
+        """The answer, where one look is enough: no wait, no checkpoint."""
+        if wanted is None:
+            return Answer.NOT_MEMORY
+        if self._draining:
+            return Answer.DRAINING
+        match self._regions.look(*wanted):
+            case Mapping() as mapping:
+                return self._guard.answer(mapping, *wanted)
+            case Answer() as answer:
+                return answer
+            case _:
+                return None
+
+    async def _settle(self, gfn: int, access: Access) -> Answer:
+        """Resolve, map, wait as it takes; interrupted by a kick, a drain or the end of the connection."""
+        self._quiet = trio.Event()
+        self._interrupted_by = None
+        try:
+            answer = await self._path.settle_at_once(gfn, access)
+            if answer is None:
+                with trio.CancelScope() as self._waiting:
+                    settling = self._path.settle(gfn, access, self._about_to_wait)
+                    answer = await self._connection.answer_watched(settling)
+        except PartitionLost as error:  # raised once the VP has its answer
+            self._lost = error
+            return Answer.HYPERVISOR_ERROR
+        finally:
+            self._waiting = None
+        return answer or self._interrupted_by or Answer.CONTENDED
+
+    def _about_to_wait(self, obstacle: Obstacle | None) -> Answer | None:
+        if not self._kick_kept:
+            self._waited = self._waited or obstacle is not None
+            return None
+        self._kick_kept = False
+        return Answer.KICKED
+
+    def _interrupt(self, answer: Answer) -> None:
+        assert self._waiting is not None
+        self._interrupted_by = answer
+        self._waiting.cancel()
+
+
+def _intercept_message(request: rpc.Request) -> bytes:
+    """The 256 bytes of an `intercept`; ENOSYS for another method, EINVAL for other parameters."""
+    if request.method != messages.INTERCEPT_METHOD:
+        raise WireError(
+            errno.ENOSYS,
+            f"no method {request.method!r:.80} for this role",
+            methods=[messages.INTERCEPT_METHOD],
+        )
+    match request.params:
+        case [bytes(message)] if len(message) == MESSAGE_SIZE:
+            return message
+        case _:
+            raise WireError(
+                errno.EINVAL, f"intercept: params must be {MESSAGE_SIZE} raw bytes", field="params"
+            )

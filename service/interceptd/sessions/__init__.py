@@ -1,0 +1,1 @@
+"""One module per role: how a connection introduces itself, and what each role may ask."""

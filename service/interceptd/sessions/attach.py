@@ -1,0 +1,101 @@
+"""How a VP, a notifier or a hypervisor connection comes into its partition, which owns it from then on.
+
+Owns the right to join, by token and uid, and the limits of what joins. Must not know what is served there.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from functools import partial
+
+from intercept_protocol import messages
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import HelloReply, PartitionHello
+from interceptd.address_space.process import ProcessAddressSpace
+from interceptd.config.live import Settings
+from interceptd.connections.request_loop import serve_calls
+from interceptd.partition.partition import Partition
+from interceptd.partition.registry import PartitionRegistry
+from interceptd.partition.virtual_processor import VirtualProcessor
+from interceptd.sessions.hello import Visitor
+from interceptd.sessions.notifier import NotifierSession
+
+
+class Joining:
+    """One for all partitions. `hello_reply` gives what everyone is told."""
+
+    def __init__(
+        self, settings: Settings, partitions: PartitionRegistry, hello_reply: Callable[[], HelloReply]
+    ) -> None:
+        self._settings = settings
+        self._partitions = partitions
+        self._hello_reply = hello_reply
+
+    def join(self, visitor: Visitor, hello: PartitionHello) -> None:
+        """Hand a connection to its partition. "No such partition" and "wrong token" are one error."""
+        partition = self._partitions.find(hello.partition_id)
+        if partition is None or not partition.admits(hello.token, visitor.connection.peer):
+            raise WireError(errno.EACCES, "no such partition, or it is not yours to join")
+        match hello:
+            case messages.HelloVp():
+                self._vp(visitor, partition, hello.vp_index)
+            case messages.HelloNotifier():
+                self._notifier(visitor, partition)
+            case messages.HelloHypervisor():
+                self._link(visitor, partition)
+
+    def _vp(self, visitor: Visitor, partition: Partition, vp_index: int) -> None:
+        limits, uid = self._settings.now.limits, partition.owner.uid
+        if vp_index >= limits.vps_per_partition:
+            raise WireError(
+                errno.EINVAL,
+                f"vp_index must be below {limits.vps_per_partition}, got {vp_index}",
+                field="vp_index",
+                limit="vps_per_partition",
+            )
+        if sum(len(one.vps) for one in self._partitions.of_uid(uid)) >= limits.vps_per_uid:
+            raise WireError(errno.ENOSPC, f"uid {uid} may have {limits.vps_per_uid} VPs", limit="vps_per_uid")
+        if vp_index in partition.vps:
+            raise WireError(errno.EEXIST, f"VP {vp_index} is attached already", vp_index=vp_index)
+        vp = VirtualProcessor(
+            vp_index,
+            visitor.connection,
+            architecture=partition.request.architecture,
+            regions=partition.regions,
+            path=partition.path,
+            answers=partition.answers,
+            journal=partition.journal,
+        )
+        partition.start_vp(vp, visitor.connection, visitor.welcome(self._hello_reply()))
+
+    def _link(self, visitor: Visitor, partition: Partition) -> None:
+        if partition.link is None:
+            raise WireError(errno.EINVAL, "the partition's hypervisor is not vmm", field="role")
+        if partition.link.claimed:
+            raise WireError(errno.EEXIST, "the partition has a hypervisor connection already")
+        partition.start_link(partition.link, visitor.connection, visitor.welcome(self._hello_reply()))
+
+    def _notifier(self, visitor: Visitor, partition: Partition) -> None:
+        limit = self._settings.now.limits.notifiers_per_partition
+        if partition.notifiers >= limit:
+            raise WireError(
+                errno.ENOSPC,
+                f"a partition may have {limit} notifier connections",
+                limit="notifiers_per_partition",
+            )
+        memory = partition.memory
+        catch_up = memory.catch_up if isinstance(memory, ProcessAddressSpace) else None
+        session = NotifierSession(partition.notifier, partition.regions, catch_up)
+        partition.start_notifier(
+            visitor.connection,
+            visitor.welcome(self._hello_reply()),
+            partial(
+                serve_calls,
+                visitor.connection,
+                messages.NOTIFIER_METHODS,
+                session.answer,
+                in_flight=partition.announcements,
+            ),
+            session.close,
+        )

@@ -1,0 +1,167 @@
+"""The way from an accepted socket to the session of its role.
+
+Owns who owns a connection when, and how many VMMs and operators there are: theirs are served here, those of a
+partition's other roles are handed to it (`joining`). Must not know what a session answers.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import trio
+
+from intercept_protocol import codec, messages, rpc
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import (
+    AddressSpaceKind,
+    CreatePartition,
+    HelloReply,
+    HelloVmm,
+)
+from interceptd.config.live import Settings
+from interceptd.connections.connection import Connection
+from interceptd.connections.hangup_watch import PeerWatch
+from interceptd.connections.received_fds import DescriptorBox
+from interceptd.connections.request_loop import closing, serve_calls
+from interceptd.partition.factory import PartitionFactory
+from interceptd.partition.partition import Partition
+from interceptd.partition.registry import PartitionRegistry
+from interceptd.sessions.admission import Admission
+from interceptd.sessions.attach import Joining
+from interceptd.sessions.event_stream import EventStream
+from interceptd.sessions.hello import Door, HelloRefused, Visitor
+from interceptd.sessions.operator import OperatorSession, Overview
+from interceptd.sessions.vmm import VmmSession
+from interceptd.telemetry.event_bus import Journal, Subscription
+
+
+class Reception:
+    """One for all doors. `hello_reply` gives what everyone is told."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        factory: PartitionFactory,
+        partitions: PartitionRegistry,
+        *,
+        overview: Overview,
+        hello_reply: Callable[[], HelloReply],
+        journal: Journal,
+    ) -> None:
+        self._settings = settings
+        self._factory = factory
+        self._partitions = partitions
+        self._overview = overview
+        self._hello_reply = hello_reply
+        self._journal = journal
+        self.admission = Admission(settings, journal)
+        self._joining = Joining(settings, partitions, hello_reply)
+        self.watch = PeerWatch()
+        """To be run as long as connections are entered."""
+        self.operators = 0
+        self._vmms: Counter[int] = Counter()  # by uid
+
+    async def enter(self, door: Door, accepted: socket.socket) -> None:
+        """Serve one connection, until it ends or a partition's nursery takes it over."""
+        with ExitStack() as held:
+            connection = Connection(accepted, self.admission.tenants, self.watch)
+            held.enter_context(closing(connection, self._journal))
+            try:
+                visitor = await self.admission.admit(connection, door)
+                match visitor.hello:
+                    case HelloVmm() as hello:
+                        await self._serve_vmm(visitor, hello)
+                    case messages.HelloOperator():
+                        await self._serve_operator(visitor)
+                    case hello:
+                        with visitor.refusing():
+                            self._joining.join(visitor, hello)
+                        held.pop_all()  # the partition closes it now
+            except HelloRefused as refusal:
+                self.admission.count_refusal(connection, refusal.reason)
+                raise
+
+    @property
+    def vmms(self) -> int:
+        """VMM connections, with a partition or without."""
+        return self._vmms.total()
+
+    async def _serve_operator(self, visitor: Visitor) -> None:
+        limit = self._settings.now.limits.operators
+        with visitor.refusing():
+            if self.operators >= limit:
+                raise WireError(errno.ENOSPC, f"{limit} operators are connected", limit="operators")
+        self.operators += 1
+        try:
+            await visitor.connection.answer(visitor.welcome(self._hello_reply()))
+            await self._converse(visitor.connection)
+        finally:
+            self.operators -= 1
+
+    async def _converse(self, connection: Connection) -> None:
+        """Answer an operator, and tell it the events that it subscribed to, until it leaves."""
+        subscription = Subscription()
+        session = OperatorSession(self._overview, self._journal, subscription)
+        stream = EventStream(connection, subscription)
+        failure: Exception | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.run)
+                try:
+                    await serve_calls(connection, messages.OPERATOR_METHODS, session.answer, send=stream.send)
+                except Exception as error:  # carried out of the nursery, which would wrap it in a group
+                    failure = error
+                nursery.cancel_scope.cancel()
+        finally:
+            self._journal.leave(subscription)
+        if failure is not None:
+            raise failure
+
+    async def _serve_vmm(self, visitor: Visitor, hello: HelloVmm) -> None:
+        """A VMM without a partition, and then the whole life of the one that it creates."""
+        connection, uid = visitor.connection, visitor.connection.peer.uid
+        limit = self._settings.now.limits.vmms_per_uid
+        with visitor.refusing():
+            if self._vmms[uid] >= limit:
+                raise WireError(errno.ENOSPC, f"uid {uid} may have {limit} VMMs", limit="vmms_per_uid")
+        self._vmms[uid] += 1
+        try:
+            await connection.answer(visitor.welcome(self._hello_reply()))
+            while (request := await connection.receive()) is not None:
+                try:
+                    call = codec.decode_call(messages.VMM_METHODS, request.method, request.params)
+                    partition = self._create_partition(call, hello.name, connection)
+                except WireError as error:
+                    await connection.answer(rpc.encode_error(request.msgid, error))
+                    continue
+                await self._live(partition, connection, request.msgid)
+                return
+        finally:
+            self._vmms[uid] -= 1
+
+    def _create_partition(self, call: messages.VmmCall, name: str, connection: Connection) -> Partition:
+        if not isinstance(call, CreatePartition):
+            raise WireError(errno.ENOENT, f"{call.METHOD}: there is no partition yet, create_partition first")
+        if self._partitions.closed:
+            raise WireError(errno.ESHUTDOWN, "the daemon is draining and takes no more partitions")
+        partition = self._factory.create(call, name, connection, self._partitions)
+        self._partitions.add(partition)
+        return partition
+
+    async def _live(self, partition: Partition, connection: Connection, msgid: int) -> None:
+        created = messages.CreatePartitionReply(partition_id=partition.partition_id, token=partition.token)
+        live = partition.request.address_space is AddressSpaceKind.PROCESS
+        descriptors = connection.box_descriptors() if live else DescriptorBox()
+
+        async def serve() -> None:
+            await connection.answer(rpc.encode_result(msgid, codec.to_fields(created)))
+            await serve_calls(connection, messages.VMM_METHODS, VmmSession(partition, descriptors).answer)
+
+        try:
+            await partition.run(serve)
+        finally:
+            self._partitions.remove(partition)

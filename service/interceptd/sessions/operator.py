@@ -1,0 +1,149 @@
+"""What an operator may ask: read every partition, steer a few things.
+
+Owns the `operator` methods. It sees the daemon through `Overview` and its journal, and changes nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from itertools import islice
+from typing import Protocol
+
+from intercept_protocol import messages
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import OperatorCall
+from interceptd.connections.request_loop import Reply
+from interceptd.partition.partition import Partition
+from interceptd.partition.registry import PartitionRegistry
+from interceptd.sessions.vmm import set_policy
+from interceptd.telemetry.event_bus import Interest, Journal, Subscription
+from interceptd.telemetry.histogram import BOUNDARIES_NS
+
+
+class Overview(Protocol):
+    """What an operator sees of the daemon."""
+
+    @property
+    def partitions(self) -> PartitionRegistry: ...
+
+    def daemon_statistics(self) -> messages.DaemonStatistics: ...
+
+    def drain(self, timeout: float) -> None:
+        """Begin the daemon's end; it is over after at most `timeout` seconds."""
+
+
+class OperatorSession:
+    """One operator's; `subscription` is what is sent to it."""
+
+    def __init__(self, overview: Overview, journal: Journal, subscription: Subscription) -> None:
+        self._overview = overview
+        self._journal = journal
+        self._subscription = subscription
+
+    def answer(self, call: OperatorCall) -> Reply:
+        match call:
+            case messages.ListPartitions():
+                return self._list(call.after)
+            case messages.InspectPartition():
+                return _inspect(self._find(call.partition_id))
+            case messages.OperatorStatistics():
+                return self._overview.daemon_statistics()
+            case messages.Histograms():
+                return _histograms(self._find(call.partition_id), call.after)
+            case messages.OperatorSetPolicy():
+                set_policy(self._find(call.partition_id), call)
+            case messages.Drain():
+                self._overview.drain(call.timeout_ms / 1000)
+            case messages.Subscribe():
+                self._journal.listen(self._subscription, _interest(call))
+        return None
+
+    def _list(self, after: int) -> messages.PartitionList:
+        following = (p for p in self._overview.partitions if p.partition_id > after)
+        page = list(islice(following, messages.PartitionList.PAGE + 1))
+        summaries = [_summary(partition) for partition in page[: messages.PartitionList.PAGE]]
+        return messages.PartitionList(partitions=summaries, more=len(page) > len(summaries))
+
+    def _find(self, partition_id: int) -> Partition:
+        partition = self._overview.partitions.find(partition_id)
+        if partition is None:
+            raise WireError(errno.ENOENT, f"no partition {partition_id}", partition_id=partition_id)
+        return partition
+
+
+def _interest(call: messages.Subscribe) -> Interest:
+    return Interest(
+        events=frozenset(call.events),
+        partition_id=call.partition_id,
+        vp_index=call.vp_index,
+        reasons=frozenset(call.reasons or ()),
+    )
+
+
+def _summary(partition: Partition) -> messages.PartitionSummary:
+    latency = partition.latency()
+    return messages.PartitionSummary(
+        partition_id=partition.partition_id,
+        name=partition.name,
+        uid=partition.owner.uid,
+        pid=partition.owner.pid,
+        address_space=partition.request.address_space,
+        hypervisor=partition.request.hypervisor,
+        vps=len(partition.vps),
+        regions=partition.regions.region_count,
+        mapped_gfns=partition.hypervisor.counters().mapped_gfns,
+        intercepts=partition.answers.total(),
+        invalidations=partition.notifier.invalidations,
+        age_ms=int((time.monotonic() - partition.created_at) * 1000),
+        latency=latency.all.buckets,
+        latency_waited=latency.waited.buckets,
+    )
+
+
+def _histograms(partition: Partition, after: int | None) -> messages.HistogramPage:
+    first = 0 if after is None else after + 1
+    following = sorted(index for index in partition.vps if index >= first)
+    page = [partition.vps[index] for index in following[: messages.HistogramPage.PAGE]]
+    return messages.HistogramPage(
+        boundaries_ns=BOUNDARIES_NS,
+        virtual_processors=[
+            messages.VpHistogram(
+                vp_index=vp.index,
+                intercepts=vp.intercepts,
+                total_ns=whole.total_ns,
+                buckets=whole.buckets,
+                waited_ns=vp.latency.waited.total_ns,
+                waited_buckets=vp.latency.waited.buckets,
+            )
+            for vp, whole in ((vp, vp.latency.all) for vp in page)
+        ],
+        more=len(following) > len(page),
+    )
+
+
+def _inspect(partition: Partition) -> messages.PartitionInspection:
+    regions = partition.regions.first_regions(messages.PartitionInspection.REGION_VIEWS)
+    return messages.PartitionInspection(
+        summary=_summary(partition),
+        architecture=partition.request.architecture,
+        mmio_granularity=partition.regions.mmio_granularity,
+        statistics=partition.statistics(),
+        regions=[
+            messages.RegionView(
+                start_gfn=region.gfns.start,
+                page_count=region.gfns.page_count,
+                start_uaddr=region.uaddrs.start_uaddr,
+                kind=region.kind,
+                state=region.state.value,
+                writable=bool(region.access & region.access.WRITE),
+                executable=bool(region.access & region.access.EXECUTE),
+                mapped_gfns=mapped_gfns,
+            )
+            for region, mapped_gfns in regions
+        ],
+        virtual_processors=[
+            messages.VpView(vp_index=vp.index, state=vp.state, intercepts=vp.intercepts)
+            for vp in partition.vps.values()
+        ],
+    )

@@ -1,0 +1,190 @@
+"""What a VMM may ask of its partition.
+
+Owns the `vmm` methods, one line each or a helper. The partition's life is the caller's; so is the connection.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+
+import structlog
+
+from intercept_protocol import messages
+from intercept_protocol.addresses import GfnRange, Pfn, PfnRange, UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.events import PolicySet
+from intercept_protocol.messages import RegionKind, VmmCall
+from intercept_protocol.outcomes import Access
+from interceptd.address_space import Asker, Undecided, Unknowable
+from interceptd.address_space.declared import DeclaredAddressSpace, Vma
+from interceptd.address_space.handover import Handover
+from interceptd.address_space.process import ProcessAddressSpace
+from interceptd.connections.received_fds import DescriptorBox
+from interceptd.connections.request_loop import Reply
+from interceptd.memory.region import Presumption, Region, RegionState, kind_of_vma
+from interceptd.pages.mapping import HOST_BACKING
+from interceptd.partition.partition import Partition
+from interceptd.telemetry.counters import Source
+
+log = structlog.get_logger()
+
+
+class VmmSession:
+    """Answers one VMM's calls, one at a time."""
+
+    def __init__(self, partition: Partition, descriptors: DescriptorBox) -> None:
+        self._partition = partition
+        self._descriptors = descriptors
+
+    def answer(self, call: VmmCall) -> Reply | Coroutine[object, object, Reply]:
+        match call:
+            case messages.CreatePartition():
+                raise WireError(errno.EEXIST, "this connection has a partition already")
+            case messages.AddRegion():
+                return self._add_region(call)
+            case messages.RemoveRegion():
+                return self._partition.regions.remove_exactly(*_region_ranges(call))
+            case messages.MapVma():
+                self._declared().map_vma(_vma(call))
+            case messages.UnmapVma():
+                return self._unmap_vma(call)
+            case messages.ProtectVma():
+                return self._protect_vma(call)
+            case messages.AttachMemory():
+                return self._attach_memory(call)
+            case messages.Kick():
+                self._kick(call)
+            case messages.SetPolicy():
+                set_policy(self._partition, call)
+            case messages.Statistics():
+                return self._partition.statistics()
+            case messages.Translate():
+                return self._translate(call.gfn)
+        return None
+
+    async def _add_region(self, call: messages.AddRegion) -> messages.AddRegionReply:
+        gfns, uaddrs = _region_ranges(call)
+        link = self._partition.link
+        if link is not None and not link.connected:
+            raise WireError(errno.ENOTCONN, "the hypervisor connection comes before the first region")
+        region = Region(
+            gfns=gfns,
+            uaddrs=uaddrs,
+            kind=await self._kind(call.kind, uaddrs),
+            presumption=Presumption.INFERRED if call.kind == "auto" else Presumption.STATED,
+            access=_access(readable=True, writable=call.writable, executable=call.executable),
+        )
+        if region.kind is RegionKind.PINNED:
+            region.state = RegionState.POPULATING
+        await self._partition.regions.add(region)
+        if region.kind is RegionKind.PINNED:
+            await self._partition.path.populate(region)
+        return messages.AddRegionReply(kind=region.kind)
+
+    async def _kind(self, stated: str, uaddrs: UaddrRange) -> RegionKind:
+        if stated != "auto":
+            return RegionKind(stated)
+        try:
+            io = await self._partition.address_space.is_io(uaddrs.start, Asker.VMM)
+        except Unknowable as error:
+            raise WireError(errno.EINVAL, f"kind auto: {error}", field="kind") from None
+        except Undecided as error:
+            raise WireError(error.number, f"kind auto: {error}") from None
+        if io is None:
+            raise WireError(
+                errno.EINVAL,
+                f"kind auto: no VMA at start_uaddr {uaddrs.start_uaddr:#x} to tell the kind from",
+                field="start_uaddr",
+            )
+        return kind_of_vma(io)
+
+    async def _protect_vma(self, call: messages.ProtectVma) -> None:
+        access = _access(readable=call.readable, writable=call.writable, executable=call.executable)
+        uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
+        edit = partial(self._declared().protect_vma, uaddrs, access)
+        await self._invalidating(uaddrs, Source.PROTECT_VMA, edit)
+
+    async def _unmap_vma(self, call: messages.UnmapVma) -> None:
+        uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
+        edit = partial(self._declared().unmap_vma, uaddrs)
+        await self._invalidating(uaddrs, Source.UNMAP_VMA, edit)
+
+    async def _invalidating(
+        self, uaddrs: UaddrRange, source: Source, edit: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Attempts go stale first, in the step that opens the range; then the VMAs are edited, the guest's
+        mappings taken away, the range closed, and the VMM answered."""
+        batch = self._partition.notifier.begin(uaddrs, source)
+        try:
+            await edit()
+            await self._partition.regions.wait_served(batch)
+        finally:
+            self._partition.notifier.end(uaddrs, source)
+
+    async def _attach_memory(self, call: messages.AttachMemory) -> None:
+        memory = self._partition.memory
+        if not isinstance(memory, ProcessAddressSpace):
+            raise WireError(errno.EINVAL, "memory is attached only with address_space process")
+        if memory.attached:
+            raise WireError(errno.EEXIST, "memory is attached already")
+        received, descriptors = self._descriptors.received, self._descriptors.take()
+        handover = Handover(
+            descriptors, received, self._partition.owner, promised=bool(call.promise_begin_end)
+        )
+        try:
+            await memory.take(handover)
+        except Undecided as error:
+            raise WireError(error.number, f"attach_memory: {error}") from None
+
+    def _kick(self, call: messages.Kick) -> None:
+        if call.vp_index == "all":
+            self._partition.kick_all()
+        elif not self._partition.kick(call.vp_index):
+            raise WireError(errno.ENOENT, f"no VP {call.vp_index} is attached", vp_index=call.vp_index)
+
+    def _translate(self, gfn: int) -> messages.Translation | None:
+        mapping = self._partition.hypervisor.translate(gfn)
+        frame = None if mapping is None else mapping.frame_at(gfn)
+        if mapping is None or frame is None:
+            return None
+        pfn = Pfn(frame.page) if frame.backing == HOST_BACKING else None
+        return messages.Translation(frame=(frame.backing, frame.page), access=int(mapping.access), pfn=pfn)
+
+    def _declared(self) -> DeclaredAddressSpace:
+        memory = self._partition.memory
+        if not isinstance(memory, DeclaredAddressSpace):
+            raise WireError(errno.EINVAL, "VMAs are declared only with address_space declared")
+        return memory
+
+
+def set_policy(partition: Partition, call: messages.SetPolicy | messages.OperatorSetPolicy) -> None:
+    """Change what was given, for faults from now on."""
+    if call.mmio_granularity is not None:
+        partition.regions.mmio_granularity = call.mmio_granularity
+        log.info(
+            "policy_set", partition_id=partition.partition_id, mmio_granularity=call.mmio_granularity.value
+        )
+        partition.journal.publish(PolicySet(mmio_granularity=call.mmio_granularity))
+
+
+def _region_ranges(call: messages.AddRegion | messages.RemoveRegion) -> tuple[GfnRange, UaddrRange]:
+    """I3: neither may be empty, misaligned or wrap."""
+    gfns = GfnRange.of(call.start_gfn, call.page_count)
+    return gfns, UaddrRange.of_pages(call.start_uaddr, call.page_count)
+
+
+def _vma(call: messages.MapVma) -> Vma:
+    uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
+    PfnRange.of(call.start_pfn, call.page_count)  # the host's page numbers may not wrap either
+    access = _access(readable=call.readable, writable=call.writable, executable=call.executable)
+    return Vma(uaddrs.start, uaddrs.end, call.start_pfn, access, call.io)
+
+
+def _access(*, readable: bool, writable: bool, executable: bool) -> Access:
+    return (
+        (Access.READ if readable else Access.NONE)
+        | (Access.WRITE if writable else Access.NONE)
+        | (Access.EXECUTE if executable else Access.NONE)
+    )
