@@ -20,11 +20,10 @@ from intercept_protocol.messages import (
     OperatorStatistics,
 )
 
-from . import asking, render, words
+from . import operator_client, render, units
 from .completion import SOCKET_PATH, partition_ids
 from .doctor.command import doctor_command
 from .exercise.command import exercise_command
-from .explore.command import explore_command
 from .guest.command import guest_command
 from .policy import policy_command
 from .top.command import top_command
@@ -83,8 +82,8 @@ _partition_id = click.argument(
 @click.pass_obj
 def list_partitions(path: str, *, as_json: bool) -> None:
     """List the partitions."""
-    with asking.operator(path) as operator:
-        summaries = asking.all_partitions(operator)
+    with operator_client.operator(path) as operator:
+        summaries = operator_client.all_partitions(operator)
     if as_json:
         _print_json({"partitions": summaries})
     else:
@@ -97,7 +96,7 @@ def list_partitions(path: str, *, as_json: bool) -> None:
 @click.pass_obj
 def show_partition(path: str, partition_id: int, *, as_json: bool) -> None:
     """Show one partition: its setting, regions and virtual processors."""
-    with asking.operator(path) as operator:
+    with operator_client.operator(path) as operator:
         inspection = operator.call(InspectPartition(partition_id=partition_id))
     _print(inspection, render.inspection, as_json=as_json)
 
@@ -114,7 +113,7 @@ def show_partition(path: str, partition_id: int, *, as_json: bool) -> None:
 @click.pass_obj
 def show_statistics(path: str, partition_id: int | None, *, as_json: bool) -> None:
     """Show the counters of the daemon, or of one partition."""
-    with asking.operator(path) as operator:
+    with operator_client.operator(path) as operator:
         if partition_id is None:
             _print(operator.call(OperatorStatistics()), render.statistics_table, as_json=as_json)
         else:
@@ -127,13 +126,13 @@ def show_statistics(path: str, partition_id: int | None, *, as_json: bool) -> No
 @click.pass_obj
 def show_health(path: str, *, as_json: bool) -> None:
     """Exit 0 if the daemon answers its operator, for probes; 3 if it does not."""
-    with asking.operator(path, HEALTH_TIMEOUT) as operator:
+    with operator_client.operator(path, HEALTH_TIMEOUT) as operator:
         statistics = operator.call(OperatorStatistics())
     if as_json:
         _print_json(statistics)
     else:
         click.echo(
-            f"serving {words.of(statistics.partitions, 'partition')}, {words.of(statistics.vps, 'VP')}"
+            f"serving {units.of(statistics.partitions, 'partition')}, {units.of(statistics.vps, 'VP')}"
         )
 
 
@@ -150,9 +149,9 @@ def show_health(path: str, *, as_json: bool) -> None:
 def drain(path: str, timeout: float, *, as_json: bool) -> None:
     """Let the daemon finish, and wait: it takes nothing new, and what is left after SECONDS is ended."""
     request = Drain(timeout_ms=int(timeout * 1000))
-    with asking.operator(path, timeout + asking.ANSWER_TIMEOUT) as operator:
+    with operator_client.operator(path, timeout + operator_client.ANSWER_TIMEOUT) as operator:
         operator.call(request)
-        asking.wait_ended(operator)
+        operator_client.wait_ended(operator)
     _confirm(request, "drained", as_json=as_json)
 
 
@@ -177,7 +176,6 @@ def _print_json(value: object) -> None:
 
 main.add_command(doctor_command)
 main.add_command(exercise_command)
-main.add_command(explore_command)
 main.add_command(guest_command)
 main.add_command(policy_command)
 main.add_command(top_command)

@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from intercept_protocol.text import visible
 
-from . import asking
+from . import operator_client
 
 PATIENCE: Final = 1.0
 """Seconds that somebody who pressed Tab waits at most for each answer."""
@@ -25,8 +25,8 @@ def partition_ids(context: click.Context, _: click.Parameter, incomplete: str) -
     """The partitions whose ids begin so, each with its name; none where the daemon cannot be asked."""
     path = context.find_root().params["path"]
     try:
-        with asking.operator(path, PATIENCE) as operator:
-            summaries = asking.all_partitions(operator)
+        with operator_client.operator(path, PATIENCE) as operator:
+            summaries = operator_client.all_partitions(operator)
     except click.ClickException:
         return []
     return [

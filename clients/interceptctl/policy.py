@@ -13,7 +13,7 @@ import click
 
 from intercept_protocol.messages import InspectPartition, MmioGranularity, OperatorSetPolicy
 from intercept_protocol.text import visible
-from interceptctl import asking
+from interceptctl import operator_client
 from interceptctl.completion import partition_ids
 
 _MEANINGS: Final[Mapping[str, str]] = {
@@ -37,7 +37,7 @@ def policy_command() -> None:
 @click.pass_obj
 def show_policy(path: str, partition_id: int, *, as_json: bool) -> None:
     """Show a partition's policy."""
-    with asking.operator(path) as operator:
+    with operator_client.operator(path) as operator:
         granularity = operator.call(InspectPartition(partition_id=partition_id)).mmio_granularity
     _tell(partition_id, granularity, as_json=as_json)
 
@@ -55,7 +55,7 @@ def show_policy(path: str, partition_id: int, *, as_json: bool) -> None:
 def set_policy(path: str, partition_id: int, mmio_granularity: str, *, as_json: bool) -> None:
     """Change how a partition maps from now on; what is mapped stays."""
     granularity = MmioGranularity(mmio_granularity)
-    with asking.operator(path) as operator:
+    with operator_client.operator(path) as operator:
         operator.call(OperatorSetPolicy(partition_id=partition_id, mmio_granularity=granularity))
     _tell(partition_id, granularity, as_json=as_json)
 

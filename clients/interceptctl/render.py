@@ -24,7 +24,7 @@ from intercept_protocol.messages import (
 )
 from intercept_protocol.text import visible
 
-from . import words
+from . import units
 from .quantiles import Quantiles, at_once, quantiles
 
 Statistics = PartitionStatistics | DaemonStatistics
@@ -46,7 +46,7 @@ def partitions(summaries: Sequence[PartitionSummary]) -> RenderableType:
         return Text("no partitions")
     table = _table(
         *("ID>", "NAME", "UID>", "PID>", "VPS>", "MAPPED>", "INTERCEPTS>"),
-        *(f"AT ONCE\n{words.P50_P99}>", f"WAITED\n{words.P50_P99}>", "AGE>"),
+        *(f"AT ONCE\n{units.P50_P99}>", f"WAITED\n{units.P50_P99}>", "AGE>"),
     )
     for summary in summaries:
         _row(
@@ -55,12 +55,12 @@ def partitions(summaries: Sequence[PartitionSummary]) -> RenderableType:
             summary.name,
             summary.uid,
             summary.pid,
-            words.count(summary.vps),
-            words.pages(summary.mapped_gfns),
-            words.count(summary.intercepts),
-            words.p50_p99(_at_once(summary)),
-            words.p50_p99(_waited(summary)),
-            words.duration(summary.age_ms),
+            units.count(summary.vps),
+            units.pages(summary.mapped_gfns),
+            units.count(summary.intercepts),
+            units.p50_p99(_at_once(summary)),
+            units.p50_p99(_waited(summary)),
+            units.duration(summary.age_ms),
         )
     return table
 
@@ -71,12 +71,12 @@ def inspection(view: PartitionInspection) -> RenderableType:
     facts: dict[str, object] = {
         "name": summary.name,
         "owner": f"uid {summary.uid}, pid {summary.pid}",
-        "age": words.duration(summary.age_ms),
+        "age": units.duration(summary.age_ms),
         "architecture": view.architecture,
         "address_space": summary.address_space,
         "hypervisor": summary.hypervisor,
         "mmio_granularity": view.mmio_granularity,
-        "mapped": words.pages(summary.mapped_gfns),
+        "mapped": units.pages(summary.mapped_gfns),
     }
     return Group(
         Text(f"partition {summary.partition_id}"),
@@ -102,7 +102,7 @@ def statistics_table(statistics: Statistics) -> RenderableType:
         ("waited for others", _waited(statistics)),
     ):
         if took.p50_ns is not None:
-            half, most = words.latency(took.p50_ns), words.latency(took.p99_ns)
+            half, most = units.latency(took.p50_ns), units.latency(took.p99_ns)
             counters[name] = f"half within {half}, 99 % within {most}"
     table = _table("OUTCOME", "REASON", "INTERCEPTS>")
     for outcome, reasons in statistics.intercepts.items():
@@ -126,13 +126,13 @@ def _regions(regions: Iterable[RegionView]) -> Table:
         rights = "r" + ("w" if region.writable else "-") + ("x" if region.executable else "-")
         _row(
             table,
-            words.span(region.start_gfn, region.page_count),
+            units.span(region.start_gfn, region.page_count),
             f"{region.start_uaddr:#x}",
             region.kind,
             region.state,
             rights,
-            words.pages(region.page_count),
-            words.pages(region.mapped_gfns),
+            units.pages(region.page_count),
+            units.pages(region.mapped_gfns),
         )
     return table
 

@@ -341,7 +341,7 @@ def test_drain_passes_its_timeout_in_milliseconds(socket_path: Path) -> None:
 
 
 def test_a_drain_that_does_not_end_is_exit_code_3(socket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("interceptctl.asking.ANSWER_TIMEOUT", 0.05)
+    monkeypatch.setattr("interceptctl.operator_client.ANSWER_TIMEOUT", 0.05)
 
     result, _ = run_against(socket_path, replies(None), "drain", "--timeout", "0")
 
@@ -470,7 +470,7 @@ def test_a_connection_lost_in_between_is_exit_code_3(socket_path: Path) -> None:
 def test_a_daemon_that_does_not_answer_is_exit_code_3(
     socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interceptctl.asking.ANSWER_TIMEOUT", 0.05)
+    monkeypatch.setattr("interceptctl.operator_client.ANSWER_TIMEOUT", 0.05)
 
     result, _ = run_against(socket_path, [Hear()], "drain", "--timeout", "0")
 

@@ -35,7 +35,7 @@ from intercept_protocol.messages import (
     PartitionSummary,
     VpHistogram,
 )
-from interceptctl import words
+from interceptctl import units
 from interceptctl.cli import main
 from interceptctl.quantiles import Quantiles, quantiles
 from interceptctl.top.frame import BARS, frame, rate, sparkline, vp_frame
@@ -163,7 +163,7 @@ def test_a_daemon_that_was_replaced_and_counts_less_has_no_quantile() -> None:
     ],
 )  # fmt: skip
 def test_a_time_takes_five_characters_at_most(nanoseconds: int | None, text: str) -> None:
-    assert words.latency(nanoseconds) == text
+    assert units.latency(nanoseconds) == text
 
 
 def test_quantiles_of_a_partition_are_of_the_last_interval() -> None:

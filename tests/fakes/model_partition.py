@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from explorer import model_partition
+from explorer.model_partition import RW, TIMEOUT
+from explorer.pauses import Pauses
 from fakes.pauses import Gates
 from intercept_protocol.messages import Remap
-from interceptctl.explore import model_partition
-from interceptctl.explore.model_partition import RW, TIMEOUT
-from interceptctl.explore.pauses import Pauses
 from interceptd.hypervisor.hv_status import HvStatus
 
 __all__ = ["RW", "TIMEOUT", "ModelPartition"]

@@ -12,7 +12,7 @@ from itertools import cycle
 
 import trio
 
-from interceptctl.explore.pauses import Asked, Point
+from explorer.pauses import Asked, Point
 
 GATE_PATIENCE = 600.0
 """Virtual seconds after which a gate opens by itself: a call that is shielded would else keep a test that has

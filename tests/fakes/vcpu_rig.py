@@ -9,7 +9,6 @@ import ctypes
 from collections.abc import Iterable
 
 from fakes.kvm_ports import FakeSlots, Hook, ScriptedDecider, ScriptedVcpu
-from intercept_client.kvm.asking import Asker
 from intercept_client.kvm.copying import AnnouncedCopier, Copier
 from intercept_client.kvm.devices import Bus, Window
 from intercept_client.kvm.exits import (
@@ -19,6 +18,7 @@ from intercept_client.kvm.exits import (
 from intercept_client.kvm.fetch_fault import LONGEST_INSTRUCTION, FetchFault
 from intercept_client.kvm.guest_access import GuestAccess
 from intercept_client.kvm.guest_memory import GuestMemory
+from intercept_client.kvm.intercepts import Asker
 from intercept_client.kvm.tally import VcpuTally
 from intercept_client.kvm.vcpu_loop import VcpuLoop
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange

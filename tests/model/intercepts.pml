@@ -1,4 +1,4 @@
-/* Written by tests/model/promela.py from service/interceptd/transitions/table.py: edit that.
+/* Written by tests/model/promela.py from tests/model/transitions/table.py: edit that.
    A page set is a bit mask. The world: 2 pages, 2 VPs, 1 source(s) of invalidations, a region manager, a VMM. */
 #define LOCK_FREE 0
 #define LOCK_VP 1

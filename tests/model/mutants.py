@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from interceptd.transitions import terms as t
-from interceptd.transitions.table import TABLE
 from model.shadow import shown
+from model.transitions import terms as t
+from model.transitions.table import TABLE
 
 
 def mutants(table: t.Table = TABLE) -> Iterator[tuple[str, t.Table]]:

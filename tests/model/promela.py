@@ -12,9 +12,9 @@ from enum import Enum
 from itertools import product
 from pathlib import Path
 
-from interceptd.transitions import terms as t
-from interceptd.transitions.promises import PROMISES
-from interceptd.transitions.table import TABLE, VARIABLES
+from model.transitions import terms as t
+from model.transitions.promises import PROMISES
+from model.transitions.table import TABLE, VARIABLES
 
 KEPT = Path(__file__).with_name("intercepts.pml")
 ME = "me"
@@ -41,7 +41,7 @@ def model(scope: Scope, table: t.Table = TABLE, promises: Sequence[t.Promise] = 
     """The whole text."""
     return "\n".join(
         [
-            "/* Written by tests/model/promela.py from service/interceptd/transitions/table.py: edit that.",
+            "/* Written by tests/model/promela.py from tests/model/transitions/table.py: edit that.",
             f"   A page set is a bit mask. The world: {scope.pages} pages, {scope.vps} VPs,"
             f" {scope.sources} source(s) of invalidations, a region manager, a VMM. */",
             *_states(),

@@ -13,10 +13,10 @@ from types import TracebackType
 
 import trio
 
+from explorer.pauses import Pauses, Point
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange, PageRange, UaddrRange
 from intercept_protocol.messages import MmioGranularity, Remap
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore.pauses import Pauses, Point
 from interceptd.address_space import Asker
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.hypervisor import HypervisorCounters
@@ -29,9 +29,9 @@ from interceptd.pages.mapping import Extent
 from interceptd.pages.mapping import Mapping as Mapped
 from interceptd.telemetry.counters import Source
 from interceptd.telemetry.event_bus import Journal
-from interceptd.transitions.table import Lock, Reliance
-from interceptd.transitions.terms import Actor
 from model.shadow import Key, Step, Value
+from model.transitions.table import Lock, Reliance
+from model.transitions.terms import Actor
 
 GFN = 0x100
 """The gfn of page 0 of the region, whose uaddrs begin at page 0."""

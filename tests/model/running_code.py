@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from explorer.pauses import Point
 from fakes.drawn import pauses, ranges
 from fakes.pauses import DrawnPauses
 from intercept_protocol.addresses import GfnRange, PageRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore.pauses import Point
 from interceptd.address_space.declared import Vma
 from interceptd.memory.fault_handler import InterceptPath
 from interceptd.memory.region import Presumption, Region
-from interceptd.transitions import terms as t
-from interceptd.transitions.table import OPENED, TABLE
-from interceptd.transitions.terms import Actor
 from model.recorder import GFN, WHO, RecordedMemory, Recorder, Trace, mask
 from model.shadow import Shadow, Step
+from model.transitions import terms as t
+from model.transitions.table import OPENED, TABLE
+from model.transitions.terms import Actor
 
 PAGES = 5
 RW = Access.READ | Access.WRITE

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from interceptd.transitions import terms as t
-from interceptd.transitions.promises import PROMISES
-from interceptd.transitions.table import TABLE, VARIABLES
+from model.transitions import terms as t
+from model.transitions.promises import PROMISES
+from model.transitions.table import TABLE, VARIABLES
 
 Value = int | Enum
 Key = tuple[str, int]

@@ -12,11 +12,11 @@ from intercept_protocol.addresses import UaddrRange
 from interceptd.memory.attempt import Attempt
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch, MmuNotifier
-from interceptd.transitions.promises import PROMISES
-from interceptd.transitions.table import TABLE
 from model.promela import KEPT, Scope, model
 from model.running_code import Schedule, problems, schedules, trace_of, traces
 from model.shadow import Step
+from model.transitions.promises import PROMISES
+from model.transitions.table import TABLE
 
 TRACES = 60
 """In these every row is taken, as the test below says."""

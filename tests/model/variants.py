@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from interceptd.transitions import terms as t
-from interceptd.transitions.table import (
+from model.mutants import edited, without_condition, without_effect
+from model.transitions import terms as t
+from model.transitions.table import (
     BACKED,
     BATCH,
     CHANGING,
@@ -33,7 +34,6 @@ from interceptd.transitions.table import (
     Phase,
     Reliance,
 )
-from model.mutants import edited, without_condition, without_effect
 
 Variant = Callable[[], t.Table]
 FRESH = t.Is(RELIANCE, (Reliance.FRESH,))

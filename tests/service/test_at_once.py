@@ -11,14 +11,14 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
+from explorer.pauses import Point
+from explorer.ports import Mapped, Unmapped
 from fakes.model_partition import ModelPartition
 from fakes.model_vp import attached_vp
 from fakes.running import Running
 from intercept_protocol import messages
 from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore.pauses import Point
-from interceptctl.explore.ports import Mapped, Unmapped
 from interceptd.hypervisor import PartitionLost
 from interceptd.memory.guest_mappings import A_TURN
 from interceptd.pages.mapping import Mapping

@@ -8,6 +8,7 @@ import pytest
 import trio
 from msgspec.structs import replace
 
+from explorer.pauses import Point
 from fakes.model_partition import TIMEOUT, ModelPartition
 from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.running import Running
@@ -15,7 +16,6 @@ from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore.pauses import Point
 from interceptd.address_space import AddressSpace, Asker, Undecided
 from interceptd.memory.attempt import Obstacle
 from interceptd.memory.fault_handler import InterceptPath

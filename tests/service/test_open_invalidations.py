@@ -6,12 +6,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from explorer.pauses import Point
+from explorer.ports import Mapped
 from fakes.model_partition import RW, TIMEOUT, ModelPartition
 from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.running import Running
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore.pauses import Point
-from interceptctl.explore.ports import Mapped
 from interceptd.memory.fault_handler import ROUNDS
 
 

@@ -8,6 +8,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from explorer.pauses import Point
+from explorer.ports import Mapped, Unmapped
 from fakes.model_partition import RW, ModelPartition
 from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.running import Running
@@ -15,8 +17,6 @@ from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind, Remap
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore.pauses import Point
-from interceptctl.explore.ports import Mapped, Unmapped
 
 NOTHING = [None] * PAGES
 

@@ -13,6 +13,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
+from explorer.pauses import Point
 from fakes.model_partition import TIMEOUT, ModelPartition
 from fakes.model_vp import attached_vp
 from fakes.one_region import GFN, PAGE, PAGES, with_region
@@ -24,7 +25,6 @@ from intercept_protocol.addresses import PAGE_SHIFT, GfnRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import NOTIFIER_METHODS
 from intercept_protocol.outcomes import Answer
-from interceptctl.explore.pauses import Point
 from interceptd.config.schema import Limits, Timeouts
 from interceptd.connections.connection import Connection
 from interceptd.connections.hangup_watch import PeerWatch

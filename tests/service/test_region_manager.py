@@ -11,6 +11,8 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
+from explorer.pauses import Point
+from explorer.ports import Mapped, Unmapped
 from fakes.model_partition import RW, TIMEOUT, ModelPartition
 from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.running import Running
@@ -18,8 +20,6 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore.pauses import Point
-from interceptctl.explore.ports import Mapped, Unmapped
 from interceptd.hypervisor import PartitionLost
 from interceptd.memory.attempt import Attempt
 from interceptd.memory.fault_handler import InterceptPath

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from explorer.pauses import Point
 from fakes.drawn import pauses
 from fakes.model_partition import TIMEOUT, ModelPartition
 from fakes.model_vp import attached_vp
@@ -21,7 +22,6 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.hv_message import MessageType, build_memory_intercept
 from intercept_protocol.messages import INTERCEPT_METHOD
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore.pauses import Point
 from interceptd.hypervisor import PartitionLost
 from interceptd.pages.mapping import Mapping
 

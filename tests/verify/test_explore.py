@@ -9,9 +9,9 @@ from multiprocessing import get_context
 
 import pytest
 
-from interceptctl.explore.report import Explored, explored
-from interceptctl.explore.scenarios import SCENARIOS
-from interceptctl.explore.variants import OURS, OURS_LIVE, OURS_MODEL, VARIANTS, Variant
+from explorer.report import Explored, explored
+from explorer.scenarios import SCENARIOS
+from explorer.variants import OURS, OURS_LIVE, OURS_MODEL, VARIANTS, Variant
 
 pytestmark = pytest.mark.verify
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from interceptd.transitions.promises import PROMISES
-from interceptd.transitions.table import BACKED, DUE, OLD, OUTDATED
-from interceptd.transitions.terms import OfAll, Table, Within
 from model.mutants import edited, mutants
 from model.promela import Scope, model
 from model.recorder import Trace
 from model.running_code import problems, traces
 from model.spin import needs_spin, search
+from model.transitions.promises import PROMISES
+from model.transitions.table import BACKED, DUE, OLD, OUTDATED
+from model.transitions.terms import OfAll, Table, Within
 from model.variants import VARIANTS, Variant, attempts_on_replaced_memory_not_called_stale
 
 pytestmark = [pytest.mark.verify, needs_spin]

@@ -11,9 +11,9 @@ from typing import Final, Protocol
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.outcomes import Access, Outcome
 
-from .asking import Asker
 from .exits import HostFault
 from .guest_memory import GuestMemory
+from .intercepts import Asker
 from .locked import CodeReader
 from .registers import Register
 from .run_gate import Kickable

@@ -16,10 +16,10 @@ from typing import TypeVar
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE
 from intercept_protocol.outcomes import Access, Outcome
 
-from .asking import Asker
 from .copying import Copier, MemoryGone
 from .devices import Bus
 from .guest_memory import GuestMemory
+from .intercepts import Asker
 from .tally import VcpuTally
 
 T = TypeVar("T")

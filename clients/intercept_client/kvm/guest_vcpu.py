@@ -12,12 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE
 from intercept_protocol.outcomes import Access
 
-from .asking import Asker, Decider
 from .copying import Copier, MemoryGone
 from .devices import Bus
 from .fetch_fault import LONGEST_INSTRUCTION, FetchFault
 from .guest_access import GuestAccess
 from .guest_memory import GuestMemory
+from .intercepts import Asker, Decider
 from .stop import Stop
 from .tally import VcpuTally
 from .vcpu import Vcpu

@@ -12,7 +12,6 @@ from typing import Final, Protocol
 
 from intercept_protocol.outcomes import Answer
 
-from .asking import Asker
 from .devices import Bus
 from .exits import (
     Broken,
@@ -29,6 +28,7 @@ from .exits import (
 )
 from .fetch_fault import FetchFault
 from .guest_access import GuestAccess
+from .intercepts import Asker
 from .locked import CodeReader, is_second_half
 from .registers import Register
 from .run_gate import RunGate

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from intercept_client.connecting import LONGEST_PATH
 from intercept_protocol.messages import OperatorStatistics
-from interceptctl import asking, words
+from interceptctl import operator_client, units
 
 from .finding import Finding, Setting, State
 
@@ -23,11 +23,11 @@ def operator_socket(path: str) -> Finding:
     if trouble is not None:
         return trouble
     try:
-        with asking.operator(path) as operator:
-            age = words.duration(operator.call(OperatorStatistics()).uptime_ms)
-    except asking.Unreachable as error:
+        with operator_client.operator(path) as operator:
+            age = units.duration(operator.call(OperatorStatistics()).uptime_ms)
+    except operator_client.Unreachable as error:
         return Finding(name, setting, State.MISSING, error.message, "restart the daemon, and read its log")
-    except asking.Refused as error:
+    except operator_client.Refused as error:
         return Finding(name, setting, State.MISSING, error.message, "name this uid in allowed_uids")
     return Finding(name, setting, State.OK, f"{path} answers, up {age}")
 
@@ -35,9 +35,9 @@ def operator_socket(path: str) -> Finding:
 def stated_limits(path: str) -> Mapping[str, int] | None:
     """The limits of the daemon whose operator socket this is; None if it cannot be asked."""
     try:
-        with asking.operator(path) as operator:
+        with operator_client.operator(path) as operator:
             return operator.hello.limits
-    except (asking.Unreachable, asking.Refused):
+    except (operator_client.Unreachable, operator_client.Refused):
         return None
 
 

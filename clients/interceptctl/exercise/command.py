@@ -12,7 +12,7 @@ import msgspec
 from rich.console import Console
 
 from intercept_protocol.text import visible
-from interceptctl import words
+from interceptctl import units
 from interceptctl.completion import SOCKET_PATH
 
 from .memory import Setting
@@ -69,7 +69,7 @@ def exercise_command(
     console = Console(highlight=False, emoji=False, markup=False)
     if not (quiet or as_json):
         console.print(
-            f"exercising {visible(vmm_socket or 'a private daemon')} with {words.of(vps, 'VP')}, seed {seed}"
+            f"exercising {visible(vmm_socket or 'a private daemon')} with {units.of(vps, 'VP')}, seed {seed}"
         )
         console.print(f"setting: {setting.title}")
     report = program.run(vmm_socket, scenario, None if quiet or as_json else console)

@@ -30,8 +30,8 @@ from .report import Report
 from .scenario import Scenario
 from .tally import Finding, Tally, VpTally, Wrong
 from .truth import Truth
-from .turmoil import Turmoil
 from .vmm import FakeVmm
+from .workload import Turmoil
 
 
 @dataclass(frozen=True, slots=True)

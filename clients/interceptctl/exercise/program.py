@@ -14,7 +14,7 @@ from rich.console import Console
 
 from intercept_client import ConnectionLost
 from intercept_protocol.errors import ProtocolViolation, WireError
-from interceptctl import asking
+from interceptctl import operator_client
 
 from .daemon_process import DaemonFailed, running_daemon
 from .exercise import Watch, exercise
@@ -28,7 +28,7 @@ _NO_CONVERSATION: Final = (ConnectionLost, ProtocolViolation, DaemonFailed, OSEr
 def run(path: str | None, scenario: Scenario, watching: Console | None) -> Report:
     """Exercise the daemon at `path`, or one of our own for None, showing how it goes on `watching`.
 
-    Raises `asking.Refused` or `asking.Unreachable` when the daemon could not be exercised to the end.
+    Raises `operator_client.Refused` or `Unreachable` if the exercise could not be completed.
     """
     try:
         return trio.run(_exercise, path, scenario, _watch(watching))
@@ -64,8 +64,8 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _failure(
     error: BaseException, annotated: BaseException, path: str | None
-) -> asking.Refused | asking.Unreachable:
-    text = "\n".join((asking.sentence(error, path), *getattr(annotated, "__notes__", ())))
+) -> operator_client.Refused | operator_client.Unreachable:
+    text = "\n".join((operator_client.sentence(error, path), *getattr(annotated, "__notes__", ())))
     if isinstance(error, _NO_CONVERSATION):
-        return asking.Unreachable(text)
-    return asking.Refused(f"refused: {text}")
+        return operator_client.Unreachable(text)
+    return operator_client.Refused(f"refused: {text}")

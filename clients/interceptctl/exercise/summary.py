@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from interceptctl import words
+from interceptctl import units
 
 from .report import Report, Took
 from .tally import Finding
@@ -72,10 +72,10 @@ def _figures(report: Report) -> RenderableType:
 
 def _took(took: Took) -> str:
     """In the daemon; no times of one that tells none."""
-    counted = words.of(took.intercepts, "intercept")
+    counted = units.of(took.intercepts, "intercept")
     if took.quantiles.p50_ns is None:
         return counted
-    half, most = words.latency(took.quantiles.p50_ns), words.latency(took.quantiles.p99_ns)
+    half, most = units.latency(took.quantiles.p50_ns), units.latency(took.quantiles.p99_ns)
     return f"{counted}, half within {half}, 99 % within {most}"
 
 

@@ -15,7 +15,7 @@ import trio
 from intercept_client import ConnectionLost
 from intercept_client.kvm import Coverage, KvmUnavailable, Machine
 from intercept_protocol.errors import ProtocolViolation, WireError
-from interceptctl import asking
+from interceptctl import operator_client
 from interceptctl.exercise.daemon_process import DaemonFailed, running_daemon
 
 from .outcome import GuestReport
@@ -43,7 +43,7 @@ def run(
 ) -> GuestReport:
     """Play at the daemon at `path`, or one of our own for None.
 
-    Raises `NoKvm`, and `asking.Refused` or `asking.Unreachable` when the guests could not be run to the end.
+    Raises `NoKvm`, and `operator_client.Refused` or `Unreachable` if the guests could not run to the end.
     """
     play = partial(play_all, coverage=Coverage[coverage.upper()], scenarios=scenarios, tell=tell)
     try:
@@ -52,9 +52,9 @@ def run(
     except KvmUnavailable as error:
         raise NoKvm(f"no guest can run here: {error}") from error
     except _NO_CONVERSATION as error:
-        raise asking.Unreachable(_text(error, path)) from error
+        raise operator_client.Unreachable(_text(error, path)) from error
     except WireError as error:
-        raise asking.Refused(f"refused: {_text(error, path)}") from error
+        raise operator_client.Refused(f"refused: {_text(error, path)}") from error
 
 
 async def _with_own_daemon(play: Callable[[str], GuestReport]) -> GuestReport:
@@ -63,4 +63,4 @@ async def _with_own_daemon(play: Callable[[str], GuestReport]) -> GuestReport:
 
 
 def _text(error: BaseException, path: str | None) -> str:
-    return "\n".join((asking.sentence(error, path), *getattr(error, "__notes__", ())))
+    return "\n".join((operator_client.sentence(error, path), *getattr(error, "__notes__", ())))

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from interceptctl import words
+from interceptctl import units
 
 from .outcome import GuestReport, ScenarioOutcome, VcpuOutcome
 
@@ -23,13 +23,13 @@ def verdict(report: GuestReport) -> RenderableType:
     failed = [scenario for scenario in report.scenarios if not scenario.passed]
     if not failed:
         return Text(
-            f"PASS: {words.of(len(report.scenarios), 'guest')}, memory {report.coverage}", style="bold green"
+            f"PASS: {units.of(len(report.scenarios), 'guest')}, memory {report.coverage}", style="bold green"
         )
     lines = [
         Text(f"{scenario.name}: expected: {scenario.expects}; found: {scenario.found}") for scenario in failed
     ]
     return Group(
-        *lines, Text(f"FAIL: {len(failed)} of {words.of(len(report.scenarios), 'guest')}", style="bold red")
+        *lines, Text(f"FAIL: {len(failed)} of {units.of(len(report.scenarios), 'guest')}", style="bold red")
     )
 
 

@@ -18,7 +18,7 @@ from rich.live import Live
 
 from intercept_client import BlockingOperator
 from intercept_protocol.messages import DaemonStatistics
-from interceptctl import asking, render
+from interceptctl import operator_client, render
 
 from .frame import frame, vp_frame
 from .keys import END, key_within, single_keys
@@ -62,7 +62,7 @@ def top_command(path: str, interval: float, *, vps: bool, sort: str, once: bool,
     if not once and (not sys.stdout.isatty() or render.console().is_dumb_terminal):
         raise click.UsageError("this is no terminal that can be redrawn: --once prints one frame")
     shown = _Shown(View.VPS if vps else View.PARTITIONS, Sort(sort))
-    with asking.operator(path) as operator:
+    with operator_client.operator(path) as operator:
         if once:
             _print_one(operator, interval, shown, as_json=as_json)
         else:

@@ -15,7 +15,7 @@ from rich.text import Text
 from intercept_protocol.messages import DaemonStatistics
 from intercept_protocol.outcomes import Outcome
 from intercept_protocol.text import visible
-from interceptctl import words
+from interceptctl import units
 
 from .rates import HISTORY, Rate, Sort, VpRate
 
@@ -27,7 +27,7 @@ SPARK: Final = 8
 _UNUSUAL: Final = (Outcome.RETRY, Outcome.FORWARD, Outcome.FAIL)
 """Outcomes with a column of their own: what remains of the intercepts is resume."""
 _RATE: Final = "INTERCEPTS\nPER SECOND"
-_AT_ONCE, _WAITED = f"AT ONCE\n{words.P50_P99}", f"WAITED\n{words.P50_P99}"
+_AT_ONCE, _WAITED = f"AT ONCE\n{units.P50_P99}", f"WAITED\n{units.P50_P99}"
 
 
 def frame(
@@ -66,15 +66,15 @@ def rate(value: float) -> str:
     """Per second, in at most six characters: 0, 0.25, 7.5, 1234, 123k."""
     if value == 0:
         return "0"
-    return f"{value:.2g}" if value < 9.95 else words.count(round(value))
+    return f"{value:.2g}" if value < 9.95 else units.count(round(value))
 
 
 def _around(
     daemon: DaemonStatistics, doing: str, table: RenderableType, more: int, keys: Text | None
 ) -> RenderableType:
     summary = Text(
-        f"interceptd up {words.duration(daemon.uptime_ms)}: {words.of(daemon.partitions, 'partition')}, "
-        f"{words.of(daemon.vps, 'VP')}, {words.of(daemon.connections, 'connection')}\n"
+        f"interceptd up {units.duration(daemon.uptime_ms)}: {units.of(daemon.partitions, 'partition')}, "
+        f"{units.of(daemon.vps, 'VP')}, {units.of(daemon.connections, 'connection')}\n"
         f"per second: {doing}",
         no_wrap=True,
         overflow="ellipsis",
@@ -99,11 +99,11 @@ def _partitions(lines: Sequence[Rate]) -> Table:
             table,
             str(line.summary.partition_id),
             line.summary.name,
-            words.count(line.summary.vps),
+            units.count(line.summary.vps),
             rate(line.intercepts),
             *(rate(line.outcomes[outcome.value]) for outcome in _UNUSUAL),
-            words.p50_p99(line.at_once),
-            words.p50_p99(line.waited),
+            units.p50_p99(line.at_once),
+            units.p50_p99(line.waited),
             sparkline(line.history[-SPARK:]).rjust(SPARK),
         )
     return table
@@ -119,9 +119,9 @@ def _vps(lines: Sequence[VpRate]) -> Table:
             line.name,
             str(line.vp_index),
             rate(line.intercepts),
-            words.latency(line.mean_ns),
-            words.p50_p99(line.at_once),
-            words.p50_p99(line.waited),
+            units.latency(line.mean_ns),
+            units.p50_p99(line.at_once),
+            units.p50_p99(line.waited),
             sparkline(line.history).rjust(HISTORY),
         )
     return table

@@ -19,7 +19,7 @@ from intercept_protocol.messages import (
     OperatorStatistics,
     VpHistogram,
 )
-from interceptctl import asking
+from interceptctl import operator_client
 
 from .rates import Counted, Sample, VpCounted
 
@@ -36,7 +36,7 @@ class View(Enum):
 def sample(operator: BlockingOperator, view: View) -> Sample:
     """The counters of now that the view shows."""
     daemon = operator.call(OperatorStatistics())
-    summaries = asking.all_partitions(operator)[:ASKED_ABOUT]
+    summaries = operator_client.all_partitions(operator)[:ASKED_ABOUT]
     if view is View.VPS:
         vps = {
             (summary.partition_id, histogram.vp_index): VpCounted(summary, histogram)

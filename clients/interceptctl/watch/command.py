@@ -21,7 +21,7 @@ from intercept_client import BlockingOperator
 from intercept_protocol.events import Event, EventName, Reason
 from intercept_protocol.messages import Subscribe
 from intercept_protocol.outcomes import Answer, Outcome
-from interceptctl import asking
+from interceptctl import operator_client
 from interceptctl.completion import partition_ids
 
 from .line import line
@@ -101,7 +101,7 @@ def watch_command(
         vp_index=vp_index,
         reasons=answered or None,
     )
-    with suppress(KeyboardInterrupt), asking.operator(path) as operator:
+    with suppress(KeyboardInterrupt), operator_client.operator(path) as operator:
         operator.call(wanted)
         try:
             for event in _happening(operator):

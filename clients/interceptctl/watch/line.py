@@ -12,7 +12,7 @@ from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.events import AnyFact, Event
 from intercept_protocol.outcomes import Access
 from intercept_protocol.text import visible
-from interceptctl import words
+from interceptctl import units
 
 _ACCESSES = {int(Access.READ): "r", int(Access.WRITE): "w", int(Access.EXECUTE): "x"}
 
@@ -30,20 +30,20 @@ def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case an event
         case events.PartitionCreated():
             return f"pid {fact.pid} {fact.address_space} {fact.hypervisor} {fact.name}"
         case events.PartitionEnded():
-            return words.of(fact.intercepts, "intercept")
+            return units.of(fact.intercepts, "intercept")
         case events.PartitionLost():
             return fact.error
         case events.VpAttached():
             return f"vp {fact.vp_index}"
         case events.VpDetached():
-            return f"vp {fact.vp_index} {words.of(fact.intercepts, 'intercept')}"
+            return f"vp {fact.vp_index} {units.of(fact.intercepts, 'intercept')}"
         case events.RegionAdded():
             rights = f"r{'w' if fact.writable else '-'}{'x' if fact.executable else '-'}"
             return f"{_region(fact)} {fact.kind} {rights}"
         case events.RegionFact():
             return _region(fact)
         case events.InvalidationFact():
-            return f"{words.span(fact.start_uaddr >> PAGE_SHIFT, fact.page_count)} {fact.source}"
+            return f"{units.span(fact.start_uaddr >> PAGE_SHIFT, fact.page_count)} {fact.source}"
         case events.InterceptAnswered():
             return f"vp {fact.vp_index} {_touched(fact)}{fact.outcome} {fact.reason}"
         case events.PolicySet():
@@ -51,17 +51,17 @@ def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case an event
         case events.RefusalFact():
             return f"uid {fact.uid} pid {fact.pid} {fact.error}"
         case events.DrainStarted():
-            return f"{words.of(fact.partitions, 'partition')}, {fact.timeout_ms:,} ms"
+            return f"{units.of(fact.partitions, 'partition')}, {fact.timeout_ms:,} ms"
         case events.EventsDropped():
-            return f"{words.of(fact.count, 'event')} did not fit here"
+            return f"{units.of(fact.count, 'event')} did not fit here"
 
 
 def _region(fact: events.RegionFact) -> str:
     """Where the guest sees it, and where it begins in the VMM."""
-    return f"{words.span(fact.start_gfn, fact.page_count)} at {fact.start_uaddr:#x}"
+    return f"{units.span(fact.start_gfn, fact.page_count)} at {fact.start_uaddr:#x}"
 
 
 def _touched(fact: events.InterceptAnswered) -> str:
     if fact.gfn is None or fact.access is None:
         return ""
-    return f"{_ACCESSES.get(fact.access, str(fact.access))} {words.address(fact.gfn)} "
+    return f"{_ACCESSES.get(fact.access, str(fact.access))} {units.address(fact.gfn)} "

@@ -4,7 +4,8 @@ Owns the one place to import them from. `codec` checks a message field by field 
 wrong; how a request is carried out is the service's to know.
 """
 
-from .forms import Call, Fields
+from .base import Call, Fields
+from .enums import AddressSpaceKind, Architecture, HypervisorKind, MmioGranularity, RegionKind, Remap
 from .hello import (
     HELLOS,
     PROTOCOL_VERSION,
@@ -58,7 +59,6 @@ from .vmm import (
     VmmCall,
 )
 from .vp import INTERCEPT_METHOD
-from .words import AddressSpaceKind, Architecture, HypervisorKind, MmioGranularity, RegionKind, Remap
 
 __all__ = [
     "HELLOS",

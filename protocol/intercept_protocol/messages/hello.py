@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
-from .forms import U32, U64, Call, Name, Token
+from .base import U32, U64, Call, Name, Token
 
 PROTOCOL_VERSION = 1
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from .forms import U32, U64, Call
+from .base import U32, U64, Call
 
 
 class MapGpa(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from .forms import U64, Call
+from .base import U64, Call
 
 
 class InvalidateBegin(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,10 +10,10 @@ from typing import ClassVar
 
 from intercept_protocol.events import EventName, Reason
 
-from .forms import U32, U64, Call
+from .base import U32, U64, Call
+from .enums import MmioGranularity
 from .inspection import PartitionInspection, PartitionList
 from .statistics import DaemonStatistics, HistogramPage
-from .words import MmioGranularity
 
 
 class ListPartitions(Call[PartitionList], frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,9 +11,9 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from .forms import U32, U64, Call
+from .base import U32, U64, Call
+from .enums import AddressSpaceKind, Architecture, HypervisorKind, MmioGranularity, RegionKind, Remap
 from .statistics import PartitionStatistics
-from .words import AddressSpaceKind, Architecture, HypervisorKind, MmioGranularity, RegionKind, Remap
 
 
 class CreatePartitionReply(msgspec.Struct, frozen=True, kw_only=True):

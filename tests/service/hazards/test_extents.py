@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from explorer.pauses import Point
+from explorer.ports import Mapped
 from fakes.model_partition import RW, ModelPartition
 from fakes.running import Running
 from intercept_protocol.addresses import PAGE_LIMIT, RangeError
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Answer
-from interceptctl.explore.pauses import Point
-from interceptctl.explore.ports import Mapped
 from interceptd.memory.guest_mappings import A_TURN
 
 GFN, PAGE, PFN, PAGES = 0x103, 0x9000, 0x7000, 16

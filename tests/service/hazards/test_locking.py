@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from explorer.pauses import Point
 from fakes.drawn import pauses
 from fakes.model_partition import ModelPartition
 from fakes.one_region import GFN, PAGE, PAGES, with_region
@@ -14,7 +15,6 @@ from fakes.pauses import DrawnPauses
 from fakes.running import Running
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Answer
-from interceptctl.explore.pauses import Point
 
 
 async def test_h1_a_region_is_removed_while_a_fault_in_it_resolves(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
+from explorer.pauses import Point
+from explorer.ports import Mapped
 from fakes.model_partition import RW, ModelPartition
 from fakes.model_vp import attached_vp
 from fakes.one_region import GFN, PAGE, PAGES, PFN
@@ -13,8 +15,6 @@ from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.hv_message import MessageType, build_memory_intercept
 from intercept_protocol.messages import INTERCEPT_METHOD, Architecture, RegionKind, Remap
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore.pauses import Point
-from interceptctl.explore.ports import Mapped
 from interceptd.hypervisor.hv_status import HvStatus
 
 RX = Access.READ | Access.EXECUTE

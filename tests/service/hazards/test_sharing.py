@@ -6,13 +6,13 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from explorer.pauses import Point
+from explorer.ports import Mapped, Unmapped
 from fakes.model_partition import RW, ModelPartition
 from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.running import Running
 from intercept_protocol.messages import MmioGranularity, RegionKind, Remap
 from intercept_protocol.outcomes import Answer
-from interceptctl.explore.pauses import Point
-from interceptctl.explore.ports import Mapped, Unmapped
 
 VPS = 8
 

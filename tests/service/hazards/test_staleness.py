@@ -7,12 +7,12 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
+from explorer.pauses import Point
 from fakes.model_partition import ModelPartition
 from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.running import Running
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore.pauses import Point
 from interceptd.memory.region import RegionState
 
 NEW_PFN = 0x8000

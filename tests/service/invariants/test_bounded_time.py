@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import trio
 
+from explorer.inspection import misrecorded
+from explorer.pauses import Asked, Point
 from fakes.model_partition import RW, TIMEOUT, ModelPartition
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore.inspection import misrecorded
-from interceptctl.explore.pauses import Asked, Point
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 40
 LOOKED_AT = range(GFN - 1, GFN + PAGES + 1)

@@ -17,6 +17,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from explorer.inspection import misrecorded
 from fakes.cancelling import cut_off
 from fakes.model_partition import RW, ModelPartition
 from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
@@ -25,7 +26,6 @@ from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import Invalidate, InvalidateBegin, RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore.inspection import misrecorded
 from interceptd.sessions.notifier import NotifierSession
 
 LOOKED_AT = range(GFN - 1, GFN + PAGES + 1)

@@ -16,12 +16,12 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from explorer.inspection import misrecorded
 from fakes.model_partition import ModelPartition
 from fakes.one_region import GFN, PAGE, PAGES, PFN
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore.inspection import misrecorded
 
 LOOKED_AT = range(GFN - 1, GFN + PAGES + 1)
 DEVICE, MEMORY, PINNED = GFN, GFN + PAGES, GFN + 2 * PAGES

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from explorer.inspection import misrecorded
 from fakes.drawn import pauses
 from fakes.model_partition import ModelPartition
 from fakes.pauses import DrawnPauses
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Answer
-from interceptctl.explore.inspection import misrecorded
 
 PAGES = 16
 LOOKED_AT = range(PAGES + 1)

@@ -1,6 +1,6 @@
 """The invariants as properties of a whole partition under drawn schedules, by the numbers of ARCHITECTURE.md.
 
-The explorer draws everything at once and judges every step (`interceptctl.explore`); each test asks for the
+The explorer draws everything at once and judges every step (`explorer`); each test asks for the
 rules of its own invariant. I7 and I8 have tests of their own.
 """
 
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 
-from interceptctl.explore.rules import Rule
-from interceptctl.explore.scenarios import SCENARIOS
-from interceptctl.explore.search import Explorer, Failure, exploring
-from interceptctl.explore.variants import OURS
+from explorer.rules import Rule
+from explorer.scenarios import SCENARIOS
+from explorer.search import Explorer, Failure, exploring
+from explorer.variants import OURS
 
 SCHEDULES = 150
 FROM = 5000

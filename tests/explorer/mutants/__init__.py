@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from interceptctl.explore.model_partition import Parts
+from explorer.model_partition import Parts
 
 from .others import (
     AcknowledgesEarly,

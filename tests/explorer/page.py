@@ -1,6 +1,6 @@
-"""The generated parts of clients/EXPLORE.md, by the name in their comments.
+"""The generated parts of tests/explorer/README.md, by the name in their comments.
 
-Owns finding them in the page. `python tests/explore/page.py` writes them anew.
+Owns finding them in the page. `python tests/explorer/page.py` writes them anew.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from interceptctl.explore import tables
-from interceptctl.explore.report import explored
-from interceptctl.explore.scenarios import SCENARIOS
-from interceptctl.explore.summary import story
-from interceptctl.explore.variants import PATCH_V3
+from explorer import tables
+from explorer.report import explored
+from explorer.scenarios import SCENARIOS
+from explorer.summary import story
+from explorer.variants import PATCH_V3
 
 PAGE = Path(__file__).parents[2] / "clients" / "EXPLORE.md"
 

@@ -7,7 +7,7 @@ lacks is a notifier (H3, H4, e, k), and all that the comments name.
 
 from __future__ import annotations
 
-from interceptctl.explore.script import Touch
+from explorer.script import Touch
 
 from .kernel import Mm
 from .root_driver import RootDriver, pfn_behind

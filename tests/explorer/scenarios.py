@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from intercept_protocol.messages import RegionKind
 
 from . import situations
+from .random_script import turmoil
 from .script import Script
-from .turmoil import turmoil
 
 Draw = Callable[[random.Random], Script]
 

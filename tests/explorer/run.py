@@ -24,8 +24,8 @@ from .pauses import Asked, Point
 from .rules import Finding, Rule
 from .scheduler import TIME, Chooser, Scheduler, youngest_first
 from .script import Script, Touch, Verb
-from .story import Side, Story, port_call
-from .subject import Build
+from .system_under_test import Build
+from .timeline import Side, Story, port_call
 from .verbs import Verbs
 
 EXPECTED_REFUSALS = {errno.EEXIST, errno.ENOENT, errno.EINVAL, errno.EFAULT, errno.ENOMEM}

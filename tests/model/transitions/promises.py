@@ -5,7 +5,7 @@ Owns the promises, in the words of the invariants. Must not know who checks them
 
 from __future__ import annotations
 
-from interceptd.transitions.table import (
+from model.transitions.table import (
     BACKED,
     DUE,
     GOING,
@@ -24,7 +24,7 @@ from interceptd.transitions.table import (
     Lock,
     Phase,
 )
-from interceptd.transitions.terms import NOTHING, AnyIs, Apart, Either, Is, OfAll, Promise, Within
+from model.transitions.terms import NOTHING, AnyIs, Apart, Either, Is, OfAll, Promise, Within
 
 _UNDER_THE_LOCK = {
     "mapped": Lock.VP,

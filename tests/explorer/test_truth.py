@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from explorer.facts import Reached
+from explorer.rules import Rule
+from explorer.script import RW, Bar, Pages
+from explorer.truth import Truth
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore.facts import Reached
-from interceptctl.explore.rules import Rule
-from interceptctl.explore.script import RW, Bar, Pages
-from interceptctl.explore.truth import Truth
 
 ALL = Pages(0, 16)
 BAR = Bar("BAR", gfn=100, count=16, page=0)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable, Iterable
 
+from explorer.judge import EVERYWHERE
+from explorer.ports import RecordedHypervisor
+from explorer.script import RW, Bar, MapVma, Pages, ProtectVma, Script, Touch
+from explorer.system_under_test import Stage, Subject
 from intercept_protocol.addresses import GfnRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import Remap
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore.judge import EVERYWHERE
-from interceptctl.explore.ports import RecordedHypervisor
-from interceptctl.explore.script import RW, Bar, MapVma, Pages, ProtectVma, Script, Touch
-from interceptctl.explore.subject import Stage, Subject
 from interceptd.hypervisor import HypervisorError
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.pages.mapping import HOST_BACKING, Cache, Frame, Mapping

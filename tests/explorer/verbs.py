@@ -10,7 +10,7 @@ import trio
 from . import script
 from .judge import Judge
 from .script import Verb
-from .subject import Subject
+from .system_under_test import Subject
 
 
 class Verbs:

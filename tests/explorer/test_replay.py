@@ -8,12 +8,12 @@ import pytest
 import trio
 import trio._core._run as trio_run
 
-from interceptctl.explore.report import Explored, StoryLine, explored, told
-from interceptctl.explore.rules import Rule
-from interceptctl.explore.scenarios import SCENARIOS
-from interceptctl.explore.search import Explorer, Failure, exploring
-from interceptctl.explore.shrink import shortest
-from interceptctl.explore.variants import PATCH_V0, PATCH_V3, VARIANTS, Variant
+from explorer.report import Explored, StoryLine, explored, told
+from explorer.rules import Rule
+from explorer.scenarios import SCENARIOS
+from explorer.search import Explorer, Failure, exploring
+from explorer.shrink import shortest
+from explorer.variants import PATCH_V0, PATCH_V3, VARIANTS, Variant
 
 UNMAP = SCENARIOS["two-vps-and-an-unmap"]
 RARE = VARIANTS["ours-without-being-mapped-slot"]

@@ -19,7 +19,7 @@ from .pauses import Point
 from .rules import Finding, Rule
 from .scheduler import DAEMON
 from .script import Touch, rights
-from .subject import Subject
+from .system_under_test import Subject
 from .truth import Truth
 
 EVERYWHERE = GfnRange(start=0, end=PAGE_LIMIT)

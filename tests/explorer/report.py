@@ -14,7 +14,7 @@ from .rules import Rule
 from .scenarios import Scenario
 from .search import Explorer, Failure, exploring
 from .shrink import shortest
-from .story import Line, Side, Story
+from .timeline import Line, Side, Story
 from .variants import Variant
 
 MOST_TOLD = 3

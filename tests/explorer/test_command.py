@@ -6,9 +6,9 @@ import json
 
 from click.testing import CliRunner, Result
 
+from explorer.scenarios import SCENARIOS
+from explorer.variants import VARIANTS
 from interceptctl.cli import main
-from interceptctl.explore.scenarios import SCENARIOS
-from interceptctl.explore.variants import VARIANTS
 
 V3 = ("--variant", "patch-v3", "--scenario", "bar-move", "--schedules", "5")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from interceptd.transitions.terms import (
+from model.transitions.terms import (
     EVERYTHING,
     NOTHING,
     Actor,

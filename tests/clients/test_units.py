@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from interceptctl import words
+from interceptctl import units
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from interceptctl import words
     ],
 )
 def test_count_stays_within_five_characters(number: int, text: str) -> None:
-    assert words.count(number) == text
+    assert units.count(number) == text
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_count_stays_within_five_characters(number: int, text: str) -> None:
     [(0, "0 KiB"), (1, "4 KiB"), (384, "1.5 MiB"), (2**18, "1 GiB"), (2**52, "16 EiB")],
 )
 def test_pages_are_said_in_bytes(page_count: int, text: str) -> None:
-    assert words.pages(page_count) == text
+    assert units.pages(page_count) == text
 
 
 @pytest.mark.parametrize(
@@ -35,15 +35,15 @@ def test_pages_are_said_in_bytes(page_count: int, text: str) -> None:
     [(999, "0s"), (59_999, "59s"), (750_000, "12m30s"), (11_100_000, "3h05m"), (1_483_200_000, "17d04h")],
 )
 def test_duration_has_the_two_largest_units(milliseconds: int, text: str) -> None:
-    assert words.duration(milliseconds) == text
+    assert units.duration(milliseconds) == text
 
 
 @pytest.mark.parametrize(
     ("number", "text"), [(0, "0 partitions"), (1, "1 partition"), (12_345, "12,345 partitions")]
 )
 def test_of_one_is_singular_and_thousands_are_separated(number: int, text: str) -> None:
-    assert words.of(number, "partition") == text
+    assert units.of(number, "partition") == text
 
 
 def test_pages_are_a_half_open_range_of_bytes() -> None:
-    assert words.span(0xFEB00, 16) == "0xfeb00000-0xfeb10000"
+    assert units.span(0xFEB00, 16) == "0xfeb00000-0xfeb10000"

@@ -1,6 +1,6 @@
 """The daemon's own core under drawn schedules: no rule is broken, and what must be found is found.
 
-The mends that are taken out one at a time are a table of clients/EXPLORE.md, which `test_page` runs.
+The mends that are taken out one at a time are a table of tests/explorer/README.md, which `test_page` runs.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from types import SimpleNamespace
 import pytest
 import trio
 
+from explorer import core as ours
+from explorer.core import Held
+from explorer.model_partition import Parts
+from explorer.rules import Rule
+from explorer.scenarios import SCENARIOS
+from explorer.search import Explorer, Failure, exploring
+from explorer.system_under_test import Build
+from explorer.variants import CORE, OURS, Variant
 from intercept_protocol.outcomes import Access, Answer
-from interceptctl.explore import ours
-from interceptctl.explore.model_partition import Parts
-from interceptctl.explore.ours import Held
-from interceptctl.explore.rules import Rule
-from interceptctl.explore.scenarios import SCENARIOS
-from interceptctl.explore.search import Explorer, Failure, exploring
-from interceptctl.explore.subject import Build
-from interceptctl.explore.variants import CORE, OURS, Variant
 from interceptd.memory.fault_handler import InterceptPath
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch

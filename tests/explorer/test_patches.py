@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from interceptctl.explore.rules import Rule
-from interceptctl.explore.scenarios import SCENARIOS
-from interceptctl.explore.search import Explorer, exploring
-from interceptctl.explore.variants import PATCH_V0, PATCH_V3, Variant
+from explorer.rules import Rule
+from explorer.scenarios import SCENARIOS
+from explorer.search import Explorer, exploring
+from explorer.variants import PATCH_V0, PATCH_V3, Variant
 
 MENDED = {Rule.SLEPT, Rule.TORN, Rule.FREED}
 """What the posting of May has mended, with the base frame (a) and the check of gva_gpa_valid (g)."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import trio
 
+from explorer.rules import Rule
+from explorer.script import Bar, Pages
+from explorer.system_under_test import Stage
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Access
-from interceptctl.explore.rules import Rule
-from interceptctl.explore.script import Bar, Pages
-from interceptctl.explore.subject import Stage
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
 
 

@@ -1,4 +1,4 @@
-"""The tables of clients/EXPLORE.md: every variant in every scenario, and every mend taken out.
+"""The tables of tests/explorer/README.md: every variant in every scenario, and every mend taken out.
 
 Owns their figures and their Markdown, which a test compares with the page. Must not know how a search goes.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .mends import MENDS
+from .mutants import MENDS
 from .rules import Rule
 from .scenarios import SCENARIOS
 from .search import Explorer, Failure, exploring

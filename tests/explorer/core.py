@@ -20,7 +20,7 @@ from .line import WELCOME, Line
 from .model_partition import VMM, ModelPartition, Parts
 from .pauses import Asked, Point
 from .script import Bar, MapVma, Pages, ProtectVma, Script, Touch
-from .subject import Build, Stage, Subject
+from .system_under_test import Build, Stage, Subject
 
 
 class Held(Enum):

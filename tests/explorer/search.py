@@ -24,8 +24,8 @@ from .run import Outcomes
 from .scenarios import Scenario
 from .scheduler import Chooser, Drawn, Replayed, deterministic
 from .script import Script
-from .story import Story
-from .subject import Build
+from .system_under_test import Build
+from .timeline import Story
 
 SILENT = Story(wanted=False)
 YOUNG_OBJECTS = 50_000

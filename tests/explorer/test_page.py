@@ -1,6 +1,6 @@
-"""clients/EXPLORE.md says what the explorer finds: every generated part of it is made again and compared.
+"""tests/explorer/README.md says what the explorer finds: every generated part of it is made again and compared.
 
-`python tests/explore/page.py` writes them anew. The table of the mends is their power test, too: each mend
+`python tests/explorer/page.py` writes them anew. The table of the mends is their power test, too: each mend
 that is taken out is found.
 """
 
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from explore.page import PARTS, part
-from interceptctl.explore.scenarios import SCENARIOS
-from interceptctl.explore.variants import CORE
+from explorer.page import PARTS, part
+from explorer.scenarios import SCENARIOS
+from explorer.variants import CORE
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ Owns its steps in their order. Letters and H-numbers are those of the design's l
 
 from __future__ import annotations
 
-from interceptctl.explore.rules import Rule
-from interceptctl.explore.script import Touch
+from explorer.rules import Rule
+from explorer.script import Touch
 
 from .kernel import DriverRegion, Mm
 from .root_driver import RootDriver, pfn_behind

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 from intercept_protocol.messages import RegionKind
 
-from . import ours
-from .mends import MENDS
+from . import core as ours
+from .core import Held
 from .model_partition import Parts
-from .ours import Held
+from .mutants import MENDS
 from .patches.v0 import PatchV0
 from .patches.v3 import PatchV3
 from .scenarios import Scenario
-from .subject import Build
+from .system_under_test import Build
 
 
 @dataclass(frozen=True)
