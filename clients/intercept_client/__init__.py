@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .blocking_clients import BlockingNotifier, BlockingOperator, BlockingVmm, BlockingVp
-from .errors import ClientMisuse, ConnectionLost, FatalError
+from .errors import ClientMisuse, ConnectionEnded, ConnectionLost
 
 if TYPE_CHECKING:
     from .trio_clients import (
@@ -41,8 +41,8 @@ __all__ = [
     "BlockingVmm",
     "BlockingVp",
     "ClientMisuse",
+    "ConnectionEnded",
     "ConnectionLost",
-    "FatalError",
     "NotifierClient",
     "OperatorClient",
     "VmmClient",

@@ -147,7 +147,7 @@ class BlockingNotifier(_CallClient):
         deadline = deadline_in(END_TIMEOUT)
         try:
             if begin.is_owed:
-                self._connection.settle(deadline)
+                self._connection.wait_idle(deadline)
             if begin.succeeded:
                 self._connection.run(end, deadline)
         except TimeoutError:

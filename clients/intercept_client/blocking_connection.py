@@ -66,7 +66,7 @@ class BlockingConnection:
             self._turn.release()
         return exchange.reply()
 
-    def settle(self, deadline: float | None) -> None:
+    def wait_idle(self, deadline: float | None) -> None:
         """Wait until no answer is owed, also to an exchange whose caller gave up; `TimeoutError`."""
         self._take_turn(deadline)
         try:

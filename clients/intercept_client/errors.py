@@ -18,7 +18,7 @@ class ConnectionLost(ConnectionError):
     """The connection is gone, and whether the request in flight was carried out is not known."""
 
 
-class FatalError(ConnectionLost):
+class ConnectionEnded(ConnectionLost):
     """The daemon said, under msgid 0, why it ends the connection; `error` holds its words."""
 
     def __init__(self, error: WireError) -> None:

@@ -22,7 +22,7 @@ from intercept_protocol.events import EVENT_METHOD, Event, decode_event
 from intercept_protocol.frames import MESSAGE_LIMIT
 from intercept_protocol.text import sentence
 
-from .errors import ClientMisuse, ConnectionLost, FatalError
+from .errors import ClientMisuse, ConnectionEnded, ConnectionLost
 from .exchange import RESPONSE_HEAD, Exchange, Progress, Reply
 
 NOTIFICATION_LIMIT: Final = 1024
@@ -178,9 +178,9 @@ class ClientSession:
                 self._dropped += len(self._notifications) == NOTIFICATION_LIMIT
                 self._notifications.append(message)
             case rpc.Response(msgid=0, error=error) if error is not None:
-                self._lose(FatalError(WireError.in_words(error)))
+                self._lose(ConnectionEnded(WireError.in_words(error)))
             case rpc.Response(msgid=msgid, error=error, result=result):
-                self._settle(self._answered(msgid), error, result)
+                self._complete(self._answered(msgid), error, result)
 
     def _answered(self, msgid: int) -> Exchange[object]:
         exchange = self._in_flight
@@ -188,7 +188,7 @@ class ClientSession:
             raise ProtocolViolation(errno.EBADMSG, f"an answer under msgid {msgid}, which was not asked")
         return exchange
 
-    def _settle(self, exchange: Exchange[object], error: object, result: object) -> None:
+    def _complete(self, exchange: Exchange[object], error: object, result: object) -> None:
         if error is not None:
             exchange.fail(Progress.REFUSED, WireError.from_wire(error))
         else:

@@ -102,7 +102,7 @@ class NotifierClient(_CallClient):
     async def _end(self, begin: Exchange[None], end: Exchange[None]) -> None:
         with trio.move_on_after(END_TIMEOUT, shield=True) as scope:
             if begin.is_owed:
-                await self._connection.settle()
+                await self._connection.wait_idle()
             if begin.succeeded:
                 await self._connection.run(end)
         if scope.cancelled_caught:

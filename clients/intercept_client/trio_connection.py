@@ -53,7 +53,7 @@ class TrioConnection:
                 self._session.withdraw_unsent()
         return exchange.reply()
 
-    async def settle(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until no answer is owed, also to an exchange whose caller was cancelled."""
         async with self._turn:
             await self._pump()

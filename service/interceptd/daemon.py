@@ -28,11 +28,11 @@ from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.partition import by_outcome
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.process import Reloader
-from interceptd.sessions.dispatcher import Reception
-from interceptd.sessions.hello import Door
+from interceptd.sessions.dispatcher import Dispatcher
+from interceptd.sessions.hello import Endpoint
 from interceptd.systemd.notify import ServiceManager
 from interceptd.systemd.socket_activation import PassedSockets
-from interceptd.telemetry.event_bus import Journal
+from interceptd.telemetry.event_bus import EventBus
 
 log = structlog.get_logger()
 OPERATOR_SOCKET_MODE = 0o600
@@ -58,17 +58,17 @@ class Daemon:
         manager: ServiceManager | None = None,
     ) -> None:
         self.partitions = PartitionRegistry()
-        self.journal = Journal()
+        self.event_bus = EventBus()
         self._settings = settings
         self._passed = passed
         self._manager = manager or ServiceManager()
-        self.reception = Reception(
+        self.reception = Dispatcher(
             settings,
-            PartitionFactory(settings, chaos, self.journal),
+            PartitionFactory(settings, chaos, self.event_bus),
             self.partitions,
             overview=self,
             hello_reply=partial(_hello_reply, settings, chaos),
-            journal=self.journal,
+            event_bus=self.event_bus,
         )
         self.started = trio.Event()
         self._drain_requested = trio.Event()
@@ -88,7 +88,7 @@ class Daemon:
             async with trio.open_nursery() as connections:
                 connections.start_soon(self.reception.watch.run)
                 async with trio.open_nursery() as doors:
-                    for door, listener in ((Door.VMM, vmm_socket), (Door.OPERATOR, operator_socket)):
+                    for door, listener in ((Endpoint.VMM, vmm_socket), (Endpoint.OPERATOR, operator_socket)):
                         doors.start_soon(
                             accept_forever, listener, partial(self.reception.enter, door), connections
                         )
@@ -114,7 +114,7 @@ class Daemon:
                 await self._manager.stopping(self.status(), self._drain_seconds + END_SECONDS)
                 await self._end_partitions()
                 with trio.move_on_after(LAST_EVENTS_SECONDS):
-                    await self.journal.wait_told()
+                    await self.event_bus.wait_drained()
                 connections.cancel_scope.cancel()
         log.info("daemon_ended")
 
@@ -123,7 +123,7 @@ class Daemon:
         if not self._drain_requested.is_set():
             self._drain_timeout = timeout
             log.info("drain_started", timeout_s=self._drain_seconds, partitions=len(self.partitions))
-            self.journal.publish(
+            self.event_bus.publish(
                 DrainStarted(timeout_ms=round(self._drain_seconds * 1000), partitions=len(self.partitions))
             )
             self.partitions.closed = True

@@ -12,7 +12,7 @@ from types import TracebackType
 import trio
 
 
-class PromptLock:
+class EagerLock:
     """`async with` it. FIFO: who waits is handed the lock, and nobody overtakes."""
 
     def __init__(self) -> None:

@@ -90,9 +90,9 @@ class Batch:
 class MmuNotifier:
     """One partition's channel from the invalidation sources to its region manager."""
 
-    def __init__(self, open_limit: Callable[[], int], journal: Publisher) -> None:
+    def __init__(self, open_limit: Callable[[], int], event_bus: Publisher) -> None:
         self._open_limit = open_limit
-        self._journal = journal
+        self._event_bus = event_bus
         self._windows: set[Window] = set()
         self._listeners: list[Callable[[UaddrRange], None]] = []
         self._open: dict[UaddrRange, OpenInvalidation] = {}
@@ -115,7 +115,7 @@ class MmuNotifier:
 
     def invalidate(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
         """The frames behind `uaddrs` are going or gone. Wait for the batch's `done` before saying so."""
-        self._journal.publish(
+        self._event_bus.publish(
             RangeInvalidated(
                 source=source.value, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count
             )
@@ -145,7 +145,7 @@ class MmuNotifier:
             self._open_index.add(uaddrs, uaddrs.end, entry)
         entry.depth += 1
         self._open_depth += 1
-        self._journal.publish(
+        self._event_bus.publish(
             InvalidationBegun(
                 source=source.value, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count
             )
@@ -154,7 +154,7 @@ class MmuNotifier:
 
     def end(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> None:
         """End one begin of just this range; the last one lets the waiting faults go on."""
-        self._journal.publish(
+        self._event_bus.publish(
             InvalidationEnded(
                 source=source.value, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count
             )
@@ -231,7 +231,7 @@ class MmuNotifier:
 
     # ------------------------------------------------ the region manager's end
 
-    def going(self, page: int) -> Batch | None:
+    def invalidation_of(self, page: int) -> Batch | None:
         """The invalidation of `page` that is known and not served yet: what is mapped of it is no answer."""
         if not self._going:
             return None

@@ -20,12 +20,12 @@ from intercept_protocol.messages import MmioGranularity, RegionKind, Remap
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
 from interceptd.hypervisor.software import SoftwareHypervisor
-from interceptd.memory.fault_handler import InterceptPath
+from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.guest_mappings import GuestMappings
-from interceptd.memory.region import Presumption, Region
+from interceptd.memory.region import KindOrigin, Region
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
-from interceptd.telemetry.event_bus import Journal, PartitionJournal
+from interceptd.telemetry.event_bus import EventBus, PartitionJournal
 
 LIMIT = 1 << 20
 RW = Access.READ | Access.WRITE
@@ -42,8 +42,8 @@ class Core:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        journal = PartitionJournal(Journal(), 1)
-        self.notifier = MmuNotifier(open_limit=lambda: 1, journal=journal)
+        event_bus = PartitionJournal(EventBus(), 1)
+        self.notifier = MmuNotifier(open_limit=lambda: 1, event_bus=event_bus)
         self.hypervisor = SoftwareHypervisor(remap=Remap.REPLACE, pool_pages=256, pool_limit=lambda: LIMIT)
         self.regions = RegionManager(
             mappings=GuestMappings(self.hypervisor, lambda: LIMIT),
@@ -51,11 +51,11 @@ class Core:
             region_limit=lambda: LIMIT,
             require_room=lambda: None,
             mmio_granularity=MmioGranularity.VMA,
-            journal=journal,
+            event_bus=event_bus,
         )
         memory = DeclaredAddressSpace(lambda: LIMIT)
         memory.map_vma(Vma(0, 2 * count, 0, RW, io=True))
-        self.path = InterceptPath(self.regions, memory, timeout=60)
+        self.path = FaultHandler(self.regions, memory, timeout=60)
         self._draw = random.Random(7)
 
     async def fill(self) -> float:
@@ -67,7 +67,7 @@ class Core:
                     GfnRange(start=page, end=page + 1),
                     UaddrRange(start=page, end=page + 1),
                     RegionKind.MMIO,
-                    Presumption.STATED,
+                    KindOrigin.STATED,
                     RW,
                 )
             )
@@ -77,7 +77,7 @@ class Core:
         self.regions.look(page, Access.READ)
 
     async def touch(self, page: int) -> None:
-        await self.path.settle(page, Access.READ, lambda _: None)
+        await self.path.handle(page, Access.READ, lambda _: None)
 
     async def invalidate(self, page: int) -> None:
         self.notifier.invalidate(UaddrRange(start=page, end=page + 1))
@@ -122,9 +122,9 @@ async def _gib() -> tuple[float, int]:
     pages = 1 << 18
     memory = DeclaredAddressSpace(lambda: LIMIT)
     memory.map_vma(Vma(0, pages, 0, RW, io=True))
-    core.path = InterceptPath(core.regions, memory, timeout=60)
+    core.path = FaultHandler(core.regions, memory, timeout=60)
     whole = GfnRange(start=0, end=pages), UaddrRange(start=0, end=pages)
-    await core.regions.add(Region(*whole, RegionKind.MMIO, Presumption.STATED, RW))
+    await core.regions.add(Region(*whole, RegionKind.MMIO, KindOrigin.STATED, RW))
     began = time.thread_time()
     await core.touch(0)
     return (time.thread_time() - began) * 1e6, core.hypervisor.counters().map_calls

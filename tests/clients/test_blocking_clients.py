@@ -36,8 +36,8 @@ from intercept_client import (
     BlockingOperator,
     BlockingVmm,
     BlockingVp,
+    ConnectionEnded,
     ConnectionLost,
-    FatalError,
     blocking_clients,
 )
 from intercept_client.blocking_connection import BlockingConnection
@@ -149,7 +149,7 @@ def test_a_daemon_that_hung_up_between_calls_is_still_heard(socket_path: Path) -
     with ScriptedDaemon(socket_path, (script,)), BlockingVmm.open(socket_path) as vmm:
         welcomed.set()
         assert gone.wait(PATIENCE)
-        with pytest.raises(FatalError, match="ESHUTDOWN: going down"):
+        with pytest.raises(ConnectionEnded, match="ESHUTDOWN: going down"):
             vmm.call(Statistics())
 
 
@@ -315,7 +315,7 @@ def test_invalidation_ends_when_its_block_raises(socket_path: Path) -> None:
 def test_a_begin_that_timed_out_is_ended_once_it_was_carried_out(
     socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on, settle = threading.Event(), BlockingConnection.settle
+    go_on, settle = threading.Event(), BlockingConnection.wait_idle
 
     def answered_late(connection: BlockingConnection, deadline: float | None) -> None:
         go_on.set()
@@ -327,7 +327,7 @@ def test_a_begin_that_timed_out_is_ended_once_it_was_carried_out(
         BlockingNotifier.open(socket_path, PARTITION) as notifier,
     ):
         notifier.timeout = SHORT
-        monkeypatch.setattr(BlockingConnection, "settle", answered_late)
+        monkeypatch.setattr(BlockingConnection, "wait_idle", answered_late)
         with pytest.raises(TimeoutError), notifier.invalidation(RANGE):
             pytest.fail("the block ran")
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from intercept_client.errors import ClientMisuse, ConnectionLost, FatalError
+from intercept_client.errors import ClientMisuse, ConnectionEnded, ConnectionLost
 from intercept_client.exchange import Exchange, Progress, Reply, call_exchange, intercept_exchange
 from intercept_client.session import NOTIFICATION_LIMIT, ClientSession
 from intercept_protocol import rpc
@@ -255,10 +255,10 @@ def test_an_error_under_msgid_0_is_the_daemons_last_word() -> None:
 
     session.receive_data(rpc.encode_error(0, WireError(errno.EMSGSIZE, "too long")))
 
-    with pytest.raises(FatalError, match="EMSGSIZE: too long") as caught:
+    with pytest.raises(ConnectionEnded, match="EMSGSIZE: too long") as caught:
         exchange.reply()
     assert caught.value.error.number == errno.EMSGSIZE
-    with pytest.raises(FatalError, match="too long"):
+    with pytest.raises(ConnectionEnded, match="too long"):
         session.start(call_exchange(ADD))
 
 
@@ -268,7 +268,7 @@ def test_the_last_word_outlives_the_end_of_the_stream() -> None:
 
     session.receive_data(b"")
 
-    with pytest.raises(FatalError, match="draining"):
+    with pytest.raises(ConnectionEnded, match="draining"):
         session.start(call_exchange(ADD))
 
 
@@ -359,7 +359,7 @@ def test_a_failed_send_still_lets_the_daemons_last_word_be_read() -> None:
     session.stream_failed(BrokenPipeError())
     session.receive_data(rpc.encode_error(0, WireError(errno.EPERM, "go away")))
 
-    with pytest.raises(FatalError, match="go away"):
+    with pytest.raises(ConnectionEnded, match="go away"):
         exchange.reply()
 
 

@@ -26,8 +26,8 @@ from fakes.scripted_daemon import (
     replies,
 )
 from intercept_client import (
+    ConnectionEnded,
     ConnectionLost,
-    FatalError,
     open_notifier,
     open_operator,
     open_vmm,
@@ -140,7 +140,7 @@ async def test_a_daemon_that_hung_up_between_calls_is_still_heard(socket_path: P
         async with open_vmm(socket_path) as vmm:
             welcomed.set()
             await reached(gone)
-            with pytest.raises(FatalError, match="ESHUTDOWN: going down"):
+            with pytest.raises(ConnectionEnded, match="ESHUTDOWN: going down"):
                 await vmm.call(Statistics())
 
 

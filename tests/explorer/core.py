@@ -86,7 +86,7 @@ class Ours(Subject):
             regions=model.regions,
             path=model.path,
             answers=model.partition.answers,
-            journal=model.partition.journal,
+            event_bus=model.partition.event_bus,
         )
         self._lines[vp] = line
         model.partition.start_vp(processor, line, WELCOME)

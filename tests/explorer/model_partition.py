@@ -26,18 +26,18 @@ from intercept_protocol.messages import (
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.connections.peer import Peer
-from interceptd.connections.received_fds import DescriptorBox
+from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.request_loop import Reply
 from interceptd.hypervisor.hv_status import HvStatus
 from interceptd.hypervisor.software import SoftwareHypervisor
-from interceptd.memory.fault_handler import InterceptPath
+from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.partition import Partition
 from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.sessions.vmm import VmmSession
-from interceptd.telemetry.event_bus import Journal, PartitionJournal
+from interceptd.telemetry.event_bus import EventBus, PartitionJournal
 
 from .pauses import Pauses
 from .ports import RecordedAddressSpace, RecordedHypervisor
@@ -56,7 +56,7 @@ class Parts:
     regions: type[RegionManager] = RegionManager
     mappings: type[GuestMappings] = GuestMappings
     notifier: type[MmuNotifier] = MmuNotifier
-    path: type[InterceptPath] = InterceptPath
+    path: type[FaultHandler] = FaultHandler
     processor: type[VirtualProcessor] = VirtualProcessor
     session: type[VmmSession] = VmmSession
     address_space: type[DeclaredAddressSpace] = DeclaredAddressSpace
@@ -82,9 +82,9 @@ class ModelPartition:
             remap=remap, pool_pages=256, pool_limit=lambda: 1 << 20, failing_calls=failing_calls
         )
         self.hypervisor = RecordedHypervisor(self.software, pauses)
-        self.journal = Journal()
-        journal = PartitionJournal(self.journal, partition_id)
-        self.notifier = parts.notifier(open_limit=lambda: 64, journal=journal)
+        self.event_bus = EventBus()
+        event_bus = PartitionJournal(self.event_bus, partition_id)
+        self.notifier = parts.notifier(open_limit=lambda: 64, event_bus=event_bus)
         self.mappings = parts.mappings(self.hypervisor, lambda: 1 << 20)
         self.regions = parts.regions(
             mappings=self.mappings,
@@ -92,7 +92,7 @@ class ModelPartition:
             region_limit=lambda: 4096,
             require_room=lambda: None,
             mmio_granularity=MmioGranularity.VMA,
-            journal=journal,
+            event_bus=event_bus,
         )
         self.path = parts.path(self.regions, self.address_space, TIMEOUT)
         self.partition = Partition(
@@ -109,10 +109,10 @@ class ModelPartition:
             notifier=self.notifier,
             regions=self.regions,
             path=self.path,
-            journal=journal,
+            event_bus=event_bus,
             end_timeout=lambda: TIMEOUT,
         )
-        self._session = parts.session(self.partition, DescriptorBox())
+        self._session = parts.session(self.partition, ReceivedFds())
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
@@ -204,7 +204,7 @@ class ModelPartition:
 
     async def fault(self, gfn: int, access: Access = Access.READ) -> Answer:
         """One intercept, decided as a VP without a kept kick decides it."""
-        return await self.path.settle(gfn, access, lambda _: None)
+        return await self.path.handle(gfn, access, lambda _: None)
 
     def pfn(self, gfn: int) -> int | None:
         """What the guest reaches at `gfn`."""

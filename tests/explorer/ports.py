@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
-from interceptd.address_space import AddressSpace, Asker
+from interceptd.address_space import AddressSpace, Caller
 from interceptd.hypervisor import Hypervisor, HypervisorCounters, HypervisorError
 from interceptd.pages.mapping import Extent, Frame, Mapping
 
@@ -50,17 +50,17 @@ class RecordedAddressSpace:
         return self._inner.vma_count
 
     async def resolve(
-        self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
+        self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST
     ) -> Extent | None:
         self.resolved.append(page)
         await self._pauses.at(Point.RESOLVE, page)
-        extent = await self._inner.resolve(page, window, region, asker)
+        extent = await self._inner.resolve(page, window, region, caller)
         self.extents.append(extent)
         await self._pauses.at(Point.RESOLVED, extent)
         return extent
 
-    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
-        return await self._inner.is_io(page, asker)
+    async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:
+        return await self._inner.is_io(page, caller)
 
 
 class RecordedHypervisor:

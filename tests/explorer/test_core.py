@@ -19,7 +19,7 @@ from explorer.search import Explorer, Failure, exploring
 from explorer.system_under_test import Build
 from explorer.variants import CORE, OURS, Variant
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.memory.fault_handler import InterceptPath
+from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch
 
@@ -43,7 +43,7 @@ def test_the_core_breaks_no_rule(scenario: str, variant: Variant) -> None:
 class AnswersUnserved(RegionManager):
     async def wait_served(self, batch: Batch) -> None:
         """Where it should make the pass itself, it makes none."""
-        if not self.prompt:
+        if not self.uncontended:
             await super().wait_served(batch)
 
 
@@ -59,9 +59,9 @@ def test_i1_a_pass_that_nobody_holds_up_and_nobody_makes_is_found(held: Held) ->
 def test_a_first_touch_is_one_step_where_nothing_is_held_up(held: Held, *, step_by_step: bool) -> None:
     asked: list[bool] = []
 
-    class Watched(InterceptPath):
-        async def settle_at_once(self, gfn: int, access: Access) -> Answer | None:
-            answer = await super().settle_at_once(gfn, access)
+    class Watched(FaultHandler):
+        async def handle_nowait(self, gfn: int, access: Access) -> Answer | None:
+            answer = await super().handle_nowait(gfn, access)
             asked.append(answer is None)
             return answer
 
@@ -82,8 +82,8 @@ def test_i10_a_change_that_is_not_shielded_is_found(monkeypatch: pytest.MonkeyPa
     assert Rule.UNKNOWN in found
 
 
-class WaitsForEver(InterceptPath):
-    async def settle(self, *_: object) -> object:  # type: ignore[override]
+class WaitsForEver(FaultHandler):
+    async def handle(self, *_: object) -> object:  # type: ignore[override]
         return await trio.sleep_forever()
 
 
@@ -92,8 +92,8 @@ def test_i4_actors_that_wait_for_each_other_for_ever_are_found() -> None:
     assert found[Rule.STUCK].finding.how == "still waiting: VP 0"
 
 
-class Overworked(InterceptPath):
-    async def settle(self, *_: object) -> object:  # type: ignore[override]
+class Overworked(FaultHandler):
+    async def handle(self, *_: object) -> object:  # type: ignore[override]
         raise RuntimeError("out of order")
 
 

@@ -14,7 +14,7 @@ from fakes.raw_peer import RawPeer
 from intercept_protocol.messages import Architecture
 from interceptd.connections.connection import Connection
 from interceptd.connections.hangup_watch import PeerWatch
-from interceptd.connections.request_loop import closing
+from interceptd.connections.request_loop import report_and_close
 from interceptd.connections.tenants import Tenants
 from interceptd.partition.virtual_processor import VirtualProcessor
 
@@ -43,13 +43,13 @@ async def attached_vp(
         regions=model.regions,
         path=model.path,
         answers=model.partition.answers,
-        journal=model.partition.journal,
+        event_bus=model.partition.event_bus,
     )
     vp = ModelVp(processor, RawPeer.of(theirs))
 
     async def live() -> None:
         try:
-            with closing(connection, model.partition.journal):
+            with report_and_close(connection, model.partition.event_bus):
                 await processor.run()
         finally:
             vp.ended.set()

@@ -18,7 +18,7 @@ from intercept_client.kvm.exits import (
 from intercept_client.kvm.fetch_fault import LONGEST_INSTRUCTION, FetchFault
 from intercept_client.kvm.guest_access import GuestAccess
 from intercept_client.kvm.guest_memory import GuestMemory
-from intercept_client.kvm.intercepts import Asker
+from intercept_client.kvm.intercepts import InterceptLoop
 from intercept_client.kvm.tally import VcpuTally
 from intercept_client.kvm.vcpu_loop import VcpuLoop
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
@@ -54,13 +54,13 @@ class Rig:
         self.vcpu = ScriptedVcpu([*exits, Halted()], gpas)
         self.decider = ScriptedDecider(answers)
         tally = VcpuTally()
-        self.asker = asker = Asker(3, self.decider, tally, self.lost.append)
+        self.intercepts = intercepts = InterceptLoop(3, self.decider, tally, self.lost.append)
         devices = Bus(Window(SCRATCH, PAGE_SIZE, self.scratch))
         self.loop = VcpuLoop(
             self.vcpu,
-            asker=asker,
-            access=GuestAccess(self.memory, self.copier, devices, asker, tally),
-            fetch_fault=FetchFault(self.vcpu, self.memory, asker, lambda _: self.code),
+            intercepts=intercepts,
+            access=GuestAccess(self.memory, self.copier, devices, intercepts, tally),
+            fetch_fault=FetchFault(self.vcpu, self.memory, intercepts, lambda _: self.code),
             gate=self.memory.gate,
             code=lambda _: self.code,
             ports=Bus(Window(0x10, 1, self.reports)),

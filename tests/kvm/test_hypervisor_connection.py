@@ -12,9 +12,10 @@ import pytest
 
 from fakes.eventually import PATIENCE
 from fakes.kvm_ports import FakeSlots
+from intercept_client.errors import ConnectionEnded
 from intercept_client.kvm.guest_memory import GuestMemory
 from intercept_client.kvm.hypervisor_connection import HypervisorConnection, carry_out
-from intercept_client.kvm.hypervisor_session import HypervisorSession, LinkEnded
+from intercept_client.kvm.hypervisor_session import HypervisorSession
 from intercept_protocol import rpc
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
@@ -121,7 +122,7 @@ def test_a_refused_hello_raises_the_daemons_reason() -> None:
 
 
 def test_the_daemons_last_word_ends_the_session() -> None:
-    with pytest.raises(LinkEnded, match="EPROTO"):
+    with pytest.raises(ConnectionEnded, match="EPROTO"):
         Link().welcomed().session.receive_data(rpc.encode_error(0, WireError(errno.EPROTO, "no such msgid")))
 
 

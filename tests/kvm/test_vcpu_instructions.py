@@ -140,7 +140,7 @@ def test_the_guests_page_tables_are_walked_while_no_memslot_is_out(rig: Rig) -> 
     rig.map()
     rig.script([])
     vcpu = Walked(rig)
-    fault = FetchFault(vcpu, rig.memory, rig.asker, lambda _: b"")
+    fault = FetchFault(vcpu, rig.memory, rig.intercepts, lambda _: b"")
 
     with pytest.raises(VcpuStopped, match="not mapped by the guest"):
         fault.fetch(StopReason.NOT_EMULATED)

@@ -24,7 +24,7 @@ from interceptd.mmu_notifier import MmuNotifier
 from interceptd.pages.mapping import Frame, Mapping
 from interceptd.pages.range_map import RangeMap
 from interceptd.telemetry.counters import Source
-from interceptd.telemetry.event_bus import Journal
+from interceptd.telemetry.event_bus import EventBus
 
 GFN, PAGE = 0x100, 0x7000
 R, RW, RX = Access.READ, Access.READ | Access.WRITE, Access.READ | Access.EXECUTE
@@ -117,7 +117,7 @@ class World:
         self.may_serve.set()
         self.meanwhile: Callable[[], object] = lambda: None
         """Happens between a look and its answer."""
-        self.notifier = MmuNotifier(open_limit=lambda: 4, journal=Journal())
+        self.notifier = MmuNotifier(open_limit=lambda: 4, event_bus=EventBus())
         self.comparison = Comparison(self.notifier, self._given, self._look, self._drain)
 
     def give(self, of: LiveVma) -> None:

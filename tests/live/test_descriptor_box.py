@@ -17,14 +17,14 @@ import pytest
 from fakes.eventually import eventually
 from fakes.rude_peers import slow_to_close
 from intercept_protocol.errors import ProtocolViolation, WireError
-from interceptd.connections.received_fds import CLOSING, KEPT, DescriptorBox
+from interceptd.connections.received_fds import CLOSING, KEPT, ReceivedFds
 
 
 class Ends:
     """A connection of ours to the box; slow descriptors let go when `peers` is closed."""
 
     def __init__(self) -> None:
-        self.box = DescriptorBox()
+        self.box = ReceivedFds()
         self.peers = ExitStack()
         self._sending, self._receiving = socket.socketpair()
 
@@ -129,7 +129,7 @@ def test_descriptors_that_come_after_the_cut_are_closed_until_the_next_request(e
 
 def test_descriptors_that_nobody_wants_are_cut_off_without_harm() -> None:
     ours, theirs = socket.socketpair()
-    box = DescriptorBox(0)
+    box = ReceivedFds(0)
     with ours, theirs, free_descriptors(1):
         socket.send_fds(ours, [b"x"], [ours.fileno(), theirs.fileno()])
         assert box.receive(theirs, 16) == b"x"

@@ -25,7 +25,7 @@ from interceptd.address_space.handover import Handover
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.workers import Workers
 from interceptd.connections.peer import Peer
-from interceptd.connections.received_fds import close_aside
+from interceptd.connections.received_fds import close_in_thread
 
 SOON, LATE = 0.05, 600.0
 """Seconds: short, for what is to be given up; and for what is not, longer than any machine needs."""
@@ -102,7 +102,7 @@ async def test_where_the_system_refuses_a_thread_descriptors_are_given_up_and_cl
         patched.setattr(threading.Thread, "start", no_thread)
         with pytest.raises(Undecided, match="no thread to ask with"):
             await Handover([writing], 1, OURS, promised=True).attachment(LATE, workers)
-    close_aside([])
+    close_in_thread([])
     assert await closed(reading)
 
 
@@ -116,7 +116,7 @@ UNUSED = 1 << 20
 
 async def test_a_descriptor_whose_close_fails_keeps_no_other_open(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
-    close_aside([UNUSED, writing])
+    close_in_thread([UNUSED, writing])
     assert await closed(reading)
 
 

@@ -23,7 +23,7 @@ from intercept_client.libc import Sharing
 from intercept_client.userfaultfd import open_userfaultfd
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
-from interceptd.address_space import Asker, Undecided, process, procmaps
+from interceptd.address_space import Caller, Undecided, process, procmaps
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.proc_text import MmGone
@@ -33,7 +33,7 @@ from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.pages.mapping import Frame, Mapping
 from interceptd.telemetry.counters import Source
-from interceptd.telemetry.event_bus import Journal
+from interceptd.telemetry.event_bus import EventBus
 
 PAGES = 8
 SOON = 0.05
@@ -114,7 +114,7 @@ def test_a_kernel_without_procmap_query_says_that_the_process_is_gone(reap: bool
 
 async def test_resolve_takes_in_what_was_unmapped_before_it_answers(memory: UaddrRange) -> None:
     """Nobody else reads the event here: an answer without it would be mapped, and outlive the memory."""
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     space = ProcessAddressSpace(notifier, given=nothing, timeout=5, vmm=None, name="1")
     await space.attach(Attachment(open_maps(), None, Userfaultfd(open_userfaultfd()), promised=False))
     try:
@@ -136,7 +136,7 @@ async def test_resolve_takes_in_what_was_unmapped_before_it_answers(memory: Uadd
 
 def unwatched(timeout: float, name: str = "1") -> ProcessAddressSpace:
     """One that nobody tells of invalidations."""
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     return ProcessAddressSpace(notifier, nothing, timeout, None, name)
 
 
@@ -219,7 +219,7 @@ class MortalMaps(ProcMaps):
 def having(uaddrs: UaddrRange, timeout: float) -> ProcessAddressSpace:
     """One whose guest has these pages."""
     mapping = Mapping(0, uaddrs.page_count, Frame("anonymous", uaddrs.start), uaddrs.start, Access.READ)
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     return ProcessAddressSpace(notifier, lambda gfns, _: [mapping] if 0 in gfns else [], timeout, None, "1")
 
 
@@ -247,11 +247,11 @@ async def test_faults_that_wait_for_the_mmap_lock_do_not_hold_up_the_vmms_own_ca
     maps = StuckMaps(memory.end - 1)
     await space.attach(Attachment(maps, None, None, promised=True))
     async with trio.open_nursery() as faults:
-        for _ in range(2 * WORKERS[Asker.GUEST]):
+        for _ in range(2 * WORKERS[Caller.GUEST]):
             faults.start_soon(space.resolve, memory.end - 1, memory, memory)
-        while maps.waiting < WORKERS[Asker.GUEST]:
+        while maps.waiting < WORKERS[Caller.GUEST]:
             await trio.lowlevel.checkpoint()
-        assert await space.resolve(memory.start, memory, memory, Asker.VMM) is not None
+        assert await space.resolve(memory.start, memory, memory, Caller.VMM) is not None
         assert not maps.released.is_set()
         maps.released.set()
     space.close()
@@ -269,7 +269,7 @@ async def test_a_question_of_the_vmms_own_is_given_up_at_the_deadline(memory: Ua
     maps = StuckMaps(memory.start)
     space = await attached_and_impatient(maps)
     with pytest.raises(Undecided, match="does not answer"):
-        await space.resolve(memory.start, memory, memory, Asker.VMM)
+        await space.resolve(memory.start, memory, memory, Caller.VMM)
     assert space.busy_workers == 1
     maps.released.set()
     space.close()

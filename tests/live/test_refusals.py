@@ -25,7 +25,7 @@ from intercept_client.userfaultfd import open_userfaultfd
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access
-from interceptd.address_space import Asker, Undecided, Unknowable
+from interceptd.address_space import Caller, Undecided, Unknowable
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.descriptors import attach
 from interceptd.address_space.live_vma import LiveVma
@@ -36,7 +36,7 @@ from interceptd.address_space.smaps import Smaps
 from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.connections.peer import Peer
 from interceptd.mmu_notifier import MmuNotifier
-from interceptd.telemetry.event_bus import Journal
+from interceptd.telemetry.event_bus import EventBus
 
 PAGES = 8
 OURS = Peer(os.getpid(), 0, 0)
@@ -117,7 +117,7 @@ def open_maps() -> ProcMaps:
 
 
 async def attached(attachment: Attachment) -> ProcessAddressSpace:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     space = ProcessAddressSpace(notifier, given=lambda _gfns, _most: [], timeout=math.inf, vmm=None, name="1")
     await space.attach(attachment)
     return space
@@ -134,7 +134,7 @@ async def test_a_refusal_to_watch_that_is_not_about_the_vma_decides_nothing(
     """The V-4 table's rule, at the place where it counts: what the table does not have passes."""
     space = await refused_to_watch(number)
     with pytest.raises(Undecided, match=rf"UFFDIO_REGISTER: {errno.errorcode[number]}\)") as undecided:
-        await space.resolve(memory.start, memory, memory, Asker.VMM)
+        await space.resolve(memory.start, memory, memory, Caller.VMM)
     space.close()
     assert undecided.value.number == errno.EAGAIN
 
@@ -175,7 +175,7 @@ async def test_where_the_events_cannot_be_read_an_attempt_is_stale(
     memory: UaddrRange,
 ) -> None:
     """No answer of the kernel's is not the answer that there are no events."""
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     space = ProcessAddressSpace(notifier, given=lambda _gfns, _most: [], timeout=math.inf, vmm=None, name="1")
     await space.attach(Attachment(open_maps(), None, UnreadableUserfaultfd(), promised=False))
     window = notifier.open_window(memory)
@@ -188,7 +188,7 @@ async def test_where_the_events_cannot_be_read_an_attempt_is_stale(
 async def test_maps_that_cannot_be_asked_now_decide_nothing(memory: UaddrRange, number: int) -> None:
     space = await attached(Attachment(FailingMaps(number), None, None, promised=True))
     with pytest.raises(Undecided, match=errno.errorcode[number]):
-        await space.resolve(memory.start, memory, memory, Asker.VMM)
+        await space.resolve(memory.start, memory, memory, Caller.VMM)
     space.close()
 
 
@@ -198,8 +198,8 @@ async def test_smaps_without_the_record_of_a_vma_that_is_there_decides_nothing(m
     os.write(other, b"00001000-00002000 rw-p 00000000 00:00 0 \nVmFlags: rd wr\n")
     space = await attached(Attachment(open_maps(), Smaps(other), None, promised=True))
     with pytest.raises(Undecided, match="smaps does not show the VMA") as undecided:
-        await space.is_io(memory.start, Asker.VMM)
-    assert await space.is_io(memory.end, Asker.VMM) is None  # no VMA, which is decided
+        await space.is_io(memory.start, Caller.VMM)
+    assert await space.is_io(memory.end, Caller.VMM) is None  # no VMA, which is decided
     space.close()
     assert undecided.value.number == errno.EAGAIN
 
@@ -207,7 +207,7 @@ async def test_smaps_without_the_record_of_a_vma_that_is_there_decides_nothing(m
 async def test_without_smaps_the_kind_of_no_vma_can_be_told() -> None:
     space = await attached(Attachment(open_maps(), None, None, promised=True))
     with pytest.raises(Unknowable, match="state the kind"):
-        await space.is_io(QUIET_PAGE, Asker.VMM)
+        await space.is_io(QUIET_PAGE, Caller.VMM)
     space.close()
 
 

@@ -25,7 +25,7 @@ from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import Smaps, parse_records
 from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.mmu_notifier import MmuNotifier
-from interceptd.telemetry.event_bus import Journal
+from interceptd.telemetry.event_bus import EventBus
 
 ORDINARY, DEVICE = b"rd wr mr mw me ac", b"rd wr io pf de dd"
 HOLE = 0x9_0000_0000 // PAGE_SIZE
@@ -164,7 +164,7 @@ class StandIn(Smaps):
 
 @pytest.fixture
 async def space(crowd: list[UaddrRange]) -> AsyncIterator[tuple[ProcessAddressSpace, MmuNotifier, StandIn]]:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     space = ProcessAddressSpace(notifier, given=lambda _gfns, _most: [], timeout=5, vmm=None, name="1")
     stand_in = StandIn(crowd[0].start)
     maps = ProcMaps(os.open("/proc/self/maps", os.O_RDONLY))
@@ -214,7 +214,7 @@ async def test_what_was_read_counts_until_an_invalidation_overlaps_it(
 async def test_what_is_watched_is_ordinary_memory_without_a_look_at_smaps() -> None:
     """A userfaultfd takes no other: 8 VPs that touch 30,000 VMAs need no pass."""
     space = ProcessAddressSpace(
-        MmuNotifier(lambda: 1, Journal()), given=lambda _gfns, _most: [], timeout=5, vmm=None, name="1"
+        MmuNotifier(lambda: 1, EventBus()), given=lambda _gfns, _most: [], timeout=5, vmm=None, name="1"
     )
     maps = ProcMaps(os.open("/proc/self/maps", os.O_RDONLY))
     await space.attach(Attachment(maps, None, Userfaultfd(open_userfaultfd()), promised=True))

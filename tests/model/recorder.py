@@ -17,18 +17,18 @@ from explorer.pauses import Pauses, Point
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange, PageRange, UaddrRange
 from intercept_protocol.messages import MmioGranularity, Remap
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.address_space import Asker
+from interceptd.address_space import Caller
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.hypervisor import HypervisorCounters
 from interceptd.hypervisor.software import SoftwareHypervisor
-from interceptd.memory.attempt import Attempt, Obstacle
+from interceptd.memory.attempt import Attempt, Busy
 from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch, MmuNotifier
 from interceptd.pages.mapping import Extent
 from interceptd.pages.mapping import Mapping as Mapped
 from interceptd.telemetry.counters import Source
-from interceptd.telemetry.event_bus import Journal
+from interceptd.telemetry.event_bus import EventBus
 from model.shadow import Key, Step, Value
 from model.transitions.table import Lock, Reliance
 from model.transitions.terms import Actor
@@ -164,7 +164,7 @@ class _Lock:
 
 class _Notifier(MmuNotifier):
     def __init__(self, recorder: Recorder) -> None:
-        super().__init__(open_limit=lambda: 64, journal=Journal())
+        super().__init__(open_limit=lambda: 64, event_bus=EventBus())
         self._recorder = recorder
 
     def begin(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
@@ -196,11 +196,11 @@ class _RegionManager(RegionManager):
             region_limit=lambda: 16,
             require_room=lambda: None,
             mmio_granularity=MmioGranularity.VMA,
-            journal=Journal(),
+            event_bus=EventBus(),
         )
         self._recorder = recorder
 
-    def begin(self, gfn: int, access: Access) -> Mapped | Answer | Obstacle | Attempt:
+    def begin(self, gfn: int, access: Access) -> Mapped | Answer | Busy | Attempt:
         step = super().begin(gfn, access)
         page = 1 << gfn - GFN
         match step:
@@ -239,16 +239,16 @@ class RecordedMemory:
         return self._recorder.declared.vma_count
 
     async def resolve(
-        self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
+        self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST
     ) -> Extent | None:
         await self._pauses.at(Point.RESOLVE, page)
-        extent = await self._recorder.declared.resolve(page, window, region, asker)
+        extent = await self._recorder.declared.resolve(page, window, region, caller)
         self._recorder.took("resolve", found=0 if extent is None else mask(extent.uaddrs))
         await self._pauses.at(Point.RESOLVED, extent)
         return extent
 
-    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
-        return await self._recorder.declared.is_io(page, asker)
+    async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:
+        return await self._recorder.declared.is_io(page, caller)
 
 
 class _Hypervisor:

@@ -21,8 +21,8 @@ from intercept_protocol.addresses import GfnRange, PageRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.declared import Vma
-from interceptd.memory.fault_handler import InterceptPath
-from interceptd.memory.region import Presumption, Region
+from interceptd.memory.fault_handler import FaultHandler
+from interceptd.memory.region import KindOrigin, Region
 from model.recorder import GFN, WHO, RecordedMemory, Recorder, Trace, mask
 from model.shadow import Shadow, Step
 from model.transitions import terms as t
@@ -123,9 +123,7 @@ class _Run:
         self._schedule = schedule
         self._pauses = DrawnPauses(schedule.pauses)
         self.recorder = Recorder(PAGES, vps=3, pauses=self._pauses)
-        self._path = InterceptPath(
-            self.recorder.regions, RecordedMemory(self.recorder, self._pauses), TIMEOUT
-        )
+        self._path = FaultHandler(self.recorder.regions, RecordedMemory(self.recorder, self._pauses), TIMEOUT)
         self._pfn = 0
         self._fill(PageRange(start=0, end=PAGES))
 
@@ -155,7 +153,7 @@ class _Run:
         gfns, uaddrs = GfnRange(start=GFN, end=GFN + PAGES), UaddrRange(start=0, end=PAGES)
         for _ in range(self._schedule.removals + 1):
             await self._step()
-            await regions.add(Region(gfns, uaddrs, RegionKind.MMIO, Presumption.STATED, RW))
+            await regions.add(Region(gfns, uaddrs, RegionKind.MMIO, KindOrigin.STATED, RW))
             for _ in range(6):
                 await self._step()
             WHO.set((Actor.VMM, 0))
@@ -170,7 +168,7 @@ class _Run:
             await self._step()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._lose_patience, fault.patience, nursery.cancel_scope)
-                answer = await self._path.settle(GFN + fault.page, Access.READ, lambda _: None)
+                answer = await self._path.handle(GFN + fault.page, Access.READ, lambda _: None)
                 if answer is Answer.UNBACKED:
                     self.recorder.forwarded()
                 nursery.cancel_scope.cancel()

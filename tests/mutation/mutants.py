@@ -41,7 +41,7 @@ _TAKEN_FOR = {
     "Access": ("WRITE", "READ"),
     "RegionKind": ("MMIO", "MOVABLE"),
     "RegionState": ("LIVE", "DANGLING"),
-    "Presumption": ("STATED", "INFERRED"),
+    "KindOrigin": ("STATED", "INFERRED"),
     "MmioGranularity": ("PAGE", "VMA"),
     "Cache": ("NORMAL", "NOT_CACHED"),
     "Remap": ("ERROR", "REPLACE"),

@@ -20,7 +20,7 @@ from intercept_protocol import messages
 from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.hypervisor import PartitionLost
-from interceptd.memory.guest_mappings import A_TURN
+from interceptd.memory.guest_mappings import PER_YIELD
 from interceptd.pages.mapping import Mapping
 from interceptd.sessions.notifier import NotifierSession
 
@@ -42,26 +42,26 @@ async def prompt(model: ModelPartition) -> ModelPartition:
 
 async def test_a_first_touch_that_nobody_holds_up_is_one_step(prompt: ModelPartition) -> None:
     with assert_no_checkpoints():
-        assert await prompt.path.settle_at_once(GFN, Access.READ) is Answer.MAPPED
+        assert await prompt.path.handle_nowait(GFN, Access.READ) is Answer.MAPPED
     assert prompt.pfn(GFN) == PFN
 
 
 async def test_a_page_that_is_being_invalidated_is_not_decided_at_once(prompt: ModelPartition) -> None:
     await prompt.begin(PAGE, 1)
     with assert_no_checkpoints():
-        assert await prompt.path.settle_at_once(GFN, Access.READ) is None
+        assert await prompt.path.handle_nowait(GFN, Access.READ) is None
     assert prompt.address_space.resolved == []
 
 
 async def test_what_may_wait_for_the_hypervisor_is_not_decided_at_once(prompt: ModelPartition) -> None:
     prompt.hypervisor.may_block = True
-    assert await prompt.path.settle_at_once(GFN, Access.READ) is None
+    assert await prompt.path.handle_nowait(GFN, Access.READ) is None
     assert prompt.address_space.resolved == []
 
 
 async def test_what_may_wait_for_the_address_space_is_not_decided_at_once(prompt: ModelPartition) -> None:
     prompt.address_space.may_block = True
-    assert await prompt.path.settle_at_once(GFN, Access.READ) is None
+    assert await prompt.path.handle_nowait(GFN, Access.READ) is None
     assert prompt.address_space.resolved == []
 
 
@@ -75,7 +75,7 @@ async def test_what_would_wait_for_the_lock_is_not_decided_at_once(
     fault = Running(nursery, prompt.fault, GFN)
     await mapping.wait_reached()
     prompt.hypervisor.may_block = False
-    assert await prompt.path.settle_at_once(GFN + PAGES, Access.READ) is None
+    assert await prompt.path.handle_nowait(GFN + PAGES, Access.READ) is None
     mapping.open()
     assert await fault.result() is Answer.MAPPED
 
@@ -84,7 +84,7 @@ async def test_i4_what_is_decided_at_once_ends_at_its_deadline_too(
     prompt: ModelPartition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each map takes its time, though it waits for nobody: the page that faulted is not among the first."""
-    pages = 2 * A_TURN
+    pages = 2 * PER_YIELD
     await prompt.map_vma(PAGE + 0x100, pages, PFN)
     await prompt.add_region(GFN + 0x100, pages, PAGE + 0x100)
     prompt.regions.mmio_granularity = messages.MmioGranularity.PAGE
@@ -100,8 +100,8 @@ async def test_i4_what_is_decided_at_once_ends_at_its_deadline_too(
         return now
 
     monkeypatch.setattr(trio, "current_time", passing)
-    assert await prompt.path.settle_at_once(GFN + 0x100 + pages - 1, Access.READ) is None
-    assert now - began < A_TURN
+    assert await prompt.path.handle_nowait(GFN + 0x100 + pages - 1, Access.READ) is None
+    assert now - began < PER_YIELD
     assert len(prompt.hypervisor.events) > before + 1
 
 

@@ -10,7 +10,7 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import Vma
-from interceptd.memory.region import Presumption, Region
+from interceptd.memory.region import KindOrigin, Region
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame, Mapping
 
 UADDRS = UaddrRange(start=7, end=9)
@@ -26,7 +26,7 @@ FRAME = Frame(HOST_BACKING, 70)
         Extent(UADDRS, FRAME, Access.READ, io=False),
         Mapping(1, 3, FRAME, 7, Access.READ),
         Mapping(1, 3, FRAME, 7, Access.READ).slice(2, 3),
-        Region(GfnRange(start=1, end=3), UADDRS, RegionKind.MMIO, Presumption.STATED, Access.READ),
+        Region(GfnRange(start=1, end=3), UADDRS, RegionKind.MMIO, KindOrigin.STATED, Access.READ),
         Vma(7, 9, 70, Access.READ, io=False),
     ],
     ids=lambda kept: type(kept).__name__,

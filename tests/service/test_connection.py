@@ -67,7 +67,7 @@ async def test_a_request_whose_turn_was_given_up_is_the_next_that_is_received(
     ends: tuple[socket.socket, socket.socket], peer: RawPeer
 ) -> None:
     connection = Connection(ends[0], Tenants(lambda: 1), PeerWatch())
-    await connection.tenant.turn()
+    await connection.tenant.throttle()
     await peer.send(REQUEST)
     with trio.move_on_after(0.5) as scope:
         await connection.receive()

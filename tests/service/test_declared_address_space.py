@@ -17,7 +17,7 @@ from fakes.drawn import SPACE, ranges
 from intercept_protocol.addresses import PageRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access
-from interceptd.address_space.declared import VMAS_A_TURN, DeclaredAddressSpace, Vma
+from interceptd.address_space.declared import VMAS_PER_YIELD, DeclaredAddressSpace, Vma
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
 
 RW = Access.READ | Access.WRITE
@@ -148,21 +148,21 @@ async def passed_meanwhile(edit: Awaitable[None]) -> int:
 
 
 async def test_unmap_of_many_vmas_lets_others_run_in_between() -> None:
-    many = 5 * VMAS_A_TURN
+    many = 5 * VMAS_PER_YIELD
     declared = space(*(vma(page, page + 1) for page in range(many)), limit=many)
     assert await passed_meanwhile(declared.unmap_vma(EVERYWHERE)) >= 3
     assert declared.vma_count == 0
 
 
 async def test_protect_of_many_vmas_lets_others_run_in_between() -> None:
-    many = 5 * VMAS_A_TURN
+    many = 5 * VMAS_PER_YIELD
     declared = space(*(vma(page, page + 1) for page in range(many)), limit=many)
     assert await passed_meanwhile(declared.protect_vma(EVERYWHERE, Access.READ)) >= 3
     assert declared.vma_count == many
 
 
 async def test_unmap_of_few_vmas_is_one_step() -> None:
-    declared = space(*(vma(page, page + 1) for page in range(VMAS_A_TURN)), limit=VMAS_A_TURN)
+    declared = space(*(vma(page, page + 1) for page in range(VMAS_PER_YIELD)), limit=VMAS_PER_YIELD)
     with trio.testing.assert_no_checkpoints():
         await declared.unmap_vma(EVERYWHERE)
     assert declared.vma_count == 0

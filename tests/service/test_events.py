@@ -291,14 +291,14 @@ async def test_subscribing_to_nothing_ends_the_events() -> None:
 async def test_operator_that_left_is_forgotten_by_the_journal() -> None:
     async with serving() as served:
         operator = await subscribed(served, "intercept_answered")
-        assert served.daemon.journal.intercepts_wanted
+        assert served.daemon.event_bus.intercepts_wanted
 
         operator.close()
         other = await served.operator()
         while served.daemon.daemon_statistics().connections > 1:
             await other.ask("statistics")
 
-        assert not served.daemon.journal.intercepts_wanted
+        assert not served.daemon.event_bus.intercepts_wanted
 
 
 async def test_partition_lost_is_told_in_a_bounded_notification() -> None:

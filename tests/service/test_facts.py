@@ -1,4 +1,4 @@
-"""What the core tells the journal: each fact once, when it has become true, with its range and source."""
+"""What the core tells the event_bus: each fact once, when it has become true, with its range and source."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ START_UADDR = PAGE << 12
 
 def listening(model: ModelPartition, *events: str) -> Subscription:
     subscription = Subscription()
-    model.journal.listen(subscription, Interest(frozenset(events)))
+    model.event_bus.listen(subscription, Interest(frozenset(events)))
     return subscription
 
 

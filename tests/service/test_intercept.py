@@ -16,9 +16,9 @@ from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.address_space import AddressSpace, Asker, Undecided
-from interceptd.memory.attempt import Obstacle
-from interceptd.memory.fault_handler import InterceptPath
+from interceptd.address_space import AddressSpace, Caller, Undecided
+from interceptd.memory.attempt import Busy
+from interceptd.memory.fault_handler import FaultHandler
 from interceptd.pages.mapping import Extent
 
 
@@ -42,28 +42,28 @@ class LiveLike:
         return self._inner.vma_count
 
     async def resolve(
-        self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
+        self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST
     ) -> Extent | None:
         self.resolved.append(page)
         if self._silent:
             raise Undecided("nobody answered", errno.ETIMEDOUT)
-        extent = await self._inner.resolve(page, window, region, asker)
+        extent = await self._inner.resolve(page, window, region, caller)
         return extent and replace(extent, io=extent.io if self._telling else None)
 
-    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
+    async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:
         self.asked.append(page)
-        return await self._inner.is_io(page, asker)
+        return await self._inner.is_io(page, caller)
 
 
-def path(model: ModelPartition, address_space: AddressSpace) -> InterceptPath:
-    return InterceptPath(model.regions, address_space, TIMEOUT)
+def path(model: ModelPartition, address_space: AddressSpace) -> FaultHandler:
+    return FaultHandler(model.regions, address_space, TIMEOUT)
 
 
-def no_kick(_: Obstacle | None) -> None:
+def no_kick(_: Busy | None) -> None:
     """What a VP that keeps none says."""
 
 
-def kicked(_: Obstacle | None) -> Answer:
+def kicked(_: Busy | None) -> Answer:
     """What a VP that keeps a kick says when it is about to wait."""
     return Answer.KICKED
 
@@ -80,7 +80,7 @@ def relied_on(model: ModelPartition) -> int:
 
 async def test_a_kept_kick_answers_before_a_question_that_may_block(model: ModelPartition) -> None:
     await with_region(model)
-    answer = await path(model, LiveLike(model.declared)).settle(GFN, Access.READ, kicked)
+    answer = await path(model, LiveLike(model.declared)).handle(GFN, Access.READ, kicked)
     assert (answer, relied_on(model), model.pfn(GFN)) == (Answer.KICKED, 0, None)
 
 
@@ -93,19 +93,19 @@ async def test_a_kept_kick_answers_before_a_wait_for_anothers_map(
     gate = model.gates.hold(Point.MAP)
     other = Running(nursery, model.fault, GFN + PAGES)
     await gate.wait_reached()
-    assert await model.path.settle(GFN, Access.READ, kicked) is Answer.KICKED
+    assert await model.path.handle(GFN, Access.READ, kicked) is Answer.KICKED
     gate.open()
     assert await other.result() is Answer.MAPPED
 
 
 async def test_a_kept_kick_is_kept_on_where_nothing_is_waited_for(model: ModelPartition) -> None:
     await with_region(model)
-    assert await model.path.settle(GFN, Access.READ, kicked) is Answer.MAPPED
+    assert await model.path.handle(GFN, Access.READ, kicked) is Answer.MAPPED
 
 
 async def test_a_fault_without_a_kept_kick_waits_for_what_may_block(model: ModelPartition) -> None:
     await with_region(model)
-    assert await path(model, LiveLike(model.declared)).settle(GFN, Access.READ, no_kick) is Answer.MAPPED
+    assert await path(model, LiveLike(model.declared)).handle(GFN, Access.READ, no_kick) is Answer.MAPPED
 
 
 # ------------------------------------------------ no answer
@@ -115,7 +115,7 @@ async def test_a_fault_whose_question_is_not_answered_is_told_to_ask_again(model
     """Nothing was decided, so it is not forwarded."""
     await with_region(model)
     space = LiveLike(model.declared, silent=True)
-    assert await path(model, space).settle(GFN, Access.READ, no_kick) is Answer.CONTENDED
+    assert await path(model, space).handle(GFN, Access.READ, no_kick) is Answer.CONTENDED
     assert (space.resolved, relied_on(model)) == ([PAGE], 0)
 
 
@@ -139,7 +139,7 @@ async def test_an_inferred_kind_is_checked_again_by_asking_where_resolving_does_
 ) -> None:
     await with_region(model, kind=None, io=True)
     space = LiveLike(model.declared)
-    assert await path(model, space).settle(GFN + 3, Access.READ, no_kick) is Answer.MAPPED
+    assert await path(model, space).handle(GFN + 3, Access.READ, no_kick) is Answer.MAPPED
     assert space.asked == [PAGE + 3]
 
 
@@ -149,13 +149,13 @@ async def test_an_inferred_kind_that_no_longer_fits_is_unbacked_where_resolving_
     await with_region(model, kind=None, io=True)
     await model.unmap_vma(PAGE, PAGES)
     await model.map_vma(PAGE, PAGES, PFN, io=False)
-    assert await path(model, LiveLike(model.declared)).settle(GFN, Access.READ, no_kick) is Answer.UNBACKED
+    assert await path(model, LiveLike(model.declared)).handle(GFN, Access.READ, no_kick) is Answer.UNBACKED
 
 
 async def test_an_inferred_kind_is_not_asked_for_where_resolving_tells(model: ModelPartition) -> None:
     await with_region(model, kind=None, io=True)
     space = LiveLike(model.declared, telling=True)
-    assert await path(model, space).settle(GFN, Access.READ, no_kick) is Answer.MAPPED
+    assert await path(model, space).handle(GFN, Access.READ, no_kick) is Answer.MAPPED
     assert space.asked == []
 
 
@@ -163,7 +163,7 @@ async def test_a_stated_kind_is_not_asked_for(model: ModelPartition) -> None:
     """On live memory it costs what smaps costs."""
     await with_region(model)
     space = LiveLike(model.declared)
-    assert await path(model, space).settle(GFN, Access.READ, no_kick) is Answer.MAPPED
+    assert await path(model, space).handle(GFN, Access.READ, no_kick) is Answer.MAPPED
     assert space.asked == []
 
 

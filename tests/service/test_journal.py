@@ -1,4 +1,4 @@
-"""The journal: who hears what, and what a listener that is slow costs."""
+"""The event_bus: who hears what, and what a listener that is slow costs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from intercept_protocol.events import (
 from interceptd.telemetry.event_bus import (
     EVENTS_KEPT,
     NOTHING,
+    EventBus,
     Interest,
-    Journal,
     PartitionJournal,
     Subscription,
 )
@@ -39,9 +39,9 @@ def answered(vp_index: int = 0, reason: str = "mapped") -> InterceptAnswered:
     return InterceptAnswered(vp_index=vp_index, outcome="resume", reason=reason, gfn=1, access=1)
 
 
-def listening(journal: Journal, wanted: Interest, kept: int = EVENTS_KEPT) -> Subscription:
+def listening(event_bus: EventBus, wanted: Interest, kept: int = EVENTS_KEPT) -> Subscription:
     subscription = Subscription(kept)
-    journal.listen(subscription, wanted)
+    event_bus.listen(subscription, wanted)
     return subscription
 
 
@@ -50,118 +50,118 @@ def heard(subscription: Subscription) -> list[AnyFact]:
 
 
 def test_listener_hears_what_it_asked_for_in_order_and_nothing_else() -> None:
-    journal = Journal()
-    subscription = listening(journal, interest("vp_attached", "vp_detached"))
+    event_bus = EventBus()
+    subscription = listening(event_bus, interest("vp_attached", "vp_detached"))
 
-    journal.publish(VpAttached(vp_index=1))
-    journal.publish(DRAIN)
-    journal.publish(VpDetached(vp_index=1, intercepts=0))
+    event_bus.publish(VpAttached(vp_index=1))
+    event_bus.publish(DRAIN)
+    event_bus.publish(VpDetached(vp_index=1, intercepts=0))
 
     assert heard(subscription) == [VpAttached(vp_index=1), VpDetached(vp_index=1, intercepts=0)]
 
 
 def test_what_happened_before_anyone_listened_is_not_kept() -> None:
-    journal = Journal()
-    journal.publish(VpAttached(vp_index=1))
+    event_bus = EventBus()
+    event_bus.publish(VpAttached(vp_index=1))
 
-    assert heard(listening(journal, ATTACHES)) == []
+    assert heard(listening(event_bus, ATTACHES)) == []
 
 
 def test_event_is_one_object_to_all_listeners() -> None:
-    journal = Journal()
-    first, second = listening(journal, ATTACHES), listening(journal, ATTACHES)
+    event_bus = EventBus()
+    first, second = listening(event_bus, ATTACHES), listening(event_bus, ATTACHES)
 
-    journal.publish(VpAttached(vp_index=1))
+    event_bus.publish(VpAttached(vp_index=1))
 
     assert first.take(1)[0] is second.take(1)[0]
 
 
 def test_partition_filter_lets_through_one_partition_and_nothing_that_is_in_none() -> None:
-    journal = Journal()
-    subscription = listening(journal, replace(interest("vp_attached", "drain_started"), partition_id=2))
+    event_bus = EventBus()
+    subscription = listening(event_bus, replace(interest("vp_attached", "drain_started"), partition_id=2))
 
     for partition_id in (1, 2, 3):
-        PartitionJournal(journal, partition_id).publish(VpAttached(vp_index=partition_id))
-    journal.publish(DRAIN)
+        PartitionJournal(event_bus, partition_id).publish(VpAttached(vp_index=partition_id))
+    event_bus.publish(DRAIN)
 
     assert heard(subscription) == [VpAttached(vp_index=2)]
 
 
 def test_vp_filter_lets_through_only_what_is_of_that_vp() -> None:
-    journal = Journal()
+    event_bus = EventBus()
     wanted = replace(interest("vp_attached", "intercept_answered", "drain_started"), vp_index=0)
-    subscription = listening(journal, wanted)
+    subscription = listening(event_bus, wanted)
 
     for fact in (VpAttached(vp_index=1), VpAttached(vp_index=0), answered(1), answered(0), DRAIN):
-        journal.publish(fact)
+        event_bus.publish(fact)
 
     assert heard(subscription) == [VpAttached(vp_index=0), answered(0)]
 
 
 def test_reason_filter_narrows_intercepts_and_nothing_else() -> None:
-    journal = Journal()
+    event_bus = EventBus()
     wanted = replace(interest("intercept_answered", "vp_attached"), reasons=frozenset({"kicked"}))
-    subscription = listening(journal, wanted)
+    subscription = listening(event_bus, wanted)
 
     for fact in (answered(), answered(reason="kicked"), VpAttached(vp_index=1)):
-        journal.publish(fact)
+        event_bus.publish(fact)
 
     assert heard(subscription) == [answered(reason="kicked"), VpAttached(vp_index=1)]
 
 
 def test_later_interest_takes_the_place_of_the_earlier_one_and_what_waited_stays() -> None:
-    journal = Journal()
-    subscription = listening(journal, ATTACHES)
-    journal.publish(VpAttached(vp_index=1))
+    event_bus = EventBus()
+    subscription = listening(event_bus, ATTACHES)
+    event_bus.publish(VpAttached(vp_index=1))
 
-    journal.listen(subscription, interest("drain_started"))
-    journal.publish(VpAttached(vp_index=2))
-    journal.publish(DRAIN)
+    event_bus.listen(subscription, interest("drain_started"))
+    event_bus.publish(VpAttached(vp_index=2))
+    event_bus.publish(DRAIN)
 
     assert heard(subscription) == [VpAttached(vp_index=1), DRAIN]
 
 
 def test_intercepts_are_wanted_only_while_somebody_listens_for_them() -> None:
-    journal = Journal()
-    wanted = [journal.intercepts_wanted]
-    listening(journal, ATTACHES)
-    wanted.append(journal.intercepts_wanted)
-    subscription = listening(journal, interest("intercept_answered"))
-    wanted.append(journal.intercepts_wanted)
-    journal.leave(subscription)
-    wanted.append(journal.intercepts_wanted)
+    event_bus = EventBus()
+    wanted = [event_bus.intercepts_wanted]
+    listening(event_bus, ATTACHES)
+    wanted.append(event_bus.intercepts_wanted)
+    subscription = listening(event_bus, interest("intercept_answered"))
+    wanted.append(event_bus.intercepts_wanted)
+    event_bus.leave(subscription)
+    wanted.append(event_bus.intercepts_wanted)
 
     assert wanted == [False, False, True, False]
 
 
 def test_listener_that_left_hears_nothing_more() -> None:
-    journal = Journal()
-    subscription = listening(journal, ATTACHES)
+    event_bus = EventBus()
+    subscription = listening(event_bus, ATTACHES)
 
-    journal.listen(subscription, NOTHING)
-    journal.publish(VpAttached(vp_index=1))
+    event_bus.listen(subscription, NOTHING)
+    event_bus.publish(VpAttached(vp_index=1))
 
     assert heard(subscription) == []
 
 
 def test_what_does_not_fit_is_counted_where_it_would_have_come() -> None:
-    journal = Journal()
-    subscription = listening(journal, ATTACHES, kept=2)
+    event_bus = EventBus()
+    subscription = listening(event_bus, ATTACHES, kept=2)
 
     for vp_index in range(5):
-        journal.publish(VpAttached(vp_index=vp_index))
+        event_bus.publish(VpAttached(vp_index=vp_index))
     first = [event.fact for event in subscription.take(1)]
-    journal.publish(VpAttached(vp_index=5))
+    event_bus.publish(VpAttached(vp_index=5))
 
     assert first == [VpAttached(vp_index=0)]
     assert heard(subscription) == [VpAttached(vp_index=1), EventsDropped(count=3), VpAttached(vp_index=5)]
 
 
 def test_gap_at_the_end_is_told_when_all_before_it_was_taken() -> None:
-    journal = Journal()
-    subscription = listening(journal, ATTACHES, kept=1)
-    journal.publish(VpAttached(vp_index=0))
-    journal.publish(VpAttached(vp_index=1))
+    event_bus = EventBus()
+    subscription = listening(event_bus, ATTACHES, kept=1)
+    event_bus.publish(VpAttached(vp_index=0))
+    event_bus.publish(VpAttached(vp_index=1))
 
     assert heard(subscription) == [VpAttached(vp_index=0)]
     assert heard(subscription) == [EventsDropped(count=1)]
@@ -169,65 +169,65 @@ def test_gap_at_the_end_is_told_when_all_before_it_was_taken() -> None:
 
 
 def test_listener_that_never_takes_keeps_a_bounded_number() -> None:
-    journal = Journal()
-    subscription = listening(journal, ATTACHES)
+    event_bus = EventBus()
+    subscription = listening(event_bus, ATTACHES)
 
     for vp_index in range(3 * EVENTS_KEPT):
-        journal.publish(VpAttached(vp_index=vp_index))
+        event_bus.publish(VpAttached(vp_index=vp_index))
 
     assert len(subscription.take(10 * EVENTS_KEPT)) == EVENTS_KEPT
     assert heard(subscription) == [EventsDropped(count=2 * EVENTS_KEPT)]
 
 
 def test_what_is_not_wanted_is_not_counted_as_dropped() -> None:
-    journal = Journal()
-    subscription = listening(journal, ATTACHES, kept=1)
+    event_bus = EventBus()
+    subscription = listening(event_bus, ATTACHES, kept=1)
 
     for fact in (VpAttached(vp_index=0), DRAIN, DRAIN):
-        journal.publish(fact)
+        event_bus.publish(fact)
 
     assert [*heard(subscription), *heard(subscription)] == [VpAttached(vp_index=0)]
 
 
 def test_event_says_where_it_happened() -> None:
-    journal = Journal()
-    subscription = listening(journal, interest("vp_attached", "drain_started"))
+    event_bus = EventBus()
+    subscription = listening(event_bus, interest("vp_attached", "drain_started"))
 
-    PartitionJournal(journal, 7).publish(VpAttached(vp_index=1))
-    journal.publish(DRAIN)
+    PartitionJournal(event_bus, 7).publish(VpAttached(vp_index=1))
+    event_bus.publish(DRAIN)
 
     assert [event.partition_id for event in subscription.take(2)] == [7, None]
 
 
 def test_event_says_when_it_happened_in_milliseconds_of_the_clock() -> None:
-    journal = Journal()
-    subscription = listening(journal, ATTACHES)
+    event_bus = EventBus()
+    subscription = listening(event_bus, ATTACHES)
     before = time.time_ns() // 1_000_000
 
-    journal.publish(VpAttached(vp_index=1))
+    event_bus.publish(VpAttached(vp_index=1))
 
     (event,) = subscription.take(1)
     assert before <= event.time_ms <= time.time_ns() // 1_000_000
 
 
 async def test_a_listener_waits_until_there_is_something_to_take(nursery: trio.Nursery) -> None:
-    journal = Journal()
-    subscription = listening(journal, ATTACHES)
+    event_bus = EventBus()
+    subscription = listening(event_bus, ATTACHES)
     waiting = Running(nursery, subscription.wait)
     await wait_all_tasks_blocked()
     waited = not waiting.done
 
-    journal.publish(VpAttached(vp_index=1))
+    event_bus.publish(VpAttached(vp_index=1))
     await waiting.result()
 
     assert (waited, heard(subscription)) == (True, [VpAttached(vp_index=1)])
 
 
 async def test_all_is_told_when_a_listener_that_took_the_last_asks_for_more(nursery: trio.Nursery) -> None:
-    journal = Journal()
-    subscription = listening(journal, ATTACHES)
-    journal.publish(VpAttached(vp_index=1))
-    telling = Running(nursery, journal.wait_told)
+    event_bus = EventBus()
+    subscription = listening(event_bus, ATTACHES)
+    event_bus.publish(VpAttached(vp_index=1))
+    telling = Running(nursery, event_bus.wait_drained)
     await wait_all_tasks_blocked()
     before = telling.done
     heard(subscription)

@@ -1,4 +1,4 @@
-"""Long walks under the lock take turns with other tasks, once in `A_TURN` of what they pass.
+"""Long walks under the lock take turns with other tasks, once in `PER_YIELD` of what they pass.
 
 A turn is counted by a task of another's that is ready all the time. Taking a lock, and the order in which
 trio runs what is ready, give or take two turns; a walk that takes none is far below the counts asserted.
@@ -14,12 +14,12 @@ from fakes.others import Others
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.memory.guest_mappings import A_TURN
-from interceptd.memory.region import Presumption, Region, RegionState
+from interceptd.memory.guest_mappings import PER_YIELD
+from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
 
 TURNS = 8
-MANY = TURNS * A_TURN
+MANY = TURNS * PER_YIELD
 
 
 def scattered(count: int) -> list[Extent]:
@@ -36,7 +36,7 @@ async def pinned(model: ModelPartition, page_count: int) -> Region:
         GfnRange.of(0, page_count),
         UaddrRange.at_page(0, page_count),
         RegionKind.PINNED,
-        Presumption.STATED,
+        KindOrigin.STATED,
         RW,
         RegionState.POPULATING,
     )
@@ -60,10 +60,10 @@ async def test_a_commit_of_few_gaps_takes_no_turn_of_its_own(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     """A checkpoint a map would double what a fault costs."""
-    region = await pinned(model, A_TURN - 1)
+    region = await pinned(model, PER_YIELD - 1)
     attempt = model.regions.begin_whole(region)
     others = Others(nursery)
-    await model.regions.commit(attempt, scattered(A_TURN - 1))
+    await model.regions.commit(attempt, scattered(PER_YIELD - 1))
     assert others.turns <= 1
 
 
@@ -125,9 +125,9 @@ async def test_populating_from_many_vmas_takes_turns_between_the_questions(
 async def test_populating_from_few_vmas_takes_no_turn_of_its_own(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    for page in range(A_TURN - 1):
+    for page in range(PER_YIELD - 1):
         await model.map_vma(page, 1, 2 * page)
-    region = await pinned(model, A_TURN - 1)
+    region = await pinned(model, PER_YIELD - 1)
     others = Others(nursery)
     await model.path.populate(region)
     assert others.turns <= 1

@@ -14,7 +14,7 @@ from fakes.drawn import SPACE, ranges
 from intercept_protocol.addresses import PageRange, UaddrRange
 from intercept_protocol.errors import WireError
 from interceptd.mmu_notifier import EVERYTHING, PENDING_PIECES, Batch, MmuNotifier
-from interceptd.telemetry.event_bus import Journal
+from interceptd.telemetry.event_bus import EventBus
 
 
 def uaddrs(start: int, end: int) -> UaddrRange:
@@ -32,7 +32,7 @@ def of(pages: PageRange) -> UaddrRange:
 def test_a_window_is_stale_exactly_when_an_invalidation_touched_it(
     relied_on: PageRange, invalidated: list[PageRange]
 ) -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     window = notifier.open_window(of(relied_on))
     for pages in invalidated:
         notifier.invalidate(of(pages))
@@ -40,13 +40,13 @@ def test_a_window_is_stale_exactly_when_an_invalidation_touched_it(
 
 
 def test_a_window_opened_after_an_invalidation_is_fresh() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     notifier.invalidate(uaddrs(0, 8))
     assert not notifier.open_window(uaddrs(0, 8)).stale
 
 
 def test_a_closed_window_is_not_counted_as_stale() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     window = notifier.open_window(uaddrs(0, 8))
     notifier.close_window(window)
     notifier.invalidate(uaddrs(0, 8))
@@ -54,7 +54,7 @@ def test_a_closed_window_is_not_counted_as_stale() -> None:
 
 
 def test_a_stale_window_is_counted_once() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     notifier.open_window(uaddrs(0, 8))
     notifier.invalidate(uaddrs(0, 1))
     notifier.invalidate(uaddrs(1, 2))
@@ -62,7 +62,7 @@ def test_a_stale_window_is_counted_once() -> None:
 
 
 def test_two_windows_on_one_range_are_two() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     first, second = notifier.open_window(uaddrs(0, 8)), notifier.open_window(uaddrs(0, 8))
     notifier.close_window(first)
     notifier.invalidate(uaddrs(0, 8))
@@ -73,7 +73,7 @@ def test_two_windows_on_one_range_are_two() -> None:
 
 
 def test_a_listener_is_told_in_the_same_step_of_all_that_goes_stale() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     told: list[UaddrRange] = []
     notifier.listen(told.append)
     notifier.invalidate(uaddrs(0, 8))
@@ -84,7 +84,7 @@ def test_a_listener_is_told_in_the_same_step_of_all_that_goes_stale() -> None:
 
 def test_a_listener_is_told_again_when_the_last_of_equal_begins_ends() -> None:
     """What it learned in between may be of either."""
-    notifier = MmuNotifier(open_limit=lambda: 2, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 2, event_bus=EventBus())
     notifier.begin(uaddrs(0, 8))
     notifier.begin(uaddrs(0, 8))
     told: list[UaddrRange] = []
@@ -96,7 +96,7 @@ def test_a_listener_is_told_again_when_the_last_of_equal_begins_ends() -> None:
 
 
 def test_a_listener_is_told_before_those_who_wait_for_the_end_go_on() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     notifier.begin(uaddrs(0, 8))
     over = notifier.open_at(uaddrs(0, 1))
     assert over is not None
@@ -110,7 +110,7 @@ def test_a_listener_is_told_before_those_who_wait_for_the_end_go_on() -> None:
 
 
 def test_equal_begins_nest_and_only_the_last_end_opens_the_range() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 4, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 4, event_bus=EventBus())
     notifier.begin(uaddrs(0, 8))
     notifier.begin(uaddrs(0, 8))
     entry = notifier.open_at(uaddrs(3, 4))
@@ -124,7 +124,7 @@ def test_equal_begins_nest_and_only_the_last_end_opens_the_range() -> None:
 
 
 def test_a_range_that_was_ended_can_be_begun_again() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 4, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 4, event_bus=EventBus())
     notifier.begin(uaddrs(0, 8))
     notifier.end(uaddrs(0, 8))
     notifier.begin(uaddrs(0, 8))
@@ -134,7 +134,7 @@ def test_a_range_that_was_ended_can_be_begun_again() -> None:
 
 
 def test_overlapping_begins_of_different_ranges_end_apart() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 4, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 4, event_bus=EventBus())
     notifier.begin(uaddrs(0, 8))
     notifier.begin(uaddrs(4, 12))
     notifier.end(uaddrs(0, 8))
@@ -143,14 +143,14 @@ def test_overlapping_begins_of_different_ranges_end_apart() -> None:
 
 
 def test_begin_makes_attempts_stale_as_an_invalidation_does() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 4, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 4, event_bus=EventBus())
     window = notifier.open_window(uaddrs(0, 8))
     notifier.begin(uaddrs(7, 9))
     assert window.stale
 
 
 def test_begin_at_the_limit_is_enospc_and_changes_nothing() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     notifier.begin(uaddrs(0, 1))
     with pytest.raises(WireError) as refused:
         notifier.begin(uaddrs(0, 1))
@@ -165,7 +165,7 @@ def test_cut_back_is_the_largest_range_around_the_page_without_an_open_one(
 ) -> None:
     page = data.draw(st.integers(asked.start, asked.end - 1))
     elsewhere = [pages for pages in begun if page not in pages]
-    notifier = MmuNotifier(open_limit=lambda: 100, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 100, event_bus=EventBus())
     for pages in elsewhere:
         notifier.begin(of(pages))
     taken = {taken for pages in elsewhere for taken in range(pages.start, pages.end)}
@@ -176,7 +176,7 @@ def test_cut_back_is_the_largest_range_around_the_page_without_an_open_one(
 
 
 def test_cut_back_to_the_page_that_an_open_one_ends_before() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 2, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 2, event_bus=EventBus())
     notifier.begin(uaddrs(0, 4))
     notifier.begin(uaddrs(5, 8))
     assert notifier.cut_back(uaddrs(0, 8), 4) == uaddrs(4, 5)
@@ -186,38 +186,38 @@ def test_cut_back_to_the_page_that_an_open_one_ends_before() -> None:
 
 
 def test_a_page_is_going_from_its_invalidation_until_that_was_served() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     batch = notifier.invalidate(uaddrs(4, 8))
-    pending = notifier.going(4), notifier.going(7)
+    pending = notifier.invalidation_of(4), notifier.invalidation_of(7)
     assert notifier.take() is batch
-    serving = notifier.going(4), notifier.going(7)
+    serving = notifier.invalidation_of(4), notifier.invalidation_of(7)
     notifier.served(batch)
-    assert (pending, serving, notifier.going(4)) == ((batch, batch), (batch, batch), None)
+    assert (pending, serving, notifier.invalidation_of(4)) == ((batch, batch), (batch, batch), None)
 
 
 @pytest.mark.parametrize("page", [3, 8])
 def test_a_page_beside_an_invalidation_is_not_going(page: int) -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     notifier.invalidate(uaddrs(4, 8))
-    pending = notifier.going(page)
+    pending = notifier.invalidation_of(page)
     notifier.take()
-    assert (pending, notifier.going(page)) == (None, None)
+    assert (pending, notifier.invalidation_of(page)) == (None, None)
 
 
 def test_a_page_whose_invalidation_came_during_a_pass_is_going_after_it() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     notifier.invalidate(uaddrs(0, 1))
     first = notifier.take()
     second = notifier.invalidate(uaddrs(4, 8))
     notifier.served(first)
-    assert notifier.going(4) is second
+    assert notifier.invalidation_of(4) is second
 
 
 @pytest.mark.parametrize(("asked", "expected"), [((0, 4), False), ((3, 5), True), ((8, 9), False)])
 def test_pages_are_invalidating_while_some_of_them_are_pending_or_being_served(
     asked: tuple[int, int], *, expected: bool
 ) -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     batch = notifier.invalidate(uaddrs(4, 8))
     pending = notifier.is_invalidating(uaddrs(*asked))
     notifier.take()
@@ -260,7 +260,7 @@ def test_pending_everything_stays_within_bounds_whatever_comes() -> None:
 
 
 def test_take_leaves_an_empty_set_and_later_invalidations_go_to_the_next_batch() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     first = notifier.invalidate(uaddrs(0, 1))
     assert notifier.take() is first
     second = notifier.invalidate(uaddrs(2, 3))
@@ -269,7 +269,7 @@ def test_take_leaves_an_empty_set_and_later_invalidations_go_to_the_next_batch()
 
 
 async def test_doorbell_rung_many_times_rings_once() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     for page in range(100):
         notifier.invalidate(uaddrs(page, page + 1))
     await notifier.wait_rung()
@@ -279,7 +279,7 @@ async def test_doorbell_rung_many_times_rings_once() -> None:
 
 
 async def test_doorbell_rung_before_anyone_waits_is_heard() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     notifier.invalidate(uaddrs(0, 1))
     await notifier.wait_rung()
     assert notifier.take().pieces == [uaddrs(0, 1)]
@@ -287,7 +287,7 @@ async def test_doorbell_rung_before_anyone_waits_is_heard() -> None:
 
 def test_an_invalidation_needs_neither_a_task_nor_a_manager() -> None:
     """The source's munmap is blocked until we return: there is nothing here that could be waited for."""
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     for page in range(3 * PENDING_PIECES):
         notifier.invalidate(uaddrs(2 * page, 2 * page + 1))
     assert notifier.invalidations == 3 * PENDING_PIECES
@@ -299,7 +299,7 @@ def test_an_invalidation_needs_neither_a_task_nor_a_manager() -> None:
 async def test_waiting_for_windows_is_over_once_those_that_were_open_are_closed(
     nursery: trio.Nursery,
 ) -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     first, second = notifier.open_window(uaddrs(0, 8)), notifier.open_window(uaddrs(8, 16))
     over: list[int] = []
 
@@ -326,7 +326,7 @@ async def test_waiting_for_windows_is_over_once_those_that_were_open_are_closed(
 async def test_waiting_for_what_was_invalidated_is_over_once_its_batch_is_served(
     nursery: trio.Nursery,
 ) -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     over: list[int] = []
 
     async def wait(number: int) -> None:

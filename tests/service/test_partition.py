@@ -32,7 +32,7 @@ from interceptd.connections.peer import Peer
 from interceptd.connections.request_loop import serve_calls
 from interceptd.connections.tenants import Tenants
 from interceptd.hypervisor import HypervisorError
-from interceptd.hypervisor.remote import VmmHypervisor
+from interceptd.hypervisor.remote import RemoteHypervisor
 from interceptd.sessions.notifier import NotifierSession
 
 
@@ -192,10 +192,10 @@ async def test_a_partition_ends_with_its_memory(monkeypatch: pytest.MonkeyPatch)
 
 
 @asynccontextmanager
-async def linked(model: ModelPartition) -> AsyncIterator[tuple[VmmHypervisor, RawPeer]]:
+async def linked(model: ModelPartition) -> AsyncIterator[tuple[RemoteHypervisor, RawPeer]]:
     """With a hypervisor connection, as the partition and as the VMM see it; it has been welcomed."""
     ours, theirs = socket.socketpair()
-    link, peer = VmmHypervisor(deadline=lambda: 1.0), RawPeer.of(theirs)
+    link, peer = RemoteHypervisor(deadline=lambda: 1.0), RawPeer.of(theirs)
     model.partition.start_link(
         link, Connection(ours, Tenants(lambda: 1000), PeerWatch()), rpc.encode_result(1, None)
     )

@@ -6,11 +6,11 @@ import pytest
 import trio
 from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
-from interceptd.eager_lock import PromptLock
+from interceptd.eager_lock import EagerLock
 
 
 async def test_a_free_lock_is_taken_and_given_back_without_a_checkpoint() -> None:
-    lock = PromptLock()
+    lock = EagerLock()
     with assert_no_checkpoints():
         async with lock:
             assert (lock.locked(), lock.is_mine) == (True, True)
@@ -18,7 +18,7 @@ async def test_a_free_lock_is_taken_and_given_back_without_a_checkpoint() -> Non
 
 
 async def test_who_waits_is_handed_the_lock_before_who_comes_later(nursery: trio.Nursery) -> None:
-    lock, order = PromptLock(), []
+    lock, order = EagerLock(), []
 
     async def take(name: str) -> None:
         async with lock:
@@ -32,7 +32,7 @@ async def test_who_waits_is_handed_the_lock_before_who_comes_later(nursery: trio
 
 
 async def test_a_lock_is_given_back_when_what_was_done_under_it_fails() -> None:
-    lock = PromptLock()
+    lock = EagerLock()
     with pytest.raises(ValueError, match="here"):
         async with lock:
             raise ValueError("here")
@@ -40,7 +40,7 @@ async def test_a_lock_is_given_back_when_what_was_done_under_it_fails() -> None:
 
 
 async def test_a_wait_for_the_lock_can_be_given_up(nursery: trio.Nursery) -> None:
-    lock = PromptLock()
+    lock = EagerLock()
 
     async def hold() -> None:
         async with lock:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access
-from interceptd.memory.region import FAULT_IN_PAGES, Presumption, Region, kind_of_vma
+from interceptd.memory.region import FAULT_IN_PAGES, KindOrigin, Region, kind_of_vma
 from interceptd.pages.mapping import HOST_BACKING, Cache, Extent, Frame, Mapping
 
 RWX = Access.READ | Access.WRITE | Access.EXECUTE
@@ -23,11 +23,11 @@ def region(
     *,
     page_count: int = 16,
     access: Access = RWX,
-    presumption: Presumption = Presumption.STATED,
+    kind_origin: KindOrigin = KindOrigin.STATED,
 ) -> Region:
     """Gfns from 0x103 on, uaddr pages from 0x9000 on: no alignment in common."""
     gfns = GfnRange(start=0x103, end=0x103 + page_count)
-    return Region(gfns, UaddrRange(start=0x9000, end=0x9000 + page_count), kind, presumption, access)
+    return Region(gfns, UaddrRange(start=0x9000, end=0x9000 + page_count), kind, kind_origin, access)
 
 
 def extent(access: Access = RWX, *, io: bool = False) -> Extent:
@@ -118,11 +118,11 @@ def test_a_stated_kind_fits_every_vma(*, io: bool) -> None:
 
 @pytest.mark.parametrize(("kind", "io"), [*product([RegionKind.MMIO, RegionKind.MOVABLE], [True, False])])
 def test_an_inferred_kind_fits_only_a_vma_of_that_kind(kind: RegionKind, *, io: bool) -> None:
-    inferred = region(kind, presumption=Presumption.INFERRED)
+    inferred = region(kind, kind_origin=KindOrigin.INFERRED)
     assert inferred.fits(extent(io=io)) == (kind_of_vma(io) is kind)
 
 
 @pytest.mark.parametrize("kind", [RegionKind.MMIO, RegionKind.MOVABLE])
 def test_an_inferred_kind_does_not_fit_a_vma_that_was_not_looked_at(kind: RegionKind) -> None:
     unknown = Extent(UaddrRange(start=0x9004, end=0x9008), Frame(HOST_BACKING, 70), RWX, None)
-    assert not region(kind, presumption=Presumption.INFERRED).fits(unknown)
+    assert not region(kind, kind_origin=KindOrigin.INFERRED).fits(unknown)

@@ -15,7 +15,7 @@ from intercept_protocol.addresses import PAGE_LIMIT, GfnRange, PageRange, UaddrR
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
-from interceptd.memory.region import Presumption, Region
+from interceptd.memory.region import KindOrigin, Region
 from interceptd.memory.region_list import RegionList
 
 
@@ -24,7 +24,7 @@ def region(gfns: PageRange, start_uaddr_page: int = 0) -> Region:
         GfnRange(start=gfns.start, end=gfns.end),
         UaddrRange(start=start_uaddr_page, end=start_uaddr_page + gfns.page_count),
         RegionKind.MMIO,
-        Presumption.STATED,
+        KindOrigin.STATED,
         Access.READ,
     )
 

@@ -22,12 +22,12 @@ from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.hypervisor import PartitionLost
 from interceptd.memory.attempt import Attempt
-from interceptd.memory.fault_handler import InterceptPath
-from interceptd.memory.guest_mappings import A_TURN, GuestMappings
-from interceptd.memory.region import Presumption, Region, RegionState
+from interceptd.memory.fault_handler import FaultHandler
+from interceptd.memory.guest_mappings import PER_YIELD, GuestMappings
+from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.memory.region_manager import RegionManager
 from interceptd.pages.mapping import Frame, Mapping
-from interceptd.telemetry.event_bus import Journal
+from interceptd.telemetry.event_bus import EventBus
 
 NOTHING = [None] * PAGES
 
@@ -42,7 +42,7 @@ async def mapped(model: ModelPartition) -> Mapping:
 
 def region_of(kind: RegionKind, state: RegionState = RegionState.LIVE) -> Region:
     return Region(
-        GfnRange.of(GFN, PAGES), UaddrRange.at_page(PAGE, PAGES), kind, Presumption.STATED, RW, state
+        GfnRange.of(GFN, PAGES), UaddrRange.at_page(PAGE, PAGES), kind, KindOrigin.STATED, RW, state
     )
 
 
@@ -56,14 +56,14 @@ def limited(
         region_limit=lambda: 8,
         require_room=require_room,
         mmio_granularity=MmioGranularity.VMA,
-        journal=Journal(),
+        event_bus=EventBus(),
     )
 
 
 async def test_what_a_guest_was_given_is_told_in_order_and_some_at_a_time(model: ModelPartition) -> None:
     given = GuestMappings(model.hypervisor, lambda: 8)
     wanted = [Mapping(at, at + 2, Frame("file", at), PAGE + at, RW) for at in (0, 4, 8, 12)]
-    await given.fill(region_of(RegionKind.MMIO), wanted, math.inf)
+    await given.map_gaps(region_of(RegionKind.MMIO), wanted, math.inf)
     assert given.some(GfnRange(start=0, end=100), 2) == wanted[:2]
     assert given.some(GfnRange(start=1, end=13), 8) == [
         wanted[0].slice(1, 2), *wanted[1:3], wanted[3].slice(12, 13),
@@ -251,9 +251,9 @@ async def test_a_map_beyond_the_limit_of_mappings_is_refused_and_takes_none_away
     await model.map_vma(PAGE + 2, 1, PFN + 2)
     await model.map_vma(PAGE + 4, 1, PFN + 4)
     model.hypervisor.events.clear()
-    path = InterceptPath(regions, model.address_space, TIMEOUT)
+    path = FaultHandler(regions, model.address_space, TIMEOUT)
     await regions.add(region_of(RegionKind.MMIO))
-    answers = [await path.settle(GFN + page, Access.READ, lambda _: None) for page in (0, 2, 4, 0)]
+    answers = [await path.handle(GFN + page, Access.READ, lambda _: None) for page in (0, 2, 4, 0)]
     assert answers == [Answer.MAPPED, Answer.MAPPED, Answer.HYPERVISOR_ERROR, Answer.ALREADY_MAPPED]
     assert model.hypervisor.counters().mapped_gfns == 2
 
@@ -265,8 +265,8 @@ async def test_pages_that_come_one_by_one_and_continue_each_other_are_one_mappin
     regions.mmio_granularity = MmioGranularity.PAGE
     await model.map_vma(PAGE, PAGES, PFN)
     await regions.add(region_of(RegionKind.MMIO))
-    path = InterceptPath(regions, model.address_space, TIMEOUT)
-    answers = [await path.settle(GFN + page, Access.READ, lambda _: None) for page in range(PAGES)]
+    path = FaultHandler(regions, model.address_space, TIMEOUT)
+    answers = [await path.handle(GFN + page, Access.READ, lambda _: None) for page in range(PAGES)]
     assert answers == [Answer.MAPPED] * PAGES
 
 
@@ -301,7 +301,7 @@ async def test_the_refusal_beyond_the_limit_of_mappings_names_it(model: ModelPar
     await model.map_vma(PAGE, 1, PFN)
     await regions.add(region_of(RegionKind.MMIO))
     with capture_logs() as logs:
-        await InterceptPath(regions, model.address_space, TIMEOUT).settle(GFN, Access.READ, lambda _: None)
+        await FaultHandler(regions, model.address_space, TIMEOUT).handle(GFN, Access.READ, lambda _: None)
     assert [entry["error"] for entry in logs] == ["a partition may have 0 mappings"]
 
 
@@ -383,7 +383,7 @@ async def test_a_close_is_completed_once_it_has_begun_whoever_gives_up(
     """It takes turns with others, and each turn is a chance to be cut off."""
     await with_region(model)
     await model.fault(GFN)
-    for gfn in range(2 * A_TURN):
+    for gfn in range(2 * PER_YIELD):
         await model.add_region(1000 + gfn, 1, PAGE)
     unmapping = model.gates.hold(Point.UNMAP)
     close = Running(nursery, model.regions.close)

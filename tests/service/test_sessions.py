@@ -15,7 +15,7 @@ from intercept_protocol import codec, messages
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Answer
-from interceptd.address_space import Asker, Undecided, Unknowable
+from interceptd.address_space import Caller, Undecided, Unknowable
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.address_space.handover import Handover
@@ -130,7 +130,7 @@ async def test_invalidate_is_answered_once_it_has_caught_up_with_what_nobody_ann
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
             await wait_all_tasks_blocked()
-            assert (answered, model.notifier.going(RANGE["start_uaddr"] >> 12)) == ([], None)
+            assert (answered, model.notifier.invalidation_of(RANGE["start_uaddr"] >> 12)) == ([], None)
             caught_up.set()
         assert answered == ["answered"]
 
@@ -148,7 +148,7 @@ async def test_an_invalidate_that_cannot_catch_up_is_etimedout_and_its_range_is_
         with pytest.raises(WireError, match="the process does not answer") as refused:
             await answering
         assert refused.value.number == errno.ETIMEDOUT
-        assert model.notifier.going(RANGE["start_uaddr"] >> 12) is None
+        assert model.notifier.invalidation_of(RANGE["start_uaddr"] >> 12) is None
 
 
 # ------------------------------------------------ VMMs
@@ -286,7 +286,7 @@ class Silent(DeclaredAddressSpace):
         super().__init__(lambda: 1)
         self._why = why
 
-    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:  # noqa: ARG002 - of whatever
+    async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:  # noqa: ARG002 - of whatever
         raise self._why
 
 

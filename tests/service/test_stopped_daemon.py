@@ -18,7 +18,7 @@ from intercept_protocol.addresses import GfnRange
 from interceptd.connections.connection import Connection
 from interceptd.connections.hangup_watch import PeerWatch
 from interceptd.connections.tenants import Tenants
-from interceptd.hypervisor.remote import VmmHypervisor
+from interceptd.hypervisor.remote import RemoteHypervisor
 
 LONG = 60.0
 """Seconds, beyond every deadline."""
@@ -44,7 +44,7 @@ async def test_a_hello_that_came_in_time_is_welcomed() -> None:
 async def test_a_hypervisors_answer_that_came_in_time_counts(nursery: trio.Nursery) -> None:
     ours, theirs = socket.socketpair()
     connection, vmm = Connection(ours, Tenants(lambda: 1000), PeerWatch()), RawPeer.of(theirs)
-    link = VmmHypervisor(deadline=lambda: 5)
+    link = RemoteHypervisor(deadline=lambda: 5)
     answers = Running(nursery, link.serve, connection)
     await wait_all_tasks_blocked()
     unmapping = Running(nursery, link.unmap_gpa, GfnRange(start=1, end=2))

@@ -11,7 +11,7 @@ import trio
 from interceptd.connections.tenants import (
     BURST_SECONDS,
     REFUSAL_TURNS,
-    REFUSALS_LOGGED_A_SECOND,
+    REFUSALS_LOGGED_PER_SECOND,
     Tenant,
     Tenants,
 )
@@ -23,7 +23,7 @@ BURST = int(BURST_SECONDS * RATE)
 async def turns(tenant: Tenant, count: int) -> float:
     """When `count` requests, one behind the other, have had their turns."""
     for _ in range(count):
-        await tenant.turn()
+        await tenant.throttle()
     return trio.current_time()
 
 
@@ -52,7 +52,7 @@ async def test_the_connections_of_a_uid_share_its_pace_in_the_order_of_coming(
     began = trio.current_time()
 
     async def ask(name: int) -> None:
-        await tenants.of(1000).turn()
+        await tenants.of(1000).throttle()
         order.append(name)
 
     await turns(tenants.of(1000), BURST)
@@ -80,7 +80,7 @@ async def test_a_uid_with_many_requests_and_one_with_few_take_turns() -> None:
     tenants, order = Tenants(lambda: 1_000_000), []
 
     async def ask(uid: int) -> None:
-        await tenants.of(uid).turn()
+        await tenants.of(uid).throttle()
         order.append(uid)
 
     async with trio.open_nursery() as nursery:
@@ -93,7 +93,7 @@ async def test_a_turn_that_is_given_up_holds_up_nobody(autojump_clock: trio.test
     tenant = Tenants(lambda: RATE).of(1000)
     await turns(tenant, BURST)
     with trio.move_on_after(0.5 / RATE):
-        await tenant.turn()
+        await tenant.throttle()
     began = trio.current_time()
     assert await turns(tenant, 1) <= began + 2 / RATE
     assert autojump_clock.rate == 0
@@ -102,7 +102,7 @@ async def test_a_turn_that_is_given_up_holds_up_nobody(autojump_clock: trio.test
 async def test_a_fine_is_paid_by_who_comes_next(autojump_clock: trio.testing.MockClock) -> None:
     tenant = Tenants(lambda: RATE).of(1000)
     began = await turns(tenant, BURST)
-    tenant.fine()
+    tenant.charge()
     assert await turns(tenant, 1) == pytest.approx(began + (1 + REFUSAL_TURNS) / RATE)
     assert autojump_clock.rate == 0
 
@@ -136,11 +136,11 @@ async def test_a_second_has_so_many_refusals_logged_and_the_next_line_counts_the
 ) -> None:
     tenant = Tenants(lambda: RATE).of(1000)
     with structlog.testing.capture_logs() as lines:
-        for _ in range(REFUSALS_LOGGED_A_SECOND + 5):
+        for _ in range(REFUSALS_LOGGED_PER_SECOND + 5):
             tenant.log_refusal("hello_refused", pid=7)
         await trio.sleep(1)
         tenant.log_refusal("hello_refused", pid=8)
         tenant.log_refusal("hello_refused", pid=9)
-    assert len(lines) == REFUSALS_LOGGED_A_SECOND + 2
+    assert len(lines) == REFUSALS_LOGGED_PER_SECOND + 2
     assert [line.get("not_logged") for line in lines[-3:]] == [None, 5, None]
     assert autojump_clock.rate == 0

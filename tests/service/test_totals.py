@@ -21,7 +21,7 @@ from interceptd.hypervisor.measured import MeasuredHypervisor
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.pages.mapping import Mapping
 from interceptd.telemetry.counters import PortCalls, Source, Totals
-from interceptd.telemetry.event_bus import Journal
+from interceptd.telemetry.event_bus import EventBus
 
 RESERVED = Mapping(0x400, 0x410, None, 0, Access.NONE)
 
@@ -164,7 +164,7 @@ async def test_invalidations_are_counted_by_who_announced_them(backed: ModelPart
 
 
 async def test_a_pass_is_timed_once_for_all_that_it_serves() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     notifier.invalidate(UaddrRange(start=0, end=1))
     notifier.invalidate(UaddrRange(start=8, end=9))
     notifier.served(notifier.take())
@@ -172,7 +172,7 @@ async def test_a_pass_is_timed_once_for_all_that_it_serves() -> None:
 
 
 async def test_a_pass_is_timed_from_the_oldest_invalidation_that_it_serves() -> None:
-    notifier, before = MmuNotifier(open_limit=lambda: 1, journal=Journal()), perf_counter_ns()
+    notifier, before = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus()), perf_counter_ns()
     began = notifier.invalidate(UaddrRange(start=0, end=1)).began_ns
     assert notifier.invalidate(UaddrRange(start=8, end=9)).began_ns == began
     notifier.served(notifier.take())
@@ -180,7 +180,7 @@ async def test_a_pass_is_timed_from_the_oldest_invalidation_that_it_serves() -> 
 
 
 async def test_a_pass_with_nothing_to_serve_is_not_timed() -> None:
-    notifier = MmuNotifier(open_limit=lambda: 1, journal=Journal())
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     notifier.served(notifier.take())
     assert notifier.passes.count == 0
 

@@ -13,7 +13,7 @@ from intercept_protocol.outcomes import Access, Outcome
 
 from .exits import HostFault
 from .guest_memory import GuestMemory
-from .intercepts import Asker
+from .intercepts import InterceptLoop
 from .locked import CodeReader
 from .registers import Register
 from .run_gate import Kickable
@@ -33,10 +33,12 @@ class FetchingVcpu(Kickable, Protocol):
 class FetchFault:
     """Of one vCPU. Each method returns when the guest should be run again, or raises `VcpuStopped`."""
 
-    def __init__(self, vcpu: FetchingVcpu, memory: GuestMemory, asker: Asker, code: CodeReader) -> None:
+    def __init__(
+        self, vcpu: FetchingVcpu, memory: GuestMemory, intercepts: InterceptLoop, code: CodeReader
+    ) -> None:
         self._vcpu = vcpu
         self._memory = memory
-        self._asker = asker
+        self._intercepts = intercepts
         self._code = code
         self._tried: tuple[int, int] | None = None
 
@@ -69,12 +71,12 @@ class FetchFault:
             self.fetch(StopReason.HOST_FAULT)
             return
         rip = self._vcpu.registers[Register.RIP]
-        answer = self._asker.ask_about_fault(gpa, Access.READ, rip, "KVM_RUN: EFAULT")
+        answer = self._intercepts.ask_about_fault(gpa, Access.READ, rip, "KVM_RUN: EFAULT")
         if answer.outcome is Outcome.FORWARD and self._memory.reaches(gpa >> PAGE_SHIFT, Access.READ):
             raise VcpuStopped(Stop(StopReason.HOST_FAULT, gpa, answer))
 
     def _ask(self, gpa: int, rip: int) -> None:
-        answer = self._asker.ask(gpa, Access.EXECUTE, rip)
+        answer = self._intercepts.ask(gpa, Access.EXECUTE, rip)
         if answer.outcome is Outcome.FORWARD:
             raise VcpuStopped(Stop(StopReason.NOT_EXECUTABLE, gpa, answer))
 

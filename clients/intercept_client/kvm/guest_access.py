@@ -19,7 +19,7 @@ from intercept_protocol.outcomes import Access, Outcome
 from .copying import Copier, MemoryGone
 from .devices import Bus
 from .guest_memory import GuestMemory
-from .intercepts import Asker
+from .intercepts import InterceptLoop
 from .tally import VcpuTally
 
 T = TypeVar("T")
@@ -35,12 +35,12 @@ class Found:
 
 class GuestAccess:
     def __init__(
-        self, memory: GuestMemory, copier: Copier, devices: Bus, asker: Asker, tally: VcpuTally
+        self, memory: GuestMemory, copier: Copier, devices: Bus, intercepts: InterceptLoop, tally: VcpuTally
     ) -> None:
         self._memory = memory
         self._copier = copier
         self._devices = devices
-        self._asker = asker
+        self._intercepts = intercepts
         self._tally = tally
 
     def read(self, gpa: int, size: int, instruction_pointer: int) -> Found:
@@ -74,14 +74,14 @@ class GuestAccess:
         while one slot was replaced by others.
         """
         if self._devices.find(gpa) is None:
-            ask = self._asker.ask
+            ask = self._intercepts.ask
             while True:
                 claim = self._memory.claim(gpa >> PAGE_SHIFT, access)
                 if claim is not None:
                     try:
                         done = copy(claim.uaddr + gpa % PAGE_SIZE)
                     except MemoryGone as gone:
-                        ask = partial(self._asker.ask_about_fault, fault=str(gone))
+                        ask = partial(self._intercepts.ask_about_fault, fault=str(gone))
                     else:
                         self._tally.completed += 1
                         return done

@@ -17,7 +17,7 @@ from .devices import Bus
 from .fetch_fault import LONGEST_INSTRUCTION, FetchFault
 from .guest_access import GuestAccess
 from .guest_memory import GuestMemory
-from .intercepts import Asker, Decider
+from .intercepts import Decider, InterceptLoop
 from .stop import Stop
 from .tally import VcpuTally
 from .vcpu import Vcpu
@@ -45,12 +45,12 @@ class GuestVcpu:
         self._memory = memory
         self._copier = copier
         self._kick = kick
-        asker = Asker(vcpu.index, decider, self.tally, on_lost)
+        intercepts = InterceptLoop(vcpu.index, decider, self.tally, on_lost)
         self._loop = VcpuLoop(
             vcpu,
-            asker=asker,
-            access=GuestAccess(memory, copier, devices, asker, self.tally),
-            fetch_fault=FetchFault(vcpu, memory, asker, self._code),
+            intercepts=intercepts,
+            access=GuestAccess(memory, copier, devices, intercepts, self.tally),
+            fetch_fault=FetchFault(vcpu, memory, intercepts, self._code),
             gate=memory.gate,
             code=self._code,
             ports=ports,

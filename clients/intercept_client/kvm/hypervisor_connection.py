@@ -22,7 +22,7 @@ from intercept_protocol.messages import CreatePartitionReply, HypervisorCall, Ma
 from intercept_protocol.outcomes import Access
 
 from .guest_memory import GuestMemory
-from .hypervisor_session import HypervisorSession, LinkEnded
+from .hypervisor_session import HypervisorSession
 
 _RECEIVE_BYTES: Final = 65536
 HELLO_SECONDS: Final = 10.0
@@ -81,7 +81,7 @@ class HypervisorConnection:
         try:
             while True:
                 _turn(self._socket, self._session)
-        except (ConnectionLost, LinkEnded, ProtocolViolation, OSError) as error:
+        except (ConnectionLost, ProtocolViolation, OSError) as error:
             why = str(error)
         finally:
             self._socket.close()

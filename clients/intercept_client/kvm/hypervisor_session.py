@@ -1,7 +1,7 @@
 """The VMM's side of the hypervisor connection, without any I/O: hello first, then the daemon asks.
 
-Owns the order of that conversation; must not know sockets, nor what mapping means. After `LinkEnded` or a
-`ProtocolViolation` it is over.
+Owns the order of that conversation; must not know sockets, nor what mapping means. After `ConnectionEnded`
+or a `ProtocolViolation` it is over.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ import errno
 from collections.abc import Callable
 from typing import Final
 
+from intercept_client.errors import ConnectionEnded
 from intercept_protocol import codec, messages, rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import CreatePartitionReply, HelloHypervisor, HypervisorCall
 
 _HELLO_MSGID: Final = 1
-
-
-class LinkEnded(Exception):
-    """The daemon said, under msgid 0, why it ends the connection."""
 
 
 class HypervisorSession:
@@ -36,7 +33,8 @@ class HypervisorSession:
     def receive_data(self, data: bytes) -> bytes:
         """Take in what the daemon sent, do what it asks, in order; returns what to answer.
 
-        Raises `WireError` for a refused hello, `LinkEnded`, and `ProtocolViolation` for what is no request.
+        Raises `WireError` for a refused hello, `ConnectionEnded`, and `ProtocolViolation` for anything that is not
+        a request.
         """
         self._receiver.receive_data(data)
         answers = b""
@@ -47,7 +45,7 @@ class HypervisorSession:
     def _handle(self, message: rpc.Message) -> bytes:
         match message:
             case rpc.Response(msgid=0, error=error) if error is not None:
-                raise LinkEnded(str(WireError.in_words(error)))
+                raise ConnectionEnded(WireError.in_words(error))
             case rpc.Response(msgid=msgid, error=error) if msgid == _HELLO_MSGID and not self.welcomed:
                 if error is not None:
                     raise WireError.from_wire(error)

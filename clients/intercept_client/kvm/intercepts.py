@@ -27,7 +27,7 @@ class Decider(Protocol):
     def intercept(self, message: bytes) -> AnyAnswer: ...
 
 
-class Asker:
+class InterceptLoop:
     """`on_lost` is told when the daemon can decide nothing any more, and why."""
 
     def __init__(

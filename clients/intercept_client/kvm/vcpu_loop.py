@@ -28,7 +28,7 @@ from .exits import (
 )
 from .fetch_fault import FetchFault
 from .guest_access import GuestAccess
-from .intercepts import Asker
+from .intercepts import InterceptLoop
 from .locked import CodeReader, is_second_half
 from .registers import Register
 from .run_gate import RunGate
@@ -59,7 +59,7 @@ class VcpuLoop:
         self,
         vcpu: RunningVcpu,
         *,
-        asker: Asker,
+        intercepts: InterceptLoop,
         access: GuestAccess,
         fetch_fault: FetchFault,
         gate: RunGate,
@@ -68,7 +68,7 @@ class VcpuLoop:
         tally: VcpuTally,
     ) -> None:
         self._vcpu = vcpu
-        self._asker = asker
+        self._intercepts = intercepts
         self._access = access
         self._fetch_fault = fetch_fault
         self._gate = gate
@@ -84,7 +84,7 @@ class VcpuLoop:
         May be called again, and goes on where it was: an exit that could not be answered is answered first.
         """
         stop = None
-        while stop is None and not self._asker.stopping.is_set():
+        while stop is None and not self._intercepts.stopping.is_set():
             exit_ = self._unanswered or self._enter(self._vcpu.run)
             self._unanswered = exit_
             try:
@@ -95,13 +95,13 @@ class VcpuLoop:
                 self._unanswered = self._following
         stop = stop or Stop(StopReason.ASKED)
         if stop.reason is StopReason.ASKED:
-            self._asker.stopping.clear()
+            self._intercepts.stopping.clear()
         return stop
 
     def stop(self) -> None:
         """Have `run` return soon; an intercept that waits at the daemon is for the daemon to be kicked
         about."""
-        self._asker.stopping.set()
+        self._intercepts.stopping.set()
         self._vcpu.kick()
 
     def _enter(self, run: Callable[[], Exit]) -> Exit:

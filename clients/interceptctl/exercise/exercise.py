@@ -89,7 +89,7 @@ async def exercise(path: str, scenario: Scenario, watch: Watch) -> Report:
         async with trio.open_nursery() as watching:
             watching.start_soon(watch, Progress(scenario, tally, vmm))
             await _run(scenario, tally, turmoil, guests, disturber)
-            await turmoil.settle()
+            await turmoil.wait_idle()
             await _compare_all(vmm, truth, guests[0])
             watching.cancel_scope.cancel()
         statistics = await vmm.statistics()

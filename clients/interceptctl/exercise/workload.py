@@ -22,7 +22,7 @@ from .vmm import FakeVmm
 from .world import Region
 
 
-class Deed(StrEnum):
+class Action(StrEnum):
     MAP = "map"
     UNMAP = "unmap"
     UNMAP_ACROSS = "unmap across VMAs"
@@ -37,19 +37,19 @@ class Deed(StrEnum):
     KICK = "kick"
 
 
-WEIGHTS: Final[Mapping[Deed, int]] = {
-    Deed.MAP: 24,
-    Deed.UNMAP: 14,
-    Deed.UNMAP_ACROSS: 2,
-    Deed.REPLACE: 14,
-    Deed.REPLACE_SHUT: 8,
-    Deed.PROTECT: 10,
-    Deed.INVALIDATE: 4,
-    Deed.ADD: 10,
-    Deed.REMOVE: 4,
-    Deed.MOVE: 4,
-    Deed.POLICY: 2,
-    Deed.KICK: 4,
+WEIGHTS: Final[Mapping[Action, int]] = {
+    Action.MAP: 24,
+    Action.UNMAP: 14,
+    Action.UNMAP_ACROSS: 2,
+    Action.REPLACE: 14,
+    Action.REPLACE_SHUT: 8,
+    Action.PROTECT: 10,
+    Action.INVALIDATE: 4,
+    Action.ADD: 10,
+    Action.REMOVE: 4,
+    Action.MOVE: 4,
+    Action.POLICY: 2,
+    Action.KICK: 4,
 }
 
 _RIGHTS: Final = (Access.READ | Access.WRITE, Access.READ, Access.NONE, Access.READ | Access.EXECUTE)
@@ -76,7 +76,7 @@ class Turmoil:
         for slot in SLOTS:
             await self._vmm.add(slot, slot.homes[0])
 
-    async def settle(self) -> None:
+    async def wait_idle(self) -> None:
         """Every slot with a region again, where its memory allows it."""
         for slot in SLOTS:
             if self._region(slot) is None:
@@ -84,57 +84,57 @@ class Turmoil:
 
     async def go_on(self) -> None:
         """Do one thing, which may take several requests or none."""
-        deed = self._rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-        said = await self._do(deed)
-        self._tally.events.append(f"{deed} {said}")
+        action = self._rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        said = await self._do(action)
+        self._tally.events.append(f"{action} {said}")
 
-    async def _do(self, deed: Deed) -> str:
+    async def _do(self, action: Action) -> str:
         rng, vmm = self._rng, self._vmm
-        match deed:
-            case Deed.ADD | Deed.REMOVE | Deed.MOVE:
-                return await self._change_region(deed, rng.choice(SLOTS))
-            case Deed.POLICY:
+        match action:
+            case Action.ADD | Action.REMOVE | Action.MOVE:
+                return await self._change_region(action, rng.choice(SLOTS))
+            case Action.POLICY:
                 granularity = rng.choice(list(MmioGranularity))
                 await vmm.set_policy(granularity)
                 return granularity
-            case Deed.KICK:
+            case Action.KICK:
                 vp_index = rng.choice([None, rng.randrange(len(self._tally.vps))])
                 await vmm.kick(vp_index)
                 return "all" if vp_index is None else f"VP {vp_index}"
             case _:
-                return await self._change_memory(deed, self._memory())
+                return await self._change_memory(action, self._memory())
 
-    async def _change_memory(self, deed: Deed, memory: Memory) -> str:
+    async def _change_memory(self, action: Action, memory: Memory) -> str:
         rng, vmm = self._rng, self._vmm
         piece = self._piece(memory)
-        match deed:
-            case Deed.MAP:
+        match action:
+            case Action.MAP:
                 await self._map_a_gap(memory)
                 return memory.name
-            case Deed.UNMAP_ACROSS:
+            case Action.UNMAP_ACROSS:
                 piece = UaddrRange(start=piece.start, end=piece.start + rng.randint(1, 300))
                 await vmm.unmap(piece)
-            case Deed.REPLACE:
+            case Action.REPLACE:
                 await self._replace(memory, piece)
-            case Deed.REPLACE_SHUT:
+            case Action.REPLACE_SHUT:
                 wider = UaddrRange(start=piece.start - rng.randint(0, 2), end=piece.end + rng.randint(0, 2))
                 async with self._notifier.shutting(wider):
                     await self._replace(memory, piece)
-            case Deed.PROTECT:
+            case Action.PROTECT:
                 await vmm.protect(piece, rng.choices(_RIGHTS, _RIGHTS_WEIGHTS)[0])
-            case Deed.INVALIDATE:
+            case Action.INVALIDATE:
                 await self._notifier.invalidate(piece)
             case _:
                 await vmm.unmap(piece)
         return f"{memory.name} {piece}"
 
-    async def _change_region(self, deed: Deed, slot: Slot) -> str:
+    async def _change_region(self, action: Action, slot: Slot) -> str:
         """Add what is not there, or take away what is; a pinned region that dangles is always replaced."""
         region = self._region(slot)
-        if deed is not Deed.ADD and region is not None:
+        if action is not Action.ADD and region is not None:
             await self._vmm.remove(region)
             region = None
-            if deed is Deed.REMOVE:
+            if action is Action.REMOVE:
                 return slot.name
         elif region is not None and region.kind is RegionKind.PINNED and region.hits:
             await self._vmm.remove(region)

@@ -41,7 +41,7 @@ class Nothing(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
-class Asker(Enum):
+class Caller(Enum):
     """On whose behalf a question is put: what may block keeps the two apart, so that neither waits in the
     other's queue."""
 
@@ -56,7 +56,7 @@ class AddressSpace(Protocol):
     of their own, for a guest until the caller's."""
 
     async def resolve(
-        self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
+        self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST
     ) -> Extent | None:
         """The part of `window` around `page` that the VMA there really backs; None where there is no VMA.
 
@@ -65,7 +65,7 @@ class AddressSpace(Protocol):
         the call; the caller finds out by its attempt whether it still is. Raises `Undecided`.
         """
 
-    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
+    async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:
         """Whether the VMA at `page` is VM_IO | VM_PFNMAP; None where there is no VMA. Raises `Undecided`, and
         `Unknowable` where it cannot be told of any VMA."""
 

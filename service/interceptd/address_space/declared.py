@@ -16,11 +16,11 @@ from msgspec.structs import replace
 from intercept_protocol.addresses import PAGE_SHIFT, PageRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access
-from interceptd.address_space import Asker
+from interceptd.address_space import Caller
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
 from interceptd.pages.range_map import RangeMap
 
-VMAS_A_TURN = 1024
+VMAS_PER_YIELD = 1024
 """VMAs that a long edit passes before it lets other tasks run."""
 
 
@@ -55,7 +55,7 @@ class DeclaredAddressSpace:
         page: int,
         window: UaddrRange,
         region: UaddrRange,  # noqa: ARG002 - of use where VMAs must be watched
-        asker: Asker = Asker.GUEST,  # noqa: ARG002 - of use where a question may block
+        caller: Caller = Caller.GUEST,  # noqa: ARG002 - of use where a question may block
     ) -> Extent | None:
         """See `AddressSpace.resolve`."""
         vma = self._vmas.find(page)
@@ -72,7 +72,7 @@ class DeclaredAddressSpace:
     def close(self) -> None:
         """Nothing was handed over."""
 
-    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:  # noqa: ARG002 - as above
+    async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:  # noqa: ARG002 - as above
         vma = self.vma_at(page)
         return None if vma is None else vma.io
 
@@ -101,7 +101,7 @@ class DeclaredAddressSpace:
         self._require_room(self._cuts(uaddrs) - len(self._vmas.overlapping(self._vmas.head(uaddrs, 2))))
         for part in self._parts(uaddrs):
             self._vmas.carve(part)
-            await _let_others_run(part, uaddrs)
+            await _yield_between(part, uaddrs)
 
     async def protect_vma(self, uaddrs: UaddrRange, access: Access) -> None:
         """Give what lies in `uaddrs` the rights `access`. Like `unmap_vma` otherwise."""
@@ -109,13 +109,13 @@ class DeclaredAddressSpace:
         for part in self._parts(uaddrs):
             for vma in self._vmas.carve(part):
                 self._vmas.insert(replace(vma, access=access))
-            await _let_others_run(part, uaddrs)
+            await _yield_between(part, uaddrs)
 
     def _parts(self, uaddrs: UaddrRange) -> Iterator[PageRange]:
         """`uaddrs` cut so that few VMAs begin in each part."""
         rest: PageRange = uaddrs
         while rest.page_count:
-            part = self._vmas.head(rest, VMAS_A_TURN)
+            part = self._vmas.head(rest, VMAS_PER_YIELD)
             yield part
             rest = rest.slice(part.end, rest.end)
 
@@ -131,7 +131,7 @@ class DeclaredAddressSpace:
             raise WireError(errno.ENOSPC, f"a partition may have {limit} VMAs", limit="vmas_per_partition")
 
 
-async def _let_others_run(part: PageRange, whole: PageRange) -> None:
+async def _yield_between(part: PageRange, whole: PageRange) -> None:
     """Between two parts."""
     if part.end < whole.end:
         await trio.lowlevel.checkpoint()

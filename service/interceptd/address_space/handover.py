@@ -16,7 +16,7 @@ from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.descriptors import attach
 from interceptd.address_space.workers import Workers
 from interceptd.connections.peer import Peer
-from interceptd.connections.received_fds import close_aside
+from interceptd.connections.received_fds import close_in_thread
 
 
 class Handover:
@@ -60,6 +60,6 @@ class Handover:
         with self._lock:
             self._abandoned = True
             if not self._begun and self._descriptors:
-                close_aside(self._descriptors)
+                close_in_thread(self._descriptors)
             if self._made is not None:
                 self._made.close()

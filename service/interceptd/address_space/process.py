@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from intercept_protocol.addresses import UaddrRange
-from interceptd.address_space import Asker, Nothing, Undecided, Unknowable
+from interceptd.address_space import Caller, Nothing, Undecided, Unknowable
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.comparison import Compared, Comparison, Given, compare
 from interceptd.address_space.handover import Handover
@@ -35,7 +35,7 @@ from interceptd.connections.peer import Pidfd
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.pages.mapping import Extent, Frame, Mapping
 
-WORKERS = {Asker.GUEST: 4, Asker.VMM: 2}
+WORKERS = {Caller.GUEST: 4, Caller.VMM: 2}
 """Threads that may wait for one VMM's mmap lock at a time. A VMM makes one call at a time; the second thread
 is for the probe."""
 LOOKS = 8
@@ -65,7 +65,9 @@ class ProcessAddressSpace:
         self._given = given
         self._timeout = timeout
         self._vmm = vmm
-        self._workers = {asker: Workers(most, f"{asker.value} of {name}") for asker, most in WORKERS.items()}
+        self._workers = {
+            caller: Workers(most, f"{caller.value} of {name}") for caller, most in WORKERS.items()
+        }
         self._attachment: Attachment | None = None
         self._watch: UnmapWatch | None = None
         self._comparison: Comparison | None = None
@@ -82,7 +84,7 @@ class ProcessAddressSpace:
 
     async def take(self, handover: Handover) -> None:
         """`attach` what a VMM handed over. Raises what either does."""
-        workers = self._workers[Asker.VMM]
+        workers = self._workers[Caller.VMM]
         try:
             await self.attach(await handover.attachment(self._timeout, workers))
         except BaseException:
@@ -109,14 +111,14 @@ class ProcessAddressSpace:
         self._attached.set()
 
     async def resolve(
-        self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
+        self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST
     ) -> Extent | None:
         """See `AddressSpace.resolve`. `io` is known of what is watched, and of what was read in smaps and not
         invalidated since."""
         attachment = self._attachment
         if attachment is None:
             return None
-        found = await self._ask(attachment, partial(_look, attachment, page, window, region), asker)
+        found = await self._ask(attachment, partial(_look, attachment, page, window, region), caller)
         if self._watch is not None:
             self._watch.drain()  # what was unmapped before the last look is known before the commit
         if found is None:
@@ -125,7 +127,7 @@ class ProcessAddressSpace:
         io = False if found.watched else _known_io(attachment.smaps, found.vma, page)
         return Extent(found.uaddrs, frame, found.vma.access, io)
 
-    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
+    async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:
         """See `AddressSpace.is_io`."""
         attachment = self._attachment
         if attachment is None:
@@ -133,7 +135,7 @@ class ProcessAddressSpace:
         if attachment.smaps is None:
             raise Unknowable("smaps was not handed over and may not be opened: state the kind")
         question = partial(_read_io, attachment.maps, attachment.smaps, page)
-        return await self._ask(attachment, question, asker)
+        return await self._ask(attachment, question, caller)
 
     async def catch_up(self) -> None:
         """Where memory is watched, take in the changes of which the kernel reported nothing. Raises
@@ -216,7 +218,7 @@ class ProcessAddressSpace:
             await self._ask(self._attachment, partial(self._attachment.maps.vma_at, 0))
 
     async def _ask(
-        self, attachment: Attachment, question: Callable[[], T | Nothing], asker: Asker = Asker.VMM
+        self, attachment: Attachment, question: Callable[[], T | Nothing], caller: Caller = Caller.VMM
     ) -> T | None:
         """Put a question to the kernel in a worker thread; None where it is decided that there is nothing.
 
@@ -227,9 +229,9 @@ class ProcessAddressSpace:
             with attachment.in_use():
                 return question()
 
-        workers = self._workers[asker]
+        workers = self._workers[caller]
         try:
-            if asker is Asker.GUEST:  # a deadline of our own would take 6 us, and never come first
+            if caller is Caller.GUEST:  # a deadline of our own would take 6 us, and never come first
                 answer = await workers.ask(ask)
             else:
                 with trio.fail_after(self._timeout):
@@ -250,7 +252,7 @@ class ProcessAddressSpace:
             if answer.meaning.verdict is Verdict.DECIDED:
                 return None
             obstacle = Undecided.because(answer.meaning, answer.detail)
-        if asker is Asker.GUEST:
+        if caller is Caller.GUEST:
             self._obstacles.tell(obstacle)
             await trio.sleep(PAUSE_SECONDS)
         raise obstacle

@@ -35,7 +35,7 @@ _RANGE = struct.Struct("<2Q")
 """struct uffdio_range: start, len."""
 _EVENT = struct.Struct("<B7xQQQ")
 """struct uffd_msg, 32 bytes: the event, and for UNMAP its start and end."""
-EVENTS_A_READ = 64
+EVENTS_PER_READ = 64
 LINK = "anon_inode:[userfaultfd]"
 """What /proc/self/fd shows for one."""
 
@@ -75,7 +75,7 @@ class Userfaultfd:
         if lacking := missing(*_negotiate(descriptor)):
             raise FeaturesMissing(lacking)
         self._descriptor = descriptor
-        self._buffer = bytearray(EVENTS_A_READ * _EVENT.size)
+        self._buffer = bytearray(EVENTS_PER_READ * _EVENT.size)
         try:
             self.read_events()
         except OSError as error:
@@ -104,7 +104,7 @@ class Userfaultfd:
         fcntl.ioctl(self._descriptor, UFFDIO_UNREGISTER, _RANGE.pack(uaddrs.start_uaddr, uaddrs.length))
 
     def read_events(self) -> list[UaddrRange]:
-        """The ranges of up to `EVENTS_A_READ` unmaps, which may go on now; empty when there are none.
+        """The ranges of up to `EVENTS_PER_READ` unmaps, which may go on now; empty when there are none.
 
         Never blocks, whatever the VMM did to O_NONBLOCK. Raises `OSError` when the mm is gone.
         """

@@ -21,7 +21,7 @@ from intercept_protocol.text import sentence
 from interceptd.connections.fairness import ALONE, TURN, Turns
 from interceptd.connections.hangup_watch import PeerWatch
 from interceptd.connections.peer import Peer, Pidfd, peer_groups
-from interceptd.connections.received_fds import DescriptorBox
+from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.tenants import Tenants
 
 RECEIVE_BYTES = 4096
@@ -57,7 +57,7 @@ class Connection:
         self._turn = 0
         self._unpaid: rpc.Request | None = None
         """What was received, and had not its turn yet."""
-        self._descriptors = DescriptorBox(0)
+        self._descriptors = ReceivedFds(0)
         self._rest_due: float | None = None
         """Until when the descriptors of half a request are kept."""
 
@@ -68,9 +68,9 @@ class Connection:
         """A handle on the process that connected; the caller closes it."""
         return Pidfd.of(self._socket)
 
-    def box_descriptors(self) -> DescriptorBox:
+    def box_descriptors(self) -> ReceivedFds:
         """Keep descriptors from now on. Without it those that a peer sends are closed."""
-        self._descriptors = DescriptorBox()
+        self._descriptors = ReceivedFds()
         return self._descriptors
 
     def drop_descriptors(self) -> None:
@@ -96,7 +96,7 @@ class Connection:
         if self._unpaid is None:
             self._unpaid = await self._receive()
         if self._unpaid is not None:
-            await self.tenant.turn()
+            await self.tenant.throttle()
         request, self._unpaid = self._unpaid, None
         return request
 

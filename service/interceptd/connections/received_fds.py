@@ -28,7 +28,7 @@ _LEFT: list[int] = []
 _ANCILLARY_BYTES = socket.CMSG_SPACE(SCM_MAX_FD * array.array("i").itemsize)
 
 
-class DescriptorBox:
+class ReceivedFds:
     """Keeps `most` of them until they are taken or dropped."""
 
     def __init__(self, most: int = KEPT) -> None:
@@ -71,7 +71,7 @@ class DescriptorBox:
                 )
                 found += _passed(ancillary)
         if found:
-            close_aside(found)
+            close_in_thread(found)
 
     def take(self) -> list[int]:
         """Hand over what is kept; the taker closes them. Raises what `lose` was told."""
@@ -109,7 +109,7 @@ class DescriptorBox:
         if not descriptors:
             return
         self._closing = [thread for thread in self._closing if thread.is_alive()]
-        thread = close_aside(descriptors)
+        thread = close_in_thread(descriptors)
         if thread is None:
             raise ProtocolViolation(errno.EAGAIN, "there is no thread to close the descriptors in")
         self._closing.append(thread)
@@ -143,7 +143,7 @@ def close_each(descriptors: Iterable[int]) -> None:
             os.close(descriptor)
 
 
-def close_aside(descriptors: list[int]) -> threading.Thread | None:
+def close_in_thread(descriptors: list[int]) -> threading.Thread | None:
     """Close in a thread: a file on a peer's FUSE mount takes as long to close as the peer likes.
 
     None where the system refuses a thread; they are closed along with the next then. Call it from one thread.

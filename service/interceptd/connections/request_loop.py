@@ -78,16 +78,16 @@ async def serve_calls(
                 await connection.answer_watched(send(reply))
 
 
-class closing:  # reads as the verb it is: `with closing(connection)`
+class report_and_close:  # reads as the verb it is: `with report_and_close(connection)`
     """However the peer's session ends, it is told why if there is a reason, and closed; nobody else notices.
     A lost partition alone goes on up.
 
     A class, because a generator that is given up (`ExitStack.pop_all`) would close on collection.
     """
 
-    def __init__(self, connection: Connection, journal: Publisher) -> None:
+    def __init__(self, connection: Connection, event_bus: Publisher) -> None:
         self._connection = connection
-        self._journal = journal
+        self._event_bus = event_bus
 
     def __enter__(self) -> None:
         pass
@@ -102,7 +102,7 @@ class closing:  # reads as the verb it is: `with closing(connection)`
                     "connection_refused", error=str(error), pid=peer.pid, uid=peer.uid
                 )
                 why = str(error)[:ERROR_LENGTH]
-                self._journal.publish(ConnectionRefused(error=why, uid=peer.uid, pid=peer.pid))
+                self._event_bus.publish(ConnectionRefused(error=why, uid=peer.uid, pid=peer.pid))
                 self._connection.refuse(error)
             case ConnectionGone():
                 log.debug("connection_gone", reason=str(error))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import structlog
 import trio
 
-from interceptd.eager_lock import PromptLock
+from interceptd.eager_lock import EagerLock
 
 log = structlog.get_logger()
 
@@ -20,7 +20,7 @@ BURST_SECONDS = 0.25
 REFUSAL_TURNS = 4
 """A refused connection costs accept, a task, a log line and reading what was sent: some five requests."""
 
-REFUSALS_LOGGED_A_SECOND = 100
+REFUSALS_LOGGED_PER_SECOND = 100
 """Some 20 kB. Whoever connects only to be refused would else write as fast as the disk takes it."""
 
 
@@ -31,17 +31,17 @@ class Tenant:
     meanwhile: nothing is lost, and no other uid waits.
     """
 
-    def __init__(self, requests_per_second: Callable[[], int], gate: PromptLock) -> None:
+    def __init__(self, requests_per_second: Callable[[], int], gate: EagerLock) -> None:
         self.connections = 0
         self._rate = requests_per_second
         self._paid_until = 0.0
-        self._line = PromptLock()
+        self._line = EagerLock()
         self._gate = gate
         self._logged_since = 0.0
         self._logged = 0
         self._not_logged = 0
 
-    async def turn(self) -> None:
+    async def throttle(self) -> None:
         """Block until one more request is within the pace (the generic cell rate algorithm, ITU-T I.371), and
         until it is this uid's turn: of all requests that wait one goes ahead in a round of the event loop."""
         async with self._line:
@@ -52,7 +52,7 @@ class Tenant:
             async with self._gate:
                 await trio.lowlevel.checkpoint()
 
-    def fine(self) -> None:
+    def charge(self) -> None:
         """Charge what a connection costs that is refused, beyond its turn; nobody waits here."""
         self._paid_until += REFUSAL_TURNS / self._rate()
 
@@ -61,7 +61,7 @@ class Tenant:
         now = trio.current_time()
         if now >= self._logged_since + 1:
             self._logged_since, self._logged = now, 0
-        if self._logged >= REFUSALS_LOGGED_A_SECOND:
+        if self._logged >= REFUSALS_LOGGED_PER_SECOND:
             self._not_logged += 1
             return
         if self._not_logged:
@@ -80,7 +80,7 @@ class Tenants:
 
     def __init__(self, requests_per_second: Callable[[], int]) -> None:
         self._rate = requests_per_second
-        self._gate = PromptLock()  # FIFO, and each uid waits in it once: they take turns
+        self._gate = EagerLock()  # FIFO, and each uid waits in it once: they take turns
         self._by_uid: dict[int, Tenant] = {}
 
     def of(self, uid: int) -> Tenant:

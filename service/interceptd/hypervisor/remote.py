@@ -44,7 +44,7 @@ def refusal(method: str, error: WireError) -> HypervisorError:
     return HypervisorError(error.number, f"{method}: {error.message:.{_QUOTED}}")
 
 
-class VmmHypervisor:
+class RemoteHypervisor:
     """See `Hypervisor`. `deadline` bounds each request, in seconds; it is asked anew for each."""
 
     def __init__(self, deadline: Callable[[], float]) -> None:
@@ -69,7 +69,7 @@ class VmmHypervisor:
         self._connection = connection
         try:
             while (response := await connection.receive_response()) is not None:
-                self._settle(response)
+                self._complete(response)
         finally:
             self._connection = None
             for asked in self._asked.values():
@@ -144,7 +144,7 @@ class VmmHypervisor:
         if asked.error is not None:
             raise refusal(call.METHOD, asked.error)
 
-    def _settle(self, response: rpc.Response) -> None:
+    def _complete(self, response: rpc.Response) -> None:
         asked = self._asked.get(response.msgid)
         if self._late and response.msgid == self._late[0]:
             self._late.popleft()

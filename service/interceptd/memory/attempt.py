@@ -38,24 +38,24 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Obstacle:
-    """The page is in somebody's hands: wait for `over`, and look again; give up with `answer`."""
+class Busy:
+    """The page is in somebody's hands: wait for `until`, and look again; give up with `answer`."""
 
-    over: trio.Event
+    until: trio.Event
     answer: Answer
 
 
 def attempt_at(
     notifier: MmuNotifier, region: Region, gfn: int, access: Access, granularity: MmioGranularity
-) -> Obstacle | Attempt:
+) -> Busy | Attempt:
     """Begin to rely on what a fault on `gfn` may map, cut back to what is not being invalidated now."""
     faulting = region.uaddrs_of(GfnRange(start=gfn, end=gfn + 1))
     entry = notifier.open_at(faulting)
     if entry is not None:
-        return Obstacle(entry.over, Answer.INVALIDATING)
-    going = notifier.going(faulting.start)
+        return Busy(entry.over, Answer.INVALIDATING)
+    going = notifier.invalidation_of(faulting.start)
     if going is not None:  # what is mapped now, the pass to come would take away again
-        return Obstacle(going.done, Answer.INVALIDATING)
+        return Busy(going.done, Answer.INVALIDATING)
     uaddrs = notifier.cut_back(region.uaddrs_of(region.window(gfn, granularity)), faulting.start)
     return Attempt(region, gfn, access, notifier.open_window(uaddrs))
 

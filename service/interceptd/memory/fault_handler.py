@@ -15,10 +15,10 @@ from msgspec.structs import replace
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access, Answer, allows
-from interceptd.address_space import AddressSpace, Asker, Undecided
-from interceptd.memory.attempt import Attempt, Obstacle
-from interceptd.memory.guest_mappings import A_TURN
-from interceptd.memory.region import Presumption, Region, RegionState
+from interceptd.address_space import AddressSpace, Caller, Undecided
+from interceptd.memory.attempt import Attempt, Busy
+from interceptd.memory.guest_mappings import PER_YIELD
+from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.memory.region_manager import RegionManager
 from interceptd.pages.mapping import Extent, Mapping
 from interceptd.telemetry.counters import Stages
@@ -29,7 +29,7 @@ ROUNDS = 16
 own VPs busy, not ours."""
 
 
-class InterceptPath:
+class FaultHandler:
     """Decides a partition's memory intercepts. `timeout` bounds one, in seconds."""
 
     def __init__(self, regions: RegionManager, address_space: AddressSpace, timeout: float) -> None:
@@ -38,12 +38,12 @@ class InterceptPath:
         self._timeout = timeout
         self.stages = Stages()
 
-    async def settle(
-        self, gfn: int, access: Access, about_to_wait: Callable[[Obstacle | None], Answer | None]
+    async def handle(
+        self, gfn: int, access: Access, about_to_wait: Callable[[Busy | None], Answer | None]
     ) -> Answer:
         """Decide an access that could not be answered on the spot; bounded by the timeout and by `ROUNDS`.
 
-        `about_to_wait` is called before each wait for an obstacle, and, with None, before each round that may
+        `about_to_wait` is called before each wait for what is busy and, with None, before each round that may
         block; it may answer instead (a kept kick).
         Cancelling is safe at any time: an attempt is finished, and a commit that has begun is completed.
         """
@@ -56,11 +56,11 @@ class InterceptPath:
                         return Answer.ALREADY_MAPPED
                     case Answer() as decided:
                         return decided
-                    case Obstacle(over, answer) as obstacle:
-                        if (instead := about_to_wait(obstacle)) is not None:
+                    case Busy(until, answer) as busy:
+                        if (instead := about_to_wait(busy)) is not None:
                             return instead
                         with _timed(self.stages.wait):
-                            await over.wait()
+                            await until.wait()
                     case attempt:
                         answer = Answer.CONTENDED
                         if self._may_wait() and (instead := about_to_wait(None)) is not None:
@@ -73,13 +73,13 @@ class InterceptPath:
                         )  # a round need not wait for anything: here it may end
         return answer
 
-    async def settle_at_once(self, gfn: int, access: Access) -> Answer | None:
-        """Begin, resolve and commit in one step, if nobody is to be waited for; None if `settle` is to
+    async def handle_nowait(self, gfn: int, access: Access) -> Answer | None:
+        """Begin, resolve and commit in one step, if nobody is to be waited for; None if `handle` is to
         decide.
 
-        What a `settle` costs that can be interrupted is spared: 15 us of 60.
+        What a `handle` costs that can be interrupted is spared: 15 us of 60.
         """
-        if self._address_space.may_block or not self._regions.prompt:
+        if self._address_space.may_block or not self._regions.uncontended:
             return None
         step = self._regions.begin(gfn, access)
         if not isinstance(step, Attempt):
@@ -136,7 +136,7 @@ class InterceptPath:
         """What stands behind the page; also whether it is device memory, where the kind depends on it."""
         page, region = attempt.uaddr_page, attempt.region
         extent = await self._address_space.resolve(page, attempt.window.uaddrs, region.uaddrs)
-        if extent is not None and extent.io is None and region.presumption is Presumption.INFERRED:
+        if extent is not None and extent.io is None and region.kind_origin is KindOrigin.INFERRED:
             return replace(extent, io=await self._address_space.is_io(page))
         return extent
 
@@ -145,7 +145,7 @@ class InterceptPath:
         page = region.uaddrs.start
         while page < region.uaddrs.end:
             try:
-                extent = await self._address_space.resolve(page, region.uaddrs, region.uaddrs, Asker.VMM)
+                extent = await self._address_space.resolve(page, region.uaddrs, region.uaddrs, Caller.VMM)
             except Undecided as error:
                 raise _unpopulated(region, str(error), error.number) from error
             if extent is None:
@@ -154,7 +154,7 @@ class InterceptPath:
                 raise _unpopulated(region, f"uaddr {page << PAGE_SHIFT:#x} may not be read")
             extents.append(extent)
             page = extent.uaddrs.end
-            if not len(extents) % A_TURN:
+            if not len(extents) % PER_YIELD:
                 await trio.lowlevel.checkpoint()
         return extents
 

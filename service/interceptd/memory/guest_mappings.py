@@ -25,7 +25,7 @@ from interceptd.pages.range_map import RangeMap
 
 log = structlog.get_logger()
 
-A_TURN = 32
+PER_YIELD = 32
 """Regions, or mappings, that a long walk under the lock passes before it lets other tasks run: a partition
 with a million of them must not stop the others, and each takes up to 0.1 ms. Whoever wants this partition's
 lock waits all the same."""
@@ -70,7 +70,7 @@ class GuestMappings:
 
     # ------------------------------------------------ changing: the lock is held, and nothing is broken off
 
-    async def fill(self, region: Region, wanted: Iterable[Mapping], deadline: float) -> int:
+    async def map_gaps(self, region: Region, wanted: Iterable[Mapping], deadline: float) -> int:
         """Give the guest those parts of `wanted` that it has not got; returns how many parts that took.
 
         Raises `HypervisorError` when one is refused, and undoes what this call mapped and nothing else.
@@ -88,15 +88,15 @@ class GuestMappings:
                 made.append(gap)
                 if trio.current_time() > deadline:
                     return len(made)
-                await let_others_run(len(made))
+                await yield_every(len(made))
         return len(made)
 
-    async def hide(self, region: Region) -> None:
+    async def map_no_access(self, region: Region) -> None:
         """NO_ACCESS over a whole new region. Raises `HypervisorError`."""
         with self._changing(region.gfns):
             await self._ask(self._hypervisor.map_gpa(region.no_access(region.gfns)))
 
-    async def take_away(self, region: Region, gfns: GfnRange) -> None:
+    async def revoke(self, region: Region, gfns: GfnRange) -> None:
         """Leave the guest nothing that was mapped in `gfns` of the region: movable goes back to NO_ACCESS.
 
         May not fail: the frames will be somebody else's. Raises `PartitionLost` if the hypervisor refuses.
@@ -113,8 +113,8 @@ class GuestMappings:
             if part.end < gfns.end:
                 await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def clear(self, region: Region) -> None:
-        """Leave the guest nothing of the region at all, for good. Raises like `take_away`."""
+    async def unmap_all(self, region: Region) -> None:
+        """Leave the guest nothing of the region at all, for good. Raises like `revoke`."""
         for part in self._parts(region.gfns):
             movable = region.kind is RegionKind.MOVABLE  # whose NO_ACCESS entries go as well
             for run in [part] if movable else _runs(self._record.clipped(part)):
@@ -168,7 +168,7 @@ class GuestMappings:
         What is recorded there already (the VMA was given more rights, unannounced) is taken away before.
         """
         if self._record.touches(mapping):
-            await self.take_away(region, mapping.gfns)
+            await self.revoke(region, mapping.gfns)
         if len(self._record) >= (limit := self._limit()):
             raise HypervisorError(errno.ENOSPC, f"a partition may have {limit} mappings")
         with self._changing(mapping.gfns):
@@ -189,21 +189,21 @@ class GuestMappings:
         for passed, mapping in enumerate(made, start=1):
             if trio.current_time() > deadline:
                 return
-            await self.take_away(region, mapping.gfns)
-            await let_others_run(passed)
+            await self.revoke(region, mapping.gfns)
+            await yield_every(passed)
 
     def _parts(self, gfns: GfnRange) -> Iterator[GfnRange]:
         """`gfns` cut so that few mappings begin in each part; the caller lets others run in between."""
         rest = gfns
         while rest.page_count:
-            part = self._record.head(rest, A_TURN)
+            part = self._record.head(rest, PER_YIELD)
             yield GfnRange(start=part.start, end=part.end)
             rest = GfnRange(start=part.end, end=rest.end)
 
 
-async def let_others_run(passed: int) -> None:
-    """Once in `A_TURN`. No generator: one that an error leaves half-way is never closed."""
-    if not passed % A_TURN:
+async def yield_every(passed: int) -> None:
+    """Once in `PER_YIELD`. No generator: one that an error leaves half-way is never closed."""
+    if not passed % PER_YIELD:
         await trio.lowlevel.cancel_shielded_checkpoint()
 
 

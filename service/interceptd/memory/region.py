@@ -33,7 +33,7 @@ class RegionState(Enum):
     """A pinned region whose memory went: the VMM broke its promise, nothing is mapped from it again."""
 
 
-class Presumption(Enum):
+class KindOrigin(Enum):
     """Where the region's kind came from."""
 
     STATED = "stated"
@@ -48,7 +48,7 @@ class Region(msgspec.Struct, eq=False, gc=False):
     gfns: GfnRange
     uaddrs: UaddrRange
     kind: RegionKind
-    presumption: Presumption
+    kind_origin: KindOrigin
     access: Access
     state: RegionState = RegionState.LIVE
 
@@ -74,7 +74,7 @@ class Region(msgspec.Struct, eq=False, gc=False):
 
     def fits(self, extent: Extent) -> bool:
         """Whether the VMA is still of the kind that `auto` saw."""
-        return self.presumption is Presumption.STATED or (
+        return self.kind_origin is KindOrigin.STATED or (
             extent.io is not None and kind_of_vma(extent.io) is self.kind
         )
 

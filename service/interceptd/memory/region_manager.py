@@ -22,11 +22,11 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer, allows
-from interceptd.eager_lock import PromptLock
+from interceptd.eager_lock import EagerLock
 from interceptd.hypervisor import HypervisorError
 from interceptd.memory import region_facts
-from interceptd.memory.attempt import Attempt, Obstacle, attempt_at, attempt_over
-from interceptd.memory.guest_mappings import GuestMappings, let_others_run
+from interceptd.memory.attempt import Attempt, Busy, attempt_at, attempt_over
+from interceptd.memory.guest_mappings import GuestMappings, yield_every
 from interceptd.memory.region import Region, RegionState
 from interceptd.memory.region_list import RegionList
 from interceptd.mmu_notifier import Batch, MmuNotifier
@@ -50,15 +50,15 @@ class RegionManager:
         region_limit: Callable[[], int],
         require_room: Callable[[], None],
         mmio_granularity: MmioGranularity,
-        journal: Publisher,
+        event_bus: Publisher,
     ) -> None:
         self.mmio_granularity = mmio_granularity
-        self._journal = journal
+        self._event_bus = event_bus
         self._mappings = mappings
         self._notifier = notifier
         self._require_room = require_room
         self._regions = RegionList(region_limit)
-        self._lock = PromptLock()
+        self._lock = EagerLock()
 
     # ------------------------------------------------ looking up: synchronous, no lock
 
@@ -68,7 +68,7 @@ class RegionManager:
         return self._lock.locked()
 
     @property
-    def prompt(self) -> bool:
+    def uncontended(self) -> bool:
         """Whether a change would be made at once, for nobody is to be waited for."""
         return not (self._mappings.may_block or self._lock.locked())
 
@@ -80,18 +80,18 @@ class RegionManager:
         """Up to `count` regions in the order of their gfns, each with its number of mapped gfns."""
         return [(region, self._mappings.mapped_gfns(region.gfns)) for region in islice(self._regions, count)]
 
-    def look(self, gfn: int, access: Access) -> Mapping | Answer | Obstacle | Region:
+    def look(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Region:
         """What there is to an access to `gfn`, seen in one whole state.
 
-        A `Mapping` serves the access already; an `Answer` is decided; an `Obstacle` is to be waited for; of
+        A `Mapping` serves the access already; an `Answer` is decided; an `Busy` is to be waited for; of
         the `Region` that covers it the page must be resolved.
         """
         mapping = self._mappings.find(gfn)
         if isinstance(mapping, trio.Event):
-            return Obstacle(mapping, Answer.CONTENDED)
+            return Busy(mapping, Answer.CONTENDED)
         if mapping is not None and allows(mapping.access, access):
-            going = self._notifier.going(gfn - mapping.start + mapping.start_uaddr_page)
-            return mapping if going is None else Obstacle(going.done, Answer.INVALIDATING)
+            going = self._notifier.invalidation_of(gfn - mapping.start + mapping.start_uaddr_page)
+            return mapping if going is None else Busy(going.done, Answer.INVALIDATING)
         region = self._regions.find(gfn)
         if region is None:
             return Answer.NO_REGION
@@ -99,7 +99,7 @@ class RegionManager:
             return Answer.PERMISSION
         return _STATE_ANSWERS.get(region.state, region)
 
-    def begin(self, gfn: int, access: Access) -> Mapping | Answer | Obstacle | Attempt:
+    def begin(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Attempt:
         """Like `look`, and where the page must be resolved, the optimistic section for that is begun.
 
         An `Attempt` is to be resolved, committed and, come what may, finished.
@@ -136,7 +136,7 @@ class RegionManager:
             if attempt.stale:
                 return None
             try:
-                made = await self._mappings.fill(attempt.region, _wanted(attempt, extents), deadline)
+                made = await self._mappings.map_gaps(attempt.region, _wanted(attempt, extents), deadline)
             except HypervisorError:
                 return Answer.HYPERVISOR_ERROR
             if not made:
@@ -155,11 +155,11 @@ class RegionManager:
             self._regions.add(region)
             if region.kind is RegionKind.MOVABLE:
                 try:
-                    await self._mappings.hide(region)
+                    await self._mappings.map_no_access(region)
                 except HypervisorError as error:
                     self._regions.remove(region)
                     raise WireError(error.number, f"region {region.gfns}: {error}") from error
-            self._journal.publish(region_facts.added(region))
+            self._event_bus.publish(region_facts.added(region))
 
     async def remove(self, region: Region) -> None:
         """Unlink, make stale and unmap under one hold of the lock: the gfns are free for another region only
@@ -186,7 +186,7 @@ class RegionManager:
             touched = ((region, uaddrs) for uaddrs in batch.pieces for region in self._regions.behind(uaddrs))
             for passed, (region, uaddrs) in enumerate(touched, start=1):
                 await self._invalidate(region, uaddrs, exact=not batch.collapsed)
-                await let_others_run(passed)
+                await yield_every(passed)
             self._notifier.served(batch)
 
     async def wait_served(self, batch: Batch) -> None:
@@ -194,7 +194,7 @@ class RegionManager:
 
         A pass that is held up by nobody is made here, in one step, and spares two switches of tasks (15 us).
         """
-        if self.prompt:
+        if self.uncontended:
             await self.serve_pending()
         if not batch.done.is_set():
             await batch.done.wait()
@@ -204,7 +204,7 @@ class RegionManager:
         async with self._lock:
             for passed, region in enumerate(list(self._regions), start=1):
                 await self._remove(region)
-                await let_others_run(passed)
+                await yield_every(passed)
 
     # ------------------------------------------------ helpers; the lock is held
 
@@ -221,14 +221,14 @@ class RegionManager:
                 page_count=region.gfns.page_count,
                 invalidated=str(gfns),
             )
-            self._journal.publish(region_facts.dangling(region))
-        await self._mappings.take_away(region, gfns)
+            self._event_bus.publish(region_facts.dangling(region))
+        await self._mappings.revoke(region, gfns)
 
     async def _remove(self, region: Region) -> None:
         self._regions.remove(region)
         self._notifier.mark_stale(region.uaddrs)
-        await self._mappings.clear(region)
-        self._journal.publish(region_facts.removed(region))
+        await self._mappings.unmap_all(region)
+        self._event_bus.publish(region_facts.removed(region))
 
 
 def _wanted(attempt: Attempt, extents: Iterable[Extent]) -> Iterator[Mapping]:

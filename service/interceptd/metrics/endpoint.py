@@ -20,7 +20,7 @@ from interceptd.metrics.http import Page, Responder
 from interceptd.metrics.loop_lag import LoopLag
 from interceptd.metrics.observing import Observer
 from interceptd.partition.registry import PartitionRegistry
-from interceptd.sessions.dispatcher import Reception
+from interceptd.sessions.dispatcher import Dispatcher
 from interceptd.systemd.notify import ServiceManager
 
 log = structlog.get_logger()
@@ -29,7 +29,7 @@ log = structlog.get_logger()
 class MetricsEndpoint:
     """Of one daemon, whose parts these are."""
 
-    def __init__(self, partitions: PartitionRegistry, reception: Reception, manager: ServiceManager) -> None:
+    def __init__(self, partitions: PartitionRegistry, reception: Dispatcher, manager: ServiceManager) -> None:
         self._partitions = partitions
         self._lag = LoopLag()
         self._process = ProcessCollector(registry=None)

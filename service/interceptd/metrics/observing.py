@@ -15,7 +15,7 @@ from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.metrics.loop_lag import LoopLag
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
-from interceptd.sessions.dispatcher import Reception
+from interceptd.sessions.dispatcher import Dispatcher
 from interceptd.systemd.notify import ServiceManager
 from interceptd.telemetry.counters import Totals
 from interceptd.telemetry.histogram import LatencyHistogram
@@ -79,7 +79,7 @@ class Observer:
     """Looks at the parts that a daemon is made of."""
 
     partitions: PartitionRegistry
-    reception: Reception
+    reception: Dispatcher
     manager: ServiceManager
     lag: LoopLag
     requests: Mapping[str, int]

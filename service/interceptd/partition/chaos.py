@@ -10,7 +10,7 @@ import random
 import trio
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
-from interceptd.address_space import AddressSpace, Asker
+from interceptd.address_space import AddressSpace, Caller
 from interceptd.hypervisor import Hypervisor, HypervisorCounters
 from interceptd.pages.mapping import Extent, Mapping
 
@@ -41,16 +41,16 @@ class ChaoticAddressSpace:
         return self._inner.may_block
 
     async def resolve(
-        self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
+        self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST
     ) -> Extent | None:
         await self._chaos.pause()
-        extent = await self._inner.resolve(page, window, region, asker)
+        extent = await self._inner.resolve(page, window, region, caller)
         await self._chaos.pause()
         return extent
 
-    async def is_io(self, page: int, asker: Asker = Asker.GUEST) -> bool | None:
+    async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:
         await self._chaos.pause()
-        io = await self._inner.is_io(page, asker)
+        io = await self._inner.is_io(page, caller)
         await self._chaos.pause()
         return io
 

@@ -18,9 +18,9 @@ from interceptd.config.live import Settings
 from interceptd.connections.connection import Connection
 from interceptd.hypervisor import Hypervisor
 from interceptd.hypervisor.measured import MeasuredHypervisor
-from interceptd.hypervisor.remote import VmmHypervisor
+from interceptd.hypervisor.remote import RemoteHypervisor
 from interceptd.hypervisor.software import DEPOSIT_PAGES, SoftwareHypervisor
-from interceptd.memory.fault_handler import InterceptPath
+from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
@@ -28,15 +28,15 @@ from interceptd.partition.chaos import Chaos, ChaoticAddressSpace, ChaoticHyperv
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.telemetry.counters import PortCalls
-from interceptd.telemetry.event_bus import Journal, PartitionJournal
+from interceptd.telemetry.event_bus import EventBus, PartitionJournal
 
 
 class PartitionFactory:
     """`chaos` is how many extra checkpoints a port call may take at most; 0 for none."""
 
-    def __init__(self, settings: Settings, chaos: int, journal: Journal) -> None:
+    def __init__(self, settings: Settings, chaos: int, event_bus: EventBus) -> None:
         self._settings = settings
-        self._journal = journal
+        self._event_bus = event_bus
         self._chaos = Chaos(chaos, random.Random()) if chaos else None
 
     def create(
@@ -54,8 +54,8 @@ class PartitionFactory:
         built = self._hypervisor(request)
         port_calls = PortCalls()
         hypervisor: Hypervisor = MeasuredHypervisor(built, port_calls)
-        journal = PartitionJournal(self._journal, living.next_id())
-        notifier = MmuNotifier(lambda: settings.now.limits.open_invalidations_per_partition, journal)
+        event_bus = PartitionJournal(self._event_bus, living.next_id())
+        notifier = MmuNotifier(lambda: settings.now.limits.open_invalidations_per_partition, event_bus)
         timeout = (request.invalidate_timeout_ms or settings.now.timeouts.invalidate_ms) / 1000
         if self._chaos is not None:
             hypervisor = ChaoticHypervisor(hypervisor, self._chaos)
@@ -72,7 +72,7 @@ class PartitionFactory:
             region_limit=lambda: settings.now.limits.regions_per_partition,
             require_room=partial(self._require_room, owner.uid, living),
             mmio_granularity=request.mmio_granularity,
-            journal=journal,
+            event_bus=event_bus,
         )
         return Partition(
             partition_id=living.next_id(),
@@ -82,11 +82,11 @@ class PartitionFactory:
             address_space=address_space,
             memory=memory,
             hypervisor=hypervisor,
-            link=built if isinstance(built, VmmHypervisor) else None,
+            link=built if isinstance(built, RemoteHypervisor) else None,
             notifier=notifier,
             regions=regions,
-            path=InterceptPath(regions, address_space, timeout),
-            journal=journal,
+            path=FaultHandler(regions, address_space, timeout),
+            event_bus=event_bus,
             port_calls=port_calls,
             end_timeout=lambda: settings.now.timeouts.drain_ms / 1000,
         )
@@ -115,12 +115,12 @@ class PartitionFactory:
                     notifier, mappings.some, timeout, vmm.peer_pidfd(), str(partition_id)
                 )
 
-    def _hypervisor(self, request: CreatePartition) -> SoftwareHypervisor | VmmHypervisor:
+    def _hypervisor(self, request: CreatePartition) -> SoftwareHypervisor | RemoteHypervisor:
         match request.hypervisor:
             case HypervisorKind.SOFTWARE:
                 return self._software(request)
             case HypervisorKind.VMM:
-                return VmmHypervisor(lambda: self._settings.now.timeouts.hypervisor_ms / 1000)
+                return RemoteHypervisor(lambda: self._settings.now.timeouts.hypervisor_ms / 1000)
 
     def _software(self, request: CreatePartition) -> SoftwareHypervisor:
         pool_limit = self._settings.now.limits.deposit_pages_per_partition

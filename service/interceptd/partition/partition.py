@@ -27,10 +27,10 @@ from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.connections.connection import Connection
 from interceptd.connections.peer import Peer
-from interceptd.connections.request_loop import InFlight, closing
+from interceptd.connections.request_loop import InFlight, report_and_close
 from interceptd.hypervisor import Hypervisor, PartitionLost
-from interceptd.hypervisor.remote import VmmHypervisor
-from interceptd.memory.fault_handler import InterceptPath
+from interceptd.hypervisor.remote import RemoteHypervisor
+from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.virtual_processor import VirtualProcessor
@@ -59,12 +59,12 @@ class Partition:
     memory: DeclaredAddressSpace | ProcessAddressSpace
     """The address space itself, for the VMM's calls that concern it; `address_space` may be a wrapper."""
     hypervisor: Hypervisor
-    link: VmmHypervisor | None
+    link: RemoteHypervisor | None
     """The hypervisor itself, where it is the VMM's."""
     notifier: MmuNotifier
     regions: RegionManager
-    path: InterceptPath
-    journal: PartitionJournal
+    path: FaultHandler
+    event_bus: PartitionJournal
     end_timeout: Callable[[], float]
     port_calls: PortCalls = field(default_factory=PortCalls)
     """What `hypervisor` measures, if it does."""
@@ -114,13 +114,13 @@ class Partition:
             self.lost = True
             why = sentence(lost)
             log.critical("partition_lost", error=why)
-            self.journal.publish(events.PartitionLost(error=why[: events.ERROR_LENGTH]))
+            self.event_bus.publish(events.PartitionLost(error=why[: events.ERROR_LENGTH]))
             failure = WireError(errno.EIO, f"the partition is lost: {why}")
         finally:
             self.ending = True
             self.memory.close()
             log.info("partition_ended", intercepts=self.answers.total())
-            self.journal.publish(events.PartitionEnded(intercepts=self.answers.total()))
+            self.event_bus.publish(events.PartitionEnded(intercepts=self.answers.total()))
         if failure is not None:
             raise failure
 
@@ -134,10 +134,10 @@ class Partition:
         def leave() -> None:
             del self.vps[vp.index]
             self._left_latency.add(vp.latency)
-            self.journal.publish(events.VpDetached(vp_index=vp.index, intercepts=vp.intercepts))
+            self.event_bus.publish(events.VpDetached(vp_index=vp.index, intercepts=vp.intercepts))
 
         self.vps[vp.index] = vp
-        self.journal.publish(events.VpAttached(vp_index=vp.index))
+        self.event_bus.publish(events.VpAttached(vp_index=vp.index))
         self._spawn(connection, welcome, vp.run, leave, vp_index=vp.index)
 
     def start_notifier(
@@ -156,11 +156,11 @@ class Partition:
         self.notifiers += 1
         self._spawn(connection, welcome, serve, leave)
 
-    def start_link(self, link: VmmHypervisor, connection: Connection, welcome: bytes) -> None:
+    def start_link(self, link: RemoteHypervisor, connection: Connection, welcome: bytes) -> None:
         """Run the hypervisor connection as a task of this partition, which is lost with it."""
 
         async def serve() -> None:
-            with closing(connection, self.journal):
+            with report_and_close(connection, self.event_bus):
                 await link.serve(connection)
             with trio.move_on_after(VMM_LEAVES_SECONDS):
                 await self._vmm_left.wait()
@@ -240,7 +240,7 @@ class Partition:
         async def live() -> None:
             structlog.contextvars.bind_contextvars(partition_id=self.partition_id, **context)
             try:
-                with closing(connection, self.journal):
+                with report_and_close(connection, self.event_bus):
                     await connection.send(welcome)
                     await self._telling_vps(serve)
             finally:
@@ -251,7 +251,7 @@ class Partition:
 
     def _tell_created(self) -> None:
         log.info("partition_created", name=self.name, pid=self.owner.pid, uid=self.owner.uid)
-        self.journal.publish(
+        self.event_bus.publish(
             events.PartitionCreated(
                 name=self.name,
                 uid=self.owner.uid,

@@ -22,8 +22,8 @@ from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.connections.connection import Connection
 from interceptd.hypervisor import PartitionLost
-from interceptd.memory.attempt import Obstacle
-from interceptd.memory.fault_handler import InterceptPath
+from interceptd.memory.attempt import Busy
+from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.region_manager import RegionManager
 from interceptd.pages.mapping import Mapping
 from interceptd.partition.progress_guard import ProgressGuard
@@ -43,9 +43,9 @@ class VirtualProcessor:
         *,
         architecture: Architecture,
         regions: RegionManager,
-        path: InterceptPath,
+        path: FaultHandler,
         answers: Counter[Answer],
-        journal: PartitionJournal,
+        event_bus: PartitionJournal,
     ) -> None:
         self.index = index
         self.latency = InterceptLatency()
@@ -56,7 +56,7 @@ class VirtualProcessor:
         self._regions = regions
         self._path = path
         self._answers = answers
-        self._journal = journal
+        self._event_bus = event_bus
         self._guard = ProgressGuard()
         self._waiting: trio.CancelScope | None = None
         self._quiet = trio.Event()
@@ -120,7 +120,7 @@ class VirtualProcessor:
         try:
             answer = await self._answer(memory_access(_intercept_message(request), self._architecture))
         except WireError as error:
-            await self._connection.tenant.turn()  # no intercept: it keeps the pace of other requests
+            await self._connection.tenant.throttle()  # no intercept: it keeps the pace of other requests
             return rpc.encode_error(request.msgid, error)
         return rpc.encode_result(request.msgid, answer.value)
 
@@ -131,20 +131,20 @@ class VirtualProcessor:
         if answer is None:
             assert wanted is not None, "what is not memory is decided"
             self._path.stages.decode.record(perf_counter_ns() - began)
-            answer = await self._settle(*wanted)
+            answer = await self._handle_fault(*wanted)
             if self._waited:
                 latency, self._waited = self.latency.waited, False
         if answer is not Answer.ALREADY_MAPPED:
             self._guard.reset()
         self._answers[answer] += 1
         latency.record(perf_counter_ns() - began)
-        if self._journal.intercepts_wanted:
+        if self._event_bus.intercepts_wanted:
             self._publish(wanted, answer)
         return answer
 
     def _publish(self, wanted: MemoryAccess | None, answer: Answer) -> None:
         gfn, access = wanted or (None, None)
-        self._journal.publish(
+        self._event_bus.publish(
             InterceptAnswered(
                 vp_index=self.index, outcome=answer.outcome, reason=answer.reason, gfn=gfn, access=access
             )
@@ -164,15 +164,15 @@ class VirtualProcessor:
             case _:
                 return None
 
-    async def _settle(self, gfn: int, access: Access) -> Answer:
+    async def _handle_fault(self, gfn: int, access: Access) -> Answer:
         """Resolve, map, wait as it takes; interrupted by a kick, a drain or the end of the connection."""
         self._quiet = trio.Event()
         self._interrupted_by = None
         try:
-            answer = await self._path.settle_at_once(gfn, access)
+            answer = await self._path.handle_nowait(gfn, access)
             if answer is None:
                 with trio.CancelScope() as self._waiting:
-                    settling = self._path.settle(gfn, access, self._about_to_wait)
+                    settling = self._path.handle(gfn, access, self._about_to_wait)
                     answer = await self._connection.answer_watched(settling)
         except PartitionLost as error:  # raised once the VP has its answer
             self._lost = error
@@ -181,9 +181,9 @@ class VirtualProcessor:
             self._waiting = None
         return answer or self._interrupted_by or Answer.CONTENDED
 
-    def _about_to_wait(self, obstacle: Obstacle | None) -> Answer | None:
+    def _about_to_wait(self, busy: Busy | None) -> Answer | None:
         if not self._kick_kept:
-            self._waited = self._waited or obstacle is not None
+            self._waited = self._waited or busy is not None
             return None
         self._kick_kept = False
         return Answer.KICKED

@@ -1,4 +1,4 @@
-"""Who gets as far as a hello that its door serves.
+"""Who gets as far as a hello that its endpoint serves.
 
 Owns each uid's place in front of that: how many connections it has, how many have not said hello, at what
 pace they come; and the count of those that got no welcome. Must not know what a role may do.
@@ -16,7 +16,7 @@ from intercept_protocol.errors import EncodedError, ProtocolViolation, WireError
 from interceptd.config.live import Settings
 from interceptd.connections.connection import Connection
 from interceptd.connections.tenants import Tenants
-from interceptd.sessions.hello import Door, HelloRefused, Visitor, admit
+from interceptd.sessions.hello import Endpoint, Handshake, HelloRefused, admit
 from interceptd.telemetry.event_bus import Publisher
 
 LEFT: Final = "left"
@@ -31,11 +31,11 @@ REFUSAL_NUMBERS = (
 class Admission:
     """One for all doors. Each uid has limits of its own, so that none can keep another out."""
 
-    def __init__(self, settings: Settings, journal: Publisher) -> None:
+    def __init__(self, settings: Settings, event_bus: Publisher) -> None:
         self._settings = settings
-        self._journal = journal
+        self._event_bus = event_bus
         self.tenants = Tenants(lambda: settings.now.limits.control_requests_per_second)
-        self._without_hello: Counter[tuple[Door, int]] = Counter()
+        self._without_hello: Counter[tuple[Endpoint, int]] = Counter()
         self.refusals: Counter[str] = Counter()
         """Connections that got no welcome, by the error that they were told; `LEFT` is of those that left."""
 
@@ -48,13 +48,13 @@ class Admission:
     def without_hello(self) -> int:
         return self._without_hello.total()
 
-    async def admit(self, connection: Connection, door: Door) -> Visitor:
+    async def admit(self, connection: Connection, endpoint: Endpoint) -> Handshake:
         """Wait for a hello; raises like `hello.admit`, and for a uid that is at one of its limits."""
         self._require_room(connection)
-        with self._counted(door, connection.peer.uid):
+        with self._counted(endpoint, connection.peer.uid):
             try:
-                await connection.tenant.turn()  # who comes, is refused and comes again keeps the pace too
-                return await admit(connection, door, self._settings.now, self._journal)
+                await connection.tenant.throttle()  # who comes, is refused and comes again keeps the pace too
+                return await admit(connection, endpoint, self._settings.now, self._event_bus)
             except HelloRefused:  # which the reception counts, of all roles
                 raise
             except Exception as error:
@@ -64,7 +64,7 @@ class Admission:
     def count_refusal(self, connection: Connection, reason: str) -> None:
         """A connection that waited its turn, and got no welcome, is counted and charged."""
         self.refusals[reason] += 1
-        connection.tenant.fine()
+        connection.tenant.charge()
 
     def _require_room(self, connection: Connection) -> None:
         limit = self._settings.now.limits.connections_per_uid
@@ -77,9 +77,9 @@ class Admission:
             )
 
     @contextmanager
-    def _counted(self, door: Door, uid: int) -> Iterator[None]:
+    def _counted(self, endpoint: Endpoint, uid: int) -> Iterator[None]:
         limit = self._settings.now.limits.connections_without_hello
-        queue = (door, uid)
+        queue = (endpoint, uid)
         if self._without_hello[queue] >= limit:
             self.refusals[errno.errorcode[errno.EAGAIN]] += 1
             raise ProtocolViolation(

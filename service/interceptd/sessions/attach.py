@@ -18,11 +18,11 @@ from interceptd.connections.request_loop import serve_calls
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.partition.virtual_processor import VirtualProcessor
-from interceptd.sessions.hello import Visitor
+from interceptd.sessions.hello import Handshake
 from interceptd.sessions.notifier import NotifierSession
 
 
-class Joining:
+class Attacher:
     """One for all partitions. `hello_reply` gives what everyone is told."""
 
     def __init__(
@@ -32,20 +32,20 @@ class Joining:
         self._partitions = partitions
         self._hello_reply = hello_reply
 
-    def join(self, visitor: Visitor, hello: PartitionHello) -> None:
+    def join(self, handshake: Handshake, hello: PartitionHello) -> None:
         """Hand a connection to its partition. "No such partition" and "wrong token" are one error."""
         partition = self._partitions.find(hello.partition_id)
-        if partition is None or not partition.admits(hello.token, visitor.connection.peer):
+        if partition is None or not partition.admits(hello.token, handshake.connection.peer):
             raise WireError(errno.EACCES, "no such partition, or it is not yours to join")
         match hello:
             case messages.HelloVp():
-                self._vp(visitor, partition, hello.vp_index)
+                self._vp(handshake, partition, hello.vp_index)
             case messages.HelloNotifier():
-                self._notifier(visitor, partition)
+                self._notifier(handshake, partition)
             case messages.HelloHypervisor():
-                self._link(visitor, partition)
+                self._link(handshake, partition)
 
-    def _vp(self, visitor: Visitor, partition: Partition, vp_index: int) -> None:
+    def _vp(self, handshake: Handshake, partition: Partition, vp_index: int) -> None:
         limits, uid = self._settings.now.limits, partition.owner.uid
         if vp_index >= limits.vps_per_partition:
             raise WireError(
@@ -60,23 +60,23 @@ class Joining:
             raise WireError(errno.EEXIST, f"VP {vp_index} is attached already", vp_index=vp_index)
         vp = VirtualProcessor(
             vp_index,
-            visitor.connection,
+            handshake.connection,
             architecture=partition.request.architecture,
             regions=partition.regions,
             path=partition.path,
             answers=partition.answers,
-            journal=partition.journal,
+            event_bus=partition.event_bus,
         )
-        partition.start_vp(vp, visitor.connection, visitor.welcome(self._hello_reply()))
+        partition.start_vp(vp, handshake.connection, handshake.welcome(self._hello_reply()))
 
-    def _link(self, visitor: Visitor, partition: Partition) -> None:
+    def _link(self, handshake: Handshake, partition: Partition) -> None:
         if partition.link is None:
             raise WireError(errno.EINVAL, "the partition's hypervisor is not vmm", field="role")
         if partition.link.claimed:
             raise WireError(errno.EEXIST, "the partition has a hypervisor connection already")
-        partition.start_link(partition.link, visitor.connection, visitor.welcome(self._hello_reply()))
+        partition.start_link(partition.link, handshake.connection, handshake.welcome(self._hello_reply()))
 
-    def _notifier(self, visitor: Visitor, partition: Partition) -> None:
+    def _notifier(self, handshake: Handshake, partition: Partition) -> None:
         limit = self._settings.now.limits.notifiers_per_partition
         if partition.notifiers >= limit:
             raise WireError(
@@ -88,11 +88,11 @@ class Joining:
         catch_up = memory.catch_up if isinstance(memory, ProcessAddressSpace) else None
         session = NotifierSession(partition.notifier, partition.regions, catch_up)
         partition.start_notifier(
-            visitor.connection,
-            visitor.welcome(self._hello_reply()),
+            handshake.connection,
+            handshake.welcome(self._hello_reply()),
             partial(
                 serve_calls,
-                visitor.connection,
+                handshake.connection,
                 messages.NOTIFIER_METHODS,
                 session.answer,
                 in_flight=partition.announcements,

@@ -25,21 +25,21 @@ from intercept_protocol.messages import (
 from interceptd.config.live import Settings
 from interceptd.connections.connection import Connection
 from interceptd.connections.hangup_watch import PeerWatch
-from interceptd.connections.received_fds import DescriptorBox
-from interceptd.connections.request_loop import closing, serve_calls
+from interceptd.connections.received_fds import ReceivedFds
+from interceptd.connections.request_loop import report_and_close, serve_calls
 from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.sessions.admission import Admission
-from interceptd.sessions.attach import Joining
+from interceptd.sessions.attach import Attacher
 from interceptd.sessions.event_stream import EventStream
-from interceptd.sessions.hello import Door, HelloRefused, Visitor
+from interceptd.sessions.hello import Endpoint, Handshake, HelloRefused
 from interceptd.sessions.operator import OperatorSession, Overview
 from interceptd.sessions.vmm import VmmSession
-from interceptd.telemetry.event_bus import Journal, Subscription
+from interceptd.telemetry.event_bus import EventBus, Subscription
 
 
-class Reception:
+class Dispatcher:
     """One for all doors. `hello_reply` gives what everyone is told."""
 
     def __init__(
@@ -50,36 +50,36 @@ class Reception:
         *,
         overview: Overview,
         hello_reply: Callable[[], HelloReply],
-        journal: Journal,
+        event_bus: EventBus,
     ) -> None:
         self._settings = settings
         self._factory = factory
         self._partitions = partitions
         self._overview = overview
         self._hello_reply = hello_reply
-        self._journal = journal
-        self.admission = Admission(settings, journal)
-        self._joining = Joining(settings, partitions, hello_reply)
+        self._event_bus = event_bus
+        self.admission = Admission(settings, event_bus)
+        self._joining = Attacher(settings, partitions, hello_reply)
         self.watch = PeerWatch()
         """To be run as long as connections are entered."""
         self.operators = 0
         self._vmms: Counter[int] = Counter()  # by uid
 
-    async def enter(self, door: Door, accepted: socket.socket) -> None:
+    async def enter(self, endpoint: Endpoint, accepted: socket.socket) -> None:
         """Serve one connection, until it ends or a partition's nursery takes it over."""
         with ExitStack() as held:
             connection = Connection(accepted, self.admission.tenants, self.watch)
-            held.enter_context(closing(connection, self._journal))
+            held.enter_context(report_and_close(connection, self._event_bus))
             try:
-                visitor = await self.admission.admit(connection, door)
-                match visitor.hello:
+                handshake = await self.admission.admit(connection, endpoint)
+                match handshake.hello:
                     case HelloVmm() as hello:
-                        await self._serve_vmm(visitor, hello)
+                        await self._serve_vmm(handshake, hello)
                     case messages.HelloOperator():
-                        await self._serve_operator(visitor)
+                        await self._serve_operator(handshake)
                     case hello:
-                        with visitor.refusing():
-                            self._joining.join(visitor, hello)
+                        with handshake.refusing():
+                            self._joining.join(handshake, hello)
                         held.pop_all()  # the partition closes it now
             except HelloRefused as refusal:
                 self.admission.count_refusal(connection, refusal.reason)
@@ -90,22 +90,22 @@ class Reception:
         """VMM connections, with a partition or without."""
         return self._vmms.total()
 
-    async def _serve_operator(self, visitor: Visitor) -> None:
+    async def _serve_operator(self, handshake: Handshake) -> None:
         limit = self._settings.now.limits.operators
-        with visitor.refusing():
+        with handshake.refusing():
             if self.operators >= limit:
                 raise WireError(errno.ENOSPC, f"{limit} operators are connected", limit="operators")
         self.operators += 1
         try:
-            await visitor.connection.answer(visitor.welcome(self._hello_reply()))
-            await self._converse(visitor.connection)
+            await handshake.connection.answer(handshake.welcome(self._hello_reply()))
+            await self._converse(handshake.connection)
         finally:
             self.operators -= 1
 
     async def _converse(self, connection: Connection) -> None:
         """Answer an operator, and tell it the events that it subscribed to, until it leaves."""
         subscription = Subscription()
-        session = OperatorSession(self._overview, self._journal, subscription)
+        session = OperatorSession(self._overview, self._event_bus, subscription)
         stream = EventStream(connection, subscription)
         failure: Exception | None = None
         try:
@@ -117,20 +117,20 @@ class Reception:
                     failure = error
                 nursery.cancel_scope.cancel()
         finally:
-            self._journal.leave(subscription)
+            self._event_bus.leave(subscription)
         if failure is not None:
             raise failure
 
-    async def _serve_vmm(self, visitor: Visitor, hello: HelloVmm) -> None:
+    async def _serve_vmm(self, handshake: Handshake, hello: HelloVmm) -> None:
         """A VMM without a partition, and then the whole life of the one that it creates."""
-        connection, uid = visitor.connection, visitor.connection.peer.uid
+        connection, uid = handshake.connection, handshake.connection.peer.uid
         limit = self._settings.now.limits.vmms_per_uid
-        with visitor.refusing():
+        with handshake.refusing():
             if self._vmms[uid] >= limit:
                 raise WireError(errno.ENOSPC, f"uid {uid} may have {limit} VMMs", limit="vmms_per_uid")
         self._vmms[uid] += 1
         try:
-            await connection.answer(visitor.welcome(self._hello_reply()))
+            await connection.answer(handshake.welcome(self._hello_reply()))
             while (request := await connection.receive()) is not None:
                 try:
                     call = codec.decode_call(messages.VMM_METHODS, request.method, request.params)
@@ -155,7 +155,7 @@ class Reception:
     async def _live(self, partition: Partition, connection: Connection, msgid: int) -> None:
         created = messages.CreatePartitionReply(partition_id=partition.partition_id, token=partition.token)
         live = partition.request.address_space is AddressSpaceKind.PROCESS
-        descriptors = connection.box_descriptors() if live else DescriptorBox()
+        descriptors = connection.box_descriptors() if live else ReceivedFds()
 
         async def serve() -> None:
             await connection.answer(rpc.encode_result(msgid, codec.to_fields(created)))

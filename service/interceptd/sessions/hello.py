@@ -1,4 +1,4 @@
-"""How a connection comes in: credentials, then a hello that its door serves.
+"""How a connection comes in: credentials, then a hello that its endpoint serves.
 
 Owns the order of admission and the refusals before a session begins. Must not know what a role may do.
 """
@@ -22,7 +22,7 @@ from interceptd.connections.peer import require_allowed
 from interceptd.telemetry.event_bus import Publisher
 
 
-class Door(Enum):
+class Endpoint(Enum):
     """The socket that a connection came in by, and the roles that may."""
 
     VMM = (messages.HelloVmm, messages.HelloVp, messages.HelloNotifier, messages.HelloHypervisor)
@@ -37,13 +37,13 @@ class HelloRefused(ConnectionGone):
         self.reason = reason
 
 
-class Visitor(msgspec.Struct, frozen=True):
-    """A connection whose hello is fit for its door, and not answered yet."""
+class Handshake(msgspec.Struct, frozen=True):
+    """A connection whose hello is fit for its endpoint, and not answered yet."""
 
     connection: Connection
     hello: Hello
     msgid: int
-    journal: Publisher
+    event_bus: Publisher
 
     def welcome(self, reply: messages.HelloReply) -> bytes:
         """The bytes that answer the hello."""
@@ -52,11 +52,13 @@ class Visitor(msgspec.Struct, frozen=True):
     @contextmanager
     def refusing(self) -> Iterator[None]:
         """A `WireError` within answers the hello, and ends the connection: a refused hello closes."""
-        with _refusing(self.connection, self.msgid, self.journal):
+        with _refusing(self.connection, self.msgid, self.event_bus):
             yield
 
 
-async def admit(connection: Connection, door: Door, config: Config, journal: Publisher) -> Visitor:
+async def admit(
+    connection: Connection, endpoint: Endpoint, config: Config, event_bus: Publisher
+) -> Handshake:
     """Wait for the hello; bounded by the hello timeout.
 
     Raises `WireError` or `ProtocolViolation` for a peer that is to be refused under msgid 0, and
@@ -74,22 +76,22 @@ async def admit(connection: Connection, door: Door, config: Config, journal: Pub
         raise ProtocolViolation(errno.ETIMEDOUT, f"no hello within {config.timeouts.hello_ms} ms")
     if request.method != "hello":
         raise ProtocolViolation(errno.EPROTO, f"the first request must be hello, not {request.method!r:.80}")
-    with _refusing(connection, request.msgid, journal):
+    with _refusing(connection, request.msgid, event_bus):
         hello = codec.decode_hello(request.params)
-        if not isinstance(hello, door.value):
+        if not isinstance(hello, endpoint.value):
             role = codec.role_of(hello)
             raise WireError(errno.EACCES, f"role {role} is not served on this socket", role=role)
-    return Visitor(connection, hello, request.msgid, journal)
+    return Handshake(connection, hello, request.msgid, event_bus)
 
 
 @contextmanager
-def _refusing(connection: Connection, msgid: int, journal: Publisher) -> Iterator[None]:
+def _refusing(connection: Connection, msgid: int, event_bus: Publisher) -> Iterator[None]:
     try:
         yield
     except WireError as error:
         peer = connection.peer
         connection.tenant.log_refusal("hello_refused", error=str(error), pid=peer.pid, uid=peer.uid)
         why = str(error)[: events.ERROR_LENGTH]
-        journal.publish(events.HelloRefused(error=why, uid=peer.uid, pid=peer.pid))
+        event_bus.publish(events.HelloRefused(error=why, uid=peer.uid, pid=peer.pid))
         connection.refuse(error, msgid)
         raise HelloRefused(error.name) from error

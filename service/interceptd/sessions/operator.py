@@ -1,6 +1,6 @@
 """What an operator may ask: read every partition, steer a few things.
 
-Owns the `operator` methods. It sees the daemon through `Overview` and its journal, and changes nothing else.
+Owns the `operator` methods. It sees the daemon through `Overview` and its event bus, and changes nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from interceptd.connections.request_loop import Reply
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.sessions.vmm import set_policy
-from interceptd.telemetry.event_bus import Interest, Journal, Subscription
+from interceptd.telemetry.event_bus import EventBus, Interest, Subscription
 from interceptd.telemetry.histogram import BOUNDARIES_NS
 
 
@@ -36,9 +36,9 @@ class Overview(Protocol):
 class OperatorSession:
     """One operator's; `subscription` is what is sent to it."""
 
-    def __init__(self, overview: Overview, journal: Journal, subscription: Subscription) -> None:
+    def __init__(self, overview: Overview, event_bus: EventBus, subscription: Subscription) -> None:
         self._overview = overview
-        self._journal = journal
+        self._event_bus = event_bus
         self._subscription = subscription
 
     def answer(self, call: OperatorCall) -> Reply:
@@ -56,7 +56,7 @@ class OperatorSession:
             case messages.Drain():
                 self._overview.drain(call.timeout_ms / 1000)
             case messages.Subscribe():
-                self._journal.listen(self._subscription, _interest(call))
+                self._event_bus.listen(self._subscription, _interest(call))
         return None
 
     def _list(self, after: int) -> messages.PartitionList:

@@ -17,13 +17,13 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.events import PolicySet
 from intercept_protocol.messages import RegionKind, VmmCall
 from intercept_protocol.outcomes import Access
-from interceptd.address_space import Asker, Undecided, Unknowable
+from interceptd.address_space import Caller, Undecided, Unknowable
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.process import ProcessAddressSpace
-from interceptd.connections.received_fds import DescriptorBox
+from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.request_loop import Reply
-from interceptd.memory.region import Presumption, Region, RegionState, kind_of_vma
+from interceptd.memory.region import KindOrigin, Region, RegionState, kind_of_vma
 from interceptd.pages.mapping import HOST_BACKING
 from interceptd.partition.partition import Partition
 from interceptd.telemetry.counters import Source
@@ -34,7 +34,7 @@ log = structlog.get_logger()
 class VmmSession:
     """Answers one VMM's calls, one at a time."""
 
-    def __init__(self, partition: Partition, descriptors: DescriptorBox) -> None:
+    def __init__(self, partition: Partition, descriptors: ReceivedFds) -> None:
         self._partition = partition
         self._descriptors = descriptors
 
@@ -73,7 +73,7 @@ class VmmSession:
             gfns=gfns,
             uaddrs=uaddrs,
             kind=await self._kind(call.kind, uaddrs),
-            presumption=Presumption.INFERRED if call.kind == "auto" else Presumption.STATED,
+            kind_origin=KindOrigin.INFERRED if call.kind == "auto" else KindOrigin.STATED,
             access=_access(readable=True, writable=call.writable, executable=call.executable),
         )
         if region.kind is RegionKind.PINNED:
@@ -87,7 +87,7 @@ class VmmSession:
         if stated != "auto":
             return RegionKind(stated)
         try:
-            io = await self._partition.address_space.is_io(uaddrs.start, Asker.VMM)
+            io = await self._partition.address_space.is_io(uaddrs.start, Caller.VMM)
         except Unknowable as error:
             raise WireError(errno.EINVAL, f"kind auto: {error}", field="kind") from None
         except Undecided as error:
@@ -166,7 +166,7 @@ def set_policy(partition: Partition, call: messages.SetPolicy | messages.Operato
         log.info(
             "policy_set", partition_id=partition.partition_id, mmio_granularity=call.mmio_granularity.value
         )
-        partition.journal.publish(PolicySet(mmio_granularity=call.mmio_granularity))
+        partition.event_bus.publish(PolicySet(mmio_granularity=call.mmio_granularity))
 
 
 def _region_ranges(call: messages.AddRegion | messages.RemoveRegion) -> tuple[GfnRange, UaddrRange]:

@@ -82,7 +82,7 @@ class Subscription:
             self._note_dropped(_now_ms())
         return taken
 
-    async def wait_told(self) -> None:
+    async def wait_drained(self) -> None:
         """Block until the listener has heard all."""
         while self._events or not self._told.is_set():
             await self._told.wait()
@@ -95,13 +95,13 @@ class Subscription:
 
 
 class Publisher(Protocol):
-    """What whoever has a fact to tell sees of a journal."""
+    """What whoever has a fact to tell sees of a event_bus."""
 
     def publish(self, fact: AnyFact, /) -> None: ...
 
 
-class Journal:
-    """The daemon's one journal. `intercepts_wanted` is what the hot path looks at."""
+class EventBus:
+    """The daemon's one event_bus. `intercepts_wanted` is what the hot path looks at."""
 
     def __init__(self) -> None:
         self.intercepts_wanted = False
@@ -125,27 +125,27 @@ class Journal:
     def leave(self, subscription: Subscription) -> None:
         self.listen(subscription, NOTHING)
 
-    async def wait_told(self) -> None:
+    async def wait_drained(self) -> None:
         """Block until every listener has heard all that was published before."""
         for subscription in list(self._subscriptions):
-            await subscription.wait_told()
+            await subscription.wait_drained()
 
 
 class PartitionJournal:
-    """A partition's view of the journal: whatever it publishes happened there."""
+    """A partition's view of the event_bus: whatever it publishes happened there."""
 
-    __slots__ = ("_journal", "_partition_id")
+    __slots__ = ("_event_bus", "_partition_id")
 
-    def __init__(self, journal: Journal, partition_id: int) -> None:
-        self._journal = journal
+    def __init__(self, event_bus: EventBus, partition_id: int) -> None:
+        self._event_bus = event_bus
         self._partition_id = partition_id
 
     @property
     def intercepts_wanted(self) -> bool:
-        return self._journal.intercepts_wanted
+        return self._event_bus.intercepts_wanted
 
     def publish(self, fact: AnyFact, /) -> None:
-        self._journal.publish(fact, self._partition_id)
+        self._event_bus.publish(fact, self._partition_id)
 
 
 def _now_ms() -> int:

@@ -9,11 +9,11 @@ from msgspec.structs import replace
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.address_space import Asker
+from interceptd.address_space import Caller
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.memory.attempt import Attempt
-from interceptd.memory.fault_handler import InterceptPath
+from interceptd.memory.fault_handler import FaultHandler
 from interceptd.mmu_notifier import PENDING_PIECES, Batch, MmuNotifier, OpenInvalidation
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame, Mapping
 from interceptd.partition.progress_guard import ProgressGuard
@@ -104,16 +104,16 @@ class Extrapolates(DeclaredAddressSpace):
     """One frame stands for the whole window, wherever its VMA ends."""
 
     async def resolve(
-        self, page: int, window: UaddrRange, region: UaddrRange, asker: Asker = Asker.GUEST
+        self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST
     ) -> Extent | None:
-        extent = await super().resolve(page, window, region, asker)
+        extent = await super().resolve(page, window, region, caller)
         if extent is None:
             return None
         base = Frame(HOST_BACKING, extent.frame.page + window.start - extent.uaddrs.start)
         return replace(extent, uaddrs=window, frame=base)
 
 
-class ResolvesUnderTheLock(InterceptPath):
+class ResolvesUnderTheLock(FaultHandler):
     """The region lock is held while the address space is asked."""
 
     async def _try(self, attempt: Attempt, deadline: float) -> Answer | None:

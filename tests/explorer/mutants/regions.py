@@ -15,7 +15,7 @@ from msgspec import structs
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.memory.attempt import Attempt, Obstacle
+from interceptd.memory.attempt import Attempt, Busy
 from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.region import Region
 from interceptd.memory.region_list import RegionList
@@ -41,7 +41,7 @@ class BelievesStaleNo(RegionManager):
         super().__init__(**options)  # type: ignore[arg-type] # they are passed on
         self._real: dict[int, Window] = {}
 
-    def begin(self, gfn: int, access: Access) -> Mapping | Answer | Obstacle | Attempt:
+    def begin(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Attempt:
         step = super().begin(gfn, access)
         if not isinstance(step, Attempt):
             return step
@@ -92,7 +92,7 @@ class UnlinksFirst(RegionManager):
             self._regions.remove(region)
             self._notifier.mark_stale(region.uaddrs)
         async with self._lock:
-            await self._mappings.clear(region)
+            await self._mappings.unmap_all(region)
 
 
 class _FirstAlias(RegionList):
@@ -145,13 +145,13 @@ class ForgetsDangling(RegionManager):
 class ForgetsNoAccess(GuestMappings):
     """Movable memory that went is unmapped, and not put back to NO_ACCESS."""
 
-    async def take_away(self, region: Region, gfns: GfnRange) -> None:
+    async def revoke(self, region: Region, gfns: GfnRange) -> None:
         plain = _of_kind(region, RegionKind.MMIO)
-        await super().take_away(plain, gfns)
+        await super().revoke(plain, gfns)
 
 
 def _of_kind(region: Region, kind: RegionKind) -> Region:
-    return Region(region.gfns, region.uaddrs, kind, region.presumption, region.access)
+    return Region(region.gfns, region.uaddrs, kind, region.kind_origin, region.access)
 
 
 class GivesAllRights(RegionManager):
@@ -167,6 +167,6 @@ class GivesAllRights(RegionManager):
 class ForwardsWhenBusy(RegionManager):
     """What would have to wait is handed to the VMM."""
 
-    def begin(self, gfn: int, access: Access) -> Mapping | Answer | Obstacle | Attempt:
+    def begin(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Attempt:
         step = super().begin(gfn, access)
-        return Answer.UNBACKED if isinstance(step, Obstacle) else step
+        return Answer.UNBACKED if isinstance(step, Busy) else step

@@ -18,7 +18,7 @@ from intercept_protocol.addresses import PAGE_LIMIT, RangeError
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Answer
-from interceptd.memory.guest_mappings import A_TURN
+from interceptd.memory.guest_mappings import PER_YIELD
 
 GFN, PAGE, PFN, PAGES = 0x103, 0x9000, 0x7000, 16
 BAR_PAGES = (64 << 30) >> 12
@@ -209,7 +209,7 @@ class Turns:
 async def test_q_an_invalidation_of_many_regions_lets_other_partitions_run_in_between(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    many = 8 * A_TURN
+    many = 8 * PER_YIELD
     await model.map_vma(PAGE, many, PFN)
     for region in range(many):
         await model.add_region(region, 1, PAGE + region)
@@ -222,7 +222,7 @@ async def test_q_a_pinned_region_over_many_vmas_lets_other_partitions_run_all_it
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     """q: a million VMAs in one region took the daemon minutes at a stretch."""
-    many = 8 * A_TURN
+    many = 8 * PER_YIELD
     for page in range(many):
         await model.map_vma(page, 1, 2 * page)
     turns = [Turns(nursery) for _ in range(3)]
