@@ -3,9 +3,10 @@
 # make test   the tests                                       make verify  the long checks
 # make bench  an intercept beside other servers               make bench-scale, make bench-compare
 # make fuzz   the byte parsers, SECONDS=600 each              make mutation  the core, each small thing wrong
+# make explore  drawn schedules of the core, judged step by step
 # make coverage, make core-coverage (protocol/ and the core: all of it), make clean
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format verify fuzz bench bench-compare bench-scale coverage core-coverage mutation clean
+.PHONY: help setup run test check format verify fuzz bench bench-compare bench-scale coverage core-coverage explore mutation clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,7 +20,7 @@ CORE := address_space/declared memory/attempt memory/guest_mappings hypervisor/h
 # What decides; every line and branch of it, and of protocol/, is reached in virtual time.
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -88,6 +89,9 @@ core-coverage: $(READY)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=100 --include='$(shell \
 		echo 'protocol/**/*.py' $(CORE:%=service/interceptd/%.py) | tr ' ' ',')'
+
+explore: $(READY)
+	@PYTHONPATH=tests $(BIN)/python -m explorer $(EXPLORE)
 
 mutation: $(READY)
 	@PYTHONPATH=tests $(BIN)/python -m mutation $(ONLY)

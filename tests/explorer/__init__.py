@@ -1,6 +1,5 @@
-"""`interceptctl explore`: the daemon's core, and the patch that it grew from, run against drawn schedules.
+"""Runs the daemon's core, and the patch that it grew from, under drawn schedules, and judges every step.
 
-Owns a scheduler that decides every interleaving, scenarios, a reference model of what the guest may reach,
-and the variants that are judged by it. The one place outside the daemon that knows its inside: the inside is
-its subject.
+Owns the scheduler that decides every interleaving, the scenarios, a reference model of what the guest may
+reach, and the variants that it judges. It imports the daemon's internals: they are its subject.
 """

@@ -1,4 +1,4 @@
-"""`interceptctl explore`: its options and exit status.
+"""`python -m explorer`: its options and exit status.
 
 Owns the command line; must not know how schedules are run or told.
 """
@@ -18,26 +18,28 @@ Thing = TypeVar("Thing")
 
 
 @click.command("explore")
-@click.option("--variant", "names", metavar="NAME", multiple=True, help="What to explore.  [default: ours]")
+@click.option("--variant", "names", metavar="NAME", multiple=True, help="What to explore.  [default: core]")
 @click.option(
-    "--scenario", "chosen", metavar="NAME", multiple=True, help="In which situation.  [default: all]"
+    "--scenario", "chosen", metavar="NAME", multiple=True, help="Which scenarios to run.  [default: all]"
 )
 @click.option(
     "--schedules",
     type=click.IntRange(1),
     default=SCHEDULES,
     show_default=True,
-    help="Of each scenario.",
+    help="Schedules per scenario.",
 )
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="The first schedule's number."
 )
-@click.option("--list", "only_list", is_flag=True, help="Say which variants and scenarios there are.")
+@click.option("--list", "only_list", is_flag=True, help="List the variants and scenarios.")
 @click.option(
-    "--table", is_flag=True, help="Print every variant in every scenario, and every mend taken out."
+    "--table",
+    is_flag=True,
+    help="Print the tables of the README: variants by scenario, and the mutants.",
 )
-@click.option("--quiet", is_flag=True, help="Print the verdict alone.")
-@click.option("--json", "as_json", is_flag=True, help="For scripts: print the reports alone, as JSON.")
+@click.option("--quiet", is_flag=True, help="Print only the verdict.")
+@click.option("--json", "as_json", is_flag=True, help="For scripts: print only the reports, as JSON.")
 def explore_command(
     names: tuple[str, ...],
     chosen: tuple[str, ...],
@@ -51,9 +53,9 @@ def explore_command(
 ) -> None:
     """Race the daemon's core, or the patch it grew from, against a VMM, and judge every step.
 
-    The real region manager, intercept path and notifier run in this process, one actor at a time, in drawn
-    orders, and a reference model says what the guest may reach. Each rule that is broken is told by the
-    shortest schedule that breaks it. Nothing is asked of a daemon.
+    The real region manager, fault handler and notifier run in this process, one actor at a time, in a drawn
+    order. A reference model says what the guest may reach. For each broken rule, the shortest schedule found
+    that breaks it is printed. No daemon is needed.
 
     \b
     Exit status:
@@ -65,12 +67,12 @@ def explore_command(
     from .scenarios import SCENARIOS  # noqa: PLC0415
     from .variants import VARIANTS  # noqa: PLC0415
 
-    variants = [_one_of(VARIANTS, name, "--variant") for name in names or ("ours",)]
+    variants = [_one_of(VARIANTS, name, "--variant") for name in names or ("core",)]
     scenarios = [_one_of(SCENARIOS, name, "--scenario") for name in chosen or SCENARIOS]
     for variant in variants if chosen else ():
         for scenario in scenarios:
             if not variant.applies_to(scenario):
-                raise click.UsageError(f"{variant.name} does not deal with what is in {scenario.name}")
+                raise click.UsageError(f"{variant.name} does not support the regions in {scenario.name}")
     console = Console(highlight=False, emoji=False, markup=False)
     if only_list:
         _list(console)
@@ -95,7 +97,7 @@ def explore_command(
 
 def _one_of(things: Mapping[str, Thing], name: str, option: str) -> Thing:
     if name not in things:
-        raise click.BadParameter(f"no such name: {name!r}; --list says which there are", param_hint=option)
+        raise click.BadParameter(f"no such name: {name!r}; see --list", param_hint=option)
     return things[name]
 
 
@@ -119,4 +121,4 @@ def _tables(schedules: int, watching: Callable[[str], None]) -> None:
 
     click.echo(tables.variants_table(schedules, watching))
     click.echo()
-    click.echo(tables.mends_table(watching))
+    click.echo(tables.mutants_table(watching))

@@ -33,7 +33,7 @@ class Held(Enum):
 
 def of(parts: Parts, held: Held = Held.BOTH) -> Build:
     """A subject made of these parts."""
-    return partial(Ours, parts, held)
+    return partial(Core, parts, held)
 
 
 class _Held:
@@ -54,7 +54,7 @@ class _Held:
             await self._stage.at(point, asked)
 
 
-class Ours(Subject):
+class Core(Subject):
     says_why = True
 
     def __init__(self, parts: Parts, held: Held, play: Script, stage: Stage) -> None:

@@ -17,7 +17,7 @@ from explorer.scenarios import SCENARIOS
 from explorer.summary import story
 from explorer.variants import PATCH_V3
 
-PAGE = Path(__file__).parents[2] / "clients" / "EXPLORE.md"
+PAGE = Path(__file__).with_name("README.md")
 
 
 def part(name: str) -> str:
@@ -44,7 +44,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "rules": tables.rules_table,
     "scenarios": tables.scenarios_table,
     "variants": lambda: tables.variants_table(tables.SCHEDULES, lambda _: None),
-    "mends": lambda: tables.mends_table(lambda _: None),
+    "mutants": lambda: tables.mutants_table(lambda _: None),
 }
 
 

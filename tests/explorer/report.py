@@ -112,7 +112,7 @@ async def _counterexample(
         given=story.given,
         story=told([_line(line) for line in story.up_to(finding.step)]),
         end=finding.how,
-        again=f"interceptctl explore --variant {variant.name} --scenario {failure.scenario}"
+        again=f"python -m explorer --variant {variant.name} --scenario {failure.scenario}"
         f" --seed {failure.seed} --schedules 1",
     )
 

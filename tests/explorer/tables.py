@@ -1,4 +1,4 @@
-"""The tables of tests/explorer/README.md: every variant in every scenario, and every mend taken out.
+"""The tables of tests/explorer/README.md: every variant in every scenario, and every mutant.
 
 Owns their figures and their Markdown, which a test compares with the page. Must not know how a search goes.
 """
@@ -8,21 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .mutants import MENDS
+from .mutants import MUTANTS
 from .rules import Rule
 from .scenarios import SCENARIOS
 from .search import Explorer, Failure, exploring
-from .variants import CORE, MENDS_OUT, PATCH_V0, PATCH_V3, Variant
+from .variants import CORES, MUTANT_VARIANTS, PATCH_V0, PATCH_V3, Variant
 
 SCHEDULES = 100
 """Of each scenario, for a table."""
-MOST_FOR_A_MEND = 10_000
-"""Schedules of all scenarios within which a mend that is taken out must be missed."""
+MOST_PER_MUTANT = 10_000
+"""Schedules, over all scenarios, within which each mutant must be found."""
 
 
 @dataclass(frozen=True)
-class Missed:
-    """A mend that is out, and the first failure, if there is one; its `tried` counts all scenarios."""
+class Hunted:
+    """A mutant and its first failure, if one was found; `tried` counts the schedules of all scenarios."""
 
     variant: Variant
     failure: Failure | None
@@ -30,7 +30,7 @@ class Missed:
 
 def variants_table(schedules: int, watching: Callable[[str], None]) -> str:
     """Scenario by scenario: each rule that is broken, with the number of the first schedule that does."""
-    columns = (PATCH_V0, PATCH_V3, *CORE)
+    columns = (PATCH_V0, PATCH_V3, *CORES)
     cells = {variant.name: _cells(variant, schedules, watching) for variant in columns}
     return _markdown(
         ["scenario", *(variant.name for variant in columns)],
@@ -38,18 +38,18 @@ def variants_table(schedules: int, watching: Callable[[str], None]) -> str:
     )
 
 
-def mends_table(watching: Callable[[str], None]) -> str:
-    """Mend by mend: what its absence is, and how it is found."""
+def mutants_table(watching: Callable[[str], None]) -> str:
+    """One row per mutant: what it does, and which rule found it."""
     rows = []
-    for name, missed in zip(MENDS, missed_mends(watching), strict=True):
-        failure = missed.failure
+    for name, hunted in zip(MUTANTS, hunted_mutants(watching), strict=True):
+        failure = hunted.failure
         found = (
-            f"none in {MOST_FOR_A_MEND}"
+            f"none in {MOST_PER_MUTANT}"
             if failure is None
             else f"{failure.finding.rule.name} in `{failure.scenario}` after {failure.tried}"
         )
-        rows.append([f"`{name}`", missed.variant.about, found])
-    return _markdown(["without", "what that is", "found"], rows)
+        rows.append([f"`{name}`", hunted.variant.about, found])
+    return _markdown(["mutant", "what it does", "found by"], rows)
 
 
 def rules_table() -> str:
@@ -65,17 +65,19 @@ def scenarios_table() -> str:
     )
 
 
-def missed_mends(watching: Callable[[str], None], variants: Sequence[Variant] = MENDS_OUT) -> list[Missed]:
+def hunted_mutants(
+    watching: Callable[[str], None], variants: Sequence[Variant] = MUTANT_VARIANTS
+) -> list[Hunted]:
     """For each variant the first failure, its schedules taken from all scenarios in turn."""
-    missed = []
+    hunted = []
     for variant in variants:
         watching(variant.name)
-        missed.append(Missed(variant, exploring(variant.build, _first_failure)))
-    return missed
+        hunted.append(Hunted(variant, exploring(variant.build, _first_failure)))
+    return hunted
 
 
 async def _first_failure(explorer: Explorer) -> Failure | None:
-    while explorer.schedules < MOST_FOR_A_MEND:
+    while explorer.schedules < MOST_PER_MUTANT:
         number = explorer.schedules // len(SCENARIOS)
         for scenario in SCENARIOS.values():
             for failure in (await explorer.numbered(scenario, number)).values():

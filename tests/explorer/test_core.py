@@ -1,6 +1,6 @@
 """The daemon's own core under drawn schedules: no rule is broken, and what must be found is found.
 
-The mends that are taken out one at a time are a table of tests/explorer/README.md, which `test_page` runs.
+The mutants are a table of README.md, which `test_page` runs.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import pytest
 import trio
 
-from explorer import core as ours
+from explorer import core
 from explorer.core import Held
 from explorer.model_partition import Parts
 from explorer.rules import Rule
 from explorer.scenarios import SCENARIOS
 from explorer.search import Explorer, Failure, exploring
 from explorer.system_under_test import Build
-from explorer.variants import CORE, OURS, Variant
+from explorer.variants import CORE, CORES, Variant
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.region_manager import RegionManager
@@ -34,7 +34,7 @@ def failures(build: Build, scenario: str, seed: int, schedules: int) -> dict[Rul
     return exploring(build, search)
 
 
-@pytest.mark.parametrize("variant", CORE, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", CORES, ids=lambda variant: variant.name)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_core_breaks_no_rule(scenario: str, variant: Variant) -> None:
     assert failures(variant.build, scenario, UNTABLED, 15) == {}
@@ -49,7 +49,7 @@ class AnswersUnserved(RegionManager):
 
 @pytest.mark.parametrize("held", [Held.ADDRESS_SPACE, Held.NEITHER], ids=lambda held: held.name)
 def test_i1_a_pass_that_nobody_holds_up_and_nobody_makes_is_found(held: Held) -> None:
-    found = failures(ours.of(Parts(regions=AnswersUnserved), held), "movable", 0, 60)
+    found = failures(core.of(Parts(regions=AnswersUnserved), held), "movable", 0, 60)
     assert Rule.LEFT in found
 
 
@@ -65,7 +65,7 @@ def test_a_first_touch_is_one_step_where_nothing_is_held_up(held: Held, *, step_
             asked.append(answer is None)
             return answer
 
-    failures(ours.of(Parts(path=Watched), held), "msix-hole", 0, 3)
+    failures(core.of(Parts(path=Watched), held), "msix-hole", 0, 3)
     assert set(asked) == {step_by_step}
 
 
@@ -78,7 +78,7 @@ def test_i10_a_change_that_is_not_shielded_is_found(monkeypatch: pytest.MonkeyPa
 
     unshielding = SimpleNamespace(**{**vars(trio), "CancelScope": unshielded})
     monkeypatch.setattr("interceptd.memory.guest_mappings.trio", unshielding)
-    found = failures(OURS.build, "two-vps-and-an-unmap", 0, 300)
+    found = failures(CORE.build, "two-vps-and-an-unmap", 0, 300)
     assert Rule.UNKNOWN in found
 
 
@@ -88,7 +88,7 @@ class WaitsForEver(FaultHandler):
 
 
 def test_i4_actors_that_wait_for_each_other_for_ever_are_found() -> None:
-    found = failures(ours.of(Parts(path=WaitsForEver)), "no-translation", 0, 1)
+    found = failures(core.of(Parts(path=WaitsForEver)), "no-translation", 0, 1)
     assert found[Rule.STUCK].finding.how == "still waiting: VP 0"
 
 
@@ -98,7 +98,7 @@ class Overworked(FaultHandler):
 
 
 def test_i4_a_vp_that_is_left_without_an_answer_is_found() -> None:
-    found = failures(ours.of(Parts(path=Overworked)), "no-translation", 0, 1)
+    found = failures(core.of(Parts(path=Overworked)), "no-translation", 0, 1)
     assert found[Rule.LATE_ANSWER].finding.how.endswith("never answered")
 
 
@@ -115,11 +115,11 @@ def test_an_error_while_somebody_is_shielded_does_not_hang_the_exploration(
     async def gives_up(*_: object) -> None:
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr(ours.Ours, "unmap_vma", gives_up)
-    found = failures(OURS.build, "two-vps-and-an-unmap", 0, 20)
+    monkeypatch.setattr(core.Core, "unmap_vma", gives_up)
+    found = failures(CORE.build, "two-vps-and-an-unmap", 0, 20)
     assert Rule.BROKE in found
 
 
 def test_an_error_of_the_code_itself_is_a_finding() -> None:
-    found = failures(ours.of(Parts(regions=Undecided)), "invalidate-storm", 0, 1)
+    found = failures(core.of(Parts(regions=Undecided)), "invalidate-storm", 0, 1)
     assert found[Rule.BROKE].finding.how == "RuntimeError: out of order"

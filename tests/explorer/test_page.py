@@ -1,7 +1,6 @@
-"""tests/explorer/README.md says what the explorer finds: every generated part of it is made again and compared.
+"""README.md says what the explorer finds: every generated part of it is made again and compared.
 
-`python tests/explorer/page.py` writes them anew. The table of the mends is their power test, too: each mend
-that is taken out is found.
+`python tests/explorer/page.py` writes them. The table of mutants also shows that the explorer finds each one.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import pytest
 
 from explorer.page import PARTS, part
 from explorer.scenarios import SCENARIOS
-from explorer.variants import CORE
+from explorer.variants import CORES
 
 
 @pytest.mark.parametrize(
@@ -22,11 +21,11 @@ def test_the_page_says_what_is_found(name: str) -> None:
 
 def test_the_core_is_found_wrong_in_no_scenario() -> None:
     cells = [cell.strip() for line in part("variants").splitlines()[2:] for cell in line.split("|")[4:7]]
-    assert len(cells) == len(CORE) * len(SCENARIOS)
+    assert len(cells) == len(CORES) * len(SCENARIOS)
     assert set(cells) == {"none in 100"}
 
 
-def test_each_mend_is_missed() -> None:
-    cells = [line.split("|")[3] for line in part("mends").splitlines()[2:]]
+def test_each_mutant_is_found() -> None:
+    cells = [line.split("|")[3] for line in part("mutants").splitlines()[2:]]
     assert len(cells) >= 25
     assert [cell for cell in cells if "none in" in cell] == []

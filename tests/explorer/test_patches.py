@@ -1,4 +1,4 @@
-"""The patch's two postings: each hazard of the review that applies is found, and what was mended is not."""
+"""The patch's two postings: each hazard of the review that applies is found, and what it fixed is not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from explorer.scenarios import SCENARIOS
 from explorer.search import Explorer, exploring
 from explorer.variants import PATCH_V0, PATCH_V3, Variant
 
-MENDED = {Rule.SLEPT, Rule.TORN, Rule.FREED}
-"""What the posting of May has mended, with the base frame (a) and the check of gva_gpa_valid (g)."""
+FIXED = {Rule.SLEPT, Rule.TORN, Rule.FREED}
+"""What the posting of May has fixed, along with the base frame (a) and the check of gva_gpa_valid (g)."""
 
 
 def found(variant: Variant, scenario: str, schedules: int = 60) -> set[Rule]:
@@ -65,8 +65,8 @@ def test_the_later_posting_still_has_the_hazard(scenario: str, rule: Rule) -> No
 
 
 @pytest.mark.parametrize("scenario", ["bar-move", "remove-and-add-again", "two-vps-and-an-unmap"])
-def test_the_later_posting_has_mended_the_lock_the_walk_and_the_lifetime(scenario: str) -> None:
-    assert not found(PATCH_V3, scenario) & MENDED
+def test_the_later_posting_has_fixed_the_lock_the_walk_and_the_lifetime(scenario: str) -> None:
+    assert not found(PATCH_V3, scenario) & FIXED
 
 
 def test_a_the_later_posting_maps_the_region_from_its_own_start() -> None:

@@ -16,7 +16,7 @@ from explorer.shrink import shortest
 from explorer.variants import PATCH_V0, PATCH_V3, VARIANTS, Variant
 
 UNMAP = SCENARIOS["two-vps-and-an-unmap"]
-RARE = VARIANTS["ours-without-being-mapped-slot"]
+RARE = VARIANTS["core-without-being-mapped-slot"]
 
 
 def first_failures(variant: Variant) -> dict[Rule, Failure]:

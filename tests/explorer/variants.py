@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from intercept_protocol.messages import RegionKind
 
-from . import core as ours
+from . import core
 from .core import Held
 from .model_partition import Parts
-from .mutants import MENDS
+from .mutants import MUTANTS
 from .patches.v0 import PatchV0
 from .patches.v3 import PatchV3
 from .scenarios import Scenario
@@ -33,17 +33,19 @@ class Variant:
 
 
 _MMIO = frozenset({RegionKind.MMIO})
-_WITHOUT = "ours-without-"
+_WITHOUT = "core-without-"
 PATCH_V0 = Variant("patch-v0", "the patch as posted on 19 January 2026", PatchV0, _MMIO)
 PATCH_V3 = Variant("patch-v3", "its posting of 11 May 2026", PatchV3, _MMIO)
-OURS = Variant("ours", "the daemon's own core", ours.of(Parts()))
-OURS_LIVE = Variant(
-    "ours-live", "the same with a hypervisor that waits for nobody", ours.of(Parts(), Held.ADDRESS_SPACE)
+CORE = Variant("core", "the daemon's own core", core.of(Parts()))
+CORE_LIVE = Variant(
+    "core-live", "the same with a hypervisor that waits for nobody", core.of(Parts(), Held.ADDRESS_SPACE)
 )
-OURS_MODEL = Variant(
-    "ours-model", "the same where nobody waits, in one step each", ours.of(Parts(), Held.NEITHER)
+CORE_MODEL = Variant(
+    "core-model", "the same where nobody waits, in one step each", core.of(Parts(), Held.NEITHER)
 )
-CORE = (OURS, OURS_LIVE, OURS_MODEL)
+CORES = (CORE, CORE_LIVE, CORE_MODEL)
 """The daemon's own core in the three settings of its ports."""
-MENDS_OUT = tuple(Variant(_WITHOUT + name, mend.about, ours.of(mend.parts)) for name, mend in MENDS.items())
-VARIANTS = {variant.name: variant for variant in (PATCH_V0, PATCH_V3, *CORE, *MENDS_OUT)}
+MUTANT_VARIANTS = tuple(
+    Variant(_WITHOUT + name, mutant.about, core.of(mutant.parts)) for name, mutant in MUTANTS.items()
+)
+VARIANTS = {variant.name: variant for variant in (PATCH_V0, PATCH_V3, *CORES, *MUTANT_VARIANTS)}

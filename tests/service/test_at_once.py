@@ -19,7 +19,7 @@ from fakes.running import Running
 from intercept_protocol import messages
 from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.hypervisor import PartitionLost
+from interceptd.errors import PartitionLost
 from interceptd.memory.guest_mappings import PER_YIELD
 from interceptd.pages.mapping import Mapping
 from interceptd.sessions.notifier import NotifierSession

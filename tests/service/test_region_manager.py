@@ -20,7 +20,7 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.hypervisor import PartitionLost
+from interceptd.errors import PartitionLost
 from interceptd.memory.attempt import Attempt
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.guest_mappings import PER_YIELD, GuestMappings

@@ -22,7 +22,7 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.hv_message import MessageType, build_memory_intercept
 from intercept_protocol.messages import INTERCEPT_METHOD
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.hypervisor import PartitionLost
+from interceptd.errors import PartitionLost
 from interceptd.pages.mapping import Mapping
 
 SHORTEST = rpc.encode_request(

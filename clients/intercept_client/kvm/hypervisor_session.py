@@ -33,8 +33,8 @@ class HypervisorSession:
     def receive_data(self, data: bytes) -> bytes:
         """Take in what the daemon sent, do what it asks, in order; returns what to answer.
 
-        Raises `WireError` for a refused hello, `ConnectionEnded`, and `ProtocolViolation` for anything that is not
-        a request.
+        Raises `WireError` for a refused hello, `ConnectionEnded`, and `ProtocolViolation` for anything that
+        is not a request.
         """
         self._receiver.receive_data(data)
         answers = b""

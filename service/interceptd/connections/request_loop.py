@@ -20,7 +20,7 @@ from intercept_protocol.addresses import RangeError
 from intercept_protocol.errors import EncodedError, WireError
 from intercept_protocol.events import ERROR_LENGTH, ConnectionRefused
 from interceptd.connections.connection import Connection, ConnectionGone
-from interceptd.hypervisor import PartitionLost
+from interceptd.errors import PartitionLost
 from interceptd.telemetry.event_bus import Publisher
 
 log = structlog.get_logger()

@@ -22,10 +22,6 @@ class HypervisorError(Exception):
         self.number = number
 
 
-class PartitionLost(Exception):
-    """The guest may still reach what it must not, and nobody can take it away: the partition ends, loudly."""
-
-
 class HypervisorCounters(msgspec.Struct):
     """Calls and their effect; `map_calls` and `unmap_calls` count hypercalls or requests, not port calls."""
 

@@ -18,7 +18,8 @@ from intercept_protocol.addresses import PAGE_SHIFT, GfnRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import HypervisorCall
 from interceptd.connections.connection import LAST_LOOK_SECONDS, Connection, ConnectionGone
-from interceptd.hypervisor import HypervisorCounters, HypervisorError, PartitionLost
+from interceptd.errors import PartitionLost
+from interceptd.hypervisor import HypervisorCounters, HypervisorError
 from interceptd.hypervisor.slat import SoftwareSlat
 from interceptd.pages.mapping import HOST_BACKING, Mapping
 

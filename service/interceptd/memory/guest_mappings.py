@@ -18,7 +18,8 @@ import trio
 from intercept_protocol.addresses import GfnRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.text import sentence
-from interceptd.hypervisor import Hypervisor, HypervisorError, PartitionLost
+from interceptd.errors import PartitionLost
+from interceptd.hypervisor import Hypervisor, HypervisorError
 from interceptd.memory.region import Region
 from interceptd.pages.mapping import Mapping, join
 from interceptd.pages.range_map import RangeMap

@@ -28,7 +28,8 @@ from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.connections.connection import Connection
 from interceptd.connections.peer import Peer
 from interceptd.connections.request_loop import InFlight, report_and_close
-from interceptd.hypervisor import Hypervisor, PartitionLost
+from interceptd.errors import PartitionLost
+from interceptd.hypervisor import Hypervisor
 from interceptd.hypervisor.remote import RemoteHypervisor
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.region_manager import RegionManager

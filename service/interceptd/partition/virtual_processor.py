@@ -21,7 +21,7 @@ from intercept_protocol.intercept_codec import InterceptCodec, encode_answer
 from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.connections.connection import Connection
-from interceptd.hypervisor import PartitionLost
+from interceptd.errors import PartitionLost
 from interceptd.memory.attempt import Busy
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.region_manager import RegionManager

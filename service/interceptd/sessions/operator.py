@@ -1,6 +1,6 @@
 """What an operator may ask: read every partition, steer a few things.
 
-Owns the `operator` methods. It sees the daemon through `Overview` and its event bus, and changes nothing else.
+Owns the `operator` methods. It sees the daemon through `Overview` and its event bus.
 """
 
 from __future__ import annotations

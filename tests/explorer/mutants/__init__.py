@@ -1,6 +1,6 @@
-"""The daemon's core with one mend taken out at a time: is it missed?
+"""Mutants of the daemon's core: each leaves out one safeguard.
 
-Owns the names. A mend that nobody misses is either not needed or not looked for.
+Owns their names. A mutant that no schedule finds points to a needless safeguard, or to a missing rule.
 """
 
 from __future__ import annotations
@@ -43,44 +43,44 @@ from .regions import (
 
 
 @dataclass(frozen=True)
-class Mend:
-    """`parts` are the daemon's, with this mend taken out."""
+class Mutant:
+    """`parts` are the daemon's, one of them replaced."""
 
     about: str
     parts: Parts
 
 
-def _without(parts: Parts, culprit: type[object]) -> Mend:
+def _mutant(parts: Parts, culprit: type[object]) -> Mutant:
     about = (culprit.__doc__ or "").strip()
-    return Mend(about, parts)
+    return Mutant(about, parts)
 
 
-MENDS = {
-    "staleness-at-commit": _without(Parts(regions=CommitsStale), CommitsStale),
-    "staleness-of-no": _without(Parts(regions=BelievesStaleNo), BelievesStaleNo),
-    "stale-marks": _without(Parts(notifier=StaysFresh), StaysFresh),
-    "window-cut-back": _without(Parts(notifier=NeverCutsBack), NeverCutsBack),
-    "waiting-for-open-ranges": _without(Parts(notifier=IgnoresOpenRanges), IgnoresOpenRanges),
-    "counted-begins": _without(Parts(notifier=EndsAllAtOnce), EndsAllAtOnce),
-    "gaps-only": _without(Parts(mappings=MapsTheWhole), MapsTheWhole),
-    "record-before-call": _without(Parts(mappings=RecordsAfterwards), RecordsAfterwards),
-    "being-mapped-slot": _without(Parts(mappings=HidesNothing), HidesNothing),
-    "unlink-and-unmap-at-once": _without(Parts(regions=UnlinksFirst), UnlinksFirst),
-    "stale-on-remove": _without(Parts(notifier=LeavesAttemptsFresh), LeavesAttemptsFresh),
-    "unmap-on-invalidation": _without(Parts(regions=UnmapsNothing), UnmapsNothing),
-    "acknowledge-after-unmap": _without(Parts(notifier=AcknowledgesEarly), AcknowledgesEarly),
-    "pending-after-lock": _without(Parts(notifier=TakesBeforeTheLock), TakesBeforeTheLock),
-    "everything-on-overflow": _without(Parts(notifier=DropsOverflow), DropsOverflow),
-    "disjoint-regions": _without(Parts(regions=AcceptsOverlaps), AcceptsOverlaps),
-    "aliases": _without(Parts(regions=ForgetsAliases), ForgetsAliases),
-    "clamp-to-vma": _without(Parts(address_space=Extrapolates), Extrapolates),
-    "rights-of-the-vma": _without(Parts(regions=GivesAllRights), GivesAllRights),
-    "retry-when-busy": _without(Parts(regions=ForwardsWhenBusy), ForwardsWhenBusy),
-    "no-lock-across-resolve": _without(Parts(path=ResolvesUnderTheLock), ResolvesUnderTheLock),
-    "finished-attempts": _without(Parts(regions=NeverFinishes), NeverFinishes),
-    "dangling-mark": _without(Parts(regions=ForgetsDangling), ForgetsDangling),
-    "no-access-on-invalidation": _without(Parts(mappings=ForgetsNoAccess), ForgetsNoAccess),
-    "no-access-on-roll-back": _without(Parts(hypervisor=RollsBackToNothing), RollsBackToNothing),
-    "progress-guard": _without(Parts(processor=NeverGivesUp), NeverGivesUp),
-    "kept-kick": _without(Parts(processor=ForgetsKicks), ForgetsKicks),
+MUTANTS = {
+    "staleness-at-commit": _mutant(Parts(regions=CommitsStale), CommitsStale),
+    "staleness-of-no": _mutant(Parts(regions=BelievesStaleNo), BelievesStaleNo),
+    "stale-marks": _mutant(Parts(notifier=StaysFresh), StaysFresh),
+    "window-cut-back": _mutant(Parts(notifier=NeverCutsBack), NeverCutsBack),
+    "waiting-for-open-ranges": _mutant(Parts(notifier=IgnoresOpenRanges), IgnoresOpenRanges),
+    "counted-begins": _mutant(Parts(notifier=EndsAllAtOnce), EndsAllAtOnce),
+    "gaps-only": _mutant(Parts(mappings=MapsTheWhole), MapsTheWhole),
+    "record-before-call": _mutant(Parts(mappings=RecordsAfterwards), RecordsAfterwards),
+    "being-mapped-slot": _mutant(Parts(mappings=HidesNothing), HidesNothing),
+    "unlink-and-unmap-at-once": _mutant(Parts(regions=UnlinksFirst), UnlinksFirst),
+    "stale-on-remove": _mutant(Parts(notifier=LeavesAttemptsFresh), LeavesAttemptsFresh),
+    "unmap-on-invalidation": _mutant(Parts(regions=UnmapsNothing), UnmapsNothing),
+    "acknowledge-after-unmap": _mutant(Parts(notifier=AcknowledgesEarly), AcknowledgesEarly),
+    "pending-after-lock": _mutant(Parts(notifier=TakesBeforeTheLock), TakesBeforeTheLock),
+    "everything-on-overflow": _mutant(Parts(notifier=DropsOverflow), DropsOverflow),
+    "disjoint-regions": _mutant(Parts(regions=AcceptsOverlaps), AcceptsOverlaps),
+    "aliases": _mutant(Parts(regions=ForgetsAliases), ForgetsAliases),
+    "clamp-to-vma": _mutant(Parts(address_space=Extrapolates), Extrapolates),
+    "rights-of-the-vma": _mutant(Parts(regions=GivesAllRights), GivesAllRights),
+    "retry-when-busy": _mutant(Parts(regions=ForwardsWhenBusy), ForwardsWhenBusy),
+    "no-lock-across-resolve": _mutant(Parts(path=ResolvesUnderTheLock), ResolvesUnderTheLock),
+    "finished-attempts": _mutant(Parts(regions=NeverFinishes), NeverFinishes),
+    "dangling-mark": _mutant(Parts(regions=ForgetsDangling), ForgetsDangling),
+    "no-access-on-invalidation": _mutant(Parts(mappings=ForgetsNoAccess), ForgetsNoAccess),
+    "no-access-on-roll-back": _mutant(Parts(hypervisor=RollsBackToNothing), RollsBackToNothing),
+    "progress-guard": _mutant(Parts(processor=NeverGivesUp), NeverGivesUp),
+    "kept-kick": _mutant(Parts(processor=ForgetsKicks), ForgetsKicks),
 }

@@ -11,7 +11,7 @@ import pytest
 from explorer.rules import Rule
 from explorer.scenarios import SCENARIOS
 from explorer.search import Explorer, Failure, exploring
-from explorer.variants import OURS
+from explorer.variants import CORE
 
 SCHEDULES = 150
 FROM = 5000
@@ -25,7 +25,7 @@ def broken() -> dict[Rule, Failure]:
     async def search(explorer: Explorer) -> dict[Rule, Failure]:
         return await explorer.first_of_each(SCENARIOS["turmoil"], FROM, SCHEDULES)
 
-    return exploring(OURS.build, search)
+    return exploring(CORE.build, search)
 
 
 def of(invariant: str, broken: dict[Rule, Failure]) -> list[Failure]:
