@@ -1,6 +1,6 @@
 """The algorithm as others have had it, or as it would be without one of its orderings: each breaks a promise.
 
-Owns the edits of the table, one a hazard. What each hazard is called elsewhere is in ARCHITECTURE.md.
+Owns the edits of the table, one per hazard (see `tests/service/hazards/`).
 """
 
 from __future__ import annotations
