@@ -25,7 +25,9 @@ from fakes.private_mounts import Mount
 from fakes.raw_client import READ, RawConnection, intercept_message, request
 from fakes.rude_peers import send_with_descriptors
 from intercept_client.userfaultfd import open_userfaultfd
-from intercept_protocol.messages import AttachMemory, Statistics
+from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.messages import AttachMemory, Invalidate, Statistics
+from intercept_protocol.outcomes import AnyAnswer
 
 UFFDIO_API, UFFD_API = 0xC018AA3F, 0xAA
 
@@ -172,6 +174,23 @@ def maps_by_a_threads_id(vmm: LiveVmm) -> None:
     """Of another thread than the main one, whose id is the process's."""
     with ThreadPoolExecutor(1) as pool:
         pool.submit(lambda: _hand_over_both(vmm, Path(f"/proc/{threading.get_native_id()}"))).result()
+
+
+def smaps_of_a_thread_that_ends_later(vmm: LiveVmm) -> Callable[[], None]:
+    """Hand over memory with the smaps of a thread that lives until the result is called."""
+    thread = ThreadPoolExecutor(1)
+    identifier = thread.submit(threading.get_native_id).result()
+    _hand_over_both(vmm, Path(f"/proc/self/task/{identifier}"))
+    return thread.shutdown
+
+
+def lose_the_thread_of_smaps(vmm: LiveVmm, memory: UaddrRange) -> AnyAnswer:
+    """A region of kind auto, whose flags must be read anew for a fault after the thread has ended."""
+    end = smaps_of_a_thread_that_ends_later(vmm)
+    vmm.add_region(GFN, memory, "auto")
+    vmm.notifier.call(Invalidate(start_uaddr=memory.start_uaddr, length=memory.length))
+    end()
+    return vmm.fault(GFN)
 
 
 def maps_of_a_procfs(vmm: LiveVmm, mount: Mount, place: Path) -> None:

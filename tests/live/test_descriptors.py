@@ -98,6 +98,14 @@ def test_where_the_thread_that_opened_smaps_has_ended_kind_auto_is_einval_and_th
     assert serves(unattached)
 
 
+def test_a_fault_after_the_thread_that_opened_smaps_has_ended_is_retry_and_the_vp_goes_on(
+    unattached: Puppet,
+) -> None:
+    memory = unattached.do(LiveVmm.map_memfd, 4)
+    assert unattached.do(handovers.lose_the_thread_of_smaps, memory.uaddrs) is Answer.CONTENDED
+    assert serves(unattached, GFN + 16)
+
+
 @needs_root
 @pytest.mark.parametrize("mount", [private_mounts.nowhere, private_mounts.at, private_mounts.unmounted_from])
 def test_a_processs_own_maps_are_taken_wherever_their_procfs_is_mounted(
@@ -120,11 +128,11 @@ def test_maps_whose_link_names_no_process_are_taken_if_they_are_its_own(
     assert serves(unattached)
 
 
-def serves(vmm: Puppet) -> bool:
+def serves(vmm: Puppet, gfn: int = GFN) -> bool:
     """Whether a fault is answered from the VMM's memory, which was promised."""
     memory = vmm.do(LiveVmm.map_memfd, 4)
-    vmm.do(LiveVmm.add_region, GFN, memory.uaddrs)
-    return vmm.do(LiveVmm.fault, GFN) is Answer.MAPPED
+    vmm.do(LiveVmm.add_region, gfn, memory.uaddrs)
+    return vmm.do(LiveVmm.fault, gfn) is Answer.MAPPED
 
 
 def test_the_maps_of_another_process_that_is_dead_are_einval(

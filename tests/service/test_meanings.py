@@ -99,6 +99,7 @@ def test_what_is_not_there_is_decided_only_where_looking_again_would_find_the_sa
         Meaning.UNANNOUNCED: DECIDED,
         Meaning.NO_RECORD: PASSING,
         Meaning.CHANGING: PASSING,
+        Meaning.SMAPS_ENDED: PASSING,
         Meaning.NO_ANSWER: PASSING,
         Meaning.MM_GONE: GONE,
     }

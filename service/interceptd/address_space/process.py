@@ -327,7 +327,7 @@ def _read_io(maps: ProcMaps, smaps: Smaps, page: int) -> bool | Nothing:
             io = smaps.read(vma, page)
         except MmGone:
             maps.vma_at(page)  # raises it too if the mm is gone, and not only the thread that opened smaps
-            raise Unknowable("smaps reads nothing more: the thread that opened it has ended") from None
+            return Nothing(Meaning.SMAPS_ENDED)
         if io is not None:
             return io
     return Nothing(Meaning.NO_RECORD)

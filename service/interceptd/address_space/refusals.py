@@ -57,6 +57,12 @@ class Meaning(Enum):
     NO_DESCRIPTORS = "no descriptors left", Verdict.PASSING
     NO_RECORD = "smaps does not show the VMA, which is there", Verdict.PASSING
     CHANGING = "the VMA changed at every look", Verdict.PASSING
+    SMAPS_ENDED = (
+        "smaps reads nothing more: the thread that opened it has ended",
+        Verdict.PASSING,
+        errno.EINVAL,
+    )
+    """The memory is there, so no fault is decided; the VMM must state the kind or hand over smaps anew."""
     NO_ANSWER = "the process does not answer: its mmap lock is held", Verdict.PASSING, errno.ETIMEDOUT
     OTHER = "the kernel refuses", Verdict.PASSING
     """What the table does not have."""

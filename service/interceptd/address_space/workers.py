@@ -54,8 +54,12 @@ class Workers:
             await self._slots.acquire()
         try:
             worker = self._idle.pop() if self._idle else _Worker(self._name)
-        except (OSError, RuntimeError) as error:  # too many descriptors; "can't start new thread"
+        except BaseException as error:
             self._slots.release()
+            if not isinstance(
+                error, OSError | RuntimeError
+            ):  # too many descriptors; "can't start new thread"
+                raise
             raise Undecided(f"no thread to ask with: {sentence(error)}") from error
         self._unneeded = min(self._unneeded, len(self._idle))
         try:
