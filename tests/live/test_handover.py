@@ -106,6 +106,32 @@ async def test_where_the_system_refuses_a_thread_descriptors_are_given_up_and_cl
     assert await closed(reading)
 
 
+async def test_the_owner_of_an_attachment_closes_nothing_in_its_own_thread(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To close a userfaultfd takes its process's mmap lock, which that process may hold."""
+    reading, writing = pipe
+    close, closers = os.close, dict[int, int]()
+
+    def recording(descriptor: int) -> None:
+        closers[descriptor] = threading.get_ident()
+        close(descriptor)
+
+    monkeypatch.setattr(os, "close", recording)
+    Attachment(ProcMaps(writing), None, None, promised=True).close()
+    assert await closed(reading)
+    assert closers[writing] != threading.get_ident()
+
+
+def test_the_last_worker_with_an_attachment_closes_it_on_the_spot(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    attachment = Attachment(ProcMaps(writing), None, None, promised=True)
+    with attachment.in_use():
+        attachment.close()
+        os.fstat(writing)
+    assert os.read(reading, 1) == b""
+
+
 def no_thread(_: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 

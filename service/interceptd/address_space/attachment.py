@@ -14,6 +14,7 @@ from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import Smaps
 from interceptd.address_space.userfaultfd import Userfaultfd
+from interceptd.connections.received_fds import close_each, close_in_thread
 
 
 class Attachment:
@@ -39,19 +40,18 @@ class Attachment:
         try:
             yield
         finally:
-            self._let_go()
+            close_each(self._let_go())
 
     def close(self) -> None:
-        """The owner lets go; once."""
-        self._let_go()
+        """The owner lets go; once. Does not block: closing a userfaultfd waits for the VMM's mmap lock."""
+        if descriptors := self._let_go():
+            close_in_thread(descriptors)
 
-    def _let_go(self) -> None:
+    def _let_go(self) -> list[int]:
+        """What the caller must close: all of it, if nobody uses it any more."""
         with self._lock:
             self._users -= 1
-            last = not self._users
-        if last:
-            self.maps.close()
-            if self.smaps is not None:
-                self.smaps.close()
-            if self.userfaultfd is not None:
-                self.userfaultfd.close()
+            if self._users:
+                return []
+        owned = (self.maps, self.smaps, self.userfaultfd)
+        return [each.detach() for each in owned if each is not None]

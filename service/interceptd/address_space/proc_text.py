@@ -51,7 +51,12 @@ class ProcText:
         self._until = math.inf
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        os.close(self.detach())
+
+    def detach(self) -> int:
+        """Give up the descriptor, which is the caller's to close."""
+        descriptor, self._descriptor = self._descriptor, -1
+        return descriptor
 
     def fileno(self) -> int:
         return self._descriptor

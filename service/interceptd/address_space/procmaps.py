@@ -64,6 +64,10 @@ class ProcMaps:
     def close(self) -> None:
         self._text.close()
 
+    def detach(self) -> int:
+        """Give up the descriptor, which is the caller's to close."""
+        return self._text.detach()
+
     def vma_at(self, page: int) -> LiveVma | None:
         """The VMA that covers a page, or None. Blocks for the process's mmap lock; raises `MmGone`, and
         `Undecided` where the file alone tells and another reader keeps tearing it.

@@ -36,6 +36,10 @@ class Smaps:
     def close(self) -> None:
         self._text.close()
 
+    def detach(self) -> int:
+        """Give up the descriptor, which is the caller's to close."""
+        return self._text.detach()
+
     def known(self, vma: LiveVma, page: int) -> bool | None:
         """Whether `vma`, which covers the page, is device memory, as far as that is known."""
         return self._known.io_of(vma, page)

@@ -87,10 +87,14 @@ class Userfaultfd:
         return self._descriptor
 
     def close(self) -> None:
-        """Idempotent. The kernel lets every munmap that waits go on."""
+        """Idempotent. The kernel lets every munmap that waits go on. Blocks for the process's mmap lock."""
         if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+            os.close(self.detach())
+
+    def detach(self) -> int:
+        """Give up the descriptor, which is the caller's to close."""
+        descriptor, self._descriptor = self._descriptor, -1
+        return descriptor
 
     def register(self, uaddrs: UaddrRange) -> None:
         """Watch a range of whole pages of one VMA, which may be watched already.

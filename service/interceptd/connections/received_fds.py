@@ -23,6 +23,7 @@ CLOSING = 4
 SCM_MAX_FD = 253
 """What one message can bring, include/net/scm.h."""
 _DRAIN_BYTES = 1 << 16
+_LEFT_LOCK = threading.Lock()
 _LEFT: list[int] = []
 """Descriptors of whatever connection that could not be closed, because the system refused a thread."""
 _ANCILLARY_BYTES = socket.CMSG_SPACE(SCM_MAX_FD * array.array("i").itemsize)
@@ -146,15 +147,15 @@ def close_each(descriptors: Iterable[int]) -> None:
 def close_in_thread(descriptors: list[int]) -> threading.Thread | None:
     """Close in a thread: a file on a peer's FUSE mount takes as long to close as the peer likes.
 
-    None where the system refuses a thread; they are closed along with the next then. Call it from one thread.
+    None where the system refuses a thread; they are closed along with the next then.
     """
-    all_left = [*_LEFT, *descriptors]
-
-    thread = threading.Thread(target=close_each, args=(all_left,), name="close descriptors", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:
-        _LEFT.extend(descriptors)
-        return None
-    _LEFT.clear()
+    with _LEFT_LOCK:
+        all_left = [*_LEFT, *descriptors]
+        thread = threading.Thread(target=close_each, args=(all_left,), name="close descriptors", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            _LEFT.extend(descriptors)
+            return None
+        _LEFT.clear()
     return thread
