@@ -44,7 +44,7 @@ class Host:
         assert (method, self.vp.answer()) == ("map_gpa", ["resume", "mapped"])
 
     def is_lost(self) -> bool:
-        """Whether the VMM was told that its partition is lost, and everything of it closed."""
+        """Whether the VMM got the report that its partition is lost, and all its connections are closed."""
         farewell = self.vmm.connection.farewell()
         connections: list[RawConnection] = [self.vp, self.notifier]
         for connection in connections:

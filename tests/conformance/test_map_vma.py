@@ -1,4 +1,4 @@
-"""`map_vma`: what stands behind the VMM's addresses, in the declared setting."""
+"""`map_vma`: what is mapped at the VMM's addresses, on declared memory."""
 
 from __future__ import annotations
 
