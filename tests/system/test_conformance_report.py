@@ -49,7 +49,10 @@ def report(first_day: Path) -> subprocess.CompletedProcess[str]:
             "P-7",
             r"0 of \d+ cases +not implemented +The gfns MUST NOT overlap another region's: `EEXIST`, with",
         ),
-        ("P-21", r"1 of 1 case +holds +The reply is `\{partition_id: integer, token: 16 bytes\}`\.$"),
+        (
+            "P-21",
+            r"1 of 1 case +holds +`create_partition` replies `\{partition_id: integer, token: 16 bytes\}`\.$",
+        ),
         (
             "N-1",
             r"0 of \d+ cases +not implemented +`start_uaddr` and `length` are whole pages, `length` is not",
