@@ -99,7 +99,7 @@ def mapped(file: int, flags: int) -> Iterator[int]:
 
 
 @statement("P-26")
-def test_memory_is_not_attached_in_the_declared_setting(vmm: RawVmm, hello: dict[str, Any]) -> None:
+def test_memory_is_not_attached_in_declared_mode(vmm: RawVmm, hello: dict[str, Any]) -> None:
     require_offered(hello, {"address_space": "process"})
     assert vmm.connection.refusal("attach_memory").name == "EINVAL"
 
