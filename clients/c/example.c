@@ -1,4 +1,4 @@
-/* A VMM's whole life with interceptd, on declared memory: a guest touches a device's page, the VMM takes it away.
+/* A VMM from start to end, on declared memory: a guest touches pages of a device, and the VMM unmaps them.
  *
  *   cc -std=c11 -o example example.c && ./example /tmp/interceptd/vmm.sock
  */
@@ -9,7 +9,7 @@
 enum { GFN = 0xf0000, PAGES = 64, PAGE = 4096 };
 static const uint64_t UADDR = 0x70000000;
 
-/* Stop at the first call that did not succeed, and say why. */
+/* Stop at the first call that fails, and say why. */
 static void check(enum ic_result result, const struct ic_connection *connection, const char *what) {
     if (result == IC_OK) return;
     fprintf(stderr, "%s: %s: %s\n", what, connection->error.name, connection->error.message);
@@ -47,7 +47,7 @@ int main(int argc, char **argv) {
     check(ic_invalidate_begin(&notifier, UADDR, PAGES * PAGE), &notifier, "invalidate_begin");
     check(ic_unmap_vma(&vmm, UADDR, PAGES), &vmm, "unmap_vma"); /* a real VMM: munmap */
     check(ic_invalidate_end(&notifier, UADDR, PAGES * PAGE), &notifier, "invalidate_end");
-    touch(&vp, GFN, IC_READ);          /* nothing stands behind it any more */
+    touch(&vp, GFN, IC_READ);          /* nothing backs it any more */
 
     if (ic_add_region(&vmm, &region, NULL) != IC_REFUSED) return fprintf(stderr, "an overlap was not refused\n"), 1;
     printf("refused: %s: %s\n", vmm.error.name, vmm.error.message);

@@ -1,16 +1,16 @@
 /* intercept_client.h: a client of interceptd for VMMs in C.
  *
- * One header for C99 and later and for C++11 and later, with or without extensions; POSIX sockets, no dependency, no
- * allocation, no thread and no global state of its own. It defines no feature-test macro, so it may be included before
- * or after any other header. The wire is protocol/README.md, whose numbered statements (T-2, V-1) are cited here.
+ * One header for C99 and C++11 and later, with or without extensions: POSIX sockets, no dependencies, no allocation,
+ * no threads, no global state. It defines no feature-test macro, so it may be included before or after any other
+ * header. protocol/README.md specifies the wire; comments cite its numbered statements (T-2, V-1).
  *
- * A connection belongs to one thread at a time, and every call on it blocks until the daemon has answered. A call
- * returns IC_OK; IC_REFUSED, when the daemon answered with an error and the connection goes on; or IC_LOST, when
- * the connection is over, for good. After the last two `connection->error` says why. A bound on waiting is the
- * caller's to set (SO_RCVTIMEO on `connection->socket`); a call that runs into it has lost its connection, because
- * its answer would be taken for the next one's. Signals do not end a call: to have a VP back, kick it.
+ * Only one thread may use a connection at a time, and every call blocks until the daemon has answered. A call returns
+ * IC_OK; IC_REFUSED, when the daemon answered with an error and the connection stays open; or IC_LOST, when the
+ * connection is closed for good. After the last two, `connection->error` says why. To bound the wait, set SO_RCVTIMEO
+ * on `connection->socket`; a call that times out loses its connection, because a late answer would be mistaken for the
+ * next call's. Signals do not interrupt a call: to make a VP return, kick it.
  *
- * What is not here: the `hypervisor` and `operator` roles, and attach_memory, which passes descriptors.
+ * Not included: the `hypervisor` and `operator` roles, and attach_memory, which passes descriptors.
  */
 #ifndef INTERCEPT_CLIENT_H
 #define INTERCEPT_CLIENT_H
@@ -28,22 +28,22 @@
 enum {
     IC_MESSAGE = 256,        /* bytes of an intercept message */
     IC_TOKEN = 16,           /* bytes of a partition's token */
-    IC_REQUEST_LIMIT = 1024, /* the largest request here is a hello with a name of 64 characters */
-    IC_ANSWER_LIMIT = 16384, /* a hello's answer takes 1 KiB, and later versions may add to it (T-6) */
+    IC_REQUEST_LIMIT = 1024, /* the largest request is a hello with a name of 64 characters */
+    IC_ANSWER_LIMIT = 16384, /* the answer to hello takes 1 KiB, and later versions may add to it (T-6) */
     IC_NESTING = 16          /* F-2 */
 };
 
 enum ic_result { IC_OK, IC_REFUSED, IC_LOST };
 
-/* Where the daemon refuses: a Linux errno, its name and a sentence (E-1). Where something fails on this side: an errno,
- * what failed ("connect", "socket", "request", "send", "receive", "answer"), and why. Texts are cut. */
+/* The daemon's error: a Linux errno, its name and a sentence (E-1). Or a failure on this side: an errno, what failed
+ * ("connect", "socket", "request", "send", "receive", "answer"), and why. Texts are truncated to fit. */
 struct ic_error {
     int number;
     char name[24];
     char message[256];
 };
 
-/* Its fields are to be read; `socket` is -1 when there is none. */
+/* Callers only read its fields; `socket` is -1 when closed. */
 struct ic_connection {
     int socket;
     uint8_t msgid;
@@ -57,18 +57,18 @@ struct ic_connection {
 enum ic_address_space { IC_DECLARED, IC_PROCESS };
 enum ic_hypervisor { IC_SOFTWARE, IC_VMM };
 enum ic_kind { IC_AUTO, IC_MMIO, IC_MOVABLE, IC_PINNED };
-enum ic_access { IC_READ, IC_WRITE, IC_EXECUTE }; /* what the guest tried, as the message has it */
+enum ic_access { IC_READ, IC_WRITE, IC_EXECUTE }; /* what the guest tried, as in the message (section 8) */
 
-/* What a VMM does next (V-3). */
+/* What the VMM does next (V-3). */
 enum ic_outcome { IC_RESUME, IC_FORWARD, IC_RETRY, IC_FAIL };
 
-/* `reason` is for logs and counters: later daemons may have others than are known today. */
+/* `reason` is for logs and counters: later daemons may add reasons (V-3). */
 struct ic_answer {
     enum ic_outcome outcome;
     char reason[24];
 };
 
-/* Whoever has it can open the partition's other connections (P-6). */
+/* Opens the partition's other connections (P-6): keep the token secret. */
 struct ic_partition {
     uint64_t partition_id;
     uint8_t token[IC_TOKEN];
@@ -81,13 +81,13 @@ struct ic_region {
     bool writable, executable;
 };
 
-/* A range of the VMM's mappings, declared; `io` says device memory. */
+/* A declared range of the VMM's mappings; `io` means device memory. */
 struct ic_vma {
     uint64_t start_uaddr, page_count, start_pfn;
     bool readable, writable, executable, io;
 };
 
-/* ------------------------------------------------ MessagePack, as much of it as there is in the protocol */
+/* ------------------------------------------------ the MessagePack that the protocol uses */
 
 struct ic_writer {
     size_t length;
@@ -156,7 +156,7 @@ static inline void ic__flag_field(struct ic_writer *to, const char *name, bool v
     ic__byte(to, value ? 0xc3 : 0xc2);
 }
 
-/* What was received; `missing` when it ends within a value, `wrong` when it is not what was expected. Both last. */
+/* The received bytes. `missing`: they end within a value; `wrong`: they are not what was expected. Both are sticky. */
 struct ic_reader {
     const uint8_t *at, *end;
     bool missing, wrong;
@@ -177,7 +177,7 @@ static inline const uint8_t *ic__take_bytes(struct ic_reader *from, uint64_t len
     return from->at - length;
 }
 
-/* The head of a value: its family, and its count, length or value. */
+/* The head of a value: its family, and its element count, length or value. */
 enum ic__family { IC__NIL, IC__FLAG, IC__INTEGER, IC__TEXT, IC__BLOB, IC__ARRAY, IC__MAP, IC__OTHER };
 
 static inline enum ic__family ic__head(struct ic_reader *from, uint64_t *number) {
@@ -187,7 +187,7 @@ static inline enum ic__family ic__head(struct ic_reader *from, uint64_t *number)
     if (byte < 0x90) return *number = byte & 0x0f, IC__MAP;
     if (byte < 0xa0) return *number = byte & 0x0f, IC__ARRAY;
     if (byte < 0xc0) return *number = byte & 0x1f, IC__TEXT;
-    if (byte >= 0xe0) return IC__OTHER; /* a negative number: none of ours */
+    if (byte >= 0xe0) return IC__OTHER; /* a negative number: the protocol has none */
     switch (byte) {
     case 0xc0: return IC__NIL;
     case 0xc2: case 0xc3: return *number = byte & 1, IC__FLAG;
@@ -204,7 +204,7 @@ static inline enum ic__family ic__head(struct ic_reader *from, uint64_t *number)
     }
 }
 
-/* Pass one value, whatever it is. */
+/* Skip one value of any type. */
 static inline void ic__skip(struct ic_reader *from) {
     uint64_t left[IC_NESTING + 1] = {1}, number;
     unsigned depth = 0;
@@ -232,7 +232,7 @@ static inline uint64_t ic__expect(struct ic_reader *from, enum ic__family family
     return number;
 }
 
-/* A text into `to`, cut to its size and ended with 0. */
+/* Copy a text into `to`, truncated to `size` and terminated. */
 static inline void ic__copy_text(struct ic_reader *from, char *to, size_t size) {
     uint64_t length = ic__expect(from, IC__TEXT);
     const uint8_t *text = ic__take_bytes(from, length);
@@ -241,7 +241,7 @@ static inline void ic__copy_text(struct ic_reader *from, char *to, size_t size) 
     to[text ? kept : 0] = 0;
 }
 
-/* Which of `words` comes next; `count` when none of them does. */
+/* The index in `words` of the text that comes next; `count` if it is none of them. */
 static inline unsigned ic__word(struct ic_reader *from, const char *const *words, unsigned count) {
     char word[24];
     ic__copy_text(from, word, sizeof word);
@@ -252,13 +252,13 @@ static inline unsigned ic__word(struct ic_reader *from, const char *const *words
 
 /* ------------------------------------------------ one request and its answer */
 
-/* Close at once; on the `vmm` connection that is the partition's end (P-2). May be repeated. */
+/* Close at once; closing the `vmm` connection ends the partition (P-2). May be repeated. */
 static inline void ic_close(struct ic_connection *connection) {
     if (connection->socket >= 0) close(connection->socket);
     connection->socket = -1;
 }
 
-/* Something failed on this side: `what`, about `about` if that is not NULL. */
+/* Record that `what` failed on this side; `about`, if not NULL, goes before the reason. */
 static inline void ic__fail(struct ic_connection *connection, int number, const char *what, const char *about) {
     const char *colon = about ? ": " : "";
     connection->error.number = number;
@@ -272,7 +272,7 @@ static inline enum ic_result ic__lose(struct ic_connection *connection, int numb
     return IC_LOST;
 }
 
-/* Connect, and nothing more; `connection` is a new one. */
+/* Connect without a hello. `connection` may be uninitialized. */
 static inline enum ic_result ic_connect(struct ic_connection *connection, const char *path) {
     struct sockaddr_un address;
     memset(&address, 0, sizeof address);
@@ -292,7 +292,7 @@ static inline enum ic_result ic_connect(struct ic_connection *connection, const 
 static inline void ic__request(struct ic_connection *connection, struct ic_writer *to, const char *method) {
     to->length = 0;
     to->full = false;
-    connection->msgid = connection->msgid % 127 + 1; /* one in flight (T-7): a byte is enough, and 0 is taken */
+    connection->msgid = connection->msgid % 127 + 1; /* one request in flight (T-7): a byte is enough; 0 is the daemon's (T-17) */
     ic__byte(to, 0x94);
     ic__byte(to, 0);
     ic__byte(to, connection->msgid);
@@ -306,7 +306,7 @@ static inline enum ic_result ic__send(struct ic_connection *connection, const st
         ssize_t count = send(connection->socket, request->bytes + sent, request->length - sent, MSG_NOSIGNAL);
         if (count < 0 && errno == EINTR) continue;
         if (count < 0) {
-            if (errno == EPIPE || errno == ECONNRESET) return IC_OK; /* why it closed is waiting to be read */
+            if (errno == EPIPE || errno == ECONNRESET) return IC_OK; /* the reason for closing can still be read */
             return ic__lose(connection, errno, "send", NULL);
         }
         sent += (size_t)count;
@@ -314,7 +314,7 @@ static inline enum ic_result ic__send(struct ic_connection *connection, const st
     return IC_OK;
 }
 
-/* Wait for one whole message, which `reader` then stands before. */
+/* Wait for one whole message, and set `reader` to its start. */
 static inline enum ic_result ic__receive(struct ic_connection *connection, struct ic_reader *reader) {
     connection->received = 0;
     for (;;) {
@@ -337,7 +337,7 @@ static inline enum ic_result ic__receive(struct ic_connection *connection, struc
     }
 }
 
-/* Send the request; on IC_OK `result` stands before what the daemon answered (T-8). */
+/* Send the request; on IC_OK `result` is at the daemon's result (T-8). */
 static inline enum ic_result ic__ask(
     struct ic_connection *connection, const struct ic_writer *request, struct ic_reader *result) {
     if (request->full) {
@@ -355,23 +355,23 @@ static inline enum ic_result ic__ask(
         return msgid ? IC_OK : ic__lose(connection, EBADMSG, "answer", "to no request");
     }
     struct ic_error error;
-    bool whole = ic__expect(result, IC__ARRAY) == 4; /* E-1; the details are passed over */
+    bool whole = ic__expect(result, IC__ARRAY) == 4; /* E-1; the details are ignored */
     error.number = (int)ic__expect(result, IC__INTEGER);
     ic__copy_text(result, error.name, sizeof error.name);
     ic__copy_text(result, error.message, sizeof error.message);
     if (!whole || result->wrong) return ic__lose(connection, EBADMSG, "answer", "its error");
-    if (!msgid) ic_close(connection); /* F: nothing more is answered on this connection */
+    if (!msgid) ic_close(connection); /* the last message on this connection (F-7) */
     connection->error = error;
     return msgid ? IC_REFUSED : IC_LOST;
 }
 
-/* A request whose answer is not looked at. */
+/* A request whose result is ignored. */
 static inline enum ic_result ic__tell(struct ic_connection *connection, const struct ic_writer *request) {
     struct ic_reader result;
     return ic__ask(connection, request, &result);
 }
 
-/* ------------------------------------------------ hello: a refused one closes (H-4) */
+/* ------------------------------------------------ hello: a refusal closes the connection (H-4) */
 
 static inline enum ic_result ic__hello(struct ic_connection *connection, const struct ic_writer *request) {
     enum ic_result result = ic__tell(connection, request);
@@ -387,7 +387,7 @@ static inline void ic__begin_hello(
     ic__text_field(request, "role", role);
 }
 
-/* Connect and become a VMM: `name` is for logs, at most 64 characters. The partition lives as long as this. */
+/* Connect as a VMM. `name` is for logs, at most 64 characters. The partition lives as long as this connection. */
 static inline enum ic_result ic_open_vmm(struct ic_connection *connection, const char *path, const char *name) {
     struct ic_writer request;
     enum ic_result result = ic_connect(connection, path);
@@ -411,13 +411,13 @@ static inline enum ic_result ic__join(
     return ic__hello(connection, &request);
 }
 
-/* Connect and attach one VP of the partition; closing it detaches the VP. */
+/* Connect and attach one VP of the partition; closing the connection detaches it. */
 static inline enum ic_result ic_open_vp(
     struct ic_connection *connection, const char *path, const struct ic_partition *partition, uint32_t vp_index) {
     return ic__join(connection, path, partition, "vp", &vp_index);
 }
 
-/* Connect to announce invalidations. Closing it ends those that it began. */
+/* Connect to announce invalidations. Closing the connection ends those that it began (N-6). */
 static inline enum ic_result ic_open_notifier(
     struct ic_connection *connection, const char *path, const struct ic_partition *partition) {
     return ic__join(connection, path, partition, "notifier", NULL);
@@ -425,7 +425,7 @@ static inline enum ic_result ic_open_notifier(
 
 /* ------------------------------------------------ on the `vmm` connection */
 
-/* Create the one partition of this connection. */
+/* Create the partition of this connection: it can have only one. */
 static inline enum ic_result ic_create_partition(
     struct ic_connection *connection, enum ic_address_space address_space, enum ic_hypervisor hypervisor,
     struct ic_partition *partition) {
@@ -457,7 +457,7 @@ static inline enum ic_result ic_create_partition(
     return found == 3 && !reply.wrong ? IC_OK : ic__lose(connection, EBADMSG, "answer", "to create_partition");
 }
 
-/* Back guest pages with a part of the address space. `kind`, if it is not NULL, becomes what IC_AUTO was decided to be. */
+/* Back guest pages with a range of the address space. Stores the kind that IC_AUTO became in `kind`, if not NULL. */
 static inline enum ic_result ic_add_region(
     struct ic_connection *connection, const struct ic_region *region, enum ic_kind *kind) {
     static const char *const kinds[] = {"auto", "mmio", "movable", "pinned"}, *const keys[] = {"kind"};
@@ -483,7 +483,7 @@ static inline enum ic_result ic_add_region(
     return IC_OK;
 }
 
-/* Returns when the guest can reach nothing of it. All three numbers are the region's own. */
+/* Returns when the guest can no longer reach any of it. All three numbers must be those of the region (P-12). */
 static inline enum ic_result ic_remove_region(
     struct ic_connection *connection, uint64_t start_gfn, uint64_t page_count, uint64_t start_uaddr) {
     struct ic_writer request;
@@ -510,7 +510,7 @@ static inline void ic__begin_vma(
     ic__integer_field(request, "page_count", page_count);
 }
 
-/* IC_DECLARED only: say what is mapped, where nothing is yet. */
+/* IC_DECLARED only: declare a mapping where there is none yet. */
 static inline enum ic_result ic_map_vma(struct ic_connection *connection, const struct ic_vma *vma) {
     struct ic_writer request;
     ic__begin_vma(connection, &request, "map_vma", 7, vma->start_uaddr, vma->page_count);
@@ -520,14 +520,14 @@ static inline enum ic_result ic_map_vma(struct ic_connection *connection, const 
     return ic__tell(connection, &request);
 }
 
-/* IC_DECLARED only: nothing is mapped there any more. Returns when the guest can reach nothing of it. */
+/* IC_DECLARED only: declare the range unmapped. Returns when the guest can no longer reach any of it. */
 static inline enum ic_result ic_unmap_vma(struct ic_connection *connection, uint64_t start_uaddr, uint64_t page_count) {
     struct ic_writer request;
     ic__begin_vma(connection, &request, "unmap_vma", 2, start_uaddr, page_count);
     return ic__tell(connection, &request);
 }
 
-/* IC_DECLARED only: other rights from now on. Returns when no guest has the old ones. */
+/* IC_DECLARED only: change the rights. Returns when the guest no longer has the old ones. */
 static inline enum ic_result ic_protect_vma(
     struct ic_connection *connection, uint64_t start_uaddr, uint64_t page_count, bool readable, bool writable,
     bool executable) {
@@ -537,7 +537,7 @@ static inline enum ic_result ic_protect_vma(
     return ic__tell(connection, &request);
 }
 
-/* Have a VP back that may wait inside ic_intercept: it is answered IC_RETRY (P-16). */
+/* Make a VP that may wait inside ic_intercept return with IC_RETRY (P-16). */
 static inline enum ic_result ic_kick(struct ic_connection *connection, uint32_t vp_index) {
     struct ic_writer request;
     ic__request(connection, &request, "kick");
@@ -548,7 +548,7 @@ static inline enum ic_result ic_kick(struct ic_connection *connection, uint32_t 
 
 /* ------------------------------------------------ on a `vp` connection */
 
-/* An x86-64 message as from a hypervisor, for VMMs on another one: all that is read are these fields (M-1). */
+/* Build an x86-64 message, for VMMs on another hypervisor: the daemon reads only these fields (M-1). */
 static inline void ic_memory_intercept(uint8_t message[IC_MESSAGE], uint64_t gpa, enum ic_access access) {
     memset(message, 0, IC_MESSAGE);
     message[3] = 0x80; /* HVMSG_UNMAPPED_GPA */
@@ -557,7 +557,7 @@ static inline void ic_memory_intercept(uint8_t message[IC_MESSAGE], uint64_t gpa
     for (unsigned i = 0; i < 8; i++) message[72 + i] = (uint8_t)(gpa >> 8 * i);
 }
 
-/* The hot path: hand in the hypervisor's message, and be told what to do. One send, one receive. */
+/* The hot path: send the hypervisor's message, and receive what to do. One send, one receive. */
 static inline enum ic_result ic_intercept(
     struct ic_connection *connection, const uint8_t message[IC_MESSAGE], struct ic_answer *answer) {
     static const char *const outcomes[] = {"resume", "forward", "retry", "fail"};
@@ -587,18 +587,18 @@ static inline enum ic_result ic__announce(
     return ic__tell(connection, &request);
 }
 
-/* Returns when the guest can no longer reach the range; faults in it wait until the end. Only then may it be unmapped.
- * Until the end do not wait for a VP that may be inside ic_intercept, unless you kick it (K-2). */
+/* Returns when the guest can no longer reach the range: only now may the VMM unmap it. Faults in it wait until the end.
+ * Until then do not wait for a VP that may be inside ic_intercept, unless you kick it (K-2). */
 static inline enum ic_result ic_invalidate_begin(struct ic_connection *connection, uint64_t start_uaddr, uint64_t length) {
     return ic__announce(connection, "invalidate_begin", start_uaddr, length);
 }
 
-/* The end of a begin of just this range, of this connection. */
+/* End a begin of exactly this range, on this connection (N-3). */
 static inline enum ic_result ic_invalidate_end(struct ic_connection *connection, uint64_t start_uaddr, uint64_t length) {
     return ic__announce(connection, "invalidate_end", start_uaddr, length);
 }
 
-/* Both at once, for what has happened already. */
+/* Begin and end at once, for a change that has already happened. */
 static inline enum ic_result ic_invalidate(struct ic_connection *connection, uint64_t start_uaddr, uint64_t length) {
     return ic__announce(connection, "invalidate", start_uaddr, length);
 }

@@ -1,6 +1,6 @@
-"""What the cases share: the server that is checked, connections to it, and which cases are run.
+"""What the cases share: the server under test, connections to it, and which cases run.
 
-Without `--socket` the reference is started, where it is installed; else the cases are skipped and say so.
+Without `--socket` the suite starts the reference if installed; otherwise it skips the cases with a reason.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEXTS = pytest.StashKey[Mapping[str, str]]()
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The implementation that is checked; without `operator_socket` the operator's part of it is not."""
+    """The implementation under test; without `operator_socket` its operator part is not tested."""
 
     socket: Path
     operator_socket: Path | None
@@ -43,13 +43,13 @@ class Stated(dict[str, int]):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance", "an implementation of the interceptd wire")
-    group.addoption("--socket", metavar="PATH", help="where it serves VMMs")
-    group.addoption("--operator-socket", metavar="PATH", help="where it serves operators")
-    group.addoption("--profile", action="append", choices=PROFILES, help="only what needs no other parts")
+    group.addoption("--socket", metavar="PATH", help="where the server accepts VMMs")
+    group.addoption("--operator-socket", metavar="PATH", help="where it accepts operators")
+    group.addoption("--profile", action="append", choices=PROFILES, help="only cases that need no other part")
     group.addoption("--statement", action="append", metavar="NUMBER", help="only the cases of this statement")
-    group.addoption("--patience", type=float, metavar="SECONDS", help="how long an answer may take [20]")
-    group.addoption("--drain", action="store_true", help="drain it at the end: then it is gone")
-    group.addoption("--specification", metavar="FILE", help="the text that has the numbered statements")
+    group.addoption("--patience", type=float, metavar="SECONDS", help="how long to wait for an answer [20]")
+    group.addoption("--drain", action="store_true", help="drain the server at the end, which ends it")
+    group.addoption("--specification", metavar="FILE", help="the text with the numbered statements")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -109,11 +109,11 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         with reference_server(tmp_path_factory.mktemp("reference")) as (path, operators):
             yield Server(path, operators, may_be_drained=True)
     else:
-        pytest.skip("no --socket PATH was given, and no interceptd is installed to be started")
+        pytest.skip("no --socket PATH was given, and interceptd is not installed")
 
 
 def _connect_once(option: str, path: str) -> None:
-    """Nobody there: said once, and not by every case."""
+    """If no server listens, say so once rather than in every case."""
     try:
         RawConnection(path).close()
     except OSError as error:
@@ -122,21 +122,21 @@ def _connect_once(option: str, path: str) -> None:
 
 @pytest.fixture
 def connect(server: Server) -> Iterator[Callable[[], RawConnection]]:
-    """Opens connections that have not said hello, and closes them at the end."""
+    """Opens connections without a hello, and closes them at the end."""
     with ExitStack() as opened:
         yield lambda: opened.enter_context(RawConnection(server.socket))
 
 
 @pytest.fixture
 def vmm(server: Server) -> Iterator[RawVmm]:
-    """A partition in the declared setting, on the server's own table."""
+    """A partition on declared memory and the server's own table."""
     with RawVmm(server.socket) as vmm:
         yield vmm
 
 
 @pytest.fixture
 def hosted(server: Server) -> Iterator[RawVmm]:
-    """A partition whose hypervisor is the VMM's, and has not connected yet."""
+    """A partition whose hypervisor is the VMM, which has not connected it yet."""
     with RawVmm(server.socket, hypervisor="vmm") as vmm:
         yield vmm
 
@@ -152,7 +152,7 @@ def operator(server: Server) -> Iterator[RawConnection]:
 
 @pytest.fixture
 def listener(server: Server, operator: RawConnection) -> Iterator[RawConnection]:  # noqa: ARG001 - skips
-    """A second operator, so that the first can go on asking."""
+    """A second operator, so that the first can go on sending requests."""
     assert server.operator_socket is not None
     with RawConnection(server.operator_socket) as listener:
         listener.say_hello("operator")

@@ -1,7 +1,7 @@
-"""What was sent and what came in the case that runs, and what a server on its first day answers instead.
+"""What the running case sent and received, and what a server on its first day answers instead.
 
-Owns the last message in each direction, which roles have which methods, and the two exceptions that say that
-something is not there to be checked. Must not know the cases.
+Owns the last message in each direction, the methods of each role, and the two exceptions for what a server
+does not have. Must not know the cases.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ METHODS: Final[Mapping[str, frozenset[str]]] = {
         "histograms",
     }),
 }  # fmt: skip
-"""By role. ENOSYS to one of these says that it is missing; to any other it is the right answer (P-3)."""
+"""By role. ENOSYS to one of these means that it is missing; to any other it is the right answer (P-3)."""
 ROLES: Final = frozenset({"hypervisor", *METHODS})
 PROFILES: Final = ("core", "notifier", "hypervisor", "operator", "process")
 """The parts of a server. Core is what every VMM needs: `vmm` and `vp` connections and declared memory."""
@@ -38,21 +38,21 @@ class NotImplementedYet(Exception):
 
 
 class NotOffered(Exception):
-    """The server's hello says that it works without something."""
+    """The server's hello says that it works without this."""
 
 
 @dataclass
 class Exchange:
-    """The last message in each direction, on whatever connection."""
+    """The last message in each direction, on any connection."""
 
     role: str = ""
     sent: bytes | None = None
     came: object = "nothing"
     needs: frozenset[str] | None = None
-    """The profiles that the case which runs says it needs; None outside the suite."""
+    """The profiles that the running case needs; None outside the suite."""
 
     def begin(self, needs: frozenset[str] | None) -> None:
-        """A case starts, or anything else does that has connections."""
+        """A case, or anything else that has connections, starts."""
         self.role, self.sent, self.came, self.needs = "", None, "nothing", needs
 
     def lines(self) -> list[str]:
@@ -63,7 +63,7 @@ class Exchange:
 
 
 RUNNING: Final = Exchange()
-"""Of the case that runs: one process runs one case at a time."""
+"""Of the running case: one process runs one case at a time."""
 
 
 def missing_method(role: str, sent: bytes, came: object) -> str | None:
@@ -93,7 +93,7 @@ def _of_bytes(data: bytes) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value as the specification writes it, cut where it is long."""
+    """A value as the specification writes it, truncated if long."""
     match value:
         case None | True | False:
             return {None: "nil", True: "true", False: "false"}[value]

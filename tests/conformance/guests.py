@@ -1,4 +1,4 @@
-"""A VMM made of raw connections: a partition, and whatever is opened with its token.
+"""A VMM made of raw connections: a partition, and what its token opens.
 
 Owns the order of opening; the methods' fields are spelled out here once, so that a test shows only what it is
 about.
@@ -19,33 +19,33 @@ PAGE = 4096
 GFN, UADDR, PFN, PAGES = 0x100, 0x7F00_0000_0000, 0x5000, 16
 """The memory of `add_memory`."""
 MODEL = {"address_space": "declared", "hypervisor": "software"}
-"""The setting that needs nothing: `create_partition` in the model."""
+"""The fields of `create_partition` that need nothing of the machine."""
 FEATURES = {"address_space": "address_spaces", "hypervisor": "hypervisors", "architecture": "architectures"}
 """Fields of `create_partition`, each with the feature that lists its values."""
 PATIENT = {"invalidate_timeout_ms": 600_000}
-"""Longer than any test waits: what goes on does so for another reason than that its time was up."""
+"""Longer than any test waits, so that no wait ends by its timeout."""
 
 
-def require_offered(hello: Any, setting: Mapping[str, object]) -> None:
-    """Raise `NotOffered` if the server's hello says that it does not have the setting."""
+def require_offered(hello: Any, fields: Mapping[str, object]) -> None:
+    """Raise `NotOffered` if the server's hello says that it does not offer a partition with these fields."""
     features = hello.get("features") if isinstance(hello, dict) else None
     for field, feature in FEATURES.items():
         offered = features.get(feature) if isinstance(features, dict) else None
-        wanted = setting.get(field)
+        wanted = fields.get(field)
         if isinstance(offered, list) and wanted is not None and wanted not in offered:
             raise NotOffered(f"features.{feature} has no {wanted}")
 
 
 class RawVmm:
-    """A partition, with waits that do not end by themselves; its VPs and notifiers close with it."""
+    """A partition whose waits do not time out; its VPs and notifiers close with it."""
 
-    def __init__(self, path: str | os.PathLike[str], **setting: object) -> None:
+    def __init__(self, path: str | os.PathLike[str], **fields: object) -> None:
         self.path = path
         self._connections = ExitStack()
         self.connection = self._connections.enter_context(RawConnection(path))
         try:
-            require_offered(self.connection.say_hello("vmm"), MODEL | setting)
-            created = self.connection.ask("create_partition", MODEL | PATIENT | setting)
+            require_offered(self.connection.say_hello("vmm"), MODEL | fields)
+            created = self.connection.ask("create_partition", MODEL | PATIENT | fields)
         except BaseException:
             self.close()
             raise
@@ -74,7 +74,7 @@ class RawVmm:
         return vp
 
     def link(self) -> RawConnection:
-        """The hypervisor connection: the server asks, and the test answers."""
+        """The hypervisor connection: the server sends requests, and the test answers."""
         link = self._connections.enter_context(RawConnection(self.path))
         link.say_hello("hypervisor", **self.credentials)
         return link
@@ -100,7 +100,7 @@ class RawVmm:
 
 
 def waits(vmm: RawVmm, vp: RawConnection, gfn: int) -> bool:
-    """Whether an intercept of `gfn` is out and not answered, while others are."""
+    """Whether an intercept of `gfn` stays unanswered while others are answered."""
     vp.send(request("intercept", intercept_message(gfn, READ)))
     for _ in range(5):
         vmm.ask("statistics")

@@ -1,6 +1,6 @@
 """A VMM's own hypervisor, as a test plays it.
 
-Owns the conversation: what the server asks for, and the answers. What is mapped is the test's to remember.
+Owns the server's requests and the answers. The test remembers what is mapped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ REFUSAL = [12, "ENOMEM", "no slot is free", {}]
 
 
 class Host:
-    """A partition with an MMIO region that nothing is mapped of yet."""
+    """A partition with an MMIO region of which nothing is mapped yet."""
 
     def __init__(self, vmm: RawVmm) -> None:
         self.vmm = vmm
@@ -28,7 +28,7 @@ class Host:
         self.vp.send(request("intercept", intercept_message(GFN, READ)))
 
     def asked(self) -> tuple[int, str, dict[str, Any]]:
-        """What the server wants of the VMM: msgid, method and fields."""
+        """The server's request: msgid, method and fields."""
         kind, msgid, method, (fields,) = self.link.receive()
         assert kind == 0
         return msgid, method, fields
@@ -37,14 +37,14 @@ class Host:
         self.link.send(pack([1, msgid, error, None]))
 
     def map(self) -> None:
-        """Let the first fault have its mapping."""
+        """Carry out the mapping of the first fault."""
         self.fault()
         msgid, method, _ = self.asked()
         self.answer(msgid)
         assert (method, self.vp.answer()) == ("map_gpa", ["resume", "mapped"])
 
     def is_lost(self) -> bool:
-        """Whether the VMM was told that its partition is lost, and everything of it closed."""
+        """Whether the VMM got the report that its partition is lost, and all its connections are closed."""
         farewell = self.vmm.connection.farewell()
         connections: list[RawConnection] = [self.vp, self.notifier]
         for connection in connections:

@@ -1,6 +1,6 @@
-"""The implementation that is checked where no other is named: `interceptd`, if that command is installed.
+"""The implementation to test if no other is named: `interceptd`, if that command is installed.
 
-Owns starting it with limits that a test can reach, and its end. Knows it as a command and nothing else.
+Owns starting it with limits that a test can reach, and ending it. Knows it only as a command.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Tally:
 
 
 class StatementReport:
-    """A plugin. `texts` are the statements of the specification, in its order; empty if it is not here.
+    """A plugin. `texts` are the statements of the specification, in its order; empty without it.
     `wanted` are those to report; empty for all."""
 
     def __init__(self, texts: Mapping[str, str], wanted: Container[str]) -> None:
@@ -92,7 +92,7 @@ class StatementReport:
                 self._tallies.setdefault(number, Tally()).add(report.nodeid, outcome)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """A server that lacks a method does not pass, although nothing that it has is broken."""
+        """A server that lacks a method does not pass, even if all it has is right."""
         if exitstatus == pytest.ExitCode.OK and self._missing:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -114,10 +114,10 @@ class StatementReport:
         for reason, count in self._not_run.most_common():
             terminalreporter.line(f"not run: {count} case{'' if count == 1 else 's'}: {reason}")
         if not self._texts:
-            terminalreporter.line("what each says: give --specification FILE")
+            terminalreporter.line("to see what each statement says, give --specification FILE")
 
     def _in_order(self) -> list[str]:
-        """As the specification has them; those without a case only if all were to be run."""
+        """In the specification's order; statements without a case only if all cases were selected."""
         known = [number for number in self._texts if number in self._tallies]
         if not self._deselected and not self._wanted:
             known = [number for number in self._texts if number in self._tallies or number in NOT_CHECKED]
@@ -141,7 +141,7 @@ def in_few_lines(item: pytest.Item, call: pytest.CallInfo[None], texts: Mapping[
 
 
 def reason_not_run(error: BaseException) -> str | None:
-    """What the report says of a case that met something which is not there to be checked."""
+    """What the report says of a case that needs something which the server does not have."""
     match error:
         case NotImplementedYet():
             return f"{MISSING}: {error}"

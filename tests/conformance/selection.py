@@ -1,4 +1,4 @@
-"""Which cases are run: those of some statements, or those that need no other part of a server than some.
+"""Which cases run: those of some statements, or those that need only some parts of a server.
 
 Owns what a case needs, and the order. Must not know what a case does.
 """
@@ -24,23 +24,23 @@ _NEEDED_BY_FIXTURE: Final[Mapping[str, str]] = {
 
 
 def needs_of(item: pytest.Item) -> frozenset[str]:
-    """The parts of a server that a case needs beside the core: of its marks, and of its fixtures."""
+    """The parts of a server that a case needs besides the core, by its marks and its fixtures."""
     fixtures: Iterable[str] = getattr(item, "fixturenames", ())
     marked = {str(profile) for mark in item.iter_markers("needs") for profile in mark.args}
     return frozenset(marked | {_NEEDED_BY_FIXTURE[name] for name in fixtures if name in _NEEDED_BY_FIXTURE})
 
 
 def require_cases(numbers: Iterable[str]) -> None:
-    """Raise `UsageError` for a statement that no case can be selected by, with the reason."""
+    """Raise `UsageError`, with the reason, for a statement without a case."""
     cases = claimed()
     for number in numbers:
         if number not in cases:
-            why = NOT_CHECKED.get(number, "there is no such statement")
+            why = NOT_CHECKED.get(number, "no such statement")
             raise pytest.UsageError(f"--statement {number}: {why}")
 
 
 def select(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave those that the options ask for; the one that ends the server comes last."""
+    """Keep the cases that the options select; the one that ends the server comes last."""
     ours = [item for item in items if item.path.parent == HERE]
     for item in ours:
         item.user_properties += [(STATEMENT, number) for number in sorted(_numbers_of(item))]

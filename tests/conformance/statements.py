@@ -1,4 +1,4 @@
-"""The numbered statements of the specification: which a case checks, and which no case can.
+"""The numbered statements of the specification: which of them cases check, and which no case can.
 
 Owns the marker, reading the numbers out of the specification, and the reasons. Must not know the cases.
 """
@@ -20,15 +20,15 @@ SPECIFICATION: Final = HERE.parents[1] / "protocol" / "README.md"
 _NUMBER: Final = re.compile(r"^- \*\*([A-Z]-\d+)\*\* (.*(?:\n  .*)*)$", flags=re.MULTILINE)
 
 NOT_CHECKED: Final[Mapping[str, str]] = {
-    "T-14": "the server must run out of descriptors, for which the wire has no method",
-    "T-15": "the verdict would be the clock's, after five seconds in every run",
-    "H-9": "a peer of another uid is needed, and the server's configuration besides",
+    "T-14": "the server would have to run out of descriptors, which no method of the wire brings about",
+    "T-15": "every run would wait five seconds, and the clock would decide",
+    "H-9": "a peer of another uid is needed, and access to the server's configuration",
     "P-28": "a kernel is needed whose userfaultfd lacks a feature",
-    "K-1": "binds the VMM: whatever breaks it is a deadlock of its own",
-    "K-2": "binds the VMM: whatever breaks it is a wait of its own, until its timeout",
-    "N-9": "a process must be had that holds its mmap lock for as long as the test likes",
-    "L-3": "the server's configuration must be changed while it runs, for which the wire has no method",
-    "E-4": "binds clients, in what they decide by",
+    "K-1": "binds the VMM, which deadlocks itself if it breaks the rule",
+    "K-2": "binds the VMM, which waits until its own timeout if it breaks the rule",
+    "N-9": "a process is needed that holds its mmap lock for as long as the test wants",
+    "L-3": "the server's configuration would have to change meanwhile, and the wire has no method for that",
+    "E-4": "binds clients, in how they decide",
 }
 """Statements without a case, each with the reason."""
 
@@ -39,7 +39,7 @@ def statement(*numbers: str) -> pytest.MarkDecorator:
 
 
 def needs(*profiles: str) -> pytest.MarkDecorator:
-    """Marks a case, or a file of them, with the parts of a server that it needs beside the core."""
+    """Marks a case, or a file of cases, with the parts of a server that it needs besides the core."""
     assert set(profiles) < set(PROFILES)
     return pytest.mark.needs(*profiles)
 
@@ -50,14 +50,14 @@ def numbered(specification: str) -> dict[str, str]:
 
 
 def first_sentence(text: str) -> str:
-    """What a statement says before it goes into detail, without the targets of its links."""
+    """The requirement that a statement begins with, without the targets of its links."""
     plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
     sentence, stop, _ = plain.partition(". ")
     return sentence + stop.strip()
 
 
 def claimed() -> dict[str, list[str]]:
-    """The numbers that the cases of this folder name, each with the cases: read, not imported."""
+    """The numbers that this folder's cases name, each with its cases. The files are parsed, not imported."""
     cases: dict[str, list[str]] = {}
     for path in sorted(HERE.glob("test_*.py")):
         for number, case in _claims(ast.parse(path.read_text(encoding="utf-8"))):

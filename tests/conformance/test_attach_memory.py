@@ -1,4 +1,4 @@
-"""`attach_memory`: the VMM's real memory, known by descriptors that it hands over."""
+"""`attach_memory`: the VMM's real memory, by descriptors that it hands over."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ USERFAULTFD = {"x86_64": 323, "aarch64": 282, "riscv64": 282}
 """The system call's number."""
 USER_MODE_ONLY = 1
 PATIENCE = 10_000
-"""Times to ask again, with answers that are held back for 20 ms."""
+"""Attempts, each of whose answers is delayed by 20 ms."""
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def live(server: Server) -> Iterator[RawVmm]:
 
 @pytest.fixture
 def memory() -> Iterator[int]:
-    """The address of a few pages of ours."""
+    """The address of a few pages of this process."""
     with mmap.mmap(-1, COUNT * PAGE) as pages:
         exported = ctypes.c_char.from_buffer(pages)
         yield ctypes.addressof(exported)
@@ -48,7 +48,7 @@ def memory() -> Iterator[int]:
 
 
 def attach(vmm: RawVmm, paths: Sequence[str], *more: int, **fields: object) -> Refusal | None:
-    """Hand over descriptors of these files and `more`, which is closed; what is refused, None for nothing."""
+    """Hand over descriptors of these files and `more`, which is closed; returns the refusal, or None."""
     with ExitStack() as opened:
         files = [opened.enter_context(Path(path).open("rb")) for path in paths]
         for descriptor in more:
@@ -61,7 +61,7 @@ def attach(vmm: RawVmm, paths: Sequence[str], *more: int, **fields: object) -> R
 
 
 def userfaultfd() -> int:
-    """A new one of this process."""
+    """A new userfaultfd of this process."""
     number = USERFAULTFD.get(platform.machine())
     if number is None:
         pytest.skip(f"the number of userfaultfd is not known on {platform.machine()}")
@@ -75,7 +75,7 @@ def userfaultfd() -> int:
 
 @contextmanager
 def userfaultfd_of_a_child() -> Iterator[int]:
-    """One of a process that has memory wherever this one has, and lives as long as the block."""
+    """A userfaultfd of a process with memory at the same addresses, which lives as long as the block."""
     os.close(userfaultfd())  # or skip
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -99,7 +99,7 @@ def mapped(file: int, flags: int) -> Iterator[int]:
 
 
 @statement("P-26")
-def test_memory_is_not_attached_in_the_declared_setting(vmm: RawVmm, hello: dict[str, Any]) -> None:
+def test_memory_is_not_attached_in_declared_mode(vmm: RawVmm, hello: dict[str, Any]) -> None:
     require_offered(hello, {"address_space": "process"})
     assert vmm.connection.refusal("attach_memory").name == "EINVAL"
 

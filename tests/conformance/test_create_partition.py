@@ -16,7 +16,7 @@ Connect = Callable[[], RawConnection]
 
 
 def refusals(server: Server, opened: ExitStack, partitions: int) -> Iterator[Refusal]:
-    """What is refused of so many partitions that live at once; others may be there besides."""
+    """The refusal that this many partitions at once meet; the server may have others."""
     for _ in range(partitions):
         try:
             opened.enter_context(RawVmm(server.socket))

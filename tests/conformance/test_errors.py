@@ -1,4 +1,4 @@
-"""Errors as they travel: four elements, whose number, name and details a program can go by."""
+"""Errors on the wire: four elements, of which programs use number, name and details."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_an_error_is_the_errno_of_linux_its_name_a_sentence_and_a_map(
 
 
 @statement("E-3", "F-5")
-def test_after_an_error_under_the_requests_own_msgid_the_connection_goes_on(vmm: RawVmm) -> None:
+def test_after_an_error_under_the_requests_own_msgid_the_connection_stays_open(vmm: RawVmm) -> None:
     for msgid in (5, 6, 7):
         vmm.connection.send(request("translate", {}, msgid))
         assert vmm.connection.receive()[1] == msgid

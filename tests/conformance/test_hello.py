@@ -1,4 +1,4 @@
-"""`hello`: who may come in, by which socket, and what is told of the server."""
+"""`hello`: who may connect, to which socket, and what the server says of itself."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from conformance.wire import ConnectionClosed, RawConnection, Refusal, Refused, 
 
 Connect = Callable[[], RawConnection]
 PATIENCE_MS = 10_000
-"""The longest wait that is tried out."""
+"""The longest wait to be tried."""
 
 
 def field_refused(connection: RawConnection, fields: object) -> object:
-    """The field that a hello is refused for, under its own msgid; then the connection is closed."""
+    """The field for which a hello is refused, under its own msgid; then the connection is closed."""
     connection.send(request("hello", fields, 7))
     refusal = connection.farewell(msgid=7)
     assert refusal.name == "EINVAL"
@@ -28,7 +28,7 @@ def field_refused(connection: RawConnection, fields: object) -> object:
 
 
 def refusal_of_one_too_many(path: Path, role: str, limit: int) -> Refusal:
-    """What the first is told that is not let in; others may be there besides."""
+    """The refusal of the first connection that is not accepted; the server may have others."""
     with ExitStack() as opened:
         try:
             for _ in range(limit + 1):
@@ -37,11 +37,11 @@ def refusal_of_one_too_many(path: Path, role: str, limit: int) -> Refusal:
                 opened.callback(connection.leave)
         except Refused as refused:
             return refused.refusal
-    raise AssertionError(f"{limit + 1} of role {role} were let in")
+    raise AssertionError(f"{limit + 1} of role {role} were accepted")
 
 
 @statement("H-1")
-def test_a_first_request_that_is_no_hello_is_eproto_under_msgid_0(connect: Connect) -> None:
+def test_a_first_request_other_than_hello_is_eproto_under_msgid_0(connect: Connect) -> None:
     connection = connect()
     connection.send(request("statistics", msgid=7))
     assert connection.farewell().name == "EPROTO"
@@ -78,7 +78,7 @@ def test_a_connection_over_the_limit_of_those_without_hello_is_eagain(
 def test_a_connection_over_the_limit_of_its_uid_is_enospc_under_msgid_0(
     connect: Connect, vmm: RawVmm, limits: dict[str, int]
 ) -> None:
-    """Others of the uid may be there besides; those that are in stay."""
+    """The uid may have other connections; accepted ones stay."""
     if limits["connections_per_uid"] > min(600, limits["vps_per_partition"]):
         pytest.skip(f"limits.connections_per_uid is {limits['connections_per_uid']}: set it lower")
     first = vmm.vp(0)
@@ -115,7 +115,7 @@ def test_a_second_hello_is_an_unknown_method(vmm: RawVmm) -> None:
 @pytest.mark.parametrize(
     "fields", [{"protocol": 2}, {"protocol": 0, "role": "admin"}, {"protocol": 2**64 - 1, "x": 1}]
 )
-def test_another_version_is_eprotonosupport_that_lists_ours_whatever_else_it_says(
+def test_another_version_is_eprotonosupport_that_lists_the_supported_ones_whatever_else_it_says(
     connect: Connect, fields: dict[str, object]
 ) -> None:
     connection = connect()
@@ -126,7 +126,7 @@ def test_another_version_is_eprotonosupport_that_lists_ours_whatever_else_it_say
 
 @statement("H-6")
 @pytest.mark.parametrize("protocol", [{}, {"protocol": None}, {"protocol": "1"}, {"protocol": True}])
-def test_a_protocol_that_is_no_integer_is_einval(connect: Connect, protocol: dict[str, object]) -> None:
+def test_a_protocol_that_is_not_an_integer_is_einval(connect: Connect, protocol: dict[str, object]) -> None:
     assert field_refused(connect(), {"role": "vmm", **protocol}) == "protocol"
 
 

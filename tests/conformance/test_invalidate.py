@@ -1,4 +1,4 @@
-"""`invalidate`: begin and end at once, for what has happened already."""
+"""`invalidate`: begin and end at once, for a change that has already happened."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_it_is_answered_when_the_guest_reaches_nothing_and_leaves_nothing_open(
 
 @statement("P-8")
 def test_a_pinned_region_that_is_hit_is_not_mapped_again(vmm: RawVmm) -> None:
-    """The VMM promised not to move it: what stands there now may be anybody's."""
+    """The VMM promised not to move it: anything may be there now."""
     vmm.map_vma(UADDR, PAGES)
     vmm.add_region(GFN, PAGES, UADDR, "pinned")
     vmm.notifier().ask("invalidate", WHOLE_MEMORY)

@@ -1,4 +1,4 @@
-"""`invalidate_end`: just the range that this connection began."""
+"""`invalidate_end`: of exactly a range that this connection began."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kick`: a VMM wants its vCPU back."""
+"""`kick`: the VMM makes a waiting vCPU return."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WAITING = request("intercept", intercept_message(GFN, READ))
 
 @pytest.fixture
 def vmm(vmm: RawVmm) -> RawVmm:
-    """With memory that is being invalidated, without an end."""
+    """A VMM whose memory is being invalidated, without an end."""
     vmm.add_memory()
     vmm.notifier().ask("invalidate_begin", WHOLE_MEMORY)
     return vmm

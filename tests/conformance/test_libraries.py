@@ -1,6 +1,6 @@
-"""What MessagePack libraries make of values that they take for something else, and the answer to it.
+"""Values that MessagePack libraries encode as something else, and the server's answers.
 
-The bytes were written by the libraries that are named, of the versions in section 12 of the specification.
+The named libraries wrote the bytes, in the versions of section 12 of the specification.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def map_vma_at(address: bytes) -> bytes:
 
 
 def old_bytes(value: bytes) -> bytes:
-    """Of the format that had no `bin`: as text."""
+    """Bytes in the older format without `bin`: as text."""
     return b"\xda" + len(value).to_bytes(2) + value if len(value) > 31 else bytes([0xA0 | len(value)]) + value
 
 
 def refusal_of(connection: RawConnection, sent: bytes) -> tuple[str, object]:
-    """What goes on: the error's name and field."""
+    """The error's name and field; the connection stays open."""
     connection.send(sent)
     error = Refusal(*connection.receive()[2])
     return error.name, error.details.get("field")

@@ -13,11 +13,11 @@ from conformance.wire import READ, intercept_message, pack, request
 
 MESSAGE_BYTES = 65536
 SHORT_MS = 5_000
-"""The longest `hypervisor_timeout_ms` that is waited for."""
+"""The longest `hypervisor_timeout_ms` to wait for."""
 
 
 def refusal_of_a_region(hosted: RawVmm, answered: list[object]) -> list[Any]:
-    """What `add_region` is refused with, when the VMM has answered so."""
+    """The refusal of `add_region` when the VMM has given this answer."""
     link = hosted.link()
     hosted.connection.send(request("add_region", region(GFN, PAGES, UADDR)))
     _, msgid, _, _ = link.receive()
@@ -175,7 +175,9 @@ def test_a_request_on_the_hypervisor_connection_is_ebadmsg_and_loses_the_partiti
     [(pack([1, 77, None, None]), "EPROTO"), (pack([1, 77, None]), "EBADMSG"), (b"\xc1", "EBADMSG")],
     ids=["to no request", "of another form", "garbage"],
 )
-def test_an_answer_to_nothing_loses_the_partition_which_is_told(host: Host, sent: bytes, name: str) -> None:
+def test_an_answer_to_nothing_loses_the_partition_and_the_loss_is_reported(
+    host: Host, sent: bytes, name: str
+) -> None:
     host.link.send(sent)
     assert (host.link.farewell().name, host.is_lost()) == (name, True)
 

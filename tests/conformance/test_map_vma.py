@@ -1,4 +1,4 @@
-"""`map_vma`: what stands behind the VMM's addresses, in the declared setting."""
+"""`map_vma`: what is mapped at the VMM's addresses, on declared memory."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_field_that_is_missing_is_einval_that_names_it(vmm: RawVmm, field: str
 @statement("P-24")
 @needs("process")
 @pytest.mark.parametrize("method", ["map_vma", "unmap_vma", "protect_vma"])
-def test_vmas_are_not_declared_in_the_process_setting(server: Server, method: str) -> None:
+def test_vmas_are_not_declared_in_process_mode(server: Server, method: str) -> None:
     fields = vma(UADDR, 1)
     unused = {
         "unmap_vma": {"start_pfn", "io", "readable", "writable", "executable"},

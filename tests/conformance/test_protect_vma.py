@@ -1,4 +1,4 @@
-"""`protect_vma`: other rights for what is mapped, from the answer on."""
+"""`protect_vma`: new rights for mapped memory, from the answer on."""
 
 from __future__ import annotations
 

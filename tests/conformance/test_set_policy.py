@@ -1,4 +1,4 @@
-"""`set_policy` of a VMM: what is given for faults from now on."""
+"""`set_policy` of a VMM: the granularity of faults from now on."""
 
 from __future__ import annotations
 

@@ -35,13 +35,13 @@ def subscribe(operator: RawConnection, *events: str, **narrowed: object) -> None
 
 
 def has(event: dict[str, Any], **fields: object) -> bool:
-    """Whether these are among its fields: a later version may add some."""
+    """Whether the event has these fields: a later version may add some."""
     return event.items() >= fields.items()
 
 
 @statement("O-6", "O-11")
 @needs("notifier")
-def test_the_life_of_a_partition_is_told_in_its_order(server: Server, operator: RawConnection) -> None:
+def test_the_events_of_a_partition_come_in_order(server: Server, operator: RawConnection) -> None:
     subscribe(
         operator, "partition_created", "vp_attached", "region_added", "invalidation_begun",
         "invalidation_ended", "range_invalidated", "region_removed", "policy_set", "vp_detached",
@@ -83,7 +83,7 @@ def test_the_life_of_a_partition_is_told_in_its_order(server: Server, operator: 
 
 
 @statement("O-6")
-def test_an_answered_intercept_is_told_with_its_answer_its_page_and_its_access(
+def test_an_answered_intercept_is_an_event_with_its_answer_page_and_access(
     operator: RawConnection, vmm: RawVmm
 ) -> None:
     subscribe(operator, "intercept_answered", partition_id=vmm.partition_id)
@@ -97,8 +97,10 @@ def test_an_answered_intercept_is_told_with_its_answer_its_page_and_its_access(
 
 
 @statement("O-6")
-def test_what_was_not_asked_for_is_not_told(server: Server, operator: RawConnection, vmm: RawVmm) -> None:
-    """Another partition, another VP, another reason, another event: one event is left of five."""
+def test_events_that_were_not_selected_are_not_sent(
+    server: Server, operator: RawConnection, vmm: RawVmm
+) -> None:
+    """Other partition, VP, reason or event: one event of five remains."""
     vmm.add_memory()
     first, second = vmm.vp(1), vmm.vp(2)
     with RawVmm(server.socket) as other:
@@ -182,7 +184,7 @@ def test_the_error_of_a_refused_hello_is_cut_at_200_characters(
 
 
 @statement("O-12")
-def test_who_does_not_read_holds_nobody_up_and_is_told_how_much_it_missed(
+def test_a_subscriber_that_does_not_read_delays_no_one_and_learns_how_much_it_missed(
     operator: RawConnection, vmm: RawVmm
 ) -> None:
     subscribe(operator, "intercept_answered", partition_id=vmm.partition_id)

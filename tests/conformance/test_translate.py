@@ -41,6 +41,6 @@ def test_nothing_and_what_is_inaccessible_are_nil(vmm: RawVmm) -> None:
 
 @statement("P-3", "E-2")
 @pytest.mark.parametrize("gfn", [-1, 1.0, "1", True])
-def test_a_gfn_that_is_no_number_is_einval(vmm: RawVmm, gfn: object) -> None:
+def test_a_gfn_that_is_not_a_number_is_einval(vmm: RawVmm, gfn: object) -> None:
     refusal = vmm.connection.refusal("translate", {"gfn": gfn})
     assert (refusal.name, refusal.details.get("field")) == ("EINVAL", "gfn")

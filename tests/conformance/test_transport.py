@@ -1,4 +1,4 @@
-"""Transport and framing: what is a request, what is answered, and what ends a connection."""
+"""Transport and framing: what a request is, what is answered, and what ends a connection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Connect = Callable[[], RawConnection]
 HELLO = {"protocol": 1, "role": "vmm"}
 MESSAGE_BYTES = 65536
 HELLO_VALUES = 12
-"""Of a hello with a field more: itself, its elements, the map, two keys and values, a key, its list."""
+"""Values of a hello with one more field: itself, its elements, map, two keys and values, a key, its list."""
 NESTED = 13
 """Arrays and maps that may lie within a field of hello: 16, less message, params and map."""
 
@@ -30,7 +30,7 @@ def nested(levels: int) -> object:
 
 
 def padded_to(size: int) -> bytes:
-    """A hello with a field of zeros that makes it just so long."""
+    """A hello of exactly this size, by a field of zeros."""
     spare = size - len(request("hello", {**HELLO, "x": bytes(MESSAGE_BYTES // 2)})) + MESSAGE_BYTES // 2
     return request("hello", {**HELLO, "x": bytes(spare)})
 
@@ -67,7 +67,7 @@ def test_a_method_that_requires_no_field_takes_no_params_and_empty_ones(
     [[{"gfn": 1}, {"gfn": 1}], [1], [None], [{b"gfn": 1}]],
     ids=["two", "no map", "nil", "bytes as key"],
 )
-def test_params_of_another_form_are_einval_and_the_connection_goes_on(
+def test_params_of_another_form_are_einval_and_the_connection_stays_open(
     vmm: RawVmm, params: list[object]
 ) -> None:
     vmm.connection.send(pack([0, 5, "translate", params]))
@@ -139,7 +139,7 @@ def test_an_unknown_field_is_einval_that_names_it(vmm: RawVmm) -> None:
 def test_a_second_request_before_the_answer_is_eproto_and_closes(
     vmm: RawVmm, head: bytes, second: bytes
 ) -> None:
-    """In whatever format the first one came."""
+    """In any format of the first request."""
     vmm.add_memory()
     vmm.notifier().ask("invalidate_begin", WHOLE_MEMORY)
     vp = vmm.vp()
@@ -158,7 +158,7 @@ def test_a_method_without_a_reply_answers_nil_and_an_error_has_no_result(vmm: Ra
 
 
 @statement("T-9")
-def test_a_descriptor_that_nobody_asked_for_is_closed(vmm: RawVmm) -> None:
+def test_an_unexpected_descriptor_is_closed(vmm: RawVmm) -> None:
     ours, theirs = socket.socketpair()
     with ours:
         ours.settimeout(10)
@@ -172,10 +172,12 @@ def test_a_descriptor_that_nobody_asked_for_is_closed(vmm: RawVmm) -> None:
 def test_requests_keep_the_pace_of_their_uid_and_are_all_answered(
     vmm: RawVmm, limits: dict[str, int]
 ) -> None:
-    """How long they take at least: a slow machine takes longer."""
+    """A lower bound of the time: a slow machine takes longer."""
     pace = limits["control_requests_per_second"]
     if pace > 4000:
-        pytest.skip(f"limits.control_requests_per_second is {pace}, faster than is asked here: set it lower")
+        pytest.skip(
+            f"limits.control_requests_per_second is {pace}, faster than this case sends: set it lower"
+        )
     asked, at_once = pace // 2, pace // 4
     started = time.monotonic()
     refused = [vmm.connection.refusal("no_such_method").name for _ in range(asked)]
@@ -268,7 +270,7 @@ def test_what_the_wire_does_not_have_is_ebadmsg_and_closes(connect: Connect, val
     ],
     ids=lambda sent: sent.hex(),
 )  # fmt: skip
-def test_what_is_no_request_is_ebadmsg_as_soon_as_that_is_certain(connect: Connect, sent: bytes) -> None:
+def test_anything_but_a_request_is_ebadmsg_as_soon_as_that_is_certain(connect: Connect, sent: bytes) -> None:
     connection = connect()
     connection.send(sent)
     assert connection.farewell().name == "EBADMSG"

@@ -1,4 +1,4 @@
-"""`unmap_gpa`: the server takes memory away from the guest, and tells nobody before it is gone."""
+"""`unmap_gpa`: the server unmaps memory from the guest, and answers no one before it is gone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conformance.wire import request
 
 @pytest.fixture
 def host(hosted: RawVmm) -> Host:
-    """With its memory mapped."""
+    """A host with its memory mapped."""
     host = Host(hosted)
     host.map()
     return host

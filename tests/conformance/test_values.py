@@ -37,7 +37,7 @@ def test_a_msgid_that_is_not_an_integer_of_32_bits_is_ebadmsg(connect: Connect, 
 
 
 @statement("T-17")
-def test_msgid_0_is_answered_and_the_connection_goes_on(vmm: RawVmm) -> None:
+def test_msgid_0_is_answered_and_the_connection_stays_open(vmm: RawVmm) -> None:
     assert vmm.connection.ask("statistics", msgid=0)["regions"] == 0
     assert vmm.connection.refusal("translate").name == "EINVAL"
     assert vmm.connection.ask("statistics", msgid=0)["regions"] == 0

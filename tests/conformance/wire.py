@@ -19,7 +19,7 @@ import msgpack
 from conformance.exchange import ENOSYS, PROFILES, ROLES, RUNNING, NotImplementedYet, missing_method
 
 PATIENCE = 20.0
-"""Seconds after which an answer that should come counts as not coming: generous, for busy machines."""
+"""Seconds to wait for an answer: generous, for busy machines."""
 READ, WRITE, EXECUTE = 0, 1, 2
 """Access types of an intercept message."""
 UNMAPPED_GPA, GPA_INTERCEPT, UNACCEPTED_GPA = 0x80000000, 0x80000001, 0x80000003
@@ -42,7 +42,7 @@ class Refused(Exception):
 
 
 class Refusal(NamedTuple):
-    """An error as it travels."""
+    """An error on the wire."""
 
     number: int
     name: str
@@ -67,7 +67,7 @@ def intercept_message(gfn: int, access: int, message_type: int = UNMAPPED_GPA) -
 
 
 def arm64_message(gfn: int, access: int) -> bytes:
-    """The same of an arm64 guest, where the gpa stands elsewhere."""
+    """The same for an arm64 guest, which has the gpa elsewhere."""
     return struct.pack("<IBB2xQ5xB42xQ184x", UNMAPPED_GPA, 64, 0, 0, access, gfn << 12)
 
 
@@ -105,11 +105,11 @@ class RawConnection:
         self._socket.close()
 
     def half_close(self) -> None:
-        """Say that nothing more will be sent, and go on reading."""
+        """Shut down the sending side, and go on reading."""
         self._socket.shutdown(socket.SHUT_WR)
 
     def leave(self) -> None:
-        """Close, and wait until the daemon has: what it counts of us, it has counted off."""
+        """Close, and wait until the daemon has closed too: it no longer counts this connection."""
         self.half_close()
         self.receive_all()
         self.close()
@@ -117,7 +117,7 @@ class RawConnection:
     # ------------------------------------------------ bytes
 
     def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Send all of `data`; if the daemon closes meanwhile, what it said before is still to be read.
+        """Send all of `data`; if the daemon closes meanwhile, its last messages can still be read.
         `descriptors` go along with the first byte."""
         self._sent = data
         RUNNING.role, RUNNING.sent, RUNNING.came = self._role, data, "nothing yet"
@@ -191,7 +191,7 @@ class RawConnection:
         raise AssertionError(f"{method} was not refused but answered {result!r}")
 
     def farewell(self, msgid: int = 0) -> Refusal:
-        """The error that is the last thing the daemon says before it closes."""
+        """The error that the daemon sends last, before it closes."""
         messages = self.receive_all()
         assert len(messages) == 1, f"expected one error, then the end, got {messages!r}"
         kind, answered, error, result = messages[0]
@@ -217,4 +217,4 @@ class RawConnection:
 
 
 Connect = Callable[[], RawConnection]
-"""Opens one more connection, which somebody else closes."""
+"""Opens one more connection, which the fixture closes."""

@@ -42,9 +42,9 @@ def test_statements_ascend_under_each_heading(heading: str) -> None:
 
 
 def test_every_letter_is_in_the_section_that_the_introduction_names() -> None:
-    introduction = TEXT.partition("The letter of a statement")[2].partition("Under each")[0]
-    groups = re.findall(r"((?:`[A-Z]`,? )+)(?:in section )?(\d+)", introduction)
-    said = {letter: section for letters, section in groups for letter in re.findall("[A-Z]", letters)}
+    introduction = TEXT.partition("Sections, and the letters")[2].partition("Under each")[0]
+    groups = re.findall(r"\[(\d+) [^\]]*\]\([^)]*\)((?:\s`[A-Z]`)+)", introduction)
+    said = {letter: section for section, letters in groups for letter in re.findall("[A-Z]", letters)}
     sections = re.findall(r"^## (\d+)\. (.*?)(?=^## |\Z)", TEXT, flags=re.MULTILINE | re.DOTALL)
     found = [
         (letter, section)

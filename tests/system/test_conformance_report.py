@@ -49,12 +49,15 @@ def report(first_day: Path) -> subprocess.CompletedProcess[str]:
             "P-7",
             r"0 of \d+ cases +not implemented +The gfns MUST NOT overlap another region's: `EEXIST`, with",
         ),
-        ("P-21", r"1 of 1 case +holds +Reply: `\{partition_id: integer, token: 16 bytes\}`\.$"),
+        (
+            "P-21",
+            r"1 of 1 case +holds +`create_partition` replies `\{partition_id: integer, token: 16 bytes\}`\.$",
+        ),
         (
             "N-1",
             r"0 of \d+ cases +not implemented +`start_uaddr` and `length` are whole pages, `length` is not",
         ),
-        ("O-1", r"0 of \d+ cases +skipped +`list_partitions \{after\?\}`: "),
+        ("O-1", r"0 of \d+ cases +skipped +`list_partitions \{after\?\}` replies "),
         ("P-20", r"0 of \d+ cases +skipped +`promise_begin_end` true says that every change of the VMM's"),
         (
             "Y-2",
@@ -110,7 +113,7 @@ def test_a_failed_case_says_what_was_sent_what_came_what_is_wanted_and_where(
 def test_a_server_does_not_pass_with_a_statement_that_it_does_not_implement_yet(
     first_day: Path, numbers: list[str], status: int
 ) -> None:
-    """What its hello says that it does without, and an operators' socket, may be absent."""
+    """It may lack what its hello says it works without, and an operators' socket."""
     assert run_suite("--socket", first_day, *statements(*numbers)).returncode == status
 
 
@@ -120,7 +123,7 @@ def test_a_profile_leaves_out_what_needs_more(first_day: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "why"), [("V-333", "there is no such statement"), ("H-9", "a peer of another uid is needed")]
+    ("number", "why"), [("V-333", "no such statement"), ("H-9", "a peer of another uid is needed")]
 )
 def test_a_statement_that_no_case_checks_is_refused_with_the_reason(number: str, why: str) -> None:
     with pytest.raises(pytest.UsageError, match=f"--statement {number}: {why}"):
