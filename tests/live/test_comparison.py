@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import pytest
@@ -13,6 +13,7 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.comparison import (
     LOOKS,
+    PIECES_A_PROBE,
     PIECES_A_QUESTION,
     PIECES_A_ROUND,
     Compared,
@@ -193,19 +194,22 @@ async def test_a_difference_that_has_many_pieces_at_the_second_look_is_taken_awa
     assert world.guests_pages == []
 
 
+@pytest.mark.parametrize(
+    ("compared", "most"), [(Comparison.round, PIECES_A_PROBE), (Comparison.catch_up, PIECES_A_ROUND)]
+)
 async def test_rounds_compare_so_many_pieces_each_and_continue_where_the_last_one_stopped(
-    world: World,
+    world: World, compared: Callable[[Comparison], Awaitable[None]], most: int
 ) -> None:
-    pieces = 2 * PIECES_A_ROUND + 100
+    pieces = 2 * most + 100
     for page in range(0, 2 * pieces, 2):
         world.give(vma(page, page + 1))
     world.vmas.sort(key=lambda it: it.start)
     counts = []
     for _ in range(3):
         world.looked.clear()
-        await world.comparison.round()
+        await compared(world.comparison)
         counts.append((sum(world.looked), max(world.looked), len(world.gfns)))
-    at_once, most = PIECES_A_QUESTION, PIECES_A_ROUND
+    at_once = PIECES_A_QUESTION
     assert counts == [(most, at_once, most), (most, at_once, 2 * most), (most, at_once, pieces)]
 
 

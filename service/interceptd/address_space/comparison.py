@@ -19,8 +19,10 @@ from interceptd.pages.mapping import Frame, Mapping
 from interceptd.telemetry.counters import Source
 
 PIECES_A_ROUND = 1024
-"""A piece is a part of a mapping that one VMA backs, and costs one look-up. A round of so many takes 8 ms of
-CPU, most of it a worker thread's: of each second, and of each `invalidate`."""
+"""A piece is a part of a mapping that one VMA backs, and costs at most one look-up. An `invalidate` compares
+up to this many, which takes up to 8 ms of CPU, most of it a worker thread's."""
+PIECES_A_PROBE = 256
+"""Without being asked, a partition compares up to this many per second."""
 PIECES_A_QUESTION = 64
 """A question that is given up goes on until the kernel has answered it: it is a short one."""
 LOOKS = 8
@@ -40,15 +42,18 @@ def compare(given: Iterable[Mapping], vma_at: Callable[[int], LiveVma | None], m
     """Hold `given` mappings, at least one and in order, against the VMAs, up to `most` pieces.
 
     Where there is no VMA all the rest of the mapping differs: how far the hole reaches is not known.
+    Neighbours in one VMA share a look-up.
     """
     pieces, end, differing = 0, 0, list[Mapping]()
+    vma: LiveVma | None = None
     for mapping in given:
         end = mapping.start
         while end < mapping.end:
             if pieces == most:
                 return Compared(end, pieces, differing)
             start, page = end, mapping.start_uaddr_page + end - mapping.start
-            vma = vma_at(page)
+            if vma is None or not vma.start <= page < vma.end:
+                vma = vma_at(page)
             end = mapping.end if vma is None else min(mapping.end, start + vma.end - page)
             pieces += 1
             if vma is None or not _backs(vma, page, mapping.frame_at(start), mapping.access):
@@ -81,15 +86,15 @@ class Comparison:
         self._turn = trio.Lock()
         self._begun = 0
         self._completed = 0
-        """The number of the last round that was begun, and that came to its end."""
+        """The number of the last round that was begun, and of the last one that `catch_up` completed."""
 
     async def round(self) -> None:
-        """Compare `PIECES_A_ROUND` pieces, from where the last round stopped, and invalidate what differs.
+        """Compare `PIECES_A_PROBE` pieces, from where the last round stopped, and invalidate what differs.
 
         What is being mapped meanwhile may be missed; the next round finds it. Raises `Undecided`.
         """
         async with self._turn:
-            await self._round()
+            await self._round(PIECES_A_PROBE)
 
     async def catch_up(self) -> None:
         """Have every change that was made before the call taken away from the guest, of as many pieces as a
@@ -101,17 +106,15 @@ class Comparison:
         wanted = self._begun + 1
         async with self._turn:
             if self._completed < wanted:
-                await self._round()
+                await self._round(PIECES_A_ROUND)
+                self._completed = self._begun
         await self._notifier.wait_served()
 
-    async def _round(self) -> None:
+    async def _round(self, most: int) -> None:
         self._begun += 1
-        number = self._begun
         await self._notifier.wait_windows_closed()
-        most = PIECES_A_ROUND
         for gfns in (GfnRange(start=self._next, end=PAGE_LIMIT), GfnRange(start=0, end=self._next)):
             most = await self._go_over(gfns, most)
-        self._completed = number
 
     async def _go_over(self, gfns: GfnRange, most: int) -> int:
         """Compare what is given in `gfns`, `most` pieces of it; returns how many may follow elsewhere."""

@@ -11,7 +11,7 @@ VMM's own calls have workers of their own: faults of 64 VPs do not keep a region
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -59,10 +59,18 @@ class ProcessAddressSpace:
     """
 
     def __init__(
-        self, notifier: MmuNotifier, given: Given, timeout: float, vmm: Pidfd | None, name: str
+        self,
+        notifier: MmuNotifier,
+        given: Given,
+        timeout: float,
+        vmm: Pidfd | None,
+        name: str,
+        *,
+        comparison_turn: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:
         self._notifier = notifier
         self._given = given
+        self._comparison_turn = comparison_turn
         self._timeout = timeout
         self._vmm = vmm
         self._workers = {
@@ -143,7 +151,10 @@ class ProcessAddressSpace:
         if self._comparison is None:
             return
         try:
-            await self._comparison.catch_up()
+            with trio.fail_after(self._timeout):
+                await self._comparison.catch_up()
+        except trio.TooSlowError:
+            raise Undecided.because(Meaning.NO_ANSWER) from None
         except Undecided:
             if not self._gone.is_set():
                 raise
@@ -203,7 +214,8 @@ class ProcessAddressSpace:
                     await self._comparison.round()
 
     async def _compare(self, attachment: Attachment, given: list[Mapping], most: int) -> Compared:
-        compared = await self._ask(attachment, lambda: compare(given, attachment.maps.view(), most))
+        async with self._comparison_turn():
+            compared = await self._ask(attachment, lambda: compare(given, attachment.maps.view(), most))
         assert compared is not None, "a comparison always has a result"
         return compared
 

@@ -12,6 +12,7 @@ from functools import partial
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import AddressSpaceKind, CreatePartition, HypervisorKind
 from interceptd.address_space import AddressSpace
+from interceptd.address_space.comparison_queue import ComparisonQueue
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.config.live import Settings
@@ -37,6 +38,7 @@ class PartitionFactory:
     def __init__(self, settings: Settings, chaos: int, event_bus: EventBus) -> None:
         self._settings = settings
         self._event_bus = event_bus
+        self._comparisons = ComparisonQueue()
         self._chaos = Chaos(chaos, random.Random()) if chaos else None
 
     def create(
@@ -112,7 +114,12 @@ class PartitionFactory:
                 return DeclaredAddressSpace(lambda: self._settings.now.limits.vmas_per_partition)
             case AddressSpaceKind.PROCESS:
                 return ProcessAddressSpace(
-                    notifier, mappings.some, timeout, vmm.peer_pidfd(), str(partition_id)
+                    notifier,
+                    mappings.some,
+                    timeout,
+                    vmm.peer_pidfd(),
+                    str(partition_id),
+                    comparison_turn=partial(self._comparisons.turn, vmm.peer.uid),
                 )
 
     def _hypervisor(self, request: CreatePartition) -> SoftwareHypervisor | RemoteHypervisor:
