@@ -17,7 +17,7 @@ import pytest
 from fakes.eventually import eventually
 from fakes.rude_peers import slow_to_close
 from intercept_protocol.errors import ProtocolViolation, WireError
-from interceptd.connections.received_fds import CLOSING, KEPT, ReceivedFds
+from interceptd.connections.received_fds import CLOSING_LIMIT, KEPT_LIMIT, ReceivedFds
 
 
 class Ends:
@@ -59,24 +59,24 @@ def test_what_is_more_than_any_method_takes_is_closed_at_once_and_counted(ends: 
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            assert ends.send(*[theirs.fileno()] * (KEPT + 3)) == b"x"
-        assert ends.box.received == KEPT + 3
+            assert ends.send(*[theirs.fileno()] * (KEPT_LIMIT + 3)) == b"x"
+        assert ends.box.received == KEPT_LIMIT + 3
         ends.box.drop()
         assert (ours.recv(1), ends.box.received) == (b"", 0)
 
 
 def test_descriptors_that_are_slow_to_close_hold_nobody_up_until_they_are_too_many(ends: Ends) -> None:
-    for _ in range(CLOSING):
+    for _ in range(CLOSING_LIMIT):
         ends.send_slow()
         ends.box.drop()
-    assert closing() == CLOSING
+    assert closing() == CLOSING_LIMIT
     ends.send_slow()
-    with pytest.raises(ProtocolViolation, match="closing the descriptors that were sent takes too long"):
+    with pytest.raises(ProtocolViolation, match="the descriptors that were sent take too long to close"):
         ends.box.drop()
 
 
 def test_a_peer_whose_slow_descriptors_have_let_go_may_send_more(ends: Ends) -> None:
-    for _ in range(CLOSING):
+    for _ in range(CLOSING_LIMIT):
         ends.send_slow()
         ends.box.drop()
     ends.peers.close()
@@ -107,7 +107,7 @@ def test_descriptors_that_are_cut_off_are_said_to_be_and_those_that_came_are_clo
             assert ends.send(*[theirs.fileno()] * 3) == b"x"
         ours.settimeout(10)
         assert ours.recv(1) == b""
-    with pytest.raises(WireError, match=r"EMFILE: of the descriptors .* could receive only 2") as refused:
+    with pytest.raises(WireError, match=r"EMFILE: the daemon could receive only 2") as refused:
         ends.box.take()
     assert refused.value.details == {"received": 2}
 
@@ -147,7 +147,7 @@ def test_where_the_system_refuses_a_thread_the_peer_is_refused_and_the_next_clos
             ends.send(theirs.fileno())
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(threading.Thread, "start", no_thread)
-            with pytest.raises(ProtocolViolation, match="no thread to close the descriptors in"):
+            with pytest.raises(ProtocolViolation, match="no thread available to close the descriptors"):
                 ends.box.drop()
         ends.send(ours.fileno())
         ends.box.drop()
