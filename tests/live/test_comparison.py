@@ -12,9 +12,9 @@ from trio.testing import wait_all_tasks_blocked
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.comparison import (
-    LOOKS,
-    PIECES_A_QUESTION,
-    PIECES_A_ROUND,
+    PIECES_PER_QUESTION,
+    PIECES_PER_ROUND,
+    RETRIES,
     Compared,
     Comparison,
     compare,
@@ -181,11 +181,11 @@ async def test_a_round_takes_away_what_differs_and_leaves_the_rest(world: World)
 
 
 async def test_a_difference_that_has_many_pieces_at_the_second_look_is_taken_away_whole(world: World) -> None:
-    world.give(vma(0, 3 * PIECES_A_QUESTION))
+    world.give(vma(0, 3 * PIECES_PER_QUESTION))
     world.vmas = []
 
     def map_other_pages() -> None:
-        world.vmas = [vma(page, page + 1, offset=1000) for page in range(3 * PIECES_A_QUESTION)]
+        world.vmas = [vma(page, page + 1, offset=1000) for page in range(3 * PIECES_PER_QUESTION)]
 
     world.meanwhile = map_other_pages
     await world.comparison.round()
@@ -196,7 +196,7 @@ async def test_a_difference_that_has_many_pieces_at_the_second_look_is_taken_awa
 async def test_rounds_compare_so_many_pieces_each_and_continue_where_the_last_one_stopped(
     world: World,
 ) -> None:
-    pieces = 2 * PIECES_A_ROUND + 100
+    pieces = 2 * PIECES_PER_ROUND + 100
     for page in range(0, 2 * pieces, 2):
         world.give(vma(page, page + 1))
     world.vmas.sort(key=lambda it: it.start)
@@ -205,23 +205,23 @@ async def test_rounds_compare_so_many_pieces_each_and_continue_where_the_last_on
         world.looked.clear()
         await world.comparison.round()
         counts.append((sum(world.looked), max(world.looked), len(world.gfns)))
-    at_once, most = PIECES_A_QUESTION, PIECES_A_ROUND
+    at_once, most = PIECES_PER_QUESTION, PIECES_PER_ROUND
     assert counts == [(most, at_once, most), (most, at_once, 2 * most), (most, at_once, pieces)]
 
 
 async def test_a_question_is_about_few_pieces_also_of_one_mapping(world: World) -> None:
-    world.give(vma(0, 2 * PIECES_A_QUESTION + 5))
-    world.vmas = [vma(page, page + 1) for page in range(2 * PIECES_A_QUESTION + 5)]
+    world.give(vma(0, 2 * PIECES_PER_QUESTION + 5))
+    world.vmas = [vma(page, page + 1) for page in range(2 * PIECES_PER_QUESTION + 5)]
     await world.comparison.round()
-    assert world.looked == [PIECES_A_QUESTION, PIECES_A_QUESTION, 5]
+    assert world.looked == [PIECES_PER_QUESTION, PIECES_PER_QUESTION, 5]
 
 
 async def test_a_round_of_few_pieces_compares_each_once_wherever_the_last_one_stopped(world: World) -> None:
-    for page in range(0, 4 * PIECES_A_ROUND, 2):
+    for page in range(0, 4 * PIECES_PER_ROUND, 2):
         world.give(vma(page, page + 1))
     await world.comparison.round()
-    world.record.carve(GfnRange(start=GFN + 16, end=GFN + 4 * PIECES_A_ROUND))
-    world.give(vma(8 * PIECES_A_ROUND, 8 * PIECES_A_ROUND + 1))
+    world.record.carve(GfnRange(start=GFN + 16, end=GFN + 4 * PIECES_PER_ROUND))
+    world.give(vma(8 * PIECES_PER_ROUND, 8 * PIECES_PER_ROUND + 1))
     world.looked.clear()
     await world.comparison.round()
     assert sum(world.looked) == 9
@@ -285,7 +285,7 @@ async def test_where_announcements_overlap_every_look_it_is_taken_away_unseen(wo
     await world.comparison.round()
     await world.notifier.wait_served()
     assert (world.found, world.guests_pages) == (1, [0, 1, 2, 3])
-    assert len(world.looked) == 1 + LOOKS
+    assert len(world.looked) == 1 + RETRIES
 
 
 # ------------------------------------------------ catching up

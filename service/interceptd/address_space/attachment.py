@@ -1,7 +1,7 @@
-"""The descriptors that a VMM handed over, and who may still be using them.
+"""The descriptors that a VMM handed over, and their users.
 
-Owns their lifetime: a worker that was given up may be inside the kernel with one, so they are closed by
-whoever lets go last. Must not know what they are asked.
+Owns their lifetime: an abandoned worker may be in the kernel with one, so the last user closes them. Must not
+know what they are used for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from interceptd.address_space.userfaultfd import Userfaultfd
 
 
 class Attachment:
-    """A process's maps, perhaps its smaps and a userfaultfd; `promised` if all changes are announced."""
+    """A process's maps, and optionally its smaps and a userfaultfd. `promised`: the VMM announces every
+    change."""
 
     def __init__(
         self, maps: ProcMaps, smaps: Smaps | None, userfaultfd: Userfaultfd | None, *, promised: bool
@@ -39,13 +40,13 @@ class Attachment:
         try:
             yield
         finally:
-            self._let_go()
+            self._release()
 
     def close(self) -> None:
-        """The owner lets go; once."""
-        self._let_go()
+        """Release the owner's reference; call it once."""
+        self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         with self._lock:
             self._users -= 1
             last = not self._users
