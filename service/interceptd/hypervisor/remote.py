@@ -156,5 +156,5 @@ class RemoteHypervisor:
         if self._late:  # the VMM may still carry out the late request, after the one that undoes it
             raise ProtocolViolation(errno.EPROTO, f"request {self._late[0]} must be answered first")
         if response.error is not None:
-            request.error = WireError.in_words(response.error)
+            request.error = WireError.from_any(response.error)
         request.answered.set()
