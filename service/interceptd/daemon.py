@@ -22,7 +22,7 @@ from interceptd import __version__
 from interceptd.config.live import Settings
 from interceptd.config.schema import Config
 from interceptd.connections.accept import accept_forever
-from interceptd.connections.listen_address import Place
+from interceptd.connections.listen_address import ListenAddress
 from interceptd.connections.unix_listener import ListenError, listening
 from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.partition import by_outcome
@@ -174,13 +174,13 @@ class Daemon:
 
 
 @contextmanager
-def _metrics_listening(config: Config) -> Iterator[tuple[socket.socket, Place] | None]:
+def _metrics_listening(config: Config) -> Iterator[tuple[socket.socket, ListenAddress] | None]:
     """The metrics listener and where it is reached, if there is to be one."""
     place = config.metrics.listen
     if place is None:
         yield None
         return
-    with place.listening(config.metrics.socket_mode) as listener:
+    with place.listen(config.metrics.socket_mode) as listener:
         yield listener, place.bound(listener)
 
 

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from intercept_protocol.frames import MESSAGE_LIMIT, REQUEST_VALUES
-from interceptd.connections.listen_address import Place
+from interceptd.connections.listen_address import ListenAddress
 from interceptd.connections.peer import overflow_uid
 
 Count = Annotated[int, Meta(ge=1, le=1 << 32)]
@@ -80,7 +80,7 @@ class Log(_Table, frozen=True, kw_only=True):
 class Metrics(_Table, frozen=True, kw_only=True):
     """For Prometheus, over HTTP."""
 
-    listen: Place | None = None
+    listen: ListenAddress | None = None
     """Default: no metrics."""
     socket_mode: Annotated[int, Meta(ge=0, le=0o777)] = 0o660
 

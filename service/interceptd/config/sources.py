@@ -16,7 +16,7 @@ import msgspec
 
 from intercept_protocol.text import visible
 from interceptd.config.schema import Config
-from interceptd.connections.listen_address import Place
+from interceptd.connections.listen_address import ListenAddress
 
 PREFIX: Final = "INTERCEPTD_"
 CHAOS_VARIABLE: Final = "INTERCEPTD_CHAOS"
@@ -95,7 +95,7 @@ def flat(table: Mapping[str, object], prefix: str = "") -> Table:
 
 def config_keys(config: Config) -> Table:
     """Every key of a configuration with its value as in a file."""
-    return flat(msgspec.to_builtins(config, enc_hook=str))  # `Place` is the only type that TOML lacks
+    return flat(msgspec.to_builtins(config, enc_hook=str))  # `ListenAddress` is the only type that TOML lacks
 
 
 def set_flag(text: str) -> Setting:
@@ -127,7 +127,7 @@ def _from_environment(environment: Mapping[str, str]) -> Iterable[Setting]:
 def _value(setting: Setting) -> object:
     """The value of a setting in the syntax of the file, except that text needs no quotes."""
     hint = _type_of(setting.key)
-    if get_origin(hint) is Literal or not {str, Place}.isdisjoint({hint, *get_args(hint)}):
+    if get_origin(hint) is Literal or not {str, ListenAddress}.isdisjoint({hint, *get_args(hint)}):
         return setting.text
     try:
         parsed = tomllib.loads(f"value = {setting.text}")
@@ -166,10 +166,10 @@ def _is_file_path(path: str | None) -> bool:
 
 def _decode(hint: type, value: object) -> object:
     """Decode a type that TOML lacks."""
-    assert hint is Place, "the schema has no other such type"
+    assert hint is ListenAddress, "the schema has no other such type"
     if not isinstance(value, str):
         raise TypeError(f"expected `str`, got `{type(value).__name__}`")
-    return Place(value)
+    return ListenAddress(value)
 
 
 def _explain(text: str) -> str:

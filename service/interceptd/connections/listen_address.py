@@ -18,7 +18,7 @@ UNIX: Final = "unix:"
 EXPECTED: Final = "expected unix:/PATH, or an IP address and a port like 127.0.0.1:9477 or [::1]:9477"
 
 
-class Place:
+class ListenAddress:
     """Immutable; `str` gives its notation. Port 0 means any free port."""
 
     __slots__ = ("_host", "_port", "path")
@@ -54,15 +54,15 @@ class Place:
         """Whether only this machine can reach it."""
         return self.path is not None or self._host.is_loopback
 
-    def bound(self, listener: socket.socket) -> Place:
+    def bound(self, listener: socket.socket) -> ListenAddress:
         """The address of `listener`, which was bound here, with the actual port instead of 0."""
         if self.path is not None:
             return self
         port = listener.getsockname()[1]
-        return Place(f"[{self._host}]:{port}" if self._host.version == 6 else f"{self._host}:{port}")
+        return ListenAddress(f"[{self._host}]:{port}" if self._host.version == 6 else f"{self._host}:{port}")
 
     @contextmanager
-    def listening(self, mode: int) -> Iterator[socket.socket]:
+    def listen(self, mode: int) -> Iterator[socket.socket]:
         """A socket that listens at this address; `mode` is the file mode of a Unix one. Raises
         `ListenError`."""
         if self.path is not None:

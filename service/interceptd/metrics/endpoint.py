@@ -14,7 +14,7 @@ from prometheus_client import Metric, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
-from interceptd.connections.listen_address import Place
+from interceptd.connections.listen_address import ListenAddress
 from interceptd.metrics.families import families
 from interceptd.metrics.http import Page, Responder
 from interceptd.metrics.loop_lag import LoopLag
@@ -38,10 +38,10 @@ class MetricsEndpoint:
         self._responder = Responder({"/metrics": self._metrics, "/healthz": self._healthz})
         self._observer = Observer(partitions, dispatcher, manager, self._lag, self._responder.requests)
 
-    async def run(self, listener: socket.socket, place: Place) -> None:
+    async def run(self, listener: socket.socket, address: ListenAddress) -> None:
         """Serve, and measure the lag of the event loop, until cancelled. A failing scrape harms nothing
         else."""
-        log.info("metrics_served", listen=str(place), local=place.local)
+        log.info("metrics_served", listen=str(address), local=address.local)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._lag.run)
             listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
