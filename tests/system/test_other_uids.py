@@ -28,7 +28,7 @@ from interceptctl.cli import main
 from interceptctl.exercise import program, summary
 from interceptctl.guest import program as guest_program
 from interceptctl.guest import summary as guest_summary
-from interceptd.connections.unix_listener import ListenError, listening
+from interceptd.connections.unix_listener import ListenError, listen_unix
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 
@@ -244,7 +244,7 @@ def test_the_overflow_uid_is_served_where_it_is_configured(public_directory: Pat
 
 def refused_to_listen(path: Path) -> str:
     """The cause, as somebody who starts a daemon of his own is told it."""
-    with pytest.raises(ListenError) as refused, listening(str(path), 0o600):
+    with pytest.raises(ListenError) as refused, listen_unix(str(path), 0o600):
         pass
     return str(refused.value)
 

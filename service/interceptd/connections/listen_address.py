@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from pathlib import PurePosixPath
 from typing import Final
 
-from interceptd.connections.unix_listener import BACKLOG, ListenError, listening
+from interceptd.connections.unix_listener import BACKLOG, ListenError, listen_unix
 
 UNIX: Final = "unix:"
 EXPECTED: Final = "expected unix:/PATH, or an IP address and a port like 127.0.0.1:9477 or [::1]:9477"
@@ -66,7 +66,7 @@ class ListenAddress:
         """A socket that listens at this address; `mode` is the file mode of a Unix one. Raises
         `ListenError`."""
         if self.path is not None:
-            with listening(self.path, mode) as listener:
+            with listen_unix(self.path, mode) as listener:
                 yield listener
             return
         family = socket.AF_INET6 if self._host.version == 6 else socket.AF_INET

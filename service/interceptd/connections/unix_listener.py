@@ -36,7 +36,7 @@ class ListenError(Exception):
 
 
 @contextmanager
-def listening(
+def listen_unix(
     path: str, mode: int, passed: socket.socket | None = None, *, group: str | None = None
 ) -> Iterator[socket.socket]:
     """A listening AF_UNIX socket at `path` with the file mode `mode` and the group `group` (None: our own).
