@@ -36,7 +36,7 @@ from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.telemetry.counters import PortCalls, Totals
-from interceptd.telemetry.event_bus import PartitionJournal
+from interceptd.telemetry.event_bus import PartitionPublisher
 from interceptd.telemetry.histogram import InterceptLatency
 
 log = structlog.get_logger()
@@ -65,7 +65,7 @@ class Partition:
     notifier: MmuNotifier
     regions: RegionManager
     path: FaultHandler
-    event_bus: PartitionJournal
+    event_bus: PartitionPublisher
     end_timeout: Callable[[], float]
     port_calls: PortCalls = field(default_factory=PortCalls)
     """What `hypervisor` measures, if it does."""

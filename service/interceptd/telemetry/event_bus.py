@@ -132,7 +132,7 @@ class EventBus:
             await subscription.wait_drained()
 
 
-class PartitionJournal:
+class PartitionPublisher:
     """A partition's view of the event bus: adds its id to everything that it publishes."""
 
     __slots__ = ("_event_bus", "_partition_id")
