@@ -49,7 +49,7 @@ TESTS = (
     "tests/service/test_facts.py",
     "tests/service/test_intercept.py",
     "tests/service/test_interval_index.py",
-    "tests/service/test_journal.py",
+    "tests/service/test_event_bus.py",
     "tests/service/test_latency.py",
     "tests/service/test_mapping.py",
     "tests/service/test_mmu_notifier.py",
