@@ -117,7 +117,7 @@ class Dispatcher:
                     failure = error
                 nursery.cancel_scope.cancel()
         finally:
-            self._event_bus.leave(subscription)
+            self._event_bus.unsubscribe(subscription)
         if failure is not None:
             raise failure
 

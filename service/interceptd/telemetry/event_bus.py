@@ -20,7 +20,7 @@ EVENTS_KEPT = 1024
 """Events queued per subscription, some 300 KiB. All subscriptions share one object per event."""
 
 
-class Interest(msgspec.Struct, frozen=True):
+class EventFilter(msgspec.Struct, frozen=True):
     """Which events a subscriber wants: those named in `events`, narrowed by every other field that is set."""
 
     events: frozenset[str]
@@ -29,10 +29,10 @@ class Interest(msgspec.Struct, frozen=True):
     reasons: frozenset[str] = frozenset()
 
     @property
-    def in_intercepts(self) -> bool:
+    def wants_intercepts(self) -> bool:
         return EventName.INTERCEPT_ANSWERED in self.events
 
-    def admits(self, event: Event) -> bool:
+    def matches(self, event: Event) -> bool:
         fact = event.fact
         return (
             fact.event_name in self.events
@@ -42,14 +42,14 @@ class Interest(msgspec.Struct, frozen=True):
         )
 
 
-NOTHING = Interest(frozenset())
+NO_EVENTS = EventFilter(frozenset())
 
 
 class Subscription:
     """The queue of one subscriber, oldest event first."""
 
     def __init__(self, kept: int = EVENTS_KEPT) -> None:
-        self.interest = NOTHING
+        self.filter = NO_EVENTS
         self._kept = kept
         self._events: deque[Event] = deque()
         self._dropped = 0
@@ -58,7 +58,7 @@ class Subscription:
 
     def offer(self, event: Event) -> None:
         """Queue an event that is wanted and fits. An `EventsDropped` marks each gap at its position."""
-        if not self.interest.admits(event):
+        if not self.filter.matches(event):
             return
         if len(self._events) >= self._kept:
             self._dropped += 1
@@ -114,17 +114,17 @@ class EventBus:
             for subscription in self._subscriptions:
                 subscription.offer(event)
 
-    def listen(self, subscription: Subscription, interest: Interest) -> None:
-        """Set what a subscription receives from now on, in place of any earlier interest."""
-        subscription.interest = interest
-        if interest.events:
+    def subscribe(self, subscription: Subscription, wanted: EventFilter) -> None:
+        """Set what a subscription receives from now on, in place of its earlier filter."""
+        subscription.filter = wanted
+        if wanted.events:
             self._subscriptions[subscription] = None
         else:
             self._subscriptions.pop(subscription, None)
-        self.intercepts_wanted = any(held.interest.in_intercepts for held in self._subscriptions)
+        self.intercepts_wanted = any(held.filter.wants_intercepts for held in self._subscriptions)
 
-    def leave(self, subscription: Subscription) -> None:
-        self.listen(subscription, NOTHING)
+    def unsubscribe(self, subscription: Subscription) -> None:
+        self.subscribe(subscription, NO_EVENTS)
 
     async def wait_drained(self) -> None:
         """Block until every subscriber has acknowledged all events published before the call."""
