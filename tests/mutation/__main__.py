@@ -50,7 +50,7 @@ TESTS = (
     "tests/service/test_intercept.py",
     "tests/service/test_interval_index.py",
     "tests/service/test_event_bus.py",
-    "tests/service/test_latency.py",
+    "tests/service/test_histogram.py",
     "tests/service/test_mapping.py",
     "tests/service/test_mmu_notifier.py",
     "tests/service/test_open_invalidations.py",
@@ -67,7 +67,7 @@ TESTS = (
     "tests/service/test_slat.py",
     "tests/service/test_software_hypervisor.py",
     "tests/service/test_tenants.py",
-    "tests/service/test_totals.py",
+    "tests/service/test_counters.py",
     "tests/service/test_long_walks.py",
     "tests/service/test_virtual_processor.py",
     "--deselect=tests/service/hazards/test_extents.py::"

@@ -240,7 +240,7 @@ async def test_the_descriptors_of_half_a_request_are_closed_in_time_and_their_re
     connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
 ) -> None:
     """However the rest comes: a byte now and then, with another descriptor, does not make it longer."""
-    box = connection.keep_descriptors()
+    fds = connection.keep_descriptors()
     received = Running(nursery, connection.receive)
     with send_descriptor(ends[1], REQUEST[:1]) as first:
         await trio.sleep(REST_SECONDS - 1)
@@ -252,20 +252,20 @@ async def test_the_descriptors_of_half_a_request_are_closed_in_time_and_their_re
     ends[1].send(REQUEST[2:])
     assert await received.result() == rpc.Request(1, "statistics", [{}])
     with pytest.raises(WireError, match="ETIMEDOUT: the rest of the request did not follow"):
-        box.take()
+        fds.take()
 
 
 async def test_the_next_request_has_the_whole_time_for_its_descriptors_again(
     connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
 ) -> None:
-    box = connection.keep_descriptors()
+    fds = connection.keep_descriptors()
     for _ in range(2):
         received = Running(nursery, connection.receive)
         with send_descriptor(ends[1], REQUEST[:1]) as ours:
             await trio.sleep(REST_SECONDS - 1)
             ends[1].send(REQUEST[1:])
             await received.result()
-            (taken,) = box.take()
+            (taken,) = fds.take()
             os.close(taken)
             connection.drop_descriptors()
             assert ours.recv(1) == b""
@@ -275,7 +275,7 @@ async def test_a_rest_that_came_while_the_daemon_stood_still_was_in_time(
     connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
 ) -> None:
     """Stopped by a signal, a debugger or a suspended machine, we have not looked at what was there."""
-    box = connection.keep_descriptors()
+    fds = connection.keep_descriptors()
     received = Running(nursery, connection.receive)
     with send_descriptor(ends[1], REQUEST[:1]):
         await wait_all_tasks_blocked()
@@ -284,7 +284,7 @@ async def test_a_rest_that_came_while_the_daemon_stood_still_was_in_time(
         assert isinstance(clock, MockClock)
         clock.jump(2 * REST_SECONDS)
         assert await received.result() == rpc.Request(1, "statistics", [{}])
-        (taken,) = box.take()
+        (taken,) = fds.take()
         os.close(taken)
 
 
