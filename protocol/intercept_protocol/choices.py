@@ -22,10 +22,10 @@ class Choices(msgspec.Struct, frozen=True):
         return f"{'a number or ' if self.numbers else ''}one of {', '.join(self.words)}"
 
 
-def choices_at(form: type, path: str) -> Choices:
-    """The choices at `path` of `form`: "kind", or "events[...]" for an element of a list."""
+def choices_at(struct: type, path: str) -> Choices:
+    """The choices at `path` of `struct`: "kind", or "events[...]" for an element of a list."""
     field, *elements = re.split(r"(?=\[)", path)
-    hint = get_type_hints(form).get(field)
+    hint = get_type_hints(struct).get(field)
     for _ in elements:
         hint = next((inner for option in _options(hint) for inner in get_args(option)), None)
     options = _options(hint)

@@ -1,7 +1,6 @@
 """Converts typed requests and replies to and from the maps on the wire.
 
-Owns validation, field by field, and the wording of its errors. Must not know any method: `messages` has the
-types.
+Owns validation, field by field, and the wording of its errors. Must not know any method: see `messages`.
 """
 
 from __future__ import annotations
@@ -35,24 +34,24 @@ _NOT_A_CHOICE = ("invalid enum value", "expected `str")
 
 def decode_call(methods: Mapping[str, type[T]], method: str, params: list[object]) -> T:
     """The typed request. Raises `WireError`: ENOSYS for an unknown method, EINVAL that names the field."""
-    form = methods.get(method)
-    if form is None:
+    struct = methods.get(method)
+    if struct is None:
         raise WireError(errno.ENOSYS, f"no method {method!r:.80} for this role", methods=sorted(methods))
-    return decode_fields(form, method, params)
+    return decode_fields(struct, method, params)
 
 
-def decode_fields(form: type[T], method: str, params: list[object]) -> T:
-    """Convert `params`, an array of at most one map, to `form`. Raises `WireError` EINVAL."""
+def decode_fields(struct: type[T], method: str, params: list[object]) -> T:
+    """Convert `params`, an array of at most one map, to `struct`. Raises `WireError` EINVAL."""
     fields = _fields(method, params)
     if None in fields.values():
-        optional = _optional(form)
+        optional = _optional(struct)
         fields = {name: item for name, item in fields.items() if item is not None or name not in optional}
     try:
-        return msgspec.convert(fields, form, builtin_types=_BYTES_ARE_BYTES)
+        return msgspec.convert(fields, struct, builtin_types=_BYTES_ARE_BYTES)
     except msgspec.ValidationError as error:
         path, why = _explain(str(error))
         field = path.partition("[")[0]
-        choices = choices_at(form, path) if why.startswith(_NOT_A_CHOICE) else None
+        choices = choices_at(struct, path) if why.startswith(_NOT_A_CHOICE) else None
         if choices is None or not choices.words:
             raise WireError(errno.EINVAL, f"{method}: {field}: {why}", field=field) from None
         why = f"must be {choices}; {why}"
@@ -108,9 +107,9 @@ def _fields(method: str, params: list[object]) -> dict[object, object]:
             )
 
 
-def _optional(form: type) -> frozenset[str]:
+def _optional(struct: type) -> frozenset[str]:
     """The fields that may be absent, and may therefore also be nil."""
-    return frozenset(field.name for field in msgspec.structs.fields(form) if not field.required)
+    return frozenset(field.name for field in msgspec.structs.fields(struct) if not field.required)
 
 
 def _explain(text: str) -> tuple[str, str]:

@@ -22,7 +22,7 @@ ERROR_LENGTH: Final = 200
 
 
 class EventName(StrEnum):
-    """The events to subscribe to. `EVENTS_DROPPED` is sent without a subscription."""
+    """The events to subscribe to. `EVENTS_DROPPED` needs no subscription: every subscriber gets its own."""
 
     PARTITION_CREATED = "partition_created"
     PARTITION_ENDED = "partition_ended"

@@ -26,8 +26,7 @@ _CONTAINERS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
 
 
 def _tokens() -> list[tuple[int, int] | None]:
-    """For each type byte without a length field: the size of the token in bytes, and its number of
-    children."""
+    """For each type byte without a length field: the size of the token in bytes and its children."""
     tokens: list[tuple[int, int] | None] = [None] * 256
     for kind in (*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3):
         tokens[kind] = 1, 0  # fixint, nil, false, true

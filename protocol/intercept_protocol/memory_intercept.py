@@ -55,8 +55,7 @@ class MemoryAccessInfo(IntFlag):
     NONE = 0x00
     GVA_VALID = 0x01
     GVA_GPA_VALID = 0x02
-    """The gpa is the translation of the gva. Not set for page-table walks, whose gpa is valid all the
-    same."""
+    """The gpa is the translation of the gva. Not set for page-table walks, whose gpa is valid too."""
     HYPERCALL_OUTPUT_PENDING = 0x04
     TLB_LOCKED_NO_OVERLAY = 0x08
     """x86-64 only; reserved on arm64."""

@@ -28,8 +28,7 @@ _pack_any_text: Callable[[object], bytes] = msgpack.Packer(unicode_errors="backs
 request such text is the caller's error."""
 _UNPACK_ERRORS = (ValueError, TypeError, msgpack.exceptions.UnpackException)
 _SMALL_FRAME = 512
-"""Bytes up to which we try to decode a frame at once: an intercept takes at most 282, other requests about
-100."""
+"""Smaller frames are decoded at once: an intercept takes at most 282 bytes, other requests about 100."""
 _SCALARS = (int, str, bool, bytes, float, type(None))
 
 

@@ -115,8 +115,7 @@ def _console() -> list[Processor]:
 
 
 def _make_visible(_: object, __: str, event: EventDict) -> EventDict:
-    """A processor. The console prints a value without blanks unescaped, and many JSON readers stop at a lone
-    surrogate."""
+    """A processor. The console escapes no value without blanks; lone surrogates stop JSON readers."""
     return {key: _visible(value) for key, value in event.items()}
 
 

@@ -233,8 +233,7 @@ class MmuNotifier:
     # ------------------------------------------------ the region manager's end
 
     def invalidation_of(self, page: int) -> Batch | None:
-        """The batch that invalidates `page` and is not served yet; until then a mapping of it must not be
-        used."""
+        """The unserved batch that invalidates `page`: a mapping of it must not be used meanwhile."""
         if not self._unserved:
             return None
         for batch in (self._pending, self._serving):
@@ -256,8 +255,7 @@ class MmuNotifier:
             await last.done.wait()
 
     def take(self) -> Batch:
-        """Take the pending batch. Call it under the region lock: one pass then serves everything before
-        it."""
+        """Take the pending batch. Call it under the region lock: one pass then serves all of it."""
         self._serving, self._pending = self._pending, Batch()
         return self._serving
 

@@ -59,8 +59,7 @@ class VpView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PartitionInspection(msgspec.Struct, frozen=True, kw_only=True):
-    """One partition in full. `regions` has at most `REGION_VIEWS` entries; the statistics have their
-    number."""
+    """One partition in full. `regions` has up to `REGION_VIEWS` entries; the statistics count all."""
 
     REGION_VIEWS: ClassVar[int] = 256
 

@@ -92,8 +92,7 @@ class ProtectVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class AttachMemory(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The request's first byte carries, by SCM_RIGHTS, the VMM's maps, and optionally smaps and a
-    userfaultfd."""
+    """The first byte carries, by SCM_RIGHTS, the VMM's maps, and optionally smaps and a userfaultfd."""
 
     METHOD: ClassVar[str] = "attach_memory"
     REPLY: ClassVar[object] = None

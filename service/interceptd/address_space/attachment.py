@@ -17,8 +17,7 @@ from interceptd.address_space.userfaultfd import Userfaultfd
 
 
 class Attachment:
-    """A process's maps, and optionally its smaps and a userfaultfd. `promised`: the VMM announces every
-    change."""
+    """A process's maps, and optionally its smaps and a userfaultfd. `promised`: it announces all changes."""
 
     def __init__(
         self, maps: ProcMaps, smaps: Smaps | None, userfaultfd: Userfaultfd | None, *, promised: bool

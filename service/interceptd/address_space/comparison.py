@@ -86,8 +86,7 @@ class Comparison:
         """The numbers of the last round begun and of the last one completed."""
 
     async def round(self) -> None:
-        """Compare `PIECES_PER_ROUND` pieces, starting where the last round stopped, and invalidate those that
-        differ.
+        """Compare `PIECES_PER_ROUND` pieces, from where the last round stopped, and invalidate what differs.
 
         May miss what is being mapped meanwhile; the next round finds it. Raises `Undecided`.
         """

@@ -44,8 +44,7 @@ _TAKEN = "an open /proc/self/maps, and optionally /proc/self/smaps and a userfau
 
 
 def recognise(descriptor: int, peer: Peer) -> DescriptorKind:
-    """The kind of a descriptor. Raises EINVAL, which describes any other, also a proc file of another
-    process.
+    """The kind of a descriptor. Raises EINVAL, which describes any other, or another process's proc file.
 
     The owner of a file of another procfs instance cannot be determined: its ids may be of another pid
     namespace. But the peer was allowed to open it, and only the peer gets answers from it.

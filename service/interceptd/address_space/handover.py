@@ -1,8 +1,7 @@
 """Descriptors between a VMM's message and their attachment.
 
 Owns them meanwhile, and examines them in a worker thread: a peer decides how long examining or closing a file
-on its FUSE mount takes. After a timeout the side that finishes last closes them. Must not know how memory is
-watched.
+on its FUSE mount takes. After a timeout the side that finishes last closes them. Must not know userfaultfds.
 """
 
 from __future__ import annotations

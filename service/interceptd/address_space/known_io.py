@@ -71,8 +71,7 @@ class KnownIo:
             self._gone = RangeMap()
 
     def read_on(self, page: int) -> None:
-        """The pass continues at this page: what it reads from there on is newer than earlier
-        invalidations."""
+        """The pass continues at this page: what follows is read after earlier invalidations."""
         with self._lock:
             self._gone.carve(UaddrRange(start=page, end=PAGE_LIMIT))
 

@@ -22,8 +22,7 @@ from interceptd.address_space.refusals import Call, Meaning, meaning
 from interceptd.address_space.userfaultfd import Userfaultfd
 
 TRIALS = 3
-"""Registrations without a split that prove another mm. More than one, because the VMM may unmap a page
-meanwhile."""
+"""Registrations without a split that prove another mm; not one, as the VMM may unmap a page meanwhile."""
 CANDIDATES = 256
 """VMAs to try, the smallest first: other userfaultfds may hold many."""
 MIDDLE_OF = 3
@@ -73,8 +72,7 @@ def _splits(userfaultfd: Userfaultfd, maps: ProcMaps, page: UaddrRange) -> bool 
 
 
 def _mm_is_gone(userfaultfd: Userfaultfd, page: UaddrRange) -> bool:
-    """After ENOMEM: unregistering what is not registered needs no memory, so ENOMEM then means that the mm is
-    gone."""
+    """After ENOMEM: unregistering an unregistered page needs no memory, so ENOMEM again means no mm."""
     try:
         userfaultfd.unregister(page)
     except OSError as error:

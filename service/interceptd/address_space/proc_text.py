@@ -24,8 +24,7 @@ from interceptd.address_space import Undecided
 from interceptd.address_space.refusals import Call, Meaning, meaning
 
 PIECE_BYTES = 1 << 16
-"""More than the kernel's buffer (a page, or one record if that is longer), so that a piece ends with a
-record."""
+"""More than the kernel's buffer (a page, or a longer record), so that a piece ends with a record."""
 TURN_SECONDS = 5.0
 """How long a question waits for its turn, and about how long its turn lasts. Its caller may have left by
 then: the thread must not wait forever behind a question that the kernel does not answer, nor read forever
@@ -100,8 +99,7 @@ class ProcText:
         return self._pread(len(again), self._position - 1) == again
 
     def _require_mm(self) -> None:
-        """Raises `MmGone`: without an mm the text is empty, and for a process that lost it meanwhile it just
-        ends."""
+        """Raises `MmGone`: without an mm the text is empty, and if the mm goes meanwhile it just ends."""
         if not self._pread(1, 0):
             raise MmGone
 

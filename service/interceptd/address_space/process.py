@@ -113,8 +113,8 @@ class ProcessAddressSpace:
     async def resolve(
         self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST
     ) -> Extent | None:
-        """See `AddressSpace.resolve`. `io` is known for watched memory, and for VMAs read from smaps and not
-        invalidated since."""
+        """See `AddressSpace.resolve`. `io` is known of watched memory, and of VMAs that smaps showed since
+        their last invalidation."""
         attachment = self._attachment
         if attachment is None:
             return None

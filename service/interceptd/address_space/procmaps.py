@@ -128,8 +128,7 @@ class ProcMaps:
         )
 
     def first(self, wanted: Callable[[LiveVma], bool], most: int) -> list[LiveVma]:
-        """The first `most` VMAs that `wanted` accepts, by reading the file. Blocks and raises like
-        `vma_at`."""
+        """The first `most` VMAs that `wanted` accepts, from the file. Blocks and raises like `vma_at`."""
         return self._untorn(partial(self._read_first, wanted, most))
 
     def _scan(self, page: int) -> LiveVma | None:

@@ -38,8 +38,7 @@ class UnmapWatch:
                     await trio.sleep(SPURIOUS_WAKE_SECONDS)
 
     def drain(self) -> None:
-        """Read everything reported until now, synchronously. If it may not be everything, make every attempt
-        stale."""
+        """Read everything reported so far, synchronously. If there may be more, make every attempt stale."""
         try:
             complete = self._read(DRAIN_READS) < DRAIN_READS
         except OSError:  # the mm is gone, which ends `run` too

@@ -63,8 +63,7 @@ class ListenAddress:
 
     @contextmanager
     def listen(self, mode: int) -> Iterator[socket.socket]:
-        """A socket that listens at this address; `mode` is the file mode of a Unix one. Raises
-        `ListenError`."""
+        """A socket listening at this address, a Unix one with file mode `mode`. Raises `ListenError`."""
         if self.path is not None:
             with listen_unix(self.path, mode) as listener:
                 yield listener

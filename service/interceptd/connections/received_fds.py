@@ -79,8 +79,7 @@ class ReceivedFds:
         return self._empty()
 
     def lose(self, why: WireError) -> None:
-        """Close the kept descriptors, and all that follow until the next `drop`; `take` raises `why`. Raises
-        like `drop`.
+        """Close the kept descriptors and all until the next `drop`; `take` raises `why`. Raises like `drop`.
 
         A request with only a part of its descriptors is of no use.
         """
@@ -146,8 +145,7 @@ def close_each(descriptors: Iterable[int]) -> None:
 def close_in_thread(descriptors: list[int]) -> threading.Thread | None:
     """Close in a thread: a peer decides how long closing a file on its FUSE mount takes.
 
-    None if the system refuses a thread; the next call then closes them too. Always call it from the same
-    thread.
+    None if the system refuses a thread; the next call then closes them too. Call it from one thread only.
     """
     unclosed = [*_UNCLOSED, *descriptors]
 

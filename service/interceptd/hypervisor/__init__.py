@@ -34,8 +34,7 @@ class HypervisorCounters(msgspec.Struct):
 
 
 class Hypervisor(Protocol):
-    """Edits guest mappings. Both operations take ranges and may block; the implementation bounds for how
-    long."""
+    """Edits guest mappings. Both operations take ranges and may block, bounded by the implementation."""
 
     async def map_gpa(self, mapping: Mapping) -> None:
         """Map `mapping`, without access if it has no rights (NO_ACCESS).

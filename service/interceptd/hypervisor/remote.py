@@ -46,8 +46,7 @@ def refusal(method: str, error: WireError) -> HypervisorError:
 
 
 class RemoteHypervisor:
-    """See `Hypervisor`. `deadline` gives the timeout of each request, in seconds; it is called per
-    request."""
+    """See `Hypervisor`. `deadline` returns the timeout of a request, in seconds, and is called for each."""
 
     def __init__(self, deadline: Callable[[], float]) -> None:
         self._deadline = deadline

@@ -39,8 +39,7 @@ class MetricsEndpoint:
         self._observer = Observer(partitions, dispatcher, manager, self._lag, self._responder.requests)
 
     async def run(self, listener: socket.socket, address: ListenAddress) -> None:
-        """Serve, and measure the lag of the event loop, until cancelled. A failing scrape harms nothing
-        else."""
+        """Serve, and measure the event loop's lag, until cancelled. A failing scrape harms nothing else."""
         log.info("metrics_served", listen=str(address), local=address.local)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._lag.run)

@@ -18,8 +18,8 @@ from interceptd.pages.range_map import RangeMap
 class Frame(msgspec.Struct, frozen=True, gc=False):
     """One page of a backing: ("host", pfn), or for live memory a file and its page, or an anonymous page.
 
-    The backing is the identity of the frame, not its current location: see ARCHITECTURE.md, "What a frame
-    is".
+    The backing is the identity of the frame, not its current location: see "What a frame is" in
+    ARCHITECTURE.md.
     """
 
     backing: str

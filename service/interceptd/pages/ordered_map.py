@@ -101,8 +101,7 @@ class OrderedMap(Generic[Value]):
         self._values.insert(at, values)
 
     def _join_with_neighbour(self, chunk: int) -> None:
-        """Merge a short chunk with a neighbour if both fit into one, so that chunks do not get many and
-        short."""
+        """Merge a short chunk with a neighbour if both fit into one, so that chunks stay few."""
         before = chunk - 1 if chunk else chunk + 1
         if before == len(self._firsts):  # the only chunk
             if not self._keys[chunk]:

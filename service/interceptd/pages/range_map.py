@@ -93,8 +93,7 @@ class RangeMap(Generic[Item]):
         return gaps
 
     def head(self, pages: PageRange, items: int) -> PageRange:
-        """The longest prefix of `pages` in which at most `items` items start, for walks that yield between
-        parts."""
+        """The longest prefix of `pages` in which at most `items` items start, for walks that yield."""
         following = next(islice(self._items.between(pages.start, pages.end), items, None), None)
         return pages.slice(pages.start, pages.end if following is None else following.start)
 

@@ -53,8 +53,7 @@ class ServiceManager:
         await self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     async def stopping(self, status: str, seconds: float) -> None:
-        """The daemon is ending, which may take `seconds`: ask for more time than the manager's own
-        timeout."""
+        """The daemon is ending, which may take `seconds`: extends the manager's timeout."""
         await self._send("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}", f"STATUS={status}")
 
     async def feed_watchdog(self, status: Callable[[], str]) -> None:

@@ -68,8 +68,7 @@ class Subscription:
         self._available.set()
 
     async def wait(self) -> None:
-        """Block until an event is queued. Calling it again acknowledges that everything taken has been
-        sent."""
+        """Block until an event is queued. A repeated call acknowledges that everything taken was sent."""
         if not self._events:
             self._available = trio.Event()
             self._acknowledged.set()

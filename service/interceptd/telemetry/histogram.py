@@ -54,8 +54,7 @@ class LatencyHistogram:
 
 
 class InterceptLatency(msgspec.Struct, frozen=True):
-    """Durations of intercepts. Those that waited for other work are separate: the rest show the daemon's own
-    speed."""
+    """Durations of intercepts. Those that waited for other work are separate: the rest show our own speed."""
 
     at_once: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
     waited: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
