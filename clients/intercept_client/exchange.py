@@ -16,7 +16,7 @@ from intercept_protocol import codec, messages, rpc
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.outcomes import Answer, AnyAnswer, LaterAnswer, Outcome
-from intercept_protocol.text import form
+from intercept_protocol.text import shape_of
 
 from .errors import ClientMisuse, ConnectionLost
 
@@ -139,7 +139,7 @@ def _decode_answer(result: object) -> AnyAnswer:
         case [str(outcome), str(reason)] if outcome in _OUTCOMES:
             return _ANSWERS.get((outcome, reason)) or LaterAnswer(_OUTCOMES[outcome], reason)
         case _:
-            raise ProtocolViolation(errno.EPROTO, f"intercept: the answer is of another form: {form(result)}")
+            raise ProtocolViolation(errno.EPROTO, f"intercept: malformed answer: {shape_of(result)}")
 
 
 _NOTHING: Mapping[bytes, None] = {rpc.encode_result(1, None)[RESPONSE_HEAD:]: None}

@@ -178,7 +178,7 @@ class ClientSession:
                 self._dropped += len(self._notifications) == NOTIFICATION_LIMIT
                 self._notifications.append(message)
             case rpc.Response(msgid=0, error=error) if error is not None:
-                self._lose(ConnectionEnded(WireError.in_words(error)))
+                self._lose(ConnectionEnded(WireError.from_any(error)))
             case rpc.Response(msgid=msgid, error=error, result=result):
                 self._complete(self._answered(msgid), error, result)
 

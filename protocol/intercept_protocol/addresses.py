@@ -1,7 +1,7 @@
-"""Pages and ranges of pages that cannot wrap.
+"""Page numbers, and ranges of pages that cannot wrap.
 
-Owns the arithmetic on guest-physical and VMM addresses; must not know what is mapped where.
-Every range is half-open and counted in 4 KiB pages, whatever unit it came in.
+Owns the arithmetic on guest-physical and VMM addresses; must not know what is mapped where. Every range is
+half-open and held in 4 KiB pages, whatever unit it was given in.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Gfn = NewType("Gfn", int)
 Uaddr = NewType("Uaddr", int)
 """An address in the VMM's address space, in bytes."""
 Pfn = NewType("Pfn", int)
-"""A host page number; only the declared address space knows any."""
+"""A host page number; only the declared address space uses them."""
 
 PAGE_SHIFT = 12
 """HV_HYP_PAGE_SHIFT: the hypervisor's page is 4 KiB on every architecture."""
@@ -27,7 +27,7 @@ PAGE_LIMIT = 1 << (64 - PAGE_SHIFT)
 
 
 class RangeError(ValueError):
-    """A range is empty, misaligned, or ends beyond the address space; `field` names the culprit."""
+    """A range is empty, misaligned, or ends beyond the address space; `field` names the wrong field."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
@@ -35,13 +35,13 @@ class RangeError(ValueError):
 
 
 class PageRange(msgspec.Struct, frozen=True, order=True, gc=False, kw_only=True):
-    """The pages from page number `start` up to, and without, page number `end`.
+    """The pages from page number `start` up to, but excluding, page number `end`.
 
-    The bare constructor checks nothing, and takes its two numbers by name only, because a range is as often
-    given by an address or a length. Where the numbers come from outside, use a classmethod: each says what it
-    takes, and raises `RangeError` for a range that is empty, misaligned or beyond the address space.
+    The constructor checks nothing. It takes keyword arguments only, because other ranges are given by an
+    address and a length. For numbers from outside use a classmethod: its name says what it takes, and it
+    raises `RangeError` for a range that is empty, misaligned or beyond the address space.
 
-    Numbers alone make no cycle, so the collector is not told of them (gc=False): a daemon keeps very many.
+    gc=False: integers form no cycles, and a daemon keeps very many ranges.
     """
 
     start: int
@@ -51,7 +51,7 @@ class PageRange(msgspec.Struct, frozen=True, order=True, gc=False, kw_only=True)
 
     @classmethod
     def at_page(cls, start_page: int, page_count: int) -> Self:
-        """From the number of the first page and a number of pages."""
+        """From the first page number and the number of pages."""
         if page_count <= 0:
             raise RangeError("page_count", f"must be at least 1 page, got {page_count}")
         return cls._checked(start_page, page_count, count_field="page_count")
@@ -80,12 +80,12 @@ class PageRange(msgspec.Struct, frozen=True, order=True, gc=False, kw_only=True)
         return self.start < other.end and other.start < self.end
 
     def clip(self, other: PageRange) -> Self | None:
-        """The part of this range that lies in `other`, or None."""
+        """The part of this range that lies in `other`; None if there is none."""
         start, end = max(self.start, other.start), min(self.end, other.end)
         return type(self)(start=start, end=end) if start < end else None
 
     def slice(self, start: int, end: int) -> Self:
-        """The pages [start, end) of this range; what a `RangeMap` asks of its items."""
+        """The pages [start, end), which must lie in this range."""
         return type(self)(start=start, end=end)
 
     def __str__(self) -> str:
@@ -93,24 +93,24 @@ class PageRange(msgspec.Struct, frozen=True, order=True, gc=False, kw_only=True)
 
 
 class GfnRange(PageRange, frozen=True):
-    """Guest-physical pages. Printed as page numbers."""
+    """Guest-physical pages, printed as page numbers."""
 
     start_field: ClassVar[str] = "start_gfn"
 
     @classmethod
     def of(cls, start_gfn: int, page_count: int) -> Self:
-        """From the first guest page and a number of pages."""
+        """From the first gfn and the number of pages."""
         return cls.at_page(start_gfn, page_count)
 
 
 class PfnRange(PageRange, frozen=True):
-    """Host pages. Printed as page numbers."""
+    """Host pages, printed as page numbers."""
 
     start_field: ClassVar[str] = "start_pfn"
 
     @classmethod
     def of(cls, start_pfn: int, page_count: int) -> Self:
-        """From the first host page and a number of pages."""
+        """From the first pfn and the number of pages."""
         return cls.at_page(start_pfn, page_count)
 
 
@@ -121,7 +121,7 @@ class UaddrRange(PageRange, frozen=True):
 
     @classmethod
     def of_bytes(cls, start_uaddr: int, length: int) -> Self:
-        """From a byte address and a length in bytes; both must be whole pages."""
+        """From a byte address and a length in bytes; both must be multiples of the page size."""
         if length <= 0 or length % PAGE_SIZE:
             raise RangeError(
                 "length", f"must be one or more whole pages of {PAGE_SIZE} bytes, got {length:#x}"
@@ -130,7 +130,7 @@ class UaddrRange(PageRange, frozen=True):
 
     @classmethod
     def of_pages(cls, start_uaddr: int, page_count: int) -> Self:
-        """From a byte address and a number of pages."""
+        """From a byte address and the number of pages."""
         return cls.at_page(uaddr_page(start_uaddr), page_count)
 
     @property
@@ -146,7 +146,7 @@ class UaddrRange(PageRange, frozen=True):
 
 
 def uaddr_page(uaddr: int) -> int:
-    """The page number of a page-aligned uaddr; raises `RangeError` when it is not aligned."""
+    """The page number of a uaddr; raises `RangeError` if it is not page-aligned."""
     if uaddr % PAGE_SIZE:
         raise RangeError("start_uaddr", f"must be a multiple of {PAGE_SIZE}, got {uaddr:#x}")
     return uaddr >> PAGE_SHIFT

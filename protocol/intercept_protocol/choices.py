@@ -1,6 +1,6 @@
-"""The words that a field may hold, read off its type, for the error about another one.
+"""The values that an enumerated field may hold, for the error about any other.
 
-Owns that reading and its wording; must not know any method.
+Owns deriving them from the type of the field, and their wording; must not know any method.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 
 
 class Choices(msgspec.Struct, frozen=True):
-    """`words` is empty where a field is not of a few words; `numbers` says that a number would do as well."""
+    """`words` is empty unless the field is enumerated; `numbers` says whether it takes numbers too."""
 
     words: tuple[str, ...]
     numbers: bool
@@ -22,10 +22,10 @@ class Choices(msgspec.Struct, frozen=True):
         return f"{'a number or ' if self.numbers else ''}one of {', '.join(self.words)}"
 
 
-def choices_at(form: type, path: str) -> Choices:
-    """What may stand at `path` of `form`: "kind", or "events[...]" for an element of a list."""
+def choices_at(struct: type, path: str) -> Choices:
+    """The choices at `path` of `struct`: "kind", or "events[...]" for an element of a list."""
     field, *elements = re.split(r"(?=\[)", path)
-    hint = get_type_hints(form).get(field)
+    hint = get_type_hints(struct).get(field)
     for _ in elements:
         hint = next((inner for option in _options(hint) for inner in get_args(option)), None)
     options = _options(hint)
@@ -33,7 +33,7 @@ def choices_at(form: type, path: str) -> Choices:
 
 
 def _options(hint: object) -> tuple[object, ...]:
-    """What a union offers, None left out; a hint that is no union offers itself."""
+    """The members of a union without None; of any other hint, the hint itself."""
     if get_origin(hint) in (Literal, list) or not get_args(hint):
         return (hint,)
     return tuple(option for option in get_args(hint) if option is not type(None))

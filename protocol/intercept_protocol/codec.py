@@ -1,7 +1,6 @@
-"""Typed requests and replies to and from the maps that go over the wire.
+"""Converts typed requests and replies to and from the maps on the wire.
 
-Owns validation, field by field, and the words of its errors. Must not know any method: the forms are in
-`messages`.
+Owns validation, field by field, and the wording of its errors. Must not know any method: see `messages`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from .messages import HELLOS, PROTOCOL_VERSION, Call, Hello
 
 
 def role_of(hello: Hello) -> str:
-    """The role that a hello asks for, as the wire spells it."""
+    """The role in a hello, as on the wire."""
     return str(hello.__struct_config__.tag)
 
 
@@ -26,33 +25,33 @@ T = TypeVar("T")
 Reply = TypeVar("Reply")
 
 _BYTES_ARE_BYTES = (bytes,)
-"""Told to msgspec, or it takes a string for the base64 of bytes."""
+"""For msgspec, which would otherwise decode a string as the base64 of bytes."""
 _QUOTED = 120
-"""Characters of the peer's own text in an error about it."""
-_NO_SUCH_WORD = ("invalid enum value", "expected `str")
-"""How msgspec's sentences begin where a word was expected and something else came."""
+"""Characters of the peer's text that an error quotes."""
+_NOT_A_CHOICE = ("invalid enum value", "expected `str")
+"""How msgspec's messages start when an enumerated field has another value."""
 
 
 def decode_call(methods: Mapping[str, type[T]], method: str, params: list[object]) -> T:
-    """The typed request, or a `WireError`: ENOSYS for an unknown method, EINVAL that names the field."""
-    form = methods.get(method)
-    if form is None:
+    """The typed request. Raises `WireError`: ENOSYS for an unknown method, EINVAL that names the field."""
+    struct = methods.get(method)
+    if struct is None:
         raise WireError(errno.ENOSYS, f"no method {method!r:.80} for this role", methods=sorted(methods))
-    return decode_fields(form, method, params)
+    return decode_fields(struct, method, params)
 
 
-def decode_fields(form: type[T], method: str, params: list[object]) -> T:
-    """Validate `params`, an array of at most one map, against `form`."""
+def decode_fields(struct: type[T], method: str, params: list[object]) -> T:
+    """Convert `params`, an array of at most one map, to `struct`. Raises `WireError` EINVAL."""
     fields = _fields(method, params)
     if None in fields.values():
-        optional = _optional(form)
+        optional = _optional(struct)
         fields = {name: item for name, item in fields.items() if item is not None or name not in optional}
     try:
-        return msgspec.convert(fields, form, builtin_types=_BYTES_ARE_BYTES)
+        return msgspec.convert(fields, struct, builtin_types=_BYTES_ARE_BYTES)
     except msgspec.ValidationError as error:
         path, why = _explain(str(error))
         field = path.partition("[")[0]
-        choices = choices_at(form, path) if why.startswith(_NO_SUCH_WORD) else None
+        choices = choices_at(struct, path) if why.startswith(_NOT_A_CHOICE) else None
         if choices is None or not choices.words:
             raise WireError(errno.EINVAL, f"{method}: {field}: {why}", field=field) from None
         why = f"must be {choices}; {why}"
@@ -62,7 +61,7 @@ def decode_fields(form: type[T], method: str, params: list[object]) -> T:
 
 
 def decode_hello(params: list[object]) -> Hello:
-    """The typed hello; another protocol version is EPROTONOSUPPORT before any other field is looked at."""
+    """The typed hello. Another protocol version is EPROTONOSUPPORT, before any other field is checked."""
     fields = _fields("hello", params)
     version = fields.get("protocol")
     if version is None:
@@ -70,7 +69,7 @@ def decode_hello(params: list[object]) -> Hello:
     if type(version) is int and version != PROTOCOL_VERSION:
         raise WireError(
             errno.EPROTONOSUPPORT,
-            f"hello: protocol {version} is not spoken here, only {PROTOCOL_VERSION}",
+            f"hello: unsupported protocol {version} (supported: {PROTOCOL_VERSION})",
             supported=[PROTOCOL_VERSION],
         )
     role = fields.get("role")
@@ -82,18 +81,16 @@ def decode_hello(params: list[object]) -> Hello:
 
 
 def decode_reply(call: Call[Reply], result: object) -> Reply:
-    """What a peer answered, typed; `ProtocolViolation` EPROTO when it is of another form."""
+    """The typed reply of a peer. Raises `ProtocolViolation` EPROTO if it is malformed."""
     try:
         reply: Reply = msgspec.convert(result, call.REPLY, builtin_types=_BYTES_ARE_BYTES)
     except msgspec.ValidationError as error:
-        raise ProtocolViolation(
-            errno.EPROTO, f"{call.METHOD}: the answer is of another form: {error!s:.200}"
-        ) from None
+        raise ProtocolViolation(errno.EPROTO, f"{call.METHOD}: malformed answer: {error!s:.200}") from None
     return reply
 
 
 def to_fields(value: msgspec.Struct) -> dict[str, object]:
-    """A request or reply as the map that goes over the wire; fields that are None are left out."""
+    """A request or reply as the map on the wire, without the fields that are None."""
     fields: dict[str, object] = msgspec.to_builtins(value, builtin_types=_BYTES_ARE_BYTES)
     return {name: item for name, item in fields.items() if item is not None}
 
@@ -110,16 +107,16 @@ def _fields(method: str, params: list[object]) -> dict[object, object]:
             )
 
 
-def _optional(form: type) -> frozenset[str]:
-    """The fields that may be absent, and so may be nil as well."""
-    return frozenset(field.name for field in msgspec.structs.fields(form) if not field.required)
+def _optional(struct: type) -> frozenset[str]:
+    """The fields that may be absent, and may therefore also be nil."""
+    return frozenset(field.name for field in msgspec.structs.fields(struct) if not field.required)
 
 
 def _explain(text: str) -> tuple[str, str]:
-    """msgspec's sentence as (field, what was expected), cut: it quotes the peer, who may have sent 64 KiB."""
+    """msgspec's message as (field, problem), shortened: it quotes the peer, who may have sent 64 KiB."""
     for prefix, verdict in (
         ("Object missing required field `", "is missing"),
-        ("Object contains unknown field `", "is no field of this method"),
+        ("Object contains unknown field `", "unknown field"),
     ):
         if text.startswith(prefix):
             return text.removeprefix(prefix).removesuffix("`")[:_QUOTED], verdict

@@ -1,8 +1,8 @@
 """The two kinds of error on the wire.
 
-Owns the form in which both travel. `WireError` is an answer: the request is refused, the connection goes on.
-`ProtocolViolation` is for good: nothing that the peer sends after it can be trusted. They are siblings, so
-that a handler of refusals never takes a broken peer for one. Must not know who raised them.
+Owns their encoding. `WireError` is an answer: the request is refused, the connection goes on.
+`ProtocolViolation` is final: nothing that the peer sends after it can be trusted. They are siblings, so that
+code that handles refusals never catches a broken peer. Must not know who raises them.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 
-from .text import form, visible
+from .text import shape_of, visible
 
 
 class EncodedError(Exception):
-    """An error as it travels: ``[errno, name, message, details]``. Only its two subclasses are raised.
+    """An error on the wire: ``[errno, name, message, details]``. Only its two subclasses are raised.
 
-    `number` is a Linux errno, used as the mshv ioctls use them; `details` names fields and ranges for
-    programs, `message` for people. What a message quotes from outside is made visible here, for every error
-    and at both ends: it goes into answers, events and logs, and onto terminals.
+    `number` is a Linux errno, used as in the mshv ioctls; `details` names fields and ranges for programs,
+    `message` for people. Text in it is escaped here, for every error and on both sides, because messages end
+    up in answers, events, logs and terminals, and may quote a peer.
     """
 
     def __init__(self, number: int, message: str, /, **details: object) -> None:
@@ -41,9 +41,9 @@ class WireError(EncodedError):
 
     @classmethod
     def from_wire(cls, value: object) -> WireError:
-        """Read a peer's error. The number decides the name; a number without a name here keeps the peer's.
+        """Decode a peer's error. The number determines the name, or the peer does if we have none for it.
 
-        Raises `ProtocolViolation` EPROTO for anything that is not of the form.
+        Raises `ProtocolViolation` EPROTO for a malformed error.
         """
         match value:
             case [int(number), str(name), str(message), dict(details)] if _is_errno(number):
@@ -52,14 +52,12 @@ class WireError(EncodedError):
                     error.name = visible(name)
                 return error
             case _:
-                raise ProtocolViolation(
-                    errno.EPROTO, f"the peer sent an error of another form: {form(value)}"
-                )
+                raise ProtocolViolation(errno.EPROTO, f"the peer sent a malformed error: {shape_of(value)}")
 
     @classmethod
-    def in_words(cls, value: object) -> WireError:
-        """As `from_wire`, but EPROTO with the form of what was sent: for a peer that has refused or left,
-        however badly it says so."""
+    def from_any(cls, value: object) -> WireError:
+        """Like `from_wire`, but a malformed error becomes an EPROTO that describes it: for a peer that has
+        refused or left in any case."""
         try:
             return cls.from_wire(value)
         except ProtocolViolation as violation:
@@ -67,7 +65,7 @@ class WireError(EncodedError):
 
 
 class ProtocolViolation(EncodedError):
-    """The peer broke the protocol: it is told so under msgid 0 and the connection is closed."""
+    """The peer broke the protocol: send it the error under msgid 0 and close the connection."""
 
 
 def _is_errno(number: int) -> bool:
@@ -75,11 +73,11 @@ def _is_errno(number: int) -> bool:
 
 
 def error_name(number: int) -> str:
-    """``EINVAL`` for 22; the number's text for one that Linux does not name."""
+    """``EINVAL`` for 22; ``E4000`` for a number without a name in Linux."""
     return _KERNEL_NAMES.get(number) or errno.errorcode.get(number, f"E{number}")
 
 
 _MAX_ERRNO = 4095
-"""The largest errno that the kernel may return: MAX_ERRNO in include/linux/err.h."""
+"""MAX_ERRNO in include/linux/err.h: the largest errno of the kernel."""
 _KERNEL_NAMES = {errno.EDEADLK: "EDEADLK", errno.EOPNOTSUPP: "EOPNOTSUPP"}
-"""Where Python's table has libc's alias instead of the name in the kernel's errno.h."""
+"""Names in the kernel's errno.h for which Python's table has libc's alias."""

@@ -1,7 +1,7 @@
-"""What the daemon tells an operator who subscribed: facts, in the past tense.
+"""The events that the daemon sends to an operator who subscribed: facts, in the past tense.
 
-Owns the facts' names and fields, and the notification that brings one. The names are those of the log, where
-the log has them too. Must not know who publishes a fact, or when.
+Owns their names and fields, and the notification that carries one. An event that is also logged has the same
+name in the log. Must not know who publishes a fact, or when.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Final
 import msgspec
 
 from .errors import ProtocolViolation
-from .text import form
+from .text import shape_of
 
 EVENT_METHOD: Final = "event"
 """The method of the notifications."""
 ERROR_LENGTH: Final = 200
-"""Characters of an error in a fact: it may quote a peer, who may have sent 64 KiB."""
+"""Characters of an error in a fact; the error may quote a peer, who may have sent 64 KiB."""
 
 
 class EventName(StrEnum):
-    """What can be subscribed to; `EVENTS_DROPPED` comes to every subscriber whom it concerns."""
+    """The events to subscribe to. `EVENTS_DROPPED` needs no subscription: every subscriber gets its own."""
 
     PARTITION_CREATED = "partition_created"
     PARTITION_ENDED = "partition_ended"
@@ -46,7 +46,7 @@ EVENTS_DROPPED: Final = "events_dropped"
 
 
 class Reason(StrEnum):
-    """Those of `outcomes.Answer`, as the words that can be asked for."""
+    """The reasons of `outcomes.Answer`, as `subscribe` takes them."""
 
     MAPPED = "mapped"
     ALREADY_MAPPED = "already_mapped"
@@ -63,7 +63,7 @@ class Reason(StrEnum):
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
-    """A kind of thing that happens; its tag is its name on the wire."""
+    """The base of all facts; the tag is the name on the wire."""
 
     @property
     def event_name(self) -> str:
@@ -96,7 +96,7 @@ class VpDetached(Fact, frozen=True, kw_only=True, tag="vp_detached"):
 
 
 class RegionFact(Fact, frozen=True, kw_only=True):
-    """Which region it happened to."""
+    """A fact about one region."""
 
     start_gfn: int
     page_count: int
@@ -110,15 +110,15 @@ class RegionAdded(RegionFact, frozen=True, kw_only=True, tag="region_added"):
 
 
 class RegionRemoved(RegionFact, frozen=True, kw_only=True, tag="region_removed"):
-    """The guest reaches nothing of it any more."""
+    """The guest cannot access it any more."""
 
 
 class PinnedRegionDangling(RegionFact, frozen=True, kw_only=True, tag="pinned_region_dangling"):
-    """An invalidation hit it, against its VMM's promise."""
+    """An invalidation overlapped it, although its VMM had promised that it would not change."""
 
 
 class InvalidationFact(Fact, frozen=True, kw_only=True):
-    """Who said it, and of which uaddrs."""
+    """The source of an invalidation, and its uaddrs."""
 
     source: str
     start_uaddr: int
@@ -126,19 +126,19 @@ class InvalidationFact(Fact, frozen=True, kw_only=True):
 
 
 class InvalidationBegun(InvalidationFact, frozen=True, kw_only=True, tag="invalidation_begun"):
-    """Asked for; the guest may reach the range until the answer."""
+    """Requested; until the answer the guest may still access the range."""
 
 
 class InvalidationEnded(InvalidationFact, frozen=True, kw_only=True, tag="invalidation_ended"):
-    """Faults in the range wait for it no more."""
+    """Faults in the range no longer wait for it."""
 
 
 class RangeInvalidated(InvalidationFact, frozen=True, kw_only=True, tag="range_invalidated"):
-    """Begun and ended at once: it had happened already."""
+    """Begun and ended at once: the memory was already gone."""
 
 
 class InterceptAnswered(Fact, frozen=True, kw_only=True, tag="intercept_answered"):
-    """`gfn` and `access`, a bit of 1, 2 and 4, are None for what is no memory intercept."""
+    """`access` is one of the bits 1, 2 and 4; it and `gfn` are None unless it was a memory intercept."""
 
     vp_index: int
     outcome: str
@@ -152,7 +152,7 @@ class PolicySet(Fact, frozen=True, kw_only=True, tag="policy_set"):
 
 
 class RefusalFact(Fact, frozen=True, kw_only=True):
-    """Why, and who it was by the kernel's word."""
+    """The reason, and the peer's credentials from the kernel."""
 
     error: str
     uid: int
@@ -160,11 +160,11 @@ class RefusalFact(Fact, frozen=True, kw_only=True):
 
 
 class HelloRefused(RefusalFact, frozen=True, kw_only=True, tag="hello_refused"):
-    """Answered with an error, and closed."""
+    """The hello was answered with an error, and the connection closed."""
 
 
 class ConnectionRefused(RefusalFact, frozen=True, kw_only=True, tag="connection_refused"):
-    """Closed with an error under msgid 0."""
+    """The connection was closed with an error under msgid 0."""
 
 
 class DrainStarted(Fact, frozen=True, kw_only=True, tag="drain_started"):
@@ -173,7 +173,7 @@ class DrainStarted(Fact, frozen=True, kw_only=True, tag="drain_started"):
 
 
 class EventsDropped(Fact, frozen=True, kw_only=True, tag=EVENTS_DROPPED):
-    """So many facts that were asked for did not fit, just here."""
+    """At this position, so many events did not fit into the subscriber's queue."""
 
     count: int
 
@@ -187,24 +187,24 @@ _NAMES: Final = frozenset(EventName) | {EVENTS_DROPPED}
 
 
 class Event(msgspec.Struct, frozen=True):
-    """A fact, when it happened by the daemon's clock, and in which partition if in one."""
+    """A fact, its time by the daemon's clock, and its partition, if any."""
 
     time_ms: int
     fact: AnyFact
     partition_id: int | None = None
 
     def to_fields(self) -> dict[str, object]:
-        """The map that goes over the wire."""
+        """The map on the wire."""
         fields: dict[str, object] = msgspec.to_builtins(self.fact)
         where = {} if self.partition_id is None else {"partition_id": self.partition_id}
-        told = {name: item for name, item in fields.items() if item is not None}
-        return {"event": told.pop("event"), "time_ms": self.time_ms, **where, **told}
+        known = {name: item for name, item in fields.items() if item is not None}
+        return {"event": known.pop("event"), "time_ms": self.time_ms, **where, **known}
 
 
 def decode_event(params: list[object]) -> Event | None:
-    """The event of a notification's params; None for one that only a later version knows.
+    """The event in a notification's params; None for an event of a later version.
 
-    Raises `ProtocolViolation` EPROTO for what is no event.
+    Raises `ProtocolViolation` EPROTO for a malformed event.
     """
     match params:
         case [{"event": str(name), "time_ms": int(time_ms), **fields}]:
@@ -214,9 +214,7 @@ def decode_event(params: list[object]) -> Event | None:
             try:
                 fact: AnyFact = msgspec.convert({"event": name, **fields}, AnyFact)
             except msgspec.ValidationError as error:
-                raise ProtocolViolation(
-                    errno.EPROTO, f"event {name}: is of another form: {error!s:.200}"
-                ) from None
+                raise ProtocolViolation(errno.EPROTO, f"malformed event {name}: {error!s:.200}") from None
             if partition_id is None or isinstance(partition_id, int):
                 return Event(time_ms, fact, partition_id)
-    raise ProtocolViolation(errno.EPROTO, f"an event of another form: {form(params)}")
+    raise ProtocolViolation(errno.EPROTO, f"malformed event: {shape_of(params)}")

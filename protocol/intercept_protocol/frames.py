@@ -1,8 +1,8 @@
-"""Where one MessagePack value ends in a stream of bytes.
+"""Finds the end of a MessagePack value in a stream of bytes.
 
-Owns the boundary scan and its limits; must not know what the values mean. The scan looks at type bytes and
-lengths only (https://github.com/msgpack/msgpack/blob/master/spec.md, "Formats"), resumes where it stopped,
-and refuses as soon as the outcome is certain: an announced length over the limit is an error at the header.
+Owns the boundary scan and its limits; must not know what the values mean. The scan reads only type bytes and
+lengths (https://github.com/msgpack/msgpack/blob/master/spec.md, "Formats"), resumes where it stopped, and
+fails as early as possible: at the header that announces a length over the limit.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from .errors import ProtocolViolation
 MESSAGE_LIMIT = 64 * 1024
 """Bytes in one message. An intercept takes 273; the largest control message a few hundred."""
 REQUEST_VALUES = 256
-"""Values that a request to the daemon, or an answer to it, may hold. The largest of ours have 30; 64 KiB of
-one-byte values would cost 80 ms to take apart."""
+"""Values in a request to the daemon, or in an answer to it. The largest have 30; decoding 64 KiB of one-byte
+values would delay every VP."""
 DEPTH_LIMIT = 16
-"""Containers that a value may lie in. Requests need 3, inspection replies 6."""
+"""Nesting levels. Requests need 3, inspection replies 6."""
 
 _BLOBS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-"""Bin and str 8/16/32: bytes of the length."""
+"""Bin and str 8/16/32: the width of the length in bytes."""
 _CONTAINERS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
-"""Array and map 16/32: bytes of the count, values an element."""
+"""Array and map 16/32: the width of the count in bytes, and the values per element."""
 
 
 def _tokens() -> list[tuple[int, int] | None]:
-    """For each type byte that says it all: bytes of the token, values that follow as its children."""
+    """For each type byte without a length field: the size of the token in bytes and its children."""
     tokens: list[tuple[int, int] | None] = [None] * 256
     for kind in (*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3):
         tokens[kind] = 1, 0  # fixint, nil, false, true
@@ -46,9 +46,9 @@ _TOKENS = _tokens()
 
 
 class FrameScanner:
-    """Finds the end of the value that starts at offset 0 of a growing buffer. One use a value.
+    """Finds the end of the value that starts at offset 0 of a growing buffer. Use one scanner per value.
 
-    `value_limit` is how many values it may hold, itself, keys and all levels counted.
+    `value_limit` bounds the number of values, counting itself, keys and all levels.
     """
 
     __slots__ = ("_missing", "_open", "_position", "_room")
@@ -56,11 +56,11 @@ class FrameScanner:
     def __init__(self, value_limit: int = MESSAGE_LIMIT) -> None:
         self._position = 0
         self._room = value_limit - 1
-        self._open = [1]  # values still to come, one count a level of nesting
-        self._missing = 1  # their sum: each takes a byte at least
+        self._open = [1]  # values still missing, per nesting level
+        self._missing = 1  # their sum: each takes at least one byte
 
     def scan(self, buffer: bytes | bytearray) -> int | None:
-        """The offset behind the value, or None while bytes are missing. Raises `ProtocolViolation`."""
+        """The offset after the value, or None while bytes are missing. Raises `ProtocolViolation`."""
         available = len(buffer)
         open_ = self._open
         while open_:
@@ -74,7 +74,7 @@ class FrameScanner:
             size, children = token
             if position + size + children + self._missing - 1 > MESSAGE_LIMIT:
                 raise ProtocolViolation(
-                    errno.EMSGSIZE, f"a message may have {MESSAGE_LIMIT} bytes", limit="message_bytes"
+                    errno.EMSGSIZE, f"a message may have at most {MESSAGE_LIMIT} bytes", limit="message_bytes"
                 )
             if children > self._room:
                 raise ProtocolViolation(
@@ -101,13 +101,13 @@ class FrameScanner:
 
 
 def _announced(buffer: bytes | bytearray, position: int, kind: int) -> tuple[int, int] | None:
-    """A token whose length or count follows its type byte; None while that has not arrived."""
+    """A token whose length or count follows its type byte; None until that has arrived."""
     if kind in _BLOBS:
         width, values = _BLOBS[kind], 0
     elif kind in _CONTAINERS:
         width, values = _CONTAINERS[kind]
     else:
-        raise ProtocolViolation(errno.EBADMSG, f"byte {kind:#04x} starts no value of this protocol")
+        raise ProtocolViolation(errno.EBADMSG, f"byte {kind:#04x} does not start a value of this protocol")
     if position + 1 + width > len(buffer):
         return None
     announced = int.from_bytes(buffer[position + 1 : position + 1 + width])

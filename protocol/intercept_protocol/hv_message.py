@@ -1,8 +1,8 @@
 """The hypervisor's 256-byte intercept message, byte for byte, on x86-64 and arm64.
 
-Owns the frame of a message (Hyper-V's hv_message), its types, and the two facts that the daemon takes
-from one. Must not know regions or how an intercept is answered. A message keeps what it came with: unknown
-types and reserved bytes survive a round trip.
+Owns the header of a message (Hyper-V's hv_message), its types, and the gfn and access that the daemon reads
+from one. Must not know regions or how an intercept is answered. Unknown types and reserved bytes survive a
+round trip.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ __all__ = [
 
 MESSAGE_SIZE = 256
 PAYLOAD_SIZE = 240
-"""HV_MESSAGE_PAYLOAD_BYTE_COUNT: what follows the 16 bytes of the header."""
+"""HV_MESSAGE_PAYLOAD_BYTE_COUNT: the bytes after the 16-byte header."""
 
 
 class MessageType(IntEnum):
-    """HVMSG_*: why the VP was stopped."""
+    """HVMSG_*: why the VP stopped."""
 
     NONE = 0x00000000
     UNMAPPED_GPA = 0x80000000
@@ -91,11 +91,11 @@ class MessageType(IntEnum):
 MEMORY_INTERCEPTS = frozenset(
     {MessageType.UNMAPPED_GPA, MessageType.GPA_INTERCEPT, MessageType.UNACCEPTED_GPA}
 )
-"""The types whose payload is a memory intercept. UNACCEPTED_GPA is one, but no fault that we can serve."""
+"""The types whose payload is a memory intercept. The daemon cannot resolve UNACCEPTED_GPA."""
 
 
 class InterceptMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """hv_message: the whole 256 bytes, with the payload as it came."""
+    """hv_message: all 256 bytes, with the payload as received."""
 
     LAYOUT: ClassVar[Struct] = Struct(f"<IBB2sQ{PAYLOAD_SIZE}s")
 
@@ -122,12 +122,12 @@ class InterceptMessage(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of_memory(cls, message_type: int, intercept: MemoryIntercept) -> Self:
-        """The message as the hypervisor sends it: the intercept, zeroes behind it."""
+        """The message as the hypervisor sends it: the intercept, padded with zeroes."""
         body = intercept.build()
         return cls(message_type=message_type, payload_size=len(body), payload=body.ljust(PAYLOAD_SIZE, b"\0"))
 
     def build(self) -> bytes:
-        """The 256 bytes; ValueError when a field does not fit."""
+        """The 256 bytes. Raises ValueError if a field does not fit."""
         return pack(
             self.LAYOUT,
             self.message_type,
@@ -140,14 +140,14 @@ class InterceptMessage(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def known_type(self) -> MessageType | None:
-        """The type by name; None for a number that this version has no name for."""
+        """The type; None for a number that this version does not know."""
         try:
             return MessageType(self.message_type)
         except ValueError:
             return None
 
     def memory(self, architecture: Architecture) -> MemoryIntercept | None:
-        """The memory intercept in the payload; None when the type carries none."""
+        """The memory intercept in the payload; None if the type has none."""
         if self.message_type not in MEMORY_INTERCEPTS:
             return None
         return _MEMORY_FORMS[architecture].parse(self.payload)
@@ -161,19 +161,19 @@ FAULT_LAYOUTS: Mapping[Architecture, str] = {
     Architecture.X86_64: "<I17xB50xQ176x",
     Architecture.ARM64: "<I17xB42xQ184x",
 }
-"""Where a message has its type (byte 0), access type (21) and gpa, as `struct` says it: all that is read."""
+"""`struct` layouts of all that is read: the message type (byte 0), the access type (byte 21) and the gpa."""
 MemoryAccess = tuple[int, Access]
-"""The gfn and the one right that are wanted."""
+"""The gfn, and the one right that the guest needs."""
 _SERVED = frozenset({int(MessageType.UNMAPPED_GPA), int(MessageType.GPA_INTERCEPT)})
 _WANTED = tuple(kind.access for kind in AccessType)
 _LAST_ACCESS_TYPE = len(_WANTED) - 1
 
 
 def memory_access(message: bytes, architecture: Architecture) -> MemoryAccess | None:
-    """The gfn and the one right that a fault wants; None when it is no fault on memory.
+    """The gfn and the one right that a fault needs; None if it is not a memory fault.
 
-    It looks neither at gva_gpa_valid, which is about the gva, nor at vp_index: whose intercept it is follows
-    from the connection. ValueError when `message` is not 256 bytes.
+    Ignores gva_gpa_valid, which is about the gva, and vp_index: the connection determines the VP. Raises
+    ValueError unless `message` has 256 bytes.
     """
     if len(message) != MESSAGE_SIZE:
         raise _wrong_size(message)
@@ -181,7 +181,7 @@ def memory_access(message: bytes, architecture: Architecture) -> MemoryAccess | 
 
 
 def access_wanted(message_type: int, access_type: int, gpa: int) -> MemoryAccess | None:
-    """What the three numbers of `FAULT_LAYOUTS` ask for. On the hot path: plain numbers, no enum look-ups."""
+    """`memory_access` from the three numbers of `FAULT_LAYOUTS`. Hot path: no enum look-ups."""
     if message_type not in _SERVED or access_type > _LAST_ACCESS_TYPE:
         return None
     return gpa >> PAGE_SHIFT, _WANTED[access_type]
@@ -199,10 +199,10 @@ def build_memory_intercept(
     instruction: bytes = b"",
     cache_type: int = CacheType.WRITE_BACK,
 ) -> bytes:
-    """The 256 bytes a hypervisor would send for one access; for VMMs on other hypervisors, and fakes.
+    """The 256 bytes that the hypervisor would send for one access; for VMMs on other hypervisors, and fakes.
 
-    `access` is one right, or the access type that needs it. With a `gva` the message says that `gpa` is its
-    translation. ValueError when a value does not fit.
+    `access` is one right, or the access type that needs it. With a `gva`, the message says that `gpa` is its
+    translation. Raises ValueError if a value does not fit.
     """
     access_type = access if isinstance(access, AccessType) else AccessType.wanting(access)
     translated = MemoryAccessInfo.GVA_VALID | MemoryAccessInfo.GVA_GPA_VALID

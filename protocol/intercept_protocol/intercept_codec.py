@@ -1,8 +1,8 @@
-"""The hot path's own codec: one `intercept` request, and its answer, by their bytes.
+"""A fast path for one `intercept` request and its answer.
 
-Owns the one layout that an intercept has in MessagePack's shortest forms, which every library writes.
-Whatever else comes is left to the general decoder, so nothing is refused here and nothing is accepted that
-the general decoder would refuse. It saves 6 us of decoding and encoding an intercept.
+Owns the one byte layout of an intercept in MessagePack's shortest forms, which every library writes. Leaves
+all other input to the general decoder: it rejects nothing, and accepts nothing that the general decoder would
+reject. Must not know how an intercept is decided.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _HEAD: Final = b"\x94\x00"
 _MIDDLE: Final = bytes([0xA0 | len(INTERCEPT_METHOD)]) + INTERCEPT_METHOD.encode() + b"\x91\xc5\x01\x00"
 """Between msgid and message: the method, an array of one, and a blob of 256 bytes."""
 _MSGID_WIDTHS: Final = (*[1] * 0x80, *[0] * 0x4C, 2, 3, 5, *[0] * 0x31)
-"""By its first byte, the bytes of a msgid in its shortest form: itself below 0x80, or the type byte of a uint
-8, 16 or 32 and the number. 0: it is none."""
+"""By its first byte, the size of a msgid in its shortest form: the number itself below 0x80, else the type
+byte of a uint 8, 16 or 32 and the number. 0: not a msgid."""
 _ANSWER_HEAD: Final = b"\x94\x01"
 _ANSWER_TAILS: Final[dict[Answer, bytes]] = {
     answer: b"\xc0" + msgpack.packb(list(answer.value)) for answer in Answer
 }
-"""No error, and [outcome, reason]."""
+"""A nil error, and [outcome, reason]."""
 
 InterceptCall = tuple[bytes, MemoryAccess | None]
-"""The msgid as it was encoded, which goes back like that, and what the guest wants: None when it is no fault
-on memory. A bare tuple: to make a named one takes longer than to read the message."""
+"""The encoded msgid, which the answer repeats, and what the guest needs: None if it is not a memory fault. A
+plain tuple, because creating a named one is slow."""
 
 
 class InterceptCodec:
@@ -60,5 +60,5 @@ class InterceptCodec:
 
 
 def encode_answer(msgid: bytes, answer: Answer) -> bytes:
-    """The response to a call that was matched."""
+    """The response to a matched call."""
     return _ANSWER_HEAD + msgid + _ANSWER_TAILS[answer]

@@ -1,8 +1,8 @@
-"""What a memory intercept says: the payload of a hypervisor message, on x86-64 and arm64.
+"""The memory intercept: a payload of a hypervisor message, on x86-64 and arm64.
 
-Owns the two layouts (Hyper-V's hv_x64_memory_intercept_message and its arm64 twin: little endian, packed) and
-the small codes in them. Must not know the message around them. Unknown codes and reserved bits are kept as
-they came.
+Owns the two layouts (Hyper-V's hv_x64_memory_intercept_message and its arm64 counterpart: little endian,
+packed) and the enumerations in them. Must not know the message around them. Unknown values and reserved bits
+survive a round trip.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .outcomes import Access
 
 
 class AccessType(IntEnum):
-    """hv_intercept_access_type: what the guest tried. Another encoding than `Access`; do not mix them."""
+    """hv_intercept_access_type: what the guest tried. Not the encoding of `Access`."""
 
     READ = 0
     WRITE = 1
@@ -26,12 +26,12 @@ class AccessType(IntEnum):
 
     @property
     def access(self) -> Access:
-        """The one right that this access needs: rights are the bits that access types number."""
+        """The one right that this access needs: the access type is the number of its bit."""
         return Access(1 << self)
 
     @classmethod
     def wanting(cls, access: Access) -> AccessType:
-        """The access type that needs exactly this one right; ValueError for none or several."""
+        """The access type that needs exactly this one right. Raises ValueError for none or several."""
         for kind in cls:
             if kind.access == access:
                 return kind
@@ -50,12 +50,12 @@ class CacheType(IntEnum):
 
 
 class MemoryAccessInfo(IntFlag):
-    """The access-info byte of a memory intercept. None of it says whether the gpa itself is valid."""
+    """The access-info byte of a memory intercept. No bit says whether the gpa itself is valid."""
 
     NONE = 0x00
     GVA_VALID = 0x01
     GVA_GPA_VALID = 0x02
-    """The gpa is the translation of the gva. Not set for page-table walks; no reason to refuse the gpa."""
+    """The gpa is the translation of the gva. Not set for page-table walks, whose gpa is valid too."""
     HYPERCALL_OUTPUT_PENDING = 0x04
     TLB_LOCKED_NO_OVERLAY = 0x08
     """x86-64 only; reserved on arm64."""
@@ -120,7 +120,7 @@ class X64MemoryIntercept(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def build(self) -> bytes:
-        """The 80 bytes; ValueError when a field does not fit."""
+        """The 80 bytes. Raises ValueError if a field does not fit."""
         length_and_cr8 = (
             _nibble("instruction_length", self.instruction_length) | _nibble("cr8", self.cr8) << 4
         )
@@ -181,7 +181,7 @@ class Arm64MemoryIntercept(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def build(self) -> bytes:
-        """The 64 bytes; ValueError when a field does not fit."""
+        """The 64 bytes. Raises ValueError if a field does not fit."""
         return pack(
             self.LAYOUT,
             self.vp_index, self.instruction_length, self.access_type, self.execution_state,
@@ -195,7 +195,7 @@ MemoryIntercept = X64MemoryIntercept | Arm64MemoryIntercept
 
 
 def pack(layout: Struct, *values: int | bytes) -> bytes:
-    """`layout.pack`, with a ValueError for a value that does not fit."""
+    """`layout.pack`, but raises ValueError for a value that does not fit."""
     try:
         return layout.pack(*values)
     except StructError as error:
@@ -203,7 +203,7 @@ def pack(layout: Struct, *values: int | bytes) -> bytes:
 
 
 def exactly(size: int, value: bytes) -> bytes:
-    """`value`, if it has `size` bytes; struct itself would cut or fill it in silence."""
+    """`value`, if it has `size` bytes; else ValueError. `struct` would silently truncate or pad it."""
     if len(value) != size:
         raise ValueError(f"expected {size} bytes, got {len(value)}")
     return value

@@ -1,4 +1,4 @@
-"""What the daemon can answer to an intercept.
+"""The answers to an intercept.
 
 Owns the outcomes and their reasons; must not know how they are decided.
 """
@@ -11,7 +11,7 @@ import msgspec
 
 
 class Access(IntFlag):
-    """Rights on a page, as they stand in replies and map requests: r 1, w 2, x 4."""
+    """Rights on a page, as in replies and map requests: r 1, w 2, x 4."""
 
     NONE = 0
     READ = 1
@@ -20,7 +20,7 @@ class Access(IntFlag):
 
 
 def allows(rights: Access, wanted: Access) -> bool:
-    """Whether all of `wanted` is among `rights`. By plain int: the flag's own `in` takes ten times longer."""
+    """Whether `rights` includes all of `wanted`. Uses plain ints: the flag's own `in` is slow."""
     return int.__and__(rights, wanted) == wanted
 
 
@@ -36,15 +36,15 @@ class Outcome(StrEnum):
     RESUME = "resume"
     """Run the instruction again."""
     FORWARD = "forward"
-    """The access is the VMM's to emulate. Said only of what was decided."""
+    """Emulate the access. Only for decided accesses."""
     RETRY = "retry"
-    """Nothing was decided; look at your own stop flags and ask again, do not emulate."""
+    """Nothing was decided: check your stop flags and send the intercept again; do not emulate."""
     FAIL = "fail"
-    """Going on would spin or lie; stop the VP."""
+    """Stop the VP: it would spin, or access wrong memory."""
 
 
 class Answer(Enum):
-    """Every answer of this version, each an (outcome, reason) pair as it goes over the wire."""
+    """Every answer of this version: an (outcome, reason) pair, as on the wire."""
 
     MAPPED = (Outcome.RESUME, "mapped")
     ALREADY_MAPPED = (Outcome.RESUME, "already_mapped")
@@ -64,14 +64,14 @@ class Answer(Enum):
         self.reason = reason
 
     __hash__ = object.__hash__
-    """Members are singletons; an enum's own hash runs in Python, once an intercept."""
+    """Members are singletons. An enum's own hash is slow Python code, on the hot path."""
 
     def __str__(self) -> str:
         return f"{self.outcome} {self.reason}"
 
 
 class LaterAnswer(msgspec.Struct, frozen=True):
-    """An answer whose reason only a later version of the wire knows: a VMM decides by `outcome` (V-3)."""
+    """An answer with a reason of a later version: a VMM acts on its `outcome` (V-3)."""
 
     outcome: Outcome
     reason: str
@@ -81,4 +81,4 @@ class LaterAnswer(msgspec.Struct, frozen=True):
 
 
 AnyAnswer = Answer | LaterAnswer
-"""What a client is answered; the daemon itself gives an `Answer`."""
+"""What a client receives; the daemon itself always sends an `Answer`."""

@@ -1,7 +1,7 @@
 """MessagePack-RPC, sans I/O: bytes in, messages out.
 
-Owns the three message shapes, their encoding, and a bounded receive buffer. Must not know the methods, nor
-which side it plays: `Receiver` is told which kinds of message its peer may send.
+Owns the three message types, their encoding, and a bounded receive buffer. Must not know the methods, nor
+which side it is: the caller of `Receiver` says which message types the peer may send.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ RESPONSE: Final = 1
 NOTIFICATION: Final = 2
 _LENGTHS = {REQUEST: 4, RESPONSE: 4, NOTIFICATION: 3}
 MSGID_LIMIT = 1 << 32
-"""The MessagePack-RPC specification makes msgid a 32-bit unsigned number."""
+"""In the MessagePack-RPC specification a msgid is a 32-bit unsigned number."""
 
 _pack: Callable[[object], bytes] = msgpack.Packer().pack
 _pack_any_text: Callable[[object], bytes] = msgpack.Packer(unicode_errors="backslashreplace").pack
-"""For what must go out, whatever it quotes: a path may hold lone surrogates, which UTF-8 cannot encode. A
-request with such text is its caller's mistake."""
+"""For answers and notifications, which may quote a path with lone surrogates, which UTF-8 cannot encode. In a
+request such text is the caller's error."""
 _UNPACK_ERRORS = (ValueError, TypeError, msgpack.exceptions.UnpackException)
 _SMALL_FRAME = 512
-"""Bytes up to which a frame is tried whole: an intercept takes at most 282, most other requests a hundred."""
+"""Smaller frames are decoded at once: an intercept takes at most 282 bytes, other requests about 100."""
 _SCALARS = (int, str, bool, bytes, float, type(None))
 
 
@@ -71,8 +71,8 @@ def encode_notification(method: str, params: list[object]) -> bytes:
 class Receiver:
     """Turns a peer's bytes into messages, each of at most `value_limit` values.
 
-    Holds at most one message's worth of bytes beyond what one `receive_data` brought. After a
-    `ProtocolViolation` the stream is lost for good: every later call raises it again.
+    Buffers at most one message beyond the bytes of one `receive_data`. A `ProtocolViolation` is final: every
+    later call of `next_message` raises it again.
     """
 
     __slots__ = ("_accepts", "_buffer", "_scanner", "_value_limit", "_violation")
@@ -86,11 +86,11 @@ class Receiver:
 
     @property
     def has_bytes(self) -> bool:
-        """Whether a message, or part of one, is waiting in the buffer."""
+        """Whether the buffer holds a message, or part of one."""
         return bool(self._buffer)
 
     def receive_data(self, data: bytes) -> None:
-        """Take in what the peer sent; dropped when the stream is lost already."""
+        """Buffer what the peer sent; drops it after a `ProtocolViolation`."""
         if self._violation is None:
             self._buffer += data
 
@@ -118,13 +118,13 @@ class Receiver:
         return self._decode(frame)
 
     def _small_request(self) -> Request | None:
-        """Exactly one request in the buffer, with one blob or one flat map, needs no boundary scan (6 us)."""
+        """If the buffer is exactly one request with one blob or one flat map, decode it without a scan."""
         if not 0 < len(self._buffer) <= _SMALL_FRAME or REQUEST not in self._accepts:
             return None
         try:
             value = msgpack.unpackb(self._buffer, strict_map_key=False, object_pairs_hook=_flat_map)
         except _UNPACK_ERRORS:
-            return None  # incomplete, pipelined, nested or garbage: the scan below says which
+            return None  # incomplete, pipelined, nested or garbage: the boundary scan decides
         match value:
             case [kind, int(msgid), str(method), [param]] if (
                 _is_request(kind) and _is_msgid(msgid) and self._is_small(param)
@@ -136,32 +136,32 @@ class Receiver:
                 return None
 
     def _is_small(self, param: object) -> bool:
-        """Whether the scan would let it pass. Each value takes a byte at least."""
+        """Whether the scan would accept it. Each value takes at least one byte."""
         return type(param) is bytes or (type(param) is dict and len(self._buffer) <= self._value_limit)
 
     def _check_prefix(self) -> None:
-        """Refuse what cannot become a message at its first bytes, without waiting for the rest."""
+        """Reject at its first bytes what cannot become a message, without waiting for the rest."""
         if self._buffer and self._buffer[0] not in (0x93, 0x94, 0xDC, 0xDD):
-            raise _no_message("an array of 3 or 4 elements must come first")
+            raise _malformed("must start with an array of 3 or 4 elements")
         if len(self._buffer) > 1 and self._buffer[0] in (0x93, 0x94):
             kind, elements = self._buffer[1], self._buffer[0] & 0x0F
-            # An integer in more bytes than it needs is seen when the message is whole.
-            spelled_out = 0xCC <= kind <= 0xD3
-            if not spelled_out and not (kind in self._accepts and _LENGTHS[kind] == elements):
-                raise _no_message(f"{kind:#04x} starts no message of {elements} elements that is expected")
+            # An integer in more bytes than necessary is checked when the message is complete.
+            widened = 0xCC <= kind <= 0xD3
+            if not widened and not (kind in self._accepts and _LENGTHS[kind] == elements):
+                raise _malformed(f"{kind:#04x} does not start an expected message of {elements} elements")
 
     def _decode(self, frame: bytes) -> Message:
         try:
             value = _unpack(frame)
         except _UNPACK_ERRORS as error:
-            raise _no_message(str(error) or type(error).__name__) from error
+            raise _malformed(str(error) or type(error).__name__) from error
         return self._message(value)
 
     def _message(self, value: object) -> Message:
         match value:
             case [kind, *_] if type(kind) is not int or kind not in self._accepts:
                 shown = kind if type(kind) is int else type(kind).__name__
-                raise _no_message(f"a message of type {shown} is not expected here")
+                raise _malformed(f"unexpected message type {shown}")
             case [0, int(msgid), str(method), list(params)] if _is_msgid(msgid):
                 return Request(msgid, method, params)
             case [1, int(msgid), error, result] if _is_msgid(msgid):
@@ -170,13 +170,13 @@ class Receiver:
                 return Notification(method, params)
             case _:
                 assert isinstance(value, list), "the first byte was an array's"
-                form = ", ".join(type(element).__name__ for element in value[:4])
-                raise _no_message(f"got {len(value)} elements, [{form}]")  # no values: one may be a token
+                types = ", ".join(type(element).__name__ for element in value[:4])
+                raise _malformed(f"got {len(value)} elements, [{types}]")  # no values: one may be a token
 
 
 def _flat_map(pairs: list[tuple[object, object]]) -> dict[object, object]:
-    """A map of scalars; of pairs, because a key that comes twice hides what it held first. Keys that are
-    no names are left to the scan, which lets no extension pass."""
+    """A map of scalars. Takes pairs, because a duplicate key would hide an earlier value. Leaves keys that
+    are not strings to the scan, which accepts no extension types."""
     for key, value in pairs:
         if type(key) is not str or type(value) not in _SCALARS:
             raise ValueError("not flat")
@@ -184,7 +184,7 @@ def _flat_map(pairs: list[tuple[object, object]]) -> dict[object, object]:
 
 
 def _unpack(frame: bytes | bytearray) -> object:
-    """One whole value. Keys of any type are let through: a wrong one is the method's EINVAL, not garbage."""
+    """Decode one whole value. Accepts keys of any type: a wrong one is the method's EINVAL."""
     return msgpack.unpackb(frame, strict_map_key=False)
 
 
@@ -196,5 +196,5 @@ def _is_msgid(value: int) -> bool:
     return not isinstance(value, bool) and 0 <= value < MSGID_LIMIT
 
 
-def _no_message(why: str) -> ProtocolViolation:
+def _malformed(why: str) -> ProtocolViolation:
     return ProtocolViolation(errno.EBADMSG, f"not a MessagePack-RPC message: {why}")

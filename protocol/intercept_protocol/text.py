@@ -1,6 +1,6 @@
-"""Text from outside, made safe to show: on a terminal, in a log, in an answer.
+"""Makes text from outside safe to show on a terminal, in a log or in an answer.
 
-Owns which characters are escaped, and what an exception says in a sentence. Must not know where text goes.
+Owns which characters are escaped, and the wording of exceptions and values. Must not know where text goes.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import os
 
 
 def visible(text: str) -> str:
-    """`text` with everything that does not print shown as its escape; what prints is left as it is.
+    """`text` with every unprintable character replaced by its escape.
 
     Control characters, bidirectional overrides, line separators and lone surrogates (bytes of a path that are
-    not UTF-8) become `\\x1b`, `\\u202e`, `\\udcff`. So the result is one line, and every encoder takes it.
+    not UTF-8) become `\\x1b`, `\\u202e`, `\\udcff`. The result is one line, and every encoder accepts it.
     """
     if text.isprintable():
         return text
@@ -24,15 +24,15 @@ def _escape(char: str) -> str:
 
 
 def visible_lines(text: str) -> str:
-    """`text` made visible line by line: for a traceback or notes of ours, which may quote others."""
+    """`visible` for each line of `text`: for our tracebacks and notes, which may quote a peer."""
     return "\n".join(map(visible, text.split("\n")))
 
 
 def sentence(error: BaseException) -> str:
-    """What went wrong, for people: the text of the exception, or of the first one in a group.
+    """An exception for people: its text, or that of the first exception in a group.
 
-    Of an `OSError` the path and the cause, without Python's number in brackets; an exception without a text
-    is named by its type.
+    For an `OSError`, the path and the cause without Python's number in brackets; for an exception without a
+    text, its type.
     """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -42,8 +42,8 @@ def sentence(error: BaseException) -> str:
     return visible(str(error)) or type(error).__name__
 
 
-def form(value: object) -> str:
-    """What a decoded MessagePack value is, without what it holds: "an array of 3", "a string"."""
+def shape_of(value: object) -> str:
+    """The type and size of a decoded MessagePack value, without its contents: "an array of 3", "a string"."""
     match value:
         case list():
             return f"an array of {len(value)}"
@@ -52,7 +52,7 @@ def form(value: object) -> str:
         case None:
             return "nil"
         case _:
-            return _FORMS.get(type(value), "a value of another type")
+            return _TYPE_NAMES.get(type(value), "a value of another type")
 
 
-_FORMS = {bool: "a boolean", int: "an integer", float: "a float", str: "a string", bytes: "bytes"}
+_TYPE_NAMES = {bool: "a boolean", int: "an integer", float: "a float", str: "a string", bytes: "bytes"}

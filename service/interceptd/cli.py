@@ -29,8 +29,8 @@ from interceptd.systemd.notify import ServiceManager
 from interceptd.systemd.socket_activation import PassedSockets, take_passed_sockets
 
 Flags = tuple[Setting, ...]
-PLACE_KEYS = {"socket": "socket", "operator_socket": "operator_socket", "metrics_listen": "metrics.listen"}
-"""The key of each flag that names a place."""
+ADDRESS_KEYS = {"socket": "socket", "operator_socket": "operator_socket", "metrics_listen": "metrics.listen"}
+"""The configuration key of each flag that takes an address."""
 
 
 @click.group()
@@ -40,14 +40,14 @@ def main() -> None:
 
 
 def _flags(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> Flags:
-    """What --set says, for the configuration's sources."""
+    """Parse the values of --set."""
     try:
         return tuple(map(set_flag, values))
     except ValueError as error:
         raise click.BadParameter(str(error), context, option) from None
 
 
-_FILE = click.Path(readable=False, path_type=Path)  # one that cannot be read is told by `ConfigError`
+_FILE = click.Path(readable=False, path_type=Path)  # `ConfigError` reports a file that cannot be read
 _CONFIGURATION = (
     click.argument("file", metavar="[FILE]", type=_FILE, required=False),
     click.option("--config", "config_file", metavar="FILE", type=_FILE, help="The same as FILE alone: TOML."),
@@ -57,8 +57,8 @@ _CONFIGURATION = (
     ),
     click.option(
         "--metrics-listen",
-        metavar="PLACE",
-        help="Metrics: unix:/PATH or an IP address and port  [default: none].",
+        metavar="ADDRESS",
+        help="Metrics: unix:/PATH or IP:PORT  [default: none].",
     ),
     click.option(
         "--set",
@@ -66,21 +66,21 @@ _CONFIGURATION = (
         metavar="KEY=VALUE",
         multiple=True,
         callback=_flags,
-        help="Any key, e.g. limits.operators=8. Goes before the environment, and that before the file.",
+        help="Set any key, e.g. limits.operators=8. Overrides the environment, which overrides the file.",
     ),
 )
 
 
 def _configured(command: Callable[[Sources], None]) -> Callable[..., None]:
-    """A command that takes everything that a configuration comes from."""
+    """Add the arguments that a configuration is read from to a command."""
 
     @wraps(command)
     def configured(
-        file: Path | None, config_file: Path | None, settings: Flags, **places: str | None
+        file: Path | None, config_file: Path | None, settings: Flags, **addresses: str | None
     ) -> None:
         if file is not None and config_file is not None:
             raise click.UsageError(f"two configuration files: {file} and --config {config_file}")
-        command(_sources(file or config_file, settings, places))
+        command(_sources(file or config_file, settings, addresses))
 
     for parameter in reversed(_CONFIGURATION):
         configured = parameter(configured)
@@ -90,23 +90,23 @@ def _configured(command: Callable[[Sources], None]) -> Callable[..., None]:
 @main.command()
 @_configured
 def serve(sources: Sources) -> None:
-    """Serve VMMs until SIGTERM or SIGINT, which drain; a second one ends at once. SIGHUP reloads.
+    """Serve VMMs. SIGTERM or SIGINT drains, a second one ends at once; SIGHUP reloads.
 
-    Exit status: 0 drained, 1 cannot start, 2 wrong usage, 128+N ended by a second signal N.
+    Exit status: 0 drained, 1 cannot start, 2 usage error, 128+N ended by a second signal N.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # an early one is kept until our receiver opens
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # pending until our receiver opens
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # what is left when it closes: a late one changes nothing
+        signal.signal(number, signal.SIG_IGN)  # after the receiver closes, a late signal changes nothing
     try:
-        in_force = Settings(sources.load().config)
+        settings = Settings(sources.load().config)
         chaos = _chaos()
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
-    configure_logs(in_force.now.log)
+    configure_logs(settings.now.log)
     _raise_descriptor_limit()
     try:
         passed = take_passed_sockets(os.environ, os.getpid())
-        status = trio.run(_run, in_force, sources, chaos, passed)
+        status = trio.run(_run, settings, sources, chaos, passed)
     except ListenError as error:
         raise click.ClickException(str(error)) from None
     sys.exit(status)
@@ -115,9 +115,9 @@ def serve(sources: Sources) -> None:
 @main.command("check-config")
 @_configured
 def check_config(sources: Sources) -> None:
-    """Say what `serve` would do with the same arguments, with every key's value and where it comes from.
+    """Show what `serve` would do with the same arguments: every key, its value and its source.
 
-    Exit status: 0 it can be used, 1 it cannot, with the source, the key and what was expected, 2 wrong usage.
+    Exit status: 0 valid, 1 invalid (the error names source, key and what was expected), 2 usage error.
     """
     try:
         loaded = sources.load()
@@ -129,18 +129,18 @@ def check_config(sources: Sources) -> None:
         click.echo(line)
 
 
-def _sources(file: Path | None, settings: Flags, places: Mapping[str, str | None]) -> Sources:
-    """`places` are the flags that stand for one key each."""
+def _sources(file: Path | None, settings: Flags, addresses: Mapping[str, str | None]) -> Sources:
+    """`addresses` are the flags that set one key each."""
     flags = tuple(
-        Setting(f"--{name.replace('_', '-')}", PLACE_KEYS[name], place)
-        for name, place in places.items()
-        if place is not None
+        Setting(f"--{name.replace('_', '-')}", ADDRESS_KEYS[name], address)
+        for name, address in addresses.items()
+        if address is not None
     )
     return Sources(file, dict(os.environ), settings + flags)
 
 
 def _raise_descriptor_limit() -> None:
-    """A VP is a descriptor: take as many as we may. The soft limit is low for the sake of select(2)."""
+    """Raise the soft limit, which is low only for select(2), to the hard one: each VP takes a descriptor."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -22,8 +22,8 @@ from interceptd import __version__
 from interceptd.config.live import Settings
 from interceptd.config.schema import Config
 from interceptd.connections.accept import accept_forever
-from interceptd.connections.listen_address import Place
-from interceptd.connections.unix_listener import ListenError, listening
+from interceptd.connections.listen_address import ListenAddress
+from interceptd.connections.unix_listener import ListenError, listen_unix
 from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.partition import by_outcome
 from interceptd.partition.registry import PartitionRegistry
@@ -79,10 +79,10 @@ class Daemon:
         """Serve until drained. Raises `ListenError` if a socket path cannot be used."""
         config = self._settings.now
         with (
-            listening(
+            listen_unix(
                 config.socket, config.socket_mode, self._passed.vmm, group=config.socket_group
             ) as vmm_socket,
-            listening(config.operator_path, OPERATOR_SOCKET_MODE, self._passed.operator) as operator_socket,
+            listen_unix(config.operator_path, OPERATOR_SOCKET_MODE, self._passed.operator) as operator_socket,
             _metrics_listening(config) as metrics,
         ):
             async with trio.open_nursery() as connections:
@@ -174,13 +174,13 @@ class Daemon:
 
 
 @contextmanager
-def _metrics_listening(config: Config) -> Iterator[tuple[socket.socket, Place] | None]:
+def _metrics_listening(config: Config) -> Iterator[tuple[socket.socket, ListenAddress] | None]:
     """The metrics listener and where it is reached, if there is to be one."""
     place = config.metrics.listen
     if place is None:
         yield None
         return
-    with place.listening(config.metrics.socket_mode) as listener:
+    with place.listen(config.metrics.socket_mode) as listener:
         yield listener, place.bound(listener)
 
 

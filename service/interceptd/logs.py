@@ -1,9 +1,9 @@
 """Logging: structlog on standard error, console for people, JSON for machines.
 
-Owns the processors; must not know what is logged. Events are past-tense facts with fields; the partition and
-the VP are bound to each line by whoever runs them (contextvars, which trio gives each task its own copy of).
-Tracebacks come without local variables: those hold tokens. What came from outside is made visible: an event
-stays one line, and does nothing to the terminal that shows it.
+Owns the processors; must not know what is logged. Events are past-tense facts with fields. The task of a
+partition or VP binds its id to each line (contextvars: trio gives each task its own copy). Tracebacks omit
+local variables, which may hold tokens. Text from outside is escaped: an event stays on one line and cannot
+control the terminal.
 """
 
 from __future__ import annotations
@@ -25,39 +25,40 @@ from intercept_protocol.text import visible, visible_lines
 from interceptd.config.schema import Log
 
 PIECE_BYTES = select.PIPE_BUF
-"""What fits a pipe that poll calls writable: its smallest free room is a page."""
+"""What a pipe that poll reports writable accepts without blocking: it then has at least a page free."""
 
 
 class StderrLogger:
-    """Writes lines and never waits: one that cannot be written now (disk full, a reader that is gone or does
-    not read) is dropped and counted, and the next one that is written says how many were.
+    """Writes lines without blocking. A line that cannot be written now (disk full, reader gone or not
+    reading) is dropped; the next line that is written says how many were lost.
 
-    Only a terminal that somebody stopped by hand may hold a line up.
+    Only a stopped terminal (Ctrl-S) can block it.
     """
 
     _dropped: ClassVar[int] = 0
-    _torn: ClassVar[bool] = False
+    _cut_short: ClassVar[bool] = False
+    """Whether the last output is a line without its end."""
 
     def msg(self, line: str) -> None:
-        start = "\n" if StderrLogger._torn else ""  # half a line is followed by no other
+        start = "\n" if StderrLogger._cut_short else ""
         data = f"{start}{line}\n".encode(errors="backslashreplace")
         written = _write(sys.stderr.fileno(), data)
         if written == len(data):
-            StderrLogger._dropped, StderrLogger._torn = 0, False
+            StderrLogger._dropped, StderrLogger._cut_short = 0, False
         else:
             StderrLogger._dropped += 1
-            StderrLogger._torn = StderrLogger._torn or written > 0
+            StderrLogger._cut_short = StderrLogger._cut_short or written > 0
 
     debug = info = warning = error = critical = msg
 
     @staticmethod
-    def tell_dropped(_: object, __: str, event: EventDict) -> EventDict:
-        """A processor: what is missing before this line."""
+    def add_lines_dropped(_: object, __: str, event: EventDict) -> EventDict:
+        """A processor: add how many lines are missing before this one."""
         return {**event, "lines_dropped": StderrLogger._dropped} if StderrLogger._dropped else event
 
 
 def _write(descriptor: int, data: bytes) -> int:
-    """Write as much as goes without waiting; returns how many bytes."""
+    """Write as much as possible without blocking; returns the number of bytes."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     written = 0
@@ -68,15 +69,15 @@ def _write(descriptor: int, data: bytes) -> int:
 
 
 def configure_logs(log: Log) -> None:
-    """Set up structlog for the process, and let what libraries log come out the same way. May be repeated:
-    loggers are not cached, so that the next line of each is as was said last."""
+    """Set up structlog for the process and route the standard library's logging through it. May be called
+    again: loggers are not cached, so each follows from its next line."""
     as_json = log.format == "json" or (log.format == "auto" and not sys.stderr.isatty())
     level = logging.getLevelNamesMapping()[log.level.upper()]
     context: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        StderrLogger.tell_dropped,
+        StderrLogger.add_lines_dropped,
     ]
     rendering = _json() if as_json else _console()
     structlog.configure(
@@ -85,17 +86,17 @@ def configure_logs(log: Log) -> None:
         logger_factory=lambda *_: StderrLogger(),
         cache_logger_on_first_use=False,
     )
-    libraries = _Libraries()
-    libraries.setFormatter(
+    handler = _LibraryHandler()
+    handler.setFormatter(
         ProcessorFormatter(
             foreign_pre_chain=context, processors=[ProcessorFormatter.remove_processors_meta, *rendering]
         )
     )
-    logging.basicConfig(handlers=[libraries], level=level, force=True)
+    logging.basicConfig(handlers=[handler], level=level, force=True)
 
 
-class _Libraries(logging.Handler):
-    """Where the standard library's logging ends: trio says there that accept ran out of descriptors."""
+class _LibraryHandler(logging.Handler):
+    """Writes what libraries log, e.g. trio when accept runs out of descriptors."""
 
     def emit(self, record: logging.LogRecord) -> None:
         StderrLogger().msg(self.format(record))
@@ -114,8 +115,7 @@ def _console() -> list[Processor]:
 
 
 def _make_visible(_: object, __: str, event: EventDict) -> EventDict:
-    """A processor. The console prints a value without blanks as it is; a lone surrogate in JSON stops many
-    readers."""
+    """A processor. The console escapes no value without blanks; lone surrogates stop JSON readers."""
     return {key: _visible(value) for key, value in event.items()}
 
 

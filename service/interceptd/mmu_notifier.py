@@ -1,8 +1,8 @@
-"""The MMU-notifier channel: what is known to be going, and who is in the middle of relying on it.
+"""The MMU-notifier channel: which memory is being invalidated, and which attempts rely on it.
 
-Owns the attempts in flight, the invalidations that are open and those that are pending. Every change here is
-one synchronous step, so an invalidation source waits for nothing: its munmap may be blocked until we return.
-Must not know regions, the lock or the hypervisor.
+Owns the windows of the attempts in flight, and the open and the pending invalidations. Every change is one
+synchronous step, so an invalidation source never waits: its munmap may be blocked until we return. Must not
+know regions, the lock or the hypervisor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from interceptd.telemetry.event_bus import Publisher
 from interceptd.telemetry.histogram import LatencyHistogram
 
 PENDING_PIECES = 1024
-"""Beyond this many disjoint pieces the pending set becomes "everything": bounded memory, and still right."""
+"""Beyond this many disjoint pieces the pending set becomes "everything": memory stays bounded, and
+invalidating too much is still correct."""
 EVERYTHING = UaddrRange(start=0, end=PAGE_LIMIT)
 
 
@@ -34,18 +35,18 @@ EVERYTHING = UaddrRange(start=0, end=PAGE_LIMIT)
 class Window:
     """The uaddrs that one optimistic section relies on, from `open_window` to `close_window`.
 
-    An invalidation that overlaps them makes it stale, and nothing makes it fresh again.
+    An overlapping invalidation makes it stale for good.
     """
 
     uaddrs: UaddrRange
     stale: bool = False
     closed: trio.Event | None = None
-    """Made for those who wait for it."""
+    """Created by the first task that waits for it."""
 
 
 @dataclass(slots=True, eq=False)
 class OpenInvalidation:
-    """A range between begin and end. Equal begins nest: they are counted."""
+    """A range between begin and end. Begins of the same range nest; `depth` counts them."""
 
     uaddrs: UaddrRange
     depth: int = 0
@@ -60,11 +61,11 @@ class Batch:
     def __init__(self) -> None:
         self._pieces: RangeMap[UaddrRange] = RangeMap()
         self.began_ns: int | None = None
-        """When the oldest of them came, by the performance counter; None while there is none."""
+        """When the oldest one was announced, by the performance counter; None while the batch is empty."""
         self.collapsed = False
-        """Whether the pieces were too many, and all that is known is that some of everything is going."""
+        """Whether there were too many pieces, so that the batch stands for everything."""
         self.done = trio.Event()
-        """Set once no SLAT entry is left that was made from the old frames."""
+        """Set once no SLAT entry made from the old frames is left."""
 
     def __contains__(self, page: int) -> bool:
         return self._pieces.find(page) is not None
@@ -100,12 +101,12 @@ class MmuNotifier:
         self._open_depth = 0
         self._pending = Batch()
         self._serving: Batch | None = None
-        self._going = False
+        self._unserved = False
         self._ring, self._doorbell = trio.open_memory_channel[None](1)
         self.by_source: Counter[Source] = Counter()
         self.stale_windows = 0
         self.passes = LatencyHistogram()
-        """From the oldest invalidation of a batch until all of it is served."""
+        """From the oldest invalidation of a batch until the whole batch is served."""
 
     # ------------------------------------------------ sources
 
@@ -114,7 +115,7 @@ class MmuNotifier:
         return self.by_source.total()
 
     def invalidate(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
-        """The frames behind `uaddrs` are going or gone. Wait for the batch's `done` before saying so."""
+        """The frames behind `uaddrs` are going or gone. Wait for the batch's `done` before acknowledging."""
         self._event_bus.publish(
             RangeInvalidated(
                 source=source.value, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count
@@ -126,13 +127,13 @@ class MmuNotifier:
         self.by_source[source] += 1
         self.mark_stale(uaddrs)
         self._pending.add(uaddrs)
-        self._going = True
-        with suppress(trio.WouldBlock):  # already rung: the pass to come takes this one along
+        self._unserved = True
+        with suppress(trio.WouldBlock):  # already rung: the coming pass serves this one too
             self._ring.send_nowait(None)
         return self._pending
 
     def begin(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
-        """Invalidate, and keep faults out until the matching `end`. Raises ENOSPC at the limit."""
+        """Invalidate, and hold faults until the matching `end`. Raises ENOSPC at the limit."""
         if self._open_depth >= (limit := self._open_limit()):
             raise WireError(
                 errno.ENOSPC,
@@ -153,7 +154,7 @@ class MmuNotifier:
         return self._invalidate(uaddrs, source)
 
     def end(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> None:
-        """End one begin of just this range; the last one lets the waiting faults go on."""
+        """Match one `begin` of exactly this range; after the last one the waiting faults continue."""
         self._event_bus.publish(
             InvalidationEnded(
                 source=source.value, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count
@@ -165,7 +166,7 @@ class MmuNotifier:
         if not entry.depth:
             del self._open[uaddrs]
             self._open_index.remove(uaddrs, uaddrs.end)
-            self._tell(uaddrs)
+            self._call_listeners(uaddrs)
             entry.over.set()
 
     @property
@@ -175,7 +176,7 @@ class MmuNotifier:
     # ------------------------------------------------ optimistic sections
 
     def open_window(self, uaddrs: UaddrRange) -> Window:
-        """Start relying on `uaddrs`, none of which may lie in an open invalidation."""
+        """Start relying on `uaddrs`, none of which may be in an open invalidation."""
         window = Window(uaddrs)
         self._windows.add(window)
         return window
@@ -186,41 +187,41 @@ class MmuNotifier:
             window.closed.set()
 
     async def wait_windows_closed(self) -> None:
-        """Block until nobody relies any more on what was looked at before the call."""
+        """Block until every window that is open at the call is closed."""
         for closed in [_closed(window) for window in self._windows]:
             await closed.wait()
 
     def mark_stale(self, uaddrs: UaddrRange) -> None:
-        """Whoever relies on these pages must look again."""
-        self._tell(uaddrs)
+        """Make stale every window that overlaps `uaddrs`: its attempt must start again."""
+        self._call_listeners(uaddrs)
         for window in self._windows:
             if not window.stale and window.uaddrs.overlaps(uaddrs):
                 window.stale = True
                 self.stale_windows += 1
 
     def listen(self, listener: Callable[[UaddrRange], None]) -> None:
-        """Have `listener` called, in the same step, with the pages of which nothing that was learned may be
-        used any more: when they go stale, and when an open invalidation ends, as it changed them at any time
+        """Call `listener`, in the same step, with pages about which nothing learned may be used any more:
+        when they become stale, and when an open invalidation ends, which may have changed them at any time
         since its begin."""
         self._listeners.append(listener)
 
-    def _tell(self, uaddrs: UaddrRange) -> None:
+    def _call_listeners(self, uaddrs: UaddrRange) -> None:
         for listener in self._listeners:
             listener(uaddrs)
 
     def open_at(self, uaddrs: UaddrRange) -> OpenInvalidation | None:
-        """An open invalidation that touches these pages."""
+        """An open invalidation that overlaps these pages."""
         return next(self._open_index.overlapping(uaddrs), None)
 
     def is_invalidating(self, uaddrs: UaddrRange) -> bool:
-        """Whether some of these pages are in an open invalidation, or in one that is not served yet."""
+        """Whether any of these pages is in an invalidation that is open or not served yet."""
         batches = (self._pending, self._serving)
         return self.open_at(uaddrs) is not None or any(
             batch is not None and batch.touches(uaddrs) for batch in batches
         )
 
     def cut_back(self, uaddrs: UaddrRange, page: int) -> UaddrRange:
-        """The largest part of `uaddrs` around `page` that touches no invalidation that is open now."""
+        """The largest part of `uaddrs` around `page` that overlaps no open invalidation."""
         start, end = uaddrs.start, uaddrs.end
         for entry in self._open_index.overlapping(uaddrs):
             if entry.uaddrs.end <= page:
@@ -232,8 +233,8 @@ class MmuNotifier:
     # ------------------------------------------------ the region manager's end
 
     def invalidation_of(self, page: int) -> Batch | None:
-        """The invalidation of `page` that is known and not served yet: what is mapped of it is no answer."""
-        if not self._going:
+        """The unserved batch that invalidates `page`: a mapping of it must not be used meanwhile."""
+        if not self._unserved:
             return None
         for batch in (self._pending, self._serving):
             if batch is not None and page in batch:
@@ -241,29 +242,29 @@ class MmuNotifier:
         return None
 
     async def wait_rung(self) -> None:
-        """Block until it was rung for something that is not served yet."""
+        """Block until the doorbell rings for an invalidation that is not served yet."""
         await self._doorbell.receive()
-        while not self._going:  # whoever rang has served it
+        while not self._unserved:  # the task that rang has served it itself
             await self._doorbell.receive()
 
     async def wait_served(self) -> None:
-        """Block until all that was invalidated before the call is served."""
-        if self._going:
+        """Block until every invalidation announced before the call is served."""
+        if self._unserved:
             last = self._pending if self._pending.pieces else self._serving
-            assert last is not None, "what is going is pending or being served"
+            assert last is not None, "an unserved invalidation is pending or being served"
             await last.done.wait()
 
     def take(self) -> Batch:
-        """What is pending now. Call it under the region lock: one pass then serves all that came before."""
+        """Take the pending batch. Call it under the region lock: one pass then serves all of it."""
         self._serving, self._pending = self._pending, Batch()
         return self._serving
 
     def served(self, batch: Batch) -> None:
-        """Nothing is left that was made from the old frames: let those know who wait for it."""
+        """Nothing made from the old frames is left: wake the tasks that wait for the batch."""
         if batch.began_ns is not None:
             self.passes.record(perf_counter_ns() - batch.began_ns)
         self._serving = None
-        self._going = bool(self._pending.pieces)
+        self._unserved = bool(self._pending.pieces)
         batch.done.set()
 
 

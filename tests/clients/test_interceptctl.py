@@ -452,12 +452,12 @@ def test_a_path_that_is_no_socket_path_is_named(tmp_path: Path) -> None:
 
 
 def test_another_protocol_version_is_told_as_such(socket_path: Path) -> None:
-    refusal = WireError(errno.EPROTONOSUPPORT, "hello: protocol 1 is not spoken here, only 2")
+    refusal = WireError(errno.EPROTONOSUPPORT, "hello: unsupported protocol 1 (supported: 2)")
     with ScriptedDaemon(socket_path, ([Hear(), Refuse(refusal)],)):
         result = run(socket_path, "ls")
 
     assert result.exit_code == 3
-    assert f"{socket_path}: hello: protocol 1 is not spoken here" in result.stderr
+    assert f"{socket_path}: hello: unsupported protocol 1 (supported: 2)" in result.stderr
 
 
 def test_a_connection_lost_in_between_is_exit_code_3(socket_path: Path) -> None:

@@ -314,7 +314,7 @@ def test_an_answer_of_another_form_to_an_intercept_is_a_violation(answer: object
 
     session.receive_data(rpc.encode_result(started(session, exchange).msgid, answer))
 
-    with pytest.raises(ProtocolViolation, match="intercept: the answer is of another form"):
+    with pytest.raises(ProtocolViolation, match="intercept: malformed answer"):
         exchange.reply()
 
 

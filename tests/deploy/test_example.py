@@ -81,8 +81,8 @@ def test_check_config_of_the_example_says_what_it_would_do() -> None:
     ("text", "complaint"),
     [
         ("limits.operators = 0", "limits.operators: expected `int` >= 1"),
-        ("log.colour = true", "log.colour: is no key of this table"),
-        ("[limits", "is not TOML: "),
+        ("log.colour = true", "log.colour: unknown key"),
+        ("[limits", "is not valid TOML: "),
     ],
 )
 def test_check_config_of_a_wrong_file_names_file_key_and_expectation(

@@ -37,7 +37,7 @@ from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.partition import Partition
 from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.sessions.vmm import VmmSession
-from interceptd.telemetry.event_bus import EventBus, PartitionJournal
+from interceptd.telemetry.event_bus import EventBus, PartitionPublisher
 
 from .pauses import Pauses
 from .ports import RecordedAddressSpace, RecordedHypervisor
@@ -83,7 +83,7 @@ class ModelPartition:
         )
         self.hypervisor = RecordedHypervisor(self.software, pauses)
         self.event_bus = EventBus()
-        event_bus = PartitionJournal(self.event_bus, partition_id)
+        event_bus = PartitionPublisher(self.event_bus, partition_id)
         self.notifier = parts.notifier(open_limit=lambda: 64, event_bus=event_bus)
         self.mappings = parts.mappings(self.hypervisor, lambda: 1 << 20)
         self.regions = parts.regions(

@@ -50,7 +50,7 @@ def without_second_look() -> None:
         refusal = process._register(attachment.userfaultfd, process._overlap(vma, region))
         return refusal or process.Found(vma, process._overlap(vma, window), watched=True)
 
-    process._look = look
+    process._lookup = look
 
 
 def without_comparison() -> None:

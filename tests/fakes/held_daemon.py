@@ -39,7 +39,7 @@ def in_the_hypervisor(barrier: Barrier) -> None:
 
 def in_resolve(barrier: Barrier) -> None:
     """Every look at the VMM's memory stops in its worker thread, with the answer in hand."""
-    look = process._look
+    look = process._lookup
 
     def held(
         attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange
@@ -49,7 +49,7 @@ def in_resolve(barrier: Barrier) -> None:
         barrier.pass_through()
         return found
 
-    process._look = held
+    process._lookup = held
 
 
 PLACES: Final[Mapping[str, Callable[[Barrier], None]]] = {

@@ -13,7 +13,7 @@ from fakes.model_partition import ModelPartition
 from fakes.raw_peer import RawPeer
 from intercept_protocol.messages import Architecture
 from interceptd.connections.connection import Connection
-from interceptd.connections.hangup_watch import PeerWatch
+from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.request_loop import report_and_close
 from interceptd.connections.tenants import Tenants
 from interceptd.partition.virtual_processor import VirtualProcessor
@@ -34,7 +34,7 @@ async def attached_vp(
 ) -> AsyncIterator[ModelVp]:
     """The VP runs until the end of the context."""
     ours, theirs = socket.socketpair()
-    watch = PeerWatch()
+    watch = HangupWatch()
     connection = Connection(ours, Tenants(lambda: 1000), watch)
     processor = VirtualProcessor(
         0,

@@ -72,7 +72,7 @@ def receiver(data: bytes) -> None:
             if isinstance(message, rpc.Request):
                 assert rpc.encode_request(*message)
             if isinstance(message, rpc.Response):
-                passed_on = refusal("map_gpa", WireError.in_words(message.error))
+                passed_on = refusal("map_gpa", WireError.from_any(message.error))
                 assert 0 < passed_on.number < 4096
                 assert _fits(WireError(passed_on.number, str(passed_on)))
 

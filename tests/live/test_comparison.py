@@ -12,10 +12,10 @@ from trio.testing import wait_all_tasks_blocked
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.comparison import (
-    LOOKS,
-    PIECES_A_PROBE,
-    PIECES_A_QUESTION,
-    PIECES_A_ROUND,
+    PIECES_PER_PROBE,
+    PIECES_PER_QUESTION,
+    PIECES_PER_ROUND,
+    RETRIES,
     Compared,
     Comparison,
     compare,
@@ -182,11 +182,11 @@ async def test_a_round_takes_away_what_differs_and_leaves_the_rest(world: World)
 
 
 async def test_a_difference_that_has_many_pieces_at_the_second_look_is_taken_away_whole(world: World) -> None:
-    world.give(vma(0, 3 * PIECES_A_QUESTION))
+    world.give(vma(0, 3 * PIECES_PER_QUESTION))
     world.vmas = []
 
     def map_other_pages() -> None:
-        world.vmas = [vma(page, page + 1, offset=1000) for page in range(3 * PIECES_A_QUESTION)]
+        world.vmas = [vma(page, page + 1, offset=1000) for page in range(3 * PIECES_PER_QUESTION)]
 
     world.meanwhile = map_other_pages
     await world.comparison.round()
@@ -195,7 +195,7 @@ async def test_a_difference_that_has_many_pieces_at_the_second_look_is_taken_awa
 
 
 @pytest.mark.parametrize(
-    ("compared", "most"), [(Comparison.round, PIECES_A_PROBE), (Comparison.catch_up, PIECES_A_ROUND)]
+    ("compared", "most"), [(Comparison.round, PIECES_PER_PROBE), (Comparison.catch_up, PIECES_PER_ROUND)]
 )
 async def test_rounds_compare_so_many_pieces_each_and_continue_where_the_last_one_stopped(
     world: World, compared: Callable[[Comparison], Awaitable[None]], most: int
@@ -209,23 +209,23 @@ async def test_rounds_compare_so_many_pieces_each_and_continue_where_the_last_on
         world.looked.clear()
         await compared(world.comparison)
         counts.append((sum(world.looked), max(world.looked), len(world.gfns)))
-    at_once = PIECES_A_QUESTION
+    at_once = PIECES_PER_QUESTION
     assert counts == [(most, at_once, most), (most, at_once, 2 * most), (most, at_once, pieces)]
 
 
 async def test_a_question_is_about_few_pieces_also_of_one_mapping(world: World) -> None:
-    world.give(vma(0, 2 * PIECES_A_QUESTION + 5))
-    world.vmas = [vma(page, page + 1) for page in range(2 * PIECES_A_QUESTION + 5)]
+    world.give(vma(0, 2 * PIECES_PER_QUESTION + 5))
+    world.vmas = [vma(page, page + 1) for page in range(2 * PIECES_PER_QUESTION + 5)]
     await world.comparison.round()
-    assert world.looked == [PIECES_A_QUESTION, PIECES_A_QUESTION, 5]
+    assert world.looked == [PIECES_PER_QUESTION, PIECES_PER_QUESTION, 5]
 
 
 async def test_a_round_of_few_pieces_compares_each_once_wherever_the_last_one_stopped(world: World) -> None:
-    for page in range(0, 4 * PIECES_A_ROUND, 2):
+    for page in range(0, 4 * PIECES_PER_ROUND, 2):
         world.give(vma(page, page + 1))
     await world.comparison.round()
-    world.record.carve(GfnRange(start=GFN + 16, end=GFN + 4 * PIECES_A_ROUND))
-    world.give(vma(8 * PIECES_A_ROUND, 8 * PIECES_A_ROUND + 1))
+    world.record.carve(GfnRange(start=GFN + 16, end=GFN + 4 * PIECES_PER_ROUND))
+    world.give(vma(8 * PIECES_PER_ROUND, 8 * PIECES_PER_ROUND + 1))
     world.looked.clear()
     await world.comparison.round()
     assert sum(world.looked) == 9
@@ -289,7 +289,7 @@ async def test_where_announcements_overlap_every_look_it_is_taken_away_unseen(wo
     await world.comparison.round()
     await world.notifier.wait_served()
     assert (world.found, world.guests_pages) == (1, [0, 1, 2, 3])
-    assert len(world.looked) == 1 + LOOKS
+    assert len(world.looked) == 1 + RETRIES
 
 
 # ------------------------------------------------ catching up

@@ -64,8 +64,8 @@ def refusal(vmm: Puppet, hand_over: WrongHandover) -> VmmFailed:
         (handovers.maps_twice, "one /proc/self/maps, not two"),
         (handovers.four_descriptors, "not 4 descriptors"),
         (handovers.as_many_as_a_message_brings, "not 253 descriptors"),
-        (handovers.maps_of_another_process, "is of another process"),
-        (handovers.an_initialised_userfaultfd, "was initialised before"),
+        (handovers.maps_of_another_process, "belongs to another process"),
+        (handovers.an_initialised_userfaultfd, "is already initialised"),
         (handovers.a_userfaultfd_of_a_child, "belongs to the process that created it"),
         (handovers.a_userfaultfd_of_a_child_that_is_dead, "belongs to the process that created it"),
         (handovers.maps_by_path_alone, "/maps opened with O_PATH"),
@@ -86,7 +86,7 @@ def test_a_wrong_handover_is_einval_that_says_what_it_got_and_leaks_nothing(
 @needs_root
 def test_maps_that_were_opened_for_writing_alone_are_einval(unattached: Puppet) -> None:
     refused = refusal(unattached, handovers.maps_for_writing_alone)
-    assert (refused.number, "opened for writing alone" in refused.text) == (22, True)
+    assert (refused.number, "opened write-only" in refused.text) == (22, True)
 
 
 @pytest.mark.parametrize("hand_over", [handovers.maps_of_this_thread, handovers.maps_by_a_threads_id])
@@ -133,7 +133,7 @@ def test_maps_whose_link_names_no_process_are_taken_if_they_are_its_own(
     others.mkdir()
     own.mkdir()
     refused = refusal(unattached, partial(handovers.anothers_maps_bound_to, place=others))
-    assert (refused.number, "is of another process" in refused.text) == (22, True)
+    assert (refused.number, "belongs to another process" in refused.text) == (22, True)
     unattached.do(handovers.own_maps_bound_to, own)
     assert serves(unattached)
 

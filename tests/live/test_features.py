@@ -76,7 +76,7 @@ def test_a_userfaultfd_of_a_kernel_that_lacks_a_feature_is_einval_that_names_it_
 ) -> None:
     """The guest's memory would else be unbacked for good, and nobody told why."""
     monkeypatch.setattr("interceptd.address_space.userfaultfd.fcntl.ioctl", UserfaultfdKernel(features))
-    with pytest.raises(WireError, match=f"lacks {name}: hand over none") as refused:
+    with pytest.raises(WireError, match=f"lacks {name}: do not hand one over") as refused:
         attach(handed_over, 2, OURS, promised=False)
     assert refused.value.number == errno.EINVAL
 
@@ -86,7 +86,7 @@ def test_a_userfaultfd_that_was_initialised_before_is_told_from_one_that_lacks_a
 ) -> None:
     """The kernel has one errno for both."""
     Userfaultfd(handed_over[1])
-    with pytest.raises(WireError, match="was initialised before"):
+    with pytest.raises(WireError, match="is already initialised"):
         attach(handed_over, 2, OURS, promised=False)
 
 

@@ -29,10 +29,10 @@ from interceptd.address_space import Caller, Undecided, Unknowable
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.descriptors import attach
 from interceptd.address_space.live_vma import LiveVma
-from interceptd.address_space.obstacle_log import PACE_SECONDS, ObstacleLog
 from interceptd.address_space.process import PAUSE_SECONDS, ProcessAddressSpace
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import Smaps
+from interceptd.address_space.undecided_log import PERIOD_SECONDS, UndecidedLog
 from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.connections.peer import Peer
 from interceptd.mmu_notifier import MmuNotifier
@@ -259,13 +259,13 @@ async def test_a_fault_that_meets_what_passes_is_answered_after_a_pause(
 async def test_a_lasting_obstacle_is_logged_at_once_and_then_once_a_minute_with_how_many_met_it(
     autojump_clock: MockClock,  # noqa: ARG001 - as above
 ) -> None:
-    obstacles = ObstacleLog()
+    obstacles = UndecidedLog()
     with structlog.testing.capture_logs() as logs:
         for _ in range(5):
-            obstacles.tell(Undecided("another userfaultfd"))
-        await trio.sleep(PACE_SECONDS)
-        obstacles.tell(Undecided("another userfaultfd"))
-        obstacles.tell(Undecided("another userfaultfd"))
+            obstacles.record(Undecided("another userfaultfd"))
+        await trio.sleep(PERIOD_SECONDS)
+        obstacles.record(Undecided("another userfaultfd"))
+        obstacles.record(Undecided("another userfaultfd"))
     line = {"event": "faults_undecided", "log_level": "warning", "error": "another userfaultfd"}
     assert logs == [line | {"faults": 1}, line | {"faults": 5}]
 

@@ -67,13 +67,13 @@ def test_from_wire_makes_keys_strings() -> None:
         [4096, "E4096", "m", {}],
     ],
 )
-def test_from_wire_of_another_form_is_a_violation_and_in_words_eproto(value: object) -> None:
-    with pytest.raises(ProtocolViolation, match="EPROTO: the peer sent an error of another form"):
+def test_a_malformed_error_is_a_violation_and_from_any_makes_it_eproto(value: object) -> None:
+    with pytest.raises(ProtocolViolation, match="EPROTO: the peer sent a malformed error"):
         WireError.from_wire(value)
 
-    error = WireError.in_words(value)
+    error = WireError.from_any(value)
     assert error.number == errno.EPROTO
-    assert "another form" in error.message
+    assert "malformed" in error.message
     assert repr(value) not in error.message
 
 
@@ -84,14 +84,14 @@ def test_from_wire_takes_the_name_from_the_number(number: int) -> None:
     assert (error.number, error.name) == (number, error_name(number))
 
 
-def test_in_words_of_the_right_form_is_from_wire() -> None:
+def test_from_any_of_a_well_formed_error_is_from_wire() -> None:
     value = [22, "EINVAL", "m", {"field": "x"}]
 
-    assert WireError.in_words(value).to_wire() == value
+    assert WireError.from_any(value).to_wire() == value
 
 
-def test_error_of_a_huge_other_form_is_cut() -> None:
-    assert len(WireError.in_words("x" * 65_536).message) < 300
+def test_a_huge_malformed_error_is_shortened() -> None:
+    assert len(WireError.from_any("x" * 65_536).message) < 300
 
 
 def test_from_wire_keeps_the_name_of_a_number_that_is_not_known_here() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intercept_protocol.text import form, sentence, visible, visible_lines
+from intercept_protocol.text import sentence, shape_of, visible, visible_lines
 
 texts = st.text(st.characters())  # lone surrogates included
 
@@ -75,4 +75,4 @@ def test_the_sentence_of_an_exception_is_its_cause_and_no_repr(error: Exception,
     ],
 )
 def test_the_form_of_a_value_says_what_it_is_and_not_what_it_holds(value: object, named: str) -> None:
-    assert form(value) == named
+    assert shape_of(value) == named

@@ -20,7 +20,7 @@ from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from interceptd.connections.connection import REST_SECONDS, Connection, ConnectionGone
 from interceptd.connections.fairness import ALONE, TURN
-from interceptd.connections.hangup_watch import PeerWatch
+from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.tenants import Tenants
 
 REQUEST = rpc.encode_request(1, "statistics", [{}])
@@ -35,7 +35,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.fixture
 async def connection(ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery) -> Connection:
-    watch = PeerWatch()
+    watch = HangupWatch()
     nursery.start_soon(watch.run)
     return Connection(ends[0], Tenants(lambda: 1000), watch)
 
@@ -66,7 +66,7 @@ async def test_a_peer_that_closes_between_requests_is_the_end(connection: Connec
 async def test_a_request_whose_turn_was_given_up_is_the_next_that_is_received(
     ends: tuple[socket.socket, socket.socket], peer: RawPeer
 ) -> None:
-    connection = Connection(ends[0], Tenants(lambda: 1), PeerWatch())
+    connection = Connection(ends[0], Tenants(lambda: 1), HangupWatch())
     await connection.tenant.throttle()
     await peer.send(REQUEST)
     with trio.move_on_after(0.5) as scope:
@@ -77,7 +77,7 @@ async def test_a_request_whose_turn_was_given_up_is_the_next_that_is_received(
 
 async def test_two_requests_at_once_are_a_violation(connection: Connection, peer: RawPeer) -> None:
     await peer.send(REQUEST + REQUEST)
-    with pytest.raises(ProtocolViolation, match="EPROTO: a second request came before the answer"):
+    with pytest.raises(ProtocolViolation, match="EPROTO: a second request was sent before the answer"):
         await connection.receive()
 
 
@@ -111,7 +111,7 @@ async def test_a_peer_that_closes_while_its_request_waits_ends_the_wait(
 
 
 async def test_a_peer_that_closes_ends_no_wait_but_its_own(nursery: trio.Nursery) -> None:
-    watch = PeerWatch()
+    watch = HangupWatch()
     nursery.start_soon(watch.run)
     tenants, pairs = Tenants(lambda: 1000), [socket.socketpair() for _ in range(3)]
     connections = [Connection(ours, tenants, watch) for ours, _ in pairs]
@@ -202,7 +202,7 @@ async def test_an_answer_that_is_not_read_is_given_up_when_its_peer_speaks(
     """Nobody would read on; with its own end of the connection among what it sent, it would last for ever."""
     answering = await blocked_answer(connection, nursery)
     await peer.send(REQUEST[:1])
-    with pytest.raises(ProtocolViolation, match="EPROTO: a second request came before the answer"):
+    with pytest.raises(ProtocolViolation, match="EPROTO: a second request was sent before the answer"):
         await answering.result()
 
 
@@ -240,7 +240,7 @@ async def test_the_descriptors_of_half_a_request_are_closed_in_time_and_their_re
     connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
 ) -> None:
     """However the rest comes: a byte now and then, with another descriptor, does not make it longer."""
-    box = connection.box_descriptors()
+    fds = connection.keep_descriptors()
     received = Running(nursery, connection.receive)
     with send_descriptor(ends[1], REQUEST[:1]) as first:
         await trio.sleep(REST_SECONDS - 1)
@@ -252,20 +252,20 @@ async def test_the_descriptors_of_half_a_request_are_closed_in_time_and_their_re
     ends[1].send(REQUEST[2:])
     assert await received.result() == rpc.Request(1, "statistics", [{}])
     with pytest.raises(WireError, match="ETIMEDOUT: the rest of the request did not follow"):
-        box.take()
+        fds.take()
 
 
 async def test_the_next_request_has_the_whole_time_for_its_descriptors_again(
     connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
 ) -> None:
-    box = connection.box_descriptors()
+    fds = connection.keep_descriptors()
     for _ in range(2):
         received = Running(nursery, connection.receive)
         with send_descriptor(ends[1], REQUEST[:1]) as ours:
             await trio.sleep(REST_SECONDS - 1)
             ends[1].send(REQUEST[1:])
             await received.result()
-            (taken,) = box.take()
+            (taken,) = fds.take()
             os.close(taken)
             connection.drop_descriptors()
             assert ours.recv(1) == b""
@@ -275,7 +275,7 @@ async def test_a_rest_that_came_while_the_daemon_stood_still_was_in_time(
     connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
 ) -> None:
     """Stopped by a signal, a debugger or a suspended machine, we have not looked at what was there."""
-    box = connection.box_descriptors()
+    fds = connection.keep_descriptors()
     received = Running(nursery, connection.receive)
     with send_descriptor(ends[1], REQUEST[:1]):
         await wait_all_tasks_blocked()
@@ -284,7 +284,7 @@ async def test_a_rest_that_came_while_the_daemon_stood_still_was_in_time(
         assert isinstance(clock, MockClock)
         clock.jump(2 * REST_SECONDS)
         assert await received.result() == rpc.Request(1, "statistics", [{}])
-        (taken,) = box.take()
+        (taken,) = fds.take()
         os.close(taken)
 
 
@@ -292,7 +292,7 @@ async def test_a_peer_that_sends_its_own_end_with_half_a_request_is_gone_in_time
     connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
 ) -> None:
     """Who holds a descriptor of the peer's end holds the connection open against himself."""
-    connection.box_descriptors()
+    connection.keep_descriptors()
     received = Running(nursery, connection.receive)
     socket.send_fds(ends[1], [REQUEST[:1]], [ends[1].fileno()])
     ends[1].close()
@@ -363,7 +363,7 @@ async def test_vps_that_never_pause_let_others_have_a_turn_at_every_message(
     with ours, theirs:
         connections = (
             (connection, peer),
-            (Connection(ours, Tenants(lambda: 1000), PeerWatch()), RawPeer.of(theirs)),
+            (Connection(ours, Tenants(lambda: 1000), HangupWatch()), RawPeer.of(theirs)),
         )
         for _ in range(ALONE):
             peer.send_now(REQUEST)

@@ -288,7 +288,7 @@ async def test_subscribing_to_nothing_ends_the_events() -> None:
         assert await operator.ask("list_partitions")
 
 
-async def test_operator_that_left_is_forgotten_by_the_journal() -> None:
+async def test_operator_that_left_is_forgotten_by_the_event_bus() -> None:
     async with serving() as served:
         operator = await subscribed(served, "intercept_answered")
         assert served.daemon.event_bus.intercepts_wanted

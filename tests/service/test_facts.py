@@ -19,14 +19,14 @@ from intercept_protocol.events import (
 )
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
-from interceptd.telemetry.event_bus import EVENTS_KEPT, Interest, Subscription
+from interceptd.telemetry.event_bus import EVENTS_KEPT, EventFilter, Subscription
 
 START_UADDR = PAGE << 12
 
 
 def listening(model: ModelPartition, *events: str) -> Subscription:
     subscription = Subscription()
-    model.event_bus.listen(subscription, Interest(frozenset(events)))
+    model.event_bus.subscribe(subscription, EventFilter(frozenset(events)))
     return subscription
 
 

@@ -27,7 +27,7 @@ from intercept_protocol.messages import NOTIFIER_METHODS
 from intercept_protocol.outcomes import Answer
 from interceptd.config.schema import Limits, Timeouts
 from interceptd.connections.connection import Connection
-from interceptd.connections.hangup_watch import PeerWatch
+from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.peer import Peer
 from interceptd.connections.request_loop import serve_calls
 from interceptd.connections.tenants import Tenants
@@ -40,7 +40,7 @@ def attached_notifier(model: ModelPartition) -> RawPeer:
     """The VMM's end of a notifier connection of the partition."""
     ours, theirs = socket.socketpair()
     connection, session = (
-        Connection(ours, Tenants(lambda: 1000), PeerWatch()),
+        Connection(ours, Tenants(lambda: 1000), HangupWatch()),
         NotifierSession(model.notifier, model.regions),
     )
     announcements = model.partition.announcements
@@ -197,7 +197,7 @@ async def linked(model: ModelPartition) -> AsyncIterator[tuple[RemoteHypervisor,
     ours, theirs = socket.socketpair()
     link, peer = RemoteHypervisor(deadline=lambda: 1.0), RawPeer.of(theirs)
     model.partition.start_link(
-        link, Connection(ours, Tenants(lambda: 1000), PeerWatch()), rpc.encode_result(1, None)
+        link, Connection(ours, Tenants(lambda: 1000), HangupWatch()), rpc.encode_result(1, None)
     )
     await peer.response()
     yield link, peer

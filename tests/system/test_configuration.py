@@ -14,7 +14,7 @@ from fakes.raw_client import RawConnection
 @pytest.mark.parametrize(
     ("text", "key", "expected"),
     [
-        ("[limits]\npartitions = 1", "limits.partitions", "is no key of this table"),
+        ("[limits]\npartitions = 1", "limits.partitions", "unknown key"),
         ('socket_mode = "0660"', "socket_mode", "expected `int`, got `str`"),
         ("allowed_uids = [0, -1]", "allowed_uids[1]", "expected `int` >= 0"),
         ("limits.vps_per_partition = 257", "limits.vps_per_partition", "expected `int` <= 256"),
@@ -40,7 +40,7 @@ def test_a_file_that_is_not_toml_is_an_error_that_names_it_and_the_place(tmp_pat
     file.write_text("limits = 5 5")
     ended = run_to_end("--config", str(file))
     assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1)
-    assert f"Error: {file}: is not TOML: " in ended.stderr
+    assert f"Error: {file}: is not valid TOML: " in ended.stderr
     assert "at line 1, column 12" in ended.stderr
 
 

@@ -28,7 +28,7 @@ from interceptctl.cli import main
 from interceptctl.exercise import program, summary
 from interceptctl.guest import program as guest_program
 from interceptctl.guest import summary as guest_summary
-from interceptd.connections.unix_listener import ListenError, listening
+from interceptd.connections.unix_listener import ListenError, listen_unix
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 
@@ -158,7 +158,7 @@ def test_a_member_of_an_allowed_group_is_served_in_a_partition_of_its_own(
 
 def test_who_is_of_no_allowed_group_is_eacces_that_says_so(grouped_daemon: DaemonProcess) -> None:
     refusal = as_uid(STRANGER, greet, grouped_daemon.socket, groups=(GROUP + 1,))
-    assert (refusal.name, "nor one of its groups among allowed_gids" in refusal.message) == ("EACCES", True)
+    assert (refusal.name, "and none of its groups in allowed_gids" in refusal.message) == ("EACCES", True)
 
 
 def test_an_allowed_group_does_not_let_the_overflow_uid_in(grouped_daemon: DaemonProcess) -> None:
@@ -191,7 +191,7 @@ def test_a_group_that_the_daemons_user_is_not_in_is_an_error_that_names_the_key(
         directory, config=f'socket_group = "{GROUP}"', launch=command, environment=ENVIRONMENT
     ) as daemon:
         assert daemon.wait_ended() == 1
-        assert f"socket_group: the socket may not be given to '{GROUP}'" in daemon.log_text()
+        assert f"socket_group: cannot change the group to '{GROUP}'" in daemon.log_text()
     assert sorted(path.name for path in directory.iterdir()) == ["interceptd.toml", "log"]
 
 
@@ -244,7 +244,7 @@ def test_the_overflow_uid_is_served_where_it_is_configured(public_directory: Pat
 
 def refused_to_listen(path: Path) -> str:
     """The cause, as somebody who starts a daemon of his own is told it."""
-    with pytest.raises(ListenError) as refused, listening(str(path), 0o600):
+    with pytest.raises(ListenError) as refused, listen_unix(str(path), 0o600):
         pass
     return str(refused.value)
 
@@ -265,7 +265,7 @@ def test_a_socket_that_may_not_be_tried_is_not_said_to_be_live_but_whose_it_is(l
     left_behind.chmod(0o600)
     assert as_uid(TENANT, refused_to_listen, left_behind) == (
         f"{left_behind}: cannot tell whether a daemon listens there: Permission denied; "
-        "the socket belongs to uid 0: remove it if nobody does"
+        "the socket belongs to uid 0: remove it if it is stale"
     )
     assert left_behind.is_socket()
 
@@ -275,8 +275,8 @@ def test_a_dead_socket_that_only_its_owner_may_remove_is_said_to_be_dead_and_who
 ) -> None:
     left_behind.chmod(0o666)
     assert as_uid(TENANT, refused_to_listen, left_behind) == (
-        f"{left_behind}: nobody listens there, but it cannot be replaced: Operation not permitted; "
-        "the socket belongs to uid 0, who may remove it"
+        f"{left_behind}: is stale, but cannot be replaced: Operation not permitted; "
+        "the socket belongs to uid 0, who can remove it"
     )
     assert os.listdir(left_behind.parent) == [left_behind.name]
 

@@ -106,7 +106,7 @@ def test_a_higher_log_level_logs_less_at_once(start_daemon: StartDaemon) -> None
     ("text", "why"),
     [
         ("limits.operators = 0", "limits.operators: expected `int` >= 1"),
-        ("[limits", "is not TOML"),
+        ("[limits", "is not valid TOML"),
         ('limits.operators = 9\nlog.level = "loud"', "log.level: expected one of debug"),
     ],
 )

@@ -120,7 +120,7 @@ def test_a_path_as_long_as_an_address_can_hold_is_served_and_a_longer_one_names_
         ended = run_to_end("--socket", f"{path}x", "--operator-socket", f"{directory}/o")
         assert (ended.returncode, ended.stderr) == (
             1,
-            f"Error: {path}x: has 108 bytes, and the path of a socket at most 107\n",
+            f"Error: {path}x: is 108 bytes long; a socket path may have 107\n",
         )
         command = [sys.executable, "-m", "interceptd", "serve", "--socket", path]
         with subprocess.Popen(
@@ -135,7 +135,7 @@ def test_a_directory_that_is_not_there_is_an_error_that_names_it(tmp_path: Path)
     ended = run_to_end("--socket", str(tmp_path / "missing" / "vmm.sock"))
     assert (ended.returncode, ended.stderr) == (
         1,
-        f"Error: {tmp_path / 'missing'}: there is no such directory to make a socket in\n",
+        f"Error: {tmp_path / 'missing'}: the directory for the socket does not exist\n",
     )
 
 

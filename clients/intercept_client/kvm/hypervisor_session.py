@@ -45,7 +45,7 @@ class HypervisorSession:
     def _handle(self, message: rpc.Message) -> bytes:
         match message:
             case rpc.Response(msgid=0, error=error) if error is not None:
-                raise ConnectionEnded(WireError.in_words(error))
+                raise ConnectionEnded(WireError.from_any(error))
             case rpc.Response(msgid=msgid, error=error) if msgid == _HELLO_MSGID and not self.welcomed:
                 if error is not None:
                     raise WireError.from_wire(error)

@@ -1,7 +1,7 @@
-"""Every request and reply of the wire, typed: one room a role, and what the roles share.
+"""Every request and reply of the wire, typed: one module per role, and what the roles share.
 
-Owns the one place to import them from. `codec` checks a message field by field and names the one that is
-wrong; how a request is carried out is the service's to know.
+Owns the names to import. Must not know how a request is carried out. `codec` validates messages field by
+field.
 """
 
 from .base import Call, Fields

@@ -1,7 +1,7 @@
-"""What every request of the wire is: a map of named fields, its method, and what a successful answer holds.
+"""The base of every request: a map of named fields, its method, and the type of a successful answer.
 
-Owns that and the types of fields; must not know any one request. Integers are u64 on the wire, so only their
-sign is checked; what a value may be in context (overlap, limits) is the service's to say.
+Owns these and the types of fields; must not know any single request. Integers are u64 on the wire, so only
+their sign is checked here; the service checks values in context (overlap, limits).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import msgspec
 from msgspec import Meta
 
 U64 = Annotated[int, Meta(ge=0)]
-"""MessagePack has nothing above 2^64 - 1, so the upper bound needs no check."""
+"""MessagePack has no integer above 2^64 - 1, so the upper bound needs no check."""
 U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Name = Annotated[str, Meta(max_length=64, pattern="^[^\x00-\x1f\x7f-\x9f]*$")]
-"""No control characters: it is shown on terminals."""
+"""Without control characters: terminals show it."""
 Reply_co = TypeVar("Reply_co", covariant=True)
 
 
@@ -25,7 +25,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Call(Fields, Generic[Reply_co], frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request; its type parameter is what a successful answer holds."""
+    """A request; its type parameter is the type of a successful answer."""
 
     METHOD: ClassVar[str]
     REPLY: ClassVar[object]

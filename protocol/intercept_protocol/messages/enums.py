@@ -1,6 +1,6 @@
-"""The words that a field may hold.
+"""The enumerations of the wire.
 
-Owns them and what each means; must not know in which requests they stand.
+Owns their values; must not know the requests that use them.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Architecture(StrEnum):
     ARM64 = "arm64"
 
     __hash__ = str.__hash__
-    """An enum's own hash runs in Python, once an intercept."""
+    """An enum's own hash is slow Python code, on the hot path."""
 
 
 class MmioGranularity(StrEnum):
-    """How much of an MMIO region one first touch maps."""
+    """How much of an MMIO region a first touch maps."""
 
     VMA = "vma"
     PAGE = "page"

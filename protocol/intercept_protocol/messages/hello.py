@@ -1,6 +1,6 @@
-"""How a connection opens, by role.
+"""The first request of a connection, by role.
 
-Owns the hellos and their answer; must not know what the connection is for.
+Owns the hellos and their reply; must not know what the connection is for.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class HelloOperator(_Hello, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 Hello = HelloVmm | HelloVp | HelloNotifier | HelloHypervisor | HelloOperator
 PartitionHello = HelloVp | HelloNotifier | HelloHypervisor
-"""The hellos that join a partition that is already there."""
+"""The hellos that attach to an existing partition."""
 HELLOS: Mapping[str, type[Hello]] = {
     "vmm": HelloVmm,
     "vp": HelloVp,

@@ -1,4 +1,4 @@
-"""What the daemon asks of a VMM that is its own hypervisor: here the VMM answers.
+"""The daemon's requests to a VMM that is its own hypervisor, which the VMM answers.
 
 Owns those requests; must not know how one is carried out.
 """

@@ -1,7 +1,7 @@
-"""Partitions as an operator sees them: in a list, and one in full.
+"""The operator's views of partitions: a list, and one partition in full.
 
-Owns those views; must not know how they are made or shown. Their words are plain text: a later version may
-have others, which an operator is shown as they are.
+Owns those views; must not know how they are made or shown. Enumerated fields are plain text here: a later
+version may have other values, which the operator's tool shows unchanged.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class PartitionSummary(msgspec.Struct, frozen=True, kw_only=True):
     invalidations: int
     age_ms: int
     latency: Buckets = ()
-    """Of the intercepts of all its VPs that are or were."""
+    """Of the intercepts of all its VPs, past and present."""
     latency_waited: Buckets = ()
-    """Of those among them that waited for somebody else."""
+    """Of those intercepts that waited for other work."""
 
 
 class PartitionList(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of the partitions, by ascending id; `more` says that another page follows the last one."""
+    """One page of the partitions, by ascending id; `more` says whether another page follows."""
 
     PAGE: ClassVar[int] = 64
 
@@ -59,7 +59,7 @@ class VpView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PartitionInspection(msgspec.Struct, frozen=True, kw_only=True):
-    """One partition in full; `regions` is cut to `REGION_VIEWS`, the statistics say how many there are."""
+    """One partition in full. `regions` has up to `REGION_VIEWS` entries; the statistics count all."""
 
     REGION_VIEWS: ClassVar[int] = 256
 

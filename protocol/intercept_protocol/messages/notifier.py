@@ -1,4 +1,4 @@
-"""What a notifier announces: ranges whose frames are going or gone.
+"""A notifier's requests: they announce ranges whose frames are going or gone.
 
 Owns those requests; must not know how one is carried out.
 """

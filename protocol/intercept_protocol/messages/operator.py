@@ -1,4 +1,4 @@
-"""What an operator asks of the daemon.
+"""An operator's requests to the daemon.
 
 Owns those requests; must not know how one is carried out.
 """
@@ -60,7 +60,7 @@ class Drain(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Subscribe(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Instead of what this connection subscribed to before; no events: of nothing any more."""
+    """Replaces this connection's earlier subscription; an empty `events` ends it."""
 
     METHOD: ClassVar[str] = "subscribe"
     REPLY: ClassVar[object] = None

@@ -1,6 +1,6 @@
-"""What is counted and timed, as the answers hold it.
+"""Counters and latency histograms, as replies hold them.
 
-Owns those forms; must not know who asks for them, or who counts.
+Owns those types; must not know who requests them, nor who counts.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import ClassVar
 import msgspec
 
 LATENCY_BUCKETS = 24
-"""Of a latency histogram; `HistogramPage.boundaries_ns` says where they end."""
+"""The number of buckets of a latency histogram; `HistogramPage.boundaries_ns` has their bounds."""
 Buckets = tuple[int, ...]
-"""Counts of one latency histogram, the shortest times first; empty from a server that has none."""
+"""Counts of one latency histogram, shortest durations first; empty from a server without histograms."""
 
 
 class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Counters of one partition since it was created; gauges are named without a verb."""
+    """One partition: gauges of its current state, and counters since it was created."""
 
     regions: int
     vmas: int
@@ -32,9 +32,9 @@ class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     stale_attempts: int
     intercepts: dict[str, dict[str, int]]
     latency: Buckets = ()
-    """Of the intercepts of all its VPs that are or were."""
+    """Of the intercepts of all its VPs, past and present."""
     latency_waited: Buckets = ()
-    """Of those among them that waited for an invalidation to end, or another's map or unmap."""
+    """Of those intercepts that waited for an invalidation to end, or for another task's map or unmap."""
 
 
 class DaemonStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,15 +50,15 @@ class DaemonStatistics(msgspec.Struct, frozen=True, kw_only=True):
     intercepts: dict[str, dict[str, int]]
     invalidations: int
     latency: Buckets = ()
-    """Of the intercepts of all partitions that are or were."""
+    """Of the intercepts of all partitions, past and present."""
     latency_waited: Buckets = ()
-    """Of those among them that waited for somebody else."""
+    """Of those intercepts that waited for other work."""
 
 
 class VpHistogram(msgspec.Struct, frozen=True, kw_only=True):
-    """How long the intercepts of one VP took since it attached; their times add up to `total_ns`.
+    """Durations of the intercepts of one VP since it attached; `total_ns` is their sum.
 
-    Those that waited for somebody else are counted once more, in `waited_buckets` and `waited_ns`.
+    Those that waited for other work are also counted in `waited_buckets` and `waited_ns`.
     """
 
     vp_index: int
@@ -70,9 +70,9 @@ class VpHistogram(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistogramPage(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of a partition's VPs, by ascending index; `more` says that another page follows the last one.
+    """One page of a partition's VPs, by ascending index; `more` says whether another page follows.
 
-    `boundaries_ns` are the times at which each bucket but the last ends and the next begins.
+    `boundaries_ns` are the upper bounds of the buckets, except the last.
     """
 
     PAGE: ClassVar[int] = 64

@@ -1,6 +1,6 @@
-"""What a VMM asks of its partition.
+"""A VMM's requests about its partition.
 
-Owns those requests and their answers; must not know how one is carried out.
+Owns those requests and their replies; must not know how one is carried out.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class ProtectVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class AttachMemory(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """With SCM_RIGHTS on the request's first byte: the VMM's maps, and optionally smaps and a userfaultfd."""
+    """The first byte carries, by SCM_RIGHTS, the VMM's maps, and optionally smaps and a userfaultfd."""
 
     METHOD: ClassVar[str] = "attach_memory"
     REPLY: ClassVar[object] = None
@@ -120,7 +120,7 @@ class Statistics(Call[PartitionStatistics], frozen=True, kw_only=True, forbid_un
 
 
 class Translation(msgspec.Struct, frozen=True, kw_only=True):
-    """What the guest would reach at a gfn: the frame and the access bits r 1, w 2, x 4."""
+    """What the guest can access at a gfn: the frame, and the access bits r 1, w 2, x 4."""
 
     frame: tuple[object, int]
     access: int

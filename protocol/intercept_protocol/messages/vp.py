@@ -1,4 +1,4 @@
-"""What a VP asks: `intercept` alone, whose message `hv_message` and `memory_intercept` describe.
+"""A VP's only request: `intercept`, whose message `hv_message` and `memory_intercept` describe.
 
 Owns the method's name; must not know its bytes.
 """
@@ -8,4 +8,4 @@ from __future__ import annotations
 from typing import Final
 
 INTERCEPT_METHOD: Final = "intercept"
-"""The one method without named fields: its parameter is the 256 raw bytes."""
+"""The only method without named fields: its parameter is the 256 raw bytes."""

@@ -1,7 +1,7 @@
-"""The port to what stands behind a VMM's addresses.
+"""The port to the memory behind a VMM's addresses.
 
-Owns the contract, seen from the intercept path. An address space knows uaddrs only: no gfns, no regions, no
-rights but the VMA's own.
+Owns the contract, as seen from the fault handler. An address space knows uaddrs only: no gfns, no regions,
+and no rights except those of the VMA.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from interceptd.pages.mapping import Extent
 
 
 class Undecided(Exception):
-    """Nothing was found out: ask again later. A fault is RETRY; a VMM's own call is refused with `number`."""
+    """No answer now; ask again later. A fault becomes RETRY; a VMM's own call is refused with `number`."""
 
     def __init__(self, why: str, number: int = errno.EAGAIN) -> None:
         super().__init__(why)
@@ -26,53 +26,52 @@ class Undecided(Exception):
 
     @classmethod
     def because(cls, meaning: Meaning, detail: str = "") -> Undecided:
-        """As the table says."""
+        """With the text and the errno of a `Meaning`."""
         return cls(f"{meaning.text} ({detail})" if detail else meaning.text, meaning.number)
 
 
 class Unknowable(Exception):
-    """What was handed over cannot answer this question, now or later."""
+    """The descriptors that were handed over can never answer this question."""
 
 
 class Nothing(msgspec.Struct, frozen=True):
-    """Why a question found nothing; whether that decides it is the table's to say."""
+    """Why a question has no result; the verdict of its `meaning` says whether that is final."""
 
     meaning: Meaning
     detail: str = ""
 
 
 class Caller(Enum):
-    """On whose behalf a question is put: what may block keeps the two apart, so that neither waits in the
-    other's queue."""
+    """On whose behalf a question is asked. Each has its own queue, so that neither waits for the other."""
 
     GUEST = "guest"
-    """A fault, of which there can be as many as VPs. Its intercept has a deadline."""
+    """A fault, of up to one per VP. Its intercept has a deadline."""
     VMM = "vmm"
-    """A call of the VMM's own, which makes one at a time."""
+    """A call of the VMM, which makes one at a time."""
 
 
 class AddressSpace(Protocol):
-    """Where uaddrs lead. Called without any lock held; both questions may block, for the VMM with a deadline
-    of their own, for a guest until the caller's."""
+    """What backs the uaddrs of a VMM. Called without locks held. Both questions may block: for the VMM up to
+    a deadline of the implementation, for a guest up to the caller's."""
 
     async def resolve(
         self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST
     ) -> Extent | None:
-        """The part of `window` around `page` that the VMA there really backs; None where there is no VMA.
+        """The part of `window` around `page` that the VMA there backs; None without a VMA.
 
-        `window` is what may be mapped, `region` the whole range that `page` was registered in, `page` a page
-        number of the VMM. The frames are contiguous within the extent. The answer is true at some instant of
-        the call; the caller finds out by its attempt whether it still is. Raises `Undecided`.
+        `page` is a page number of the VMM, `window` the range that may be mapped, `region` the whole range of
+        the region around it. The frames are contiguous within the extent. The answer is true at some instant
+        during the call; whether it still is, the caller learns from its attempt. Raises `Undecided`.
         """
 
     async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:
-        """Whether the VMA at `page` is VM_IO | VM_PFNMAP; None where there is no VMA. Raises `Undecided`, and
-        `Unknowable` where it cannot be told of any VMA."""
+        """Whether the VMA at `page` is VM_IO | VM_PFNMAP; None without a VMA. Raises `Undecided`, and
+        `Unknowable` if it cannot be determined for any VMA."""
 
     @property
     def may_block(self) -> bool:
-        """Whether a question can be held up by the VMM."""
+        """Whether the VMM can make a question block."""
 
     @property
     def vma_count(self) -> int:
-        """VMAs that this address space keeps a record of."""
+        """The number of VMAs that this address space records."""

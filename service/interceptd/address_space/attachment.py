@@ -1,7 +1,7 @@
-"""The descriptors that a VMM handed over, and who may still be using them.
+"""The descriptors that a VMM handed over, and their users.
 
-Owns their lifetime: a worker that was given up may be inside the kernel with one, so they are closed by
-whoever lets go last. Must not know what they are asked.
+Owns their lifetime: an abandoned worker may be in the kernel with one, so the last user closes them. Must not
+know what they are used for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from interceptd.connections.received_fds import close_each, close_in_thread
 
 
 class Attachment:
-    """A process's maps, perhaps its smaps and a userfaultfd; `promised` if all changes are announced."""
+    """A process's maps, and optionally its smaps and a userfaultfd. `promised`: it announces all changes."""
 
     def __init__(
         self, maps: ProcMaps, smaps: Smaps | None, userfaultfd: Userfaultfd | None, *, promised: bool
@@ -40,15 +40,16 @@ class Attachment:
         try:
             yield
         finally:
-            close_each(self._let_go())
+            close_each(self._release())
 
     def close(self) -> None:
-        """The owner lets go; once. Does not block: closing a userfaultfd waits for the VMM's mmap lock."""
-        if descriptors := self._let_go():
+        """Release the owner's reference; call it once. Does not block, though closing a userfaultfd waits for
+        the VMM's mmap lock."""
+        if descriptors := self._release():
             close_in_thread(descriptors)
 
-    def _let_go(self) -> list[int]:
-        """What the caller must close: all of it, if nobody uses it any more."""
+    def _release(self) -> list[int]:
+        """The descriptors that the caller must close: all of them after the last release."""
         with self._lock:
             self._users -= 1
             if self._users:

@@ -1,7 +1,7 @@
-"""The declared address space: the VMM tells us its VMAs and their host pages.
+"""The declared address space: the VMM declares its VMAs and their host pages.
 
-Owns the VMA table; must not know who is told when it changes. `map_vma` is one
-synchronous step; the edits that take away are made under an open invalidation.
+Owns the VMA table; must not know who depends on it. `map_vma` is one synchronous step; `unmap_vma` and
+`protect_vma` run under an open invalidation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
 from interceptd.pages.range_map import RangeMap
 
 VMAS_PER_YIELD = 1024
-"""VMAs that a long edit passes before it lets other tasks run."""
+"""VMAs that a long edit processes before it yields."""
 
 
 class Vma(msgspec.Struct, frozen=True, gc=False):
@@ -54,8 +54,8 @@ class DeclaredAddressSpace:
         self,
         page: int,
         window: UaddrRange,
-        region: UaddrRange,  # noqa: ARG002 - of use where VMAs must be watched
-        caller: Caller = Caller.GUEST,  # noqa: ARG002 - of use where a question may block
+        region: UaddrRange,  # noqa: ARG002 - for address spaces that watch VMAs
+        caller: Caller = Caller.GUEST,  # noqa: ARG002 - for address spaces that may block
     ) -> Extent | None:
         """See `AddressSpace.resolve`."""
         vma = self._vmas.find(page)
@@ -66,11 +66,11 @@ class DeclaredAddressSpace:
         return Extent(uaddrs, Frame(HOST_BACKING, backed.start_pfn), backed.access, backed.io)
 
     async def run(self) -> None:
-        """Declared memory is gone when its VMM is."""
+        """Never returns: declared memory lasts as long as its VMM's connection."""
         await trio.sleep_forever()
 
     def close(self) -> None:
-        """Nothing was handed over."""
+        """Does nothing: there are no descriptors."""
 
     async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:  # noqa: ARG002 - as above
         vma = self.vma_at(page)
@@ -93,10 +93,10 @@ class DeclaredAddressSpace:
         self._vmas.insert(vma)
 
     async def unmap_vma(self, uaddrs: UaddrRange) -> None:
-        """Take away what lies in `uaddrs`, which may be nothing or parts of several VMAs.
+        """Remove everything in `uaddrs`, which may hold no VMA or parts of several.
 
-        The caller has opened an invalidation of `uaddrs`: no attempt looks at them while a long edit lets
-        other tasks run. Raises ENOSPC, and changes nothing, where a cut would make one VMA too many.
+        The caller must hold an open invalidation of `uaddrs`: a long edit yields, and no attempt may resolve
+        there meanwhile. Raises ENOSPC, and changes nothing, if splitting a VMA would exceed the limit.
         """
         self._require_room(self._cuts(uaddrs) - len(self._vmas.overlapping(self._vmas.head(uaddrs, 2))))
         for part in self._parts(uaddrs):
@@ -104,7 +104,7 @@ class DeclaredAddressSpace:
             await _yield_between(part, uaddrs)
 
     async def protect_vma(self, uaddrs: UaddrRange, access: Access) -> None:
-        """Give what lies in `uaddrs` the rights `access`. Like `unmap_vma` otherwise."""
+        """Set the rights of everything in `uaddrs`. Otherwise like `unmap_vma`."""
         self._require_room(self._cuts(uaddrs))
         for part in self._parts(uaddrs):
             for vma in self._vmas.carve(part):
@@ -112,7 +112,7 @@ class DeclaredAddressSpace:
             await _yield_between(part, uaddrs)
 
     def _parts(self, uaddrs: UaddrRange) -> Iterator[PageRange]:
-        """`uaddrs` cut so that few VMAs begin in each part."""
+        """`uaddrs` in parts in each of which at most `VMAS_PER_YIELD` VMAs start."""
         rest: PageRange = uaddrs
         while rest.page_count:
             part = self._vmas.head(rest, VMAS_PER_YIELD)
@@ -120,7 +120,7 @@ class DeclaredAddressSpace:
             rest = rest.slice(part.end, rest.end)
 
     def _cuts(self, uaddrs: UaddrRange) -> int:
-        """At how many ends of `uaddrs` a VMA is cut in two."""
+        """How many ends of `uaddrs` split a VMA."""
         first, last = self._vmas.find(uaddrs.start), self._vmas.find(uaddrs.end - 1)
         at_start = first is not None and first.start < uaddrs.start
         at_end = last is not None and uaddrs.end < last.end
@@ -132,7 +132,7 @@ class DeclaredAddressSpace:
 
 
 async def _yield_between(part: PageRange, whole: PageRange) -> None:
-    """Between two parts."""
+    """Let other tasks run between two parts."""
     if part.end < whole.end:
         await trio.lowlevel.checkpoint()
 

@@ -1,7 +1,6 @@
-"""What a descriptor is that a VMM handed over.
+"""Recognises the descriptors that a VMM hands over: a maps file, an smaps file, a userfaultfd.
 
-Owns the recognition and its refusals: a maps file, an smaps file, a userfaultfd, or something that is named
-in the error.
+Owns the recognition and its errors, which name anything else. Must not know how the descriptors are used.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.refusals import Call, Meaning, Verdict, meaning
 from interceptd.address_space.smaps import Smaps
 from interceptd.address_space.userfaultfd import LINK as USERFAULTFD_LINK
-from interceptd.address_space.userfaultfd import FeaturesMissing, NotReadable, NotVirgin, Userfaultfd
+from interceptd.address_space.userfaultfd import AlreadyInitialised, FeaturesMissing, NotReadable, Userfaultfd
 from interceptd.connections.peer import Peer
 from interceptd.connections.received_fds import close_each
 
 PROC_SUPER_MAGIC = 0x9FA0
 """f_type of procfs, statfs(2)."""
 _PROCESS_FILE = re.compile(r"(/(?P<id>\d+)(/task/\d+)?)?/(?P<name>maps|smaps)( \(deleted\))?\Z")
-"""How the link of a process's file ends, wherever its procfs is mounted. Where it is mounted nowhere (fsopen,
-MNT_DETACH) the link is `/ID/maps`; where only the process's directory is, it has no id."""
+"""The end of the /proc/self/fd link of a process's file, wherever its procfs is mounted. If it is not mounted
+(fsopen, MNT_DETACH), the link is `/ID/maps`; if only the process's directory is, the link has no id."""
 
 
 class DescriptorKind(Enum):
@@ -45,10 +44,10 @@ _TAKEN = "an open /proc/self/maps, and optionally /proc/self/smaps and a userfau
 
 
 def recognise(descriptor: int, peer: Peer) -> DescriptorKind:
-    """Tell what it is. Raises EINVAL that says what it got, also for a proc file of another process.
+    """The kind of a descriptor. Raises EINVAL, which describes any other, or another process's proc file.
 
-    In a procfs that is not ours whose file it is cannot be told: its numbers may be those of another pid
-    namespace. It is one that the peer was allowed to open, and only the peer is answered from it.
+    The owner of a file of another procfs instance cannot be determined: its ids may be of another pid
+    namespace. But the peer was allowed to open it, and only the peer gets answers from it.
     """
     link = os.readlink(f"/proc/self/fd/{descriptor}")
     if link == USERFAULTFD_LINK and _is_readable(descriptor):
@@ -61,16 +60,16 @@ def recognise(descriptor: int, peer: Peer) -> DescriptorKind:
         )
     if _is_of_our_procfs(descriptor) and not _is_of(peer, descriptor, file):
         raise WireError(
-            errno.EINVAL, f"{link} is of another process than the one that is connected, pid {peer.pid}"
+            errno.EINVAL, f"{link} belongs to another process than the one connected, pid {peer.pid}"
         )
     return DescriptorKind.MAPS if file["name"] == "maps" else DescriptorKind.SMAPS
 
 
 def attach(descriptors: list[int], received: int, peer: Peer, *, promised: bool) -> Attachment:
-    """Build an attachment of what the peer handed over, in any order; it owns them all.
+    """Build an attachment of the peer's descriptors, in any order. Takes ownership of all of them.
 
-    `received` is how many there were, of which `descriptors` are kept. Raises EINVAL that says what is
-    missing, too much or wrong, or `Undecided`, and closes them.
+    `received` is how many were sent, of which `descriptors` were kept. Raises EINVAL, which says what is
+    missing, surplus or wrong, or `Undecided`, and then closes them.
     """
     with ExitStack() as unwanted:
         unwanted.callback(close_each, descriptors)
@@ -111,16 +110,16 @@ def _negotiate(descriptor: int | None) -> Userfaultfd | None:
     except NotReadable:
         raise WireError(
             errno.EINVAL,
-            "this kernel cannot read a userfaultfd without waiting (Linux 6.10 can): hand over none",
+            "this kernel cannot read a userfaultfd without blocking (needs Linux 6.10): do not hand one over",
         ) from None
-    except NotVirgin:
+    except AlreadyInitialised:
         raise WireError(
-            errno.EINVAL, "the userfaultfd was initialised before: UFFDIO_API is for the daemon to call"
+            errno.EINVAL, "the userfaultfd is already initialised: leave UFFDIO_API to the daemon"
         ) from None
     except FeaturesMissing as lacking:
         raise WireError(
             errno.EINVAL,
-            f"this kernel's userfaultfd cannot watch guest memory, it lacks {lacking}: hand over none",
+            f"this kernel's userfaultfd cannot watch guest memory, it lacks {lacking}: do not hand one over",
         ) from None
     except OSError as error:
         raise Undecided.because(meaning(Call.UFFDIO_API, error), f"userfaultfd: {error.strerror}") from None
@@ -134,14 +133,14 @@ def _prove(userfaultfd: Userfaultfd, maps: ProcMaps) -> None:
     except NotOfThisMm:
         raise WireError(
             errno.EINVAL,
-            "the userfaultfd does not watch the memory that the maps file shows: one belongs to the process"
-            " that created it, also when it was inherited",
+            "the userfaultfd does not watch the memory that the maps file shows: it belongs to the process"
+            " that created it, even if another one inherited it",
         ) from None
 
 
 def _open_smaps(peer: Peer) -> int | None:
-    """The peer's smaps by its pid, where it handed over none; None if we may not. The attachment's maps are
-    asked afterwards: while that mm lives, the pid was not used again. Raises `Undecided`."""
+    """Open the peer's smaps by its pid, if it handed over none; None if that is not permitted. The caller
+    queries the maps afterwards: while that mm lives, the pid cannot have been reused. Raises `Undecided`."""
     try:
         return os.open(f"/proc/{peer.pid}/smaps", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -152,28 +151,26 @@ def _open_smaps(peer: Peer) -> int | None:
 
 
 def _unseen(error: OSError) -> WireError | Undecided:
-    """Why a descriptor could not be looked at."""
+    """The error for a descriptor that could not be examined."""
     refusal = meaning(Call.LOOK_AT, error)
     if refusal.verdict is not Verdict.DECIDED:
-        return Undecided.because(refusal, f"looking at a descriptor: {error.strerror}")
-    return WireError(
-        errno.EINVAL, f"attach_memory takes {_TAKEN}; one may not be looked at: {error.strerror}"
-    )
+        return Undecided.because(refusal, f"examining a descriptor: {error.strerror}")
+    return WireError(errno.EINVAL, f"attach_memory takes {_TAKEN}; one cannot be examined: {error.strerror}")
 
 
 def _is_of_our_procfs(descriptor: int) -> bool:
-    """Whether a proc file comes from the instance that is mounted here and counts pids as we do."""
-    ours = os.readlink("/proc/self") == str(os.getpid())  # else it is that of another pid namespace
+    """Whether a proc file is of the procfs instance mounted here, and that one uses our pid namespace."""
+    ours = os.readlink("/proc/self") == str(os.getpid())  # else it is of another pid namespace
     return ours and os.fstat(descriptor).st_dev == os.stat("/proc").st_dev
 
 
 def _is_of(peer: Peer, descriptor: int, file: re.Match[str]) -> bool:
-    """Whether a file of our procfs is the peer's: by its link, which may also have the id of a thread, or
-    where that has none because it is the file itself."""
+    """Whether a file of our procfs is the peer's: by the id in its link, which may be of a thread, or if the
+    link has no id, by comparing the files."""
     process = f"/proc/{peer.pid}"
     if file["id"] is not None and int(file["id"]) == peer.pid:
         return True
-    with suppress(FileNotFoundError, PermissionError, ProcessLookupError):  # hidden (hidepid), or gone
+    with suppress(FileNotFoundError, PermissionError, ProcessLookupError):  # hidden (hidepid), or exited
         if file["id"] is not None:
             os.stat(f"{process}/task/{file['id']}")
             return True
@@ -182,7 +179,7 @@ def _is_of(peer: Peer, descriptor: int, file: re.Match[str]) -> bool:
 
 
 def _is_readable(descriptor: int) -> bool:
-    """Whether it can be asked anything: opened neither with O_PATH nor for writing alone."""
+    """Whether it was opened for reading: not with O_PATH, and not write-only."""
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     return not flags & os.O_PATH and flags & os.O_ACCMODE != os.O_WRONLY
 
@@ -198,7 +195,7 @@ def _describe(descriptor: int, link: str) -> str:
     if _is_readable(descriptor):
         return noun
     path_only = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_PATH
-    return f"{noun} opened {'with O_PATH' if path_only else 'for writing alone'}"
+    return f"{noun} opened {'with O_PATH' if path_only else 'write-only'}"
 
 
 def _noun(descriptor: int, link: str) -> str:

@@ -1,7 +1,7 @@
-"""Descriptors on their way from a VMM's message to an attachment.
+"""Descriptors between a VMM's message and their attachment.
 
-Owns them in between, and sorts them out in a worker thread: to look at a file on a peer's FUSE mount, or to
-close it, takes as long as the peer likes. Given up, they are closed by whoever finds them last.
+Owns them meanwhile, and examines them in a worker thread: a peer decides how long examining or closing a file
+on its FUSE mount takes. After a timeout the side that finishes last closes them. Must not know userfaultfds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from interceptd.connections.received_fds import close_in_thread
 
 
 class Handover:
-    """Of `received` descriptors, `descriptors` are kept. Good for one `attachment`."""
+    """`received` descriptors were sent, of which `descriptors` were kept. For one call of `attachment`."""
 
     def __init__(self, descriptors: list[int], received: int, peer: Peer, *, promised: bool) -> None:
         self._descriptors = descriptors
@@ -33,21 +33,21 @@ class Handover:
         self._made: Attachment | None = None
 
     async def attachment(self, seconds: float, workers: Workers) -> Attachment:
-        """Raises `Undecided` after `seconds`, and `WireError` for what is not to be had or wrong."""
+        """Blocks for up to `seconds`, then raises `Undecided`. Raises `WireError` for wrong descriptors."""
         try:
             with trio.fail_after(seconds):
-                return await workers.ask(self._sort_out)
+                return await workers.ask(self._attach)
         except trio.TooSlowError:
             self._abandon()
-            raise Undecided("a descriptor does not answer", errno.ETIMEDOUT) from None
+            raise Undecided("examining a descriptor timed out", errno.ETIMEDOUT) from None
         except BaseException:
             self._abandon()
             raise
 
-    def _sort_out(self) -> Attachment:
+    def _attach(self) -> Attachment:
         with self._lock:
             if self._abandoned:
-                raise Undecided("given up before it began")
+                raise Undecided("abandoned before it began")
             self._begun = True
         made = attach(self._descriptors, self._received, self._peer, promised=self._promised)
         with self._lock:

@@ -1,7 +1,7 @@
-"""What is known of a VMM's VMAs: which are device memory, and which are not.
+"""A cache of which VMAs of a VMM are device memory.
 
-Owns what one pass over smaps has learned, until an invalidation overlaps it. Pure, but for a lock: a worker
-thread learns while the trio thread forgets and asks. Must not know how smaps is read.
+Owns what a pass over smaps has learned, until an invalidation overlaps it. Pure except for a lock: a worker
+thread learns while the trio thread forgets and reads. Must not know how smaps is read.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from interceptd.address_space.live_vma import Identity, LiveVma
 from interceptd.pages.range_map import RangeMap
 
 KNOWN_VMAS = 1 << 16
-"""VMAs that are remembered at most, the default of vm.max_map_count. Neighbours that are alike are one."""
+"""The most VMAs remembered: the default of vm.max_map_count. Equal neighbours are merged."""
 GONE_PIECES = 1024
-"""Beyond this many disjoint pieces that are not known any more, nothing is."""
+"""Beyond this many disjoint forgotten pieces, everything is forgotten."""
 
 
 class KnownVma(msgspec.Struct, frozen=True, gc=False):
-    """Pages [start, end) of one identity, and whether they are VM_IO | VM_PFNMAP."""
+    """Pages [start, end) of one VMA identity, and whether they are VM_IO | VM_PFNMAP."""
 
     start: int
     end: int
@@ -35,7 +35,7 @@ class KnownVma(msgspec.Struct, frozen=True, gc=False):
 
 
 class KnownIo:
-    """A pass learns in the order of the addresses: `start_over`, then `read_on` and `learn` by turns."""
+    """A pass learns in address order: `start_over`, then `read_on` and `learn` alternately."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -44,7 +44,7 @@ class KnownIo:
         self._gone: RangeMap[UaddrRange] = RangeMap()
 
     def io_of(self, vma: LiveVma, page: int) -> bool | None:
-        """Whether `vma`, which covers the page now, is device memory; None where that is not known."""
+        """Whether `vma`, which now covers the page, is device memory; None if unknown."""
         with self._lock:
             index = bisect_right(self._starts, page) - 1
             if index < 0 or self._gone.find(page) is not None:
@@ -53,7 +53,7 @@ class KnownIo:
             return known.io if page < known.end and known.identity == vma.identity else None
 
     def forget(self, uaddrs: UaddrRange) -> None:
-        """What is there is changing. Also what is being read just now will not be remembered."""
+        """`uaddrs` is changing: forget it, including what is being read at this moment."""
         with self._lock:
             gone = self._gone.find(uaddrs.start)
             if gone is not None and uaddrs.end <= gone.end:
@@ -65,24 +65,24 @@ class KnownIo:
                 self._gone.insert(UaddrRange(start=0, end=PAGE_LIMIT))
 
     def start_over(self) -> None:
-        """A new pass begins: nothing is known."""
+        """Forget everything for a new pass."""
         with self._lock:
             self._clear()
             self._gone = RangeMap()
 
     def read_on(self, page: int) -> None:
-        """The pass goes on at this page: nothing from there on was read before it was invalidated."""
+        """The pass continues at this page: what follows is read after earlier invalidations."""
         with self._lock:
             self._gone.carve(UaddrRange(start=page, end=PAGE_LIMIT))
 
     def learn(self, vmas: list[KnownVma]) -> None:
-        """What was just read, since the last `read_on`."""
+        """Remember what was read since the last `read_on`."""
         with self._lock:
             for vma in vmas:
                 if self._vmas and self._vmas[-1].continued_by(vma):
                     self._vmas[-1] = replace(self._vmas[-1], end=vma.end)
                     continue
-                while self._starts and vma.start <= self._starts[-1]:  # they were merged meanwhile
+                while self._starts and vma.start <= self._starts[-1]:  # merged into `vma` meanwhile
                     del self._starts[-1], self._vmas[-1]
                 if len(self._vmas) >= KNOWN_VMAS:
                     self._clear()

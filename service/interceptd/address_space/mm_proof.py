@@ -1,14 +1,13 @@
 """Proof that a userfaultfd watches the process whose maps file came with it.
 
-Owns the experiment. A userfaultfd belongs to the mm of the process that created it, also in the hands of a
-child that inherited it: there it registers in the parent, without an error wherever the parent has memory at
-that address, and reports no unmap of the child's. Must not know trio: the experiment waits for the mmap lock
-of both processes, so it belongs in a worker thread.
+Owns the experiment. A userfaultfd belongs to the mm of the process that created it. A child that inherited it
+would register memory of the parent, without an error wherever the parent has memory at that address, and get
+no event for its own unmaps. Must not know trio: the experiment waits for the mmap locks of both processes, so
+it belongs in a worker thread.
 
-One page in the middle of ordinary memory is registered: in the right mm the VMA splits there, because
-neighbours that differ in their userfaultfd cannot be one VMA, and the maps file shows a VMA of just that
-page. Unregistered, it is gone again. No fault is raised meanwhile, and the VMM may do with the page what it
-likes.
+We register one page in the middle of ordinary memory. In the right mm the VMA splits there, because
+neighbours with different userfaultfds cannot be one VMA, and the maps file shows a VMA of exactly that page;
+after unregistering it is gone. No fault is raised meanwhile, and the VMM may use the page freely.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from interceptd.address_space.refusals import Call, Meaning, meaning
 from interceptd.address_space.userfaultfd import Userfaultfd
 
 TRIALS = 3
-"""Registrations without a split before a userfaultfd is another mm's: the VMM may unmap one meanwhile."""
+"""Registrations without a split that prove another mm; not one, as the VMM may unmap a page meanwhile."""
 CANDIDATES = 256
-"""VMAs that are tried, the smallest first: other userfaultfds may hold many."""
+"""VMAs to try, the smallest first: other userfaultfds may hold many."""
 MIDDLE_OF = 3
 """Pages that a VMA must have to split in three."""
 
 
 class NotOfThisMm(Exception):
-    """The userfaultfd was created by another process, or this one has no memory to show the contrary."""
+    """Another process created the userfaultfd, or this one has no memory to prove the contrary."""
 
 
 def prove(userfaultfd: Userfaultfd, maps: ProcMaps) -> None:
-    """Raises `NotOfThisMm`, `MmGone`, and `Undecided` if the kernel has no room for the experiment or other
-    userfaultfds hold all the memory that could show anything."""
+    """Raises `NotOfThisMm`, `MmGone`, and `Undecided` if the kernel has no memory for the experiment or other
+    userfaultfds hold all suitable memory."""
     trials, held = 0, False
     for vma in sorted(maps.first(_is_suitable, CANDIDATES), key=lambda vma: vma.end - vma.start):
         page = (vma.start + vma.end) // 2
@@ -53,8 +52,8 @@ def prove(userfaultfd: Userfaultfd, maps: ProcMaps) -> None:
 
 
 def _splits(userfaultfd: Userfaultfd, maps: ProcMaps, page: UaddrRange) -> bool | Meaning:
-    """Whether registering the page shows in the maps file, and unregistering it as well; or why it cannot be
-    registered, which shows nothing."""
+    """Whether the maps file shows both registering and unregistering the page; or why it cannot be
+    registered, which proves nothing."""
     try:
         userfaultfd.register(page)
     except OSError as error:
@@ -73,7 +72,7 @@ def _splits(userfaultfd: Userfaultfd, maps: ProcMaps, page: UaddrRange) -> bool 
 
 
 def _mm_is_gone(userfaultfd: Userfaultfd, page: UaddrRange) -> bool:
-    """After ENOMEM: to unregister what is not registered takes no room, and fails so only without an mm."""
+    """After ENOMEM: unregistering an unregistered page needs no memory, so ENOMEM again means no mm."""
     try:
         userfaultfd.unregister(page)
     except OSError as error:

@@ -1,13 +1,13 @@
 """The text of an open /proc/PID/maps or smaps, in pieces of whole records.
 
-Owns the descriptor, and the turn to read it. Must not know what a record says beyond its addresses, nor trio:
-a read waits for the mmap lock of the process, so it belongs in a worker thread.
+Owns the descriptor, and whose turn it is to read it. Must not know the contents of a record beyond its
+addresses, nor trio: a read waits for the mmap lock of the process, so it belongs in a worker thread.
 
-The kernel renders the text during the read. A read that begins where the last one on the same open file
-ended continues with the next VMA, found by its address, and returns whole records (seq_read_iter() in
+The kernel renders the text during the read. A read that starts where the last one on the same open file ended
+continues with the next VMA, found by its address, and returns whole records (seq_read_iter() in
 fs/seq_file.c, m_start() in fs/proc/task_mmu.c). Any other read renders the text from the beginning up to its
-offset, where other VMAs may stand by now: records are skipped or cut in two. Hence one reader at a time, from
-piece to piece. The VMM shares the open file and may read it too; a record that this cuts is recognised.
+offset, where there may be other VMAs by now: records are skipped or torn. Hence one reader at a time, piece
+after piece. The VMM shares the open file and may read it too; we detect the records that this tears.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from interceptd.address_space import Undecided
 from interceptd.address_space.refusals import Call, Meaning, meaning
 
 PIECE_BYTES = 1 << 16
-"""More than the kernel's buffer, a page or what one record takes: so a piece ends where a record does."""
+"""More than the kernel's buffer (a page, or a longer record), so that a piece ends with a record."""
 TURN_SECONDS = 5.0
-"""A question waits this long for its turn, and has it about as long. It may have been given up by then: its
-thread must not wait for ever behind one that the kernel does not answer, nor read for ever because the VMM
-reads, too, and has the text rendered from the beginning each time."""
+"""How long a question waits for its turn, and about how long its turn lasts. Its caller may have left by
+then: the thread must not wait forever behind a question that the kernel does not answer, nor read forever
+because the VMM reads too and so makes the kernel render the text from the beginning each time."""
 _ADDRESSES = re.compile(rb"(?P<start>[0-9a-f]{8,16})-(?P<end>[0-9a-f]{8,16}) ")
 """The first two fields of a record: show_vma_header_prefix(), fs/proc/task_mmu.c."""
 
 
 class MmGone(Exception):
-    """The process has exited or called exec: the mm behind the descriptor is no more."""
+    """The process has exited or called exec: the mm behind the descriptor is gone."""
 
 
 class Torn(Exception):
-    """The piece does not begin with a record: somebody else reads this open file."""
+    """The piece does not start with a record: another process reads this open file too."""
 
 
 class ProcText:
-    """Owns the descriptor. `rewind` and `read` are for whoever has the turn."""
+    """Owns the descriptor. Call `rewind` and `read` only within `turn`."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -63,9 +63,9 @@ class ProcText:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Be the one reader. Raises `Undecided` when another one takes too long."""
+        """Be the only reader. Raises `Undecided` when another one takes too long."""
         if not self._turn.acquire(timeout=TURN_SECONDS):
-            raise Undecided("the process does not answer an earlier question")
+            raise Undecided("an earlier question to the process is still unanswered")
         self._until = time.monotonic() + TURN_SECONDS
         try:
             yield
@@ -77,10 +77,10 @@ class ProcText:
         self._position = 0
 
     def read(self) -> bytes:
-        """The next records, whole; empty at the end. Blocks for the process's mmap lock.
+        """The next whole records; empty at the end. Blocks for the process's mmap lock.
 
-        Raises `MmGone`; `Torn`, after which only `rewind` helps; and `Undecided` at the end of the turn, of
-        which the next one goes on.
+        Raises `MmGone`; `Torn`, after which the caller must `rewind`; and `Undecided` at the end of the turn,
+        after which the next turn continues.
         """
         if time.monotonic() > self._until:
             raise Undecided("the process takes too long to show its VMAs")
@@ -93,8 +93,8 @@ class ProcText:
         return piece
 
     def _begins_a_record(self, piece: bytes) -> bool:
-        """A start address that lost digits is shorter than the end address. One that is shorter for another
-        reason (a VMA across 2^32, 2^36, ...) has a line end before it."""
+        """A start address that lost digits is shorter than the end address. If it is shorter because the VMA
+        crosses 2^32, 2^36, ..., a line end precedes it."""
         addresses = _ADDRESSES.match(piece)
         if addresses is None:
             return False
@@ -104,7 +104,7 @@ class ProcText:
         return self._pread(len(again), self._position - 1) == again
 
     def _require_mm(self) -> None:
-        """The text of a process without an mm is empty, and one that lost it meanwhile just ends."""
+        """Raises `MmGone`: without an mm the text is empty, and if the mm goes meanwhile it just ends."""
         if not self._pread(1, 0):
             raise MmGone
 
@@ -114,6 +114,6 @@ class ProcText:
         except OSError as error:
             if (
                 meaning(Call.READ_PROC, error) is Meaning.MM_GONE
-            ):  # it was reaped; until then its text is empty
+            ):  # the process was reaped; until then its text is empty
                 raise MmGone from error
             raise

@@ -1,11 +1,12 @@
-"""The process address space: the VMM's real mappings, asked of the kernel.
+"""The process address space: the VMM's real mappings, as the kernel shows them.
 
-Owns the questions, the worker threads that ask them, and the rule that nothing is mapped blind: what is
-neither watched by the userfaultfd nor promised to be announced is not backed. Must not know regions or gfns.
+Owns the questions, the worker threads that ask them, and the rule that no change may go unnoticed: memory
+that is neither watched by the userfaultfd nor under a promise to announce changes is not backed. Must not
+know regions or gfns.
 
-The VMM controls its own mmap lock, so no question is asked on the trio thread: each runs in a worker, of
-which a partition has few, and is given up after a deadline (the worker ends when the kernel answers it). The
-VMM's own calls have workers of their own: faults of 64 VPs do not keep a region from being added.
+The VMM controls its own mmap lock, so no question runs on the trio thread: each runs in one of the
+partition's few workers, and is abandoned after a deadline (the worker ends when the kernel answers). The
+VMM's own calls have separate workers, so that faults of many VPs do not delay an `add_region`.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.comparison import Compared, Comparison, Given, compare
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.live_vma import LiveVma
-from interceptd.address_space.obstacle_log import ObstacleLog
 from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.refusals import Call, Meaning, Verdict, error_name, meaning
 from interceptd.address_space.smaps import Smaps
+from interceptd.address_space.undecided_log import UndecidedLog
 from interceptd.address_space.unmap_watch import UnmapWatch
 from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.address_space.workers import Workers
@@ -38,24 +39,23 @@ from interceptd.pages.mapping import Extent, Frame, Mapping
 WORKERS = {Caller.GUEST: 4, Caller.VMM: 2}
 """Threads that may wait for one VMM's mmap lock at a time. A VMM makes one call at a time; the second thread
 is for the probe."""
-LOOKS = 8
-"""Times that one `resolve` looks again at a VMA that changes under it."""
-PASSES = 3
-"""Times that one question reads smaps for a VMA that is not where it was a moment ago."""
+LOOKUP_RETRIES = 8
+"""Look-ups that one `resolve` makes of a VMA that keeps changing."""
+SMAPS_RETRIES = 3
+"""Times that one question reads smaps for a VMA that has moved meanwhile."""
 PAUSE_SECONDS = 0.02
-"""Before a fault is told RETRY because of what passes. A VP that asks again at once, for ever, asks 50 times
-a second and not thousands; and what passes soon, as a userfaultfd that is being closed, has by then."""
+"""Delay before a fault is answered RETRY for a passing reason. It limits a VP that asks again at once to 50
+times per second, and short-lived causes, such as a userfaultfd being closed, are over by then."""
 PROBE_SECONDS = 1.0
-"""Between questions whether the mm is still there: the kernel tells nobody of an exec."""
+"""Interval of the check whether the mm still exists: the kernel does not report an exec."""
 T = TypeVar("T")
 
 
 class ProcessAddressSpace:
-    """See `AddressSpace`. Nothing is backed until `attach`.
+    """See `AddressSpace`. Nothing is backed before `attach`.
 
-    `given` tells what the guest has of this memory.
-    `timeout` bounds each question of the VMM's own calls, in seconds; a fault's are bounded by its intercept.
-    `name` tells people whose threads these are.
+    `given` returns the guest's mappings of this memory. `timeout`, in seconds, bounds each question of the
+    VMM's own calls; the intercept's deadline bounds those of a fault. `name` names the threads, for people.
     """
 
     def __init__(
@@ -81,26 +81,26 @@ class ProcessAddressSpace:
         self._comparison: Comparison | None = None
         self._attached = trio.Event()
         self._gone = trio.Event()
-        self._obstacles = ObstacleLog()
+        self._undecided_log = UndecidedLog()
 
     @property
     def vma_count(self) -> int:
-        """None of our own: the kernel keeps them."""
+        """0: the kernel keeps the VMAs."""
         return 0
 
     may_block = True
 
     async def take(self, handover: Handover) -> None:
-        """`attach` what a VMM handed over. Raises what either does."""
+        """`attach` what a VMM handed over. Raises like `Handover.attachment` and `attach`."""
         workers = self._workers[Caller.VMM]
         try:
             await self.attach(await handover.attachment(self._timeout, workers))
         except BaseException:
-            workers.end_idle()  # without memory there is nothing to ask, and nobody trims
+            workers.end_idle()  # without memory nothing is asked, and `_probe` does not run to trim them
             raise
 
     async def attach(self, attachment: Attachment) -> None:
-        """Take over the descriptors and begin to watch. Raises `Undecided`, and closes them, if the process
+        """Take over the descriptors and start watching. Raises `Undecided`, and closes them, if the process
         does not answer or is gone."""
         assert self._attachment is None, "attach once"
         try:
@@ -121,14 +121,14 @@ class ProcessAddressSpace:
     async def resolve(
         self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST
     ) -> Extent | None:
-        """See `AddressSpace.resolve`. `io` is known of what is watched, and of what was read in smaps and not
-        invalidated since."""
+        """See `AddressSpace.resolve`. `io` is known of watched memory, and of VMAs that smaps showed since
+        their last invalidation."""
         attachment = self._attachment
         if attachment is None:
             return None
-        found = await self._ask(attachment, partial(_look, attachment, page, window, region), caller)
+        found = await self._ask(attachment, partial(_lookup, attachment, page, window, region), caller)
         if self._watch is not None:
-            self._watch.drain()  # what was unmapped before the last look is known before the commit
+            self._watch.drain()  # an unmap before the last look-up must be known before the commit
         if found is None:
             return None
         frame = Frame(found.vma.backing, found.vma.backing_page(found.uaddrs.start))
@@ -139,15 +139,15 @@ class ProcessAddressSpace:
         """See `AddressSpace.is_io`."""
         attachment = self._attachment
         if attachment is None:
-            raise Unknowable("attach_memory comes first")
+            raise Unknowable("call attach_memory first")
         if attachment.smaps is None:
-            raise Unknowable("smaps was not handed over and may not be opened: state the kind")
+            raise Unknowable("smaps was not handed over and cannot be opened: state the kind")
         question = partial(_read_io, attachment.maps, attachment.smaps, page)
         return await self._ask(attachment, question, caller)
 
     async def catch_up(self) -> None:
-        """Where memory is watched, take in the changes of which the kernel reported nothing. Raises
-        `Undecided` if the process does not answer; if it is gone, its partition ends anyway."""
+        """In watched memory, find the changes that the kernel did not report. Raises `Undecided` if the
+        process does not answer; if it is gone, its partition ends anyway."""
         if self._comparison is None:
             return
         try:
@@ -161,7 +161,7 @@ class ProcessAddressSpace:
 
     @property
     def busy_workers(self) -> int:
-        """Threads that ask the kernel now; one that was given up is busy until the kernel answers it."""
+        """Threads with a question; an abandoned one stays busy until the kernel answers."""
         return sum(workers.busy for workers in self._workers.values())
 
     @property
@@ -169,16 +169,16 @@ class ProcessAddressSpace:
         return self._attachment is not None
 
     async def run(self) -> None:
-        """Watch the process; returns when its mm is gone, or it exited before it handed that over."""
+        """Watch the process; returns when its mm is gone, or when it exits before `attach`."""
         async with trio.open_nursery() as nursery:
             if self._vmm is not None:
-                nursery.start_soon(self._look_at_exit, self._vmm)
+                nursery.start_soon(self._watch_exit, self._vmm)
             nursery.start_soon(self._watch_attached)
             await self._gone.wait()
             nursery.cancel_scope.cancel()
 
     def close(self) -> None:
-        """Let go of the descriptors and the threads; nothing is asked any more."""
+        """Release the descriptors and the threads; no question may follow."""
         for workers in self._workers.values():
             workers.close()
         if self._attachment is not None:
@@ -195,20 +195,20 @@ class ProcessAddressSpace:
             nursery.start_soon(self._probe)
 
     async def _watch_unmaps(self, watch: UnmapWatch) -> None:
-        """When no event can be read any more, nothing may stay mapped on the strength of them."""
+        """Without events no mapping that relies on them may stay: end like a process that is gone."""
         await watch.run()
         self._gone.set()
 
     async def _probe(self) -> None:
-        """Ask now and then: after an exec nothing else tells, and a child may keep the socket open. Nor does
-        anything tell of some changes of the mappings."""
+        """Check the mm periodically: nothing reports an exec, and a child may keep the socket open. Compare
+        the mappings too, some changes of which nothing reports."""
         attachment = self._attachment
         assert attachment is not None, "attached before it is run"
         while True:
             await trio.sleep(PROBE_SECONDS)
             for workers in self._workers.values():
                 workers.trim()
-            with suppress(Undecided):  # busy is alive; gone is seen by `_ask`
+            with suppress(Undecided):  # a busy process is alive; `_ask` handles one that is gone
                 await self._ask(attachment, partial(attachment.maps.vma_at, 0))
                 if self._comparison is not None:
                     await self._comparison.round()
@@ -219,9 +219,9 @@ class ProcessAddressSpace:
         assert compared is not None, "a comparison always has a result"
         return compared
 
-    async def _look_at_exit(self, vmm: Pidfd) -> None:
-        """Once the process that connected is gone, ask at once: it need not be the one whose memory it is. A
-        process that is gone hands nothing over any more, whoever holds its connection open."""
+    async def _watch_exit(self, vmm: Pidfd) -> None:
+        """Once the process that connected has exited, check the mm at once, which may be another process's.
+        If it exits before `attach`, it can hand nothing over, even if its connection stays open."""
         await trio.lowlevel.wait_readable(vmm)
         if self._attachment is None:
             self._gone.set()
@@ -232,10 +232,10 @@ class ProcessAddressSpace:
     async def _ask(
         self, attachment: Attachment, question: Callable[[], T | Nothing], caller: Caller = Caller.VMM
     ) -> T | None:
-        """Put a question to the kernel in a worker thread; None where it is decided that there is nothing.
+        """Ask the kernel a question in a worker thread; None if the answer is decided to be nothing.
 
-        Raises `Undecided` for what passes, to a fault after a pause; when the mm is gone; and for the VMM's
-        own calls at the deadline."""
+        Raises `Undecided` for passing reasons (a fault gets it after a pause), when the mm is gone, and for
+        the VMM's own calls at the deadline."""
 
         def ask() -> T | Nothing:
             with attachment.in_use():
@@ -243,7 +243,7 @@ class ProcessAddressSpace:
 
         workers = self._workers[caller]
         try:
-            if caller is Caller.GUEST:  # a deadline of our own would take 6 us, and never come first
+            if caller is Caller.GUEST:  # the intercept's deadline suffices
                 answer = await workers.ask(ask)
             else:
                 with trio.fail_after(self._timeout):
@@ -254,20 +254,20 @@ class ProcessAddressSpace:
             if attachment is self._attachment:  # and not one that is being refused
                 self._gone.set()
             raise Undecided.because(Meaning.MM_GONE) from None
-        except OSError as error:  # none that the questions make anything of
-            obstacle = Undecided.because(Meaning.OTHER, error_name(error))
+        except OSError as error:  # one that the questions do not classify
+            reason = Undecided.because(Meaning.OTHER, error_name(error))
         except Undecided as error:
-            obstacle = error
+            reason = error
         else:
             if not isinstance(answer, Nothing):
                 return answer
             if answer.meaning.verdict is Verdict.DECIDED:
                 return None
-            obstacle = Undecided.because(answer.meaning, answer.detail)
+            reason = Undecided.because(answer.meaning, answer.detail)
         if caller is Caller.GUEST:
-            self._obstacles.tell(obstacle)
+            self._undecided_log.record(reason)
             await trio.sleep(PAUSE_SECONDS)
-        raise obstacle
+        raise reason
 
 
 def _known_io(smaps: Smaps | None, vma: LiveVma, page: int) -> bool | None:
@@ -280,8 +280,8 @@ def _known_io(smaps: Smaps | None, vma: LiveVma, page: int) -> bool | None:
 class Found(NamedTuple):
     """A VMA and the part of it that may be mapped.
 
-    What a userfaultfd watches is anonymous memory, shmem or hugetlb (vma_can_userfault(), without WP_ASYNC):
-    none of them is VM_IO or VM_PFNMAP.
+    Memory watched by a userfaultfd is anonymous, shmem or hugetlb (vma_can_userfault(), without WP_ASYNC),
+    and so never VM_IO or VM_PFNMAP.
     """
 
     vma: LiveVma
@@ -289,14 +289,14 @@ class Found(NamedTuple):
     watched: bool
 
 
-def _look(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange) -> Found | Nothing:
+def _lookup(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange) -> Found | Nothing:
     """The VMA at `page` and the part of `window` that it backs, watched or promised.
 
-    Query, register, query again: a VMA that took the place of the first before it was registered is seen by
-    the second look, and one that did so afterwards is reported as an unmap of what was registered. A refusal
-    counts only if the second look finds all there that was to be registered: it is not about something else.
+    Query, register, query again. If another VMA replaced the first one before the registration, the second
+    query sees it; if after, the kernel reports an unmap of what was registered. A refusal counts only if the
+    second query finds everything that was to be registered; else it may be about something else.
     """
-    for _ in range(LOOKS):
+    for _ in range(LOOKUP_RETRIES):
         vma = attachment.maps.vma_at(page)
         if vma is None:
             return Nothing(Meaning.NO_VMA)
@@ -304,7 +304,9 @@ def _look(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRa
             if not attachment.promised:
                 return Nothing(Meaning.UNANNOUNCED)
             return Found(vma, _overlap(vma, window), watched=False)
-        part = vma.whole_units(_overlap(vma, region))  # of hugetlb memory the kernel registers nothing less
+        part = vma.whole_units(
+            _overlap(vma, region)
+        )  # the kernel registers only whole pages of hugetlb memory
         refusal = _register(attachment.userfaultfd, part)
         again = attachment.maps.vma_at(page)
         if again is None or not again.continues(vma):
@@ -312,7 +314,7 @@ def _look(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRa
         if refusal is None or attachment.promised:
             # registering a part splits the VMA, and only what was registered is watched
             backed = _overlap(again, window).clip(part)
-            assert backed is not None, "the page lies in all"
+            assert backed is not None, "the page lies in all three"
             return Found(again, backed, watched=refusal is None)
         if again.covers(part):
             return refusal
@@ -320,7 +322,7 @@ def _look(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRa
 
 
 def _register(userfaultfd: Userfaultfd, uaddrs: UaddrRange) -> Nothing | None:
-    """Why it is not watched now; None if it is."""
+    """Watch `uaddrs`; returns why that failed, None on success."""
     try:
         userfaultfd.register(uaddrs)
     except OSError as error:
@@ -329,16 +331,16 @@ def _register(userfaultfd: Userfaultfd, uaddrs: UaddrRange) -> Nothing | None:
 
 
 def _read_io(maps: ProcMaps, smaps: Smaps, page: int) -> bool | Nothing:
-    """Whether the VMA at `page` is device memory. A VMA whose record is not found is there all the same: it
-    changed, or the text was torn."""
-    for _ in range(PASSES):
+    """Whether the VMA at `page` is device memory. A VMA without a record exists all the same: it changed, or
+    the text was torn."""
+    for _ in range(SMAPS_RETRIES):
         vma = maps.vma_at(page)
         if vma is None:
             return Nothing(Meaning.NO_VMA)
         try:
             io = smaps.read(vma, page)
         except MmGone:
-            maps.vma_at(page)  # raises it too if the mm is gone, and not only the thread that opened smaps
+            maps.vma_at(page)  # raises MmGone too, unless only the thread that opened smaps is gone
             return Nothing(Meaning.SMAPS_ENDED)
         if io is not None:
             return io

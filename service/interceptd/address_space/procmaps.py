@@ -1,8 +1,8 @@
-"""Which VMA of another process covers an address, asked of its /proc/PID/maps.
+"""Finds the VMA of another process that covers an address, by its /proc/PID/maps.
 
-Owns the two ways to ask: PROCMAP_QUERY (Linux 6.11), and reading the file where the kernel lacks it. The
-descriptor stays bound to the mm that it was opened on. Must not know trio: both ways wait for the mmap lock
-of the process asked about, so they belong in a worker thread.
+Owns the two ways: PROCMAP_QUERY (Linux 6.11), and reading the file on kernels without it. The descriptor
+stays bound to the mm on which it was opened. Must not know trio: both ways wait for the mmap lock of that
+process, so they belong in a worker thread.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ PROCMAP_QUERY = 0xC0686611
 _QUESTION = struct.Struct("<3Q56xI4xQ8x")
 """struct procmap_query, 104 bytes: its size, query_flags, query_addr, vma_name_size, vma_name_addr."""
 _REPLY = struct.Struct("<24x6Q3I20x")
-"""The same: vma_start, vma_end, vma_flags, vma_page_size, vma_offset, inode, dev_major, dev_minor,
+"""Its results: vma_start, vma_end, vma_flags, vma_page_size, vma_offset, inode, dev_major, dev_minor,
 vma_name_size."""
 _SHARED = 8
 """PROCMAP_QUERY_VMA_SHARED. The three bits below are the rights, in the order of `Access`."""
 _PATH_MAX = 4096
 _LONG_NAME = b"/"
-"""Stands for a name of more than PATH_MAX bytes, which the kernel refuses to tell. Only paths get so long."""
+"""Stands for a name over PATH_MAX bytes, which the kernel refuses to return. Only paths get so long."""
 HEADER = (
     rb"^(?P<start>[0-9a-f]{8,16})-(?P<end>[0-9a-f]{8,16}) (?P<rights>[r-][w-][x-])(?P<sharing>[ps]) "
     rb"(?P<offset>[0-9a-f]{8,16}) (?P<major>[0-9a-f]{2,8}):(?P<minor>[0-9a-f]{2,8}) (?P<inode>[0-9]{1,20}) *"
     rb"(?P<name>[^\n]*)$"
 )
-"""A line of the maps file, and the first of each record in smaps: proc_pid_maps(5). Anchored, because a
-file's name may look like such a line; a line end in it is written as \\012."""
+"""A line of the maps file, and the first line of a record in smaps: proc_pid_maps(5). Anchored, because a
+file name may look like such a line; the kernel writes a line end in it as \\012."""
 _LINE = re.compile(HEADER, re.MULTILINE)
 _SCANS = 8
-"""Times that one look reads the file again because another reader tore a record."""
+"""Times that one look-up reads the file because another reader tore a record."""
 T = TypeVar("T")
 KERNEL_HALF = 1 << (63 - PAGE_SHIFT)
-"""On every 64-bit Linux the addresses from 2^63 up are not user space's."""
+"""On every 64-bit Linux, addresses from 2^63 up belong to the kernel."""
 
 
 class ProcMaps:
@@ -69,10 +69,10 @@ class ProcMaps:
         return self._text.detach()
 
     def vma_at(self, page: int) -> LiveVma | None:
-        """The VMA that covers a page, or None. Blocks for the process's mmap lock; raises `MmGone`, and
-        `Undecided` where the file alone tells and another reader keeps tearing it.
+        """The VMA that covers a page, or None. Blocks for the process's mmap lock. Raises `MmGone`, and
+        `Undecided` if the file must be read and another reader keeps tearing it.
 
-        The kernel's half has none: the maps file lists [vsyscall] there, which is no VMA of the process.
+        None for the kernel's half, where the maps file lists [vsyscall], which is not a VMA of the process.
         """
         if page >= KERNEL_HALF:
             return None
@@ -86,7 +86,7 @@ class ProcMaps:
         return self._scan(page)
 
     def view(self) -> Callable[[int], LiveVma | None]:
-        """`vma_at`, for many pages one after the other. Where the file must be read, it is read once, now."""
+        """`vma_at` for many pages. If the file must be read, it is read once, now."""
         if self._has_query:
             return self.vma_at
         vmas = self._untorn(lambda: list(self._vmas()))
@@ -132,7 +132,7 @@ class ProcMaps:
         )
 
     def first(self, wanted: Callable[[LiveVma], bool], most: int) -> list[LiveVma]:
-        """The first VMAs that are wanted, by reading the file. Blocks and raises as `vma_at`."""
+        """The first `most` VMAs that `wanted` accepts, from the file. Blocks and raises like `vma_at`."""
         return self._untorn(partial(self._read_first, wanted, most))
 
     def _scan(self, page: int) -> LiveVma | None:
@@ -142,7 +142,7 @@ class ProcMaps:
         for _ in range(_SCANS):
             with suppress(Torn), self._text.turn():
                 return read()
-        raise Undecided("somebody else reads the maps file that was handed over")
+        raise Undecided("another process keeps reading the maps file that was handed over")
 
     def _read_first(self, wanted: Callable[[LiveVma], bool], most: int) -> list[LiveVma]:
         return list(islice(filter(wanted, self._vmas()), most))
@@ -168,7 +168,7 @@ class ProcMaps:
 
 
 class _Names(threading.local):
-    """A buffer for each thread, which the kernel writes a name to."""
+    """One buffer per thread, to which the kernel writes a name."""
 
     def __init__(self) -> None:
         self.buffer = ctypes.create_string_buffer(_PATH_MAX)
@@ -179,7 +179,7 @@ _NO_BUFFER = ctypes.create_string_buffer(0)
 
 
 def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
-    """The kernel wants no address with a size of zero."""
+    """The kernel requires a null address with a size of zero."""
     return ctypes.addressof(buffer) if len(buffer) else 0
 
 

@@ -1,11 +1,11 @@
-"""Whether a VMA is VM_IO or VM_PFNMAP: only smaps tells, and to read it costs a walk of the page tables.
+"""Whether a VMA is VM_IO or VM_PFNMAP. Only smaps shows it, and reading it costs a walk of the page tables.
 
-Owns the search in the smaps text (proc_pid_smaps(5)), which ends at the VMA in question, and what was learned
-on the way there. Must not know trio: `read` belongs in a worker thread, the rest never blocks.
+Owns the search in the smaps text (proc_pid_smaps(5)), which stops at the VMA in question, and a cache of what
+it has read. Must not know trio: `read` belongs in a worker thread, the rest never blocks.
 
-One thread reads at a time; those that wait mostly find their answer learned. A question further on continues
-where the last one ended, so that the first touches of all VMAs cost one pass together. What is known no more,
-because an invalidation overlapped it, costs another pass from the beginning.
+One thread reads at a time; those that wait usually find their answer in the cache. A later VMA continues
+where the last search stopped, so that the first touches of all VMAs together cost one pass. What an
+invalidation has removed from the cache costs another pass from the beginning.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from interceptd.address_space.proc_text import ProcText, Torn
 from interceptd.address_space.procmaps import HEADER, parsed
 
 _RECORD = re.compile(HEADER + rb"\n(?:[A-Z][^\n]*\n)*?VmFlags:(?P<flags>[^\n]*)$", re.MULTILINE)
-"""A VMA's line and its own fields, which begin with a capital: never the flags of the next VMA."""
+"""A VMA's line and its fields, which start with a capital: never the flags of the next VMA."""
 _IO_FLAGS = {b"io", b"pf"}
 """VM_IO and VM_PFNMAP, fs/proc/task_mmu.c."""
 
@@ -31,7 +31,7 @@ class Smaps:
         self._text = ProcText(descriptor)
         self._known = KnownIo()
         self._reached = 0
-        """The page up to which the pass has come; for whoever has the turn."""
+        """The page up to which the pass has read. Use it only within a turn."""
 
     def close(self) -> None:
         self._text.close()
@@ -41,11 +41,11 @@ class Smaps:
         return self._text.detach()
 
     def known(self, vma: LiveVma, page: int) -> bool | None:
-        """Whether `vma`, which covers the page, is device memory, as far as that is known."""
+        """Whether `vma`, which covers the page, is device memory; None if not in the cache."""
         return self._known.io_of(vma, page)
 
     def read(self, vma: LiveVma, page: int) -> bool | None:
-        """The same by reading on; None if the text has another VMA there, or none, by now.
+        """The same, reading on if necessary; None if the text now shows another VMA there, or none.
 
         Blocks for its turn and for the process's mmap lock. Raises `MmGone` and `Undecided`.
         """
@@ -54,7 +54,7 @@ class Smaps:
             return known if known is not None else self._read_to(vma, page)
 
     def forget(self, uaddrs: UaddrRange) -> None:
-        """Other VMAs may be there from now on. Never blocks."""
+        """Drop `uaddrs` from the cache: other VMAs may be there from now on. Never blocks."""
         self._known.forget(uaddrs)
 
     def _read_to(self, vma: LiveVma, page: int) -> bool | None:
@@ -70,7 +70,7 @@ class Smaps:
                     return _io_of(records, vma, page)
         except Torn:
             pass
-        self._reached = PAGE_LIMIT  # the next question begins a new pass
+        self._reached = PAGE_LIMIT  # the next question starts a new pass
         return None
 
     def _rewind(self) -> None:
@@ -80,7 +80,7 @@ class Smaps:
 
 
 def parse_records(piece: bytes) -> list[KnownVma]:
-    """The VMAs of whole records. One without flags is passed over."""
+    """The VMAs of whole records. Skips a record without flags."""
     found = []
     for record in _RECORD.finditer(piece):
         vma = parsed(record)

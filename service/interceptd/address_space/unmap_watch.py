@@ -1,7 +1,8 @@
-"""The userfaultfd source: what the kernel reports as unmapped becomes an invalidation at once.
+"""The userfaultfd as an invalidation source: an unmap event becomes an invalidation at once.
 
-Owns reading the events. The munmap that made one is blocked until it is read, and its thread may hold a lock
-that the VMM's hypervisor connection needs: so nothing is awaited here but the next event.
+Owns reading the events. The munmap behind one is blocked until it is read, and its thread may hold a lock
+that the VMM's hypervisor connection needs, so nothing but the next event is awaited here. Must not know who
+serves the invalidations.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from interceptd.mmu_notifier import EVERYTHING, MmuNotifier
 from interceptd.telemetry.counters import Source
 
 DRAIN_READS = 64
-"""Reads, of up to 64 events each, after which a drain gives up and calls every attempt stale."""
-TURN_READS = 8
-"""Reads before other tasks get a turn in an event storm."""
+"""Reads, of up to 64 events each, after which a drain gives up and makes every attempt stale."""
+READS_PER_YIELD = 8
+"""Reads between checkpoints in an event storm."""
 SPURIOUS_WAKE_SECONDS = 0.001
-"""Pause after a wake-up without an event: a VMM that clears O_NONBLOCK makes poll(2) report errors without
-end, and must not spin us."""
+"""Pause after a wake-up without an event: a VMM that clears O_NONBLOCK makes poll(2) report errors forever,
+which must not make the daemon spin."""
 
 
 class UnmapWatch:
@@ -29,25 +30,24 @@ class UnmapWatch:
         self._notifier = notifier
 
     async def run(self) -> None:
-        """Read events until cancelled, or until there can be none any more: the mm is gone."""
+        """Read events until cancelled, or until the mm is gone."""
         with suppress(OSError):
             while True:
                 await trio.lowlevel.wait_readable(self._userfaultfd)
-                if not self._read(TURN_READS) and self._userfaultfd.restore_nonblocking():
+                if not self._read(READS_PER_YIELD) and self._userfaultfd.restore_nonblocking():
                     await trio.sleep(SPURIOUS_WAKE_SECONDS)
 
     def drain(self) -> None:
-        """Take in all that was reported until now, synchronously. What is not known to be all makes every
-        attempt stale."""
+        """Read everything reported so far, synchronously. If there may be more, make every attempt stale."""
         try:
             complete = self._read(DRAIN_READS) < DRAIN_READS
-        except OSError:  # which ends `run` as well
+        except OSError:  # the mm is gone, which ends `run` too
             complete = False
         if not complete:
             self._notifier.mark_stale(EVERYTHING)
 
     def _read(self, most: int) -> int:
-        """How many reads brought events, up to `most`."""
+        """Read up to `most` times; returns how many reads brought events."""
         for count in range(most):
             events = self._userfaultfd.read_events()
             if not events:

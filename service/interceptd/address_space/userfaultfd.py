@@ -1,12 +1,12 @@
-"""A userfaultfd as an MMU notifier: told of every munmap in the ranges that it watches.
+"""A userfaultfd as an MMU notifier: it reports every munmap in the ranges that it watches.
 
 Owns the negotiation, registration and the event format (include/uapi/linux/userfaultfd.h). Must not know
-partitions; `register` and `unregister` wait for the VMM's mmap lock and belong in a worker thread, the rest
+partitions. `register` and `unregister` wait for the VMM's mmap lock and belong in a worker thread; the rest
 never blocks.
 
-Ranges are registered in write-protect mode and never protected, so no fault is raised. UNMAP alone is asked
-for: mremap and MAP_FIXED report the old range as UNMAP too; REMOVE comes before the zap and says nothing that
-a backing's identity does not survive; FORK needs privilege and can hang the VMM's fork.
+Ranges are registered in write-protect mode and never protected, so no fault is raised. We request only UNMAP:
+mremap and MAP_FIXED report the old range as UNMAP too; REMOVE comes before the zap and does not change the
+identity of a backing; FORK needs privilege and can hang the VMM's fork.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _EVENT = struct.Struct("<B7xQQQ")
 """struct uffd_msg, 32 bytes: the event, and for UNMAP its start and end."""
 EVENTS_PER_READ = 64
 LINK = "anon_inode:[userfaultfd]"
-"""What /proc/self/fd shows for one."""
+"""Its link in /proc/self/fd."""
 
 
 REQUIRED_FEATURES: Final[Mapping[str, int]] = {
@@ -45,17 +45,17 @@ REQUIRED_FEATURES: Final[Mapping[str, int]] = {
     "UFFD_FEATURE_PAGEFAULT_FLAG_WP": 1 << 0,  # write-protect mode: x86-64 5.7, arm64 6.10
     "UFFD_FEATURE_WP_HUGETLBFS_SHMEM": 1 << 12,  # of memfds, shared memory and hugetlb pages too: 5.19
 }
-"""Without the first nothing is reported; without the others the kernel refuses to register some guest memory
-or all, for good. Only the first must be asked for: the kernel tells of all that it has."""
+"""Without the first nothing is reported; without the others the kernel always refuses to register some or all
+guest memory. Only the first must be requested: the kernel lists all that it has."""
 REQUIRED_IOCTLS: Final[Mapping[str, int]] = {"UFFDIO_REGISTER": 1 << 0}
 
 
-class NotVirgin(Exception):
-    """Somebody has called UFFDIO_API before and so has chosen the features."""
+class AlreadyInitialised(Exception):
+    """UFFDIO_API was called before, so its features are already chosen."""
 
 
 class FeaturesMissing(Exception):
-    """This kernel cannot watch all guest memory: `names` is what it lacks, by the kernel's names."""
+    """This kernel cannot watch all guest memory; `names` are the kernel's names of the missing features."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__(", ".join(names))
@@ -63,15 +63,15 @@ class FeaturesMissing(Exception):
 
 
 class NotReadable(Exception):
-    """This kernel has no read that is sure not to block (RWF_NOWAIT on a userfaultfd: Linux 6.10)."""
+    """This kernel cannot guarantee a non-blocking read (RWF_NOWAIT on a userfaultfd: Linux 6.10)."""
 
 
 class Userfaultfd:
-    """Owns the descriptor. The VMM can change the open file's flags, so O_NONBLOCK is not relied on."""
+    """Owns the descriptor. Does not rely on O_NONBLOCK: the VMM can change the flags of the open file."""
 
     def __init__(self, descriptor: int) -> None:
-        """Negotiate. Raises `NotVirgin`, `FeaturesMissing`, `NotReadable`, and `OSError` for what passes;
-        the descriptor stays the caller's then."""
+        """Negotiate. Raises `AlreadyInitialised`, `FeaturesMissing`, `NotReadable`, and `OSError` for passing
+        errors; the caller then keeps the descriptor."""
         if lacking := missing(*_negotiate(descriptor)):
             raise FeaturesMissing(lacking)
         self._descriptor = descriptor
@@ -87,7 +87,7 @@ class Userfaultfd:
         return self._descriptor
 
     def close(self) -> None:
-        """Idempotent. The kernel lets every munmap that waits go on. Blocks for the process's mmap lock."""
+        """Idempotent. The kernel lets every waiting munmap continue. Blocks for the process's mmap lock."""
         if self._descriptor >= 0:
             os.close(self.detach())
 
@@ -99,18 +99,18 @@ class Userfaultfd:
     def register(self, uaddrs: UaddrRange) -> None:
         """Watch a range of whole pages of one VMA, which may be watched already.
 
-        Raises `OSError`: what it means `meanings` says, and EINVAL also that nothing is there any more."""
+        Raises `OSError`, classified by `refusals`; EINVAL may also mean that the VMA is gone."""
         request = bytearray(_REGISTER.pack(uaddrs.start_uaddr, uaddrs.length, REGISTER_MODE_WP, 0))
         fcntl.ioctl(self._descriptor, UFFDIO_REGISTER, request)
 
     def unregister(self, uaddrs: UaddrRange) -> None:
-        """Watch it no more. Raises `OSError`; where it is not watched, nothing happens."""
+        """Stop watching. Raises `OSError`; does nothing if the range is not watched."""
         fcntl.ioctl(self._descriptor, UFFDIO_UNREGISTER, _RANGE.pack(uaddrs.start_uaddr, uaddrs.length))
 
     def read_events(self) -> list[UaddrRange]:
-        """The ranges of up to `EVENTS_PER_READ` unmaps, which may go on now; empty when there are none.
+        """The ranges of up to `EVENTS_PER_READ` unmaps, which then continue; empty without events.
 
-        Never blocks, whatever the VMM did to O_NONBLOCK. Raises `OSError` when the mm is gone.
+        Never blocks, even if the VMM cleared O_NONBLOCK. Raises `OSError` when the mm is gone.
         """
         try:
             size = os.preadv(self._descriptor, [self._buffer], -1, os.RWF_NOWAIT)
@@ -119,7 +119,7 @@ class Userfaultfd:
         return parse_events(memoryview(self._buffer)[:size])
 
     def restore_nonblocking(self) -> bool:
-        """Set O_NONBLOCK if it was cleared, and say so: without it poll(2) reports an error for ever."""
+        """Set O_NONBLOCK, without which poll(2) reports an error forever; returns whether it was cleared."""
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
         if flags & os.O_NONBLOCK:
             return False
@@ -128,16 +128,16 @@ class Userfaultfd:
 
 
 def missing(features: int, ioctls: int) -> list[str]:
-    """What a kernel lacks that answers UFFDIO_API with these, by the kernel's names."""
+    """The kernel's names of what is missing from its answer to UFFDIO_API."""
     wanted = [(REQUIRED_FEATURES, features), (REQUIRED_IOCTLS, ioctls)]
     return [name for required, offered in wanted for name, bit in required.items() if not bit & offered]
 
 
 def _negotiate(descriptor: int) -> tuple[int, int]:
-    """Call UFFDIO_API; returns the kernel's features and ioctls. Raises `NotVirgin`, `OSError`.
+    """Call UFFDIO_API; returns the kernel's features and ioctls. Raises `AlreadyInitialised`, `OSError`.
 
-    The kernel gives one errno for a descriptor that was initialised before and for a feature that it does not
-    know. Asked again for no feature, it refuses the first again, and shows that the second is missing.
+    The kernel returns the same errno for an initialised descriptor and for an unknown feature. A second call
+    without features fails only in the first case; in the second its answer shows the missing feature.
     """
     for features in (FEATURE_EVENT_UNMAP, 0):
         try:
@@ -145,7 +145,7 @@ def _negotiate(descriptor: int) -> tuple[int, int]:
         except OSError as error:
             if meaning(Call.UFFDIO_API, error) is not Meaning.NOT_VIRGIN:
                 raise
-    raise NotVirgin
+    raise AlreadyInitialised
 
 
 def _call_api(descriptor: int, features: int) -> tuple[int, int]:
@@ -156,7 +156,7 @@ def _call_api(descriptor: int, features: int) -> tuple[int, int]:
 
 
 def parse_events(data: bytes | memoryview) -> list[UaddrRange]:
-    """The ranges of the UNMAP events in what was read; other events are not asked for and passed over."""
+    """The ranges of the UNMAP events in `data`; skips other events, which were not requested."""
     return [
         UaddrRange(start=start >> PAGE_SHIFT, end=(end + PAGE_SIZE - 1) >> PAGE_SHIFT)
         for event, start, end, _ in _EVENT.iter_unpack(data)

@@ -1,11 +1,10 @@
-"""Threads that put questions to the kernel, which answers when the VMM lets it.
+"""Worker threads for questions to the kernel, whose answers the VMM can delay.
 
-Owns the threads: few, started when they are needed, each with one question at a time. One whose question was
-given up takes no other, and ends once the kernel has answered it. Must not know what is asked.
+Owns the threads: few, started on demand, each with one question at a time. A thread whose question was
+abandoned takes no other, and ends once the kernel has answered. Must not know what is asked.
 
-The way to a thread and back took 55 us of CPU by `trio.to_thread.run_sync` with a deadline, and takes 13
-here: no idle thread is looked up in a cache and named anew, no context is copied, and the answer does not go
-by way of another task of trio's.
+Cheaper than `trio.to_thread.run_sync` with a deadline: it does not look up a cached thread and rename it,
+copy a context, or pass the answer through another trio task.
 """
 
 from __future__ import annotations
@@ -27,29 +26,30 @@ T = TypeVar("T")
 
 
 class Workers:
-    """At most `most` threads. What they are asked beyond that waits, first come, first served."""
+    """At most `most` threads; further questions wait in FIFO order."""
 
     def __init__(self, most: int, name: str) -> None:
         self._most = most
         self._name = name
         self._slots = trio.Semaphore(most, max_value=most)
         self._idle: list[_Worker] = []
-        """The last one is asked next. With those that have a slot they are never more than `most`."""
+        """The last one is used next. Together with the busy ones they are never more than `most`."""
         self._unneeded = 0
-        """How many of the first ones were idle all the time since `trim`."""
+        """How many of the first ones have been idle ever since `trim`."""
         self._closed = False
 
     @property
     def busy(self) -> int:
-        """Threads with a question; one that was given up is busy until the kernel answers it."""
+        """Threads with a question; an abandoned one stays busy until the kernel answers."""
         return self._most - self._slots.value
 
     async def ask(self, question: Callable[[], T]) -> T:
-        """The answer, or what `question` raises; `Undecided` where the system refuses a thread.
+        """Run `question` in a thread; returns or raises what it does. Raises `Undecided` if the system
+        refuses a thread.
 
-        Cancelled, the question is given up: what becomes of it then, nobody is told."""
+        If cancelled, the question is abandoned and its result ignored."""
         try:
-            self._slots.acquire_nowait()  # `acquire` would let others run: a round through epoll
+            self._slots.acquire_nowait()  # `acquire` would always yield: a round through epoll
         except trio.WouldBlock:
             await self._slots.acquire()
         try:
@@ -74,15 +74,15 @@ class Workers:
         return answer.unwrap()
 
     def trim(self) -> None:
-        """End the threads that were idle ever since the last call."""
+        """End the threads that have been idle ever since the last call."""
         self._end_first(self._unneeded)
 
     def end_idle(self) -> None:
-        """End the threads that have no question; the next question starts one anew."""
+        """End the threads without a question; the next question starts a new one."""
         self._end_first(len(self._idle))
 
     def close(self) -> None:
-        """End all threads: the idle ones now, the others when the kernel has answered."""
+        """End all threads: the idle ones now, the busy ones when the kernel has answered."""
         self._closed = True
         self.end_idle()
 
@@ -94,13 +94,13 @@ class Workers:
 
 
 class _Worker:
-    """A thread, what it is asked, and an eventfd for each direction.
+    """A thread, its question, and an eventfd for each direction.
 
-    An eventfd is written without the GIL. What wakes the other side with the GIL held, as a queue does, wakes
-    it only to wait for that: two switches to the thread instead of one, and 8 us.
+    An eventfd is written without the GIL. A queue would wake the other thread with the GIL held, only for it
+    to wait for the GIL: one more context switch.
 
-    Both threads use the eventfds, and the trio thread closes them, after the worker's last use: closed by the
-    worker, their numbers might be another descriptor's by the time that `end` writes to them.
+    Both threads use the eventfds; the trio thread closes them, after the worker's last use. If the worker
+    did, their numbers might belong to other descriptors by the time `end` writes to them.
     """
 
     def __init__(self, name: str) -> None:
@@ -116,7 +116,7 @@ class _Worker:
             undo.pop_all()
 
     async def answer(self, question: Callable[[], T]) -> outcome.Outcome[T]:
-        """For one task at a time; once it was cancelled, only `end` is left."""
+        """For one task at a time. After a cancelled call only `end` may follow."""
         answers: list[outcome.Outcome[T]] = []
         self._question = lambda: answers.append(outcome.capture(question))
         os.eventfd_write(self._asked, 1)
@@ -126,7 +126,7 @@ class _Worker:
         return answers[0]
 
     def end(self, ended: Callable[[], None]) -> None:
-        """Have the thread end, after what it has begun; `ended` is called in the trio thread when it does."""
+        """End the thread after its current question, then call `ended` in the trio thread."""
         self._ended = ended
         self._question = None
         os.eventfd_write(self._asked, 1)
@@ -136,18 +136,18 @@ class _Worker:
         self._ended()
 
     def _close(self) -> None:
-        """Once neither thread uses the eventfds any more."""
+        """Call it once neither thread uses the eventfds any more."""
         os.close(self._asked)
         os.close(self._answered)
 
     def _run(self, name: str) -> None:
-        with suppress(OSError):  # for `ps -T` and `top -H`: Python before 3.14 tells the kernel no names
+        with suppress(OSError):  # for `ps -T` and `top -H`: Python before 3.14 does not set the kernel's name
             Path("/proc/thread-self/comm").write_text(name)
         while os.eventfd_read(self._asked) and (question := self._question) is not None:
             question()
-            del question  # and with it what it holds
+            del question  # releases what it holds
             os.eventfd_write(self._answered, 1)
         try:
             self._token.run_sync_soon(self._finish)
-        except trio.RunFinishedError:  # then nobody writes to them any more either
+        except trio.RunFinishedError:  # then the trio thread does not use them any more either
             self._close()

@@ -1,6 +1,6 @@
-"""The configuration as people read it: a sentence, a file with every key and its origin, a value of a change.
+"""The configuration for people: a summary, a file with every key and its origin, one value for a log line.
 
-Owns the wording; must not read anything.
+Owns the wording; must not read any source.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from interceptd.config.sources import Loaded
 
 _ORIGIN_COLUMN = 56
 MODE = "socket_mode"
-"""The last part of keys that are read in octal."""
+"""How the keys with an octal value end."""
 
 
 def summary(config: Config) -> str:
-    """What a daemon with this configuration does, in a sentence."""
+    """What a daemon with this configuration would do, in one sentence."""
     uids = _listed("uid", sorted(config.uids)) if config.uids else "no uid"
     gids = f" and members of {_listed('gid', config.allowed_gids)}" if config.allowed_gids else ""
     metrics = "no metrics" if config.metrics.listen is None else f"metrics at {config.metrics.listen}"
@@ -33,7 +33,7 @@ def _listed(noun: str, numbers: Sequence[int]) -> str:
 
 
 def lines(loaded: Loaded) -> Iterator[str]:
-    """A configuration file with every key; behind each value, where it comes from."""
+    """The lines of a configuration file with every key; a comment after each value names its origin."""
     derived = {"operator_socket": loaded.config.operator_path, "allowed_uids": sorted(loaded.config.uids)}
     for key, value, origin in loaded.values():
         shown = derived[key] if value is None and key in derived else value
@@ -42,7 +42,7 @@ def lines(loaded: Loaded) -> Iterator[str]:
 
 
 def shown(key: str, value: object) -> object:
-    """A value in one line of the log."""
+    """A value as a log line shows it."""
     if value is None:
         return "default"
     return _toml(key, value) if key.endswith(MODE) else value
@@ -52,4 +52,4 @@ def _toml(key: str, value: object) -> str:
     if key.endswith(MODE):
         return f"0o{value:o}"
     plain = json.dumps(value, ensure_ascii=False)
-    return plain if plain.isprintable() else json.dumps(value)  # whose escapes are TOML's, too
+    return plain if plain.isprintable() else json.dumps(value)  # JSON's escapes are valid in TOML

@@ -1,7 +1,7 @@
-"""The configuration in force, and its exchange on SIGHUP.
+"""The configuration in force, and its replacement on SIGHUP.
 
-Owns the one place that holds it: readers ask `Settings.now` where they need a value and keep no copy. Must
-not know the readers, nor how a configuration is read.
+Owns the only reference to it: callers read `Settings.now` whenever they need a value, and keep no copy. Must
+not know the callers, nor how a configuration is loaded.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from interceptd.config.schema import Config
 from interceptd.config.sources import config_keys
 
 LIVE: Final = ("allowed_uids", "allowed_gids", "limits.", "timeouts.", "log.")
-"""Keys, and tables of keys, that change while the daemon runs; the others are read once, when it starts."""
+"""Keys, and tables of keys, that a reload changes; the others are read only at the start."""
 
 
 class Exchange(msgspec.Struct, frozen=True):
-    """What a new configuration changed, as sentences: `key: before -> after`."""
+    """What a new configuration changed: lines `key: before -> after`."""
 
     changed: list[str]
     needs_restart: list[str]
 
 
 class Settings:
-    """What `now` holds is whole and valid at every moment; it is exchanged in one step."""
+    """`now` is complete and valid at every moment: it is replaced in one step."""
 
     def __init__(self, config: Config) -> None:
         self.now = config
 
     def exchange(self, wanted: Config) -> Exchange:
-        """Take over what may change live; what needs a restart stays as it is."""
+        """Adopt the keys that may change live, and leave those that need a restart."""
         before, after = config_keys(self.now), config_keys(wanted)
         differing = {
             key: f"{key}: {shown(key, before[key])} -> {shown(key, after[key])}"

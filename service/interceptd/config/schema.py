@@ -1,6 +1,6 @@
-"""Configuration: every key typed, with its default here.
+"""The schema of the configuration: every key with its type, unit and default.
 
-Owns keys, units and defaults; must not know who reads them, nor where values come from (`config_sources`).
+Owns the keys; must not know who uses them, nor where the values come from (`sources`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from intercept_protocol.frames import MESSAGE_LIMIT, REQUEST_VALUES
-from interceptd.connections.listen_address import Place
+from interceptd.connections.listen_address import ListenAddress
 from interceptd.connections.peer import overflow_uid
 
 Count = Annotated[int, Meta(ge=1, le=1 << 32)]
@@ -27,30 +27,30 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Limits(_Table, frozen=True, kw_only=True):
-    """How much a client may ask for. Each is stated in `hello`; reaching one is an error that names it."""
+    """How much a client may ask for. `hello` states each limit, and the error at a limit names it."""
 
     connections_without_hello: Count = 512
     connections_per_uid: Count = 8192
-    """In any state, at both sockets."""
+    """In any state, on both sockets."""
     control_requests_per_second: Count = 10_000
-    """Of one uid, over all of its connections; intercepts are none. The daemon reads no faster."""
+    """Per uid, over all of its connections; intercepts do not count. The daemon delays the excess."""
     partitions_per_uid: Count = 64
     vmms_per_uid: Count = 128
-    """VMM connections, with a partition or without one yet."""
+    """VMM connections, with or without a partition."""
     vps_per_uid: Count = 4096
     regions_per_uid: Count = 1 << 20
     vps_per_partition: Annotated[int, Meta(ge=1, le=256)] = 256
     notifiers_per_partition: Count = 64
     regions_per_partition: Count = 1 << 20
     mappings_per_partition: Count = 1 << 20
-    """Pieces in which a partition is mapped; neighbours that continue each other are one."""
+    """Contiguous pieces in which a partition is mapped."""
     vmas_per_partition: Count = 1 << 20
     open_invalidations_per_partition: Count = 1024
     deposit_pages_per_partition: Count = 1 << 20
     operators: Count = 32
 
     def stated(self) -> dict[str, int]:
-        """As `hello` puts it, with those that are not configurable."""
+        """The limits that `hello` states, including those that are not configurable."""
         stated: dict[str, int] = msgspec.to_builtins(self)
         return stated | {
             "message_bytes": MESSAGE_LIMIT,
@@ -64,11 +64,11 @@ class Timeouts(_Table, frozen=True, kw_only=True):
 
     hello_ms: Milliseconds = 5_000
     invalidate_ms: Milliseconds = 5_000
-    """How long an intercept waits for an invalidation or a map to end; a partition may set its own."""
+    """How long an intercept waits for an invalidation or a map to end; a partition may override it."""
     hypervisor_ms: Milliseconds = 5_000
     """How long a VMM may take to answer a map or unmap request."""
     drain_ms: Milliseconds = 5_000
-    """From SIGTERM, or the end of a partition, until what is still in flight is cut off."""
+    """From SIGTERM, or the end of a partition, until what is still in flight is cancelled."""
 
 
 class Log(_Table, frozen=True, kw_only=True):
@@ -80,8 +80,8 @@ class Log(_Table, frozen=True, kw_only=True):
 class Metrics(_Table, frozen=True, kw_only=True):
     """For Prometheus, over HTTP."""
 
-    listen: Place | None = None
-    """Default: nowhere."""
+    listen: ListenAddress | None = None
+    """Default: no metrics."""
     socket_mode: Annotated[int, Meta(ge=0, le=0o777)] = 0o660
 
 
@@ -91,12 +91,12 @@ class Config(_Table, frozen=True, kw_only=True):
     """Default: operator.sock beside `socket`."""
     socket_mode: Annotated[int, Meta(ge=0, le=0o777)] = 0o660
     socket_group: str | None = None
-    """Group of `socket`, by name or number. Default: the daemon's own."""
+    """Group of `socket`, by name or number. Default: the daemon's."""
     allowed_uids: list[Uid] | None = None
-    """Who may connect. Default: root and the uid that the daemon runs as, unless that is the overflow uid: so
-    looks everybody in a user namespace that has no map, and so it must be named."""
+    """Which uids may connect. Default: root and the daemon's uid. If the latter is the overflow uid, which in
+    a user namespace stands for every uid that it does not map, it must be listed."""
     allowed_gids: list[Gid] = []
-    """Groups whose members may connect besides, primary or supplementary; but for the overflow uid."""
+    """Groups whose members, primary or supplementary, may connect too; except the overflow uid."""
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     log: Log = Log()

@@ -1,7 +1,7 @@
-"""Where the configuration comes from: defaults, a TOML file, the environment, flags, in that order.
+"""The sources of the configuration: defaults, a TOML file, the environment, flags; later ones override.
 
-Owns their order and the spelling of a key in each (`limits.operators`, INTERCEPTD_LIMITS__OPERATORS,
-`--set limits.operators=3`), and that every error names the source, the key and what was expected. Must not
+Owns their order, the spelling of a key in each (`limits.operators`, INTERCEPTD_LIMITS__OPERATORS,
+`--set limits.operators=3`) and the errors, which name the source, the key and what was expected. Must not
 know what the keys mean.
 """
 
@@ -16,27 +16,27 @@ import msgspec
 
 from intercept_protocol.text import visible
 from interceptd.config.schema import Config
-from interceptd.connections.listen_address import Place
+from interceptd.connections.listen_address import ListenAddress
 
 PREFIX: Final = "INTERCEPTD_"
 CHAOS_VARIABLE: Final = "INTERCEPTD_CHAOS"
-"""For tests: no key, so that no file turns it on."""
+"""For tests. It is not a key, so that no file can turn it on."""
 NOT_SET: Final = "default"
 
 Table = dict[str, object]
-"""Values by their dotted names."""
+"""Values by dotted key."""
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be used; the text names the source, the key and what was expected, and is
-    fit for a terminal."""
+    """An invalid configuration; the text names the source, the key and what was expected, and is safe to
+    print on a terminal."""
 
     def __init__(self, message: str) -> None:
         super().__init__(visible(message))
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """One key as text: `origin` says where from, for people."""
+    """One key and its value as text; `origin` names the source, for people."""
 
     origin: str
     key: str
@@ -44,30 +44,30 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A configuration, and where each key that was set comes from."""
+    """A configuration, and the origin of each key that was set."""
 
     config: Config
     origins: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     def values(self) -> Iterator[tuple[str, object, str]]:
-        """Every key with its value and its origin, in the order of the forms."""
+        """Every key with its value and its origin, in the order of the schema."""
         for key, value in config_keys(self.config).items():
             yield key, value, self.origins.get(key, NOT_SET)
 
 
 class Sources(msgspec.Struct, frozen=True):
-    """What is read, now and at every reload. Flags and environment are those of the process's start."""
+    """What is read at the start and at every reload. Flags and environment stay those of the start."""
 
     file: Path | None = None
     environment: Mapping[str, str] = msgspec.field(default_factory=dict)
     flags: tuple[Setting, ...] = ()
 
     def load(self) -> Loaded:
-        """Read the file; blocks for it. Raises `ConfigError`."""
+        """Load all sources; blocks while it reads the file. Raises `ConfigError`."""
         values: Table = {}
         origins: dict[str, str] = {}
         for origin, table in self._tables():
-            _converted(table, origin)  # each by itself, so that the error names the source
+            _converted(table, origin)  # each on its own, so that the error names the source
             keys = flat(table)
             values |= keys
             origins |= dict.fromkeys(keys, origin)
@@ -81,12 +81,12 @@ class Sources(msgspec.Struct, frozen=True):
 
 
 def load_config(path: Path | None) -> Config:
-    """Read a file alone, or give the defaults for None. Raises `ConfigError`."""
+    """The configuration of one file, or the defaults for None. Raises `ConfigError`."""
     return Sources(path).load().config
 
 
 def flat(table: Mapping[str, object], prefix: str = "") -> Table:
-    """Nested tables as one of dotted names."""
+    """Nested tables as one table with dotted keys."""
     keys: Table = {}
     for name, value in table.items():
         keys |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
@@ -94,12 +94,12 @@ def flat(table: Mapping[str, object], prefix: str = "") -> Table:
 
 
 def config_keys(config: Config) -> Table:
-    """Every key of a configuration, as a file has it."""
-    return flat(msgspec.to_builtins(config, enc_hook=str))  # a `Place` is the one type that TOML has not
+    """Every key of a configuration with its value as in a file."""
+    return flat(msgspec.to_builtins(config, enc_hook=str))  # `ListenAddress` is the only type that TOML lacks
 
 
 def set_flag(text: str) -> Setting:
-    """`KEY=VALUE` of --set. Raises ValueError."""
+    """Parse the `KEY=VALUE` of --set. Raises ValueError."""
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ValueError(f"expected KEY=VALUE, got {text!r}")
@@ -112,9 +112,9 @@ def _read(file: Path) -> dict[str, object]:
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise ConfigError(f"{file}: is not TOML: {error}") from None
+        raise ConfigError(f"{file}: is not valid TOML: {error}") from None
     except RecursionError:
-        raise ConfigError(f"{file}: is nested too deep") from None
+        raise ConfigError(f"{file}: is nested too deeply") from None
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterable[Setting]:
@@ -125,14 +125,14 @@ def _from_environment(environment: Mapping[str, str]) -> Iterable[Setting]:
 
 
 def _value(setting: Setting) -> object:
-    """As the file would have it, but that text needs no quotes."""
-    form = _form(setting.key)
-    if get_origin(form) is Literal or not {str, Place}.isdisjoint({form, *get_args(form)}):
+    """The value of a setting in the syntax of the file, except that text needs no quotes."""
+    hint = _type_of(setting.key)
+    if get_origin(hint) is Literal or not {str, ListenAddress}.isdisjoint({hint, *get_args(hint)}):
         return setting.text
     try:
         parsed = tomllib.loads(f"value = {setting.text}")
     except (tomllib.TOMLDecodeError, RecursionError):
-        return setting.text  # whose type is then the error
+        return setting.text  # the error is then about its type
     return parsed["value"] if len(parsed) == 1 else setting.text
 
 
@@ -143,7 +143,7 @@ def _nested(table: Table) -> dict[str, object]:
         inner = nested
         for part in path:
             deeper = inner.setdefault(part, {})
-            assert isinstance(deeper, dict), "each source was converted by itself"
+            assert isinstance(deeper, dict), "each source was converted on its own"
             inner = deeper
         inner[name] = value
     return nested
@@ -164,12 +164,12 @@ def _is_file_path(path: str | None) -> bool:
     return path is None or (bool(Path(path).name) and "\0" not in path)
 
 
-def _decode(form: type, value: object) -> object:
-    """What is not built into TOML, from what is."""
-    assert form is Place, "there is no other such type"
+def _decode(hint: type, value: object) -> object:
+    """Decode a type that TOML lacks."""
+    assert hint is ListenAddress, "the schema has no other such type"
     if not isinstance(value, str):
         raise TypeError(f"expected `str`, got `{type(value).__name__}`")
-    return Place(value)
+    return ListenAddress(value)
 
 
 def _explain(text: str) -> str:
@@ -177,16 +177,16 @@ def _explain(text: str) -> str:
     where = where.rstrip("`").lstrip(".")
     if why.startswith("Object contains unknown field `"):
         key = why.removeprefix("Object contains unknown field `").rstrip("`")
-        return f"{f'{where}.' if where else ''}{key}: is no key of this table"
+        return f"{f'{where}.' if where else ''}{key}: unknown key"
     if why.startswith("Invalid enum value "):
         got = why.removeprefix("Invalid enum value ")
-        why = f"expected one of {', '.join(get_args(_form(where)))}, got {got}"
+        why = f"expected one of {', '.join(get_args(_type_of(where)))}, got {got}"
     return f"{where or 'the file'}: {why[:1].lower() + why[1:]}"
 
 
-def _form(key: str) -> object:
-    """The type of a key; None if there is no such key."""
-    form: object = Config
+def _type_of(key: str) -> object:
+    """The type of a key; None for an unknown key."""
+    hint: object = Config
     for name in key.split("."):
-        form = get_type_hints(form).get(name) if isinstance(form, type) else None
-    return form
+        hint = get_type_hints(hint).get(name) if isinstance(hint, type) else None
+    return hint

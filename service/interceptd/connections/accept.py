@@ -1,7 +1,7 @@
-"""The loop that takes connections from a listening socket.
+"""The loop that accepts connections from a listening socket.
 
-Owns that none is taken before other tasks ran, and what becomes of the loop when the system has no room for
-one more. Must not know who connects.
+Owns its fairness to other tasks, and its behaviour when the system has no descriptor or memory for another
+connection. Must not know who connects.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 RETRY_SECONDS: Final = 0.1
 NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""accept(2): the process, the system or the kernel has no descriptor or memory for it now."""
+"""accept(2): the process or the system has no descriptor, or the kernel no memory, for now."""
 
 
 async def accept_forever(
@@ -27,7 +27,7 @@ async def accept_forever(
 ) -> NoReturn:
     """Start `serve` in `connections` for each connection, which it owns from then on.
 
-    One in a round of the event loop: whoever connects as fast as they can holds a VP up no longer.
+    Accepts one per round of the event loop, so that a flood of connections delays VPs no further.
     """
     listener.setblocking(False)
     while True:
@@ -38,7 +38,7 @@ async def accept_forever(
             BlockingIOError,
             ConnectionAbortedError,
             PermissionError,
-        ):  # it left, or a security module refused it
+        ):  # the peer left, or a security module refused it
             continue
         except OSError as error:
             if error.errno not in NO_ROOM:

@@ -1,6 +1,7 @@
 """One accepted connection: requests in, answers out, one at a time.
 
-Owns the socket, the receive buffer and the rule of one request in flight. Must not know roles or methods.
+Owns the socket, the receive buffer and the rule of one request in flight per connection. Must not know roles
+or methods.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from intercept_protocol.errors import EncodedError, ProtocolViolation, WireError
 from intercept_protocol.frames import REQUEST_VALUES
 from intercept_protocol.text import sentence
 from interceptd.connections.fairness import ALONE, TURN, Turns
-from interceptd.connections.hangup_watch import PeerWatch
+from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.peer import Peer, Pidfd, peer_groups
 from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.tenants import Tenants
 
 RECEIVE_BYTES = 4096
-"""A read: fifteen intercepts, and any control message in one go."""
+"""Bytes per read: fifteen intercepts, or any usual control message."""
 REST_SECONDS = 5.0
-"""For the rest of a request whose descriptors are here, which is usually sent with its first byte."""
+"""How long the rest of a request may take once its descriptors are here. Usually both come in one message."""
 LAST_LOOK_SECONDS = 0.1
-"""Beyond a peer's deadline, for what it has sent and we have not looked at: who stopped us for a while (a
-signal, a debugger, a suspended machine) must not cost our peers anything."""
+"""After a peer's deadline, time to read what it sent in time: a peer must not pay for a pause of the daemon
+(a signal, a debugger, a suspended machine)."""
 _HOT_PATH = Turns()
-"""Of all VPs of all partitions: they share one event loop."""
+"""Shared by the VPs of all partitions, as they share one event loop."""
 
 
 class ConnectionGone(Exception):
@@ -46,7 +47,7 @@ Answered = TypeVar("Answered")
 class Connection:
     """A stream of requests from one peer. `receive` and `answer_watched` are for one task only."""
 
-    def __init__(self, accepted: socket.socket, tenants: Tenants, watch: PeerWatch) -> None:
+    def __init__(self, accepted: socket.socket, tenants: Tenants, watch: HangupWatch) -> None:
         accepted.setblocking(False)
         self.peer = Peer.of(accepted)
         self.tenant = tenants.of(self.peer.uid)
@@ -56,33 +57,33 @@ class Connection:
         self._receiver = rpc.Receiver({rpc.REQUEST}, REQUEST_VALUES)
         self._turn = 0
         self._unpaid: rpc.Request | None = None
-        """What was received, and had not its turn yet."""
+        """A request that was received and waits for its turn."""
         self._descriptors = ReceivedFds(0)
         self._rest_due: float | None = None
-        """Until when the descriptors of half a request are kept."""
+        """When the descriptors of an incomplete request are closed."""
 
     def peer_groups(self) -> frozenset[int]:
         return peer_groups(self._socket)
 
     def peer_pidfd(self) -> Pidfd | None:
-        """A handle on the process that connected; the caller closes it."""
+        """A pidfd of the process that connected; the caller closes it."""
         return Pidfd.of(self._socket)
 
-    def box_descriptors(self) -> ReceivedFds:
-        """Keep descriptors from now on. Without it those that a peer sends are closed."""
+    def keep_descriptors(self) -> ReceivedFds:
+        """Keep received descriptors from now on; before this call they are closed."""
         self._descriptors = ReceivedFds()
         return self._descriptors
 
     def drop_descriptors(self) -> None:
-        """Close what came with the last request and was not taken."""
+        """Close the descriptors that came with the last request and were not taken."""
         self._rest_due = None
         self._descriptors.drop()
 
     def close(self) -> None:
-        """Close at once; idempotent. A task parked on the socket is woken with `ConnectionGone`.
+        """Close at once; idempotent. A task that waits on the socket gets `ConnectionGone`.
 
-        Nothing is left unread: that would reset the connection, and the peer find ECONNRESET where our error
-        should be.
+        Reads everything first: unread data would reset the connection, and the peer would get ECONNRESET
+        instead of our error.
         """
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
@@ -91,8 +92,8 @@ class Connection:
             self.tenant.connections -= 1
 
     async def receive(self) -> rpc.Request | None:
-        """The next request, when its uid's pace allows; None when the peer has closed. Raises
-        `ProtocolViolation`, `ConnectionGone`. Who gives up may ask again: nothing is lost."""
+        """The next request, as soon as the rate limit of its uid allows; None when the peer has closed.
+        Raises `ProtocolViolation`, `ConnectionGone`. A cancelled call loses nothing: call it again."""
         if self._unpaid is None:
             self._unpaid = await self._receive()
         if self._unpaid is not None:
@@ -112,11 +113,11 @@ class Connection:
         return message
 
     async def receive_whole(self, recognise: Callable[[bytes], Whole | None]) -> Whole | rpc.Request | None:
-        """Like `receive`, for the hot path: what `recognise` makes of one whole read is taken as it is.
+        """Like `receive`, for the hot path: if `recognise` accepts one whole read, return its result.
 
-        While no other VP is busy, the CPU is yielded once before the task is parked: a peer on the
-        same CPU then often has its next message ready, and the round by way of epoll (15 us) is saved.
-        No pace is kept: intercepts are bounded by one in flight.
+        While no other VP is busy, yield the CPU once before waiting: a peer on the same CPU often has its
+        next message ready then, which saves a round through epoll. Not rate-limited: a VP has one intercept
+        in flight.
         """
         running = _HOT_PATH.running(self)
         may_yield = running > ALONE
@@ -145,11 +146,11 @@ class Connection:
         return await self._receive()
 
     def expect_responses(self) -> None:
-        """From now on we ask and the peer answers."""
+        """From now on the daemon sends the requests and the peer answers."""
         self._receiver = rpc.Receiver({rpc.RESPONSE}, REQUEST_VALUES)
 
     async def receive_response(self) -> rpc.Response | None:
-        """The next answer of the peer, None when it has closed. Raises like `receive`."""
+        """The peer's next answer; None when it has closed. Raises like `receive`."""
         message = await self._next_message()
         assert isinstance(message, rpc.Response | None), "the receiver accepts nothing else"
         return message
@@ -160,17 +161,17 @@ class Connection:
             await self._parked(trio.lowlevel.wait_writable)
 
     async def answer(self, data: bytes) -> None:
-        """Send an answer; blocks while the peer does not read, unless it speaks or leaves. Raises
-        `ConnectionGone`, `ProtocolViolation`.
+        """Send an answer; blocks while the peer does not read. Raises `ConnectionGone` when the peer leaves,
+        and `ProtocolViolation` when it sends meanwhile.
 
-        What it says then nobody would read, its own end of this connection included, which would keep that
-        open after its death.
+        What it sends must not stay unread: it may carry the peer's own end of this connection, which would
+        keep the connection open after the peer's death.
         """
         if rest := self._send_now(data):
             await self.answer_watched(self.send(rest))
 
     async def answer_watched(self, answering: Awaitable[Answered]) -> Answered:
-        """Await `answering`, and give it up when the peer closes or breaks the rule meanwhile."""
+        """Await `answering`; cancel it when the peer closes or sends a second request meanwhile."""
         with trio.CancelScope() as wait:
             self._watch.add(descriptor := self._socket.fileno(), wait)
             try:
@@ -180,15 +181,15 @@ class Connection:
         raise ConnectionGone("closed before the answer") if self._peek() == b"" else _second_request()
 
     def refuse(self, error: EncodedError, msgid: int = 0) -> None:
-        """Tell the peer why its connection ends: under msgid 0 unless a request of its own is answered. Never
-        blocks; close it afterwards."""
-        with suppress(OSError):  # it is gone, or does not read: there is nobody to tell
+        """Send the reason why the connection ends: as the answer to `msgid`, or under msgid 0. Never blocks;
+        close the connection afterwards."""
+        with suppress(OSError):  # the peer is gone or does not read
             self._socket.send(rpc.encode_error(msgid, error), socket.MSG_NOSIGNAL)
 
     async def _next_message(self) -> rpc.Message | None:
         while (message := self._receiver.next_message()) is None:
             if self._receiver.has_bytes:
-                await trio.lowlevel.checkpoint()  # scanning a long message takes its time
+                await trio.lowlevel.checkpoint()  # a long message takes long to scan
             data = await self._read()
             if not data:
                 return None
@@ -205,10 +206,10 @@ class Connection:
                 raise ConnectionGone(sentence(error)) from error
 
     async def _wait_readable(self) -> None:
-        """Wait for more bytes; but descriptors that wait for the rest of their request are closed in time.
+        """Wait for more bytes. Descriptors whose request stays incomplete are closed after `REST_SECONDS`.
 
-        One of them may be the peer's own end of this connection: while we hold that, we would wait for a peer
-        that is gone.
+        One of them may be the peer's own end of this connection: holding it, we would never notice that the
+        peer is gone.
         """
         if not self._descriptors.holds_any:
             await self._parked(trio.lowlevel.wait_readable)
@@ -221,7 +222,7 @@ class Connection:
             self._descriptors.lose(_too_late())
 
     def _send_now(self, data: bytes) -> bytes:
-        """Send what goes without waiting; returns the rest."""
+        """Send as much as possible without blocking; returns the rest."""
         try:
             return data[self._socket.send(data, socket.MSG_NOSIGNAL) :]
         except BlockingIOError:
@@ -245,13 +246,13 @@ class Connection:
 def _too_late() -> WireError:
     return WireError(
         errno.ETIMEDOUT,
-        f"the rest of the request did not follow its descriptors within {REST_SECONDS:g} s: send them again",
+        f"the rest of the request did not follow its descriptors within {REST_SECONDS:g} s; send both again",
     )
 
 
 def _second_request() -> ProtocolViolation:
     return ProtocolViolation(
         errno.EPROTO,
-        "a second request came before the answer to the first",
+        "a second request was sent before the answer to the first",
         limit="requests_in_flight_per_connection",
     )

@@ -1,7 +1,7 @@
-"""Peers that wait for their answers and have nothing to say meanwhile: who speaks or leaves is noticed.
+"""Notices peers that hang up, or send, while they wait for an answer.
 
-Owns an epoll instance of its own and the one task that looks at it, for all connections. An entry in it and a
-cancel scope cost 6 us of CPU; a nursery with a task for each request cost 40. Must not know requests.
+Owns a second epoll instance and the one task that waits on it, for all connections: an entry in it and a
+cancel scope are cheaper than a nursery with a task per request. Must not know requests.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import NoReturn
 
 import trio
 
-SPEAKS_OR_LEAVES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
-"""Once: the wait may go on for a while in what is shielded, and the task must not spin on it."""
+READABLE_OR_HUNG_UP = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
+"""One-shot, because a cancelled wait may go on for a while in a shielded section: the task must not spin."""
 
 
-class PeerWatch:
+class HangupWatch:
     """One for all connections; `run` is its task."""
 
     def __init__(self) -> None:
@@ -23,15 +23,15 @@ class PeerWatch:
         self._waits: dict[int, trio.CancelScope] = {}
 
     async def run(self) -> NoReturn:
-        """End the waits of peers that speak or leave, until cancelled."""
+        """Cancel the waits of peers that send or hang up, until cancelled itself."""
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             for descriptor, _ in self._epoll.poll(0):
                 self._waits[descriptor].cancel()
 
     def add(self, descriptor: int, wait: trio.CancelScope) -> None:
-        """From now on `wait` is cancelled when the peer at this socket speaks or leaves."""
-        self._epoll.register(descriptor, SPEAKS_OR_LEAVES)
+        """Cancel `wait` when the peer of this socket sends or hangs up."""
+        self._epoll.register(descriptor, READABLE_OR_HUNG_UP)
         self._waits[descriptor] = wait
 
     def remove(self, descriptor: int) -> None:

@@ -1,6 +1,6 @@
-"""Where a listener that is no door of the protocol is reached: a Unix path, or an IP address and a port.
+"""A listen address: a Unix path, or an IP address and a port.
 
-Owns how that is written, and binding it. Must not know what is served there.
+Owns its notation and binding it. Must not know what is served there.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from ipaddress import ip_address
 from pathlib import PurePosixPath
 from typing import Final
 
-from interceptd.connections.unix_listener import BACKLOG, ListenError, listening
+from interceptd.connections.unix_listener import BACKLOG, ListenError, listen_unix
 
 UNIX: Final = "unix:"
 EXPECTED: Final = "expected unix:/PATH, or an IP address and a port like 127.0.0.1:9477 or [::1]:9477"
 
 
-class Place:
-    """Immutable; `str` gives it back as it is written. Port 0 is any that is free."""
+class ListenAddress:
+    """Immutable; `str` gives its notation. Port 0 means any free port."""
 
     __slots__ = ("_host", "_port", "path")
 
     def __init__(self, text: str) -> None:
-        """Raises ValueError that says what was expected. A name is no address: nothing is looked up."""
+        """Raises ValueError that says what was expected. Host names are refused: there is no name lookup."""
         self.path: str | None = None
         if text.startswith(UNIX):
             self.path = text.removeprefix(UNIX)
@@ -54,18 +54,18 @@ class Place:
         """Whether only this machine can reach it."""
         return self.path is not None or self._host.is_loopback
 
-    def bound(self, listener: socket.socket) -> Place:
-        """Where `listener`, which was bound here, is reached: what a port of 0 became."""
+    def bound(self, listener: socket.socket) -> ListenAddress:
+        """The address of `listener`, which was bound here, with the actual port instead of 0."""
         if self.path is not None:
             return self
         port = listener.getsockname()[1]
-        return Place(f"[{self._host}]:{port}" if self._host.version == 6 else f"{self._host}:{port}")
+        return ListenAddress(f"[{self._host}]:{port}" if self._host.version == 6 else f"{self._host}:{port}")
 
     @contextmanager
-    def listening(self, mode: int) -> Iterator[socket.socket]:
-        """A socket that listens there, a Unix one with the file mode `mode`. Raises `ListenError`."""
+    def listen(self, mode: int) -> Iterator[socket.socket]:
+        """A socket listening at this address, a Unix one with file mode `mode`. Raises `ListenError`."""
         if self.path is not None:
-            with listening(self.path, mode) as listener:
+            with listen_unix(self.path, mode) as listener:
                 yield listener
             return
         family = socket.AF_INET6 if self._host.version == 6 else socket.AF_INET

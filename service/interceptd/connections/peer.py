@@ -1,6 +1,6 @@
-"""Who is at the other end of a Unix socket, by the kernel's word.
+"""The process at the other end of a Unix socket, by the credentials that the kernel gives.
 
-Owns reading the credentials and the rule who may come in; must not know roles or partitions.
+Owns reading the credentials, and the rule which of them may connect; must not know roles or partitions.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _UCRED = struct.Struct("iII")
 
 SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
-"""include/uapi/asm-generic/socket.h; neither is in the socket module of Python 3.11."""
+"""include/uapi/asm-generic/socket.h; the socket module of Python 3.11 has neither."""
 _GID = struct.Struct("I")
 _GROUPS_BYTES = 1024
-"""256 groups: what Python's getsockopt takes. Linux has up to 65,536 (NGROUPS_MAX)."""
+"""256 groups, the most that Python's getsockopt takes. Linux allows 65,536 (NGROUPS_MAX)."""
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """The process that connected, as it was when it did."""
+    """The credentials of the process that connected, as of connect(2)."""
 
     pid: int
     uid: int
@@ -41,14 +41,14 @@ class Peer(msgspec.Struct, frozen=True):
 
 
 class Pidfd:
-    """A handle on the process that connected: readable once it has exited. Owns the descriptor."""
+    """A pidfd of the process that connected: readable once it has exited. Owns the descriptor."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     @classmethod
     def of(cls, connected: socket.socket) -> Pidfd | None:
-        """None where the kernel has no SO_PEERPIDFD (before Linux 6.5), or the process is gone already."""
+        """None if the kernel lacks SO_PEERPIDFD (before Linux 6.5), or the process has exited."""
         try:
             return cls(connected.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD))
         except OSError:
@@ -62,8 +62,8 @@ class Pidfd:
 
 
 def peer_groups(connected: socket.socket) -> frozenset[int]:
-    """The supplementary groups of the process that connected, as they were when it did; none where they
-    cannot be told: more than 256, or a kernel before Linux 4.13."""
+    """The supplementary groups of the process that connected, as of connect(2). Empty if they cannot be read:
+    more than 256 groups, or a kernel before Linux 4.13."""
     try:
         groups = connected.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _GROUPS_BYTES)
     except OSError:
@@ -72,7 +72,7 @@ def peer_groups(connected: socket.socket) -> frozenset[int]:
 
 
 def overflow_uid() -> int:
-    """The uid that stands for every uid without a name in our user namespace (user_namespaces(7))."""
+    """The uid that stands for every uid that our user namespace does not map (user_namespaces(7))."""
     try:
         return int(Path("/proc/sys/kernel/overflowuid").read_text())
     except OSError:
@@ -85,11 +85,11 @@ def require_allowed(
     allowed_gids: Collection[int] = (),
     groups: Callable[[], Collection[int]] = tuple,
 ) -> None:
-    """Raises EACCES unless the peer's uid is among `allowed_uids`, or one of its groups, the primary or a
-    supplementary one of `groups`, among `allowed_gids`.
+    """Raises EACCES unless the peer's uid is in `allowed_uids`, or its primary group or one of `groups`, its
+    supplementary ones, is in `allowed_gids`.
 
-    The overflow uid must be named itself: across user namespaces it may be several tenants, and a group that
-    they share makes them none.
+    The overflow uid must itself be in `allowed_uids`, whatever its groups: it may stand for several tenants
+    of other user namespaces.
     """
     if peer.uid in allowed_uids:
         return
@@ -97,5 +97,5 @@ def require_allowed(
     if allowed_gids and not overflow and not {peer.gid, *groups()}.isdisjoint(allowed_gids):
         return
     hint = " (the overflow uid: a peer of another user namespace)" if overflow else ""
-    of_gids = ", nor one of its groups among allowed_gids" if allowed_gids else ""
-    raise WireError(errno.EACCES, f"uid {peer.uid}{hint} is not among allowed_uids{of_gids}", uid=peer.uid)
+    of_gids = ", and none of its groups in allowed_gids" if allowed_gids else ""
+    raise WireError(errno.EACCES, f"uid {peer.uid}{hint} is not in allowed_uids{of_gids}", uid=peer.uid)

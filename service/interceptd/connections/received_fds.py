@@ -1,7 +1,7 @@
-"""Descriptors that came in with a connection's bytes, until a method takes them.
+"""Descriptors received with the bytes of a connection, until a method takes them.
 
-Owns receiving them (SCM_RIGHTS, unix(7)), closing those that nobody took, and the reason where some are
-lost. Must not know what they are.
+Owns receiving them (SCM_RIGHTS, unix(7)), closing those that were not taken, and the error if some were lost.
+Must not know what they are.
 """
 
 from __future__ import annotations
@@ -16,41 +16,40 @@ from contextlib import suppress
 
 from intercept_protocol.errors import ProtocolViolation, WireError
 
-KEPT = 4
-"""Descriptors kept at most; one more than any method takes, so that the method can say what it got."""
-CLOSING = 4
-"""Batches that may be closing at a time."""
+KEPT_LIMIT = 4
+"""Descriptors kept at a time: one more than any method takes, so that the method can report a surplus."""
+CLOSING_LIMIT = 4
+"""Batches of one connection that may be closing at a time."""
 SCM_MAX_FD = 253
-"""What one message can bring, include/net/scm.h."""
+"""Descriptors in one message, include/net/scm.h."""
 _DRAIN_BYTES = 1 << 16
-_LEFT_LOCK = threading.Lock()
-_LEFT: list[int] = []
-"""Descriptors of whatever connection that could not be closed, because the system refused a thread."""
+_UNCLOSED_LOCK = threading.Lock()
+_UNCLOSED: list[int] = []
+"""Descriptors of all connections that are still open because the system refused a thread to close them in."""
 _ANCILLARY_BYTES = socket.CMSG_SPACE(SCM_MAX_FD * array.array("i").itemsize)
 
 
 class ReceivedFds:
-    """Keeps `most` of them until they are taken or dropped."""
+    """Keeps up to `limit` of them until they are taken or dropped."""
 
-    def __init__(self, most: int = KEPT) -> None:
-        self._most = most
+    def __init__(self, limit: int = KEPT_LIMIT) -> None:
+        self._limit = limit
         self._kept: list[int] = []
         self._closing: list[threading.Thread] = []
         self._loss: WireError | None = None
-        """Why those that came since the last `take` or `drop` are not to be had."""
+        """Why the descriptors received since the last `take` or `drop` cannot be taken."""
         self.received = 0
-        """How many came since the last `take` or `drop`, those that were closed at once included."""
+        """Descriptors received since the last `take` or `drop`, including those closed at once."""
 
     @property
     def holds_any(self) -> bool:
-        """Whether a descriptor waits to be taken: one of the peer's own connection keeps that open."""
+        """Whether descriptors wait to be taken. One may be the peer's end of this very connection."""
         return bool(self._kept)
 
     def receive(self, source: socket.socket, size: int) -> bytes:
-        """Like `recv`; what comes along is boxed, and closed where it is too many.
+        """Like `recv`, but keeps the descriptors that come along, and closes those beyond the limit.
 
-        Also where none is wanted: `recv` takes 0.4 us less, but closes them on the spot, for as long as that
-        takes.
+        Used even where none are wanted: `recv` would close them in this thread, which may block.
         """
         data, ancillary, flags, _ = source.recvmsg(size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         if ancillary:
@@ -60,8 +59,8 @@ class ReceivedFds:
         return data
 
     def drain(self, source: socket.socket) -> None:
-        """Before `source` is closed, which would close in passing what was not received yet: take in all that
-        its peer has sent, and let it send no more."""
+        """Call before closing `source`: receive everything that its peer has sent, and let it send no more.
+        Closing it would close unreceived descriptors in this thread, which may block."""
         found = self._empty()
         with suppress(OSError):  # it was never connected, or is broken
             source.shutdown(socket.SHUT_RD)
@@ -75,23 +74,23 @@ class ReceivedFds:
             close_in_thread(found)
 
     def take(self) -> list[int]:
-        """Hand over what is kept; the taker closes them. Raises what `lose` was told."""
+        """Hand over the kept descriptors; the caller closes them. Raises the error given to `lose`."""
         if self._loss is not None:
             raise self._loss
         return self._empty()
 
     def lose(self, why: WireError) -> None:
-        """Close what is kept and what comes along until the next `drop`; `take` says why. Raises like `drop`.
+        """Close the kept descriptors and all until the next `drop`; `take` raises `why`. Raises like `drop`.
 
-        A part of what a request brings is of no use to it.
+        A request with only a part of its descriptors is of no use.
         """
         self._loss = why
         kept, self._kept = self._kept, []
         self._dispose(kept)
 
     def drop(self) -> None:
-        """Close what nobody took. Raises `ProtocolViolation` for a peer whose descriptors do not let go, or
-        where the system refuses a thread."""
+        """Close the descriptors that were not taken. Raises `ProtocolViolation` if too many of this peer's
+        are still being closed, or the system refuses a thread."""
         self._loss = None
         if self.received:
             self._dispose(self._empty())
@@ -102,7 +101,7 @@ class ReceivedFds:
 
     def _keep(self, descriptors: list[int]) -> None:
         self.received += len(descriptors)
-        room = self._most - len(self._kept) if self._loss is None else 0
+        room = self._limit - len(self._kept) if self._loss is None else 0
         self._kept += descriptors[:room]
         self._dispose(descriptors[room:])
 
@@ -112,18 +111,18 @@ class ReceivedFds:
         self._closing = [thread for thread in self._closing if thread.is_alive()]
         thread = close_in_thread(descriptors)
         if thread is None:
-            raise ProtocolViolation(errno.EAGAIN, "there is no thread to close the descriptors in")
+            raise ProtocolViolation(errno.EAGAIN, "no thread available to close the descriptors")
         self._closing.append(thread)
-        if len(self._closing) > CLOSING:
-            raise ProtocolViolation(errno.EPROTO, "closing the descriptors that were sent takes too long")
+        if len(self._closing) > CLOSING_LIMIT:
+            raise ProtocolViolation(errno.EPROTO, "the descriptors that were sent take too long to close")
 
 
 def _cut_off(received: int) -> WireError:
-    """The kernel passes on as many as it can and tells only the receiver, with MSG_CTRUNC (recvmsg(2))."""
+    """The kernel delivers as many as it can and tells only the receiver, by MSG_CTRUNC (recvmsg(2))."""
     return WireError(
         errno.EMFILE,
-        f"of the descriptors that were sent the daemon could receive only {received}: it is at its limit of "
-        "open files, or a security module keeps one back; send them again",
+        f"the daemon could receive only {received} of the descriptors: it is at its limit of open files, or "
+        "a security module withheld one; send them again",
         received=received,
     )
 
@@ -137,25 +136,25 @@ def _passed(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
 
 
 def close_each(descriptors: Iterable[int]) -> None:
-    """Close them all, though a close says that it failed (of a file on NFS or FUSE, close(2)): on Linux the
-    descriptor is closed all the same. Takes as long as their file systems like."""
+    """Close all of them, also when a close reports an error (a file on NFS or FUSE, close(2)): on Linux the
+    descriptor is closed all the same. Blocks for as long as their file systems take."""
     for descriptor in descriptors:
         with suppress(OSError):
             os.close(descriptor)
 
 
 def close_in_thread(descriptors: list[int]) -> threading.Thread | None:
-    """Close in a thread: a file on a peer's FUSE mount takes as long to close as the peer likes.
+    """Close in a thread: a peer decides how long closing a file on its FUSE mount takes.
 
-    None where the system refuses a thread; they are closed along with the next then.
+    None if the system refuses a thread; the next call then closes them too.
     """
-    with _LEFT_LOCK:
-        all_left = [*_LEFT, *descriptors]
-        thread = threading.Thread(target=close_each, args=(all_left,), name="close descriptors", daemon=True)
+    with _UNCLOSED_LOCK:
+        unclosed = [*_UNCLOSED, *descriptors]
+        thread = threading.Thread(target=close_each, args=(unclosed,), name="close descriptors", daemon=True)
         try:
             thread.start()
         except RuntimeError:
-            _LEFT.extend(descriptors)
+            _UNCLOSED.extend(descriptors)
             return None
-        _LEFT.clear()
+        _UNCLOSED.clear()
     return thread

@@ -1,6 +1,6 @@
-"""The loop that every control connection runs: decode a call, answer it, send.
+"""The loop of every control connection: decode a call, handle it, send the answer.
 
-Owns turning typed answers and errors into bytes, and how a connection ends. Must not know any method.
+Owns encoding typed answers and errors, and how a connection ends. Must not know any method.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ from interceptd.telemetry.event_bus import Publisher
 log = structlog.get_logger()
 Call = TypeVar("Call")
 Reply = msgspec.Struct | None
-Answering = Callable[[Call], Reply | Coroutine[object, object, Reply]]
+Handler = Callable[[Call], Reply | Coroutine[object, object, Reply]]
 """Answers a call at once, or by a coroutine that may wait."""
-Sending = Callable[[bytes], Awaitable[None]]
+Send = Callable[[bytes], Awaitable[None]]
 
 
-class InFlight:
-    """The calls of some connections that are not answered yet."""
+class CallsInFlight:
+    """The calls of several connections that are not answered yet."""
 
     def __init__(self) -> None:
-        self._over: set[trio.Event] = set()
+        self._answered: set[trio.Event] = set()
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """From a call to the end of its answer."""
-        over = trio.Event()
-        self._over.add(over)
+        """One call, until its answer is sent."""
+        answered = trio.Event()
+        self._answered.add(answered)
         try:
             yield
         finally:
-            self._over.remove(over)
-            over.set()
+            self._answered.remove(answered)
+            answered.set()
 
     async def wait_answered(self) -> None:
-        """Block until those that are out now have their answers, or lost their connections."""
-        for over in list(self._over):
-            await over.wait()
+        """Block until every call in flight now is answered, or has lost its connection."""
+        for answered in list(self._answered):
+            await answered.wait()
 
 
 async def serve_calls(
     connection: Connection,
     methods: Mapping[str, type[Call]],
-    answer: Answering[Call],
+    answer: Handler[Call],
     *,
-    send: Sending | None = None,
-    in_flight: InFlight | None = None,
+    send: Send | None = None,
+    in_flight: CallsInFlight | None = None,
 ) -> None:
-    """Answer calls until the peer closes. A `WireError` or a `RangeError` is an answer too.
+    """Answer calls until the peer closes. A `WireError` or a `RangeError` becomes the answer.
 
-    `send` is for a connection on which somebody else sends as well.
+    `send` replaces the connection's own where another task sends on it too.
     """
     while (request := await connection.receive()) is not None:
         with in_flight.one() if in_flight is not None else nullcontext():
@@ -78,11 +78,11 @@ async def serve_calls(
                 await connection.answer_watched(send(reply))
 
 
-class report_and_close:  # reads as the verb it is: `with report_and_close(connection)`
-    """However the peer's session ends, it is told why if there is a reason, and closed; nobody else notices.
-    A lost partition alone goes on up.
+class report_and_close:  # lower case: it reads as a verb, `with report_and_close(connection)`
+    """End a peer's session: report an error to the peer, the log and the operators, and close the connection.
+    Swallows every exception but `PartitionLost`.
 
-    A class, because a generator that is given up (`ExitStack.pop_all`) would close on collection.
+    A class, because an abandoned generator (`ExitStack.pop_all`) would close the connection when collected.
     """
 
     def __init__(self, connection: Connection, event_bus: Publisher) -> None:
@@ -113,11 +113,11 @@ class report_and_close:  # reads as the verb it is: `with report_and_close(conne
 
 
 async def _reply(
-    connection: Connection, methods: Mapping[str, type[Call]], answer: Answering[Call], request: rpc.Request
+    connection: Connection, methods: Mapping[str, type[Call]], answer: Handler[Call], request: rpc.Request
 ) -> bytes:
     try:
         result = answer(codec.decode_call(methods, request.method, request.params))
-        if isinstance(result, Coroutine):  # what cannot wait is spared the watch (6 us)
+        if isinstance(result, Coroutine):  # only an answer that may wait needs the watch
             result = await connection.answer_watched(result)
     except RangeError as error:
         refusal = WireError(errno.EINVAL, f"{request.method}: {error}", field=error.field)

@@ -1,6 +1,6 @@
 """Binding a Unix socket: a stale one is replaced, a live one is an error.
 
-Owns the socket file from bind to unlink, unless somebody else bound it. Must not know who connects.
+Owns the socket file from bind to unlink, unless another process bound it. Must not know who connects.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from pathlib import Path
 from intercept_protocol.text import visible
 
 BACKLOG = 1024
-"""A burst of VPs attaches at once; a backlog under 512 was seen to refuse some."""
+"""The VPs of a new VMM attach in one burst; a backlog under 512 was seen to refuse some."""
 
 
 LONGEST_PATH = 107
-"""Bytes: sun_path of unix(7) has 108, the last of which is a NUL."""
+"""In bytes: sun_path of unix(7) has 108, the last of which is a NUL."""
 LOCK_SECONDS, LOCK_POLL_SECONDS = 5.0, 0.01
-"""Another daemon holds the lock for a millisecond."""
+"""Generous: another daemon holds the lock only while it binds."""
 
 
 class ListenError(Exception):
-    """A socket path that cannot be used; the text names it and the cause, and is fit for a terminal."""
+    """A socket cannot be used; the text names it and the cause, and is safe to print on a terminal."""
 
     def __init__(self, message: str) -> None:
         super().__init__(visible(message))
 
 
 @contextmanager
-def listening(
+def listen_unix(
     path: str, mode: int, passed: socket.socket | None = None, *, group: str | None = None
 ) -> Iterator[socket.socket]:
-    """A listening AF_UNIX socket at `path` with the file mode `mode`, of `group` (None: ours); the file is
-    gone afterwards.
+    """A listening AF_UNIX socket at `path` with the file mode `mode` and the group `group` (None: our own).
+    Closes it and removes the file afterwards.
 
-    Blocks for other daemons that bind in the same directory at the same moment, for `LOCK_SECONDS` at most.
-    `passed` listens already, at a place of its giver's: it is closed afterwards, and its file stays.
+    Blocks, for up to `LOCK_SECONDS`, while other daemons bind in the same directory. `passed` is a socket
+    that a service manager already listens on: it is closed afterwards, and its file stays.
     """
     if passed is not None:
         with passed:
@@ -59,33 +59,33 @@ def listening(
             yield listener
         finally:
             with suppress(OSError):
-                if _identity(path) == identity:  # another daemon may have taken the path over
+                if _identity(path) == identity:  # else another daemon has replaced it
                     os.unlink(path)
     finally:
         listener.close()
 
 
 def _bind(listener: socket.socket, path: str, mode: int, group: str | None) -> tuple[int, int]:
-    """Bind and listen under a lock on the directory, so that of two daemons that start at once one finds the
-    other. The path appears when the socket listens: whoever sees it can connect."""
+    """Bind and listen under a lock on the directory, so that of two daemons started at once the second finds
+    the first. The path appears only once the socket listens: a process that sees it can connect."""
     if not path or "\0" in path:
-        raise ListenError(f"{path!r}: is no path")
+        raise ListenError(f"{path!r}: not a path")
     if (length := len(os.fsencode(path))) > LONGEST_PATH:
-        raise ListenError(f"{path}: has {length} bytes, and the path of a socket at most {LONGEST_PATH}")
+        raise ListenError(f"{path}: is {length} bytes long; a socket path may have {LONGEST_PATH}")
     unready = os.fsdecode(os.fsencode(path)[: LONGEST_PATH - 1] + b"~")
     with _locked(Path(path).parent):
         _require_free(path)
         _require_free(unready)
         with suppress(FileNotFoundError):
-            os.unlink(unready)  # of a daemon that was killed just here
-        umask = os.umask(0o777 & ~mode)  # a chmod afterwards would leave a window
+            os.unlink(unready)  # left by a daemon that was killed before it renamed it
+        umask = os.umask(0o777 & ~mode)  # a chmod afterwards would be too late
         try:
             listener.bind(unready)
         finally:
             os.umask(umask)
         try:
             if group is not None:
-                _give(unready, group)  # while nobody can connect yet
+                _change_group(unready, group)  # before any process can connect
             listener.listen(BACKLOG)
             _replace(unready, path)
         except BaseException:
@@ -96,11 +96,11 @@ def _bind(listener: socket.socket, path: str, mode: int, group: str | None) -> t
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """flock(2), which knows no timeout: asked for again and again instead."""
+    """Hold a flock(2) on the directory. It has no timeout, so we poll."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise ListenError(f"{directory}: there is no such directory to make a socket in") from None
+        raise ListenError(f"{directory}: the directory for the socket does not exist") from None
     try:
         deadline = time.monotonic() + LOCK_SECONDS
         while not _try_lock(descriptor):
@@ -122,23 +122,22 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _give(path: str, group: str) -> None:
-    """Raises `ListenError`, which names the key, if there is no such group or it is not ours to give to."""
+def _change_group(path: str, group: str) -> None:
+    """Raises `ListenError`, which names the key, if the group does not exist or chown(2) is not permitted."""
     try:
         gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
         os.chown(path, -1, gid)
     except KeyError:
-        raise ListenError(f"socket_group: there is no group {group!r}") from None
+        raise ListenError(f"socket_group: no group {group!r}") from None
     except (OSError, OverflowError) as error:
         raise ListenError(
-            f"socket_group: the socket may not be given to {group!r}, unless the daemon's user is in it: "
+            f"socket_group: cannot change the group to {group!r}; the daemon's user must be a member: "
             f"{error.strerror if isinstance(error, OSError) else error}"
         ) from error
 
 
 def _require_free(path: str) -> None:
-    """Nothing is at `path`, or a socket that nobody listens on any more. Raises `ListenError` otherwise, and
-    where we cannot tell."""
+    """Raises `ListenError` unless `path` does not exist, or is a socket on which no process listens."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -146,39 +145,39 @@ def _require_free(path: str) -> None:
     if not stat.S_ISSOCK(status.st_mode):
         raise ListenError(f"{path}: exists and is not a socket")
     match _connect(path):
-        case errno.ECONNREFUSED | errno.ENOENT:  # nobody listens; or its owner has removed it just now
+        case errno.ECONNREFUSED | errno.ENOENT:  # no listener; or its owner has just removed it
             return
         case 0 | errno.EAGAIN:  # connected; or its backlog is full
             raise ListenError(f"{path}: is in use by a live daemon")
-        case errno.EPROTOTYPE:  # which is said only of a socket that is open
+        case errno.EPROTOTYPE:  # only an open socket gives this error
             raise ListenError(f"{path}: is in use by another program, for a socket that is not SOCK_STREAM")
         case number:
             raise ListenError(
                 f"{path}: cannot tell whether a daemon listens there: {os.strerror(number)}; "
-                f"{_belongs(status)}: remove it if nobody does"
+                f"{_owner(status)}: remove it if it is stale"
             )
 
 
 def _connect(path: str) -> int:
-    """The errno of one attempt, 0 for a connection."""
+    """Try to connect once; returns the errno, 0 for success."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         return probe.connect_ex(path)
 
 
 def _replace(unready: str, path: str) -> None:
-    """Put our socket in the place of one that nobody listens on. Raises `ListenError` where only the owner of
-    that one may: in a directory with the sticky bit."""
+    """Replace a stale socket by ours. Raises `ListenError` if only the owner of the stale one may: in a
+    directory with the sticky bit."""
     try:
         os.rename(unready, path)
     except PermissionError as error:
         raise ListenError(
-            f"{path}: nobody listens there, but it cannot be replaced: {error.strerror}; "
-            f"{_belongs(os.lstat(path))}, who may remove it"
+            f"{path}: is stale, but cannot be replaced: {error.strerror}; "
+            f"{_owner(os.lstat(path))}, who can remove it"
         ) from error
 
 
-def _belongs(status: os.stat_result) -> str:
+def _owner(status: os.stat_result) -> str:
     return f"the socket belongs to uid {status.st_uid}"
 
 

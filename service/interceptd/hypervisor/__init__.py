@@ -1,7 +1,7 @@
-"""The port to whoever edits the SLAT.
+"""The port to the hypervisor, which edits the SLAT.
 
-Owns the contract, seen from the region manager, which is its only caller and calls under its lock. Must not
-know regions or uaddr invalidations.
+Owns the contract, as seen from the region manager, its only caller, which calls under its lock. Must not know
+regions or uaddr invalidations.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ class HypervisorCounters(msgspec.Struct):
 
 
 class Hypervisor(Protocol):
-    """Edits guest mappings. Both operations are on ranges and may block, bounded by the implementation."""
+    """Edits guest mappings. Both operations take ranges and may block, bounded by the implementation."""
 
     async def map_gpa(self, mapping: Mapping) -> None:
-        """Make the guest reach `mapping`, or nothing if it has no rights (NO_ACCESS).
+        """Map `mapping`, without access if it has no rights (NO_ACCESS).
 
-        What was mapped there before is replaced; under remap `error`, a gfn that the guest can reach is not
-        mapped again with access. On `HypervisorError` all is as it was before the call: this call's own
-        batches are undone, and the extents that they replaced, NO_ACCESS included, are put back.
+        Replaces existing mappings; under remap `error`, a gfn that the guest can access must not be mapped
+        again with access. On `HypervisorError` everything is as before the call: its own completed batches
+        are undone, and the extents that they replaced, NO_ACCESS included, are restored.
         """
 
     async def unmap_gpa(self, gfns: GfnRange) -> None:
-        """Leave the guest nothing in `gfns`. Gfns that are not mapped are skipped, so it may be repeated.
+        """Unmap everything in `gfns`. Skips gfns that are not mapped, so it may be repeated.
 
-        On `HypervisorError` nobody knows what the guest still reaches: the partition cannot go on.
+        After `HypervisorError` it is unknown what the guest can still access: the partition must end.
         """
 
     @property
     def may_block(self) -> bool:
-        """Whether one of the two may wait for anybody; if not, each is one step without a checkpoint."""
+        """Whether an operation may block; if not, each is one step without a checkpoint."""
 
     def translate(self, gfn: int) -> Mapping | None:
-        """What the guest would reach at `gfn`; None for nothing."""
+        """The mapping through which the guest can access `gfn`; None if it cannot."""
 
     def counters(self) -> HypervisorCounters:
         """A snapshot."""

@@ -1,6 +1,6 @@
-"""The hypervisor port with a clock: how long each map and unmap took.
+"""Measures how long each map and unmap of a hypervisor takes.
 
-Owns one wrapper that behaves like what it wraps. Must not know who reads the figures.
+Owns one wrapper with the behaviour of the hypervisor inside. Must not know who reads the figures.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from interceptd.telemetry.counters import PortCalls
 
 
 class MeasuredHypervisor:
-    """A refused call is counted like any other."""
+    """Counts a refused call like any other."""
 
     def __init__(self, inner: Hypervisor, calls: PortCalls) -> None:
         self._inner = inner

@@ -1,7 +1,7 @@
-"""The hypervisor that is the VMM's: map and unmap are asked of it over its hypervisor connection.
+"""The VMM's own hypervisor: map and unmap are requests over the VMM's hypervisor connection.
 
-Owns the requests in flight, their deadline, and a mirror of what the VMM has confirmed. Must not know why
-something is mapped. The VMM answers in order; what is late is not forgotten, it is undone.
+Owns the requests in flight, their deadlines, and a mirror of the mappings that the VMM has confirmed. Must
+not know why something is mapped. The VMM answers in order. A map without an answer by its deadline is undone.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from interceptd.hypervisor.slat import SoftwareSlat
 from interceptd.pages.mapping import HOST_BACKING, Mapping
 
 _QUOTED = 200
-"""Characters of the VMM's own message that its `vmm` connection, the log and operators are given: it may have
-sent 64 KiB, and the answer that quotes it must not be longer than a message."""
+"""Characters of the VMM's error message that are passed on: it may have sent 64 KiB, and an answer that
+quotes it must fit into a message."""
 
 
-class Late(HypervisorError):
-    """No answer by the deadline: the VMM may still carry the request out."""
+class TimedOut(HypervisorError):
+    """No answer by the deadline: the VMM may still carry out the request."""
 
 
 @dataclass(slots=True, eq=False)
-class _Asked:
-    """One request on its way; `error` is the VMM's, once it is `answered`. The result is never looked at."""
+class _Request:
+    """One request in flight; `error` is the VMM's, valid once it is `answered`. The result is ignored."""
 
     answered: trio.Event = field(default_factory=trio.Event)
     error: WireError | None = None
 
 
 def refusal(method: str, error: WireError) -> HypervisorError:
-    """What the VMM answered, as it is passed on: its number, and a message that fits into an answer."""
+    """The VMM's error as it is passed on: its number, and a message that fits into an answer."""
     return HypervisorError(error.number, f"{method}: {error.message:.{_QUOTED}}")
 
 
 class RemoteHypervisor:
-    """See `Hypervisor`. `deadline` bounds each request, in seconds; it is asked anew for each."""
+    """See `Hypervisor`. `deadline` returns the timeout of a request, in seconds, and is called for each."""
 
     def __init__(self, deadline: Callable[[], float]) -> None:
         self._deadline = deadline
         self.claimed = False
-        """Whether a hypervisor connection has come."""
+        """Whether a hypervisor connection was accepted."""
         self._connection: Connection | None = None
-        self._asked: dict[int, _Asked] = {}
+        self._in_flight: dict[int, _Request] = {}
         self._late: deque[int] = deque()
         self._msgid = 0
         self._mirror = SoftwareSlat()
@@ -65,7 +65,7 @@ class RemoteHypervisor:
         return self._connection is not None
 
     async def serve(self, connection: Connection) -> None:
-        """Take the VMM's answers until it closes. Raises `ProtocolViolation`, `ConnectionGone`."""
+        """Process the VMM's answers until it closes. Raises `ProtocolViolation`, `ConnectionGone`."""
         connection.expect_responses()
         self._connection = connection
         try:
@@ -73,14 +73,14 @@ class RemoteHypervisor:
                 self._complete(response)
         finally:
             self._connection = None
-            for asked in self._asked.values():
-                asked.error = WireError(errno.ENOTCONN, "the hypervisor connection closed")
-                asked.answered.set()
+            for request in self._in_flight.values():
+                request.error = WireError(errno.ENOTCONN, "the hypervisor connection closed")
+                request.answered.set()
 
     may_block = True
 
     async def map_gpa(self, mapping: Mapping) -> None:
-        """See `Hypervisor.map_gpa`. A map that comes too late is unmapped before the error is raised."""
+        """See `Hypervisor.map_gpa`. A map that times out is unmapped before the error is raised."""
         self._map_calls += 1
         frame = mapping.frame
         call = messages.MapGpa(
@@ -91,8 +91,8 @@ class RemoteHypervisor:
             access=int(mapping.access),
         )
         try:
-            await self._ask(call)
-        except Late:
+            await self._request(call)
+        except TimedOut:
             try:
                 await self.unmap_gpa(mapping.gfns)
             except HypervisorError as error:
@@ -105,11 +105,11 @@ class RemoteHypervisor:
     async def unmap_gpa(self, gfns: GfnRange) -> None:
         """See `Hypervisor.unmap_gpa`."""
         self._unmap_calls += 1
-        await self._ask(messages.UnmapGpa(start_gfn=gfns.start, page_count=gfns.page_count))
+        await self._request(messages.UnmapGpa(start_gfn=gfns.start, page_count=gfns.page_count))
         self._mirror.clear(gfns)
 
     def translate(self, gfn: int) -> Mapping | None:
-        """What the VMM has confirmed to have mapped."""
+        """See `Hypervisor.translate`: by the mappings that the VMM has confirmed."""
         entry = self._mirror.entry(gfn)
         return entry if entry is not None and entry.access else None
 
@@ -122,38 +122,38 @@ class RemoteHypervisor:
             unmap_calls=self._unmap_calls,
         )
 
-    async def _ask(self, call: HypervisorCall) -> None:
+    async def _request(self, call: HypervisorCall) -> None:
         if self._connection is None:
-            raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: there is no hypervisor connection")
-        self._msgid = self._msgid % (rpc.MSGID_LIMIT - 1) + 1  # 0 is not a request's
+            raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: no hypervisor connection")
+        self._msgid = self._msgid % (rpc.MSGID_LIMIT - 1) + 1  # 0 is not used for requests
         msgid, deadline = self._msgid, self._deadline()
-        asked = self._asked[msgid] = _Asked()
+        request = self._in_flight[msgid] = _Request()
         try:
             with trio.move_on_after(deadline):
                 await self._connection.send(rpc.encode_request(msgid, call.METHOD, [codec.to_fields(call)]))
-                await asked.answered.wait()
-            if not asked.answered.is_set():
+                await request.answered.wait()
+            if not request.answered.is_set():
                 with trio.move_on_after(LAST_LOOK_SECONDS):
-                    await asked.answered.wait()
-            if not asked.answered.is_set():
+                    await request.answered.wait()
+            if not request.answered.is_set():
                 self._late.append(msgid)
-                raise Late(errno.ETIMEDOUT, f"{call.METHOD}: no answer within {deadline} s")
+                raise TimedOut(errno.ETIMEDOUT, f"{call.METHOD}: no answer within {deadline} s")
         except ConnectionGone as error:
             raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: {error}") from None
         finally:
-            del self._asked[msgid]
-        if asked.error is not None:
-            raise refusal(call.METHOD, asked.error)
+            del self._in_flight[msgid]
+        if request.error is not None:
+            raise refusal(call.METHOD, request.error)
 
     def _complete(self, response: rpc.Response) -> None:
-        asked = self._asked.get(response.msgid)
+        request = self._in_flight.get(response.msgid)
         if self._late and response.msgid == self._late[0]:
             self._late.popleft()
             return
-        if asked is None or asked.answered.is_set():
+        if request is None or request.answered.is_set():
             raise ProtocolViolation(errno.EPROTO, f"no request {response.msgid} waits for an answer")
-        if self._late:  # it may still carry that one out, after what undoes it
-            raise ProtocolViolation(errno.EPROTO, f"request {self._late[0]} was to be answered first")
+        if self._late:  # the VMM may still carry out the late request, after the one that undoes it
+            raise ProtocolViolation(errno.EPROTO, f"request {self._late[0]} must be answered first")
         if response.error is not None:
-            asked.error = WireError.in_words(response.error)
-        asked.answered.set()
+            request.error = WireError.from_any(response.error)
+        request.answered.set()

@@ -1,7 +1,7 @@
-"""The software second-level table: gfn -> (frame, access), kept as extents.
+"""The software second-level table: gfn -> (frame, access), stored as extents.
 
-Owns the entries and how many table pages they take; must not know hypercalls. Pure and synchronous: one edit
-costs the extents it touches, whether it spans a page or 64 GiB.
+Owns the entries and the capacity of a table page; must not know hypercalls. Pure and synchronous: an edit
+costs what its extents cost, whether it spans a page or 64 GiB.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GFNS_PER_TABLE_PAGE = 512
 
 
 class SoftwareSlat:
-    """What the guest can reach. Entries without rights are NO_ACCESS."""
+    """What the guest can access. Entries without rights are NO_ACCESS."""
 
     __slots__ = ("_entries", "_no_access_gfns")
 
@@ -40,15 +40,15 @@ class SoftwareSlat:
         return self._entries.find(gfn)
 
     def entries(self, gfns: GfnRange) -> list[Mapping]:
-        """What is mapped in `gfns`, cut to them."""
+        """The entries in `gfns`, sliced to it."""
         return self._entries.clipped(gfns)
 
     def new_gfns(self, gfns: GfnRange) -> list[tuple[int, int]]:
-        """The parts of `gfns` that have no entry yet and so would take table space."""
+        """The parts of `gfns` without an entry, which would need table space."""
         return self._entries.gaps(gfns)
 
     def replace(self, mapping: Mapping) -> None:
-        """Write the entries of `mapping` over whatever is there."""
+        """Write the entries of `mapping`, replacing existing ones."""
         self.clear(mapping.gfns)
         self._no_access_gfns += _no_access(mapping)
         insert_joined(self._entries, mapping)

@@ -1,8 +1,8 @@
 """The software hypervisor: mshv's hypercall path over a software SLAT.
 
-Owns batching, deposits, their counting and the roll-back, as drivers/hv/mshv_root_hv_call.c does them
-(hv_do_map_gpa_hcall), with its known mistakes mended. The SLAT is edited once a request and the calls are
-counted by arithmetic, because a 64 GiB BAR is 33,000 of them. Must not know why something is mapped.
+Owns batching, deposits, call counts and roll-back, as in drivers/hv/mshv_root_hv_call.c
+(hv_do_map_gpa_hcall), with its known bugs fixed. The SLAT is edited once per request and the hypercalls are
+only counted, because mapping a 64 GiB BAR takes 33,000. Must not know why something is mapped.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from interceptd.hypervisor.slat import GFNS_PER_TABLE_PAGE, SoftwareSlat
 from interceptd.pages.mapping import Mapping
 
 MAP_BATCH_GFNS = 509
-"""HV_MAP_GPA_BATCH_SIZE: (4096 - 24) / 8, the pfns that fit the hypercall's input page."""
+"""HV_MAP_GPA_BATCH_SIZE: (4096 - 24) / 8, the pfns that fit into the hypercall's input page."""
 UNMAP_BATCH_GFNS = 512
 """HV_UMAP_GPA_PAGES."""
 DEPOSIT_PAGES = 256
-"""HV_MAP_GPA_DEPOSIT_PAGES: what one deposit adds after HV_STATUS_INSUFFICIENT_MEMORY."""
+"""HV_MAP_GPA_DEPOSIT_PAGES: pages per deposit after HV_STATUS_INSUFFICIENT_MEMORY."""
 
 
 class SoftwareHypervisor:
@@ -66,7 +66,7 @@ class SoftwareHypervisor:
             raise _refused(status, mapping, completed)
 
     async def unmap_gpa(self, gfns: GfnRange) -> None:
-        """See `Hypervisor.unmap_gpa`. A call for every 512 gfns from the first to the last mapped one."""
+        """See `Hypervisor.unmap_gpa`. One call per 512 gfns from the first to the last mapped one."""
         entries = self._slat.entries(gfns)
         if entries:
             self._unmap_calls += _calls(entries[-1].end - entries[0].start, UNMAP_BATCH_GFNS)
@@ -104,7 +104,7 @@ class SoftwareHypervisor:
         return room, status
 
     def _make_room(self, gfns: GfnRange) -> tuple[int, HvStatus]:
-        """Deposit until the table can hold `gfns`; returns how many from the start it can hold at least."""
+        """Deposit until the table can hold `gfns`; returns how many of them, from the start, surely fit."""
         new = self._slat.new_gfns(gfns)
         wanted = self._slat.gfn_count + sum(end - start for start, end in new)
         while (capacity := self._pool_pages * GFNS_PER_TABLE_PAGE) < wanted:
@@ -115,7 +115,7 @@ class SoftwareHypervisor:
         return gfns.page_count, HvStatus.SUCCESS
 
     def _roll_back(self, done: GfnRange, before: list[Mapping]) -> None:
-        """Unmap what the completed batches mapped, and put back the extents that they replaced."""
+        """Unmap what the completed batches mapped, and restore the extents that they replaced."""
         if done.page_count:
             self._unmap_calls += _calls(done.page_count, UNMAP_BATCH_GFNS)
             self._slat.clear(done)
@@ -127,7 +127,7 @@ class SoftwareHypervisor:
 
 
 def _reach(gfns: GfnRange, new: list[tuple[int, int]], room: int) -> int:
-    """Gfns from the start of `gfns` that can be written when only `room` new ones fit, which is not all."""
+    """How many gfns from the start of `gfns` can be written when only `room` new ones fit, fewer than all."""
     gaps = iter(new)
     start, end = next(gaps)
     while room >= end - start:

@@ -1,6 +1,6 @@
-"""Metrics for Prometheus, over HTTP, on a listener of their own.
+"""Metrics for Prometheus, over HTTP, on a separate listener.
 
-`observing` looks at the daemon, `families` says what that is in Prometheus' words, `http` answers who asks
-for it and `endpoint` joins them. Nothing in the daemon knows of this package but the daemon itself: what it
-shows is counted by those who do the work, whether anybody asks or not.
+`observing` takes a snapshot of the daemon, `families` converts it to Prometheus' metrics, `http` serves one
+request and `endpoint` connects them. Only `daemon` imports this package: the code that does the work counts
+it, whether or not it is scraped.
 """

@@ -1,6 +1,6 @@
 """The metrics listener: /metrics for Prometheus, /healthz for probes.
 
-Owns the pages, and what runs while there is a listener. Must not know what is observed, nor HTTP's bytes.
+Owns the pages, and the tasks of the listener. Must not know what is observed, nor HTTP's syntax.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prometheus_client import Metric, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
-from interceptd.connections.listen_address import Place
+from interceptd.connections.listen_address import ListenAddress
 from interceptd.metrics.families import families
 from interceptd.metrics.http import Page, Responder
 from interceptd.metrics.loop_lag import LoopLag
@@ -27,40 +27,42 @@ log = structlog.get_logger()
 
 
 class MetricsEndpoint:
-    """Of one daemon, whose parts these are."""
+    """The metrics of one daemon, which passes in its parts."""
 
-    def __init__(self, partitions: PartitionRegistry, reception: Dispatcher, manager: ServiceManager) -> None:
+    def __init__(
+        self, partitions: PartitionRegistry, dispatcher: Dispatcher, manager: ServiceManager
+    ) -> None:
         self._partitions = partitions
         self._lag = LoopLag()
         self._process = ProcessCollector(registry=None)
         self._responder = Responder({"/metrics": self._metrics, "/healthz": self._healthz})
-        self._observer = Observer(partitions, reception, manager, self._lag, self._responder.requests)
+        self._observer = Observer(partitions, dispatcher, manager, self._lag, self._responder.requests)
 
-    async def run(self, listener: socket.socket, place: Place) -> None:
-        """Serve, and measure the event loop, until cancelled. A scrape that fails harms nothing else."""
-        log.info("metrics_served", listen=str(place), local=place.local)
+    async def run(self, listener: socket.socket, address: ListenAddress) -> None:
+        """Serve, and measure the event loop's lag, until cancelled. A failing scrape harms nothing else."""
+        log.info("metrics_served", listen=str(address), local=address.local)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._lag.run)
             listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
             await trio.serve_listeners(self._responder.serve, listeners)
 
     async def _metrics(self) -> Page:
-        """Written family by family, other tasks in between: all at once it would hold them up for 10 ms."""
+        """Encoded family by family with other tasks in between, so that a scrape does not delay VPs."""
         seen = await self._observer.observe()
         process = await trio.to_thread.run_sync(_collected, self._process)
         text = []
         for family in (*families(seen), *process):
-            text.append(generate_latest(_One(family)))
+            text.append(generate_latest(_SingleFamily(family)))
             await trio.lowlevel.checkpoint()
         return Page(200, b"".join(text), CONTENT_TYPE_PLAIN_0_0_4)
 
     async def _healthz(self) -> Page:
-        """That it is answered is the health: this is the loop that answers intercepts."""
+        """An answer shows health: it comes from the event loop that answers intercepts."""
         return Page(503, b"draining\n") if self._partitions.closed else Page(200, b"serving\n")
 
 
-class _One(Collector):
-    """One family, in the form that the encoder takes."""
+class _SingleFamily(Collector):
+    """One family as a collector, which is what the encoder takes."""
 
     def __init__(self, family: Metric) -> None:
         self._family = family
@@ -70,5 +72,5 @@ class _One(Collector):
 
 
 def _collected(collector: Collector) -> list[Metric]:
-    """For a worker thread: a process with very many descriptors takes a while to count them."""
+    """Runs in a worker thread: counting the descriptors of the process may take long."""
     return list(collector.collect())

@@ -1,9 +1,8 @@
-"""What an observation is in Prometheus' words: names, types, units and labels.
+"""Converts an observation to Prometheus' metrics: names, types, units and labels.
 
-Owns the names, which alerts and dashboards rely on; `deploy/prometheus/METRICS.md` says what each means.
-Every label's values are those of an enum of ours, or names of errors that we send: no client can add a
-series, so what is about one partition is for the operator's methods. Pure; must not know where the figures
-come from.
+Owns the names, on which alerts and dashboards rely; `deploy/prometheus/METRICS.md` explains each. Label
+values come from our enums and from the names of errors that we send, so no client can add a series; figures
+of one partition are left to the operator's methods. Pure; must not know where the figures come from.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from interceptd.telemetry.counters import Source
 from interceptd.telemetry.histogram import BOUNDARIES_NS, LatencyHistogram
 
 _NO_REFUSALS = {errno.errorcode[number]: 0 for number in REFUSAL_NUMBERS} | {LEFT: 0}
-"""There from the start: Prometheus sees no increase in a series that begins with its first count."""
+"""Every series exists from the start: Prometheus sees no increase in one that begins with its first count."""
 Labels = TypeVar("Labels", bound=tuple[str, ...])
 _BOUNDARIES = (*(repr(boundary / 1e9) for boundary in BOUNDARIES_NS), "+Inf")
-"""In seconds, as `le`. A bucket holds what is shorter, to the microsecond, than its boundary."""
+"""`le` in seconds. A bucket counts durations below its bound, in whole microseconds."""
 
 
 def families(seen: Observation) -> Iterator[Metric]:
-    """Every metric but those of the process."""
+    """Every metric except those of the process."""
     yield _labelled_gauge(
-        "build_info", "1, with what runs.", {(__version__, platform.python_version()): 1}, "version", "python"
+        "build_info", "Always 1.", {(__version__, platform.python_version()): 1}, "version", "python"
     )
     yield from _partitions(seen)
     yield from _intercepts(seen)
@@ -47,52 +46,52 @@ def families(seen: Observation) -> Iterator[Metric]:
 
 def _partitions(seen: Observation) -> Iterator[Metric]:
     gauges = seen.gauges
-    yield _gauge("partitions", "Partitions that there are.", seen.partitions)
-    yield _counter("partitions_started", "Partitions that were created.", seen.partitions_started)
+    yield _gauge("partitions", "Current partitions.", seen.partitions)
+    yield _counter("partitions_started", "Partitions created.", seen.partitions_started)
     yield _counter(
         "partitions_lost",
-        "Partitions that ended because a mapping could not be taken away.",
+        "Partitions that ended because a mapping could not be revoked.",
         seen.partitions_lost,
     )
-    yield _gauge("virtual_processors", "VPs that are attached.", gauges.vps)
+    yield _gauge("virtual_processors", "Attached VPs.", gauges.vps)
     yield _gauge("regions", "Regions of all partitions.", gauges.regions)
-    yield _gauge("vmas", "VMAs that VMMs declared.", gauges.vmas)
+    yield _gauge("vmas", "VMAs declared by VMMs.", gauges.vmas)
 
 
 def _intercepts(seen: Observation) -> Iterator[Metric]:
     answers = {(answer.outcome.value, answer.reason): seen.totals.answers[answer] for answer in Answer}
-    yield _labelled_counter("intercepts", "Intercepts that were answered.", answers, "outcome", "reason")
+    yield _labelled_counter("intercepts", "Answered intercepts.", answers, "outcome", "reason")
     yield _histogram(
         "intercept_duration",
-        "From an intercept's message to its answer.",
+        "Time from an intercept's message to its answer.",
         {("no",): seen.totals.intercepts.at_once, ("yes",): seen.totals.intercepts.waited},
         "waited",
     )
     yield _histogram(
         "intercept_stage_duration",
-        "Parts of those intercepts that more than a look was needed for.",
+        "Stages of the intercepts that the first look-up did not decide.",
         {(stage,): taken for stage, taken in asdict(seen.totals.stages).items()},
         "stage",
     )
     yield _counter(
         "stale_attempts",
-        "Attempts that an invalidation made stale before their commit.",
+        "Attempts made stale by an invalidation before their commit.",
         seen.totals.stale_attempts,
     )
     yield _gauge(
-        "worker_threads_busy", "Threads that ask the kernel about a VMM's memory.", seen.gauges.busy_workers
+        "worker_threads_busy", "Threads querying the kernel about a VMM's memory.", seen.gauges.busy_workers
     )
 
 
 def _invalidations(seen: Observation) -> Iterator[Metric]:
     by_source = {(source.value,): seen.totals.invalidations[source] for source in Source}
-    yield _labelled_counter("invalidations", "Invalidations, by who announced them.", by_source, "source")
+    yield _labelled_counter("invalidations", "Invalidations, by source.", by_source, "source")
     yield _histogram(
         "invalidation_pass_duration",
-        "From the oldest invalidation of a pass until the guest reaches nothing of all that it served.",
+        "Time from the oldest invalidation of a pass until all of its memory is out of the guest's reach.",
         {(): seen.totals.passes},
     )
-    yield _gauge("open_invalidations", "Ranges between begin and end.", seen.gauges.open_invalidations)
+    yield _gauge("open_invalidations", "Invalidations between begin and end.", seen.gauges.open_invalidations)
 
 
 def _hypervisor(seen: Observation) -> Iterator[Metric]:
@@ -102,11 +101,11 @@ def _hypervisor(seen: Observation) -> Iterator[Metric]:
     yield _gauge("slat_extents", "Extents in the second-level tables.", gauges.slat_extents)
     calls = {("map",): totals.map_calls, ("unmap",): totals.unmap_calls}
     yield _labelled_counter(
-        "hypercalls", "Hypercalls of the software hypervisor, requests to VMMs.", calls, "call"
+        "hypercalls", "Hypercalls of the software hypervisor, and requests to VMMs.", calls, "call"
     )
     yield _histogram(
         "hypervisor_call_duration",
-        "Calls of the hypervisor port, each of which may take many hypercalls.",
+        "Duration of a call of the hypervisor port, which may take many hypercalls.",
         {(call,): taken for call, taken in asdict(totals.port_calls).items()},
         "call",
     )
@@ -117,24 +116,24 @@ def _connections(seen: Observation) -> Iterator[Metric]:
     roles = {(role,): count for role, count in seen.connections.items()}
     yield _labelled_gauge("connections", "Connections, by role.", roles, "role")
     refusals = {(reason,): count for reason, count in (_NO_REFUSALS | dict(seen.refusals)).items()}
-    yield _labelled_counter("connections_refused", "Connections that got no welcome.", refusals, "reason")
+    yield _labelled_counter("connections_refused", "Rejected connections.", refusals, "reason")
     ended = {(result,): count for result, count in seen.requests.items()}
     yield _labelled_counter(
-        "metrics_requests", "Requests to this listener, before this one.", ended, "result"
+        "metrics_requests", "Requests to this listener, without this one.", ended, "result"
     )
 
 
 def _event_loop(seen: Observation) -> Iterator[Metric]:
-    yield _histogram("event_loop_lag", "How much later than due a task was run.", {(): seen.lag})
-    yield _gauge("event_loop_lag_max_seconds", "The longest since the start.", seen.longest_lag_ns / 1e9)
+    yield _histogram("event_loop_lag", "Delay between a task's due time and its run.", {(): seen.lag})
+    yield _gauge("event_loop_lag_max_seconds", "Longest lag since the start.", seen.longest_lag_ns / 1e9)
     yield _gauge("tasks", "Tasks of the event loop.", seen.tasks)
-    yield _gauge("draining", "1 while the daemon ends, else 0.", int(seen.draining))
+    yield _gauge("draining", "1 while the daemon drains, else 0.", int(seen.draining))
     yield _gauge(
-        "watchdog_period_seconds", "WatchdogSec of the unit; 0: nobody watches.", seen.watchdog_period
+        "watchdog_period_seconds", "WatchdogSec of the unit; 0 without a watchdog.", seen.watchdog_period
     )
     yield _counter(
         "watchdog_notifications",
-        "Times that the service manager was told of a live loop.",
+        "Watchdog notifications sent to the service manager.",
         seen.watchdog_notifications,
     )
 

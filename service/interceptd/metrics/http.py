@@ -1,6 +1,6 @@
-"""As much HTTP as a scrape and a probe need: one GET a connection, bounded in size, number and time.
+"""The part of HTTP that scrapes and probes need: one GET per connection, bounded in size, number and time.
 
-Owns the exchange, by h11, and the bounds. Must not know what the pages say.
+Owns the exchange, on top of h11, and the bounds. Must not know the contents of the pages.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ import trio
 log = structlog.get_logger()
 
 CONNECTIONS: Final = 8
-"""At a time; a scraper or two, and probes. One more is closed at once."""
+"""At a time: enough for two scrapers and some probes. Further ones are closed at once."""
 REQUEST_BYTES: Final = 8192
-"""Of a request's head. Prometheus sends half a KiB."""
+"""For the head of a request. Prometheus sends some 500 bytes."""
 DEADLINE_SECONDS: Final = 5.0
-"""For the request and its answer together, less than Prometheus' own 10 s."""
+"""For the request and its answer together; less than Prometheus' default of 10 s."""
 LINGER_SECONDS: Final = 1.0
-"""For a body that nobody wants, once the answer is sent."""
+"""For discarding the body of a request after the answer."""
 READ_BYTES: Final = 4096
 TEXT: Final = "text/plain; charset=utf-8"
 METHODS: Final = (b"GET", b"HEAD")
 _ABSOLUTE: Final = re.compile(r"https?://[^/]+(?P<path>/.*)?", re.IGNORECASE)
-"""An http URI up to its query; its host may not be empty (RFC 9110, 4.2)."""
+"""An http URI up to its query; its host must not be empty (RFC 9110, 4.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,11 @@ class Page:
 
 
 Route = Callable[[], Awaitable[Page]]
-"""Makes the page of one path."""
+"""Renders the page of one path."""
 
 
 class Responder:
-    """`requests` counts how each connection ended: a status, `refused`, `timeout`, `gone` or `failed`."""
+    """`requests` counts connections by result: a status, `refused`, `timeout`, `gone` or `failed`."""
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
         self._routes = routes
@@ -65,7 +65,7 @@ class Responder:
                 result = await self._exchange(stream)
         except trio.BrokenResourceError:
             result = "gone"
-        except Exception:  # a mistake of ours, which is no reason to end the daemon
+        except Exception:  # a bug in the metrics must not end the daemon
             log.exception("metrics_failed")
             result = "failed"
         finally:
@@ -90,21 +90,21 @@ class Responder:
 
     async def _page(self, request: h11.Request) -> Page:
         if request.method not in METHODS:
-            return Page(405, b"GET, or HEAD\n")
+            return Page(405, b"use GET or HEAD\n")
         path = _path(request.target.decode("ascii"))
         if path is None:
             return Page(400, b"the request target is neither a path nor an http URI\n")
         route = self._routes.get(path)
         if route is None:
-            return Page(404, f"there is {' and '.join(self._routes)}\n".encode())
+            return Page(404, f"available: {', '.join(self._routes)}\n".encode())
         return await route()
 
 
 def _path(target: str) -> str | None:
-    """The path that a request target names, None for a target of another form (RFC 9112, 3.2).
+    """The path in a request target; None if the target is invalid (RFC 9112, 3.2).
 
-    Every server must accept a whole URI, which proxies send; whatever host it names, it is served here.
-    Percent-encoded letters are the letters (RFC 3986, 6.2.2.2). A query changes nothing.
+    Every server must accept an absolute URI, which proxies send; its host is ignored. Percent-encoded letters
+    are decoded (RFC 3986, 6.2.2.2). The query is ignored.
     """
     hierarchy, _, _ = target.partition("?")
     if not hierarchy.startswith("/"):
@@ -116,7 +116,7 @@ def _path(target: str) -> str | None:
 
 
 async def _request(connection: h11.Connection, stream: trio.abc.Stream) -> h11.Request | None:
-    """The head of a request, None if the peer left instead. A body is of no use to any page."""
+    """The head of a request; None if the peer closes first. No page takes a body."""
     while True:
         match connection.next_event():
             case h11.Request() as request:
@@ -128,7 +128,7 @@ async def _request(connection: h11.Connection, stream: trio.abc.Stream) -> h11.R
 
 
 def _has_body(connection: h11.Connection) -> bool:
-    """Whether more than its head was sent of the request, or is to come."""
+    """Whether the request has a body, part of which may still follow."""
     if connection.their_state is not h11.SEND_BODY:
         return False
     try:
@@ -138,8 +138,8 @@ def _has_body(connection: h11.Connection) -> bool:
 
 
 async def _let_finish(stream: trio.abc.HalfCloseableStream) -> None:
-    """Discard the rest of a body: closed before, the socket is reset, and the peer may lose our answer
-    (RFC 9112, 9.6)."""
+    """Discard the rest of a body. Closing earlier would reset the connection, and the peer might lose our
+    answer (RFC 9112, 9.6)."""
     await stream.send_eof()
     with trio.move_on_after(LINGER_SECONDS):
         while await stream.receive_some(READ_BYTES):
@@ -153,7 +153,7 @@ def _response(connection: h11.Connection, page: Page, *, bodiless: bool) -> byte
         ("Connection", "close"),
     ]
     if page.status == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers.append(("Allow", b", ".join(METHODS).decode()))  # a 405 must say which are (RFC 9110, 15.5.6)
+        headers.append(("Allow", b", ".join(METHODS).decode()))  # required with 405 (RFC 9110, 15.5.6)
     reason = HTTPStatus(page.status).phrase
     events: list[h11.Event] = [h11.Response(status_code=page.status, headers=headers, reason=reason)]
     if not bodiless:

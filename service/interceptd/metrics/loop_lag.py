@@ -1,6 +1,6 @@
-"""How late the event loop is: what one task does for long, all others wait for.
+"""The lag of the event loop: a task that runs long delays all others.
 
-Owns a task that sleeps, and how much later than it asked for it is run again. Must not know what delays it.
+Owns a task that sleeps, and measures how late it wakes up. Must not know what delays it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import trio
 from interceptd.telemetry.histogram import LatencyHistogram
 
 PERIOD_SECONDS: Final = 0.25
-"""Four wake-ups a second cost nothing, and find what lasts a quarter of a second for certain."""
+"""Four wake-ups per second cost little, and catch every delay of 0.25 s or more."""
 
 
 class LoopLag:
-    """`longest_ns` is since the start."""
+    """`longest_ns` is the maximum since the start."""
 
     def __init__(self) -> None:
         self.histogram = LatencyHistogram()

@@ -1,7 +1,7 @@
-"""One look at the whole daemon, for a scrape.
+"""A snapshot of the daemon's figures, for a scrape.
 
-Owns which parts are looked at, and that a look at very many partitions holds up none of them. Must not know
-how the figures are named or shown.
+Owns the choice of figures, and yields between partitions so that no VP waits long. Must not know how the
+figures are named or shown.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from interceptd.telemetry.histogram import LatencyHistogram
 
 @dataclass(slots=True)
 class Gauges:
-    """What there is now, of all partitions together."""
+    """Current figures, summed over all partitions."""
 
     vps: int = 0
     notifiers: int = 0
@@ -53,7 +53,7 @@ class Gauges:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Plain figures. Durations are in nanoseconds where they say so, else in seconds."""
+    """Plain figures. Durations are in seconds, and in nanoseconds where the name says so."""
 
     partitions: int
     partitions_started: int
@@ -61,31 +61,31 @@ class Observation:
     totals: Totals
     gauges: Gauges
     connections: Mapping[str, int]
-    """By role; `none` is of those that have not said hello."""
+    """By role; `none` stands for connections without a hello."""
     refusals: Mapping[str, int]
     draining: bool
     tasks: int
     lag: LatencyHistogram
     longest_lag_ns: int
     watchdog_period: float
-    """0 where no service manager watches."""
+    """0 without a watchdog."""
     watchdog_notifications: int
     requests: Mapping[str, int] = field(default_factory=dict)
-    """To the metrics listener itself, by how they ended."""
+    """To the metrics listener itself, by result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observer:
-    """Looks at the parts that a daemon is made of."""
+    """Reads the figures from the parts of a daemon."""
 
     partitions: PartitionRegistry
-    reception: Dispatcher
+    dispatcher: Dispatcher
     manager: ServiceManager
     lag: LoopLag
     requests: Mapping[str, int]
 
     async def observe(self) -> Observation:
-        """Counters never go back from one to the next. Lets other tasks run after each partition."""
+        """Counters never decrease from one observation to the next. Yields after each partition."""
         totals, gauges = Totals(), Gauges()
         for part in self.partitions.parts():
             totals.add(part)
@@ -93,7 +93,7 @@ class Observer:
         for partition in self.partitions:
             gauges.add(partition)
             await trio.lowlevel.checkpoint()
-        reception = self.reception
+        dispatcher = self.dispatcher
         return Observation(
             partitions=len(self.partitions),
             partitions_started=self.partitions.created,
@@ -101,14 +101,14 @@ class Observer:
             totals=totals,
             gauges=gauges,
             connections={
-                "none": reception.admission.without_hello,
-                "vmm": reception.vmms,
+                "none": dispatcher.admission.without_hello,
+                "vmm": dispatcher.vmms,
                 "vp": gauges.vps,
                 "notifier": gauges.notifiers,
                 "hypervisor": gauges.hypervisors,
-                "operator": reception.operators,
+                "operator": dispatcher.operators,
             },
-            refusals=reception.admission.refusals,
+            refusals=dispatcher.admission.refusals,
             draining=self.partitions.closed,
             tasks=trio.lowlevel.current_statistics().tasks_living,
             lag=self.lag.histogram,

@@ -1,9 +1,9 @@
-"""Which of many, possibly overlapping, page ranges touch a given one.
+"""Finds which of many page ranges, which may overlap, overlap a given one.
 
 Owns the search; must not know what it indexes. Ranges are kept by size class, the power of two that bounds
-their length: within a class, whatever touches [a, b) starts in (a - 2^class, b), so a look-up is one ordered
-scan a class that is in use, O(classes * log n) plus what is found. Aliases (equal ranges) are told apart by a
-number of the caller's.
+their length: within a class, every range that overlaps [a, b) starts in (a - 2^class, b), so a look-up is one
+ordered scan per class in use: O(classes * log n) plus the results. A number given by the caller distinguishes
+aliases (equal ranges).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 
 
 class IntervalIndex(Generic[Value]):
-    """Values filed under page ranges."""
+    """Values indexed by page ranges."""
 
     __slots__ = ("_classes", "_size")
 
@@ -31,16 +31,16 @@ class IntervalIndex(Generic[Value]):
         return self._size
 
     def add(self, pages: PageRange, alias: int, value: Value) -> None:
-        """File `value`; the pair of `pages` and `alias` is new here."""
+        """Insert `value`; the index must not contain the pair of `pages` and `alias` yet."""
         size_class = _size_class(pages)
         if size_class not in self._classes:
-            self._classes[size_class] = SortedDict()  # 7 us: not made in vain, as setdefault would
+            self._classes[size_class] = SortedDict()  # setdefault would create one, at a cost, each time
         members = self._classes[size_class]
         members[pages.start, alias] = (pages.end, value)
         self._size += 1
 
     def remove(self, pages: PageRange, alias: int) -> None:
-        """Take out what was filed under the pair."""
+        """Remove the value inserted under the pair."""
         size_class = _size_class(pages)
         members = self._classes[size_class]
         del members[pages.start, alias]
@@ -49,7 +49,7 @@ class IntervalIndex(Generic[Value]):
         self._size -= 1
 
     def overlapping(self, pages: PageRange) -> Iterator[Value]:
-        """The values whose ranges touch `pages`; do not edit the index under it."""
+        """The values whose ranges overlap `pages`. Do not edit the index while iterating."""
         for size_class, members in self._classes.items():
             lowest = pages.start - (1 << size_class) + 1
             for key in members.irange((lowest, 0), (pages.end, 0), inclusive=(True, False)):

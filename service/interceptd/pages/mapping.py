@@ -1,6 +1,6 @@
-"""What stands behind a guest page, and how the guest may reach it.
+"""The frame behind a guest page, and how the guest may access it.
 
-Owns the frame and the mapping: plain values that can be cut. Must not know who made them.
+Owns frames, extents and mappings: plain values that can be sliced. Must not know who made them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from interceptd.pages.range_map import RangeMap
 class Frame(msgspec.Struct, frozen=True, gc=False):
     """One page of a backing: ("host", pfn), or for live memory a file and its page, or an anonymous page.
 
-    The backing is the frame's identity, not its present location: see the design of the address spaces.
+    The backing is the identity of the frame, not its current location: see "What a frame is" in
+    ARCHITECTURE.md.
     """
 
     backing: str
@@ -38,9 +39,9 @@ class Cache(Enum):
 
 
 class Extent(msgspec.Struct, frozen=True, gc=False):
-    """The pages around a fault that one VMA really backs: `frame` is that of the first, the rest follow it.
+    """The pages around a fault that one VMA backs, with contiguous frames from `frame` on.
 
-    `access` are the VMA's own rights, `io` its VM_IO | VM_PFNMAP flag, None where it was not looked at.
+    `access` is the rights of the VMA; `io` is its VM_IO | VM_PFNMAP flag, None if unknown.
     """
 
     uaddrs: UaddrRange
@@ -50,9 +51,9 @@ class Extent(msgspec.Struct, frozen=True, gc=False):
 
 
 class Mapping(msgspec.Struct, frozen=True, gc=False):
-    """Guest pages [start, end) and the frames they reach, in step; `frame` is that of the first.
+    """Guest pages [start, end) mapped to contiguous frames from `frame` on.
 
-    A mapping without rights is the SLAT's NO_ACCESS: the gfns are known, the guest reaches nothing.
+    A mapping without rights is the SLAT's NO_ACCESS: the gfns have entries, but the guest cannot access them.
     """
 
     start: int
@@ -91,19 +92,19 @@ class Mapping(msgspec.Struct, frozen=True, gc=False):
         )
 
     def serves(self, other: Mapping) -> bool:
-        """Whether what `other` wants within this mapping is what it already gives."""
+        """Whether this mapping already gives the frames and rights that `other`, a part of it, wants."""
         return self.frame_at(other.start) == other.frame and other.access in self.access
 
 
 def insert_joined(mappings: RangeMap[Mapping], mapping: Mapping) -> None:
-    """Put in a mapping, as one with the neighbours that it continues: memory that comes and goes page by page
-    must not cost an entry a page for ever."""
+    """Insert a mapping, merged with the neighbours that it continues: memory that comes and goes page by page
+    must not leave an entry per page."""
     mappings.insert(mapping)
     join(mappings, mapping)
 
 
 def join(mappings: RangeMap[Mapping], mapping: Mapping) -> None:
-    """Make one of a mapping that is in there and the neighbours that it continues, or leave it as it is."""
+    """Merge a mapping of `mappings` with the neighbours that it continues, if any."""
     before, after = mappings.find(mapping.start - 1), mappings.find(mapping.end)
     joined = mapping
     if before is not None and before.continued_by(mapping):

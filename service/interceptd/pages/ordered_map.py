@@ -1,10 +1,9 @@
-"""An ordered map from page numbers, made for one question: which entry begins at or below a page?
+"""An ordered map from page numbers, optimised for one query: which entry starts at or below a page?
 
-Owns the order. Must not know what the values mean. The keys lie in chunks of up to `CHUNK`, found by
-bisecting the first keys of the chunks: two bisections a look-up, without a generator or a position to work
-out. Beside sortedcontainers' SortedDict, whose way to that answer is `irange`, a look-up takes a quarter of
-the time. The keys are bare numbers, side by side, and no objects, each of which would be a miss of the cache:
-among a million, that makes 1.3 us of 3.1. An edit costs O(log n) and a move within a chunk.
+Owns the order. Must not know what the values mean. Keys are stored in chunks of up to `CHUNK`; a look-up
+bisects the first keys of the chunks, then one chunk. sortedcontainers' SortedDict answers the query only by
+`irange`, a generator, which is slower. Keys are packed integers instead of objects, each of which would cost
+a cache miss. An edit costs O(log n) and a move within a chunk. `make bench-scale` measures look-ups.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 CHUNK = 512
-"""Entries at which a chunk is cut in two. A million entries are 2,000 to 4,000 chunks, of whose first keys up
-to 32 KiB move when one is put in, once in 256 edits at most."""
+"""Entries at which a chunk is split. A million entries make 2,000 to 4,000 chunks, so a split moves up to 32
+KiB of first keys, at most once in 256 edits."""
 Value = TypeVar("Value")
 
 
 class OrderedMap(Generic[Value]):
-    """Values by distinct integer keys in [0, 2^64), in their order. Do not edit it while iterating."""
+    """Values by distinct integer keys in [0, 2^64), in order. Do not edit it while iterating."""
 
     __slots__ = ("_firsts", "_keys", "_size", "_values")
 
@@ -47,7 +46,7 @@ class OrderedMap(Generic[Value]):
         return self._values[chunk][bisect_right(self._keys[chunk], key) - 1]
 
     def get(self, key: int) -> Value | None:
-        """The value of just this key."""
+        """The value of exactly this key."""
         chunk = bisect_right(self._firsts, key) - 1
         if chunk < 0:
             return None
@@ -83,7 +82,7 @@ class OrderedMap(Generic[Value]):
             del keys[CHUNK // 2 :], values[CHUNK // 2 :]
 
     def __delitem__(self, key: int) -> None:
-        """Raises KeyError when there is none."""
+        """Raises KeyError for a missing key."""
         chunk = bisect_right(self._firsts, key) - 1
         keys = self._keys[chunk] if chunk >= 0 else array("Q")
         at = bisect_left(keys, key)
@@ -102,9 +101,9 @@ class OrderedMap(Generic[Value]):
         self._values.insert(at, values)
 
     def _join_with_neighbour(self, chunk: int) -> None:
-        """Keep chunks from getting many and short: short ones go into the one before, if it has room."""
+        """Merge a short chunk with a neighbour if both fit into one, so that chunks stay few."""
         before = chunk - 1 if chunk else chunk + 1
-        if before == len(self._firsts):  # it is the only one
+        if before == len(self._firsts):  # the only chunk
             if not self._keys[chunk]:
                 del self._firsts[chunk], self._keys[chunk], self._values[chunk]
             return

@@ -1,7 +1,7 @@
 """An ordered map of disjoint page ranges.
 
-Owns ordering, disjointness and cutting; must not know what its items mean. Mappings, SLAT entries, VMAs and
-pending invalidations are all kept in one of these. Every operation costs O(log n) plus what it touches.
+Owns order, disjointness and slicing; must not know what the items mean. Mappings, SLAT entries, VMAs and
+pending invalidations are all stored in one. Every operation costs O(log n) plus the items it touches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from interceptd.pages.ordered_map import OrderedMap
 
 
 class RangeItem(Protocol):
-    """Something that occupies the pages [start, end) and can be cut."""
+    """A value that occupies the pages [start, end) and can be sliced."""
 
     @property
     def start(self) -> int: ...
@@ -24,14 +24,14 @@ class RangeItem(Protocol):
     def end(self) -> int: ...
 
     def slice(self, start: int, end: int, /) -> Self:
-        """The part that occupies [start, end), which lies within this item."""
+        """The part that occupies [start, end), which must lie within this item."""
 
 
 Item = TypeVar("Item", bound=RangeItem)
 
 
 class RangeMap(Generic[Item]):
-    """Disjoint items in the order of their pages."""
+    """Disjoint items, in the order of their pages."""
 
     __slots__ = ("_items", "_page_count")
 
@@ -47,7 +47,7 @@ class RangeMap(Generic[Item]):
 
     @property
     def page_count(self) -> int:
-        """Pages that are occupied."""
+        """The number of occupied pages."""
         return self._page_count
 
     def find(self, page: int) -> Item | None:
@@ -56,23 +56,23 @@ class RangeMap(Generic[Item]):
         return item if item is not None and page < item.end else None
 
     def touches(self, pages: RangeItem | PageRange) -> bool:
-        """Whether an item occupies some of `pages`."""
+        """Whether any item overlaps `pages`."""
         last = self._items.floor(pages.end - 1)
         return last is not None and last.end > pages.start
 
     def overlapping(self, pages: RangeItem | PageRange) -> list[Item]:
-        """The items that touch `pages`, whole and in order: a snapshot, safe to edit under."""
+        """The items that overlap `pages`, unsliced and in order: a snapshot, so the map may be edited."""
         last = self._items.floor(pages.end - 1)
         if last is None or last.end <= pages.start:
             return []
-        if last.start <= pages.start:  # mostly there is one, or none: told in a third of the time
+        if last.start <= pages.start:  # fast path for the usual case of one item
             return [last]
         first = self.find(pages.start)
         found = list(self._items.between(pages.start, pages.end))
         return found if first is None or first.start == pages.start else [first, *found]
 
     def clipped(self, pages: RangeItem | PageRange) -> list[Item]:
-        """Like `overlapping`, with the first and last item cut to `pages`."""
+        """Like `overlapping`, with the first and last item sliced to `pages`."""
         return [
             item
             if pages.start <= item.start and item.end <= pages.end
@@ -93,19 +93,19 @@ class RangeMap(Generic[Item]):
         return gaps
 
     def head(self, pages: PageRange, items: int) -> PageRange:
-        """The longest start of `pages` that few items begin in: for walks that must let others run."""
+        """The longest prefix of `pages` in which at most `items` items start, for walks that yield."""
         following = next(islice(self._items.between(pages.start, pages.end), items, None), None)
         return pages.slice(pages.start, pages.end if following is None else following.start)
 
     def insert(self, item: Item) -> None:
-        """Put an item where nothing is; the caller has looked."""
+        """Insert an item. The caller has checked that it overlaps no other."""
         assert not self.touches(item), f"{item} overlaps {self.overlapping(item)[0]}"
         self._items[item.start] = item
         self._page_count += item.end - item.start
 
     def carve(self, pages: RangeItem | PageRange) -> list[Item]:
-        """Take out whatever lies in `pages`, cutting at both ends, and return what was taken."""
-        taken = []
+        """Remove everything in `pages`, slicing at both ends, and return what was removed."""
+        removed = []
         for item in self.overlapping(pages):
             del self._items[item.start]
             start, end = max(item.start, pages.start), min(item.end, pages.end)
@@ -113,6 +113,6 @@ class RangeMap(Generic[Item]):
                 self._items[item.start] = item.slice(item.start, start)
             if end < item.end:
                 self._items[end] = item.slice(end, item.end)
-            taken.append(item if (item.start, item.end) == (start, end) else item.slice(start, end))
+            removed.append(item if (item.start, item.end) == (start, end) else item.slice(start, end))
             self._page_count -= end - start
-        return taken
+        return removed

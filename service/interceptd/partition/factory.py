@@ -29,7 +29,7 @@ from interceptd.partition.chaos import Chaos, ChaoticAddressSpace, ChaoticHyperv
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.telemetry.counters import PortCalls
-from interceptd.telemetry.event_bus import EventBus, PartitionJournal
+from interceptd.telemetry.event_bus import EventBus, PartitionPublisher
 
 
 class PartitionFactory:
@@ -56,7 +56,7 @@ class PartitionFactory:
         built = self._hypervisor(request)
         port_calls = PortCalls()
         hypervisor: Hypervisor = MeasuredHypervisor(built, port_calls)
-        event_bus = PartitionJournal(self._event_bus, living.next_id())
+        event_bus = PartitionPublisher(self._event_bus, living.next_id())
         notifier = MmuNotifier(lambda: settings.now.limits.open_invalidations_per_partition, event_bus)
         timeout = (request.invalidate_timeout_ms or settings.now.timeouts.invalidate_ms) / 1000
         if self._chaos is not None:

@@ -27,7 +27,7 @@ from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.connections.connection import Connection
 from interceptd.connections.peer import Peer
-from interceptd.connections.request_loop import InFlight, report_and_close
+from interceptd.connections.request_loop import CallsInFlight, report_and_close
 from interceptd.errors import PartitionLost
 from interceptd.hypervisor import Hypervisor
 from interceptd.hypervisor.remote import RemoteHypervisor
@@ -36,7 +36,7 @@ from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.telemetry.counters import PortCalls, Totals
-from interceptd.telemetry.event_bus import PartitionJournal
+from interceptd.telemetry.event_bus import PartitionPublisher
 from interceptd.telemetry.histogram import InterceptLatency
 
 log = structlog.get_logger()
@@ -65,7 +65,7 @@ class Partition:
     notifier: MmuNotifier
     regions: RegionManager
     path: FaultHandler
-    event_bus: PartitionJournal
+    event_bus: PartitionPublisher
     end_timeout: Callable[[], float]
     port_calls: PortCalls = field(default_factory=PortCalls)
     """What `hypervisor` measures, if it does."""
@@ -73,7 +73,7 @@ class Partition:
     created_at: float = field(default_factory=time.monotonic)
     vps: dict[int, VirtualProcessor] = field(default_factory=dict)
     notifiers: int = 0
-    announcements: InFlight = field(default_factory=InFlight)
+    announcements: CallsInFlight = field(default_factory=CallsInFlight)
     """What notifier connections asked and were not answered yet."""
     answers: Counter[Answer] = field(default_factory=Counter)
     ending: bool = False

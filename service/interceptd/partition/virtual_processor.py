@@ -27,7 +27,7 @@ from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.region_manager import RegionManager
 from interceptd.pages.mapping import Mapping
 from interceptd.partition.progress_guard import ProgressGuard
-from interceptd.telemetry.event_bus import PartitionJournal
+from interceptd.telemetry.event_bus import PartitionPublisher
 from interceptd.telemetry.histogram import InterceptLatency
 
 log = structlog.get_logger()
@@ -45,7 +45,7 @@ class VirtualProcessor:
         regions: RegionManager,
         path: FaultHandler,
         answers: Counter[Answer],
-        event_bus: PartitionJournal,
+        event_bus: PartitionPublisher,
     ) -> None:
         self.index = index
         self.latency = InterceptLatency()

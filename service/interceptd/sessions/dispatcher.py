@@ -24,7 +24,7 @@ from intercept_protocol.messages import (
 )
 from interceptd.config.live import Settings
 from interceptd.connections.connection import Connection
-from interceptd.connections.hangup_watch import PeerWatch
+from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.request_loop import report_and_close, serve_calls
 from interceptd.partition.factory import PartitionFactory
@@ -60,7 +60,7 @@ class Dispatcher:
         self._event_bus = event_bus
         self.admission = Admission(settings, event_bus)
         self._joining = Attacher(settings, partitions, hello_reply)
-        self.watch = PeerWatch()
+        self.watch = HangupWatch()
         """To be run as long as connections are entered."""
         self.operators = 0
         self._vmms: Counter[int] = Counter()  # by uid
@@ -117,7 +117,7 @@ class Dispatcher:
                     failure = error
                 nursery.cancel_scope.cancel()
         finally:
-            self._event_bus.leave(subscription)
+            self._event_bus.unsubscribe(subscription)
         if failure is not None:
             raise failure
 
@@ -155,7 +155,7 @@ class Dispatcher:
     async def _live(self, partition: Partition, connection: Connection, msgid: int) -> None:
         created = messages.CreatePartitionReply(partition_id=partition.partition_id, token=partition.token)
         live = partition.request.address_space is AddressSpaceKind.PROCESS
-        descriptors = connection.box_descriptors() if live else ReceivedFds()
+        descriptors = connection.keep_descriptors() if live else ReceivedFds()
 
         async def serve() -> None:
             await connection.answer(rpc.encode_result(msgid, codec.to_fields(created)))

@@ -17,7 +17,7 @@ from interceptd.connections.request_loop import Reply
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.sessions.vmm import set_policy
-from interceptd.telemetry.event_bus import EventBus, Interest, Subscription
+from interceptd.telemetry.event_bus import EventBus, EventFilter, Subscription
 from interceptd.telemetry.histogram import BOUNDARIES_NS
 
 
@@ -56,7 +56,7 @@ class OperatorSession:
             case messages.Drain():
                 self._overview.drain(call.timeout_ms / 1000)
             case messages.Subscribe():
-                self._event_bus.listen(self._subscription, _interest(call))
+                self._event_bus.subscribe(self._subscription, _filter(call))
         return None
 
     def _list(self, after: int) -> messages.PartitionList:
@@ -72,8 +72,8 @@ class OperatorSession:
         return partition
 
 
-def _interest(call: messages.Subscribe) -> Interest:
-    return Interest(
+def _filter(call: messages.Subscribe) -> EventFilter:
+    return EventFilter(
         events=frozenset(call.events),
         partition_id=call.partition_id,
         vp_index=call.vp_index,

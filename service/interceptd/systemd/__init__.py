@@ -1,1 +1,1 @@
-"""What systemd is told, and the sockets it passes."""
+"""sd_notify and socket activation."""

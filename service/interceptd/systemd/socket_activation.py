@@ -1,6 +1,6 @@
-"""Sockets that a service manager listens on for us: sd_listen_fds(3), without its library.
+"""Sockets that a service manager listens on for the daemon: sd_listen_fds(3), without libsystemd.
 
-Owns $LISTEN_FDS and its companions, and the check of what came. Must not know what is served on them.
+Owns $LISTEN_FDS and its companions, and checking the sockets. Must not know what is served on them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ _VARIABLES: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
 class PassedSockets(msgspec.Struct, frozen=True):
-    """Listening sockets by their name, FileDescriptorName= in a socket unit; None: bind it yourself."""
+    """Listening sockets by FileDescriptorName= of their socket unit; None for one that the daemon binds."""
 
     vmm: socket.socket | None = None
     operator: socket.socket | None = None
 
 
 def take_passed_sockets(environment: MutableMapping[str, str], pid: int) -> PassedSockets:
-    """Take what was passed to the process `pid`, out of the environment too. Raises `ListenError`."""
-    count, meant_for, names = (environment.pop(name, "") for name in _VARIABLES)
-    if meant_for != str(pid) or not count.isdecimal() or count == "0":
+    """Take the sockets passed to the process `pid`, and remove their variables from `environment`. Raises
+    `ListenError`."""
+    count, recipient, names = (environment.pop(name, "") for name in _VARIABLES)
+    if recipient != str(pid) or not count.isdecimal() or count == "0":
         return PassedSockets()
     named = names.split(":") if names else ["vmm"]
     if len(named) != int(count) or len(set(named)) != len(named) or not {"vmm", "operator"}.issuperset(named):
@@ -39,7 +40,7 @@ def take_passed_sockets(environment: MutableMapping[str, str], pid: int) -> Pass
 
 
 def _checked(descriptor: int, name: str) -> socket.socket:
-    """The socket behind a descriptor, if it is one that we can serve on."""
+    """The listening Unix stream socket behind a descriptor. Raises `ListenError`."""
     try:
         os.set_inheritable(descriptor, False)
         passed = socket.socket(fileno=descriptor)

@@ -1,1 +1,1 @@
-"""What is counted, timed and published."""
+"""Counters, latency histograms and the event bus."""

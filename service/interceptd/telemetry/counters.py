@@ -1,6 +1,6 @@
-"""What partitions count, added up: counters outlive the partitions that they were counted in.
+"""The counters of partitions, and their sums, which outlive the partitions.
 
-Owns which counters there are and how they are added. Pure; must not know partitions or who reads the sums.
+Owns the set of counters and their addition. Pure; must not know partitions, nor who reads the sums.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from interceptd.telemetry.histogram import InterceptLatency, LatencyHistogram
 
 
 class Source(Enum):
-    """Who said that memory is going."""
+    """Who announced an invalidation."""
 
     NOTIFIER = "notifier"
     """A notifier connection: `invalidate_begin` or `invalidate`."""
@@ -23,23 +23,23 @@ class Source(Enum):
     PROTECT_VMA = "protect_vma"
     USERFAULTFD = "userfaultfd"
     COMPARISON = "comparison"
-    """Nobody: the guest's mappings were compared with the process's."""
+    """It was not announced: the guest's mappings were compared with the process's VMAs."""
 
 
 class Stages(msgspec.Struct, frozen=True):
-    """How long the parts took of those intercepts that more than a look was needed for.
+    """Durations of the stages of those intercepts that the first look-up did not decide.
 
-    The others are two thirds of a C echo's time: to take the clock between their parts would be felt.
+    The others are too short for clock reads between their stages (`make bench`).
     """
 
     decode: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
-    """From the message to the end of the first look, which did not decide it."""
+    """From the message to the end of the first look-up, which did not decide it."""
     wait: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
-    """For an invalidation to end, or another's map or unmap of the page."""
+    """For an invalidation to end, or for another task to map or unmap the page."""
     resolve: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
-    """What stands behind the page, the address space was asked."""
+    """Asking the address space for the frame behind the page."""
     map: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
-    """The commit: the region lock, and the hypervisor's maps under it."""
+    """The commit: waiting for the region lock, and the hypervisor's maps under it."""
 
     def add(self, other: Stages) -> None:
         for stage, own in msgspec.structs.asdict(self).items():
@@ -47,7 +47,7 @@ class Stages(msgspec.Struct, frozen=True):
 
 
 class PortCalls(msgspec.Struct, frozen=True):
-    """How long the hypervisor took to map and to unmap, whoever had asked for it."""
+    """Durations of all calls of the hypervisor port."""
 
     map_gpa: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
     unmap_gpa: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
@@ -58,7 +58,7 @@ class PortCalls(msgspec.Struct, frozen=True):
 
 
 class Totals(msgspec.Struct):
-    """Counters of one partition, or of many."""
+    """Counters of one partition, or their sums over many."""
 
     answers: Counter[Answer] = msgspec.field(default_factory=Counter)
     intercepts: InterceptLatency = msgspec.field(default_factory=InterceptLatency)
@@ -66,14 +66,14 @@ class Totals(msgspec.Struct):
     port_calls: PortCalls = msgspec.field(default_factory=PortCalls)
     invalidations: Counter[Source] = msgspec.field(default_factory=Counter)
     passes: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
-    """Of the region manager: from the oldest invalidation that it served to the acknowledgement of all."""
+    """Of the region manager: from the oldest invalidation of a pass to the acknowledgement of all of them."""
     stale_attempts: int = 0
     map_calls: int = 0
     unmap_calls: int = 0
     deposits: int = 0
 
     def add(self, other: Totals) -> None:
-        """Count all that `other` counted."""
+        """Add the counters of `other`."""
         self.answers.update(other.answers)
         self.intercepts.add(other.intercepts)
         self.stages.add(other.stages)

@@ -1,8 +1,8 @@
-"""What happens in the daemon, told to whoever listens.
+"""Publishes what happens in the daemon to its subscribers.
 
-Owns the subscriptions and what waits in each: bounded, and what does not fit is counted. To publish is one
-synchronous step: it waits for nobody, and while nobody listens it is one look. Must not know who listens, nor
-how an event travels.
+Owns the subscriptions and the bounded queue of each; events that do not fit are counted. Publishing is one
+synchronous step that never waits, and without subscribers it is one check. Must not know who subscribes, nor
+how an event is sent.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import trio
 from intercept_protocol.events import AnyFact, Event, EventName, EventsDropped, InterceptAnswered
 
 EVENTS_KEPT = 1024
-"""Events that wait for one listener; some 300 KiB. The same event is one object to all of them."""
+"""Events queued per subscription, some 300 KiB. All subscriptions share one object per event."""
 
 
-class Interest(msgspec.Struct, frozen=True):
-    """What a listener wants to hear of: the events named, narrowed by each other field that says anything."""
+class EventFilter(msgspec.Struct, frozen=True):
+    """Which events a subscriber wants: those named in `events`, narrowed by every other field that is set."""
 
     events: frozenset[str]
     partition_id: int | None = None
@@ -29,10 +29,10 @@ class Interest(msgspec.Struct, frozen=True):
     reasons: frozenset[str] = frozenset()
 
     @property
-    def in_intercepts(self) -> bool:
+    def wants_intercepts(self) -> bool:
         return EventName.INTERCEPT_ANSWERED in self.events
 
-    def admits(self, event: Event) -> bool:
+    def matches(self, event: Event) -> bool:
         fact = event.fact
         return (
             fact.event_name in self.events
@@ -42,50 +42,50 @@ class Interest(msgspec.Struct, frozen=True):
         )
 
 
-NOTHING = Interest(frozenset())
+NO_EVENTS = EventFilter(frozenset())
 
 
 class Subscription:
-    """The events that one listener has still to hear, oldest first."""
+    """The queue of one subscriber, oldest event first."""
 
     def __init__(self, kept: int = EVENTS_KEPT) -> None:
-        self.interest = NOTHING
+        self.filter = NO_EVENTS
         self._kept = kept
         self._events: deque[Event] = deque()
         self._dropped = 0
-        self._rung = trio.Event()
-        self._told = trio.Event()
+        self._available = trio.Event()
+        self._acknowledged = trio.Event()
 
     def offer(self, event: Event) -> None:
-        """Keep an event if it is wanted and there is room; the gap is told where it is."""
-        if not self.interest.admits(event):
+        """Queue an event that is wanted and fits. An `EventsDropped` marks each gap at its position."""
+        if not self.filter.matches(event):
             return
         if len(self._events) >= self._kept:
             self._dropped += 1
             return
         self._note_dropped(event.time_ms)
         self._events.append(event)
-        self._rung.set()
+        self._available.set()
 
     async def wait(self) -> None:
-        """Block until there is something to take. To ask again says that what was taken is told."""
+        """Block until an event is queued. A repeated call acknowledges that everything taken was sent."""
         if not self._events:
-            self._rung = trio.Event()
-            self._told.set()
-            await self._rung.wait()
-            self._told = trio.Event()
+            self._available = trio.Event()
+            self._acknowledged.set()
+            await self._available.wait()
+            self._acknowledged = trio.Event()
 
-    def take(self, most: int) -> list[Event]:
-        """Remove and return up to `most` events."""
-        taken = [self._events.popleft() for _ in range(min(most, len(self._events)))]
+    def take(self, limit: int) -> list[Event]:
+        """Remove and return up to `limit` events."""
+        taken = [self._events.popleft() for _ in range(min(limit, len(self._events)))]
         if not self._events:
             self._note_dropped(_now_ms())
         return taken
 
     async def wait_drained(self) -> None:
-        """Block until the listener has heard all."""
-        while self._events or not self._told.is_set():
-            await self._told.wait()
+        """Block until the subscriber has acknowledged every event."""
+        while self._events or not self._acknowledged.is_set():
+            await self._acknowledged.wait()
             await trio.lowlevel.checkpoint()
 
     def _note_dropped(self, time_ms: int) -> None:
@@ -95,13 +95,13 @@ class Subscription:
 
 
 class Publisher(Protocol):
-    """What whoever has a fact to tell sees of a event_bus."""
+    """The side of an event bus that publishes."""
 
     def publish(self, fact: AnyFact, /) -> None: ...
 
 
 class EventBus:
-    """The daemon's one event_bus. `intercepts_wanted` is what the hot path looks at."""
+    """The daemon's only event bus. The hot path checks `intercepts_wanted`."""
 
     def __init__(self) -> None:
         self.intercepts_wanted = False
@@ -113,26 +113,26 @@ class EventBus:
             for subscription in self._subscriptions:
                 subscription.offer(event)
 
-    def listen(self, subscription: Subscription, interest: Interest) -> None:
-        """From now on, and instead of what it was before, `interest` is what this one listens for."""
-        subscription.interest = interest
-        if interest.events:
+    def subscribe(self, subscription: Subscription, wanted: EventFilter) -> None:
+        """Set what a subscription receives from now on, in place of its earlier filter."""
+        subscription.filter = wanted
+        if wanted.events:
             self._subscriptions[subscription] = None
         else:
             self._subscriptions.pop(subscription, None)
-        self.intercepts_wanted = any(held.interest.in_intercepts for held in self._subscriptions)
+        self.intercepts_wanted = any(held.filter.wants_intercepts for held in self._subscriptions)
 
-    def leave(self, subscription: Subscription) -> None:
-        self.listen(subscription, NOTHING)
+    def unsubscribe(self, subscription: Subscription) -> None:
+        self.subscribe(subscription, NO_EVENTS)
 
     async def wait_drained(self) -> None:
-        """Block until every listener has heard all that was published before."""
+        """Block until every subscriber has acknowledged all events published before the call."""
         for subscription in list(self._subscriptions):
             await subscription.wait_drained()
 
 
-class PartitionJournal:
-    """A partition's view of the event_bus: whatever it publishes happened there."""
+class PartitionPublisher:
+    """A partition's view of the event bus: adds its id to everything that it publishes."""
 
     __slots__ = ("_event_bus", "_partition_id")
 

@@ -180,7 +180,7 @@ def is_settled(model: ModelPartition) -> bool:
         len(model.notifier._windows) == 0
         and model.notifier.open_invalidations == 0
         and not model.regions.busy
-        and not model.notifier._going
+        and not model.notifier._unserved
     )
 
 

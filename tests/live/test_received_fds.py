@@ -17,23 +17,23 @@ import pytest
 from fakes.eventually import eventually
 from fakes.rude_peers import slow_to_close
 from intercept_protocol.errors import ProtocolViolation, WireError
-from interceptd.connections.received_fds import CLOSING, KEPT, ReceivedFds
+from interceptd.connections.received_fds import CLOSING_LIMIT, KEPT_LIMIT, ReceivedFds
 
 
 class Ends:
-    """A connection of ours to the box; slow descriptors let go when `peers` is closed."""
+    """A connection of ours to the received descriptors; slow descriptors let go when `peers` is closed."""
 
     def __init__(self) -> None:
-        self.box = ReceivedFds()
+        self.fds = ReceivedFds()
         self.peers = ExitStack()
         self._sending, self._receiving = socket.socketpair()
 
     def send(self, *descriptors: int) -> bytes:
         socket.send_fds(self._sending, [b"x"], descriptors)
-        return self.box.receive(self._receiving, 16)
+        return self.fds.receive(self._receiving, 16)
 
     def send_slow(self) -> None:
-        with slow_to_close(self.peers) as slow:  # the last copy is the box's
+        with slow_to_close(self.peers) as slow:  # the last copy is ours
             self.send(slow.fileno())
 
     def close(self) -> None:
@@ -59,30 +59,30 @@ def test_what_is_more_than_any_method_takes_is_closed_at_once_and_counted(ends: 
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            assert ends.send(*[theirs.fileno()] * (KEPT + 3)) == b"x"
-        assert ends.box.received == KEPT + 3
-        ends.box.drop()
-        assert (ours.recv(1), ends.box.received) == (b"", 0)
+            assert ends.send(*[theirs.fileno()] * (KEPT_LIMIT + 3)) == b"x"
+        assert ends.fds.received == KEPT_LIMIT + 3
+        ends.fds.drop()
+        assert (ours.recv(1), ends.fds.received) == (b"", 0)
 
 
 def test_descriptors_that_are_slow_to_close_hold_nobody_up_until_they_are_too_many(ends: Ends) -> None:
-    for _ in range(CLOSING):
+    for _ in range(CLOSING_LIMIT):
         ends.send_slow()
-        ends.box.drop()
-    assert closing() == CLOSING
+        ends.fds.drop()
+    assert closing() == CLOSING_LIMIT
     ends.send_slow()
-    with pytest.raises(ProtocolViolation, match="closing the descriptors that were sent takes too long"):
-        ends.box.drop()
+    with pytest.raises(ProtocolViolation, match="the descriptors that were sent take too long to close"):
+        ends.fds.drop()
 
 
 def test_a_peer_whose_slow_descriptors_have_let_go_may_send_more(ends: Ends) -> None:
-    for _ in range(CLOSING):
+    for _ in range(CLOSING_LIMIT):
         ends.send_slow()
-        ends.box.drop()
+        ends.fds.drop()
     ends.peers.close()
     eventually(closing, 0)
     ends.send_slow()
-    ends.box.drop()
+    ends.fds.drop()
     assert closing() == 1
 
 
@@ -107,8 +107,8 @@ def test_descriptors_that_are_cut_off_are_said_to_be_and_those_that_came_are_clo
             assert ends.send(*[theirs.fileno()] * 3) == b"x"
         ours.settimeout(10)
         assert ours.recv(1) == b""
-    with pytest.raises(WireError, match=r"EMFILE: of the descriptors .* could receive only 2") as refused:
-        ends.box.take()
+    with pytest.raises(WireError, match=r"EMFILE: the daemon could receive only 2") as refused:
+        ends.fds.take()
     assert refused.value.details == {"received": 2}
 
 
@@ -121,21 +121,21 @@ def test_descriptors_that_come_after_the_cut_are_closed_until_the_next_request(e
             ends.send(theirs.fileno())
         ours.settimeout(10)
         assert ours.recv(1) == b""
-    ends.box.drop()
+    ends.fds.drop()
     ends.send(0)
-    (taken,) = ends.box.take()
+    (taken,) = ends.fds.take()
     os.close(taken)
 
 
 def test_descriptors_that_nobody_wants_are_cut_off_without_harm() -> None:
     ours, theirs = socket.socketpair()
-    box = ReceivedFds(0)
+    fds = ReceivedFds(0)
     with ours, theirs, free_descriptors(1):
         socket.send_fds(ours, [b"x"], [ours.fileno(), theirs.fileno()])
-        assert box.receive(theirs, 16) == b"x"
-        box.drop()
+        assert fds.receive(theirs, 16) == b"x"
+        fds.drop()
     eventually(closing, 0)
-    assert box.take() == []
+    assert fds.take() == []
 
 
 def test_where_the_system_refuses_a_thread_the_peer_is_refused_and_the_next_closes_its_descriptors(
@@ -147,10 +147,10 @@ def test_where_the_system_refuses_a_thread_the_peer_is_refused_and_the_next_clos
             ends.send(theirs.fileno())
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(threading.Thread, "start", no_thread)
-            with pytest.raises(ProtocolViolation, match="no thread to close the descriptors in"):
-                ends.box.drop()
+            with pytest.raises(ProtocolViolation, match="no thread available to close the descriptors"):
+                ends.fds.drop()
         ends.send(ours.fileno())
-        ends.box.drop()
+        ends.fds.drop()
         assert ours.recv(1) == b""
 
 

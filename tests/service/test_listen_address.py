@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from interceptd.connections.listen_address import Place
+from interceptd.connections.listen_address import ListenAddress
 from interceptd.connections.unix_listener import ListenError
 
 
@@ -17,7 +17,7 @@ from interceptd.connections.unix_listener import ListenError
     ["unix:/run/interceptd/metrics.sock", "127.0.0.1:9477", "[::1]:9477", "0.0.0.0:0", "10.1.2.3:65535"],
 )
 def test_a_place_is_written_as_it_is_read(text: str) -> None:
-    assert str(Place(text)) == text
+    assert str(ListenAddress(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_a_place_is_written_as_it_is_read(text: str) -> None:
 )  # fmt: skip
 def test_what_is_no_place_is_refused_with_what_was_expected(text: str) -> None:
     with pytest.raises(ValueError, match="expected unix:/PATH, or an IP address and a port") as refusal:
-        Place(text)
+        ListenAddress(text)
     assert repr(text) in str(refusal.value)
 
 
@@ -41,12 +41,12 @@ def test_what_is_no_place_is_refused_with_what_was_expected(text: str) -> None:
     ],
 )
 def test_local_is_what_only_this_machine_reaches(text: str, local: bool) -> None:
-    assert Place(text).local is local
+    assert ListenAddress(text).local is local
 
 
 def test_a_port_that_was_any_is_told_once_it_is_bound() -> None:
-    place = Place("127.0.0.1:0")
-    with place.listening(0) as listener:
+    place = ListenAddress("127.0.0.1:0")
+    with place.listen(0) as listener:
         bound = str(place.bound(listener))
         assert bound == f"127.0.0.1:{listener.getsockname()[1]}"
         with socket.create_connection(listener.getsockname(), timeout=10):
@@ -54,14 +54,14 @@ def test_a_port_that_was_any_is_told_once_it_is_bound() -> None:
 
 
 def test_a_port_that_is_taken_is_an_error_that_names_it() -> None:
-    with Place("127.0.0.1:0").listening(0) as listener:
-        taken = Place(f"127.0.0.1:{listener.getsockname()[1]}")
-        with pytest.raises(ListenError, match=f"{taken}: Address already in use"), taken.listening(0):
+    with ListenAddress("127.0.0.1:0").listen(0) as listener:
+        taken = ListenAddress(f"127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(ListenError, match=f"{taken}: Address already in use"), taken.listen(0):
             pass
 
 
 def test_a_path_is_bound_with_its_mode_and_told_as_it_was_written(tmp_path: Path) -> None:
-    place = Place(f"unix:{tmp_path}/metrics.sock")
-    with place.listening(0o620) as listener:
+    place = ListenAddress(f"unix:{tmp_path}/metrics.sock")
+    with place.listen(0o620) as listener:
         assert stat.S_IMODE((tmp_path / "metrics.sock").stat().st_mode) == 0o620
         assert place.bound(listener) is place

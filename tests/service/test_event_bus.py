@@ -19,19 +19,19 @@ from intercept_protocol.events import (
 )
 from interceptd.telemetry.event_bus import (
     EVENTS_KEPT,
-    NOTHING,
+    NO_EVENTS,
     EventBus,
-    Interest,
-    PartitionJournal,
+    EventFilter,
+    PartitionPublisher,
     Subscription,
 )
 
 
-def interest(*events: str) -> Interest:
-    return Interest(frozenset(events))
+def events_filter(*events: str) -> EventFilter:
+    return EventFilter(frozenset(events))
 
 
-ATTACHES = interest("vp_attached")
+ATTACHES = events_filter("vp_attached")
 DRAIN = DrainStarted(timeout_ms=1, partitions=2)
 
 
@@ -39,9 +39,9 @@ def answered(vp_index: int = 0, reason: str = "mapped") -> InterceptAnswered:
     return InterceptAnswered(vp_index=vp_index, outcome="resume", reason=reason, gfn=1, access=1)
 
 
-def listening(event_bus: EventBus, wanted: Interest, kept: int = EVENTS_KEPT) -> Subscription:
+def listening(event_bus: EventBus, wanted: EventFilter, kept: int = EVENTS_KEPT) -> Subscription:
     subscription = Subscription(kept)
-    event_bus.listen(subscription, wanted)
+    event_bus.subscribe(subscription, wanted)
     return subscription
 
 
@@ -51,7 +51,7 @@ def heard(subscription: Subscription) -> list[AnyFact]:
 
 def test_listener_hears_what_it_asked_for_in_order_and_nothing_else() -> None:
     event_bus = EventBus()
-    subscription = listening(event_bus, interest("vp_attached", "vp_detached"))
+    subscription = listening(event_bus, events_filter("vp_attached", "vp_detached"))
 
     event_bus.publish(VpAttached(vp_index=1))
     event_bus.publish(DRAIN)
@@ -78,10 +78,12 @@ def test_event_is_one_object_to_all_listeners() -> None:
 
 def test_partition_filter_lets_through_one_partition_and_nothing_that_is_in_none() -> None:
     event_bus = EventBus()
-    subscription = listening(event_bus, replace(interest("vp_attached", "drain_started"), partition_id=2))
+    subscription = listening(
+        event_bus, replace(events_filter("vp_attached", "drain_started"), partition_id=2)
+    )
 
     for partition_id in (1, 2, 3):
-        PartitionJournal(event_bus, partition_id).publish(VpAttached(vp_index=partition_id))
+        PartitionPublisher(event_bus, partition_id).publish(VpAttached(vp_index=partition_id))
     event_bus.publish(DRAIN)
 
     assert heard(subscription) == [VpAttached(vp_index=2)]
@@ -89,7 +91,7 @@ def test_partition_filter_lets_through_one_partition_and_nothing_that_is_in_none
 
 def test_vp_filter_lets_through_only_what_is_of_that_vp() -> None:
     event_bus = EventBus()
-    wanted = replace(interest("vp_attached", "intercept_answered", "drain_started"), vp_index=0)
+    wanted = replace(events_filter("vp_attached", "intercept_answered", "drain_started"), vp_index=0)
     subscription = listening(event_bus, wanted)
 
     for fact in (VpAttached(vp_index=1), VpAttached(vp_index=0), answered(1), answered(0), DRAIN):
@@ -100,7 +102,7 @@ def test_vp_filter_lets_through_only_what_is_of_that_vp() -> None:
 
 def test_reason_filter_narrows_intercepts_and_nothing_else() -> None:
     event_bus = EventBus()
-    wanted = replace(interest("intercept_answered", "vp_attached"), reasons=frozenset({"kicked"}))
+    wanted = replace(events_filter("intercept_answered", "vp_attached"), reasons=frozenset({"kicked"}))
     subscription = listening(event_bus, wanted)
 
     for fact in (answered(), answered(reason="kicked"), VpAttached(vp_index=1)):
@@ -114,7 +116,7 @@ def test_later_interest_takes_the_place_of_the_earlier_one_and_what_waited_stays
     subscription = listening(event_bus, ATTACHES)
     event_bus.publish(VpAttached(vp_index=1))
 
-    event_bus.listen(subscription, interest("drain_started"))
+    event_bus.subscribe(subscription, events_filter("drain_started"))
     event_bus.publish(VpAttached(vp_index=2))
     event_bus.publish(DRAIN)
 
@@ -126,9 +128,9 @@ def test_intercepts_are_wanted_only_while_somebody_listens_for_them() -> None:
     wanted = [event_bus.intercepts_wanted]
     listening(event_bus, ATTACHES)
     wanted.append(event_bus.intercepts_wanted)
-    subscription = listening(event_bus, interest("intercept_answered"))
+    subscription = listening(event_bus, events_filter("intercept_answered"))
     wanted.append(event_bus.intercepts_wanted)
-    event_bus.leave(subscription)
+    event_bus.unsubscribe(subscription)
     wanted.append(event_bus.intercepts_wanted)
 
     assert wanted == [False, False, True, False]
@@ -138,7 +140,7 @@ def test_listener_that_left_hears_nothing_more() -> None:
     event_bus = EventBus()
     subscription = listening(event_bus, ATTACHES)
 
-    event_bus.listen(subscription, NOTHING)
+    event_bus.subscribe(subscription, NO_EVENTS)
     event_bus.publish(VpAttached(vp_index=1))
 
     assert heard(subscription) == []
@@ -191,9 +193,9 @@ def test_what_is_not_wanted_is_not_counted_as_dropped() -> None:
 
 def test_event_says_where_it_happened() -> None:
     event_bus = EventBus()
-    subscription = listening(event_bus, interest("vp_attached", "drain_started"))
+    subscription = listening(event_bus, events_filter("vp_attached", "drain_started"))
 
-    PartitionJournal(event_bus, 7).publish(VpAttached(vp_index=1))
+    PartitionPublisher(event_bus, 7).publish(VpAttached(vp_index=1))
     event_bus.publish(DRAIN)
 
     assert [event.partition_id for event in subscription.take(2)] == [7, None]
