@@ -248,7 +248,7 @@ def test_a_frame_of_many_vps_fits_80_columns_and_24_lines() -> None:
         console.print(vp_frame(daemon(1000), lines, 24, Sort.P99))
     drawn_lines = capture.get().splitlines()
     assert (len(drawn_lines), max(map(cell_len, drawn_lines)) <= 80) == (24, True)
-    assert drawn_lines[-2:] == ["and 239 more", "q quit  p partitions  s sorted by p99"]
+    assert drawn_lines[-2:] == ["and 239 more", "q quit  p partitions  s sort: p99"]
 
 
 def test_a_frame_of_many_partitions_fits_80_columns_and_24_lines() -> None:
@@ -419,9 +419,9 @@ def test_keys_switch_the_view_sort_and_quit(socket_path: Path) -> None:
     steps = [*hello(), *asked(1000, 100), *asked_of_vps(1100, 5), *asked(1200, 120)]
     with ScriptedDaemon(socket_path, (steps,)):
         terminal = Terminal(socket_path)
-        terminal.wait_shown(b"sorted by rate")
+        terminal.wait_shown(b"sort: rate")
         terminal.press(b"s")
-        terminal.wait_shown(b"sorted by p99")
+        terminal.wait_shown(b"sort: p99")
         terminal.press(b"v")
         terminal.wait_shown(b"MEAN")
         terminal.seen = b""

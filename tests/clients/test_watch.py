@@ -109,7 +109,7 @@ def test_filters_are_the_daemons_to_apply(
         (["--event", "moon_rose"], "partition_created"),
         (["--reason", "bored"], "no_progress"),
         (["--outcome", "maybe"], "resume"),
-        (["--event", "vp_attached", "--reason", "kicked"], "which --event left out"),
+        (["--event", "vp_attached", "--reason", "kicked"], "which --event does not include"),
     ],
     ids=repr,
 )
@@ -213,7 +213,7 @@ def test_line_fits_80_columns_and_that_of_a_region_a_hundred(fact: AnyFact) -> N
         ),
         (PartitionEnded(intercepts=1), "1 intercept"),
         (DrainStarted(timeout_ms=5000, partitions=1), "1 partition, 5,000 ms"),
-        (EventsDropped(count=12345), "12,345 events did not fit here"),
+        (EventsDropped(count=12345), "12,345 events dropped"),
     ],
     ids=lambda value: getattr(value, "event_name", ""),
 )  # fmt: skip

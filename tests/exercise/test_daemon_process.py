@@ -1,4 +1,4 @@
-"""A daemon of our own is there when it is said to be, ends well, and is not left behind."""
+"""A private daemon serves when it is said to, ends properly, and is not left behind."""
 
 from __future__ import annotations
 

@@ -295,7 +295,10 @@ def test_a_user_who_is_not_the_operator_is_told_so_with_status_3(
     closed_daemon: DaemonProcess, command: tuple[str, ...]
 ) -> None:
     status, said = as_uid(STRANGER, told, "--socket", closed_daemon.operator_socket, *command)
-    assert (status, "permission denied; the operator's socket is its owner's alone" in said) == (3, True)
+    assert (status, "permission denied; only the owner of the operator socket may connect" in said) == (
+        3,
+        True,
+    )
 
 
 def test_a_user_who_may_not_connect_as_a_vmm_is_told_so_with_status_3(closed_daemon: DaemonProcess) -> None:
