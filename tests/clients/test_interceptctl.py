@@ -210,7 +210,7 @@ def test_a_refusal_that_would_steer_the_terminal_is_shown_escaped(socket_path: P
     assert result.stderr.replace("\n", "").isprintable()
 
 
-def test_a_path_that_is_no_utf8_is_shown_escaped(tmp_path: Path) -> None:
+def test_a_path_that_is_not_utf8_is_shown_escaped(tmp_path: Path) -> None:
     result = run(tmp_path / "\udcff\x1b", "ls")
     assert (result.exit_code, "\\udcff\\x1b: no such file" in result.stderr) == (3, True)
 

@@ -43,7 +43,7 @@ class NotOffered(Exception):
 
 @dataclass
 class Exchange:
-    """The last message in each direction, on whatever connection."""
+    """The last message in each direction, on any connection."""
 
     role: str = ""
     sent: bytes | None = None

@@ -1,4 +1,4 @@
-"""A VMM made of raw connections: a partition, and whatever is opened with its token.
+"""A VMM made of raw connections: a partition, and the connections opened with its token.
 
 Owns the order of opening; the methods' fields are spelled out here once, so that a test shows only what it is
 about.

@@ -24,9 +24,9 @@ NOT_CHECKED: Final[Mapping[str, str]] = {
     "T-15": "the verdict would be the clock's, after five seconds in every run",
     "H-9": "a peer of another uid is needed, and the server's configuration besides",
     "P-28": "a kernel is needed whose userfaultfd lacks a feature",
-    "K-1": "binds the VMM: whatever breaks it is a deadlock of its own",
-    "K-2": "binds the VMM: whatever breaks it is a wait of its own, until its timeout",
-    "N-9": "a process must be had that holds its mmap lock for as long as the test likes",
+    "K-1": "binds the VMM, which deadlocks itself if it breaks it",
+    "K-2": "binds the VMM, which waits until its timeout if it breaks it",
+    "N-9": "a process is needed that holds its mmap lock until the test releases it",
     "L-3": "the server's configuration must be changed while it runs, for which the wire has no method",
     "E-4": "binds clients, in what they decide by",
 }

@@ -39,7 +39,7 @@ def test_an_error_is_the_errno_of_linux_its_name_a_sentence_and_a_map(
 
 
 @statement("E-3", "F-5")
-def test_after_an_error_under_the_requests_own_msgid_the_connection_goes_on(vmm: RawVmm) -> None:
+def test_after_an_error_under_the_requests_own_msgid_the_connection_continues(vmm: RawVmm) -> None:
     for msgid in (5, 6, 7):
         vmm.connection.send(request("translate", {}, msgid))
         assert vmm.connection.receive()[1] == msgid

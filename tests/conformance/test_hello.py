@@ -1,4 +1,4 @@
-"""`hello`: who may come in, by which socket, and what is told of the server."""
+"""`hello`: which peers are admitted on which socket, and what the server reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def field_refused(connection: RawConnection, fields: object) -> object:
 
 
 def refusal_of_one_too_many(path: Path, role: str, limit: int) -> Refusal:
-    """What the first is told that is not let in; others may be there besides."""
+    """The error of the first connection beyond the limit; there may be other connections."""
     with ExitStack() as opened:
         try:
             for _ in range(limit + 1):
@@ -41,7 +41,7 @@ def refusal_of_one_too_many(path: Path, role: str, limit: int) -> Refusal:
 
 
 @statement("H-1")
-def test_a_first_request_that_is_no_hello_is_eproto_under_msgid_0(connect: Connect) -> None:
+def test_a_first_request_other_than_hello_is_eproto_under_msgid_0(connect: Connect) -> None:
     connection = connect()
     connection.send(request("statistics", msgid=7))
     assert connection.farewell().name == "EPROTO"
@@ -126,7 +126,7 @@ def test_another_version_is_eprotonosupport_that_lists_ours_whatever_else_it_say
 
 @statement("H-6")
 @pytest.mark.parametrize("protocol", [{}, {"protocol": None}, {"protocol": "1"}, {"protocol": True}])
-def test_a_protocol_that_is_no_integer_is_einval(connect: Connect, protocol: dict[str, object]) -> None:
+def test_a_protocol_that_is_not_an_integer_is_einval(connect: Connect, protocol: dict[str, object]) -> None:
     assert field_refused(connect(), {"role": "vmm", **protocol}) == "protocol"
 
 

@@ -20,7 +20,7 @@ def histograms(operator: RawConnection, vmm: RawVmm, **fields: object) -> dict[s
 
 
 @statement("O-7", "O-8")
-def test_each_attached_vp_is_told_by_ascending_index(operator: RawConnection, vmm: RawVmm) -> None:
+def test_attached_vps_are_listed_by_ascending_index(operator: RawConnection, vmm: RawVmm) -> None:
     vps = {index: vmm.vp(index) for index in (6, 0, 3)}
     for gfn in range(5):
         vps[3].intercept(gfn)
@@ -35,7 +35,7 @@ def test_each_attached_vp_is_told_by_ascending_index(operator: RawConnection, vm
 
 @statement("O-7")
 @pytest.mark.parametrize(("after", "told"), [(None, [0, 3]), (0, [3]), (3, [])])
-def test_those_above_after_are_told(
+def test_only_vps_above_after_are_listed(
     operator: RawConnection, vmm: RawVmm, after: int | None, told: list[int]
 ) -> None:
     vmm.vp(0)

@@ -10,7 +10,7 @@ REGIONS_TOLD = 256
 
 
 @statement("O-2")
-def test_a_partition_is_told_in_full(operator: RawConnection, vmm: RawVmm) -> None:
+def test_a_partition_is_described_in_full(operator: RawConnection, vmm: RawVmm) -> None:
     vmm.add_memory()
     vmm.vp(6).intercept(GFN)
     seen = operator.ask("inspect_partition", {"partition_id": vmm.partition_id})
@@ -34,7 +34,7 @@ def test_a_partition_is_told_in_full(operator: RawConnection, vmm: RawVmm) -> No
 
 @statement("O-2")
 @needs("notifier")
-def test_a_pinned_region_whose_memory_went_is_dangling(operator: RawConnection, vmm: RawVmm) -> None:
+def test_a_pinned_region_whose_memory_was_unmapped_is_dangling(operator: RawConnection, vmm: RawVmm) -> None:
     vmm.map_vma(UADDR, PAGES)
     vmm.add_region(GFN, PAGES, UADDR, "pinned")
     vmm.notifier().ask("invalidate", WHOLE_MEMORY)
@@ -43,7 +43,7 @@ def test_a_pinned_region_whose_memory_went_is_dangling(operator: RawConnection, 
 
 
 @statement("O-2", "L-2")
-def test_the_first_256_regions_are_told_and_the_statistics_say_how_many_there_are(
+def test_the_first_256_regions_are_listed_and_the_statistics_count_all(
     operator: RawConnection, vmm: RawVmm
 ) -> None:
     for gfn in range(REGIONS_TOLD + 1):

@@ -26,7 +26,7 @@ OUTCOMES = {"resume", "forward", "retry", "fail"}
 @pytest.mark.parametrize(
     "params", [None, bytes(255), bytes(257), "x" * 256, {}, {"message": bytes(256)}], ids=repr
 )
-def test_other_params_are_einval_and_the_connection_goes_on(vmm: RawVmm, params: object) -> None:
+def test_other_params_are_einval_and_the_connection_continues(vmm: RawVmm, params: object) -> None:
     vp = vmm.vp()
     refusal = vp.refusal("intercept", params)
     assert (refusal.name, refusal.details.get("field")) == ("EINVAL", "params")
@@ -35,7 +35,7 @@ def test_other_params_are_einval_and_the_connection_goes_on(vmm: RawVmm, params:
 
 @statement("V-1")
 @pytest.mark.parametrize("method", ["statistics", "invalidate", "hello", "kick"])
-def test_another_method_is_enosys_and_the_connection_goes_on(vmm: RawVmm, method: str) -> None:
+def test_another_method_is_enosys_and_the_connection_continues(vmm: RawVmm, method: str) -> None:
     vp = vmm.vp()
     assert vp.refusal(method).name == "ENOSYS"
     assert vp.intercept(0) == ["forward", "no_region"]
@@ -51,7 +51,7 @@ def test_every_answer_is_two_strings_of_the_table(vmm: RawVmm) -> None:
 
 
 @statement("V-3")
-def test_what_is_mapped_now_and_what_was_before_are_told_apart(vmm: RawVmm) -> None:
+def test_mapped_and_already_mapped_are_distinguished(vmm: RawVmm) -> None:
     vmm.add_memory()
     first, second = vmm.vp(0), vmm.vp(1)
     answers = [first.intercept(GFN), second.intercept(GFN), second.intercept(GFN + PAGES - 1)]
@@ -59,7 +59,7 @@ def test_what_is_mapped_now_and_what_was_before_are_told_apart(vmm: RawVmm) -> N
 
 
 @statement("V-3")
-def test_no_region_and_no_memory_behind_one_are_told_apart(vmm: RawVmm) -> None:
+def test_no_region_and_unbacked_are_distinguished(vmm: RawVmm) -> None:
     vmm.map_vma(UADDR, PAGES - 1)
     vmm.add_region(GFN, PAGES, UADDR)
     vp = vmm.vp()
@@ -87,7 +87,7 @@ def test_nothing_is_forwarded_because_its_memory_is_busy(server: Server) -> None
 
 
 @statement("V-5")
-def test_the_17th_already_mapped_running_is_no_progress_and_the_count_starts_again(vmm: RawVmm) -> None:
+def test_the_17th_consecutive_already_mapped_is_no_progress_and_restarts_the_count(vmm: RawVmm) -> None:
     vmm.add_memory()
     vp = vmm.vp()
     vp.intercept(GFN)
@@ -150,7 +150,7 @@ def test_a_message_that_is_zero_but_for_three_fields_is_served(vmm: RawVmm) -> N
 
 
 @statement("M-1")
-def test_whatever_the_other_fields_hold_is_not_looked_at(vmm: RawVmm) -> None:
+def test_other_fields_of_the_message_are_ignored(vmm: RawVmm) -> None:
     vmm.add_memory()
     message = bytearray(b"\xff" * 256)
     struct.pack_into("<I", message, 0, UNMAPPED_GPA)

@@ -60,6 +60,6 @@ def test_a_vp_that_is_not_attached_is_enoent_and_all_always_succeeds(vmm: RawVmm
 @statement("P-3", "E-2")
 @needs("notifier")
 @pytest.mark.parametrize("whom", ["some", 1 << 32, -1, None, True])
-def test_whom_else_is_einval(vmm: RawVmm, whom: object) -> None:
+def test_any_other_target_is_einval(vmm: RawVmm, whom: object) -> None:
     refusal = vmm.connection.refusal("kick", {"vp_index": whom})
     assert (refusal.name, refusal.details.get("field")) == ("EINVAL", "vp_index")

@@ -18,7 +18,7 @@ SUMMARY = {
 
 
 @statement("O-1")
-def test_a_partition_is_told_with_its_owner_and_what_it_has(operator: RawConnection, vmm: RawVmm) -> None:
+def test_a_partition_is_listed_with_its_owner_and_contents(operator: RawConnection, vmm: RawVmm) -> None:
     vmm.add_memory()
     vmm.vp().intercept(GFN)
     listed = operator.ask("list_partitions", {"after": vmm.partition_id - 1})

@@ -111,7 +111,7 @@ def test_a_refusal_of_64_kib_is_passed_on_in_a_message_that_may_be_read(hosted: 
 @statement("Y-11")
 @needs("notifier")
 @pytest.mark.parametrize("result", [True, "ok", 0, [], {"mapped": 16}], ids=repr)
-def test_whatever_the_result_is_a_nil_error_means_that_it_was_mapped(host: Host, result: object) -> None:
+def test_a_nil_error_means_mapped_with_any_result(host: Host, result: object) -> None:
     host.fault()
     msgid, _, _ = host.asked()
     host.link.send(pack([1, msgid, None, result]))
@@ -175,7 +175,9 @@ def test_a_request_on_the_hypervisor_connection_is_ebadmsg_and_loses_the_partiti
     [(pack([1, 77, None, None]), "EPROTO"), (pack([1, 77, None]), "EBADMSG"), (b"\xc1", "EBADMSG")],
     ids=["to no request", "of another form", "garbage"],
 )
-def test_an_answer_to_nothing_loses_the_partition_which_is_told(host: Host, sent: bytes, name: str) -> None:
+def test_an_unsolicited_answer_loses_the_partition_and_is_reported(
+    host: Host, sent: bytes, name: str
+) -> None:
     host.link.send(sent)
     assert (host.link.farewell().name, host.is_lost()) == (name, True)
 

@@ -29,7 +29,7 @@ def test_they_tell_what_there_is(vmm: RawVmm) -> None:
 
 @statement("P-25")
 @needs("notifier")
-def test_they_count_what_was_answered_by_outcome_and_reason(vmm: RawVmm) -> None:
+def test_intercepts_are_counted_by_outcome_and_reason(vmm: RawVmm) -> None:
     vmm.add_memory()
     vp = vmm.vp()
     for gfn in (GFN, GFN, GFN, 0, 0):

@@ -41,7 +41,7 @@ def has(event: dict[str, Any], **fields: object) -> bool:
 
 @statement("O-6", "O-11")
 @needs("notifier")
-def test_the_life_of_a_partition_is_told_in_its_order(server: Server, operator: RawConnection) -> None:
+def test_the_events_of_a_partition_come_in_order(server: Server, operator: RawConnection) -> None:
     subscribe(
         operator, "partition_created", "vp_attached", "region_added", "invalidation_begun",
         "invalidation_ended", "range_invalidated", "region_removed", "policy_set", "vp_detached",
@@ -83,9 +83,7 @@ def test_the_life_of_a_partition_is_told_in_its_order(server: Server, operator: 
 
 
 @statement("O-6")
-def test_an_answered_intercept_is_told_with_its_answer_its_page_and_its_access(
-    operator: RawConnection, vmm: RawVmm
-) -> None:
+def test_an_intercept_event_has_answer_page_and_access(operator: RawConnection, vmm: RawVmm) -> None:
     subscribe(operator, "intercept_answered", partition_id=vmm.partition_id)
     vp = vmm.vp(5)
     vp.intercept(GFN, 1)
@@ -97,7 +95,9 @@ def test_an_answered_intercept_is_told_with_its_answer_its_page_and_its_access(
 
 
 @statement("O-6")
-def test_what_was_not_asked_for_is_not_told(server: Server, operator: RawConnection, vmm: RawVmm) -> None:
+def test_events_outside_the_subscription_are_not_sent(
+    server: Server, operator: RawConnection, vmm: RawVmm
+) -> None:
     """Another partition, another VP, another reason, another event: one event is left of five."""
     vmm.add_memory()
     first, second = vmm.vp(1), vmm.vp(2)
@@ -157,7 +157,7 @@ def test_a_wrong_field_is_einval_that_names_it(
 
 
 @statement("O-10", "T-7")
-def test_requests_go_on_between_events(operator: RawConnection, vmm: RawVmm) -> None:
+def test_requests_continue_between_events(operator: RawConnection, vmm: RawVmm) -> None:
     subscribe(operator, "intercept_answered", partition_id=vmm.partition_id)
     vp = vmm.vp()
     for gfn in range(20):
@@ -182,7 +182,7 @@ def test_the_error_of_a_refused_hello_is_cut_at_200_characters(
 
 
 @statement("O-12")
-def test_who_does_not_read_holds_nobody_up_and_is_told_how_much_it_missed(
+def test_a_subscriber_that_does_not_read_blocks_no_other_and_learns_how_much_it_missed(
     operator: RawConnection, vmm: RawVmm
 ) -> None:
     subscribe(operator, "intercept_answered", partition_id=vmm.partition_id)

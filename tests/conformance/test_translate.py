@@ -34,13 +34,13 @@ def test_execute_is_bit_4(vmm: RawVmm) -> None:
 
 
 @statement("P-18")
-def test_nothing_and_what_is_inaccessible_are_nil(vmm: RawVmm) -> None:
+def test_unmapped_and_no_access_pages_are_nil(vmm: RawVmm) -> None:
     vmm.add_memory()
     assert [vmm.ask("translate", gfn=gfn) for gfn in (GFN, 0, 2**64 - 1)] == [None, None, None]
 
 
 @statement("P-3", "E-2")
 @pytest.mark.parametrize("gfn", [-1, 1.0, "1", True])
-def test_a_gfn_that_is_no_number_is_einval(vmm: RawVmm, gfn: object) -> None:
+def test_a_gfn_that_is_not_a_number_is_einval(vmm: RawVmm, gfn: object) -> None:
     refusal = vmm.connection.refusal("translate", {"gfn": gfn})
     assert (refusal.name, refusal.details.get("field")) == ("EINVAL", "gfn")

@@ -67,7 +67,7 @@ def test_a_method_that_requires_no_field_takes_no_params_and_empty_ones(
     [[{"gfn": 1}, {"gfn": 1}], [1], [None], [{b"gfn": 1}]],
     ids=["two", "no map", "nil", "bytes as key"],
 )
-def test_params_of_another_form_are_einval_and_the_connection_goes_on(
+def test_params_of_another_form_are_einval_and_the_connection_continues(
     vmm: RawVmm, params: list[object]
 ) -> None:
     vmm.connection.send(pack([0, 5, "translate", params]))
@@ -139,7 +139,7 @@ def test_an_unknown_field_is_einval_that_names_it(vmm: RawVmm) -> None:
 def test_a_second_request_before_the_answer_is_eproto_and_closes(
     vmm: RawVmm, head: bytes, second: bytes
 ) -> None:
-    """In whatever format the first one came."""
+    """In the format of the first one."""
     vmm.add_memory()
     vmm.notifier().ask("invalidate_begin", WHOLE_MEMORY)
     vp = vmm.vp()
@@ -158,7 +158,7 @@ def test_a_method_without_a_reply_answers_nil_and_an_error_has_no_result(vmm: Ra
 
 
 @statement("T-9")
-def test_a_descriptor_that_nobody_asked_for_is_closed(vmm: RawVmm) -> None:
+def test_an_unexpected_descriptor_is_closed(vmm: RawVmm) -> None:
     ours, theirs = socket.socketpair()
     with ours:
         ours.settimeout(10)
@@ -252,7 +252,7 @@ def test_too_many_values_are_emsgsize_at_the_header_that_announces_them(
     [b"\xc1", b"\xd4\x01\x00", b"\xc7\x01\x05\x00", b"\xa1\xff", b"\x81\x90\x00"],
     ids=["0xc1", "fixext", "ext 8", "no UTF-8", "an array as a key"],
 )
-def test_what_the_wire_does_not_have_is_ebadmsg_and_closes(connect: Connect, value: bytes) -> None:
+def test_types_outside_the_protocol_are_ebadmsg_and_close(connect: Connect, value: bytes) -> None:
     connection = connect()
     connection.send(b"\x94\x00\x01\xa5hello\x91" + value)
     assert connection.farewell().name == "EBADMSG"
@@ -268,7 +268,9 @@ def test_what_the_wire_does_not_have_is_ebadmsg_and_closes(connect: Connect, val
     ],
     ids=lambda sent: sent.hex(),
 )  # fmt: skip
-def test_what_is_no_request_is_ebadmsg_as_soon_as_that_is_certain(connect: Connect, sent: bytes) -> None:
+def test_a_message_other_than_a_request_is_ebadmsg_as_soon_as_that_is_certain(
+    connect: Connect, sent: bytes
+) -> None:
     connection = connect()
     connection.send(sent)
     assert connection.farewell().name == "EBADMSG"

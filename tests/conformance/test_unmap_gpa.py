@@ -1,4 +1,4 @@
-"""`unmap_gpa`: the server takes memory away from the guest, and tells nobody before it is gone."""
+"""`unmap_gpa`: the server revokes memory from the guest before it acknowledges."""
 
 from __future__ import annotations
 

@@ -217,4 +217,4 @@ class RawConnection:
 
 
 Connect = Callable[[], RawConnection]
-"""Opens one more connection, which somebody else closes."""
+"""Opens one more connection, which the caller closes."""

@@ -19,7 +19,7 @@ MANIFEST = ROOT / "deploy" / "kubernetes" / "daemonset.yaml"
 VALIDATE = shutil.which("kubernetes-validate", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
-def test_the_container_is_no_root() -> None:
+def test_the_container_does_not_run_as_root() -> None:
     users = re.findall(r"^USER (\d+):(\d+)$", CONTAINERFILE, re.MULTILINE)
     assert users == [("65532", "65532")]
     assert CONTAINERFILE.index("\nUSER") < CONTAINERFILE.index("\nENTRYPOINT")

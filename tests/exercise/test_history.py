@@ -50,12 +50,12 @@ def test_a_refused_change_was_possible_until_it_was_refused() -> None:
     assert history.now == "old"
 
 
-def test_what_ended_before_the_horizon_is_forgotten() -> None:
+def test_values_that_ended_before_the_horizon_are_dropped() -> None:
     history = changed(asked=10, acknowledged=20, horizon=21)
     assert possible(history, 1, 30) == {"new"}
 
 
-def test_what_ended_after_the_horizon_is_kept() -> None:
+def test_values_that_ended_after_the_horizon_are_kept() -> None:
     history = changed(asked=10, acknowledged=20, horizon=20)
     assert possible(history, 1, 30) == {"old", "new"}
 

@@ -156,7 +156,7 @@ def test_a_pinned_page_is_there_until_the_hit_is_acknowledged() -> None:
     assert scene.truth.possible_sights(GFN, scene.now()) == {Sight(Frame("host", 0x50), READ_WRITE)}
 
 
-def test_a_mapping_is_touched_by_what_takes_it_away_and_by_nothing_else() -> None:
+def test_a_mapping_is_touched_only_by_changes_that_revoke_it() -> None:
     scene = Scene()
     added = scene.add(region())
     scene.map(backing(0x50))

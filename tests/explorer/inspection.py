@@ -33,7 +33,7 @@ def disorder(model: ModelPartition) -> str | None:
 
 def misrecorded(model: ModelPartition, gfns: Iterable[int]) -> str | None:
     """I2 and I10: how the record of what is mapped lies outside its region, or differs from the SLAT at one
-    of these gfns. Those that the lock's holder is changing right now are nobody's business."""
+    of these gfns. Those that the holder of the lock is changing are not inspected."""
     change = model.mappings._change
     busy = GfnRange(start=0, end=0) if change is None else change.gfns
     records = list(model.mappings._record)

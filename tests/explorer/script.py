@@ -208,7 +208,7 @@ Verb = (
 class Touch:
     """One access of the guest, repeated until it is through or the VMM is to emulate it.
 
-    `translated` is the message's gva_gpa_valid. A `trapped` page faults for ever, mapped or not, as one does
+    `translated` is the message's gva_gpa_valid. A `trapped` page faults forever, mapped or not, as one does
     that the hypervisor keeps an overlay on.
     """
 

@@ -1,4 +1,4 @@
-"""The scripts of the scenarios, each drawn anew for every schedule.
+"""The scripts of the scenarios, drawn again for every schedule.
 
 Owns what the VMM, its threads and its guest do in each. Must not know variants, nor what is looked for.
 """

@@ -43,7 +43,7 @@ class Story:
         self._has_begun = False
 
     def begins(self) -> None:
-        """What is told from here on happens step by step."""
+        """What is recorded from here on happens step by step."""
         self._has_begun = True
 
     def tell(self, step: int, side: Side, who: str, what: str, *of: object) -> None:

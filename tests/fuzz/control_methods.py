@@ -1,4 +1,4 @@
-"""The control methods as rules of a state machine: a real daemon and the plain partition are told the same.
+"""The control methods as rules of a state machine: the daemon and the plain partition get the same requests.
 
 Owns the rules and the comparison. One caller at a time: what happens at once is the schedules'.
 """

@@ -1,4 +1,4 @@
-"""Whatever a VMM asks, in whatever order, a real daemon answers as the plain partition does."""
+"""A real daemon answers every sequence of control requests as the plain partition does."""
 
 from __future__ import annotations
 

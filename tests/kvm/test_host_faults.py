@@ -60,7 +60,7 @@ def announced(vmm: SmallVmm, bar: Bar, change: Change) -> None:
 @pytest.mark.parametrize("program", [STORE, COUNT], ids=["store", "locked"])
 @pytest.mark.parametrize("touched", [False, True], ids=["at first touch", "after it was mapped"])
 @pytest.mark.parametrize(("spoil", "repair"), [(cut_off, give_back), (guard, unguard)], ids=["file", "guard"])
-def test_a_guest_that_touches_what_faults_stops_and_goes_on_once_it_is_repaired(
+def test_a_guest_stops_at_a_host_fault_and_continues_once_it_is_repaired(
     vmm: SmallVmm, spoil: Change, repair: Change, touched: bool, program: Program
 ) -> None:
     bar = vmm.add_bar(4)
@@ -86,7 +86,7 @@ def test_a_guest_that_touches_what_faults_stops_and_goes_on_once_it_is_repaired(
         *((Coverage.WATCHED, change) for change in (cut_off, guard, protect)),
     ],
 )
-def test_a_guest_that_touches_what_was_changed_without_a_word_stops(
+def test_a_guest_stops_at_memory_changed_without_announcement(
     start_vmm: StartVmm, coverage: Coverage, change: Change
 ) -> None:
     vmm = start_vmm(PartitionSetting(coverage=coverage))

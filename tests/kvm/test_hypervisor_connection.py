@@ -87,7 +87,7 @@ def test_requests_right_behind_the_welcome_are_answered() -> None:
         ("remap_gpa", MAP, errno.ENOSYS),
     ],
 )
-def test_a_request_that_cannot_be_carried_out_is_refused_and_the_next_goes_on(
+def test_a_request_that_cannot_be_carried_out_is_refused_and_the_next_continues(
     method: str, fields: dict[str, int], number: int
 ) -> None:
     link = Link().welcomed()
@@ -131,7 +131,7 @@ def test_the_daemons_last_word_ends_the_session() -> None:
     [b"GET / HTTP/1.1", ask(1, "map_gpa", MAP), rpc.encode_result(9, None), rpc.encode_notification("x", [])],
     ids=["garbage", "a request before the welcome", "another answer", "a notification"],
 )
-def test_what_does_not_belong_is_a_violation(data: bytes) -> None:
+def test_an_unexpected_message_is_a_violation(data: bytes) -> None:
     with pytest.raises(ProtocolViolation):
         Link().session.receive_data(data)
 
@@ -172,7 +172,9 @@ def test_the_thread_answers_what_it_is_asked(daemons_end: socket.socket) -> None
 
 
 @pytest.mark.parametrize("last", [b"", b"nonsense"], ids=["hung up", "nonsense"])
-def test_the_end_is_told_once_with_its_reason(daemons_end: socket.socket, heard: Heard, last: bytes) -> None:
+def test_the_end_is_reported_once_with_its_reason(
+    daemons_end: socket.socket, heard: Heard, last: bytes
+) -> None:
     daemons_end.sendall(last)
     daemons_end.shutdown(socket.SHUT_WR)
 

@@ -99,7 +99,7 @@ def test_memory_that_is_gone_behind_its_slot_is_a_new_intercept(rig: Rig) -> Non
     libc.munmap(gone)
 
 
-def test_what_is_mapped_by_now_is_completed_without_asking(rig: Rig) -> None:
+def test_a_page_mapped_by_now_is_completed_without_an_intercept(rig: Rig) -> None:
     rig.map()
     loop = rig.script([MmioWrite(GPA, b"\x11")])
 
@@ -156,7 +156,7 @@ def test_fail_stops_with_the_reason(rig: Rig, answer: AnyAnswer) -> None:
         ProtocolViolation(71, "nonsense"),
     ],
 )
-def test_a_daemon_that_does_not_decide_stops_the_vcpu_and_is_told_of(rig: Rig, loss: Exception) -> None:
+def test_a_daemon_that_does_not_decide_stops_the_vcpu_and_is_reported(rig: Rig, loss: Exception) -> None:
     loop = rig.script([MmioRead(GPA, 4)], [loss])
 
     stop = loop.run()
@@ -199,5 +199,5 @@ def test_ports_are_answered_by_their_devices_repetitions_included(rig: Rig) -> N
     ("exit_", "reason"),
     [(Shutdown(), StopReason.TRIPLE_FAULT), (Broken("entry failed: 0x21"), StopReason.BROKEN)],
 )
-def test_what_no_vmm_can_go_on_from_stops(rig: Rig, exit_: Exit, reason: StopReason) -> None:
+def test_unrecoverable_exits_stop_the_vcpu(rig: Rig, exit_: Exit, reason: StopReason) -> None:
     assert rig.script([exit_]).run().reason is reason

@@ -1,4 +1,4 @@
-"""A partition ends with its memory, by exit, kill and exec, whoever still holds the socket."""
+"""A partition ends with its memory (exit, kill, exec), even if another process holds the socket."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_forked_child_that_keeps_the_sockets_of_a_vmm_without_memory_does_not_
         os.kill(child, signal.SIGKILL)
 
 
-def test_what_a_forked_child_does_to_its_memory_is_not_the_parents(vmm: Puppet) -> None:
+def test_changes_by_a_forked_child_do_not_affect_the_parent(vmm: Puppet) -> None:
     before = vmm.do(LiveVmm.counter, "invalidations")
     vmm.do(lives.fork_a_child_that_unmaps_everything_of, GFN)
     vmm.do(LiveVmm.drain)

@@ -150,7 +150,7 @@ async def test_a_refusal_to_watch_that_is_about_the_vma_leaves_it_unbacked(
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EINVAL])
-async def test_what_is_promised_is_backed_whatever_refuses_to_watch_it(
+async def test_promised_memory_is_backed_even_if_it_cannot_be_watched(
     memory: UaddrRange, number: int
 ) -> None:
     space = await refused_to_watch(number, promised=True)
@@ -159,7 +159,7 @@ async def test_what_is_promised_is_backed_whatever_refuses_to_watch_it(
     assert found is not None
 
 
-async def test_a_refusal_that_is_about_what_was_replaced_meanwhile_is_not_about_the_vma(
+async def test_a_refusal_about_replaced_memory_does_not_apply_to_the_vma(
     memory: UaddrRange,
 ) -> None:
     """Register refuses all of what the first look found, because of the file that is behind the VMA now."""
@@ -204,7 +204,7 @@ async def test_smaps_without_the_record_of_a_vma_that_is_there_decides_nothing(m
     assert undecided.value.number == errno.EAGAIN
 
 
-async def test_without_smaps_the_kind_of_no_vma_can_be_told() -> None:
+async def test_without_smaps_no_kind_can_be_inferred() -> None:
     space = await attached(Attachment(open_maps(), None, None, promised=True))
     with pytest.raises(Unknowable, match="state the kind"):
         await space.is_io(QUIET_PAGE, Caller.VMM)
@@ -239,7 +239,7 @@ def test_a_descriptor_that_cannot_be_looked_at_is_wrong_only_where_that_is_about
         attach([maps], 1, OURS, promised=True)
 
 
-# ------------------------------------------------ a VP that asks again at once, for ever
+# ------------------------------------------------ a VP that retries at once, forever
 
 
 async def test_a_fault_that_meets_what_passes_is_answered_after_a_pause(

@@ -20,7 +20,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Step:
-    """A row that somebody took: `me` is the number of the VP or the source."""
+    """A row that was taken; `me` is the number of the VP or the source."""
 
     row: str
     me: int = 0

@@ -26,7 +26,7 @@ def test_kept_model_is_what_the_table_generates() -> None:
     assert KEPT.read_text(encoding="utf-8") == model(Scope()) + "\n", "run tests/model/promela.py"
 
 
-def test_every_promise_about_a_row_names_one_that_there_is() -> None:
+def test_every_promise_about_a_row_names_an_existing_row() -> None:
     assert {promise.at for promise in PROMISES} - {None} <= TABLE.keys()
 
 

@@ -3,9 +3,9 @@
 Every mutant must be noticed by a test, or be explained in survivors.toml. Exits with 1 if one survives that
 is not, or if an explanation explains nothing. With arguments, only the mutants whose name holds one of them.
 
-A runner of our own: the hazards here are steps left out, locks and shields not taken, and neither mutmut nor
+A custom runner: the hazards here are steps left out, locks and shields not taken, and neither mutmut nor
 cosmic-ray leaves out a statement or a context; mutmut 3 passes over decorated functions and tables, and wants
-the source in src/; cosmic-ray starts pytest anew for each mutant, which costs more than the tests do.
+the source in src/; cosmic-ray restarts pytest for each mutant, which costs more than the tests do.
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ def _logs(func: ast.expr) -> bool:
 
 
 def _fewer_contexts(node: ast.With | ast.AsyncWith) -> list[_Variant]:
-    """Without each of the contexts whose value nobody uses."""
+    """Without each of the contexts whose value is unused."""
     found: list[_Variant] = []
     for gone in node.items:
         rest = [item for item in node.items if item is not gone]

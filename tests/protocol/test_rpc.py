@@ -394,6 +394,6 @@ def test_what_is_answered_goes_out_though_it_quotes_what_is_no_utf8(encode: Call
     assert b"/\\udcff" in sent
 
 
-def test_a_request_with_text_that_is_no_utf8_is_its_callers_mistake() -> None:
+def test_a_request_with_text_that_is_not_utf8_is_its_callers_mistake() -> None:
     with pytest.raises(UnicodeEncodeError):
         encode_request(1, "hello", [{"name": "/\udcff"}])

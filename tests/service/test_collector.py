@@ -31,5 +31,5 @@ FRAME = Frame(HOST_BACKING, 70)
     ],
     ids=lambda kept: type(kept).__name__,
 )
-def test_what_a_partition_keeps_very_many_of_is_nothing_to_the_collector(kept: object) -> None:
+def test_numerous_objects_of_a_partition_are_untracked_by_the_garbage_collector(kept: object) -> None:
     assert not gc.is_tracked(kept)

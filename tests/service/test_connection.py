@@ -63,7 +63,7 @@ async def test_a_peer_that_closes_between_requests_is_the_end(connection: Connec
     assert await connection.receive() is None
 
 
-async def test_a_request_whose_turn_was_given_up_is_the_next_that_is_received(
+async def test_a_request_whose_turn_was_cancelled_is_received_next(
     ends: tuple[socket.socket, socket.socket], peer: RawPeer
 ) -> None:
     connection = Connection(ends[0], Tenants(lambda: 1), PeerWatch())
@@ -127,10 +127,10 @@ async def test_a_peer_that_closes_ends_no_wait_but_its_own(nursery: trio.Nursery
         each.close()
 
 
-async def test_a_peer_that_leaves_from_an_answer_that_may_not_be_broken_off_costs_one_look(
+async def test_a_peer_that_leaves_during_a_shielded_answer_costs_one_check(
     connection: Connection, peer: RawPeer, nursery: trio.Nursery
 ) -> None:
-    """The socket stays readable: a watch that is told so again and again would take the whole CPU."""
+    """The socket stays readable: a level-triggered watch would spin."""
     finish = trio.Event()
 
     async def answer() -> bytes:
@@ -199,7 +199,7 @@ async def blocked_answer(connection: Connection, nursery: trio.Nursery) -> Runni
 async def test_an_answer_that_is_not_read_is_given_up_when_its_peer_speaks(
     connection: Connection, peer: RawPeer, nursery: trio.Nursery
 ) -> None:
-    """Nobody would read on; with its own end of the connection among what it sent, it would last for ever."""
+    """No one would read on; with its own end of the connection among the data, it would stay open forever."""
     answering = await blocked_answer(connection, nursery)
     await peer.send(REQUEST[:1])
     with pytest.raises(ProtocolViolation, match="EPROTO: a second request came before the answer"):
@@ -288,7 +288,7 @@ async def test_a_rest_that_came_while_the_daemon_stood_still_was_in_time(
         os.close(taken)
 
 
-async def test_a_peer_that_sends_its_own_end_with_half_a_request_is_gone_in_time(
+async def test_a_peer_that_sends_its_socket_and_half_a_request_is_noticed_in_time(
     connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
 ) -> None:
     """Who holds a descriptor of the peer's end holds the connection open against himself."""
@@ -301,7 +301,7 @@ async def test_a_peer_that_sends_its_own_end_with_half_a_request_is_gone_in_time
     assert await received.result() is None
 
 
-async def test_closing_wakes_who_waits_for_a_request(connection: Connection, nursery: trio.Nursery) -> None:
+async def test_closing_wakes_a_waiting_receiver(connection: Connection, nursery: trio.Nursery) -> None:
     received = Running(nursery, connection.receive)
     await wait_all_tasks_blocked()
     connection.close()

@@ -111,7 +111,7 @@ async def test_a_fault_without_a_kept_kick_waits_for_what_may_block(model: Model
 # ------------------------------------------------ no answer
 
 
-async def test_a_fault_whose_question_is_not_answered_is_told_to_ask_again(model: ModelPartition) -> None:
+async def test_a_fault_that_cannot_be_resolved_in_time_is_retry(model: ModelPartition) -> None:
     """Nothing was decided, so it is not forwarded."""
     await with_region(model)
     space = LiveLike(model.declared, silent=True)
@@ -119,7 +119,7 @@ async def test_a_fault_whose_question_is_not_answered_is_told_to_ask_again(model
     assert (space.resolved, relied_on(model)) == ([PAGE], 0)
 
 
-async def test_a_pinned_region_whose_question_is_not_answered_is_to_be_added_again_and_leaves_nothing(
+async def test_a_pinned_add_that_cannot_be_resolved_in_time_is_retried_and_leaves_nothing(
     model: ModelPartition,
 ) -> None:
     """Nothing was found out about its memory, so it is not EFAULT."""
@@ -152,14 +152,14 @@ async def test_an_inferred_kind_that_no_longer_fits_is_unbacked_where_resolving_
     assert await path(model, LiveLike(model.declared)).handle(GFN, Access.READ, no_kick) is Answer.UNBACKED
 
 
-async def test_an_inferred_kind_is_not_asked_for_where_resolving_tells(model: ModelPartition) -> None:
+async def test_an_inferred_kind_is_not_queried_if_resolving_gives_it(model: ModelPartition) -> None:
     await with_region(model, kind=None, io=True)
     space = LiveLike(model.declared, telling=True)
     assert await path(model, space).handle(GFN, Access.READ, no_kick) is Answer.MAPPED
     assert space.asked == []
 
 
-async def test_a_stated_kind_is_not_asked_for(model: ModelPartition) -> None:
+async def test_a_stated_kind_is_not_queried(model: ModelPartition) -> None:
     """On live memory it costs what smaps costs."""
     await with_region(model)
     space = LiveLike(model.declared)

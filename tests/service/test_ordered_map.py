@@ -95,12 +95,12 @@ def beside_a_full_chunk() -> OrderedMap[int]:
     return items
 
 
-def test_a_chunk_whose_neighbour_has_no_room_stays_as_short_as_it_is() -> None:
+def test_a_chunk_whose_neighbour_is_full_is_not_merged() -> None:
     items = beside_a_full_chunk()
     assert (items.floor(2), items.floor(3), items.floor(4)) == (None, 3, 4)
 
 
-def test_what_is_below_the_first_key_is_nothing_when_the_first_chunk_has_gone() -> None:
+def test_below_the_first_key_is_nothing_after_the_first_chunk_is_deleted() -> None:
     items = beside_a_full_chunk()
     del items[3]
     assert (items.floor(3), items.get(3), items.floor(4)) == (None, None, 4)

@@ -24,7 +24,7 @@ NOTHING = [None] * PAGES
 async def test_add_pinned_is_not_live_while_it_is_populated(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    """A fault is told to ask again, not that nothing is there."""
+    """The answer to a fault is retry, not unbacked."""
     await model.map_vma(PAGE, PAGES, PFN)
     gate = model.gates.hold(Point.RESOLVE)
     add = Running(nursery, model.add_region, GFN, PAGES, PAGE, RegionKind.PINNED)

@@ -61,14 +61,14 @@ def reach(hypervisor: SoftwareHypervisor, page_count: int = LONG + 10) -> Reach:
 
 
 @given(st.integers(1, 5000))
-async def test_map_takes_a_call_for_every_509_gfns_begun(page_count: int) -> None:
+async def test_map_takes_a_call_forevery_509_gfns_begun(page_count: int) -> None:
     software = hypervisor()
     await software.map_gpa(mapping(0, page_count))
     assert software.counters().map_calls == -(-page_count // 509)
 
 
 @given(st.integers(1, 5000))
-async def test_unmap_takes_a_call_for_every_512_gfns_begun(page_count: int) -> None:
+async def test_unmap_takes_a_call_forevery_512_gfns_begun(page_count: int) -> None:
     software = hypervisor()
     await software.map_gpa(mapping(0, page_count))
     await software.unmap_gpa(GfnRange(start=0, end=page_count))
@@ -136,7 +136,7 @@ async def test_map_within_the_pool_deposits_nothing() -> None:
     assert software.counters().deposits == 0
 
 
-async def test_map_over_what_is_mapped_needs_no_more_room() -> None:
+async def test_mapping_over_mapped_pages_needs_no_more_room() -> None:
     software = hypervisor(pool_pages=1, pool_limit=1)
     await software.map_gpa(no_access(0, 512))
     await software.map_gpa(mapping(0, 512))
@@ -242,7 +242,7 @@ async def test_map_that_fails_at_its_first_call_leaves_the_extents_in_one_piece(
     assert software.counters().slat_extents == 1
 
 
-async def test_what_a_roll_back_puts_back_is_counted_as_calls() -> None:
+async def test_calls_of_a_roll_back_are_counted() -> None:
     software = hypervisor(failing_calls={3: HvStatus.OPERATION_FAILED})
     await software.map_gpa(no_access(0, 300))
     with pytest.raises(HypervisorError):

@@ -89,7 +89,7 @@ async def test_a_uid_with_many_requests_and_one_with_few_take_turns() -> None:
     assert order[:20].count(1001) == 3
 
 
-async def test_a_turn_that_is_given_up_holds_up_nobody(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_cancelled_turn_blocks_no_other(autojump_clock: trio.testing.MockClock) -> None:
     tenant = Tenants(lambda: RATE).of(1000)
     await turns(tenant, BURST)
     with trio.move_on_after(0.5 / RATE):
@@ -99,7 +99,7 @@ async def test_a_turn_that_is_given_up_holds_up_nobody(autojump_clock: trio.test
     assert autojump_clock.rate == 0
 
 
-async def test_a_fine_is_paid_by_who_comes_next(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_charge_delays_the_next_caller(autojump_clock: trio.testing.MockClock) -> None:
     tenant = Tenants(lambda: RATE).of(1000)
     began = await turns(tenant, BURST)
     tenant.charge()

@@ -30,7 +30,7 @@ def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonPr
 
 @pytest.fixture
 def daemon(shared_daemon: DaemonProcess) -> DaemonProcess:
-    """The daemon under attack; a module with limits of its own overrides this."""
+    """The daemon under attack; a module that needs other limits overrides this."""
     return shared_daemon
 
 

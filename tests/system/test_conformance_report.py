@@ -68,7 +68,7 @@ def test_each_statement_has_one_line_with_its_cases_its_verdict_and_its_first_se
     assert re.match(line, lines_of(report)[number]), report.stdout
 
 
-def test_the_report_has_the_statements_that_were_asked_for_in_the_specifications_order_and_counts_them(
+def test_the_report_lists_and_counts_the_selected_statements_in_order(
     report: subprocess.CompletedProcess[str],
 ) -> None:
     assert list(lines_of(report)) == ["P-1", "P-21", "P-7", "P-20", "N-1", "Y-2", "O-1"]
@@ -85,11 +85,11 @@ def test_the_report_has_the_statements_that_were_asked_for_in_the_specifications
         "features.hypervisors has no vmm",
     ],
 )
-def test_what_was_not_run_says_why(report: subprocess.CompletedProcess[str], reason: str) -> None:
+def test_a_case_not_run_says_why(report: subprocess.CompletedProcess[str], reason: str) -> None:
     assert re.search(rf"^not run: \d+ cases?: {reason}$", report.stdout, flags=re.MULTILINE), report.stdout
 
 
-def test_a_failed_case_says_what_was_sent_what_came_what_is_wanted_and_where(
+def test_a_failed_case_shows_sent_received_expected_and_location(
     report: subprocess.CompletedProcess[str],
 ) -> None:
     _, _, failure = report.stdout.partition("test_a_method_before_the_partition_is_enoent[kick] ")
@@ -127,7 +127,7 @@ def test_a_statement_that_no_case_checks_is_refused_with_the_reason(number: str,
         require_cases([number])
 
 
-def test_a_server_that_is_finished_holds_what_was_asked_and_may_do_without_an_operators_socket(
+def test_a_complete_server_passes_even_without_an_operator_socket(
     tmp_path: Path,
 ) -> None:
     if not COMMAND.exists():

@@ -1,4 +1,4 @@
-"""Bytes that are no protocol: refused under msgid 0, closed, and felt by nobody else."""
+"""Invalid bytes are refused under msgid 0 and the connection closed, without effect on other peers."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_hello_that_breaks_off_anywhere_is_forgotten(connect: Connect) -> None
         assert connection.receive_all() == []
 
 
-def test_half_a_message_that_stays_open_keeps_nobody_waiting(connect: Connect, witness: Witness) -> None:
+def test_half_a_message_delays_no_other(connect: Connect, witness: Witness) -> None:
     connect().send(HELLO[: len(HELLO) // 2])
     assert witness.serve() == Witness.SERVED
 

@@ -171,7 +171,7 @@ def test_text_from_outside_stays_in_its_line_and_harmless_to_terminals(log_forma
     assert [row for row in rows[:lines] if "x1b[2J" not in row or "udcff" not in row] == []
 
 
-def test_lines_for_people_are_plain_text_where_there_is_no_terminal(start_daemon: StartDaemon) -> None:
+def test_console_lines_are_plain_text_without_a_terminal(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(config='log.format = "console"')
     with Witness(daemon.socket) as witness:
         assert witness.serve() == Witness.SERVED
@@ -194,7 +194,7 @@ def refuse_often(daemon: DaemonProcess, times: int) -> None:
             assert connection.farewell().name == "EBADMSG"
 
 
-def test_a_log_that_nobody_reads_holds_nobody_up_and_the_next_line_says_what_is_missing(
+def test_an_unread_log_blocks_no_peer_and_its_next_line_counts_the_lost_lines(
     tmp_path: Path,
 ) -> None:
     fifo = tmp_path / "fifo"
@@ -213,7 +213,7 @@ def test_a_log_that_nobody_reads_holds_nobody_up_and_the_next_line_says_what_is_
         assert json.loads(line)["lines_dropped"] > 10
 
 
-def test_a_full_disk_harms_nobody_and_the_log_goes_on_with_whole_lines_when_there_is_room(
+def test_a_full_disk_affects_no_peer_and_the_log_resumes_with_whole_lines(
     start_daemon: StartDaemon,
 ) -> None:
     daemon = start_daemon()
@@ -230,7 +230,7 @@ def test_a_full_disk_harms_nobody_and_the_log_goes_on_with_whole_lines_when_ther
     assert (first["lines_dropped"] > 20, "lines_dropped" in second) == (True, False)
 
 
-def test_a_log_that_cannot_be_written_harms_nobody(tmp_path: Path) -> None:
+def test_an_unwritable_log_affects_no_peer(tmp_path: Path) -> None:
     with DaemonProcess(tmp_path, log=Path("/dev/full")) as daemon:
         daemon.wait_serving()
         with Witness(daemon.socket) as witness:

@@ -148,7 +148,7 @@ async def test_i_a_region_below_its_frames_number_does_not_underflow(model: Mode
 
 
 async def test_j_each_partition_asks_the_address_space_of_its_own_vmm() -> None:
-    """j: the patch looked into the mm of whoever ran the VP."""
+    """j: the patch looked into the mm of the process that ran the VP."""
     async with ModelPartition().running() as ours, ModelPartition(partition_id=2).running() as theirs:
         for model, pfn in ((ours, PFN), (theirs, 0xB000)):
             await model.map_vma(PAGE, PAGES, pfn)

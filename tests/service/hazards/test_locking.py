@@ -78,10 +78,10 @@ async def test_c_a_region_that_was_removed_after_its_lookup_is_not_used(
     assert model.pfns(GFN, PAGES) == [None] * PAGES
 
 
-async def test_c_a_region_that_took_the_place_of_the_one_looked_up_gives_its_own_frames(
+async def test_c_a_region_that_replaced_the_looked_up_one_maps_its_own_frames(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    """c: start and length may come from one region and the frame from another, if nobody looks again."""
+    """c: start and length may come from one region and the frame from another, unless it is checked again."""
     await with_region(model)
     gate = model.gates.hold(Point.RESOLVED)
     fault = Running(nursery, model.fault, GFN + 3)

@@ -113,7 +113,7 @@ async def test_h_a_vma_that_got_more_rights_is_mapped_again_with_them(remap: Rem
 async def test_l_a_vp_that_faults_again_on_what_it_has_is_stopped_at_the_17th(
     model: ModelPartition,
 ) -> None:
-    """l: success while the access still faults re-enters the guest for ever."""
+    """l: success while the access still faults re-enters the guest forever."""
     await model.map_vma(PAGE, PAGES, PFN)
     await model.add_region(GFN, PAGES, PAGE)
     async with attached_vp(model) as vp:
@@ -134,9 +134,7 @@ async def test_o_what_the_hypervisor_refused_is_not_the_vmms_to_emulate() -> Non
         assert await model.fault(GFN) is Answer.MAPPED
 
 
-async def test_o_what_was_not_decided_in_time_is_to_be_asked_again(
-    model: ModelPartition, nursery: trio.Nursery
-) -> None:
+async def test_o_a_fault_not_decided_in_time_is_retry(model: ModelPartition, nursery: trio.Nursery) -> None:
     """o: a VMM that emulates an access to RAM because we were busy loses a write."""
     await model.map_vma(PAGE, PAGES, PFN)
     await model.add_region(GFN, PAGES, PAGE)

@@ -15,7 +15,7 @@ from intercept_protocol.outcomes import Access, Answer
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 40
 LOOKED_AT = range(GFN - 1, GFN + PAGES + 1)
 A_CALL = 2.0
-"""Virtual seconds of each call: within any deadline of its own."""
+"""Virtual seconds of each call: within its own deadline."""
 
 
 class SlowCalls:

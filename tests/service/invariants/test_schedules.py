@@ -1,7 +1,7 @@
 """The invariants as properties of a whole partition under drawn schedules, by the numbers of ARCHITECTURE.md.
 
 The explorer judges every step of random schedules (`explorer`); each test checks the rules of one
-invariant. I7 and I8 have tests of their own.
+invariant. I7 and I8 have separate tests.
 """
 
 from __future__ import annotations

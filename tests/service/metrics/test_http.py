@@ -28,7 +28,7 @@ GET = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Server:
-    """A responder with one page, whose maker may be told to fail or to take its time."""
+    """A responder with one page, whose renderer can be made to fail or to block."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -127,7 +127,7 @@ async def test_request_is_answered_by_its_status(
     assert server.responder.requests == {expected.decode(): 1}
 
 
-async def test_a_method_that_is_refused_is_told_which_are_not(server: Server) -> None:
+async def test_a_refused_method_gets_the_allowed_ones(server: Server) -> None:
     assert b"\r\nAllow: GET, HEAD\r\n" in await server.ask(GET.replace(b"GET", b"PUT"))
 
 
