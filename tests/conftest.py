@@ -1,4 +1,4 @@
-"""What holds for every test: no verdict depends on the machine's speed, nor on the shell's variables."""
+"""For every test: no verdict depends on the speed of the machine or on the environment."""
 
 from __future__ import annotations
 

@@ -375,7 +375,7 @@ def test_events_that_came_with_an_answer_are_not_lost(socket_path: Path) -> None
             operator.next_events()
 
 
-def test_silence_is_a_timeout_that_harms_nothing(socket_path: Path) -> None:
+def test_a_timeout_does_not_harm_the_connection(socket_path: Path) -> None:
     waited = threading.Event()
     script: list[Step] = [*hello(), *replies(None), Await(waited), Say(NOTIFICATION)]
     with (

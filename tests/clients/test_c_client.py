@@ -1,4 +1,4 @@
-"""The C client: built as a VMM's author would, with every warning an error and the sanitizers on, and run."""
+"""The C client, built with all warnings as errors and with the sanitizers, and run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shell completion, asked for as the shells ask: the programs' answers on standard output."""
+"""Shell completion, requested as shells do: the programs' output."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def complete(shell: str, line: str, cursor_word: int, *, path: Path | None = Non
         ("interceptd check", ["plain,check-config"]),
     ],
 )  # fmt: skip
-def test_bash_is_offered_what_may_stand_there(line: str, offered: list[str]) -> None:
+def test_bash_is_offered_the_valid_completions(line: str, offered: list[str]) -> None:
     assert sorted(complete("bash", line, line.count(" "))) == sorted(offered)
 
 

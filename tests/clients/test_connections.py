@@ -1,4 +1,4 @@
-"""What the two shells do with a socket, where a daemon could not bring it about."""
+"""What the blocking and the trio client do with a socket, in cases that a daemon cannot cause."""
 
 from __future__ import annotations
 

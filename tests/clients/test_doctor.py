@@ -1,4 +1,4 @@
-"""`interceptctl doctor`: what is missing, for what, and how to fix it."""
+"""`interceptctl doctor`: what is missing, for which mode, and how to fix it."""
 
 from __future__ import annotations
 

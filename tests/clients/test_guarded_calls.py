@@ -1,4 +1,4 @@
-"""Every guarded call begins what it touches, makes its system call, and ends, also when that fails."""
+"""Every guarded call begins an invalidation, makes its system call, and ends it, also if the call fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Descriptors go along with a request's first byte, and those that cannot be sent lose nothing."""
+"""Descriptors are sent with a request's first byte; a failure to send them loses nothing."""
 
 from __future__ import annotations
 

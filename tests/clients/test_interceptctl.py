@@ -318,7 +318,7 @@ def test_policy_set_sets_the_granularity_and_confirms(socket_path: Path) -> None
 
 
 @pytest.mark.parametrize("verb", [["show", "7"], ["set", "7", "--mmio-granularity", "vma"]], ids=" ".join)
-def test_policy_json_is_what_would_set_it(socket_path: Path, verb: list[str]) -> None:
+def test_policy_json_has_the_fields_of_set_policy(socket_path: Path, verb: list[str]) -> None:
     answer = INSPECTION if verb[0] == "show" else None
 
     result, _ = run_against(socket_path, replies(answer), "policy", *verb, "--json")
@@ -326,7 +326,7 @@ def test_policy_json_is_what_would_set_it(socket_path: Path, verb: list[str]) ->
     assert json.loads(result.stdout) == {"partition_id": 7, "mmio_granularity": "vma"}
 
 
-def test_policy_show_says_what_it_means(socket_path: Path) -> None:
+def test_policy_show_explains_the_value(socket_path: Path) -> None:
     result, daemon = run_against(socket_path, replies(INSPECTION), "policy", "show", "7")
 
     assert daemon.methods == ["hello", "inspect_partition"]

@@ -1,4 +1,4 @@
-"""The client's conversation without I/O."""
+"""The client's session without I/O."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_a_refusal_is_raised_and_the_session_continues() -> None:
     assert fine.succeeded
 
 
-def test_a_second_request_before_the_answer_is_our_misuse_and_harms_nothing() -> None:
+def test_a_second_request_before_the_answer_is_misuse_without_effect() -> None:
     session, first = ClientSession(), call_exchange(ADD)
     msgid = started(session, first).msgid
 
@@ -352,7 +352,7 @@ def test_the_end_of_the_stream_within_a_message_says_so() -> None:
         exchange.reply()
 
 
-def test_a_failed_send_still_lets_the_daemons_last_word_be_read() -> None:
+def test_after_a_failed_send_the_daemons_last_error_can_be_read() -> None:
     session, exchange = ClientSession(), call_exchange(ADD)
     session.start(exchange)
 

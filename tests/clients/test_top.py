@@ -334,7 +334,7 @@ def asked_of_vps(uptime_ms: int, intercepts: int) -> list[Step]:
     ]
 
 
-def test_top_of_vps_asks_page_after_page_and_prints_a_line_each(socket_path: Path) -> None:
+def test_top_of_vps_fetches_every_page_and_prints_one_line_per_vp(socket_path: Path) -> None:
     steps = asked_of_vps(1000, 100) + asked_of_vps(2000, 350)
     result = run(socket_path, steps, "top", "--vps", "--once", "--interval", "0.1")
     assert (result.exit_code, result.stderr) == (0, "")

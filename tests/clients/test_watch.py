@@ -1,4 +1,4 @@
-"""`interceptctl watch`: what it asks for, what it prints, and how it ends."""
+"""`interceptctl watch`: its subscription, its output, and how it ends."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_filters_are_the_daemons_to_apply(
     ],
     ids=repr,
 )
-def test_a_filter_that_can_let_nothing_through_is_exit_code_2_and_says_the_choices(
+def test_a_filter_that_matches_nothing_is_exit_code_2_and_lists_the_choices(
     socket_path: Path, arguments: list[str], said: str
 ) -> None:
     result = watch(socket_path, *arguments)

@@ -1,4 +1,4 @@
-"""What the cases share: the server that is checked, connections to it, and which cases are run.
+"""Fixtures of the cases: the server under test, connections to it, and the selection of cases.
 
 Without `--socket` the reference is started, where it is installed; else the cases are skipped and say so.
 """

@@ -1,4 +1,4 @@
-"""What was sent and what came in the case that runs, and what a server on its first day answers instead.
+"""What the running case sent and received, and the answers of an incomplete server.
 
 Owns the last message in each direction, which roles have which methods, and the two exceptions that say that
 something is not there to be checked. Must not know the cases.

@@ -1,4 +1,4 @@
-"""A VMM's own hypervisor, as a test plays it.
+"""A VMM's hypervisor, played by a test.
 
 Owns the conversation: what the server asks for, and the answers. What is mapped is the test's to remember.
 """

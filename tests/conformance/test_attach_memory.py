@@ -205,7 +205,7 @@ def test_promised_memory_is_mapped_and_revoked_by_a_begin(live: RawVmm, memory: 
 
 
 @statement("V-8", "P-27")
-def test_memory_that_another_partition_watches_decides_nothing_until_that_one_has_ended(
+def test_memory_watched_by_another_partition_is_retry_until_that_one_ends(
     server: Server, live: RawVmm, memory: int
 ) -> None:
     with RawVmm(server.socket, address_space="process") as first:

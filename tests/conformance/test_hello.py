@@ -115,7 +115,7 @@ def test_a_second_hello_is_an_unknown_method(vmm: RawVmm) -> None:
 @pytest.mark.parametrize(
     "fields", [{"protocol": 2}, {"protocol": 0, "role": "admin"}, {"protocol": 2**64 - 1, "x": 1}]
 )
-def test_another_version_is_eprotonosupport_that_lists_ours_whatever_else_it_says(
+def test_another_version_is_eprotonosupport_that_lists_the_supported_ones(
     connect: Connect, fields: dict[str, object]
 ) -> None:
     connection = connect()

@@ -1,4 +1,4 @@
-"""What MessagePack libraries make of values that they take for something else, and the answer to it.
+"""Values that MessagePack libraries encode as another type, and the answers.
 
 The bytes were written by the libraries that are named, of the versions in section 12 of the specification.
 """

@@ -1,4 +1,4 @@
-"""The limits that `hello` states. Reaching each is a case of the method that reaches it."""
+"""The limits that `hello` states. The cases of each method reach its limits."""
 
 from __future__ import annotations
 

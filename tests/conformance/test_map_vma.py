@@ -1,4 +1,4 @@
-"""`map_vma`: what stands behind the VMM's addresses, in the declared setting."""
+"""`map_vma`: what stands behind the VMM's addresses, in model mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`remove_region`: answered when the guest reaches nothing of it any more."""
+"""`remove_region`: answered when the guest can no longer reach any of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The specification's numbers and the cases agree: every statement is checked, or it is said why not."""
+"""Specification and cases agree: every statement has a case, or a reason why not."""
 
 from __future__ import annotations
 

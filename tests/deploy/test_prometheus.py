@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana are given asks for what a daemon exports, and all of that is documented."""
+"""The Prometheus and Grafana files use exported metrics only, and every metric is documented."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_every_metric_and_label_in_use_is_exported(
 
 
 @each_expression
-def test_every_expression_asks_for_something(expression: str) -> None:
+def test_every_expression_uses_a_metric(expression: str) -> None:
     assert selectors(expression)
 
 

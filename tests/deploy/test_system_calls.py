@@ -1,4 +1,4 @@
-"""The services' system call filter lets through what the daemon really calls."""
+"""The services' system call filter allows what the daemon really calls."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ async def test_a_running_daemon_answers_at_once_and_leaves_nothing() -> None:
     assert not Path(path).parent.exists()
 
 
-async def test_a_daemon_of_our_own_inherits_nothing_that_is_meant_for_another(
+async def test_a_private_daemon_inherits_no_variable_meant_for_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not another daemon's configuration, the operator's socket, nor our service manager's."""

@@ -1,4 +1,4 @@
-"""The rule of uncertainty: both values from the request to its acknowledgement."""
+"""The rule of uncertainty: both values are possible from request to acknowledgement."""
 
 from __future__ import annotations
 

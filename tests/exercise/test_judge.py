@@ -1,4 +1,4 @@
-"""Each kind of wrong is found, and what is right is not."""
+"""The judge finds each kind of fault, and nothing in a correct daemon."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_frame_that_is_there_is_right() -> None:
     assert Court().sight(Sight(Frame("host", 0x50), READ), resumed=True) == {}
 
 
-def test_nothing_is_right_for_a_guest_that_was_not_resumed() -> None:
+def test_reaching_nothing_is_right_for_a_guest_that_was_not_resumed() -> None:
     assert Court().sight(None) == {}
 
 

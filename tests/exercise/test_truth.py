@@ -1,4 +1,4 @@
-"""The plain model accepts what can have been true, and nothing else."""
+"""The reference accepts exactly what can have been true."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_question_over_a_whole_replacement_may_have_found_anything_in_between(
         }
 
 
-def test_region_and_backing_that_never_were_together_allow_nothing() -> None:
+def test_region_and_backing_that_never_coexisted_allow_nothing() -> None:
     scene = Scene()
     first = scene.add(region())
     with scene.clock.question() as asked:

@@ -1,4 +1,4 @@
-"""A look at what a region manager holds and what the guest reaches: do they tell the same story?
+"""Compares what a region manager has recorded with what the guest reaches.
 
 Owns the comparison. It looks into private state on purpose: the rest of the product has no use for it. Must
 not know what the VMM did: that is the truth's to say.

@@ -1,4 +1,4 @@
-"""Looks at what the guest reaches, step by step, and says which rules are broken.
+"""Checks after every step what the guest reaches, and reports which rules are broken.
 
 Owns the findings of one schedule and the moments of its maps. What is true is the truth's to say; who goes
 next is the scheduler's.

@@ -1,4 +1,4 @@
-"""What an exploration found, as values.
+"""The results of an exploration, as values.
 
 Owns the search for a counterexample of each rule that a variant breaks, and what a counterexample says. Must
 not know how it is shown.

@@ -1,4 +1,4 @@
-"""One schedule: the actors of a script, a subject, and the choices of who goes next.
+"""One schedule: the actors of a script, a system under test, and the choices of which actor runs next.
 
 Owns carrying the verbs out and telling the truth about them. Must not know what is searched for.
 """

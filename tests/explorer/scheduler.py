@@ -1,4 +1,4 @@
-"""Who goes on next: one actor at a time, by choice.
+"""Decides which actor runs next, one at a time.
 
 Owns the points where actors stop, and the loop that releases one of them once no other can run. It also
 takes from trio the coin that orders tasks which become ready together. Must not know what the actors do.

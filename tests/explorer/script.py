@@ -1,4 +1,4 @@
-"""What the actors of a schedule are to do.
+"""What the actors of a schedule do.
 
 Owns the verbs of a VMM, of its notifier connections and of its VPs, and how each reads in a story. Must not
 know who carries them out, nor in which order.

@@ -1,4 +1,4 @@
-"""Schedule after schedule, until a rule is broken or enough have been tried.
+"""Runs schedules until a rule is broken or enough have been tried.
 
 Owns the numbering of schedules: number n of a scenario is always the same. Must not know variants by name.
 """

@@ -1,4 +1,4 @@
-"""The daemon's own core under drawn schedules: no rule is broken, and what must be found is found.
+"""The daemon's own core under drawn schedules: no rule is broken, and planted faults are detected.
 
 The mutants are a table of README.md, which `test_page` runs.
 """
@@ -24,7 +24,7 @@ from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch
 
 UNTABLED = 1000
-"""A schedule number behind those of the page's tables."""
+"""Beyond the schedule numbers of the README's tables."""
 
 
 def failures(build: Build, scenario: str, seed: int, schedules: int) -> dict[Rule, Failure]:

@@ -1,4 +1,4 @@
-"""README.md says what the explorer finds: every generated part of it is made again and compared.
+"""README.md is up to date: every generated part of it is generated again and compared.
 
 `python tests/explorer/page.py` writes them. The table of mutants also shows that the explorer finds each one.
 """

@@ -1,4 +1,4 @@
-"""A schedule is its number, or its choices: run again it does the same."""
+"""Running a schedule again, by number or by choices, gives the same result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference model: what may be said of a reached page, and of a forwarded access."""
+"""The reference: its verdicts on a reached page and on a forwarded access."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_pinned_region_that_lost_memory_is_not_mapped_again(truth: Truth) -> N
     assert rule(truth, at=99) is Rule.DANGLING
 
 
-def test_a_pinned_region_that_is_added_again_has_lost_nothing(truth: Truth) -> None:
+def test_a_pinned_region_added_again_is_not_dangling(truth: Truth) -> None:
     truth.added(PINNED)
     with truth.motion(Pages(4, 6)):
         pass
@@ -155,7 +155,7 @@ def test_a_pinned_region_that_is_added_again_has_lost_nothing(truth: Truth) -> N
     assert rule(truth, at=99) is None
 
 
-def test_a_pinned_region_whose_add_failed_has_lost_nothing_when_it_is_added_again(truth: Truth) -> None:
+def test_a_pinned_region_added_again_after_a_failure_is_not_dangling(truth: Truth) -> None:
     with truth.doubt(PINNED), truth.motion(Pages(4, 6)):
         pass
     truth.added(PINNED)

@@ -1,4 +1,4 @@
-"""A schedule told: what the VMM and its guest do on the left, what the daemon does on the right.
+"""The timeline of a schedule: the VMM and its guest on the left, the daemon on the right.
 
 Owns the lines and their words. Must not know what is wrong.
 """

@@ -112,7 +112,7 @@ def test_a_vcpu_waiting_in_an_intercept_is_released(own_daemon: DaemonProcess) -
 
 
 @pytest.mark.parametrize("coverage", Coverage)
-def test_munmap_of_what_the_guest_keeps_unmaps_it_from_the_guest_first(
+def test_munmap_of_kept_memory_unmaps_it_from_the_guest_first(
     own_daemon: DaemonProcess, coverage: Coverage
 ) -> None:
     with doomed(own_daemon, PartitionSetting(coverage=coverage)) as (vmm, bar, told):

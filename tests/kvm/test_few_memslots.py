@@ -43,7 +43,7 @@ def words(bar: Bar) -> list[int]:
     return [bar.word(page * PAGE_SIZE) for page in range(bar.gfns.page_count)]
 
 
-def test_a_guest_reaches_more_windows_than_there_are_memslots(vmm: SmallVmm) -> None:
+def test_a_guest_reaches_more_windows_than_the_vm_has_memslots(vmm: SmallVmm) -> None:
     bar = vmm.add_bar(WINDOWS)
     guest = vmm.add_vcpu(SWEEP, esi=bar.gpa, ecx=WINDOWS, ebx=2)
 

@@ -128,7 +128,7 @@ def faulting(rig: Rig) -> Rig:
 
 
 @pytest.mark.parametrize("exit_", [MmioRead(GPA, 4), MmioWrite(GPA, b"\x11")])
-def test_a_daemon_that_stands_by_what_faults_ends_in_a_host_fault(
+def test_a_daemon_that_insists_on_faulting_memory_ends_in_a_host_fault(
     faulting: Rig, exit_: MmioRead | MmioWrite
 ) -> None:
     loop = faulting.script([exit_], [Answer.ALREADY_MAPPED, Answer.NO_PROGRESS])
@@ -161,7 +161,7 @@ def test_an_instruction_whose_bytes_fault_is_a_host_fault(rig: Rig, readable: in
     assert loop.run() == Stop(StopReason.HOST_FAULT, GPA)
 
 
-def test_an_instruction_at_the_end_of_what_the_guest_maps_is_none(rig: Rig) -> None:
+def test_a_truncated_instruction_at_the_end_of_mapped_memory_is_a_host_fault(rig: Rig) -> None:
     rig.map(RW | Access.EXECUTE)
     rig.code = bytes(2)
     loop = rig.script([NotEmulated(), NotEmulated()], [], {0: GPA + PAGE_SIZE - 2})

@@ -165,7 +165,7 @@ def daemons_end(heard: Heard) -> Iterator[socket.socket]:
     connection.close()
 
 
-def test_the_thread_answers_what_it_is_asked(daemons_end: socket.socket) -> None:
+def test_the_thread_answers_requests(daemons_end: socket.socket) -> None:
     daemons_end.sendall(ask(5, "map_gpa", MAP))
 
     assert msgpack.unpackb(daemons_end.recv(4096)) == [1, 5, None, None]
@@ -201,7 +201,7 @@ def test_a_fault_of_our_own_closes_the_connection_instead_of_answering(
     assert not recwarn
 
 
-def test_map_and_unmap_mean_what_the_wire_says() -> None:
+def test_map_and_unmap_carry_out_the_request() -> None:
     memory = GuestMemory(FakeSlots())
 
     carry_out(memory, MapGpa(**MAP))

@@ -205,7 +205,7 @@ def test_a_read_only_slot_reads_without_and_writes_with_an_exit(bench: Bench) ->
     assert vcpu.run() == MmioWrite(BAR_GPA, b"\x01\0\0\0")
 
 
-def test_a_jump_to_where_nothing_is_says_so_and_stays_there(bench: Bench) -> None:
+def test_a_jump_to_unmapped_memory_stops_there(bench: Bench) -> None:
     vcpu = bench.load(JUMP, esi=BAR_GPA)
 
     assert vcpu.run() == NotEmulated()

@@ -122,7 +122,7 @@ steps = st.tuples(
 
 
 @given(st.lists(steps, max_size=30))
-def test_any_sequence_of_maps_leaves_kvm_with_what_single_pages_say(
+def test_any_sequence_of_maps_agrees_with_a_table_of_pages(
     sequence: list[tuple[int, int, int, Access]],
 ) -> None:
     slots = FakeSlots()

@@ -61,7 +61,7 @@ def test_accesses_of_every_size_are_completed(rig: Rig, size: int, offset: int, 
     assert rig.get(offset - 1, 1) == rig.get(offset + size, 1) == b"\0"
 
 
-def test_a_write_that_straddles_asks_for_each_page_that_is_not_there(rig: Rig) -> None:
+def test_a_straddling_write_intercepts_for_each_missing_page(rig: Rig) -> None:
     last = GfnRange(start=GFN + 1, end=GFN + 2)
     loop = rig.script([MmioWrite(GPA + PAGE_SIZE - 2, b"abcd")], [Answer.UNBACKED, rig.map, Answer.MAPPED])
 
@@ -165,7 +165,7 @@ def test_a_daemon_that_does_not_decide_stops_the_vcpu_and_is_reported(rig: Rig, 
     assert rig.lost == [str(loss)]
 
 
-def test_a_stop_while_retrying_leaves_the_exit_to_be_answered_at_the_next_run(rig: Rig) -> None:
+def test_a_stop_while_retrying_leaves_the_exit_pending_for_the_next_run(rig: Rig) -> None:
     def stop() -> None:
         rig.loop.stop()
 

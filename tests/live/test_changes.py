@@ -139,7 +139,7 @@ def test_a_watched_change_of_mappings_is_revoked_from_the_guest(
         (changes.fork_whose_child_unmaps, share),
     ],
 )
-def test_a_change_of_what_a_frame_holds_leaves_the_guest_the_same_frames(
+def test_a_change_of_a_frames_contents_keeps_the_mapping(
     watched: Puppet, change: Change, memory: Callable[[Puppet], Memory]
 ) -> None:
     changed = memory(watched)
@@ -159,7 +159,7 @@ def test_a_collapse_into_a_huge_page_leaves_the_guest_the_same_frames(watched: P
 
 
 @pytest.mark.parametrize("change", [changes.shm_remap, changes.remap_file_pages, changes.mprotect])
-def test_a_watched_change_of_no_event_is_taken_from_the_guest_though_the_vmm_says_nothing(
+def test_a_watched_change_without_event_is_revoked_without_announcement(
     watched: Puppet, change: Change
 ) -> None:
     """The daemon compares once a second."""

@@ -193,7 +193,7 @@ async def test_a_fragmented_difference_is_revoked_as_a_whole(world: World) -> No
     assert world.guests_pages == []
 
 
-async def test_rounds_compare_so_many_pieces_each_and_continue_where_the_last_one_stopped(
+async def test_each_round_compares_a_bounded_number_of_pieces_and_the_next_continues(
     world: World,
 ) -> None:
     pieces = 2 * PIECES_A_ROUND + 100
@@ -298,7 +298,7 @@ async def test_catching_up_ends_when_all_differences_are_revoked(world: World) -
     assert world.guests_pages == []
 
 
-async def test_catching_up_waits_for_an_attempt_that_looked_before_and_finds_what_it_maps(
+async def test_catching_up_waits_for_an_earlier_attempt_and_finds_its_mapping(
     world: World, nursery: trio.Nursery
 ) -> None:
     attempt = world.notifier.open_window(ALL)

@@ -63,7 +63,7 @@ def refusal(vmm: Puppet, hand_over: WrongHandover) -> VmmFailed:
         (handovers.a_userfaultfd_by_path_alone, "not anon_inode:[userfaultfd] opened with O_PATH"),
     ],
 )
-def test_a_wrong_handover_is_einval_that_says_what_it_got_and_leaks_nothing(
+def test_a_wrong_handover_is_einval_that_says_what_was_received_and_leaks_nothing(
     daemon: DaemonProcess, unattached: Puppet, hand_over: WrongHandover, said: str
 ) -> None:
     before = settled_count(daemon, connections=2)

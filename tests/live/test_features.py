@@ -89,7 +89,7 @@ def test_an_initialised_userfaultfd_and_a_missing_feature_are_distinguished(
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EPERM])
-def test_a_userfaultfd_that_cannot_be_asked_now_decides_nothing_and_is_closed(
+def test_a_userfaultfd_that_cannot_be_queried_is_undecided_and_closed(
     handed_over: list[int], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(

@@ -69,7 +69,7 @@ class Slow:
         return Attachment(ProcMaps(descriptors[0]), None, None, promised=promised)
 
 
-async def test_a_descriptor_that_does_not_answer_is_given_up_in_time_and_closed_when_it_does(
+async def test_a_descriptor_that_blocks_is_abandoned_in_time_and_closed_later(
     pipe: tuple[int, int], workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, writing = pipe
@@ -94,7 +94,7 @@ async def test_pending_descriptors_are_closed_when_abandoned(
     another_answers.set()
 
 
-async def test_where_the_system_refuses_a_thread_descriptors_are_given_up_and_closed_with_the_next(
+async def test_without_a_thread_descriptors_are_abandoned_and_closed_with_the_next(
     pipe: tuple[int, int], workers: Workers
 ) -> None:
     reading, writing = pipe

@@ -64,7 +64,7 @@ def test_a_region_over_parts_of_huge_pages_is_mapped_and_revoked_when_they_are_u
         (3 * HUGE, (HUGE, HUGE + 1), (0, 3 * HUGE)),
     ],
 )
-def test_a_part_of_a_vma_is_widened_to_what_the_kernel_keeps_together(
+def test_part_of_a_vma_is_widened_to_whole_huge_pages(
     unit: int, part: tuple[int, int], widened: tuple[int, int]
 ) -> None:
     """The last one is a VMA whose pages' size is not known: all of it."""

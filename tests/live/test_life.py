@@ -123,7 +123,7 @@ def test_a_daemon_that_is_killed_hangs_no_munmap_and_no_thread(
     vmm.do(LiveVmm.munmap, again.uaddrs)
 
 
-def test_a_daemon_that_is_killed_while_it_is_stopped_lets_the_waiting_munmap_go(
+def test_killing_a_stopped_daemon_releases_the_waiting_munmap(
     own_daemon: DaemonProcess, unattached_to_own: Puppet
 ) -> None:
     """Stopped, it reads no event: the munmap waits, in the kernel."""

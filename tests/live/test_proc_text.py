@@ -71,7 +71,9 @@ def test_after_a_torn_record_the_text_can_be_read_from_its_beginning(
     assert {(vma.start, vma.end) for vma in crowd} <= set(pages_of(rest_of(text)))
 
 
-def test_another_reader_while_nothing_moves_does_no_harm(text: ProcText, crowd: list[UaddrRange]) -> None:
+def test_another_reader_is_harmless_while_the_text_does_not_change(
+    text: ProcText, crowd: list[UaddrRange]
+) -> None:
     first = text.read()
     os.pread(text.fileno(), 1, 0)
     shown = pages_of(first + rest_of(text))

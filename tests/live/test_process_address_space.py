@@ -265,7 +265,7 @@ async def attached_and_impatient(maps: ProcMaps) -> ProcessAddressSpace:
     return space
 
 
-async def test_a_question_of_the_vmms_own_is_given_up_at_the_deadline(memory: UaddrRange) -> None:
+async def test_a_query_of_the_vmm_is_abandoned_at_the_deadline(memory: UaddrRange) -> None:
     maps = StuckMaps(memory.start)
     space = await attached_and_impatient(maps)
     with pytest.raises(Undecided, match="does not answer"):
@@ -275,7 +275,7 @@ async def test_a_question_of_the_vmms_own_is_given_up_at_the_deadline(memory: Ua
     space.close()
 
 
-async def test_a_fault_is_given_up_by_its_intercept_alone(memory: UaddrRange) -> None:
+async def test_only_its_intercept_abandons_a_fault(memory: UaddrRange) -> None:
     """Two deadlines for one wait would be one too many, which every fault would pay for."""
     maps = StuckMaps(memory.start)
     space = await attached_and_impatient(maps)

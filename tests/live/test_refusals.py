@@ -128,7 +128,7 @@ async def refused_to_watch(number: int, *, promised: bool = False) -> ProcessAdd
 
 
 @pytest.mark.parametrize("number", sorted(errno.errorcode.keys() - {errno.EINVAL, errno.EPERM}))
-async def test_a_refusal_to_watch_that_is_not_about_the_vma_decides_nothing(
+async def test_a_refusal_to_watch_that_is_not_about_the_vma_is_undecided(
     memory: UaddrRange, number: int
 ) -> None:
     """The V-4 table's rule, at the place where it counts: what the table does not have passes."""
@@ -185,14 +185,14 @@ async def test_where_the_events_cannot_be_read_an_attempt_is_stale(
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EINTR, errno.EIO])
-async def test_maps_that_cannot_be_asked_now_decide_nothing(memory: UaddrRange, number: int) -> None:
+async def test_maps_that_cannot_be_queried_are_undecided(memory: UaddrRange, number: int) -> None:
     space = await attached(Attachment(FailingMaps(number), None, None, promised=True))
     with pytest.raises(Undecided, match=errno.errorcode[number]):
         await space.resolve(memory.start, memory, memory, Caller.VMM)
     space.close()
 
 
-async def test_smaps_without_the_record_of_a_vma_that_is_there_decides_nothing(memory: UaddrRange) -> None:
+async def test_smaps_without_the_record_of_an_existing_vma_is_undecided(memory: UaddrRange) -> None:
     """The text moved while it was read."""
     other = os.memfd_create("smaps")
     os.write(other, b"00001000-00002000 rw-p 00000000 00:00 0 \nVmFlags: rd wr\n")
@@ -242,7 +242,7 @@ def test_a_descriptor_that_cannot_be_looked_at_is_wrong_only_where_that_is_about
 # ------------------------------------------------ a VP that retries at once, forever
 
 
-async def test_a_fault_that_meets_what_passes_is_answered_after_a_pause(
+async def test_a_fault_that_meets_a_temporary_obstacle_is_answered_after_a_pause(
     memory: UaddrRange,
     autojump_clock: MockClock,  # noqa: ARG001 - its being there is enough
 ) -> None:
@@ -270,7 +270,7 @@ async def test_a_lasting_obstacle_is_logged_at_once_and_then_once_a_minute_with_
     assert logs == [line | {"faults": 1}, line | {"faults": 5}]
 
 
-async def test_the_log_names_the_errno_of_what_faults_meet(
+async def test_the_log_names_the_errno_that_faults_meet(
     memory: UaddrRange,
     autojump_clock: MockClock,  # noqa: ARG001 - as above
 ) -> None:

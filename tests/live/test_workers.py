@@ -132,7 +132,7 @@ async def test_a_question_beyond_the_most_waits_for_a_thread_and_the_first_has_t
     first.let_go()
 
 
-async def test_a_question_that_is_given_up_keeps_its_thread_until_it_is_answered(
+async def test_an_abandoned_query_keeps_its_thread_until_it_returns(
     workers: Workers, nursery: trio.Nursery
 ) -> None:
     held, scope = await asked_in(workers, nursery)
@@ -181,7 +181,7 @@ async def test_when_all_threads_are_stuck_the_first_that_is_answered_makes_room(
     await until(lambda: workers.busy == 0)
 
 
-async def test_a_question_that_is_given_up_before_its_turn_is_never_asked(
+async def test_a_query_abandoned_before_its_turn_is_never_made(
     workers: Workers, nursery: trio.Nursery
 ) -> None:
     out = [await asked_in(workers, nursery) for _ in range(2)]
@@ -196,7 +196,7 @@ async def test_a_question_that_is_given_up_before_its_turn_is_never_asked(
     assert asked == []
 
 
-async def test_a_question_that_is_given_up_before_its_thread_has_looked_ends_the_thread_alone(
+async def test_a_query_abandoned_before_its_thread_wakes_ends_only_the_thread(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread finds nothing to do and ends just before it is asked to. The descriptor that wakes it must
@@ -328,7 +328,7 @@ def no_thread(_: threading.Thread) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "refuse"), [(os, "eventfd", no_descriptor), (threading.Thread, "start", no_thread)]
 )
-async def test_a_system_without_room_for_a_thread_leaves_the_question_undecided_and_nothing_behind(
+async def test_without_a_thread_the_query_is_undecided_and_leaves_nothing(
     workers: Workers, owner: object, name: str, refuse: Callable[..., object]
 ) -> None:
     descriptors = open_descriptors()

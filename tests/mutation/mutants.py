@@ -1,4 +1,4 @@
-"""The mutants of a module: each is the module with one small thing wrong.
+"""The mutants of a module: each is the module with one small fault.
 
 Owns which things, chosen after what goes wrong in code like this: a step left out, a lock or a shield not
 taken, a bound off by one, a condition that is not looked at, another answer given. Wording (strings, log

@@ -1,4 +1,4 @@
-"""Whether the tests notice a mutant.
+"""Whether the tests kill a mutant.
 
 Owns the runs. The tests are collected once; each run is a forked child of that process, in which the changed
 function has been given its changed code, and has no start-up to pay for. The first run has no mutant, and

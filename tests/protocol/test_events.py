@@ -1,4 +1,4 @@
-"""Events as they travel: what a client makes of those that it was not written for."""
+"""Events on the wire, including unknown ones of a later version."""
 
 from __future__ import annotations
 

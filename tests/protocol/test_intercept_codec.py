@@ -1,4 +1,4 @@
-"""The hot path's codec says what the general one says, or nothing."""
+"""The fast codec agrees with the general one, or declines."""
 
 from __future__ import annotations
 
@@ -83,5 +83,5 @@ def test_anything_else_is_left_to_the_general_decoder(data: bytes) -> None:
 
 @pytest.mark.parametrize("answer", list(Answer))
 @pytest.mark.parametrize("msgid", [5, 300])
-def test_an_answer_is_what_the_general_encoder_makes_of_it(msgid: int, answer: Answer) -> None:
+def test_the_fast_answer_equals_that_of_the_general_encoder(msgid: int, answer: Answer) -> None:
     assert encode_answer(msgpack.packb(msgid), answer) == rpc.encode_result(msgid, answer.value)

@@ -1,4 +1,4 @@
-"""The loop that accepts: what is wrong with one connection ends nothing."""
+"""The accept loop: an error of one connection ends nothing else."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ async def test_pending_announcements_of_others_are_served_with_it(prompt: ModelP
     ]
 
 
-async def test_the_region_managers_task_finds_nothing_to_do_where_the_source_has_served(
+async def test_the_region_managers_task_has_nothing_to_do_after_the_source_has_served(
     prompt: ModelPartition,
 ) -> None:
     await prompt.fault(GFN)
@@ -173,7 +173,7 @@ async def test_the_region_managers_task_finds_nothing_to_do_where_the_source_has
     ]
 
 
-async def test_the_region_managers_task_serves_what_comes_after_it_was_rung_in_vain(
+async def test_the_region_managers_task_serves_later_batches_after_a_spurious_ring(
     prompt: ModelPartition,
 ) -> None:
     await prompt.fault(GFN)

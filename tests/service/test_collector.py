@@ -1,4 +1,4 @@
-"""A pass of the collector of cycles stops all partitions: what is kept by the million is not its business."""
+"""A pass of the cyclic garbage collector stops all partitions, so it does not track numerous objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Defaults, file, environment and flags: which goes before which, and how each names what is wrong."""
+"""Defaults, file, environment and flags: their precedence, and how errors name the source."""
 
 from __future__ import annotations
 

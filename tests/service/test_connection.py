@@ -153,7 +153,7 @@ async def test_an_answer_that_needs_no_wait_is_given(connection: Connection) -> 
     assert await connection.answer_watched(answer()) == b"there"
 
 
-async def test_an_error_of_the_answer_comes_out_as_it_is(connection: Connection) -> None:
+async def test_an_error_in_the_answer_propagates_unchanged(connection: Connection) -> None:
     async def answer() -> bytes:
         raise WireError(errno.ENOENT, "not here")
 
@@ -196,7 +196,7 @@ async def blocked_answer(connection: Connection, nursery: trio.Nursery) -> Runni
             return answering
 
 
-async def test_an_answer_that_is_not_read_is_given_up_when_its_peer_speaks(
+async def test_an_unread_answer_is_abandoned_when_its_peer_sends(
     connection: Connection, peer: RawPeer, nursery: trio.Nursery
 ) -> None:
     """No one would read on; with its own end of the connection among the data, it would stay open forever."""
@@ -206,7 +206,7 @@ async def test_an_answer_that_is_not_read_is_given_up_when_its_peer_speaks(
         await answering.result()
 
 
-async def test_an_answer_that_is_not_read_is_given_up_when_its_peer_leaves(
+async def test_an_unread_answer_is_abandoned_when_its_peer_leaves(
     connection: Connection, peer: RawPeer, nursery: trio.Nursery
 ) -> None:
     answering = await blocked_answer(connection, nursery)
@@ -331,7 +331,7 @@ async def test_refuse_does_not_wait_for_a_peer_that_does_not_read(
         connection.refuse(WireError(errno.EPROTO, "no"))
 
 
-async def test_a_peer_that_never_pauses_lets_others_have_a_turn(
+async def test_a_peer_that_never_pauses_does_not_starve_others(
     connection: Connection, peer: RawPeer, nursery: trio.Nursery
 ) -> None:
     """Its socket is never found empty, so nothing else would park the task."""
@@ -342,7 +342,7 @@ async def test_a_peer_that_never_pauses_lets_others_have_a_turn(
     assert others.turns >= 3
 
 
-async def test_a_vp_that_never_pauses_lets_others_have_a_turn_now_and_then(
+async def test_a_vp_that_never_pauses_does_not_starve_others(
     connection: Connection, peer: RawPeer, nursery: trio.Nursery
 ) -> None:
     for _ in range(ALONE):

@@ -1,4 +1,4 @@
-"""What the core tells the event_bus: each fact once, when it has become true, with its range and source."""
+"""The facts that the core emits on the event bus: each once, when it becomes true, with range and source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The intercept path at its own door, on address spaces that are slow, silent, or know less at first."""
+"""The fault handler on address spaces that are slow, silent, or initially incomplete."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_a_kept_kick_answers_before_a_wait_for_anothers_map(
     assert await other.result() is Answer.MAPPED
 
 
-async def test_a_kept_kick_is_kept_on_where_nothing_is_waited_for(model: ModelPartition) -> None:
+async def test_a_kept_kick_stays_kept_if_nothing_waits(model: ModelPartition) -> None:
     await with_region(model)
     assert await model.path.handle(GFN, Access.READ, kicked) is Answer.MAPPED
 
@@ -170,7 +170,7 @@ async def test_a_stated_kind_is_not_queried(model: ModelPartition) -> None:
 # ------------------------------------------------ populating
 
 
-async def test_populating_relies_on_nothing_once_it_is_over(model: ModelPartition) -> None:
+async def test_populating_leaves_no_attempt_behind(model: ModelPartition) -> None:
     await with_region(model, RegionKind.PINNED)
     assert relied_on(model) == 0
 

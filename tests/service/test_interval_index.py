@@ -23,7 +23,7 @@ def indexed(drawn: list[PageRange]) -> IntervalIndex[int]:
 
 
 @given(drawn_ranges, ranges(300))
-def test_overlapping_finds_what_a_scan_of_all_finds(drawn: list[PageRange], asked: PageRange) -> None:
+def test_overlapping_agrees_with_a_full_scan(drawn: list[PageRange], asked: PageRange) -> None:
     expected = [place for place, pages in enumerate(drawn) if pages.overlaps(asked)]
     assert sorted(indexed(drawn).overlapping(asked)) == expected
 

@@ -1,4 +1,4 @@
-"""The event_bus: who hears what, and what a listener that is slow costs."""
+"""The event bus: which listener gets which events, and what a slow listener loses."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_event_is_one_object_to_all_listeners() -> None:
     assert first.take(1)[0] is second.take(1)[0]
 
 
-def test_partition_filter_lets_through_one_partition_and_nothing_that_is_in_none() -> None:
+def test_a_partition_filter_passes_only_events_of_that_partition() -> None:
     event_bus = EventBus()
     subscription = listening(event_bus, replace(interest("vp_attached", "drain_started"), partition_id=2))
 
@@ -98,7 +98,7 @@ def test_a_vp_filter_passes_only_events_of_that_vp() -> None:
     assert heard(subscription) == [VpAttached(vp_index=0), answered(0)]
 
 
-def test_reason_filter_narrows_intercepts_and_nothing_else() -> None:
+def test_a_reason_filter_affects_only_intercepts() -> None:
     event_bus = EventBus()
     wanted = replace(interest("intercept_answered", "vp_attached"), reasons=frozenset({"kicked"}))
     subscription = listening(event_bus, wanted)
@@ -109,7 +109,7 @@ def test_reason_filter_narrows_intercepts_and_nothing_else() -> None:
     assert heard(subscription) == [answered(reason="kicked"), VpAttached(vp_index=1)]
 
 
-def test_later_interest_takes_the_place_of_the_earlier_one_and_what_waited_stays() -> None:
+def test_a_new_subscription_replaces_the_old_and_keeps_queued_events() -> None:
     event_bus = EventBus()
     subscription = listening(event_bus, ATTACHES)
     event_bus.publish(VpAttached(vp_index=1))
@@ -134,7 +134,7 @@ def test_intercepts_are_wanted_only_with_a_listener_for_them() -> None:
     assert wanted == [False, False, True, False]
 
 
-def test_listener_that_left_hears_nothing_more() -> None:
+def test_a_closed_listener_gets_no_more_events() -> None:
     event_bus = EventBus()
     subscription = listening(event_bus, ATTACHES)
 

@@ -1,4 +1,4 @@
-"""What one pass over smaps has learned is known of the same VMA until an invalidation overlaps it."""
+"""What one pass over smaps learned about a VMA is valid until an invalidation overlaps it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_new_pass_knows_nothing_of_the_last_one(known: KnownIo) -> None:
     assert known.io_of(vma(10, 20), 15) is False
 
 
-def test_more_pieces_than_are_kept_leave_nothing_known(known: KnownIo) -> None:
+def test_too_many_pieces_leave_nothing_known(known: KnownIo) -> None:
     for page in range(100, 100 + 2 * GONE_PIECES, 2):
         known.forget(UaddrRange(start=page, end=page + 1))
     assert known.io_of(vma(10, 20), 10) is False

@@ -1,4 +1,4 @@
-"""Binding a Unix socket, and who is at the other end."""
+"""Binding a Unix socket, and the credentials of its peer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long walks under the lock take turns with other tasks, once in `PER_YIELD` of what they pass.
+"""Long walks under the lock yield to other tasks once per `PER_YIELD` items.
 
 A turn is counted by a task of another's that is ready all the time. Taking a lock, and the order in which
 trio runs what is ready, give or take two turns; a walk that takes none is far below the counts asserted.

@@ -1,4 +1,4 @@
-"""The table of what a refusal means: every errno that a manual page names is sorted, all others pass."""
+"""What each errno of a refusal means: those of the manual pages are classified, all others are temporary."""
 
 from __future__ import annotations
 

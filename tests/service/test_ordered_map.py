@@ -37,7 +37,7 @@ def edited(edits: list[tuple[str, int]]) -> tuple[OrderedMap[int], dict[int, int
 
 
 @given(EDITS)
-def test_ordered_map_after_any_edits_holds_what_a_dict_holds_in_order(edits: list[tuple[str, int]]) -> None:
+def test_any_edits_agree_with_a_sorted_dict(edits: list[tuple[str, int]]) -> None:
     items, oracle = edited(edits)
     assert list(items) == [oracle[key] for key in sorted(oracle)]
     assert len(items) == len(oracle)
@@ -81,7 +81,7 @@ def test_a_map_that_was_large_once_has_few_chunks_again() -> None:
 
 @pytest.mark.parametrize("held", [[], [5], [9], list(range(0, 40, 2))])
 @pytest.mark.parametrize("absent", [1, 3, 7])
-def test_a_key_that_is_not_there_is_a_key_error_and_changes_nothing(held: list[int], absent: int) -> None:
+def test_a_missing_key_is_a_key_error_and_changes_nothing(held: list[int], absent: int) -> None:
     items, oracle = edited([("put", key) for key in held])
     with pytest.raises(KeyError):
         del items[absent]

@@ -1,4 +1,4 @@
-"""The orderings that a prototype got wrong first (the design's section on the core), one test each."""
+"""Orderings that a prototype got wrong (the design's section on the core), one test each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A partition's life: its order of end, its failures, and that they are its own."""
+"""The lifetime of a partition: the order of its end, and that its failures affect no other."""
 
 from __future__ import annotations
 
@@ -365,7 +365,7 @@ async def test_i7_a_lost_partition_ends_alone_and_its_vmm_learns_why(
         assert "partition_lost" in [entry["event"] for entry in logs]
 
 
-async def test_i7_what_one_partition_invalidates_is_nothing_to_another() -> None:
+async def test_i7_an_invalidation_does_not_affect_another_partition() -> None:
     async with serving() as served:
         one, other = await served.guest(), await served.guest()
         await served.mmio(one, 0x7000)
@@ -381,7 +381,7 @@ async def test_i7_what_one_partition_invalidates_is_nothing_to_another() -> None
 # ------------------------------------------------ the daemon's drain
 
 
-async def test_drain_answers_what_waits_closes_everyone_and_ends() -> None:
+async def test_drain_answers_waiting_requests_closes_all_connections_and_ends() -> None:
     async with serving() as served:
         guest = await served.guest()
         await served.mmio(guest)

@@ -1,4 +1,4 @@
-"""Where a listener is: how it is written, and that it can be bound."""
+"""Listen addresses: their syntax, and binding them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_an_invalid_place_is_refused_with_what_was_expected(text: str) -> None:
         ("0.0.0.0:1", False),
     ],
 )
-def test_local_is_what_only_this_machine_reaches(text: str, local: bool) -> None:
+def test_local_means_reachable_only_from_this_machine(text: str, local: bool) -> None:
     assert Place(text).local is local
 
 

@@ -39,7 +39,7 @@ async def test_a_lock_is_released_if_the_block_raises() -> None:
     assert not lock.locked()
 
 
-async def test_a_wait_for_the_lock_can_be_given_up(nursery: trio.Nursery) -> None:
+async def test_a_wait_for_the_lock_can_be_cancelled(nursery: trio.Nursery) -> None:
     lock = EagerLock()
 
     async def hold() -> None:

@@ -1,4 +1,4 @@
-"""Coming in: the hello, its limits and timeouts, and who may join what, in a daemon of the test's own."""
+"""The handshake: hello, its limits and timeouts, and which peers may join which partition."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def refusal(peer: RawPeer, **fields: object) -> WireError:
     return refused.value
 
 
-async def test_a_connection_that_says_nothing_is_closed_at_the_hello_timeout() -> None:
+async def test_a_silent_connection_is_closed_at_the_hello_timeout() -> None:
     async with serving(timeouts=Timeouts(hello_ms=3000)) as served:
         silent = await served.connect()
         started = trio.current_time()

@@ -122,9 +122,7 @@ async def test_the_manager_is_busy_while_the_hypervisor_is_asked(
 
 
 @pytest.mark.parametrize("second", ["remove", "remove exactly", "close", "add", "serve"])
-async def test_nothing_changes_while_another_change_is_under_way(
-    model: ModelPartition, nursery: trio.Nursery, second: str
-) -> None:
+async def test_changes_are_serialised(model: ModelPartition, nursery: trio.Nursery, second: str) -> None:
     """One slot says what is being changed: two changes at once would forget each other."""
     await with_region(model)
     region, _ = model.regions.first_regions(1)[0]
@@ -368,7 +366,7 @@ async def test_removing_a_movable_region_takes_its_no_access_entries_too(model: 
     assert model.hypervisor.counters().slat_extents == 0
 
 
-async def test_closing_leaves_no_region_and_nothing_in_the_table(model: ModelPartition) -> None:
+async def test_closing_leaves_no_region_and_an_empty_slat(model: ModelPartition) -> None:
     await with_region(model, RegionKind.MOVABLE)
     await model.add_region(GFN + PAGES, PAGES, PAGE, RegionKind.MMIO)
     await model.fault(GFN)

@@ -1,4 +1,4 @@
-"""What a VMM and its notifier connections may ask, over the wire of an in-process daemon."""
+"""The methods of VMMs, notifiers and operators, over the wire of an in-process daemon."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ async def test_policy_is_changed_for_faults_from_now_on(served: Served, guest: G
     assert [each is None for each in translated] == [True, False, True]
 
 
-async def test_statistics_tell_what_happened(served: Served, guest: Guest) -> None:
+async def test_statistics_count_what_happened(served: Served, guest: Guest) -> None:
     vp = await served.vp(guest)
     await vp.intercept(0x100)
     await vp.intercept(0)

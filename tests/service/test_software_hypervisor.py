@@ -61,14 +61,14 @@ def reach(hypervisor: SoftwareHypervisor, page_count: int = LONG + 10) -> Reach:
 
 
 @given(st.integers(1, 5000))
-async def test_map_takes_a_call_forevery_509_gfns_begun(page_count: int) -> None:
+async def test_map_takes_one_call_per_509_gfns_rounded_up(page_count: int) -> None:
     software = hypervisor()
     await software.map_gpa(mapping(0, page_count))
     assert software.counters().map_calls == -(-page_count // 509)
 
 
 @given(st.integers(1, 5000))
-async def test_unmap_takes_a_call_forevery_512_gfns_begun(page_count: int) -> None:
+async def test_unmap_takes_one_call_per_512_gfns_rounded_up(page_count: int) -> None:
     software = hypervisor()
     await software.map_gpa(mapping(0, page_count))
     await software.unmap_gpa(GfnRange(start=0, end=page_count))
@@ -97,7 +97,7 @@ async def test_a_deposit_is_256_table_pages(table_pages: int, deposits: int) -> 
     assert software.counters().deposits == deposits
 
 
-async def test_unmap_of_nothing_calls_nothing_and_may_be_repeated() -> None:
+async def test_unmap_of_unmapped_pages_makes_no_call() -> None:
     software = hypervisor()
     await software.map_gpa(mapping(0, 4))
     await software.unmap_gpa(GfnRange(start=0, end=8))
@@ -325,7 +325,7 @@ async def carry_out(software: SoftwareHypervisor, step: str, wanted: Mapping) ->
 
 
 @given(steps, st.dictionaries(st.integers(1, 12), st.just(HvStatus.OPERATION_FAILED)))
-async def test_any_requests_with_any_failures_leave_what_a_dict_of_pages_holds(
+async def test_any_requests_with_any_failures_agree_with_a_dict_of_pages(
     drawn: list[tuple[str, int, int]], failing_calls: dict[int, HvStatus]
 ) -> None:
     software = hypervisor(failing_calls=failing_calls, pool_pages=2, pool_limit=2)

@@ -1,4 +1,4 @@
-"""What is counted and timed where it happens, and that the sums lose nothing and count nothing twice."""
+"""Counters and times are taken where things happen, and the sums are exact."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ async def test_kick_answers_the_intercept_that_waits(backed: ModelPartition) -> 
         assert trio.current_time() == started
 
 
-async def test_kick_that_finds_nothing_waiting_answers_the_next_wait_at_once_and_only_that(
+async def test_a_kick_while_idle_answers_only_the_next_wait(
     backed: ModelPartition,
 ) -> None:
     await backed.begin(PAGE, PAGES)
@@ -173,7 +173,7 @@ async def test_kick_after_a_wait_that_is_over_is_kept_for_the_next(backed: Model
         assert await vp.peer.intercept(GFN) is Answer.KICKED
 
 
-async def test_kick_that_is_kept_leaves_alone_what_need_not_wait(backed: ModelPartition) -> None:
+async def test_a_kept_kick_does_not_affect_intercepts_that_need_not_wait(backed: ModelPartition) -> None:
     async with attached_vp(backed) as vp:
         vp.processor.kick()
         assert await vp.peer.intercept(0) is Answer.NO_REGION
@@ -214,7 +214,7 @@ async def test_state_tells_a_vp_that_waits_from_one_that_does_not(backed: ModelP
 # ------------------------------------------------ draining
 
 
-async def test_drain_answers_what_waits_and_whatever_comes(backed: ModelPartition) -> None:
+async def test_drain_answers_waiting_and_later_intercepts(backed: ModelPartition) -> None:
     await backed.begin(PAGE, PAGES)
     async with attached_vp(backed) as vp:
         await vp.peer.send_intercept(GFN)

@@ -1,4 +1,4 @@
-"""What the system tests share: daemons as processes, and a witness to the harm that a test may do.
+"""Fixtures of the system tests: daemons as processes, and a witness that must be served meanwhile.
 
 The daemon under attack is one for all tests that can do with the default limits, on purpose: whatever a test
 did to it, the next one starts from there.

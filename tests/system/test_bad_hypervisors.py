@@ -1,4 +1,4 @@
-"""A VMM that does not map or unmap as it was asked loses its own partition, loudly, and nothing else."""
+"""A VMM that fails to map or unmap as requested loses its partition, with a log line, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configuration that cannot be used: an error that names the file, the key and what was expected."""
+"""Invalid configuration: an error that names the file, the key and what was expected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conformance suite sees what it is there for: servers that lie fail in the right places, only there."""
+"""The conformance suite detects lying servers: the matching cases fail, and only those."""
 
 from __future__ import annotations
 

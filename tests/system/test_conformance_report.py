@@ -1,4 +1,4 @@
-"""What the conformance suite says of a server on its first day, and of one that is finished."""
+"""The report of the conformance suite on an incomplete server, and on a complete one."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_server_does_not_pass_with_a_statement_that_it_does_not_implement_yet(
     assert run_suite("--socket", first_day, *statements(*numbers)).returncode == status
 
 
-def test_a_profile_leaves_out_what_needs_more(first_day: Path) -> None:
+def test_a_profile_omits_cases_that_need_more(first_day: Path) -> None:
     run = run_suite("--socket", first_day, "--profile", "core", *statements("H-15", "N-1"))
     assert list(lines_of(run)) == ["H-15"]
 

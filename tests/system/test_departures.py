@@ -69,7 +69,7 @@ def test_faults_continue_after_a_notifier_leaves_between_begin_and_end(
     assert vmm.ask("statistics")["open_invalidations"] == 0
 
 
-def test_a_notifier_that_leaves_does_not_end_what_another_began(vmm: RawVmm) -> None:
+def test_a_notifier_that_leaves_does_not_end_the_begins_of_another(vmm: RawVmm) -> None:
     staying, leaving = vmm.notifier(), vmm.notifier()
     staying.ask("invalidate_begin", WHOLE_MEMORY)
     leaving.ask("invalidate_begin", WHOLE_MEMORY)

@@ -1,4 +1,4 @@
-"""Too much of everything: the rest goes on, and memory and descriptors stay bounded."""
+"""Floods: other peers are served, and memory and descriptors stay bounded."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_a_foreign_hypervisor_is_asked_to_map_and_to_unmap(own: ForeignVmm) -> N
     [ErrorResponse([errno.ENOSPC, "ENOSPC", "no memslot is left", {}]), ValueError("of its author's")],
     ids=["an error of the wire", "a text, as the library has it"],
 )
-def test_a_map_that_a_foreign_hypervisor_refuses_fails_the_intercept_and_nothing_more(
+def test_a_map_refused_by_a_foreign_hypervisor_fails_only_the_intercept(
     own: ForeignVmm, answer: BaseException
 ) -> None:
     vp = own.join("vp", vp_index=0)

@@ -56,9 +56,7 @@ NO_MESSAGES = {
 
 
 @pytest.mark.parametrize("data", NO_MESSAGES.values(), ids=NO_MESSAGES)
-def test_bytes_that_are_no_request_are_refused_under_msgid_0_and_closed(
-    connect: Connect, data: bytes
-) -> None:
+def test_invalid_requests_are_refused_under_msgid_0_and_closed(connect: Connect, data: bytes) -> None:
     connection = connect()
     connection.send(data)
     refusal = connection.farewell()
@@ -98,7 +96,7 @@ def test_sixteen_levels_are_answered(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_bytes_get_nothing_but_an_error_under_msgid_0(connect: Connect, seed: int) -> None:
+def test_random_bytes_get_only_an_error_under_msgid_0(connect: Connect, seed: int) -> None:
     connection = connect()
     connection.send(random.Random(seed).randbytes(4096))
     connection.half_close()

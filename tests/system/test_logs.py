@@ -1,4 +1,4 @@
-"""The log: lines for machines or for people, partition and VP bound to them, and never a token."""
+"""The log: JSON or console lines, with partition and VP, and never a token."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_line_about_a_partition_says_which(misused: tuple[DaemonProcess, RawVm
     assert [line["partition_id"] for line in lines_about(daemon, event)] == [vmm.partition_id]
 
 
-def test_a_line_about_a_vp_says_which_and_of_what_partition(misused: tuple[DaemonProcess, RawVmm]) -> None:
+def test_a_line_about_a_vp_names_it_and_its_partition(misused: tuple[DaemonProcess, RawVmm]) -> None:
     daemon, vmm = misused
     of_vps = [line for line in lines_about(daemon, "connection_refused") if "vp_index" in line]
     assert [(line["partition_id"], line["vp_index"]) for line in of_vps] == [(vmm.partition_id, 3)]

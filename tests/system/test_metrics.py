@@ -1,4 +1,4 @@
-"""The metrics listener of a daemon that runs: what was done to it is what it shows."""
+"""The metrics listener of a running daemon shows what was done to it."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_clients_add_no_series(measured: DaemonProcess, place: Path) -> None:
 # ------------------------------------------------ where
 
 
-def test_without_a_place_nothing_listens(start_daemon: StartDaemon, tmp_path: Path) -> None:
+def test_without_metrics_listen_no_socket_listens(start_daemon: StartDaemon, tmp_path: Path) -> None:
     daemon = start_daemon()
     assert sorted(path.name for path in tmp_path.glob("*.sock")) == ["operator.sock", "vmm.sock"]
     assert "metrics_served" not in daemon.log_text()

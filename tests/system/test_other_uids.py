@@ -116,7 +116,7 @@ def test_a_uid_that_is_not_allowed_is_eacces_that_names_it(daemon: DaemonProcess
     assert ("allowed_uids" in refusal.message, witness.serve()) == (True, Witness.SERVED)
 
 
-def test_the_overflow_uid_is_refused_as_what_it_is(daemon: DaemonProcess, witness: Witness) -> None:
+def test_the_overflow_uid_is_refused_by_that_name(daemon: DaemonProcess, witness: Witness) -> None:
     refusal = as_uid(OVERFLOW, greet, daemon.socket)
     assert (refusal.name, refusal.details, "overflow" in refusal.message) == (
         "EACCES",

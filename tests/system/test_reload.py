@@ -41,7 +41,7 @@ def hear(manager: socket.socket) -> dict[str, str]:
     return dict(line.split("=", 1) for line in manager.recv(4096).decode().splitlines())
 
 
-def test_one_line_says_what_changed_from_what_to_what_and_what_needs_a_restart(
+def test_one_line_lists_changes_with_old_and_new_values_and_what_needs_a_restart(
     start_daemon: StartDaemon,
 ) -> None:
     daemon = start_daemon(config="limits.operators = 4")
@@ -110,7 +110,7 @@ def test_a_higher_log_level_logs_less_at_once(start_daemon: StartDaemon) -> None
         ('limits.operators = 9\nlog.level = "loud"', "log.level: expected one of debug"),
     ],
 )
-def test_a_file_that_cannot_be_used_changes_nothing_and_the_log_says_why(
+def test_an_invalid_file_changes_nothing_and_the_log_says_why(
     start_daemon: StartDaemon, text: str, why: str
 ) -> None:
     daemon = start_daemon(config="limits.operators = 4")
@@ -127,7 +127,7 @@ def test_a_file_that_cannot_be_used_changes_nothing_and_the_log_says_why(
     assert reload(daemon, "limits.operators = 5")["changed"] == ["limits.operators: 4 -> 5"]
 
 
-def test_a_file_that_went_changes_nothing(start_daemon: StartDaemon) -> None:
+def test_a_deleted_file_changes_nothing(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(config="limits.operators = 4")
     (daemon.socket.parent / "interceptd.toml").unlink()
     daemon.signal(signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""What a service manager sees of a daemon: READY, WATCHDOG and STOPPING on its socket, in that order."""
+"""Notifications to the service manager: READY, WATCHDOG and STOPPING on its socket, in that order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session that is spoilt at any of its messages: the witness is served meanwhile and afterwards.
+"""A session disturbed at any of its messages: the witness is served during and after it.
 
 Nothing of the session is left: the `witness` fixture looks at tasks, connections, partitions and descriptors.
 """

@@ -1,4 +1,4 @@
-"""Requests that are well-formed and wrong: a typed error that names the cause, and the connection goes on."""
+"""Well-formed but wrong requests: a typed error names the cause, and the connection stays open."""
 
 from __future__ import annotations
 

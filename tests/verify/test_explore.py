@@ -1,4 +1,4 @@
-"""The long exploration: the core through 100,000 schedules of all scenarios; fewer in its other settings."""
+"""The long exploration: the core through 100,000 schedules of all scenarios; fewer in its other modes."""
 
 from __future__ import annotations
 

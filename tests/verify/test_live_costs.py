@@ -1,4 +1,4 @@
-"""What live memory costs: watching, to the VMM's own faults; a large VMM that forks, to its neighbours.
+"""The costs of live memory: watching, for faults of the VMM; a large VMM that forks, for other VMMs.
 
 The costs are printed, not judged: what is judged is that everybody was served.
 """

@@ -44,7 +44,7 @@ async def test_h1_an_invalidation_is_served_while_a_fault_resolves(
 
 
 @given(pauses(), st.integers(0, 4))
-def test_h6_a_fault_beside_a_remove_maps_nothing_that_outlives_the_region(
+def test_h6_a_fault_during_a_remove_maps_nothing_that_outlives_the_region(
     checkpoints: list[int], head_start: int
 ) -> None:
     """H6: looking up and joining the attempts is one step, so a remove comes before or after it."""

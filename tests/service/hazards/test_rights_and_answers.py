@@ -1,4 +1,4 @@
-"""Hazards of what is decided and said: g, h, l, o and t of the review."""
+"""Hazards of rights and answers: g, h, l, o and t of the review."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_h_a_vma_that_got_more_rights_is_mapped_again_with_them(remap: Rem
 # ------------------------------------------------ l: endless re-entry
 
 
-async def test_l_a_vp_that_faults_again_on_what_it_has_is_stopped_at_the_17th(
+async def test_l_a_vp_is_stopped_at_the_17th_fault_on_a_mapped_page(
     model: ModelPartition,
 ) -> None:
     """l: success while the access still faults re-enters the guest forever."""
@@ -124,7 +124,7 @@ async def test_l_a_vp_that_faults_again_on_what_it_has_is_stopped_at_the_17th(
 # ------------------------------------------------ o: errors are not one
 
 
-async def test_o_what_the_hypervisor_refused_is_not_the_vmms_to_emulate() -> None:
+async def test_o_a_fault_refused_by_the_hypervisor_is_not_forwarded() -> None:
     """o: in the patch every error became "let the VMM emulate it"."""
     model = ModelPartition(failing_calls={1: HvStatus.OPERATION_FAILED})
     async with model.running():

@@ -1,4 +1,4 @@
-"""Hazards of memory that goes: H3, H4, e and k of the review."""
+"""Hazards of unmapped memory: H3, H4, e and k of the review."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_h4_no_slat_entry_of_the_old_frames_is_left_when_begin_is_answered
 
 
 @pytest.mark.parametrize("point", [Point.UNMAP, Point.UNMAPPED])
-async def test_h4_nothing_is_acknowledged_while_the_unmap_is_out(
+async def test_h4_nothing_is_acknowledged_during_the_unmap_call(
     model: ModelPartition, nursery: trio.Nursery, point: Point
 ) -> None:
     await with_all_mapped(model, RegionKind.MMIO)
@@ -166,7 +166,7 @@ async def test_e_a_right_that_went_after_it_was_looked_up_is_not_given(
 
 
 @pytest.mark.parametrize("kind", RegionKind)
-async def test_k_a_removed_region_leaves_nothing_mapped_when_it_is_answered(
+async def test_k_a_remove_is_answered_after_everything_is_unmapped(
     model: ModelPartition, kind: RegionKind
 ) -> None:
     """k: mshv never unmapped an MMIO region before the partition was finalised."""

@@ -210,7 +210,7 @@ async def test_i10_cancellation_at_any_await_leaves_a_consistent_state(name: str
 
 @pytest.mark.parametrize("kind", RegionKind)
 @pytest.mark.parametrize("last", range(1, 12))
-async def test_i10_a_manager_cut_off_at_any_await_acknowledges_only_what_it_did(
+async def test_i10_a_manager_cancelled_at_any_await_acknowledges_only_what_it_did(
     kind: RegionKind, last: int
 ) -> None:
     model = paused()
