@@ -1,4 +1,4 @@
-"""`make bench-compare`: a ratio that moved is said, and one that got worse fails the run."""
+"""`make bench-compare`: a changed ratio is reported, and one that got worse fails the run."""
 
 from __future__ import annotations
 

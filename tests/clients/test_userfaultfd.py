@@ -109,7 +109,7 @@ def test_an_old_kernel_is_asked_without_user_mode_only(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
 def test_under_a_real_seccomp_filter_the_error_names_it_or_the_device_is_used(number: int) -> None:
-    """In a child, because nothing takes a filter off again. Only who may open the device has that way."""
+    """In a child, because a filter cannot be removed. Only users who may open the device can use it."""
     ended = subprocess.run(
         [sys.executable, "-m", "fakes.under_seccomp", str(number)],
         env=os.environ | ENVIRONMENT,

@@ -152,7 +152,7 @@ def operator(server: Server) -> Iterator[RawConnection]:
 
 @pytest.fixture
 def listener(server: Server, operator: RawConnection) -> Iterator[RawConnection]:  # noqa: ARG001 - skips
-    """A second operator, so that the first can go on asking."""
+    """A second operator, so that the first can continue."""
     assert server.operator_socket is not None
     with RawConnection(server.operator_socket) as listener:
         listener.say_hello("operator")

@@ -23,7 +23,7 @@ MODEL = {"address_space": "declared", "hypervisor": "software"}
 FEATURES = {"address_space": "address_spaces", "hypervisor": "hypervisors", "architecture": "architectures"}
 """Fields of `create_partition`, each with the feature that lists its values."""
 PATIENT = {"invalidate_timeout_ms": 600_000}
-"""Longer than any test waits: what goes on does so for another reason than that its time was up."""
+"""Longer than any test waits: nothing continues because of this time-out."""
 
 
 def require_offered(hello: Any, setting: Mapping[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""`add_region`: which part of the VMM's memory the guest's pages stand for, and with which rights."""
+"""`add_region`: which part of the VMM's memory the guest's pages show, and with which rights."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def live(server: Server) -> Iterator[RawVmm]:
 
 @pytest.fixture
 def memory() -> Iterator[int]:
-    """The address of a few pages of ours."""
+    """The address of a few of our pages."""
     with mmap.mmap(-1, COUNT * PAGE) as pages:
         exported = ctypes.c_char.from_buffer(pages)
         yield ctypes.addressof(exported)

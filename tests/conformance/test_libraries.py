@@ -36,7 +36,7 @@ def old_bytes(value: bytes) -> bytes:
 
 
 def refusal_of(connection: RawConnection, sent: bytes) -> tuple[str, object]:
-    """What goes on: the error's name and field."""
+    """What is compared: the name and field of the error."""
     connection.send(sent)
     error = Refusal(*connection.receive()[2])
     return error.name, error.details.get("field")

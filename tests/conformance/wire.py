@@ -105,7 +105,7 @@ class RawConnection:
         self._socket.close()
 
     def half_close(self) -> None:
-        """Say that nothing more will be sent, and go on reading."""
+        """Half-close: send nothing more, and keep reading."""
         self._socket.shutdown(socket.SHUT_WR)
 
     def leave(self) -> None:

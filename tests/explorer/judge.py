@@ -28,7 +28,7 @@ MOST_RESUMES = 17
 
 
 class Judge:
-    """`gfns` are those that are looked at: every place that a script touches, and the edges around it. `step`
+    """`gfns` are those that are checked: all that a script touches, and the edges around them. `step`
     is the schedule's step under way."""
 
     def __init__(self, gfns: Sequence[int], step: Callable[[], int]) -> None:

@@ -200,7 +200,7 @@ class Run:
         self._through(name)
 
     async def _touch(self, n: int, name: str, touch: Touch) -> bool:
-        """Until the access is through or given up; whether the VP goes on."""
+        """Until the access succeeds or is abandoned; returns whether the VP continues."""
         resumes = retries = 0
         while True:
             await self._scheduler.stop()

@@ -18,7 +18,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 DAEMON = "daemon"
 """The actor of all unnamed tasks: the region manager, the end of the partition."""
 TIME = "time"
-"""The actor that stands for a clock which runs on while everybody is in the middle of something."""
+"""The actor that represents a clock which advances while every actor is busy."""
 PATIENCE = 3600.0
 """Virtual seconds, far above every timeout: only actors that wait for each other wait so long."""
 
@@ -105,7 +105,7 @@ class Scheduler:
         self._stop.set()
 
         def give_up(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-            if self._stopped.pop(name, None) is None:  # let go already
+            if self._stopped.pop(name, None) is None:  # released already
                 return trio.lowlevel.Abort.FAILED
             return trio.lowlevel.Abort.SUCCEEDED
 

@@ -110,7 +110,7 @@ class Undecided(RegionManager):
 def test_an_error_during_a_shielded_call_does_not_hang_the_exploration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A commit that is under way cannot be cancelled: it must be let go instead."""
+    """A commit in progress cannot be cancelled: it must be released instead."""
 
     async def gives_up(*_: object) -> None:
         raise RuntimeError("out of order")

@@ -83,6 +83,6 @@ def test_after_an_exploration_trio_orders_tasks_as_before() -> None:
 
 
 def test_trio_still_has_the_switch_that_makes_it_deterministic() -> None:
-    """There is no public one: another version of trio must be looked at before it is taken."""
+    """There is no public one: check the source of trio before changing its version."""
     assert trio.__version__.split(".")[0] == "0"
     assert isinstance(trio_run._ALLOW_DETERMINISTIC_SCHEDULING, bool)

@@ -1,4 +1,4 @@
-"""A barrier between processes: one side stops there and says so, the other lets it go on.
+"""A barrier between processes: one side announces itself and stops there, the other releases it.
 
 Owns two named pipes in a directory. They are opened for both directions, which on Linux never blocks.
 """
@@ -32,7 +32,7 @@ class Barrier:
         os.write(self.arrivals, _BYTE)
 
     def pass_through(self) -> None:
-        """Wait for the other side to let one go."""
+        """Wait for the other side to release one."""
         os.read(self.passes, 1)
 
     def wait_arrived(self) -> None:

@@ -21,7 +21,7 @@ reached: set[int] = set()
 
 
 def unmap_all_under_the_lock(_: LiveVmm, parts: list[UaddrRange]) -> int:
-    """Returns how many were unmapped before the lock was let go."""
+    """Returns how many were unmapped before the lock was released."""
     with _lock:
         for part in parts:
             libc.munmap(part)

@@ -108,7 +108,7 @@ class Puppet:
         return " ".join((thread / "wchan").read_text() for thread in threads)
 
     def do(self, verb: Callable[Concatenate[LiveVmm, P], T], /, *arguments: P.args, **options: P.kwargs) -> T:
-        """Have it done, and return or raise what came of it."""
+        """Send the command; return its result or raise its error."""
         return cast("T", self.result_of(self._order(verb, arguments, options, apart=False)))
 
     def start(

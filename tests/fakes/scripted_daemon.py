@@ -64,7 +64,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Await:
-    """Wait until the test says so."""
+    """Wait for the test."""
 
     event: threading.Event
 

@@ -21,7 +21,7 @@ from interceptd.connections.received_fds import CLOSING, KEPT, ReceivedFds
 
 
 class Ends:
-    """A connection of ours to the box; slow descriptors let go when `peers` is closed."""
+    """Our connection to the box; slow descriptors are released when `peers` is closed."""
 
     def __init__(self) -> None:
         self.box = ReceivedFds()

@@ -49,7 +49,7 @@ def workers() -> Iterator[Workers]:
 
 
 async def closed(reading: int) -> bool:
-    """Wait until no copy of the writing end is open any more."""
+    """Wait until no copy of the writing end is open."""
     with trio.fail_after(PATIENCE):
         return not await trio.to_thread.run_sync(os.read, reading, 1, abandon_on_cancel=True)
 

@@ -73,7 +73,7 @@ def test_a_forked_child_that_keeps_the_sockets_does_not_keep_a_dead_mms_partitio
 def test_a_forked_child_that_keeps_the_sockets_of_a_vmm_without_memory_does_not_keep_its_partition(
     daemon: DaemonProcess, unattached: Puppet
 ) -> None:
-    """Nothing but the pidfd tells: there is no mm to ask yet, and the connection stays open."""
+    """Only the pidfd shows it: there is no mm to query yet, and the connection stays open."""
     child = unattached.do(LiveVmm.fork)
     try:
         assert partitions_of(daemon, unattached) == 1

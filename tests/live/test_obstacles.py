@@ -1,4 +1,4 @@
-"""What keeps guest RAM from being watched for a while decides nothing: the VP asks again, and goes on."""
+"""A temporary obstacle to watching guest RAM is undecided: the VP retries, and then continues."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ class SpiedTurn:
 
 
 class HeldText(ProcText):
-    """Records which thread reads; the first reader's second read waits until it is let go on."""
+    """Records which thread reads; the first reader's second read waits until it is released."""
 
     def __init__(self) -> None:
         super().__init__(os.open("/proc/self/maps", os.O_RDONLY))

@@ -174,7 +174,7 @@ async def test_a_refusal_about_replaced_memory_does_not_apply_to_the_vma(
 async def test_where_the_events_cannot_be_read_an_attempt_is_stale(
     memory: UaddrRange,
 ) -> None:
-    """No answer of the kernel's is not the answer that there are no events."""
+    """A missing answer of the kernel does not mean that there are no events."""
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     space = ProcessAddressSpace(notifier, given=lambda _gfns, _most: [], timeout=math.inf, vmm=None, name="1")
     await space.attach(Attachment(open_maps(), None, UnreadableUserfaultfd(), promised=False))

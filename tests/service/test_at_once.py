@@ -186,7 +186,7 @@ async def test_the_region_managers_task_serves_later_batches_after_a_spurious_ri
 async def test_announcements_during_a_pass_are_served_by_its_next_round(
     model: ModelPartition,
 ) -> None:
-    for _ in range(20):  # trio draws who is first in a round
+    for _ in range(20):  # trio randomises the order within a round
         await wait_all_tasks_blocked()
         first = model.notifier.invalidate(UaddrRange.at_page(PAGE, 1))
         await trio.lowlevel.checkpoint()

@@ -297,7 +297,7 @@ async def test_a_peer_that_sends_its_socket_and_half_a_request_is_noticed_in_tim
     socket.send_fds(ends[1], [REQUEST[:1]], [ends[1].fileno()])
     ends[1].close()
     await trio.sleep(REST_SECONDS + 0.1)
-    select.select([ends[0]], [], [], 10)  # a thread closes it, and the clock here is no thread's
+    select.select([ends[0]], [], [], 10)  # a thread closes it, outside the mock clock
     assert await received.result() is None
 
 

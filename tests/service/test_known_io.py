@@ -90,7 +90,7 @@ def test_too_many_pieces_leave_nothing_known(known: KnownIo) -> None:
 
 
 def test_a_vma_that_was_merged_with_those_before_it_takes_their_place(known: KnownIo) -> None:
-    """The pass goes on at an address that lies in it by now."""
+    """The pass continues at an address that is inside it by now."""
     known.read_on(30)
     known.learn([learned(vma(15, 40)), learned(vma(50, 60))])
     assert [known.io_of(vma(15, 40), page) for page in (15, 39)] == [False, False]

@@ -172,7 +172,7 @@ async def test_a_fault_whose_memory_is_invalidated_endlessly_is_retry(
 async def test_the_notifier_is_not_blocked_by_a_manager_that_is(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    """The source's munmap is blocked until its event is read: reading may wait for nothing of ours."""
+    """The source's munmap is blocked until its event is read: reading must not wait for the daemon."""
     await with_region(model)
     await model.fault(GFN)
     unmapping = model.gates.hold(Point.UNMAP)

@@ -23,7 +23,7 @@ from fakes.raw_vmm import UADDR, WHOLE_MEMORY, RawVmm
 from fakes.witness import Witness
 
 FRAGMENT = 6
-"""Bytes of a token that are no chance find."""
+"""So many bytes of a token that a match is not by chance."""
 FAILURE = """
 import structlog
 from interceptd.config.schema import Log

@@ -82,7 +82,7 @@ class RootDriver(Subject):
         self.mm.mmap(verb.pages, verb.pfn, verb.access)
 
     def lend_vp(self, vp: int, memory: MapVma) -> None:
-        """Nobody asks whose descriptor it is: there is no kvm->mm here."""
+        """The owner of the descriptor is not checked: there is no kvm->mm here."""
         self._lent[vp] = Mm(self.stage)
         self._lent[vp].mmap(memory.pages, memory.pfn, memory.access)
 

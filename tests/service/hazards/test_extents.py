@@ -67,7 +67,7 @@ async def test_a_a_region_in_the_middle_of_a_vma_starts_at_the_frame_of_its_own_
 async def test_f_a_region_over_two_vmas_with_a_hole_maps_each_run_and_forwards_the_hole(
     model: ModelPartition,
 ) -> None:
-    """f: an MSI-X page is left out so that it traps; one frame does not stand for a whole region."""
+    """f: an MSI-X page is left unmapped so that it traps; one frame must not cover the whole region."""
     await model.map_vma(PAGE, 6, PFN)
     await model.map_vma(PAGE + 7, 9, 0xB000)
     await model.add_region(GFN, PAGES, PAGE)

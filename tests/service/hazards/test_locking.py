@@ -33,7 +33,7 @@ async def test_h1_a_region_is_removed_while_a_fault_in_it_resolves(
 async def test_h1_an_invalidation_is_served_while_a_fault_resolves(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    """H1: the one who waits for the acknowledgement may hold what resolve waits for."""
+    """H1: the caller that waits for the acknowledgement may hold what resolve waits for."""
     await with_region(model)
     gate = model.gates.hold(Point.RESOLVED)
     fault = Running(nursery, model.fault, GFN)

@@ -20,7 +20,7 @@ from interceptd.hypervisor.hv_status import HvStatus
 RX = Access.READ | Access.EXECUTE
 
 
-# ------------------------------------------------ g: gva_gpa_valid is no condition
+# ------------------------------------------------ g: gva_gpa_valid is not a condition
 
 
 @pytest.mark.parametrize("architecture", Architecture)
@@ -163,7 +163,7 @@ async def test_o_each_cause_has_its_own_answer(model: ModelPartition) -> None:
     ]
 
 
-# ------------------------------------------------ t: unmapped gpas that are no region's
+# ------------------------------------------------ t: unmapped gpas outside all regions
 
 
 async def test_t_an_unmapped_gpa_without_a_region_is_the_vmms_to_emulate(model: ModelPartition) -> None:
