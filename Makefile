@@ -2,9 +2,9 @@
 # make run    the main job, with the embedded defaults        make check   format, lint, types, contracts
 # make test   the tests                                       make verify  the long checks
 # make bench  an intercept beside other servers               make bench-scale, make bench-compare
-# make fuzz   the byte parsers, SECONDS=600 each              make mutation  the core, each small thing wrong
-# make explore  drawn schedules of the core, judged step by step
-# make coverage, make core-coverage (protocol/ and the core: all of it), make clean
+# make fuzz   the byte parsers, SECONDS=600 each              make mutation  mutants of the core, which tests must kill
+# make explore  random schedules of the core, judged step by step
+# make coverage, make core-coverage (100 % of protocol/ and of the core), make clean
 .DEFAULT_GOAL := help
 .PHONY: help setup run test check format verify fuzz bench bench-compare bench-scale coverage core-coverage explore mutation clean
 
@@ -17,7 +17,7 @@ SECONDS ?= 600
 CORE := address_space/declared memory/attempt memory/guest_mappings hypervisor/hv_status hypervisor/slat hypervisor/software memory/fault_handler \
 	pages/interval_index pages/mapping mmu_notifier pages/ordered_map partition/partition partition/progress_guard eager_lock pages/range_map \
 	memory/region memory/region_facts memory/region_list memory/region_manager partition/virtual_processor
-# What decides; every line and branch of it, and of protocol/, is reached in virtual time.
+# The code that decides: tests in virtual time must cover every line and branch of it, and of protocol/.
 
 help:
 	@sed -n '1,7s/^# //p' Makefile
@@ -34,8 +34,8 @@ setup: $(READY)
 
 run: $(READY)
 	@$(BIN)/interceptctl exercise
-	@echo; echo "setting: real guests: process + vmm, under KVM"
-	@$(BIN)/interceptctl guest || [ $$? -eq 4 ]  # 4: no KVM here, which it said
+	@echo; echo "mode: real guests (process + vmm, under KVM)"
+	@$(BIN)/interceptctl guest || [ $$? -eq 4 ]  # 4: no KVM, as its message says
 
 test: $(READY)
 	$(BIN)/python -m pytest -m 'not verify' --numprocesses=auto --dist=worksteal

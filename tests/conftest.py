@@ -1,4 +1,4 @@
-"""What holds for every test: no verdict depends on the machine's speed, nor on the shell's variables."""
+"""For every test: no verdict depends on the speed of the machine or on the environment."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ settings.load_profile("untimed")
 
 for _name in os.environ.keys() - private_environment().keys():
     del os.environ[_name]
-os.environ.pop("PYTHONUNBUFFERED", None)  # with it, output that cannot be written any more is not missed
+os.environ.pop("PYTHONUNBUFFERED", None)  # with it, a failed write of the output goes unnoticed

@@ -1,4 +1,4 @@
-"""No test asserts nothing, nor what cannot fail: it would say that something holds without having looked.
+"""Every test asserts something that can fail.
 
 A test looks by an `assert`, by `pytest.raises`, or by calling a helper that fails where the test should. The
 helpers are listed here, and those of ours are looked into as well.

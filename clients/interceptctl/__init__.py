@@ -1,4 +1,4 @@
-"""The operator's tool: what partitions there are, how they fare, and a few levers.
+"""The operator's tool: list and inspect partitions, and steer the daemon.
 
-Owns commands and their looks; must not know how the daemon works, nor do I/O on sockets itself.
+Owns the commands and their output; must not know how the daemon works, nor do I/O on sockets itself.
 """

@@ -1,6 +1,6 @@
 """The commands and their options.
 
-Owns the command line; must not know how failures are worded (`asking`) or how tables look (`render`).
+Owns the command line; must not know how errors are worded (`operator_client`) or how tables look (`render`).
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from .watch.command import watch_command
 
 DEFAULT_SOCKET: Final = "/run/interceptd/operator.sock"
 HEALTH_TIMEOUT: Final = 3.0
-"""Seconds: under the timeouts of the probes in deploy/."""
+"""Seconds; shorter than the timeouts of the probes in deploy/."""
 
-_HELP = """Look at a running interceptd, and steer it.
+_HELP = """Inspect and control a running interceptd.
 
 \b
 Exit codes:
   0  done
-  1  the daemon refused; doctor, exercise, explore, guest: something is wrong
-  2  the command line is wrong
-  3  no conversation with the daemon: no way to it, no answer, or lost
-  4  guest: no KVM here
+  1  the daemon refused the request; doctor, exercise, guest: a check failed
+  2  invalid command line
+  3  cannot reach the daemon: no connection, no answer, or connection lost
+  4  guest: KVM is not available
 """
 
 _ReplyT = TypeVar("_ReplyT")
@@ -67,9 +67,9 @@ def main(context: click.Context, path: str) -> None:
 
 
 def _as_json(command: _FunctionT) -> _FunctionT:
-    return click.option("--json", "as_json", is_flag=True, help="For scripts: keys are the wire's names.")(
-        command
-    )
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print JSON; keys are the field names of the protocol."
+    )(command)
 
 
 _partition_id = click.argument(
@@ -95,7 +95,7 @@ def list_partitions(path: str, *, as_json: bool) -> None:
 @_as_json
 @click.pass_obj
 def show_partition(path: str, partition_id: int, *, as_json: bool) -> None:
-    """Show one partition: its setting, regions and virtual processors."""
+    """Show one partition: its configuration, regions and virtual processors."""
     with operator_client.operator(path) as operator:
         inspection = operator.call(InspectPartition(partition_id=partition_id))
     _print(inspection, render.inspection, as_json=as_json)
@@ -125,7 +125,7 @@ def show_statistics(path: str, partition_id: int | None, *, as_json: bool) -> No
 @_as_json
 @click.pass_obj
 def show_health(path: str, *, as_json: bool) -> None:
-    """Exit 0 if the daemon answers its operator, for probes; 3 if it does not."""
+    """Check that the daemon answers: exit code 0 if it does, 3 if not."""
     with operator_client.operator(path, HEALTH_TIMEOUT) as operator:
         statistics = operator.call(OperatorStatistics())
     if as_json:
@@ -142,12 +142,14 @@ def show_health(path: str, *, as_json: bool) -> None:
     metavar="SECONDS",
     required=True,
     type=click.FloatRange(0, (2**32 - 1) / 1000),
-    help="How long what is under way may take.",
+    help="How long requests in progress may take.",
 )
 @_as_json
 @click.pass_obj
 def drain(path: str, timeout: float, *, as_json: bool) -> None:
-    """Let the daemon finish, and wait: it takes nothing new, and what is left after SECONDS is ended."""
+    """Drain the daemon and wait until it exits.
+
+    It accepts no new work, completes the requests in progress, and ends the rest after SECONDS."""
     request = Drain(timeout_ms=int(timeout * 1000))
     with operator_client.operator(path, timeout + operator_client.ANSWER_TIMEOUT) as operator:
         operator.call(request)
@@ -163,7 +165,7 @@ def _print(reply: _ReplyT, table: Callable[[_ReplyT], RenderableType], *, as_jso
 
 
 def _confirm(request: messages.Fields, sentence: str, *, as_json: bool) -> None:
-    """For requests that are answered with nothing: say what was asked, now that it is done."""
+    """For requests with an empty reply: say what was done."""
     if as_json:
         _print_json(request)
     else:

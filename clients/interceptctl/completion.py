@@ -1,6 +1,6 @@
-"""What a shell may complete beyond options and words: paths, and partitions, by asking the daemon.
+"""Shell completion of paths and of partition ids, which are fetched from the daemon.
 
-Owns that question, which must be quick and may not fail; must not know commands.
+Owns the request, which must be quick and must not fail; must not know commands.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from intercept_protocol.text import visible
 from . import operator_client
 
 PATIENCE: Final = 1.0
-"""Seconds that somebody who pressed Tab waits at most for each answer."""
+"""Seconds to wait for each answer: a user who pressed Tab is waiting."""
 SOCKET_PATH: Final = click.Path(readable=False)
-"""Completed as a path and not checked: nobody reads a socket, and what `connect` says about it is worded by
-`asking`."""
+"""Completed as a path, not checked: `operator_client` reports what `connect` says."""
 
 
 def partition_ids(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The partitions whose ids begin so, each with its name; none where the daemon cannot be asked."""
+    """The partitions whose ids start with `incomplete`; none if the daemon cannot be reached."""
     path = context.find_root().params["path"]
     try:
         with operator_client.operator(path, PATIENCE) as operator:

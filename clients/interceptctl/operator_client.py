@@ -1,6 +1,6 @@
-"""One conversation with the daemon, and every way it can fail as a sentence and an exit code.
+"""One connection to the daemon; every way it can fail becomes an error message and an exit code.
 
-Owns the wording of failures and the paging of lists; must not know commands or tables.
+Owns the wording of errors and the paging of lists; must not know commands or tables.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from intercept_protocol.text import sentence as sentence_of
 from intercept_protocol.text import visible_lines
 
 ANSWER_TIMEOUT: Final = 10.0
-"""Seconds to wait for an answer; the daemon answers an operator without waiting for anything."""
+"""Seconds to wait for an answer. The daemon answers operators without waiting for anything."""
 
 
 class Failure(click.ClickException):
-    """A sentence, perhaps with notes in lines of their own. What it quotes from outside is made visible."""
+    """An error message of one or more lines. Control characters in text from outside are escaped."""
 
     def __init__(self, message: str) -> None:
         super().__init__(visible_lines(message))
 
 
 class Refused(Failure):
-    """The daemon answered, with an error."""
+    """The daemon answered with an error."""
 
     exit_code = 1
 
 
 class Unreachable(Failure):
-    """There is no conversation with the daemon. Exit code 2, wrong usage, is click's own."""
+    """The daemon cannot be reached. (Exit code 2, wrong usage, is click's.)"""
 
     exit_code = 3
 
 
 @contextmanager
 def operator(path: str, timeout: float = ANSWER_TIMEOUT) -> Iterator[BlockingOperator]:
-    """A connected operator; whatever goes wrong, here or in the block, becomes `Refused` or `Unreachable`."""
+    """A connected operator. Errors, here or in the block, become `Refused` or `Unreachable`."""
     with _connect(path, timeout) as client:
         try:
             yield client
         except ProtocolViolation as violation:
-            raise _unreachable(path, f"the daemon broke the protocol: {violation}") from violation
+            raise _unreachable(path, f"the daemon violated the protocol: {violation}") from violation
         except WireError as refusal:
             raise Refused(f"refused: {refusal}") from refusal
         except TimeoutError as error:
@@ -58,7 +58,7 @@ def operator(path: str, timeout: float = ANSWER_TIMEOUT) -> Iterator[BlockingOpe
 
 
 def all_partitions(client: BlockingOperator) -> list[PartitionSummary]:
-    """Every partition, by ascending id, page after page."""
+    """Every partition by ascending id, fetched page by page."""
     partitions: list[PartitionSummary] = []
     more, after = True, 0
     while more:
@@ -71,17 +71,19 @@ def all_partitions(client: BlockingOperator) -> list[PartitionSummary]:
 
 
 def wait_ended(client: BlockingOperator) -> None:
-    """Block until a daemon that drains closes the conversation, as it does once its partitions are gone."""
+    """Block until a draining daemon closes the connection, which it does once its partitions are gone."""
     with suppress(ConnectionLost):
         while True:
             client.next_events()
 
 
 def _next_page(after: int, page: list[PartitionSummary]) -> int:
-    """Where the next page starts; a page that brings us no further would be asked for ever."""
+    """Where the next page starts. Raises if a page makes no progress: we would ask forever."""
     last = page[-1].partition_id if page else after
     if last <= after:
-        raise ProtocolViolation(errno.EPROTO, f"list_partitions: no page after partition {after}")
+        raise ProtocolViolation(
+            errno.EPROTO, f"list_partitions: page does not advance past partition {after}"
+        )
     return last
 
 
@@ -93,7 +95,7 @@ def _connect(path: str, timeout: float) -> BlockingOperator:
     except WireError as refusal:
         if refusal.number == errno.EPROTONOSUPPORT:
             raise _unreachable(path, refusal.message) from refusal
-        raise _unreachable(path, f"not an operator socket, or not for you: {refusal}") from refusal
+        raise _unreachable(path, f"not an operator socket, or access denied: {refusal}") from refusal
     except ConnectionLost as error:
         raise _unreachable(path, f"not an operator socket: {error}") from error
     except TimeoutError as error:
@@ -105,23 +107,23 @@ def _connect(path: str, timeout: float) -> BlockingOperator:
 
 
 def sentence(error: BaseException, vmm_socket: str | None) -> str:
-    """What went wrong; of the way to the VMMs' socket, with what to look for."""
+    """What went wrong; if the VMM socket could not be reached, also what to check."""
     if vmm_socket is not None and isinstance(error, OSError) and error.filename == vmm_socket:
         return f"{vmm_socket}: {_cause(error, 'socket')}"
     return sentence_of(error)
 
 
 def _cause(error: OSError, option: str) -> str:
-    """`option` is the daemon's that says where the socket is."""
+    """`option` is the daemon's option that sets the path of the socket."""
     match error:
         case FileNotFoundError():
-            return f"no such file; is interceptd running, and is this its --{option}?"
+            return f"no such file; is interceptd running with --{option} set to this path?"
         case ConnectionRefusedError():
-            return "connection refused; nobody listens there"
+            return "connection refused; no process is listening on it"
         case PermissionError() if option == "socket":
-            return "permission denied; socket_mode and socket_group say who may connect"
+            return "permission denied; see socket_mode and socket_group in the daemon's configuration"
         case PermissionError():
-            return "permission denied; the operator's socket is its owner's alone"
+            return "permission denied; only the owner of the operator socket may connect"
         case _:
             return (error.strerror or str(error)).lower()
 

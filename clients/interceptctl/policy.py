@@ -1,6 +1,6 @@
-"""`interceptctl policy`: how a partition maps.
+"""`interceptctl policy`: how much a partition maps at once.
 
-Owns its two commands; must not know how failures are worded.
+Owns its two commands; must not know how errors are worded.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ _MEANINGS: Final[Mapping[str, str]] = {
 _partition_id = click.argument(
     "partition_id", metavar="ID", type=click.IntRange(0, 2**64 - 1), shell_complete=partition_ids
 )
-_as_json = click.option("--json", "as_json", is_flag=True, help="For scripts: keys are the wire's names.")
+_as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON; keys are the field names of the protocol."
+)
 
 
 @click.group("policy")
 def policy_command() -> None:
-    """Look at how a partition maps, and change it."""
+    """Show or change how much a partition maps at once."""
 
 
 @policy_command.command("show")
@@ -39,7 +41,7 @@ def show_policy(path: str, partition_id: int, *, as_json: bool) -> None:
     """Show a partition's policy."""
     with operator_client.operator(path) as operator:
         granularity = operator.call(InspectPartition(partition_id=partition_id)).mmio_granularity
-    _tell(partition_id, granularity, as_json=as_json)
+    _print(partition_id, granularity, as_json=as_json)
 
 
 @policy_command.command("set")
@@ -48,20 +50,20 @@ def show_policy(path: str, partition_id: int, *, as_json: bool) -> None:
     "--mmio-granularity",
     required=True,
     type=click.Choice([choice.value for choice in MmioGranularity]),
-    help="How much of an MMIO region one first touch maps.",
+    help="How much of an MMIO region its first touch maps.",
 )
 @_as_json
 @click.pass_obj
 def set_policy(path: str, partition_id: int, mmio_granularity: str, *, as_json: bool) -> None:
-    """Change how a partition maps from now on; what is mapped stays."""
+    """Change a partition's policy. Existing mappings stay."""
     granularity = MmioGranularity(mmio_granularity)
     with operator_client.operator(path) as operator:
         operator.call(OperatorSetPolicy(partition_id=partition_id, mmio_granularity=granularity))
-    _tell(partition_id, granularity, as_json=as_json)
+    _print(partition_id, granularity, as_json=as_json)
 
 
-def _tell(partition_id: int, granularity: str, *, as_json: bool) -> None:
-    """Print the policy; of a granularity that only a later daemon knows, its word alone."""
+def _print(partition_id: int, granularity: str, *, as_json: bool) -> None:
+    """Print the policy; a granularity that only a newer daemon knows is printed without an explanation."""
     if as_json:
         click.echo(json.dumps({"partition_id": partition_id, "mmio_granularity": granularity}, indent=2))
     else:

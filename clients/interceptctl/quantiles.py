@@ -1,7 +1,7 @@
-"""From latency buckets seen at two moments to what half, or 99 of 100, of the intercepts in between took.
+"""P50 and P99 latency between two snapshots of the latency buckets.
 
-Owns the arithmetic: pure. A bucket says between which two powers of two a time lies, so a quantile is said as
-the upper end of its bucket: "at most".
+Owns the arithmetic: pure. A bucket spans two adjacent powers of two, so a quantile is reported as the upper
+bound of its bucket.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from itertools import zip_longest
 import msgspec
 
 Counts = Sequence[int]
-"""Of the buckets of one histogram (protocol, O-8)."""
+"""The bucket counts of one histogram (protocol, O-8)."""
 
 
 class Quantiles(msgspec.Struct, frozen=True):
-    """At most how long half, and 99 of 100, of some intercepts took; None of none."""
+    """Upper bounds of the median and of the 99th percentile; None if there were no intercepts."""
 
     p50_ns: int | None = None
     p99_ns: int | None = None
 
 
 def quantiles(then: Counts, now: Counts) -> Quantiles:
-    """Of what was counted in between."""
+    """The quantiles of what was counted between `then` and `now`."""
     counted = [max(0, later - earlier) for earlier, later in zip_longest(then, now, fillvalue=0)]
     return Quantiles(_quantile_ns(counted, 0.5), _quantile_ns(counted, 0.99))
 
 
 def at_once(all_counts: Counts, waited: Counts) -> list[int]:
-    """The buckets of those that did not wait: all less those that did (O-14)."""
+    """The buckets of the intercepts that did not wait: all minus those that did (O-14)."""
     return [max(0, every - some) for every, some in zip_longest(all_counts, waited, fillvalue=0)]
 
 
 def _quantile_ns(counts: Counts, share: float) -> int | None:
-    """At most how long the fastest `share` took.
+    """An upper bound on the time that the fastest `share` took.
 
-    Bucket n ends at 2^(n+1) us (protocol, O-8); the last has no end, and is given the one that it would have.
+    Bucket n ends at 2^(n+1) us (protocol, O-8). The last is unbounded, and treated as if it ended there too.
     """
     wanted = share * sum(counts)
     counted = 0

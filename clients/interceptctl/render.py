@@ -1,7 +1,7 @@
-"""What the commands print for people: rich tables that fit 80 columns.
+"""Human-readable output: rich tables that fit 80 columns.
 
-Owns headings and layout; must not know sockets or commands. Cells are `Text`, never markup, and made visible:
-a partition's name is its VMM's to choose, and a daemon's words are its own.
+Owns headings and layout; must not know sockets or commands. Cells are `Text`, never markup, and control
+characters are escaped: a VMM chooses its partition's name, and the daemon may be newer or faulty.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def show(renderable: RenderableType) -> None:
 
 
 def console() -> Console:
-    """Stdout, which text is written to as it is."""
+    """Stdout, without markup, emoji or highlighting."""
     return Console(highlight=False, emoji=False, markup=False)
 
 
@@ -91,7 +91,7 @@ def inspection(view: PartitionInspection) -> RenderableType:
 
 
 def statistics_table(statistics: Statistics) -> RenderableType:
-    """Every counter under its wire name, how long intercepts took, and how many had which answer."""
+    """Every counter under its name in the protocol, latencies, and intercepts by outcome and reason."""
     counters: dict[str, object] = {
         name: f"{value:,}"
         for name, value in msgspec.structs.asdict(statistics).items()
@@ -99,11 +99,11 @@ def statistics_table(statistics: Statistics) -> RenderableType:
     }
     for name, took in (
         ("answered at once", _at_once(statistics)),
-        ("waited for others", _waited(statistics)),
+        ("waited", _waited(statistics)),
     ):
         if took.p50_ns is not None:
             half, most = units.latency(took.p50_ns), units.latency(took.p99_ns)
-            counters[name] = f"half within {half}, 99 % within {most}"
+            counters[name] = f"p50 <= {half}, p99 <= {most}"
     table = _table("OUTCOME", "REASON", "INTERCEPTS>")
     for outcome, reasons in statistics.intercepts.items():
         for reason, number in reasons.items():
@@ -120,7 +120,7 @@ def _waited(counted: Counted) -> Quantiles:
 
 
 def _regions(regions: Iterable[RegionView]) -> Table:
-    """What the guest sees, and where that begins in the VMM."""
+    """Regions: where the guest sees them and where they start in the VMM."""
     table = _table("GUEST PHYSICAL>", "VMM ADDRESS>", "KIND", "STATE", "RIGHTS", "SIZE>", "MAPPED>")
     for region in regions:
         rights = "r" + ("w" if region.writable else "-") + ("x" if region.executable else "-")
@@ -160,9 +160,9 @@ def _facts(facts: Mapping[str, object]) -> Table:
 
 
 def _table(*headings: str) -> Table:
-    """A table without rules; a heading that ends in > is a column of numbers, kept whole and to the right.
+    """A table without borders. A heading that ends in > makes a right-aligned column of numbers.
 
-    Headings of one line stand above the last line of those of two.
+    One-line headings are aligned with the last line of two-line headings.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)
     lines = 1 + max(heading.count("\n") for heading in headings)

@@ -1,7 +1,7 @@
-"""Numbers and addresses for people.
+"""Formats numbers, sizes, times and addresses for people.
 
 Owns units and notation; must not know tables. Addresses are bytes in hex, ranges half-open, as in
-/proc/PID/maps; counts are decimal. Where columns are few, exact numbers are what `--json` is for.
+/proc/PID/maps; counts are decimal. Narrow columns round; `--json` has the exact numbers.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def count(number: int) -> str:
 
 
 def of(number: int, noun: str) -> str:
-    """So many of something that has a plural in s: 1 partition, 1,234 partitions."""
+    """A count with its noun, whose plural ends in s: 1 partition, 1,234 partitions."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def address(page: int) -> str:
-    """Where a page begins, in bytes."""
+    """The byte address at which a page starts."""
     return f"{page << PAGE_SHIFT:#x}"
 
 
 def span(start_page: int, page_count: int) -> str:
-    """Pages as a range of addresses; the end is not in it."""
+    """Pages as a half-open range of byte addresses."""
     return f"{address(start_page)}-{address(start_page + page_count)}"
 
 
@@ -59,7 +59,7 @@ def duration(milliseconds: int) -> str:
 
 
 def latency(nanoseconds: float | None) -> str:
-    """In at most five characters: 2us, 128us, 1.0ms, 134ms, 8.4s; nothing for None."""
+    """At most five characters: 2us, 128us, 1.0ms, 134ms, 8.4s; empty for None."""
     if nanoseconds is None:
         return ""
     for unit, length in (("us", 1e3), ("ms", 1e6)):
@@ -70,5 +70,5 @@ def latency(nanoseconds: float | None) -> str:
 
 
 def p50_p99(took: Quantiles) -> str:
-    """Both, in eleven columns, under P50_P99."""
+    """Both in eleven columns, for a column headed P50_P99."""
     return f"{latency(took.p50_ns):>5} {latency(took.p99_ns):>5}"

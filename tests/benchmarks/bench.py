@@ -1,4 +1,4 @@
-"""`make bench`: an intercept beside what else could have answered it, in one run, in turns.
+"""`make bench`: an intercept compared with other servers, interleaved in one run.
 
 Compare ratios within one run, never times between runs. `--compare` holds those against a stored run's, and
 ends with status 1 where one got worse. The start is measured last, as `start.py` alone does.

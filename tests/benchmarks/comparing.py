@@ -26,7 +26,7 @@ class Comparison:
 def compared(results: Mapping[str, Rounds], before: Mapping[str, Rounds]) -> Comparison:
     """Ratios are held against each other, never times: each to the floor of its own run.
 
-    What was not pinned is told and not judged: which CPU wakes which moves a ratio by half between two runs.
+    What was not pinned is reported but not judged: which CPU wakes which changes a ratio by half.
     """
     lines: list[str] = []
     slower, held = False, 0

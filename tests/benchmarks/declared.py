@@ -1,6 +1,6 @@
 """What a VMM has to say before its guest can run: a partition on declared memory, and a region of it.
 
-Owns these calls, for whoever is a VMM in Python. Must not know what is measured.
+Owns these calls, for benchmarks whose VMM is in Python. Must not know what is measured.
 """
 
 from __future__ import annotations

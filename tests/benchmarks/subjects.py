@@ -56,7 +56,7 @@ def subjects(scratch: Path, load: Load, place: Place, *, alone: bool) -> Iterato
 
 
 def _others(scratch: Path, load: Load) -> Iterator[tuple[str, str, Command]]:
-    """The servers that are no interceptd: name, what they are asked, how they are started."""
+    """The servers other than interceptd: name, requests, and how they are started."""
     if load.in_c:
         yield FLOOR, "echo", [build(scratch, "servers/c_echo.c"), scratch / "c.sock"]
     yield FLOOR_WITHOUT_GCC, "echo", [sys.executable, SERVERS / "python_echo.py", scratch / "python.sock"]

@@ -103,7 +103,7 @@ def test_intercept_hands_in_the_message_and_returns_the_answer(socket_path: Path
     ]
 
 
-def test_a_refused_call_raises_and_the_next_goes_on(socket_path: Path) -> None:
+def test_a_refused_call_raises_and_the_next_continues(socket_path: Path) -> None:
     script = [*hello(), Hear(), Refuse(WireError(errno.ENOENT, "no VP 9")), *replies(None)]
     with ScriptedDaemon(socket_path, (script,)) as daemon, BlockingVmm.open(socket_path) as vmm:
         with pytest.raises(WireError, match="ENOENT: no VP 9"):
@@ -375,7 +375,7 @@ def test_events_that_came_with_an_answer_are_not_lost(socket_path: Path) -> None
             operator.next_events()
 
 
-def test_silence_is_a_timeout_that_harms_nothing(socket_path: Path) -> None:
+def test_a_timeout_does_not_harm_the_connection(socket_path: Path) -> None:
     waited = threading.Event()
     script: list[Step] = [*hello(), *replies(None), Await(waited), Say(NOTIFICATION)]
     with (
@@ -392,7 +392,7 @@ def test_silence_is_a_timeout_that_harms_nothing(socket_path: Path) -> None:
         assert operator.next_events() == [TOLD]
 
 
-def test_what_is_no_event_is_a_protocol_violation_for_good(socket_path: Path) -> None:
+def test_an_invalid_event_is_a_permanent_protocol_violation(socket_path: Path) -> None:
     script: list[Step] = [*hello(), Say(rpc.encode_notification(EVENT_METHOD, [{"event": 5}]))]
     with (
         ScriptedDaemon(socket_path, (script,)),

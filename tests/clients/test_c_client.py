@@ -1,4 +1,4 @@
-"""The C client: built as a VMM's author would, with every warning an error and the sanitizers on, and run."""
+"""The C client, built with all warnings as errors and with the sanitizers, and run."""
 
 from __future__ import annotations
 
@@ -150,12 +150,12 @@ def test_a_partition_is_read_wherever_its_fields_stand(binaries: Path, socket_pa
     ]
 
 
-def test_a_partition_without_its_token_is_no_answer(binaries: Path, socket_path: Path) -> None:
+def test_a_partition_reply_without_a_token_is_invalid(binaries: Path, socket_path: Path) -> None:
     printed, _ = asked(binaries, socket_path, "create_partition", answer=[1, 1, None, {"partition_id": 1}])
     assert printed.startswith("lost 74 answer to create_partition: ")
 
 
-def test_the_kind_that_auto_became_is_told(binaries: Path, socket_path: Path) -> None:
+def test_the_kind_inferred_for_auto_is_returned(binaries: Path, socket_path: Path) -> None:
     printed, request = asked(
         binaries, socket_path, "add_region", 1, 2, 4096, answer=[1, 1, None, {"kind": "movable"}]
     )
@@ -224,7 +224,7 @@ def test_a_text_that_no_request_can_hold_is_refused_before_it_is_sent(
         (msgpack.packb([1, 1, "wrong", None]), "lost 74 answer its error: "),
     ],
 )
-def test_what_is_no_answer_loses_the_connection(
+def test_an_invalid_answer_loses_the_connection(
     binaries: Path, socket_path: Path, answer: bytes, why: str
 ) -> None:
     with AnsweringPeer(socket_path, [answer]):

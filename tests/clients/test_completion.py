@@ -1,4 +1,4 @@
-"""Shell completion, asked for as the shells ask: the programs' answers on standard output."""
+"""Shell completion, requested as shells do: the programs' output."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def complete(shell: str, line: str, cursor_word: int, *, path: Path | None = Non
         ("interceptd check", ["plain,check-config"]),
     ],
 )  # fmt: skip
-def test_bash_is_offered_what_may_stand_there(line: str, offered: list[str]) -> None:
+def test_bash_is_offered_the_valid_completions(line: str, offered: list[str]) -> None:
     assert sorted(complete("bash", line, line.count(" "))) == sorted(offered)
 
 
-def test_zsh_and_fish_are_offered_the_same_with_a_word_of_help() -> None:
+def test_zsh_and_fish_get_the_same_completions_with_help() -> None:
     zsh = complete("zsh", "interceptctl wat", 1)
     fish = complete("fish", "interceptctl wat", 1)
 
     assert zsh[:2] == ["plain", "watch"]
-    assert fish[0].startswith("plain,watch\tPrint what happens")
+    assert fish[0].startswith("plain,watch\tPrint the daemon")
 
 
-def test_ids_of_partitions_are_the_daemons(socket_path: Path) -> None:
+def test_partition_ids_come_from_the_daemon(socket_path: Path) -> None:
     def summary(number: int) -> PartitionSummary:
         return PartitionSummary(
             partition_id=number, name="a,b\x1b", uid=1, pid=2, address_space="declared",
@@ -79,7 +79,7 @@ def test_ids_of_partitions_are_the_daemons(socket_path: Path) -> None:
     assert offered == ["plain,1", "plain,17"]
 
 
-def test_without_a_daemon_no_id_is_offered_and_nothing_is_complained_of(tmp_path: Path) -> None:
+def test_without_a_daemon_no_id_is_offered_and_no_error_shown(tmp_path: Path) -> None:
     assert complete("bash", "interceptctl show 1", 2, path=tmp_path / "none.sock") == []
 
 

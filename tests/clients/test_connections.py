@@ -1,4 +1,4 @@
-"""What the two shells do with a socket, where a daemon could not bring it about."""
+"""What the blocking and the trio client do with a socket, in cases that a daemon cannot cause."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_blocking_call_timed_out_while_the_socket_is_full_is_withdrawn(full_so
     assert exchange.progress is Progress.WITHDRAWN
 
 
-def test_a_blocking_call_without_a_deadline_waits_for_ever_after_one_with_a_deadline(
+def test_a_blocking_call_without_a_deadline_waits_forever_after_one_with_a_deadline(
     sockets: SocketPair,
 ) -> None:
     ours, theirs = sockets

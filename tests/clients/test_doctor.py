@@ -1,4 +1,4 @@
-"""`interceptctl doctor`: what is missing, for what, with its mend."""
+"""`interceptctl doctor`: what is missing, for which mode, and how to fix it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from intercept_client.userfaultfd import Permission, UserfaultfdNotPermitted, Us
 from intercept_protocol.messages import DaemonStatistics
 from interceptctl.cli import main
 from interceptctl.doctor import command, confinement, kernel, sockets
-from interceptctl.doctor.finding import Finding, Setting, State
+from interceptctl.doctor.finding import Finding, Mode, State
 from interceptd.address_space.process import WORKERS
 
 STATISTICS = DaemonStatistics(
     uptime_ms=90_000, partitions=0, vps=0, connections=1, connections_without_hello=0, tasks=9,
     partitions_created=0, partitions_lost=0, connections_refused=0, intercepts={}, invalidations=0,
 )  # fmt: skip
-FINE = Finding("kernel thing", Setting.LIVE, State.OK, "is there")
-LIMITED = Finding("old kernel", Setting.LIVE, State.LIMITED, "slower", "a newer one")
-MISSING = Finding("/dev/kvm", Setting.GUESTS, State.MISSING, "permission denied", "join the group kvm")
+FINE = Finding("kernel thing", Mode.LIVE, State.OK, "is there")
+LIMITED = Finding("old kernel", Mode.LIVE, State.LIMITED, "slower", "a newer one")
+MISSING = Finding("/dev/kvm", Mode.GUESTS, State.MISSING, "permission denied", "join the group kvm")
 
 
 def doctor(monkeypatch: pytest.MonkeyPatch, findings: list[Finding], *arguments: str) -> Result:
@@ -42,7 +42,7 @@ def test_the_exit_code_is_1_only_if_something_is_missing(
     assert doctor(monkeypatch, findings).exit_code == code
 
 
-def test_a_setting_leaves_out_what_only_later_ones_need(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mode_leaves_out_what_only_later_modes_need(monkeypatch: pytest.MonkeyPatch) -> None:
     result = doctor(monkeypatch, [FINE, MISSING], "--for", "live")
     assert (result.exit_code, "/dev/kvm" in result.stdout) == (0, False)
 
@@ -53,19 +53,19 @@ def test_json_has_every_field_of_a_finding(monkeypatch: pytest.MonkeyPatch) -> N
         "findings": [
             {
                 "name": "/dev/kvm",
-                "setting": "guests",
+                "mode": "guests",
                 "state": "missing",
                 "found": "permission denied",
-                "mend": "join the group kvm",
+                "fix": "join the group kvm",
             }
         ]
     }
 
 
-def test_the_table_of_this_machine_fits_80_columns_and_shows_mends(socket_path: Path) -> None:
+def test_the_table_of_this_machine_fits_80_columns_and_shows_fixes(socket_path: Path) -> None:
     result = CliRunner().invoke(main, ["--socket", str(socket_path), "doctor"])
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
-    assert "mend: start interceptd" in result.stdout
+    assert "fix: start interceptd" in result.stdout
 
 
 def test_an_operator_socket_that_answers_is_ok(socket_path: Path) -> None:
@@ -74,15 +74,15 @@ def test_an_operator_socket_that_answers_is_ok(socket_path: Path) -> None:
     assert (found.state, found.found) == (State.OK, f"{socket_path} answers, up 1m30s")
 
 
-def test_a_socket_that_is_not_there_is_limited_and_a_file_in_its_place_is_missing(tmp_path: Path) -> None:
+def test_an_absent_socket_is_limited_and_another_file_in_its_place_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "operator.sock"
     before = sockets.operator_socket(str(path))
     path.touch()
     after = sockets.operator_socket(str(path))
-    assert (before.state, after.state, after.found) == (State.LIMITED, State.MISSING, f"{path}: is no socket")
+    assert (before.state, after.state, after.found) == (State.LIMITED, State.MISSING, f"{path}: not a socket")
 
 
-def test_a_vmm_socket_that_nobody_listens_on_is_missing(tmp_path: Path) -> None:
+def test_a_vmm_socket_without_a_listener_is_missing(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
         stale.bind(str(tmp_path / "vmm.sock"))
     found = sockets.vmm_socket(str(tmp_path / "vmm.sock"))
@@ -96,17 +96,17 @@ def test_a_vmm_socket_whose_backlog_is_full_is_alive_and_limited(tmp_path: Path)
         busy.listen(0)
         waiting.connect(path)
         found = sockets.vmm_socket(path)
-    assert (found.state, "no room" in found.found) == (State.LIMITED, True)
+    assert (found.state, "queue of pending connections is full" in found.found) == (State.LIMITED, True)
 
 
-def test_who_may_not_be_an_operator_is_limited_and_who_may_not_be_a_vmm_is_missing(
+def test_no_access_to_the_operator_socket_is_limited_and_to_the_vmm_socket_is_missing(
     socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # as for a user who is not root
     with ScriptedDaemon(socket_path, ()):
         operator, vmm = sockets.operator_socket(str(socket_path)), sockets.vmm_socket(str(socket_path))
     assert (operator.state, vmm.state) == (State.LIMITED, State.MISSING)
-    assert "not for this user" in operator.found
+    assert "no access for this user" in operator.found
 
 
 def test_the_vmms_socket_may_be_elsewhere(socket_path: Path, tmp_path: Path) -> None:
@@ -114,14 +114,14 @@ def test_the_vmms_socket_may_be_elsewhere(socket_path: Path, tmp_path: Path) -> 
     arguments = ["--socket", str(socket_path), "doctor", "--json", "--vmm-socket", elsewhere]
     findings = json.loads(CliRunner().invoke(main, arguments).stdout)["findings"]
     assert [item["found"] for item in findings[:2]] == [
-        f"{socket_path}: not there",
-        f"{elsewhere}: not there",
+        f"{socket_path}: does not exist",
+        f"{elsewhere}: does not exist",
     ]
 
 
 def test_a_path_that_is_too_long_for_a_socket_is_missing() -> None:
     found = sockets.operator_socket("/" + "x" * 107)
-    assert (found.state, "has 108 bytes, and the path of a socket at most 107" in found.found) == (
+    assert (found.state, "108 bytes; the path of a socket may have 107" in found.found) == (
         State.MISSING,
         True,
     )
@@ -130,11 +130,11 @@ def test_a_path_that_is_too_long_for_a_socket_is_missing() -> None:
 def test_a_kernel_without_procmap_query_is_limited(tmp_path: Path) -> None:
     (tmp_path / "maps").touch()  # a plain file knows the ioctl no better than an old kernel
     found = kernel.procmap_query(str(tmp_path / "maps"))
-    assert (found.state, found.mend) == (State.LIMITED, "Linux 6.11 or newer")
+    assert (found.state, found.fix) == (State.LIMITED, "Linux 6.11 or newer")
 
 
 @pytest.mark.parametrize(
-    ("refusal", "mend"),
+    ("refusal", "fix"),
     [
         (UserfaultfdNotSupported(38, "no"), "a kernel with CONFIG_USERFAULTFD"),
         (
@@ -143,15 +143,15 @@ def test_a_kernel_without_procmap_query_is_limited(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_userfaultfd_that_cannot_be_is_missing_with_every_mend(
-    monkeypatch: pytest.MonkeyPatch, refusal: OSError, mend: str
+def test_a_userfaultfd_that_cannot_be_created_is_missing_with_every_fix(
+    monkeypatch: pytest.MonkeyPatch, refusal: OSError, fix: str
 ) -> None:
     def refuse() -> int:
         raise refusal
 
     monkeypatch.setattr(kernel, "open_userfaultfd", refuse)
     found = kernel.userfaultfd()
-    assert (found.state, found.mend.startswith(mend)) == (State.MISSING, True)
+    assert (found.state, found.fix.startswith(fix)) == (State.MISSING, True)
 
 
 def test_a_userfaultfd_whose_kernel_cannot_watch_guest_memory_is_missing_by_the_features_name(
@@ -161,24 +161,24 @@ def test_a_userfaultfd_whose_kernel_cannot_watch_guest_memory_is_missing_by_the_
     monkeypatch.setattr(kernel, "open_userfaultfd", lambda: os.open("/dev/null", os.O_RDONLY))
     monkeypatch.setattr("interceptctl.doctor.kernel.fcntl.ioctl", UserfaultfdKernel(EVENT_UNMAP))
     found = kernel.userfaultfd()
-    lacking = "the kernel lacks UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_WP_HUGETLBFS_SHMEM"
+    lacking = "the kernel does not support UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_WP_HUGETLBFS_SHMEM"
     assert (found.state, found.found) == (State.MISSING, lacking)
 
 
-def test_every_permission_has_a_mend() -> None:
-    assert set(kernel._MENDS) == set(Permission)
+def test_every_permission_has_a_fix() -> None:
+    assert set(kernel._FIXES) == set(Permission)
 
 
-def test_a_device_that_is_not_there_is_missing_for_guests(tmp_path: Path) -> None:
+def test_an_absent_kvm_device_is_missing(tmp_path: Path) -> None:
     found = kernel.kvm(str(tmp_path / "kvm"))
     assert (found.state, found.found) == (State.MISSING, "No such file or directory")
 
 
-def test_a_userfaultfd_device_shows_its_mode(tmp_path: Path) -> None:
+def test_a_userfaultfd_device_shows_its_permissions(tmp_path: Path) -> None:
     device = tmp_path / "userfaultfd"
     device.touch(0o640)
     shown, gone = kernel.userfaultfd_device(str(device)), kernel.userfaultfd_device(str(tmp_path / "no"))
-    assert (shown.state, shown.found) == (State.OK, "mode 0640, for this user")
+    assert (shown.state, shown.found) == (State.OK, "mode 0640, accessible to this user")
     assert gone.state is State.LIMITED
 
 
@@ -207,17 +207,17 @@ def test_descriptors_are_enough_if_a_uid_at_all_of_the_daemons_limits_leaves_som
         State.LIMITED,
         State.OK,
     ]
-    assert f"takes {needed}" in found(needed - 1).found
+    assert f"needs {needed}" in found(needed - 1).found
 
 
-def test_without_a_daemon_a_common_number_of_descriptors_is_asked_for(
+def test_without_a_daemon_descriptors_for_ten_partitions_are_required(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1, kernel.ENOUGH_DESCRIPTORS - 1))
     assert kernel.descriptors(None).state is State.LIMITED
 
 
-def test_limits_are_those_that_the_daemon_states_and_none_without_one(socket_path: Path) -> None:
+def test_limits_are_those_that_the_daemon_states_or_none_without_a_daemon(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, (hello(),)):
         stated = sockets.stated_limits(str(socket_path))
     assert stated == {"message_bytes": 65536}
@@ -225,7 +225,7 @@ def test_limits_are_those_that_the_daemon_states_and_none_without_one(socket_pat
 
 
 @pytest.mark.parametrize(("mode", "state"), [(0o755, State.OK), (0o1777, State.OK), (0o777, State.LIMITED)])
-def test_a_socket_directory_that_anybody_may_write_to_is_limited(
+def test_a_world_writable_socket_directory_is_limited_unless_sticky(
     tmp_path: Path, mode: int, state: State
 ) -> None:
     folder = tmp_path / "sockets"
@@ -235,7 +235,7 @@ def test_a_socket_directory_that_anybody_may_write_to_is_limited(
     assert (found.state, f"mode {mode:04o}" in found.found) == (state, True)
 
 
-def test_a_socket_directory_that_is_not_there_is_limited(tmp_path: Path) -> None:
+def test_a_missing_socket_directory_is_limited(tmp_path: Path) -> None:
     assert sockets.directory(str(tmp_path / "none" / "vmm.sock")).state is State.LIMITED
 
 
@@ -248,7 +248,7 @@ def test_a_socket_directory_that_is_not_there_is_limited(tmp_path: Path) -> None
         ("", State.LIMITED),
     ],
 )
-def test_a_user_namespace_in_which_some_uids_have_no_name_is_limited(
+def test_a_user_namespace_that_does_not_map_every_uid_is_limited(
     tmp_path: Path, uid_map: str, state: State
 ) -> None:
     path = tmp_path / "uid_map"
@@ -256,19 +256,19 @@ def test_a_user_namespace_in_which_some_uids_have_no_name_is_limited(
     assert confinement.user_namespace(str(path)).state is state
 
 
-def test_a_pid_namespace_other_than_the_machines_is_limited(tmp_path: Path) -> None:
+def test_a_pid_namespace_other_than_the_initial_one_is_limited(tmp_path: Path) -> None:
     (tmp_path / "pid").touch()
     assert confinement.pid_namespace(str(tmp_path)).state is State.LIMITED
-    assert "cannot be told" in confinement.pid_namespace(str(tmp_path / "none")).found
+    assert "unknown" in confinement.pid_namespace(str(tmp_path / "none")).found
 
 
 @pytest.mark.parametrize("value", ["0\n", "3\n", None])
-def test_any_ptrace_scope_will_do(tmp_path: Path, value: str | None) -> None:
+def test_any_ptrace_scope_is_ok(tmp_path: Path, value: str | None) -> None:
     path = tmp_path / "ptrace_scope"
     if value is not None:
         path.write_text(value)
     assert confinement.ptrace_scope(str(path)).state is State.OK
 
 
-def test_a_sysctl_that_is_not_there_is_limited(tmp_path: Path) -> None:
+def test_a_missing_sysctl_is_limited(tmp_path: Path) -> None:
     assert kernel.userfaultfd_sysctl(str(tmp_path / "none")).state is State.LIMITED

@@ -1,4 +1,4 @@
-"""Every guarded call begins what it touches, makes its system call, and ends, also when that fails."""
+"""Every guarded call begins an invalidation, makes its system call, and ends it, also if the call fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from intercept_protocol.outcomes import Access
 PARTITION = CreatePartitionReply(partition_id=7, token=bytes(16))
 RW = Access.READ | Access.WRITE
 NOWHERE = UaddrRange(start=1, end=3)
-"""Below mmap_min_addr, where nobody may map and nobody has."""
+"""Below mmap_min_addr, where nothing can be mapped."""
 NO_FILE = -1
 Guarded = Callable[[BlockingNotifier], object]
 

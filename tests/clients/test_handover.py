@@ -1,4 +1,4 @@
-"""Descriptors go along with a request's first byte, and those that cannot be sent lose nothing."""
+"""Descriptors are sent with a request's first byte; a failure to send them loses nothing."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_descriptor_that_is_not_open_is_misuse_before_anything_is_sent() -> No
 
 
 @pytest.mark.parametrize("descriptor", [-1, 1 << 40])
-def test_a_number_that_is_no_descriptor_is_misuse(descriptor: int) -> None:
+def test_an_invalid_descriptor_number_is_misuse(descriptor: int) -> None:
     with pytest.raises(ClientMisuse, match="is not open"):
         call_exchange(CALL, [descriptor])
 

@@ -39,8 +39,8 @@ LATENCY = (97, 0, 1, 3, *[0] * 20)
 WAITED = (0, 0, 1, 1, *[0] * 20)
 """Two of 101; of the others 97 took less than 2 us, and two up to 16 us."""
 ANSWERED = [
-    ["answered", "at", "once", "half", "within", "2us,", "99", "%", "within", "16us"],
-    ["waited", "for", "others", "half", "within", "8us,", "99", "%", "within", "16us"],
+    ["answered", "at", "once", "p50", "<=", "2us,", "p99", "<=", "16us"],
+    ["waited", "p50", "<=", "8us,", "p99", "<=", "16us"],
 ]
 
 
@@ -154,20 +154,20 @@ def test_ls_reads_page_after_page(socket_path: Path) -> None:
     assert [params for _, params in daemon.heard[1:]] == [[{"after": 0}], [{"after": 2}]]
 
 
-def test_ls_gives_up_on_pages_that_lead_nowhere(socket_path: Path) -> None:
+def test_ls_gives_up_if_a_page_does_not_advance(socket_path: Path) -> None:
     result, _ = run_against(socket_path, replies(PartitionList(partitions=[], more=True)), "ls")
 
     assert result.exit_code == 3
-    assert "no page after partition 0" in result.stderr
+    assert "page does not advance past partition 0" in result.stderr
 
 
-def test_ls_of_nothing_says_so(socket_path: Path) -> None:
+def test_ls_without_partitions_says_so(socket_path: Path) -> None:
     result, _ = run_against(socket_path, replies(PartitionList(partitions=[], more=False)), "ls")
 
     assert result.stdout == "no partitions\n"
 
 
-def test_ls_json_has_the_wires_names_and_exact_numbers(socket_path: Path) -> None:
+def test_ls_json_has_protocol_names_and_exact_numbers(socket_path: Path) -> None:
     page = PartitionList(partitions=[summary(7)], more=False)
 
     result, _ = run_against(socket_path, replies(page), "ls", "--json")
@@ -210,7 +210,7 @@ def test_a_refusal_that_would_steer_the_terminal_is_shown_escaped(socket_path: P
     assert result.stderr.replace("\n", "").isprintable()
 
 
-def test_a_path_that_is_no_utf8_is_shown_escaped(tmp_path: Path) -> None:
+def test_a_path_that_is_not_utf8_is_shown_escaped(tmp_path: Path) -> None:
     result = run(tmp_path / "\udcff\x1b", "ls")
     assert (result.exit_code, "\\udcff\\x1b: no such file" in result.stderr) == (3, True)
 
@@ -224,7 +224,7 @@ def test_ls_fits_80_columns_and_cuts_no_id_whatever_the_partitions_are(socket_pa
     assert "123456789" in result.stdout
 
 
-def test_show_prints_setting_statistics_regions_and_virtual_processors(socket_path: Path) -> None:
+def test_show_prints_configuration_statistics_regions_and_virtual_processors(socket_path: Path) -> None:
     result, daemon = run_against(socket_path, replies(INSPECTION), "show", "7")
 
     assert daemon.heard[1:] == [("inspect_partition", [{"partition_id": 7}])]
@@ -245,7 +245,9 @@ def test_show_prints_setting_statistics_regions_and_virtual_processors(socket_pa
 
 
 @pytest.mark.parametrize("command", ["show", "stats"])
-def test_what_was_answered_at_once_and_what_waited_are_told_apart(socket_path: Path, command: str) -> None:
+def test_latency_is_shown_apart_for_intercepts_answered_at_once_and_those_that_waited(
+    socket_path: Path, command: str
+) -> None:
     result, _ = run_against(socket_path, replies(INSPECTION), command, "7")
 
     lines = [line.split() for line in result.stdout.splitlines()]
@@ -282,7 +284,7 @@ def test_stats_are_the_daemons(socket_path: Path) -> None:
     assert ["resume", "mapped", "516"] in lines
 
 
-def test_stats_say_what_the_latency_histogram_comes_to(socket_path: Path) -> None:
+def test_stats_show_quantiles_of_the_latency_histogram(socket_path: Path) -> None:
     counted = msgspec.structs.replace(DAEMON, latency=LATENCY, latency_waited=WAITED)
 
     result, _ = run_against(socket_path, replies(counted), "stats")
@@ -291,10 +293,10 @@ def test_stats_say_what_the_latency_histogram_comes_to(socket_path: Path) -> Non
     assert [line for line in lines if line in ANSWERED] == ANSWERED
 
 
-def test_stats_of_a_daemon_that_has_no_histogram_say_nothing_of_times(socket_path: Path) -> None:
+def test_stats_of_a_daemon_without_histograms_show_no_latency(socket_path: Path) -> None:
     result, _ = run_against(socket_path, replies(DAEMON), "stats")
 
-    assert "within" not in result.stdout
+    assert "p50" not in result.stdout
 
 
 def test_stats_of_a_partition_are_its_own(socket_path: Path) -> None:
@@ -316,7 +318,7 @@ def test_policy_set_sets_the_granularity_and_confirms(socket_path: Path) -> None
 
 
 @pytest.mark.parametrize("verb", [["show", "7"], ["set", "7", "--mmio-granularity", "vma"]], ids=" ".join)
-def test_policy_json_is_what_would_set_it(socket_path: Path, verb: list[str]) -> None:
+def test_policy_json_has_the_fields_of_set_policy(socket_path: Path, verb: list[str]) -> None:
     answer = INSPECTION if verb[0] == "show" else None
 
     result, _ = run_against(socket_path, replies(answer), "policy", *verb, "--json")
@@ -324,7 +326,7 @@ def test_policy_json_is_what_would_set_it(socket_path: Path, verb: list[str]) ->
     assert json.loads(result.stdout) == {"partition_id": 7, "mmio_granularity": "vma"}
 
 
-def test_policy_show_says_what_it_means(socket_path: Path) -> None:
+def test_policy_show_explains_the_value(socket_path: Path) -> None:
     result, daemon = run_against(socket_path, replies(INSPECTION), "policy", "show", "7")
 
     assert daemon.methods == ["hello", "inspect_partition"]
@@ -384,7 +386,7 @@ def test_an_absent_socket_is_exit_code_3_and_named(socket_path: Path) -> None:
     assert f"Error: {socket_path}: no such file" in result.stderr
 
 
-def test_a_socket_that_nobody_serves_is_named(socket_path: Path) -> None:
+def test_a_socket_without_a_listener_is_named(socket_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_path))
 
@@ -396,10 +398,10 @@ def test_a_socket_that_nobody_serves_is_named(socket_path: Path) -> None:
 
 @pytest.fixture
 def locked_path(socket_path: Path) -> Iterator[Path]:
-    """A socket in a folder that this process, as long as the fixture lives, may not look into."""
+    """A socket in a directory that this process may not enter while the fixture lives."""
     user = os.geteuid()
     socket_path.parent.chmod(0o000)
-    os.seteuid(user or 65534)  # root may look everywhere, so be nobody
+    os.seteuid(user or 65534)  # root may enter every directory, so become nobody
     yield socket_path
     os.seteuid(user)
     socket_path.parent.chmod(0o700)
@@ -412,7 +414,7 @@ def test_a_socket_without_permission_is_named(locked_path: Path) -> None:
     assert f"{locked_path}: permission denied" in result.stderr
 
 
-def test_the_vmms_socket_is_told_apart(socket_path: Path) -> None:
+def test_the_vmm_socket_is_reported_as_no_operator_socket(socket_path: Path) -> None:
     refused: list[Step] = [
         Hear(),
         Refuse(WireError(errno.EACCES, "operators are served elsewhere")),
@@ -423,10 +425,10 @@ def test_the_vmms_socket_is_told_apart(socket_path: Path) -> None:
         result = run(socket_path, "ls")
 
     assert result.exit_code == 3
-    assert f"{socket_path}: not an operator socket, or not for you: EACCES: operators" in result.stderr
+    assert f"{socket_path}: not an operator socket, or access denied: EACCES: operators" in result.stderr
 
 
-def test_a_server_of_another_protocol_is_told_apart(socket_path: Path) -> None:
+def test_a_server_of_another_protocol_is_reported_as_no_operator_socket(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, ([Say(b"220 mail\r\n")],)):
         result = run(socket_path, "ls")
 
@@ -434,7 +436,7 @@ def test_a_server_of_another_protocol_is_told_apart(socket_path: Path) -> None:
     assert f"{socket_path}: not an operator socket" in result.stderr
 
 
-def test_a_server_that_says_nothing_but_good_bye_is_told_apart(socket_path: Path) -> None:
+def test_a_server_that_hangs_up_at_once_is_reported_as_no_operator_socket(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, ([Hear(), HangUp()],)):
         result = run(socket_path, "ls")
 
@@ -442,7 +444,7 @@ def test_a_server_that_says_nothing_but_good_bye_is_told_apart(socket_path: Path
     assert f"{socket_path}: not an operator socket: the connection ended" in result.stderr
 
 
-def test_a_path_that_is_no_socket_path_is_named(tmp_path: Path) -> None:
+def test_a_path_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 200)
 
     result = run(path, "ls")
@@ -451,7 +453,7 @@ def test_a_path_that_is_no_socket_path_is_named(tmp_path: Path) -> None:
     assert f"{path}: the path has {len(str(path))} bytes, and that of a socket at most 107" in result.stderr
 
 
-def test_another_protocol_version_is_told_as_such(socket_path: Path) -> None:
+def test_another_protocol_version_is_reported_as_that(socket_path: Path) -> None:
     refusal = WireError(errno.EPROTONOSUPPORT, "hello: unsupported protocol 1 (supported: 2)")
     with ScriptedDaemon(socket_path, ([Hear(), Refuse(refusal)],)):
         result = run(socket_path, "ls")
@@ -495,7 +497,7 @@ def test_it_runs_as_a_module_and_documents_its_exit_codes() -> None:
     )
 
     assert result.stdout.startswith("Usage: interceptctl ")
-    assert "3  no conversation with the daemon" in result.stdout
+    assert "3  cannot reach the daemon" in result.stdout
     assert "/run/interceptd/operator.sock" in result.stdout
 
 

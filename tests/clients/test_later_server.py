@@ -1,4 +1,4 @@
-"""Every client of ours against a daemon of a later version, which says more than they know.
+"""All our clients against a daemon of a later version, which sends unknown values.
 
 The statements that allow it to: T-6, V-3, E-4, O-11, H-15.
 """
@@ -160,7 +160,7 @@ async def test_a_trio_vmm_lives_its_life(later: LaterServer) -> None:
         assert refusal_of_kick(refused.value) == (LATER_NUMBER, "ELATER", True)
 
 
-def test_a_hypervisor_connection_refuses_what_it_does_not_know_and_maps_on(later: LaterServer) -> None:
+def test_a_hypervisor_connection_refuses_unknown_requests_and_continues(later: LaterServer) -> None:
     slots = FakeSlots()
     with BlockingVmm.open(later.path) as vmm:
         partition = vmm.call(VMMS_OWN)
@@ -227,7 +227,7 @@ async def test_a_trio_operator_hears_the_events_that_it_knows(
         ("doctor", "answers, up"),
     ],
 )
-def test_interceptctl_shows_what_it_does_not_know_as_it_is(
+def test_interceptctl_shows_unknown_values_unchanged(
     later_operators: LaterServer, partition_id: int, command: str, words: str
 ) -> None:
     shown = interceptctl(later_operators, *command.format(partition_id).split())

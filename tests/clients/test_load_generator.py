@@ -1,4 +1,4 @@
-"""The load generator of the benchmark: what it measures is what it says, from a daemon that runs."""
+"""The load generator of the benchmarks measures what it says, against a real daemon."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_several_partitions_share_the_vps(load: Path, daemon: DaemonProcess) -> 
 
 
 @pytest.mark.parametrize("scenario", ["first_touch", "invalidate", "unmap_vma"])
-def test_what_undoes_its_own_work_is_refused_for_several_vps(
+def test_a_workload_that_undoes_its_work_is_refused_for_several_vps(
     load: Path, tmp_path: Path, scenario: str
 ) -> None:
     done = run(load, "-v", 2, scenario, tmp_path / "not-there.sock")

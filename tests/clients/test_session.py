@@ -1,4 +1,4 @@
-"""The client's conversation without I/O."""
+"""The client's session without I/O."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_hello_says_its_role() -> None:
     assert request[1:] == ("hello", [{"role": "vmm", "protocol": 1, "name": "guest"}])
 
 
-def test_data_to_send_is_what_was_not_reported_as_sent() -> None:
+def test_data_to_send_excludes_what_was_reported_as_sent() -> None:
     session = ClientSession()
     session.start(call_exchange(ADD))
     whole = session.data_to_send()
@@ -136,7 +136,7 @@ def test_an_answer_to_an_intercept_packed_at_greater_length_is_read_too() -> Non
     assert exchange.reply() is Answer.MAPPED
 
 
-def test_the_bytes_of_an_answer_within_a_notification_are_no_answer() -> None:
+def test_an_answers_bytes_inside_a_notification_are_ignored() -> None:
     session, exchange = ClientSession(), intercept_exchange(bytes(256))
     inner = rpc.encode_result(started(session, exchange).msgid, ["resume", "mapped"])
     notification = rpc.encode_notification("tick", [inner])
@@ -179,7 +179,7 @@ def test_a_done_under_another_msgid_is_a_violation() -> None:
         exchange.reply()
 
 
-def test_nil_is_no_answer_to_a_call_that_has_one() -> None:
+def test_nil_is_invalid_for_a_call_with_a_reply() -> None:
     session, exchange = ClientSession(), call_exchange(ADD)
 
     session.receive_data(rpc.encode_result(started(session, exchange).msgid, None))
@@ -199,7 +199,7 @@ def test_msgids_differ_from_call_to_call_and_never_are_0() -> None:
     assert 0 not in msgids
 
 
-def test_a_refusal_is_raised_and_the_conversation_goes_on() -> None:
+def test_a_refusal_is_raised_and_the_session_continues() -> None:
     session, refused, fine = ClientSession(), call_exchange(ADD), call_exchange(ADD)
     msgid = started(session, refused).msgid
     session.receive_data(rpc.encode_error(msgid, WireError(errno.EEXIST, "overlaps", start_gfn=0x180)))
@@ -212,7 +212,7 @@ def test_a_refusal_is_raised_and_the_conversation_goes_on() -> None:
     assert fine.succeeded
 
 
-def test_a_second_request_before_the_answer_is_our_misuse_and_harms_nothing() -> None:
+def test_a_second_request_before_the_answer_is_misuse_without_effect() -> None:
     session, first = ClientSession(), call_exchange(ADD)
     msgid = started(session, first).msgid
 
@@ -274,7 +274,7 @@ def test_the_last_word_outlives_the_end_of_the_stream() -> None:
 
 NONSENSE = {
     "garbage": b"\xc1",
-    "an answer that nobody asked for": rpc.encode_result(99, None),
+    "an unsolicited answer": rpc.encode_result(99, None),
     "a result under msgid 0": rpc.encode_result(0, None),
     "a request": rpc.encode_request(1, "map_gpa", [{}]),
     "an answer of another form": rpc.encode_result(1, {"kind": "paper"}),
@@ -352,7 +352,7 @@ def test_the_end_of_the_stream_within_a_message_says_so() -> None:
         exchange.reply()
 
 
-def test_a_failed_send_still_lets_the_daemons_last_word_be_read() -> None:
+def test_after_a_failed_send_the_daemons_last_error_can_be_read() -> None:
     session, exchange = ClientSession(), call_exchange(ADD)
     session.start(exchange)
 

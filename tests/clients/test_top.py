@@ -95,7 +95,7 @@ def drawn(rates: Sequence[Rate], height: int) -> list[str]:
 # ------------------------------------------------ rates
 
 
-def test_a_rate_is_what_was_counted_by_the_daemons_own_time() -> None:
+def test_a_rate_uses_the_time_of_the_daemon() -> None:
     (line,) = second_of(sample(1000, summary(1, 100)), sample(3000, summary(1, 500)))
     assert (line.intercepts, line.invalidations) == (200.0, 20.0)
     assert line.outcomes == {"resume": 200.0, "retry": 0.0, "forward": 0.0, "fail": 0.0}
@@ -119,7 +119,7 @@ def test_the_history_is_short_and_ends_with_the_partition() -> None:
     assert again.history == [0.0]
 
 
-def test_no_time_between_two_samples_is_no_rate() -> None:
+def test_samples_without_time_between_have_rate_zero() -> None:
     (line,) = second_of(sample(1000, summary(1, 1)), sample(1000, summary(1, 9)))
     assert line.intercepts == 0.0
 
@@ -146,7 +146,7 @@ def test_a_quantile_is_the_upper_end_of_its_bucket(
     assert quantiles((), now) == Quantiles(half, most)
 
 
-def test_a_quantile_is_of_what_was_counted_in_between() -> None:
+def test_a_quantile_covers_only_the_interval_between_samples() -> None:
     before, now = buckets(b0=1000, b5=1), buckets(b0=1000, b5=4)
     assert quantiles(before, now) == Quantiles(64_000, 64_000)
 
@@ -173,7 +173,7 @@ def test_quantiles_of_a_partition_are_of_the_last_interval() -> None:
     assert (line.at_once, line.waited) == (Quantiles(32_000, 32_000), Quantiles())
 
 
-def test_what_waited_is_no_part_of_what_was_answered_at_once() -> None:
+def test_intercepts_that_waited_are_excluded_from_answered_at_once() -> None:
     first = msgspec.structs.replace(summary(1, 10), latency=buckets(b0=5, b9=5), latency_waited=buckets(b9=5))
     second = msgspec.structs.replace(
         summary(1, 20), latency=buckets(b0=6, b9=5, b12=9), latency_waited=buckets(b9=5, b12=9)
@@ -216,14 +216,14 @@ def test_a_vps_line_has_its_rate_its_mean_and_its_quantiles() -> None:
     assert (idle.intercepts, idle.mean_ns, idle.at_once) == (0.0, None, Quantiles())
 
 
-def test_the_mean_of_a_vp_is_of_what_was_answered_at_once() -> None:
+def test_the_mean_of_a_vp_covers_intercepts_answered_at_once() -> None:
     rates = Rates()
     rates.take_vps(vp_sample(1000, 10))
     (line,) = rates.take_vps(vp_sample(2000, 110, waited=50))
     assert (line.intercepts, line.mean_ns, line.waited.p50_ns) == (150.0, 3000.0, 2**10 * 1000)
 
 
-def test_lines_are_in_the_order_that_is_asked_for() -> None:
+def test_lines_are_in_the_requested_order() -> None:
     def counted(number: int, intercepts: int, bucket: str) -> PartitionSummary:
         latency = buckets(**{bucket: intercepts})
         return msgspec.structs.replace(summary(number, intercepts), latency=latency)
@@ -248,7 +248,7 @@ def test_a_frame_of_many_vps_fits_80_columns_and_24_lines() -> None:
         console.print(vp_frame(daemon(1000), lines, 24, Sort.P99))
     drawn_lines = capture.get().splitlines()
     assert (len(drawn_lines), max(map(cell_len, drawn_lines)) <= 80) == (24, True)
-    assert drawn_lines[-2:] == ["and 239 more", "q quit  p partitions  s sorted by p99"]
+    assert drawn_lines[-2:] == ["and 239 more", "q quit  p partitions  s sort: p99"]
 
 
 def test_a_frame_of_many_partitions_fits_80_columns_and_24_lines() -> None:
@@ -267,7 +267,7 @@ def test_a_name_that_would_steer_the_terminal_is_shown_escaped() -> None:
     assert (r"\x1b[2J" in text, "\x1b" in text) == (True, False)
 
 
-def test_no_partitions_are_said_to_be_none() -> None:
+def test_without_partitions_the_frame_says_so() -> None:
     assert drawn([], 24)[-1] == "no partitions"
 
 
@@ -334,7 +334,7 @@ def asked_of_vps(uptime_ms: int, intercepts: int) -> list[Step]:
     ]
 
 
-def test_top_of_vps_asks_page_after_page_and_prints_a_line_each(socket_path: Path) -> None:
+def test_top_of_vps_fetches_every_page_and_prints_one_line_per_vp(socket_path: Path) -> None:
     steps = asked_of_vps(1000, 100) + asked_of_vps(2000, 350)
     result = run(socket_path, steps, "top", "--vps", "--once", "--interval", "0.1")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -351,7 +351,7 @@ def test_top_of_vps_json_has_them_by_name(socket_path: Path) -> None:
     assert [(line["vp_index"], line["at_once"]["p99_ns"]) for line in lines] == [(0, 16_000), (5, 16_000)]
 
 
-def test_another_refusal_than_an_ended_partition_is_told(socket_path: Path) -> None:
+def test_a_refusal_other_than_an_ended_partition_is_reported(socket_path: Path) -> None:
     listed = PartitionList(partitions=[summary(2)], more=False)
     steps = [*replies(daemon(1), listed), Hear(), Refuse(WireError(errno.EIO, "broken"))]
     result = run(socket_path, steps, "top", "--once", "--interval", "0.1")
@@ -419,9 +419,9 @@ def test_keys_switch_the_view_sort_and_quit(socket_path: Path) -> None:
     steps = [*hello(), *asked(1000, 100), *asked_of_vps(1100, 5), *asked(1200, 120)]
     with ScriptedDaemon(socket_path, (steps,)):
         terminal = Terminal(socket_path)
-        terminal.wait_shown(b"sorted by rate")
+        terminal.wait_shown(b"sort: rate")
         terminal.press(b"s")
-        terminal.wait_shown(b"sorted by p99")
+        terminal.wait_shown(b"sort: p99")
         terminal.press(b"v")
         terminal.wait_shown(b"MEAN")
         terminal.seen = b""

@@ -97,7 +97,7 @@ async def test_intercept_hands_in_the_message_and_returns_the_answer(socket_path
     assert daemon.heard[1:] == [("intercept", [bytes(range(256))])]
 
 
-async def test_a_refused_call_raises_and_the_next_goes_on(socket_path: Path) -> None:
+async def test_a_refused_call_raises_and_the_next_continues(socket_path: Path) -> None:
     script = [*hello(), Hear(), Refuse(WireError(errno.ENOENT, "no VP 9")), *replies(None)]
     with ScriptedDaemon(socket_path, (script,)):
         async with open_vmm(socket_path) as vmm:

@@ -1,4 +1,4 @@
-"""Numbers in few columns."""
+"""Formatting numbers for narrow columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A userfaultfd is had by whichever way there is, and where there is none the missing permission is named."""
+"""A userfaultfd is created by system call or device; if neither works, the missing permission is named."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def test_an_old_kernel_is_asked_without_user_mode_only(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
-def test_a_process_under_a_real_seccomp_filter_is_told_so_or_uses_the_device(number: int) -> None:
-    """In a child, because nothing takes a filter off again. Only who may open the device has that way."""
+def test_under_a_real_seccomp_filter_the_error_names_it_or_the_device_is_used(number: int) -> None:
+    """In a child, because a filter cannot be removed. Only users who may open the device can use it."""
     ended = subprocess.run(
         [sys.executable, "-m", "fakes.under_seccomp", str(number)],
         env=os.environ | ENVIRONMENT,

@@ -1,4 +1,4 @@
-"""`interceptctl watch`: what it asks for, what it prints, and how it ends."""
+"""`interceptctl watch`: its subscription, its output, and how it ends."""
 
 from __future__ import annotations
 
@@ -109,11 +109,11 @@ def test_filters_are_the_daemons_to_apply(
         (["--event", "moon_rose"], "partition_created"),
         (["--reason", "bored"], "no_progress"),
         (["--outcome", "maybe"], "resume"),
-        (["--event", "vp_attached", "--reason", "kicked"], "which --event left out"),
+        (["--event", "vp_attached", "--reason", "kicked"], "which --event does not include"),
     ],
     ids=repr,
 )
-def test_a_filter_that_can_let_nothing_through_is_exit_code_2_and_says_the_choices(
+def test_a_filter_that_matches_nothing_is_exit_code_2_and_lists_the_choices(
     socket_path: Path, arguments: list[str], said: str
 ) -> None:
     result = watch(socket_path, *arguments)
@@ -213,7 +213,7 @@ def test_line_fits_80_columns_and_that_of_a_region_a_hundred(fact: AnyFact) -> N
         ),
         (PartitionEnded(intercepts=1), "1 intercept"),
         (DrainStarted(timeout_ms=5000, partitions=1), "1 partition, 5,000 ms"),
-        (EventsDropped(count=12345), "12,345 events did not fit here"),
+        (EventsDropped(count=12345), "12,345 events dropped"),
     ],
     ids=lambda value: getattr(value, "event_name", ""),
 )  # fmt: skip

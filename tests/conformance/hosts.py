@@ -1,4 +1,4 @@
-"""A VMM's own hypervisor, as a test plays it.
+"""A VMM's hypervisor, played by a test.
 
 Owns the server's requests and the answers. The test remembers what is mapped.
 """

@@ -98,7 +98,7 @@ def test_pinned_over_a_hole_is_efault_and_leaves_nothing(vmm: RawVmm) -> None:
 
 @statement("P-9", "P-23")
 @pytest.mark.parametrize(("io", "kind"), [(True, "mmio"), (False, "movable")])
-def test_auto_is_what_the_vma_is(vmm: RawVmm, io: bool, kind: str) -> None:
+def test_auto_gets_the_kind_of_the_vma(vmm: RawVmm, io: bool, kind: str) -> None:
     vmm.map_vma(UADDR, PAGES, io=io)
     assert vmm.ask("add_region", **region(GFN, PAGES, UADDR, kind="auto")) == {"kind": kind}
 

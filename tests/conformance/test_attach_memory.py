@@ -187,7 +187,7 @@ def test_faults_before_the_handover_are_unbacked(live: RawVmm, memory: int) -> N
 
 
 @statement("P-20")
-def test_what_is_neither_promised_nor_watched_is_unbacked(live: RawVmm, memory: int) -> None:
+def test_memory_neither_promised_nor_watched_is_unbacked(live: RawVmm, memory: int) -> None:
     assert attach(live, ["/proc/self/maps"]) is None
     live.ask("add_region", **region(GFN, COUNT, memory))
     assert live.vp().intercept(GFN) == ["forward", "unbacked"]
@@ -195,7 +195,7 @@ def test_what_is_neither_promised_nor_watched_is_unbacked(live: RawVmm, memory: 
 
 @statement("P-20", "P-18", "N-2")
 @needs("notifier")
-def test_what_is_promised_is_mapped_and_taken_away_by_a_begin(live: RawVmm, memory: int) -> None:
+def test_promised_memory_is_mapped_and_revoked_by_a_begin(live: RawVmm, memory: int) -> None:
     assert attach(live, ["/proc/self/maps"], promise_begin_end=True) is None
     live.ask("add_region", **region(GFN, COUNT, memory))
     assert live.vp().intercept(GFN + 1) == ["resume", "mapped"]
@@ -205,7 +205,7 @@ def test_what_is_promised_is_mapped_and_taken_away_by_a_begin(live: RawVmm, memo
 
 
 @statement("V-8", "P-27")
-def test_memory_that_another_partition_watches_decides_nothing_until_that_one_has_ended(
+def test_memory_watched_by_another_partition_is_retry_until_that_one_ends(
     server: Server, live: RawVmm, memory: int
 ) -> None:
     with RawVmm(server.socket, address_space="process") as first:
@@ -226,9 +226,7 @@ def test_memory_that_another_partition_watches_decides_nothing_until_that_one_ha
 
 @statement("N-8")
 @needs("notifier")
-def test_a_change_without_an_event_is_taken_away_before_an_invalidate_of_anything_is_answered(
-    live: RawVmm, memory: int
-) -> None:
+def test_an_unreported_change_is_revoked_before_any_invalidate_is_answered(live: RawVmm, memory: int) -> None:
     assert attach(live, MAPS, userfaultfd()) is None
     live.ask("add_region", **region(GFN, COUNT, memory))
     assert live.vp().intercept(GFN) == ["resume", "mapped"]

@@ -66,7 +66,7 @@ def test_the_latencies_of_a_partition_and_of_the_daemon_count_intercepts_of_vps_
 
 @statement("O-14", "P-25")
 @needs("notifier")
-def test_an_intercept_that_waited_for_an_invalidation_is_counted_as_such_too(
+def test_an_intercept_that_waited_for_an_invalidation_is_counted_as_waited_too(
     operator: RawConnection, vmm: RawVmm
 ) -> None:
     vmm.add_memory()
@@ -87,7 +87,7 @@ def test_an_intercept_that_waited_for_an_invalidation_is_counted_as_such_too(
 
 @statement("O-9", "V-7")
 @needs("notifier")
-def test_an_intercept_that_is_given_up_is_not_counted(operator: RawConnection, vmm: RawVmm) -> None:
+def test_an_abandoned_intercept_is_not_counted(operator: RawConnection, vmm: RawVmm) -> None:
     vmm.add_memory()
     vmm.notifier().ask("invalidate_begin", WHOLE_MEMORY)
     waiting = vmm.vp()

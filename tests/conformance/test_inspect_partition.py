@@ -34,7 +34,7 @@ def test_a_partition_is_described_in_full(operator: RawConnection, vmm: RawVmm) 
 
 @statement("O-2")
 @needs("notifier")
-def test_a_pinned_region_whose_memory_went_is_dangling(operator: RawConnection, vmm: RawVmm) -> None:
+def test_a_pinned_region_whose_memory_was_unmapped_is_dangling(operator: RawConnection, vmm: RawVmm) -> None:
     vmm.map_vma(UADDR, PAGES)
     vmm.add_region(GFN, PAGES, UADDR, "pinned")
     vmm.notifier().ask("invalidate", WHOLE_MEMORY)

@@ -101,7 +101,7 @@ def test_faults_wait_for_the_end_of_every_range_that_has_their_page(vmm: RawVmm)
 
 
 @statement("N-6")
-def test_what_a_connection_began_ends_with_it(vmm: RawVmm) -> None:
+def test_open_begins_end_with_their_connection(vmm: RawVmm) -> None:
     vmm.add_memory()
     leaving, vp = vmm.notifier(), vmm.vp()
     leaving.ask("invalidate_begin", WHOLE_MEMORY)

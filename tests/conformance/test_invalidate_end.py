@@ -14,7 +14,7 @@ pytestmark = needs("notifier")
 @pytest.mark.parametrize(
     "fields", [pages(UADDR, PAGES - 1), pages(UADDR + PAGE, PAGES - 1), pages(UADDR, PAGES + 1)]
 )
-def test_another_range_than_a_begins_is_enoent(vmm: RawVmm, fields: dict[str, object]) -> None:
+def test_a_range_other_than_that_of_a_begin_is_enoent(vmm: RawVmm, fields: dict[str, object]) -> None:
     notifier = vmm.notifier()
     notifier.ask("invalidate_begin", WHOLE_MEMORY)
     assert notifier.refusal("invalidate_end", fields).name == "ENOENT"

@@ -31,7 +31,7 @@ def test_the_intercept_that_waits_or_is_about_to_is_kicked(vmm: RawVmm, whom: ob
 
 @statement("P-16")
 @needs("notifier")
-def test_a_kick_that_finds_nothing_waiting_is_kept_once(vmm: RawVmm) -> None:
+def test_a_kick_while_idle_is_kept_once(vmm: RawVmm) -> None:
     vp = vmm.vp(2)
     for _ in range(3):
         vmm.ask("kick", vp_index=2)
@@ -43,7 +43,7 @@ def test_a_kick_that_finds_nothing_waiting_is_kept_once(vmm: RawVmm) -> None:
 
 @statement("P-16")
 @needs("notifier")
-def test_what_can_be_answered_without_waiting_is_not_changed(vmm: RawVmm) -> None:
+def test_a_kick_does_not_change_answers_given_without_waiting(vmm: RawVmm) -> None:
     vp = vmm.vp(2)
     vmm.ask("kick", vp_index=2)
     assert vp.intercept(0) == ["forward", "no_region"]
@@ -60,6 +60,6 @@ def test_a_vp_that_is_not_attached_is_enoent_and_all_always_succeeds(vmm: RawVmm
 @statement("P-3", "E-2")
 @needs("notifier")
 @pytest.mark.parametrize("whom", ["some", 1 << 32, -1, None, True])
-def test_whom_else_is_einval(vmm: RawVmm, whom: object) -> None:
+def test_any_other_target_is_einval(vmm: RawVmm, whom: object) -> None:
     refusal = vmm.connection.refusal("kick", {"vp_index": whom})
     assert (refusal.name, refusal.details.get("field")) == ("EINVAL", "vp_index")

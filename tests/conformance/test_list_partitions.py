@@ -51,7 +51,7 @@ def test_they_come_by_ascending_id_above_after(operator: RawConnection, server: 
 
 
 @statement("O-1", "L-2")
-def test_beyond_the_last_id_there_are_none(operator: RawConnection) -> None:
+def test_after_the_last_id_the_list_is_empty(operator: RawConnection) -> None:
     assert operator.ask("list_partitions", {"after": 2**64 - 1}) == {"partitions": [], "more": False}
 
 

@@ -69,7 +69,7 @@ def test_a_refusal_fails_the_intercept_and_leaves_the_partition(host: Host) -> N
 
 
 @statement("P-10", "Y-4")
-def test_a_refusal_while_a_region_is_added_is_what_the_vmm_said_and_nothing_was_added(hosted: RawVmm) -> None:
+def test_a_refusal_during_an_add_is_the_vmms_error_and_adds_nothing(hosted: RawVmm) -> None:
     link = hosted.link()
     hosted.connection.send(request("add_region", region(GFN, PAGES, UADDR)))
     _, msgid, _, _ = link.receive()
@@ -111,7 +111,7 @@ def test_a_refusal_of_64_kib_is_passed_on_in_a_message_that_may_be_read(hosted: 
 @statement("Y-11")
 @needs("notifier")
 @pytest.mark.parametrize("result", [True, "ok", 0, [], {"mapped": 16}], ids=repr)
-def test_whatever_the_result_is_a_nil_error_means_that_it_was_mapped(host: Host, result: object) -> None:
+def test_a_nil_error_means_mapped_with_any_result(host: Host, result: object) -> None:
     host.fault()
     msgid, _, _ = host.asked()
     host.link.send(pack([1, msgid, None, result]))
@@ -125,7 +125,7 @@ def test_a_result_beside_an_error_is_a_refusal(hosted: RawVmm) -> None:
 
 @statement("T-17")
 @needs("notifier")
-def test_the_server_asks_under_another_msgid_than_0(host: Host) -> None:
+def test_requests_of_the_server_have_a_msgid_other_than_0(host: Host) -> None:
     host.fault()
     msgid, _, _ = host.asked()
     assert msgid > 0
@@ -133,7 +133,7 @@ def test_the_server_asks_under_another_msgid_than_0(host: Host) -> None:
 
 @statement("Y-5")
 @needs("notifier")
-def test_the_server_asks_one_thing_at_a_time(host: Host) -> None:
+def test_the_server_has_one_request_in_flight(host: Host) -> None:
     second = host.vmm.vp(1)
     host.fault()
     msgid, _, _ = host.asked()

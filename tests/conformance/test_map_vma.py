@@ -71,7 +71,7 @@ def test_vmas_are_not_declared_in_process_mode(server: Server, method: str) -> N
 
 
 @statement("V-4")
-def test_what_is_mapped_behind_a_region_is_found_by_the_next_fault(vmm: RawVmm) -> None:
+def test_memory_mapped_behind_a_region_is_found_by_the_next_fault(vmm: RawVmm) -> None:
     vmm.ask("add_region", **region(GFN, PAGES, UADDR))
     vp = vmm.vp()
     assert vp.intercept(GFN + 2) == ["forward", "unbacked"]

@@ -35,7 +35,7 @@ def test_a_right_that_was_given_is_there_at_the_next_fault(vmm: RawVmm) -> None:
 
 
 @statement("P-14")
-def test_a_part_may_be_protected_and_nothing_too(vmm: RawVmm) -> None:
+def test_part_of_a_vma_or_no_vma_may_be_protected(vmm: RawVmm) -> None:
     vmm.map_vma(UADDR, 3)
     vmm.ask("protect_vma", start_uaddr=UADDR + PAGE, page_count=1, **READ_ONLY)
     assert vmm.ask("statistics")["vmas"] == 3

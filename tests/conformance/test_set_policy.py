@@ -15,7 +15,7 @@ def mapped(vmm: RawVmm) -> int:
 
 
 @statement("P-17", "P-22")
-def test_policy_changes_faults_from_now_on_and_what_is_mapped_stays(vmm: RawVmm) -> None:
+def test_a_policy_affects_later_faults_and_existing_mappings_stay(vmm: RawVmm) -> None:
     vmm.map_vma(UADDR, PAGES)
     vmm.add_region(GFN, PAGES, UADDR, "mmio")
     vp = vmm.vp()

@@ -27,6 +27,6 @@ def test_no_case_and_no_reason_names_a_statement_that_is_not_there(statements: d
     assert sorted((claimed().keys() | NOT_CHECKED.keys()) - statements.keys()) == []
 
 
-def test_no_statement_that_a_case_checks_is_said_not_to_be() -> None:
+def test_no_checked_statement_is_listed_as_unchecked() -> None:
     assert sorted(claimed().keys() & NOT_CHECKED.keys()) == []
     assert all(NOT_CHECKED.values())

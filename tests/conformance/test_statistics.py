@@ -18,7 +18,7 @@ def test_they_are_integers_by_the_names_that_are_given(vmm: RawVmm) -> None:
 
 @statement("P-25")
 @needs("notifier")
-def test_they_tell_what_there_is(vmm: RawVmm) -> None:
+def test_statistics_count_current_objects(vmm: RawVmm) -> None:
     vmm.add_memory()
     vmm.vp(4).intercept(GFN)
     vmm.notifier().ask("invalidate_begin", {"start_uaddr": UADDR + (1 << 30), "length": 4096})
@@ -29,7 +29,7 @@ def test_they_tell_what_there_is(vmm: RawVmm) -> None:
 
 @statement("P-25")
 @needs("notifier")
-def test_they_count_what_was_answered_by_outcome_and_reason(vmm: RawVmm) -> None:
+def test_intercepts_are_counted_by_outcome_and_reason(vmm: RawVmm) -> None:
     vmm.add_memory()
     vp = vmm.vp()
     for gfn in (GFN, GFN, GFN, 0, 0):

@@ -159,7 +159,7 @@ def test_a_wrong_field_is_einval_that_names_it(
 
 
 @statement("O-10", "T-7")
-def test_requests_go_on_between_events(operator: RawConnection, vmm: RawVmm) -> None:
+def test_requests_continue_between_events(operator: RawConnection, vmm: RawVmm) -> None:
     subscribe(operator, "intercept_answered", partition_id=vmm.partition_id)
     vp = vmm.vp()
     for gfn in range(20):

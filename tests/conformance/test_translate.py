@@ -34,7 +34,7 @@ def test_execute_is_bit_4(vmm: RawVmm) -> None:
 
 
 @statement("P-18")
-def test_nothing_and_what_is_inaccessible_are_nil(vmm: RawVmm) -> None:
+def test_unmapped_and_no_access_pages_are_nil(vmm: RawVmm) -> None:
     vmm.add_memory()
     assert [vmm.ask("translate", gfn=gfn) for gfn in (GFN, 0, 2**64 - 1)] == [None, None, None]
 

@@ -254,7 +254,7 @@ def test_too_many_values_are_emsgsize_at_the_header_that_announces_them(
     [b"\xc1", b"\xd4\x01\x00", b"\xc7\x01\x05\x00", b"\xa1\xff", b"\x81\x90\x00"],
     ids=["0xc1", "fixext", "ext 8", "no UTF-8", "an array as a key"],
 )
-def test_what_the_wire_does_not_have_is_ebadmsg_and_closes(connect: Connect, value: bytes) -> None:
+def test_types_outside_the_protocol_are_ebadmsg_and_close(connect: Connect, value: bytes) -> None:
     connection = connect()
     connection.send(b"\x94\x00\x01\xa5hello\x91" + value)
     assert connection.farewell().name == "EBADMSG"

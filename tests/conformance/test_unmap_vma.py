@@ -10,7 +10,7 @@ from conformance.statements import statement
 
 @statement("P-14")
 @pytest.mark.parametrize("kind", ["mmio", "movable", "pinned"])
-def test_what_was_unmapped_is_out_of_the_guests_reach(vmm: RawVmm, kind: str) -> None:
+def test_unmapped_memory_is_out_of_the_guests_reach(vmm: RawVmm, kind: str) -> None:
     vmm.map_vma(UADDR, PAGES)
     vmm.add_region(GFN, PAGES, UADDR, kind)
     vp = vmm.vp()

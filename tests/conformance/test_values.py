@@ -16,14 +16,14 @@ HELLO = {"protocol": 1, "role": "vmm"}
 
 @statement("T-16")
 @pytest.mark.parametrize("gfn", [1.0, True, -1, "1", b"1"], ids=repr)
-def test_what_is_not_an_integer_is_einval_that_names_the_field(vmm: RawVmm, gfn: object) -> None:
+def test_a_non_integer_is_einval_that_names_the_field(vmm: RawVmm, gfn: object) -> None:
     refusal = vmm.connection.refusal("translate", {"gfn": gfn})
     assert (refusal.name, refusal.details.get("field")) == ("EINVAL", "gfn")
 
 
 @statement("T-16")
 @pytest.mark.parametrize("executable", [1, 1.0, "true"], ids=repr)
-def test_what_is_not_a_boolean_is_einval_that_names_the_field(vmm: RawVmm, executable: object) -> None:
+def test_a_non_boolean_is_einval_that_names_the_field(vmm: RawVmm, executable: object) -> None:
     refusal = vmm.connection.refusal("add_region", region(GFN, 1, UADDR, executable=executable))
     assert (refusal.name, refusal.details.get("field")) == ("EINVAL", "executable")
 

@@ -1,4 +1,4 @@
-"""The container file and the Kubernetes manifest: what they may not do, and that what they name is there."""
+"""The container file and the Kubernetes manifest: their restrictions, and that what they name exists."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MANIFEST = ROOT / "deploy" / "kubernetes" / "daemonset.yaml"
 VALIDATE = shutil.which("kubernetes-validate", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
-def test_the_container_is_no_root() -> None:
+def test_the_container_does_not_run_as_root() -> None:
     users = re.findall(r"^USER (\d+):(\d+)$", CONTAINERFILE, re.MULTILINE)
     assert users == [("65532", "65532")]
     assert CONTAINERFILE.index("\nUSER") < CONTAINERFILE.index("\nENTRYPOINT")
@@ -50,7 +50,7 @@ def test_the_manifest_is_valid_strictly() -> None:
 
 
 @pytest.mark.parametrize("wanted", ["hostPID: true", "privileged: true", "runAsUser: 0", "add:", "runAsRoot"])
-def test_the_manifest_asks_for_no_privilege(wanted: str) -> None:
+def test_the_manifest_requests_no_privilege(wanted: str) -> None:
     assert wanted not in MANIFEST.read_text()
 
 
@@ -66,7 +66,7 @@ def test_the_manifest_shares_the_vmms_socket_and_not_the_operators() -> None:
     assert "--socket=/run/interceptd/vmm/" in text
 
 
-def test_every_probe_of_the_manifest_asks_the_event_loop() -> None:
+def test_every_probe_of_the_manifest_needs_the_event_loop() -> None:
     """The health command as it starts, then what costs no process: /healthz."""
     text = MANIFEST.read_text()
     probes = re.findall(r"(\w+)Probe:\n +(exec|httpGet):\n +(command: .*|path: .*)\n", text)

@@ -1,4 +1,4 @@
-"""The shipped configuration: what it says of the defaults is what the defaults are."""
+"""The shipped configuration: its documented defaults are the real ones."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_config(file: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
-def test_check_config_of_the_example_says_what_it_would_do() -> None:
+def test_check_config_of_the_example_shows_the_defaults() -> None:
     checked = check_config(EXAMPLE)
     assert (checked.returncode, checked.stderr) == (0, "")
     assert checked.stdout.startswith(f"# {EXAMPLE}: would serve VMMs of uid")
@@ -106,7 +106,7 @@ def test_check_config_quotes_any_text_in_one_harmless_line(arguments: list[str],
     assert re.search(r"/run/\\u(dcff|202e)", checked.output)
 
 
-def test_check_config_shows_every_value_and_where_it_comes_from_as_a_file_that_means_the_same(
+def test_check_config_prints_every_value_and_its_source_as_an_equivalent_file(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "interceptd.toml"

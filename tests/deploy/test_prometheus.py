@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana are given asks for what a daemon exports, and all of that is documented."""
+"""The Prometheus and Grafana files use exported metrics only, and every metric is documented."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def selectors(expression: str) -> list[promql_parser.VectorSelector]:
 
 
 @each_expression
-def test_every_metric_and_label_that_is_asked_for_is_exported(
+def test_every_metric_and_label_in_use_is_exported(
     expression: str, series: dict[str, dict[str, set[str]]]
 ) -> None:
     for selector in selectors(expression):
@@ -158,7 +158,7 @@ def test_every_metric_and_label_that_is_asked_for_is_exported(
 
 
 @each_expression
-def test_every_expression_asks_for_something(expression: str) -> None:
+def test_every_expression_uses_a_metric(expression: str) -> None:
     assert selectors(expression)
 
 
@@ -185,14 +185,14 @@ def test_promtool_takes_the_alerts_and_the_configuration_that_loads_them() -> No
 
 
 @needs_promtool
-def test_alerts_fire_on_what_they_are_for_and_not_on_what_is_usual(tmp_path: Path) -> None:
+def test_alerts_fire_on_their_condition_and_not_in_normal_operation(tmp_path: Path) -> None:
     shutil.copy(PROMETHEUS / "alerts.yml", tmp_path)
     shutil.copy(Path(__file__).with_name("alerts_test.yml"), tmp_path)
     tested = promtool("test", "rules", "alerts_test.yml", directory=tmp_path)
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
-def test_every_alert_is_tested_to_fire_and_says_who_is_woken_and_why() -> None:
+def test_every_alert_has_a_firing_test_a_severity_and_a_summary() -> None:
     rules = [rule for group in ALERTS["groups"] for rule in group["rules"]]
     fired = re.findall(r'alertname="(\w+)"', Path(__file__).with_name("alerts_test.yml").read_text())
     assert sorted(fired) == sorted(rule["alert"] for rule in rules)

@@ -1,4 +1,4 @@
-"""The services' system call filter lets through what the daemon really calls."""
+"""The services' system call filter allows what the daemon really calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fakes.witness import Witness
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "interceptd.service"
 STRACE, ANALYZE = shutil.which("strace"), shutil.which("systemd-analyze")
 ALWAYS = ("@default", "execve")
-"""What systemd allows whatever the filter says, and what it starts the service with."""
+"""What systemd always allows, and what it starts the service with."""
 
 
 def members(group: str) -> frozenset[str]:
@@ -31,7 +31,7 @@ def members(group: str) -> frozenset[str]:
 
 
 def allowed() -> frozenset[str]:
-    """What the unit's lines leave, in their order: the first allows, ~ takes away, later ones give back."""
+    """What the unit's lines leave, in their order: the first allows, ~ removes, later ones add."""
     calls = frozenset().union(*map(members, ALWAYS))
     for tilde, names in re.findall(r"^SystemCallFilter=(~?)(.+)$", UNIT.read_text(), re.MULTILINE):
         named = frozenset().union(*map(members, names.split()))

@@ -72,7 +72,7 @@ def test_a_service_is_hardly_exposed(root: Path, unit: str) -> None:
 
 @pytest.mark.parametrize("name", ["interceptd.service", "interceptd@.service"])
 @pytest.mark.parametrize("breaking", ["PrivateUsers", "ProtectProc", "ProcSubset"])
-def test_what_would_break_the_daemon_is_not_in_a_service(name: str, breaking: str) -> None:
+def test_settings_that_would_break_the_daemon_are_not_in_the_unit(name: str, breaking: str) -> None:
     assert breaking not in dict(directives(name))
 
 
@@ -130,6 +130,6 @@ def running(command: Sequence[str]) -> Iterator[None]:
 
 
 def listens(port: int) -> bool:
-    """Whether somebody listens on a port of the loopback, found out without connecting."""
+    """Whether a process listens on a loopback port, without connecting."""
     wanted = f" 0100007F:{port:04X} 00000000:0000 0A "
     return wanted in Path("/proc/net/tcp").read_text()

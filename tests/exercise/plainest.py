@@ -1,7 +1,7 @@
-"""A model plainer than the plain one: it keeps all that ever happened, and looks at every instant.
+"""A simpler reference than the exerciser's: it keeps the whole history and checks every instant.
 
-Owns what was possible between any two ticks, for one page under one region. It is what the model that forgets
-is compared with.
+Owns what was possible between any two ticks, for one page under one region. `exercise.truth`, which drops
+history, is compared with it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One exercise of one daemon, for tests.
 
-Owns the commands of daemons that lack something; must not know what is expected of them.
+Owns the commands of mutant daemons; must not know what is expected of them.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from fakes import broken_daemon
+from fakes import mutant_daemon
 from interceptctl.exercise.daemon_process import REAL_DAEMON, running_daemon
 from interceptctl.exercise.exercise import exercise
 from interceptctl.exercise.live import watch_nothing
 from interceptctl.exercise.report import Report
 from interceptctl.exercise.scenario import Scenario
 
-_BROKEN: Final = (sys.executable, str(Path(broken_daemon.__file__)))
-WITHOUT_INVALIDATION: Final = (*_BROKEN, "without-invalidation")
-WITHOUT_STALENESS_CHECK: Final = (*_BROKEN, "without-staleness-check")
+_MUTANT: Final = (sys.executable, str(Path(mutant_daemon.__file__)))
+WITHOUT_INVALIDATION: Final = (*_MUTANT, "without-invalidation")
+WITHOUT_STALENESS_CHECK: Final = (*_MUTANT, "without-staleness-check")
 
 
 async def exercised(scenario: Scenario, command: Sequence[str] = REAL_DAEMON, *, chaos: int = 0) -> Report:
-    """Start a daemon whose ports yield up to `chaos` times, exercise it, end it."""
+    """Exercise a daemon whose ports yield up to `chaos` times."""
     async with running_daemon(("env", f"INTERCEPTD_CHAOS={chaos}", *command)) as path:
         return await exercise(path, scenario, watch_nothing)

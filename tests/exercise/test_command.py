@@ -25,7 +25,7 @@ def run(*arguments: str) -> Result:
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The daemon of our own takes nothing away."""
+    """The private daemon is a mutant that revokes nothing."""
     monkeypatch.setattr(program, "running_daemon", lambda: running_daemon(WITHOUT_INVALIDATION))
 
 
@@ -41,7 +41,7 @@ def test_a_good_daemon_is_status_0_with_progress_a_summary_and_a_verdict(
     monkeypatch.setattr(live, "LINE_EVERY", 0.01)
     result = run("--steps", "100", "--vps", "2")
     assert result.exit_code == 0
-    assert "exercising a private daemon with 2 VPs, seed 1" in result.stdout
+    assert "starting a private daemon: 2 VPs, seed 1" in result.stdout
     assert re.search(r"^ +\d+ s  steps [\d,]+  intercepts ", result.stdout, re.MULTILINE)
     assert ["stale", "reads", "0"] in [line.split() for line in result.stdout.splitlines()]
     assert result.stdout.splitlines()[-1].startswith("PASS")
@@ -51,7 +51,7 @@ def test_a_good_daemon_is_status_0_with_progress_a_summary_and_a_verdict(
 def test_a_bad_daemon_is_status_1_with_counterexamples() -> None:
     result = run("--steps", "100", "--quiet")
     assert result.exit_code == 1
-    assert "told: reaches file " in result.stdout
+    assert "got: reaches file " in result.stdout
     assert result.stdout.splitlines()[-1].startswith("FAIL")
 
 
@@ -62,7 +62,7 @@ def test_json_is_the_report_alone() -> None:
     assert report["intercepts"]["resume"]["mapped"] > 0
 
 
-def test_a_daemon_that_runs_already_is_exercised_and_left_as_it_was(daemon: DaemonProcess) -> None:
+def test_a_running_daemon_is_exercised_and_left_unchanged(daemon: DaemonProcess) -> None:
     result = run("--vmm-socket", str(daemon.socket), "--steps", "30", "--vps", "3", "--quiet")
     (line,) = result.stdout.splitlines()
     assert line.startswith("PASS")
@@ -76,16 +76,16 @@ def test_a_daemon_that_refuses_is_status_1_with_its_reason(daemon: DaemonProcess
     assert "refused: EINVAL: vp_index must be below 3" in result.stderr
 
 
-def test_a_socket_that_is_not_there_is_status_3_and_says_what_to_look_for(tmp_path: Path) -> None:
+def test_an_absent_socket_is_status_3_and_says_what_to_check(tmp_path: Path) -> None:
     result = run("--vmm-socket", str(tmp_path / "nobody"))
     assert result.exit_code == 3
     assert (
-        f"{tmp_path / 'nobody'}: no such file; is interceptd running, and is this its --socket?"
+        f"{tmp_path / 'nobody'}: no such file; is interceptd running with --socket set to this path?"
         in result.stderr
     )
 
 
-def test_a_socket_that_may_not_be_written_is_status_3_and_says_who_decides_that(
+def test_a_socket_without_write_permission_is_status_3_and_names_the_keys_that_decide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: str, *_: object) -> None:
@@ -94,10 +94,10 @@ def test_a_socket_that_may_not_be_written_is_status_3_and_says_who_decides_that(
     monkeypatch.setattr(program, "exercise", refuse)
     result = run("--vmm-socket", str(tmp_path / "vmm.sock"))
     assert result.exit_code == 3
-    assert "permission denied; socket_mode and socket_group say who may connect" in result.stderr
+    assert "permission denied; see socket_mode and socket_group" in result.stderr
 
 
-def test_another_error_of_the_system_is_status_3_in_its_own_words(
+def test_another_system_error_is_status_3_with_its_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:

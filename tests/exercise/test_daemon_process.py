@@ -1,4 +1,4 @@
-"""A daemon of our own is there when it is said to be, ends well, and is not left behind."""
+"""A private daemon serves when it is said to, ends properly, and is not left behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def test_a_running_daemon_answers_at_once_and_leaves_nothing() -> None:
     assert not Path(path).parent.exists()
 
 
-async def test_a_daemon_of_our_own_inherits_nothing_that_is_meant_for_another(
+async def test_a_private_daemon_inherits_no_variable_meant_for_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not another daemon's configuration, the operator's socket, nor our service manager's."""
@@ -53,14 +53,14 @@ async def test_a_daemon_that_ends_badly_fails_the_exercise(tmp_path: Path) -> No
             pass
 
 
-async def test_what_fails_beside_a_daemon_comes_with_the_daemons_log() -> None:
+async def test_an_exception_in_the_block_carries_the_daemons_log() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         async with running_daemon():
             raise ZeroDivisionError
     assert "daemon_started" in caught.value.__notes__[0]
 
 
-async def test_a_daemon_that_is_gone_before_its_end_is_no_clean_end(tmp_path: Path) -> None:
+async def test_a_daemon_that_exits_early_did_not_end_cleanly(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     script = tmp_path / "tells_its_pid.py"
     script.write_text(

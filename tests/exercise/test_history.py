@@ -1,4 +1,4 @@
-"""The rule of uncertainty: both values from the request to its acknowledgement."""
+"""The rule of uncertainty: both values are possible from request to acknowledgement."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def test_a_refused_change_was_possible_until_it_was_refused() -> None:
     assert history.now == "old"
 
 
-def test_what_ended_before_the_horizon_is_forgotten() -> None:
+def test_values_that_ended_before_the_horizon_are_dropped() -> None:
     history = changed(asked=10, acknowledged=20, horizon=21)
     assert possible(history, 1, 30) == {"new"}
 
 
-def test_what_ended_after_the_horizon_is_kept() -> None:
+def test_values_that_ended_after_the_horizon_are_kept() -> None:
     history = changed(asked=10, acknowledged=20, horizon=20)
     assert possible(history, 1, 30) == {"old", "new"}
 

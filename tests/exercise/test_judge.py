@@ -1,4 +1,4 @@
-"""Each kind of wrong is found, and what is right is not."""
+"""The judge finds each kind of fault, and nothing in a correct daemon."""
 
 from __future__ import annotations
 
@@ -91,17 +91,17 @@ def test_the_frame_that_is_there_is_right() -> None:
     assert Court().sight(Sight(Frame("host", 0x50), READ), resumed=True) == {}
 
 
-def test_nothing_is_right_for_a_guest_that_was_not_resumed() -> None:
+def test_reaching_nothing_is_right_for_a_guest_that_was_not_resumed() -> None:
     assert Court().sight(None) == {}
 
 
-def test_nothing_after_a_resume_that_nobody_undid_is_a_lost_mapping_and_no_stale_read() -> None:
+def test_reaching_nothing_after_a_resume_is_a_lost_mapping_and_not_a_stale_read() -> None:
     court = Court()
     assert court.sight(None, resumed=True) == {Wrong.LOST: 1}
     assert court.tally.stale_reads == 0
 
 
-def test_nothing_after_a_resume_is_right_once_the_page_was_taken_away() -> None:
+def test_reaching_nothing_after_a_resume_is_right_once_the_page_was_revoked() -> None:
     court = Court()
     with court.clock.question() as asked:
         court.unmap()

@@ -1,4 +1,4 @@
-"""The last word fits a terminal and says what matters."""
+"""The summary of an exercise fits a terminal and has the figures that matter."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ HUGE = 10**9
 
 
 def report(*findings: Finding) -> Report:
-    """A report with every counter at a thousand million."""
+    """A report with every counter at 10^9."""
     return Report(
-        setting="model: declared + software",
+        mode="model (declared + software)",
         seed=HUGE,
         vps=256,
         steps=HUGE,
@@ -62,21 +62,21 @@ def test_summary_fits_80_columns_with_the_largest_counts() -> None:
     )
 
 
-def test_summary_tells_what_was_answered_at_once_from_what_waited() -> None:
+def test_summary_shows_latency_apart_for_answered_at_once_and_waited() -> None:
     figures = msgspec.structs.replace(
         report(),
         answered_at_once=Took(intercepts=5_700, quantiles=Quantiles(16_000, 256_000)),
         waited=Took(intercepts=1, quantiles=Quantiles(2_048_000, 2_048_000)),
     )
     text = " ".join(shown(summary(figures)).split())
-    assert "answered at once 5,700 intercepts, half within 16us, 99 % within 256us" in text
-    assert "waited for others 1 intercept, half within 2.0ms, 99 % within 2.0ms" in text
+    assert "answered at once 5,700 intercepts, p50 <= 16us, p99 <= 256us" in text
+    assert "waited 1 intercept, p50 <= 2.0ms, p99 <= 2.0ms" in text
 
 
-def test_summary_of_a_daemon_that_tells_no_times_has_none() -> None:
+def test_summary_of_a_daemon_without_histograms_shows_no_latency() -> None:
     nothing = Took(intercepts=0, quantiles=Quantiles())
     figures = msgspec.structs.replace(report(), answered_at_once=nothing, waited=nothing)
-    assert "within" not in shown(summary(figures))
+    assert "p50" not in shown(summary(figures))
 
 
 def test_summary_names_every_outcome_and_reason() -> None:
@@ -92,7 +92,7 @@ def test_verdict_of_a_good_daemon_is_one_line() -> None:
 def test_verdict_of_a_bad_daemon_shows_the_first_counterexamples_and_counts_all() -> None:
     text = shown(verdict(report(*(finding(gfn) for gfn in range(FINDINGS_SHOWN + 2)))))
     assert "stale frame: VP 3 at gfn 0x0 between 5 and 6" in text
-    assert "told: reaches host page 0x50 rw-" in text
+    assert "got: reaches host page 0x50 rw-" in text
     assert "possible: from 5 to 6 no region" in text
     assert f"at gfn {FINDINGS_SHOWN - 1:#x}" in text
     assert f"at gfn {FINDINGS_SHOWN:#x}" not in text

@@ -1,4 +1,4 @@
-"""The plain model accepts what can have been true, and nothing else."""
+"""The reference accepts exactly what can have been true."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_question_over_a_whole_replacement_may_have_found_anything_in_between(
         }
 
 
-def test_region_and_backing_that_never_were_together_allow_nothing() -> None:
+def test_region_and_backing_that_never_coexisted_allow_nothing() -> None:
     scene = Scene()
     first = scene.add(region())
     with scene.clock.question() as asked:
@@ -156,7 +156,7 @@ def test_a_pinned_page_is_there_until_the_hit_is_acknowledged() -> None:
     assert scene.truth.possible_sights(GFN, scene.now()) == {Sight(Frame("host", 0x50), READ_WRITE)}
 
 
-def test_a_mapping_is_touched_by_what_takes_it_away_and_by_nothing_else() -> None:
+def test_a_mapping_is_touched_only_by_changes_that_revoke_it() -> None:
     scene = Scene()
     added = scene.add(region())
     scene.map(backing(0x50))

@@ -1,4 +1,4 @@
-"""The plain model that forgets agrees with the one that remembers, whatever happens in whatever order."""
+"""The exerciser's reference, which drops history, agrees with the one that keeps it, for all sequences."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Play:
 
 
 @given(st.lists(st.sampled_from(Act), max_size=60))
-def test_what_was_possible_is_the_same_by_both_models(acts: list[Act]) -> None:
+def test_both_models_agree_on_what_was_possible(acts: list[Act]) -> None:
     play = Play()
     for act in (*acts, Act.ASK, Act.ANSWER):
         play.act(act)

@@ -1,4 +1,4 @@
-"""The wire's promise by page: what is right in one state."""
+"""The protocol's promise page by page: the right answers in one state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Regions and backings for the tests of the plain model, small enough to read."""
+"""Small regions and backings for the tests of the reference."""
 
 from __future__ import annotations
 

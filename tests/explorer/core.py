@@ -1,4 +1,4 @@
-"""The daemon's own core as a subject: a real partition, its region manager, its VPs.
+"""The daemon's own core as a system under test: a real partition, its region manager, its VPs.
 
 Owns the translation of verbs into the calls that a VMM makes. Must not know what is right.
 """

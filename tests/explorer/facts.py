@@ -1,4 +1,4 @@
-"""What the truth is made of: memory, what the guest reaches of it, an intercept, a range that went.
+"""The values of the reference: memory, what the guest reaches, intercepts, unmapped ranges.
 
 Owns the values alone. Moments are counted from 0. Must not know what follows from them.
 """

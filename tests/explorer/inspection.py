@@ -1,4 +1,4 @@
-"""A look at what a region manager holds and what the guest reaches: do they tell the same story?
+"""Compares what a region manager has recorded with what the guest reaches.
 
 Owns the comparison. It looks into private state on purpose: the rest of the product has no use for it. Must
 not know what the VMM did: that is the truth's to say.
@@ -33,7 +33,7 @@ def disorder(model: ModelPartition) -> str | None:
 
 def misrecorded(model: ModelPartition, gfns: Iterable[int]) -> str | None:
     """I2 and I10: how the record of what is mapped lies outside its region, or differs from the SLAT at one
-    of these gfns. Those that the lock's holder is changing right now are nobody's business."""
+    of these gfns. Those that the holder of the lock is changing are not inspected."""
     change = model.mappings._change
     busy = GfnRange(start=0, end=0) if change is None else change.gfns
     records = list(model.mappings._record)

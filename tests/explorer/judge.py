@@ -1,4 +1,4 @@
-"""Looks at what the guest reaches, step by step, and says which rules are broken.
+"""Checks after every step what the guest reaches, and reports which rules are broken.
 
 Owns the findings of one schedule and the moments of its maps. What is true is the truth's to say; who goes
 next is the scheduler's.
@@ -28,7 +28,7 @@ MOST_RESUMES = 17
 
 
 class Judge:
-    """`gfns` are those that are looked at: every place that a script touches, and the edges around it. `step`
+    """`gfns` are those that are checked: all that a script touches, and the edges around them. `step`
     is the schedule's step under way."""
 
     def __init__(self, gfns: Sequence[int], step: Callable[[], int]) -> None:
@@ -75,7 +75,7 @@ class Judge:
         self._look_for_stranded(subject.slat)
 
     def everybody_stands(self) -> None:
-        """Whoever was to be told has been told by now."""
+        """All notifications have been delivered by now."""
         if self._to_be_served & self._announced:
             self.find(Rule.WAITED, "announced before the pass made its first call, and not served by it")
         self._to_be_served = set()
@@ -122,7 +122,7 @@ class Judge:
         for gfn in self._reached.keys() - reached.keys():
             owner = self._mapped_by[gfn]
             if who != owner and who.startswith("VP") and owner.startswith("VP"):
-                self.find(Rule.UNDONE, f"gfn {gfn}, which {owner} had mapped, was taken away by {who}")
+                self.find(Rule.UNDONE, f"gfn {gfn}, which {owner} had mapped, was unmapped by {who}")
         if point is Point.MAPPED and mapping is not None and mapping.access:
             for gfn in reached:
                 if mapping.start <= gfn < mapping.end:

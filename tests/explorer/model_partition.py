@@ -1,4 +1,4 @@
-"""A partition of the model setting without sockets: the real parts, joined as the daemon joins them.
+"""A partition in model mode without sockets: the real parts, joined as the daemon joins them.
 
 Owns the wiring and short verbs in pages for what a VMM and its VPs do. The ports are recorded and pause where
 they are told to. Must not know what is right.

@@ -1,6 +1,6 @@
 """The generated parts of tests/explorer/README.md, by the name in their comments.
 
-Owns finding them in the page. `python tests/explorer/page.py` writes them anew.
+Owns finding them in the page. `python tests/explorer/page.py` regenerates them.
 """
 
 from __future__ import annotations

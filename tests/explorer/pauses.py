@@ -1,4 +1,4 @@
-"""Where a port can stop, and who says for how long.
+"""Where a port can pause, and what decides for how long.
 
 Owns the names of the places. Must not know what the ports do.
 """

@@ -41,7 +41,7 @@ class RecordedAddressSpace:
         self._inner = inner
         self._pauses = pauses
         self.may_block = inner.may_block
-        """What the core is told, whatever the `pauses` do."""
+        """The reply to the core, independent of the `pauses`."""
         self.resolved: list[int] = []
         self.extents: list[Extent | None] = []
 
@@ -79,7 +79,7 @@ class RecordedHypervisor:
         """Which call of all fails, maps and unmaps counted together from 1; 0 for none."""
         self.events: list[Mapped | Unmapped] = []
         self.may_block = True
-        """What the core is told; for the `pauses` are free to block."""
+        """The reply to the core; the `pauses` may block."""
 
     def refuse_map(self, nth: int = 1, number: int = errno.EIO) -> None:
         """The n-th map_gpa from now on fails, having changed nothing."""

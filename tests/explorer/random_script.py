@@ -1,6 +1,6 @@
-"""A script of everything at once: regions of every kind that overlap and alias, and verbs at random.
+"""The random scenario: regions of every kind that overlap and alias, and random verbs.
 
-Owns what is drawn. Must not know what any of it is for.
+Owns what is drawn. Must not know what it is for.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ CROWD = (
 CROWD_PAGES = 36
 
 
-def turmoil(rng: random.Random) -> Script:
-    """Everything at once; much of it is refused, as its calls cross."""
+def random_script(rng: random.Random) -> Script:
+    """Random verbs at the same time; many are refused because they conflict."""
 
     def pages() -> Pages:
         start = rng.randrange(CROWD_PAGES)

@@ -1,4 +1,4 @@
-"""What an exploration found, as values.
+"""The results of an exploration, as values.
 
 Owns the search for a counterexample of each rule that a variant breaks, and what a counterexample says. Must
 not know how it is shown.
@@ -18,7 +18,7 @@ from .timeline import Line, Side, Story
 from .variants import Variant
 
 MOST_TOLD = 3
-"""Times running that the same lines are told before they are told once."""
+"""How often the same lines are printed in a row before they are summarised."""
 
 
 class StoryLine(msgspec.Struct, frozen=True):

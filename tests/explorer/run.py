@@ -1,4 +1,4 @@
-"""One schedule: the actors of a script, a subject, and the choices of who goes next.
+"""One schedule: the actors of a script, a system under test, and the choices of which actor runs next.
 
 Owns carrying the verbs out and telling the truth about them. Must not know what is searched for.
 """
@@ -29,7 +29,7 @@ from .timeline import Side, Story, port_call
 from .verbs import Verbs
 
 EXPECTED_REFUSALS = {errno.EEXIST, errno.ENOENT, errno.EINVAL, errno.EFAULT, errno.ENOMEM}
-"""What a VMM may be told when its calls cross, or when the hypervisor was ordered to refuse."""
+"""Errors that a VMM may get when its calls conflict, or when the hypervisor was ordered to refuse."""
 MOST_RETRIES = 3
 """Answers RETRY after which a VP does something else."""
 VMM = "VMM"
@@ -71,7 +71,7 @@ class Run:
                 if self._scheduler.stuck:
                     self._judge.find(Rule.STUCK, f"still waiting: {', '.join(self._scheduler.stuck)}")
                 self._actors.cancel_scope.cancel()
-        except* Exception as group:  # whatever it is, it is the subject's
+        except* Exception as group:  # any exception is a fault of the system under test
             error = _first(group)
             self._judge.find(Rule.BROKE, f"{type(error).__name__}: {sentence(error)}")
         return Outcomes(self._scheduler.trace, self._judge.findings)
@@ -183,7 +183,7 @@ class Run:
         except WireError as error:
             if error.number not in EXPECTED_REFUSALS:
                 raise
-            self._speak(who, "is told {}", error.name)
+            self._speak(who, "gets {}", error.name)
         else:
             if self._scheduler.step != step or isinstance(verb, TAKES_AWAY):
                 self._speak(who, "is answered")
@@ -200,7 +200,7 @@ class Run:
         self._through(name)
 
     async def _touch(self, n: int, name: str, touch: Touch) -> bool:
-        """Until the access is through or given up; whether the VP goes on."""
+        """Until the access succeeds or is abandoned; returns whether the VP continues."""
         resumes = retries = 0
         while True:
             await self._scheduler.stop()
@@ -209,7 +209,7 @@ class Run:
                 return True
             self._speak(name, "{}: intercept", touch)
             answer = await self._ask(n, touch)
-            self._speak(name, "is told {}", answer if self._subject.says_why else answer.outcome)
+            self._speak(name, "gets {}", answer if self._subject.says_why else answer.outcome)
             match answer.outcome:
                 case Outcome.RESUME:
                     resumes += 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from intercept_protocol.messages import RegionKind
 
 from . import situations
-from .random_script import turmoil
+from .random_script import random_script
 from .script import Script
 
 Draw = Callable[[random.Random], Script]
@@ -37,11 +37,13 @@ _ALL = (
     ),
     Scenario(
         "remove-and-add-again",
-        "a region goes and another comes under a fault",
+        "a region is replaced during a fault",
         situations.remove_and_add_again,
     ),
     Scenario(
-        "remove-and-invalidate", "a region is removed while its memory goes", situations.remove_and_invalidate
+        "remove-and-invalidate",
+        "a region is removed while its memory is unmapped",
+        situations.remove_and_invalidate,
     ),
     Scenario("bar-move", "the guest reprograms a BAR: the same memory at other gfns", situations.bar_move),
     Scenario("roll-back", "a map is refused while another VP maps the same BAR", situations.roll_back),
@@ -61,30 +63,32 @@ _ALL = (
     ),
     Scenario(
         "add-in-an-open-range",
-        "a region comes while its memory goes",
+        "a region is added while its memory is unmapped",
         situations.region_added_in_an_open_range,
     ),
     Scenario(
         "pinned-add",
-        "pinned memory goes while it is added",
+        "pinned memory is unmapped while it is added",
         situations.pinned_add,
         frozenset({RegionKind.PINNED}),
     ),
-    Scenario("aliases", "two regions over one memory", situations.aliases),
-    Scenario("msix-hole", "a BAR of two VMAs with a page left out", situations.msix_hole),
+    Scenario("aliases", "two regions over the same memory", situations.aliases),
+    Scenario("msix-hole", "a BAR of two VMAs with an unmapped page between", situations.msix_hole),
     Scenario(
         "low-frames", "a fault's offset is greater than its frame's number", situations.region_before_its_vma
     ),
-    Scenario("read-only", "a region or a VMA that may not be written", situations.read_only),
+    Scenario("read-only", "a read-only region or VMA", situations.read_only),
     Scenario("rights-go", "a VMA is made read-only", situations.rights_go),
-    Scenario("movable", "RAM goes and comes back while VPs fault", situations.movable, MOVABLE),
-    Scenario("no-translation", "a fault whose gpa is no gva's translation", situations.no_translation),
-    Scenario("trapped", "a page faults for ever, mapped or not", situations.trapped),
-    Scenario("kick", "the VMM wants its VP back while it waits", situations.kick),
-    Scenario("another-process", "a VP is run by another process than the VMM's", situations.another_process),
-    Scenario("flood", "more invalidations at once than are kept apart", situations.flood),
+    Scenario("movable", "RAM is unmapped and mapped again while VPs fault", situations.movable, MOVABLE),
     Scenario(
-        "turmoil", "a VMM, its threads and its guest do whatever they like", turmoil, frozenset(RegionKind)
+        "no-translation", "a fault whose gpa is not the translation of a gva", situations.no_translation
+    ),
+    Scenario("trapped", "a page faults forever, mapped or not", situations.trapped),
+    Scenario("kick", "the VMM kicks a VP that waits", situations.kick),
+    Scenario("another-process", "a VP is run by another process than the VMM's", situations.another_process),
+    Scenario("flood", "more simultaneous invalidations than the pending set holds", situations.flood),
+    Scenario(
+        "random", "a VMM, its threads and its guest act at random", random_script, frozenset(RegionKind)
     ),
 )
 SCENARIOS = {scenario.name: scenario for scenario in _ALL}

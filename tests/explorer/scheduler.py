@@ -1,6 +1,6 @@
-"""Who goes on next: one actor at a time, by choice.
+"""Decides which actor runs next, one at a time.
 
-Owns the places where actors stop, and the loop that lets one of them go once nobody else can run. It also
+Owns the points where actors stop, and the loop that releases one of them once no other can run. It also
 takes from trio the coin that orders tasks which become ready together. Must not know what the actors do.
 """
 
@@ -16,9 +16,9 @@ import trio._core._run as trio_run
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 DAEMON = "daemon"
-"""The actor that all tasks are which nobody has named: the region manager, the partition's end."""
+"""The actor of all unnamed tasks: the region manager, the end of the partition."""
 TIME = "time"
-"""The actor that stands for a clock which runs on while everybody is in the middle of something."""
+"""The actor that represents a clock which advances while every actor is busy."""
 PATIENCE = 3600.0
 """Virtual seconds, far above every timeout: only actors that wait for each other wait so long."""
 
@@ -45,7 +45,7 @@ class Drawn:
 
 
 class Replayed:
-    """The choices of a trace, as far as they can be made; then whoever runs goes on as long as it can."""
+    """Follow the choices of a trace while possible; then let each actor run as long as it can."""
 
     def __init__(self, trace: Sequence[str]) -> None:
         self._rest: Iterator[str] = iter(trace)
@@ -60,7 +60,7 @@ class Replayed:
 
 
 class Scheduler:
-    """`order` are the actors' names; `look` is called after each step, when nobody runs."""
+    """`order` are the actors' names; `look` is called after each step, when no actor runs."""
 
     def __init__(
         self, order: Sequence[str], chooser: Chooser, clock: MockClock, look: Callable[[], None]
@@ -70,9 +70,9 @@ class Scheduler:
         self.stuck: list[str] = []
         """The actors that were waiting for each other in the end."""
         self.timeout: float | None = None
-        """What the clock may jump by, once, while somebody is in an intercept; None if it may not."""
+        """How far the clock may jump, once, during an intercept; None if it may not."""
         self.acting: set[str] = set()
-        """The scripted actors that are not through yet; with none, nobody is stopped any more."""
+        """The scripted actors that have not finished; without any, no actor is stopped any more."""
         self._order = {name: place for place, name in enumerate((*order, DAEMON, TIME))}
         self._chooser = chooser
         self._clock = clock
@@ -105,7 +105,7 @@ class Scheduler:
         self._stop.set()
 
         def give_up(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-            if self._stopped.pop(name, None) is None:  # let go already
+            if self._stopped.pop(name, None) is None:  # released already
                 return trio.lowlevel.Abort.FAILED
             return trio.lowlevel.Abort.SUCCEEDED
 
@@ -117,12 +117,12 @@ class Scheduler:
         self._stop.set()
 
     async def run(self) -> None:
-        """Let one after the other go until `end`, or until nobody can; then stop nobody any more."""
+        """Release one actor after the other until `end`, or until none can run; then stop none any more."""
         try:
             await self._until_over()
         finally:
             self.acting.clear()
-            for task in self._stopped.values():  # some are shielded, and would stand here for ever
+            for task in self._stopped.values():  # some are shielded, and would stop here forever
                 trio.lowlevel.reschedule(task)
             self._stopped.clear()
 
@@ -150,7 +150,7 @@ class Scheduler:
             trio.lowlevel.reschedule(self._stopped.pop(name))
 
     async def _somebody_stops(self) -> bool:
-        """Let time pass until somebody does, or all is over."""
+        """Let time pass until an actor can run, or all have finished."""
         self._stop = trio.Event()
         with trio.move_on_after(PATIENCE):
             await self._stop.wait()

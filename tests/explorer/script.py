@@ -1,4 +1,4 @@
-"""What the actors of a schedule are to do.
+"""What the actors of a schedule do.
 
 Owns the verbs of a VMM, of its notifier connections and of its VPs, and how each reads in a story. Must not
 know who carries them out, nor in which order.
@@ -208,7 +208,7 @@ Verb = (
 class Touch:
     """One access of the guest, repeated until it is through or the VMM is to emulate it.
 
-    `translated` is the message's gva_gpa_valid. A `trapped` page faults for ever, mapped or not, as one does
+    `translated` is the message's gva_gpa_valid. A `trapped` page faults forever, mapped or not, as one does
     that the hypervisor keeps an overlay on.
     """
 

@@ -1,4 +1,4 @@
-"""Schedule after schedule, until a rule is broken or enough have been tried.
+"""Runs schedules until a rule is broken or enough have been tried.
 
 Owns the numbering of schedules: number n of a scenario is always the same. Must not know variants by name.
 """
@@ -96,7 +96,7 @@ class Explorer:
 
 
 def exploring(build: Build, search: Callable[[Explorer], Awaitable[Result]]) -> Result:
-    """Search in a trio of its own, on a clock that jumps, with the daemon's log silent."""
+    """Search in a trio run with a jumping clock, with the daemon's log disabled."""
     clock = MockClock(autojump_threshold=0)
     with deterministic(), _silence(), _little_garbage_collected():
         return trio.run(partial(search, Explorer(build, clock)), clock=clock)

@@ -1,4 +1,4 @@
-"""From a schedule that fails to the shortest one that fails in the same way.
+"""Shrinks a failing schedule to the shortest one that fails in the same way.
 
 Owns what may be left out, and what counts as shorter. Must not know why it fails.
 """

@@ -1,4 +1,4 @@
-"""The scripts of the scenarios, each drawn anew for every schedule.
+"""The scripts of the scenarios, drawn again for every schedule.
 
 Owns what the VMM, its threads and its guest do in each. Must not know variants, nor what is looked for.
 """
@@ -233,7 +233,7 @@ def movable(rng: random.Random) -> Script:
 
 
 def no_translation(rng: random.Random) -> Script:
-    """A page-table walk faults: the message's gpa is no gva's translation."""
+    """A page-table walk faults: the message's gpa is not the translation of a gva."""
     return Script(given=GIVEN, vmm=(), vps=((Touch(rng.choice((100, 107)), translated=False),),))
 
 
@@ -253,7 +253,7 @@ def kick(rng: random.Random) -> Script:
 
 
 def another_process(rng: random.Random) -> Script:
-    """The VMM forked, or passed a VP's descriptor on: whose memory is looked at?"""
+    """The VMM forked, or passed a VP's descriptor on: whose memory is used?"""
     return Script(
         given=(*GIVEN, LendVp(1, MapVma(ALL, 7000))),
         vmm=(),

@@ -1,4 +1,4 @@
-"""How an exploration looks: stories in two columns, and a line a scenario.
+"""Output of an exploration: stories in two columns, and one line per scenario.
 
 Owns the layout; must not know how anything was found.
 """

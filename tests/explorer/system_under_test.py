@@ -1,4 +1,4 @@
-"""What is explored, seen from the explorer: one partition, whoever decides its intercepts.
+"""The system under test, as the explorer sees it: one partition, and any code that decides its intercepts.
 
 Owns the interface that the daemon's core and the patches of the thread stand behind, and the stage that they
 play on. Must not know how any of them works.
@@ -21,7 +21,7 @@ class Stage(Pauses, Protocol):
     """Where a subject tells what it does, and stops where others may run."""
 
     def at_once(self, point: Point, asked: Asked) -> None:
-        """Like `at`, in a port that waits for nobody: nobody stops here."""
+        """Like `at`, in a port that never waits: no actor stops here."""
 
     async def step(self, what: str) -> None:
         """Something was done that another CPU may see; others may run now. Allowed under any lock."""

@@ -17,17 +17,17 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(explore_command, arguments)
 
 
-def test_nothing_found_is_status_0_with_a_line_a_scenario_and_a_verdict() -> None:
+def test_no_broken_rule_is_status_0_with_a_line_per_scenario_and_a_verdict() -> None:
     result = run("--scenario", "msix-hole", "--schedules", "3")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[1].split() == ["msix-hole", "-"]
     assert "core: 3 schedules of 1 scenario, and no rule was broken" in result.stdout
 
 
-def test_something_found_is_status_1_with_its_story_in_two_columns() -> None:
+def test_a_broken_rule_is_status_1_with_its_story_in_two_columns() -> None:
     result = run(*V3)
     assert result.exit_code == 1
-    assert "LEFT_REGION (I2; k): a region was removed and its mappings were left" in result.stdout
+    assert "LEFT_REGION (I2; k): a region was removed but its mappings remain" in result.stdout
     assert "the VMM and its guest" in result.stdout
 
 
@@ -43,7 +43,7 @@ def test_a_story_tells_the_step_in_which_the_rule_was_broken() -> None:
     [example] = json.loads(result.stdout)[0]["counterexamples"]
     assert [line["text"] for line in example["story"]] == [
         "VP 0: reads gfn 107: intercept",
-        "VP 0: is told forward",
+        "VP 0: gets forward",
     ]
 
 
@@ -70,13 +70,13 @@ def test_several_variants_are_explored_one_after_the_other() -> None:
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == ["core", "patch-v3"]
 
 
-def test_a_variant_that_there_is_not_is_status_2_and_named() -> None:
+def test_an_unknown_variant_is_status_2_and_named() -> None:
     result = run("--variant", "patch-v9")
     assert result.exit_code == 2
     assert "no such name: 'patch-v9'" in result.stderr
 
 
-def test_a_scenario_that_does_not_apply_is_said_to() -> None:
+def test_a_scenario_that_does_not_apply_is_a_usage_error() -> None:
     result = run("--variant", "patch-v0", "--scenario", "pinned-add")
     assert result.exit_code == 2
     assert "patch-v0 does not support the regions in pinned-add" in result.stderr

@@ -1,4 +1,4 @@
-"""The daemon's own core under drawn schedules: no rule is broken, and what must be found is found.
+"""The daemon's own core under drawn schedules: no rule is broken, and planted faults are detected.
 
 The mutants are a table of README.md, which `test_page` runs.
 """
@@ -24,7 +24,7 @@ from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch
 
 UNTABLED = 1000
-"""A schedule number behind those of the page's tables."""
+"""Beyond the schedule numbers of the README's tables."""
 
 
 def failures(build: Build, scenario: str, seed: int, schedules: int) -> dict[Rule, Failure]:
@@ -48,7 +48,7 @@ class AnswersUnserved(RegionManager):
 
 
 @pytest.mark.parametrize("held", [Held.ADDRESS_SPACE, Held.NEITHER], ids=lambda held: held.name)
-def test_i1_a_pass_that_nobody_holds_up_and_nobody_makes_is_found(held: Held) -> None:
+def test_i1_an_unblocked_pass_that_is_never_made_is_detected(held: Held) -> None:
     found = failures(core.of(Parts(regions=AnswersUnserved), held), "movable", 0, 60)
     assert Rule.LEFT in found
 
@@ -56,7 +56,7 @@ def test_i1_a_pass_that_nobody_holds_up_and_nobody_makes_is_found(held: Held) ->
 @pytest.mark.parametrize(
     ("held", "step_by_step"), [(Held.BOTH, True), (Held.ADDRESS_SPACE, True), (Held.NEITHER, False)]
 )
-def test_a_first_touch_is_one_step_where_nothing_is_held_up(held: Held, *, step_by_step: bool) -> None:
+def test_a_first_touch_is_one_step_unless_a_port_is_held(held: Held, *, step_by_step: bool) -> None:
     asked: list[bool] = []
 
     class Watched(FaultHandler):
@@ -69,7 +69,7 @@ def test_a_first_touch_is_one_step_where_nothing_is_held_up(held: Held, *, step_
     assert set(asked) == {step_by_step}
 
 
-def test_i10_a_change_that_is_not_shielded_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_i10_an_unshielded_change_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """The jump of the clock cancels a commit in the middle of its map."""
 
     def unshielded(*, shield: bool) -> trio.CancelScope:
@@ -87,7 +87,7 @@ class WaitsForEver(FaultHandler):
         return await trio.sleep_forever()
 
 
-def test_i4_actors_that_wait_for_each_other_for_ever_are_found() -> None:
+def test_i4_a_deadlock_is_detected() -> None:
     found = failures(core.of(Parts(path=WaitsForEver)), "no-translation", 0, 1)
     assert found[Rule.STUCK].finding.how == "still waiting: VP 0"
 
@@ -97,7 +97,7 @@ class Overworked(FaultHandler):
         raise RuntimeError("out of order")
 
 
-def test_i4_a_vp_that_is_left_without_an_answer_is_found() -> None:
+def test_i4_an_unanswered_vp_is_detected() -> None:
     found = failures(core.of(Parts(path=Overworked)), "no-translation", 0, 1)
     assert found[Rule.LATE_ANSWER].finding.how.endswith("never answered")
 
@@ -107,10 +107,10 @@ class Undecided(RegionManager):
         raise RuntimeError("out of order")
 
 
-def test_an_error_while_somebody_is_shielded_does_not_hang_the_exploration(
+def test_an_error_during_a_shielded_call_does_not_hang_the_exploration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A commit that is under way cannot be cancelled: it must be let go instead."""
+    """A commit in progress cannot be cancelled: it must be released instead."""
 
     async def gives_up(*_: object) -> None:
         raise RuntimeError("out of order")

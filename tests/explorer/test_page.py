@@ -1,4 +1,4 @@
-"""README.md says what the explorer finds: every generated part of it is made again and compared.
+"""README.md is up to date: every generated part of it is generated again and compared.
 
 `python tests/explorer/page.py` writes them. The table of mutants also shows that the explorer finds each one.
 """
@@ -15,17 +15,17 @@ from explorer.variants import CORES
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.verify] if name == "variants" else []) for name in PARTS]
 )
-def test_the_page_says_what_is_found(name: str) -> None:
+def test_the_readme_tables_are_up_to_date(name: str) -> None:
     assert part(name) == PARTS[name]()
 
 
-def test_the_core_is_found_wrong_in_no_scenario() -> None:
+def test_the_tables_show_no_failure_of_the_core() -> None:
     cells = [cell.strip() for line in part("variants").splitlines()[2:] for cell in line.split("|")[4:7]]
     assert len(cells) == len(CORES) * len(SCENARIOS)
     assert set(cells) == {"none in 100"}
 
 
-def test_each_mutant_is_found() -> None:
+def test_each_mutant_is_detected() -> None:
     cells = [line.split("|")[3] for line in part("mutants").splitlines()[2:]]
     assert len(cells) >= 25
     assert [cell for cell in cells if "none in" in cell] == []

@@ -1,4 +1,4 @@
-"""The patch's two postings: each hazard of the review that applies is found, and what it fixed is not."""
+"""The patch's two postings: each hazard of the review that applies is detected, and fixed ones are not."""
 
 from __future__ import annotations
 

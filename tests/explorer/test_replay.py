@@ -1,4 +1,4 @@
-"""A schedule is its number, or its choices: run again it does the same."""
+"""Running a schedule again, by number or by choices, gives the same result."""
 
 from __future__ import annotations
 
@@ -57,21 +57,21 @@ def test_a_shortened_failure_breaks_the_same_rule_in_fewer_steps() -> None:
     assert len(short.schedule.trace) < len(found.schedule.trace)
 
 
-def test_the_same_seed_tells_the_same_stories() -> None:
+def test_the_same_seed_gives_the_same_stories() -> None:
     told_first = report(0, 10)
     assert told_first.counterexamples
     assert report(0, 10) == told_first
 
 
-def test_a_story_is_told_again_by_the_seed_that_it_names() -> None:
+def test_the_printed_seed_reproduces_the_story() -> None:
     [left] = [each for each in report(0, 20).counterexamples if each.rule == "LEFT"]
     [again] = [each for each in report(left.seed, 1).counterexamples if each.rule == "LEFT"]
     assert again == left
 
 
-def test_what_comes_again_and_again_is_told_once() -> None:
+def test_repeated_lines_are_printed_once() -> None:
     block = [StoryLine("vmm", "VP 0: reads gfn 1: intercept"), StoryLine("daemon", "VP 0: has mapped gfn 1")]
-    end = StoryLine("vmm", "VP 0: is told fail")
+    end = StoryLine("vmm", "VP 0: gets fail")
     assert told([*block * 9, end]) == [*block, StoryLine("vmm", "... the last 2 lines, 8 times more"), end]
 
 
@@ -83,6 +83,6 @@ def test_after_an_exploration_trio_orders_tasks_as_before() -> None:
 
 
 def test_trio_still_has_the_switch_that_makes_it_deterministic() -> None:
-    """There is no public one: another version of trio must be looked at before it is taken."""
+    """There is no public one: check the source of trio before changing its version."""
     assert trio.__version__.split(".")[0] == "0"
     assert isinstance(trio_run._ALLOW_DETERMINISTIC_SCHEDULING, bool)

@@ -1,4 +1,4 @@
-"""The reference model: what may be said of a reached page, and of a forwarded access."""
+"""The reference: its verdicts on a reached page and on a forwarded access."""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ def test_rights_beyond_the_vmas_are_excess(truth: Truth) -> None:
     assert rule(truth, access=RW | Access.EXECUTE) is Rule.EXCESS
 
 
-def test_nothing_is_said_of_a_page_in_motion(truth: Truth) -> None:
+def test_a_page_with_a_call_in_progress_is_not_judged(truth: Truth) -> None:
     truth.added(BAR)
     with truth.motion(ALL):
         assert rule(truth, pfn=1) is None
 
 
-def test_what_was_mapped_before_memory_went_was_left(truth: Truth) -> None:
+def test_a_mapping_from_before_an_unmap_is_left(truth: Truth) -> None:
     truth.added(BAR)
     with truth.motion(ALL):
         truth.unmapped(ALL)
     assert rule(truth, at=0) is Rule.LEFT
 
 
-def test_what_was_mapped_after_memory_went_came_late(truth: Truth) -> None:
+def test_a_mapping_made_after_an_unmap_is_late(truth: Truth) -> None:
     truth.added(BAR)
     with truth.motion(ALL):
         truth.unmapped(ALL)
@@ -84,7 +84,7 @@ def test_what_was_mapped_after_memory_went_came_late(truth: Truth) -> None:
         pytest.param(105, Rule.LATE, id="of the page itself"),
     ],
 )
-def test_f_what_is_mapped_for_an_intercept_that_began_when_the_memory_had_gone_is_extrapolated(
+def test_f_a_mapping_for_an_intercept_sent_after_the_unmap_is_extrapolated(
     truth: Truth, touched: int, seen: Rule
 ) -> None:
     """Nothing was out of date: the one frame that was looked up is another page's."""
@@ -97,7 +97,7 @@ def test_f_what_is_mapped_for_an_intercept_that_began_when_the_memory_had_gone_i
     assert verdict[0] is seen
 
 
-def test_e_what_is_mapped_for_an_intercept_that_was_under_way_when_the_memory_went_is_late(
+def test_e_a_mapping_for_an_intercept_in_flight_during_the_unmap_is_late(
     truth: Truth,
 ) -> None:
     truth.added(BAR)
@@ -109,8 +109,8 @@ def test_e_what_is_mapped_for_an_intercept_that_was_under_way_when_the_memory_we
     assert verdict[0] is Rule.LATE
 
 
-def test_what_survives_an_invalidation_unchanged_was_left(truth: Truth) -> None:
-    """The frame is the same: the entry is not, if it was taken away and made anew."""
+def test_a_mapping_that_survives_an_invalidation_is_left(truth: Truth) -> None:
+    """The frame is the same, but the entry is not: it should have been revoked and mapped again."""
     truth.added(BAR)
     with truth.motion(ALL):
         pass
@@ -146,7 +146,7 @@ def test_a_pinned_region_that_lost_memory_is_not_mapped_again(truth: Truth) -> N
     assert rule(truth, at=99) is Rule.DANGLING
 
 
-def test_a_pinned_region_that_is_added_again_has_lost_nothing(truth: Truth) -> None:
+def test_a_pinned_region_added_again_is_not_dangling(truth: Truth) -> None:
     truth.added(PINNED)
     with truth.motion(Pages(4, 6)):
         pass
@@ -155,14 +155,14 @@ def test_a_pinned_region_that_is_added_again_has_lost_nothing(truth: Truth) -> N
     assert rule(truth, at=99) is None
 
 
-def test_a_pinned_region_whose_add_failed_has_lost_nothing_when_it_is_added_again(truth: Truth) -> None:
+def test_a_pinned_region_added_again_after_a_failure_is_not_dangling(truth: Truth) -> None:
     with truth.doubt(PINNED), truth.motion(Pages(4, 6)):
         pass
     truth.added(PINNED)
     assert rule(truth, at=99) is None
 
 
-def test_rights_that_went_are_not_held_on_to(truth: Truth) -> None:
+def test_removed_rights_are_not_kept(truth: Truth) -> None:
     truth.added(BAR)
     with truth.motion(ALL):
         truth.protected(ALL, Access.READ)

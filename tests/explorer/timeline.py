@@ -1,4 +1,4 @@
-"""A schedule told: what the VMM and its guest do on the left, what the daemon does on the right.
+"""The timeline of a schedule: the VMM and its guest on the left, the daemon on the right.
 
 Owns the lines and their words. Must not know what is wrong.
 """
@@ -43,7 +43,7 @@ class Story:
         self._has_begun = False
 
     def begins(self) -> None:
-        """What is told from here on happens step by step."""
+        """What is recorded from here on happens step by step."""
         self._has_begun = True
 
     def tell(self, step: int, side: Side, who: str, what: str, *of: object) -> None:

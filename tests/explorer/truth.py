@@ -1,8 +1,7 @@
-"""What a VMM knows to be true of its memory and its regions, and what follows for the guest.
+"""The explorer's reference: the VMM's memory and regions, and what follows for the guest.
 
-Owns the reference that every variant is judged by: plain ranges in lists, no locks, no flags of the code's.
-A page whose call is not answered yet is in motion: nothing can be said of it. Must not know how any variant
-works.
+Owns the reference that every variant is judged by: plain ranges in lists, no locks, none of the code's flags.
+While a call about a page is in progress, nothing is asserted of it. Must not know how any variant works.
 """
 
 from __future__ import annotations
@@ -110,7 +109,7 @@ class Truth:
             self._watches.remove(watch)
 
     def ends(self) -> None:
-        """The VMM is gone: its regions go with it, nobody says when."""
+        """The VMM is gone, and its regions with it, at an unknown time."""
         self._in_doubt += self._regions
         self._changed()
 

@@ -38,13 +38,11 @@ PATCH_V0 = Variant("patch-v0", "the patch as posted on 19 January 2026", PatchV0
 PATCH_V3 = Variant("patch-v3", "its posting of 11 May 2026", PatchV3, _MMIO)
 CORE = Variant("core", "the daemon's own core", core.of(Parts()))
 CORE_LIVE = Variant(
-    "core-live", "the same with a hypervisor that waits for nobody", core.of(Parts(), Held.ADDRESS_SPACE)
+    "core-live", "the same with a hypervisor that never waits", core.of(Parts(), Held.ADDRESS_SPACE)
 )
-CORE_MODEL = Variant(
-    "core-model", "the same where nobody waits, in one step each", core.of(Parts(), Held.NEITHER)
-)
+CORE_MODEL = Variant("core-model", "the same without waiting, one step each", core.of(Parts(), Held.NEITHER))
 CORES = (CORE, CORE_LIVE, CORE_MODEL)
-"""The daemon's own core in the three settings of its ports."""
+"""The daemon's own core in the three modes of its ports."""
 MUTANT_VARIANTS = tuple(
     Variant(_WITHOUT + name, mutant.about, core.of(mutant.parts)) for name, mutant in MUTANTS.items()
 )

@@ -1,4 +1,4 @@
-"""Carries out the verbs of a VMM and its threads, and tells the truth about each as it is answered.
+"""Carries out the verbs of a VMM and its threads, and records each in the truth as it is answered.
 
 Owns what each verb makes true, and when. Must not know who goes next.
 """

@@ -1,4 +1,4 @@
-"""A barrier between processes: one side stops there and says so, the other lets it go on.
+"""A barrier between processes: one side announces itself and stops there, the other releases it.
 
 Owns two named pipes in a directory. They are opened for both directions, which on Linux never blocks.
 """
@@ -28,16 +28,16 @@ class Barrier:
         self.passes = os.open(directory / _PASS, os.O_RDWR)
 
     def arrive(self) -> None:
-        """Say that somebody is here. Does not wait."""
+        """Announce an arrival. Does not wait."""
         os.write(self.arrivals, _BYTE)
 
     def pass_through(self) -> None:
-        """Wait for the other side to let one go."""
+        """Wait for the other side to release one."""
         os.read(self.passes, 1)
 
     def wait_arrived(self) -> None:
-        """Wait until somebody is here, or raise AssertionError."""
-        assert select.select([self.arrivals], [], [], PATIENCE)[0], "nobody came to the barrier in time"
+        """Wait for an arrival, or raise AssertionError."""
+        assert select.select([self.arrivals], [], [], PATIENCE)[0], "no arrival at the barrier in time"
         os.read(self.arrivals, 1)
 
     def let_go(self, count: int = 1) -> None:

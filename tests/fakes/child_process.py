@@ -1,4 +1,4 @@
-"""A client that is a process of its own, which can be killed.
+"""A client in a child process, which can be killed.
 
 Owns its start and its end by SIGKILL; what it does is its module's business.
 """

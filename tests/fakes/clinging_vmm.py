@@ -1,7 +1,7 @@
 """A VMM process that sends its own ends of its connections along with half a message on each, to be killed:
 `python -m fakes.clinging_vmm SOCKET OPERATOR_SOCKET ADDRESS_SPACE HYPERVISOR`.
 
-Owns getting there; then it prints its partition and waits. Whoever keeps those ends keeps the connections
+Owns getting there; then it prints its partition and waits. The holder of those ends keeps the connections
 open after its death.
 """
 

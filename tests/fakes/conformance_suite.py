@@ -1,4 +1,4 @@
-"""The conformance suite, run as somebody runs it by hand: in a process of its own, against a socket.
+"""The conformance suite, run as by hand: as a process, against a socket.
 
 Owns the command line. Must not know what the cases are.
 """

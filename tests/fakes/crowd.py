@@ -1,7 +1,7 @@
 """A crowd at the daemon's door: `python -m fakes.crowd SOCKET KIND`, until it is killed.
 
 1,000 connections that say nothing, 100 that send one byte a second, and 10 processes that send as fast as
-they can, what KIND says. Whoever is turned away comes again. Says "here" once all are there.
+they can, what KIND says. A peer that is refused connects again. Says "here" once all are there.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ MANY_VALUES = b"\x94\x00\x01\xa6create\x91\xdd\x00\x00\xff\x00" + bytes(0xFF00)
 
 
 def requests(path: str) -> None:
-    """A partition of its own, asked for its statistics."""
+    """Create a partition and query its statistics."""
     with RawVmm(path) as vmm:
         while True:
             vmm.ask("statistics")
 
 
 def garbage(path: str) -> None:
-    """What is no message, and a message of 65,280 values, in turns; each on a connection of its own."""
+    """Alternately an invalid message and one of 65,280 values, each on a new connection."""
     for rubbish in cycle((GARBAGE, MANY_VALUES)):
         with suppress(OSError), RawConnection(path) as connection:
             connection.send(rubbish)

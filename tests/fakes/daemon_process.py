@@ -1,4 +1,4 @@
-"""`interceptd serve` as a process of its own, seen from outside.
+"""`interceptd serve` as a child process, seen from outside.
 
 Owns starting it with a configuration, its signals and end, and what can be observed of it: its log, the
 operator's statistics, its descriptors and memory in /proc. Must not import the daemon.
@@ -65,7 +65,7 @@ class DaemonProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """No daemon outlives its test, whatever state that left it in."""
+        """No daemon outlives its test, in any state."""
         self._hang_up()
         self._process.kill()
         self._process.wait(PATIENCE)
@@ -164,7 +164,7 @@ class DaemonProcess:
 
 
 StartDaemon = Callable[..., DaemonProcess]
-"""Starts a daemon with the options of `DaemonProcess`, which somebody else ends."""
+"""Starts a daemon with the options of `DaemonProcess`, which the caller ends."""
 
 
 def command(*arguments: str) -> list[str]:

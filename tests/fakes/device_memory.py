@@ -26,7 +26,7 @@ EXCLUDE_KERNEL_AND_HYPERVISOR: Final = 0b11 << 5
 
 
 def perf_ring() -> int:
-    """A file whose mapping of one page is VM_PFNMAP. Raises `OSError` where there is none to be had."""
+    """A file whose mapping of one page is VM_PFNMAP. Raises `OSError` if there is none."""
     number = PERF_EVENT_OPEN.get(platform.machine())
     if number is None:
         raise OSError(f"the number of perf_event_open is not known on {platform.machine()}")
@@ -48,5 +48,5 @@ def vcpu() -> int:
 
 
 def map_at(file: int, page: UaddrRange) -> None:
-    """Over whatever is there."""
+    """Map over existing mappings."""
     libc.mmap(page, Access.READ, Sharing.SHARED, flags=libc.MAP_FIXED, file=file)

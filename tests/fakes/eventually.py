@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 PATIENCE: Final = 60.0
-"""Seconds after which something that should happen counts as not happening: a guard against hanging for ever,
+"""Seconds after which something that should happen counts as not happening: a guard against hanging,
 far beyond what a busy machine takes."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.02
 

@@ -58,7 +58,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     block_on_close = False
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A connection whose request it does not understand is closed, and no more is said."""
+        """Closes a connection whose request it does not understand, without an answer."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A client made of somebody else's MessagePack-RPC library: pynvim's, which both asks and answers.
+"""A client made with a third-party MessagePack-RPC library: pynvim's, which both asks and answers.
 
 Owns putting its layers together, because its `socket_session` would greet an editor first. Must not know the
 daemon's methods, nor share code with any client of ours.
@@ -33,7 +33,7 @@ class ForeignError(Exception):
 
 
 class ForeignClient:
-    """A connection. `request` blocks; once it serves, a thread of its own answers what the daemon asks."""
+    """A connection. `request` blocks; once it serves, a thread answers the daemon's requests."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._session = Session(AsyncSession(MsgpackStream(EventLoop("socket", os.fspath(path)))))
@@ -57,7 +57,7 @@ class ForeignClient:
         return self._session.request(method, *params)
 
     def serve(self, answer: Callable[[str, list[Any]], object]) -> None:
-        """`answer` gives a result, or raises `ErrorResponse`; whatever else it raises is sent as a text."""
+        """`answer` gives a result, or raises `ErrorResponse`; any other exception is sent as text."""
 
         def run() -> None:
             with suppress(EOFError):  # how the library says that the daemon has closed

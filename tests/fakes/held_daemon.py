@@ -1,4 +1,4 @@
-"""A daemon that stops at a barrier, where a test wants to see what goes on meanwhile.
+"""A daemon that stops at a barrier, so that a test can observe what happens meanwhile.
 
 Owns the places; what it runs otherwise is the real command. Arguments: the place, the barrier's directory,
 and those of `interceptd`.

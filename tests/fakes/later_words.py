@@ -17,7 +17,7 @@ UNKNOWN_EVENT: Final = {"event": LATER, "time_ms": 1, LATER: 2}
 _WORDS: Final = frozenset({
     "address_space", "architecture", "hypervisor", "kind", "mmio_granularity", "reason", "source", "state",
 })  # fmt: skip
-"""Fields whose values may be other words one day, where an operator is told them."""
+"""Fields sent to operators whose values may be other words in a later version."""
 
 
 def later_error(method: str, error: object) -> object:

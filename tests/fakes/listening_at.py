@@ -1,4 +1,4 @@
-"""Whether somebody listens on a Unix socket, without connecting: the first connection may be what is tested.
+"""Whether a process listens on a Unix socket, without connecting: the first connection may be what is tested.
 
 Owns the reading of /proc/net/unix. A path that is there may be one to which nobody listens yet, but for a
 daemon's own, which it gives its name when it listens.

@@ -70,7 +70,7 @@ def _churn(over: threading.Event) -> None:
 
 
 def announce_all(vmm: LiveVmm) -> None:
-    """Nothing is mapped or known any more."""
+    """Forget all mappings and records."""
     with vmm.notifier.invalidation(vmm.mapped[-1]):
         pass
 

@@ -1,4 +1,4 @@
-"""What becomes of a VMM's process, and what its threads go on with meanwhile.
+"""The ends of a VMM's process, and what its threads do meanwhile.
 
 Owns the endings that need the process's own help, and loops that run until the daemon is gone.
 """

@@ -21,7 +21,7 @@ reached: set[int] = set()
 
 
 def unmap_all_under_the_lock(_: LiveVmm, parts: list[UaddrRange]) -> int:
-    """Returns how many were unmapped before the lock was let go."""
+    """Returns how many were unmapped before the lock was released."""
     with _lock:
         for part in parts:
             libc.munmap(part)
@@ -29,7 +29,7 @@ def unmap_all_under_the_lock(_: LiveVmm, parts: list[UaddrRange]) -> int:
 
 
 def answer_the_hypervisor_under_the_lock(_: LiveVmm, directory: Path) -> None:
-    """A hypervisor thread: whoever comes to the barrier is answered once the lock could be had."""
+    """A hypervisor thread: answers each arrival at the barrier once it could acquire the lock."""
     barrier = Barrier(directory)
     while True:
         barrier.wait_arrived()

@@ -1,4 +1,4 @@
-"""What keeps a VMM's memory from being watched for a while: an older partition, or no mapping left to be had.
+"""Obstacles to watching a VMM's memory: an older partition, or a process at its limit of mappings.
 
 Owns the verbs, and what was opened first.
 """

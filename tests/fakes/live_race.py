@@ -1,4 +1,4 @@
-"""Threads that change memory at full speed against VPs that fault at full speed, and somebody who looks.
+"""Threads that change memory at full speed against VPs that fault at full speed, and a checker.
 
 Owns the race and what it found. Every 100 ms the changing stops, the notifier is drained, and what the guest
 reaches is compared with /proc; announced changes are looked at between begin and end as well.

@@ -1,4 +1,4 @@
-"""A VMM with real memory: what it can be told to do, in a process of its own.
+"""A VMM with real memory in its own process: the commands that it obeys.
 
 Owns its mappings' verbs and its connections, made with the client library. What a verb does to memory is not
 announced unless it says so. Must not know how it is told, nor what is right.
@@ -169,7 +169,7 @@ class LiveVmm:
         return count
 
     def drain(self) -> None:
-        """Return once all that was reported before is taken away from the guest."""
+        """Return once everything reported so far is revoked from the guest."""
         self.notifier.call(Invalidate(start_uaddr=ELSEWHERE.start_uaddr, length=ELSEWHERE.length))
 
     # ------------------------------------------------ its memory
@@ -195,7 +195,7 @@ class LiveVmm:
         sharing: Sharing | None = None,
         at: UaddrRange | None = None,
     ) -> UaddrRange:
-        """Map where nothing is, or exactly at the beginning of `at`, over whatever is there."""
+        """Map at free addresses, or exactly at the start of `at`, replacing what is mapped there."""
         if sharing is None:
             sharing = Sharing.SHARED if file >= 0 else Sharing.PRIVATE
         wanted = (
@@ -223,7 +223,7 @@ class LiveVmm:
         uaddrs = self.free_space(page_count)
         attached: int = _system_v.shmat(identifier, ctypes.c_void_p(uaddrs.start_uaddr), 0)
         _system_v.shmctl(identifier, IPC_RMID, None)
-        assert attached == uaddrs.start_uaddr, "no System V segment to be had"
+        assert attached == uaddrs.start_uaddr, "cannot attach a System V segment"
         return identifier, uaddrs
 
     def use_huge_pages(self, uaddrs: UaddrRange) -> None:
@@ -237,7 +237,7 @@ class LiveVmm:
         libc.mprotect(uaddrs, access)
 
     def free_space(self, page_count: int) -> UaddrRange:
-        """Addresses with nothing there, and nothing right before or behind, that nobody else is given."""
+        """Free addresses, with free pages before and after, that are handed out once."""
         start = self._next_page
         self._next_page += page_count + 1
         return UaddrRange(start=start, end=start + page_count)

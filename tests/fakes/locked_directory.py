@@ -1,6 +1,6 @@
 """Holding up daemons at the moment before they bind.
 
-Owns the lock on a directory that whoever binds a socket there takes (flock(2)), and seeing who waits for one.
+Owns the lock that binding a socket in a directory takes (flock(2)), and seeing which process waits for it.
 """
 
 from __future__ import annotations

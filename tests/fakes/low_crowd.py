@@ -17,7 +17,7 @@ from intercept_protocol.addresses import PAGE_SIZE, UaddrRange
 from intercept_protocol.outcomes import Access
 
 FIRST: Final = 0x20
-"""The page that a line can be taken away from: above any vm.mmap_min_addr, below any program."""
+"""A page that can be unmapped: above any vm.mmap_min_addr, below any program."""
 CROWD: Final = 0x30
 COUNT: Final = 200
 LONG_NAME: Final = "n" * 211

@@ -1,4 +1,4 @@
-"""Another partition's task, which is always ready: a turn that it gets is one that somebody handed on."""
+"""Another partition's task, which is always ready: it runs whenever another task yields."""
 
 from __future__ import annotations
 

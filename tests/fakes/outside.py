@@ -47,7 +47,7 @@ def _kind(letters: str, name: list[str]) -> str | None:
 
 
 def frame_at(pid: int, page: int) -> Frame | None:
-    """The identity of what the process has at a page of its own."""
+    """The identity of what the process has mapped at one of its pages."""
     truth = truth_of(pid, [page]).get(page)
     return None if truth is None else truth.frame
 

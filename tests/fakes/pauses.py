@@ -35,7 +35,7 @@ class Gate:
         await self._reached.wait()
 
     def open(self) -> None:
-        """Let the call go on."""
+        """Release the call."""
         self._opened.set()
 
     async def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""The other side of a `LiveVmm`: a child process that does as it is told.
+"""The other side of a `LiveVmm`: a child process that obeys commands.
 
 Owns starting and ending the process, and the messages. No wait is longer than `PATIENCE`.
 """
@@ -77,7 +77,7 @@ class Pending(Generic[T]):
 
 
 class Puppet:
-    """A `LiveVmm` in a process of its own; `launch` is a command that runs the one behind it."""
+    """A `LiveVmm` in a child process, run by the command `launch`."""
 
     def __init__(self, launch: Sequence[str] = ()) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -108,13 +108,13 @@ class Puppet:
         return " ".join((thread / "wchan").read_text() for thread in threads)
 
     def do(self, verb: Callable[Concatenate[LiveVmm, P], T], /, *arguments: P.args, **options: P.kwargs) -> T:
-        """Have it done, and return or raise what came of it."""
+        """Send the command; return its result or raise its error."""
         return cast("T", self.result_of(self._order(verb, arguments, options, apart=False)))
 
     def start(
         self, verb: Callable[Concatenate[LiveVmm, P], T], /, *arguments: P.args, **options: P.kwargs
     ) -> Pending[T]:
-        """Have it begun in a thread of its own."""
+        """Start it in a new thread."""
         return Pending(self, self._order(verb, arguments, options, apart=True))
 
     def result_of(self, number: int, patience: float = PATIENCE) -> object:
@@ -173,4 +173,4 @@ class Puppet:
 
 
 StartVmm = Callable[..., Puppet]
-"""Starts a VMM's process with the options of `Puppet`, which somebody else ends."""
+"""Starts a VMM's process with the options of `Puppet`, which the caller ends."""

@@ -50,7 +50,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Write these bytes, whatever they are."""
+    """Write these bytes unchanged."""
 
     data: bytes
 
@@ -64,7 +64,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Await:
-    """Wait until the test says so."""
+    """Wait for the test."""
 
     event: threading.Event
 
@@ -90,7 +90,7 @@ def replies(*results: object) -> list[Step]:
 
 
 def hello() -> list[Step]:
-    """Welcome whoever connects."""
+    """Answer hello."""
     return replies(HELLO_REPLY)
 
 

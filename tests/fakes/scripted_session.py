@@ -2,7 +2,7 @@
 
 Owns the script, what it is answered, and the ways of spoiling a message. As a process of its own it can be
 killed at one, or stopped while it plays: `python -m fakes.scripted_session SOCKET HYPERVISOR N` dies at its
-message N, and with N 0 plays until it is told to end.
+message N, and with N 0 plays until its stdin closes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Spoil = Callable[[RawConnection, bytes], None]
 
 
 class Spoilt(Exception):
-    """The session ends here; what it holds is closed by whoever holds it."""
+    """The session ends here; its owner closes what it holds."""
 
 
 class Session:
@@ -95,7 +95,7 @@ class Session:
         return self._ask(vp, "intercept", intercept_message(gfn, access))
 
     def _ask(self, connection: RawConnection, method: str, fields: object) -> Any:
-        """One call; whatever the daemon asks of the hypervisor meanwhile is answered."""
+        """One call; requests of the daemon to the hypervisor in between are answered."""
         self._say(connection, request(method, fields))
         while self._link is not None and not connection.is_readable():
             readable, _, _ = select.select([connection, self._link], [], [], connection.patience)
@@ -118,7 +118,7 @@ TOLD: Final = [
     ["resume", "mapped"], ["resume", "already_mapped"], ["resume", "mapped"], ["forward", "no_region"],
     ["retry", "kicked"], ["resume", "mapped"], ["forward", "permission"], None, ["forward", "unbacked"], 1,
 ]  # fmt: skip
-"""What a session is told that is not cut off."""
+"""The answers to an undisturbed session."""
 
 
 def close_in_the_middle(connection: RawConnection, data: bytes) -> None:
@@ -153,7 +153,7 @@ def main(path: Path, hypervisor: str, nth: int) -> None:
     played = 0
     while not (nth == 0 and select.select([sys.stdin], [], [], 0)[0]):
         with Session(path, hypervisor, nth, die) as session:
-            if played == 1:  # in the second one, which whoever hears it can count on
+            if played == 1:  # in the second round, as the reader expects
                 print("playing", flush=True)
             assert session.play() == TOLD
         played += 1

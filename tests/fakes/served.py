@@ -82,7 +82,7 @@ class Served:
 async def serving(
     limits: Limits | None = None, timeouts: Timeouts | None = None, *, chaos: int = 0
 ) -> AsyncIterator[Served]:
-    """A daemon with sockets of its own; whoever is left is cut off at the end."""
+    """A daemon with its own sockets; remaining connections are closed at the end."""
     with tempfile.TemporaryDirectory() as directory:
         config = Config(
             socket=str(Path(directory) / "vmm.sock"),

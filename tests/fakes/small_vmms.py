@@ -20,7 +20,7 @@ from intercept_protocol.outcomes import Access
 from interceptctl.guest.small_vmm import SmallVmm
 
 FLOATING: Final = 0xFFFFFFFF
-"""What a guest reads where nobody answers."""
+"""What a guest reads where no device answers."""
 OURS: Final = 0x42424242
 STRANGERS: Final = 0x99999999
 
@@ -30,7 +30,7 @@ class StartVmm(Protocol):
 
 
 def run(vcpu: GuestVcpu) -> Stop:
-    """Run a vCPU until it stops, in a thread of its own, so that a hang is a failure."""
+    """Run a vCPU until it stops, in a new thread, so that a hang is a failure."""
     return vcpu.start().result(PATIENCE)
 
 

@@ -1,4 +1,4 @@
-"""A well-behaved VMM that is watched while somebody else misbehaves.
+"""A well-behaved VMM that must be served while another peer misbehaves.
 
 Owns a partition with a VP and a notifier, and one round of everything that it is entitled to.
 """

@@ -1,4 +1,4 @@
-"""The control methods as rules of a state machine: a real daemon and the plain partition are told the same.
+"""The control methods as rules of a state machine: the daemon and the plain partition get the same requests.
 
 Owns the rules and the comparison. One caller at a time: what happens at once is the schedules'.
 """
@@ -19,7 +19,7 @@ SHIFT = 12
 SPACE = 12
 """Pages, and gfns, that are drawn: few, so that they meet."""
 HIGH = (1 << 52) - SPACE // 2
-"""The last pages that there are: ranges from here wrap."""
+"""The last pages of the address space: ranges from here wrap."""
 WAIT_MS = 1
 """How long an intercept waits for what will not end meanwhile."""
 

@@ -1,6 +1,6 @@
-"""A partition as a table of single pages: what the daemon must answer, plainly.
+"""The page-by-page reference of the control methods: what the daemon must answer to a sequence of requests.
 
-Owns the reference: dicts page by page, no ranges, no order of tasks, one caller at a time. Written from
+Owns the reference: dicts of single pages, no ranges, no concurrency, one caller at a time. Written from
 `protocol/README.md`. Must not know how the daemon works, nor share code with it.
 """
 

@@ -35,7 +35,7 @@ from interceptd.hypervisor.remote import refusal
 KEPT = Path(__file__).with_name("corpus")
 """A directory a target: inputs that reach what others do not, and those that once broke it."""
 ERROR_BYTES = 4096
-"""What an error of ours may take at most, whatever it quotes: far below the limit of a message."""
+"""The maximum length of our error messages, including quotations: far below the limit of a message."""
 METHODS: tuple[Mapping[str, type], ...] = (
     messages.VMM_METHODS,
     messages.NOTIFIER_METHODS,

@@ -1,4 +1,4 @@
-"""Whatever a VMM asks, in whatever order, a real daemon answers as the plain partition does."""
+"""A real daemon answers every sequence of control requests as the plain partition does."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_daemon_answers_a_drawn_session_as_the_plain_partition_does(
         run_state_machine_as_test(ControlMethods, settings=drawn)
 
 
-@pytest.mark.parametrize("broken", ["without-invalidation", "with-hard-coded-rights"])
-def test_daemon_that_lacks_something_answers_otherwise_than_the_plain_partition(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+@pytest.mark.parametrize("mutant", ["without-invalidation", "with-hard-coded-rights"])
+def test_a_mutant_daemon_answers_differently_from_the_plain_partition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: str
 ) -> None:
     drawn = settings(
         max_examples=100,
@@ -42,7 +42,7 @@ def test_daemon_that_lacks_something_answers_otherwise_than_the_plain_partition(
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    launch = (sys.executable, "-m", "fakes.broken_daemon", broken)
+    launch = (sys.executable, "-m", "fakes.mutant_daemon", mutant)
     with DaemonProcess(tmp_path, launch=launch, environment=ENVIRONMENT) as daemon:
         monkeypatch.setattr(ControlMethods, "socket", str(daemon.wait_serving().socket), raising=False)
         with pytest.raises(AssertionError):

@@ -15,5 +15,5 @@ def test_each_target_has_a_corpus(target: str) -> None:
 
 
 @pytest.mark.parametrize(("target", "name"), KEPT_INPUTS)
-def test_kept_input_does_what_the_target_states(target: str, name: str) -> None:
+def test_corpus_input_passes_its_target(target: str, name: str) -> None:
     TARGETS[target]((KEPT / target / name).read_bytes())

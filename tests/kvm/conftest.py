@@ -21,7 +21,7 @@ from interceptctl.guest.small_vmm import SmallVmm
 
 @pytest.fixture(scope="session")
 def kvm() -> None:
-    """Skips where there is no KVM, and says why."""
+    """Skips without KVM, with the reason."""
     try:
         Machine.open().close()
     except KvmUnavailable as reason:

@@ -57,7 +57,7 @@ def open_with_device(
 
 
 @pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED.keys())
-def test_mmio_whose_adding_had_a_malformed_answer_is_unmapped_at_the_daemons_loss(
+def test_mmio_whose_add_got_a_malformed_answer_is_unmapped_when_the_daemon_is_lost(
     machine: Machine, tmp_path: Path, uaddrs: UaddrRange, answer: Step
 ) -> None:
     """Nobody knows whether it was added, so it counts as added."""

@@ -1,4 +1,4 @@
-"""The daemon is killed while guests run: MMIO goes, RAM stays, the VMM is told, and nothing hangs."""
+"""The daemon is killed while guests run: MMIO is unmapped, RAM stays, the VMM is notified, nothing hangs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def doomed(daemon: DaemonProcess, setting: PartitionSetting) -> Iterator[tuple[S
 def kill(daemon: DaemonProcess, told: Told) -> None:
     daemon.signal(signal.SIGKILL)
     daemon.wait_ended()
-    assert told.wait(PATIENCE), "the VMM is told"
+    assert told.wait(PATIENCE), "the VMM is notified"
 
 
 def reaches(vmm: SmallVmm, bar: Bar) -> bool:
@@ -55,7 +55,7 @@ def reaches(vmm: SmallVmm, bar: Bar) -> bool:
 
 
 @pytest.mark.parametrize("coverage", Coverage)
-def test_mmio_is_unmapped_ram_kept_and_the_vmm_told_why(
+def test_mmio_is_unmapped_ram_kept_and_the_vmm_learns_why(
     own_daemon: DaemonProcess, coverage: Coverage
 ) -> None:
     with doomed(own_daemon, PartitionSetting(coverage=coverage)) as (vmm, bar, told):
@@ -100,7 +100,7 @@ def test_a_vcpu_that_needs_the_daemon_stops_and_one_in_ram_runs_on(own_daemon: D
             assert not counting.done()
 
 
-def test_a_vcpu_that_waits_in_an_intercept_is_let_go(own_daemon: DaemonProcess) -> None:
+def test_a_vcpu_waiting_in_an_intercept_is_released(own_daemon: DaemonProcess) -> None:
     with doomed(own_daemon, PartitionSetting()) as (vmm, bar, told):
         vmm.add_vcpu(WATCH, esi=bar.gpa)
         with ExitStack() as invalidating:
@@ -112,7 +112,7 @@ def test_a_vcpu_that_waits_in_an_intercept_is_let_go(own_daemon: DaemonProcess) 
 
 
 @pytest.mark.parametrize("coverage", Coverage)
-def test_munmap_of_what_the_guest_keeps_unmaps_it_from_the_guest_first(
+def test_munmap_of_kept_memory_unmaps_it_from_the_guest_first(
     own_daemon: DaemonProcess, coverage: Coverage
 ) -> None:
     with doomed(own_daemon, PartitionSetting(coverage=coverage)) as (vmm, bar, told):
@@ -162,7 +162,7 @@ def test_a_drained_daemon_is_noticed_alike(own_daemon: DaemonProcess) -> None:
         assert not reaches(vmm, bar)
 
 
-def test_a_vmm_that_closes_is_no_loss(own_daemon: DaemonProcess) -> None:
+def test_a_vmm_that_closes_loses_nothing(own_daemon: DaemonProcess) -> None:
     with doomed(own_daemon, PartitionSetting()) as (vmm, _, told):
         vmm.add_vcpu(COUNT, esi=COUNTER_GPA, ecx=1)
         vmm.start()

@@ -1,4 +1,4 @@
-"""The dangling window: memory that is unmapped here and somebody else's next, at the same address, with a
+"""The dangling window: memory that is unmapped and then reused at the same address, with a
 guest's memslot over it. Without the daemon's notifier it is open; announced it never opens; watched it closes
 soon.
 """

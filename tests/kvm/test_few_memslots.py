@@ -21,7 +21,7 @@ from interceptctl.guest.small_vmm import Bar, SmallVmm
 
 SLOTS: Final = 8
 WINDOWS: Final = 64
-"""Pages, each mapped by an intercept of its own."""
+"""Pages, each mapped by a separate intercept."""
 ENDLESS: Final = 0xFFFF_FFFF
 
 
@@ -43,7 +43,7 @@ def words(bar: Bar) -> list[int]:
     return [bar.word(page * PAGE_SIZE) for page in range(bar.gfns.page_count)]
 
 
-def test_a_guest_reaches_more_windows_than_there_are_memslots(vmm: SmallVmm) -> None:
+def test_a_guest_reaches_more_windows_than_the_vm_has_memslots(vmm: SmallVmm) -> None:
     bar = vmm.add_bar(WINDOWS)
     guest = vmm.add_vcpu(SWEEP, esi=bar.gpa, ecx=WINDOWS, ebx=2)
 
@@ -57,7 +57,7 @@ def test_a_guest_reaches_more_windows_than_there_are_memslots(vmm: SmallVmm) -> 
     assert len(vmm.partition.memory.slots) <= SLOTS
 
 
-def test_what_is_unmapped_from_the_middle_of_a_merged_slot_is_gone_and_the_rest_is_not(vmm: SmallVmm) -> None:
+def test_unmapping_the_middle_of_a_merged_slot_keeps_the_rest(vmm: SmallVmm) -> None:
     bar = vmm.add_bar(WINDOWS)
     guest = vmm.add_vcpu(SWEEP, esi=bar.gpa, ecx=WINDOWS, ebx=1)
     run(guest)

@@ -45,20 +45,20 @@ def test_a_named_guest_at_another_daemon_is_reported_as_json(daemon: DaemonProce
     assert vcpu["stopped"] == "halted"
 
 
-def test_where_there_is_no_kvm_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_kvm_the_command_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "DEVICE", str(tmp_path / "kvm"))
 
     result = CliRunner().invoke(main, ["guest", "sweep"])
 
     assert result.exit_code == 4
-    assert "no guest can run here" in result.output
+    assert "cannot run guests" in result.output
 
 
-def test_an_unknown_name_is_the_command_lines_error() -> None:
+def test_an_unknown_name_is_a_usage_error() -> None:
     result = CliRunner().invoke(main, ["guest", "nobody"])
 
     assert result.exit_code == 2
-    assert "no guest 'nobody'; there are: sweep," in result.output
+    assert "unknown guest 'nobody'; the guests are: sweep," in result.output
 
 
 def test_an_absent_daemon_is_named(kvm: None, tmp_path: Path) -> None:  # noqa: ARG001
@@ -68,7 +68,7 @@ def test_an_absent_daemon_is_named(kvm: None, tmp_path: Path) -> None:  # noqa: 
     assert f"{tmp_path / 'none.sock'}: no such file; is interceptd running" in result.output
 
 
-def test_the_list_says_what_each_shows() -> None:
+def test_the_list_says_what_each_guest_checks() -> None:
     result = CliRunner().invoke(main, ["guest", "--list"])
 
-    assert "sweep: 1 intercept a VMA" in result.output
+    assert "sweep: 1 intercept per VMA" in result.output

@@ -41,7 +41,7 @@ def test_a_map_that_kvm_refuses_half_way_leaves_all_as_it_was(call: int) -> None
     assert (slots.reached(), memory.slots) == before
 
 
-def test_an_undo_that_fails_goes_up_as_it_is_and_what_is_lost_is_not_counted_as_reached() -> None:
+def test_a_failed_undo_propagates_and_lost_memory_is_not_counted_as_reached() -> None:
     slots = FakeSlots()
     memory = memory_with_one_slot(slots)
     memory.map(GfnRange(start=0x10, end=0x18), UaddrRange(start=0x9000, end=0x9008), RW)

@@ -69,7 +69,7 @@ def test_increments_of_two_vcpus_arrive_exactly(vmm: SmallVmm) -> None:
     assert bar.word(0) == 2 * times
 
 
-def test_increments_arrive_exactly_while_the_host_takes_the_page_away_again_and_again(vmm: SmallVmm) -> None:
+def test_increments_are_exact_while_the_host_keeps_revoking_the_page(vmm: SmallVmm) -> None:
     bar = vmm.add_bar(1)
     times = 20_000
     for _ in range(2):
@@ -145,7 +145,7 @@ def test_a_device_of_the_vmms_own_is_answered_without_an_intercept(vmm: SmallVmm
     assert guest.tally.intercepts == {Answer.MAPPED: 1}, "the program itself"
 
 
-def test_what_is_forwarded_and_nobodys_floats(vmm: SmallVmm) -> None:
+def test_a_forwarded_access_without_a_device_reads_all_ones(vmm: SmallVmm) -> None:
     guest = vmm.add_vcpu(STORE, esi=ELSEWHERE << PAGE_SHIFT, ebx=1)
 
     run(guest)

@@ -60,7 +60,7 @@ def announced(vmm: SmallVmm, bar: Bar, change: Change) -> None:
 @pytest.mark.parametrize("program", [STORE, COUNT], ids=["store", "locked"])
 @pytest.mark.parametrize("touched", [False, True], ids=["at first touch", "after it was mapped"])
 @pytest.mark.parametrize(("spoil", "repair"), [(cut_off, give_back), (guard, unguard)], ids=["file", "guard"])
-def test_a_guest_that_touches_what_faults_stops_and_goes_on_once_it_is_repaired(
+def test_a_guest_stops_at_a_host_fault_and_continues_once_it_is_repaired(
     vmm: SmallVmm, spoil: Change, repair: Change, touched: bool, program: Program
 ) -> None:
     bar = vmm.add_bar(4)
@@ -86,7 +86,7 @@ def test_a_guest_that_touches_what_faults_stops_and_goes_on_once_it_is_repaired(
         *((Coverage.WATCHED, change) for change in (cut_off, guard, protect)),
     ],
 )
-def test_a_guest_that_touches_what_was_changed_without_a_word_stops(
+def test_a_guest_stops_at_memory_changed_without_announcement(
     start_vmm: StartVmm, coverage: Coverage, change: Change
 ) -> None:
     vmm = start_vmm(PartitionSetting(coverage=coverage))
@@ -128,7 +128,7 @@ def faulting(rig: Rig) -> Rig:
 
 
 @pytest.mark.parametrize("exit_", [MmioRead(GPA, 4), MmioWrite(GPA, b"\x11")])
-def test_a_daemon_that_stands_by_what_faults_ends_in_a_host_fault(
+def test_a_daemon_that_insists_on_faulting_memory_ends_in_a_host_fault(
     faulting: Rig, exit_: MmioRead | MmioWrite
 ) -> None:
     loop = faulting.script([exit_], [Answer.ALREADY_MAPPED, Answer.NO_PROGRESS])
@@ -161,7 +161,7 @@ def test_an_instruction_whose_bytes_fault_is_a_host_fault(rig: Rig, readable: in
     assert loop.run() == Stop(StopReason.HOST_FAULT, GPA)
 
 
-def test_an_instruction_at_the_end_of_what_the_guest_maps_is_none(rig: Rig) -> None:
+def test_a_truncated_instruction_at_the_end_of_mapped_memory_is_a_host_fault(rig: Rig) -> None:
     rig.map(RW | Access.EXECUTE)
     rig.code = bytes(2)
     loop = rig.script([NotEmulated(), NotEmulated()], [], {0: GPA + PAGE_SIZE - 2})

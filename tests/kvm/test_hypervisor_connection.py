@@ -87,7 +87,7 @@ def test_requests_right_behind_the_welcome_are_answered() -> None:
         ("remap_gpa", MAP, errno.ENOSYS),
     ],
 )
-def test_a_request_that_cannot_be_carried_out_is_refused_and_the_next_goes_on(
+def test_a_request_that_cannot_be_carried_out_is_refused_and_the_next_continues(
     method: str, fields: dict[str, int], number: int
 ) -> None:
     link = Link().welcomed()
@@ -131,7 +131,7 @@ def test_the_daemons_last_word_ends_the_session() -> None:
     [b"GET / HTTP/1.1", ask(1, "map_gpa", MAP), rpc.encode_result(9, None), rpc.encode_notification("x", [])],
     ids=["garbage", "a request before the welcome", "another answer", "a notification"],
 )
-def test_what_does_not_belong_is_a_violation(data: bytes) -> None:
+def test_an_unexpected_message_is_a_violation(data: bytes) -> None:
     with pytest.raises(ProtocolViolation):
         Link().session.receive_data(data)
 
@@ -165,14 +165,16 @@ def daemons_end(heard: Heard) -> Iterator[socket.socket]:
     connection.close()
 
 
-def test_the_thread_answers_what_it_is_asked(daemons_end: socket.socket) -> None:
+def test_the_thread_answers_requests(daemons_end: socket.socket) -> None:
     daemons_end.sendall(ask(5, "map_gpa", MAP))
 
     assert msgpack.unpackb(daemons_end.recv(4096)) == [1, 5, None, None]
 
 
 @pytest.mark.parametrize("last", [b"", b"nonsense"], ids=["hung up", "nonsense"])
-def test_the_end_is_told_once_with_its_reason(daemons_end: socket.socket, heard: Heard, last: bytes) -> None:
+def test_the_end_is_reported_once_with_its_reason(
+    daemons_end: socket.socket, heard: Heard, last: bytes
+) -> None:
     daemons_end.sendall(last)
     daemons_end.shutdown(socket.SHUT_WR)
 
@@ -199,7 +201,7 @@ def test_a_fault_of_our_own_closes_the_connection_instead_of_answering(
     assert not recwarn
 
 
-def test_map_and_unmap_mean_what_the_wire_says() -> None:
+def test_map_and_unmap_carry_out_the_request() -> None:
     memory = GuestMemory(FakeSlots())
 
     carry_out(memory, MapGpa(**MAP))

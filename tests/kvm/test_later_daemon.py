@@ -1,4 +1,4 @@
-"""A guest at a daemon of a later version: it runs on, whatever the daemon's reasons are called."""
+"""A guest with a daemon of a later version: unknown reasons do not stop it."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_a_machine_that_is_not_there_is_named(tmp_path: Path) -> None:
         Machine.open(str(tmp_path / "kvm"))
 
 
-def test_a_device_that_is_no_kvm_gives_no_vm() -> None:
+def test_a_device_other_than_kvm_gives_no_vm() -> None:
     with pytest.raises(KvmUnavailable, match="/dev/null gives no VM"):
         Machine.open("/dev/null")
 
@@ -176,7 +176,7 @@ class Meddling(DirectCopier):
         return data
 
 
-def test_a_locked_increment_whose_page_goes_in_its_middle_undoes_nobodys(bench: Bench) -> None:
+def test_a_locked_increment_interrupted_by_an_unmap_undoes_no_other(bench: Bench) -> None:
     vcpu = bench.load(COUNT, esi=BAR_GPA, ecx=1)
     guest = GuestVcpu(
         vcpu,
@@ -205,7 +205,7 @@ def test_a_read_only_slot_reads_without_and_writes_with_an_exit(bench: Bench) ->
     assert vcpu.run() == MmioWrite(BAR_GPA, b"\x01\0\0\0")
 
 
-def test_a_jump_to_where_nothing_is_says_so_and_stays_there(bench: Bench) -> None:
+def test_a_jump_to_unmapped_memory_stops_there(bench: Bench) -> None:
     vcpu = bench.load(JUMP, esi=BAR_GPA)
 
     assert vcpu.run() == NotEmulated()

@@ -63,7 +63,7 @@ def test_an_unmap_in_the_middle_leaves_both_ends_at_their_uaddrs() -> None:
     assert [slot.slot_id for slot in change.added] == [0, 1], "the id that is given back is taken first"
 
 
-def test_mapping_what_is_mapped_changes_nothing() -> None:
+def test_mapping_a_mapped_range_again_changes_nothing() -> None:
     table = MemslotTable(8)
     mapped(table, gfns(0, 8))
 
@@ -122,7 +122,7 @@ steps = st.tuples(
 
 
 @given(st.lists(steps, max_size=30))
-def test_any_sequence_of_maps_leaves_kvm_with_what_single_pages_say(
+def test_any_sequence_of_maps_agrees_with_a_table_of_pages(
     sequence: list[tuple[int, int, int, Access]],
 ) -> None:
     slots = FakeSlots()

@@ -225,7 +225,7 @@ steps = st.tuples(
 
 
 @given(st.integers(1, 9), st.lists(steps, max_size=40))
-def test_whatever_comes_is_refused_only_where_merging_all_would_not_fit_it(
+def test_a_map_is_refused_only_if_it_does_not_fit_after_merging_everything(
     limit: int, sequence: list[tuple[int, int, int, Access]]
 ) -> None:
     slots = FakeSlots(limit)

@@ -18,7 +18,7 @@ needs_assembler = pytest.mark.skipif(
 
 @needs_assembler
 @pytest.mark.parametrize("program", PROGRAMS, ids=[program.name for program in PROGRAMS])
-def test_the_bytes_are_what_the_source_assembles_to(program: Program, tmp_path: Path) -> None:
+def test_the_source_assembles_to_the_bytes(program: Program, tmp_path: Path) -> None:
     source, assembled, code = (tmp_path / name for name in ("source.s", "assembled.o", "code"))
     source.write_text(f".intel_syntax noprefix\n.code32\n{program.source}")
     subprocess.run(["as", "--32", "-o", assembled, source], check=True)

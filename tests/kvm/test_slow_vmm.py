@@ -1,4 +1,4 @@
-"""A VMM that is slow with one map: nobody else waits; beyond the deadline it fails, and what is late is
+"""A VMM that is slow with one map: no other peer waits; beyond the deadline it fails, and what is late is
 undone."""
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def test_while_one_map_stalls_mapped_pages_and_other_partitions_are_served(start
     assert stalled.word(0) == 7
 
 
-def test_a_late_map_stops_the_vcpu_and_is_taken_away_again(impatient: DaemonProcess) -> None:
+def test_a_late_map_stops_the_vcpu_and_is_undone(impatient: DaemonProcess) -> None:
     with SmallVmm(impatient.socket, PartitionSetting()) as vmm:
         bar = vmm.add_bar(1)
         before_mapping(vmm, bar, lambda: _until_asked_again(vmm))
@@ -92,7 +92,7 @@ def test_a_late_map_stops_the_vcpu_and_is_taken_away_again(impatient: DaemonProc
         assert vmm.partition.lost_because is None
 
 
-def test_a_map_that_is_never_carried_out_loses_the_partition_and_the_vmm_is_told(
+def test_a_map_never_carried_out_loses_the_partition_and_the_vmm_learns_why(
     impatient: DaemonProcess,
 ) -> None:
     go_on, told = threading.Event(), threading.Event()

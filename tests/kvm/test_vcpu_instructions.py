@@ -106,7 +106,7 @@ def test_a_host_fault_that_is_forwarded_stops_while_the_slot_is_there(rig: Rig) 
     assert loop.run() == Stop(StopReason.HOST_FAULT, GPA, Answer.UNBACKED)
 
 
-def test_a_host_fault_whose_slot_was_taken_away_runs_again_as_an_access(rig: Rig) -> None:
+def test_a_host_fault_whose_slot_was_revoked_runs_again_as_an_access(rig: Rig) -> None:
     loop = rig.script([HostFault(GPA), MmioRead(GPA, 1)], [Answer.UNBACKED, Answer.UNBACKED])
 
     assert loop.run().reason is StopReason.HALTED
@@ -121,7 +121,7 @@ def test_a_host_fault_without_a_gpa_looks_at_the_instruction(rig: Rig) -> None:
 
 
 class Walked(ScriptedVcpu):
-    """While KVM walks its page tables, somebody unmaps memory of the guest."""
+    """While KVM walks its page tables, memory of the guest is unmapped."""
 
     def __init__(self, rig: Rig) -> None:
         super().__init__([])

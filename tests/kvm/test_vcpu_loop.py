@@ -61,7 +61,7 @@ def test_accesses_of_every_size_are_completed(rig: Rig, size: int, offset: int, 
     assert rig.get(offset - 1, 1) == rig.get(offset + size, 1) == b"\0"
 
 
-def test_a_write_that_straddles_asks_for_each_page_that_is_not_there(rig: Rig) -> None:
+def test_a_straddling_write_intercepts_for_each_missing_page(rig: Rig) -> None:
     last = GfnRange(start=GFN + 1, end=GFN + 2)
     loop = rig.script([MmioWrite(GPA + PAGE_SIZE - 2, b"abcd")], [Answer.UNBACKED, rig.map, Answer.MAPPED])
 
@@ -99,7 +99,7 @@ def test_memory_that_is_gone_behind_its_slot_is_a_new_intercept(rig: Rig) -> Non
     libc.munmap(gone)
 
 
-def test_what_is_mapped_by_now_is_completed_without_asking(rig: Rig) -> None:
+def test_a_page_mapped_by_now_is_completed_without_an_intercept(rig: Rig) -> None:
     rig.map()
     loop = rig.script([MmioWrite(GPA, b"\x11")])
 
@@ -156,7 +156,7 @@ def test_fail_stops_with_the_reason(rig: Rig, answer: AnyAnswer) -> None:
         ProtocolViolation(71, "nonsense"),
     ],
 )
-def test_a_daemon_that_does_not_decide_stops_the_vcpu_and_is_told_of(rig: Rig, loss: Exception) -> None:
+def test_a_daemon_that_does_not_decide_stops_the_vcpu_and_is_reported(rig: Rig, loss: Exception) -> None:
     loop = rig.script([MmioRead(GPA, 4)], [loss])
 
     stop = loop.run()
@@ -165,7 +165,7 @@ def test_a_daemon_that_does_not_decide_stops_the_vcpu_and_is_told_of(rig: Rig, l
     assert rig.lost == [str(loss)]
 
 
-def test_a_stop_while_retrying_leaves_the_exit_to_be_answered_at_the_next_run(rig: Rig) -> None:
+def test_a_stop_while_retrying_leaves_the_exit_pending_for_the_next_run(rig: Rig) -> None:
     def stop() -> None:
         rig.loop.stop()
 
@@ -199,5 +199,5 @@ def test_ports_are_answered_by_their_devices_repetitions_included(rig: Rig) -> N
     ("exit_", "reason"),
     [(Shutdown(), StopReason.TRIPLE_FAULT), (Broken("entry failed: 0x21"), StopReason.BROKEN)],
 )
-def test_what_no_vmm_can_go_on_from_stops(rig: Rig, exit_: Exit, reason: StopReason) -> None:
+def test_unrecoverable_exits_stop_the_vcpu(rig: Rig, exit_: Exit, reason: StopReason) -> None:
     assert rig.script([exit_]).run().reason is reason

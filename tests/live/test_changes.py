@@ -115,7 +115,7 @@ def test_an_announced_change_is_out_of_the_guests_reach_before_and_after_the_sys
         (changes.mprotect, REST, Answer.PERMISSION),
     ],
 )
-def test_a_watched_change_of_what_is_mapped_where_is_taken_from_the_guest(
+def test_a_watched_change_of_mappings_is_revoked_from_the_guest(
     watched: Puppet, change: Change, left: list[int], next_fault: Answer
 ) -> None:
     changed = share(watched)
@@ -139,7 +139,7 @@ def test_a_watched_change_of_what_is_mapped_where_is_taken_from_the_guest(
         (changes.fork_whose_child_unmaps, share),
     ],
 )
-def test_a_change_of_what_a_frame_holds_leaves_the_guest_the_same_frames(
+def test_a_change_of_a_frames_contents_keeps_the_mapping(
     watched: Puppet, change: Change, memory: Callable[[Puppet], Memory]
 ) -> None:
     changed = memory(watched)
@@ -159,7 +159,7 @@ def test_a_collapse_into_a_huge_page_leaves_the_guest_the_same_frames(watched: P
 
 
 @pytest.mark.parametrize("change", [changes.shm_remap, changes.remap_file_pages, changes.mprotect])
-def test_a_watched_change_of_no_event_is_taken_from_the_guest_though_the_vmm_says_nothing(
+def test_a_watched_change_without_event_is_revoked_without_announcement(
     watched: Puppet, change: Change
 ) -> None:
     """The daemon compares once a second."""
@@ -168,7 +168,7 @@ def test_a_watched_change_of_no_event_is_taken_from_the_guest_though_the_vmm_say
 
 
 @pytest.mark.parametrize("change", [changes.shm_remap, changes.remap_file_pages, changes.mprotect])
-def test_a_watched_change_of_no_event_is_taken_away_by_the_vmms_own_hypervisor_too(
+def test_a_watched_change_without_event_is_revoked_by_the_vmms_hypervisor_too(
     daemon: DaemonProcess, start_vmm: StartVmm, tmp_path: Path, change: Change
 ) -> None:
     vmm = start_vmm()
@@ -198,7 +198,7 @@ def test_memory_that_is_neither_watched_nor_promised_is_never_mapped(
 # ------------------------------------------------ both
 
 
-def test_what_was_watched_and_announced_is_taken_away_once_more_by_the_event(unattached: Puppet) -> None:
+def test_memory_watched_and_announced_is_revoked_again_by_the_event(unattached: Puppet) -> None:
     unattached.do(LiveVmm.attach, Watch.REQUIRED, promise=True)
     changed = share(unattached)
     seen = unattached.do(glimpses, changes.announced_munmap_of_a_part, changed, GFN)

@@ -82,7 +82,7 @@ def pieces_at(vmas: list[LiveVma], page: int) -> LiveVma | None:
         "gone",
     ],
 )
-def test_what_differs_is_found_piece_by_piece(now: list[LiveVma], differing: list[tuple[int, int]]) -> None:
+def test_differences_are_found_piece_by_piece(now: list[LiveVma], differing: list[tuple[int, int]]) -> None:
     compared = compare([mapping_of(vma(0, 16))], partial(pieces_at, now), most=64)
     assert [(it.start - GFN, it.end - GFN) for it in compared.differing] == differing
     assert compared.end == GFN + 16
@@ -113,7 +113,7 @@ class World:
         self.gfns: set[int] = set()
         """Where a mapping was looked at."""
         self.reported: list[UaddrRange] = []
-        """What the kernel has reported and nobody has read."""
+        """What the kernel has reported and is still unread."""
         self.may_serve = trio.Event()
         self.may_serve.set()
         self.meanwhile: Callable[[], object] = lambda: None
@@ -135,7 +135,7 @@ class World:
         return [gfn - GFN for item in self.record for gfn in range(item.start, item.end)]
 
     async def serve(self) -> None:
-        """A region manager: what is invalidated is taken away."""
+        """A region manager that revokes what is invalidated."""
         while True:
             await self.notifier.wait_rung()
             await self.may_serve.wait()
@@ -172,7 +172,7 @@ def change(world: World, start: int, end: int) -> None:
     world.vmas = [vma(0, start), vma(start, end, offset=100), vma(end, 16)]
 
 
-async def test_a_round_takes_away_what_differs_and_leaves_the_rest(world: World) -> None:
+async def test_a_round_revokes_only_what_differs(world: World) -> None:
     world.give(vma(0, 16))
     change(world, 4, 8)
     await world.comparison.round()
@@ -181,7 +181,7 @@ async def test_a_round_takes_away_what_differs_and_leaves_the_rest(world: World)
     assert world.found == 1
 
 
-async def test_a_difference_that_has_many_pieces_at_the_second_look_is_taken_away_whole(world: World) -> None:
+async def test_a_fragmented_difference_is_revoked_as_a_whole(world: World) -> None:
     world.give(vma(0, 3 * PIECES_PER_QUESTION))
     world.vmas = []
 
@@ -197,7 +197,7 @@ async def test_a_difference_that_has_many_pieces_at_the_second_look_is_taken_awa
 @pytest.mark.parametrize(
     ("compared", "most"), [(Comparison.round, PIECES_PER_PROBE), (Comparison.catch_up, PIECES_PER_ROUND)]
 )
-async def test_rounds_compare_so_many_pieces_each_and_continue_where_the_last_one_stopped(
+async def test_each_round_compares_a_bounded_number_of_pieces_and_the_next_continues(
     world: World, compared: Callable[[Comparison], Awaitable[None]], most: int
 ) -> None:
     pieces = 2 * most + 100
@@ -234,7 +234,7 @@ async def test_a_round_of_few_pieces_compares_each_once_wherever_the_last_one_st
 # ------------------------------------------------ changes that are announced
 
 
-async def test_what_is_taken_away_by_an_announced_change_is_not_found(world: World) -> None:
+async def test_memory_revoked_by_an_announced_change_is_not_found(world: World) -> None:
     """The munmap was seen before its begin was served, and its memory is gone at the second look."""
     world.give(vma(0, 16))
     change(world, 4, 8)
@@ -243,7 +243,7 @@ async def test_what_is_taken_away_by_an_announced_change_is_not_found(world: Wor
     assert (world.found, world.guests_pages) == (0, [0, 1, 2, 3, *range(8, 16)])
 
 
-async def test_what_an_announced_change_has_still_to_be_taken_away_of_is_not_found(
+async def test_memory_of_an_announced_change_in_progress_is_not_found(
     world: World, nursery: trio.Nursery
 ) -> None:
     world.give(vma(0, 16))
@@ -257,7 +257,7 @@ async def test_what_an_announced_change_has_still_to_be_taken_away_of_is_not_fou
     assert (world.found, world.guests_pages) == (0, [0, 1, 2, 3, *range(8, 16)])
 
 
-async def test_what_the_kernel_has_reported_is_not_found(world: World) -> None:
+async def test_memory_reported_by_the_kernel_is_not_found(world: World) -> None:
     world.give(vma(0, 16))
     change(world, 4, 8)
     world.reported.append(UaddrRange(start=PAGE + 4, end=PAGE + 8))
@@ -265,7 +265,7 @@ async def test_what_the_kernel_has_reported_is_not_found(world: World) -> None:
     assert (world.found, world.guests_pages) == (0, [0, 1, 2, 3, *range(8, 16)])
 
 
-async def test_what_is_announced_during_a_look_is_looked_at_again(world: World) -> None:
+async def test_memory_announced_during_a_check_is_checked_again(world: World) -> None:
     world.give(vma(0, 16))
     change(world, 4, 8)
     announced: list[object] = []
@@ -281,7 +281,7 @@ async def test_what_is_announced_during_a_look_is_looked_at_again(world: World) 
     assert world.guests_pages == [0, 1, 2, 3, *range(8, 16)]
 
 
-async def test_where_announcements_overlap_every_look_it_is_taken_away_unseen(world: World) -> None:
+async def test_memory_announced_during_every_check_is_revoked_unchecked(world: World) -> None:
     """A VMM cannot keep stale what it changed silently by announcing something else all the time."""
     world.give(vma(0, 16))
     change(world, 4, 8)
@@ -295,14 +295,14 @@ async def test_where_announcements_overlap_every_look_it_is_taken_away_unseen(wo
 # ------------------------------------------------ catching up
 
 
-async def test_catching_up_is_over_when_what_differs_is_taken_away(world: World) -> None:
+async def test_catching_up_ends_when_all_differences_are_revoked(world: World) -> None:
     world.give(vma(0, 16))
     change(world, 0, 16)
     await world.comparison.catch_up()
     assert world.guests_pages == []
 
 
-async def test_catching_up_waits_for_an_attempt_that_looked_before_and_finds_what_it_maps(
+async def test_catching_up_waits_for_an_earlier_attempt_and_finds_its_mapping(
     world: World, nursery: trio.Nursery
 ) -> None:
     attempt = world.notifier.open_window(ALL)
@@ -322,7 +322,7 @@ async def test_catching_up_waits_for_an_attempt_that_looked_before_and_finds_wha
     assert world.guests_pages == []
 
 
-async def test_one_round_serves_all_who_ask_while_another_goes_on(
+async def test_one_round_serves_all_callers_that_ask_during_another(
     world: World, nursery: trio.Nursery
 ) -> None:
     world.give(vma(0, 16))
@@ -337,7 +337,7 @@ async def test_one_round_serves_all_who_ask_while_another_goes_on(
     assert len(world.looked) == 2
 
 
-async def test_a_round_that_is_given_up_serves_nobody(world: World) -> None:
+async def test_an_abandoned_round_serves_no_caller(world: World) -> None:
     world.give(vma(0, 16))
     first = world.notifier.open_window(ALL)
     leaving = trio.CancelScope()

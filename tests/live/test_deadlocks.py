@@ -84,9 +84,7 @@ def test_a_munmap_ends_while_a_worker_sits_in_resolve(vmm: Puppet, barrier: Barr
 
 
 @held_in_resolve
-def test_what_a_worker_found_is_not_mapped_when_it_was_unmapped_before_the_worker_said_so(
-    vmm: Puppet, barrier: Barrier
-) -> None:
+def test_memory_unmapped_before_the_worker_answers_is_not_mapped(vmm: Puppet, barrier: Barrier) -> None:
     memory = vmm.do(LiveVmm.map_memfd, PAGES)
     vmm.do(LiveVmm.add_region, GFN, memory.uaddrs)
     faulting = held_fault(vmm, barrier, GFN)
@@ -144,7 +142,7 @@ def test_between_a_watched_munmap_and_its_serving_the_guest_reaches_the_old_fram
 
 
 @held_in_the_hypervisor
-def test_a_thread_that_unmaps_several_ranges_under_a_lock_that_its_hypervisor_needs_goes_on(
+def test_unmapping_ranges_under_a_lock_of_the_hypervisor_does_not_deadlock(
     vmm: Puppet, tmp_path: Path
 ) -> None:
     memory = vmm.do(LiveVmm.map_memfd, PAGES)
@@ -157,7 +155,7 @@ def test_a_thread_that_unmaps_several_ranges_under_a_lock_that_its_hypervisor_ne
     assert vmm.do(LiveVmm.reached, GFN, PAGES) == [3, 7, 11, 15]
 
 
-def test_a_thread_that_unmaps_several_ranges_under_a_lock_that_its_hypervisor_connection_needs_goes_on(
+def test_unmapping_ranges_under_a_lock_of_the_hypervisor_connection_does_not_deadlock(
     daemon: DaemonProcess, start_vmm: StartVmm, tmp_path: Path
 ) -> None:
     vmm = start_vmm()
@@ -178,7 +176,7 @@ def test_a_thread_that_unmaps_several_ranges_under_a_lock_that_its_hypervisor_co
 # ------------------------------------------------ a rude VMM
 
 
-def test_a_vmm_that_clears_o_nonblock_harms_nobody_and_its_own_munmaps_end(
+def test_a_vmm_that_clears_o_nonblock_affects_no_other_and_its_munmaps_return(
     daemon: DaemonProcess, unattached: Puppet
 ) -> None:
     unattached.do(LiveVmm.attach_and_keep_userfaultfd)

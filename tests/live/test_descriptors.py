@@ -1,4 +1,4 @@
-"""What a VMM may hand over, and what comes of anything else: it is told what it sent, and nothing leaks."""
+"""What a VMM may hand over; anything else is refused with its reason, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def refusal(vmm: Puppet, hand_over: WrongHandover) -> VmmFailed:
         (handovers.a_userfaultfd_by_path_alone, "not anon_inode:[userfaultfd] opened with O_PATH"),
     ],
 )
-def test_a_wrong_handover_is_einval_that_says_what_it_got_and_leaks_nothing(
+def test_a_wrong_handover_is_einval_that_says_what_was_received_and_leaks_nothing(
     daemon: DaemonProcess, unattached: Puppet, hand_over: WrongHandover, said: str
 ) -> None:
     before = settled_count(daemon, connections=2)
@@ -97,7 +97,7 @@ def test_a_processs_own_maps_by_any_of_its_threads_are_taken(
     assert serves(unattached)
 
 
-def test_where_the_thread_that_opened_smaps_has_ended_kind_auto_is_einval_and_the_rest_goes_on(
+def test_after_the_thread_that_opened_smaps_ends_kind_auto_is_einval_and_the_rest_works(
     unattached: Puppet,
 ) -> None:
     """The kernel reads nothing more from its file, though the process lives."""
@@ -126,7 +126,7 @@ def test_a_processs_own_maps_are_taken_wherever_their_procfs_is_mounted(
 
 
 @needs_root
-def test_maps_whose_link_names_no_process_are_taken_if_they_are_its_own(
+def test_maps_whose_link_names_no_process_are_accepted_if_they_are_the_vmms(
     unattached: Puppet, tmp_path: Path
 ) -> None:
     others, own = tmp_path / "others", tmp_path / "own"
@@ -153,7 +153,7 @@ def test_the_maps_of_another_process_that_is_dead_are_einval(
     eventually(lambda: descriptor_count(daemon.pid), before)
 
 
-def test_its_own_maps_from_before_an_exec_are_einval_and_end_nothing(
+def test_own_maps_from_before_an_exec_are_einval_and_end_nothing(
     daemon: DaemonProcess, start_vmm: StartVmm
 ) -> None:
     vmm = start_vmm(launch=(sys.executable, "-m", "fakes.stale_maps"))

@@ -29,7 +29,7 @@ OURS = Peer(os.getpid(), 0, 0)
 
 @pytest.fixture
 def handed_over() -> Iterator[list[int]]:
-    """Our maps and a userfaultfd of ours, which whoever is given them must close."""
+    """Our maps and a userfaultfd; the receiver must close them."""
     descriptors = [os.open("/proc/self/maps", os.O_RDONLY), open_userfaultfd()]
     yield descriptors
     assert [it for it in descriptors if os.path.exists(f"/proc/self/fd/{it}")] == []
@@ -57,9 +57,7 @@ def handed_over() -> Iterator[list[int]]:
         ),
     ],
 )
-def test_what_a_kernel_does_not_offer_is_missing_by_its_name(
-    features: int, ioctls: int, lacking: list[str]
-) -> None:
+def test_a_feature_that_the_kernel_lacks_is_named(features: int, ioctls: int, lacking: list[str]) -> None:
     assert missing(features, ioctls) == lacking
 
 
@@ -74,14 +72,14 @@ def test_what_a_kernel_does_not_offer_is_missing_by_its_name(
 def test_a_userfaultfd_of_a_kernel_that_lacks_a_feature_is_einval_that_names_it_and_closed(
     handed_over: list[int], monkeypatch: pytest.MonkeyPatch, features: int, name: str
 ) -> None:
-    """The guest's memory would else be unbacked for good, and nobody told why."""
+    """Otherwise the guest's memory would be unbacked for good, without an error."""
     monkeypatch.setattr("interceptd.address_space.userfaultfd.fcntl.ioctl", UserfaultfdKernel(features))
     with pytest.raises(WireError, match=f"lacks {name}: do not hand one over") as refused:
         attach(handed_over, 2, OURS, promised=False)
     assert refused.value.number == errno.EINVAL
 
 
-def test_a_userfaultfd_that_was_initialised_before_is_told_from_one_that_lacks_a_feature(
+def test_an_initialised_userfaultfd_and_a_missing_feature_are_distinguished(
     handed_over: list[int],
 ) -> None:
     """The kernel has one errno for both."""
@@ -91,7 +89,7 @@ def test_a_userfaultfd_that_was_initialised_before_is_told_from_one_that_lacks_a
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EPERM])
-def test_a_userfaultfd_that_cannot_be_asked_now_decides_nothing_and_is_closed(
+def test_a_userfaultfd_that_cannot_be_queried_is_undecided_and_closed(
     handed_over: list[int], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(

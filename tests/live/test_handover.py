@@ -1,4 +1,4 @@
-"""Descriptors on their way to an attachment: nobody waits for a slow one, and none is left open.
+"""Descriptors on their way to an attachment: a slow one blocks no other peer, and none is left open.
 
 A pipe's writing end stands for what was handed over: its reading end tells when all copies are closed.
 """
@@ -49,7 +49,7 @@ def workers() -> Iterator[Workers]:
 
 
 async def closed(reading: int) -> bool:
-    """Wait until no copy of the writing end is open any more."""
+    """Wait until no copy of the writing end is open."""
     with trio.fail_after(PATIENCE):
         return not await trio.to_thread.run_sync(os.read, reading, 1, abandon_on_cancel=True)
 
@@ -69,7 +69,7 @@ class Slow:
         return Attachment(ProcMaps(descriptors[0]), None, None, promised=promised)
 
 
-async def test_a_descriptor_that_does_not_answer_is_given_up_in_time_and_closed_when_it_does(
+async def test_a_descriptor_that_blocks_is_abandoned_in_time_and_closed_later(
     pipe: tuple[int, int], workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, writing = pipe
@@ -81,7 +81,7 @@ async def test_a_descriptor_that_does_not_answer_is_given_up_in_time_and_closed_
     assert (await closed(reading), undecided.value.number) == (True, errno.ETIMEDOUT)
 
 
-async def test_descriptors_whose_turn_did_not_come_are_closed_when_they_are_given_up(
+async def test_pending_descriptors_are_closed_when_abandoned(
     pipe: tuple[int, int], workers: Workers, nursery: trio.Nursery
 ) -> None:
     reading, writing = pipe
@@ -94,7 +94,7 @@ async def test_descriptors_whose_turn_did_not_come_are_closed_when_they_are_give
     another_answers.set()
 
 
-async def test_where_the_system_refuses_a_thread_descriptors_are_given_up_and_closed_with_the_next(
+async def test_without_a_thread_descriptors_are_abandoned_and_closed_with_the_next(
     pipe: tuple[int, int], workers: Workers
 ) -> None:
     reading, writing = pipe
@@ -175,7 +175,7 @@ async def cancel_once(happened: trio.Event, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def test_an_attachment_that_is_had_in_time_stays_open_until_its_owner_lets_go(
+async def test_an_attachment_made_in_time_stays_open_until_its_owner_closes_it(
     pipe: tuple[int, int], workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, writing = pipe

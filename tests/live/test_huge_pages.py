@@ -23,7 +23,7 @@ COUNT = 2
 def huge_pages() -> Iterator[None]:
     with reserved(COUNT) as there:
         if not there:
-            pytest.skip(f"vm.nr_hugepages: {COUNT} huge pages of 2 MiB are not to be had here")
+            pytest.skip(f"vm.nr_hugepages: {COUNT} huge pages of 2 MiB are not available")
         yield
 
 
@@ -38,7 +38,7 @@ def huge_pages() -> Iterator[None]:
         pytest.param(16, 32, id="within one"),
     ],
 )
-def test_a_region_over_parts_of_huge_pages_is_mapped_and_taken_away_when_they_are_unmapped(
+def test_a_region_over_parts_of_huge_pages_is_mapped_and_revoked_when_they_are_unmapped(
     watched: Puppet, sharing: Sharing, start: int, end: int
 ) -> None:
     memory = watched.do(map_huge, COUNT, sharing)
@@ -64,7 +64,7 @@ def test_a_region_over_parts_of_huge_pages_is_mapped_and_taken_away_when_they_ar
         (3 * HUGE, (HUGE, HUGE + 1), (0, 3 * HUGE)),
     ],
 )
-def test_a_part_of_a_vma_is_widened_to_what_the_kernel_keeps_together(
+def test_part_of_a_vma_is_widened_to_whole_huge_pages(
     unit: int, part: tuple[int, int], widened: tuple[int, int]
 ) -> None:
     """The last one is a VMA whose pages' size is not known: all of it."""

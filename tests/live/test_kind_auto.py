@@ -50,7 +50,7 @@ KINDS: Mapping[Place, str] = {ram: "movable", ring: "mmio", run_page: "movable"}
 
 @pytest.mark.parametrize(("first", "second"), [RAM_TO_RING, RING_TO_RAM, RING_TO_RUN_PAGE, RUN_PAGE_TO_RING])
 @pytest.mark.parametrize("change", [announce_and_put, add_while_open_and_put])
-def test_what_takes_the_place_of_another_kind_announced_is_not_mapped(
+def test_memory_replaced_by_another_kind_is_not_mapped(
     cooperative: Puppet, first: Place, second: Place, change: Callable[[LiveVmm, UaddrRange, Place], None]
 ) -> None:
     page = cooperative.do(reserve)
@@ -62,7 +62,7 @@ def test_what_takes_the_place_of_another_kind_announced_is_not_mapped(
 
 
 @pytest.mark.parametrize(("first", "second"), [RAM_TO_RING, pytest.param(ram, run_page, marks=needs_vcpu)])
-def test_what_takes_the_place_of_watched_memory_has_its_own_kind(
+def test_memory_that_replaces_watched_memory_has_its_own_kind(
     unattached: Puppet, first: Place, second: Place
 ) -> None:
     unattached.do(LiveVmm.attach, Watch.REQUIRED, promise=True)
@@ -77,7 +77,7 @@ def test_what_takes_the_place_of_watched_memory_has_its_own_kind(
 
 
 @pytest.mark.parametrize(("first", "second"), [RAM_TO_RING, RING_TO_RAM, RING_TO_RUN_PAGE, RUN_PAGE_TO_RING])
-def test_a_region_that_is_added_again_has_the_kind_of_what_is_there_then(
+def test_a_region_added_again_has_the_kind_of_the_current_memory(
     cooperative: Puppet, first: Place, second: Place
 ) -> None:
     """Nobody announces a change of what is in no region."""

@@ -1,4 +1,4 @@
-"""A partition ends with its memory, by exit, kill and exec, whoever still holds the socket."""
+"""A partition ends with its memory (exit, kill, exec), even if another process holds the socket."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_forked_child_that_keeps_the_sockets_does_not_keep_a_dead_mms_partitio
 def test_a_forked_child_that_keeps_the_sockets_of_a_vmm_without_memory_does_not_keep_its_partition(
     daemon: DaemonProcess, unattached: Puppet
 ) -> None:
-    """Nothing but the pidfd tells: there is no mm to ask yet, and the connection stays open."""
+    """Only the pidfd shows it: there is no mm to query yet, and the connection stays open."""
     child = unattached.do(LiveVmm.fork)
     try:
         assert partitions_of(daemon, unattached) == 1
@@ -84,7 +84,7 @@ def test_a_forked_child_that_keeps_the_sockets_of_a_vmm_without_memory_does_not_
         os.kill(child, signal.SIGKILL)
 
 
-def test_what_a_forked_child_does_to_its_memory_is_not_the_parents(vmm: Puppet) -> None:
+def test_changes_by_a_forked_child_do_not_affect_the_parent(vmm: Puppet) -> None:
     before = vmm.do(LiveVmm.counter, "invalidations")
     vmm.do(lives.fork_a_child_that_unmaps_everything_of, GFN)
     vmm.do(LiveVmm.drain)
@@ -123,7 +123,7 @@ def test_a_daemon_that_is_killed_hangs_no_munmap_and_no_thread(
     vmm.do(LiveVmm.munmap, again.uaddrs)
 
 
-def test_a_daemon_that_is_killed_while_it_is_stopped_lets_the_waiting_munmap_go(
+def test_killing_a_stopped_daemon_releases_the_waiting_munmap(
     own_daemon: DaemonProcess, unattached_to_own: Puppet
 ) -> None:
     """Stopped, it reads no event: the munmap waits, in the kernel."""

@@ -84,14 +84,14 @@ def test_ones_own_is_proved_by_reading_the_maps_where_the_kernel_has_no_query(ou
     maps.close()
 
 
-def test_a_childs_is_no_proof_though_the_child_has_memory_at_the_same_place(maps: ProcMaps) -> None:
+def test_a_childs_userfaultfd_proves_nothing_even_with_memory_at_the_same_address(maps: ProcMaps) -> None:
     with child_with_a_userfaultfd() as descriptor:
         theirs = Userfaultfd(os.dup(descriptor))
         assert not is_proved(theirs, maps)
         theirs.close()
 
 
-def test_one_whose_process_is_gone_is_no_proof(maps: ProcMaps) -> None:
+def test_a_userfaultfd_of_an_exited_process_proves_nothing(maps: ProcMaps) -> None:
     with child_with_a_userfaultfd() as descriptor:
         theirs = Userfaultfd(os.dup(descriptor))
     assert not is_proved(theirs, maps)
@@ -108,7 +108,7 @@ def test_memory_that_another_userfaultfd_holds_is_passed_over(ours: Userfaultfd,
     maps.close()
 
 
-def test_memory_that_other_userfaultfds_hold_altogether_is_to_be_tried_later(
+def test_memory_fully_held_by_other_userfaultfds_is_retried_later(
     ours: Userfaultfd, maps: ProcMaps, memory: UaddrRange
 ) -> None:
     other = Userfaultfd(open_userfaultfd())
@@ -132,7 +132,7 @@ class Full(Userfaultfd):
         raise OSError(errno.ENOMEM, "Cannot allocate memory", str(uaddrs))
 
 
-def test_a_process_without_room_for_one_more_vma_is_to_be_asked_later(maps: ProcMaps) -> None:
+def test_a_process_at_its_vma_limit_is_retried_later(maps: ProcMaps) -> None:
     full = Full(open_userfaultfd())
     with pytest.raises(Undecided, match="max_map_count"):
         prove(full, maps)

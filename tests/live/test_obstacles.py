@@ -1,4 +1,4 @@
-"""What keeps guest RAM from being watched for a while decides nothing: the VP asks again, and goes on."""
+"""A temporary obstacle to watching guest RAM is undecided: the VP retries, and then continues."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_pinned_region_over_ram_that_an_older_partition_still_watches_is_eagai
     assert (refused.value.number, watched.do(LiveVmm.counter, "regions")) == (11, 0)
 
 
-def test_the_operator_is_told_once_why_the_guest_does_not_go_on(
+def test_the_log_says_once_why_the_guest_does_not_continue(
     unattached_to_own: Puppet, own_daemon: DaemonProcess
 ) -> None:
     vmm = unattached_to_own
@@ -70,7 +70,7 @@ def test_the_operator_is_told_once_why_the_guest_does_not_go_on(
 @pytest.mark.skipif(
     obstacles.MAX_MAP_COUNT > QUICK, reason=f"vm.max_map_count is over {QUICK}: using it up takes too long"
 )
-def test_ram_of_a_process_at_vm_max_map_count_is_retry_until_a_mapping_is_to_be_had(watched: Puppet) -> None:
+def test_ram_at_vm_max_map_count_is_retry_until_a_mapping_is_free(watched: Puppet) -> None:
     """To watch a part of a VMA splits it, which takes two more."""
     memory = watched.do(LiveVmm.map_memfd, PAGES)
     watched.do(LiveVmm.add_region, GFN, memory.part(4, 8))

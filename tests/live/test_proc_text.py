@@ -51,7 +51,7 @@ def test_a_text_that_moves_between_two_reads_shows_every_vma_that_did_not_change
 
 
 @pytest.mark.usefixtures("crowd")
-def test_another_reader_of_the_open_file_while_the_text_moves_is_found_out(text: ProcText) -> None:
+def test_a_concurrent_reader_of_the_open_file_is_detected(text: ProcText) -> None:
     text.read()
     os.pread(text.fileno(), 1, 0)
     take_a_line_away()
@@ -71,7 +71,9 @@ def test_after_a_torn_record_the_text_can_be_read_from_its_beginning(
     assert {(vma.start, vma.end) for vma in crowd} <= set(pages_of(rest_of(text)))
 
 
-def test_another_reader_while_nothing_moves_does_no_harm(text: ProcText, crowd: list[UaddrRange]) -> None:
+def test_another_reader_is_harmless_while_the_text_does_not_change(
+    text: ProcText, crowd: list[UaddrRange]
+) -> None:
     first = text.read()
     os.pread(text.fileno(), 1, 0)
     shown = pages_of(first + rest_of(text))
@@ -86,7 +88,7 @@ def test_a_turn_that_does_not_come_is_undecided(text: ProcText, monkeypatch: pyt
         pass
 
 
-def test_a_turn_that_lasts_too_long_is_undecided_and_the_next_one_goes_on(
+def test_a_turn_that_lasts_too_long_is_undecided_and_the_next_one_continues(
     text: ProcText, crowd: list[UaddrRange], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with text.turn():
@@ -133,7 +135,7 @@ def test_a_piece_may_begin_with_a_vma_whose_end_has_more_digits(stand_in: StandI
 
 
 def test_a_start_address_that_lost_digits_is_torn(stand_in: StandIn) -> None:
-    """What is left of 7ffffff00000 looks like an address of its own."""
+    """What is left of 7ffffff00000 looks like an address."""
     stand_in.read()
     stand_in.show(LOW[:-4] + b"\n7ff" + b"fff00000-7ffffff10000 rw-p 00000000 00:00 0 \n")
     with pytest.raises(Torn):
@@ -177,7 +179,7 @@ class SpiedTurn:
 
 
 class HeldText(ProcText):
-    """Records which thread reads; the first reader's second read waits until it is let go on."""
+    """Records which thread reads; the first reader's second read waits until it is released."""
 
     def __init__(self) -> None:
         super().__init__(os.open("/proc/self/maps", os.O_RDONLY))
@@ -193,7 +195,7 @@ class HeldText(ProcText):
 
 
 def test_a_second_question_reads_nothing_before_the_first_one_is_answered(crowd: list[UaddrRange]) -> None:
-    """And so does not have the kernel render the text anew under it."""
+    """So the kernel does not render the text again meanwhile."""
     maps = asking_by_parsing(ProcMaps(os.open("/proc/self/maps", os.O_RDONLY)))
     maps.close()
     text, turn = HeldText(), SpiedTurn()

@@ -102,7 +102,7 @@ def test_a_path_too_long_for_the_kernel_to_tell_is_a_path(
 
 @pytest.mark.parametrize("reap", [True, False])
 def test_a_kernel_without_procmap_query_says_that_the_process_is_gone(reap: bool) -> None:
-    """A process that nobody has waited for is a zombie, whose maps file is still there."""
+    """A process without wait() is a zombie, whose maps file is still there."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
         maps = asking_by_parsing(open_maps(process.pid))
         process.kill()
@@ -112,7 +112,7 @@ def test_a_kernel_without_procmap_query_says_that_the_process_is_gone(reap: bool
         maps.close()
 
 
-async def test_resolve_takes_in_what_was_unmapped_before_it_answers(memory: UaddrRange) -> None:
+async def test_resolve_handles_pending_unmaps_before_it_answers(memory: UaddrRange) -> None:
     """Nobody else reads the event here: an answer without it would be mapped, and outlive the memory."""
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     space = ProcessAddressSpace(notifier, given=nothing, timeout=5, vmm=None, name="1")
@@ -135,7 +135,7 @@ async def test_resolve_takes_in_what_was_unmapped_before_it_answers(memory: Uadd
 
 
 def unwatched(timeout: float, name: str = "1") -> ProcessAddressSpace:
-    """One that nobody tells of invalidations."""
+    """One that is not notified of invalidations."""
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     return ProcessAddressSpace(notifier, nothing, timeout, None, name)
 
@@ -224,7 +224,7 @@ def having(uaddrs: UaddrRange, timeout: float) -> ProcessAddressSpace:
 
 
 class StuckMaps(ProcMaps):
-    """The maps of a process that keeps whoever asks about `page` waiting, until `released`."""
+    """The maps of a process in which a question about `page` blocks until `released`."""
 
     def __init__(self, page: int) -> None:
         super().__init__(os.open("/proc/self/maps", os.O_RDONLY))
@@ -265,7 +265,7 @@ async def attached_and_impatient(maps: ProcMaps) -> ProcessAddressSpace:
     return space
 
 
-async def test_a_question_of_the_vmms_own_is_given_up_at_the_deadline(memory: UaddrRange) -> None:
+async def test_a_query_of_the_vmm_is_abandoned_at_the_deadline(memory: UaddrRange) -> None:
     maps = StuckMaps(memory.start)
     space = await attached_and_impatient(maps)
     with pytest.raises(Undecided, match="does not answer"):
@@ -275,7 +275,7 @@ async def test_a_question_of_the_vmms_own_is_given_up_at_the_deadline(memory: Ua
     space.close()
 
 
-async def test_a_fault_is_given_up_by_its_intercept_alone(memory: UaddrRange) -> None:
+async def test_only_its_intercept_abandons_a_fault(memory: UaddrRange) -> None:
     """Two deadlines for one wait would be one too many, which every fault would pay for."""
     maps = StuckMaps(memory.start)
     space = await attached_and_impatient(maps)
@@ -286,7 +286,7 @@ async def test_a_fault_is_given_up_by_its_intercept_alone(memory: UaddrRange) ->
     space.close()
 
 
-async def test_a_thread_for_faults_ends_when_there_are_none_and_that_of_the_probe_goes_on(
+async def test_the_fault_thread_ends_when_idle_and_the_probe_thread_continues(
     memory: UaddrRange, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:
     monkeypatch.setattr(process, "PROBE_SECONDS", SOON)

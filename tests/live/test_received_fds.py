@@ -1,4 +1,4 @@
-"""Descriptors that nobody takes are closed, whatever that takes; a peer whose own never let go is refused.
+"""Unused descriptors are closed, however long it takes; a peer whose descriptors block forever is refused.
 
 The slow ones are real: closing the last copy of a TCP socket that lingers waits for its peer.
 """
@@ -21,7 +21,7 @@ from interceptd.connections.received_fds import CLOSING_LIMIT, KEPT_LIMIT, Recei
 
 
 class Ends:
-    """A connection of ours to the received descriptors; slow descriptors let go when `peers` is closed."""
+    """Our connection to the received descriptors; slow descriptors are released when `peers` is closed."""
 
     def __init__(self) -> None:
         self.fds = ReceivedFds()
@@ -55,7 +55,7 @@ def closing() -> int:
     return sum(thread.name == "close descriptors" for thread in threading.enumerate())
 
 
-def test_what_is_more_than_any_method_takes_is_closed_at_once_and_counted(ends: Ends) -> None:
+def test_more_descriptors_than_any_method_takes_are_closed_at_once_and_counted(ends: Ends) -> None:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
@@ -65,7 +65,7 @@ def test_what_is_more_than_any_method_takes_is_closed_at_once_and_counted(ends: 
         assert (ours.recv(1), ends.fds.received) == (b"", 0)
 
 
-def test_descriptors_that_are_slow_to_close_hold_nobody_up_until_they_are_too_many(ends: Ends) -> None:
+def test_slow_to_close_descriptors_block_no_peer_until_there_are_too_many(ends: Ends) -> None:
     for _ in range(CLOSING_LIMIT):
         ends.send_slow()
         ends.fds.drop()
@@ -75,7 +75,7 @@ def test_descriptors_that_are_slow_to_close_hold_nobody_up_until_they_are_too_ma
         ends.fds.drop()
 
 
-def test_a_peer_whose_slow_descriptors_have_let_go_may_send_more(ends: Ends) -> None:
+def test_a_peer_whose_slow_descriptors_are_closed_may_send_more(ends: Ends) -> None:
     for _ in range(CLOSING_LIMIT):
         ends.send_slow()
         ends.fds.drop()
@@ -100,7 +100,7 @@ def free_descriptors(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_descriptors_that_are_cut_off_are_said_to_be_and_those_that_came_are_closed(ends: Ends) -> None:
+def test_truncated_descriptors_are_reported_and_those_received_are_closed(ends: Ends) -> None:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs, free_descriptors(2):
@@ -127,7 +127,7 @@ def test_descriptors_that_come_after_the_cut_are_closed_until_the_next_request(e
     os.close(taken)
 
 
-def test_descriptors_that_nobody_wants_are_cut_off_without_harm() -> None:
+def test_unexpected_descriptors_are_truncated_without_harm() -> None:
     ours, theirs = socket.socketpair()
     fds = ReceivedFds(0)
     with ours, theirs, free_descriptors(1):

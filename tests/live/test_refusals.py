@@ -128,7 +128,7 @@ async def refused_to_watch(number: int, *, promised: bool = False) -> ProcessAdd
 
 
 @pytest.mark.parametrize("number", sorted(errno.errorcode.keys() - {errno.EINVAL, errno.EPERM}))
-async def test_a_refusal_to_watch_that_is_not_about_the_vma_decides_nothing(
+async def test_a_refusal_to_watch_that_is_not_about_the_vma_is_undecided(
     memory: UaddrRange, number: int
 ) -> None:
     """The V-4 table's rule, at the place where it counts: what the table does not have passes."""
@@ -150,7 +150,7 @@ async def test_a_refusal_to_watch_that_is_about_the_vma_leaves_it_unbacked(
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EINVAL])
-async def test_what_is_promised_is_backed_whatever_refuses_to_watch_it(
+async def test_promised_memory_is_backed_even_if_it_cannot_be_watched(
     memory: UaddrRange, number: int
 ) -> None:
     space = await refused_to_watch(number, promised=True)
@@ -159,7 +159,7 @@ async def test_what_is_promised_is_backed_whatever_refuses_to_watch_it(
     assert found is not None
 
 
-async def test_a_refusal_that_is_about_what_was_replaced_meanwhile_is_not_about_the_vma(
+async def test_a_refusal_about_replaced_memory_does_not_apply_to_the_vma(
     memory: UaddrRange,
 ) -> None:
     """Register refuses all of what the first look found, because of the file that is behind the VMA now."""
@@ -174,7 +174,7 @@ async def test_a_refusal_that_is_about_what_was_replaced_meanwhile_is_not_about_
 async def test_where_the_events_cannot_be_read_an_attempt_is_stale(
     memory: UaddrRange,
 ) -> None:
-    """No answer of the kernel's is not the answer that there are no events."""
+    """A missing answer of the kernel does not mean that there are no events."""
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     space = ProcessAddressSpace(notifier, given=lambda _gfns, _most: [], timeout=math.inf, vmm=None, name="1")
     await space.attach(Attachment(open_maps(), None, UnreadableUserfaultfd(), promised=False))
@@ -185,14 +185,14 @@ async def test_where_the_events_cannot_be_read_an_attempt_is_stale(
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EINTR, errno.EIO])
-async def test_maps_that_cannot_be_asked_now_decide_nothing(memory: UaddrRange, number: int) -> None:
+async def test_maps_that_cannot_be_queried_are_undecided(memory: UaddrRange, number: int) -> None:
     space = await attached(Attachment(FailingMaps(number), None, None, promised=True))
     with pytest.raises(Undecided, match=errno.errorcode[number]):
         await space.resolve(memory.start, memory, memory, Caller.VMM)
     space.close()
 
 
-async def test_smaps_without_the_record_of_a_vma_that_is_there_decides_nothing(memory: UaddrRange) -> None:
+async def test_smaps_without_the_record_of_an_existing_vma_is_undecided(memory: UaddrRange) -> None:
     """The text moved while it was read."""
     other = os.memfd_create("smaps")
     os.write(other, b"00001000-00002000 rw-p 00000000 00:00 0 \nVmFlags: rd wr\n")
@@ -204,7 +204,7 @@ async def test_smaps_without_the_record_of_a_vma_that_is_there_decides_nothing(m
     assert undecided.value.number == errno.EAGAIN
 
 
-async def test_without_smaps_the_kind_of_no_vma_can_be_told() -> None:
+async def test_without_smaps_no_kind_can_be_inferred() -> None:
     space = await attached(Attachment(open_maps(), None, None, promised=True))
     with pytest.raises(Unknowable, match="state the kind"):
         await space.is_io(QUIET_PAGE, Caller.VMM)
@@ -239,10 +239,10 @@ def test_a_descriptor_that_cannot_be_looked_at_is_wrong_only_where_that_is_about
         attach([maps], 1, OURS, promised=True)
 
 
-# ------------------------------------------------ a VP that asks again at once, for ever
+# ------------------------------------------------ a VP that retries at once, forever
 
 
-async def test_a_fault_that_meets_what_passes_is_answered_after_a_pause(
+async def test_a_fault_that_meets_a_temporary_obstacle_is_answered_after_a_pause(
     memory: UaddrRange,
     autojump_clock: MockClock,  # noqa: ARG001 - its being there is enough
 ) -> None:
@@ -270,7 +270,7 @@ async def test_a_lasting_obstacle_is_logged_at_once_and_then_once_a_minute_with_
     assert logs == [line | {"faults": 1}, line | {"faults": 5}]
 
 
-async def test_the_log_names_the_errno_of_what_faults_meet(
+async def test_the_log_names_the_errno_that_faults_meet(
     memory: UaddrRange,
     autojump_clock: MockClock,  # noqa: ARG001 - as above
 ) -> None:

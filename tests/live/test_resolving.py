@@ -80,7 +80,7 @@ def test_a_system_v_segments_frame_is_named_by_its_id(cooperative: Puppet) -> No
     assert_same_frames(cooperative, uaddrs, list(range(PAGES)))
 
 
-def test_a_page_that_is_not_present_is_no_different_from_one_that_is(vmm: Puppet) -> None:
+def test_a_page_that_is_not_present_resolves_like_one_that_is(vmm: Puppet) -> None:
     uaddrs = vmm.do(LiveVmm.map, PAGES)
     vmm.do(LiveVmm.touch, UaddrRange(start=uaddrs.start, end=uaddrs.start + 2))
     vmm.do(LiveVmm.add_region, GFN, uaddrs)

@@ -85,7 +85,7 @@ def test_reading_ends_at_the_vma_in_question(
     assert reads["reads"] < len(crowd)
 
 
-def test_what_was_passed_on_the_way_is_known_without_reading(
+def test_records_passed_on_the_way_are_known_without_reading(
     maps: ProcMaps, smaps: Smaps, crowd: list[UaddrRange], reads: Counter[str]
 ) -> None:
     last = crowd[-1].start
@@ -110,7 +110,7 @@ def test_all_vmas_one_after_the_other_cost_one_pass(
     assert reads["reads"] == one_pass
 
 
-def test_what_was_invalidated_is_read_again_and_what_is_further_on_is_not(
+def test_an_invalidated_record_is_read_again_and_later_ones_are_not(
     maps: ProcMaps, smaps: Smaps, crowd: list[UaddrRange], reads: Counter[str]
 ) -> None:
     last = crowd[-1].start
@@ -121,7 +121,7 @@ def test_what_was_invalidated_is_read_again_and_what_is_further_on_is_not(
     assert reads["reads"] == 1
 
 
-def test_a_torn_record_is_no_answer_and_the_next_question_begins_anew(
+def test_a_torn_record_is_undecided_and_the_next_question_starts_over(
     maps: ProcMaps, smaps: Smaps, crowd: list[UaddrRange], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = crowd[-1].start
@@ -176,9 +176,7 @@ async def space(crowd: list[UaddrRange]) -> AsyncIterator[tuple[ProcessAddressSp
 Space = tuple[ProcessAddressSpace, MmuNotifier, StandIn]
 
 
-async def test_a_vma_that_is_there_and_whose_record_is_not_is_undecided(
-    space: Space, crowd: list[UaddrRange]
-) -> None:
+async def test_a_vma_without_its_record_is_undecided(space: Space, crowd: list[UaddrRange]) -> None:
     """And not without a VMA, which would be FORWARD."""
     process, _, stand_in = space
     stand_in.show_another()
@@ -193,7 +191,7 @@ async def test_a_page_without_a_vma_is_none(space: Space) -> None:
 
 
 @pytest.mark.parametrize("invalidate", [MmuNotifier.invalidate, MmuNotifier.begin, MmuNotifier.mark_stale])
-async def test_what_was_read_counts_until_an_invalidation_overlaps_it(
+async def test_a_record_is_valid_until_an_invalidation_overlaps_it(
     space: Space, crowd: list[UaddrRange], invalidate: Callable[[MmuNotifier, UaddrRange], object]
 ) -> None:
     process, notifier, stand_in = space
@@ -211,7 +209,7 @@ async def test_what_was_read_counts_until_an_invalidation_overlaps_it(
     assert await process.is_io(page) is True
 
 
-async def test_what_is_watched_is_ordinary_memory_without_a_look_at_smaps() -> None:
+async def test_watched_memory_is_ordinary_without_reading_smaps() -> None:
     """A userfaultfd takes no other: 8 VPs that touch 30,000 VMAs need no pass."""
     space = ProcessAddressSpace(
         MmuNotifier(lambda: 1, EventBus()), given=lambda _gfns, _most: [], timeout=5, vmm=None, name="1"
@@ -239,7 +237,7 @@ async def test_what_is_watched_is_ordinary_memory_without_a_look_at_smaps() -> N
         "00010000-7ffffffff000 rwxp 00000000 08:01 99 \rVmFlags: io pf\r",
     ],
 )
-def test_a_file_whose_name_looks_like_a_vma_is_none(tmp_path: Path, name: str) -> None:
+def test_a_file_name_that_looks_like_a_vma_is_not_taken_for_one(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(bytes(PAGE_SIZE))
     file = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""More events than anybody needs: the daemon reads them all, and holds no more than before."""
+"""A storm of events: the daemon reads them all, and its memory does not grow."""
 
 from __future__ import annotations
 

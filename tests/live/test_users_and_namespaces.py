@@ -1,4 +1,4 @@
-"""A daemon and a VMM of an ordinary user, and in user and pid namespaces of their own: the same answers.
+"""A daemon and a VMM of an ordinary user, and in separate user and pid namespaces: the same answers.
 
 In a user namespace without a map everybody looks like the overflow uid, which is let in only where it is
 configured; another pid namespace shows no pid.

@@ -78,7 +78,7 @@ async def test_a_question_is_answered_in_another_thread_than_trios(workers: Work
     assert await workers.ask(threading.get_ident) != threading.get_ident()
 
 
-async def test_what_a_question_raises_is_raised_as_it_is_and_the_thread_goes_on(workers: Workers) -> None:
+async def test_an_exception_of_a_question_propagates_and_the_thread_continues(workers: Workers) -> None:
     error = LookupError("as it is")
 
     def refuse() -> None:
@@ -90,7 +90,7 @@ async def test_what_a_question_raises_is_raised_as_it_is_and_the_thread_goes_on(
     assert await workers.ask(lambda: "answered") == "answered"
 
 
-async def test_one_thread_answers_what_is_asked_one_by_one(workers: Workers) -> None:
+async def test_sequential_questions_use_one_thread(workers: Workers) -> None:
     assert await workers.ask(threading.get_ident) == await workers.ask(threading.get_ident)
 
 
@@ -132,7 +132,7 @@ async def test_a_question_beyond_the_most_waits_for_a_thread_and_the_first_has_t
     first.let_go()
 
 
-async def test_a_question_that_is_given_up_keeps_its_thread_until_it_is_answered(
+async def test_an_abandoned_query_keeps_its_thread_until_it_returns(
     workers: Workers, nursery: trio.Nursery
 ) -> None:
     held, scope = await asked_in(workers, nursery)
@@ -181,7 +181,7 @@ async def test_when_all_threads_are_stuck_the_first_that_is_answered_makes_room(
     await until(lambda: workers.busy == 0)
 
 
-async def test_a_question_that_is_given_up_before_its_turn_is_never_asked(
+async def test_a_query_abandoned_before_its_turn_is_never_made(
     workers: Workers, nursery: trio.Nursery
 ) -> None:
     out = [await asked_in(workers, nursery) for _ in range(2)]
@@ -196,11 +196,11 @@ async def test_a_question_that_is_given_up_before_its_turn_is_never_asked(
     assert asked == []
 
 
-async def test_a_question_that_is_given_up_before_its_thread_has_looked_ends_the_thread_alone(
+async def test_a_query_abandoned_before_its_thread_wakes_ends_only_the_thread(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The thread finds nothing to do and ends just before it is told to. The descriptor that tells it must be
-    open still, and no other."""
+    """The thread finds nothing to do and ends just before it is asked to. The descriptor that wakes it must
+    still be open, and no other."""
     schedule = LateToLook()
     monkeypatch.setattr(os, "eventfd_read", schedule.read)
     monkeypatch.setattr(os, "eventfd_write", schedule.write)
@@ -242,7 +242,7 @@ class LateToLook:
 # ------------------------------------------------ their end
 
 
-async def test_a_thread_that_nobody_needed_since_the_last_trim_ends(workers: Workers) -> None:
+async def test_a_thread_idle_since_the_last_trim_ends(workers: Workers) -> None:
     thread = await workers.ask(threading.current_thread)
     workers.trim()
     assert await workers.ask(threading.current_thread) is thread
@@ -328,7 +328,7 @@ def no_thread(_: threading.Thread) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "refuse"), [(os, "eventfd", no_descriptor), (threading.Thread, "start", no_thread)]
 )
-async def test_a_system_without_room_for_a_thread_leaves_the_question_undecided_and_nothing_behind(
+async def test_without_a_thread_the_query_is_undecided_and_leaves_nothing(
     workers: Workers, owner: object, name: str, refuse: Callable[..., object]
 ) -> None:
     descriptors = open_descriptors()

@@ -1,6 +1,6 @@
-"""The transition table with one thing wrong in it, every way there is.
+"""Every mutant of the transition table: a row, a condition or an effect is left out.
 
-Owns the cutting: a row, a condition or an effect is left out.
+Owns the edits of the table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The transition table as a Promela model: one inline a row, one process an actor.
+"""The transition table as a Promela model: one inline per row, one process per actor.
 
 Owns the printing. Run it to write `tests/model/intercepts.pml`, which is kept so that it can be read and run
 without us. Must not know what the rows mean.

@@ -1,4 +1,4 @@
-"""What the real region manager, notifier and intercept path do, as steps of the transition table.
+"""What the real region manager, notifier and fault handler do, as steps of the transition table.
 
 Owns the places where a step is seen: the parts' public methods and ports, wrapped; and the whole state, read
 after each step of each task. It looks into private state on purpose. Must not know what is allowed.

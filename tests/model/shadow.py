@@ -1,6 +1,6 @@
-"""The transition table, run: a state that takes one row at a time and says why it may not.
+"""Executes the transition table beside the running code: one row at a time, or the reason why it must not.
 
-Owns the evaluation of the terms: the running daemon's shadow. Must not know what the rows mean.
+Owns the evaluation of the terms. Must not know what the rows mean.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Step:
-    """A row that somebody took: `me` is the number of the VP or the source."""
+    """A row that was taken; `me` is the number of the VP or the source."""
 
     row: str
     me: int = 0

@@ -26,13 +26,13 @@ def test_kept_model_is_what_the_table_generates() -> None:
     assert KEPT.read_text(encoding="utf-8") == model(Scope()) + "\n", "run tests/model/promela.py"
 
 
-def test_every_promise_about_a_row_names_one_that_there_is() -> None:
+def test_every_promise_about_a_row_names_an_existing_row() -> None:
     assert {promise.at for promise in PROMISES} - {None} <= TABLE.keys()
 
 
 @given(schedules())
 @settings(max_examples=60)
-def test_running_code_takes_no_step_that_the_table_forbids_and_ends_where_it_says(schedule: Schedule) -> None:
+def test_running_code_takes_only_allowed_steps_and_ends_in_the_same_state(schedule: Schedule) -> None:
     assert problems(trace_of(schedule)) == []
 
 
@@ -87,7 +87,7 @@ def nobody_is_called_stale(patch: pytest.MonkeyPatch) -> None:
         (nobody_is_called_stale, "is Reliance.FRESH, and Reliance.STALE in the table"),
     ],
 )
-def test_code_with_a_mistake_takes_a_step_that_the_table_forbids(
+def test_a_mutant_takes_a_step_that_the_table_forbids(
     monkeypatch: pytest.MonkeyPatch, mistake: Callable[[pytest.MonkeyPatch], None], said: str
 ) -> None:
     mistake(monkeypatch)

@@ -3,9 +3,9 @@
 Every mutant must be noticed by a test, or be explained in survivors.toml. Exits with 1 if one survives that
 is not, or if an explanation explains nothing. With arguments, only the mutants whose name holds one of them.
 
-A runner of our own: the hazards here are steps left out, locks and shields not taken, and neither mutmut nor
+A custom runner: the hazards here are steps left out, locks and shields not taken, and neither mutmut nor
 cosmic-ray leaves out a statement or a context; mutmut 3 passes over decorated functions and tables, and wants
-the source in src/; cosmic-ray starts pytest anew for each mutant, which costs more than the tests do.
+the source in src/; cosmic-ray restarts pytest for each mutant, which costs more than the tests do.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ TESTS = (
     "tests/service/test_long_walks.py",
     "tests/service/test_virtual_processor.py",
     "--deselect=tests/service/hazards/test_extents.py::"
-    "test_q_a_pinned_region_over_many_vmas_lets_other_partitions_run_all_its_life",
+    "test_q_a_pinned_region_over_many_vmas_always_yields_to_other_partitions",
     "--deselect=tests/service/hazards/test_extents.py::"
-    "test_q_an_invalidation_of_many_regions_lets_other_partitions_run_in_between",
+    "test_q_an_invalidation_of_many_regions_yields_to_other_partitions",
     "--deselect=tests/service/hazards/test_locking.py::"
-    "test_h6_a_fault_beside_a_remove_maps_nothing_that_outlives_the_region",
+    "test_h6_a_fault_during_a_remove_maps_nothing_that_outlives_the_region",
     "--deselect=tests/service/test_virtual_processor.py::"
     "test_i4_every_intercept_gets_exactly_one_answer_while_kicked_and_drained",
 )

@@ -1,4 +1,4 @@
-"""The mutants of a module: each is the module with one small thing wrong.
+"""The mutants of a module: each is the module with one small fault.
 
 Owns which things, chosen after what goes wrong in code like this: a step left out, a lock or a shield not
 taken, a bound off by one, a condition that is not looked at, another answer given. Wording (strings, log
@@ -228,7 +228,7 @@ def _logs(func: ast.expr) -> bool:
 
 
 def _fewer_contexts(node: ast.With | ast.AsyncWith) -> list[_Variant]:
-    """Without each of the contexts whose value nobody uses."""
+    """Without each of the contexts whose value is unused."""
     found: list[_Variant] = []
     for gone in node.items:
         rest = [item for item in node.items if item is not gone]

@@ -1,4 +1,4 @@
-"""Whether the tests notice a mutant.
+"""Whether the tests kill a mutant.
 
 Owns the runs. The tests are collected once; each run is a forked child of that process, in which the changed
 function has been given its changed code, and has no start-up to pay for. The first run has no mutant, and
@@ -157,7 +157,7 @@ def experiment(tests: Sequence[str], sources: Path, work: Callable[[Laboratory],
 
 
 def _infect(mutant: Mutant) -> None:
-    """Give the live function, or whoever imported the constant, what the mutant has in its place."""
+    """Replace the live function, or the constant in every module that imported it, by the mutant's."""
     changed = compile(mutant.tree(), str(mutant.path), "exec")
     if mutant.scope:
         (code,) = [code for code in _codes(changed) if code.co_qualname == mutant.scope]

@@ -21,7 +21,7 @@ def test_error_survives_to_wire_and_from_wire(number: int, message: str, details
     assert (received.number, received.message, received.details) == (number, visible(message), details)
 
 
-def test_what_a_message_quotes_from_outside_is_visible_at_both_ends() -> None:
+def test_text_quoted_from_outside_is_escaped_at_both_ends() -> None:
     hostile = "the file /tmp/\udcff\x1b[2J\u202e"
     shown = "the file /tmp/\\udcff\\x1b[2J\\u202e"
 

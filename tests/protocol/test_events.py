@@ -1,4 +1,4 @@
-"""Events as they travel: what a client makes of those that it was not written for."""
+"""Events on the wire, including unknown ones of a later version."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_event_name_has_a_fact_and_every_fact_a_name() -> None:
     assert tags == [*EventName, EVENTS_DROPPED]
 
 
-def test_reasons_that_can_be_asked_for_are_those_of_the_answers() -> None:
+def test_filterable_reasons_are_those_of_the_answers() -> None:
     assert list(Reason) == [answer.reason for answer in Answer]
 
 
@@ -54,7 +54,7 @@ def test_field_of_a_later_version_is_ignored() -> None:
     assert event == Event(1, VpAttached(vp_index=3), 2)
 
 
-def test_source_of_a_later_version_is_no_reason_to_give_up() -> None:
+def test_a_source_of_a_later_version_is_accepted() -> None:
     fields = {"event": "range_invalidated", "time_ms": 1, "source": "fuse", "start_uaddr": 0, "page_count": 1}
 
     event = decode_event([fields])
@@ -78,7 +78,7 @@ def test_source_of_a_later_version_is_no_reason_to_give_up() -> None:
     ],
     ids=lambda params: repr(params)[:60],
 )
-def test_what_is_no_event_is_eproto_and_quoted_in_part(params: list[object]) -> None:
+def test_an_invalid_event_is_eproto_and_quoted_in_part(params: list[object]) -> None:
     with pytest.raises(ProtocolViolation) as caught:
         decode_event(params)
 

@@ -175,7 +175,7 @@ def test_nesting_over_the_limit_is_refused_when_it_opens(opening: bytes) -> None
     assert refusal(b"\x91" * DEPTH_LIMIT + opening)[1] == errno.EBADMSG
 
 
-def test_nesting_is_counted_anew_behind_a_closed_container() -> None:
+def test_nesting_is_counted_from_zero_after_a_closed_container() -> None:
     data = b"\x92" + b"\x91" * (DEPTH_LIMIT - 1) + b"\xc0" + b"\x91" * (DEPTH_LIMIT - 1) + b"\xc0"
 
     assert FrameScanner().scan(data) == len(data)

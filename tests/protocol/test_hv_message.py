@@ -195,7 +195,7 @@ def test_memory_access_of_a_wrong_length_says_the_length(size: int) -> None:
 
 
 @given(architectures, gpas, st.sampled_from(AccessType))
-def test_built_intercept_is_the_access_that_was_asked_for(
+def test_built_intercept_has_the_given_access(
     architecture: Architecture, gpa: int, access_type: AccessType
 ) -> None:
     message = build_memory_intercept(gpa=gpa, access=access_type.access, architecture=architecture)
@@ -213,7 +213,7 @@ def test_build_takes_a_right_or_its_access_type_alike(architecture: Architecture
 
 
 @pytest.mark.parametrize("access", [Access.NONE, Access.READ | Access.WRITE, Access(8)])
-def test_build_refuses_what_is_not_one_right(access: Access) -> None:
+def test_build_refuses_other_than_one_right(access: Access) -> None:
     with pytest.raises(ValueError, match="an access type is one right"):
         build_memory_intercept(gpa=0, access=access)
 

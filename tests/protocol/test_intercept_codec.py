@@ -1,4 +1,4 @@
-"""The hot path's codec says what the general one says, or nothing."""
+"""The fast codec agrees with the general one, or declines."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_an_intercept_of_any_msgid_is_matched_with_what_it_wants(msgid: int) -> 
     assert X64.match(request(msgid)) == (msgpack.packb(msgid), (0x12345, Access.WRITE))
 
 
-def test_a_message_that_is_no_fault_on_memory_is_matched_and_wants_nothing() -> None:
+def test_a_message_other_than_a_memory_fault_is_matched_without_access() -> None:
     assert X64.match(request(5, "intercept", bytes(256))) == (b"\x05", None)
 
 
 @pytest.mark.parametrize("architecture", list(Architecture))
-def test_each_architecture_has_the_gpa_at_its_own_place(architecture: Architecture) -> None:
+def test_the_offset_of_the_gpa_depends_on_the_architecture(architecture: Architecture) -> None:
     fault = build_memory_intercept(gpa=0xABC << 12, access=Access.EXECUTE, architecture=architecture)
 
     assert CODECS[architecture].match(request(5, "intercept", fault)) == (b"\x05", (0xABC, Access.EXECUTE))
@@ -44,7 +44,7 @@ def test_each_architecture_has_the_gpa_at_its_own_place(architecture: Architectu
     st.sampled_from([0x80000000, 0x80000001, 0x80000003]),
     st.binary(min_size=252, max_size=252),
 )
-def test_what_is_matched_is_what_the_general_decoder_finds(
+def test_the_fast_match_agrees_with_the_general_decoder(
     msgid: int, architecture: Architecture, message_type: int, rest: bytes
 ) -> None:
     message = message_type.to_bytes(4, "little") + rest
@@ -83,5 +83,5 @@ def test_anything_else_is_left_to_the_general_decoder(data: bytes) -> None:
 
 @pytest.mark.parametrize("answer", list(Answer))
 @pytest.mark.parametrize("msgid", [5, 300])
-def test_an_answer_is_what_the_general_encoder_makes_of_it(msgid: int, answer: Answer) -> None:
+def test_the_fast_answer_equals_that_of_the_general_encoder(msgid: int, answer: Answer) -> None:
     assert encode_answer(msgpack.packb(msgid), answer) == rpc.encode_result(msgid, answer.value)

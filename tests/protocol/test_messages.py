@@ -65,7 +65,7 @@ FORMS = [Form(role, "hello", form, fullest(role, "hello")) for role, form in m.H
     for method, form in table.items()
 ]
 FIELDS = [(form, field) for form in FORMS for field in msgspec.structs.fields(form.type)]
-# A client always sends `protocol` and the tag `role`: they have rules, and tests, of their own.
+# A client always sends `protocol` and the tag `role`: they have separate rules and tests.
 REQUIRED = [(form, field.name) for form, field in FIELDS if field.required]
 OPTIONAL = [(form, field) for form, field in FIELDS if not field.required and field.name != "protocol"]
 NAMES = [(form, field.name) for form, field in FIELDS if field.name != "protocol"]
@@ -167,7 +167,7 @@ def test_unknown_field_is_named_even_if_nil(form: Form) -> None:
 
 @each_form
 @pytest.mark.parametrize("key", [5, None, b"bytes", True])
-def test_key_that_is_no_string_is_refused(form: Form, key: object) -> None:
+def test_non_string_key_is_refused(form: Form, key: object) -> None:
     error = form.refusal(form.fields | {key: 1})
 
     assert error.details == {"field": "params"}
@@ -327,7 +327,7 @@ def test_hello_without_protocol_is_refused_first(params: list[object]) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 2, 2**64 - 1, -1])
-def test_hello_of_another_version_is_told_which_is_spoken_whatever_else_it_says(version: int) -> None:
+def test_hello_of_another_version_gets_the_supported_version_despite_other_errors(version: int) -> None:
     with pytest.raises(WireError) as caught:
         codec.decode_hello([{"protocol": version, "a": "later idea"}])
 
@@ -336,7 +336,7 @@ def test_hello_of_another_version_is_told_which_is_spoken_whatever_else_it_says(
 
 
 @pytest.mark.parametrize("version", [True, False, 1.0, "1", b"1", [1]], ids=repr)
-def test_hello_whose_protocol_is_no_integer_is_refused(version: object) -> None:
+def test_hello_whose_protocol_is_not_an_integer_is_refused(version: object) -> None:
     with pytest.raises(WireError) as caught:
         codec.decode_hello([{"protocol": version, "role": "vmm"}])
 
@@ -436,7 +436,7 @@ def test_reply_error_about_a_huge_answer_is_cut() -> None:
     assert len(caught.value.message) < 300
 
 
-def test_to_fields_leaves_out_what_is_none() -> None:
+def test_to_fields_omits_none() -> None:
     assert codec.to_fields(m.SetPolicy()) == {}
 
 

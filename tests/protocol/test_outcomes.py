@@ -1,4 +1,4 @@
-"""Every answer there is, as it goes over the wire."""
+"""Every answer, as encoded on the wire."""
 
 from __future__ import annotations
 

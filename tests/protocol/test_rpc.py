@@ -1,4 +1,4 @@
-"""MessagePack-RPC: every message through both ends, and everything that is none refused for good."""
+"""MessagePack-RPC: every message through both ends; everything else is refused permanently."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_kind_that_is_not_accepted_is_refused_at_its_second_byte(
     assert refusal(bytes.fromhex(prefix) + bytes(4), accepts) == (2, errno.EBADMSG)
 
 
-def test_whole_intercept_is_refused_where_no_request_is_accepted() -> None:
+def test_a_whole_intercept_is_refused_while_no_request_is_accepted() -> None:
     with pytest.raises(ProtocolViolation):
         receive(INTERCEPT, (RESPONSE,))
 
@@ -387,13 +387,13 @@ def test_message_in_front_of_garbage_is_received_first() -> None:
     ],
     ids=["error", "result", "notification"],
 )
-def test_what_is_answered_goes_out_though_it_quotes_what_is_no_utf8(encode: Callable[[], bytes]) -> None:
+def test_an_answer_that_quotes_invalid_utf8_is_sent(encode: Callable[[], bytes]) -> None:
     """A path from the kernel; an answer that fails to encode would end its connection."""
     sent = encode()
     assert receive(sent) is not None
     assert b"/\\udcff" in sent
 
 
-def test_a_request_with_text_that_is_no_utf8_is_its_callers_mistake() -> None:
+def test_a_request_with_text_that_is_not_utf8_is_its_callers_mistake() -> None:
     with pytest.raises(UnicodeEncodeError):
         encode_request(1, "hello", [{"name": "/\udcff"}])

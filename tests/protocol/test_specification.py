@@ -1,4 +1,4 @@
-"""The specification can be read: its index is right, its numbers ascend, and its links lead somewhere."""
+"""The specification is consistent: its index is right, its numbers ascend, its links resolve."""
 
 from __future__ import annotations
 

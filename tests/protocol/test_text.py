@@ -1,4 +1,4 @@
-"""Text from outside is made visible, exceptions become sentences, and neither stops an encoder."""
+"""Control characters in outside text are escaped, exceptions become sentences, and both can be encoded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ texts = st.text(st.characters())  # lone surrogates included
     ],
     ids=["what prints", "control characters", "what turns or breaks lines", "no UTF-8", "beyond 16 bits"],
 )
-def test_visible_escapes_what_does_not_print_and_nothing_else(text: str, shown: str) -> None:
+def test_visible_escapes_only_unprintable_characters(text: str, shown: str) -> None:
     assert visible(text) == shown
 
 
@@ -74,5 +74,5 @@ def test_the_sentence_of_an_exception_is_its_cause_and_no_repr(error: Exception,
         (object(), "a value of another type"),
     ],
 )
-def test_the_form_of_a_value_says_what_it_is_and_not_what_it_holds(value: object, named: str) -> None:
+def test_the_form_of_a_value_shows_its_type_and_not_its_contents(value: object, named: str) -> None:
     assert shape_of(value) == named

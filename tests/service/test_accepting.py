@@ -1,4 +1,4 @@
-"""The loop that accepts: what is wrong with one connection ends nothing."""
+"""The accept loop: an error of one connection ends nothing else."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ async def test_a_connection_that_is_lost_in_accept_does_not_keep_the_next_one_ou
     assert served.is_set()
 
 
-async def test_a_listener_that_is_no_socket_any_more_ends_the_loop(tmp_path: Path) -> None:
+async def test_a_listener_that_is_no_longer_a_socket_ends_the_loop(tmp_path: Path) -> None:
     path = str(tmp_path / "door")
 
     async def serve(_: socket.socket) -> None:
-        raise AssertionError("nobody was accepted")
+        raise AssertionError("no connection was accepted")
 
     with Refusing(socket.AF_UNIX) as door, socket.socket(socket.AF_UNIX) as lost:
         door.number = errno.EINVAL

@@ -1,4 +1,4 @@
-"""Where nobody is to be waited for, an intercept and an invalidation are one step each, without a checkpoint.
+"""Without contention an intercept and an invalidation are one step each, without a checkpoint.
 
 The model's hypervisor says that it may block, for the sake of the gates; here it says that it does not, like
 the software one.
@@ -40,7 +40,7 @@ async def prompt(model: ModelPartition) -> ModelPartition:
 # ------------------------------------------------ an intercept
 
 
-async def test_a_first_touch_that_nobody_holds_up_is_one_step(prompt: ModelPartition) -> None:
+async def test_an_uncontended_first_touch_is_one_step(prompt: ModelPartition) -> None:
     with assert_no_checkpoints():
         assert await prompt.path.handle_nowait(GFN, Access.READ) is Answer.MAPPED
     assert prompt.pfn(GFN) == PFN
@@ -53,19 +53,23 @@ async def test_a_page_that_is_being_invalidated_is_not_decided_at_once(prompt: M
     assert prompt.address_space.resolved == []
 
 
-async def test_what_may_wait_for_the_hypervisor_is_not_decided_at_once(prompt: ModelPartition) -> None:
+async def test_a_fault_that_may_wait_for_the_hypervisor_is_not_decided_at_once(
+    prompt: ModelPartition,
+) -> None:
     prompt.hypervisor.may_block = True
     assert await prompt.path.handle_nowait(GFN, Access.READ) is None
     assert prompt.address_space.resolved == []
 
 
-async def test_what_may_wait_for_the_address_space_is_not_decided_at_once(prompt: ModelPartition) -> None:
+async def test_a_fault_that_may_wait_for_the_address_space_is_not_decided_at_once(
+    prompt: ModelPartition,
+) -> None:
     prompt.address_space.may_block = True
     assert await prompt.path.handle_nowait(GFN, Access.READ) is None
     assert prompt.address_space.resolved == []
 
 
-async def test_what_would_wait_for_the_lock_is_not_decided_at_once(
+async def test_a_fault_that_would_wait_for_the_lock_is_not_decided_at_once(
     prompt: ModelPartition, nursery: trio.Nursery
 ) -> None:
     await prompt.map_vma(PAGE + PAGES, 1, PFN)
@@ -80,10 +84,10 @@ async def test_what_would_wait_for_the_lock_is_not_decided_at_once(
     assert await fault.result() is Answer.MAPPED
 
 
-async def test_i4_what_is_decided_at_once_ends_at_its_deadline_too(
+async def test_i4_a_fault_decided_at_once_ends_at_its_deadline_too(
     prompt: ModelPartition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each map takes its time, though it waits for nobody: the page that faulted is not among the first."""
+    """Each map takes time without waiting: the faulting page is not among the first."""
     pages = 2 * PER_YIELD
     await prompt.map_vma(PAGE + 0x100, pages, PFN)
     await prompt.add_region(GFN + 0x100, pages, PAGE + 0x100)
@@ -105,7 +109,7 @@ async def test_i4_what_is_decided_at_once_ends_at_its_deadline_too(
     assert len(prompt.hypervisor.events) > before + 1
 
 
-async def test_a_vp_is_told_that_its_partition_is_lost_when_that_happens_at_once(
+async def test_a_vp_learns_of_a_partition_lost_at_once(
     prompt: ModelPartition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def breaks_down(_: Mapping) -> None:
@@ -127,7 +131,7 @@ async def test_a_vp_is_told_that_its_partition_is_lost_when_that_happens_at_once
 
 
 @pytest.mark.parametrize("call", [messages.Invalidate(**RANGE), messages.InvalidateBegin(**RANGE)])
-async def test_an_announcement_that_nobody_holds_up_is_served_by_who_announces_it(
+async def test_an_uncontended_announcement_is_served_by_its_caller(
     prompt: ModelPartition, call: messages.NotifierCall
 ) -> None:
     await prompt.fault(GFN)
@@ -138,14 +142,14 @@ async def test_an_announcement_that_nobody_holds_up_is_served_by_who_announces_i
     assert prompt.pfn(GFN) is None
 
 
-async def test_unmap_vma_that_nobody_holds_up_is_one_step(prompt: ModelPartition) -> None:
+async def test_an_uncontended_unmap_vma_is_one_step(prompt: ModelPartition) -> None:
     await prompt.fault(GFN)
     with assert_no_checkpoints():
         await prompt.unmap_vma(PAGE, PAGES)
     assert (prompt.pfn(GFN), prompt.notifier.open_invalidations) == (None, 0)
 
 
-async def test_what_is_pending_from_others_is_served_with_it(prompt: ModelPartition) -> None:
+async def test_pending_announcements_of_others_are_served_with_it(prompt: ModelPartition) -> None:
     await prompt.fault(GFN)
     read = prompt.notifier.invalidate(UaddrRange.at_page(PAGE, 4))
     await prompt.regions.wait_served(prompt.notifier.invalidate(UaddrRange.at_page(PAGE + 8, 4)))
@@ -155,7 +159,7 @@ async def test_what_is_pending_from_others_is_served_with_it(prompt: ModelPartit
     ]
 
 
-async def test_the_region_managers_task_finds_nothing_to_do_where_the_source_has_served(
+async def test_the_region_managers_task_has_nothing_to_do_after_the_source_has_served(
     prompt: ModelPartition,
 ) -> None:
     await prompt.fault(GFN)
@@ -169,7 +173,7 @@ async def test_the_region_managers_task_finds_nothing_to_do_where_the_source_has
     ]
 
 
-async def test_the_region_managers_task_serves_what_comes_after_it_was_rung_in_vain(
+async def test_the_region_managers_task_serves_later_batches_after_a_spurious_ring(
     prompt: ModelPartition,
 ) -> None:
     await prompt.fault(GFN)
@@ -179,10 +183,10 @@ async def test_the_region_managers_task_serves_what_comes_after_it_was_rung_in_v
     assert prompt.pfns(GFN, 3) == [None, None, PFN + 2]
 
 
-async def test_what_is_announced_in_the_round_after_the_first_is_served_by_the_same_pass(
+async def test_announcements_during_a_pass_are_served_by_its_next_round(
     model: ModelPartition,
 ) -> None:
-    for _ in range(20):  # trio draws who is first in a round
+    for _ in range(20):  # trio randomises the order within a round
         await wait_all_tasks_blocked()
         first = model.notifier.invalidate(UaddrRange.at_page(PAGE, 1))
         await trio.lowlevel.checkpoint()
@@ -190,7 +194,7 @@ async def test_what_is_announced_in_the_round_after_the_first_is_served_by_the_s
         await first.done.wait()
 
 
-async def test_who_announces_what_waits_for_the_hypervisor_can_leave_while_the_pass_goes_on(
+async def test_a_caller_waiting_for_the_hypervisor_can_be_cancelled_while_the_pass_continues(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     """It is the region manager's task that makes it, and that cannot be broken off."""
@@ -207,7 +211,7 @@ async def test_who_announces_what_waits_for_the_hypervisor_can_leave_while_the_p
     await batch.done.wait()
 
 
-async def test_who_announces_while_the_lock_is_held_waits_for_the_region_managers_task(
+async def test_an_announcement_while_the_lock_is_held_waits_for_the_region_managers_task(
     prompt: ModelPartition, nursery: trio.Nursery
 ) -> None:
     prompt.hypervisor.may_block = True

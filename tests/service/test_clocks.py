@@ -1,4 +1,4 @@
-"""Nothing that the daemon decides hangs on the wall clock, which may jump: it dates log lines, and events."""
+"""No decision of the daemon depends on the wall clock, which may jump: it only dates log lines and events."""
 
 from __future__ import annotations
 

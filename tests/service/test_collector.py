@@ -1,4 +1,4 @@
-"""A pass of the collector of cycles stops all partitions: what is kept by the million is not its business."""
+"""A pass of the cyclic garbage collector stops all partitions, so it does not track numerous objects."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ FRAME = Frame(HOST_BACKING, 70)
     ],
     ids=lambda kept: type(kept).__name__,
 )
-def test_what_a_partition_keeps_very_many_of_is_nothing_to_the_collector(kept: object) -> None:
+def test_numerous_objects_of_a_partition_are_untracked_by_the_garbage_collector(kept: object) -> None:
     assert not gc.is_tracked(kept)

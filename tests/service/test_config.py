@@ -59,13 +59,13 @@ def test_a_wrong_key_is_named_with_its_file_and_what_was_expected(
     assert expectation in str(refused.value)
 
 
-def test_a_file_that_is_no_toml_is_named_with_the_place(file: Path) -> None:
+def test_a_file_that_is_not_toml_is_named_with_the_place(file: Path) -> None:
     file.write_text("socket = \n")
     with pytest.raises(ConfigError, match=r"is not valid TOML: .*line 1"):
         load_config(file)
 
 
-def test_a_file_that_is_no_text_is_named(file: Path) -> None:
+def test_a_file_that_is_not_text_is_named(file: Path) -> None:
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=f"{file}: is not valid TOML"):
         load_config(file)

@@ -1,4 +1,4 @@
-"""Defaults, file, environment and flags: which goes before which, and how each names what is wrong."""
+"""Defaults, file, environment and flags: their precedence, and how errors name the source."""
 
 from __future__ import annotations
 
@@ -105,12 +105,12 @@ def test_a_wrong_file_is_an_error_though_a_flag_goes_before_the_key(file: Path) 
         load(file, {}, "limits.operators=3")
 
 
-def test_a_dotted_name_in_quotes_is_no_key(file: Path) -> None:
+def test_a_dotted_name_in_quotes_is_not_a_key(file: Path) -> None:
     file.write_text('"limits.operators" = 3')
     with pytest.raises(ConfigError, match=f"^{file}: limits.operators: unknown key"):
         load(file)
 
 
-def test_chaos_and_other_programs_variables_are_no_keys() -> None:
+def test_chaos_and_other_programs_variables_are_not_keys() -> None:
     config, origins = load(None, {CHAOS_VARIABLE: "3", "INTERCEPT": "1", "PATH": "/bin"})
     assert (config, origins) == (Config(), {})

@@ -63,7 +63,7 @@ async def test_a_peer_that_closes_between_requests_is_the_end(connection: Connec
     assert await connection.receive() is None
 
 
-async def test_a_request_whose_turn_was_given_up_is_the_next_that_is_received(
+async def test_a_request_whose_turn_was_cancelled_is_received_next(
     ends: tuple[socket.socket, socket.socket], peer: RawPeer
 ) -> None:
     connection = Connection(ends[0], Tenants(lambda: 1), HangupWatch())
@@ -127,10 +127,10 @@ async def test_a_peer_that_closes_ends_no_wait_but_its_own(nursery: trio.Nursery
         each.close()
 
 
-async def test_a_peer_that_leaves_from_an_answer_that_may_not_be_broken_off_costs_one_look(
+async def test_a_peer_that_leaves_during_a_shielded_answer_costs_one_check(
     connection: Connection, peer: RawPeer, nursery: trio.Nursery
 ) -> None:
-    """The socket stays readable: a watch that is told so again and again would take the whole CPU."""
+    """The socket stays readable: a level-triggered watch would spin."""
     finish = trio.Event()
 
     async def answer() -> bytes:
@@ -153,7 +153,7 @@ async def test_an_answer_that_needs_no_wait_is_given(connection: Connection) -> 
     assert await connection.answer_watched(answer()) == b"there"
 
 
-async def test_an_error_of_the_answer_comes_out_as_it_is(connection: Connection) -> None:
+async def test_an_error_in_the_answer_propagates_unchanged(connection: Connection) -> None:
     async def answer() -> bytes:
         raise WireError(errno.ENOENT, "not here")
 
@@ -196,17 +196,17 @@ async def blocked_answer(connection: Connection, nursery: trio.Nursery) -> Runni
             return answering
 
 
-async def test_an_answer_that_is_not_read_is_given_up_when_its_peer_speaks(
+async def test_an_unread_answer_is_abandoned_when_its_peer_sends(
     connection: Connection, peer: RawPeer, nursery: trio.Nursery
 ) -> None:
-    """Nobody would read on; with its own end of the connection among what it sent, it would last for ever."""
+    """No one would read on; with its own end of the connection among the data, it would stay open forever."""
     answering = await blocked_answer(connection, nursery)
     await peer.send(REQUEST[:1])
     with pytest.raises(ProtocolViolation, match="EPROTO: a second request was sent before the answer"):
         await answering.result()
 
 
-async def test_an_answer_that_is_not_read_is_given_up_when_its_peer_leaves(
+async def test_an_unread_answer_is_abandoned_when_its_peer_leaves(
     connection: Connection, peer: RawPeer, nursery: trio.Nursery
 ) -> None:
     answering = await blocked_answer(connection, nursery)
@@ -288,7 +288,7 @@ async def test_a_rest_that_came_while_the_daemon_stood_still_was_in_time(
         os.close(taken)
 
 
-async def test_a_peer_that_sends_its_own_end_with_half_a_request_is_gone_in_time(
+async def test_a_peer_that_sends_its_socket_and_half_a_request_is_noticed_in_time(
     connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
 ) -> None:
     """Who holds a descriptor of the peer's end holds the connection open against himself."""
@@ -297,11 +297,11 @@ async def test_a_peer_that_sends_its_own_end_with_half_a_request_is_gone_in_time
     socket.send_fds(ends[1], [REQUEST[:1]], [ends[1].fileno()])
     ends[1].close()
     await trio.sleep(REST_SECONDS + 0.1)
-    select.select([ends[0]], [], [], 10)  # a thread closes it, and the clock here is no thread's
+    select.select([ends[0]], [], [], 10)  # a thread closes it, outside the mock clock
     assert await received.result() is None
 
 
-async def test_closing_wakes_who_waits_for_a_request(connection: Connection, nursery: trio.Nursery) -> None:
+async def test_closing_wakes_a_waiting_receiver(connection: Connection, nursery: trio.Nursery) -> None:
     received = Running(nursery, connection.receive)
     await wait_all_tasks_blocked()
     connection.close()
@@ -331,7 +331,7 @@ async def test_refuse_does_not_wait_for_a_peer_that_does_not_read(
         connection.refuse(WireError(errno.EPROTO, "no"))
 
 
-async def test_a_peer_that_never_pauses_lets_others_have_a_turn(
+async def test_a_peer_that_never_pauses_does_not_starve_others(
     connection: Connection, peer: RawPeer, nursery: trio.Nursery
 ) -> None:
     """Its socket is never found empty, so nothing else would park the task."""
@@ -342,7 +342,7 @@ async def test_a_peer_that_never_pauses_lets_others_have_a_turn(
     assert others.turns >= 3
 
 
-async def test_a_vp_that_never_pauses_lets_others_have_a_turn_now_and_then(
+async def test_a_vp_that_never_pauses_does_not_starve_others(
     connection: Connection, peer: RawPeer, nursery: trio.Nursery
 ) -> None:
     for _ in range(ALONE):

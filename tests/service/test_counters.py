@@ -1,4 +1,4 @@
-"""What is counted and timed where it happens, and that the sums lose nothing and count nothing twice."""
+"""Counters and times are taken where things happen, and the sums are exact."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_an_intercept_that_waited_for_an_invalidation_is_counted_apart(
 
 
 @pytest.mark.parametrize("obstructed", [False, True])
-async def test_a_question_to_memory_that_may_block_is_no_wait_for_somebody_and_hides_none(
+async def test_a_blocking_resolve_does_not_count_as_waiting_and_hides_no_wait(
     backed: ModelPartition, obstructed: bool
 ) -> None:
     backed.address_space.may_block = True
@@ -154,7 +154,7 @@ async def test_calls_of_a_served_partition_are_in_its_totals(served: Served) -> 
 # ------------------------------------------------ invalidations
 
 
-async def test_invalidations_are_counted_by_who_announced_them(backed: ModelPartition) -> None:
+async def test_invalidations_are_counted_by_source(backed: ModelPartition) -> None:
     await backed.invalidate(PAGE, 1)
     await backed.protect_vma(PAGE, PAGES, Access.READ)
     await backed.unmap_vma(PAGE, 4)
@@ -230,14 +230,14 @@ async def test_refused_hellos_are_counted_by_their_error(served: Served) -> None
     assert served.daemon.reception.admission.refusals == {"EACCES": 2, "EEXIST": 1}
 
 
-async def test_a_peer_that_leaves_before_its_hello_is_counted_as_such(served: Served) -> None:
+async def test_a_peer_that_leaves_before_hello_is_counted(served: Served) -> None:
     peer = await served.connect()
     peer.close()
     await wait_all_tasks_blocked()
     assert served.daemon.reception.admission.refusals == {"left": 1}
 
 
-async def test_what_is_no_hello_is_counted_by_its_error(served: Served) -> None:
+async def test_an_invalid_hello_is_counted_by_its_error(served: Served) -> None:
     peer = await served.connect()
     with pytest.raises(WireError, match="EPROTO"):
         await peer.ask("statistics")

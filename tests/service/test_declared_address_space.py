@@ -147,14 +147,14 @@ async def passed_meanwhile(edit: Awaitable[None]) -> int:
     return turns
 
 
-async def test_unmap_of_many_vmas_lets_others_run_in_between() -> None:
+async def test_unmap_of_many_vmas_yields() -> None:
     many = 5 * VMAS_PER_YIELD
     declared = space(*(vma(page, page + 1) for page in range(many)), limit=many)
     assert await passed_meanwhile(declared.unmap_vma(EVERYWHERE)) >= 3
     assert declared.vma_count == 0
 
 
-async def test_protect_of_many_vmas_lets_others_run_in_between() -> None:
+async def test_protect_of_many_vmas_yields() -> None:
     many = 5 * VMAS_PER_YIELD
     declared = space(*(vma(page, page + 1) for page in range(many)), limit=many)
     assert await passed_meanwhile(declared.protect_vma(EVERYWHERE, Access.READ)) >= 3
@@ -203,7 +203,7 @@ async def read(declared: DeclaredAddressSpace) -> dict[int, Page]:
 
 
 @given(edits)
-async def test_any_edits_leave_what_a_dict_of_pages_holds(drawn: list[tuple[str, PageRange]]) -> None:
+async def test_any_edits_agree_with_a_dict_of_pages(drawn: list[tuple[str, PageRange]]) -> None:
     declared = space(limit=6)
     oracle: dict[int, Page] = {}
     for number, (edit, pages) in enumerate(drawn):

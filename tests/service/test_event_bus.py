@@ -1,4 +1,4 @@
-"""The event_bus: who hears what, and what a listener that is slow costs."""
+"""The event bus: which listener gets which events, and what a slow listener loses."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def heard(subscription: Subscription) -> list[AnyFact]:
     return [event.fact for event in subscription.take(EVENTS_KEPT)]
 
 
-def test_listener_hears_what_it_asked_for_in_order_and_nothing_else() -> None:
+def test_a_listener_gets_the_events_it_subscribed_to_in_order() -> None:
     event_bus = EventBus()
     subscription = listening(event_bus, events_filter("vp_attached", "vp_detached"))
 
@@ -60,7 +60,7 @@ def test_listener_hears_what_it_asked_for_in_order_and_nothing_else() -> None:
     assert heard(subscription) == [VpAttached(vp_index=1), VpDetached(vp_index=1, intercepts=0)]
 
 
-def test_what_happened_before_anyone_listened_is_not_kept() -> None:
+def test_events_before_the_first_listener_are_not_kept() -> None:
     event_bus = EventBus()
     event_bus.publish(VpAttached(vp_index=1))
 
@@ -76,7 +76,7 @@ def test_event_is_one_object_to_all_listeners() -> None:
     assert first.take(1)[0] is second.take(1)[0]
 
 
-def test_partition_filter_lets_through_one_partition_and_nothing_that_is_in_none() -> None:
+def test_a_partition_filter_passes_only_events_of_that_partition() -> None:
     event_bus = EventBus()
     subscription = listening(
         event_bus, replace(events_filter("vp_attached", "drain_started"), partition_id=2)
@@ -89,7 +89,7 @@ def test_partition_filter_lets_through_one_partition_and_nothing_that_is_in_none
     assert heard(subscription) == [VpAttached(vp_index=2)]
 
 
-def test_vp_filter_lets_through_only_what_is_of_that_vp() -> None:
+def test_a_vp_filter_passes_only_events_of_that_vp() -> None:
     event_bus = EventBus()
     wanted = replace(events_filter("vp_attached", "intercept_answered", "drain_started"), vp_index=0)
     subscription = listening(event_bus, wanted)
@@ -100,7 +100,7 @@ def test_vp_filter_lets_through_only_what_is_of_that_vp() -> None:
     assert heard(subscription) == [VpAttached(vp_index=0), answered(0)]
 
 
-def test_reason_filter_narrows_intercepts_and_nothing_else() -> None:
+def test_a_reason_filter_affects_only_intercepts() -> None:
     event_bus = EventBus()
     wanted = replace(events_filter("intercept_answered", "vp_attached"), reasons=frozenset({"kicked"}))
     subscription = listening(event_bus, wanted)
@@ -111,7 +111,7 @@ def test_reason_filter_narrows_intercepts_and_nothing_else() -> None:
     assert heard(subscription) == [answered(reason="kicked"), VpAttached(vp_index=1)]
 
 
-def test_later_interest_takes_the_place_of_the_earlier_one_and_what_waited_stays() -> None:
+def test_a_new_subscription_replaces_the_old_and_keeps_queued_events() -> None:
     event_bus = EventBus()
     subscription = listening(event_bus, ATTACHES)
     event_bus.publish(VpAttached(vp_index=1))
@@ -123,7 +123,7 @@ def test_later_interest_takes_the_place_of_the_earlier_one_and_what_waited_stays
     assert heard(subscription) == [VpAttached(vp_index=1), DRAIN]
 
 
-def test_intercepts_are_wanted_only_while_somebody_listens_for_them() -> None:
+def test_intercepts_are_wanted_only_with_a_listener_for_them() -> None:
     event_bus = EventBus()
     wanted = [event_bus.intercepts_wanted]
     listening(event_bus, ATTACHES)
@@ -136,7 +136,7 @@ def test_intercepts_are_wanted_only_while_somebody_listens_for_them() -> None:
     assert wanted == [False, False, True, False]
 
 
-def test_listener_that_left_hears_nothing_more() -> None:
+def test_a_closed_listener_gets_no_more_events() -> None:
     event_bus = EventBus()
     subscription = listening(event_bus, ATTACHES)
 
@@ -146,7 +146,7 @@ def test_listener_that_left_hears_nothing_more() -> None:
     assert heard(subscription) == []
 
 
-def test_what_does_not_fit_is_counted_where_it_would_have_come() -> None:
+def test_dropped_events_are_counted_at_their_position() -> None:
     event_bus = EventBus()
     subscription = listening(event_bus, ATTACHES, kept=2)
 
@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_counted_where_it_would_have_come() -> None:
     assert heard(subscription) == [VpAttached(vp_index=1), EventsDropped(count=3), VpAttached(vp_index=5)]
 
 
-def test_gap_at_the_end_is_told_when_all_before_it_was_taken() -> None:
+def test_a_gap_at_the_end_is_reported_after_all_events_before_it() -> None:
     event_bus = EventBus()
     subscription = listening(event_bus, ATTACHES, kept=1)
     event_bus.publish(VpAttached(vp_index=0))
@@ -181,7 +181,7 @@ def test_listener_that_never_takes_keeps_a_bounded_number() -> None:
     assert heard(subscription) == [EventsDropped(count=2 * EVENTS_KEPT)]
 
 
-def test_what_is_not_wanted_is_not_counted_as_dropped() -> None:
+def test_events_outside_the_subscription_are_not_counted_as_dropped() -> None:
     event_bus = EventBus()
     subscription = listening(event_bus, ATTACHES, kept=1)
 
@@ -225,7 +225,7 @@ async def test_a_listener_waits_until_there_is_something_to_take(nursery: trio.N
     assert (waited, heard(subscription)) == (True, [VpAttached(vp_index=1)])
 
 
-async def test_all_is_told_when_a_listener_that_took_the_last_asks_for_more(nursery: trio.Nursery) -> None:
+async def test_a_listener_is_drained_when_it_asks_again_after_the_last_event(nursery: trio.Nursery) -> None:
     event_bus = EventBus()
     subscription = listening(event_bus, ATTACHES)
     event_bus.publish(VpAttached(vp_index=1))

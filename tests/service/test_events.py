@@ -1,4 +1,4 @@
-"""What an operator who subscribed is sent by a daemon on real sockets, and that it holds nobody up."""
+"""The events that a daemon on real sockets sends to a subscriber, and that a slow one blocks no other."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def subscribed(served: Served, *events: str, **narrowed: object) -> RawPee
     return peer
 
 
-async def test_life_of_a_partition_is_told() -> None:
+async def test_events_of_a_partitions_life_are_sent() -> None:
     async with serving() as served:
         operator = await subscribed(served, *EVERYTHING)
 
@@ -68,7 +68,7 @@ async def test_life_of_a_partition_is_told() -> None:
         assert await next_event(operator) == {"event": "partition_ended", "intercepts": 1}
 
 
-async def test_regions_and_invalidations_are_told_with_their_source() -> None:
+async def test_region_and_invalidation_events_have_their_source() -> None:
     async with serving() as served:
         guest = await served.guest()
         operator = await subscribed(served, *EVERYTHING)
@@ -92,7 +92,7 @@ async def test_regions_and_invalidations_are_told_with_their_source() -> None:
         ]
 
 
-async def test_pinned_region_that_lost_its_memory_is_told() -> None:
+async def test_a_dangling_pinned_region_is_reported() -> None:
     async with serving() as served:
         guest = await served.guest()
         await guest.vmm.ask(
@@ -107,7 +107,7 @@ async def test_pinned_region_that_lost_its_memory_is_told() -> None:
         assert await next_event(operator) == {"event": "pinned_region_dangling", **BAR}
 
 
-async def test_intercepts_are_told_as_they_were_answered() -> None:
+async def test_intercept_events_have_the_answers_given() -> None:
     async with serving() as served:
         guest = await served.guest()
         await served.mmio(guest)
@@ -146,7 +146,7 @@ async def test_filters_of_partition_vp_and_reason_come_together() -> None:
         assert [event["gfn"] for event in await next_events(operator, 2)] == [3, 0x77]
 
 
-async def test_policy_that_was_set_is_told_whoever_set_it() -> None:
+async def test_policy_set_is_sent_for_vmm_and_operator() -> None:
     async with serving() as served:
         guest = await served.guest()
         operator = await subscribed(served, "policy_set")
@@ -162,7 +162,7 @@ async def test_policy_that_was_set_is_told_whoever_set_it() -> None:
         ]
 
 
-async def test_refused_hellos_and_connections_are_told_with_their_peer() -> None:
+async def test_refusals_are_sent_with_their_peer() -> None:
     async with serving() as served:
         operator = await subscribed(served, "hello_refused", "connection_refused")
 
@@ -178,7 +178,7 @@ async def test_refused_hellos_and_connections_are_told_with_their_peer() -> None
         assert {"uid", "pid"} <= refused.keys() & closed.keys()
 
 
-async def test_drain_is_told_to_its_last_event_before_the_connection_closes() -> None:
+async def test_all_events_of_a_drain_are_sent_before_the_connection_closes() -> None:
     async with serving() as served:
         await served.guest()
         operator = await subscribed(served, "drain_started", "partition_ended")
@@ -193,7 +193,7 @@ async def test_drain_is_told_to_its_last_event_before_the_connection_closes() ->
         await served.ended.wait()
 
 
-async def test_more_last_events_than_go_out_in_one_turn_are_all_told() -> None:
+async def test_last_events_beyond_one_batch_are_all_sent() -> None:
     regions = 3 * EVENTS_A_TURN
     async with serving() as served:
         guest = await served.guest()
@@ -222,7 +222,7 @@ async def test_subscriber_that_does_not_read_does_not_hold_up_the_end() -> None:
         assert served.ended.is_set()
 
 
-async def test_subscriber_that_does_not_read_is_told_how_much_it_missed() -> None:
+async def test_a_subscriber_that_does_not_read_learns_how_much_it_missed() -> None:
     published = 5 * EVENTS_KEPT
     async with serving() as served:
         operator = await subscribed(served, "intercept_answered")
@@ -248,7 +248,7 @@ async def flood(served: Served, number: int) -> None:
         await vp.intercept(0x999)
 
 
-async def test_requests_go_on_between_the_events() -> None:
+async def test_requests_continue_between_the_events() -> None:
     async with serving() as served:
         operator = await subscribed(served, "vp_attached")
         guest = await served.guest()
@@ -301,7 +301,7 @@ async def test_operator_that_left_is_forgotten_by_the_event_bus() -> None:
         assert not served.daemon.event_bus.intercepts_wanted
 
 
-async def test_partition_lost_is_told_in_a_bounded_notification() -> None:
+async def test_partition_lost_has_a_bounded_size() -> None:
     async with serving() as served:
         vmm = await served.hello("vmm")
         created = await vmm.ask("create_partition", address_space="declared", hypervisor="vmm")

@@ -1,4 +1,4 @@
-"""What the core tells the event_bus: each fact once, when it has become true, with its range and source."""
+"""The facts that the core emits on the event bus: each once, when it becomes true, with range and source."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def heard(subscription: Subscription) -> list[AnyFact]:
         (RW | Access.EXECUTE, True, True),
     ],
 )
-async def test_a_region_is_told_with_its_rights_when_it_is_added_and_again_when_it_is_removed(
+async def test_region_events_have_the_rights_on_add_and_remove(
     model: ModelPartition, access: Access, writable: bool, executable: bool
 ) -> None:
     told = listening(model, "region_added", "region_removed")
@@ -63,7 +63,7 @@ async def test_a_region_is_told_with_its_rights_when_it_is_added_and_again_when_
     assert heard(told) == [RegionRemoved(start_gfn=GFN, page_count=PAGES, start_uaddr=START_UADDR)]
 
 
-async def test_a_region_that_the_hypervisor_refuses_is_not_told(model: ModelPartition) -> None:
+async def test_a_region_refused_by_the_hypervisor_sends_no_event(model: ModelPartition) -> None:
     told = listening(model, "region_added", "region_removed")
     model.hypervisor.refuse_map()
     with pytest.raises(WireError):
@@ -71,7 +71,7 @@ async def test_a_region_that_the_hypervisor_refuses_is_not_told(model: ModelPart
     assert heard(told) == []
 
 
-async def test_a_pinned_region_is_told_to_dangle_once(model: ModelPartition) -> None:
+async def test_a_dangling_pinned_region_sends_one_event(model: ModelPartition) -> None:
     await model.map_vma(PAGE, PAGES, PFN)
     await model.add_region(GFN, PAGES, PAGE, RegionKind.PINNED)
     told = listening(model, "pinned_region_dangling")
@@ -80,7 +80,7 @@ async def test_a_pinned_region_is_told_to_dangle_once(model: ModelPartition) -> 
     assert heard(told) == [PinnedRegionDangling(start_gfn=GFN, page_count=PAGES, start_uaddr=START_UADDR)]
 
 
-async def test_an_invalidation_is_told_at_its_request_with_its_source_and_range(
+async def test_an_invalidation_event_has_source_and_range(
     model: ModelPartition,
 ) -> None:
     told = listening(model, "invalidation_begun", "invalidation_ended", "range_invalidated")

@@ -1,4 +1,4 @@
-"""Latency histograms: the buckets are QEMU's, and nothing that was recorded is lost."""
+"""Latency histograms: the buckets are QEMU's, and no recorded value is lost."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_histogram_counts_every_duration_once_and_sums_them(durations: list[int]
 
 
 @given(st.lists(DURATIONS, max_size=5))
-def test_total_is_what_one_histogram_would_have_counted(parts: list[list[int]]) -> None:
+def test_the_total_equals_a_single_histogram(parts: list[list[int]]) -> None:
     whole = total(recorded(part) for part in parts)
     at_once = recorded([duration for part in parts for duration in part])
 

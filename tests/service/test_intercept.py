@@ -1,4 +1,4 @@
-"""The intercept path at its own door, on address spaces that are slow, silent, or know less at first."""
+"""The fault handler on address spaces that are slow, silent, or initially incomplete."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_a_kept_kick_answers_before_a_wait_for_anothers_map(
     assert await other.result() is Answer.MAPPED
 
 
-async def test_a_kept_kick_is_kept_on_where_nothing_is_waited_for(model: ModelPartition) -> None:
+async def test_a_kept_kick_stays_kept_if_nothing_waits(model: ModelPartition) -> None:
     await with_region(model)
     assert await model.path.handle(GFN, Access.READ, kicked) is Answer.MAPPED
 
@@ -111,7 +111,7 @@ async def test_a_fault_without_a_kept_kick_waits_for_what_may_block(model: Model
 # ------------------------------------------------ no answer
 
 
-async def test_a_fault_whose_question_is_not_answered_is_told_to_ask_again(model: ModelPartition) -> None:
+async def test_a_fault_that_cannot_be_resolved_in_time_is_retry(model: ModelPartition) -> None:
     """Nothing was decided, so it is not forwarded."""
     await with_region(model)
     space = LiveLike(model.declared, silent=True)
@@ -119,7 +119,7 @@ async def test_a_fault_whose_question_is_not_answered_is_told_to_ask_again(model
     assert (space.resolved, relied_on(model)) == ([PAGE], 0)
 
 
-async def test_a_pinned_region_whose_question_is_not_answered_is_to_be_added_again_and_leaves_nothing(
+async def test_a_pinned_add_that_cannot_be_resolved_in_time_is_retried_and_leaves_nothing(
     model: ModelPartition,
 ) -> None:
     """Nothing was found out about its memory, so it is not EFAULT."""
@@ -152,14 +152,14 @@ async def test_an_inferred_kind_that_no_longer_fits_is_unbacked_where_resolving_
     assert await path(model, LiveLike(model.declared)).handle(GFN, Access.READ, no_kick) is Answer.UNBACKED
 
 
-async def test_an_inferred_kind_is_not_asked_for_where_resolving_tells(model: ModelPartition) -> None:
+async def test_an_inferred_kind_is_not_queried_if_resolving_gives_it(model: ModelPartition) -> None:
     await with_region(model, kind=None, io=True)
     space = LiveLike(model.declared, telling=True)
     assert await path(model, space).handle(GFN, Access.READ, no_kick) is Answer.MAPPED
     assert space.asked == []
 
 
-async def test_a_stated_kind_is_not_asked_for(model: ModelPartition) -> None:
+async def test_a_stated_kind_is_not_queried(model: ModelPartition) -> None:
     """On live memory it costs what smaps costs."""
     await with_region(model)
     space = LiveLike(model.declared)
@@ -170,7 +170,7 @@ async def test_a_stated_kind_is_not_asked_for(model: ModelPartition) -> None:
 # ------------------------------------------------ populating
 
 
-async def test_populating_relies_on_nothing_once_it_is_over(model: ModelPartition) -> None:
+async def test_populating_leaves_no_attempt_behind(model: ModelPartition) -> None:
     await with_region(model, RegionKind.PINNED)
     assert relied_on(model) == 0
 

@@ -23,7 +23,7 @@ def indexed(drawn: list[PageRange]) -> IntervalIndex[int]:
 
 
 @given(drawn_ranges, ranges(300))
-def test_overlapping_finds_what_a_scan_of_all_finds(drawn: list[PageRange], asked: PageRange) -> None:
+def test_overlapping_agrees_with_a_full_scan(drawn: list[PageRange], asked: PageRange) -> None:
     expected = [place for place, pages in enumerate(drawn) if pages.overlaps(asked)]
     assert sorted(indexed(drawn).overlapping(asked)) == expected
 
@@ -40,7 +40,7 @@ def test_removed_ranges_are_found_no_more_and_the_others_still(
     assert len(index) == len(kept)
 
 
-def test_ranges_of_equal_extent_are_told_apart_by_their_alias() -> None:
+def test_equal_ranges_are_distinguished_by_their_alias() -> None:
     index = indexed([PageRange(start=4, end=8), PageRange(start=4, end=8)])
     index.remove(PageRange(start=4, end=8), 0)
     assert list(index.overlapping(PageRange(start=5, end=6))) == [1]

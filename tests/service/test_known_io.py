@@ -1,4 +1,4 @@
-"""What one pass over smaps has learned is known of the same VMA until an invalidation overlaps it."""
+"""What one pass over smaps learned about a VMA is valid until an invalidation overlaps it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def known() -> KnownIo:
     return io
 
 
-def test_what_was_learned_is_known_of_every_page_of_it_and_of_no_other(known: KnownIo) -> None:
+def test_a_learned_vma_is_known_for_all_its_pages_and_no_others(known: KnownIo) -> None:
     pages = {9: vma(9, 10), 10: vma(10, 20), 19: vma(10, 20), 20: perf_ring(20, 30), 30: vma(30, 40)}
     answers = [known.io_of(at, page) for page, at in pages.items()]
     assert answers == [None, False, False, True, None]
@@ -51,21 +51,21 @@ def test_another_vma_at_the_same_place_is_not_known(other: LiveVma) -> None:
     assert io.io_of(other, 20) is None
 
 
-def test_what_an_invalidation_overlaps_is_not_known_any_more_and_the_rest_is(known: KnownIo) -> None:
+def test_an_invalidation_forgets_only_what_it_overlaps(known: KnownIo) -> None:
     known.forget(UaddrRange(start=15, end=21))
     answers = [known.io_of(vma(10, 20), page) for page in (14, 15)]
     answers += [known.io_of(perf_ring(20, 30), page) for page in (20, 21)]
     assert answers == [False, None, None, True]
 
 
-def test_what_is_invalidated_while_it_is_being_read_is_not_learned(known: KnownIo) -> None:
+def test_a_vma_invalidated_during_its_read_is_not_learned(known: KnownIo) -> None:
     known.read_on(30)
     known.forget(UaddrRange(start=45, end=46))
     known.learn([learned(vma(40, 50))])
     assert [known.io_of(vma(40, 50), page) for page in (44, 45)] == [False, None]
 
 
-def test_what_is_read_after_its_invalidation_is_known(known: KnownIo) -> None:
+def test_a_vma_read_after_its_invalidation_is_known(known: KnownIo) -> None:
     known.forget(UaddrRange(start=15, end=50))
     known.read_on(30)
     known.learn([learned(vma(40, 50))])
@@ -81,7 +81,7 @@ def test_a_new_pass_knows_nothing_of_the_last_one(known: KnownIo) -> None:
     assert known.io_of(vma(10, 20), 15) is False
 
 
-def test_more_pieces_than_are_kept_leave_nothing_known(known: KnownIo) -> None:
+def test_too_many_pieces_leave_nothing_known(known: KnownIo) -> None:
     for page in range(100, 100 + 2 * GONE_PIECES, 2):
         known.forget(UaddrRange(start=page, end=page + 1))
     assert known.io_of(vma(10, 20), 10) is False
@@ -90,7 +90,7 @@ def test_more_pieces_than_are_kept_leave_nothing_known(known: KnownIo) -> None:
 
 
 def test_a_vma_that_was_merged_with_those_before_it_takes_their_place(known: KnownIo) -> None:
-    """The pass goes on at an address that lies in it by now."""
+    """The pass continues at an address that is inside it by now."""
     known.read_on(30)
     known.learn([learned(vma(15, 40)), learned(vma(50, 60))])
     assert [known.io_of(vma(15, 40), page) for page in (15, 39)] == [False, False]

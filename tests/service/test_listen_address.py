@@ -1,4 +1,4 @@
-"""Where a listener is: how it is written, and that it can be bound."""
+"""Listen addresses: their syntax, and binding them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_place_is_written_as_it_is_read(text: str) -> None:
     ["", "unix:", "unix:metrics.sock", "unix:/a\0b", "/metrics.sock", "9477", ":9477", "localhost:9477",
      "127.0.0.1", "127.0.0.1:", "127.0.0.1:-1", "127.0.0.1:65536", "127.0.0.1:٣", "::1:94", "[127.0.0.1]:1"],
 )  # fmt: skip
-def test_what_is_no_place_is_refused_with_what_was_expected(text: str) -> None:
+def test_an_invalid_place_is_refused_with_what_was_expected(text: str) -> None:
     with pytest.raises(ValueError, match="expected unix:/PATH, or an IP address and a port") as refusal:
         ListenAddress(text)
     assert repr(text) in str(refusal.value)
@@ -40,11 +40,11 @@ def test_what_is_no_place_is_refused_with_what_was_expected(text: str) -> None:
         ("0.0.0.0:1", False),
     ],
 )
-def test_local_is_what_only_this_machine_reaches(text: str, local: bool) -> None:
+def test_local_means_reachable_only_from_this_machine(text: str, local: bool) -> None:
     assert ListenAddress(text).local is local
 
 
-def test_a_port_that_was_any_is_told_once_it_is_bound() -> None:
+def test_port_0_is_shown_as_the_bound_port() -> None:
     place = ListenAddress("127.0.0.1:0")
     with place.listen(0) as listener:
         bound = str(place.bound(listener))
@@ -60,7 +60,7 @@ def test_a_port_that_is_taken_is_an_error_that_names_it() -> None:
             pass
 
 
-def test_a_path_is_bound_with_its_mode_and_told_as_it_was_written(tmp_path: Path) -> None:
+def test_a_path_is_bound_with_its_mode_and_shown_as_written(tmp_path: Path) -> None:
     place = ListenAddress(f"unix:{tmp_path}/metrics.sock")
     with place.listen(0o620) as listener:
         assert stat.S_IMODE((tmp_path / "metrics.sock").stat().st_mode) == 0o620

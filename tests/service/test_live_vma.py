@@ -29,7 +29,7 @@ def test_a_shared_mapping_of_a_file_has_the_files_frames(vma: LiveVma) -> None:
     assert frame(vma, 103) == ("file 0:1:7", 8)
 
 
-def test_a_system_v_segment_has_frames_of_its_own_though_its_id_is_a_memfds_inode() -> None:
+def test_a_system_v_segment_has_its_own_frames_even_if_its_id_equals_a_memfds_inode() -> None:
     assert frame(SEGMENT, 103) == ("sysv 0:1:7", 8)
 
 

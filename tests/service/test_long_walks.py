@@ -1,4 +1,4 @@
-"""Long walks under the lock take turns with other tasks, once in `PER_YIELD` of what they pass.
+"""Long walks under the lock yield to other tasks once per `PER_YIELD` items.
 
 A turn is counted by a task of another's that is ready all the time. Taking a lock, and the order in which
 trio runs what is ready, give or take two turns; a walk that takes none is far below the counts asserted.
@@ -56,9 +56,7 @@ async def test_a_commit_of_many_gaps_takes_turns(model: ModelPartition, nursery:
     assert len(model.hypervisor.events) == MANY
 
 
-async def test_a_commit_of_few_gaps_takes_no_turn_of_its_own(
-    model: ModelPartition, nursery: trio.Nursery
-) -> None:
+async def test_a_commit_of_few_gaps_does_not_yield(model: ModelPartition, nursery: trio.Nursery) -> None:
     """A checkpoint a map would double what a fault costs."""
     region = await pinned(model, PER_YIELD - 1)
     attempt = model.regions.begin_whole(region)
@@ -76,7 +74,7 @@ async def test_the_undoing_of_many_maps_takes_turns(model: ModelPartition, nurse
 
 
 @pytest.mark.parametrize("change", ["invalidate", "remove", "close"])
-async def test_taking_away_many_mappings_of_one_region_takes_turns(
+async def test_revoking_many_mappings_of_one_region_yields(
     model: ModelPartition, nursery: trio.Nursery, change: str
 ) -> None:
     await committed(model, scattered(MANY))
@@ -122,9 +120,7 @@ async def test_populating_from_many_vmas_takes_turns_between_the_questions(
     assert len(model.hypervisor.events) == MANY
 
 
-async def test_populating_from_few_vmas_takes_no_turn_of_its_own(
-    model: ModelPartition, nursery: trio.Nursery
-) -> None:
+async def test_populating_from_few_vmas_does_not_yield(model: ModelPartition, nursery: trio.Nursery) -> None:
     for page in range(PER_YIELD - 1):
         await model.map_vma(page, 1, 2 * page)
     region = await pinned(model, PER_YIELD - 1)

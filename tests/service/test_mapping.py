@@ -1,4 +1,4 @@
-"""Mappings and frames: values that can be cut without losing step."""
+"""Mappings and frames: cutting one keeps every page at its frame."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def test_a_mapping_serves_every_part_of_itself(pages: PageRange) -> None:
     assert WHOLE.serves(cut(pages))
 
 
-def test_a_mapping_serves_what_wants_fewer_rights() -> None:
+def test_a_mapping_serves_accesses_that_need_fewer_rights() -> None:
     assert WHOLE.serves(replace(cut(PageRange(start=3, end=5)), access=Access.READ))
 
 
-def test_a_mapping_does_not_serve_what_wants_more_rights() -> None:
+def test_a_mapping_does_not_serve_accesses_that_need_more_rights() -> None:
     assert not WHOLE.serves(replace(cut(PageRange(start=3, end=5)), access=Access.READ | Access.EXECUTE))
 
 
-def test_a_mapping_does_not_serve_what_wants_another_frame() -> None:
+def test_a_mapping_does_not_serve_a_different_frame() -> None:
     assert not WHOLE.serves(replace(cut(PageRange(start=3, end=5)), frame=Frame(HOST_BACKING, 7004)))
 
 
@@ -70,7 +70,7 @@ NEXT = Mapping(148, 150, Frame(HOST_BACKING, 7048), 548, WHOLE.access, Cache.NOT
 """What follows `WHOLE` in everything."""
 
 
-def test_a_mapping_is_continued_by_what_follows_it_in_everything() -> None:
+def test_a_mapping_is_continued_by_an_adjacent_one() -> None:
     assert WHOLE.continued_by(NEXT)
 
 
@@ -86,7 +86,7 @@ def test_a_mapping_is_continued_by_what_follows_it_in_everything() -> None:
         replace(NEXT, frame=Frame("file", 7048)),
     ],
 )
-def test_a_mapping_is_not_continued_by_what_differs_in_one_thing(other: Mapping) -> None:
+def test_a_mapping_is_not_continued_by_one_that_differs_in_any_way(other: Mapping) -> None:
     assert not WHOLE.continued_by(other)
 
 

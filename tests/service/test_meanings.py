@@ -1,4 +1,4 @@
-"""The table of what a refusal means: every errno that a manual page names is sorted, all others pass."""
+"""What each errno of a refusal means: those of the manual pages are classified, all others are temporary."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_table_lists_no_errno_that_is_not_in_the_manual(call: Call) -> None:
     assert REFUSALS[call].keys() <= MANUAL[call].keys()
 
 
-def test_what_is_not_there_is_decided_only_where_looking_again_would_find_the_same() -> None:
+def test_absence_is_decided_only_if_checking_again_would_confirm_it() -> None:
     absences = {
         Meaning.NO_VMA: DECIDED,
         Meaning.UNANNOUNCED: DECIDED,

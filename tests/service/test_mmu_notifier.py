@@ -72,7 +72,7 @@ def test_two_windows_on_one_range_are_two() -> None:
 # ------------------------------------------------ listeners
 
 
-def test_a_listener_is_told_in_the_same_step_of_all_that_goes_stale() -> None:
+def test_a_listener_is_called_in_the_same_step_with_all_that_goes_stale() -> None:
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     told: list[UaddrRange] = []
     notifier.listen(told.append)
@@ -82,7 +82,7 @@ def test_a_listener_is_told_in_the_same_step_of_all_that_goes_stale() -> None:
     assert told == [uaddrs(0, 8), uaddrs(8, 9), uaddrs(16, 24)]
 
 
-def test_a_listener_is_told_again_when_the_last_of_equal_begins_ends() -> None:
+def test_a_listener_is_called_again_when_the_last_of_equal_begins_ends() -> None:
     """What it learned in between may be of either."""
     notifier = MmuNotifier(open_limit=lambda: 2, event_bus=EventBus())
     notifier.begin(uaddrs(0, 8))
@@ -95,7 +95,7 @@ def test_a_listener_is_told_again_when_the_last_of_equal_begins_ends() -> None:
     assert told == [uaddrs(0, 8)]
 
 
-def test_a_listener_is_told_before_those_who_wait_for_the_end_go_on() -> None:
+def test_a_listener_is_called_before_waiters_for_the_end_continue() -> None:
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     notifier.begin(uaddrs(0, 8))
     over = notifier.open_at(uaddrs(0, 1))
@@ -231,7 +231,7 @@ def test_pages_are_invalidating_while_some_of_them_are_pending_or_being_served(
 
 
 @given(st.lists(ranges(), max_size=30))
-def test_pending_pieces_are_disjoint_and_cover_just_what_was_invalidated(drawn: list[PageRange]) -> None:
+def test_pending_pieces_are_disjoint_and_cover_exactly_the_invalidated_ranges(drawn: list[PageRange]) -> None:
     batch = Batch()
     for pages in drawn:
         batch.add(of(pages))
@@ -323,7 +323,7 @@ async def test_waiting_for_windows_is_over_once_those_that_were_open_are_closed(
     assert over == [1, 2]
 
 
-async def test_waiting_for_what_was_invalidated_is_over_once_its_batch_is_served(
+async def test_waiting_for_an_invalidation_ends_when_its_batch_is_served(
     nursery: trio.Nursery,
 ) -> None:
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())

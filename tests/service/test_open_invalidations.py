@@ -27,7 +27,7 @@ async def test_a_fault_in_an_open_invalidation_waits_for_its_end(
     assert await fault.result() is Answer.MAPPED
 
 
-async def test_a_fault_in_an_invalidation_that_stays_open_is_told_so_in_bounded_time(
+async def test_a_fault_in_an_open_invalidation_is_answered_in_bounded_time(
     model: ModelPartition,
 ) -> None:
     await with_region(model)
@@ -138,7 +138,7 @@ async def test_a_permission_that_went_stale_is_not_said(model: ModelPartition, n
     assert await fault.result() is Answer.MAPPED
 
 
-async def test_an_unbacked_of_a_region_that_was_removed_meanwhile_is_not_said(
+async def test_a_fault_whose_region_was_removed_meanwhile_is_not_unbacked(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     await model.add_region(GFN, PAGES, PAGE)
@@ -153,7 +153,7 @@ async def test_an_unbacked_of_a_region_that_was_removed_meanwhile_is_not_said(
 # ------------------------------------------------ bounds
 
 
-async def test_a_fault_whose_memory_is_invalidated_without_end_is_told_to_ask_again(
+async def test_a_fault_whose_memory_is_invalidated_endlessly_is_retry(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     """A VMM that invalidates without end keeps its own VPs busy, not ours."""
@@ -172,7 +172,7 @@ async def test_a_fault_whose_memory_is_invalidated_without_end_is_told_to_ask_ag
 async def test_the_notifier_is_not_blocked_by_a_manager_that_is(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    """The source's munmap is blocked until its event is read: reading may wait for nothing of ours."""
+    """The source's munmap is blocked until its event is read: reading must not wait for the daemon."""
     await with_region(model)
     await model.fault(GFN)
     unmapping = model.gates.hold(Point.UNMAP)
@@ -187,8 +187,10 @@ async def test_the_notifier_is_not_blocked_by_a_manager_that_is(
     assert model.pfns(GFN, PAGES) == [None] * PAGES
 
 
-async def test_a_mapping_that_is_going_is_no_answer(model: ModelPartition, nursery: trio.Nursery) -> None:
-    """Between the event and the unmap the SLAT still serves the page; nobody is sent back to it."""
+async def test_a_mapping_being_invalidated_is_not_an_answer(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """Between the event and the unmap the SLAT still serves the page; no VP is resumed."""
     await with_region(model)
     await model.fault(GFN)
     await model.map_vma(0xA000, 1, 0x6000)

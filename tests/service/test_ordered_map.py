@@ -37,7 +37,7 @@ def edited(edits: list[tuple[str, int]]) -> tuple[OrderedMap[int], dict[int, int
 
 
 @given(EDITS)
-def test_ordered_map_after_any_edits_holds_what_a_dict_holds_in_order(edits: list[tuple[str, int]]) -> None:
+def test_any_edits_agree_with_a_sorted_dict(edits: list[tuple[str, int]]) -> None:
     items, oracle = edited(edits)
     assert list(items) == [oracle[key] for key in sorted(oracle)]
     assert len(items) == len(oracle)
@@ -81,7 +81,7 @@ def test_a_map_that_was_large_once_has_few_chunks_again() -> None:
 
 @pytest.mark.parametrize("held", [[], [5], [9], list(range(0, 40, 2))])
 @pytest.mark.parametrize("absent", [1, 3, 7])
-def test_a_key_that_is_not_there_is_a_key_error_and_changes_nothing(held: list[int], absent: int) -> None:
+def test_a_missing_key_is_a_key_error_and_changes_nothing(held: list[int], absent: int) -> None:
     items, oracle = edited([("put", key) for key in held])
     with pytest.raises(KeyError):
         del items[absent]
@@ -95,12 +95,12 @@ def beside_a_full_chunk() -> OrderedMap[int]:
     return items
 
 
-def test_a_chunk_whose_neighbour_has_no_room_stays_as_short_as_it_is() -> None:
+def test_a_chunk_whose_neighbour_is_full_is_not_merged() -> None:
     items = beside_a_full_chunk()
     assert (items.floor(2), items.floor(3), items.floor(4)) == (None, 3, 4)
 
 
-def test_what_is_below_the_first_key_is_nothing_when_the_first_chunk_has_gone() -> None:
+def test_below_the_first_key_is_nothing_after_the_first_chunk_is_deleted() -> None:
     items = beside_a_full_chunk()
     del items[3]
     assert (items.floor(3), items.get(3), items.floor(4)) == (None, None, 4)

@@ -1,4 +1,4 @@
-"""The orderings that a prototype got wrong first (the design's section on the core), one test each."""
+"""Orderings that a prototype got wrong (the design's section on the core), one test each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOTHING = [None] * PAGES
 async def test_unmap_vma_marks_stale_and_edits_before_anyone_else_runs(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    """A fault that begins while the guest's mapping is being taken away must not find the VMA any more."""
+    """A fault that begins while the guest's mapping is being revoked must not find the VMA."""
     await with_region(model)
     await model.fault(GFN)
     unmapping = model.gates.hold(Point.UNMAP)
@@ -77,7 +77,7 @@ async def test_remove_unlinks_before_it_unmaps(model: ModelPartition, nursery: t
     await remove.result()
 
 
-async def test_remove_is_completed_once_it_has_begun_whoever_gives_up(
+async def test_a_remove_that_has_begun_completes_despite_cancellation(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     await with_region(model)
@@ -100,7 +100,7 @@ async def test_remove_is_completed_once_it_has_begun_whoever_gives_up(
 async def test_add_movable_inserts_then_maps_no_access_and_a_fault_in_between_waits(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    """Mapped before it is inserted, the fault would be told that there is no region."""
+    """If it were mapped before it is inserted, the fault would get no_region."""
     await model.map_vma(PAGE, PAGES, PFN)
     mapping = model.gates.hold(Point.MAP)
     add = Running(nursery, model.add_region, GFN, PAGES, PAGE, RegionKind.MOVABLE)
@@ -156,7 +156,7 @@ async def test_roll_back_of_several_maps_puts_back_no_access_of_each(model: Mode
 async def test_pending_set_is_taken_after_the_lock_so_that_one_pass_serves_all(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    """Taken before, what came while the manager waited would need a pass of its own."""
+    """If taken earlier, what came while the manager waited would need another pass."""
     await with_region(model)
     await model.fault(GFN)
     await model.map_vma(0xA000, 1, 0x8000)
@@ -192,7 +192,7 @@ async def test_an_invalidation_that_comes_during_a_pass_is_served_by_the_next(
 # ------------------------------------------------ being mapped is one slot
 
 
-async def test_a_second_vp_is_not_told_resume_while_the_call_is_out(
+async def test_a_second_vp_does_not_resume_during_the_map_call(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     await with_region(model)
@@ -224,7 +224,7 @@ async def test_a_fault_on_a_page_that_is_being_unmapped_waits(
     assert await fault.result() is Answer.MAPPED
 
 
-async def test_a_fault_behind_a_call_that_does_not_return_is_told_contended(
+async def test_a_fault_behind_a_call_that_does_not_return_is_contended(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     await with_region(model)

@@ -1,4 +1,4 @@
-"""A partition's life: its order of end, its failures, and that they are its own."""
+"""The lifetime of a partition: the order of its end, and that its failures affect no other."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def living(nursery: trio.Nursery) -> tuple[ModelPartition, Running[None]]:
 # ------------------------------------------------ the end
 
 
-async def test_i6_after_the_end_the_slat_is_empty_and_the_partition_admits_nobody(
+async def test_i6_after_the_end_the_slat_is_empty_and_the_partition_admits_no_peer(
     nursery: trio.Nursery,
 ) -> None:
     model, life = await living(nursery)
@@ -73,7 +73,7 @@ async def test_i6_after_the_end_the_slat_is_empty_and_the_partition_admits_nobod
     assert (admitted, model.partition.admits(model.partition.token, model.partition.owner)) == (True, False)
 
 
-async def test_the_end_serves_what_is_pending_so_that_nobody_waits_in_vain(nursery: trio.Nursery) -> None:
+async def test_the_end_serves_pending_invalidations_so_no_caller_waits_in_vain(nursery: trio.Nursery) -> None:
     model, life = await living(nursery)
     await with_region(model)
     await model.fault(GFN)
@@ -108,7 +108,7 @@ async def test_the_end_leaves_no_invalidation_that_it_served_without_its_acknowl
     notifier.close()
 
 
-async def test_a_notifier_that_does_not_read_its_acknowledgement_does_not_hold_the_end_for_ever(
+async def test_a_notifier_that_does_not_read_its_acknowledgement_does_not_block_the_end(
     nursery: trio.Nursery,
 ) -> None:
     model, life = await living(nursery)
@@ -119,7 +119,7 @@ async def test_a_notifier_that_does_not_read_its_acknowledgement_does_not_hold_t
     assert trio.current_time() - started <= TIMEOUT
 
 
-async def test_the_end_comes_after_a_vmm_that_failed_and_its_failure_goes_on_up() -> None:
+async def test_the_partition_ends_after_a_vmm_failure_which_propagates() -> None:
     model = ModelPartition()
 
     async def fail() -> None:
@@ -149,7 +149,7 @@ async def test_the_end_waits_for_a_vp_no_longer_than_its_timeout_and_says_so(nur
     assert [log["event"] for log in logs] == ["partition_end_cut_short", "partition_ended"]
 
 
-async def test_a_vmm_whose_own_call_loses_the_partition_is_told_so() -> None:
+async def test_a_vmm_whose_call_loses_the_partition_gets_that_error() -> None:
     model = ModelPartition()
 
     async def unmap() -> None:
@@ -163,7 +163,7 @@ async def test_a_vmm_whose_own_call_loses_the_partition_is_told_so() -> None:
     assert (lost.value.number, model.partition.lost) == (errno.EIO, True)
 
 
-async def test_the_end_whose_unmap_is_refused_goes_on_and_says_what_is_left(nursery: trio.Nursery) -> None:
+async def test_an_end_whose_unmap_is_refused_continues_and_logs_what_is_left(nursery: trio.Nursery) -> None:
     """Nobody is left to reach it: the VMM goes as well."""
     model, life = await living(nursery)
     await with_region(model)
@@ -314,7 +314,7 @@ async def test_an_intercept_in_flight_is_answered_before_its_partition_ends() ->
         assert await vp.receive() is None
 
 
-async def test_an_intercept_in_flight_whose_map_does_not_return_does_not_hold_the_end_for_ever(
+async def test_an_intercept_whose_map_does_not_return_does_not_block_the_end(
     nursery: trio.Nursery,
 ) -> None:
     model, life = await living(nursery)
@@ -339,7 +339,7 @@ async def test_one_vps_failure_stays_its_own() -> None:
         assert await guest.vmm.ask("translate", gfn=0x100) is not None
 
 
-async def test_i7_a_lost_partition_ends_alone_and_its_vmm_is_told_why(
+async def test_i7_a_lost_partition_ends_alone_and_its_vmm_learns_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def refuse(*_: object) -> None:
@@ -365,7 +365,7 @@ async def test_i7_a_lost_partition_ends_alone_and_its_vmm_is_told_why(
         assert "partition_lost" in [entry["event"] for entry in logs]
 
 
-async def test_i7_what_one_partition_invalidates_is_nothing_to_another() -> None:
+async def test_i7_an_invalidation_does_not_affect_another_partition() -> None:
     async with serving() as served:
         one, other = await served.guest(), await served.guest()
         await served.mmio(one, 0x7000)
@@ -381,7 +381,7 @@ async def test_i7_what_one_partition_invalidates_is_nothing_to_another() -> None
 # ------------------------------------------------ the daemon's drain
 
 
-async def test_drain_answers_what_waits_closes_everyone_and_ends() -> None:
+async def test_drain_answers_waiting_requests_closes_all_connections_and_ends() -> None:
     async with serving() as served:
         guest = await served.guest()
         await served.mmio(guest)

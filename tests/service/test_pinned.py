@@ -1,4 +1,4 @@
-"""Adding a pinned region: not live, then populated whole by one attempt, or nothing is left of it."""
+"""Adding a pinned region: one attempt populates it completely, or nothing of it remains."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOTHING = [None] * PAGES
 async def test_add_pinned_is_not_live_while_it_is_populated(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    """A fault is told to ask again, not that nothing is there."""
+    """The answer to a fault is retry, not unbacked."""
     await model.map_vma(PAGE, PAGES, PFN)
     gate = model.gates.hold(Point.RESOLVE)
     add = Running(nursery, model.add_region, GFN, PAGES, PAGE, RegionKind.PINNED)
@@ -105,7 +105,7 @@ async def test_add_pinned_inside_an_open_invalidation_is_efault_and_leaves_nothi
 
 
 @pytest.mark.parametrize(("backed", "access"), [(15, RW), (16, Access.WRITE)])
-async def test_add_pinned_that_cannot_be_populated_whole_is_efault_and_leaves_nothing(
+async def test_add_pinned_that_cannot_be_fully_populated_is_efault_and_leaves_nothing(
     model: ModelPartition, backed: int, access: Access
 ) -> None:
     await model.map_vma(PAGE, backed, PFN, access)
@@ -125,9 +125,7 @@ async def test_add_pinned_that_the_hypervisor_refuses_half_way_leaves_nothing(mo
     assert (model.regions.region_count, model.pfns(GFN, PAGES)) == (0, NOTHING)
 
 
-async def test_add_pinned_that_is_given_up_leaves_nothing(
-    model: ModelPartition, nursery: trio.Nursery
-) -> None:
+async def test_a_cancelled_add_pinned_leaves_nothing(model: ModelPartition, nursery: trio.Nursery) -> None:
     await model.map_vma(PAGE, PAGES, PFN)
     gate = model.gates.hold(Point.RESOLVED)
     add = Running(nursery, model.add_region, GFN, PAGES, PAGE, RegionKind.PINNED)
@@ -136,7 +134,7 @@ async def test_add_pinned_that_is_given_up_leaves_nothing(
     assert (model.regions.region_count, model.pfns(GFN, PAGES)) == (0, NOTHING)
 
 
-async def test_add_pinned_that_is_given_up_while_another_holds_the_lock_leaves_nothing(
+async def test_an_add_pinned_cancelled_while_waiting_for_the_lock_leaves_nothing(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     await model.map_vma(PAGE, 2 * PAGES, PFN)

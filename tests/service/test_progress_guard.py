@@ -1,4 +1,4 @@
-"""I8: who asks 16 times for what he has is told the 17th time that this leads nowhere."""
+"""I8: the 17th consecutive intercept for a mapped page is answered no_progress."""
 
 from __future__ import annotations
 

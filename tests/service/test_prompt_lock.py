@@ -1,4 +1,4 @@
-"""A free lock is had in the same step; one that is held is waited for in the order of coming."""
+"""A free lock is acquired without a checkpoint; a held one is granted in the order of arrival."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def test_a_free_lock_is_taken_and_given_back_without_a_checkpoint() -> Non
     assert (lock.locked(), lock.is_mine) == (False, False)
 
 
-async def test_who_waits_is_handed_the_lock_before_who_comes_later(nursery: trio.Nursery) -> None:
+async def test_a_waiter_gets_the_lock_before_later_callers(nursery: trio.Nursery) -> None:
     lock, order = EagerLock(), []
 
     async def take(name: str) -> None:
@@ -31,7 +31,7 @@ async def test_who_waits_is_handed_the_lock_before_who_comes_later(nursery: trio
     assert order == ["first", "second"]
 
 
-async def test_a_lock_is_given_back_when_what_was_done_under_it_fails() -> None:
+async def test_a_lock_is_released_if_the_block_raises() -> None:
     lock = EagerLock()
     with pytest.raises(ValueError, match="here"):
         async with lock:
@@ -39,7 +39,7 @@ async def test_a_lock_is_given_back_when_what_was_done_under_it_fails() -> None:
     assert not lock.locked()
 
 
-async def test_a_wait_for_the_lock_can_be_given_up(nursery: trio.Nursery) -> None:
+async def test_a_wait_for_the_lock_can_be_cancelled(nursery: trio.Nursery) -> None:
     lock = EagerLock()
 
     async def hold() -> None:

@@ -43,7 +43,7 @@ def filled(drawn: list[PageRange]) -> tuple[RangeMap[Item], dict[int, int]]:
 
 
 @given(st.lists(ranges()))
-def test_range_map_after_any_writes_holds_what_a_dict_holds(drawn: list[PageRange]) -> None:
+def test_any_writes_agree_with_a_dict(drawn: list[PageRange]) -> None:
     items, oracle = filled(drawn)
     assert pages_of(list(items)) == oracle
     assert items.page_count == len(oracle)

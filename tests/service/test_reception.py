@@ -1,4 +1,4 @@
-"""Coming in: the hello, its limits and timeouts, and who may join what, in a daemon of the test's own."""
+"""The handshake: hello, its limits and timeouts, and which peers may join which partition."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def refusal(peer: RawPeer, **fields: object) -> WireError:
     return refused.value
 
 
-async def test_a_connection_that_says_nothing_is_closed_at_the_hello_timeout() -> None:
+async def test_a_silent_connection_is_closed_at_the_hello_timeout() -> None:
     async with serving(timeouts=Timeouts(hello_ms=3000)) as served:
         silent = await served.connect()
         started = trio.current_time()
@@ -41,7 +41,7 @@ async def test_a_connection_that_says_half_a_hello_is_closed_at_the_hello_timeou
         assert (await slow.last_words()).number == errno.ETIMEDOUT
 
 
-async def test_a_connection_that_said_hello_may_be_silent_for_ever() -> None:
+async def test_a_connection_may_be_silent_forever_after_hello() -> None:
     async with serving() as served:
         vmm = await served.hello("vmm")
         await trio.sleep(1000)
@@ -77,7 +77,7 @@ async def test_a_wrong_hello_is_answered_and_closes(fields: dict[str, object], n
         assert (await refusal(await served.connect(), **fields)).number == number
 
 
-async def test_a_first_request_that_is_no_hello_is_refused_under_msgid_0() -> None:
+async def test_a_first_request_other_than_hello_is_refused_under_msgid_0() -> None:
     async with serving() as served:
         peer = await served.connect()
         await peer.request("statistics", {})
@@ -152,7 +152,7 @@ async def test_a_hypervisor_connection_of_a_partition_with_another_hypervisor_is
         assert (await joining(served, await served.guest(), "hypervisor")).number == errno.EINVAL
 
 
-async def test_partitions_of_a_uid_beyond_the_limit_are_enospc_and_the_connection_goes_on() -> None:
+async def test_partitions_of_a_uid_beyond_the_limit_are_enospc_and_the_connection_continues() -> None:
     async with serving(Limits(partitions_per_uid=1)) as served:
         guest = await served.guest()
         vmm = await served.hello("vmm")

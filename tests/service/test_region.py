@@ -73,7 +73,7 @@ def test_window_of_movable_is_512_pages_counted_from_the_region_start(
 @pytest.mark.parametrize(
     ("offset", "start", "end"), [(0, 0, 512), (511, 0, 512), (512, 512, 1024), (1024, 1024, 1100)]
 )
-def test_window_of_movable_begins_anew_every_512_pages(offset: int, start: int, end: int) -> None:
+def test_a_window_of_movable_starts_every_512_pages(offset: int, start: int, end: int) -> None:
     movable = region(RegionKind.MOVABLE, page_count=1100)
     window = movable.window(0x103 + offset, MmioGranularity.VMA)
     assert window == GfnRange(start=0x103 + start, end=0x103 + end)

@@ -1,4 +1,4 @@
-"""The region list: I3, limits, and finding from both sides."""
+"""The region list: I3, limits, and look-up by gfn and by uaddr."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_add_over_another_region_is_eexist_and_names_both() -> None:
     assert refused.value.details == {"start_gfn": 0x180, "page_count": 0x100}
 
 
-def test_add_beside_another_region_is_no_overlap() -> None:
+def test_adjacent_regions_do_not_overlap() -> None:
     regions = RegionList(limit=lambda: 10)
     regions.add(region(PageRange(start=0x180, end=0x280)))
     regions.add(region(PageRange(start=0x100, end=0x180)))

@@ -1,4 +1,4 @@
-"""The region manager at its own door: what a look sees, what a refusal leaves, what an operator is told."""
+"""The region manager by its own interface: look-ups, what a refusal leaves, what operators see."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def region_of(kind: RegionKind, state: RegionState = RegionState.LIVE) -> Region
 def limited(
     model: ModelPartition, *, mappings: int, require_room: Callable[[], None] = lambda: None
 ) -> RegionManager:
-    """A manager of its own on the model's ports."""
+    """A separate manager on the model's ports."""
     return RegionManager(
         mappings=GuestMappings(model.hypervisor, lambda: mappings),
         notifier=model.notifier,
@@ -60,7 +60,7 @@ def limited(
     )
 
 
-async def test_what_a_guest_was_given_is_told_in_order_and_some_at_a_time(model: ModelPartition) -> None:
+async def test_mappings_of_the_guest_are_listed_in_order_in_chunks(model: ModelPartition) -> None:
     given = GuestMappings(model.hypervisor, lambda: 8)
     wanted = [Mapping(at, at + 2, Frame("file", at), PAGE + at, RW) for at in (0, 4, 8, 12)]
     await given.map_gaps(region_of(RegionKind.MMIO), wanted, math.inf)
@@ -74,7 +74,7 @@ async def test_what_a_guest_was_given_is_told_in_order_and_some_at_a_time(model:
 # ------------------------------------------------ looking
 
 
-async def test_a_write_that_the_region_forbids_is_told_so_without_asking_what_is_behind(
+async def test_a_write_that_the_region_forbids_is_answered_without_resolving(
     model: ModelPartition,
 ) -> None:
     await model.add_region(GFN, PAGES, PAGE, access=Access.READ)
@@ -83,7 +83,7 @@ async def test_a_write_that_the_region_forbids_is_told_so_without_asking_what_is
 
 
 @pytest.mark.parametrize("touched", [True, False])
-async def test_a_fault_on_what_a_manager_does_not_come_to_take_away_is_told_so(*, touched: bool) -> None:
+async def test_a_fault_on_an_invalidation_that_is_never_served_is_answered(*, touched: bool) -> None:
     """The guest may still have it, but not for long; what is mapped now the pass to come would take again."""
     model = ModelPartition()  # its manager does not run
     await with_region(model)
@@ -93,7 +93,7 @@ async def test_a_fault_on_what_a_manager_does_not_come_to_take_away_is_told_so(*
     assert await model.fault(GFN) is Answer.INVALIDATING
 
 
-async def test_the_first_regions_come_in_order_with_what_is_mapped_of_each(model: ModelPartition) -> None:
+async def test_the_first_regions_come_in_order_with_their_mapped_pages(model: ModelPartition) -> None:
     await with_region(model)
     await model.add_region(GFN + PAGES, PAGES, PAGE)
     await model.add_region(GFN - 1, 1, PAGE - 1)
@@ -122,9 +122,7 @@ async def test_the_manager_is_busy_while_the_hypervisor_is_asked(
 
 
 @pytest.mark.parametrize("second", ["remove", "remove exactly", "close", "add", "serve"])
-async def test_nothing_changes_while_another_change_is_under_way(
-    model: ModelPartition, nursery: trio.Nursery, second: str
-) -> None:
+async def test_changes_are_serialised(model: ModelPartition, nursery: trio.Nursery, second: str) -> None:
     """One slot says what is being changed: two changes at once would forget each other."""
     await with_region(model)
     region, _ = model.regions.first_regions(1)[0]
@@ -160,7 +158,7 @@ async def test_i10_a_mapping_is_recorded_before_the_hypervisor_is_asked(
     assert recorded == PAGES
 
 
-async def test_a_fault_on_what_is_being_undone_waits(model: ModelPartition, nursery: trio.Nursery) -> None:
+async def test_a_fault_during_a_roll_back_waits(model: ModelPartition, nursery: trio.Nursery) -> None:
     """Told that it has the page, it would be back at once."""
     await with_region(model)
     await model.fault(GFN)
@@ -181,10 +179,10 @@ async def test_a_fault_on_what_is_being_undone_waits(model: ModelPartition, nurs
     )
 
 
-async def test_a_region_that_the_hypervisor_refuses_is_no_region_to_a_fault_that_came_meanwhile(
+async def test_a_fault_during_a_refused_add_finds_no_region(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    """Had it looked behind the region, it would map what nobody would ever take away."""
+    """If it resolved, it would map what would never be revoked."""
     await model.map_vma(PAGE, PAGES, PFN)
     model.hypervisor.refuse_map(number=errno.ENOMEM)
     gate = model.gates.hold(Point.MAP)
@@ -217,7 +215,7 @@ async def test_a_refused_map_is_logged_with_its_region_and_why(model: ModelParti
     ]
 
 
-async def test_a_pinned_region_that_is_hit_is_logged_once_with_what_was_hit(model: ModelPartition) -> None:
+async def test_a_hit_pinned_region_is_logged_once_with_the_range(model: ModelPartition) -> None:
     await with_region(model, RegionKind.PINNED)
     with capture_logs() as logs:
         await model.invalidate(PAGE + 2, 1)
@@ -243,7 +241,7 @@ async def test_an_unmap_that_is_refused_loses_the_partition_and_says_which_gfns(
         await model.remove_region(GFN, PAGES, PAGE)
 
 
-async def test_a_map_beyond_the_limit_of_mappings_is_refused_and_takes_none_away(
+async def test_a_map_beyond_the_limit_of_mappings_is_refused_and_removes_none(
     model: ModelPartition,
 ) -> None:
     regions = limited(model, mappings=2)
@@ -270,7 +268,7 @@ async def test_pages_that_come_one_by_one_and_continue_each_other_are_one_mappin
     assert answers == [Answer.MAPPED] * PAGES
 
 
-async def test_i9_an_attempt_whose_pages_another_has_mapped_is_told_so_at_its_commit(
+async def test_i9_an_attempt_whose_pages_another_has_mapped_commits_as_already_mapped(
     model: ModelPartition,
 ) -> None:
     await model.map_vma(PAGE, PAGES, PFN)
@@ -286,7 +284,7 @@ async def test_i9_an_attempt_whose_pages_another_has_mapped_is_told_so_at_its_co
     assert answers == [Answer.MAPPED, Answer.ALREADY_MAPPED]
 
 
-async def test_a_region_that_there_is_no_room_for_is_not_added(model: ModelPartition) -> None:
+async def test_a_region_beyond_the_limit_is_not_added(model: ModelPartition) -> None:
     def no_room() -> None:
         raise WireError(errno.ENOSPC, "no room")
 
@@ -323,7 +321,7 @@ async def test_a_map_that_breaks_down_loses_the_partition(
     assert [(entry["event"], entry["exc_info"]) for entry in logs] == [("map_broke_down", True)]
 
 
-async def test_a_map_that_loses_the_partition_says_why_in_its_own_words(
+async def test_a_map_that_loses_the_partition_reports_its_own_reason(
     model: ModelPartition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A late map that could not be undone: no Python repr around the sentence."""
@@ -353,7 +351,7 @@ async def test_neighbouring_mappings_go_in_one_call(model: ModelPartition) -> No
     assert model.hypervisor.events == [Unmapped(GFN, GFN + 8), Unmapped(GFN + 12, GFN + 16)]
 
 
-async def test_removing_a_region_asks_only_for_what_is_mapped_of_it(model: ModelPartition) -> None:
+async def test_removing_a_region_unmaps_only_its_mapped_pages(model: ModelPartition) -> None:
     await model.map_vma(PAGE + 4, 4, PFN)
     await model.add_region(GFN, PAGES, PAGE)
     await model.fault(GFN + 4)
@@ -368,7 +366,7 @@ async def test_removing_a_movable_region_takes_its_no_access_entries_too(model: 
     assert model.hypervisor.counters().slat_extents == 0
 
 
-async def test_closing_leaves_no_region_and_nothing_in_the_table(model: ModelPartition) -> None:
+async def test_closing_leaves_no_region_and_an_empty_slat(model: ModelPartition) -> None:
     await with_region(model, RegionKind.MOVABLE)
     await model.add_region(GFN + PAGES, PAGES, PAGE, RegionKind.MMIO)
     await model.fault(GFN)
@@ -377,7 +375,7 @@ async def test_closing_leaves_no_region_and_nothing_in_the_table(model: ModelPar
     assert (model.regions.region_count, model.hypervisor.counters().slat_extents) == (0, 0)
 
 
-async def test_a_close_is_completed_once_it_has_begun_whoever_gives_up(
+async def test_a_close_that_has_begun_completes_despite_cancellation(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     """It takes turns with others, and each turn is a chance to be cut off."""
@@ -407,8 +405,10 @@ async def unserved() -> ModelPartition:
 
 
 @pytest.mark.parametrize("page", [PAGE, PAGE + PAGES - 1])
-async def test_a_pinned_region_is_not_begun_over_what_is_pending(unserved: ModelPartition, page: int) -> None:
-    """The pass to come would take away what was just said to be mapped for good."""
+async def test_a_pinned_add_does_not_start_over_a_pending_invalidation(
+    unserved: ModelPartition, page: int
+) -> None:
+    """The next pass would revoke what was just reported as mapped."""
     region, _ = unserved.regions.first_regions(1)[0]
     unserved.notifier.invalidate(UaddrRange.at_page(page, 1))
     with pytest.raises(WireError, match="is being invalidated") as refused:
@@ -417,14 +417,14 @@ async def test_a_pinned_region_is_not_begun_over_what_is_pending(unserved: Model
 
 
 @pytest.mark.parametrize("page", [PAGE - 1, PAGE + PAGES])
-async def test_a_pinned_region_is_begun_beside_what_is_pending(unserved: ModelPartition, page: int) -> None:
+async def test_a_pinned_add_starts_beside_a_pending_invalidation(unserved: ModelPartition, page: int) -> None:
     region, _ = unserved.regions.first_regions(1)[0]
     unserved.notifier.invalidate(UaddrRange.at_page(page, 1))
     attempt = unserved.regions.begin_whole(region)
     assert (attempt.window.uaddrs, attempt.uaddr_page, attempt.stale) == (region.uaddrs, PAGE, False)
 
 
-async def test_a_pinned_region_is_not_begun_over_what_is_being_taken_away(
+async def test_a_pinned_add_does_not_start_over_memory_being_revoked(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     await with_region(model, RegionKind.PINNED)
@@ -438,7 +438,7 @@ async def test_a_pinned_region_is_not_begun_over_what_is_being_taken_away(
     await invalidate.result()
 
 
-async def test_exactly_the_region_asked_for_is_removed(model: ModelPartition) -> None:
+async def test_only_the_exact_region_is_removed(model: ModelPartition) -> None:
     await with_region(model)
     await model.add_region(GFN + PAGES, PAGES, PAGE)
     await model.regions.remove_exactly(GfnRange.of(GFN, PAGES), UaddrRange.at_page(PAGE, PAGES))

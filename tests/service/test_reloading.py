@@ -1,4 +1,4 @@
-"""A reload that fails changes nothing and ends nothing, whoever's fault it is."""
+"""A failed reload changes nothing and ends nothing, whatever the cause."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def no_thread(_: Callable[[], Config]) -> Config:
     raise RuntimeError("can't start new thread")
 
 
-async def test_where_the_system_refuses_a_thread_to_read_in_the_configuration_stays_and_it_is_said(
+async def test_a_reload_without_a_thread_to_read_in_is_logged_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = Settings(before := Config(socket="/run/vmm.sock"))

@@ -1,4 +1,4 @@
-"""What a VMM and its notifier connections may ask, over the wire of an in-process daemon."""
+"""The methods of VMMs, notifiers and operators, over the wire of an in-process daemon."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ async def test_a_range_that_is_not_whole_pages_or_wraps_is_einval_by_its_field(
     assert (refused.value.number, refused.value.details["field"]) == (errno.EINVAL, field)
 
 
-async def test_i7_a_notifier_that_begins_and_ends_for_ever_keeps_nothing() -> None:
+async def test_i7_endless_begins_and_ends_accumulate_nothing() -> None:
     async with ModelPartition().running() as model:
         session = NotifierSession(model.notifier, model.regions)
         for page in range(200):
@@ -115,7 +115,7 @@ async def test_i7_a_notifier_that_begins_and_ends_for_ever_keeps_nothing() -> No
         assert model.notifier.open_at(UaddrRange(start=0, end=1 << 40)) is None
 
 
-async def test_invalidate_is_answered_once_it_has_caught_up_with_what_nobody_announced() -> None:
+async def test_invalidate_is_answered_after_catching_up_with_unannounced_changes() -> None:
     async with ModelPartition().running() as model:
         caught_up = trio.Event()
         session = NotifierSession(model.notifier, model.regions, caught_up.wait)
@@ -135,9 +135,7 @@ async def test_invalidate_is_answered_once_it_has_caught_up_with_what_nobody_ann
         assert answered == ["answered"]
 
 
-async def test_an_invalidate_that_cannot_catch_up_is_etimedout_and_its_range_is_taken_away_all_the_same() -> (
-    None
-):
+async def test_an_invalidate_that_cannot_catch_up_is_etimedout_but_its_range_is_revoked() -> None:
     async def catch_up() -> None:
         raise Undecided("the process does not answer")
 
@@ -178,7 +176,7 @@ async def test_policy_is_changed_for_faults_from_now_on(served: Served, guest: G
     assert [each is None for each in translated] == [True, False, True]
 
 
-async def test_statistics_tell_what_happened(served: Served, guest: Guest) -> None:
+async def test_statistics_count_what_happened(served: Served, guest: Guest) -> None:
     vp = await served.vp(guest)
     await vp.intercept(0x100)
     await vp.intercept(0)
@@ -223,7 +221,7 @@ async def test_an_operator_sees_partitions_and_steers_their_policy(served: Serve
 
 
 @pytest.mark.parametrize("method", ["inspect_partition", "histograms"])
-async def test_an_operator_that_asks_for_no_partition_is_told_enoent(served: Served, method: str) -> None:
+async def test_an_operator_request_about_an_unknown_partition_is_enoent(served: Served, method: str) -> None:
     operator = await served.operator()
     with pytest.raises(WireError, match="ENOENT"):
         await operator.ask(method, partition_id=99)
@@ -299,7 +297,7 @@ class Silent(DeclaredAddressSpace):
         (Unknowable("smaps was not handed over"), errno.EINVAL, {"field": "kind"}),
     ],
 )
-async def test_a_kind_that_cannot_be_told_blames_the_field_only_where_that_is_decided(
+async def test_an_unknown_kind_is_a_field_error_only_if_it_is_permanent(
     served: Served, guest: Guest, why: Exception, number: int, details: dict[str, str]
 ) -> None:
     (partition,) = served.daemon.partitions

@@ -1,4 +1,4 @@
-"""The exchange of the configuration in force: what changes, what waits for a restart, and who sees it."""
+"""Replacing the live configuration: what changes at once, what waits for a restart, and who is notified."""
 
 from __future__ import annotations
 

@@ -61,14 +61,14 @@ def reach(hypervisor: SoftwareHypervisor, page_count: int = LONG + 10) -> Reach:
 
 
 @given(st.integers(1, 5000))
-async def test_map_takes_a_call_for_every_509_gfns_begun(page_count: int) -> None:
+async def test_map_takes_one_call_per_509_gfns_rounded_up(page_count: int) -> None:
     software = hypervisor()
     await software.map_gpa(mapping(0, page_count))
     assert software.counters().map_calls == -(-page_count // 509)
 
 
 @given(st.integers(1, 5000))
-async def test_unmap_takes_a_call_for_every_512_gfns_begun(page_count: int) -> None:
+async def test_unmap_takes_one_call_per_512_gfns_rounded_up(page_count: int) -> None:
     software = hypervisor()
     await software.map_gpa(mapping(0, page_count))
     await software.unmap_gpa(GfnRange(start=0, end=page_count))
@@ -97,7 +97,7 @@ async def test_a_deposit_is_256_table_pages(table_pages: int, deposits: int) -> 
     assert software.counters().deposits == deposits
 
 
-async def test_unmap_of_nothing_calls_nothing_and_may_be_repeated() -> None:
+async def test_unmap_of_unmapped_pages_makes_no_call() -> None:
     software = hypervisor()
     await software.map_gpa(mapping(0, 4))
     await software.unmap_gpa(GfnRange(start=0, end=8))
@@ -136,7 +136,7 @@ async def test_map_within_the_pool_deposits_nothing() -> None:
     assert software.counters().deposits == 0
 
 
-async def test_map_over_what_is_mapped_needs_no_more_room() -> None:
+async def test_mapping_over_mapped_pages_needs_no_more_room() -> None:
     software = hypervisor(pool_pages=1, pool_limit=1)
     await software.map_gpa(no_access(0, 512))
     await software.map_gpa(mapping(0, 512))
@@ -242,7 +242,7 @@ async def test_map_that_fails_at_its_first_call_leaves_the_extents_in_one_piece(
     assert software.counters().slat_extents == 1
 
 
-async def test_what_a_roll_back_puts_back_is_counted_as_calls() -> None:
+async def test_calls_of_a_roll_back_are_counted() -> None:
     software = hypervisor(failing_calls={3: HvStatus.OPERATION_FAILED})
     await software.map_gpa(no_access(0, 300))
     with pytest.raises(HypervisorError):
@@ -325,7 +325,7 @@ async def carry_out(software: SoftwareHypervisor, step: str, wanted: Mapping) ->
 
 
 @given(steps, st.dictionaries(st.integers(1, 12), st.just(HvStatus.OPERATION_FAILED)))
-async def test_any_requests_with_any_failures_leave_what_a_dict_of_pages_holds(
+async def test_any_requests_with_any_failures_agree_with_a_dict_of_pages(
     drawn: list[tuple[str, int, int]], failing_calls: dict[int, HvStatus]
 ) -> None:
     software = hypervisor(failing_calls=failing_calls, pool_pages=2, pool_limit=2)

@@ -1,4 +1,4 @@
-"""A daemon that was stopped for a while (a signal, a debugger, a suspended machine) blames nobody for it.
+"""A daemon that was stopped for a while (a signal, a debugger, a suspended machine) blames no peer for it.
 
 It runs again with every deadline past and what its peers said meanwhile unread: both at once.
 """
@@ -59,7 +59,7 @@ async def test_a_hypervisors_answer_that_came_in_time_counts(nursery: trio.Nurse
     vmm.close()
 
 
-async def test_an_intercept_that_waited_in_vain_meanwhile_is_told_to_ask_again() -> None:
+async def test_an_intercept_that_timed_out_while_stopped_is_retry() -> None:
     async with serving() as served:
         guest = await served.guest()
         await served.mmio(guest)

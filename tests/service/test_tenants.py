@@ -1,4 +1,4 @@
-"""A uid's pace: what is over it waits in order, and no other uid waits with it."""
+"""Rate limits per uid: the excess is delayed in order, without delaying other uids."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def turns(tenant: Tenant, count: int) -> float:
     return trio.current_time()
 
 
-async def test_a_burst_goes_at_once_and_what_follows_keeps_the_pace(
+async def test_a_burst_passes_at_once_and_later_requests_are_rate_limited(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     tenant, began = Tenants(lambda: RATE).of(1000), trio.current_time()
@@ -89,7 +89,7 @@ async def test_a_uid_with_many_requests_and_one_with_few_take_turns() -> None:
     assert order[:20].count(1001) == 3
 
 
-async def test_a_turn_that_is_given_up_holds_up_nobody(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_cancelled_turn_blocks_no_other(autojump_clock: trio.testing.MockClock) -> None:
     tenant = Tenants(lambda: RATE).of(1000)
     await turns(tenant, BURST)
     with trio.move_on_after(0.5 / RATE):
@@ -99,7 +99,7 @@ async def test_a_turn_that_is_given_up_holds_up_nobody(autojump_clock: trio.test
     assert autojump_clock.rate == 0
 
 
-async def test_a_fine_is_paid_by_who_comes_next(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_charge_delays_the_next_caller(autojump_clock: trio.testing.MockClock) -> None:
     tenant = Tenants(lambda: RATE).of(1000)
     began = await turns(tenant, BURST)
     tenant.charge()
@@ -131,7 +131,7 @@ async def test_a_uid_is_forgotten_once_it_is_gone_and_has_its_burst_again(
     assert autojump_clock.rate == 0
 
 
-async def test_a_second_has_so_many_refusals_logged_and_the_next_line_counts_the_rest(
+async def test_refusals_logged_per_second_are_limited_and_the_next_line_counts_the_rest(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     tenant = Tenants(lambda: RATE).of(1000)

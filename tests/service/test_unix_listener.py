@@ -1,4 +1,4 @@
-"""Binding a Unix socket, and who is at the other end."""
+"""Binding a Unix socket, and the credentials of its peer."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_stale_socket_of_another_type_is_replaced(path: str) -> None:
         assert client.getpeername() == listener.getsockname()
 
 
-def test_a_file_that_is_no_socket_is_refused_and_stays(path: str) -> None:
+def test_a_file_that_is_not_a_socket_is_refused_and_stays(path: str) -> None:
     Path(path).write_text("precious")
     with pytest.raises(ListenError, match="exists and is not a socket"), listen_unix(path, 0o600):
         pass
@@ -123,7 +123,7 @@ def test_the_backlog_takes_a_burst_of_vps(path: str) -> None:
             client.close()
 
 
-def test_a_directory_whose_lock_somebody_keeps_is_an_error_that_names_it(
+def test_a_locked_directory_is_an_error_that_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("interceptd.connections.unix_listener.LOCK_SECONDS", 0.01)

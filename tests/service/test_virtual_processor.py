@@ -49,7 +49,7 @@ async def test_vp_answers_under_the_msgid_of_the_request(backed: ModelPartition)
         assert await vp.peer.response() == rpc.Response(msgid, None, ["resume", "mapped"])
 
 
-async def test_vp_forwards_what_is_no_fault_on_memory(backed: ModelPartition) -> None:
+async def test_vp_forwards_messages_other_than_memory_faults(backed: ModelPartition) -> None:
     message = build_memory_intercept(gpa=0, access=Access.READ, message_type=MessageType.X64_HALT)
     async with attached_vp(backed) as vp:
         await vp.peer.request(INTERCEPT_METHOD, message)
@@ -67,7 +67,7 @@ async def test_vp_forwards_what_is_no_fault_on_memory(backed: ModelPartition) ->
         (INTERCEPT_METHOD, [bytes(256), 0], errno.EINVAL),
     ],
 )
-async def test_vp_refuses_another_request_and_goes_on(
+async def test_vp_refuses_another_request_and_continues(
     backed: ModelPartition, method: str, params: list[object], number: int
 ) -> None:
     async with attached_vp(backed) as vp:
@@ -84,7 +84,7 @@ async def test_vp_answers_an_intercept_in_another_encoding_too(backed: ModelPart
 
 
 @pytest.mark.parametrize("request_", [SHORTEST, SPELLED_OUT], ids=["the shortest form", "a longer one"])
-async def test_vp_that_asks_again_before_its_answer_is_told_under_msgid_0_and_closed(
+async def test_vp_that_sends_a_second_request_is_refused_under_msgid_0_and_closed(
     backed: ModelPartition, request_: bytes
 ) -> None:
     """T-7, in whatever encoding the intercept that waits came: the answer under its own msgid would say that
@@ -152,7 +152,7 @@ async def test_kick_answers_the_intercept_that_waits(backed: ModelPartition) -> 
         assert trio.current_time() == started
 
 
-async def test_kick_that_finds_nothing_waiting_answers_the_next_wait_at_once_and_only_that(
+async def test_a_kick_while_idle_answers_only_the_next_wait(
     backed: ModelPartition,
 ) -> None:
     await backed.begin(PAGE, PAGES)
@@ -173,7 +173,7 @@ async def test_kick_after_a_wait_that_is_over_is_kept_for_the_next(backed: Model
         assert await vp.peer.intercept(GFN) is Answer.KICKED
 
 
-async def test_kick_that_is_kept_leaves_alone_what_need_not_wait(backed: ModelPartition) -> None:
+async def test_a_kept_kick_does_not_affect_intercepts_that_need_not_wait(backed: ModelPartition) -> None:
     async with attached_vp(backed) as vp:
         vp.processor.kick()
         assert await vp.peer.intercept(0) is Answer.NO_REGION
@@ -214,7 +214,7 @@ async def test_state_tells_a_vp_that_waits_from_one_that_does_not(backed: ModelP
 # ------------------------------------------------ draining
 
 
-async def test_drain_answers_what_waits_and_whatever_comes(backed: ModelPartition) -> None:
+async def test_drain_answers_waiting_and_later_intercepts(backed: ModelPartition) -> None:
     await backed.begin(PAGE, PAGES)
     async with attached_vp(backed) as vp:
         await vp.peer.send_intercept(GFN)
@@ -224,7 +224,7 @@ async def test_drain_answers_what_waits_and_whatever_comes(backed: ModelPartitio
     assert answers == [Answer.DRAINING] * 3
 
 
-async def test_drain_of_a_vp_that_has_nothing_to_answer_is_told_to_what_comes(backed: ModelPartition) -> None:
+async def test_drain_of_an_idle_vp_answers_its_next_request(backed: ModelPartition) -> None:
     async with attached_vp(backed) as vp:
         vp.processor.drain()
         await vp.processor.wait_quiet()
@@ -321,7 +321,7 @@ async def test_garbage_ends_the_connection_with_an_error(backed: ModelPartition)
 # ------------------------------------------------ losing the partition
 
 
-async def test_vp_that_waits_when_the_partition_is_lost_is_told_to_stop(backed: ModelPartition) -> None:
+async def test_a_waiting_vp_fails_when_the_partition_is_lost(backed: ModelPartition) -> None:
     await backed.begin(PAGE, PAGES)
     async with attached_vp(backed) as vp:
         await vp.peer.send_intercept(GFN)
@@ -330,7 +330,7 @@ async def test_vp_that_waits_when_the_partition_is_lost_is_told_to_stop(backed: 
         assert await vp.peer.answer() is Answer.HYPERVISOR_ERROR
 
 
-async def test_vp_that_does_not_wait_when_the_partition_is_lost_goes_on(backed: ModelPartition) -> None:
+async def test_vp_that_does_not_wait_when_the_partition_is_lost_continues(backed: ModelPartition) -> None:
     async with attached_vp(backed) as vp:
         vp.processor.fail()
         assert await vp.peer.intercept(GFN) is Answer.MAPPED

@@ -1,4 +1,4 @@
-"""What the system tests share: daemons as processes, and a witness to the harm that a test may do.
+"""Fixtures of the system tests: daemons as processes, and a witness that must be served meanwhile.
 
 The daemon under attack is one for all tests that can do with the default limits, on purpose: whatever a test
 did to it, the next one starts from there.
@@ -30,7 +30,7 @@ def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonPr
 
 @pytest.fixture
 def daemon(shared_daemon: DaemonProcess) -> DaemonProcess:
-    """The daemon under attack; a module with limits of its own overrides this."""
+    """The daemon under attack; a module that needs other limits overrides this."""
     return shared_daemon
 
 

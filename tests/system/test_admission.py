@@ -1,4 +1,4 @@
-"""Who gets in: the first request, the role, the door, the partition and its token."""
+"""Admission: the first request, the role, the socket, the partition and its token."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_wrong_token_and_an_unknown_partition_are_one_error(
     assert (unknown.name, unknown.details) == ("EACCES", {})
 
 
-def test_a_token_of_another_partition_opens_nothing(connect: Connect, vmm: RawVmm, witness: Witness) -> None:
+def test_a_token_of_another_partition_is_refused(connect: Connect, vmm: RawVmm, witness: Witness) -> None:
     hello = {"protocol": 1, "role": "vp", "vp_index": 7, **witness.credentials, "token": vmm.token}
     assert refused_hello(connect(), hello).name == "EACCES"
 

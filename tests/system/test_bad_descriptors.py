@@ -1,4 +1,4 @@
-"""Descriptors that come with a request (SCM_RIGHTS): those that nobody wants are closed, wrong ones refused.
+"""Descriptors that come with a request (SCM_RIGHTS): unexpected ones are closed, wrong ones refused.
 
 That none is kept is the witness's to see: it counts the daemon's descriptors before and after.
 """
@@ -39,9 +39,7 @@ def refused(vmm: RawVmm) -> Refusal:
 
 @pytest.mark.parametrize("count", [1, MOST])
 @pytest.mark.parametrize("method", ["hello", "statistics", "attach_memory", "intercept"])
-def test_descriptors_that_nobody_asked_for_are_closed(
-    connect: Connect, vmm: RawVmm, method: str, count: int
-) -> None:
+def test_unexpected_descriptors_are_closed(connect: Connect, vmm: RawVmm, method: str, count: int) -> None:
     send_with_descriptors(connect(), b"\xc1", count)
     send_with_descriptors(connect(), request("hello", {"protocol": 1, "role": "vmm"}), count)
     for connection in (vmm.connection, vmm.vp(), vmm.notifier()):
@@ -49,17 +47,17 @@ def test_descriptors_that_nobody_asked_for_are_closed(
         assert connection.receive()[:2] == [1, 1]
 
 
-def test_descriptors_that_are_slow_to_close_hold_nobody_up(
+def test_slow_to_close_descriptors_block_no_other(
     connect: Connect, vmm: RawVmm, live_vmm: RawVmm, witness: Witness
 ) -> None:
-    """I7: whoever receives the bytes alone closes in passing what came with them."""
+    """I7: receiving only the bytes closes the descriptors that came with them, inline."""
     with ExitStack() as peers:
         for connection in (connect(), vmm.connection, vmm.vp(), vmm.notifier(), live_vmm.connection):
             send_slow_to_close(connection, request("statistics"), peers)
             assert witness.serve() == Witness.SERVED
 
 
-def test_descriptors_that_are_slow_to_close_hold_nobody_up_where_they_are_not_even_received(
+def test_slow_to_close_descriptors_block_no_other_even_if_not_received(
     connect: Connect, daemon: DaemonProcess, witness: Witness
 ) -> None:
     """I7: with a socket that is closed the kernel closes what was on its way there."""
@@ -110,10 +108,10 @@ def free_descriptors(daemon: DaemonProcess, count: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("room", [0, 1])
-def test_a_handover_whose_descriptors_are_cut_off_is_refused_whole_and_may_be_made_again(
+def test_a_handover_with_truncated_descriptors_is_refused_and_can_be_retried(
     daemon: DaemonProcess, live_vmm: RawVmm, room: int
 ) -> None:
-    """Attached in part, its memory would be unbacked for good, and nobody would know why."""
+    """Attached in part, its memory would be unbacked for good, without an error."""
     with free_descriptors(daemon, room):
         send_with_descriptors(live_vmm.connection, ATTACH, 2, "/proc/self/maps")
         refusal = refused(live_vmm)

@@ -1,4 +1,4 @@
-"""A VMM that does not map or unmap as it was asked loses its own partition, loudly, and nothing else."""
+"""A VMM that fails to map or unmap as requested loses its partition, with a log line, and nothing else."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_an_unmap_that_the_vmm_does_not_answer_loses_the_partition(
     ],
     ids=["garbage", "a request", "an answer to nothing", "an answer over 64 KiB"],
 )
-def test_a_hypervisor_that_breaks_the_protocol_is_told_and_loses_the_partition(
+def test_a_hypervisor_that_violates_the_protocol_gets_an_error_and_loses_the_partition(
     daemon: DaemonProcess, guest: Guest, misbehave: Callable[[RawConnection], None], errno_name: str
 ) -> None:
     guest.map()
@@ -198,7 +198,7 @@ def test_a_hypervisor_that_leaves_before_its_vmm_loses_the_partition(
     assert daemon.statistics()["partitions_lost"] == lost + 1
 
 
-def test_a_vmm_that_leaves_with_its_hypervisor_is_no_loss(daemon: DaemonProcess, guest: Guest) -> None:
+def test_a_vmm_that_leaves_with_its_hypervisor_loses_nothing(daemon: DaemonProcess, guest: Guest) -> None:
     lost = daemon.statistics()["partitions_lost"]
     guest.map()
     guest.link.close()

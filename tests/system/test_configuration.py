@@ -1,4 +1,4 @@
-"""Configuration that cannot be used: an error that names the file, the key and what was expected."""
+"""Invalid configuration: an error that names the file, the key and what was expected."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_file_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("value", ["many", "1001"])
-def test_chaos_that_is_no_number_is_an_error_that_names_the_variable(tmp_path: Path, value: str) -> None:
+def test_chaos_that_is_not_a_number_is_an_error_that_names_the_variable(tmp_path: Path, value: str) -> None:
     socket = str(tmp_path / "vmm.sock")
     ended = run_to_end("--socket", socket, environment={"INTERCEPTD_CHAOS": value})
     assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1)

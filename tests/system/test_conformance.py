@@ -1,4 +1,4 @@
-"""The conformance suite sees what it is there for: servers that lie fail in the right places, only there."""
+"""The conformance suite detects lying servers: the matching cases fail, and only those."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def lying(lie: str, directory: Path) -> Iterator[Path]:
 
 
 def failing_cases(socket: Path, methods: Iterable[str] | None = None) -> dict[str, set[str]]:
-    """The cases that fail when somebody runs the suite, or some of its files, by hand."""
+    """The cases that fail when the suite, or some of its files, is run by hand."""
     files = [SUITE] if methods is None else [SUITE / f"test_{method}.py" for method in methods]
     run = run_suite("--socket", socket, "-rfE", "--tb=no", files=files, patience=PATIENCE)
     assert run.returncode in {0, 1}, run.stdout + run.stderr
@@ -233,7 +233,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("absent", ["--socket", "--operator-socket"])
-def test_a_socket_that_nobody_serves_is_named_once_and_ends_the_run(absent: str, directory: Path) -> None:
+def test_a_socket_without_a_server_is_named_once_and_ends_the_run(absent: str, directory: Path) -> None:
     with reference_server(directory) as (vmms, operators):
         sockets = {"--socket": vmms, "--operator-socket": operators} | {absent: directory / "absent.sock"}
         run = run_suite(*(word for option, path in sockets.items() for word in (option, path)))
@@ -243,16 +243,14 @@ def test_a_socket_that_nobody_serves_is_named_once_and_ends_the_run(absent: str,
 
 
 @pytest.mark.parametrize("lie", ["open-door", "overlapping-regions"])
-def test_a_lie_is_found_out_by_the_cases_of_what_it_breaks_and_by_no_other_of_their_files(
-    lie: str, directory: Path
-) -> None:
+def test_a_lie_fails_exactly_the_matching_cases_of_their_files(lie: str, directory: Path) -> None:
     with lying(lie, directory) as socket:
         assert failing_cases(socket, FOUND_OUT[lie]) == FOUND_OUT[lie]
 
 
 @pytest.mark.verify
 @pytest.mark.parametrize("lie", FOUND_OUT)
-def test_a_lie_is_found_out_by_the_cases_of_what_it_breaks_and_by_no_other(lie: str, directory: Path) -> None:
+def test_a_lie_fails_exactly_the_matching_cases(lie: str, directory: Path) -> None:
     with lying(lie, directory) as socket:
         failing = failing_cases(socket)
     for method, cases in RACES.get(lie, {}).items():

@@ -1,4 +1,4 @@
-"""What the conformance suite says of a server on its first day, and of one that is finished."""
+"""The report of the conformance suite on an incomplete server, and on a complete one."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_each_statement_has_one_line_with_its_cases_its_verdict_and_its_first_se
     assert re.match(line, lines_of(report)[number]), report.stdout
 
 
-def test_the_report_has_the_statements_that_were_asked_for_in_the_specifications_order_and_counts_them(
+def test_the_report_lists_and_counts_the_selected_statements_in_order(
     report: subprocess.CompletedProcess[str],
 ) -> None:
     assert list(lines_of(report)) == ["P-1", "P-21", "P-7", "P-20", "N-1", "Y-2", "O-1"]
@@ -88,11 +88,11 @@ def test_the_report_has_the_statements_that_were_asked_for_in_the_specifications
         "features.hypervisors has no vmm",
     ],
 )
-def test_what_was_not_run_says_why(report: subprocess.CompletedProcess[str], reason: str) -> None:
+def test_a_case_not_run_says_why(report: subprocess.CompletedProcess[str], reason: str) -> None:
     assert re.search(rf"^not run: \d+ cases?: {reason}$", report.stdout, flags=re.MULTILINE), report.stdout
 
 
-def test_a_failed_case_says_what_was_sent_what_came_what_is_wanted_and_where(
+def test_a_failed_case_shows_sent_received_expected_and_location(
     report: subprocess.CompletedProcess[str],
 ) -> None:
     _, _, failure = report.stdout.partition("test_a_method_before_the_partition_is_enoent[kick] ")
@@ -117,7 +117,7 @@ def test_a_server_does_not_pass_with_a_statement_that_it_does_not_implement_yet(
     assert run_suite("--socket", first_day, *statements(*numbers)).returncode == status
 
 
-def test_a_profile_leaves_out_what_needs_more(first_day: Path) -> None:
+def test_a_profile_omits_cases_that_need_more(first_day: Path) -> None:
     run = run_suite("--socket", first_day, "--profile", "core", *statements("H-15", "N-1"))
     assert list(lines_of(run)) == ["H-15"]
 
@@ -130,7 +130,7 @@ def test_a_statement_that_no_case_checks_is_refused_with_the_reason(number: str,
         require_cases([number])
 
 
-def test_a_server_that_is_finished_holds_what_was_asked_and_may_do_without_an_operators_socket(
+def test_a_complete_server_passes_even_without_an_operator_socket(
     tmp_path: Path,
 ) -> None:
     if not COMMAND.exists():

@@ -1,4 +1,4 @@
-"""Peers that leave in the middle: what they held is let go, and whoever waited for it goes on."""
+"""Peers that disconnect midway: what they held is released, and waiters continue."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def test_a_vp_that_leaves_while_its_intercept_waits_is_gone_at_once(
     assert vmm.ask("statistics")["open_invalidations"] == 1
 
 
-def test_a_vp_that_leaves_its_answers_and_its_own_end_unread_is_gone_at_once(
-    daemon: DaemonProcess, vmm: RawVmm
-) -> None:
+def test_a_vp_that_leaves_answers_unread_is_noticed_at_once(daemon: DaemonProcess, vmm: RawVmm) -> None:
     """Its own end lies in what the daemon has still to read, and keeps the connection open: nobody may wait
     there for the answers to be read."""
     vp = vmm.vp()
@@ -59,7 +57,7 @@ def test_a_vp_that_leaves_its_answers_and_its_own_end_unread_is_gone_at_once(
     eventually(lambda: attached_vps(vmm), 0)
 
 
-def test_a_notifier_that_leaves_between_begin_and_end_lets_the_faults_go_on(
+def test_faults_continue_after_a_notifier_leaves_between_begin_and_end(
     daemon: DaemonProcess, vmm: RawVmm
 ) -> None:
     notifier, vp = vmm.notifier(), vmm.vp()
@@ -71,7 +69,7 @@ def test_a_notifier_that_leaves_between_begin_and_end_lets_the_faults_go_on(
     assert vmm.ask("statistics")["open_invalidations"] == 0
 
 
-def test_a_notifier_that_leaves_does_not_end_what_another_began(vmm: RawVmm) -> None:
+def test_a_notifier_that_leaves_does_not_end_the_begins_of_another(vmm: RawVmm) -> None:
     staying, leaving = vmm.notifier(), vmm.notifier()
     staying.ask("invalidate_begin", WHOLE_MEMORY)
     leaving.ask("invalidate_begin", WHOLE_MEMORY)
@@ -91,7 +89,7 @@ def test_a_vmm_that_leaves_ends_its_vps_and_notifiers(daemon: DaemonProcess, vmm
 
 
 @pytest.mark.parametrize("role", ["vmm", "operator"])
-def test_a_peer_that_half_closes_after_its_hello_is_answered_and_let_go(
+def test_a_peer_that_half_closes_after_hello_is_answered_and_closed(
     daemon: DaemonProcess, witness: Witness, role: str
 ) -> None:
     assert witness.serve() == Witness.SERVED

@@ -23,7 +23,7 @@ def command(example: str, daemon: DaemonProcess) -> list[str]:
     return [sys.executable, "-c", at(example, daemon.socket.parent)]
 
 
-def test_the_example_of_handing_over_prints_what_it_says_beside(daemon: DaemonProcess) -> None:
+def test_the_handover_example_prints_what_its_comments_say(daemon: DaemonProcess) -> None:
     said = printed(HANDING_OVER)
     run = subprocess.run(
         command(HANDING_OVER, daemon), capture_output=True, text=True, timeout=PATIENCE, check=False

@@ -1,4 +1,4 @@
-"""Too much of everything: the rest goes on, and memory and descriptors stay bounded."""
+"""Floods: other peers are served, and memory and descriptors stay bounded."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def test_a_flood_that_stays_is_timed_out_and_makes_room(start_daemon: StartDaemo
         assert witness.vp(1).intercept(GFN)[0] == "resume"
 
 
-def test_a_daemon_without_descriptors_serves_whom_it_has_and_then_the_next(start_daemon: StartDaemon) -> None:
+def test_a_daemon_without_descriptors_serves_existing_peers_and_later_the_next(
+    start_daemon: StartDaemon,
+) -> None:
     daemon = start_daemon()
     with Witness(daemon.socket) as witness:
         resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (40, 40))
@@ -68,7 +70,7 @@ def test_a_daemon_without_descriptors_serves_whom_it_has_and_then_the_next(start
         assert witness.vp(1).intercept(GFN)[0] == "resume"
 
 
-def test_a_vp_that_does_not_read_its_answers_keeps_nobody_waiting(
+def test_a_vp_that_does_not_read_its_answers_delays_no_other(
     daemon: DaemonProcess, vmm: RawVmm, witness: Witness
 ) -> None:
     vmm.add_memory()
@@ -79,7 +81,7 @@ def test_a_vp_that_does_not_read_its_answers_keeps_nobody_waiting(
     assert vmm.ask("kick", vp_index="all") is None
 
 
-def test_vps_that_ask_without_a_pause_keep_nobody_waiting(daemon: DaemonProcess, witness: Witness) -> None:
+def test_vps_that_send_without_pause_delay_no_other(daemon: DaemonProcess, witness: Witness) -> None:
     with (
         child_process("fakes.hammering_vp", daemon.socket),
         child_process("fakes.hammering_vp", daemon.socket),

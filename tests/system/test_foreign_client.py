@@ -1,4 +1,4 @@
-"""VMMs that speak to the daemon through a MessagePack-RPC library that nobody here wrote."""
+"""VMMs that use a third-party MessagePack-RPC library."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_foreign_vmm_reads_large_numbers_and_nested_replies(software: ForeignV
     assert software.vmm.request("statistics", {})["intercepts"]["resume"]["mapped"] == 1
 
 
-def test_a_foreign_notifier_takes_memory_away(software: ForeignVmm) -> None:
+def test_a_foreign_notifier_revokes_memory(software: ForeignVmm) -> None:
     vp, notifier = software.join("vp", vp_index=0), software.join("notifier")
     vp.request("intercept", intercept_message(GFN, READ))
     memory = {"start_uaddr": UADDR, "length": 4 * 4096}
@@ -105,7 +105,7 @@ def test_a_foreign_notifier_takes_memory_away(software: ForeignVmm) -> None:
     assert vp.request("intercept", intercept_message(GFN, READ)) == ["resume", "mapped"]
 
 
-def test_a_foreign_client_is_handed_the_whole_error_and_goes_on(software: ForeignVmm) -> None:
+def test_a_foreign_client_gets_the_whole_error_and_continues(software: ForeignVmm) -> None:
     with pytest.raises(ForeignError) as refused:
         software.vmm.request("kick", {"vp_index": 7})
     number, name, message, details = refused.value.error
@@ -126,7 +126,7 @@ def test_a_foreign_hypervisor_is_asked_to_map_and_to_unmap(own: ForeignVmm) -> N
     [ErrorResponse([errno.ENOSPC, "ENOSPC", "no memslot is left", {}]), ValueError("of its author's")],
     ids=["an error of the wire", "a text, as the library has it"],
 )
-def test_a_map_that_a_foreign_hypervisor_refuses_fails_the_intercept_and_nothing_more(
+def test_a_map_refused_by_a_foreign_hypervisor_fails_only_the_intercept(
     own: ForeignVmm, answer: BaseException
 ) -> None:
     vp = own.join("vp", vp_index=0)

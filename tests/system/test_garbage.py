@@ -1,4 +1,4 @@
-"""Bytes that are no protocol: refused under msgid 0, closed, and felt by nobody else."""
+"""Invalid bytes are refused under msgid 0 and the connection closed, without effect on other peers."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ NO_MESSAGES = {
 
 
 @pytest.mark.parametrize("data", NO_MESSAGES.values(), ids=NO_MESSAGES)
-def test_bytes_that_are_no_request_are_refused_under_msgid_0_and_closed(
-    connect: Connect, data: bytes
-) -> None:
+def test_invalid_requests_are_refused_under_msgid_0_and_closed(connect: Connect, data: bytes) -> None:
     connection = connect()
     connection.send(data)
     refusal = connection.farewell()
@@ -98,7 +96,7 @@ def test_sixteen_levels_are_answered(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_bytes_get_nothing_but_an_error_under_msgid_0(connect: Connect, seed: int) -> None:
+def test_random_bytes_get_only_an_error_under_msgid_0(connect: Connect, seed: int) -> None:
     connection = connect()
     connection.send(random.Random(seed).randbytes(4096))
     connection.half_close()
@@ -121,7 +119,7 @@ def test_a_hello_that_breaks_off_anywhere_is_forgotten(connect: Connect) -> None
         assert connection.receive_all() == []
 
 
-def test_half_a_message_that_stays_open_keeps_nobody_waiting(connect: Connect, witness: Witness) -> None:
+def test_half_a_message_delays_no_other(connect: Connect, witness: Witness) -> None:
     connect().send(HELLO[: len(HELLO) // 2])
     assert witness.serve() == Witness.SERVED
 

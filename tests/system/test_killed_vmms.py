@@ -40,7 +40,7 @@ def test_a_vmm_killed_mid_intercept_mid_begin_and_mid_unmap_leaves_nothing(
 
 
 @pytest.mark.parametrize("setting", [("declared", "vmm"), ("process", "software")])
-def test_a_vmm_killed_with_its_own_ends_in_half_a_message_on_each_connection_leaves_nothing(
+def test_a_vmm_killed_in_the_middle_of_a_message_on_each_connection_leaves_nothing(
     daemon: DaemonProcess, witness: Witness, setting: tuple[str, str]
 ) -> None:
     before = daemon.footprint()

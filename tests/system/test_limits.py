@@ -1,4 +1,4 @@
-"""Every limit that `hello` states: reaching it is an error that names it, and the rest goes on."""
+"""Every limit that `hello` states: reaching it is an error that names it, without other effects."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_limit_that_is_reached_is_an_error_that_names_it(
     assert str(limits[limit]) in refusal.message
 
 
-def test_a_cut_that_would_make_one_vma_too_many_changes_nothing(vmm: RawVmm) -> None:
+def test_a_cut_beyond_the_limit_of_vmas_changes_nothing(vmm: RawVmm) -> None:
     vmm.map_vma(UADDR, PAGES)
     vmm.map_vma(UADDR + PAGES * PAGE, 1)
     refusal = vmm.connection.refusal(

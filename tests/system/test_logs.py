@@ -1,4 +1,4 @@
-"""The log: lines for machines or for people, partition and VP bound to them, and never a token."""
+"""The log: JSON or console lines, with partition and VP, and never a token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fakes.raw_vmm import UADDR, WHOLE_MEMORY, RawVmm
 from fakes.witness import Witness
 
 FRAGMENT = 6
-"""Bytes of a token that are no chance find."""
+"""So many bytes of a token that a match is not by chance."""
 FAILURE = """
 import structlog
 from interceptd.config.schema import Log
@@ -115,7 +115,7 @@ def test_a_line_about_a_partition_says_which(misused: tuple[DaemonProcess, RawVm
     assert [line["partition_id"] for line in lines_about(daemon, event)] == [vmm.partition_id]
 
 
-def test_a_line_about_a_vp_says_which_and_of_what_partition(misused: tuple[DaemonProcess, RawVmm]) -> None:
+def test_a_line_about_a_vp_names_it_and_its_partition(misused: tuple[DaemonProcess, RawVmm]) -> None:
     daemon, vmm = misused
     of_vps = [line for line in lines_about(daemon, "connection_refused") if "vp_index" in line]
     assert [(line["partition_id"], line["vp_index"]) for line in of_vps] == [(vmm.partition_id, 3)]
@@ -171,7 +171,7 @@ def test_text_from_outside_stays_in_its_line_and_harmless_to_terminals(log_forma
     assert [row for row in rows[:lines] if "x1b[2J" not in row or "udcff" not in row] == []
 
 
-def test_lines_for_people_are_plain_text_where_there_is_no_terminal(start_daemon: StartDaemon) -> None:
+def test_console_lines_are_plain_text_without_a_terminal(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(config='log.format = "console"')
     with Witness(daemon.socket) as witness:
         assert witness.serve() == Witness.SERVED
@@ -194,7 +194,7 @@ def refuse_often(daemon: DaemonProcess, times: int) -> None:
             assert connection.farewell().name == "EBADMSG"
 
 
-def test_a_log_that_nobody_reads_holds_nobody_up_and_the_next_line_says_what_is_missing(
+def test_an_unread_log_blocks_no_peer_and_its_next_line_counts_the_lost_lines(
     tmp_path: Path,
 ) -> None:
     fifo = tmp_path / "fifo"
@@ -213,7 +213,7 @@ def test_a_log_that_nobody_reads_holds_nobody_up_and_the_next_line_says_what_is_
         assert json.loads(line)["lines_dropped"] > 10
 
 
-def test_a_full_disk_harms_nobody_and_the_log_goes_on_with_whole_lines_when_there_is_room(
+def test_a_full_disk_affects_no_peer_and_the_log_resumes_with_whole_lines(
     start_daemon: StartDaemon,
 ) -> None:
     daemon = start_daemon()
@@ -230,7 +230,7 @@ def test_a_full_disk_harms_nobody_and_the_log_goes_on_with_whole_lines_when_ther
     assert (first["lines_dropped"] > 20, "lines_dropped" in second) == (True, False)
 
 
-def test_a_log_that_cannot_be_written_harms_nobody(tmp_path: Path) -> None:
+def test_an_unwritable_log_affects_no_peer(tmp_path: Path) -> None:
     with DaemonProcess(tmp_path, log=Path("/dev/full")) as daemon:
         daemon.wait_serving()
         with Witness(daemon.socket) as witness:

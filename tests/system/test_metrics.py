@@ -1,4 +1,4 @@
-"""The metrics listener of a daemon that runs: what was done to it is what it shows."""
+"""The metrics listener of a running daemon shows what was done to it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_vmm_that_was_served_is_in_the_metrics(measured: DaemonProcess, place:
     assert seen.value("interceptd_hypercalls_total", call="map") > 0
 
 
-def test_what_ended_is_still_counted_and_no_longer_there(measured: DaemonProcess, place: Path) -> None:
+def test_ended_partitions_are_counted_but_not_current(measured: DaemonProcess, place: Path) -> None:
     with Witness(measured.socket) as witness:
         witness.serve()
     eventually(lambda: scrape(place).value("interceptd_partitions"), 0.0)
@@ -86,7 +86,7 @@ def test_a_refused_connection_is_shown_by_its_error(measured: DaemonProcess, pla
     assert refused == {"EBADMSG": 1}
 
 
-def test_every_refusal_that_there_is_is_shown_before_it_happens(measured: DaemonProcess, place: Path) -> None:
+def test_every_refusal_is_exported_before_it_happens(measured: DaemonProcess, place: Path) -> None:
     """So that the first one is an increase."""
     assert measured.pid
     seen = scrape(place)
@@ -128,7 +128,7 @@ def test_clients_add_no_series(measured: DaemonProcess, place: Path) -> None:
 # ------------------------------------------------ where
 
 
-def test_without_a_place_nothing_listens(start_daemon: StartDaemon, tmp_path: Path) -> None:
+def test_without_metrics_listen_no_socket_listens(start_daemon: StartDaemon, tmp_path: Path) -> None:
     daemon = start_daemon()
     assert sorted(path.name for path in tmp_path.glob("*.sock")) == ["operator.sock", "vmm.sock"]
     assert "metrics_served" not in daemon.log_text()
@@ -157,7 +157,7 @@ def test_a_port_that_is_taken_is_an_error_that_names_it(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (1, f"Error: 127.0.0.1:{port}: Address already in use\n")
 
 
-def test_a_flag_that_is_no_place_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_an_invalid_listen_address_is_an_error_that_names_the_flag(tmp_path: Path) -> None:
     ended = run_to_end("--socket", f"{tmp_path}/vmm.sock", "--metrics-listen", "localhost:9477")
     assert ended.returncode == 1
     assert (
@@ -165,7 +165,7 @@ def test_a_flag_that_is_no_place_is_an_error_that_names_it(tmp_path: Path) -> No
     )
 
 
-# ------------------------------------------------ whoever asks
+# ------------------------------------------------ requests of any client
 
 
 def test_a_daemon_that_drains_says_so_until_its_end(start_daemon: StartDaemon, place: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_daemon_that_drains_says_so_until_its_end(start_daemon: StartDaemon, p
     assert daemon.wait_ended() == 0
 
 
-def test_silent_scrapers_keep_nobody_from_being_served(measured: DaemonProcess, place: Path) -> None:
+def test_silent_scrapers_block_no_other(measured: DaemonProcess, place: Path) -> None:
     with ExitStack() as silent, Witness(measured.socket) as witness:
         for _ in range(100):
             silent.enter_context(socket.socket(socket.AF_UNIX)).connect(str(place))

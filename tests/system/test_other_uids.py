@@ -116,7 +116,7 @@ def test_a_uid_that_is_not_allowed_is_eacces_that_names_it(daemon: DaemonProcess
     assert ("allowed_uids" in refusal.message, witness.serve()) == (True, Witness.SERVED)
 
 
-def test_the_overflow_uid_is_refused_as_what_it_is(daemon: DaemonProcess, witness: Witness) -> None:
+def test_the_overflow_uid_is_refused_by_that_name(daemon: DaemonProcess, witness: Witness) -> None:
     refusal = as_uid(OVERFLOW, greet, daemon.socket)
     assert (refusal.name, refusal.details, "overflow" in refusal.message) == (
         "EACCES",
@@ -127,7 +127,7 @@ def test_the_overflow_uid_is_refused_as_what_it_is(daemon: DaemonProcess, witnes
 
 
 @pytest.mark.parametrize("role", ["vp", "notifier", "hypervisor"])
-def test_an_allowed_uid_with_the_right_token_of_anothers_partition_is_told_what_a_wrong_token_is(
+def test_the_right_token_of_another_uids_partition_is_refused_like_a_wrong_token(
     daemon: DaemonProcess, vmm: RawVmm, role: str
 ) -> None:
     vp_index: dict[str, dict[str, object]] = {"vp": {"vp_index": 0}}
@@ -156,7 +156,7 @@ def test_a_member_of_an_allowed_group_is_served_in_a_partition_of_its_own(
     assert served == Witness.SERVED
 
 
-def test_who_is_of_no_allowed_group_is_eacces_that_says_so(grouped_daemon: DaemonProcess) -> None:
+def test_a_user_in_no_allowed_group_is_eacces_with_that_reason(grouped_daemon: DaemonProcess) -> None:
     refusal = as_uid(STRANGER, greet, grouped_daemon.socket, groups=(GROUP + 1,))
     assert (refusal.name, "and none of its groups in allowed_gids" in refusal.message) == ("EACCES", True)
 
@@ -196,21 +196,17 @@ def test_a_group_that_the_daemons_user_is_not_in_is_an_error_that_names_the_key(
 
 
 @pytest.mark.parametrize("method", ["list_partitions", "inspect_partition", "drain", "set_policy"])
-def test_a_tenant_asks_nothing_about_anothers_partition_on_its_own_connection(
-    daemon: DaemonProcess, vmm: RawVmm, method: str
-) -> None:
+def test_a_tenant_cannot_query_anothers_partition(daemon: DaemonProcess, vmm: RawVmm, method: str) -> None:
     refusal = as_uid(TENANT, ask_as_vmm, daemon.socket, method, {"partition_id": vmm.partition_id})
     assert refusal.name in {"ENOSYS", "EINVAL"}  # no such method, or none with that field
 
 
-def test_a_tenant_is_no_operator_on_the_vmms_socket(daemon: DaemonProcess, vmm: RawVmm) -> None:
+def test_a_tenant_cannot_be_an_operator_on_the_vmm_socket(daemon: DaemonProcess, vmm: RawVmm) -> None:
     refusal = as_uid(TENANT, join, daemon.socket, {"protocol": 1, "role": "operator"})
     assert (refusal.name, vmm.ask("statistics")["vps"]) == ("EACCES", 0)
 
 
-def test_a_tenant_that_asks_all_that_it_may_keeps_nobody_elses_requests_waiting(
-    daemon: DaemonProcess, witness: Witness
-) -> None:
+def test_a_tenant_at_its_rate_limit_delays_no_other(daemon: DaemonProcess, witness: Witness) -> None:
     took = as_uid(TENANT, exhaust_the_pace, daemon.socket)
     assert witness.serve() == Witness.SERVED
     assert took == 1500
@@ -243,7 +239,7 @@ def test_the_overflow_uid_is_served_where_it_is_configured(public_directory: Pat
 
 
 def refused_to_listen(path: Path) -> str:
-    """The cause, as somebody who starts a daemon of his own is told it."""
+    """The error that a user who starts a second daemon gets."""
     with pytest.raises(ListenError) as refused, listen_unix(str(path), 0o600):
         pass
     return str(refused.value)
@@ -251,7 +247,7 @@ def refused_to_listen(path: Path) -> str:
 
 @pytest.fixture
 def left_behind(public_directory: Path) -> Iterator[Path]:
-    """A socket of root's that nobody listens on, in a directory where everybody may make their own."""
+    """A stale socket of root in a world-writable directory."""
     directory = public_directory / "sticky"
     directory.mkdir()
     directory.chmod(0o1777)
@@ -261,7 +257,7 @@ def left_behind(public_directory: Path) -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def test_a_socket_that_may_not_be_tried_is_not_said_to_be_live_but_whose_it_is(left_behind: Path) -> None:
+def test_an_inaccessible_socket_is_reported_with_its_owner(left_behind: Path) -> None:
     left_behind.chmod(0o600)
     assert as_uid(TENANT, refused_to_listen, left_behind) == (
         f"{left_behind}: cannot tell whether a daemon listens there: Permission denied; "
@@ -270,7 +266,7 @@ def test_a_socket_that_may_not_be_tried_is_not_said_to_be_live_but_whose_it_is(l
     assert left_behind.is_socket()
 
 
-def test_a_dead_socket_that_only_its_owner_may_remove_is_said_to_be_dead_and_whose_it_is(
+def test_a_dead_socket_that_cannot_be_removed_is_reported_with_its_owner(
     left_behind: Path,
 ) -> None:
     left_behind.chmod(0o666)
@@ -291,32 +287,37 @@ def closed_daemon(public_directory: Path) -> Iterator[DaemonProcess]:
 
 
 @pytest.mark.parametrize("command", [("ls",), ("show", "1"), ("watch",), ("top", "--once"), ("health",)])
-def test_a_user_who_is_not_the_operator_is_told_so_with_status_3(
+def test_a_user_other_than_the_operator_gets_status_3_with_that_reason(
     closed_daemon: DaemonProcess, command: tuple[str, ...]
 ) -> None:
     status, said = as_uid(STRANGER, told, "--socket", closed_daemon.operator_socket, *command)
-    assert (status, "permission denied; the operator's socket is its owner's alone" in said) == (3, True)
+    assert (status, "permission denied; only the owner of the operator socket may connect" in said) == (
+        3,
+        True,
+    )
 
 
-def test_a_user_who_may_not_connect_as_a_vmm_is_told_so_with_status_3(closed_daemon: DaemonProcess) -> None:
+def test_a_user_without_access_to_the_vmm_socket_gets_status_3_with_that_reason(
+    closed_daemon: DaemonProcess,
+) -> None:
     status, said = as_uid(STRANGER, told, "exercise", "--quiet", "--vmm-socket", closed_daemon.socket)
-    assert (status, "permission denied; socket_mode and socket_group say who" in said) == (3, True)
+    assert (status, "permission denied; see socket_mode and socket_group" in said) == (3, True)
 
 
-def test_a_guest_of_a_user_who_may_not_connect_fails_for_that_or_for_want_of_kvm(
+def test_a_guest_of_a_user_without_access_fails_with_that_reason_or_without_kvm(
     closed_daemon: DaemonProcess,
 ) -> None:
     status, said = as_uid(STRANGER, told, "guest", "--quiet", "--vmm-socket", closed_daemon.socket)
-    assert (status in (3, 4), "permission denied" in said.lower() or "no guest can run" in said) == (
+    assert (status in (3, 4), "permission denied" in said.lower() or "cannot run guests" in said) == (
         True,
         True,
     )
 
 
-def test_the_doctor_tells_a_user_which_sockets_are_not_for_him(closed_daemon: DaemonProcess) -> None:
+def test_the_doctor_says_which_sockets_a_user_may_not_use(closed_daemon: DaemonProcess) -> None:
     status, said = as_uid(STRANGER, told, "--socket", closed_daemon.operator_socket, "doctor", "--json")
     sockets = [finding["found"] for finding in json.loads(said)["findings"][:2]]
-    assert (status, ["not for this user" in found for found in sockets]) == (1, [True, True])
+    assert (status, ["no access for this user" in found for found in sockets]) == (1, [True, True])
 
 
 def test_a_program_that_the_other_user_cannot_read_is_run_as_that_user(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def normalized(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def test_the_dependencies_are_what_the_packages_import() -> None:
+def test_the_dependencies_match_the_imports() -> None:
     names = {name for package in PACKAGES for module in package.rglob("*.py") for name in imported(module)}
     foreign = names - OURS - sys.stdlib_module_names
     installed = packages_distributions()

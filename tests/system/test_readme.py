@@ -1,8 +1,7 @@
-"""The README followed word by word, in one shell from its start to its end.
+"""The README's commands, run in one shell from start to end.
 
-Three things differ from what stands there. The sockets' directory is the test's own. The daemon runs in the
-background where the README has a second terminal. What a reader does with his eyes and keys is spelled out in
-`DONE_BY`.
+Three things differ: the sockets are in a temporary directory; the daemon runs in the background instead of a
+second terminal; and `DONE_BY` does what a reader does with eyes and keys.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def steps() -> Iterator[Step]:
 
 
 def list_until_there_is_one(shell: Shell, command: str) -> int:
-    """A reader is slower than the exercise, which was started just before."""
+    """Repeat until the exercise, which was just started, has its partition."""
     status, shown = shell.run(command)
     while status == 0 and "exercise" not in shown:
         status, shown = shell.run(command)

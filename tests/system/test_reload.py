@@ -1,4 +1,4 @@
-"""SIGHUP: what can change live does, a file that cannot be used changes nothing, the manager is told."""
+"""SIGHUP: live keys change, an invalid file changes nothing, the service manager is notified."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def hear(manager: socket.socket) -> dict[str, str]:
     return dict(line.split("=", 1) for line in manager.recv(4096).decode().splitlines())
 
 
-def test_one_line_says_what_changed_from_what_to_what_and_what_needs_a_restart(
+def test_one_line_lists_changes_with_old_and_new_values_and_what_needs_a_restart(
     start_daemon: StartDaemon,
 ) -> None:
     daemon = start_daemon(config="limits.operators = 4")
@@ -63,7 +63,7 @@ def test_limits_are_others_for_new_and_for_present_connections(start_daemon: Sta
         assert (stated["regions_per_partition"], stated["vps_per_partition"]) == (2, 1)
 
 
-def test_what_is_over_a_lowered_limit_stays(start_daemon: StartDaemon) -> None:
+def test_usage_above_a_lowered_limit_stays(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     with Witness(daemon.socket) as witness:
         reload(daemon, "limits.regions_per_uid = 1\nlimits.vps_per_uid = 1\nlimits.connections_per_uid = 1")
@@ -73,7 +73,7 @@ def test_what_is_over_a_lowered_limit_stays(start_daemon: StartDaemon) -> None:
         }
 
 
-def test_users_who_may_connect_change_at_the_next_connection(start_daemon: StartDaemon) -> None:
+def test_changed_allowed_users_apply_to_the_next_connection(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     with Witness(daemon.socket) as witness, RawConnection(daemon.socket) as before:
         before.say_hello("vmm")
@@ -110,7 +110,7 @@ def test_a_higher_log_level_logs_less_at_once(start_daemon: StartDaemon) -> None
         ('limits.operators = 9\nlog.level = "loud"', "log.level: expected one of debug"),
     ],
 )
-def test_a_file_that_cannot_be_used_changes_nothing_and_the_log_says_why(
+def test_an_invalid_file_changes_nothing_and_the_log_says_why(
     start_daemon: StartDaemon, text: str, why: str
 ) -> None:
     daemon = start_daemon(config="limits.operators = 4")
@@ -127,7 +127,7 @@ def test_a_file_that_cannot_be_used_changes_nothing_and_the_log_says_why(
     assert reload(daemon, "limits.operators = 5")["changed"] == ["limits.operators: 4 -> 5"]
 
 
-def test_a_file_that_went_changes_nothing(start_daemon: StartDaemon) -> None:
+def test_a_deleted_file_changes_nothing(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(config="limits.operators = 4")
     (daemon.socket.parent / "interceptd.toml").unlink()
     daemon.signal(signal.SIGHUP)
@@ -185,7 +185,7 @@ def test_a_sighup_while_the_daemon_starts_is_obeyed_once_it_is_up(
         assert daemon.stop() == 0
 
 
-def test_a_sighup_during_the_drain_changes_nothing_and_the_drain_goes_on(start_daemon: StartDaemon) -> None:
+def test_a_sighup_during_the_drain_changes_nothing_and_the_drain_continues(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(config="timeouts.drain_ms = 600000")
     with RawVmm(daemon.socket) as vmm:
         vmm.add_region(0x9000, 1, 0)

@@ -1,4 +1,4 @@
-"""What a service manager sees of a daemon: READY, WATCHDOG and STOPPING on its socket, in that order."""
+"""Notifications to the service manager: READY, WATCHDOG and STOPPING on its socket, in that order."""
 
 from __future__ import annotations
 
@@ -103,9 +103,7 @@ async def test_a_manager_that_does_not_read_is_waited_for_a_second_only(
         assert autojump_clock.rate == 0
 
 
-async def test_an_address_of_no_known_form_is_nobodys(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_address_of_unknown_form_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     relative = FakeManager("notify")
     with relative.socket:

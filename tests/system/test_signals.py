@@ -31,7 +31,7 @@ def wait_for_memory(daemon: DaemonProcess, vmm: RawVmm, vps: int) -> list[RawCon
 
 
 def hold_the_drain(daemon: DaemonProcess, vmm: RawVmm) -> None:
-    """Leave an intercept in flight whose answer nobody reads: the drain waits for it."""
+    """Leave an intercept in flight whose answer is not read: the drain waits for it."""
     vmm.add_region(UNBACKED_GFN, 1, 0)
     stop_reading(daemon, vmm.vp(), UNBACKED_GFN)
 
@@ -98,7 +98,7 @@ def test_a_drain_is_cut_short_when_its_time_is_up(start_daemon: StartDaemon) -> 
     assert sockets_of(daemon) == []
 
 
-def test_a_partition_asked_for_during_the_drain_is_refused(start_daemon: StartDaemon) -> None:
+def test_a_new_partition_during_the_drain_is_refused(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(config=LONG_DRAIN)
     with RawVmm(daemon.socket) as vmm, RawConnection(daemon.socket) as late:
         late.say_hello("vmm")

@@ -1,4 +1,4 @@
-"""The sockets as files: one live daemon a path, stale ones replaced, and nobody else let in for a moment."""
+"""The sockets as files: one live daemon per path, stale ones replaced, no other user let in for a moment."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def inode_of(path: Path) -> int:
     return path.stat().st_ino
 
 
-def test_a_path_that_a_live_daemon_uses_is_an_error_and_the_daemon_goes_on(start_daemon: StartDaemon) -> None:
+def test_a_path_that_a_live_daemon_uses_is_an_error_and_the_daemon_continues(
+    start_daemon: StartDaemon,
+) -> None:
     daemon = start_daemon()
     with Witness(daemon.socket) as witness:
         before = inode_of(daemon.socket)
@@ -84,7 +86,7 @@ def test_of_two_daemons_that_start_at_once_one_serves_and_the_other_says_why_not
 
 
 @pytest.mark.parametrize("name", ["vmm.sock", "operator.sock"])
-def test_a_file_that_is_no_socket_is_an_error_and_stays(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_not_a_socket_is_an_error_and_stays(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("precious")
     ended = run_to_end("--socket", str(tmp_path / "vmm.sock"))
     assert (ended.returncode, f"{tmp_path / name}: exists and is not a socket" in ended.stderr) == (1, True)

@@ -1,4 +1,4 @@
-"""A session that is spoilt at any of its messages: the witness is served meanwhile and afterwards.
+"""A session disturbed at any of its messages: the witness is served during and after it.
 
 Nothing of the session is left: the `witness` fixture looks at tasks, connections, partitions and descriptors.
 """
@@ -43,7 +43,7 @@ def daemon(spoilt_daemon: DaemonProcess) -> DaemonProcess:
 
 @pytest.mark.usefixtures("witness")  # which waits until all of it is gone: the next one counts from there
 @pytest.mark.parametrize("hypervisor", MESSAGES)
-def test_a_session_that_is_not_spoilt_is_told_the_truth_in_so_many_messages(
+def test_an_undisturbed_session_takes_the_expected_number_of_messages(
     daemon: DaemonProcess, witness: Witness, hypervisor: str
 ) -> None:
     with Session(daemon.socket, hypervisor, 0, scripted_session.die) as session:
@@ -63,7 +63,7 @@ def test_a_connection_that_closes_at_any_message_leaves_nothing(
 
 
 @pytest.mark.parametrize(("hypervisor", "nth"), EVERY_MESSAGE)
-def test_a_connection_that_stalls_at_any_message_keeps_nobody_waiting(
+def test_a_connection_that_stalls_at_any_message_delays_no_other(
     daemon: DaemonProcess, witness: Witness, hypervisor: str, nth: int
 ) -> None:
     with Session(daemon.socket, hypervisor, nth, scripted_session.stall) as session:

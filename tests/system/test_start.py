@@ -38,7 +38,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> frozenset[str]:
         "rich.console",
     ],
 )
-def test_a_daemon_that_serves_never_loads_what_it_does_not_use(module: str, loaded: frozenset[str]) -> None:
+def test_a_serving_daemon_does_not_import_unused_modules(module: str, loaded: frozenset[str]) -> None:
     assert {"interceptd.daemon", "structlog.stdlib", "trio"} <= loaded
     assert module not in loaded
 

@@ -1,4 +1,4 @@
-"""Ranges at the end of the address spaces: to end just there is allowed, one page more is an error (I3)."""
+"""Ranges at the end of the address spaces: a range may end exactly there, one page more is an error (I3)."""
 
 from __future__ import annotations
 

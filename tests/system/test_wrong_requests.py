@@ -1,4 +1,4 @@
-"""Requests that are well-formed and wrong: a typed error that names the cause, and the connection goes on."""
+"""Well-formed but wrong requests: a typed error names the cause, and the connection stays open."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_second_partition_is_eexist(vmm: RawVmm) -> None:
 @pytest.mark.parametrize(
     "method", ["hello", "intercept", "invalidate", "list_partitions", "map_gpa", "", "\0", "x" * 60_000]
 )
-def test_a_method_that_is_not_a_vmms_is_enosys_that_lists_what_is(vmm: RawVmm, method: str) -> None:
+def test_a_method_not_for_vmms_is_enosys_that_lists_those_for_vmms(vmm: RawVmm, method: str) -> None:
     refusal = vmm.connection.refusal(method)
     assert (refusal.name, "add_region" in refusal.details["methods"]) == ("ENOSYS", True)
     assert len(refusal.message) < 200

@@ -90,7 +90,7 @@ def crowd(daemon: DaemonProcess, kind: str) -> Iterator[None]:
 
 
 def p99_us(load: Path, daemon: DaemonProcess) -> float:
-    """Of a VP in a partition of its own."""
+    """Of a VP in its own partition."""
     command: list[str | Path] = [*AHEAD, load, "-t", str(SECONDS), "already_mapped", daemon.socket]
     figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return float(figures["p99"])

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from exercise.running import WITHOUT_INVALIDATION, WITHOUT_STALENESS_CHECK, exercised
-from interceptctl.exercise.memory import Setting
+from interceptctl.exercise.memory import Mode
 from interceptctl.exercise.scenario import Scenario
 
 pytestmark = pytest.mark.verify
 
-LONG = Scenario(seed=1, vps=64, steps=100_000, touches_a_deed=2, setting=Setting.DECLARED)
-LIVE = Scenario(seed=1, vps=64, steps=10_000, touches_a_deed=2, setting=Setting.LIVE)
-SHORTER = Scenario(seed=1, vps=64, steps=5_000, touches_a_deed=2, setting=Setting.DECLARED)
-"""For daemons that lack something: long before its end they are found out many times."""
+LONG = Scenario(seed=1, vps=64, steps=100_000, touches_per_action=2, mode=Mode.DECLARED)
+LIVE = Scenario(seed=1, vps=64, steps=10_000, touches_per_action=2, mode=Mode.LIVE)
+SHORTER = Scenario(seed=1, vps=64, steps=5_000, touches_per_action=2, mode=Mode.DECLARED)
+"""For mutants, which are detected many times long before its end."""
 
 
 @pytest.mark.parametrize("chaos", [0, 3])
-async def test_no_guest_reaches_what_it_should_not(chaos: int) -> None:
+async def test_the_real_daemon_passes(chaos: int) -> None:
     report = await exercised(LONG, chaos=chaos)
     assert report.findings == []
     assert report.passed
@@ -25,18 +25,18 @@ async def test_no_guest_reaches_what_it_should_not(chaos: int) -> None:
     assert report.stale_reads == 0
 
 
-async def test_no_guest_reaches_what_it_should_not_of_live_memory() -> None:
+async def test_the_real_daemon_passes_with_live_memory() -> None:
     report = await exercised(LIVE)
     assert report.findings == []
     assert report.passed
     assert report.steps >= 10_000
 
 
-async def test_k_without_invalidation_the_same_exercise_finds_stale_reads() -> None:
+async def test_k_a_mutant_without_invalidation_has_stale_reads() -> None:
     report = await exercised(SHORTER, WITHOUT_INVALIDATION)
     assert report.stale_reads > 1_000
 
 
-async def test_e_without_the_staleness_check_the_same_exercise_finds_stale_reads() -> None:
+async def test_e_a_mutant_without_staleness_check_has_stale_reads() -> None:
     report = await exercised(SHORTER, WITHOUT_STALENESS_CHECK, chaos=20)
     assert report.stale_reads > 10

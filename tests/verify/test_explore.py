@@ -1,4 +1,4 @@
-"""The long exploration: the core through 100,000 schedules of all scenarios; fewer in its other settings."""
+"""The long exploration: the core through 100,000 schedules of all scenarios; fewer in its other modes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.verify
     [(CORE, 100_000), (CORE_LIVE, 25_000), (CORE_MODEL, 25_000)],
     ids=lambda value: value.name if isinstance(value, Variant) else str(value),
 )
-def test_the_core_breaks_no_rule_in_so_many_schedules(
+def test_the_core_breaks_no_rule_in_many_schedules(
     capsys: pytest.CaptureFixture[str], variant: Variant, wanted: int
 ) -> None:
     each = -(-wanted // len(SCENARIOS))

@@ -1,4 +1,4 @@
-"""What live memory costs: watching, to the VMM's own faults; a large VMM that forks, to its neighbours.
+"""The costs of live memory: watching, for faults of the VMM; a large VMM that forks, for other VMMs.
 
 The costs are printed, not judged: what is judged is that everybody was served.
 """
@@ -32,7 +32,7 @@ def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
 
 
 @pytest.mark.parametrize("of_a_file", [True, False], ids=["a cached memfd", "anonymous memory"])
-def test_what_watching_costs_the_vmms_own_faults(daemon: DaemonProcess, of_a_file: bool) -> None:
+def test_the_cost_of_watching_to_the_vmms_own_faults(daemon: DaemonProcess, of_a_file: bool) -> None:
     with Puppet() as vmm:
         attach(daemon, vmm)
         bare, watched = (
@@ -44,7 +44,7 @@ def test_what_watching_costs_the_vmms_own_faults(daemon: DaemonProcess, of_a_fil
     assert min(bare, watched) > 0
 
 
-def test_what_a_munmap_costs_and_that_each_watched_one_is_reported(daemon: DaemonProcess) -> None:
+def test_the_cost_of_a_munmap_and_that_each_watched_one_is_reported(daemon: DaemonProcess) -> None:
     with Puppet() as vmm:
         attach(daemon, vmm)
         bare, watched = (

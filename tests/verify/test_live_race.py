@@ -1,4 +1,4 @@
-"""The long race over live memory: no guest reaches what its VMM has not, and broken daemons are found out."""
+"""The long race over live memory: guests reach only what their VMM has, and mutant daemons are detected."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from fakes.broken_live_daemon import launch
 from fakes.daemon_process import DaemonProcess
 from fakes.live_race import Drain, Findings, Mode, Stop, race
 from fakes.live_vmm import LiveVmm
+from fakes.mutant_live_daemon import launch
 from fakes.puppet import ENVIRONMENT, Puppet
 
 pytestmark = pytest.mark.verify
 
 SECONDS = 60.0
-SECONDS_TO_BE_FOUND_OUT = 60.0
+SECONDS_TO_DETECTION = 60.0
 SECONDS_OF_SLOW_SERVING = 15.0
 
 
@@ -38,12 +38,12 @@ def test_a_race_of_changes_and_faults_leaves_nothing_stale(tmp_path: Path, mode:
 
 
 @pytest.mark.parametrize(
-    "lacking", ["without-second-registration", "without-second-look", "without-staleness-check"]
+    "mutant", ["without-second-registration", "without-second-look", "without-staleness-check"]
 )
-def test_a_daemon_that_lacks_a_part_of_the_order_is_found_out(tmp_path: Path, lacking: str) -> None:
-    with DaemonProcess(tmp_path, launch=launch(lacking), environment=ENVIRONMENT) as daemon:
-        found = raced(daemon, Mode.WATCHED, SECONDS_TO_BE_FOUND_OUT, Stop.AT_THE_FIRST_STALE_PAGE)
-    print(f"\n{lacking}: {found}")
+def test_a_mutant_without_one_ordering_leaves_stale_pages(tmp_path: Path, mutant: str) -> None:
+    with DaemonProcess(tmp_path, launch=launch(mutant), environment=ENVIRONMENT) as daemon:
+        found = raced(daemon, Mode.WATCHED, SECONDS_TO_DETECTION, Stop.AT_THE_FIRST_STALE_PAGE)
+    print(f"\n{mutant}: {found}")
     assert found.stale
 
 
@@ -52,14 +52,14 @@ def raced_beside_slow_serving(directory: Path, drain: Drain) -> Findings:
         return raced(daemon, Mode.WATCHED, SECONDS_OF_SLOW_SERVING, Stop.AT_THE_FIRST_STALE_PAGE, drain)
 
 
-def test_a_race_that_looks_before_the_notifier_has_drained_finds_stale_pages(tmp_path: Path) -> None:
-    """What the watched setting does not promise: a munmap returns when its event was read, not served."""
+def test_a_check_before_the_notifier_has_drained_finds_stale_pages(tmp_path: Path) -> None:
+    """Watching alone does not promise more: a munmap returns when its event was read, not served."""
     found = raced_beside_slow_serving(tmp_path, Drain.NOT_AT_ALL)
     print(f"\nnot drained: {found}")
     assert found.stale
 
 
-def test_a_race_that_looks_after_the_notifier_has_drained_finds_none_however_slow_it_is(
+def test_a_check_after_a_slow_notifier_has_drained_finds_no_stale_page(
     tmp_path: Path,
 ) -> None:
     assert raced_beside_slow_serving(tmp_path, Drain.FIRST).stale == []

@@ -1,6 +1,6 @@
-"""Spin over the transition table: ours breaks no promise in any order of steps, and each broken one does.
+"""Spin over the transition table: no order of steps breaks a promise, and each mutant breaks one.
 
-And the table itself: whatever row, condition or effect of it is left out, spin or the running code notices.
+Every generated mutant (a row, condition or effect left out) is detected by spin or by the running code.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from model.mutants import edited, mutants
+from model.named_mutants import NAMED_MUTANTS, Mutant, attempts_on_replaced_memory_not_called_stale
 from model.promela import Scope, model
 from model.recorder import Trace
 from model.running_code import problems, traces
@@ -18,7 +19,6 @@ from model.spin import needs_spin, search
 from model.transitions.promises import PROMISES
 from model.transitions.table import BACKED, DUE, OLD, OUTDATED
 from model.transitions.terms import OfAll, Table, Within
-from model.variants import VARIANTS, Variant, attempts_on_replaced_memory_not_called_stale
 
 pytestmark = [pytest.mark.verify, needs_spin]
 
@@ -28,10 +28,10 @@ WORLDS = (
     Scope(pages=3, vps=1, sources=1),
 )
 SMALL = Scope(pages=2, vps=1, sources=1)
-"""Where every mistake shows that is looked for below."""
+"""Large enough for every mutant below to be detected."""
 MUTANTS = dict(mutants())
 MEMORY = "change: each outdated stays as it is"
-"""The one effect that only a broken variant needs: it remembers which frames are no longer the VMM's."""
+"""The one effect that only a named mutant needs: it remembers which frames are no longer the VMM's."""
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=str)
@@ -42,10 +42,10 @@ def test_no_order_of_steps_breaks_a_promise(tmp_path: Path, world: Scope) -> Non
     assert found.states > 1_000_000, "the search has become another"
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
-def test_a_broken_variant_has_an_order_that_breaks_a_promise(tmp_path: Path, variant: Variant) -> None:
-    found = search(model(SMALL, variant()), tmp_path, optimise=0)
-    print(f"\n{variant.__name__}: {found}")
+@pytest.mark.parametrize("mutant", NAMED_MUTANTS.values(), ids=NAMED_MUTANTS.keys())
+def test_each_named_mutant_has_an_order_that_breaks_a_promise(tmp_path: Path, mutant: Mutant) -> None:
+    found = search(model(SMALL, mutant()), tmp_path, optimise=0)
+    print(f"\n{mutant.__name__}: {found}")
     assert found.errors
     assert found.broken
 
@@ -56,16 +56,16 @@ def code_traces() -> list[Trace]:
 
 
 @pytest.mark.parametrize("name", [name for name in MUTANTS if name != MEMORY])
-def test_a_table_with_something_left_out_is_noticed_by_the_code_or_by_spin(
+def test_each_generated_mutant_is_detected_by_the_code_or_by_spin(
     tmp_path: Path, code_traces: list[Trace], name: str
 ) -> None:
     table: Table = MUTANTS[name]
     if any(problems(trace, table) for trace in code_traces):
         return
-    assert search(model(SMALL, table), tmp_path, optimise=0).errors, "allowed too much, and nobody noticed"
+    assert search(model(SMALL, table), tmp_path, optimise=0).errors, "allows too much, and was not detected"
 
 
-def test_what_the_model_forgets_without_its_memory_of_changes_is_an_error_that_it_has_with_it(
+def test_remembering_changes_finds_an_error_that_the_model_misses_without(
     tmp_path: Path,
 ) -> None:
     table = attempts_on_replaced_memory_not_called_stale()

@@ -1,4 +1,4 @@
-"""While a VMM's map is out, those who need no map are served; what that costs them is printed, not judged."""
+"""While a VMM delays a map, VPs that need no map are served; their latency is printed, not judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ten seconds of SIGSTOP, of the daemon and of a VMM: when they go on, nobody has been harmed."""
+"""The daemon and a VMM are stopped for ten seconds (SIGSTOP): no other peer is affected."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def pass_time() -> None:
 
 
 @pytest.mark.parametrize("hypervisor", MESSAGES)
-def test_a_daemon_that_was_stopped_goes_on_where_it_was(daemon: DaemonProcess, hypervisor: str) -> None:
+def test_a_stopped_daemon_continues_where_it_was(daemon: DaemonProcess, hypervisor: str) -> None:
     with Witness(daemon.socket) as witness:
         before = daemon.footprint()
         with playing(daemon, hypervisor) as player:
@@ -72,7 +72,7 @@ def test_a_daemon_that_was_stopped_goes_on_where_it_was(daemon: DaemonProcess, h
         eventually(daemon.footprint, before)
 
 
-def test_a_vmm_that_was_stopped_goes_on_where_it_was_and_nobody_waited_for_it(daemon: DaemonProcess) -> None:
+def test_a_stopped_vmm_continues_and_no_other_waited_for_it(daemon: DaemonProcess) -> None:
     with Witness(daemon.socket) as witness:
         before = daemon.footprint()
         with playing(daemon, "software") as player:
@@ -85,10 +85,10 @@ def test_a_vmm_that_was_stopped_goes_on_where_it_was_and_nobody_waited_for_it(da
         eventually(daemon.footprint, before)
 
 
-def test_a_vmm_that_was_stopped_and_is_its_own_hypervisor_costs_nobody_but_itself(
+def test_a_stopped_vmm_with_its_own_hypervisor_delays_only_itself(
     daemon: DaemonProcess,
 ) -> None:
-    """Its partition may be lost: what it was asked to unmap, nobody else could take away."""
+    """Its partition may be lost: only it could carry out the unmap."""
     with Witness(daemon.socket) as witness:
         before = daemon.footprint()
         with playing(daemon, "vmm") as player:

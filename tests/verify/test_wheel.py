@@ -1,4 +1,4 @@
-"""The wheel, alone in an environment of its own: types and behaviour are what the documents say.
+"""The wheel, alone in a fresh environment: types and behaviour are what the documents say.
 
 Building and installing it takes some 20 s, so this is part of `make verify`. What can be seen by reading,
 `tests/system/test_packaging.py` compares in `make test`.

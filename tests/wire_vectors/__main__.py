@@ -1,4 +1,4 @@
-"""Write `protocol/vectors/` anew, after a change of the wire: `PYTHONPATH=tests python -m wire_vectors`."""
+"""Regenerate `protocol/vectors/` after a change of the wire: `PYTHONPATH=tests python -m wire_vectors`."""
 
 from __future__ import annotations
 

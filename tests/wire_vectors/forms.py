@@ -34,7 +34,7 @@ class InterceptVector(Struct, frozen=True):
     message_flags: int
     sender: int
     memory: dict[str, object] | None
-    """The payload's fields; None where it is no memory intercept."""
+    """The payload's fields; None if it is not a memory intercept."""
     served: Served | None
     """None where the answer is `forward not_memory`."""
 

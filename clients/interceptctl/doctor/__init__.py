@@ -1,5 +1,5 @@
-"""Whether this machine has what interceptd and its VMMs need, and what to do where it has not.
+"""`interceptctl doctor`: what interceptd and its VMMs need, what is missing here, and how to fix it.
 
-Owns the findings and their looks; asks the kernel as the user who runs it, and the daemon only whether it is
-there. Must not change anything.
+Owns the findings and their output. Probes the kernel as the current user, and the daemon's sockets. Must not
+change anything.
 """

@@ -1,6 +1,6 @@
 """`interceptctl doctor`.
 
-Owns its options, its table and its exit code; must not know how anything is found out.
+Owns its options, table and exit code; must not know how anything is probed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from interceptctl import render
 from interceptctl.completion import SOCKET_PATH
 
 from . import confinement, kernel, sockets
-from .finding import Finding, Setting, State
+from .finding import Finding, Mode, State
 
 _COLOURS: Final = {State.OK: "green", State.LIMITED: "yellow", State.MISSING: "bold red"}
 
@@ -30,28 +30,26 @@ _COLOURS: Final = {State.OK: "green", State.LIMITED: "yellow", State.MISSING: "b
 @click.command("doctor")
 @click.option(
     "--for",
-    "setting",
-    type=click.Choice([setting.value for setting in Setting]),
-    default=Setting.GUESTS.value,
+    "mode",
+    type=click.Choice([mode.value for mode in Mode]),
+    default=Mode.GUESTS.value,
     show_default=True,
-    help="What the daemon is for: model needs nothing, live is memory of processes, guests run under KVM.",
+    help="The mode to check for: model (needs nothing), live (process memory), guests (under KVM).",
 )
 @click.option(
     "--vmm-socket",
     metavar="PATH",
     type=SOCKET_PATH,
-    help="The VMMs' socket  [default: vmm.sock beside the operator's].",
+    help="The VMM socket  [default: vmm.sock in the directory of the operator socket].",
 )
-@click.option("--json", "as_json", is_flag=True, help="For scripts: name, setting, state, found, mend.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: name, mode, state, found, fix.")
 @click.pass_obj
-def doctor_command(path: str, setting: str, vmm_socket: str | None, *, as_json: bool) -> None:
-    """Say what this machine lacks, for this user, and how to mend it.
+def doctor_command(path: str, mode: str, vmm_socket: str | None, *, as_json: bool) -> None:
+    """Check what is missing on this machine, for this user, and how to fix it.
 
-    Exit code 1 if something is missing; what is merely limited does without.
+    Exit code 1 if anything is missing. What is limited works, with the restriction shown.
     """
-    findings = [
-        finding for finding in examine(path, vmm_socket) if finding.setting in Setting(setting).included
-    ]
+    findings = [finding for finding in examine(path, vmm_socket) if finding.mode in Mode(mode).included]
     if as_json:
         click.echo(json.dumps({"findings": msgspec.to_builtins(findings)}, indent=2))
     else:
@@ -60,7 +58,7 @@ def doctor_command(path: str, setting: str, vmm_socket: str | None, *, as_json: 
 
 
 def examine(path: str, vmm_socket: str | None) -> Sequence[Finding]:
-    """Everything that is looked at, for the user who runs this."""
+    """All findings, for the current user."""
     return (
         sockets.operator_socket(path),
         sockets.vmm_socket(vmm_socket or str(Path(path).with_name("vmm.sock"))),
@@ -79,18 +77,18 @@ def examine(path: str, vmm_socket: str | None) -> Sequence[Finding]:
 
 
 def table(findings: Sequence[Finding]) -> RenderableType:
-    """A row a finding, with its mend below what was found."""
+    """One row per finding, with the fix below what was found."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    for heading in ("CHECK", "FOR", "STATE"):
+    for heading in ("CHECK", "MODE", "STATE"):
         table.add_column(heading, no_wrap=True)
     table.add_column("FOUND", overflow="fold")
     for finding in findings:
         found = Text(visible(finding.found))
-        if finding.mend:
-            found.append(f"\nmend: {finding.mend}", style="bold")
+        if finding.fix:
+            found.append(f"\nfix: {finding.fix}", style="bold")
         table.add_row(
             Text(finding.name),
-            Text(finding.setting),
+            Text(finding.mode),
             Text(finding.state, style=_COLOURS[finding.state]),
             found,
         )

@@ -1,6 +1,6 @@
-"""What confines the user who asks: namespaces, and who may look into whose memory.
+"""What confines the current user: namespaces, and access to other processes' memory.
 
-Owns one probe a thing, each a function that returns its `Finding`. Must not know the daemon.
+Owns the probes, each a function that returns its `Finding`. Must not know the daemon.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from .finding import Finding, Setting, State
+from .finding import Finding, Mode, State
 
 OWN_NAMESPACES: Final = "/proc/self/ns"
 INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC
@@ -19,37 +19,37 @@ ALL_UIDS: Final = 2**32 - 1
 
 
 def user_namespace(uid_map: str = "/proc/self/uid_map") -> Finding:
-    """Uids that have no name here all look like one, which owns nothing and is refused unless configured."""
-    name, setting = "user namespace", Setting.MODEL
+    """Unmapped uids all appear as the overflow uid, which is refused unless configured."""
+    name, mode = "user namespace", Mode.MODEL
     try:
         named = sum(int(line.split()[2]) for line in Path(uid_map).read_text(encoding="ascii").splitlines())
     except OSError as error:
-        found = f"cannot be told: {error.strerror}"
-        return Finding(name, setting, State.LIMITED, found, "a kernel with CONFIG_USER_NS, or none is needed")
+        found = f"unknown: {error.strerror}"
+        return Finding(name, mode, State.LIMITED, found, "CONFIG_USER_NS, if user namespaces are used")
     if named >= ALL_UIDS:
-        return Finding(name, setting, State.OK, "every uid has a name here")
-    found = f"{named} uids have a name here: VMMs of all others come as the overflow uid, and are refused"
-    mend = "map the VMMs' uids too; or for one tenant alone: the overflow uid in allowed_uids"
-    return Finding(name, setting, State.LIMITED, found, mend)
+        return Finding(name, mode, State.OK, "every uid is mapped")
+    found = f"only {named} uids are mapped: VMMs of any other appear as the overflow uid, and are refused"
+    fix = "map the VMMs' uids; or, with a single tenant, add the overflow uid to allowed_uids"
+    return Finding(name, mode, State.LIMITED, found, fix)
 
 
 def pid_namespace(namespaces: str = OWN_NAMESPACES) -> Finding:
-    name, setting = "pid namespace", Setting.LIVE
+    name, mode = "pid namespace", Mode.LIVE
     try:
         inode = os.stat(f"{namespaces}/pid").st_ino
     except OSError as error:
-        return Finding(name, setting, State.LIMITED, f"cannot be told: {error.strerror}", "mount /proc")
+        return Finding(name, mode, State.LIMITED, f"unknown: {error.strerror}", "mount /proc")
     if inode == INITIAL_PID_NAMESPACE:
-        return Finding(name, setting, State.OK, "the machine's own")
-    found = "one of its own: whose maps a VMM outside it handed over cannot be told"
-    return Finding(name, setting, State.LIMITED, found, "share it with the VMMs, or one tenant a daemon")
+        return Finding(name, mode, State.OK, "the initial one")
+    found = "not the initial one: the daemon cannot verify the maps of a VMM outside it"
+    return Finding(name, mode, State.LIMITED, found, "share it with the VMMs, or run one daemon per tenant")
 
 
 def ptrace_scope(path: str = "/proc/sys/kernel/yama/ptrace_scope") -> Finding:
-    """Said because who debugs other processes looks here first."""
-    name, setting = "kernel.yama.ptrace_scope", Setting.LIVE
+    """Reported because it is the first suspect when one process may not access another."""
+    name, mode = "kernel.yama.ptrace_scope", Mode.LIVE
     try:
         value = Path(path).read_text(encoding="ascii").strip()
     except OSError:
-        return Finding(name, setting, State.OK, "no Yama here; nothing would change with it")
-    return Finding(name, setting, State.OK, f"{value}; any value will do: VMMs hand over what they opened")
+        return Finding(name, mode, State.OK, "no Yama; not needed")
+    return Finding(name, mode, State.OK, f"{value}; any value works: VMMs hand over files that they opened")

@@ -1,6 +1,6 @@
-"""What was found, how bad that is, and how it is mended.
+"""What was found, how bad it is, and how to fix it.
 
-Owns the words; must not know how anything is found out.
+Owns the types; must not know how anything is probed.
 """
 
 from __future__ import annotations
@@ -9,35 +9,35 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Setting(StrEnum):
-    """What the daemon is used for, each with what the one before it needs."""
+class Mode(StrEnum):
+    """What the daemon is used for. Each mode also needs what those before it need."""
 
     MODEL = "model"
     LIVE = "live"
     GUESTS = "guests"
 
     @property
-    def included(self) -> frozenset[Setting]:
-        """This setting and those before it."""
-        settings = list(Setting)
-        return frozenset(settings[: settings.index(self) + 1])
+    def included(self) -> frozenset[Mode]:
+        """This mode and those before it."""
+        modes = list(Mode)
+        return frozenset(modes[: modes.index(self) + 1])
 
 
 class State(StrEnum):
-    """How much of what is needed there is."""
+    """Whether what is needed is there."""
 
     OK = "ok"
     LIMITED = "limited"
-    """It works without, and something is lost."""
+    """interceptd works without it, with a restriction."""
     MISSING = "missing"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `mend` is empty where nothing needs to be done."""
+    """One thing that was checked. `fix` is empty if nothing needs to be done."""
 
     name: str
-    setting: Setting
+    mode: Mode
     state: State
     found: str
-    mend: str = ""
+    fix: str = ""

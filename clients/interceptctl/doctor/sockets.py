@@ -1,6 +1,6 @@
-"""Whether the daemon's two sockets are there, and for us.
+"""Whether the daemon's two sockets exist and accept the current user.
 
-Owns the reading of what is at their paths; must not know what is said on them beyond that it is answered.
+Owns the probes of their paths; must not know the protocol beyond whether the daemon answers.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from intercept_client.connecting import LONGEST_PATH
 from intercept_protocol.messages import OperatorStatistics
 from interceptctl import operator_client, units
 
-from .finding import Finding, Setting, State
+from .finding import Finding, Mode, State
 
 
 def operator_socket(path: str) -> Finding:
-    name, setting = "operator socket", Setting.MODEL
-    trouble = _trouble(name, path, denied=State.LIMITED)  # VMMs do without
+    name, mode = "operator socket", Mode.MODEL
+    trouble = _trouble(name, path, denied=State.LIMITED)  # VMMs do not need it
     if trouble is not None:
         return trouble
     try:
         with operator_client.operator(path) as operator:
             age = units.duration(operator.call(OperatorStatistics()).uptime_ms)
     except operator_client.Unreachable as error:
-        return Finding(name, setting, State.MISSING, error.message, "restart the daemon, and read its log")
+        return Finding(name, mode, State.MISSING, error.message, "restart the daemon; see its log")
     except operator_client.Refused as error:
-        return Finding(name, setting, State.MISSING, error.message, "name this uid in allowed_uids")
-    return Finding(name, setting, State.OK, f"{path} answers, up {age}")
+        return Finding(name, mode, State.MISSING, error.message, "add this uid to allowed_uids")
+    return Finding(name, mode, State.OK, f"{path} answers, up {age}")
 
 
 def stated_limits(path: str) -> Mapping[str, int] | None:
-    """The limits of the daemon whose operator socket this is; None if it cannot be asked."""
+    """The limits of the daemon behind this operator socket; None if it cannot be reached."""
     try:
         with operator_client.operator(path) as operator:
             return operator.hello.limits
@@ -42,22 +42,22 @@ def stated_limits(path: str) -> Mapping[str, int] | None:
 
 
 def directory(path: str) -> Finding:
-    """Whoever may write to a socket's directory may put a socket of his own in its place."""
-    name, setting, folder = "socket directory", Setting.MODEL, os.path.dirname(path) or "."
+    """Anybody who may write to the directory of a socket can replace the socket."""
+    name, mode, folder = "socket directory", Mode.MODEL, os.path.dirname(path) or "."
     try:
-        mode = stat.S_IMODE(os.stat(folder).st_mode)
+        permissions = stat.S_IMODE(os.stat(folder).st_mode)
     except OSError as error:
         found = f"{folder}: {(error.strerror or str(error)).lower()}"
-        mend = "make it, the daemon's own: RuntimeDirectory= in the unit, or install -d"
-        return Finding(name, setting, State.LIMITED, found, mend)
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        found = f"{folder}: mode {mode:04o}, anybody may replace the sockets in it"
-        return Finding(name, setting, State.LIMITED, found, f"chmod o-w {folder}")
-    return Finding(name, setting, State.OK, f"{folder}: mode {mode:04o}")
+        fix = "create it, owned by the daemon: RuntimeDirectory= in the unit, or install -d"
+        return Finding(name, mode, State.LIMITED, found, fix)
+    if permissions & stat.S_IWOTH and not permissions & stat.S_ISVTX:
+        found = f"{folder}: mode {permissions:04o}, any user may replace the sockets in it"
+        return Finding(name, mode, State.LIMITED, found, f"chmod o-w {folder}")
+    return Finding(name, mode, State.OK, f"{folder}: mode {permissions:04o}")
 
 
 def vmm_socket(path: str) -> Finding:
-    name, setting = "VMM socket", Setting.MODEL
+    name, mode = "VMM socket", Mode.MODEL
     trouble = _trouble(name, path, denied=State.MISSING)
     if trouble is not None:
         return trouble
@@ -65,39 +65,39 @@ def vmm_socket(path: str) -> Finding:
         probe.setblocking(False)
         try:
             probe.connect(path)
-        except BlockingIOError:  # somebody listens there, and is busy
-            found = f"{path}: no room for one more connection that waits to be taken"
+        except BlockingIOError:  # the listen queue is full
+            found = f"{path}: the queue of pending connections is full"
             return Finding(
-                name, setting, State.LIMITED, found, "try again; should it stay so, restart the daemon"
+                name, mode, State.LIMITED, found, "try again; if it stays full, restart the daemon"
             )
         except OSError as error:
             found = f"{path}: {error.strerror}"
-            return Finding(name, setting, State.MISSING, found, "restart the daemon, and read its log")
-    return Finding(name, setting, State.OK, f"{path} takes connections, mode {_mode(path):04o}")
+            return Finding(name, mode, State.MISSING, found, "restart the daemon; see its log")
+    return Finding(name, mode, State.OK, f"{path} accepts connections, mode {_mode(path):04o}")
 
 
 def _trouble(name: str, path: str, denied: State) -> Finding | None:
-    """What is wrong with a path before anybody is asked; `denied`: how bad it is not to be let in."""
+    """What is wrong with a path, before connecting. `denied`: how bad it is if access is denied."""
     if (length := len(os.fsencode(path))) > LONGEST_PATH:
-        found = f"{path}: has {length} bytes, and the path of a socket at most {LONGEST_PATH}"
-        return Finding(name, Setting.MODEL, State.MISSING, found, "a shorter path")
+        found = f"{path}: {length} bytes; the path of a socket may have {LONGEST_PATH}"
+        return Finding(name, Mode.MODEL, State.MISSING, found, "a shorter path")
     try:
         is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
     except FileNotFoundError:
-        mend = "start interceptd, or say where: --socket, --vmm-socket"
-        return Finding(name, Setting.MODEL, State.LIMITED, f"{path}: not there", mend)
+        fix = "start interceptd, or give its paths: --socket, --vmm-socket"
+        return Finding(name, Mode.MODEL, State.LIMITED, f"{path}: does not exist", fix)
     except PermissionError as error:
         found = f"{path}: {error.strerror}"
-        return Finding(name, Setting.MODEL, denied, found, "let this user into its directory")
+        return Finding(name, Mode.MODEL, denied, found, "give this user access to its directory")
     except OSError as error:
         found = f"{path}: {error.strerror}"
-        return Finding(name, Setting.MODEL, State.MISSING, found, "another path")
+        return Finding(name, Mode.MODEL, State.MISSING, found, "another path")
     if not is_socket:
-        return Finding(name, Setting.MODEL, State.MISSING, f"{path}: is no socket", "another path")
+        return Finding(name, Mode.MODEL, State.MISSING, f"{path}: not a socket", "another path")
     if not os.access(path, os.W_OK):
-        found = f"{path}: mode {_mode(path):04o}, not for this user"
-        mend = "become its owner, or for VMMs: join its group"
-        return Finding(name, Setting.MODEL, denied, found, mend)
+        found = f"{path}: mode {_mode(path):04o}, no access for this user"
+        fix = "run as its owner; for VMMs: or join its group"
+        return Finding(name, Mode.MODEL, denied, found, fix)
     return None
 
 

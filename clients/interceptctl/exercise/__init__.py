@@ -1,7 +1,8 @@
-"""A fake VMM with fake guests that drives a real daemon and checks every answer against what is true.
+"""The exerciser: a fake VMM with fake guests drives a real daemon over its socket and checks every answer.
 
-Owns the exercise, from the plain model (`truth`) to what is shown of it; must not know how the daemon works:
-all it sees is the wire. In the order of reading: `clock`, `history`, `world`, `truth` and `judge` say what is
-right; `layout`, `vmm`, `turmoil`, `notifier` and `guest` make things happen; `exercise` puts them together;
-`live` and `summary` show it; `daemon_process` and `command` make it a program.
+It looks at the wire: was each answer true at some instant between request and reply? Owns the exercise, from
+the history of what is true (`truth`) to its output; must not know how the daemon works. In reading
+order: `clock`, `history`, `world`, `truth` and `judge` say what is right; `layout`, `vmm`, `workload`,
+`notifier` and `guest` act; `exercise` puts them together; `live` and `summary` show
+it; `daemon_process` and `command` make it a program.
 """

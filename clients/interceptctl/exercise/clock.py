@@ -1,7 +1,7 @@
-"""Logical time: one count for all that this process sends and hears.
+"""Logical time: one counter for everything that this process sends and receives.
 
-Owns the count, and which questions are still to be judged; must not know what they are about. No tick is
-given out twice, so of any two sends and receives it is known which came first.
+Owns the counter, and which questions have not been judged yet; must not know what they are about. Ticks are
+unique, so any two sends and receives are ordered.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class During(NamedTuple):
-    """All instants from one tick to another, as between a question and its answer."""
+    """All instants between two ticks, such as a question and its answer."""
 
     first: int
     last: int
@@ -23,16 +23,16 @@ class Clock:
 
     def __init__(self) -> None:
         self._now = 0
-        self._open: dict[int, None] = {}  # by tick, oldest first: they are inserted in order
+        self._open: dict[int, None] = {}  # by tick, oldest first: inserted in order
 
     def tick(self) -> int:
-        """The tick of something that is sent or heard now."""
+        """The tick of something sent or received now."""
         self._now += 1
         return self._now
 
     @contextmanager
     def question(self) -> Iterator[int]:
-        """The tick at which a question is sent; what was true since then is kept until the block ends."""
+        """The tick at which a question is sent. History since then is kept until the block ends."""
         asked = self.tick()
         self._open[asked] = None
         try:
@@ -42,5 +42,5 @@ class Clock:
 
     @property
     def horizon(self) -> int:
-        """No question, open or to come, is about a time before this one."""
+        """No open or future question is about a time before this."""
         return next(iter(self._open), self._now)

@@ -1,4 +1,4 @@
-"""`interceptctl exercise`: its options and exit status.
+"""`interceptctl exercise`: its options and exit code.
 
 Owns the command line of the exercise; must not know what it does.
 """
@@ -15,7 +15,7 @@ from intercept_protocol.text import visible
 from interceptctl import units
 from interceptctl.completion import SOCKET_PATH
 
-from .memory import Setting
+from .memory import Mode
 from .scenario import DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scenario
 
 
@@ -24,7 +24,7 @@ from .scenario import DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scen
     "--vmm-socket",
     metavar="PATH",
     type=SOCKET_PATH,
-    help="Exercise the daemon that listens there, not one of our own.",
+    help="Exercise the daemon on this socket instead of starting a private one.",
 )
 @click.option("--vps", type=click.IntRange(1, MOST_VPS), default=DEFAULT_VPS, show_default=True)
 @click.option(
@@ -32,17 +32,17 @@ from .scenario import DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scen
     type=click.Choice(["live", "declared"]),
     default="live",
     show_default=True,
-    help="What the VMM maps: this process's own memory, or VMAs that it only declares.",
+    help="live: the VMM maps real memory of this process. declared: it only declares VMAs.",
 )
-@click.option("--seed", type=int, default=DEFAULT_SEED, show_default=True, help="What every task draws from.")
-@click.option("--steps", type=click.IntRange(1), help="End after this many changes by the VMM.")
+@click.option("--seed", type=int, default=DEFAULT_SEED, show_default=True, help="Seed of all random choices.")
+@click.option("--steps", type=click.IntRange(1), help="Stop after this many changes by the VMM.")
 @click.option(
     "--seconds",
     type=click.FloatRange(0, min_open=True),
-    help=f"End after this time.  [default: {DEFAULT_SECONDS:g}, or no limit with --steps]",
+    help=f"Stop after this time.  [default: {DEFAULT_SECONDS:g}, or no limit with --steps]",
 )
-@click.option("--quiet", is_flag=True, help="Print the verdict alone.")
-@click.option("--json", "as_json", is_flag=True, help="For scripts: print the report alone, as JSON.")
+@click.option("--quiet", is_flag=True, help="Print only the verdict.")
+@click.option("--json", "as_json", is_flag=True, help="Print only the report, as JSON.")
 def exercise_command(
     *,
     vmm_socket: str | None,
@@ -56,25 +56,27 @@ def exercise_command(
 ) -> None:
     """Drive a daemon with a fake VMM and fake guests, and check every answer.
 
-    The VMM maps, unmaps, protects and remaps parts of several BARs and RAM while its VPs run. What a guest is
-    told must have been true at some instant between its request and the answer, and after an acknowledged
-    invalidation no guest may reach the old frames. Exit status 1 if one did.
+    The VMM maps, unmaps, protects and remaps parts of several BARs and of RAM while its VPs run. Every answer
+    must have been true at some instant between request and reply, and after an acknowledged invalidation no
+    guest may reach the old frames. Exit code 1 if any check fails.
     """
-    from . import program, summary  # noqa: PLC0415 - they import trio, which no other command waits for
+    from . import program, summary  # noqa: PLC0415 - they import trio, which slows the start
 
     if steps is None and seconds is None:
         seconds = DEFAULT_SECONDS
-    setting = Setting.LIVE if memory == "live" else Setting.DECLARED
-    scenario = Scenario(seed=seed, vps=vps, steps=steps, seconds=seconds, setting=setting)
+    mode = Mode.LIVE if memory == "live" else Mode.DECLARED
+    scenario = Scenario(seed=seed, vps=vps, steps=steps, seconds=seconds, mode=mode)
     console = Console(highlight=False, emoji=False, markup=False)
     if not (quiet or as_json):
-        console.print(
-            f"exercising {visible(vmm_socket or 'a private daemon')} with {units.of(vps, 'VP')}, seed {seed}"
-        )
-        console.print(f"setting: {setting.title}")
+        console.print(f"{_daemon(vmm_socket)}: {units.of(vps, 'VP')}, seed {seed}")
+        console.print(f"mode: {mode.title}")
     report = program.run(vmm_socket, scenario, None if quiet or as_json else console)
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(report), indent=2))
     else:
         console.print(summary.verdict(report) if quiet else summary.summary(report))
     raise SystemExit(0 if report.passed else 1)
+
+
+def _daemon(vmm_socket: str | None) -> str:
+    return "starting a private daemon" if vmm_socket is None else f"exercising {visible(vmm_socket)}"

@@ -1,7 +1,7 @@
-"""A daemon of our own, for as long as an exercise takes.
+"""A private daemon, for the duration of an exercise.
 
-Owns the process, its temporary directory and its log; must not know what it is asked. It is started by name:
-the operator's tool shares no code with the daemon. What configures another daemon is kept from it.
+Owns the process, its temporary directory and its log; must not know what requests it gets. It is started by
+name: the tool shares no code with the daemon. Settings meant for another daemon are not passed on.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import trio
 from interceptctl.private_environment import private_environment
 
 START_TIMEOUT: Final = 20.0
-"""Seconds until a daemon must listen; a machine that is busy with other things may take a few."""
+"""Seconds within which the daemon must listen; a busy machine may take a few."""
 END_TIMEOUT: Final = 20.0
-"""Seconds from SIGTERM until a daemon must be gone; it gives itself 5 to drain."""
+"""Seconds within which the daemon must exit after SIGTERM; it allows itself 5 to drain."""
 _LOOK_AGAIN: Final = 0.02
 _LOG_SHOWN: Final = 2000
 
@@ -30,19 +30,19 @@ REAL_DAEMON: Final = (sys.executable, "-m", "interceptd")
 
 
 class DaemonFailed(Exception):
-    """The daemon did not start, or not end, as it should; the text ends with the end of its log."""
+    """The daemon did not start or end properly; the message ends with the tail of its log."""
 
 
 @asynccontextmanager
 async def running_daemon(command: Sequence[str] = REAL_DAEMON) -> AsyncIterator[str]:
-    """A daemon that serves, as the path of its VMMs' socket; ended by SIGTERM, which must leave status 0.
+    """Run a daemon; yields the path of its VMM socket. It is ended by SIGTERM and must exit with status 0.
 
-    What the block raises goes on, with the end of the daemon's log as a note. Its own user is configured, for
-    that may be the overflow uid, as in many containers, which is refused otherwise.
+    Exceptions of the block propagate, with the tail of the daemon's log as a note. Our uid is put into
+    allowed_uids: in many containers it is the overflow uid, which is refused by default.
     """
     with tempfile.TemporaryDirectory(prefix="interceptd-") as directory:
         path, log = Path(directory, "vmm.sock"), Path(directory, "log")
-        with log.open("wb") as log_file:  # noqa: ASYNC230 - a file in a directory that we just made
+        with log.open("wb") as log_file:  # noqa: ASYNC230 - a local file in our own temporary directory
             process = await trio.lowlevel.open_process(
                 [*command, "serve", "--set", f"allowed_uids=[{os.geteuid()}]", "--socket", str(path)],
                 stdin=DEVNULL,
@@ -63,7 +63,7 @@ async def running_daemon(command: Sequence[str] = REAL_DAEMON) -> AsyncIterator[
 
 
 async def _wait_until_it_listens(process: trio.Process, path: Path, log: Path) -> None:
-    """Connect until it is answered: the daemon tells nobody that it is ready."""
+    """Connect until it works: nothing else says that the daemon is ready."""
     with trio.move_on_after(START_TIMEOUT):
         while process.poll() is None:
             try:
@@ -76,7 +76,7 @@ async def _wait_until_it_listens(process: trio.Process, path: Path, log: Path) -
 
 
 async def _end(process: trio.Process) -> int:
-    """SIGTERM, and SIGKILL when that does not help; the exit status."""
+    """Send SIGTERM, then SIGKILL if that has no effect; returns the exit status."""
     with trio.CancelScope(shield=True):
         process.terminate()
         with trio.move_on_after(END_TIMEOUT) as patience:

@@ -1,7 +1,7 @@
-"""Memory of the model setting: VMAs and host pages that are declared to the daemon, and stand for nothing.
+"""Memory in model mode: VMAs and host pages that are only declared to the daemon.
 
-Owns how the fake VMM's memory changes in this setting, and which host pages are new: none is ever used again,
-so that an old frame is known for one. Must not know regions or who looks.
+Owns how the fake VMM's memory changes in this mode, and the allocation of host pages: none is ever reused, so
+an old frame can be recognised. Must not know regions or guests.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The exercise itself: a fake VMM, its guests and its notifiers against the daemon behind a socket.
 
-Owns the order of things and who runs beside whom; must not know where the daemon comes from or how anything
-is shown.
+Owns what runs when, and concurrently with what; must not know where the daemon comes from or how anything is
+shown.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from .guest import Guest, Touch
 from .judge import Judge
 from .link import Link
 from .live_memory import LiveMemory
-from .memory import Memory, Setting
+from .memory import Memory, Mode
 from .notifier import FakeNotifier, disturb
 from .report import Report
 from .scenario import Scenario
 from .tally import Finding, Tally, VpTally, Wrong
 from .truth import Truth
 from .vmm import FakeVmm
-from .workload import Turmoil
+from .workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What somebody who watches may look at while the exercise runs."""
+    """What a live view may read while the exercise runs."""
 
     scenario: Scenario
     tally: Tally
@@ -44,15 +44,15 @@ class Progress:
 
 
 FINAL_TOUCH_EVERY: Final = 8
-"""Pages from one touch to the next in the final comparison, which looks at all of them."""
+"""The final comparison looks at every page, and touches every eighth."""
 
 Watch = Callable[[Progress], Awaitable[None]]
 
 
 async def exercise(path: str, scenario: Scenario, watch: Watch) -> Report:
-    """Exercise the daemon whose VMMs' socket is at `path`; `watch` runs beside it until it is cancelled.
+    """Exercise the daemon whose VMMs' socket is at `path`; `watch` runs concurrently until cancelled.
 
-    Raises what the clients raise where the daemon refuses or leaves; a wrong daemon is in the report.
+    Raises what the clients raise if the daemon refuses a request or goes away. The report has its faults.
     """
     started = time.perf_counter()
     clock = Clock()
@@ -61,13 +61,13 @@ async def exercise(path: str, scenario: Scenario, watch: Watch) -> Report:
     judge = Judge(truth, tally)
     async with AsyncExitStack() as connections:
         client = await connections.enter_async_context(open_vmm(path, name="exercise"))
-        partition = await client.call(scenario.setting.partition)
+        partition = await client.call(scenario.mode.partition)
         link = Link(client, clock, tally)
         memory: Memory
-        match scenario.setting:
-            case Setting.DECLARED:
+        match scenario.mode:
+            case Mode.DECLARED:
                 memory = DeclaredMemory(link, truth)
-            case Setting.LIVE:
+            case Mode.LIVE:
                 await live_memory.attach(client)
                 announcer = await connections.enter_async_context(open_notifier(path, partition))
                 memory = LiveMemory(link, announcer, truth, connections.enter_context(live_memory.arena()))
@@ -83,26 +83,27 @@ async def exercise(path: str, scenario: Scenario, watch: Watch) -> Report:
             return Guest(index, vp, vmm, clock=clock, judge=judge, tally=tally, rng=rng)
 
         guests = [await guest(index) for index in range(scenario.vps)]
-        turmoil = Turmoil(vmm, await notifier(), truth, tally, scenario.rng("turmoil"))
+        workload = Workload(vmm, await notifier(), truth, tally, scenario.rng("workload"))
         disturber = await notifier()
-        await turmoil.set_up()
+        await workload.set_up()
         async with trio.open_nursery() as watching:
             watching.start_soon(watch, Progress(scenario, tally, vmm))
-            await _run(scenario, tally, turmoil, guests, disturber)
-            await turmoil.wait_idle()
+            await _run(scenario, tally, workload, guests, disturber)
+            await workload.wait_idle()
             await _compare_all(vmm, truth, guests[0])
             watching.cancel_scope.cancel()
         statistics = await vmm.statistics()
     _compare_counts(tally, statistics.intercepts)
     seconds = time.perf_counter() - started
-    return Report.of(scenario.setting.title, scenario, tally, statistics, seconds)
+    return Report.of(scenario.mode.title, scenario, tally, statistics, seconds)
 
 
 async def _run(
-    scenario: Scenario, tally: Tally, turmoil: Turmoil, guests: list[Guest], disturber: FakeNotifier
+    scenario: Scenario, tally: Tally, workload: Workload, guests: list[Guest], disturber: FakeNotifier
 ) -> None:
-    """Everybody at once. Who is behind is waited for, but never while a range is shut: those who are to be
-    waited for may be waiting for it."""
+    """Run the VMM, its guests and its notifiers concurrently, at the same pace.
+
+    The VMM waits for guests that fall behind, but never while a range is shut: they may be waiting for it."""
     turns, guests_turns = trio.open_memory_channel[None](len(guests))
     nudges, disturbers_turns = trio.open_memory_channel[None](0)
     async with trio.open_nursery() as nursery, turns, nudges:
@@ -112,8 +113,8 @@ async def _run(
         rng, owed, burst = scenario.rng("bursts"), 0, 1
         deadline = trio.current_time() + scenario.time_limit
         while tally.steps < scenario.step_limit and trio.current_time() < deadline:
-            await turmoil.go_on()
-            owed += scenario.touches_a_deed
+            await workload.go_on()
+            owed += scenario.touches_per_action
             if owed >= burst:
                 for _ in range(owed):
                     await turns.send(None)
@@ -123,7 +124,7 @@ async def _run(
 
 
 async def _compare_all(vmm: FakeVmm, truth: Truth, guest: Guest) -> None:
-    """With everything quiet: what every page of every region leads to; then some of them are touched anew."""
+    """With no change in progress, check every page of every region, then touch some of them again."""
     for region in truth.regions:
         for gfn in range(region.gfns.start, region.gfns.end):
             await vmm.look("final comparison", gfn)
@@ -133,7 +134,7 @@ async def _compare_all(vmm: FakeVmm, truth: Truth, guest: Guest) -> None:
 
 
 def _compare_counts(tally: Tally, counted: dict[str, dict[str, int]]) -> None:
-    """Every intercept was answered once, and the daemon counted what the guests heard."""
+    """Every intercept was answered once, and the daemon's counters agree with the answers received."""
     for answer in Answer:
         heard, said = tally.answers[answer], counted[answer.outcome][answer.reason]
         if heard != said:
@@ -142,8 +143,8 @@ def _compare_counts(tally: Tally, counted: dict[str, dict[str, int]]) -> None:
                     Wrong.MISCOUNTED,
                     "statistics",
                     None,
-                    f"{answer}: {said} by the daemon's count",
-                    (f"{heard} heard by guests",),
+                    f"{answer}: {said} counted by the daemon",
+                    (f"{heard} received by guests",),
                     During(0, 0),
                 )
             )

@@ -1,6 +1,6 @@
-"""A fake guest: one VP that touches pages, and believes what it is told.
+"""A fake guest: one VP that touches pages and follows the answers.
 
-Owns what it touches and that it looks after every resume; must not know what is right or what changes.
+Owns what it touches, and the check after every resume; must not know what is right or what changes.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Guest:
         self._rng = rng
 
     async def run(self, turns: trio.MemoryReceiveChannel[None]) -> None:
-        """Do something for each turn; a page is asked for until it is decided."""
+        """Do one thing per turn; retry a page until it is decided."""
         async for _ in turns:
             touch = self._pick()
             if touch is None:
@@ -83,7 +83,7 @@ class Guest:
                 await self.touch(touch)
 
     async def touch(self, touch: Touch) -> None:
-        """Touch a page, as often as it takes."""
+        """Touch a page until the answer is not RETRY."""
         while await self._fault(touch) is Outcome.RETRY:
             pass
 
@@ -111,7 +111,7 @@ class Guest:
         return answer
 
     def _pick(self) -> Touch | None:
-        """Mostly where something is changing or where there is something; now and then elsewhere."""
+        """Mostly where something is changing or mapped; now and then elsewhere."""
         rng = self._rng
         access = rng.choices(_ACCESSES, _ACCESS_WEIGHTS)[0]
         match rng.choices(list(_Place), _PLACE_WEIGHTS)[0]:

@@ -1,7 +1,7 @@
-"""What one thing was, over logical time, as far as the one who changes it can know.
+"""The values of one thing over logical time, as far as the party that changes it can know.
 
-Owns the rule of uncertainty: of a change that was asked for at s and acknowledged at e, both the old and the
-new value are possible at every instant in [s, e]. Must not know what the values are.
+Owns the rule of uncertainty: if a change was requested at s and acknowledged at e, both the old and the new
+value are possible at every instant in [s, e]. Must not know what the values are.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Span(Generic[Value]):
 
 
 class History(Generic[Value]):
-    """One change at a time: the next is asked for when the last was acknowledged or refused."""
+    """One change at a time: the last must be acknowledged or refused before the next is requested."""
 
     __slots__ = ("_asked", "_past", "_settled")
 
@@ -42,26 +42,26 @@ class History(Generic[Value]):
         return self._settled.value
 
     def ask(self, value: Value, at: int) -> None:
-        """A change to `value` was requested: from now on it may be so."""
+        """A change to `value` was requested: it is possible from now on."""
         assert self._asked is None, "a change is under way"
         self._asked = Span(value, at)
 
     def acknowledge(self, at: int, horizon: int) -> None:
-        """The change was made: the old value is impossible now. What ended before `horizon` is forgotten."""
-        assert self._asked is not None, "nothing was asked"
+        """The change was made: the old value is now impossible. Spans from before `horizon` are dropped."""
+        assert self._asked is not None, "no change is under way"
         self._settled.until = at
         self._keep(self._settled, horizon)
         self._settled, self._asked = self._asked, None
 
     def refuse(self, at: int, horizon: int) -> None:
-        """The change was not made; it may have been there for a while, and is not any more."""
-        assert self._asked is not None, "nothing was asked"
+        """The change was refused: the new value was possible for a while, and no longer is."""
+        assert self._asked is not None, "no change is under way"
         self._asked.until = at
         self._keep(self._asked, horizon)
         self._asked = None
 
     def possible(self, during: During) -> list[tuple[Value, During]]:
-        """Every value that was possible at some instant of `during`, with when within it."""
+        """Every value that was possible at some instant of `during`, and when."""
         spans = [*self._past, self._settled]
         if self._asked is not None:
             spans.append(self._asked)

@@ -1,4 +1,4 @@
-"""Compares what a guest was told, and what it reaches, with the truth.
+"""Compares the answers that a guest got, and what it reaches, with the truth.
 
 Owns what counts as wrong, and its wording; must not know connections.
 """
@@ -16,14 +16,14 @@ from .world import Sight, rights_text
 
 
 class Judge:
-    """Every judgement is made while its question is open: the truth may forget it afterwards."""
+    """Judges while the question is open: afterwards the truth may drop that history."""
 
     def __init__(self, truth: Truth, tally: Tally) -> None:
         self._truth = truth
         self._tally = tally
 
     def not_memory(self, who: str, answer: AnyAnswer, during: During) -> None:
-        """Judge the answer to a message that is no fault on memory."""
+        """Judge the answer to a message that is not a memory fault."""
         if not _is_one_of(answer, {Answer.NOT_MEMORY}):
             right = (str(Answer.NOT_MEMORY),)
             self._tally.found(Finding(Wrong.UNTRUE_ANSWER, who, None, f"no memory: {answer}", right, during))
@@ -44,8 +44,8 @@ class Judge:
     def sight(
         self, who: str, gfn: int, seen: Sight | None, during: During, resumed_since: int | None
     ) -> None:
-        """Judge what a guest reaches. It may be nothing, unless it was told to go on: then, if nothing took
-        the page away since that question was asked, it is to be there."""
+        """Judge what a guest reaches. Reaching nothing is right, except after a resume: then the page must be
+        mapped, unless something revoked it since the intercept was sent."""
         self._tally.looks += 1
         if seen is not None:
             if seen not in self._truth.possible_sights(gfn, during):
@@ -54,7 +54,7 @@ class Judge:
             self._found(Wrong.LOST, who, gfn, "reaches nothing", during)
 
     def addition(self, slot: str, home: int, said: str, right: str) -> None:
-        """Judge whether a region was added: who adds knows its memory, so there is one right answer."""
+        """Judge whether a region was added: the VMM knows its memory, so there is one right answer."""
         if said != right:
             self._tally.found(Finding(Wrong.MISJUDGED, f"add of {slot}", home, said, (right,), During(0, 0)))
 
@@ -64,7 +64,7 @@ class Judge:
 
 
 def _is_one_of(answer: AnyAnswer, right: Set[Answer]) -> bool:
-    """A reason that only a later daemon knows is judged by its outcome (V-3)."""
+    """A reason that only a newer daemon knows is judged by its outcome (V-3)."""
     if isinstance(answer, LaterAnswer):
         return any(answer.outcome is one.outcome for one in right)
     return answer in right

@@ -1,7 +1,7 @@
-"""The fake machine: what memory its VMM has, and where its guest sees it.
+"""The fake machine: which memory its VMM has, and where its guest sees it.
 
-Owns sizes, places and rights, as data; must not know what is done with them. Memory of neighbouring BARs is
-adjacent in the VMM's address space, so that one unmap can reach over several.
+Owns sizes, addresses and rights, as data; must not know how they are used. Memory of neighbouring BARs is
+adjacent in the VMM's address space, so that one unmap can span several.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
 
 _BASE: Final = 0x1_0000_0000
-"""Far below where Linux places what it places freely, and far above a program: live memory is here too."""
+"""Live memory is mapped here too: far below where Linux maps by default, and far above the program."""
 READ_WRITE: Final = Access.READ | Access.WRITE
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A part of the VMM's address space that it maps and unmaps; `parts` are what it maps of it."""
+    """A range of the VMM's address space; the VMM maps and unmaps `parts` of it."""
 
     name: str
     parts: tuple[UaddrRange, ...]
@@ -33,7 +33,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place for one region; `homes` are the gfns at which it may start, one at a time."""
+    """Room for one region, which starts at one of the gfns `homes` at a time."""
 
     name: str
     kind: Literal["auto", "mmio", "movable", "pinned"]
@@ -54,7 +54,7 @@ NIC = Memory("nic", (_pages(0, 20), _pages(23, 41)), READ_WRITE, io=True)
 ROM = Memory("rom", (_pages(64, 16),), Access.READ, io=True)
 GPU = Memory("gpu", (_pages(80, 256),), READ_WRITE, io=True)
 RAM = Memory("ram", (_pages(0x1000, 700), _pages(0x1000 + 700, 400)), READ_WRITE, io=False)
-"""In two VMAs, whose border is no multiple of the 512 pages that one fault maps."""
+"""Two VMAs; their border is not a multiple of the 512 pages that one fault maps."""
 SHARED = Memory("shared", (_pages(0x2000, 32),), READ_WRITE, io=False)
 
 MEMORIES: Final = (NIC, ROM, GPU, RAM, SHARED)

@@ -1,8 +1,8 @@
-"""The fake VMM's one connection, with a tick for everything that goes over it.
+"""The fake VMM's connection; every request and reply on it gets a tick.
 
-Owns the order of requests, and counts those that change something. They take turns here, so that a tick is
-given out when the request really goes and not when somebody queues for it: no two of them overlap in logical
-time. Must not know what they mean.
+Owns the order of requests, and counts those that change something. Requests are serialised here, so a request
+gets its tick when it is sent, not when it is queued: no two overlap in logical time. Must not know what they
+mean.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Reply = TypeVar("Reply")
 
 
 class Edit(Protocol):
-    """A change of the truth that was asked for."""
+    """A requested change of the truth."""
 
     def acknowledge(self, at: int) -> None: ...
 
@@ -39,7 +39,7 @@ class Link:
         self._turn = trio.Lock()
 
     async def steer(self, call: Call[None]) -> None:
-        """A request that changes how the daemon works, and nothing of the truth."""
+        """A request that changes how the daemon works, but not the truth."""
         self._tally.steps += 1
         await self.ask(call)
 
@@ -49,14 +49,14 @@ class Link:
             return await self._client.call(call)
 
     async def change(self, call: Call[Reply], ask: Callable[[int], Edit]) -> Reply:
-        """A request that changes the truth: `ask` says how, given the tick at which it goes.
+        """A request that changes the truth: `ask` records how, given the tick at which it is sent.
 
-        Raises `WireError` when it is refused, and then the truth is as before.
+        Raises `WireError` if it is refused; the truth is then unchanged.
         """
         return await self.perform(partial(self._client.call, call), ask)
 
     async def perform(self, act: Callable[[], Awaitable[Reply]], ask: Callable[[int], Edit]) -> Reply:
-        """Like `change`, for one that is more than a request, or none."""
+        """Like `change`, for a change that takes more than one request, or none."""
         self._tally.steps += 1
         async with self._turn:
             edit = ask(self._clock.tick())
@@ -69,7 +69,7 @@ class Link:
         return reply
 
     async def look(self, call: Call[Reply], judge: Callable[[Reply, During], None]) -> None:
-        """A question about the truth: `judge` is given the answer, and when, while the question is open."""
+        """A question about the truth: `judge` gets the reply and its time while the question is open."""
         async with self._turn:
             with self._clock.question() as asked:
                 reply = await self._client.call(call)

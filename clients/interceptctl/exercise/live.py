@@ -1,6 +1,6 @@
-"""Watching an exercise: a live view in a terminal, a line a second elsewhere.
+"""Watching an exercise: a live view on a terminal, elsewhere one line per second.
 
-Owns the looks of what is going on; must not know what is right, nor change anything.
+Owns its layout; must not know what is right, nor change anything.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ async def watch_in_terminal(console: Console, progress: Progress) -> None:
 
 
 async def watch_by_lines(console: Console, progress: Progress) -> None:
-    """Print a line a second until cancelled."""
+    """Print one line per second until cancelled."""
     started = time.perf_counter()
     while True:
         await trio.sleep(LINE_EVERY)
@@ -43,13 +43,13 @@ async def watch_by_lines(console: Console, progress: Progress) -> None:
         console.print(f"{time.perf_counter() - started:4.0f} s  {_counters(progress, statistics)}")
 
 
-async def watch_nothing(progress: Progress) -> None:  # noqa: ARG001 - one form for all who watch
-    """For those who wait for the end."""
+async def watch_nothing(progress: Progress) -> None:  # noqa: ARG001 - the signature of all watchers
+    """Show nothing until the end."""
     await trio.sleep_forever()
 
 
 class _View:
-    """Remembers what it showed last, for the rates."""
+    """Keeps the last counts, to compute rates."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -1,7 +1,7 @@
-"""Memory of the live setting: this process's own mappings, changed by the system calls that a VMM would use.
+"""Memory in live mode: this process's own mappings, changed by the system calls that a VMM would use.
 
-Owns one sparse file, every page of which stands behind one uaddr once, so that an old frame is known for one;
-and wrapping each change in begin and end. Must not know regions or who looks.
+Owns one sparse file, each page of which is mapped at most once, so that an old frame can be recognised; and
+wraps each change in begin and end. Must not know regions or guests.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .truth import Truth
 from .world import Backing, Frame
 
 MAP_FIXED_NOREPLACE: Final = 0x100000
-"""include/uapi/asm-generic/mman-common.h: what is there already is an error, not a casualty."""
+"""include/uapi/asm-generic/mman-common.h: existing mappings make it fail instead of being replaced."""
 
 
 class LiveMemory:
-    """See `Memory`. Nothing of it is VM_IO: that takes a device's driver, so `io` changes nothing."""
+    """See `Memory`. None of it is VM_IO, which takes a device driver, so `io` is ignored."""
 
     def __init__(self, link: Link, notifier: NotifierClient, truth: Truth, file: int) -> None:
         self._link = link
@@ -42,7 +42,7 @@ class LiveMemory:
 
     async def map(self, uaddrs: UaddrRange, access: Access, *, io: bool) -> None:  # noqa: ARG002 - see the class
         first = Backing(Frame(self._backing, self._next_page), access, io=False)
-        self._next_page += uaddrs.page_count + 1  # the gap keeps two VMAs from becoming one
+        self._next_page += uaddrs.page_count + 1  # the gap keeps adjacent VMAs from merging
         os.ftruncate(self._file, self._next_page << PAGE_SHIFT)
 
         async def map_now() -> None:
@@ -65,7 +65,7 @@ class LiveMemory:
 
     async def protect(self, uaddrs: UaddrRange, access: Access) -> None:
         def protect_now() -> None:
-            for part in _without(uaddrs, self._truth.gaps(uaddrs)):  # mprotect stops at a hole
+            for part in _without(uaddrs, self._truth.gaps(uaddrs)):  # mprotect fails at a hole
                 libc.mprotect(part, access)
 
         await self._link.perform(
@@ -79,7 +79,7 @@ class LiveMemory:
 
 @contextmanager
 def arena() -> Iterator[int]:
-    """The file whose pages are mapped; what is left mapped of it goes with it."""
+    """The file whose pages are mapped; remaining mappings are removed with it."""
     file = os.memfd_create("interceptctl-exercise")
     try:
         yield file
@@ -90,7 +90,7 @@ def arena() -> Iterator[int]:
 
 
 async def attach(client: VmmClient) -> None:
-    """Let the daemon see this process's memory, and watch it where that is permitted."""
+    """Give the daemon access to this process's memory, and let it watch it where permitted."""
     with own_memory(Watch.IF_POSSIBLE) as memory:
         await client.call(AttachMemory(promise_begin_end=True), descriptors=memory.descriptors)
 

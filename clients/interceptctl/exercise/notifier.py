@@ -1,6 +1,6 @@
-"""The fake VMM's notifiers: ranges that are announced to be going, and kept shut.
+"""The fake VMM's notifiers: they announce invalidations and keep ranges shut.
 
-Owns that the truth is told of each begin and end. Must not know what changes meanwhile.
+Owns recording each begin and end in the truth. Must not know what changes in between.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class FakeNotifier:
         self._vmm = vmm
 
     async def invalidate(self, uaddrs: UaddrRange) -> None:
-        """Say that something happened at `uaddrs`."""
+        """Announce that something changed at `uaddrs`."""
         self._tally.steps += 1
         self._vmm.heat(uaddrs)
         invalidation = self._truth.ask_invalidation(uaddrs, self._clock.tick())
@@ -46,7 +46,7 @@ class FakeNotifier:
 
     @asynccontextmanager
     async def shutting(self, uaddrs: UaddrRange) -> AsyncIterator[None]:
-        """Within the block no guest reaches `uaddrs`, whatever is done to them."""
+        """Within the block no guest can reach `uaddrs`."""
         self._tally.steps += 1
         self._vmm.heat(uaddrs)
         invalidation = self._truth.ask_invalidation(uaddrs, self._clock.tick())
@@ -61,9 +61,9 @@ class FakeNotifier:
 
 
 async def disturb(notifier: FakeNotifier, turns: trio.MemoryReceiveChannel[None], rng: random.Random) -> None:
-    """A second thread of the VMM that announces what it likes, while the first goes its own ways.
+    """A second thread of the VMM that announces random ranges while the first changes memory.
 
-    It never announces pinned memory: that is a broken promise, and whether an add succeeds then is chance.
+    It never announces pinned memory: that breaks a promise, and makes the outcome of an add random.
     """
     memories = [memory for memory in MEMORIES if memory is not SHARED]
     async for _ in turns:

@@ -1,6 +1,6 @@
-"""One exercise as a program runs it: its own daemon or another's, watched or not, to a report.
+"""Runs one exercise: with a private daemon or a given one, with a live view or without.
 
-Owns who watches, and every way in which there is no report as a sentence and an exit status. Must not know
+Owns the choice of view, and turns every failure into an error message and an exit code. Must not know
 options.
 """
 
@@ -22,22 +22,22 @@ from .live import watch_by_lines, watch_in_terminal, watch_nothing
 from .report import Report
 from .scenario import Scenario
 
-_NO_CONVERSATION: Final = (ConnectionLost, ProtocolViolation, DaemonFailed, OSError)
+_UNREACHABLE: Final = (ConnectionLost, ProtocolViolation, DaemonFailed, OSError)
 
 
 def run(path: str | None, scenario: Scenario, watching: Console | None) -> Report:
-    """Exercise the daemon at `path`, or one of our own for None, showing how it goes on `watching`.
+    """Exercise the daemon at `path`, or a private one for None; `watching` shows the progress.
 
     Raises `operator_client.Refused` or `Unreachable` if the exercise could not be completed.
     """
     try:
         return trio.run(_exercise, path, scenario, _watch(watching))
     except ExceptionGroup as group:
-        expected, others = group.split((WireError, *_NO_CONVERSATION))
+        expected, others = group.split((WireError, *_UNREACHABLE))
         if others is not None or expected is None:
             raise
         raise _failure(_first(expected), expected, path) from group
-    except (WireError, *_NO_CONVERSATION) as error:
+    except (WireError, *_UNREACHABLE) as error:
         raise _failure(error, error, path) from error
 
 
@@ -55,7 +55,7 @@ def _watch(console: Console | None) -> Watch:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first that went wrong: the others follow from it."""
+    """The first error: the others follow from it."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -66,6 +66,6 @@ def _failure(
     error: BaseException, annotated: BaseException, path: str | None
 ) -> operator_client.Refused | operator_client.Unreachable:
     text = "\n".join((operator_client.sentence(error, path), *getattr(annotated, "__notes__", ())))
-    if isinstance(error, _NO_CONVERSATION):
+    if isinstance(error, _UNREACHABLE):
         return operator_client.Unreachable(text)
     return operator_client.Refused(f"refused: {text}")

@@ -1,4 +1,4 @@
-"""What an exercise found, as one value.
+"""The result of an exercise.
 
 Owns the figures of the summary and the verdict; must not know how they are shown.
 """
@@ -15,7 +15,7 @@ from .tally import Finding, Tally, Wrong
 
 
 class Took(msgspec.Struct, frozen=True, kw_only=True):
-    """So many intercepts, and how long they took in the daemon."""
+    """A number of intercepts, and how long they took in the daemon."""
 
     intercepts: int
     quantiles: Quantiles
@@ -26,12 +26,12 @@ class Took(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """`intercepts` is by outcome and reason, as the daemon counted it.
+    """`intercepts` is by outcome and reason, as counted by the daemon.
 
-    What it answered at once says how fast it is; what waited, how long the VMM kept its invalidations open.
+    `answered_at_once` shows how fast the daemon is; `waited`, how long the VMM kept its invalidations open.
     """
 
-    setting: str
+    mode: str
     seed: int
     vps: int
     steps: int
@@ -59,14 +59,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(
         cls,
-        setting: str,
+        mode: str,
         scenario: Scenario,
         tally: Tally,
         daemon: PartitionStatistics,
         seconds: float,
     ) -> Report:
         return cls(
-            setting=setting,
+            mode=mode,
             seed=scenario.seed,
             vps=scenario.vps,
             steps=tally.steps,

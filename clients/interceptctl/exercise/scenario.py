@@ -1,6 +1,6 @@
-"""How long an exercise is, how wide, and from which seed.
+"""The length, number of VPs and seed of an exercise.
 
-Owns the numbers that are chosen beforehand, with the defaults of `make run`; must not know what they do.
+Owns these parameters, with the defaults of `make run`; must not know their effects.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
-from .memory import Setting
+from .memory import Mode
 
 DEFAULT_SEED: Final = 1
 DEFAULT_VPS: Final = 8
 DEFAULT_SECONDS: Final = 12.0
 MOST_VPS: Final = 256
-"""What a daemon allows a partition, unless configured lower."""
+"""The most VPs that a daemon allows per partition, unless configured lower."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Ends after `steps` or `seconds`, whichever is first; None is no limit.
+    """Ends after `steps` or `seconds`, whichever comes first; None is no limit.
 
-    A step is one request of the VMM or a notifier that changes something; looking is none.
+    A step is one request of the VMM or of a notifier that changes something.
     """
 
     seed: int = DEFAULT_SEED
     vps: int = DEFAULT_VPS
     steps: int | None = None
     seconds: float | None = None
-    setting: Setting = Setting.LIVE
-    touches_a_deed: int = 3
-    """Guests and VMM keep pace: so many touches for each thing that the VMM does."""
+    mode: Mode = Mode.LIVE
+    touches_per_action: int = 3
+    """Touches by guests per action of the VMM, so that both keep pace."""
 
     @property
     def step_limit(self) -> float:
@@ -43,5 +43,5 @@ class Scenario:
         return math.inf if self.seconds is None else self.seconds
 
     def rng(self, who: str) -> random.Random:
-        """Each task draws from its own: what one does never depends on how fast another is."""
+        """Each task has its own generator, so its choices do not depend on the speed of another."""
         return random.Random(f"{self.seed}/{who}")

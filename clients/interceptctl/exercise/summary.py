@@ -1,6 +1,6 @@
-"""The last word on an exercise: a table that fits 80 columns, the counterexamples and one line of verdict.
+"""The summary of an exercise: a table that fits 80 columns, the counterexamples and a one-line verdict.
 
-Owns their looks; must not know how the figures came about.
+Owns their layout; must not know where the figures come from.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def verdict(report: Report) -> RenderableType:
     """The counterexamples, if any, and one line."""
     if report.passed:
         return Text(
-            f"PASS: no stale read in {report.intercept_count:,} intercepts and {report.looks:,} looks",
+            f"PASS: no stale read in {report.intercept_count:,} intercepts and {report.looks:,} page checks",
             style="bold green",
         )
     wrongs = ", ".join(f"{count} x {wrong}" for wrong, count in report.wrongs.items())
@@ -54,15 +54,15 @@ def _figures(report: Report) -> RenderableType:
     table.add_column(overflow="fold")
     stale = Text(f"{report.stale_reads:,}", style="bold red" if report.stale_reads else "bold green")
     rows: tuple[tuple[str, str | Text], ...] = (
-        ("setting", report.setting),
+        ("mode", report.mode),
         ("VPs, steps, seed", f"{report.vps}, {report.steps:,}, {report.seed}"),
-        ("mappings made", f"{report.map_calls:,} map calls"),
+        ("map calls", f"{report.map_calls:,}"),
         ("pages mapped", f"{report.pages_mapped:,} at the end"),
         ("invalidations", f"{report.invalidations:,}, which made {report.stale_attempts:,} attempts stale"),
-        ("looks at pages", f"{report.looks:,}"),
+        ("page checks", f"{report.looks:,}"),
         ("stale reads", stale),
         ("answered at once", _took(report.answered_at_once)),
-        ("waited for others", _took(report.waited)),
+        ("waited", _took(report.waited)),
         ("time", f"{report.seconds:.1f} s"),
     )
     for name, value in rows:
@@ -71,18 +71,18 @@ def _figures(report: Report) -> RenderableType:
 
 
 def _took(took: Took) -> str:
-    """In the daemon; no times of one that tells none."""
+    """The time in the daemon, if it reports times."""
     counted = units.of(took.intercepts, "intercept")
     if took.quantiles.p50_ns is None:
         return counted
     half, most = units.latency(took.quantiles.p50_ns), units.latency(took.quantiles.p99_ns)
-    return f"{counted}, half within {half}, 99 % within {most}"
+    return f"{counted}, p50 <= {half}, p99 <= {most}"
 
 
 def _finding(finding: Finding) -> RenderableType:
-    """What was told, and everything that would have been right; times are ticks of the logical clock."""
+    """What the guest got, and everything that would have been right. Times are ticks of the logical clock."""
     where = "" if finding.gfn is None else f" at gfn {finding.gfn:#x}"
     when = f"between {finding.during.first} and {finding.during.last}"
-    lines = [f"{finding.wrong}: {finding.who}{where} {when}", f"  told: {finding.told}"]
+    lines = [f"{finding.wrong}: {finding.who}{where} {when}", f"  got: {finding.told}"]
     lines += [f"  possible: {state}" for state in finding.possible]
     return Text("\n".join(lines))

@@ -1,7 +1,7 @@
-"""What has happened so far, in numbers.
+"""Counters of what happened so far.
 
 Owns the counters that the live view reads while the exercise runs, and the findings; must not know what is
-right. Findings beyond the first few are counted only.
+right. Findings beyond the first few are only counted.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ EVENTS_KEPT: Final = 8
 
 
 class Wrong(StrEnum):
-    """What can be wrong with a daemon. The first two are stale reads."""
+    """Faults of a daemon. The first two are stale reads."""
 
     UNTRUE_ANSWER = "untrue answer"
-    """A guest was told what was true at no instant between its request and the answer."""
+    """The answer was true at no instant between request and reply."""
     UNTRUE_SIGHT = "stale frame"
-    """A guest reached a frame, or had a right, that was not there."""
+    """A guest reached a frame, or had a right, that it must not have."""
     LOST = "lost mapping"
-    """A guest was told to go on, nothing was taken away, and it reached nothing."""
+    """A guest was resumed, nothing was revoked, and it reached nothing."""
     FAILED = "failed"
-    """A guest was told that going on would spin or lie; the exercise gives no cause."""
+    """The answer was FAIL, for which the exercise gives no cause."""
     MISJUDGED = "wrong refusal"
     """A region that should have been added was refused, or the other way round."""
     MISCOUNTED = "miscounted"
-    """Intercepts asked, answered and counted by the daemon are not the same number."""
+    """The numbers of intercepts sent, answered and counted by the daemon differ."""
 
 
 STALE = frozenset({Wrong.UNTRUE_ANSWER, Wrong.UNTRUE_SIGHT})
@@ -63,7 +63,7 @@ class Tally:
     answers: Counter[AnyAnswer] = field(default_factory=Counter)
     steps: int = 0
     looks: int = 0
-    """Times that a guest's view of a page was compared with what is true."""
+    """How often a guest's view of a page was compared with the truth."""
     wrongs: Counter[Wrong] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))

@@ -1,8 +1,8 @@
-"""The plain model: what is behind every page and what every gfn leads to, and what that was before.
+"""The exerciser's reference: what backs every page and what every gfn leads to, now and in the past.
 
-Owns which regions and VMAs there are, page by page, and every judgement of whether something can have been
-true. Pure: it is told when a change was asked for and acknowledged, and asked about instants between two
-ticks. Must not know connections or how a daemon does anything. It forgets what no open question can be about.
+Owns the regions and VMAs, page by page, and every judgement of whether something can have been true. Pure:
+the caller records when each change was requested and acknowledged, and asks about intervals of ticks. Must
+not know connections or how a daemon works. History that no open question can be about is dropped.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class State:
     region: Region | None
     backing: Backing | None
     shut: bool
-    """All that time the page lay in an invalidation that had begun and not ended."""
+    """Throughout, the page was in an invalidation that had begun and not ended."""
 
 
 @dataclass(slots=True)
 class Edit:
-    """A change that was asked for; it is acknowledged or refused once."""
+    """A requested change; it is acknowledged or refused once."""
 
     _truth: Truth
     _pages: list[History[Backing | None]]
@@ -59,7 +59,7 @@ class Edit:
 
 
 class Truth:
-    """See the module. Ticks come from `clock`, which also says what may be forgotten."""
+    """See the module. Ticks come from `clock`, which also says which history can be dropped."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -72,7 +72,7 @@ class Truth:
     def horizon(self) -> int:
         return self._clock.horizon
 
-    # ------------------------------------------------ what is, as far as it was acknowledged
+    # ------------------------------------------------ the present, as far as acknowledged
 
     @property
     def regions(self) -> list[Region]:
@@ -84,7 +84,7 @@ class Truth:
         return None if history is None else history.now
 
     def gaps(self, uaddrs: UaddrRange) -> list[UaddrRange]:
-        """The runs of `uaddrs` that nothing backs."""
+        """The unbacked runs of `uaddrs`."""
         runs: list[UaddrRange] = []
         for page in range(uaddrs.start, uaddrs.end):
             if self.backing(page) is None:
@@ -92,7 +92,7 @@ class Truth:
                 runs.append(UaddrRange(start=start, end=page + 1))
         return runs
 
-    # ------------------------------------------------ changes, each asked for `at` a tick
+    # ------------------------------------------------ changes, each requested `at` a tick
 
     def ask_map(self, uaddrs: UaddrRange, first: Backing, at: int) -> Edit:
         """A VMA over `uaddrs`, where nothing is; `first` is behind its first page, the rest follow it."""
@@ -128,22 +128,22 @@ class Truth:
         return Edit(self, [], gfns)
 
     def forget(self, region: Region) -> None:
-        """It is no region any more, or its add was refused."""
+        """The region was removed, or its add was refused."""
         del self._regions[region]
 
     def question(self) -> AbstractContextManager[int]:
-        """Within, nothing that touches what comes after its tick is forgotten."""
+        """Within the block, no history since its tick is dropped."""
         return self._clock.question()
 
     def disturbed(self, uaddrs: UaddrRange, since: int) -> bool:
-        """Whether an invalidation of some of these pages was under way at some instant since `since`."""
+        """Whether an invalidation of some of these pages was in progress at any time since `since`."""
         return any(
             each.uaddrs.overlaps(uaddrs) and max(each.gone, each.shut_until) >= since
             for each in self._invalidations
         )
 
     def ask_invalidation(self, uaddrs: UaddrRange, at: int) -> Invalidation:
-        """`uaddrs` is being taken from the guest; who asked sets `gone` and `shut_until`."""
+        """`uaddrs` is being revoked from the guest; the caller sets `gone` and `shut_until`."""
         horizon = self.horizon
         self._invalidations = [old for old in self._invalidations if max(old.gone, old.shut_until) >= horizon]
         invalidation = Invalidation(uaddrs, asked=at, gone=FOREVER)
@@ -153,7 +153,7 @@ class Truth:
                 region.hits.append(invalidation)
         return invalidation
 
-    # ------------------------------------------------ what can have been
+    # ------------------------------------------------ what was possible
 
     def possible_answers(self, gfn: int, access: Access, during: During) -> frozenset[Answer]:
         """Every answer that was right at some instant of `during`, besides "ask again"."""
@@ -173,7 +173,7 @@ class Truth:
         return {something for something in seen if something is not None}
 
     def touched(self, gfn: int, during: During) -> bool:
-        """Whether anything in `during` can have taken a mapping of `gfn` away."""
+        """Whether anything in `during` can have revoked a mapping of `gfn`."""
         layouts = self._layout_of(gfn).possible(during)
         return len(layouts) > 1 or any(
             region is not None and self._invalidated(region.uaddr_page(gfn), during) for region, _ in layouts
@@ -204,8 +204,8 @@ class Truth:
     def _shut(self, page: int, during: During) -> bool:
         """Whether invalidations that had begun and not ended cover `during` without a gap.
 
-        Between an end that is sent and the next begin that is acknowledged the page may be free for an
-        instant, even if the two ticks follow each other.
+        Between sending an end and the acknowledgement of the next begin the page may be free for an instant,
+        even if the two ticks are adjacent.
         """
         shut = sorted((each.gone, each.shut_until) for each in self._invalidations if page in each.uaddrs)
         reached = during.first
@@ -238,8 +238,8 @@ _NO_REGION_EVER: History[Region | None] = History(None)
 
 
 def _answers(state: State, gfn: int, access: Access) -> frozenset[Answer]:
-    """What is right in one state. A pinned region that was hit maps nothing again: pages that were not in
-    the range stay as they are, the others are gone for good."""
+    """The right answers in one state. A pinned region that was hit maps nothing again: pages inside the range
+    are gone for good, the others stay as they are."""
     right = decide(state.region, state.backing, access)
     region = state.region
     if (

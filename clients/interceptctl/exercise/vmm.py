@@ -1,7 +1,7 @@
-"""The fake VMM: its regions, its levers, and looking where its guest looks.
+"""The fake VMM: its regions, its controls, and checks of what its guest reaches.
 
-Owns that every change which takes something from the guest is followed by a look at what is left. Must not
-know when what is done, nor how memory changes.
+Owns the check after every change that revokes something from the guest. Must not know when what is done, nor
+how memory changes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from .truth import Truth
 from .world import Frame, Region, Sight, kind_of
 
 PROBES: Final = 4
-"""Pages that are looked at of a larger range; of a smaller one it is all."""
+"""How many pages of a range are checked; all of them if there are no more."""
 
 
 class FakeVmm:
-    """`hot` are the gfns where something changes just now: guests like to be there."""
+    """`hot` are the gfns where something is changing: guests prefer them."""
 
     def __init__(self, link: Link, memory: Memory, truth: Truth, judge: Judge) -> None:
         self.hot = GfnRange(start=0, end=1)
@@ -58,7 +58,7 @@ class FakeVmm:
     # ------------------------------------------------ regions
 
     async def add(self, slot: Slot, home: int) -> None:
-        """Add the slot's region at `home`, or be refused where that is right."""
+        """Add the slot's region at `home`, and judge whether it is added or refused."""
         kind = self._kind_of(slot)
         region = Region(slot.gfns(home), slot.uaddrs, kind, slot.kind == "auto", slot.access)
         right = f"added as {kind}" if self._can_be_added(slot) else "refused"
@@ -80,7 +80,7 @@ class FakeVmm:
                     raise
                 said = "refused"
                 if slot.kind == "pinned" and self._truth.disturbed(slot.uaddrs, asked):
-                    right = said  # it was being populated when that came
+                    right = said  # it was being populated when the invalidation came
         self._judge.addition(slot.name, home, said, right)
 
     async def remove(self, region: Region) -> None:
@@ -95,10 +95,10 @@ class FakeVmm:
 
     @property
     def shown(self) -> list[GfnRange]:
-        """The gfns of every region that there is."""
+        """The gfns of all current regions."""
         return [region.gfns for region in self._truth.regions]
 
-    # ------------------------------------------------ levers
+    # ------------------------------------------------ controls
 
     async def set_policy(self, granularity: MmioGranularity) -> None:
         await self._link.steer(messages.SetPolicy(mmio_granularity=granularity))
@@ -110,7 +110,7 @@ class FakeVmm:
     async def statistics(self) -> PartitionStatistics:
         return await self._link.ask(messages.Statistics())
 
-    # ------------------------------------------------ looking
+    # ------------------------------------------------ checks
 
     async def look(self, who: str, gfn: int, resumed_since: int | None = None) -> None:
         """Judge what the guest reaches at `gfn`; see `Judge.sight`."""
@@ -121,7 +121,7 @@ class FakeVmm:
         await self._link.look(messages.Translate(gfn=gfn), judge)
 
     async def probe(self, uaddrs: UaddrRange, why: str) -> None:
-        """Look at `uaddrs` through every region that shows some of them."""
+        """Check `uaddrs` through every region that shows some of them."""
         for gfns in self._showing(uaddrs):
             await self._probe_gfns(gfns, why)
 
@@ -138,7 +138,7 @@ class FakeVmm:
         showing = (region.gfns_of(uaddrs) for region in self._truth.regions)
         return [gfns for gfns in showing if gfns is not None]
 
-    # ------------------------------------------------ what is right to expect
+    # ------------------------------------------------ expectations
 
     def _kind_of(self, slot: Slot) -> RegionKind:
         backing = self._truth.backing(slot.uaddrs.start)
@@ -147,7 +147,7 @@ class FakeVmm:
         return RegionKind.MMIO if backing is None else kind_of(backing)
 
     def _can_be_added(self, slot: Slot) -> bool:
-        """A kind cannot be read off nothing, and what is not all there and readable cannot be pinned."""
+        """`auto` needs a backing to infer the kind from; `pinned` needs all pages backed and readable."""
         match slot.kind:
             case "auto":
                 return self._truth.backing(slot.uaddrs.start) is not None
@@ -159,7 +159,7 @@ class FakeVmm:
 
 
 def sample(gfns: GfnRange) -> Sequence[int]:
-    """All of a small range; of a larger one both ends and pages spread between them."""
+    """All pages of a small range; both ends and pages in between of a larger one."""
     if gfns.page_count <= PROBES:
         return range(gfns.start, gfns.end)
     last = gfns.page_count - 1

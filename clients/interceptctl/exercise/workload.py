@@ -1,6 +1,6 @@
-"""What the fake VMM does, one random thing after another.
+"""The workload: random actions of the fake VMM, one after the other.
 
-Owns the choice of what is changed and how much of it; must not know what follows from it.
+Owns the choice of what is changed and how much of it; must not know the consequences.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ WEIGHTS: Final[Mapping[Action, int]] = {
 _RIGHTS: Final = (Access.READ | Access.WRITE, Access.READ, Access.NONE, Access.READ | Access.EXECUTE)
 _RIGHTS_WEIGHTS: Final = (50, 30, 10, 10)
 _MEMORY_WEIGHTS: Final = tuple(2 if memory is SHARED else 20 for memory in MEMORIES)
-"""Memory of a pinned region should stay; a VMM that breaks this promise is seldom."""
+"""A VMM promises to keep the memory of a pinned region; breaking the promise is exercised, but rarely."""
 
 
-class Turmoil:
+class Workload:
     def __init__(
         self, vmm: FakeVmm, notifier: FakeNotifier, truth: Truth, tally: Tally, rng: random.Random
     ) -> None:
@@ -69,7 +69,7 @@ class Turmoil:
         self._rng = rng
 
     async def set_up(self) -> None:
-        """All memory mapped, every slot with its region at its first home."""
+        """Map all memory, and add every slot's region at its first home."""
         for memory in MEMORIES:
             for part in memory.parts:
                 await self._vmm.map(part, memory.access, io=memory.io)
@@ -77,13 +77,13 @@ class Turmoil:
             await self._vmm.add(slot, slot.homes[0])
 
     async def wait_idle(self) -> None:
-        """Every slot with a region again, where its memory allows it."""
+        """Add the missing regions again, where the memory allows it."""
         for slot in SLOTS:
             if self._region(slot) is None:
                 await self._vmm.add(slot, slot.homes[0])
 
     async def go_on(self) -> None:
-        """Do one thing, which may take several requests or none."""
+        """Perform one random action, which may take several requests or none."""
         action = self._rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
         said = await self._do(action)
         self._tally.events.append(f"{action} {said}")
@@ -129,7 +129,7 @@ class Turmoil:
         return f"{memory.name} {piece}"
 
     async def _change_region(self, action: Action, slot: Slot) -> str:
-        """Add what is not there, or take away what is; a pinned region that dangles is always replaced."""
+        """Add a missing region, or remove or move an existing one; always replace a dangling one."""
         region = self._region(slot)
         if action is not Action.ADD and region is not None:
             await self._vmm.remove(region)
@@ -144,7 +144,7 @@ class Turmoil:
         return slot.name
 
     async def _replace(self, memory: Memory, piece: UaddrRange) -> None:
-        """Other frames at the same place, as MAP_FIXED does; what is no part of the memory stays a hole."""
+        """Map other frames at the same addresses, as MAP_FIXED does; holes between the parts stay."""
         await self._vmm.unmap(piece)
         for part in memory.parts:
             inside = piece.clip(part)
@@ -157,7 +157,7 @@ class Turmoil:
             await self._map(memory, self._rng.choice(gaps))
 
     async def _map(self, memory: Memory, uaddrs: UaddrRange) -> None:
-        """Now and then with fewer rights, or as the other kind of memory, which `auto` regions notice."""
+        """Sometimes with fewer rights, or as the other kind of memory, which affects `auto` regions."""
         access = Access.READ if self._rng.random() < 0.1 else memory.access
         io = memory.io if self._rng.random() < 0.95 else not memory.io
         await self._vmm.map(uaddrs, access, io=io)

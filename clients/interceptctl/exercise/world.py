@@ -1,7 +1,7 @@
-"""What a VMM has and its guest sees, and what the rules say about one access in one state of them.
+"""The state of a VMM's memory and regions, and the right answers to one access in one state.
 
-Owns backings, regions and the decision; must not know time. This is the wire's promise written a second time,
-by page and without a thought for speed, so that the daemon is compared with something simpler than itself.
+Owns backings, regions and the decision; must not know time. This implements the protocol's promise a second
+time, page by page and without regard for speed: the daemon is compared with something simpler than itself.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Sight(NamedTuple):
 
 @dataclass(slots=True)
 class Invalidation:
-    """A uaddr range that was announced at `asked` and was beyond the guest's reach by `gone`.
+    """A uaddr range that was announced at `asked` and that no guest could reach from `gone` on.
 
-    From `gone` until `shut_until` nothing in it can be mapped: the time between begin and end.
+    From `gone` until `shut_until`, between begin and end, nothing in it can be mapped.
     """
 
     uaddrs: UaddrRange
@@ -63,13 +63,13 @@ class Invalidation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Region:
-    """One region from its add to its remove; added again, it is another one."""
+    """One region from its add to its remove; added again, it is a new one."""
 
     gfns: GfnRange
     uaddrs: UaddrRange
     kind: RegionKind
     inferred: bool
-    """The kind was read off the VMA (`auto`), and counts only while the VMA is of that kind."""
+    """The kind was inferred from the VMA (`auto`), and applies only while the VMA is of that kind."""
     access: Access
     hits: list[Invalidation] = field(default_factory=list, repr=False)
     """Invalidations of a pinned region, each of which broke the VMM's promise."""
@@ -78,7 +78,7 @@ class Region:
         return gfn - self.gfns.start + self.uaddrs.start
 
     def gfns_of(self, uaddrs: UaddrRange) -> GfnRange | None:
-        """The gfns at which the guest sees these uaddrs."""
+        """The gfns at which the guest sees the part of `uaddrs` that the region shows."""
         clipped = self.uaddrs.clip(uaddrs)
         if clipped is None:
             return None
@@ -87,12 +87,12 @@ class Region:
 
 
 def kind_of(backing: Backing) -> RegionKind:
-    """What `auto` makes of a VMA."""
+    """The kind that `auto` infers from a VMA."""
     return RegionKind.MMIO if backing.io else RegionKind.MOVABLE
 
 
 def rights(region: Region, backing: Backing) -> Access:
-    """Read and write are those of both. Execute is the region's, of what may be read."""
+    """Read and write need both rights. Execute is the region's, on readable pages."""
     both = region.access & backing.access & (Access.READ | Access.WRITE)
     return both | (region.access & Access.EXECUTE) if Access.READ in both else both
 
@@ -106,7 +106,7 @@ def sight(region: Region | None, backing: Backing | None) -> Sight | None:
 
 
 def decide(region: Region | None, backing: Backing | None, access: Access) -> frozenset[Answer]:
-    """The right answers to an access in this state, besides "ask again"."""
+    """The right answers to an access in this state, besides RETRY."""
     if region is None:
         return frozenset({Answer.NO_REGION})
     if access not in region.access:

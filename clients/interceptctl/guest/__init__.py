@@ -1,6 +1,6 @@
-"""A small VMM on KVM: flat guest programs, RAM, BARs that are passed through, one emulated device.
+"""A small VMM on KVM: flat guest programs, RAM, passed-through BARs, one emulated device.
 
 Owns what `interceptctl guest` runs and shows; the VMM's part of the intercept path is `intercept_client.kvm`.
-In the order of reading: `programs` is what guests do; `emulated` and `small_vmm` are the machine; `scenarios`
+In reading order: `programs` is what guests do; `emulated` and `small_vmm` are the machine; `scenarios`
 says what is right, `outcome` and `summary` show it, `command` makes it a program.
 """

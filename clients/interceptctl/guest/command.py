@@ -1,4 +1,4 @@
-"""`interceptctl guest`: its options and exit status.
+"""`interceptctl guest`: its options and exit code.
 
 Owns the command line; must not know KVM or what is shown.
 """
@@ -21,18 +21,18 @@ from interceptctl.completion import SOCKET_PATH
     "--vmm-socket",
     metavar="PATH",
     type=SOCKET_PATH,
-    help="Use the daemon that listens there, not one of our own.",
+    help="Use the daemon on this socket instead of starting a private one.",
 )
 @click.option(
     "--coverage",
     type=click.Choice(["announced", "watched"]),
     default="announced",
     show_default=True,
-    help="How unmaps reach the daemon: begin and end around them, or a userfaultfd alone.",
+    help="How the daemon learns of unmaps: announced by begin and end, or watched by userfaultfd only.",
 )
-@click.option("--list", "only_list", is_flag=True, help="Say which guests there are, and what they show.")
-@click.option("--quiet", is_flag=True, help="Print the verdict alone.")
-@click.option("--json", "as_json", is_flag=True, help="For scripts: print the report alone, as JSON.")
+@click.option("--list", "only_list", is_flag=True, help="List the guests and what each checks.")
+@click.option("--quiet", is_flag=True, help="Print only the verdict.")
+@click.option("--json", "as_json", is_flag=True, help="Print only the report, as JSON.")
 def guest_command(
     names: tuple[str, ...],
     vmm_socket: str | None,
@@ -42,13 +42,13 @@ def guest_command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Run real guests under KVM, whose memory the daemon decides; all, or those named.
+    """Run real guests under KVM whose memory is mapped by the daemon: all, or those named.
 
-    A small VMM maps BARs from memfds, runs flat guest programs on up to two vCPUs, serves the daemon's map
-    requests with memslots, and checks what the guests saw and wrote. Exit status 1 if something is not as it
-    must be, 4 if there is no KVM here.
+    A small VMM maps BARs from memfds, runs small guest programs on up to two vCPUs, carries out the daemon's
+    map requests with memslots, and checks what the guests saw and wrote. Exit code 1 if a check fails, 4 if
+    KVM is not available.
     """
-    from . import program, summary  # noqa: PLC0415 - they import trio, which no other command waits for
+    from . import program, summary  # noqa: PLC0415 - they import trio, which slows the start
 
     scenarios = program.select(names)
     console = Console(highlight=False, emoji=False, markup=False)

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Final
 
 REPORTS_KEPT: Final = 4096
-"""A guest that watches reports tens of thousands a second; older ones are counted and dropped."""
+"""A guest can report tens of thousands of values per second; older ones are counted and dropped."""
 PATIENCE: Final = 20.0
-"""Seconds that somebody waits for a report before it counts as not coming."""
+"""Seconds to wait for a report before giving up."""
 
 
 class Reports:
-    """A port that keeps what guests write there. Thread-safe."""
+    """A port that records what guests write to it. Thread-safe."""
 
     def __init__(self) -> None:
         self._news = threading.Condition()
@@ -35,30 +35,30 @@ class Reports:
 
     @property
     def count(self) -> int:
-        """How many came until now."""
+        """How many reports came so far."""
         with self._news:
             return self._count
 
     @property
     def kept(self) -> list[int]:
-        """The latest, oldest first."""
+        """The latest reports, oldest first."""
         with self._news:
             return list(self._kept)
 
     def clear(self) -> None:
-        """Forget what is kept; the count goes on."""
+        """Drop the recorded reports; the count continues."""
         with self._news:
             self._kept.clear()
 
     def wait(self, more: int = 1) -> list[int]:
-        """Block until that many more have come; returns them. TimeoutError if they do not come."""
+        """Block until `more` further reports have come; returns them. Raises TimeoutError."""
         with self._news:
             first = self._count
             self._wait(lambda: self._count >= first + more)
             return list(self._kept)[-more:]
 
     def wait_for(self, value: int) -> None:
-        """Block until `value` is reported from now on; TimeoutError if it is not."""
+        """Block until `value` is reported from now on. Raises TimeoutError."""
         with self._news:
             self._kept.clear()
             self._wait(lambda: value in self._kept)

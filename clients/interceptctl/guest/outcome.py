@@ -1,6 +1,6 @@
-"""What came of one scenario: per vCPU and altogether.
+"""The result of one scenario, per vCPU and overall.
 
-Owns the figures that are shown or printed as JSON; must not know how they came about.
+Owns the figures that are shown or printed as JSON; must not know where they come from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class VcpuOutcome(msgspec.Struct, frozen=True, kw_only=True):
     forwarded: int
     replayed: int
     first_touch_us: list[float]
-    """From each exit that led to a map until the guest could run on."""
+    """For each exit that led to a map, the time until the guest could continue."""
 
     @property
     def first_touch_median_us(self) -> float | None:
@@ -37,7 +37,7 @@ class ScenarioOutcome(msgspec.Struct, frozen=True, kw_only=True):
     expects: str
     passed: bool
     found: str
-    """What was found, in words; next to what was expected if it failed."""
+    """What was observed; shown next to `expects` if it failed."""
     seconds: float
     memslots: int
     vcpus: list[VcpuOutcome]

@@ -1,6 +1,6 @@
-"""Playing scenarios: a fresh guest each, and what came of it.
+"""Runs scenarios, each with a fresh guest.
 
-Owns the VMM's life and the figures around a scenario; must not know what is expected.
+Owns the lifetime of the VMM and the figures of a scenario; must not know what is expected.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MMIO_EXITS = "mmio_exits"
 def play_all(
     path: str, coverage: Coverage, scenarios: Sequence[Scenario], tell: Callable[[str], None]
 ) -> GuestReport:
-    """Play them one after the other at the daemon that listens at `path`.
+    """Run them one after the other with the daemon at `path`.
 
-    `tell` hears of each as it ends. Raises `KvmUnavailable`, or what a connection raises.
+    `tell` is called with a line for each as it ends. Raises `KvmUnavailable`, or what a connection raises.
     """
     outcomes = []
     for scenario in scenarios:
@@ -61,7 +61,7 @@ def _play(path: str, coverage: Coverage, scenario: Scenario) -> ScenarioOutcome:
 
 
 def _mmio_exits(vmm: SmallVmm, index: int) -> int | None:
-    """KVM's own count since the vCPU was made."""
+    """KVM's own count since the vCPU was created."""
     with ExitStack() as opened:
         try:
             statistics = opened.enter_context(closing(vmm.vcpus[index].vcpu.statistics()))

@@ -1,6 +1,6 @@
-"""Guests as a program runs them: with its own daemon or another's, to a report.
+"""Runs guests with a private daemon or a given one.
 
-Owns every way in which there is no report, as a sentence and an exit status. Must not know options.
+Turns every failure into an error message and an exit code. Must not know options.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .outcome import GuestReport
 from .playing import play_all
 from .scenarios import SCENARIOS, Scenario
 
-_NO_CONVERSATION: Final = (ConnectionLost, ProtocolViolation, DaemonFailed, OSError)
+_UNREACHABLE: Final = (ConnectionLost, ProtocolViolation, DaemonFailed, OSError)
 
 
 class NoKvm(click.ClickException):
@@ -30,34 +30,34 @@ class NoKvm(click.ClickException):
 
 
 def select(names: Sequence[str]) -> Sequence[Scenario]:
-    """Those of that name, or all; a name that is none is the command line's error."""
+    """The scenarios with these names, or all; raises UsageError for an unknown name."""
     known = {scenario.name: scenario for scenario in SCENARIOS}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise click.UsageError(f"no guest {unknown[0]!r}; there are: {', '.join(known)}")
+        raise click.UsageError(f"unknown guest {unknown[0]!r}; the guests are: {', '.join(known)}")
     return [known[name] for name in names] or SCENARIOS
 
 
 def run(
     path: str | None, coverage: str, scenarios: Sequence[Scenario], tell: Callable[[str], None]
 ) -> GuestReport:
-    """Play at the daemon at `path`, or one of our own for None.
+    """Run the scenarios with the daemon at `path`, or a private one for None.
 
     Raises `NoKvm`, and `operator_client.Refused` or `Unreachable` if the guests could not run to the end.
     """
     play = partial(play_all, coverage=Coverage[coverage.upper()], scenarios=scenarios, tell=tell)
     try:
         Machine.open().close()
-        return play(path) if path is not None else trio.run(_with_own_daemon, play)
+        return play(path) if path is not None else trio.run(_with_private_daemon, play)
     except KvmUnavailable as error:
-        raise NoKvm(f"no guest can run here: {error}") from error
-    except _NO_CONVERSATION as error:
+        raise NoKvm(f"cannot run guests: {error}") from error
+    except _UNREACHABLE as error:
         raise operator_client.Unreachable(_text(error, path)) from error
     except WireError as error:
         raise operator_client.Refused(f"refused: {_text(error, path)}") from error
 
 
-async def _with_own_daemon(play: Callable[[str], GuestReport]) -> GuestReport:
+async def _with_private_daemon(play: Callable[[str], GuestReport]) -> GuestReport:
     async with running_daemon() as path:
         return await trio.to_thread.run_sync(play, path)
 

@@ -1,9 +1,8 @@
-"""Guest programs: their source, and the bytes that it assembles to.
+"""Guest programs: their source, and the bytes it assembles to.
 
-Owns the programs; must not know who runs them. 32-bit code that runs anywhere, in flat memory
-(`kvm.registers`), without a stack. What they work on comes in registers. No assembler is needed to run them;
-where there is one, a test checks that source and bytes agree: `as --32` with `.intel_syntax noprefix` and
-`.code32`.
+Owns the programs; must not know who runs them. Position-independent 32-bit code in flat memory
+(`kvm.registers`), without a stack; arguments come in registers. No assembler is needed to run them; a test
+checks that source and bytes agree if there is one: `as --32` with `.intel_syntax noprefix` and `.code32`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 REPORT_PORT: Final = 0x10
-"""Where programs say something to the host."""
+"""The port on which programs report values to the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ next_word:
 
 WATCH: Final = Program(
     "watch",
-    "reports the word at esi, for ever",
+    "reports the word at esi, forever",
     """
 next:
     mov   eax, [esi]
@@ -124,7 +123,7 @@ JUMP: Final = Program(
 
 TRIPLE_FAULT: Final = Program(
     "triple fault",
-    "raises an exception that nobody handles",
+    "raises an exception without a handler",
     """
     ud2
 """,

@@ -1,7 +1,7 @@
-"""The scenarios: which guest programs run on which memory, what the host does meanwhile, and what must come
-of it.
+"""The scenarios: which guest programs run on which memory, what the host does meanwhile, and the expected
+result.
 
-Owns the expectations; must not know how they are shown. Each begins with a fresh guest.
+Owns the expectations; must not know how they are shown. Each starts with a fresh guest.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from .programs import COUNT, JUMP, PATTERN, STORE, SWEEP, TRIPLE_FAULT, WATCH
 from .small_vmm import READ_WRITE, SCRATCH_GPA, Bar, SmallVmm
 
 STOP_SECONDS: Final = 60.0
-"""Until a program that ends must have ended."""
+"""Seconds within which a program must halt."""
 BAR_PAGES: Final = 256
 FLOATING: Final = 0xFFFF_FFFF
 OURS: Final = 0x42
 ELSEWHERE: Final = 0x800
-"""A gfn where no scenario puts its BAR first."""
+"""A gfn at which no scenario places its BAR initially."""
 INCREMENTS: Final = 2000
 READS: Final = 50
 
 
 class Unexpected(Exception):
-    """The scenario found something else; the text says what."""
+    """The scenario observed something else; the message says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Scenario:
     name: str
     expects: str
     play: Callable[[SmallVmm], str]
-    """Run it; returns what was found, or raises `Unexpected`."""
+    """Run it; returns what was observed, or raises `Unexpected`."""
     granularity: MmioGranularity = MmioGranularity.VMA
 
 
@@ -49,7 +49,7 @@ def _sweep(vmm: SmallVmm, intercepts: int) -> str:
     bar = vmm.add_bar(BAR_PAGES)
     guest = vmm.add_vcpu(SWEEP, esi=bar.gpa, ecx=BAR_PAGES, ebx=2)
     _ended(vmm.start())
-    _require(bar.word(PAGE_SIZE) == 2, f"a page was counted up {bar.word(PAGE_SIZE)} times in 2 rounds")
+    _require(bar.word(PAGE_SIZE) == 2, f"a page was incremented {bar.word(PAGE_SIZE)} times in 2 rounds")
     taken = guest.tally.intercepts.total() - 1  # one for the program's own page
     _require(taken == intercepts, f"{taken} intercepts")
     return f"{taken} intercept{'s' if taken > 1 else ''} for {2 * BAR_PAGES} accesses"
@@ -71,8 +71,8 @@ def _pattern(vmm: SmallVmm) -> str:
     found = bar.read(0, 8) + bar.read(4094, 4) + bar.read(8188, 8)
     wanted = bytes.fromhex("0011222204002000") + b"ABCD" + bytes.fromhex("080020000c002000")
     _require(found == wanted, found.hex())
-    _require(bar.word(4 * PAGE_SIZE - 4) == bar.gpa + 4 * PAGE_SIZE - 4, "the last word is another")
-    return "every byte is there"
+    _require(bar.word(4 * PAGE_SIZE - 4) == bar.gpa + 4 * PAGE_SIZE - 4, "the last word is wrong")
+    return "every byte arrived"
 
 
 def _device(vmm: SmallVmm) -> str:
@@ -90,7 +90,7 @@ def _read_only(vmm: SmallVmm) -> str:
     _ended(vmm.start())
     _require(rom.word(0) == OURS and vmm.reports.kept == [OURS], "the memory was changed")
     _require(guest.tally.intercepts[Answer.PERMISSION] == 1, "the write was not forwarded")
-    return "the write was forwarded, the memory is as it was"
+    return "the write was forwarded, the memory is unchanged"
 
 
 def _void(vmm: SmallVmm) -> str:
@@ -106,11 +106,11 @@ def _move(vmm: SmallVmm) -> str:
     vmm.partition.remove_region(bar.gfns, bar.uaddrs)
     vmm.partition.add_region(GfnRange(start=ELSEWHERE, end=ELSEWHERE + 1), bar.uaddrs, "mmio")
     seen = set(vmm.reports.wait(READS)[1:])
-    _require(seen == {FLOATING}, f"the old place reads {sorted(seen)}")
+    _require(seen == {FLOATING}, f"the old address reads {sorted(seen)}")
     vmm.add_vcpu(STORE, esi=ELSEWHERE << PAGE_SHIFT, ebx=7)
     _ended(vmm.start()[1:])
-    _require(bar.word(0) == 7, "the new place does not reach it")
-    return "gone at the old place, there at the new"
+    _require(bar.word(0) == 7, "the new address does not reach it")
+    return "unmapped at the old address, mapped at the new"
 
 
 def _unmap(vmm: SmallVmm) -> str:
@@ -118,14 +118,14 @@ def _unmap(vmm: SmallVmm) -> str:
     memory.munmap(vmm.partition.notifier, bar.uaddrs)
     vmm.partition.remove_region(bar.gfns, bar.uaddrs)
     seen = set(vmm.reports.wait(READS)[1:])
-    libc.mmap(bar.uaddrs, READ_WRITE, Sharing.PRIVATE, flags=libc.MAP_FIXED)  # somebody else's by now
+    libc.mmap(bar.uaddrs, READ_WRITE, Sharing.PRIVATE, flags=libc.MAP_FIXED)  # the address is reused
     seen |= set(vmm.reports.wait(READS))
     _require(seen == {FLOATING}, f"the guest reads {sorted(seen)}")
-    return "the guest reads what floats, and never somebody else's memory"
+    return "the guest reads all ones, never the memory that reused the address"
 
 
 SCENARIOS: Final = (
-    Scenario("sweep", "1 intercept a VMA", lambda vmm: _sweep(vmm, 1)),
+    Scenario("sweep", "1 intercept per VMA", lambda vmm: _sweep(vmm, 1)),
     Scenario(
         "sweep by page",
         f"{BAR_PAGES} intercepts",
@@ -134,16 +134,16 @@ SCENARIOS: Final = (
     ),
     Scenario("count", f"two vCPUs count to {2 * INCREMENTS} together", _count),
     Scenario("pattern", "writes of 1 to 8 bytes arrive, across pages too", _pattern),
-    Scenario("device", "the VMM's own device takes no intercept", _device),
+    Scenario("device", "accesses to the VMM's own device cause no intercept", _device),
     Scenario("read-only", "a write is forwarded and changes nothing", _read_only),
-    Scenario("void", "a jump into the void and a triple fault stop their vCPUs", _void),
-    Scenario("move", "a moved BAR is seen at the new place and not at the old", _move),
+    Scenario("void", "a jump to unmapped memory and a triple fault stop their vCPUs", _void),
+    Scenario("move", "a moved BAR is reachable at the new address only", _move),
     Scenario("unmap", "the guest never reads what was unmapped", _unmap),
 )
 
 
 def _watched_bar(vmm: SmallVmm) -> Bar:
-    """A page of ours that the guest has read, and goes on reading."""
+    """A page that the guest has read and keeps reading."""
     bar = vmm.add_bar(1)
     bar.write(0, bytes([OURS]))
     vmm.add_vcpu(WATCH, esi=bar.gpa)

@@ -1,8 +1,7 @@
-"""The small VMM: a guest with RAM at 0, BARs where one puts them, and a scratch register that it emulates.
+"""The small VMM: a guest with RAM at 0, BARs where the caller puts them, and an emulated scratch register.
 
 Owns the guest's physical layout and the memory behind it; must not know what programs are for. All memory is
-memfds, which stand for whatever a real VMM passes through, and stays readable by the host when a mapping is
-gone.
+in memfds, which stand in for what a real VMM passes through and stay readable after an unmap.
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ from .programs import REPORT_PORT, Program
 RAM: Final = GfnRange(start=0, end=16)
 ENTRY: Final = 0x1000
 PROGRAM_BYTES: Final = 0x100
-"""Room for one vCPU's program: each has its own copy."""
+"""Room for the program of one vCPU; each has its own copy."""
 BAR_GFN: Final = 0x200
-"""2 MiB: where BARs usually start."""
+"""2 MiB: the default address of a BAR."""
 SCRATCH_GPA: Final = 0xFEB0_0000
 READ_WRITE: Final = Access.READ | Access.WRITE
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """Memory that the guest may reach, at both its addresses; `file` is the memfd behind it."""
+    """Memory shown to the guest: its gfns, its uaddrs, and the memfd behind it."""
 
     gfns: GfnRange
     uaddrs: UaddrRange
@@ -58,7 +57,7 @@ class Bar:
         return self.gfns.start << PAGE_SHIFT
 
     def read(self, offset: int, size: int) -> bytes:
-        """From the file, whatever is mapped."""
+        """Read from the file, even if it is not mapped."""
         return os.pread(self.file, size, offset)
 
     def write(self, offset: int, data: bytes) -> None:
@@ -69,7 +68,7 @@ class Bar:
 
 
 def _nothing(_why: str) -> None:
-    """For whoever looks at why the vCPUs stopped."""
+    """The default `on_lost`: the reasons why the vCPUs stopped say enough."""
 
 
 class SmallVmm:
@@ -142,13 +141,13 @@ class SmallVmm:
         return vcpu
 
     def restart(self, vcpu: GuestVcpu, **registers: int) -> None:
-        """Put a vCPU that stopped at its program's beginning again."""
+        """Reset a stopped vCPU to the beginning of its program."""
         entry = ENTRY + self.vcpus.index(vcpu) * PROGRAM_BYTES
         vcpu.vcpu.start_at(start_state(entry, registers))
 
     def start(self) -> list[Future[Stop]]:
-        """Run all vCPUs that do not run, each in its thread; those that stopped go on, a halted one behind
-        its halt."""
+        """Run all vCPUs that are not running, each in its own thread. A stopped one continues, one that
+        halted after its halt."""
         running = dict(zip(range(len(self.vcpus)), self._running, strict=False))
         self._running = [
             running[index] if index in running and not running[index].done() else vcpu.start()
@@ -157,7 +156,7 @@ class SmallVmm:
         return self._running
 
     def stop(self) -> list[Stop]:
-        """Stop all vCPUs that were started, wait for their threads, and say why each stopped."""
+        """Stop all vCPUs, wait for their threads, and return why each stopped."""
         for vcpu, running in zip(self.vcpus, self._running, strict=False):
             if not running.done():
                 vcpu.stop()
@@ -165,5 +164,5 @@ class SmallVmm:
 
 
 def start_state(entry: int, registers: dict[str, int]) -> StartState:
-    """Registers by their names in small letters."""
+    """Registers by their lower-case names."""
     return StartState(entry, tuple((Register[name.upper()], value) for name, value in registers.items()))

@@ -1,6 +1,6 @@
-"""The last word on guests: a table that fits 80 columns, what failed, and one line of verdict.
+"""The summary of the guests: a table that fits 80 columns, what failed, and a one-line verdict.
 
-Owns their looks; must not know how the figures came about.
+Owns their layout; must not know where the figures come from.
 """
 
 from __future__ import annotations

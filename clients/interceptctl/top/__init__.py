@@ -1,4 +1,4 @@
-"""Partitions by what they do per second, live.
+"""`interceptctl top`: live rates of partitions and VPs.
 
-Owns samples, rates, the frame and its refreshing. Must not know sockets: the daemon is asked by `asking`.
+Owns samples, rates, the frame and its refreshing. Must not know sockets: see `operator_client`.
 """

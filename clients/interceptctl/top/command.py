@@ -1,6 +1,6 @@
 """`interceptctl top`.
 
-Owns its options, when it asks, its keys, and the terminal meanwhile; must not know rates or layout.
+Owns its options, keys, timing and use of the terminal; must not know rates or layout.
 """
 
 from __future__ import annotations
@@ -36,31 +36,33 @@ _SORTS: Final = list(Sort)
     type=click.FloatRange(0.1, 3600),
     default=1.0,
     show_default=True,
-    help="How long to count before each frame.",
+    help="Time between frames.",
 )
-@click.option("--vps", is_flag=True, help="A line a VP instead of one a partition.")
+@click.option("--vps", is_flag=True, help="One line per VP instead of one per partition.")
 @click.option(
     "--sort",
     type=click.Choice([sort.value for sort in Sort]),
     default=Sort.RATE.value,
     show_default=True,
-    help="What comes first: who does most, who is slowest at once, or the lowest id.",
+    help="Order: highest rate, highest P99 of the intercepts answered at once, or lowest id.",
 )
-@click.option("--once", is_flag=True, help="Print one frame, after one interval, and end.")
-@click.option("--json", "as_json", is_flag=True, help="For scripts, with --once: rates per second.")
+@click.option("--once", is_flag=True, help="Print one frame after one interval and exit.")
+@click.option("--json", "as_json", is_flag=True, help="With --once: print the rates as JSON.")
 @click.pass_obj
 def top_command(path: str, interval: float, *, vps: bool, sort: str, once: bool, as_json: bool) -> None:
-    """Show partitions or VPs by what they do per second.
+    """Show the rates of partitions or VPs, live.
 
-    P50 and P99 are at most how long half, and 99 of 100, of the last interval's intercepts took: those that
-    were answered at once, and those that waited for an invalidation or for another VP. RETRY, FORWARD and
-    FAIL are per second, too; all others resumed.
-    Keys: q or Ctrl-C quits, v shows VPs, p partitions, s sorts by something else.
+    P50 and P99 are upper bounds on the latency of the last interval's intercepts: of those answered AT ONCE,
+    and of those that WAITED for an invalidation or for another VP. RETRY, FORWARD and FAIL are per second;
+    all other intercepts resumed.
+
+    \b
+    Keys: q or Ctrl-C quits, v shows VPs, p shows partitions, s changes the order
     """
     if as_json and not once:
-        raise click.UsageError("--json goes with --once")
+        raise click.UsageError("--json requires --once")
     if not once and (not sys.stdout.isatty() or render.console().is_dumb_terminal):
-        raise click.UsageError("this is no terminal that can be redrawn: --once prints one frame")
+        raise click.UsageError("output is not a terminal that can be redrawn; use --once to print one frame")
     shown = _Shown(View.VPS if vps else View.PARTITIONS, Sort(sort))
     with operator_client.operator(path) as operator:
         if once:
@@ -70,7 +72,7 @@ def top_command(path: str, interval: float, *, vps: bool, sort: str, once: bool,
 
 
 class _Shown:
-    """What the next frame is of. Each view has samples of its own."""
+    """What the next frame shows. Each view keeps its own samples."""
 
     def __init__(self, view: View, sort: Sort) -> None:
         self.view = view
@@ -93,15 +95,15 @@ class _Shown:
         return in_order(self._partitions, self._sort)
 
     def draw(self, height: int, *, keys: bool) -> RenderableType:
-        """The frame of what was taken last."""
-        assert self._daemon is not None, "a frame is drawn of a sample"
+        """The frame of the last sample."""
+        assert self._daemon is not None, "there is a sample before there is a frame"
         sort = self._sort if keys else None
         if self.view is View.VPS:
             return vp_frame(self._daemon, in_order(self._vps, self._sort), height, sort)
         return frame(self._daemon, in_order(self._partitions, self._sort), height, sort)
 
     def obey(self, key: str) -> None:
-        """Do what a key asks for, if anything."""
+        """Act on a key; ignore all others."""
         match key:
             case "v":
                 self.view = View.VPS
@@ -124,7 +126,7 @@ def _print_one(operator: BlockingOperator, interval: float, shown: _Shown, *, as
 
 
 def _show(operator: BlockingOperator, interval: float, shown: _Shown) -> None:
-    """Until q or Ctrl-C, on a screen of its own; what was on the terminal comes back."""
+    """Run until q or Ctrl-C on the terminal's alternate screen."""
     console = render.console()
     due, view = time.monotonic(), shown.view
     with (

@@ -1,4 +1,4 @@
-"""One frame of `top`: a summary and a line each, in 80 columns.
+"""One frame of `top`: a summary, and one line per partition or VP, in 80 columns.
 
 Owns headings and layout; must not know where the numbers come from, nor when the next frame is due.
 """
@@ -20,12 +20,12 @@ from interceptctl import units
 from .rates import HISTORY, Rate, Sort, VpRate
 
 AROUND: Final = 7
-"""Lines around the table: two of summary, a blank one, two of headings, how many more, and the keys."""
+"""Lines around the table: two of summary, one blank, two of headings, "and N more", and the keys."""
 BARS: Final = "▁▂▃▄▅▆▇█"
 SPARK: Final = 8
-"""Rates in a partition's sparkline; a VP's has room for all."""
+"""Rates in a partition's sparkline. A VP's shows all."""
 _UNUSUAL: Final = (Outcome.RETRY, Outcome.FORWARD, Outcome.FAIL)
-"""Outcomes with a column of their own: what remains of the intercepts is resume."""
+"""Outcomes that get a column; the remaining intercepts resumed."""
 _RATE: Final = "INTERCEPTS\nPER SECOND"
 _AT_ONCE, _WAITED = f"AT ONCE\n{units.P50_P99}", f"WAITED\n{units.P50_P99}"
 
@@ -33,8 +33,8 @@ _AT_ONCE, _WAITED = f"AT ONCE\n{units.P50_P99}", f"WAITED\n{units.P50_P99}"
 def frame(
     daemon: DaemonStatistics, lines: Sequence[Rate], height: int, sort: Sort | None = None
 ) -> RenderableType:
-    """Partitions, at most `height` lines; those that come last are left out, and counted. `sort` is shown
-    with the keys."""
+    """Partitions in at most `height` lines; those that do not fit are counted. `sort` is shown with the keys,
+    which are left out if it is None."""
     shown = lines[: max(1, height - AROUND)]
     table = _partitions(shown) if shown else Text("no partitions")
     intercepts = sum(line.intercepts for line in lines)
@@ -46,7 +46,7 @@ def frame(
 def vp_frame(
     daemon: DaemonStatistics, lines: Sequence[VpRate], height: int, sort: Sort | None = None
 ) -> RenderableType:
-    """Like `frame`, of VPs."""
+    """Like `frame`, for VPs."""
     shown = lines[: max(1, height - AROUND)]
     table = _vps(shown) if shown else Text("no VPs")
     doing = f"{rate(sum(line.intercepts for line in lines))} intercepts"
@@ -54,7 +54,7 @@ def vp_frame(
 
 
 def sparkline(history: Sequence[float]) -> str:
-    """The rates against the highest of them, the latest to the right."""
+    """The rates relative to their maximum, the latest on the right."""
     highest = max(history, default=0.0)
     if highest <= 0:
         return BARS[0] * len(history)
@@ -63,7 +63,7 @@ def sparkline(history: Sequence[float]) -> str:
 
 
 def rate(value: float) -> str:
-    """Per second, in at most six characters: 0, 0.25, 7.5, 1234, 123k."""
+    """A rate in at most six characters: 0, 0.25, 7.5, 1234, 123k."""
     if value == 0:
         return "0"
     return f"{value:.2g}" if value < 9.95 else units.count(round(value))
@@ -88,7 +88,7 @@ def _around(
 
 
 def _keys(sort: Sort | None, other: str) -> Text | None:
-    return None if sort is None else Text(f"q quit  {other}  s sorted by {sort}", style="dim")
+    return None if sort is None else Text(f"q quit  {other}  s sort: {sort}", style="dim")
 
 
 def _partitions(lines: Sequence[Rate]) -> Table:
@@ -128,8 +128,8 @@ def _vps(lines: Sequence[VpRate]) -> Table:
 
 
 def _table(columns: dict[str, int]) -> Table:
-    """Headings, of one line or two, with their least width, to the right; or if negative with their width, to
-    the left."""
+    """Headings of one or two lines with their widths: positive is a minimum width, right-aligned; negative is
+    a fixed width, left-aligned."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for name, width in columns.items():
         heading = name if "\n" in name else f"\n{name}"

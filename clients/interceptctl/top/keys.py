@@ -1,6 +1,6 @@
-"""Single keys from a terminal, while something else is waited for.
+"""Reads single keys from a terminal.
 
-Owns the terminal's mode meanwhile; must not know what a key means.
+Owns the terminal's mode while it does; must not know what a key means.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 END = ""
-"""What is read when the terminal is gone."""
+"""What reading returns once the terminal is gone."""
 
 
 @contextmanager
 def single_keys() -> Iterator[None]:
-    """Keys are read as they are pressed, unseen; Ctrl-C still interrupts. As it was before at the end.
+    """Within the block, keys are read as they are pressed, without echo; Ctrl-C still interrupts.
 
-    Nothing is changed where standard input is no terminal.
+    Does nothing if standard input is not a terminal.
     """
     if not sys.stdin.isatty():
         yield
@@ -36,7 +36,7 @@ def single_keys() -> Iterator[None]:
 
 
 def key_within(seconds: float) -> str | None:
-    """The next key, at most so long waited for; None if there was none. Where no key can come, a sleep."""
+    """Wait at most `seconds` for a key; None if there was none. Sleeps if stdin is not a terminal."""
     if not sys.stdin.isatty():
         time.sleep(seconds)
         return None

@@ -1,6 +1,6 @@
-"""From counters seen at two moments to rates.
+"""Rates from two snapshots of the counters.
 
-Owns the arithmetic: pure. Time is the daemon's own, so that a slow line to it makes no rate wrong.
+Owns the arithmetic: pure. Time is the daemon's, so a slow connection does not distort the rates.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from intercept_protocol.outcomes import Outcome
 from interceptctl.quantiles import Quantiles, at_once, quantiles
 
 HISTORY: Final = 20
-"""How many rates are remembered; a sparkline shows the latest of them."""
+"""How many rates are kept for the sparkline."""
 
 
 class Sort(StrEnum):
-    """What comes first in a frame."""
+    """The order of a frame's lines."""
 
     RATE = "rate"
-    """Who does most."""
+    """Highest rate first."""
     P99 = "p99"
-    """Who is slowest where nothing was waited for."""
+    """Highest P99 first, of the intercepts that did not wait."""
     ID = "id"
 
 
@@ -45,7 +45,7 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class VpCounted:
-    """A VP's counters at one moment, and whose it is."""
+    """A VP's counters at one moment, and its partition."""
 
     summary: PartitionSummary
     histogram: VpHistogram
@@ -53,7 +53,7 @@ class VpCounted:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the daemon said at one moment: of partitions by id, or of VPs by partition id and index."""
+    """The daemon's counters at one moment: of partitions by id, or of VPs by partition id and index."""
 
     daemon: DaemonStatistics
     partitions: Mapping[int, Counted] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Sample:
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
-    """One partition's line. Rates are per second, of the time between two samples, as are the quantiles."""
+    """One partition's line. Rates (per second) and quantiles are of the time between two samples."""
 
     summary: PartitionSummary
     intercepts: float
@@ -69,7 +69,7 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
     invalidations: float
     at_once: Quantiles
     waited: Quantiles
-    """Of those that waited for an invalidation, or for another's map or unmap (O-14)."""
+    """Of the intercepts that waited for an invalidation, or for another VP's map or unmap (O-14)."""
     history: list[float]
 
     @property
@@ -78,7 +78,7 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VpRate(msgspec.Struct, frozen=True, kw_only=True):
-    """One VP's line; `mean_ns` is of those that were answered at once, None of none."""
+    """One VP's line. `mean_ns` is of the intercepts answered at once; None if there were none."""
 
     partition_id: int
     name: str
@@ -99,7 +99,7 @@ Key = TypeVar("Key")
 
 
 def in_order(lines: Sequence[Line], sort: Sort) -> list[Line]:
-    """What comes first by `sort`; among equals the lower number."""
+    """Lines ordered by `sort`, ties by id."""
     by_place = sorted(lines, key=lambda line: line.place)
     match sort:
         case Sort.RATE:
@@ -117,7 +117,7 @@ class _Histories(Generic[Key]):
         self._rates: dict[Key, deque[float]] = {}
 
     def keep(self, keys: Collection[Key]) -> None:
-        """Forget the lines that are there no more."""
+        """Forget all other lines."""
         self._rates = {key: self._rates.get(key, deque(maxlen=HISTORY)) for key in keys}
 
     def add(self, key: Key, rate: float) -> list[float]:
@@ -126,7 +126,7 @@ class _Histories(Generic[Key]):
 
 
 class Rates:
-    """Turns one sample after another into lines; remembers the last sample and a short history."""
+    """Turns successive samples into lines; keeps the last sample and a short history."""
 
     def __init__(self) -> None:
         self._before: Sample | None = None
@@ -134,7 +134,7 @@ class Rates:
         self._vps: _Histories[tuple[int, int]] = _Histories()
 
     def take(self, sample: Sample) -> list[Rate]:
-        """The partitions of `sample`; one that was not there before starts from 0."""
+        """The partitions of `sample`; a new one starts from 0."""
         seconds, before = self._since(sample)
         self._partitions.keep(sample.partitions)
         then = {} if before is None else before.partitions
@@ -144,7 +144,7 @@ class Rates:
         ]
 
     def take_vps(self, sample: Sample) -> list[VpRate]:
-        """Like `take`, of the VPs."""
+        """Like `take`, for VPs."""
         seconds, before = self._since(sample)
         self._vps.keep(sample.vps)
         then = {} if before is None else before.vps
@@ -195,5 +195,5 @@ class Rates:
 
 
 def per_second(number: int, seconds: float) -> float:
-    """0 where no time has passed, and where a daemon was replaced by one that has counted less."""
+    """0 if no time has passed, or if the daemon was replaced by one whose counters are lower."""
     return max(0.0, number / seconds) if seconds > 0 else 0.0

@@ -1,4 +1,4 @@
-"""What one frame needs of the daemon.
+"""Fetches what one frame needs from the daemon.
 
 Owns which requests that takes; must not know rates.
 """
@@ -24,7 +24,7 @@ from interceptctl import operator_client
 from .rates import Counted, Sample, VpCounted
 
 ASKED_ABOUT: Final = 256
-"""Partitions that are asked about one by one; of so many, the first ones by their number."""
+"""At most this many partitions are inspected, each by a request; the lowest ids first."""
 _ReplyT = TypeVar("_ReplyT")
 
 
@@ -34,7 +34,7 @@ class View(Enum):
 
 
 def sample(operator: BlockingOperator, view: View) -> Sample:
-    """The counters of now that the view shows."""
+    """The current counters that the view shows."""
     daemon = operator.call(OperatorStatistics())
     summaries = operator_client.all_partitions(operator)[:ASKED_ABOUT]
     if view is View.VPS:
@@ -53,7 +53,7 @@ def sample(operator: BlockingOperator, view: View) -> Sample:
 
 
 def _histograms(operator: BlockingOperator, partition_id: int) -> Iterator[VpHistogram]:
-    """Of every VP of a partition, page after page."""
+    """The histograms of every VP of a partition, fetched page by page."""
     after: int | None = None
     while (page := _unless_ended(operator, Histograms(partition_id=partition_id, after=after))) is not None:
         yield from page.virtual_processors

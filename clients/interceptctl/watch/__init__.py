@@ -1,4 +1,4 @@
-"""What happens in the daemon, as it happens.
+"""`interceptctl watch`: the daemon's events as they happen.
 
-Owns the lines and their printing. Must not know sockets: the daemon is asked by `asking`.
+Owns the lines and their printing. Must not know sockets: see `operator_client`.
 """

@@ -1,6 +1,6 @@
 """`interceptctl watch`.
 
-Owns its options, what they ask for, and how it ends; must not know how an event is worded.
+Owns its options, what they subscribe to, and how it ends; must not know how an event is worded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from interceptctl.completion import partition_ids
 from .line import line
 
 LOOK_SECONDS: Final = 1.0
-"""How long a reader of ours that went away goes unnoticed while nothing happens."""
+"""How long a closed output goes unnoticed while there are no events."""
 _OF_A_VP: Final = (EventName.VP_ATTACHED, EventName.VP_DETACHED, EventName.INTERCEPT_ANSWERED)
 
 
@@ -38,7 +38,7 @@ _OF_A_VP: Final = (EventName.VP_ATTACHED, EventName.VP_DETACHED, EventName.INTER
     multiple=True,
     metavar="NAME",
     type=click.Choice([name.value for name in EventName]),
-    help="Only events of this name; may be repeated  [default: all but intercept_answered].",
+    help="Only events with this name; may be repeated  [default: all but intercept_answered].",
 )
 @click.option(
     "--partition",
@@ -46,21 +46,21 @@ _OF_A_VP: Final = (EventName.VP_ATTACHED, EventName.VP_DETACHED, EventName.INTER
     metavar="ID",
     type=click.IntRange(0, 2**64 - 1),
     shell_complete=partition_ids,
-    help="Only what happens in this partition.",
+    help="Only events of this partition.",
 )
 @click.option(
     "--vp",
     "vp_index",
     metavar="INDEX",
     type=click.IntRange(0, 2**32 - 1),
-    help="Only VPs of this index: their coming, going and intercepts.",
+    help="Only VPs with this index: attached, detached, and their intercepts.",
 )
 @click.option(
     "--outcome",
     "outcomes",
     multiple=True,
     type=click.Choice([outcome.value for outcome in Outcome]),
-    help="Intercepts that were answered so; may be repeated.",
+    help="Intercepts with this outcome; may be repeated.",
 )
 @click.option(
     "--reason",
@@ -68,9 +68,14 @@ _OF_A_VP: Final = (EventName.VP_ATTACHED, EventName.VP_DETACHED, EventName.INTER
     multiple=True,
     metavar="REASON",
     type=click.Choice([reason.value for reason in Reason]),
-    help="Intercepts that were answered for this reason; may be repeated.",
+    help="Intercepts with this reason; may be repeated.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For scripts: an object a line, the wire's names.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object per line; keys are the field names of the protocol.",
+)
 @click.pass_obj
 def watch_command(
     path: str,
@@ -82,15 +87,15 @@ def watch_command(
     reasons: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Print what happens in the daemon, as it happens, until Ctrl-C.
+    """Print the daemon's events as they happen, until Ctrl-C.
 
-    Addresses are in bytes, and the end of a range is not in it: of regions and intercepts they are the
-    guest's, behind `at` and of invalidations the VMM's.
+    Addresses are in bytes; ranges exclude their end. Regions and intercepts show guest-physical addresses;
+    invalidations, and what follows `at`, are addresses in the VMM.
 
-    Intercepts are asked for by --event intercept_answered, --vp, --outcome or --reason. What comes
-    faster than it is read is left out, and a line events_dropped says how much.
+    Intercepts are shown only with --event intercept_answered, --vp, --outcome or --reason. Events that come
+    faster than they can be printed are dropped; a line events_dropped says how many.
 
-    Exit code 0 after Ctrl-C, and when the reader of its output is gone; 3 when the daemon ends.
+    Exit code 0 after Ctrl-C or when the output is closed; 3 when the daemon exits.
     """
     answered = [
         Reason(answer.reason) for answer in Answer if answer.outcome in outcomes or answer.reason in reasons
@@ -111,10 +116,12 @@ def watch_command(
 
 
 def _events(names: Sequence[str], vp_index: int | None, answered: Sequence[str]) -> list[EventName]:
-    """What is named, or else what the filters can be about."""
+    """The events named, or else those that the filters can match."""
     if names:
         if answered and EventName.INTERCEPT_ANSWERED not in names:
-            raise click.UsageError("--outcome and --reason are of intercept_answered, which --event left out")
+            raise click.UsageError(
+                "--outcome and --reason filter intercept_answered, which --event does not include"
+            )
         return [EventName(name) for name in names]
     if answered:
         return [EventName.INTERCEPT_ANSWERED]
@@ -124,7 +131,7 @@ def _events(names: Sequence[str], vp_index: int | None, answered: Sequence[str])
 
 
 def _happening(operator: BlockingOperator) -> Iterator[Event]:
-    """Events as they come. Raises BrokenPipeError once nobody can read them any more."""
+    """Events as they arrive. Raises BrokenPipeError once the output is closed."""
     operator.timeout = LOOK_SECONDS
     while True:
         try:
@@ -135,21 +142,21 @@ def _happening(operator: BlockingOperator) -> Iterator[Event]:
 
 
 def _forget_output() -> None:
-    """What is still in the buffer goes nowhere: at its exit the interpreter would try again, and complain."""
+    """Discard the buffered output: the interpreter would flush it at exit, fail, and print a traceback."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
 def _is_unread() -> bool:
-    """Whether standard output is a pipe or socket that was closed at its other end."""
+    """Whether standard output is a pipe or socket whose other end was closed."""
     poll = select.poll()
-    poll.register(sys.stdout, 0)  # errors are told unasked
+    poll.register(sys.stdout, 0)  # poll always reports errors
     return any(what & (select.POLLERR | select.POLLHUP) for _, what in poll.poll(0))
 
 
 def _fitting(text: str) -> str:
-    """Cut to a terminal's width; whole for everything else."""
+    """Truncate to the width of the terminal; do not truncate for anything else."""
     width = shutil.get_terminal_size().columns
     if not sys.stdout.isatty() or cell_len(text) <= width:
         return text

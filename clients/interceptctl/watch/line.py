@@ -1,6 +1,6 @@
-"""One event as a line for people.
+"""One event as a human-readable line.
 
-Owns the wording; must not know where the line goes. All that an event holds is what `--json` is for.
+Owns the wording; must not know where the line goes. `--json` has every field of an event.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _ACCESSES = {int(Access.READ): "r", int(Access.WRITE): "w", int(Access.EXECUTE):
 
 
 def line(event: Event) -> str:
-    """When, in which partition, what, and its particulars: 80 columns, but for regions, names and errors."""
+    """Time, partition, event name and details; 80 columns except for regions, names and errors."""
     at = datetime.fromtimestamp(event.time_ms / 1000)
     clock = f"{at:%H:%M:%S}.{event.time_ms % 1000:03}"
     where = "-" if event.partition_id is None else str(event.partition_id)
     return f"{clock} {where:>3} {event.fact.event_name:<18} {visible(particulars(event.fact))}".rstrip()
 
 
-def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case an event
+def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case per event
     match fact:
         case events.PartitionCreated():
             return f"pid {fact.pid} {fact.address_space} {fact.hypervisor} {fact.name}"
@@ -53,11 +53,11 @@ def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case an event
         case events.DrainStarted():
             return f"{units.of(fact.partitions, 'partition')}, {fact.timeout_ms:,} ms"
         case events.EventsDropped():
-            return f"{units.of(fact.count, 'event')} did not fit here"
+            return f"{units.of(fact.count, 'event')} dropped"
 
 
 def _region(fact: events.RegionFact) -> str:
-    """Where the guest sees it, and where it begins in the VMM."""
+    """Where the guest sees it, and where it starts in the VMM."""
     return f"{units.span(fact.start_gfn, fact.page_count)} at {fact.start_uaddr:#x}"
 
 

@@ -1,6 +1,6 @@
-"""Mutants of the daemon's core: each leaves out one safeguard.
+"""Mutants of the daemon's core: each removes one safeguard.
 
-Owns their names. A mutant that no schedule finds points to a needless safeguard, or to a missing rule.
+Owns their names. A mutant that no schedule detects points to a needless safeguard, or to a missing rule.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from .regions import (
 
 @dataclass(frozen=True)
 class Mutant:
-    """`parts` are the daemon's, one of them replaced."""
+    """`parts` are those of the daemon, with one replaced."""
 
     about: str
     parts: Parts
 
 
-def _mutant(parts: Parts, culprit: type[object]) -> Mutant:
-    about = (culprit.__doc__ or "").strip()
+def _mutant(parts: Parts, faulty: type[object]) -> Mutant:
+    about = (faulty.__doc__ or "").strip()
     return Mutant(about, parts)
 
 

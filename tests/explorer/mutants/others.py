@@ -1,6 +1,6 @@
-"""The other parts with one thing taken out: the notifier, the ports, the intercept path, the VP.
+"""Mutants of the notifier, the ports, the fault handler and the VP.
 
-Owns what is taken out. Each class is the daemon's own but for the one behaviour that its docstring names.
+Owns the mutants. Each class is the daemon's except for the fault that its docstring names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from interceptd.telemetry.counters import Source
 
 
 class LeavesAttemptsFresh(MmuNotifier):
-    """Remove unmaps, and leaves the attempts in the region fresh."""
+    """Remove unmaps, but does not mark the attempts in the region stale."""
 
     def mark_stale(self, uaddrs: UaddrRange) -> None:
         if self._announcing:
@@ -39,7 +39,7 @@ class LeavesAttemptsFresh(MmuNotifier):
 
 
 class AcknowledgesEarly(MmuNotifier):
-    """What is pending is acknowledged when it is taken, before anything is unmapped."""
+    """A batch is acknowledged when it is taken, before anything is unmapped."""
 
     def take(self) -> Batch:
         batch = super().take()
@@ -48,7 +48,7 @@ class AcknowledgesEarly(MmuNotifier):
 
 
 class TakesBeforeTheLock(MmuNotifier):
-    """The pending set is taken when the doorbell rings, and then the lock is waited for."""
+    """The pending set is taken when the doorbell rings, before the lock is acquired."""
 
     _early: Batch | None = None
 
@@ -62,7 +62,7 @@ class TakesBeforeTheLock(MmuNotifier):
 
 
 class DropsOverflow(MmuNotifier):
-    """What comes when the pending set is full is forgotten."""
+    """Invalidations that come while the pending set is full are dropped."""
 
     def _invalidate(self, uaddrs: UaddrRange, source: Source) -> Batch:
         full = len(self._pending._pieces) == PENDING_PIECES
@@ -70,7 +70,7 @@ class DropsOverflow(MmuNotifier):
 
 
 class NeverCutsBack(MmuNotifier):
-    """A window reaches into ranges that are being invalidated."""
+    """Windows are not cut back to exclude ranges that are being invalidated."""
 
     def cut_back(self, uaddrs: UaddrRange, page: int) -> UaddrRange:  # noqa: ARG002
         return uaddrs
@@ -84,7 +84,7 @@ class IgnoresOpenRanges(MmuNotifier):
 
 
 class EndsAllAtOnce(MmuNotifier):
-    """Equal begins are not counted: the first end opens the range."""
+    """Equal begins are not counted: the first end ends them all."""
 
     def end(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> None:
         if uaddrs in self._open:
@@ -101,7 +101,7 @@ class StaysFresh(MmuNotifier):
 
 
 class Extrapolates(DeclaredAddressSpace):
-    """One frame stands for the whole window, wherever its VMA ends."""
+    """One frame is extrapolated over the whole window, beyond the end of its VMA."""
 
     async def resolve(
         self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST
@@ -114,7 +114,7 @@ class Extrapolates(DeclaredAddressSpace):
 
 
 class ResolvesUnderTheLock(FaultHandler):
-    """The region lock is held while the address space is asked."""
+    """The region lock is held while the address space resolves."""
 
     async def _try(self, attempt: Attempt, deadline: float) -> Answer | None:
         async with self._regions._lock:
@@ -125,7 +125,7 @@ class ResolvesUnderTheLock(FaultHandler):
 
 
 class RollsBackToNothing(SoftwareHypervisor):
-    """A failed map is unmapped, and what it replaced is not put back."""
+    """A failed map is unmapped, but what it replaced is not restored."""
 
     def _roll_back(self, done: GfnRange, before: list[Mapping]) -> None:  # noqa: ARG002
         super()._roll_back(done, [])
@@ -138,7 +138,7 @@ class _Tireless(ProgressGuard):
 
 
 class NeverGivesUp(VirtualProcessor):
-    """No progress guard: the same access is answered RESUME for ever."""
+    """No progress guard: the same access is answered RESUME forever."""
 
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type] # they are passed on
@@ -146,7 +146,7 @@ class NeverGivesUp(VirtualProcessor):
 
 
 class ForgetsKicks(VirtualProcessor):
-    """A kick that finds nothing waiting is lost."""
+    """A kick while no intercept waits is lost."""
 
     def kick(self) -> None:
         if self._waiting is not None:

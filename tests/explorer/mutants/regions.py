@@ -1,6 +1,6 @@
-"""The region manager and its list with one thing taken out, one class each.
+"""Mutants of the region manager, its list and the guest's mappings.
 
-Owns what is taken out. Each class is the daemon's own but for the one behaviour that its docstring names.
+Owns the mutants. Each class is the daemon's except for the fault that its docstring names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from interceptd.pages.mapping import Extent, Mapping, insert_joined
 
 
 class CommitsStale(RegionManager):
-    """Commit does not look whether the attempt went stale."""
+    """Commit does not check whether the attempt is stale."""
 
     async def commit(
         self, attempt: Attempt, extents: Iterable[Extent], deadline: float = math.inf
@@ -35,7 +35,7 @@ class CommitsStale(RegionManager):
 
 
 class BelievesStaleNo(RegionManager):
-    """Commit looks for staleness, but a "nothing is there" is believed without."""
+    """Commit checks for staleness, except if nothing was found."""
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type] # they are passed on
@@ -61,14 +61,14 @@ class BelievesStaleNo(RegionManager):
 
 
 class MapsTheWhole(GuestMappings):
-    """Commit maps all that was resolved, not the gaps alone."""
+    """Commit maps everything that was resolved, not only the gaps."""
 
     def _gaps(self, wanted: Mapping) -> list[Mapping]:
         return [wanted]
 
 
 class RecordsAfterwards(GuestMappings):
-    """The record is made when the call is back; until then nobody knows of it."""
+    """The mapping is recorded only after the map call returns."""
 
     async def _map(self, region: Region, mapping: Mapping) -> None:  # noqa: ARG002
         await self._hypervisor.map_gpa(mapping)
@@ -77,14 +77,14 @@ class RecordsAfterwards(GuestMappings):
 
 
 class HidesNothing(GuestMappings):
-    """No "being mapped": who faults while the call is out is told what the record says."""
+    """No "being mapped": faults during a map call are answered from the record."""
 
     def _changing(self, gfns: GfnRange) -> AbstractContextManager[None]:  # type: ignore[override] # noqa: ARG002
         return nullcontext()
 
 
 class UnlinksFirst(RegionManager):
-    """Remove unlinks under one hold of the lock, and unmaps under another."""
+    """Remove releases the lock between unlinking and unmapping."""
 
     async def remove_exactly(self, gfns: GfnRange, uaddrs: UaddrRange) -> None:
         async with self._lock:
@@ -114,7 +114,7 @@ class AcceptsOverlaps(RegionManager):
 
 
 class ForgetsAliases(RegionManager):
-    """An invalidation reaches one of the regions over its memory."""
+    """An invalidation reaches only one of the regions over its memory."""
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type] # they are passed on
@@ -122,28 +122,28 @@ class ForgetsAliases(RegionManager):
 
 
 class NeverFinishes(RegionManager):
-    """Attempts are not ended."""
+    """Attempts are never finished."""
 
     def finish(self, attempt: Attempt) -> None:
         pass
 
 
 class UnmapsNothing(RegionManager):
-    """Invalidations are acknowledged, and nothing is unmapped."""
+    """Invalidations are acknowledged, but nothing is unmapped."""
 
     async def _invalidate(self, region: Region, uaddrs: UaddrRange, *, exact: bool) -> None:
         pass
 
 
 class ForgetsDangling(RegionManager):
-    """A pinned region whose memory went is not marked."""
+    """A pinned region is not marked dangling when its memory is unmapped."""
 
     async def _invalidate(self, region: Region, uaddrs: UaddrRange, *, exact: bool) -> None:  # noqa: ARG002
         await super()._invalidate(region, uaddrs, exact=False)
 
 
 class ForgetsNoAccess(GuestMappings):
-    """Movable memory that went is unmapped, and not put back to NO_ACCESS."""
+    """Invalidated movable memory is unmapped instead of mapped NO_ACCESS."""
 
     async def revoke(self, region: Region, gfns: GfnRange) -> None:
         plain = _of_kind(region, RegionKind.MMIO)
@@ -155,7 +155,7 @@ def _of_kind(region: Region, kind: RegionKind) -> Region:
 
 
 class GivesAllRights(RegionManager):
-    """The region's rights are given, whatever the VMA's are."""
+    """Mappings get the rights of the region, whatever those of the VMA."""
 
     async def commit(
         self, attempt: Attempt, extents: Iterable[Extent], deadline: float = math.inf
@@ -165,7 +165,7 @@ class GivesAllRights(RegionManager):
 
 
 class ForwardsWhenBusy(RegionManager):
-    """What would have to wait is handed to the VMM."""
+    """Faults that would have to wait are forwarded to the VMM."""
 
     def begin(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Attempt:
         step = super().begin(gfn, access)

@@ -20,7 +20,7 @@ from interceptd.address_space.declared import DeclaredAddressSpace, Vma
 
 
 class SpinLock:
-    """Its holder must not sleep. Who waits spins, which is: others run."""
+    """Its holder must not sleep. Waiters spin, so others run."""
 
     def __init__(self, name: str) -> None:
         self.name = name

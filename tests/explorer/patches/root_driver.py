@@ -28,7 +28,7 @@ U64 = 1 << 64
 
 
 class DriverHypercalls(SoftwareHypervisor):
-    """hv_do_map_gpa_hcall: after a failure it unmaps the pages that it completed, whoever had them before."""
+    """hv_do_map_gpa_hcall: after a failure it unmaps the pages that it completed, mapped before or not."""
 
     def _roll_back(self, done: GfnRange, before: list[Mapping]) -> None:  # noqa: ARG002 - nothing is put back
         super()._roll_back(done, [])
@@ -57,7 +57,7 @@ class RootDriver(Subject):
 
     async def handle_intercept(self, touch: Touch, current: Mm) -> bool:
         """mshv_vp_handle_intercept: whether it was handled, and the VP is to be run again. `current` is
-        current->mm, of whoever called MSHV_RUN_VP."""
+        current->mm, of the caller of MSHV_RUN_VP."""
         raise NotImplementedError
 
     # ------------------------------------------------ what a VP does
@@ -82,7 +82,7 @@ class RootDriver(Subject):
         self.mm.mmap(verb.pages, verb.pfn, verb.access)
 
     def lend_vp(self, vp: int, memory: MapVma) -> None:
-        """Nobody asks whose descriptor it is: there is no kvm->mm here."""
+        """The owner of the descriptor is not checked: there is no kvm->mm here."""
         self._lent[vp] = Mm(self.stage)
         self._lent[vp].mmap(memory.pages, memory.pfn, memory.access)
 
@@ -114,7 +114,7 @@ class RootDriver(Subject):
         self.put(region)
 
     async def begin(self, pages: Pages) -> None:
-        """VFIO disables the memory: mmu_notifier_invalidate_range_start, and for MMIO nobody subscribed."""
+        """VFIO disables the memory: mmu_notifier_invalidate_range_start, without subscriber for MMIO."""
         self.mm.disable(pages)
 
     def end(self, pages: Pages) -> None:
@@ -124,7 +124,7 @@ class RootDriver(Subject):
         self.mm.zap(pages)
 
     def kick(self, vp: int) -> None:
-        """A signal: a handler that is under way is not interrupted, and waits for nobody."""
+        """A signal: a running handler is not interrupted, and does not wait."""
 
     # ------------------------------------------------ for the patches
 
@@ -161,7 +161,7 @@ class RootDriver(Subject):
 
 async def pfn_behind(mm: Mm, page: int) -> int | None:
     """What both postings do under mmap_lock: follow_pfnmap_start, and where the page is not there
-    fixup_user_fault with FAULT_FLAG_WRITE, whatever the access was, and once more. The pfn is used after
+    fixup_user_fault with FAULT_FLAG_WRITE, for any access, and once more. The pfn is used after
     follow_pfnmap_end."""
     pfn = mm.follow(page)
     if pfn is None and await mm.fixup_user_fault(page, Access.WRITE):

@@ -1,1 +1,1 @@
-"""What the daemon does, as data that can be checked: see `table`."""
+"""The transition model: which steps the algorithm may take, and in which order; see `table`."""

@@ -1,4 +1,4 @@
-"""What must hold whatever order the rows of the transition table are taken in.
+"""What must hold in every order of the rows of the transition table.
 
 Owns the promises, in the words of the invariants. Must not know who checks them.
 """

@@ -1,4 +1,4 @@
-"""The algorithm of begin, resolve, commit and invalidate as a table: who may take which step, when, to where.
+"""The algorithm of begin, resolve, commit and invalidate as a table of steps, conditions and effects.
 
 Owns the variables and the rows; `promises` says what must hold whatever order they are taken in. A row states
 the least that safety needs: what the daemon asks for besides, to save a call or a wait, is its own affair.
@@ -61,7 +61,7 @@ class Notice(Enum):
     OPEN = "open"
     """Begun and acknowledged: the VMM may change the memory."""
     GONE = "gone"
-    """The memory went and nobody was told yet."""
+    """The memory was unmapped without an announcement yet."""
     TOLD = "told"
 
 
@@ -200,7 +200,7 @@ TABLE: Table = {
         when=(Is(NOTICE, (Notice.BEGUN, Notice.OPEN)),),
         then=(Put(NOTICE, Notice.NONE), Put(OPENED, NOTHING)),
     ),
-    "vanish": Row(  # the other way: memory goes first, and then somebody says so
+    "vanish": Row(  # the other way: memory is unmapped first and announced later
         Actor.SOURCE, (SOME,),
         when=(Is(NOTICE, (Notice.NONE,)),),
         then=(

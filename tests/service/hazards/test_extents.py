@@ -1,4 +1,4 @@
-"""Hazards of what is mapped, and how much: a, f, i, j and q of the review."""
+"""Hazards of which pages are mapped, and how many: a, f, i, j and q of the review."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def test_a_a_region_in_the_middle_of_a_vma_starts_at_the_frame_of_its_own_
 async def test_f_a_region_over_two_vmas_with_a_hole_maps_each_run_and_forwards_the_hole(
     model: ModelPartition,
 ) -> None:
-    """f: an MSI-X page is left out so that it traps; one frame does not stand for a whole region."""
+    """f: an MSI-X page is left unmapped so that it traps; one frame must not cover the whole region."""
     await model.map_vma(PAGE, 6, PFN)
     await model.map_vma(PAGE + 7, 9, 0xB000)
     await model.add_region(GFN, PAGES, PAGE)
@@ -147,8 +147,8 @@ async def test_i_a_region_below_its_frames_number_does_not_underflow(model: Mode
 # ------------------------------------------------ j: whose memory
 
 
-async def test_j_each_partition_asks_the_address_space_of_its_own_vmm() -> None:
-    """j: the patch looked into the mm of whoever ran the VP."""
+async def test_j_each_partition_resolves_in_the_address_space_of_its_vmm() -> None:
+    """j: the patch looked into the mm of the process that ran the VP."""
     async with ModelPartition().running() as ours, ModelPartition(partition_id=2).running() as theirs:
         for model, pfn in ((ours, PFN), (theirs, 0xB000)):
             await model.map_vma(PAGE, PAGES, pfn)
@@ -206,7 +206,7 @@ class Turns:
             await trio.lowlevel.checkpoint()
 
 
-async def test_q_an_invalidation_of_many_regions_lets_other_partitions_run_in_between(
+async def test_q_an_invalidation_of_many_regions_yields_to_other_partitions(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     many = 8 * PER_YIELD
@@ -218,7 +218,7 @@ async def test_q_an_invalidation_of_many_regions_lets_other_partitions_run_in_be
     assert turns.taken >= 6, "eight parts, between which trio draws who is first"
 
 
-async def test_q_a_pinned_region_over_many_vmas_lets_other_partitions_run_all_its_life(
+async def test_q_a_pinned_region_over_many_vmas_always_yields_to_other_partitions(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     """q: a million VMAs in one region took the daemon minutes at a stretch."""
@@ -259,7 +259,7 @@ async def test_a_region_of_kind_auto_over_no_vma_is_einval(model: ModelPartition
 
 
 @pytest.mark.parametrize(("io", "kind"), [(True, RegionKind.MMIO), (False, RegionKind.MOVABLE)])
-async def test_a_region_of_kind_auto_is_what_its_vma_says(
+async def test_a_region_of_kind_auto_gets_the_kind_of_its_vma(
     model: ModelPartition, kind: RegionKind, *, io: bool
 ) -> None:
     await model.map_vma(PAGE, PAGES, PFN, io=io)

@@ -33,7 +33,7 @@ async def test_h1_a_region_is_removed_while_a_fault_in_it_resolves(
 async def test_h1_an_invalidation_is_served_while_a_fault_resolves(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    """H1: the one who waits for the acknowledgement may hold what resolve waits for."""
+    """H1: the caller that waits for the acknowledgement may hold what resolve waits for."""
     await with_region(model)
     gate = model.gates.hold(Point.RESOLVED)
     fault = Running(nursery, model.fault, GFN)
@@ -44,7 +44,7 @@ async def test_h1_an_invalidation_is_served_while_a_fault_resolves(
 
 
 @given(pauses(), st.integers(0, 4))
-def test_h6_a_fault_beside_a_remove_maps_nothing_that_outlives_the_region(
+def test_h6_a_fault_during_a_remove_maps_nothing_that_outlives_the_region(
     checkpoints: list[int], head_start: int
 ) -> None:
     """H6: looking up and joining the attempts is one step, so a remove comes before or after it."""
@@ -78,10 +78,10 @@ async def test_c_a_region_that_was_removed_after_its_lookup_is_not_used(
     assert model.pfns(GFN, PAGES) == [None] * PAGES
 
 
-async def test_c_a_region_that_took_the_place_of_the_one_looked_up_gives_its_own_frames(
+async def test_c_a_region_that_replaced_the_looked_up_one_maps_its_own_frames(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    """c: start and length may come from one region and the frame from another, if nobody looks again."""
+    """c: start and length may come from one region and the frame from another, unless it is checked again."""
     await with_region(model)
     gate = model.gates.hold(Point.RESOLVED)
     fault = Running(nursery, model.fault, GFN + 3)

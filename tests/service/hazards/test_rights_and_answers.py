@@ -1,4 +1,4 @@
-"""Hazards of what is decided and said: g, h, l, o and t of the review."""
+"""Hazards of rights and answers: g, h, l, o and t of the review."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from interceptd.hypervisor.hv_status import HvStatus
 RX = Access.READ | Access.EXECUTE
 
 
-# ------------------------------------------------ g: gva_gpa_valid is no condition
+# ------------------------------------------------ g: gva_gpa_valid is not a condition
 
 
 @pytest.mark.parametrize("architecture", Architecture)
@@ -110,10 +110,10 @@ async def test_h_a_vma_that_got_more_rights_is_mapped_again_with_them(remap: Rem
 # ------------------------------------------------ l: endless re-entry
 
 
-async def test_l_a_vp_that_faults_again_on_what_it_has_is_stopped_at_the_17th(
+async def test_l_a_vp_is_stopped_at_the_17th_fault_on_a_mapped_page(
     model: ModelPartition,
 ) -> None:
-    """l: success while the access still faults re-enters the guest for ever."""
+    """l: success while the access still faults re-enters the guest forever."""
     await model.map_vma(PAGE, PAGES, PFN)
     await model.add_region(GFN, PAGES, PAGE)
     async with attached_vp(model) as vp:
@@ -124,7 +124,7 @@ async def test_l_a_vp_that_faults_again_on_what_it_has_is_stopped_at_the_17th(
 # ------------------------------------------------ o: errors are not one
 
 
-async def test_o_what_the_hypervisor_refused_is_not_the_vmms_to_emulate() -> None:
+async def test_o_a_fault_refused_by_the_hypervisor_is_not_forwarded() -> None:
     """o: in the patch every error became "let the VMM emulate it"."""
     model = ModelPartition(failing_calls={1: HvStatus.OPERATION_FAILED})
     async with model.running():
@@ -134,9 +134,7 @@ async def test_o_what_the_hypervisor_refused_is_not_the_vmms_to_emulate() -> Non
         assert await model.fault(GFN) is Answer.MAPPED
 
 
-async def test_o_what_was_not_decided_in_time_is_to_be_asked_again(
-    model: ModelPartition, nursery: trio.Nursery
-) -> None:
+async def test_o_a_fault_not_decided_in_time_is_retry(model: ModelPartition, nursery: trio.Nursery) -> None:
     """o: a VMM that emulates an access to RAM because we were busy loses a write."""
     await model.map_vma(PAGE, PAGES, PFN)
     await model.add_region(GFN, PAGES, PAGE)
@@ -165,7 +163,7 @@ async def test_o_each_cause_has_its_own_answer(model: ModelPartition) -> None:
     ]
 
 
-# ------------------------------------------------ t: unmapped gpas that are no region's
+# ------------------------------------------------ t: unmapped gpas outside all regions
 
 
 async def test_t_an_unmapped_gpa_without_a_region_is_the_vmms_to_emulate(model: ModelPartition) -> None:

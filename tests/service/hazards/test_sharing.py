@@ -28,7 +28,7 @@ async def with_page_four_mapped(model: ModelPartition) -> None:
 
 @pytest.mark.parametrize("remap", Remap)
 async def test_h5_only_the_gaps_are_mapped_where_parts_are_mapped_already(remap: Remap) -> None:
-    """H5: nobody relies on what a hypervisor makes of mapping a mapped gpa."""
+    """H5: the core does not rely on what a hypervisor does when a mapped gpa is mapped."""
     async with ModelPartition(remap=remap).running() as model:
         await with_page_four_mapped(model)
         assert await model.fault(GFN) is Answer.MAPPED

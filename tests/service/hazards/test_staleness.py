@@ -1,4 +1,4 @@
-"""Hazards of memory that goes: H3, H4, e and k of the review."""
+"""Hazards of unmapped memory: H3, H4, e and k of the review."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_h4_no_slat_entry_of_the_old_frames_is_left_when_begin_is_answered
 
 
 @pytest.mark.parametrize("point", [Point.UNMAP, Point.UNMAPPED])
-async def test_h4_nothing_is_acknowledged_while_the_unmap_is_out(
+async def test_h4_nothing_is_acknowledged_during_the_unmap_call(
     model: ModelPartition, nursery: trio.Nursery, point: Point
 ) -> None:
     await with_all_mapped(model, RegionKind.MMIO)
@@ -75,7 +75,7 @@ async def test_h4_movable_memory_that_went_is_back_to_no_access(model: ModelPart
     assert model.hypervisor.counters().no_access_gfns == 4
 
 
-async def test_h3_mmio_whose_vma_went_is_the_vmms_to_emulate(model: ModelPartition) -> None:
+async def test_h3_mmio_whose_vma_was_unmapped_is_forwarded_to_the_vmm(model: ModelPartition) -> None:
     """H3: the region stays, and nothing is mapped from it."""
     await with_all_mapped(model, RegionKind.MMIO)
     await model.unmap_vma(PAGE, PAGES)
@@ -91,7 +91,7 @@ async def test_h3_mmio_whose_vma_came_back_is_mapped_to_the_new_frames(model: Mo
     assert model.pfns(GFN, PAGES) == NEW
 
 
-async def test_h3_a_pinned_region_whose_memory_went_is_dangling_and_never_mapped_again(
+async def test_h3_a_pinned_region_whose_memory_was_unmapped_dangles_and_is_never_mapped_again(
     model: ModelPartition,
 ) -> None:
     """H3: the VMM broke its promise; what is behind the uaddrs now was never promised."""
@@ -102,7 +102,7 @@ async def test_h3_a_pinned_region_whose_memory_went_is_dangling_and_never_mapped
     assert model.pfns(GFN, PAGES) == NOTHING
 
 
-async def test_h3_a_dangling_region_is_told_about_once_and_can_be_removed(model: ModelPartition) -> None:
+async def test_h3_a_dangling_region_is_reported_once_and_can_be_removed(model: ModelPartition) -> None:
     await with_all_mapped(model, RegionKind.PINNED)
     with capture_logs() as logs:
         await model.unmap_vma(PAGE, 4)
@@ -166,7 +166,7 @@ async def test_e_a_right_that_went_after_it_was_looked_up_is_not_given(
 
 
 @pytest.mark.parametrize("kind", RegionKind)
-async def test_k_a_removed_region_leaves_nothing_mapped_when_it_is_answered(
+async def test_k_a_remove_is_answered_after_everything_is_unmapped(
     model: ModelPartition, kind: RegionKind
 ) -> None:
     """k: mshv never unmapped an MMIO region before the partition was finalised."""

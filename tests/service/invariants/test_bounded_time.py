@@ -1,4 +1,4 @@
-"""I4: an intercept is answered in bounded time, also where each of many calls takes its own."""
+"""I4: an intercept is answered in bounded time, even if each of many calls is slow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from intercept_protocol.outcomes import Access, Answer
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 40
 LOOKED_AT = range(GFN - 1, GFN + PAGES + 1)
 A_CALL = 2.0
-"""Virtual seconds of each call: within any deadline of its own."""
+"""Virtual seconds of each call: within its own deadline."""
 
 
 class SlowCalls:
@@ -53,7 +53,7 @@ async def test_i4_a_fault_with_many_gaps_ends_at_its_deadline_and_keeps_what_is_
         assert (PAGES // 2 < mapped < PAGES, misrecorded(model, LOOKED_AT)) == (True, None)
 
 
-async def test_i4_a_fault_that_asks_again_is_served_in_the_end() -> None:
+async def test_i4_a_retried_fault_is_served_eventually() -> None:
     pauses = SlowCalls()
     async with ModelPartition(pauses=pauses).running() as model:
         await with_gaps(model)
@@ -80,7 +80,7 @@ async def test_i4_a_fault_whose_page_has_too_few_rights_at_its_deadline_is_not_c
         assert misrecorded(model, LOOKED_AT) is None
 
 
-async def test_i4_what_a_refusal_undoes_ends_at_the_deadline_too() -> None:
+async def test_i4_the_roll_back_of_a_refusal_ends_at_the_deadline_too() -> None:
     pauses = SlowCalls()
     async with ModelPartition(pauses=pauses).running() as model:
         await with_gaps(model)

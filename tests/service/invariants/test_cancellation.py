@@ -1,4 +1,4 @@
-"""I10: a task that is cancelled at any await leaves nothing that nobody knows of, and the next is served.
+"""I10: cancelling a task at any await leaves nothing untracked, and the next request is served.
 
 Every port call awaits before and behind its work. How many awaits an operation has is counted in a run that
 is not cut off, so that none is forgotten when it changes.
@@ -185,7 +185,7 @@ def is_settled(model: ModelPartition) -> bool:
 
 
 async def serves_the_next(model: ModelPartition) -> bool:
-    """Whether the partition does as it should with what comes next, whatever was left of the last."""
+    """Whether the partition handles the next request correctly after the cancelled one."""
     await model.unmap_vma(PAGE, PAGES)
     taken_away = model.pfns(GFN, PAGES) == [None] * PAGES
     await model.regions.close()
@@ -197,9 +197,7 @@ async def serves_the_next(model: ModelPartition) -> bool:
 
 
 @pytest.mark.parametrize(("name", "last"), AWAITS)
-async def test_i10_what_is_cut_off_at_any_await_leaves_a_whole_state_and_the_next_is_served(
-    name: str, last: int
-) -> None:
+async def test_i10_cancellation_at_any_await_leaves_a_consistent_state(name: str, last: int) -> None:
     operation = OPERATIONS[name]
     async with paused().running() as model:
         await operation.prepare(model)
@@ -212,7 +210,7 @@ async def test_i10_what_is_cut_off_at_any_await_leaves_a_whole_state_and_the_nex
 
 @pytest.mark.parametrize("kind", RegionKind)
 @pytest.mark.parametrize("last", range(1, 12))
-async def test_i10_a_manager_cut_off_at_any_await_acknowledges_only_what_it_did(
+async def test_i10_a_manager_cancelled_at_any_await_acknowledges_only_what_it_did(
     kind: RegionKind, last: int
 ) -> None:
     model = paused()
@@ -234,7 +232,7 @@ def bounded(forever: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[
 
 
 async def ended(model: ModelPartition) -> None:
-    """A partition's life, whose end begins at once, with an invalidation that nobody served yet."""
+    """A partition's life, whose end begins at once, with an unserved invalidation."""
     model.notifier.invalidate(UaddrRange(start=PAGE, end=PAGE + PAGES))
     model.partition.end()
     await model.partition.run(trio.sleep_forever)
@@ -252,7 +250,7 @@ ENDS: Final = 8
 
 @pytest.mark.parametrize("kind", RegionKind)
 @pytest.mark.parametrize("last", range(1, ENDS + 1))
-async def test_i6_an_end_cut_off_at_any_await_leaves_no_task_admits_nobody_and_is_known(
+async def test_i6_an_end_cancelled_at_any_await_leaves_no_task_admits_no_peer_and_is_reported(
     kind: RegionKind, last: int
 ) -> None:
     model = paused()

@@ -83,14 +83,14 @@ def calls_of_a_life() -> int:
 CALLS: Final = calls_of_a_life()
 
 
-async def test_a_life_in_which_no_call_fails_is_told_no_error_and_calls_often() -> None:
+async def test_without_failing_calls_there_are_many_calls_and_no_error() -> None:
     told, end = await lived(ModelPartition())
     assert (told.errors, end, len(told.answers), CALLS > 15) == ([], None, ASKED, True)
     assert Answer.HYPERVISOR_ERROR not in told.answers
 
 
 @pytest.mark.parametrize("nth", range(1, CALLS + 1))
-async def test_a_call_that_fails_is_told_to_whom_it_concerns_or_loses_the_partition_loudly(nth: int) -> None:
+async def test_a_failed_call_is_reported_to_its_caller_or_loses_the_partition(nth: int) -> None:
     model = ModelPartition()
     model.hypervisor.failing_call = nth
     before = trio.lowlevel.current_statistics().tasks_living
@@ -107,7 +107,7 @@ async def test_a_call_that_fails_is_told_to_whom_it_concerns_or_loses_the_partit
 
 
 @pytest.mark.parametrize("nth", range(1, CALLS + 1))
-async def test_until_it_is_lost_a_partition_whose_call_failed_is_whole_after_every_step(nth: int) -> None:
+async def test_a_partition_whose_call_failed_is_consistent_after_every_step(nth: int) -> None:
     model = ModelPartition()
     model.hypervisor.failing_call = nth
     violations: list[object] = []

@@ -1,4 +1,4 @@
-"""I7: nothing that a client sends touches another partition, stops the daemon or makes it grow."""
+"""I7: no client input affects another partition, stops the daemon or makes it grow."""
 
 from __future__ import annotations
 

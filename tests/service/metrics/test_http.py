@@ -1,4 +1,4 @@
-"""The metrics listener's HTTP: one request a connection, bounded in size, number and time."""
+"""The metrics listener's HTTP: one request per connection, bounded in size, number and time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GET = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Server:
-    """A responder with one page, whose maker may be told to fail or to take its time."""
+    """A responder with one page, whose renderer can be made to fail or to block."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -127,11 +127,11 @@ async def test_request_is_answered_by_its_status(
     assert server.responder.requests == {expected.decode(): 1}
 
 
-async def test_a_method_that_is_refused_is_told_which_are_not(server: Server) -> None:
+async def test_a_refused_method_gets_the_allowed_ones(server: Server) -> None:
     assert b"\r\nAllow: GET, HEAD\r\n" in await server.ask(GET.replace(b"GET", b"PUT"))
 
 
-async def test_a_body_that_still_comes_after_its_answer_does_not_break_the_connection(server: Server) -> None:
+async def test_a_body_that_arrives_after_its_answer_does_not_break_the_connection(server: Server) -> None:
     """A reset would take the answer along."""
     stream = server.connect()
     await stream.send_all(
@@ -167,7 +167,7 @@ def test_no_bytes_make_the_responder_fail(sent: bytes) -> None:
     assert trio.run(main).requests.keys() <= {"200", "400", "404", "405", "431", "501", "gone"}
 
 
-async def test_a_peer_that_leaves_is_counted_and_harms_nothing(server: Server) -> None:
+async def test_a_peer_that_leaves_is_counted_without_other_effect(server: Server) -> None:
     stream = server.connect()
     await stream.send_all(GET[:10])
     await stream.aclose()
@@ -176,7 +176,7 @@ async def test_a_peer_that_leaves_is_counted_and_harms_nothing(server: Server) -
 
 
 @pytest.mark.usefixtures("autojump_clock")
-async def test_a_request_that_is_not_complete_in_time_is_given_up(server: Server) -> None:
+async def test_a_request_that_is_not_complete_in_time_is_dropped(server: Server) -> None:
     began = trio.current_time()
     assert await server.ask(GET[:10]) == b""
     assert trio.current_time() - began == DEADLINE_SECONDS

@@ -1,4 +1,4 @@
-"""The algorithm as others have had it, or as it would be without one of its orderings: each breaks a promise.
+"""Mutants of the transition table that are known hazards: each breaks a promise.
 
 Owns the edits of the table, one per hazard (see `tests/service/hazards/`).
 """
@@ -35,7 +35,7 @@ from model.transitions.table import (
     Reliance,
 )
 
-Variant = Callable[[], t.Table]
+Mutant = Callable[[], t.Table]
 FRESH = t.Is(RELIANCE, (Reliance.FRESH,))
 FREE = t.Is(LOCK, (Lock.FREE,))
 DONE = t.Is(BATCH, (Batch.DONE,))
@@ -45,7 +45,7 @@ def no_staleness_check_at_commit() -> t.Table:
     return without_condition(TABLE, "commit", FRESH)
 
 
-def a_stale_no_is_told() -> t.Table:
+def forwards_although_stale() -> t.Table:
     return without_condition(TABLE, "forward", FRESH)
 
 
@@ -62,18 +62,18 @@ def a_pass_that_unmaps_nothing() -> t.Table:
 
 
 def no_notifier() -> t.Table:
-    """The later posting of the patch: the region list has its locks, and nobody is told of an unmap."""
+    """The later posting of the patch: the region list has its locks, and no one announces an unmap."""
     return edited(TABLE, "tell", lambda row: replace(row, then=_but(row.then, GOING, RELIANCE, BATCH)))
 
 
 def windows_not_cut_back_to_what_is_open() -> t.Table:
-    """The faulting page is looked at, and its neighbours are not."""
+    """Only the faulting page is checked, not its neighbours."""
     table = without_condition(TABLE, "begin", t.Apart(SOME, OPEN))
     return edited(table, "begin", lambda row: replace(row, when=(*row.when, t.Apart(ONE, OPEN))))
 
 
 def attempts_registered_after_a_pause() -> t.Table:
-    """What is invalidated between `begin` and the end of `resolve` finds nobody to call stale."""
+    """An invalidation between `begin` and the end of `resolve` marks no attempt stale."""
 
     def late(row: t.Row) -> t.Row:
         return replace(row, then=tuple(map(_only_resolved, row.then)))
@@ -90,7 +90,7 @@ def a_pass_that_does_not_wait_for_the_lock() -> t.Table:
 
 
 def a_pass_that_answers_for_what_came_after_it_took() -> t.Table:
-    """The pending set is looked at before the pass, and cleared behind it."""
+    """The pending set is read before the pass and cleared after it."""
     done = (
         t.PutEach(BATCH, Batch.DONE),
         t.Put(GOING, t.NOTHING),
@@ -128,18 +128,18 @@ def one_frame_extrapolated_over_the_window() -> t.Table:
 
 
 def attempts_on_replaced_memory_not_called_stale() -> t.Table:
-    """Begun before the invalidation, resolved before the change, and committed after it; what is changed is
-    always replaced, so that nothing but the age of the frames tells."""
+    """Begun before the invalidation, resolved before the change, and committed after it. The change always
+    replaces the memory, so only the age of the frames shows the fault."""
     table = edited(TABLE, "begin_invalidation", lambda row: replace(row, then=_but(row.then, RELIANCE)))
     return edited(table, "change", lambda row: replace(row, when=(*row.when, t.Within(OPENED, FOUND))))
 
 
-VARIANTS: Mapping[str, Variant] = {
-    variant.__name__: variant
-    for variant in (
+NAMED_MUTANTS: Mapping[str, Mutant] = {
+    mutant.__name__: mutant
+    for mutant in (
         no_staleness_check_at_commit,
         attempts_on_replaced_memory_not_called_stale,
-        a_stale_no_is_told,
+        forwards_although_stale,
         acknowledged_before_the_unmap,
         told_and_acknowledged_before_the_unmap,
         a_pass_that_unmaps_nothing,

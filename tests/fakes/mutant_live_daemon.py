@@ -1,7 +1,7 @@
-"""A daemon whose way of looking at live memory lacks one thing, for runs that must find it missing.
+"""A mutant daemon: the real command with one safeguard of live memory removed, for tests that must detect it.
 
-Owns the breaks; what it runs otherwise is the real command. It does not compare, or it would take away what
-they leave. The first argument names the break, the rest go to `interceptd`.
+Owns the mutants. Comparison is off, or it would revoke what they leave mapped. The first argument names the
+mutant, the rest go to `interceptd`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from fakes.broken_daemon import without_staleness_check
+from fakes.mutant_daemon import without_staleness_check
 from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import Nothing, process
 from interceptd.address_space.attachment import Attachment
@@ -26,7 +26,7 @@ SERVED_LATER_SECONDS: Final = 0.005
 
 
 def without_second_registration() -> None:
-    """What was watched once is taken to be watched for ever, also after other memory took its place."""
+    """A range that was registered once counts as watched forever, even after other memory replaced it."""
     register, registered = Userfaultfd.register, set[UaddrRange]()
 
     def register_once(self: Userfaultfd, uaddrs: UaddrRange) -> None:
@@ -38,7 +38,7 @@ def without_second_registration() -> None:
 
 
 def without_second_look() -> None:
-    """What was found before it was watched is taken for what is watched."""
+    """What was found before registration is used without looking again."""
 
     def look(
         attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange
@@ -54,7 +54,7 @@ def without_second_look() -> None:
 
 
 def without_comparison() -> None:
-    """What is left behind stays."""
+    """Nothing finds stale mappings later."""
 
     async def nothing(self: Comparison) -> None:  # noqa: ARG001 - a method
         await trio.lowlevel.checkpoint()
@@ -64,7 +64,7 @@ def without_comparison() -> None:
 
 
 def slow_to_serve() -> None:
-    """Nothing is lacking: what is reported is served a little later, as on a machine that is busy."""
+    """No safeguard is removed: notifications are served a little later, as on a busy machine."""
     serve_pending = RegionManager.serve_pending
 
     async def serve_later(self: RegionManager) -> None:
@@ -74,7 +74,7 @@ def slow_to_serve() -> None:
     RegionManager.serve_pending = serve_later  # type: ignore[method-assign]
 
 
-BREAKS: Final[Mapping[str, Callable[[], None]]] = {
+MUTANTS: Final[Mapping[str, Callable[[], None]]] = {
     "without-second-registration": without_second_registration,
     "without-second-look": without_second_look,
     "without-staleness-check": without_staleness_check,
@@ -83,11 +83,11 @@ BREAKS: Final[Mapping[str, Callable[[], None]]] = {
 
 
 def launch(what: str) -> tuple[str, ...]:
-    """The command of a daemon that lacks something; run with `puppet.ENVIRONMENT`."""
-    return sys.executable, "-m", "fakes.broken_live_daemon", what
+    """The command of a mutant; run with `puppet.ENVIRONMENT`."""
+    return sys.executable, "-m", "fakes.mutant_live_daemon", what
 
 
 if __name__ == "__main__":
-    BREAKS[sys.argv.pop(1)]()
+    MUTANTS[sys.argv.pop(1)]()
     without_comparison()
     main()

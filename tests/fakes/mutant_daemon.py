@@ -1,7 +1,6 @@
-"""A daemon with one thing taken out, for tests that must see it missing.
+"""A mutant daemon: the real command with one safeguard removed, for tests that must detect it.
 
-Owns the breaks; what it runs otherwise is the real command. The first argument names the break, the rest go
-to `interceptd`.
+Owns the mutants. The first argument names the mutant, the rest go to `interceptd`.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from interceptd.pages.mapping import Extent
 
 
 def without_invalidation() -> None:
-    """Invalidations are announced, waited for and acknowledged, and take nothing away (hazards k, H4)."""
+    """Invalidations are announced, waited for and acknowledged, but revoke nothing (hazards k, H4)."""
 
-    async def take_nothing_away(
+    async def revoke_nothing(
         manager: RegionManager, region: Region, uaddrs: UaddrRange, *, exact: bool
     ) -> None:
         pass
 
-    RegionManager._invalidate = take_nothing_away  # type: ignore[method-assign, assignment]
+    RegionManager._invalidate = revoke_nothing  # type: ignore[method-assign, assignment]
 
 
 def without_staleness_check() -> None:
-    """What was resolved is mapped, whatever happened since (hazard e). Only a race shows it."""
+    """What was resolved is mapped even if it has become stale (hazard e). Only a race shows it."""
 
     def never(_: Attempt) -> bool:
         return False
@@ -40,7 +39,7 @@ def without_staleness_check() -> None:
 
 
 def with_hard_coded_rights() -> None:
-    """The guest gets what the region allows, whatever the VMA does (hazard h)."""
+    """The guest gets the rights of the region, whatever those of the VMA (hazard h)."""
 
     def those_of_the_region(region: Region, _: Extent) -> Access:
         return region.access
@@ -48,12 +47,12 @@ def with_hard_coded_rights() -> None:
     Region.rights = those_of_the_region  # type: ignore[method-assign, assignment]
 
 
-BREAKS: Final[Mapping[str, Callable[[], None]]] = {
+MUTANTS: Final[Mapping[str, Callable[[], None]]] = {
     "without-invalidation": without_invalidation,
     "without-staleness-check": without_staleness_check,
     "with-hard-coded-rights": with_hard_coded_rights,
 }
 
 if __name__ == "__main__":
-    BREAKS[sys.argv.pop(1)]()
+    MUTANTS[sys.argv.pop(1)]()
     main()
