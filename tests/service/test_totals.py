@@ -227,18 +227,18 @@ async def test_refused_hellos_are_counted_by_their_error(served: Served) -> None
     await refused(served, "operator")
     await refused(served, "vp", **joining | {"token": bytes(16)}, vp_index=1)
     await refused(served, "vp", **joining, vp_index=0)
-    assert served.daemon.reception.admission.refusals == {"EACCES": 2, "EEXIST": 1}
+    assert served.daemon.dispatcher.admission.refusals == {"EACCES": 2, "EEXIST": 1}
 
 
 async def test_a_peer_that_leaves_before_its_hello_is_counted_as_such(served: Served) -> None:
     peer = await served.connect()
     peer.close()
     await wait_all_tasks_blocked()
-    assert served.daemon.reception.admission.refusals == {"left": 1}
+    assert served.daemon.dispatcher.admission.refusals == {"left": 1}
 
 
 async def test_what_is_no_hello_is_counted_by_its_error(served: Served) -> None:
     peer = await served.connect()
     with pytest.raises(WireError, match="EPROTO"):
         await peer.ask("statistics")
-    assert served.daemon.reception.admission.refusals == {"EPROTO": 1}
+    assert served.daemon.dispatcher.admission.refusals == {"EPROTO": 1}

@@ -29,12 +29,14 @@ log = structlog.get_logger()
 class MetricsEndpoint:
     """Of one daemon, whose parts these are."""
 
-    def __init__(self, partitions: PartitionRegistry, reception: Dispatcher, manager: ServiceManager) -> None:
+    def __init__(
+        self, partitions: PartitionRegistry, dispatcher: Dispatcher, manager: ServiceManager
+    ) -> None:
         self._partitions = partitions
         self._lag = LoopLag()
         self._process = ProcessCollector(registry=None)
         self._responder = Responder({"/metrics": self._metrics, "/healthz": self._healthz})
-        self._observer = Observer(partitions, reception, manager, self._lag, self._responder.requests)
+        self._observer = Observer(partitions, dispatcher, manager, self._lag, self._responder.requests)
 
     async def run(self, listener: socket.socket, place: Place) -> None:
         """Serve, and measure the event loop, until cancelled. A scrape that fails harms nothing else."""

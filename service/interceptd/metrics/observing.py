@@ -79,7 +79,7 @@ class Observer:
     """Looks at the parts that a daemon is made of."""
 
     partitions: PartitionRegistry
-    reception: Dispatcher
+    dispatcher: Dispatcher
     manager: ServiceManager
     lag: LoopLag
     requests: Mapping[str, int]
@@ -93,7 +93,7 @@ class Observer:
         for partition in self.partitions:
             gauges.add(partition)
             await trio.lowlevel.checkpoint()
-        reception = self.reception
+        dispatcher = self.dispatcher
         return Observation(
             partitions=len(self.partitions),
             partitions_started=self.partitions.created,
@@ -101,14 +101,14 @@ class Observer:
             totals=totals,
             gauges=gauges,
             connections={
-                "none": reception.admission.without_hello,
-                "vmm": reception.vmms,
+                "none": dispatcher.admission.without_hello,
+                "vmm": dispatcher.vmms,
                 "vp": gauges.vps,
                 "notifier": gauges.notifiers,
                 "hypervisor": gauges.hypervisors,
-                "operator": reception.operators,
+                "operator": dispatcher.operators,
             },
-            refusals=reception.admission.refusals,
+            refusals=dispatcher.admission.refusals,
             draining=self.partitions.closed,
             tasks=trio.lowlevel.current_statistics().tasks_living,
             lag=self.lag.histogram,

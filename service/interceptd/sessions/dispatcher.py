@@ -61,11 +61,11 @@ class Dispatcher:
         self.admission = Admission(settings, event_bus)
         self._joining = Attacher(settings, partitions, hello_reply)
         self.watch = PeerWatch()
-        """To be run as long as connections are entered."""
+        """Must run as long as connections are served."""
         self.operators = 0
         self._vmms: Counter[int] = Counter()  # by uid
 
-    async def enter(self, endpoint: Endpoint, accepted: socket.socket) -> None:
+    async def serve(self, endpoint: Endpoint, accepted: socket.socket) -> None:
         """Serve one connection, until it ends or a partition's nursery takes it over."""
         with ExitStack() as held:
             connection = Connection(accepted, self.admission.tenants, self.watch)
