@@ -29,7 +29,6 @@ from interceptd.connections.peer import Peer
 from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.request_loop import Reply
 from interceptd.hypervisor.hv_status import HvStatus
-from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.region_manager import RegionManager
@@ -39,6 +38,7 @@ from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.sessions.vmm import VmmSession
 from interceptd.telemetry.event_bus import EventBus, PartitionJournal
 
+from .failing_hypervisor import FailingHypervisor
 from .pauses import Pauses
 from .ports import RecordedAddressSpace, RecordedHypervisor
 
@@ -60,7 +60,7 @@ class Parts:
     processor: type[VirtualProcessor] = VirtualProcessor
     session: type[VmmSession] = VmmSession
     address_space: type[DeclaredAddressSpace] = DeclaredAddressSpace
-    hypervisor: type[SoftwareHypervisor] = SoftwareHypervisor
+    hypervisor: type[FailingHypervisor] = FailingHypervisor
 
 
 class ModelPartition:

@@ -19,6 +19,7 @@ from intercept_protocol.messages import MmioGranularity, Remap
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space import Caller
 from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.eager_lock import EagerLock
 from interceptd.hypervisor import HypervisorCounters
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.memory.attempt import Attempt, Busy
@@ -66,9 +67,9 @@ class Recorder(trio.abc.Instrument):
         self.software = SoftwareHypervisor(remap=Remap.REPLACE, pool_pages=256, pool_limit=lambda: 1 << 20)
         self.notifier = _Notifier(self)
         self.mappings = GuestMappings(_Hypervisor(self, pauses), lambda: 1 << 10)
-        self.regions = _RegionManager(self)
         self.lock = _Lock(self)
-        self.regions._lock = self.lock  # type: ignore[assignment]  # stands in for trio.Lock
+        self.mappings.lock = self.lock
+        self.regions = _RegionManager(self)
         self.attempts: dict[int, Attempt] = {}
         self.mapping: set[int] = set()
         """VPs that are in the middle of a commit."""
@@ -135,19 +136,17 @@ class Recorder(trio.abc.Instrument):
         return seen
 
 
-class _Lock:
-    """`held_by` is who runs under it: to be handed it is not yet to have it."""
+class _Lock(EagerLock):
+    """`held_by` is the actor that runs under the lock; one that was handed it and has not run yet is not."""
 
     def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
         self._recorder = recorder
-        self._inner = trio.Lock()
         self.held_by = Lock.FREE
 
-    def locked(self) -> bool:
-        return self._inner.locked()
-
     async def __aenter__(self) -> None:
-        await self._inner.acquire()
+        await self._lock.acquire()  # always a checkpoint: one more place where others may come between
+        self._holder = trio.lowlevel.current_task()
         actor, number = WHO.get()
         if actor is Actor.VMM:
             self._recorder.took("remove" if number == 0 else "add")
@@ -159,7 +158,7 @@ class _Lock:
         if WHO.get() == (Actor.VMM, 0):
             self._recorder.took("removed")
         self.held_by = Lock.FREE
-        self._inner.release()
+        await super().__aexit__(kind, error, trace)
 
 
 class _Notifier(MmuNotifier):

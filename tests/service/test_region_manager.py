@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -63,12 +63,54 @@ def limited(
 async def test_what_a_guest_was_given_is_told_in_order_and_some_at_a_time(model: ModelPartition) -> None:
     given = GuestMappings(model.hypervisor, lambda: 8)
     wanted = [Mapping(at, at + 2, Frame("file", at), PAGE + at, RW) for at in (0, 4, 8, 12)]
-    await given.map_gaps(region_of(RegionKind.MMIO), wanted, math.inf)
+    async with given.lock:
+        await given.map_gaps(region_of(RegionKind.MMIO), wanted, math.inf)
     assert given.some(GfnRange(start=0, end=100), 2) == wanted[:2]
     assert given.some(GfnRange(start=1, end=13), 8) == [
         wanted[0].slice(1, 2), *wanted[1:3], wanted[3].slice(12, 13),
     ]  # fmt: skip
     assert given.some(GfnRange(start=14, end=100), 8) == []
+
+
+# ------------------------------------------------ the lock
+
+
+CHANGES: list[Callable[[ModelPartition, Region], Awaitable[object]]] = [
+    lambda model, region: model.mappings.map_gaps(region, [], math.inf),
+    lambda model, region: model.mappings.map_no_access(region),
+    lambda model, region: model.mappings.revoke(region, region.gfns),
+    lambda model, region: model.mappings.unmap_all(region),
+    lambda model, region: model.regions._invalidate(region, region.uaddrs, exact=True),
+    lambda model, region: model.regions._remove(region),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_change_by_a_task_that_does_not_hold_the_lock_is_refused_and_changes_nothing(
+    model: ModelPartition,
+    nursery: trio.Nursery,
+    change: Callable[[ModelPartition, Region], Awaitable[object]],
+) -> None:
+    """Neither with the lock free nor while another task holds it."""
+    await with_region(model, RegionKind.PINNED)
+    region = model.regions.first_regions(1)[0][0]
+    before = list(model.hypervisor.events)
+    with pytest.raises(AssertionError):
+        await change(model, region)
+
+    async def hold() -> None:
+        async with model.mappings.lock:
+            await trio.sleep_forever()
+
+    nursery.start_soon(hold)
+    await wait_all_tasks_blocked()
+    with pytest.raises(AssertionError):
+        await change(model, region)
+    assert (model.hypervisor.events, model.regions.region_count, region.state) == (
+        before,
+        1,
+        RegionState.LIVE,
+    )
 
 
 # ------------------------------------------------ looking

@@ -22,7 +22,6 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer, allows
-from interceptd.eager_lock import EagerLock
 from interceptd.hypervisor import HypervisorError
 from interceptd.memory import region_facts
 from interceptd.memory.attempt import Attempt, Busy, attempt_at, attempt_over
@@ -58,7 +57,7 @@ class RegionManager:
         self._notifier = notifier
         self._require_room = require_room
         self._regions = RegionList(region_limit)
-        self._lock = EagerLock()
+        self._lock = mappings.lock
 
     # ------------------------------------------------ looking up: synchronous, no lock
 
@@ -210,6 +209,7 @@ class RegionManager:
 
     async def _invalidate(self, region: Region, uaddrs: UaddrRange, *, exact: bool) -> None:
         """A pinned region is dangling only if it is known to be hit; otherwise its pages are mapped again."""
+        assert self._lock.is_mine
         clipped = region.uaddrs.clip(uaddrs)
         assert clipped is not None, "the list answers with regions that overlap"
         gfns = region.gfns_of(clipped)
@@ -225,6 +225,7 @@ class RegionManager:
         await self._mappings.revoke(region, gfns)
 
     async def _remove(self, region: Region) -> None:
+        assert self._lock.is_mine
         self._regions.remove(region)
         self._notifier.mark_stale(region.uaddrs)
         await self._mappings.unmap_all(region)

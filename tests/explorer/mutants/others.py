@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from explorer.failing_hypervisor import FailingHypervisor
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space import Caller
 from interceptd.address_space.declared import DeclaredAddressSpace
-from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.memory.attempt import Attempt
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.mmu_notifier import PENDING_PIECES, Batch, MmuNotifier, OpenInvalidation
@@ -124,7 +124,7 @@ class ResolvesUnderTheLock(FaultHandler):
         return await super()._try(attempt, deadline)
 
 
-class RollsBackToNothing(SoftwareHypervisor):
+class RollsBackToNothing(FailingHypervisor):
     """A failed map is unmapped, and what it replaced is not put back."""
 
     def _roll_back(self, done: GfnRange, before: list[Mapping]) -> None:  # noqa: ARG002
