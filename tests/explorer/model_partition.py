@@ -6,7 +6,7 @@ they are told to. Must not know what is right.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -29,10 +29,11 @@ from interceptd.connections.peer import Peer
 from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.request_loop import Reply
 from interceptd.hypervisor.hv_status import HvStatus
-from interceptd.memory.fault_handler import FaultHandler
+from interceptd.memory.fault_handler import Fault, FaultHandler
 from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
+from interceptd.pages.mapping import Mapping as MappedPages
 from interceptd.partition.partition import Partition
 from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.sessions.vmm import VmmSession
@@ -56,11 +57,24 @@ class Parts:
     regions: type[RegionManager] = RegionManager
     mappings: type[GuestMappings] = GuestMappings
     notifier: type[MmuNotifier] = MmuNotifier
-    path: type[FaultHandler] = FaultHandler
+    faults: type[FaultHandler] = FaultHandler
     processor: type[VirtualProcessor] = VirtualProcessor
     session: type[VmmSession] = VmmSession
     address_space: type[DeclaredAddressSpace] = DeclaredAddressSpace
     hypervisor: type[FailingHypervisor] = FailingHypervisor
+
+
+async def touch(
+    faults: FaultHandler, gfn: int, access: Access, interrupted: Callable[[], Answer | None] = lambda: None
+) -> Answer:
+    """One access, from the look-up to its answer."""
+    match faults.lookup(gfn, access):
+        case MappedPages():
+            return Answer.ALREADY_MAPPED
+        case Answer() as answer:
+            return answer
+        case found:
+            return await faults.handle(Fault(gfn, access, found), interrupted)
 
 
 class ModelPartition:
@@ -94,7 +108,7 @@ class ModelPartition:
             mmio_granularity=MmioGranularity.VMA,
             event_bus=event_bus,
         )
-        self.path = parts.path(self.regions, self.address_space, TIMEOUT)
+        self.faults = parts.faults(self.regions, self.address_space, TIMEOUT)
         self.partition = Partition(
             partition_id=partition_id,
             name="model",
@@ -108,7 +122,7 @@ class ModelPartition:
             link=None,
             notifier=self.notifier,
             regions=self.regions,
-            path=self.path,
+            faults=self.faults,
             event_bus=event_bus,
             end_timeout=lambda: TIMEOUT,
         )
@@ -203,8 +217,8 @@ class ModelPartition:
     # ------------------------------------------------ what a guest does
 
     async def fault(self, gfn: int, access: Access = Access.READ) -> Answer:
-        """One intercept, decided as a VP without a kept kick decides it."""
-        return await self.path.handle(gfn, access, lambda _: None)
+        """One access, handled as for a VP that no kick waits for."""
+        return await touch(self.faults, gfn, access)
 
     def pfn(self, gfn: int) -> int | None:
         """What the guest reaches at `gfn`."""

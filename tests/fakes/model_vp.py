@@ -40,8 +40,7 @@ async def attached_vp(
         0,
         connection,
         architecture=architecture,
-        regions=model.regions,
-        path=model.path,
+        faults=model.faults,
         answers=model.partition.answers,
         event_bus=model.partition.event_bus,
     )

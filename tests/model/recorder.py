@@ -24,6 +24,7 @@ from interceptd.hypervisor import HypervisorCounters
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.memory.attempt import Attempt, Busy
 from interceptd.memory.guest_mappings import GuestMappings
+from interceptd.memory.region import Region
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch, MmuNotifier
 from interceptd.pages.mapping import Extent
@@ -199,15 +200,17 @@ class _RegionManager(RegionManager):
         )
         self._recorder = recorder
 
-    def begin(self, gfn: int, access: Access) -> Mapped | Answer | Busy | Attempt:
-        step = super().begin(gfn, access)
-        page = 1 << gfn - GFN
-        match step:
-            case Mapped():
-                self._recorder.took("resume", page=page)
-            case Attempt():
-                self._recorder.took("begin", page=page, pages=mask(step.window.uaddrs))
-                self._recorder.attempts[WHO.get()[1]] = step
+    def lookup(self, gfn: int, access: Access) -> Mapped | Answer | Busy | Region:
+        found = super().lookup(gfn, access)
+        if isinstance(found, Mapped):
+            self._recorder.took("resume", page=1 << gfn - GFN)
+        return found
+
+    def begin(self, region: Region, gfn: int, access: Access) -> Busy | Attempt:
+        step = super().begin(region, gfn, access)
+        if isinstance(step, Attempt):
+            self._recorder.took("begin", page=1 << gfn - GFN, pages=mask(step.window.uaddrs))
+            self._recorder.attempts[WHO.get()[1]] = step
         return step
 
     async def commit(

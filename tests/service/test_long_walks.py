@@ -117,7 +117,7 @@ async def test_populating_from_many_vmas_takes_turns_between_the_questions(
         await model.map_vma(page, 1, 2 * page)
     region = await pinned(model, MANY)
     others = Others(nursery)
-    await model.path.populate(region)
+    await model.faults.populate(region)
     assert others.turns >= 2 * TURNS - 3, "between the questions, and then between the maps"
     assert len(model.hypervisor.events) == MANY
 
@@ -129,5 +129,5 @@ async def test_populating_from_few_vmas_takes_no_turn_of_its_own(
         await model.map_vma(page, 1, 2 * page)
     region = await pinned(model, PER_YIELD - 1)
     others = Others(nursery)
-    await model.path.populate(region)
+    await model.faults.populate(region)
     assert others.turns <= 1

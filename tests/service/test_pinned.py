@@ -153,4 +153,4 @@ async def test_add_pinned_that_is_given_up_while_another_holds_the_lock_leaves_n
     await wait_all_tasks_blocked()
     mapping.open()
     assert (await given_up.result(), await fault.result()) == (True, Answer.MAPPED)
-    assert model.regions.look(GFN, Access.READ) is Answer.NO_REGION
+    assert model.regions.lookup(GFN, Access.READ) is Answer.NO_REGION

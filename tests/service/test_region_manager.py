@@ -11,6 +11,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
+from explorer.model_partition import touch
 from explorer.pauses import Point
 from explorer.ports import Mapped, Unmapped
 from fakes.model_partition import RW, TIMEOUT, ModelPartition
@@ -35,7 +36,7 @@ NOTHING = [None] * PAGES
 async def mapped(model: ModelPartition) -> Mapping:
     """What serves the first gfn once it was touched."""
     await model.fault(GFN)
-    held = model.regions.look(GFN, Access.READ)
+    held = model.regions.lookup(GFN, Access.READ)
     assert isinstance(held, Mapping)
     return held
 
@@ -295,7 +296,7 @@ async def test_a_map_beyond_the_limit_of_mappings_is_refused_and_takes_none_away
     model.hypervisor.events.clear()
     path = FaultHandler(regions, model.address_space, TIMEOUT)
     await regions.add(region_of(RegionKind.MMIO))
-    answers = [await path.handle(GFN + page, Access.READ, lambda _: None) for page in (0, 2, 4, 0)]
+    answers = [await touch(path, GFN + page, Access.READ) for page in (0, 2, 4, 0)]
     assert answers == [Answer.MAPPED, Answer.MAPPED, Answer.HYPERVISOR_ERROR, Answer.ALREADY_MAPPED]
     assert model.hypervisor.counters().mapped_gfns == 2
 
@@ -308,7 +309,7 @@ async def test_pages_that_come_one_by_one_and_continue_each_other_are_one_mappin
     await model.map_vma(PAGE, PAGES, PFN)
     await regions.add(region_of(RegionKind.MMIO))
     path = FaultHandler(regions, model.address_space, TIMEOUT)
-    answers = [await path.handle(GFN + page, Access.READ, lambda _: None) for page in range(PAGES)]
+    answers = [await touch(path, GFN + page, Access.READ) for page in range(PAGES)]
     assert answers == [Answer.MAPPED] * PAGES
 
 
@@ -321,7 +322,8 @@ async def test_i9_an_attempt_whose_pages_another_has_mapped_is_told_so_at_its_co
         PAGE, UaddrRange.at_page(PAGE, PAGES), UaddrRange.at_page(PAGE, PAGES)
     )
     assert extent is not None
-    attempts = [model.regions.begin(GFN, Access.READ) for _ in range(2)]
+    region = model.regions.first_regions(1)[0][0]
+    attempts = [model.regions.begin(region, GFN, Access.READ) for _ in range(2)]
     answers = [
         await model.regions.commit(attempt, [extent]) for attempt in attempts if isinstance(attempt, Attempt)
     ]
@@ -335,7 +337,7 @@ async def test_a_region_that_there_is_no_room_for_is_not_added(model: ModelParti
     regions = limited(model, mappings=2, require_room=no_room)
     with pytest.raises(WireError, match="no room"):
         await regions.add(region_of(RegionKind.MMIO))
-    assert regions.look(GFN, Access.READ) is Answer.NO_REGION
+    assert regions.lookup(GFN, Access.READ) is Answer.NO_REGION
 
 
 async def test_the_refusal_beyond_the_limit_of_mappings_names_it(model: ModelPartition) -> None:
@@ -343,7 +345,7 @@ async def test_the_refusal_beyond_the_limit_of_mappings_names_it(model: ModelPar
     await model.map_vma(PAGE, 1, PFN)
     await regions.add(region_of(RegionKind.MMIO))
     with capture_logs() as logs:
-        await FaultHandler(regions, model.address_space, TIMEOUT).handle(GFN, Access.READ, lambda _: None)
+        await touch(FaultHandler(regions, model.address_space, TIMEOUT), GFN, Access.READ)
     assert [entry["error"] for entry in logs] == ["a partition may have 0 mappings"]
 
 

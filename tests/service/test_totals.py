@@ -39,7 +39,7 @@ async def served() -> AsyncIterator[Served]:
 
 
 def stage_counts(model: ModelPartition) -> dict[str, int]:
-    stages = model.path.stages
+    stages = model.faults.stages
     return {name: getattr(stages, name).count for name in ("decode", "wait", "resolve", "map")}
 
 
@@ -120,7 +120,7 @@ async def test_a_fault_that_waits_for_an_invalidation_is_timed_as_waiting(backed
 async def test_a_stage_takes_no_longer_than_the_fault(backed: ModelPartition) -> None:
     before = perf_counter_ns()
     await backed.fault(GFN)
-    assert backed.path.stages.resolve.total_ns <= perf_counter_ns() - before
+    assert backed.faults.stages.resolve.total_ns <= perf_counter_ns() - before
 
 
 async def test_a_wait_that_is_cancelled_is_timed_all_the_same(backed: ModelPartition) -> None:

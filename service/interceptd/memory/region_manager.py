@@ -35,7 +35,7 @@ from interceptd.telemetry.event_bus import Publisher
 log = structlog.get_logger()
 
 _STATE_ANSWERS = {RegionState.POPULATING: Answer.CONTENDED, RegionState.DANGLING: Answer.UNBACKED}
-"""What a fault is told in a region that is not live."""
+"""The answers to a fault in a region that is not live."""
 
 
 class RegionManager:
@@ -68,7 +68,7 @@ class RegionManager:
 
     @property
     def uncontended(self) -> bool:
-        """Whether a change would be made at once, for nobody is to be waited for."""
+        """Whether a change would be made in one step: the lock is free, and the hypervisor never blocks."""
         return not (self._mappings.may_block or self._lock.locked())
 
     @property
@@ -79,18 +79,18 @@ class RegionManager:
         """Up to `count` regions in the order of their gfns, each with its number of mapped gfns."""
         return [(region, self._mappings.mapped_gfns(region.gfns)) for region in islice(self._regions, count)]
 
-    def look(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Region:
-        """What there is to an access to `gfn`, seen in one whole state.
+    def lookup(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Region:
+        """Classify an access to `gfn`, atomically.
 
-        A `Mapping` serves the access already; an `Answer` is decided; an `Busy` is to be waited for; of
-        the `Region` that covers it the page must be resolved.
+        A `Mapping` serves the access already; an `Answer` decides it; `Busy` must be waited for; in a
+        `Region` the page must be resolved, in an attempt that `begin` makes.
         """
         mapping = self._mappings.find(gfn)
         if isinstance(mapping, trio.Event):
             return Busy(mapping, Answer.CONTENDED)
         if mapping is not None and allows(mapping.access, access):
-            going = self._notifier.invalidation_of(gfn - mapping.start + mapping.start_uaddr_page)
-            return mapping if going is None else Busy(going.done, Answer.INVALIDATING)
+            batch = self._notifier.invalidation_of(gfn - mapping.start + mapping.start_uaddr_page)
+            return mapping if batch is None else Busy(batch.done, Answer.INVALIDATING)
         region = self._regions.find(gfn)
         if region is None:
             return Answer.NO_REGION
@@ -98,15 +98,12 @@ class RegionManager:
             return Answer.PERMISSION
         return _STATE_ANSWERS.get(region.state, region)
 
-    def begin(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Attempt:
-        """Like `look`, and where the page must be resolved, the optimistic section for that is begun.
+    def begin(self, region: Region, gfn: int, access: Access) -> Busy | Attempt:
+        """Begin the optimistic section in which the page is resolved, in the same step as its `lookup`.
 
-        An `Attempt` is to be resolved, committed and, come what may, finished.
+        The caller resolves an `Attempt`, commits it and, whatever happens, finishes it.
         """
-        step = self.look(gfn, access)
-        if not isinstance(step, Region):
-            return step
-        return attempt_at(self._notifier, step, gfn, access, self.mmio_granularity)
+        return attempt_at(self._notifier, region, gfn, access, self.mmio_granularity)
 
     def begin_whole(self, region: Region) -> Attempt:
         """An attempt over all of a pinned region; EFAULT if some of it is being invalidated."""

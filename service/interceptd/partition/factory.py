@@ -85,7 +85,7 @@ class PartitionFactory:
             link=built if isinstance(built, RemoteHypervisor) else None,
             notifier=notifier,
             regions=regions,
-            path=FaultHandler(regions, address_space, timeout),
+            faults=FaultHandler(regions, address_space, timeout),
             event_bus=event_bus,
             port_calls=port_calls,
             end_timeout=lambda: settings.now.timeouts.drain_ms / 1000,

@@ -64,7 +64,7 @@ class Partition:
     """The hypervisor itself, where it is the VMM's."""
     notifier: MmuNotifier
     regions: RegionManager
-    path: FaultHandler
+    faults: FaultHandler
     event_bus: PartitionJournal
     end_timeout: Callable[[], float]
     port_calls: PortCalls = field(default_factory=PortCalls)
@@ -198,7 +198,7 @@ class Partition:
         return Totals(
             answers=self.answers,
             intercepts=self.latency(),
-            stages=self.path.stages,
+            stages=self.faults.stages,
             port_calls=self.port_calls,
             invalidations=self.notifier.by_source,
             passes=self.notifier.passes,

@@ -62,8 +62,7 @@ class Attacher:
             vp_index,
             handshake.connection,
             architecture=partition.request.architecture,
-            regions=partition.regions,
-            path=partition.path,
+            faults=partition.faults,
             answers=partition.answers,
             event_bus=partition.event_bus,
         )

@@ -80,7 +80,7 @@ class VmmSession:
             region.state = RegionState.POPULATING
         await self._partition.regions.add(region)
         if region.kind is RegionKind.PINNED:
-            await self._partition.path.populate(region)
+            await self._partition.faults.populate(region)
         return messages.AddRegionReply(kind=region.kind)
 
     async def _kind(self, stated: str, uaddrs: UaddrRange) -> RegionKind:

@@ -12,8 +12,8 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space import Caller
 from interceptd.address_space.declared import DeclaredAddressSpace
-from interceptd.memory.attempt import Attempt
-from interceptd.memory.fault_handler import FaultHandler
+from interceptd.memory.attempt import Attempt, Busy
+from interceptd.memory.fault_handler import Fault, FaultHandler
 from interceptd.mmu_notifier import PENDING_PIECES, Batch, MmuNotifier, OpenInvalidation
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame, Mapping
 from interceptd.partition.progress_guard import ProgressGuard
@@ -122,6 +122,14 @@ class ResolvesUnderTheLock(FaultHandler):
                 attempt.uaddr_page, attempt.window.uaddrs, attempt.region.uaddrs
             )
         return await super()._try(attempt, deadline)
+
+
+class ForwardsWhenBusy(FaultHandler):
+    """What would have to wait is handed to the VMM."""
+
+    def _begin(self, fault: Fault) -> Mapping | Answer | Busy | Attempt:
+        step = super()._begin(fault)
+        return Answer.UNBACKED if isinstance(step, Busy) else step
 
 
 class RollsBackToNothing(FailingHypervisor):
