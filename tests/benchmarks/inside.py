@@ -26,6 +26,7 @@ from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.region import KindOrigin, Region
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
+from interceptd.quota import Quota
 from interceptd.telemetry.event_bus import EventBus, PartitionJournal
 
 LIMIT = 1 << 20
@@ -50,7 +51,7 @@ class Core:
             mappings=GuestMappings(self.hypervisor, lambda: LIMIT),
             notifier=self.notifier,
             region_limit=lambda: LIMIT,
-            require_room=lambda: None,
+            quota=Quota(0, "regions", "regions_per_uid", lambda: 1 << 20),
             mmio_granularity=MmioGranularity.VMA,
             event_bus=event_bus,
         )

@@ -25,9 +25,11 @@ from intercept_protocol.messages import (
 )
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.config.schema import Limits
 from interceptd.connections.peer import Peer
 from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.request_loop import Reply
+from interceptd.connections.tenants import Tenants
 from interceptd.hypervisor.hv_status import HvStatus
 from interceptd.memory.fault_handler import Fault, FaultHandler
 from interceptd.memory.guest_mappings import GuestMappings
@@ -97,6 +99,7 @@ class ModelPartition:
         )
         self.hypervisor = RecordedHypervisor(self.software, pauses)
         self.event_bus = EventBus()
+        self.tenant = Tenants(Limits).of(VMM.uid)
         event_bus = PartitionJournal(self.event_bus, partition_id)
         self.notifier = parts.notifier(open_limit=lambda: 64, event_bus=event_bus)
         self.mappings = parts.mappings(self.hypervisor, lambda: 1 << 20)
@@ -104,7 +107,7 @@ class ModelPartition:
             mappings=self.mappings,
             notifier=self.notifier,
             region_limit=lambda: 4096,
-            require_room=lambda: None,
+            quota=self.tenant.regions,
             mmio_granularity=MmioGranularity.VMA,
             event_bus=event_bus,
         )
@@ -113,6 +116,7 @@ class ModelPartition:
             partition_id=partition_id,
             name="model",
             owner=VMM,
+            tenant=self.tenant,
             request=CreatePartition(
                 address_space=AddressSpaceKind.DECLARED, hypervisor=HypervisorKind.SOFTWARE
             ),

@@ -12,6 +12,7 @@ import trio
 from fakes.model_partition import ModelPartition
 from fakes.raw_peer import RawPeer
 from intercept_protocol.messages import Architecture
+from interceptd.config.schema import Limits
 from interceptd.connections.connection import Connection
 from interceptd.connections.hangup_watch import PeerWatch
 from interceptd.connections.request_loop import report_and_close
@@ -35,7 +36,7 @@ async def attached_vp(
     """The VP runs until the end of the context."""
     ours, theirs = socket.socketpair()
     watch = PeerWatch()
-    connection = Connection(ours, Tenants(lambda: 1000), watch)
+    connection = Connection(ours, Tenants(Limits), watch)
     processor = VirtualProcessor(
         0,
         connection,

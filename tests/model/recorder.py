@@ -29,6 +29,7 @@ from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch, MmuNotifier
 from interceptd.pages.mapping import Extent
 from interceptd.pages.mapping import Mapping as Mapped
+from interceptd.quota import Quota
 from interceptd.telemetry.counters import Source
 from interceptd.telemetry.event_bus import EventBus
 from model.shadow import Key, Step, Value
@@ -194,7 +195,7 @@ class _RegionManager(RegionManager):
             mappings=recorder.mappings,
             notifier=recorder.notifier,
             region_limit=lambda: 16,
-            require_room=lambda: None,
+            quota=Quota(0, "regions", "regions_per_uid", lambda: 1 << 20),
             mmio_granularity=MmioGranularity.VMA,
             event_bus=EventBus(),
         )

@@ -28,6 +28,7 @@ from interceptd.memory.guest_mappings import PER_YIELD, GuestMappings
 from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.memory.region_manager import RegionManager
 from interceptd.pages.mapping import Frame, Mapping
+from interceptd.quota import Quota
 from interceptd.telemetry.event_bus import EventBus
 
 NOTHING = [None] * PAGES
@@ -47,15 +48,13 @@ def region_of(kind: RegionKind, state: RegionState = RegionState.LIVE) -> Region
     )
 
 
-def limited(
-    model: ModelPartition, *, mappings: int, require_room: Callable[[], None] = lambda: None
-) -> RegionManager:
-    """A manager of its own on the model's ports."""
+def limited(model: ModelPartition, *, mappings: int, regions: int = 8) -> RegionManager:
+    """A manager of its own on the model's ports, whose uid may have so many regions."""
     return RegionManager(
         mappings=GuestMappings(model.hypervisor, lambda: mappings),
         notifier=model.notifier,
         region_limit=lambda: 8,
-        require_room=require_room,
+        quota=Quota(0, "regions", "regions_per_uid", lambda: regions),
         mmio_granularity=MmioGranularity.VMA,
         event_bus=EventBus(),
     )
@@ -330,13 +329,11 @@ async def test_i9_an_attempt_whose_pages_another_has_mapped_is_told_so_at_its_co
     assert answers == [Answer.MAPPED, Answer.ALREADY_MAPPED]
 
 
-async def test_a_region_that_there_is_no_room_for_is_not_added(model: ModelPartition) -> None:
-    def no_room() -> None:
-        raise WireError(errno.ENOSPC, "no room")
-
-    regions = limited(model, mappings=2, require_room=no_room)
-    with pytest.raises(WireError, match="no room"):
+async def test_a_region_beyond_its_uids_limit_is_not_added(model: ModelPartition) -> None:
+    regions = limited(model, mappings=2, regions=0)
+    with pytest.raises(WireError, match="uid 0 may have 0 regions") as refused:
         await regions.add(region_of(RegionKind.MMIO))
+    assert (refused.value.number, refused.value.details) == (errno.ENOSPC, {"limit": "regions_per_uid"})
     assert regions.lookup(GFN, Access.READ) is Answer.NO_REGION
 
 

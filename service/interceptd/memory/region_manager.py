@@ -30,6 +30,7 @@ from interceptd.memory.region import Region, RegionState
 from interceptd.memory.region_list import RegionList
 from interceptd.mmu_notifier import Batch, MmuNotifier
 from interceptd.pages.mapping import Extent, Mapping
+from interceptd.quota import Quota
 from interceptd.telemetry.event_bus import Publisher
 
 log = structlog.get_logger()
@@ -39,7 +40,7 @@ _STATE_ANSWERS = {RegionState.POPULATING: Answer.CONTENDED, RegionState.DANGLING
 
 
 class RegionManager:
-    """See the module. `mmio_granularity` is policy and may be set at any time."""
+    """See the module. `quota` counts the regions of the uid. `mmio_granularity` may be set at any time."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class RegionManager:
         mappings: GuestMappings,
         notifier: MmuNotifier,
         region_limit: Callable[[], int],
-        require_room: Callable[[], None],
+        quota: Quota,
         mmio_granularity: MmioGranularity,
         event_bus: Publisher,
     ) -> None:
@@ -55,7 +56,7 @@ class RegionManager:
         self._event_bus = event_bus
         self._mappings = mappings
         self._notifier = notifier
-        self._require_room = require_room
+        self._quota = quota
         self._regions = RegionList(region_limit)
         self._lock = mappings.lock
 
@@ -147,13 +148,13 @@ class RegionManager:
         Insert comes first: a fault in between waits for the map instead of being told there is no region.
         """
         async with self._lock:
-            self._require_room()
-            self._regions.add(region)
+            with self._quota.acquired():
+                self._regions.add(region)
             if region.kind is RegionKind.MOVABLE:
                 try:
                     await self._mappings.map_no_access(region)
                 except HypervisorError as error:
-                    self._regions.remove(region)
+                    self._unlink(region)
                     raise WireError(error.number, f"region {region.gfns}: {error}") from error
             self._event_bus.publish(region_facts.added(region))
 
@@ -202,6 +203,10 @@ class RegionManager:
                 await self._remove(region)
                 await yield_every(passed)
 
+    def release_quota(self) -> None:
+        """The partition has ended: regions that could not be removed no longer count against its uid."""
+        self._quota.release(len(self._regions))
+
     # ------------------------------------------------ helpers; the lock is held
 
     async def _invalidate(self, region: Region, uaddrs: UaddrRange, *, exact: bool) -> None:
@@ -223,10 +228,14 @@ class RegionManager:
 
     async def _remove(self, region: Region) -> None:
         assert self._lock.is_mine
-        self._regions.remove(region)
+        self._unlink(region)
         self._notifier.mark_stale(region.uaddrs)
         await self._mappings.unmap_all(region)
         self._event_bus.publish(region_facts.removed(region))
+
+    def _unlink(self, region: Region) -> None:
+        self._regions.remove(region)
+        self._quota.release()
 
 
 def _wanted(attempt: Attempt, extents: Iterable[Extent]) -> Iterator[Mapping]:

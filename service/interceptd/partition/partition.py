@@ -28,6 +28,7 @@ from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.connections.connection import Connection
 from interceptd.connections.peer import Peer
 from interceptd.connections.request_loop import InFlight, report_and_close
+from interceptd.connections.tenants import Tenant
 from interceptd.errors import PartitionLost
 from interceptd.hypervisor import Hypervisor
 from interceptd.hypervisor.remote import RemoteHypervisor
@@ -55,6 +56,7 @@ class Partition:
     partition_id: int
     name: str
     owner: Peer
+    tenant: Tenant
     request: CreatePartition
     address_space: AddressSpace
     memory: DeclaredAddressSpace | ProcessAddressSpace
@@ -120,6 +122,7 @@ class Partition:
         finally:
             self.ending = True
             self.memory.close()
+            self.regions.release_quota()
             log.info("partition_ended", intercepts=self.answers.total())
             self.event_bus.publish(events.PartitionEnded(intercepts=self.answers.total()))
         if failure is not None:
@@ -130,13 +133,15 @@ class Partition:
         self._serving.cancel()
 
     def start_vp(self, vp: VirtualProcessor, connection: Connection, welcome: bytes) -> None:
-        """Run a VP as a task of this partition; the slot is taken before this returns."""
+        """Run a VP as a task of this partition. Raises ENOSPC if its uid has too many."""
 
         def leave() -> None:
             del self.vps[vp.index]
+            self.tenant.vps.release()
             self._left_latency.add(vp.latency)
             self.event_bus.publish(events.VpDetached(vp_index=vp.index, intercepts=vp.intercepts))
 
+        self.tenant.vps.acquire()
         self.vps[vp.index] = vp
         self.event_bus.publish(events.VpAttached(vp_index=vp.index))
         self._spawn(connection, welcome, vp.run, leave, vp_index=vp.index)

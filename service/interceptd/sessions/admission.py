@@ -34,7 +34,7 @@ class Admission:
     def __init__(self, settings: Settings, event_bus: Publisher) -> None:
         self._settings = settings
         self._event_bus = event_bus
-        self.tenants = Tenants(lambda: settings.now.limits.control_requests_per_second)
+        self.tenants = Tenants(lambda: settings.now.limits)
         self._without_hello: Counter[tuple[Endpoint, int]] = Counter()
         self.refusals: Counter[str] = Counter()
         """Connections that got no welcome, by the error that they were told; `LEFT` is of those that left."""
@@ -50,7 +50,11 @@ class Admission:
 
     async def admit(self, connection: Connection, endpoint: Endpoint) -> Handshake:
         """Wait for a hello; raises like `hello.admit`, and for a uid that is at one of its limits."""
-        self._require_room(connection)
+        try:
+            connection.count()
+        except WireError as error:
+            self.refusals[error.name] += 1
+            raise
         with self._counted(endpoint, connection.peer.uid):
             try:
                 await connection.tenant.throttle()  # who comes, is refused and comes again keeps the pace too
@@ -65,16 +69,6 @@ class Admission:
         """A connection that waited its turn, and got no welcome, is counted and charged."""
         self.refusals[reason] += 1
         connection.tenant.charge()
-
-    def _require_room(self, connection: Connection) -> None:
-        limit = self._settings.now.limits.connections_per_uid
-        if connection.tenant.connections > limit:
-            self.refusals[errno.errorcode[errno.ENOSPC]] += 1
-            raise WireError(
-                errno.ENOSPC,
-                f"uid {connection.peer.uid} may have {limit} connections",
-                limit="connections_per_uid",
-            )
 
     @contextmanager
     def _counted(self, endpoint: Endpoint, uid: int) -> Iterator[None]:

@@ -46,16 +46,14 @@ class Attacher:
                 self._link(handshake, partition)
 
     def _vp(self, handshake: Handshake, partition: Partition, vp_index: int) -> None:
-        limits, uid = self._settings.now.limits, partition.owner.uid
-        if vp_index >= limits.vps_per_partition:
+        limit = self._settings.now.limits.vps_per_partition
+        if vp_index >= limit:
             raise WireError(
                 errno.EINVAL,
-                f"vp_index must be below {limits.vps_per_partition}, got {vp_index}",
+                f"vp_index must be below {limit}, got {vp_index}",
                 field="vp_index",
                 limit="vps_per_partition",
             )
-        if sum(len(one.vps) for one in self._partitions.of_uid(uid)) >= limits.vps_per_uid:
-            raise WireError(errno.ENOSPC, f"uid {uid} may have {limits.vps_per_uid} VPs", limit="vps_per_uid")
         if vp_index in partition.vps:
             raise WireError(errno.EEXIST, f"VP {vp_index} is attached already", vp_index=vp_index)
         vp = VirtualProcessor(

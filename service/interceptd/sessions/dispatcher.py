@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -63,7 +62,6 @@ class Dispatcher:
         self.watch = PeerWatch()
         """Must run as long as connections are served."""
         self.operators = 0
-        self._vmms: Counter[int] = Counter()  # by uid
 
     async def serve(self, endpoint: Endpoint, accepted: socket.socket) -> None:
         """Serve one connection, until it ends or a partition's nursery takes it over."""
@@ -88,7 +86,7 @@ class Dispatcher:
     @property
     def vmms(self) -> int:
         """VMM connections, with a partition or without."""
-        return self._vmms.total()
+        return self.admission.tenants.vmms
 
     async def _serve_operator(self, handshake: Handshake) -> None:
         limit = self._settings.now.limits.operators
@@ -123,12 +121,9 @@ class Dispatcher:
 
     async def _serve_vmm(self, handshake: Handshake, hello: HelloVmm) -> None:
         """A VMM without a partition, and then the whole life of the one that it creates."""
-        connection, uid = handshake.connection, handshake.connection.peer.uid
-        limit = self._settings.now.limits.vmms_per_uid
+        connection = handshake.connection
         with handshake.refusing():
-            if self._vmms[uid] >= limit:
-                raise WireError(errno.ENOSPC, f"uid {uid} may have {limit} VMMs", limit="vmms_per_uid")
-        self._vmms[uid] += 1
+            connection.tenant.vmms.acquire()
         try:
             await connection.answer(handshake.welcome(self._hello_reply()))
             while (request := await connection.receive()) is not None:
@@ -141,14 +136,15 @@ class Dispatcher:
                 await self._live(partition, connection, request.msgid)
                 return
         finally:
-            self._vmms[uid] -= 1
+            connection.tenant.vmms.release()
 
     def _create_partition(self, call: messages.VmmCall, name: str, connection: Connection) -> Partition:
         if not isinstance(call, CreatePartition):
             raise WireError(errno.ENOENT, f"{call.METHOD}: there is no partition yet, create_partition first")
         if self._partitions.closed:
             raise WireError(errno.ESHUTDOWN, "the daemon is draining and takes no more partitions")
-        partition = self._factory.create(call, name, connection, self._partitions)
+        with connection.tenant.partitions.acquired():
+            partition = self._factory.create(call, name, connection, self._partitions.next_id())
         self._partitions.add(partition)
         return partition
 
@@ -165,3 +161,4 @@ class Dispatcher:
             await partition.run(serve)
         finally:
             self._partitions.remove(partition)
+            connection.tenant.partitions.release()
