@@ -27,7 +27,7 @@ from interceptd.memory.region import KindOrigin, Region
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.quota import Quota
-from interceptd.telemetry.event_bus import EventBus, PartitionJournal
+from interceptd.telemetry.event_bus import EventBus, PartitionEventBus
 
 LIMIT = 1 << 20
 RW = Access.READ | Access.WRITE
@@ -44,7 +44,7 @@ class Core:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        event_bus = PartitionJournal(EventBus(), 1)
+        event_bus = PartitionEventBus(EventBus(), 1)
         self.notifier = MmuNotifier(open_limit=lambda: 1, event_bus=event_bus)
         self.hypervisor = SoftwareHypervisor(remap=Remap.REPLACE, pool_pages=256, pool_limit=lambda: LIMIT)
         self.regions = RegionManager(

@@ -39,7 +39,7 @@ from interceptd.pages.mapping import Mapping as MappedPages
 from interceptd.partition.partition import Partition
 from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.sessions.vmm import VmmSession
-from interceptd.telemetry.event_bus import EventBus, PartitionJournal
+from interceptd.telemetry.event_bus import EventBus, PartitionEventBus
 
 from .failing_hypervisor import FailingHypervisor
 from .pauses import Pauses
@@ -100,7 +100,7 @@ class ModelPartition:
         self.hypervisor = RecordedHypervisor(self.software, pauses)
         self.event_bus = EventBus()
         self.tenant = Tenants(Limits).of(VMM.uid)
-        event_bus = PartitionJournal(self.event_bus, partition_id)
+        event_bus = PartitionEventBus(self.event_bus, partition_id)
         self.notifier = parts.notifier(open_limit=lambda: 64, event_bus=event_bus)
         self.mappings = parts.mappings(self.hypervisor, lambda: 1 << 20)
         self.regions = parts.regions(

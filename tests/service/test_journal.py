@@ -22,7 +22,7 @@ from interceptd.telemetry.event_bus import (
     NOTHING,
     EventBus,
     Interest,
-    PartitionJournal,
+    PartitionEventBus,
     Subscription,
 )
 
@@ -81,7 +81,7 @@ def test_partition_filter_lets_through_one_partition_and_nothing_that_is_in_none
     subscription = listening(event_bus, replace(interest("vp_attached", "drain_started"), partition_id=2))
 
     for partition_id in (1, 2, 3):
-        PartitionJournal(event_bus, partition_id).publish(VpAttached(vp_index=partition_id))
+        PartitionEventBus(event_bus, partition_id).publish(VpAttached(vp_index=partition_id))
     event_bus.publish(DRAIN)
 
     assert heard(subscription) == [VpAttached(vp_index=2)]
@@ -193,7 +193,7 @@ def test_event_says_where_it_happened() -> None:
     event_bus = EventBus()
     subscription = listening(event_bus, interest("vp_attached", "drain_started"))
 
-    PartitionJournal(event_bus, 7).publish(VpAttached(vp_index=1))
+    PartitionEventBus(event_bus, 7).publish(VpAttached(vp_index=1))
     event_bus.publish(DRAIN)
 
     assert [event.partition_id for event in subscription.take(2)] == [7, None]

@@ -26,7 +26,7 @@ from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.chaos import Chaos, ChaoticAddressSpace, ChaoticHypervisor
 from interceptd.partition.partition import Partition
 from interceptd.telemetry.counters import PortCalls
-from interceptd.telemetry.event_bus import EventBus, PartitionJournal
+from interceptd.telemetry.event_bus import EventBus, PartitionEventBus
 
 
 class PartitionFactory:
@@ -45,7 +45,7 @@ class PartitionFactory:
         built = self._hypervisor(request)
         port_calls = PortCalls()
         hypervisor: Hypervisor = MeasuredHypervisor(built, port_calls)
-        event_bus = PartitionJournal(self._event_bus, partition_id)
+        event_bus = PartitionEventBus(self._event_bus, partition_id)
         notifier = MmuNotifier(lambda: settings.now.limits.open_invalidations_per_partition, event_bus)
         timeout = (request.invalidate_timeout_ms or settings.now.timeouts.invalidate_ms) / 1000
         if self._chaos is not None:

@@ -37,7 +37,7 @@ from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.telemetry.counters import PortCalls, Totals
-from interceptd.telemetry.event_bus import PartitionJournal
+from interceptd.telemetry.event_bus import PartitionEventBus
 from interceptd.telemetry.histogram import InterceptLatency
 
 log = structlog.get_logger()
@@ -67,7 +67,7 @@ class Partition:
     notifier: MmuNotifier
     regions: RegionManager
     faults: FaultHandler
-    event_bus: PartitionJournal
+    event_bus: PartitionEventBus
     end_timeout: Callable[[], float]
     port_calls: PortCalls = field(default_factory=PortCalls)
     """What `hypervisor` measures, if it does."""
@@ -132,7 +132,7 @@ class Partition:
         """Begin the partition's end; `run` returns when it is over."""
         self._serving.cancel()
 
-    def start_vp(self, vp: VirtualProcessor, connection: Connection, welcome: bytes) -> None:
+    def start_vp(self, vp: VirtualProcessor, connection: Connection, hello_reply: bytes) -> None:
         """Run a VP as a task of this partition. Raises ENOSPC if its uid has too many."""
 
         def leave() -> None:
@@ -144,12 +144,12 @@ class Partition:
         self.tenant.vps.acquire()
         self.vps[vp.index] = vp
         self.event_bus.publish(events.VpAttached(vp_index=vp.index))
-        self._spawn(connection, welcome, vp.run, leave, vp_index=vp.index)
+        self._spawn(connection, hello_reply, vp.run, leave, vp_index=vp.index)
 
     def start_notifier(
         self,
         connection: Connection,
-        welcome: bytes,
+        hello_reply: bytes,
         serve: Callable[[], Awaitable[None]],
         close: Callable[[], None],
     ) -> None:
@@ -160,9 +160,9 @@ class Partition:
             close()
 
         self.notifiers += 1
-        self._spawn(connection, welcome, serve, leave)
+        self._spawn(connection, hello_reply, serve, leave)
 
-    def start_link(self, link: RemoteHypervisor, connection: Connection, welcome: bytes) -> None:
+    def start_link(self, link: RemoteHypervisor, connection: Connection, hello_reply: bytes) -> None:
         """Run the hypervisor connection as a task of this partition, which is lost with it."""
 
         async def serve() -> None:
@@ -177,7 +177,7 @@ class Partition:
             link.claimed = False  # for another, if this one left before it was welcomed
 
         link.claimed = True
-        self._spawn(connection, welcome, serve, leave)
+        self._spawn(connection, hello_reply, serve, leave)
 
     def kick(self, vp_index: int) -> bool:
         """Kick one VP; False if there is no such VP."""
@@ -236,7 +236,7 @@ class Partition:
     def _spawn(
         self,
         connection: Connection,
-        welcome: bytes,
+        hello_reply: bytes,
         serve: Callable[[], Awaitable[None]],
         leave: Callable[[], object],
         **context: int,
@@ -247,7 +247,7 @@ class Partition:
             structlog.contextvars.bind_contextvars(partition_id=self.partition_id, **context)
             try:
                 with report_and_close(connection, self.event_bus):
-                    await connection.send(welcome)
+                    await connection.send(hello_reply)
                     await self._telling_vps(serve)
             finally:
                 leave()

@@ -25,7 +25,7 @@ from interceptd.errors import PartitionLost
 from interceptd.memory.fault_handler import Fault, FaultHandler
 from interceptd.pages.mapping import Mapping
 from interceptd.partition.progress_guard import ProgressGuard
-from interceptd.telemetry.event_bus import PartitionJournal
+from interceptd.telemetry.event_bus import PartitionEventBus
 from interceptd.telemetry.histogram import InterceptLatency
 
 log = structlog.get_logger()
@@ -42,7 +42,7 @@ class VirtualProcessor:
         architecture: Architecture,
         faults: FaultHandler,
         answers: Counter[Answer],
-        event_bus: PartitionJournal,
+        event_bus: PartitionEventBus,
     ) -> None:
         self.index = index
         self.latency = InterceptLatency()

@@ -32,7 +32,7 @@ class Attacher:
         self._partitions = partitions
         self._hello_reply = hello_reply
 
-    def join(self, handshake: Handshake, hello: PartitionHello) -> None:
+    def attach(self, handshake: Handshake, hello: PartitionHello) -> None:
         """Hand a connection to its partition. "No such partition" and "wrong token" are one error."""
         partition = self._partitions.find(hello.partition_id)
         if partition is None or not partition.admits(hello.token, handshake.connection.peer):
@@ -64,14 +64,14 @@ class Attacher:
             answers=partition.answers,
             event_bus=partition.event_bus,
         )
-        partition.start_vp(vp, handshake.connection, handshake.welcome(self._hello_reply()))
+        partition.start_vp(vp, handshake.connection, handshake.hello_reply(self._hello_reply()))
 
     def _link(self, handshake: Handshake, partition: Partition) -> None:
         if partition.link is None:
             raise WireError(errno.EINVAL, "the partition's hypervisor is not vmm", field="role")
         if partition.link.claimed:
             raise WireError(errno.EEXIST, "the partition has a hypervisor connection already")
-        partition.start_link(partition.link, handshake.connection, handshake.welcome(self._hello_reply()))
+        partition.start_link(partition.link, handshake.connection, handshake.hello_reply(self._hello_reply()))
 
     def _notifier(self, handshake: Handshake, partition: Partition) -> None:
         limit = self._settings.now.limits.notifiers_per_partition
@@ -86,7 +86,7 @@ class Attacher:
         session = NotifierSession(partition.notifier, partition.regions, catch_up)
         partition.start_notifier(
             handshake.connection,
-            handshake.welcome(self._hello_reply()),
+            handshake.hello_reply(self._hello_reply()),
             partial(
                 serve_calls,
                 handshake.connection,

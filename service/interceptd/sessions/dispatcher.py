@@ -58,7 +58,7 @@ class Dispatcher:
         self._hello_reply = hello_reply
         self._event_bus = event_bus
         self.admission = Admission(settings, event_bus)
-        self._joining = Attacher(settings, partitions, hello_reply)
+        self._attacher = Attacher(settings, partitions, hello_reply)
         self.watch = PeerWatch()
         """Must run as long as connections are served."""
         self.operators = 0
@@ -77,7 +77,7 @@ class Dispatcher:
                         await self._serve_operator(handshake)
                     case hello:
                         with handshake.refusing():
-                            self._joining.join(handshake, hello)
+                            self._attacher.attach(handshake, hello)
                         held.pop_all()  # the partition closes it now
             except HelloRefused as refusal:
                 self.admission.count_refusal(connection, refusal.reason)
@@ -95,12 +95,12 @@ class Dispatcher:
                 raise WireError(errno.ENOSPC, f"{limit} operators are connected", limit="operators")
         self.operators += 1
         try:
-            await handshake.connection.answer(handshake.welcome(self._hello_reply()))
-            await self._converse(handshake.connection)
+            await handshake.connection.answer(handshake.hello_reply(self._hello_reply()))
+            await self._serve_calls(handshake.connection)
         finally:
             self.operators -= 1
 
-    async def _converse(self, connection: Connection) -> None:
+    async def _serve_calls(self, connection: Connection) -> None:
         """Answer an operator, and tell it the events that it subscribed to, until it leaves."""
         subscription = Subscription()
         session = OperatorSession(self._overview, self._event_bus, subscription)
@@ -125,7 +125,7 @@ class Dispatcher:
         with handshake.refusing():
             connection.tenant.vmms.acquire()
         try:
-            await connection.answer(handshake.welcome(self._hello_reply()))
+            await connection.answer(handshake.hello_reply(self._hello_reply()))
             while (request := await connection.receive()) is not None:
                 try:
                     call = codec.decode_call(messages.VMM_METHODS, request.method, request.params)

@@ -45,7 +45,7 @@ class Handshake(msgspec.Struct, frozen=True):
     msgid: int
     event_bus: Publisher
 
-    def welcome(self, reply: messages.HelloReply) -> bytes:
+    def hello_reply(self, reply: messages.HelloReply) -> bytes:
         """The bytes that answer the hello."""
         return rpc.encode_result(self.msgid, codec.to_fields(reply))
 

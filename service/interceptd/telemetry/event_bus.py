@@ -131,7 +131,7 @@ class EventBus:
             await subscription.wait_drained()
 
 
-class PartitionJournal:
+class PartitionEventBus:
     """A partition's view of the event_bus: whatever it publishes happened there."""
 
     __slots__ = ("_event_bus", "_partition_id")
