@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from intercept_protocol.addresses import UaddrRange
-from interceptd.address_space.refusals import Meaning
+from interceptd.address_space.refusals import Cause
 from interceptd.pages.mapping import Extent
 
 
@@ -25,19 +25,19 @@ class Undecided(Exception):
         self.number = number
 
     @classmethod
-    def because(cls, meaning: Meaning, detail: str = "") -> Undecided:
+    def because(cls, cause: Cause, detail: str = "") -> Undecided:
         """As the table says."""
-        return cls(f"{meaning.text} ({detail})" if detail else meaning.text, meaning.number)
+        return cls(f"{cause.text} ({detail})" if detail else cause.text, cause.number)
 
 
-class Unknowable(Exception):
+class KindUnknown(Exception):
     """What was handed over cannot answer this question, now or later."""
 
 
-class Nothing(msgspec.Struct, frozen=True):
+class Unresolved(msgspec.Struct, frozen=True):
     """Why a question found nothing; whether that decides it is the table's to say."""
 
-    meaning: Meaning
+    cause: Cause
     detail: str = ""
 
 
@@ -67,7 +67,7 @@ class AddressSpace(Protocol):
 
     async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:
         """Whether the VMA at `page` is VM_IO | VM_PFNMAP; None where there is no VMA. Raises `Undecided`, and
-        `Unknowable` where it cannot be told of any VMA."""
+        `KindUnknown` where it cannot be told of any VMA."""
 
     @property
     def may_block(self) -> bool:

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from intercept_protocol.addresses import UaddrRange
-from interceptd.address_space import Caller, Nothing, Undecided, Unknowable
+from interceptd.address_space import Caller, KindUnknown, Undecided, Unresolved
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.comparison import Compared, Comparison, Given, compare
 from interceptd.address_space.handover import Handover
@@ -26,7 +26,7 @@ from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.obstacle_log import ObstacleLog
 from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.procmaps import ProcMaps
-from interceptd.address_space.refusals import Call, Meaning, Verdict, error_name, meaning
+from interceptd.address_space.refusals import Call, Cause, Permanence, cause_of, error_name
 from interceptd.address_space.smaps import Smaps
 from interceptd.address_space.unmap_watch import UnmapWatch
 from interceptd.address_space.userfaultfd import Userfaultfd
@@ -131,9 +131,9 @@ class ProcessAddressSpace:
         """See `AddressSpace.is_io`."""
         attachment = self._attachment
         if attachment is None:
-            raise Unknowable("attach_memory comes first")
+            raise KindUnknown("attach_memory comes first")
         if attachment.smaps is None:
-            raise Unknowable("smaps was not handed over and may not be opened: state the kind")
+            raise KindUnknown("smaps was not handed over and may not be opened: state the kind")
         question = partial(_read_io, attachment.maps, attachment.smaps, page)
         return await self._ask(attachment, question, caller)
 
@@ -218,14 +218,14 @@ class ProcessAddressSpace:
             await self._ask(self._attachment, partial(self._attachment.maps.vma_at, 0))
 
     async def _ask(
-        self, attachment: Attachment, question: Callable[[], T | Nothing], caller: Caller = Caller.VMM
+        self, attachment: Attachment, question: Callable[[], T | Unresolved], caller: Caller = Caller.VMM
     ) -> T | None:
         """Put a question to the kernel in a worker thread; None where it is decided that there is nothing.
 
         Raises `Undecided` for what passes, to a fault after a pause; when the mm is gone; and for the VMM's
         own calls at the deadline."""
 
-        def ask() -> T | Nothing:
+        def ask() -> T | Unresolved:
             with attachment.in_use():
                 return question()
 
@@ -237,21 +237,21 @@ class ProcessAddressSpace:
                 with trio.fail_after(self._timeout):
                     answer = await workers.ask(ask)
         except trio.TooSlowError:
-            raise Undecided.because(Meaning.NO_ANSWER) from None
+            raise Undecided.because(Cause.NO_ANSWER) from None
         except MmGone:
             if attachment is self._attachment:  # and not one that is being refused
                 self._gone.set()
-            raise Undecided.because(Meaning.MM_GONE) from None
+            raise Undecided.because(Cause.MM_GONE) from None
         except OSError as error:  # none that the questions make anything of
-            obstacle = Undecided.because(Meaning.OTHER, error_name(error))
+            obstacle = Undecided.because(Cause.OTHER, error_name(error))
         except Undecided as error:
             obstacle = error
         else:
-            if not isinstance(answer, Nothing):
+            if not isinstance(answer, Unresolved):
                 return answer
-            if answer.meaning.verdict is Verdict.DECIDED:
+            if answer.cause.permanence is Permanence.PERMANENT:
                 return None
-            obstacle = Undecided.because(answer.meaning, answer.detail)
+            obstacle = Undecided.because(answer.cause, answer.detail)
         if caller is Caller.GUEST:
             self._obstacles.tell(obstacle)
             await trio.sleep(PAUSE_SECONDS)
@@ -277,7 +277,7 @@ class Found(NamedTuple):
     watched: bool
 
 
-def _look(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange) -> Found | Nothing:
+def _look(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange) -> Found | Unresolved:
     """The VMA at `page` and the part of `window` that it backs, watched or promised.
 
     Query, register, query again: a VMA that took the place of the first before it was registered is seen by
@@ -287,10 +287,10 @@ def _look(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRa
     for _ in range(LOOKS):
         vma = attachment.maps.vma_at(page)
         if vma is None:
-            return Nothing(Meaning.NO_VMA)
+            return Unresolved(Cause.NO_VMA)
         if attachment.userfaultfd is None:
             if not attachment.promised:
-                return Nothing(Meaning.UNANNOUNCED)
+                return Unresolved(Cause.UNANNOUNCED)
             return Found(vma, _overlap(vma, window), watched=False)
         part = vma.whole_units(_overlap(vma, region))  # of hugetlb memory the kernel registers nothing less
         refusal = _register(attachment.userfaultfd, part)
@@ -304,33 +304,33 @@ def _look(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRa
             return Found(again, backed, watched=refusal is None)
         if again.covers(part):
             return refusal
-    return Nothing(Meaning.CHANGING)
+    return Unresolved(Cause.CHANGING)
 
 
-def _register(userfaultfd: Userfaultfd, uaddrs: UaddrRange) -> Nothing | None:
+def _register(userfaultfd: Userfaultfd, uaddrs: UaddrRange) -> Unresolved | None:
     """Why it is not watched now; None if it is."""
     try:
         userfaultfd.register(uaddrs)
     except OSError as error:
-        return Nothing(meaning(Call.UFFDIO_REGISTER, error), f"UFFDIO_REGISTER: {error_name(error)}")
+        return Unresolved(cause_of(Call.UFFDIO_REGISTER, error), f"UFFDIO_REGISTER: {error_name(error)}")
     return None
 
 
-def _read_io(maps: ProcMaps, smaps: Smaps, page: int) -> bool | Nothing:
+def _read_io(maps: ProcMaps, smaps: Smaps, page: int) -> bool | Unresolved:
     """Whether the VMA at `page` is device memory. A VMA whose record is not found is there all the same: it
     changed, or the text was torn."""
     for _ in range(PASSES):
         vma = maps.vma_at(page)
         if vma is None:
-            return Nothing(Meaning.NO_VMA)
+            return Unresolved(Cause.NO_VMA)
         try:
             io = smaps.read(vma, page)
         except MmGone:
             maps.vma_at(page)  # raises it too if the mm is gone, and not only the thread that opened smaps
-            raise Unknowable("smaps reads nothing more: the thread that opened it has ended") from None
+            raise KindUnknown("smaps reads nothing more: the thread that opened it has ended") from None
         if io is not None:
             return io
-    return Nothing(Meaning.NO_RECORD)
+    return Unresolved(Cause.NO_RECORD)
 
 
 def _overlap(vma: LiveVma, uaddrs: UaddrRange) -> UaddrRange:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, UaddrRange
-from interceptd.address_space.refusals import Call, Meaning, meaning
+from interceptd.address_space.refusals import Call, Cause, cause_of
 
 UFFDIO_API = 0xC018AA3F
 UFFDIO_REGISTER = 0xC020AA00
@@ -79,7 +79,7 @@ class Userfaultfd:
         try:
             self.read_events()
         except OSError as error:
-            if meaning(Call.READ_EVENTS, error) is Meaning.NOT_OFFERED:
+            if cause_of(Call.READ_EVENTS, error) is Cause.NOT_OFFERED:
                 raise NotReadable from error
             raise
 
@@ -95,7 +95,7 @@ class Userfaultfd:
     def register(self, uaddrs: UaddrRange) -> None:
         """Watch a range of whole pages of one VMA, which may be watched already.
 
-        Raises `OSError`: what it means `meanings` says, and EINVAL also that nothing is there any more."""
+        Raises `OSError`: `refusals` has the cause; EINVAL can also mean that nothing is mapped any more."""
         request = bytearray(_REGISTER.pack(uaddrs.start_uaddr, uaddrs.length, REGISTER_MODE_WP, 0))
         fcntl.ioctl(self._descriptor, UFFDIO_REGISTER, request)
 
@@ -139,7 +139,7 @@ def _negotiate(descriptor: int) -> tuple[int, int]:
         try:
             return _call_api(descriptor, features)
         except OSError as error:
-            if meaning(Call.UFFDIO_API, error) is not Meaning.NOT_VIRGIN:
+            if cause_of(Call.UFFDIO_API, error) is not Cause.NOT_VIRGIN:
                 raise
     raise NotVirgin
 
