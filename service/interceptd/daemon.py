@@ -28,7 +28,7 @@ from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.partition import by_outcome
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.sessions.dispatcher import Dispatcher
-from interceptd.sessions.hello import Endpoint
+from interceptd.sessions.handshake import Endpoint
 from interceptd.systemd.notify import ServiceManager
 from interceptd.systemd.socket_activation import PassedSockets
 from interceptd.telemetry.event_bus import EventBus

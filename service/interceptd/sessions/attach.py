@@ -18,12 +18,12 @@ from interceptd.connections.request_loop import serve_calls
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.partition.virtual_processor import VirtualProcessor
-from interceptd.sessions.hello import Handshake
+from interceptd.sessions.handshake import Handshake
 from interceptd.sessions.notifier import NotifierSession
 
 
 class Attacher:
-    """One for all partitions. `hello_reply` gives what everyone is told."""
+    """One for all partitions. `hello_reply` makes the reply to every hello."""
 
     def __init__(
         self, settings: Settings, partitions: PartitionRegistry, hello_reply: Callable[[], HelloReply]

@@ -1,7 +1,7 @@
 """The way from an accepted socket to the session of its role.
 
-Owns who owns a connection when, and how many VMMs and operators there are: theirs are served here, those of a
-partition's other roles are handed to it (`joining`). Must not know what a session answers.
+Owns the connections of VMMs and operators; those of a partition's other roles are handed to the partition
+(`attach`). Must not know what a session answers.
 """
 
 from __future__ import annotations
@@ -29,17 +29,16 @@ from interceptd.connections.request_loop import report_and_close, serve_calls
 from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
-from interceptd.sessions.admission import Admission
 from interceptd.sessions.attach import Attacher
 from interceptd.sessions.event_stream import EventStream
-from interceptd.sessions.hello import Endpoint, Handshake, HelloRefused
+from interceptd.sessions.handshake import Admission, Endpoint, Handshake, HelloRefused
 from interceptd.sessions.operator import OperatorSession, Overview
 from interceptd.sessions.vmm import VmmSession
 from interceptd.telemetry.event_bus import EventBus, Subscription
 
 
 class Dispatcher:
-    """One for all doors. `hello_reply` gives what everyone is told."""
+    """One for both sockets. `hello_reply` makes the reply to every hello."""
 
     def __init__(
         self,
@@ -101,7 +100,7 @@ class Dispatcher:
             self.operators -= 1
 
     async def _serve_calls(self, connection: Connection) -> None:
-        """Answer an operator, and tell it the events that it subscribed to, until it leaves."""
+        """Answer an operator, and send it the events that it subscribed to, until it leaves."""
         subscription = Subscription()
         session = OperatorSession(self._overview, self._event_bus, subscription)
         stream = EventStream(connection, subscription)
@@ -120,7 +119,7 @@ class Dispatcher:
             raise failure
 
     async def _serve_vmm(self, handshake: Handshake, hello: HelloVmm) -> None:
-        """A VMM without a partition, and then the whole life of the one that it creates."""
+        """Serve a VMM that has no partition yet, and then the partition that it creates, to its end."""
         connection = handshake.connection
         with handshake.refusing():
             connection.tenant.vmms.acquire()
