@@ -94,6 +94,13 @@ async def test_a_page_that_is_being_invalidated_is_not_decided_at_once(prompt: M
     assert prompt.address_space.resolved == []
 
 
+async def test_a_mapped_page_that_is_being_invalidated_is_not_decided_at_once(prompt: ModelPartition) -> None:
+    await prompt.fault(GFN)
+    prompt.notifier.invalidate(UaddrRange.at_page(PAGE, 1))
+    with assert_no_checkpoints():
+        assert await at_once(prompt, GFN) is None
+
+
 async def test_what_may_wait_for_the_hypervisor_is_not_decided_at_once(prompt: ModelPartition) -> None:
     prompt.hypervisor.may_block = True
     assert await at_once(prompt, GFN) is None
@@ -141,9 +148,14 @@ async def test_i4_what_is_decided_at_once_ends_at_its_deadline_too(
         return now
 
     monkeypatch.setattr(trio, "current_time", passing)
-    assert await at_once(prompt, GFN + 0x100 + pages - 1) is None
+    found = prompt.faults.lookup(GFN + 0x100 + pages - 1, Access.READ)
+    assert isinstance(found, Region)
+    fault = Fault(GFN + 0x100 + pages - 1, Access.READ, found)
+    assert await prompt.faults.handle_nowait(fault) is None
     assert now - began < PER_YIELD
     assert len(prompt.hypervisor.events) > before + 1
+    await prompt.remove_region(GFN + 0x100, pages, PAGE + 0x100)
+    assert await prompt.faults.handle(fault, lambda: None) is Answer.NO_REGION, "it is looked up again"
 
 
 async def test_a_vp_is_told_that_its_partition_is_lost_when_that_happens_at_once(

@@ -64,7 +64,6 @@ class FaultHandler:
             return None
         step = self._regions.begin(region, fault.gfn, fault.access)
         if isinstance(step, Busy):
-            fault.found = step
             return None
         fault.found = None
         return await self._try(step, trio.current_time() + self._timeout)
