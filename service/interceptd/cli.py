@@ -22,9 +22,9 @@ from interceptd.config import effective
 from interceptd.config.live import Settings
 from interceptd.config.sources import CHAOS_VARIABLE, ConfigError, Setting, Sources, set_flag
 from interceptd.connections.unix_listener import ListenError
-from interceptd.daemon import SIGNALS, Daemon, run_until_signalled
+from interceptd.daemon import Daemon
 from interceptd.logs import configure_logs
-from interceptd.process import Reloader
+from interceptd.process import SIGNALS, Reloader, run_until_signalled
 from interceptd.systemd.notify import ServiceManager
 from interceptd.systemd.socket_activation import PassedSockets, take_passed_sockets
 

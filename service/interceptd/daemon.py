@@ -1,14 +1,14 @@
-"""The daemon: two doors, the partitions behind them, and the end of both.
+"""The daemon: its listening sockets, its partitions, and its drain.
 
-Owns the listening sockets, the drain, and when the service manager is told. Must not know roles or methods.
+Owns the order of the start and of the end, and when the service manager is notified. Must not know roles,
+methods or signals.
 """
 
 from __future__ import annotations
 
-import signal
 import socket
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -23,13 +23,12 @@ from interceptd.config.live import Settings
 from interceptd.config.schema import Config
 from interceptd.connections.accept import accept_forever
 from interceptd.connections.listen_address import ListenAddress
-from interceptd.connections.unix_listener import ListenError, listen_unix
+from interceptd.connections.unix_listener import listen_unix
 from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.partition import by_outcome
 from interceptd.partition.registry import PartitionRegistry
-from interceptd.process import Reloader
 from interceptd.sessions.dispatcher import Dispatcher
-from interceptd.sessions.hello import Endpoint
+from interceptd.sessions.handshake import Endpoint
 from interceptd.systemd.notify import ServiceManager
 from interceptd.systemd.socket_activation import PassedSockets
 from interceptd.telemetry.event_bus import EventBus
@@ -37,17 +36,14 @@ from interceptd.telemetry.event_bus import EventBus
 log = structlog.get_logger()
 OPERATOR_SOCKET_MODE = 0o600
 END_SECONDS = 5
-"""What the service manager is to allow beyond the drain, for what comes after it."""
+"""What the service manager is asked to allow after the drain, for the rest of the end."""
 LAST_EVENTS_SECONDS = 0.5
 """How long operators have to read the last events, before their connections close."""
 NONE_PASSED = PassedSockets()
-END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SIGNALS = (*END_SIGNALS, signal.SIGHUP)
-"""All that a daemon obeys."""
 
 
 class Daemon:
-    """One daemon. `run` is its life; `drain` begins the end of it, from any task."""
+    """`run` serves until the daemon is drained; any task may call `drain`."""
 
     def __init__(
         self,
@@ -62,7 +58,7 @@ class Daemon:
         self._settings = settings
         self._passed = passed
         self._manager = manager or ServiceManager()
-        self.reception = Dispatcher(
+        self.dispatcher = Dispatcher(
             settings,
             PartitionFactory(settings, chaos, self.event_bus),
             self.partitions,
@@ -86,11 +82,14 @@ class Daemon:
             _metrics_listening(config) as metrics,
         ):
             async with trio.open_nursery() as connections:
-                connections.start_soon(self.reception.watch.run)
-                async with trio.open_nursery() as doors:
-                    for door, listener in ((Endpoint.VMM, vmm_socket), (Endpoint.OPERATOR, operator_socket)):
-                        doors.start_soon(
-                            accept_forever, listener, partial(self.reception.enter, door), connections
+                connections.start_soon(self.dispatcher.watch.run)
+                async with trio.open_nursery() as listeners:
+                    for endpoint, listener in (
+                        (Endpoint.VMM, vmm_socket),
+                        (Endpoint.OPERATOR, operator_socket),
+                    ):
+                        listeners.start_soon(
+                            accept_forever, listener, partial(self.dispatcher.serve, endpoint), connections
                         )
                     log.info(
                         "daemon_started",
@@ -101,16 +100,16 @@ class Daemon:
                         # Loaded here: it brings HTTP and Prometheus, a fifth of the time to start.
                         from interceptd.metrics.endpoint import MetricsEndpoint  # noqa: PLC0415
 
-                        endpoint = MetricsEndpoint(self.partitions, self.reception, self._manager)
-                        connections.start_soon(endpoint.run, *metrics)
+                        metrics_endpoint = MetricsEndpoint(self.partitions, self.dispatcher, self._manager)
+                        connections.start_soon(metrics_endpoint.run, *metrics)
                     task_status.started()
                     await self._manager.ready(self.status())
                     self.started.set()
                     connections.start_soon(self._manager.feed_watchdog, self.status)
                     await self._drain_requested.wait()
-                    doors.cancel_scope.cancel()
+                    listeners.cancel_scope.cancel()
                 for listener in (vmm_socket, operator_socket):
-                    listener.close()  # who connects now is refused, and need not wait for our end
+                    listener.close()  # a client that connects now is refused, and need not wait for the end
                 await self._manager.stopping(self.status(), self._drain_seconds + END_SECONDS)
                 await self._end_partitions()
                 with trio.move_on_after(LAST_EVENTS_SECONDS):
@@ -141,7 +140,7 @@ class Daemon:
     def daemon_statistics(self) -> messages.DaemonStatistics:
         partitions, totals = list(self.partitions), self.partitions.totals()
         vps = sum(len(partition.vps) for partition in partitions)
-        admission = self.reception.admission
+        admission = self.dispatcher.admission
         return messages.DaemonStatistics(
             uptime_ms=int((time.monotonic() - self._started_at) * 1000),
             partitions=len(partitions),
@@ -159,7 +158,7 @@ class Daemon:
         )
 
     def status(self) -> str:
-        """A line for people, of what the service manager shows."""
+        """One line for the service manager to show."""
         vps = sum(len(partition.vps) for partition in self.partitions)
         doing = "draining" if self.draining else "serving"
         return f"{doing} {_counted(len(self.partitions), 'partition')}, {_counted(vps, 'VP')}"
@@ -175,7 +174,7 @@ class Daemon:
 
 @contextmanager
 def _metrics_listening(config: Config) -> Iterator[tuple[socket.socket, ListenAddress] | None]:
-    """The metrics listener and where it is reached, if there is to be one."""
+    """The metrics listener and its address, if one is configured."""
     place = config.metrics.listen
     if place is None:
         yield None
@@ -185,60 +184,8 @@ def _metrics_listening(config: Config) -> Iterator[tuple[socket.socket, ListenAd
 
 
 def _place(passed: socket.socket | None, path: str) -> object:
-    """Where a listener is reached."""
+    """The address of a listener."""
     return path if passed is None else passed.getsockname()
-
-
-async def run_until_signalled(daemon: Daemon, reloader: Reloader) -> int:
-    """Run a daemon for a process: SIGTERM and SIGINT drain it, the second one ends it; SIGHUP reloads.
-
-    Returns the exit status: 0 after a drain, 128 + n when cut off by signal n. A caller that has `SIGNALS`
-    blocked and ignored loses none that comes early, and is not killed by one that comes late.
-    """
-    status = 0
-    failure: ListenError | None = None
-
-    async def obey(scope: trio.CancelScope) -> None:
-        nonlocal status
-        with trio.open_signal_receiver(*END_SIGNALS) as signals, _delivering(END_SIGNALS):
-            async for number in signals:
-                if daemon.draining:
-                    log.warning("daemon_ended_at_once", signal=signal.Signals(number).name)
-                    status = 128 + number
-                    scope.cancel()
-                else:
-                    daemon.drain()
-
-    async def reload() -> None:
-        await daemon.started.wait()  # whoever waits for READY hears that first
-        with trio.open_signal_receiver(signal.SIGHUP) as signals, _delivering((signal.SIGHUP,)):
-            async for _ in signals:
-                if daemon.draining:
-                    log.warning("configuration_not_reloaded", error="the daemon is draining")
-                else:
-                    await reloader.reload(daemon.status)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(obey, nursery.cancel_scope)
-        nursery.start_soon(reload)
-        try:
-            await daemon.run()
-        except ListenError as error:  # carried out of the nursery, which would wrap it in a group
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    return status
-
-
-@contextmanager
-def _delivering(signals: Collection[signal.Signals]) -> Iterator[None]:
-    """Let `signals` through within, whatever the caller's mask; the others' is not touched."""
-    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, before & set(signals))
 
 
 def _counted(number: int, noun: str) -> str:

@@ -1,8 +1,7 @@
-"""A lock that is had at once where nobody holds it.
+"""A lock that is acquired without a checkpoint when it is free.
 
-Owns one trio.Lock. Must not know what it protects. To take a free `trio.Lock` is a checkpoint: the task gives
-up its turn and comes back in the next round of the event loop, which costs 3 us and makes two steps of what
-is one.
+Owns one trio.Lock and who holds it. Must not know what it protects. Acquiring a free `trio.Lock` is a
+checkpoint: the task goes to the end of the run queue, and one step becomes two.
 """
 
 from __future__ import annotations
@@ -13,26 +12,29 @@ import trio
 
 
 class EagerLock:
-    """`async with` it. FIFO: who waits is handed the lock, and nobody overtakes."""
+    """Used with `async with`. First in, first out: no task overtakes one that waits."""
 
     def __init__(self) -> None:
         self._lock = trio.Lock()
+        self._holder: trio.lowlevel.Task | None = None
 
     def locked(self) -> bool:
         return self._lock.locked()
 
     @property
     def is_mine(self) -> bool:
-        """Whether the running task holds it."""
-        return self._lock.statistics().owner is trio.lowlevel.current_task()
+        """Whether the running task holds the lock."""
+        return self._holder is trio.lowlevel.current_task()
 
     async def __aenter__(self) -> None:
         try:
             self._lock.acquire_nowait()
         except trio.WouldBlock:
             await self._lock.acquire()
+        self._holder = trio.lowlevel.current_task()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._holder = None
         self._lock.release()

@@ -1,12 +1,14 @@
-"""SIGHUP: the configuration is read again.
+"""The process around the daemon: signals, and reading the configuration again on SIGHUP.
 
-Owns the order: told, read, exchanged, logged, told. A configuration that cannot be used changes nothing. Must
-not know any key.
+Owns what each signal does, the exit status after one, and the order of a reload. A configuration that cannot
+be used changes nothing. Must not know sockets, partitions or any configuration key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 import structlog
 import trio
@@ -14,14 +16,21 @@ import trio
 from interceptd.config.live import Settings
 from interceptd.config.schema import Config
 from interceptd.config.sources import ConfigError
+from interceptd.connections.unix_listener import ListenError
+from interceptd.daemon import Daemon
 from interceptd.logs import configure_logs
 from interceptd.systemd.notify import ServiceManager
 
 log = structlog.get_logger()
 
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+RELOAD_SIGNAL = signal.SIGHUP
+SIGNALS = (*END_SIGNALS, RELOAD_SIGNAL)
+"""Every signal that the process handles."""
+
 
 class Reloader:
-    """`load` reads the configuration anew; it blocks, and raises `ConfigError`."""
+    """Replaces the configuration in force. `load` reads it again; it blocks, and raises `ConfigError`."""
 
     def __init__(self, settings: Settings, load: Callable[[], Config], manager: ServiceManager) -> None:
         self._settings = settings
@@ -29,17 +38,73 @@ class Reloader:
         self._manager = manager
 
     async def reload(self, status: Callable[[], str]) -> None:
-        """Take over what may change live; whatever comes of it, the service manager hears that it is over."""
+        """Apply the keys that can change while the daemon runs.
+
+        The service manager is told at the beginning and, whether the reload succeeds or fails, at the end.
+        """
         await self._manager.reloading()
         try:
             wanted = await trio.to_thread.run_sync(self._load)  # the file's disk may be slow
-        except (ConfigError, RuntimeError) as error:  # or the system refuses a thread
+        except (ConfigError, RuntimeError) as error:  # RuntimeError: the system refuses a thread
             log.error("configuration_not_reloaded", error=str(error))  # noqa: TRY400 - the file's fault
         else:
-            self._take_over(wanted)
+            self._apply(wanted)
         await self._manager.ready(status())
 
-    def _take_over(self, wanted: Config) -> None:
+    def _apply(self, wanted: Config) -> None:
         exchange = self._settings.exchange(wanted)
         configure_logs(self._settings.now.log)
         log.info("configuration_reloaded", changed=exchange.changed, needs_restart=exchange.needs_restart)
+
+
+async def run_until_signalled(daemon: Daemon, reloader: Reloader) -> int:
+    """Run the daemon until it is drained. SIGTERM and SIGINT drain it, a second one ends it at once; SIGHUP
+    reloads the configuration.
+
+    Returns the exit status: 0 after a drain, 128 + n when signal n ended it. Raises `ListenError`. Block and
+    ignore `SIGNALS` before the call: then an early signal is kept, and a late one does not kill the process.
+    """
+    status = 0
+    failure: ListenError | None = None
+
+    async def end(scope: trio.CancelScope) -> None:
+        nonlocal status
+        with trio.open_signal_receiver(*END_SIGNALS) as signals, _unblocked(END_SIGNALS):
+            async for number in signals:
+                if daemon.draining:
+                    log.warning("daemon_ended_at_once", signal=signal.Signals(number).name)
+                    status = 128 + number
+                    scope.cancel()
+                else:
+                    daemon.drain()
+
+    async def reload() -> None:
+        await daemon.started.wait()  # the service manager expects READY before RELOADING
+        with trio.open_signal_receiver(RELOAD_SIGNAL) as signals, _unblocked((RELOAD_SIGNAL,)):
+            async for _ in signals:
+                if daemon.draining:
+                    log.warning("configuration_not_reloaded", error="the daemon is draining")
+                else:
+                    await reloader.reload(daemon.status)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end, nursery.cancel_scope)
+        nursery.start_soon(reload)
+        try:
+            await daemon.run()
+        except ListenError as error:  # carried out of the nursery, which would wrap it in a group
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return status
+
+
+@contextmanager
+def _unblocked(signals: Collection[signal.Signals]) -> Iterator[None]:
+    """Unblock `signals` within the context; on exit, block again those that were blocked before."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, before & set(signals))

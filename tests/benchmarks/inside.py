@@ -20,11 +20,13 @@ from intercept_protocol.messages import MmioGranularity, RegionKind, Remap
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
 from interceptd.hypervisor.software import SoftwareHypervisor
-from interceptd.memory.fault_handler import FaultHandler
+from interceptd.memory.attempt import Busy
+from interceptd.memory.fault_handler import Fault, FaultHandler
 from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.region import KindOrigin, Region
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
+from interceptd.quota import Quota
 from interceptd.telemetry.event_bus import EventBus, PartitionPublisher
 
 LIMIT = 1 << 20
@@ -49,13 +51,13 @@ class Core:
             mappings=GuestMappings(self.hypervisor, lambda: LIMIT),
             notifier=self.notifier,
             region_limit=lambda: LIMIT,
-            require_room=lambda: None,
+            quota=Quota(0, "regions", "regions_per_uid", lambda: 1 << 20),
             mmio_granularity=MmioGranularity.VMA,
             event_bus=event_bus,
         )
         memory = DeclaredAddressSpace(lambda: LIMIT)
         memory.map_vma(Vma(0, 2 * count, 0, RW, io=True))
-        self.path = FaultHandler(self.regions, memory, timeout=60)
+        self.faults = FaultHandler(self.regions, memory, timeout=60)
         self._draw = random.Random(7)
 
     async def fill(self) -> float:
@@ -73,11 +75,15 @@ class Core:
             )
         return (time.thread_time() - began) * 1e6 / self.count
 
-    async def look(self, page: int) -> None:
-        self.regions.look(page, Access.READ)
+    async def lookup(self, page: int) -> None:
+        self.faults.lookup(page, Access.READ)
 
     async def touch(self, page: int) -> None:
-        await self.path.handle(page, Access.READ, lambda _: None)
+        found = self.faults.lookup(page, Access.READ)
+        if isinstance(found, Busy | Region):
+            fault = Fault(page, Access.READ, found)
+            if await self.faults.handle_nowait(fault) is None:
+                await self.faults.handle(fault, lambda: None)
 
     async def invalidate(self, page: int) -> None:
         self.notifier.invalidate(UaddrRange(start=page, end=page + 1))
@@ -102,11 +108,11 @@ class Core:
 async def _measure(count: int) -> dict[str, float]:
     core = Core(count)
     gc.collect()
-    found = {"add a region": await core.fill(), "look, nothing mapped": await core.cost(core.look)}
+    found = {"add a region": await core.fill(), "look-up, nothing mapped": await core.cost(core.lookup)}
     core.count = min(count, MAPPED_MOST)
     for page in range(0, 2 * core.count, 2):
         await core.touch(page)
-    found["look, mapped"] = await core.cost(core.look)
+    found["look-up, mapped"] = await core.cost(core.lookup)
     found["first touch"] = await core.cost(core.touch, before=core.invalidate)
     found["invalidate a page"] = await core.cost(core.invalidate, before=core.touch)
     return found
@@ -122,7 +128,7 @@ async def _gib() -> tuple[float, int]:
     pages = 1 << 18
     memory = DeclaredAddressSpace(lambda: LIMIT)
     memory.map_vma(Vma(0, pages, 0, RW, io=True))
-    core.path = FaultHandler(core.regions, memory, timeout=60)
+    core.faults = FaultHandler(core.regions, memory, timeout=60)
     whole = GfnRange(start=0, end=pages), UaddrRange(start=0, end=pages)
     await core.regions.add(Region(*whole, RegionKind.MMIO, KindOrigin.STATED, RW))
     began = time.thread_time()

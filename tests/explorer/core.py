@@ -83,8 +83,7 @@ class Core(Subject):
             vp,
             line,
             architecture=Architecture.X86_64,
-            regions=model.regions,
-            path=model.path,
+            faults=model.faults,
             answers=model.partition.answers,
             event_bus=model.partition.event_bus,
         )

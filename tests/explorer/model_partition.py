@@ -6,7 +6,7 @@ they are told to. Must not know what is right.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -25,20 +25,23 @@ from intercept_protocol.messages import (
 )
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.config.schema import Limits
 from interceptd.connections.peer import Peer
 from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.request_loop import Reply
+from interceptd.connections.tenants import Tenants
 from interceptd.hypervisor.hv_status import HvStatus
-from interceptd.hypervisor.software import SoftwareHypervisor
-from interceptd.memory.fault_handler import FaultHandler
+from interceptd.memory.fault_handler import Fault, FaultHandler
 from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
+from interceptd.pages.mapping import Mapping as MappedPages
 from interceptd.partition.partition import Partition
 from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.sessions.vmm import VmmSession
 from interceptd.telemetry.event_bus import EventBus, PartitionPublisher
 
+from .failing_hypervisor import FailingHypervisor
 from .pauses import Pauses
 from .ports import RecordedAddressSpace, RecordedHypervisor
 
@@ -56,11 +59,24 @@ class Parts:
     regions: type[RegionManager] = RegionManager
     mappings: type[GuestMappings] = GuestMappings
     notifier: type[MmuNotifier] = MmuNotifier
-    path: type[FaultHandler] = FaultHandler
+    faults: type[FaultHandler] = FaultHandler
     processor: type[VirtualProcessor] = VirtualProcessor
     session: type[VmmSession] = VmmSession
     address_space: type[DeclaredAddressSpace] = DeclaredAddressSpace
-    hypervisor: type[SoftwareHypervisor] = SoftwareHypervisor
+    hypervisor: type[FailingHypervisor] = FailingHypervisor
+
+
+async def touch(
+    faults: FaultHandler, gfn: int, access: Access, interrupted: Callable[[], Answer | None] = lambda: None
+) -> Answer:
+    """One access, from the look-up to its answer."""
+    match faults.lookup(gfn, access):
+        case MappedPages():
+            return Answer.ALREADY_MAPPED
+        case Answer() as answer:
+            return answer
+        case found:
+            return await faults.handle(Fault(gfn, access, found), interrupted)
 
 
 class ModelPartition:
@@ -83,6 +99,7 @@ class ModelPartition:
         )
         self.hypervisor = RecordedHypervisor(self.software, pauses)
         self.event_bus = EventBus()
+        self.tenant = Tenants(Limits).of(VMM.uid)
         event_bus = PartitionPublisher(self.event_bus, partition_id)
         self.notifier = parts.notifier(open_limit=lambda: 64, event_bus=event_bus)
         self.mappings = parts.mappings(self.hypervisor, lambda: 1 << 20)
@@ -90,15 +107,16 @@ class ModelPartition:
             mappings=self.mappings,
             notifier=self.notifier,
             region_limit=lambda: 4096,
-            require_room=lambda: None,
+            quota=self.tenant.regions,
             mmio_granularity=MmioGranularity.VMA,
             event_bus=event_bus,
         )
-        self.path = parts.path(self.regions, self.address_space, TIMEOUT)
+        self.faults = parts.faults(self.regions, self.address_space, TIMEOUT)
         self.partition = Partition(
             partition_id=partition_id,
             name="model",
             owner=VMM,
+            tenant=self.tenant,
             request=CreatePartition(
                 address_space=AddressSpaceKind.DECLARED, hypervisor=HypervisorKind.SOFTWARE
             ),
@@ -108,7 +126,7 @@ class ModelPartition:
             link=None,
             notifier=self.notifier,
             regions=self.regions,
-            path=self.path,
+            faults=self.faults,
             event_bus=event_bus,
             end_timeout=lambda: TIMEOUT,
         )
@@ -203,8 +221,8 @@ class ModelPartition:
     # ------------------------------------------------ what a guest does
 
     async def fault(self, gfn: int, access: Access = Access.READ) -> Answer:
-        """One intercept, decided as a VP without a kept kick decides it."""
-        return await self.path.handle(gfn, access, lambda _: None)
+        """One access, handled as for a VP that no kick waits for."""
+        return await touch(self.faults, gfn, access)
 
     def pfn(self, gfn: int) -> int | None:
         """What the guest reaches at `gfn`."""

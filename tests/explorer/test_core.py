@@ -18,8 +18,8 @@ from explorer.scenarios import SCENARIOS
 from explorer.search import Explorer, Failure, exploring
 from explorer.system_under_test import Build
 from explorer.variants import CORE, CORES, Variant
-from intercept_protocol.outcomes import Access, Answer
-from interceptd.memory.fault_handler import FaultHandler
+from intercept_protocol.outcomes import Answer
+from interceptd.memory.fault_handler import Fault, FaultHandler
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch
 
@@ -60,12 +60,12 @@ def test_a_first_touch_is_one_step_unless_a_port_is_held(held: Held, *, step_by_
     asked: list[bool] = []
 
     class Watched(FaultHandler):
-        async def handle_nowait(self, gfn: int, access: Access) -> Answer | None:
-            answer = await super().handle_nowait(gfn, access)
+        async def handle_nowait(self, fault: Fault) -> Answer | None:
+            answer = await super().handle_nowait(fault)
             asked.append(answer is None)
             return answer
 
-    failures(core.of(Parts(path=Watched), held), "msix-hole", 0, 3)
+    failures(core.of(Parts(faults=Watched), held), "msix-hole", 0, 3)
     assert set(asked) == {step_by_step}
 
 
@@ -87,8 +87,8 @@ class WaitsForEver(FaultHandler):
         return await trio.sleep_forever()
 
 
-def test_i4_a_deadlock_is_detected() -> None:
-    found = failures(core.of(Parts(path=WaitsForEver)), "no-translation", 0, 1)
+def test_i4_actors_that_wait_for_each_other_for_ever_are_found() -> None:
+    found = failures(core.of(Parts(faults=WaitsForEver)), "no-translation", 0, 1)
     assert found[Rule.STUCK].finding.how == "still waiting: VP 0"
 
 
@@ -97,8 +97,8 @@ class Overworked(FaultHandler):
         raise RuntimeError("out of order")
 
 
-def test_i4_an_unanswered_vp_is_detected() -> None:
-    found = failures(core.of(Parts(path=Overworked)), "no-translation", 0, 1)
+def test_i4_a_vp_that_is_left_without_an_answer_is_found() -> None:
+    found = failures(core.of(Parts(faults=Overworked)), "no-translation", 0, 1)
     assert found[Rule.LATE_ANSWER].finding.how.endswith("never answered")
 
 

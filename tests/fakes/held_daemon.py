@@ -16,7 +16,7 @@ import trio
 from fakes.barrier import Barrier
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Access
-from interceptd.address_space import Nothing, process
+from interceptd.address_space import Unresolved, process
 from interceptd.address_space.attachment import Attachment
 from interceptd.cli import main
 from interceptd.hypervisor.software import SoftwareHypervisor
@@ -43,7 +43,7 @@ def in_resolve(barrier: Barrier) -> None:
 
     def held(
         attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange
-    ) -> process.Found | Nothing:
+    ) -> process.Found | Unresolved:
         found = look(attachment, page, window, region)
         barrier.arrive()
         barrier.pass_through()

@@ -12,6 +12,7 @@ import trio
 from fakes.model_partition import ModelPartition
 from fakes.raw_peer import RawPeer
 from intercept_protocol.messages import Architecture
+from interceptd.config.schema import Limits
 from interceptd.connections.connection import Connection
 from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.request_loop import report_and_close
@@ -35,13 +36,12 @@ async def attached_vp(
     """The VP runs until the end of the context."""
     ours, theirs = socket.socketpair()
     watch = HangupWatch()
-    connection = Connection(ours, Tenants(lambda: 1000), watch)
+    connection = Connection(ours, Tenants(Limits), watch)
     processor = VirtualProcessor(
         0,
         connection,
         architecture=architecture,
-        regions=model.regions,
-        path=model.path,
+        faults=model.faults,
         answers=model.partition.answers,
         event_bus=model.partition.event_bus,
     )

@@ -14,10 +14,10 @@ import trio
 
 from fakes.mutant_daemon import without_staleness_check
 from intercept_protocol.addresses import UaddrRange
-from interceptd.address_space import Nothing, process
+from interceptd.address_space import Unresolved, process
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.comparison import Comparison
-from interceptd.address_space.refusals import Meaning
+from interceptd.address_space.refusals import Cause
 from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.cli import main
 from interceptd.memory.region_manager import RegionManager
@@ -42,11 +42,11 @@ def without_second_look() -> None:
 
     def look(
         attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange
-    ) -> process.Found | Nothing:
+    ) -> process.Found | Unresolved:
         vma = attachment.maps.vma_at(page)
         assert attachment.userfaultfd is not None
         if vma is None:
-            return Nothing(Meaning.NO_VMA)
+            return Unresolved(Cause.NO_VMA)
         refusal = process._register(attachment.userfaultfd, process._overlap(vma, region))
         return refusal or process.Found(vma, process._overlap(vma, window), watched=True)
 

@@ -25,7 +25,7 @@ from intercept_client.userfaultfd import open_userfaultfd
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access
-from interceptd.address_space import Caller, Undecided, Unknowable
+from interceptd.address_space import Caller, KindUnknown, Undecided
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.descriptors import attach
 from interceptd.address_space.live_vma import LiveVma
@@ -206,7 +206,7 @@ async def test_smaps_without_the_record_of_an_existing_vma_is_undecided(memory: 
 
 async def test_without_smaps_no_kind_can_be_inferred() -> None:
     space = await attached(Attachment(open_maps(), None, None, promised=True))
-    with pytest.raises(Unknowable, match="state the kind"):
+    with pytest.raises(KindUnknown, match="state the kind"):
         await space.is_io(QUIET_PAGE, Caller.VMM)
     space.close()
 

@@ -19,14 +19,17 @@ from intercept_protocol.messages import MmioGranularity, Remap
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space import Caller
 from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.eager_lock import EagerLock
 from interceptd.hypervisor import HypervisorCounters
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.memory.attempt import Attempt, Busy
 from interceptd.memory.guest_mappings import GuestMappings
+from interceptd.memory.region import Region
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch, MmuNotifier
 from interceptd.pages.mapping import Extent
 from interceptd.pages.mapping import Mapping as Mapped
+from interceptd.quota import Quota
 from interceptd.telemetry.counters import Source
 from interceptd.telemetry.event_bus import EventBus
 from model.shadow import Key, Step, Value
@@ -66,9 +69,9 @@ class Recorder(trio.abc.Instrument):
         self.software = SoftwareHypervisor(remap=Remap.REPLACE, pool_pages=256, pool_limit=lambda: 1 << 20)
         self.notifier = _Notifier(self)
         self.mappings = GuestMappings(_Hypervisor(self, pauses), lambda: 1 << 10)
-        self.regions = _RegionManager(self)
         self.lock = _Lock(self)
-        self.regions._lock = self.lock  # type: ignore[assignment]  # stands in for trio.Lock
+        self.mappings.lock = self.lock
+        self.regions = _RegionManager(self)
         self.attempts: dict[int, Attempt] = {}
         self.mapping: set[int] = set()
         """VPs that are in the middle of a commit."""
@@ -135,19 +138,17 @@ class Recorder(trio.abc.Instrument):
         return seen
 
 
-class _Lock:
-    """`held_by` is who runs under it: to be handed it is not yet to have it."""
+class _Lock(EagerLock):
+    """`held_by` is the actor that runs under the lock; one that was handed it and has not run yet is not."""
 
     def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
         self._recorder = recorder
-        self._inner = trio.Lock()
         self.held_by = Lock.FREE
 
-    def locked(self) -> bool:
-        return self._inner.locked()
-
     async def __aenter__(self) -> None:
-        await self._inner.acquire()
+        await self._lock.acquire()  # always a checkpoint: one more place where others may come between
+        self._holder = trio.lowlevel.current_task()
         actor, number = WHO.get()
         if actor is Actor.VMM:
             self._recorder.took("remove" if number == 0 else "add")
@@ -159,7 +160,7 @@ class _Lock:
         if WHO.get() == (Actor.VMM, 0):
             self._recorder.took("removed")
         self.held_by = Lock.FREE
-        self._inner.release()
+        await super().__aexit__(kind, error, trace)
 
 
 class _Notifier(MmuNotifier):
@@ -194,21 +195,23 @@ class _RegionManager(RegionManager):
             mappings=recorder.mappings,
             notifier=recorder.notifier,
             region_limit=lambda: 16,
-            require_room=lambda: None,
+            quota=Quota(0, "regions", "regions_per_uid", lambda: 1 << 20),
             mmio_granularity=MmioGranularity.VMA,
             event_bus=EventBus(),
         )
         self._recorder = recorder
 
-    def begin(self, gfn: int, access: Access) -> Mapped | Answer | Busy | Attempt:
-        step = super().begin(gfn, access)
-        page = 1 << gfn - GFN
-        match step:
-            case Mapped():
-                self._recorder.took("resume", page=page)
-            case Attempt():
-                self._recorder.took("begin", page=page, pages=mask(step.window.uaddrs))
-                self._recorder.attempts[WHO.get()[1]] = step
+    def lookup(self, gfn: int, access: Access) -> Mapped | Answer | Busy | Region:
+        found = super().lookup(gfn, access)
+        if isinstance(found, Mapped):
+            self._recorder.took("resume", page=1 << gfn - GFN)
+        return found
+
+    def begin(self, region: Region, gfn: int, access: Access) -> Busy | Attempt:
+        step = super().begin(region, gfn, access)
+        if isinstance(step, Attempt):
+            self._recorder.took("begin", page=1 << gfn - GFN, pages=mask(step.window.uaddrs))
+            self._recorder.attempts[WHO.get()[1]] = step
         return step
 
     async def commit(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from explorer.model_partition import touch
 from explorer.pauses import Point
 from fakes.drawn import pauses, ranges
 from fakes.pauses import DrawnPauses
@@ -123,7 +124,9 @@ class _Run:
         self._schedule = schedule
         self._pauses = DrawnPauses(schedule.pauses)
         self.recorder = Recorder(PAGES, vps=3, pauses=self._pauses)
-        self._path = FaultHandler(self.recorder.regions, RecordedMemory(self.recorder, self._pauses), TIMEOUT)
+        self._faults = FaultHandler(
+            self.recorder.regions, RecordedMemory(self.recorder, self._pauses), TIMEOUT
+        )
         self._pfn = 0
         self._fill(PageRange(start=0, end=PAGES))
 
@@ -168,7 +171,7 @@ class _Run:
             await self._step()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._lose_patience, fault.patience, nursery.cancel_scope)
-                answer = await self._path.handle(GFN + fault.page, Access.READ, lambda _: None)
+                answer = await touch(self._faults, GFN + fault.page, Access.READ)
                 if answer is Answer.UNBACKED:
                     self.recorder.forwarded()
                 nursery.cancel_scope.cancel()

@@ -39,6 +39,7 @@ CORE = (
     "memory/attempt.py",
     "partition/progress_guard.py",
     "eager_lock.py",
+    "quota.py",
 )
 TESTS = (
     "tests/service/hazards",
@@ -59,6 +60,7 @@ TESTS = (
     "tests/service/test_partition.py",
     "tests/service/test_pinned.py",
     "tests/service/test_progress_guard.py",
+    "tests/service/test_quotas.py",
     "tests/service/test_prompt_lock.py",
     "tests/service/test_range_map.py",
     "tests/service/test_region.py",

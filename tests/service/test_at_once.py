@@ -20,7 +20,10 @@ from intercept_protocol import messages
 from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.errors import PartitionLost
+from interceptd.memory.attempt import Busy
+from interceptd.memory.fault_handler import Fault
 from interceptd.memory.guest_mappings import PER_YIELD
+from interceptd.memory.region import Region
 from interceptd.pages.mapping import Mapping
 from interceptd.sessions.notifier import NotifierSession
 
@@ -37,27 +40,70 @@ async def prompt(model: ModelPartition) -> ModelPartition:
     return model
 
 
+async def at_once(model: ModelPartition, gfn: int) -> Answer | None:
+    """The answer to a read that the look-up did not decide, if it can be given in one step."""
+    found = model.faults.lookup(gfn, Access.READ)
+    assert isinstance(found, Busy | Region)
+    return await model.faults.handle_nowait(Fault(gfn, Access.READ, found))
+
+
 # ------------------------------------------------ an intercept
 
 
-async def test_an_uncontended_first_touch_is_one_step(prompt: ModelPartition) -> None:
+@pytest.mark.parametrize("may_block", [False, True])
+async def test_the_first_touch_of_a_page_makes_one_look_up(
+    prompt: ModelPartition, monkeypatch: pytest.MonkeyPatch, *, may_block: bool
+) -> None:
+    """Whether it is answered in one step or may have to wait for the hypervisor."""
+    lookup, looked_up = prompt.regions.lookup, []
+
+    def counted(gfn: int, access: Access) -> Mapping | Answer | Busy | Region:
+        looked_up.append(gfn)
+        return lookup(gfn, access)
+
+    monkeypatch.setattr(prompt.regions, "lookup", counted)
+    monkeypatch.setattr(prompt.faults, "lookup", counted)
+    prompt.hypervisor.may_block = may_block
+    async with attached_vp(prompt) as vp:
+        assert await vp.peer.intercept(GFN) is Answer.MAPPED
+    assert looked_up == [GFN]
+
+
+async def test_what_a_wait_has_outdated_is_looked_up_again(
+    prompt: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """The region went while the fault waited for the end of an invalidation."""
+    await prompt.begin(PAGE, 1)
+    fault = Running(nursery, prompt.fault, GFN)
+    await wait_all_tasks_blocked()
+    await prompt.remove_region(GFN, PAGES, PAGE)
+    prompt.end(PAGE, 1)
+    assert await fault.result() is Answer.NO_REGION
+
+
+async def test_a_first_touch_that_nobody_holds_up_is_one_step(prompt: ModelPartition) -> None:
     with assert_no_checkpoints():
-        assert await prompt.path.handle_nowait(GFN, Access.READ) is Answer.MAPPED
+        assert await at_once(prompt, GFN) is Answer.MAPPED
     assert prompt.pfn(GFN) == PFN
 
 
 async def test_a_page_that_is_being_invalidated_is_not_decided_at_once(prompt: ModelPartition) -> None:
     await prompt.begin(PAGE, 1)
     with assert_no_checkpoints():
-        assert await prompt.path.handle_nowait(GFN, Access.READ) is None
+        assert await at_once(prompt, GFN) is None
     assert prompt.address_space.resolved == []
 
 
-async def test_a_fault_that_may_wait_for_the_hypervisor_is_not_decided_at_once(
-    prompt: ModelPartition,
-) -> None:
+async def test_a_mapped_page_that_is_being_invalidated_is_not_decided_at_once(prompt: ModelPartition) -> None:
+    await prompt.fault(GFN)
+    prompt.notifier.invalidate(UaddrRange.at_page(PAGE, 1))
+    with assert_no_checkpoints():
+        assert await at_once(prompt, GFN) is None
+
+
+async def test_what_may_wait_for_the_hypervisor_is_not_decided_at_once(prompt: ModelPartition) -> None:
     prompt.hypervisor.may_block = True
-    assert await prompt.path.handle_nowait(GFN, Access.READ) is None
+    assert await at_once(prompt, GFN) is None
     assert prompt.address_space.resolved == []
 
 
@@ -65,7 +111,7 @@ async def test_a_fault_that_may_wait_for_the_address_space_is_not_decided_at_onc
     prompt: ModelPartition,
 ) -> None:
     prompt.address_space.may_block = True
-    assert await prompt.path.handle_nowait(GFN, Access.READ) is None
+    assert await at_once(prompt, GFN) is None
     assert prompt.address_space.resolved == []
 
 
@@ -79,7 +125,7 @@ async def test_a_fault_that_would_wait_for_the_lock_is_not_decided_at_once(
     fault = Running(nursery, prompt.fault, GFN)
     await mapping.wait_reached()
     prompt.hypervisor.may_block = False
-    assert await prompt.path.handle_nowait(GFN + PAGES, Access.READ) is None
+    assert await at_once(prompt, GFN + PAGES) is None
     mapping.open()
     assert await fault.result() is Answer.MAPPED
 
@@ -104,9 +150,14 @@ async def test_i4_a_fault_decided_at_once_ends_at_its_deadline_too(
         return now
 
     monkeypatch.setattr(trio, "current_time", passing)
-    assert await prompt.path.handle_nowait(GFN + 0x100 + pages - 1, Access.READ) is None
+    found = prompt.faults.lookup(GFN + 0x100 + pages - 1, Access.READ)
+    assert isinstance(found, Region)
+    fault = Fault(GFN + 0x100 + pages - 1, Access.READ, found)
+    assert await prompt.faults.handle_nowait(fault) is None
     assert now - began < PER_YIELD
     assert len(prompt.hypervisor.events) > before + 1
+    await prompt.remove_region(GFN + 0x100, pages, PAGE + 0x100)
+    assert await prompt.faults.handle(fault, lambda: None) is Answer.NO_REGION, "it is looked up again"
 
 
 async def test_a_vp_learns_of_a_partition_lost_at_once(

@@ -18,6 +18,7 @@ from fakes.raw_peer import RawPeer
 from fakes.running import Running
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
+from interceptd.config.schema import Limits
 from interceptd.connections.connection import REST_SECONDS, Connection, ConnectionGone
 from interceptd.connections.fairness import ALONE, TURN
 from interceptd.connections.hangup_watch import HangupWatch
@@ -37,7 +38,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 async def connection(ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery) -> Connection:
     watch = HangupWatch()
     nursery.start_soon(watch.run)
-    return Connection(ends[0], Tenants(lambda: 1000), watch)
+    return Connection(ends[0], Tenants(Limits), watch)
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ async def test_a_peer_that_closes_between_requests_is_the_end(connection: Connec
 async def test_a_request_whose_turn_was_cancelled_is_received_next(
     ends: tuple[socket.socket, socket.socket], peer: RawPeer
 ) -> None:
-    connection = Connection(ends[0], Tenants(lambda: 1), HangupWatch())
+    connection = Connection(ends[0], Tenants(lambda: Limits(control_requests_per_second=1)), HangupWatch())
     await connection.tenant.throttle()
     await peer.send(REQUEST)
     with trio.move_on_after(0.5) as scope:
@@ -113,7 +114,10 @@ async def test_a_peer_that_closes_while_its_request_waits_ends_the_wait(
 async def test_a_peer_that_closes_ends_no_wait_but_its_own(nursery: trio.Nursery) -> None:
     watch = HangupWatch()
     nursery.start_soon(watch.run)
-    tenants, pairs = Tenants(lambda: 1000), [socket.socketpair() for _ in range(3)]
+    tenants, pairs = (
+        Tenants(Limits),
+        [socket.socketpair() for _ in range(3)],
+    )
     connections = [Connection(ours, tenants, watch) for ours, _ in pairs]
     waits = [Running(nursery, each.answer_watched, waiting_for_ever()) for each in connections]
     await wait_all_tasks_blocked()
@@ -363,7 +367,10 @@ async def test_vps_that_never_pause_let_others_have_a_turn_at_every_message(
     with ours, theirs:
         connections = (
             (connection, peer),
-            (Connection(ours, Tenants(lambda: 1000), HangupWatch()), RawPeer.of(theirs)),
+            (
+                Connection(ours, Tenants(Limits), HangupWatch()),
+                RawPeer.of(theirs),
+            ),
         )
         for _ in range(ALONE):
             peer.send_now(REQUEST)

@@ -39,7 +39,7 @@ async def served() -> AsyncIterator[Served]:
 
 
 def stage_counts(model: ModelPartition) -> dict[str, int]:
-    stages = model.path.stages
+    stages = model.faults.stages
     return {name: getattr(stages, name).count for name in ("decode", "wait", "resolve", "map")}
 
 
@@ -120,7 +120,7 @@ async def test_a_fault_that_waits_for_an_invalidation_is_timed_as_waiting(backed
 async def test_a_stage_takes_no_longer_than_the_fault(backed: ModelPartition) -> None:
     before = perf_counter_ns()
     await backed.fault(GFN)
-    assert backed.path.stages.resolve.total_ns <= perf_counter_ns() - before
+    assert backed.faults.stages.resolve.total_ns <= perf_counter_ns() - before
 
 
 async def test_a_wait_that_is_cancelled_is_timed_all_the_same(backed: ModelPartition) -> None:
@@ -227,18 +227,18 @@ async def test_refused_hellos_are_counted_by_their_error(served: Served) -> None
     await refused(served, "operator")
     await refused(served, "vp", **joining | {"token": bytes(16)}, vp_index=1)
     await refused(served, "vp", **joining, vp_index=0)
-    assert served.daemon.reception.admission.refusals == {"EACCES": 2, "EEXIST": 1}
+    assert served.daemon.dispatcher.admission.refusals == {"EACCES": 2, "EEXIST": 1}
 
 
 async def test_a_peer_that_leaves_before_hello_is_counted(served: Served) -> None:
     peer = await served.connect()
     peer.close()
     await wait_all_tasks_blocked()
-    assert served.daemon.reception.admission.refusals == {"left": 1}
+    assert served.daemon.dispatcher.admission.refusals == {"left": 1}
 
 
 async def test_an_invalid_hello_is_counted_by_its_error(served: Served) -> None:
     peer = await served.connect()
     with pytest.raises(WireError, match="EPROTO"):
         await peer.ask("statistics")
-    assert served.daemon.reception.admission.refusals == {"EPROTO": 1}
+    assert served.daemon.dispatcher.admission.refusals == {"EPROTO": 1}

@@ -8,6 +8,7 @@ import pytest
 import trio
 from msgspec.structs import replace
 
+from explorer.model_partition import touch
 from explorer.pauses import Point
 from fakes.model_partition import TIMEOUT, ModelPartition
 from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
@@ -17,7 +18,6 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space import AddressSpace, Caller, Undecided
-from interceptd.memory.attempt import Busy
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.pages.mapping import Extent
 
@@ -55,15 +55,11 @@ class LiveLike:
         return await self._inner.is_io(page, caller)
 
 
-def path(model: ModelPartition, address_space: AddressSpace) -> FaultHandler:
+def handler(model: ModelPartition, address_space: AddressSpace) -> FaultHandler:
     return FaultHandler(model.regions, address_space, TIMEOUT)
 
 
-def no_kick(_: Busy | None) -> None:
-    """What a VP that keeps none says."""
-
-
-def kicked(_: Busy | None) -> Answer:
+def kicked() -> Answer:
     """What a VP that keeps a kick says when it is about to wait."""
     return Answer.KICKED
 
@@ -80,7 +76,7 @@ def relied_on(model: ModelPartition) -> int:
 
 async def test_a_kept_kick_answers_before_a_question_that_may_block(model: ModelPartition) -> None:
     await with_region(model)
-    answer = await path(model, LiveLike(model.declared)).handle(GFN, Access.READ, kicked)
+    answer = await touch(handler(model, LiveLike(model.declared)), GFN, Access.READ, kicked)
     assert (answer, relied_on(model), model.pfn(GFN)) == (Answer.KICKED, 0, None)
 
 
@@ -93,19 +89,19 @@ async def test_a_kept_kick_answers_before_a_wait_for_anothers_map(
     gate = model.gates.hold(Point.MAP)
     other = Running(nursery, model.fault, GFN + PAGES)
     await gate.wait_reached()
-    assert await model.path.handle(GFN, Access.READ, kicked) is Answer.KICKED
+    assert await touch(model.faults, GFN, Access.READ, kicked) is Answer.KICKED
     gate.open()
     assert await other.result() is Answer.MAPPED
 
 
 async def test_a_kept_kick_stays_kept_if_nothing_waits(model: ModelPartition) -> None:
     await with_region(model)
-    assert await model.path.handle(GFN, Access.READ, kicked) is Answer.MAPPED
+    assert await touch(model.faults, GFN, Access.READ, kicked) is Answer.MAPPED
 
 
 async def test_a_fault_without_a_kept_kick_waits_for_what_may_block(model: ModelPartition) -> None:
     await with_region(model)
-    assert await path(model, LiveLike(model.declared)).handle(GFN, Access.READ, no_kick) is Answer.MAPPED
+    assert await touch(handler(model, LiveLike(model.declared)), GFN, Access.READ) is Answer.MAPPED
 
 
 # ------------------------------------------------ no answer
@@ -115,7 +111,7 @@ async def test_a_fault_that_cannot_be_resolved_in_time_is_retry(model: ModelPart
     """Nothing was decided, so it is not forwarded."""
     await with_region(model)
     space = LiveLike(model.declared, silent=True)
-    assert await path(model, space).handle(GFN, Access.READ, no_kick) is Answer.CONTENDED
+    assert await touch(handler(model, space), GFN, Access.READ) is Answer.CONTENDED
     assert (space.resolved, relied_on(model)) == ([PAGE], 0)
 
 
@@ -126,7 +122,7 @@ async def test_a_pinned_add_that_cannot_be_resolved_in_time_is_retried_and_leave
     await with_region(model, RegionKind.PINNED)
     region, _ = model.regions.first_regions(1)[0]
     with pytest.raises(WireError, match="cannot be populated: nobody answered") as refused:
-        await path(model, LiveLike(model.declared, silent=True)).populate(region)
+        await handler(model, LiveLike(model.declared, silent=True)).populate(region)
     assert (refused.value.number, model.regions.region_count) == (errno.ETIMEDOUT, 0)
     assert model.pfns(GFN, PAGES) == [None] * PAGES
 
@@ -139,7 +135,7 @@ async def test_an_inferred_kind_is_checked_again_by_asking_where_resolving_does_
 ) -> None:
     await with_region(model, kind=None, io=True)
     space = LiveLike(model.declared)
-    assert await path(model, space).handle(GFN + 3, Access.READ, no_kick) is Answer.MAPPED
+    assert await touch(handler(model, space), GFN + 3, Access.READ) is Answer.MAPPED
     assert space.asked == [PAGE + 3]
 
 
@@ -149,13 +145,13 @@ async def test_an_inferred_kind_that_no_longer_fits_is_unbacked_where_resolving_
     await with_region(model, kind=None, io=True)
     await model.unmap_vma(PAGE, PAGES)
     await model.map_vma(PAGE, PAGES, PFN, io=False)
-    assert await path(model, LiveLike(model.declared)).handle(GFN, Access.READ, no_kick) is Answer.UNBACKED
+    assert await touch(handler(model, LiveLike(model.declared)), GFN, Access.READ) is Answer.UNBACKED
 
 
 async def test_an_inferred_kind_is_not_queried_if_resolving_gives_it(model: ModelPartition) -> None:
     await with_region(model, kind=None, io=True)
     space = LiveLike(model.declared, telling=True)
-    assert await path(model, space).handle(GFN, Access.READ, no_kick) is Answer.MAPPED
+    assert await touch(handler(model, space), GFN, Access.READ) is Answer.MAPPED
     assert space.asked == []
 
 
@@ -163,7 +159,7 @@ async def test_a_stated_kind_is_not_queried(model: ModelPartition) -> None:
     """On live memory it costs what smaps costs."""
     await with_region(model)
     space = LiveLike(model.declared)
-    assert await path(model, space).handle(GFN, Access.READ, no_kick) is Answer.MAPPED
+    assert await touch(handler(model, space), GFN, Access.READ) is Answer.MAPPED
     assert space.asked == []
 
 

@@ -115,7 +115,7 @@ async def test_populating_from_many_vmas_takes_turns_between_the_questions(
         await model.map_vma(page, 1, 2 * page)
     region = await pinned(model, MANY)
     others = Others(nursery)
-    await model.path.populate(region)
+    await model.faults.populate(region)
     assert others.turns >= 2 * TURNS - 3, "between the questions, and then between the maps"
     assert len(model.hypervisor.events) == MANY
 
@@ -125,5 +125,5 @@ async def test_populating_from_few_vmas_does_not_yield(model: ModelPartition, nu
         await model.map_vma(page, 1, 2 * page)
     region = await pinned(model, PER_YIELD - 1)
     others = Others(nursery)
-    await model.path.populate(region)
+    await model.faults.populate(region)
     assert others.turns <= 1

@@ -40,7 +40,7 @@ def attached_notifier(model: ModelPartition) -> RawPeer:
     """The VMM's end of a notifier connection of the partition."""
     ours, theirs = socket.socketpair()
     connection, session = (
-        Connection(ours, Tenants(lambda: 1000), HangupWatch()),
+        Connection(ours, Tenants(Limits), HangupWatch()),
         NotifierSession(model.notifier, model.regions),
     )
     announcements = model.partition.announcements
@@ -197,7 +197,9 @@ async def linked(model: ModelPartition) -> AsyncIterator[tuple[RemoteHypervisor,
     ours, theirs = socket.socketpair()
     link, peer = RemoteHypervisor(deadline=lambda: 1.0), RawPeer.of(theirs)
     model.partition.start_link(
-        link, Connection(ours, Tenants(lambda: 1000), HangupWatch()), rpc.encode_result(1, None)
+        link,
+        Connection(ours, Tenants(Limits), HangupWatch()),
+        rpc.encode_result(1, None),
     )
     await peer.response()
     yield link, peer

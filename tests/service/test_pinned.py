@@ -151,4 +151,4 @@ async def test_an_add_pinned_cancelled_while_waiting_for_the_lock_leaves_nothing
     await wait_all_tasks_blocked()
     mapping.open()
     assert (await given_up.result(), await fault.result()) == (True, Answer.MAPPED)
-    assert model.regions.look(GFN, Access.READ) is Answer.NO_REGION
+    assert model.regions.lookup(GFN, Access.READ) is Answer.NO_REGION

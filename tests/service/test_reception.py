@@ -12,7 +12,7 @@ from fakes.served import Guest, Served, serving
 from intercept_protocol.errors import WireError
 from interceptd.config.schema import Limits, Timeouts
 from interceptd.connections.connection import LAST_LOOK_SECONDS
-from interceptd.connections.tenants import BURST_SECONDS, REFUSAL_TURNS
+from interceptd.connections.tenants import BURST_SECONDS, REFUSAL_REQUESTS
 from wire_vectors.forms import ExchangeVector, load
 
 HELLO = {"protocol": 1, "role": "vmm"}
@@ -233,4 +233,4 @@ async def test_a_connection_that_is_refused_wherever_counts_five_beside_its_hell
         for _ in range(times):
             await refusal(await served.connect(), protocol=1, token=bytes(16), **fields)
         began = BURST_SECONDS - 1 / rate
-        assert trio.current_time() == pytest.approx((6 * times - REFUSAL_TURNS) / rate - began, abs=0.2)
+        assert trio.current_time() == pytest.approx((6 * times - REFUSAL_REQUESTS) / rate - began, abs=0.2)

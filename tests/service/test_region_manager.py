@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
+from explorer.model_partition import touch
 from explorer.pauses import Point
 from explorer.ports import Mapped, Unmapped
 from fakes.model_partition import RW, TIMEOUT, ModelPartition
@@ -27,6 +28,7 @@ from interceptd.memory.guest_mappings import PER_YIELD, GuestMappings
 from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.memory.region_manager import RegionManager
 from interceptd.pages.mapping import Frame, Mapping
+from interceptd.quota import Quota
 from interceptd.telemetry.event_bus import EventBus
 
 NOTHING = [None] * PAGES
@@ -35,7 +37,7 @@ NOTHING = [None] * PAGES
 async def mapped(model: ModelPartition) -> Mapping:
     """What serves the first gfn once it was touched."""
     await model.fault(GFN)
-    held = model.regions.look(GFN, Access.READ)
+    held = model.regions.lookup(GFN, Access.READ)
     assert isinstance(held, Mapping)
     return held
 
@@ -46,15 +48,13 @@ def region_of(kind: RegionKind, state: RegionState = RegionState.LIVE) -> Region
     )
 
 
-def limited(
-    model: ModelPartition, *, mappings: int, require_room: Callable[[], None] = lambda: None
-) -> RegionManager:
-    """A separate manager on the model's ports."""
+def limited(model: ModelPartition, *, mappings: int, regions: int = 8) -> RegionManager:
+    """A manager of its own on the model's ports, whose uid may have so many regions."""
     return RegionManager(
         mappings=GuestMappings(model.hypervisor, lambda: mappings),
         notifier=model.notifier,
         region_limit=lambda: 8,
-        require_room=require_room,
+        quota=Quota(0, "regions", "regions_per_uid", lambda: regions),
         mmio_granularity=MmioGranularity.VMA,
         event_bus=EventBus(),
     )
@@ -63,12 +63,54 @@ def limited(
 async def test_mappings_of_the_guest_are_listed_in_order_in_chunks(model: ModelPartition) -> None:
     given = GuestMappings(model.hypervisor, lambda: 8)
     wanted = [Mapping(at, at + 2, Frame("file", at), PAGE + at, RW) for at in (0, 4, 8, 12)]
-    await given.map_gaps(region_of(RegionKind.MMIO), wanted, math.inf)
+    async with given.lock:
+        await given.map_gaps(region_of(RegionKind.MMIO), wanted, math.inf)
     assert given.some(GfnRange(start=0, end=100), 2) == wanted[:2]
     assert given.some(GfnRange(start=1, end=13), 8) == [
         wanted[0].slice(1, 2), *wanted[1:3], wanted[3].slice(12, 13),
     ]  # fmt: skip
     assert given.some(GfnRange(start=14, end=100), 8) == []
+
+
+# ------------------------------------------------ the lock
+
+
+CHANGES: list[Callable[[ModelPartition, Region], Awaitable[object]]] = [
+    lambda model, region: model.mappings.map_gaps(region, [], math.inf),
+    lambda model, region: model.mappings.map_no_access(region),
+    lambda model, region: model.mappings.revoke(region, region.gfns),
+    lambda model, region: model.mappings.unmap_all(region),
+    lambda model, region: model.regions._invalidate(region, region.uaddrs, exact=True),
+    lambda model, region: model.regions._remove(region),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_change_by_a_task_that_does_not_hold_the_lock_is_refused_and_changes_nothing(
+    model: ModelPartition,
+    nursery: trio.Nursery,
+    change: Callable[[ModelPartition, Region], Awaitable[object]],
+) -> None:
+    """Neither with the lock free nor while another task holds it."""
+    await with_region(model, RegionKind.PINNED)
+    region = model.regions.first_regions(1)[0][0]
+    before = list(model.hypervisor.events)
+    with pytest.raises(AssertionError):
+        await change(model, region)
+
+    async def hold() -> None:
+        async with model.mappings.lock:
+            await trio.sleep_forever()
+
+    nursery.start_soon(hold)
+    await wait_all_tasks_blocked()
+    with pytest.raises(AssertionError):
+        await change(model, region)
+    assert (model.hypervisor.events, model.regions.region_count, region.state) == (
+        before,
+        1,
+        RegionState.LIVE,
+    )
 
 
 # ------------------------------------------------ looking
@@ -251,7 +293,7 @@ async def test_a_map_beyond_the_limit_of_mappings_is_refused_and_removes_none(
     model.hypervisor.events.clear()
     path = FaultHandler(regions, model.address_space, TIMEOUT)
     await regions.add(region_of(RegionKind.MMIO))
-    answers = [await path.handle(GFN + page, Access.READ, lambda _: None) for page in (0, 2, 4, 0)]
+    answers = [await touch(path, GFN + page, Access.READ) for page in (0, 2, 4, 0)]
     assert answers == [Answer.MAPPED, Answer.MAPPED, Answer.HYPERVISOR_ERROR, Answer.ALREADY_MAPPED]
     assert model.hypervisor.counters().mapped_gfns == 2
 
@@ -264,7 +306,7 @@ async def test_pages_that_come_one_by_one_and_continue_each_other_are_one_mappin
     await model.map_vma(PAGE, PAGES, PFN)
     await regions.add(region_of(RegionKind.MMIO))
     path = FaultHandler(regions, model.address_space, TIMEOUT)
-    answers = [await path.handle(GFN + page, Access.READ, lambda _: None) for page in range(PAGES)]
+    answers = [await touch(path, GFN + page, Access.READ) for page in range(PAGES)]
     assert answers == [Answer.MAPPED] * PAGES
 
 
@@ -277,21 +319,20 @@ async def test_i9_an_attempt_whose_pages_another_has_mapped_commits_as_already_m
         PAGE, UaddrRange.at_page(PAGE, PAGES), UaddrRange.at_page(PAGE, PAGES)
     )
     assert extent is not None
-    attempts = [model.regions.begin(GFN, Access.READ) for _ in range(2)]
+    region = model.regions.first_regions(1)[0][0]
+    attempts = [model.regions.begin(region, GFN, Access.READ) for _ in range(2)]
     answers = [
         await model.regions.commit(attempt, [extent]) for attempt in attempts if isinstance(attempt, Attempt)
     ]
     assert answers == [Answer.MAPPED, Answer.ALREADY_MAPPED]
 
 
-async def test_a_region_beyond_the_limit_is_not_added(model: ModelPartition) -> None:
-    def no_room() -> None:
-        raise WireError(errno.ENOSPC, "no room")
-
-    regions = limited(model, mappings=2, require_room=no_room)
-    with pytest.raises(WireError, match="no room"):
+async def test_a_region_beyond_its_uids_limit_is_not_added(model: ModelPartition) -> None:
+    regions = limited(model, mappings=2, regions=0)
+    with pytest.raises(WireError, match="uid 0 may have 0 regions") as refused:
         await regions.add(region_of(RegionKind.MMIO))
-    assert regions.look(GFN, Access.READ) is Answer.NO_REGION
+    assert (refused.value.number, refused.value.details) == (errno.ENOSPC, {"limit": "regions_per_uid"})
+    assert regions.lookup(GFN, Access.READ) is Answer.NO_REGION
 
 
 async def test_the_refusal_beyond_the_limit_of_mappings_names_it(model: ModelPartition) -> None:
@@ -299,7 +340,7 @@ async def test_the_refusal_beyond_the_limit_of_mappings_names_it(model: ModelPar
     await model.map_vma(PAGE, 1, PFN)
     await regions.add(region_of(RegionKind.MMIO))
     with capture_logs() as logs:
-        await FaultHandler(regions, model.address_space, TIMEOUT).handle(GFN, Access.READ, lambda _: None)
+        await touch(FaultHandler(regions, model.address_space, TIMEOUT), GFN, Access.READ)
     assert [entry["error"] for entry in logs] == ["a partition may have 0 mappings"]
 
 

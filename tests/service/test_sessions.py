@@ -15,11 +15,11 @@ from intercept_protocol import codec, messages
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Answer
-from interceptd.address_space import Caller, Undecided, Unknowable
+from interceptd.address_space import Caller, KindUnknown, Undecided
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.address_space.handover import Handover
-from interceptd.address_space.refusals import Meaning
+from interceptd.address_space.refusals import Cause
 from interceptd.sessions.notifier import NotifierSession
 
 RANGE = {"start_uaddr": 0x9000000, "length": 0x4000}
@@ -291,10 +291,10 @@ class Silent(DeclaredAddressSpace):
 @pytest.mark.parametrize(
     ("why", "number", "details"),
     [
-        (Undecided.because(Meaning.NO_RECORD), errno.EAGAIN, {}),
-        (Undecided.because(Meaning.NO_ANSWER), errno.ETIMEDOUT, {}),
-        (Undecided.because(Meaning.MM_GONE), errno.EINVAL, {}),
-        (Unknowable("smaps was not handed over"), errno.EINVAL, {"field": "kind"}),
+        (Undecided.because(Cause.NO_RECORD), errno.EAGAIN, {}),
+        (Undecided.because(Cause.NO_ANSWER), errno.ETIMEDOUT, {}),
+        (Undecided.because(Cause.MM_GONE), errno.EINVAL, {}),
+        (KindUnknown("smaps was not handed over"), errno.EINVAL, {"field": "kind"}),
     ],
 )
 async def test_an_unknown_kind_is_a_field_error_only_if_it_is_permanent(

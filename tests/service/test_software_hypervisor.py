@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from explorer.failing_hypervisor import FailingHypervisor
 from intercept_protocol.addresses import GfnRange
 from intercept_protocol.messages import Remap
 from intercept_protocol.outcomes import Access
@@ -35,7 +36,7 @@ def hypervisor(
     pool_limit: int = 4 * DEPOSIT_PAGES,
     failing_calls: dict[int, HvStatus] | None = None,
 ) -> SoftwareHypervisor:
-    return SoftwareHypervisor(
+    return FailingHypervisor(
         remap=remap, pool_pages=pool_pages, pool_limit=lambda: pool_limit, failing_calls=failing_calls
     )
 

@@ -15,6 +15,7 @@ from fakes.running import Running
 from fakes.served import serving
 from intercept_protocol import rpc
 from intercept_protocol.addresses import GfnRange
+from interceptd.config.schema import Limits
 from interceptd.connections.connection import Connection
 from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.tenants import Tenants
@@ -43,7 +44,10 @@ async def test_a_hello_that_came_in_time_is_welcomed() -> None:
 
 async def test_a_hypervisors_answer_that_came_in_time_counts(nursery: trio.Nursery) -> None:
     ours, theirs = socket.socketpair()
-    connection, vmm = Connection(ours, Tenants(lambda: 1000), HangupWatch()), RawPeer.of(theirs)
+    connection, vmm = (
+        Connection(ours, Tenants(Limits), HangupWatch()),
+        RawPeer.of(theirs),
+    )
     link = RemoteHypervisor(deadline=lambda: 5)
     answers = Running(nursery, link.serve, connection)
     await wait_all_tasks_blocked()

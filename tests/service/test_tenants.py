@@ -8,9 +8,10 @@ import pytest
 import structlog.testing
 import trio
 
+from interceptd.config.schema import Limits
 from interceptd.connections.tenants import (
     BURST_SECONDS,
-    REFUSAL_TURNS,
+    REFUSAL_REQUESTS,
     REFUSALS_LOGGED_PER_SECOND,
     Tenant,
     Tenants,
@@ -30,14 +31,14 @@ async def turns(tenant: Tenant, count: int) -> float:
 async def test_a_burst_passes_at_once_and_later_requests_are_rate_limited(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    tenant, began = Tenants(lambda: RATE).of(1000), trio.current_time()
+    tenant, began = Tenants(lambda: Limits(control_requests_per_second=RATE)).of(1000), trio.current_time()
     assert await turns(tenant, BURST) == pytest.approx(began)
     assert await turns(tenant, 5) == pytest.approx(began + 5 / RATE)
     assert autojump_clock.rate == 0
 
 
 async def test_a_uid_that_was_quiet_has_its_burst_again(autojump_clock: trio.testing.MockClock) -> None:
-    tenant = Tenants(lambda: RATE).of(1000)
+    tenant = Tenants(lambda: Limits(control_requests_per_second=RATE)).of(1000)
     await turns(tenant, BURST + 5)
     await trio.sleep(BURST_SECONDS)
     began = trio.current_time()
@@ -48,7 +49,7 @@ async def test_a_uid_that_was_quiet_has_its_burst_again(autojump_clock: trio.tes
 async def test_the_connections_of_a_uid_share_its_pace_in_the_order_of_coming(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    tenants, order = Tenants(lambda: RATE), []
+    tenants, order = Tenants(lambda: Limits(control_requests_per_second=RATE)), []
     began = trio.current_time()
 
     async def ask(name: int) -> None:
@@ -66,7 +67,7 @@ async def test_the_connections_of_a_uid_share_its_pace_in_the_order_of_coming(
 
 
 async def test_a_uid_over_its_pace_keeps_no_other_waiting(autojump_clock: trio.testing.MockClock) -> None:
-    tenants, began = Tenants(lambda: RATE), trio.current_time()
+    tenants, began = Tenants(lambda: Limits(control_requests_per_second=RATE)), trio.current_time()
     async with trio.open_nursery() as nursery:
         for _ in range(50):
             nursery.start_soon(partial(turns, tenants.of(1000), 10))
@@ -77,7 +78,7 @@ async def test_a_uid_over_its_pace_keeps_no_other_waiting(autojump_clock: trio.t
 
 
 async def test_a_uid_with_many_requests_and_one_with_few_take_turns() -> None:
-    tenants, order = Tenants(lambda: 1_000_000), []
+    tenants, order = Tenants(lambda: Limits(control_requests_per_second=1_000_000)), []
 
     async def ask(uid: int) -> None:
         await tenants.of(uid).throttle()
@@ -89,8 +90,8 @@ async def test_a_uid_with_many_requests_and_one_with_few_take_turns() -> None:
     assert order[:20].count(1001) == 3
 
 
-async def test_a_cancelled_turn_blocks_no_other(autojump_clock: trio.testing.MockClock) -> None:
-    tenant = Tenants(lambda: RATE).of(1000)
+async def test_a_turn_that_is_given_up_holds_up_nobody(autojump_clock: trio.testing.MockClock) -> None:
+    tenant = Tenants(lambda: Limits(control_requests_per_second=RATE)).of(1000)
     await turns(tenant, BURST)
     with trio.move_on_after(0.5 / RATE):
         await tenant.throttle()
@@ -99,17 +100,18 @@ async def test_a_cancelled_turn_blocks_no_other(autojump_clock: trio.testing.Moc
     assert autojump_clock.rate == 0
 
 
-async def test_a_charge_delays_the_next_caller(autojump_clock: trio.testing.MockClock) -> None:
-    tenant = Tenants(lambda: RATE).of(1000)
+async def test_a_fine_is_paid_by_who_comes_next(autojump_clock: trio.testing.MockClock) -> None:
+    tenant = Tenants(lambda: Limits(control_requests_per_second=RATE)).of(1000)
     began = await turns(tenant, BURST)
     tenant.charge()
-    assert await turns(tenant, 1) == pytest.approx(began + (1 + REFUSAL_TURNS) / RATE)
+    assert await turns(tenant, 1) == pytest.approx(began + (1 + REFUSAL_REQUESTS) / RATE)
     assert autojump_clock.rate == 0
 
 
 async def test_the_pace_is_asked_at_every_turn(autojump_clock: trio.testing.MockClock) -> None:
     rates = iter([RATE] * BURST + [10 * RATE] * 5)
-    tenant, began = Tenants(lambda: next(rates)).of(1000), trio.current_time()
+    began = trio.current_time()
+    tenant = Tenants(lambda: Limits(control_requests_per_second=next(rates))).of(1000)
     await turns(tenant, BURST + 5)
     assert trio.current_time() == pytest.approx(began + 5 / (10 * RATE))
     assert autojump_clock.rate == 0
@@ -118,11 +120,11 @@ async def test_the_pace_is_asked_at_every_turn(autojump_clock: trio.testing.Mock
 async def test_a_uid_is_forgotten_once_it_is_gone_and_has_its_burst_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    tenants = Tenants(lambda: RATE)
+    tenants = Tenants(lambda: Limits(control_requests_per_second=RATE))
     gone = tenants.of(1000)
     await turns(gone, BURST)
     busy = tenants.of(1001)
-    busy.connections = 1
+    busy.connections.acquire()
     tenants.of(1002)
     assert tenants.of(1000) is gone
     await trio.sleep(2 * BURST_SECONDS)
@@ -134,7 +136,7 @@ async def test_a_uid_is_forgotten_once_it_is_gone_and_has_its_burst_again(
 async def test_refusals_logged_per_second_are_limited_and_the_next_line_counts_the_rest(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    tenant = Tenants(lambda: RATE).of(1000)
+    tenant = Tenants(lambda: Limits(control_requests_per_second=RATE)).of(1000)
     with structlog.testing.capture_logs() as lines:
         for _ in range(REFUSALS_LOGGED_PER_SECOND + 5):
             tenant.log_refusal("hello_refused", pid=7)

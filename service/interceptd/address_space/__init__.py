@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from intercept_protocol.addresses import UaddrRange
-from interceptd.address_space.refusals import Meaning
+from interceptd.address_space.refusals import Cause
 from interceptd.pages.mapping import Extent
 
 
@@ -25,19 +25,19 @@ class Undecided(Exception):
         self.number = number
 
     @classmethod
-    def because(cls, meaning: Meaning, detail: str = "") -> Undecided:
-        """With the text and the errno of a `Meaning`."""
-        return cls(f"{meaning.text} ({detail})" if detail else meaning.text, meaning.number)
+    def because(cls, cause: Cause, detail: str = "") -> Undecided:
+        """With the text and the errno of a `Cause`."""
+        return cls(f"{cause.text} ({detail})" if detail else cause.text, cause.number)
 
 
-class Unknowable(Exception):
+class KindUnknown(Exception):
     """The descriptors that were handed over can never answer this question."""
 
 
-class Nothing(msgspec.Struct, frozen=True):
-    """Why a question has no result; the verdict of its `meaning` says whether that is final."""
+class Unresolved(msgspec.Struct, frozen=True):
+    """Why a question has no result; its `cause` says whether that is permanent."""
 
-    meaning: Meaning
+    cause: Cause
     detail: str = ""
 
 
@@ -66,7 +66,7 @@ class AddressSpace(Protocol):
 
     async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:
         """Whether the VMA at `page` is VM_IO | VM_PFNMAP; None without a VMA. Raises `Undecided`, and
-        `Unknowable` if it cannot be determined for any VMA."""
+        `KindUnknown` if it cannot be determined for any VMA."""
 
     @property
     def may_block(self) -> bool:

@@ -20,7 +20,7 @@ from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.mm_proof import NotOfThisMm, prove
 from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.procmaps import ProcMaps
-from interceptd.address_space.refusals import Call, Meaning, Verdict, meaning
+from interceptd.address_space.refusals import Call, Cause, Permanence, cause_of
 from interceptd.address_space.smaps import Smaps
 from interceptd.address_space.userfaultfd import LINK as USERFAULTFD_LINK
 from interceptd.address_space.userfaultfd import AlreadyInitialised, FeaturesMissing, NotReadable, Userfaultfd
@@ -122,14 +122,14 @@ def _negotiate(descriptor: int | None) -> Userfaultfd | None:
             f"this kernel's userfaultfd cannot watch guest memory, it lacks {lacking}: do not hand one over",
         ) from None
     except OSError as error:
-        raise Undecided.because(meaning(Call.UFFDIO_API, error), f"userfaultfd: {error.strerror}") from None
+        raise Undecided.because(cause_of(Call.UFFDIO_API, error), f"userfaultfd: {error.strerror}") from None
 
 
 def _prove(userfaultfd: Userfaultfd, maps: ProcMaps) -> None:
     try:
         prove(userfaultfd, maps)
     except MmGone:
-        raise Undecided.because(Meaning.MM_GONE) from None
+        raise Undecided.because(Cause.MM_GONE) from None
     except NotOfThisMm:
         raise WireError(
             errno.EINVAL,
@@ -144,16 +144,16 @@ def _open_smaps(peer: Peer) -> int | None:
     try:
         return os.open(f"/proc/{peer.pid}/smaps", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        refusal = meaning(Call.OPEN_SMAPS, error)
-        if refusal.verdict is not Verdict.DECIDED:
+        refusal = cause_of(Call.OPEN_SMAPS, error)
+        if refusal.permanence is not Permanence.PERMANENT:
             raise Undecided.because(refusal, f"smaps: {error.strerror}") from None
         return None
 
 
 def _unseen(error: OSError) -> WireError | Undecided:
     """The error for a descriptor that could not be examined."""
-    refusal = meaning(Call.LOOK_AT, error)
-    if refusal.verdict is not Verdict.DECIDED:
+    refusal = cause_of(Call.LOOK_AT, error)
+    if refusal.permanence is not Permanence.PERMANENT:
         return Undecided.because(refusal, f"examining a descriptor: {error.strerror}")
     return WireError(errno.EINVAL, f"attach_memory takes {_TAKEN}; one cannot be examined: {error.strerror}")
 

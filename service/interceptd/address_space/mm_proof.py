@@ -18,7 +18,7 @@ from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import Undecided
 from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.procmaps import ProcMaps
-from interceptd.address_space.refusals import Call, Meaning, meaning
+from interceptd.address_space.refusals import Call, Cause, cause_of
 from interceptd.address_space.userfaultfd import Userfaultfd
 
 TRIALS = 3
@@ -43,22 +43,22 @@ def prove(userfaultfd: Userfaultfd, maps: ProcMaps) -> None:
         if seen is True:
             return
         trials += seen is False
-        held |= seen is Meaning.HELD
+        held |= seen is Cause.HELD
         if trials == TRIALS:
             break
     if held and not trials:
-        raise Undecided.because(Meaning.HELD)
+        raise Undecided.because(Cause.HELD)
     raise NotOfThisMm
 
 
-def _splits(userfaultfd: Userfaultfd, maps: ProcMaps, page: UaddrRange) -> bool | Meaning:
+def _splits(userfaultfd: Userfaultfd, maps: ProcMaps, page: UaddrRange) -> bool | Cause:
     """Whether the maps file shows both registering and unregistering the page; or why it cannot be
     registered, which proves nothing."""
     try:
         userfaultfd.register(page)
     except OSError as error:
-        refusal = meaning(Call.UFFDIO_REGISTER, error)
-        if refusal is not Meaning.NO_ROOM:
+        refusal = cause_of(Call.UFFDIO_REGISTER, error)
+        if refusal is not Cause.NO_ROOM:
             return refusal
         if _mm_is_gone(userfaultfd, page):
             raise NotOfThisMm from error
@@ -76,7 +76,7 @@ def _mm_is_gone(userfaultfd: Userfaultfd, page: UaddrRange) -> bool:
     try:
         userfaultfd.unregister(page)
     except OSError as error:
-        return meaning(Call.UFFDIO_REGISTER, error) is Meaning.NO_ROOM
+        return cause_of(Call.UFFDIO_REGISTER, error) is Cause.NO_ROOM
     return False
 
 

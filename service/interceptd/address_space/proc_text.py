@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from interceptd.address_space import Undecided
-from interceptd.address_space.refusals import Call, Meaning, meaning
+from interceptd.address_space.refusals import Call, Cause, cause_of
 
 PIECE_BYTES = 1 << 16
 """More than the kernel's buffer (a page, or a longer record), so that a piece ends with a record."""
@@ -113,7 +113,7 @@ class ProcText:
             return os.pread(self._descriptor, size, position)
         except OSError as error:
             if (
-                meaning(Call.READ_PROC, error) is Meaning.MM_GONE
+                cause_of(Call.READ_PROC, error) is Cause.MM_GONE
             ):  # the process was reaped; until then its text is empty
                 raise MmGone from error
             raise

@@ -19,14 +19,14 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from intercept_protocol.addresses import UaddrRange
-from interceptd.address_space import Caller, Nothing, Undecided, Unknowable
+from interceptd.address_space import Caller, KindUnknown, Undecided, Unresolved
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.comparison import Compared, Comparison, Given, compare
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.procmaps import ProcMaps
-from interceptd.address_space.refusals import Call, Meaning, Verdict, error_name, meaning
+from interceptd.address_space.refusals import Call, Cause, Permanence, cause_of, error_name
 from interceptd.address_space.smaps import Smaps
 from interceptd.address_space.undecided_log import UndecidedLog
 from interceptd.address_space.unmap_watch import UnmapWatch
@@ -139,9 +139,9 @@ class ProcessAddressSpace:
         """See `AddressSpace.is_io`."""
         attachment = self._attachment
         if attachment is None:
-            raise Unknowable("call attach_memory first")
+            raise KindUnknown("call attach_memory first")
         if attachment.smaps is None:
-            raise Unknowable("smaps was not handed over and cannot be opened: state the kind")
+            raise KindUnknown("smaps was not handed over and cannot be opened: state the kind")
         question = partial(_read_io, attachment.maps, attachment.smaps, page)
         return await self._ask(attachment, question, caller)
 
@@ -154,7 +154,7 @@ class ProcessAddressSpace:
             with trio.fail_after(self._timeout):
                 await self._comparison.catch_up()
         except trio.TooSlowError:
-            raise Undecided.because(Meaning.NO_ANSWER) from None
+            raise Undecided.because(Cause.NO_ANSWER) from None
         except Undecided:
             if not self._gone.is_set():
                 raise
@@ -230,14 +230,14 @@ class ProcessAddressSpace:
             await self._ask(self._attachment, partial(self._attachment.maps.vma_at, 0))
 
     async def _ask(
-        self, attachment: Attachment, question: Callable[[], T | Nothing], caller: Caller = Caller.VMM
+        self, attachment: Attachment, question: Callable[[], T | Unresolved], caller: Caller = Caller.VMM
     ) -> T | None:
         """Ask the kernel a question in a worker thread; None if the answer is decided to be nothing.
 
         Raises `Undecided` for passing reasons (a fault gets it after a pause), when the mm is gone, and for
         the VMM's own calls at the deadline."""
 
-        def ask() -> T | Nothing:
+        def ask() -> T | Unresolved:
             with attachment.in_use():
                 return question()
 
@@ -249,21 +249,21 @@ class ProcessAddressSpace:
                 with trio.fail_after(self._timeout):
                     answer = await workers.ask(ask)
         except trio.TooSlowError:
-            raise Undecided.because(Meaning.NO_ANSWER) from None
+            raise Undecided.because(Cause.NO_ANSWER) from None
         except MmGone:
             if attachment is self._attachment:  # and not one that is being refused
                 self._gone.set()
-            raise Undecided.because(Meaning.MM_GONE) from None
+            raise Undecided.because(Cause.MM_GONE) from None
         except OSError as error:  # one that the questions do not classify
-            reason = Undecided.because(Meaning.OTHER, error_name(error))
+            reason = Undecided.because(Cause.OTHER, error_name(error))
         except Undecided as error:
             reason = error
         else:
-            if not isinstance(answer, Nothing):
+            if not isinstance(answer, Unresolved):
                 return answer
-            if answer.meaning.verdict is Verdict.DECIDED:
+            if answer.cause.permanence is Permanence.PERMANENT:
                 return None
-            reason = Undecided.because(answer.meaning, answer.detail)
+            reason = Undecided.because(answer.cause, answer.detail)
         if caller is Caller.GUEST:
             self._undecided_log.record(reason)
             await trio.sleep(PAUSE_SECONDS)
@@ -289,7 +289,7 @@ class Found(NamedTuple):
     watched: bool
 
 
-def _lookup(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange) -> Found | Nothing:
+def _lookup(attachment: Attachment, page: int, window: UaddrRange, region: UaddrRange) -> Found | Unresolved:
     """The VMA at `page` and the part of `window` that it backs, watched or promised.
 
     Query, register, query again. If another VMA replaced the first one before the registration, the second
@@ -299,10 +299,10 @@ def _lookup(attachment: Attachment, page: int, window: UaddrRange, region: Uaddr
     for _ in range(LOOKUP_RETRIES):
         vma = attachment.maps.vma_at(page)
         if vma is None:
-            return Nothing(Meaning.NO_VMA)
+            return Unresolved(Cause.NO_VMA)
         if attachment.userfaultfd is None:
             if not attachment.promised:
-                return Nothing(Meaning.UNANNOUNCED)
+                return Unresolved(Cause.UNANNOUNCED)
             return Found(vma, _overlap(vma, window), watched=False)
         part = vma.whole_units(
             _overlap(vma, region)
@@ -318,33 +318,33 @@ def _lookup(attachment: Attachment, page: int, window: UaddrRange, region: Uaddr
             return Found(again, backed, watched=refusal is None)
         if again.covers(part):
             return refusal
-    return Nothing(Meaning.CHANGING)
+    return Unresolved(Cause.CHANGING)
 
 
-def _register(userfaultfd: Userfaultfd, uaddrs: UaddrRange) -> Nothing | None:
+def _register(userfaultfd: Userfaultfd, uaddrs: UaddrRange) -> Unresolved | None:
     """Watch `uaddrs`; returns why that failed, None on success."""
     try:
         userfaultfd.register(uaddrs)
     except OSError as error:
-        return Nothing(meaning(Call.UFFDIO_REGISTER, error), f"UFFDIO_REGISTER: {error_name(error)}")
+        return Unresolved(cause_of(Call.UFFDIO_REGISTER, error), f"UFFDIO_REGISTER: {error_name(error)}")
     return None
 
 
-def _read_io(maps: ProcMaps, smaps: Smaps, page: int) -> bool | Nothing:
+def _read_io(maps: ProcMaps, smaps: Smaps, page: int) -> bool | Unresolved:
     """Whether the VMA at `page` is device memory. A VMA without a record exists all the same: it changed, or
     the text was torn."""
     for _ in range(SMAPS_RETRIES):
         vma = maps.vma_at(page)
         if vma is None:
-            return Nothing(Meaning.NO_VMA)
+            return Unresolved(Cause.NO_VMA)
         try:
             io = smaps.read(vma, page)
         except MmGone:
             maps.vma_at(page)  # raises MmGone too, unless only the thread that opened smaps is gone
-            return Nothing(Meaning.SMAPS_ENDED)
+            return Unresolved(Cause.SMAPS_ENDED)
         if io is not None:
             return io
-    return Nothing(Meaning.NO_RECORD)
+    return Unresolved(Cause.NO_RECORD)
 
 
 def _overlap(vma: LiveVma, uaddrs: UaddrRange) -> UaddrRange:

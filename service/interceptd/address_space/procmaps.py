@@ -25,7 +25,7 @@ from intercept_protocol.addresses import PAGE_SHIFT
 from interceptd.address_space import Undecided
 from interceptd.address_space.live_vma import ACCESSES, RIGHTS, LiveVma
 from interceptd.address_space.proc_text import MmGone, ProcText, Torn
-from interceptd.address_space.refusals import Call, Meaning, meaning
+from interceptd.address_space.refusals import Call, Cause, cause_of
 
 PROCMAP_QUERY = 0xC0686611
 """_IOWR('f', 17, struct procmap_query), include/uapi/linux/fs.h."""
@@ -80,7 +80,7 @@ class ProcMaps:
             try:
                 return self._query(page)
             except OSError as error:
-                if meaning(Call.PROCMAP_QUERY, error) is not Meaning.NOT_OFFERED:
+                if cause_of(Call.PROCMAP_QUERY, error) is not Cause.NOT_OFFERED:
                     raise
                 self._has_query = False
         return self._scan(page)
@@ -102,7 +102,7 @@ class ProcMaps:
         try:
             return self._put(page, _NAMES.buffer)
         except OSError as error:
-            if meaning(Call.PROCMAP_QUERY, error) is not Meaning.LONG_NAME:
+            if cause_of(Call.PROCMAP_QUERY, error) is not Cause.LONG_NAME:
                 raise
         vma = self._put(page, _NO_BUFFER)
         return None if vma is None else replace(vma, name=_LONG_NAME)
@@ -112,10 +112,10 @@ class ProcMaps:
         try:
             fcntl.ioctl(self._text.fileno(), PROCMAP_QUERY, request)
         except OSError as error:
-            match meaning(Call.PROCMAP_QUERY, error):
-                case Meaning.NO_VMA:
+            match cause_of(Call.PROCMAP_QUERY, error):
+                case Cause.NO_VMA:
                     return None
-                case Meaning.MM_GONE:
+                case Cause.MM_GONE:
                     raise MmGone from error
             raise
         start, end, flags, page_size, offset, inode, major, minor, name_size = _REPLY.unpack(request)

@@ -1,8 +1,8 @@
-"""What it means when the kernel refuses a question about a VMM's memory, or has nothing to say.
+"""Why a question about a VMM's memory got no answer, and whether asking again can help.
 
-Owns the one table that sorts errnos and absences into what is decided and what passes: FORWARD, `EINVAL` and
-`unbacked` are said only of what is decided (V-4 of the protocol). An errno that is not in the table passes.
-Must not know who asks, or how.
+Owns the one table that sorts errnos and absences into permanent and transient causes. FORWARD, `EINVAL` and
+`unbacked` are answers to permanent ones only (V-4 of the protocol). An errno that is not in the table is
+transient. Must not know who asks, or how.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from enum import Enum
 from typing import Final
 
 
-class Verdict(Enum):
-    DECIDED = "decided"
-    """It is about the memory, and stays true until the memory changes."""
-    PASSING = "passing"
-    """It is about the moment: the same question may be answered a little later."""
+class Permanence(Enum):
+    PERMANENT = "permanent"
+    """It holds until the memory changes."""
+    TRANSIENT = "transient"
+    """The same question may be answered a little later."""
     GONE = "gone"
-    """The memory itself is gone, and with it, in a moment, the partition."""
+    """The memory itself is gone, and the partition is about to end."""
 
 
 class Call(Enum):
-    """The calls whose refusals are sorted."""
+    """The system calls whose refusals are sorted."""
 
     UFFDIO_API = "UFFDIO_API"
     UFFDIO_REGISTER = "UFFDIO_REGISTER"
@@ -34,88 +34,88 @@ class Call(Enum):
     LOOK_AT = "readlink, fstat of a descriptor"
 
 
-class Meaning(Enum):
-    """What came of a question, in words for people, and whether that decides it."""
+class Cause(Enum):
+    """Why there is no answer: a text for people, and whether it is permanent."""
 
-    def __init__(self, text: str, verdict: Verdict, number: int = errno.EAGAIN) -> None:
+    def __init__(self, text: str, permanence: Permanence, number: int = errno.EAGAIN) -> None:
         self.text = text
-        self.verdict = verdict
+        self.permanence = permanence
         self.number = number
-        """What a VMM's own call is refused with, unless it is decided."""
+        """The errno for a VMM's own call, unless the cause is permanent."""
 
-    NO_VMA = "no VMA covers the page", Verdict.DECIDED
-    UNWATCHABLE = "a userfaultfd cannot watch a VMA of this type", Verdict.DECIDED
-    UNANNOUNCED = "there is no userfaultfd and no promise to announce changes", Verdict.DECIDED
-    NOT_VIRGIN = "somebody has called UFFDIO_API before, or the kernel lacks a feature", Verdict.DECIDED
-    NOT_OFFERED = "this kernel does not offer the call", Verdict.DECIDED
-    LONG_NAME = "the VMA's name is longer than any that the kernel tells", Verdict.DECIDED
-    NOT_ALLOWED = "the daemon may not", Verdict.DECIDED
-    REFUSED_BY_ITS_FILE = "the file system that the file is on refuses", Verdict.DECIDED
+    NO_VMA = "no VMA covers the page", Permanence.PERMANENT
+    UNWATCHABLE = "a userfaultfd cannot watch a VMA of this type", Permanence.PERMANENT
+    UNANNOUNCED = "there is no userfaultfd and no promise to announce changes", Permanence.PERMANENT
+    NOT_VIRGIN = "somebody has called UFFDIO_API before, or the kernel lacks a feature", Permanence.PERMANENT
+    NOT_OFFERED = "this kernel does not offer the call", Permanence.PERMANENT
+    LONG_NAME = "the VMA's name is longer than any that the kernel tells", Permanence.PERMANENT
+    NOT_ALLOWED = "the daemon may not", Permanence.PERMANENT
+    REFUSED_BY_ITS_FILE = "the file system that the file is on refuses", Permanence.PERMANENT
 
-    HELD = "another userfaultfd still holds the VMA", Verdict.PASSING
-    NO_ROOM = "no memory left, or the process is at vm.max_map_count", Verdict.PASSING
-    NO_DESCRIPTORS = "no descriptors left", Verdict.PASSING
-    NO_RECORD = "smaps does not show the VMA, which is there", Verdict.PASSING
-    CHANGING = "the VMA changed at every look", Verdict.PASSING
+    HELD = "another userfaultfd still holds the VMA", Permanence.TRANSIENT
+    NO_ROOM = "no memory left, or the process is at vm.max_map_count", Permanence.TRANSIENT
+    NO_DESCRIPTORS = "no descriptors left", Permanence.TRANSIENT
+    NO_RECORD = "smaps does not show the VMA, which is there", Permanence.TRANSIENT
+    CHANGING = "the VMA changed at every look", Permanence.TRANSIENT
     SMAPS_ENDED = (
         "smaps reads nothing more: the thread that opened it has ended",
-        Verdict.PASSING,
+        Permanence.TRANSIENT,
         errno.EINVAL,
     )
-    """The memory is there, so no fault is decided; the VMM must state the kind or hand over smaps anew."""
-    NO_ANSWER = "the process does not answer: its mmap lock is held", Verdict.PASSING, errno.ETIMEDOUT
-    OTHER = "the kernel refuses", Verdict.PASSING
-    """What the table does not have."""
+    """The memory is there, so no fault is decided; the VMM must state the kind or hand over smaps again."""
+    NO_ANSWER = "the process does not answer: its mmap lock is held", Permanence.TRANSIENT, errno.ETIMEDOUT
+    OTHER = "the kernel refuses", Permanence.TRANSIENT
+    """An errno that the table does not have."""
 
-    MM_GONE = "the process has exited or called exec", Verdict.GONE, errno.EINVAL
+    MM_GONE = "the process has exited or called exec", Permanence.GONE, errno.EINVAL
 
 
 _NO_RESOURCES: Final = {
-    errno.ENOMEM: Meaning.NO_ROOM,
-    errno.EMFILE: Meaning.NO_DESCRIPTORS,
-    errno.ENFILE: Meaning.NO_DESCRIPTORS,
+    errno.ENOMEM: Cause.NO_ROOM,
+    errno.EMFILE: Cause.NO_DESCRIPTORS,
+    errno.ENFILE: Cause.NO_DESCRIPTORS,
 }
-REFUSALS: Final[Mapping[Call, Mapping[int, Meaning]]] = {
-    Call.UFFDIO_API: {errno.EINVAL: Meaning.NOT_VIRGIN},
+REFUSALS: Final[Mapping[Call, Mapping[int, Cause]]] = {
+    Call.UFFDIO_API: {errno.EINVAL: Cause.NOT_VIRGIN},
     Call.UFFDIO_REGISTER: {
-        errno.EINVAL: Meaning.UNWATCHABLE,
-        errno.EPERM: Meaning.UNWATCHABLE,  # a shared mapping of a file that was opened for reading alone
-        errno.EBUSY: Meaning.HELD,
-        errno.ENOMEM: Meaning.NO_ROOM,  # registering a part splits the VMA; the mm that is gone says so, too
+        errno.EINVAL: Cause.UNWATCHABLE,
+        errno.EPERM: Cause.UNWATCHABLE,  # a shared mapping of a file that was opened for reading alone
+        errno.EBUSY: Cause.HELD,
+        errno.ENOMEM: Cause.NO_ROOM,  # registering a part splits the VMA; the mm that is gone says so, too
     },
-    Call.READ_EVENTS: {errno.EOPNOTSUPP: Meaning.NOT_OFFERED},  # before Linux 6.10
+    Call.READ_EVENTS: {errno.EOPNOTSUPP: Cause.NOT_OFFERED},  # before Linux 6.10
     Call.PROCMAP_QUERY: {
-        errno.ENOENT: Meaning.NO_VMA,
-        errno.ESRCH: Meaning.MM_GONE,
-        errno.ENOTTY: Meaning.NOT_OFFERED,  # before Linux 6.11
-        errno.ENAMETOOLONG: Meaning.LONG_NAME,
-        errno.ENOMEM: Meaning.NO_ROOM,
+        errno.ENOENT: Cause.NO_VMA,
+        errno.ESRCH: Cause.MM_GONE,
+        errno.ENOTTY: Cause.NOT_OFFERED,  # before Linux 6.11
+        errno.ENAMETOOLONG: Cause.LONG_NAME,
+        errno.ENOMEM: Cause.NO_ROOM,
     },
-    Call.READ_PROC: {errno.ESRCH: Meaning.MM_GONE, errno.ENOMEM: Meaning.NO_ROOM},
+    Call.READ_PROC: {errno.ESRCH: Cause.MM_GONE, errno.ENOMEM: Cause.NO_ROOM},
     Call.OPEN_SMAPS: {
-        errno.EACCES: Meaning.NOT_ALLOWED,
-        errno.EPERM: Meaning.NOT_ALLOWED,
-        errno.ENOENT: Meaning.NOT_ALLOWED,  # procfs hides the pid (hidepid)
-        errno.ESRCH: Meaning.MM_GONE,
+        errno.EACCES: Cause.NOT_ALLOWED,
+        errno.EPERM: Cause.NOT_ALLOWED,
+        errno.ENOENT: Cause.NOT_ALLOWED,  # procfs hides the pid (hidepid)
+        errno.ESRCH: Cause.MM_GONE,
         **_NO_RESOURCES,
     },
     Call.LOOK_AT: {
-        errno.EACCES: Meaning.NOT_ALLOWED,
-        errno.EPERM: Meaning.NOT_ALLOWED,
-        errno.ENAMETOOLONG: Meaning.REFUSED_BY_ITS_FILE,
-        errno.EIO: Meaning.REFUSED_BY_ITS_FILE,
-        errno.ENOTCONN: Meaning.REFUSED_BY_ITS_FILE,
-        errno.ESTALE: Meaning.REFUSED_BY_ITS_FILE,
+        errno.EACCES: Cause.NOT_ALLOWED,
+        errno.EPERM: Cause.NOT_ALLOWED,
+        errno.ENAMETOOLONG: Cause.REFUSED_BY_ITS_FILE,
+        errno.EIO: Cause.REFUSED_BY_ITS_FILE,
+        errno.ENOTCONN: Cause.REFUSED_BY_ITS_FILE,
+        errno.ESTALE: Cause.REFUSED_BY_ITS_FILE,
         **_NO_RESOURCES,
     },
 }
-"""By the manual pages ioctl_userfaultfd(2), proc(5), read(2), open(2), readlink(2) and stat(2), and for what
-they leave out by fs/userfaultfd.c and fs/proc/task_mmu.c."""
+"""From the manual pages ioctl_userfaultfd(2), proc(5), read(2), open(2), readlink(2) and stat(2), and, where
+they are silent, from fs/userfaultfd.c and fs/proc/task_mmu.c."""
 
 
-def meaning(call: Call, error: OSError) -> Meaning:
-    """What the refusal of a call means; an errno that is not in the table is `Meaning.OTHER`, and passes."""
-    return REFUSALS[call].get(error.errno or 0, Meaning.OTHER)
+def cause_of(call: Call, error: OSError) -> Cause:
+    """The cause of a refused call: `Cause.OTHER` for an errno that is not in the table."""
+    return REFUSALS[call].get(error.errno or 0, Cause.OTHER)
 
 
 def error_name(error: OSError) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, UaddrRange
-from interceptd.address_space.refusals import Call, Meaning, meaning
+from interceptd.address_space.refusals import Call, Cause, cause_of
 
 UFFDIO_API = 0xC018AA3F
 UFFDIO_REGISTER = 0xC020AA00
@@ -79,7 +79,7 @@ class Userfaultfd:
         try:
             self.read_events()
         except OSError as error:
-            if meaning(Call.READ_EVENTS, error) is Meaning.NOT_OFFERED:
+            if cause_of(Call.READ_EVENTS, error) is Cause.NOT_OFFERED:
                 raise NotReadable from error
             raise
 
@@ -143,7 +143,7 @@ def _negotiate(descriptor: int) -> tuple[int, int]:
         try:
             return _call_api(descriptor, features)
         except OSError as error:
-            if meaning(Call.UFFDIO_API, error) is not Meaning.NOT_VIRGIN:
+            if cause_of(Call.UFFDIO_API, error) is not Cause.NOT_VIRGIN:
                 raise
     raise AlreadyInitialised
 

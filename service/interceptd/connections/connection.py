@@ -51,7 +51,7 @@ class Connection:
         accepted.setblocking(False)
         self.peer = Peer.of(accepted)
         self.tenant = tenants.of(self.peer.uid)
-        self.tenant.connections += 1
+        self._counted = False
         self._socket = accepted
         self._watch = watch
         self._receiver = rpc.Receiver({rpc.REQUEST}, REQUEST_VALUES)
@@ -61,6 +61,11 @@ class Connection:
         self._descriptors = ReceivedFds(0)
         self._rest_due: float | None = None
         """When the descriptors of an incomplete request are closed."""
+
+    def count(self) -> None:
+        """Count it against its uid until it is closed. Raises ENOSPC at the uid's limit."""
+        self.tenant.connections.acquire()
+        self._counted = True
 
     def peer_groups(self) -> frozenset[int]:
         return peer_groups(self._socket)
@@ -89,7 +94,8 @@ class Connection:
             trio.lowlevel.notify_closing(self._socket)
             self._descriptors.drain(self._socket)
             self._socket.close()
-            self.tenant.connections -= 1
+            if self._counted:
+                self.tenant.connections.release()
 
     async def receive(self) -> rpc.Request | None:
         """The next request, as soon as the rate limit of its uid allows; None when the peer has closed.

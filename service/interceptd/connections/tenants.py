@@ -1,60 +1,85 @@
-"""One uid's share of the daemon: its connections, how fast it may ask, and how much of the log it may fill.
+"""One uid's share of the daemon: how much it has of what is limited, its request rate, its share of the log.
 
-Owns the counts and the pace. Must not know what is asked, nor who may connect.
+Owns the ledger of every limit per uid, and the rates. Must not know what is requested, nor who may connect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 import trio
 
 from interceptd.eager_lock import EagerLock
+from interceptd.quota import Quota
 
 log = structlog.get_logger()
 
 BURST_SECONDS = 0.25
-"""What a uid that was quiet may ask at once, as seconds of its pace: a new VMM attaches all its VPs."""
+"""How much of its rate an idle uid may use at once, in seconds: a new VMM attaches all its VPs."""
 
-REFUSAL_TURNS = 4
-"""A refused connection costs accept, a task, a log line and reading what was sent: some five requests."""
+REFUSAL_REQUESTS = 4
+"""A refused connection costs an accept, a task, a log line and reading what was sent: about five requests."""
 
 REFUSALS_LOGGED_PER_SECOND = 100
-"""Some 20 kB. Whoever connects only to be refused would else write as fast as the disk takes it."""
+"""About 20 kB. Otherwise a client that connects only to be refused would write as fast as the disk allows."""
+
+
+class UidLimits(Protocol):
+    """The limits per uid that are in force now, by their names in the configuration."""
+
+    @property
+    def control_requests_per_second(self) -> int: ...
+    @property
+    def connections_per_uid(self) -> int: ...
+    @property
+    def vmms_per_uid(self) -> int: ...
+    @property
+    def partitions_per_uid(self) -> int: ...
+    @property
+    def vps_per_uid(self) -> int: ...
+    @property
+    def regions_per_uid(self) -> int: ...
 
 
 class Tenant:
-    """All connections of one uid, `connections` of them.
+    """One uid. Each `Quota` counts over all of its connections and partitions.
 
-    What is over the pace waits its turn, in the order in which it came, and its connection is not read
-    meanwhile: nothing is lost, and no other uid waits.
+    Requests are rate-limited; the excess is delayed in the order of arrival, and its connections are not read
+    meanwhile. Nothing is lost, and no other uid waits.
     """
 
-    def __init__(self, requests_per_second: Callable[[], int], gate: EagerLock) -> None:
-        self.connections = 0
-        self._rate = requests_per_second
+    def __init__(self, uid: int, limits: Callable[[], UidLimits], gate: EagerLock) -> None:
+        self.connections = Quota(
+            uid, "connections", "connections_per_uid", lambda: limits().connections_per_uid
+        )
+        self.vmms = Quota(uid, "VMMs", "vmms_per_uid", lambda: limits().vmms_per_uid)
+        self.partitions = Quota(uid, "partitions", "partitions_per_uid", lambda: limits().partitions_per_uid)
+        self.vps = Quota(uid, "VPs", "vps_per_uid", lambda: limits().vps_per_uid)
+        self.regions = Quota(uid, "regions", "regions_per_uid", lambda: limits().regions_per_uid)
+        self._limits = limits
         self._paid_until = 0.0
-        self._line = EagerLock()
+        self._queue = EagerLock()
         self._gate = gate
         self._logged_since = 0.0
         self._logged = 0
         self._not_logged = 0
 
     async def throttle(self) -> None:
-        """Block until one more request is within the pace (the generic cell rate algorithm, ITU-T I.371), and
-        until it is this uid's turn: of all requests that wait one goes ahead in a round of the event loop."""
-        async with self._line:
+        """Block until one more request is within the rate (the generic cell rate algorithm, ITU-T I.371), and
+        until it is this uid's turn: one waiting request goes ahead per round of the event loop."""
+        async with self._queue:
             now = trio.current_time()
-            self._paid_until = max(self._paid_until, now) + 1 / self._rate()
+            self._paid_until = max(self._paid_until, now) + 1 / self._limits().control_requests_per_second
             if self._paid_until > now + BURST_SECONDS:
                 await trio.sleep_until(self._paid_until - BURST_SECONDS)
             async with self._gate:
                 await trio.lowlevel.checkpoint()
 
     def charge(self) -> None:
-        """Charge what a connection costs that is refused, beyond its turn; nobody waits here."""
-        self._paid_until += REFUSAL_TURNS / self._rate()
+        """Charge the cost of a refused connection to the requests that follow; nothing waits here."""
+        self._paid_until += REFUSAL_REQUESTS / self._limits().control_requests_per_second
 
     def log_refusal(self, event: str, **fields: object) -> None:
         """Log that a connection of this uid was refused, or count it for the next line's `not_logged`."""
@@ -71,25 +96,31 @@ class Tenant:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to remember: it has no connection and the whole burst again."""
-        return not self.connections and self._paid_until <= trio.current_time()
+        """Whether there is nothing to remember: it has nothing, and its whole burst again."""
+        quotas = (self.connections, self.vmms, self.partitions, self.vps, self.regions)
+        return not any(quota.count for quota in quotas) and self._paid_until <= trio.current_time()
 
 
 class Tenants:
-    """By uid; `requests_per_second` is asked at every turn."""
+    """All of them, by uid. `limits` is called whenever one is needed."""
 
-    def __init__(self, requests_per_second: Callable[[], int]) -> None:
-        self._rate = requests_per_second
-        self._gate = EagerLock()  # FIFO, and each uid waits in it once: they take turns
+    def __init__(self, limits: Callable[[], UidLimits]) -> None:
+        self._limits = limits
+        self._gate = EagerLock()  # FIFO, and each uid waits in it at most once: they take turns
         self._by_uid: dict[int, Tenant] = {}
 
     def of(self, uid: int) -> Tenant:
         if uid not in self._by_uid:
             self._by_uid = {known: tenant for known, tenant in self._by_uid.items() if not tenant.idle}
-            self._by_uid[uid] = Tenant(self._rate, self._gate)
+            self._by_uid[uid] = Tenant(uid, self._limits, self._gate)
         return self._by_uid[uid]
 
     @property
     def connections(self) -> int:
         """Of all uids, in any state."""
-        return sum(tenant.connections for tenant in self._by_uid.values())
+        return sum(tenant.connections.count for tenant in self._by_uid.values())
+
+    @property
+    def vmms(self) -> int:
+        """VMM connections of all uids, with a partition or without."""
+        return sum(tenant.vmms.count for tenant in self._by_uid.values())

@@ -8,7 +8,6 @@ only counted, because mapping a 64 GiB BAR takes 33,000. Must not know why somet
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Mapping as ReadOnlyDict
 
 from intercept_protocol.addresses import GfnRange
 from intercept_protocol.messages import Remap
@@ -29,8 +28,7 @@ DEPOSIT_PAGES = 256
 class SoftwareHypervisor:
     """A strict second-level table behind mshv's batches, deposits and status codes. Never blocks.
 
-    `pool_pages` is what the table starts with, `pool_limit` where deposits end (ENOMEM). `failing_calls` is
-    for tests: the n-th map hypercall, counted from 1, fails with the given status.
+    `pool_pages` is what the table starts with, `pool_limit` where deposits end (ENOMEM).
     """
 
     def __init__(
@@ -39,12 +37,10 @@ class SoftwareHypervisor:
         remap: Remap,
         pool_pages: int,
         pool_limit: Callable[[], int],
-        failing_calls: ReadOnlyDict[int, HvStatus] | None = None,
     ) -> None:
         self._remap = remap
         self._pool_pages = pool_pages
         self._pool_limit = pool_limit
-        self._failing_calls = failing_calls or {}
         self._slat = SoftwareSlat()
         self._map_calls = 0
         self._unmap_calls = 0
@@ -94,12 +90,6 @@ class SoftwareHypervisor:
         """
         room, status = self._make_room(mapping.gfns)
         calls = _calls(room, MAP_BATCH_GFNS) if status is HvStatus.SUCCESS else room // MAP_BATCH_GFNS + 1
-        planned = [n for n in self._failing_calls if self._map_calls < n <= self._map_calls + calls]
-        if planned:
-            failing = min(planned)
-            completed_calls = failing - self._map_calls - 1
-            self._map_calls = failing
-            return completed_calls * MAP_BATCH_GFNS, self._failing_calls[failing]
         self._map_calls += calls
         return room, status
 

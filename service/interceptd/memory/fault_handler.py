@@ -1,12 +1,13 @@
-"""The intercept path: begin, resolve, commit, around again, within bounds.
+"""One memory access of a guest, from the look-up to the answer: begin, resolve, commit, again, within bounds.
 
-Owns the decision about one access that takes more than a look. Must not know connections or messages.
+Owns the decision, and is all that a VP asks. Must not know connections or messages.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import perf_counter_ns
 
 import trio
@@ -25,75 +26,93 @@ from interceptd.telemetry.counters import Stages
 from interceptd.telemetry.histogram import LatencyHistogram
 
 ROUNDS = 16
-"""Times that one intercept looks again before it is told RETRY: a VMM that invalidates without end keeps its
-own VPs busy, not ours."""
+"""Times that one access is tried before the answer is RETRY. A VMM that invalidates without end keeps only
+its own VPs busy."""
+
+
+@dataclass(slots=True)
+class Fault:
+    """An access that the look-up did not decide. Handle it before the next checkpoint: what the look-up found
+    holds until then."""
+
+    gfn: int
+    access: Access
+    found: Busy | Region | None
+    """By the look-up; None once the first attempt has used it."""
+    waited: bool = False
+    """Whether it had to wait for an invalidation, or for another VP's map."""
 
 
 class FaultHandler:
-    """Decides a partition's memory intercepts. `timeout` bounds one, in seconds."""
+    """Decides a partition's memory accesses. `timeout` bounds one, in seconds."""
 
     def __init__(self, regions: RegionManager, address_space: AddressSpace, timeout: float) -> None:
         self._regions = regions
         self._address_space = address_space
         self._timeout = timeout
+        self.lookup = regions.lookup
+        """`RegionManager.lookup`, unwrapped: most accesses need nothing else."""
         self.stages = Stages()
 
-    async def handle(
-        self, gfn: int, access: Access, about_to_wait: Callable[[Busy | None], Answer | None]
-    ) -> Answer:
-        """Decide an access that could not be answered on the spot; bounded by the timeout and by `ROUNDS`.
+    async def handle_nowait(self, fault: Fault) -> Answer | None:
+        """Begin, resolve and commit in one step, if nothing can block; None if `handle` must decide.
 
-        `about_to_wait` is called before each wait for what is busy and, with None, before each round that may
-        block; it may answer instead (a kept kick).
+        Being interruptible costs `handle` 15 us of a first touch's 60, which are saved here.
+        """
+        region = fault.found
+        if not isinstance(region, Region) or self._address_space.may_block or not self._regions.uncontended:
+            return None
+        step = self._regions.begin(region, fault.gfn, fault.access)
+        if isinstance(step, Busy):
+            return None
+        fault.found = None
+        return await self._try(step, trio.current_time() + self._timeout)
+
+    async def handle(self, fault: Fault, interrupted: Callable[[], Answer | None]) -> Answer:
+        """Decide a fault; bounded by the timeout and by `ROUNDS`.
+
+        `interrupted` is called before each wait; an answer of its own ends the fault without that wait.
         Cancelling is safe at any time: an attempt is finished, and a commit that has begun is completed.
         """
         answer = Answer.CONTENDED
         deadline = trio.current_time() + self._timeout
         with trio.move_on_at(deadline):
             for _ in range(ROUNDS):
-                match self._regions.begin(gfn, access):
+                match self._begin(fault):
                     case Mapping():
                         return Answer.ALREADY_MAPPED
                     case Answer() as decided:
                         return decided
-                    case Busy(until, answer) as busy:
-                        if (instead := about_to_wait(busy)) is not None:
+                    case Busy(until, answer):
+                        if (instead := interrupted()) is not None:
                             return instead
+                        fault.waited = True
                         with _timed(self.stages.wait):
                             await until.wait()
                     case attempt:
                         answer = Answer.CONTENDED
-                        if self._may_wait() and (instead := about_to_wait(None)) is not None:
+                        if self._may_wait() and (instead := interrupted()) is not None:
                             self._regions.finish(attempt)
                             return instead
                         if (verdict := await self._try(attempt, deadline)) is not None:
                             return verdict
-                        await (
-                            trio.lowlevel.checkpoint()
-                        )  # a round need not wait for anything: here it may end
+                        await trio.lowlevel.checkpoint()  # nothing above need be one: here a round can end
         return answer
 
-    async def handle_nowait(self, gfn: int, access: Access) -> Answer | None:
-        """Begin, resolve and commit in one step, if nobody is to be waited for; None if `handle` is to
-        decide.
-
-        What a `handle` costs that can be interrupted is spared: 15 us of 60.
-        """
-        if self._address_space.may_block or not self._regions.uncontended:
-            return None
-        step = self._regions.begin(gfn, access)
-        if not isinstance(step, Attempt):
-            return None
-        return await self._try(step, trio.current_time() + self._timeout)
+    def _begin(self, fault: Fault) -> Mapping | Answer | Busy | Attempt:
+        """The next step of a fault: the first one goes on from what the look-up found."""
+        step = fault.found or self._regions.lookup(fault.gfn, fault.access)
+        fault.found = None
+        return self._regions.begin(step, fault.gfn, fault.access) if isinstance(step, Region) else step
 
     def _may_wait(self) -> bool:
-        """Whether the next round may be held up by the VMM or by another's map."""
+        """Whether the next round may have to wait, for the VMM or for another VP's map."""
         return self._address_space.may_block or self._regions.busy
 
     async def populate(self, region: Region) -> None:
-        """Map a pinned region whole, or leave nothing of it and raise EFAULT, or the number of `Undecided`.
+        """Map a whole pinned region. If that fails, remove it and raise EFAULT, or the errno of `Undecided`.
 
-        The region is in the list and not live; one attempt spans it, so that any invalidation meanwhile fails
+        The region is in the list and not live yet. One attempt spans it, so any invalidation meanwhile fails
         the add.
         """
         try:
@@ -114,7 +133,7 @@ class FaultHandler:
             raise
 
     async def _try(self, attempt: Attempt, deadline: float) -> Answer | None:
-        """One round; None when nothing can be decided because the attempt went stale, a "no" included."""
+        """One round; None if the attempt went stale, which leaves even a negative result undecided."""
         region = attempt.region
         try:
             with _timed(self.stages.resolve):
@@ -133,7 +152,7 @@ class FaultHandler:
             self._regions.finish(attempt)
 
     async def _resolve(self, attempt: Attempt) -> Extent | None:
-        """What stands behind the page; also whether it is device memory, where the kind depends on it."""
+        """What backs the page, and whether that is device memory if the region's kind depends on it."""
         page, region = attempt.uaddr_page, attempt.region
         extent = await self._address_space.resolve(page, attempt.window.uaddrs, region.uaddrs)
         if extent is not None and extent.io is None and region.kind_origin is KindOrigin.INFERRED:
@@ -159,8 +178,8 @@ class FaultHandler:
         return extents
 
 
-class _timed:  # reads as what it does: `with _timed(histogram)`
-    """Record how long the block took, however it ended. A generator would take three times as long."""
+class _timed:  # lower case, because it is used like a function: `with _timed(histogram)`
+    """Record how long the block took, however it ended. A generator would cost three times as much."""
 
     __slots__ = ("_began", "_histogram")
 

@@ -1,8 +1,8 @@
 """What a guest was given: the record of its mappings, and the calls that keep the hypervisor's table in step.
 
-Owns the record, what is being changed right now, and the order of a change: recorded before the call, undone
-if it is refused. Whoever changes anything holds the region manager's lock. Must not know that lock, which
-regions there are, or what is being invalidated.
+Owns the record, what is being changed right now, the order of a change (recorded before the call, undone if
+the call is refused), and the lock that every change needs. The region manager takes that lock, because its
+own changes need it too. Must not know which regions exist, or what is being invalidated.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import trio
 from intercept_protocol.addresses import GfnRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.text import sentence
+from interceptd.eager_lock import EagerLock
 from interceptd.errors import PartitionLost
 from interceptd.hypervisor import Hypervisor, HypervisorError
 from interceptd.memory.region import Region
@@ -41,13 +42,15 @@ class _Change:
 
 
 class GuestMappings:
-    """One partition's. Looking is one synchronous step and needs no lock; `limit` bounds the record."""
+    """One partition's mappings, at most `limit()` of them. Reading is synchronous and needs no lock."""
 
     def __init__(self, hypervisor: Hypervisor, limit: Callable[[], int]) -> None:
         self._hypervisor = hypervisor
         self._limit = limit
+        self.lock = EagerLock()
+        """A partition's region lock. Changing the mappings without it is an AssertionError."""
         self._record: RangeMap[Mapping] = RangeMap()
-        self._change: _Change | None = None  # one slot: only the lock's holder changes anything
+        self._change: _Change | None = None  # one slot: only the holder of the lock changes anything
 
     @property
     def may_block(self) -> bool:
@@ -77,6 +80,7 @@ class GuestMappings:
         Raises `HypervisorError` when one is refused, and undoes what this call mapped and nothing else.
         Beyond the deadline the rest is left, and what is mapped stays.
         """
+        assert self.lock.is_mine
         made: list[Mapping] = []
         for part in self._in_parts(wanted):
             for gap in self._gaps(part):
@@ -94,6 +98,7 @@ class GuestMappings:
 
     async def map_no_access(self, region: Region) -> None:
         """NO_ACCESS over a whole new region. Raises `HypervisorError`."""
+        assert self.lock.is_mine
         with self._changing(region.gfns):
             await self._ask(self._hypervisor.map_gpa(region.no_access(region.gfns)))
 
@@ -102,6 +107,7 @@ class GuestMappings:
 
         May not fail: the frames will be somebody else's. Raises `PartitionLost` if the hypervisor refuses.
         """
+        assert self.lock.is_mine
         for part in self._parts(gfns):
             for run in _runs(self._record.clipped(part)):
                 with self._changing(run):
@@ -116,6 +122,7 @@ class GuestMappings:
 
     async def unmap_all(self, region: Region) -> None:
         """Leave the guest nothing of the region at all, for good. Raises like `revoke`."""
+        assert self.lock.is_mine
         for part in self._parts(region.gfns):
             movable = region.kind is RegionKind.MOVABLE  # whose NO_ACCESS entries go as well
             for run in [part] if movable else _runs(self._record.clipped(part)):

@@ -22,7 +22,6 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer, allows
-from interceptd.eager_lock import EagerLock
 from interceptd.hypervisor import HypervisorError
 from interceptd.memory import region_facts
 from interceptd.memory.attempt import Attempt, Busy, attempt_at, attempt_over
@@ -31,16 +30,17 @@ from interceptd.memory.region import Region, RegionState
 from interceptd.memory.region_list import RegionList
 from interceptd.mmu_notifier import Batch, MmuNotifier
 from interceptd.pages.mapping import Extent, Mapping
+from interceptd.quota import Quota
 from interceptd.telemetry.event_bus import Publisher
 
 log = structlog.get_logger()
 
 _STATE_ANSWERS = {RegionState.POPULATING: Answer.CONTENDED, RegionState.DANGLING: Answer.UNBACKED}
-"""What a fault is told in a region that is not live."""
+"""The answers to a fault in a region that is not live."""
 
 
 class RegionManager:
-    """See the module. `mmio_granularity` is policy and may be set at any time."""
+    """See the module. `quota` counts the regions of the uid. `mmio_granularity` may be set at any time."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class RegionManager:
         mappings: GuestMappings,
         notifier: MmuNotifier,
         region_limit: Callable[[], int],
-        require_room: Callable[[], None],
+        quota: Quota,
         mmio_granularity: MmioGranularity,
         event_bus: Publisher,
     ) -> None:
@@ -56,9 +56,9 @@ class RegionManager:
         self._event_bus = event_bus
         self._mappings = mappings
         self._notifier = notifier
-        self._require_room = require_room
+        self._quota = quota
         self._regions = RegionList(region_limit)
-        self._lock = EagerLock()
+        self._lock = mappings.lock
 
     # ------------------------------------------------ looking up: synchronous, no lock
 
@@ -69,7 +69,7 @@ class RegionManager:
 
     @property
     def uncontended(self) -> bool:
-        """Whether a change would be made at once, for nobody is to be waited for."""
+        """Whether a change would be made in one step: the lock is free, and the hypervisor never blocks."""
         return not (self._mappings.may_block or self._lock.locked())
 
     @property
@@ -80,18 +80,18 @@ class RegionManager:
         """Up to `count` regions in the order of their gfns, each with its number of mapped gfns."""
         return [(region, self._mappings.mapped_gfns(region.gfns)) for region in islice(self._regions, count)]
 
-    def look(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Region:
-        """What there is to an access to `gfn`, seen in one whole state.
+    def lookup(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Region:
+        """Classify an access to `gfn`, atomically.
 
-        A `Mapping` serves the access already; an `Answer` is decided; an `Busy` is to be waited for; of
-        the `Region` that covers it the page must be resolved.
+        A `Mapping` serves the access already; an `Answer` decides it; `Busy` must be waited for; in a
+        `Region` the page must be resolved, in an attempt that `begin` makes.
         """
         mapping = self._mappings.find(gfn)
         if isinstance(mapping, trio.Event):
             return Busy(mapping, Answer.CONTENDED)
         if mapping is not None and allows(mapping.access, access):
-            going = self._notifier.invalidation_of(gfn - mapping.start + mapping.start_uaddr_page)
-            return mapping if going is None else Busy(going.done, Answer.INVALIDATING)
+            batch = self._notifier.invalidation_of(gfn - mapping.start + mapping.start_uaddr_page)
+            return mapping if batch is None else Busy(batch.done, Answer.INVALIDATING)
         region = self._regions.find(gfn)
         if region is None:
             return Answer.NO_REGION
@@ -99,15 +99,12 @@ class RegionManager:
             return Answer.PERMISSION
         return _STATE_ANSWERS.get(region.state, region)
 
-    def begin(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Attempt:
-        """Like `look`, and where the page must be resolved, the optimistic section for that is begun.
+    def begin(self, region: Region, gfn: int, access: Access) -> Busy | Attempt:
+        """Begin the optimistic section in which the page is resolved, in the same step as its `lookup`.
 
-        An `Attempt` is to be resolved, committed and, come what may, finished.
+        The caller resolves an `Attempt`, commits it and, whatever happens, finishes it.
         """
-        step = self.look(gfn, access)
-        if not isinstance(step, Region):
-            return step
-        return attempt_at(self._notifier, step, gfn, access, self.mmio_granularity)
+        return attempt_at(self._notifier, region, gfn, access, self.mmio_granularity)
 
     def begin_whole(self, region: Region) -> Attempt:
         """An attempt over all of a pinned region; EFAULT if some of it is being invalidated."""
@@ -151,13 +148,13 @@ class RegionManager:
         Insert comes first: a fault in between waits for the map instead of being told there is no region.
         """
         async with self._lock:
-            self._require_room()
-            self._regions.add(region)
+            with self._quota.acquired():
+                self._regions.add(region)
             if region.kind is RegionKind.MOVABLE:
                 try:
                     await self._mappings.map_no_access(region)
                 except HypervisorError as error:
-                    self._regions.remove(region)
+                    self._unlink(region)
                     raise WireError(error.number, f"region {region.gfns}: {error}") from error
             self._event_bus.publish(region_facts.added(region))
 
@@ -206,10 +203,15 @@ class RegionManager:
                 await self._remove(region)
                 await yield_every(passed)
 
+    def release_quota(self) -> None:
+        """The partition has ended: regions that could not be removed no longer count against its uid."""
+        self._quota.release(len(self._regions))
+
     # ------------------------------------------------ helpers; the lock is held
 
     async def _invalidate(self, region: Region, uaddrs: UaddrRange, *, exact: bool) -> None:
         """A pinned region is dangling only if it is known to be hit; otherwise its pages are mapped again."""
+        assert self._lock.is_mine
         clipped = region.uaddrs.clip(uaddrs)
         assert clipped is not None, "the list answers with regions that overlap"
         gfns = region.gfns_of(clipped)
@@ -225,10 +227,15 @@ class RegionManager:
         await self._mappings.revoke(region, gfns)
 
     async def _remove(self, region: Region) -> None:
-        self._regions.remove(region)
+        assert self._lock.is_mine
+        self._unlink(region)
         self._notifier.mark_stale(region.uaddrs)
         await self._mappings.unmap_all(region)
         self._event_bus.publish(region_facts.removed(region))
+
+    def _unlink(self, region: Region) -> None:
+        self._regions.remove(region)
+        self._quota.release()
 
 
 def _wanted(attempt: Attempt, extents: Iterable[Extent]) -> Iterator[Mapping]:

@@ -20,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from intercept_protocol.outcomes import Answer
 from interceptd import __version__
 from interceptd.metrics.observing import Observation
-from interceptd.sessions.admission import LEFT, REFUSAL_NUMBERS
+from interceptd.sessions.handshake import LEFT, REFUSAL_NUMBERS
 from interceptd.telemetry.counters import Source
 from interceptd.telemetry.histogram import BOUNDARIES_NS, LatencyHistogram
 

@@ -1,6 +1,6 @@
-"""Builds partitions from what a VMM asked for.
+"""Builds a partition as a VMM has requested it.
 
-Owns the choice of ports, ids and the limit of partitions a uid. Must not know connections.
+Owns the choice of the ports and the wiring of the parts. Must not know roles or methods.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.chaos import Chaos, ChaoticAddressSpace, ChaoticHypervisor
 from interceptd.partition.partition import Partition
-from interceptd.partition.registry import PartitionRegistry
 from interceptd.telemetry.counters import PortCalls
 from interceptd.telemetry.event_bus import EventBus, PartitionPublisher
 
@@ -42,29 +41,20 @@ class PartitionFactory:
         self._chaos = Chaos(chaos, random.Random()) if chaos else None
 
     def create(
-        self, request: CreatePartition, name: str, connection: Connection, living: PartitionRegistry
+        self, request: CreatePartition, name: str, connection: Connection, partition_id: int
     ) -> Partition:
-        """Raises ENOSPC at the uid's limit."""
-        settings, limits = self._settings, self._settings.now.limits
-        owner = connection.peer
-        if sum(1 for _ in living.of_uid(owner.uid)) >= limits.partitions_per_uid:
-            raise WireError(
-                errno.ENOSPC,
-                f"uid {owner.uid} may have {limits.partitions_per_uid} partitions",
-                limit="partitions_per_uid",
-            )
+        """Raises ENOSPC for more deposited pages than a partition may have."""
+        settings = self._settings
         built = self._hypervisor(request)
         port_calls = PortCalls()
         hypervisor: Hypervisor = MeasuredHypervisor(built, port_calls)
-        event_bus = PartitionPublisher(self._event_bus, living.next_id())
+        event_bus = PartitionPublisher(self._event_bus, partition_id)
         notifier = MmuNotifier(lambda: settings.now.limits.open_invalidations_per_partition, event_bus)
         timeout = (request.invalidate_timeout_ms or settings.now.timeouts.invalidate_ms) / 1000
         if self._chaos is not None:
             hypervisor = ChaoticHypervisor(hypervisor, self._chaos)
         mappings = GuestMappings(hypervisor, lambda: settings.now.limits.mappings_per_partition)
-        memory = self._memory(
-            request, notifier, mappings, timeout, vmm=connection, partition_id=living.next_id()
-        )
+        memory = self._memory(request, notifier, mappings, timeout, vmm=connection, partition_id=partition_id)
         address_space: AddressSpace = memory
         if self._chaos is not None:
             address_space = ChaoticAddressSpace(address_space, self._chaos)
@@ -72,14 +62,15 @@ class PartitionFactory:
             mappings=mappings,
             notifier=notifier,
             region_limit=lambda: settings.now.limits.regions_per_partition,
-            require_room=partial(self._require_room, owner.uid, living),
+            quota=connection.tenant.regions,
             mmio_granularity=request.mmio_granularity,
             event_bus=event_bus,
         )
         return Partition(
-            partition_id=living.next_id(),
+            partition_id=partition_id,
             name=name,
-            owner=owner,
+            owner=connection.peer,
+            tenant=connection.tenant,
             request=request,
             address_space=address_space,
             memory=memory,
@@ -87,17 +78,11 @@ class PartitionFactory:
             link=built if isinstance(built, RemoteHypervisor) else None,
             notifier=notifier,
             regions=regions,
-            path=FaultHandler(regions, address_space, timeout),
+            faults=FaultHandler(regions, address_space, timeout),
             event_bus=event_bus,
             port_calls=port_calls,
             end_timeout=lambda: settings.now.timeouts.drain_ms / 1000,
         )
-
-    def _require_room(self, uid: int, living: PartitionRegistry) -> None:
-        """Raises ENOSPC if one more region would be one too many for the uid."""
-        limit = self._settings.now.limits.regions_per_uid
-        if sum(partition.regions.region_count for partition in living.of_uid(uid)) >= limit:
-            raise WireError(errno.ENOSPC, f"uid {uid} may have {limit} regions", limit="regions_per_uid")
 
     def _memory(
         self,

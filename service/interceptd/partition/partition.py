@@ -28,6 +28,7 @@ from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.connections.connection import Connection
 from interceptd.connections.peer import Peer
 from interceptd.connections.request_loop import CallsInFlight, report_and_close
+from interceptd.connections.tenants import Tenant
 from interceptd.errors import PartitionLost
 from interceptd.hypervisor import Hypervisor
 from interceptd.hypervisor.remote import RemoteHypervisor
@@ -55,6 +56,7 @@ class Partition:
     partition_id: int
     name: str
     owner: Peer
+    tenant: Tenant
     request: CreatePartition
     address_space: AddressSpace
     memory: DeclaredAddressSpace | ProcessAddressSpace
@@ -64,7 +66,7 @@ class Partition:
     """The hypervisor itself, where it is the VMM's."""
     notifier: MmuNotifier
     regions: RegionManager
-    path: FaultHandler
+    faults: FaultHandler
     event_bus: PartitionPublisher
     end_timeout: Callable[[], float]
     port_calls: PortCalls = field(default_factory=PortCalls)
@@ -120,6 +122,7 @@ class Partition:
         finally:
             self.ending = True
             self.memory.close()
+            self.regions.release_quota()
             log.info("partition_ended", intercepts=self.answers.total())
             self.event_bus.publish(events.PartitionEnded(intercepts=self.answers.total()))
         if failure is not None:
@@ -129,22 +132,24 @@ class Partition:
         """Begin the partition's end; `run` returns when it is over."""
         self._serving.cancel()
 
-    def start_vp(self, vp: VirtualProcessor, connection: Connection, welcome: bytes) -> None:
-        """Run a VP as a task of this partition; the slot is taken before this returns."""
+    def start_vp(self, vp: VirtualProcessor, connection: Connection, hello_reply: bytes) -> None:
+        """Run a VP as a task of this partition. Raises ENOSPC if its uid has too many."""
 
         def leave() -> None:
             del self.vps[vp.index]
+            self.tenant.vps.release()
             self._left_latency.add(vp.latency)
             self.event_bus.publish(events.VpDetached(vp_index=vp.index, intercepts=vp.intercepts))
 
+        self.tenant.vps.acquire()
         self.vps[vp.index] = vp
         self.event_bus.publish(events.VpAttached(vp_index=vp.index))
-        self._spawn(connection, welcome, vp.run, leave, vp_index=vp.index)
+        self._spawn(connection, hello_reply, vp.run, leave, vp_index=vp.index)
 
     def start_notifier(
         self,
         connection: Connection,
-        welcome: bytes,
+        hello_reply: bytes,
         serve: Callable[[], Awaitable[None]],
         close: Callable[[], None],
     ) -> None:
@@ -155,9 +160,9 @@ class Partition:
             close()
 
         self.notifiers += 1
-        self._spawn(connection, welcome, serve, leave)
+        self._spawn(connection, hello_reply, serve, leave)
 
-    def start_link(self, link: RemoteHypervisor, connection: Connection, welcome: bytes) -> None:
+    def start_link(self, link: RemoteHypervisor, connection: Connection, hello_reply: bytes) -> None:
         """Run the hypervisor connection as a task of this partition, which is lost with it."""
 
         async def serve() -> None:
@@ -172,7 +177,7 @@ class Partition:
             link.claimed = False  # for another, if this one left before it was welcomed
 
         link.claimed = True
-        self._spawn(connection, welcome, serve, leave)
+        self._spawn(connection, hello_reply, serve, leave)
 
     def kick(self, vp_index: int) -> bool:
         """Kick one VP; False if there is no such VP."""
@@ -198,7 +203,7 @@ class Partition:
         return Totals(
             answers=self.answers,
             intercepts=self.latency(),
-            stages=self.path.stages,
+            stages=self.faults.stages,
             port_calls=self.port_calls,
             invalidations=self.notifier.by_source,
             passes=self.notifier.passes,
@@ -231,7 +236,7 @@ class Partition:
     def _spawn(
         self,
         connection: Connection,
-        welcome: bytes,
+        hello_reply: bytes,
         serve: Callable[[], Awaitable[None]],
         leave: Callable[[], object],
         **context: int,
@@ -242,7 +247,7 @@ class Partition:
             structlog.contextvars.bind_contextvars(partition_id=self.partition_id, **context)
             try:
                 with report_and_close(connection, self.event_bus):
-                    await connection.send(welcome)
+                    await connection.send(hello_reply)
                     await self._telling_vps(serve)
             finally:
                 leave()

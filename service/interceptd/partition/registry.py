@@ -35,9 +35,6 @@ class PartitionRegistry:
     def find(self, partition_id: int) -> Partition | None:
         return self._partitions.get(partition_id)
 
-    def of_uid(self, uid: int) -> Iterator[Partition]:
-        return (partition for partition in self if partition.owner.uid == uid)
-
     def next_id(self) -> int:
         return self.created + 1
 

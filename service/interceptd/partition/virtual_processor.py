@@ -19,12 +19,10 @@ from intercept_protocol.events import InterceptAnswered
 from intercept_protocol.hv_message import MESSAGE_SIZE, MemoryAccess, memory_access
 from intercept_protocol.intercept_codec import InterceptCodec, encode_answer
 from intercept_protocol.messages import Architecture
-from intercept_protocol.outcomes import Access, Answer
+from intercept_protocol.outcomes import Answer
 from interceptd.connections.connection import Connection
 from interceptd.errors import PartitionLost
-from interceptd.memory.attempt import Busy
-from interceptd.memory.fault_handler import FaultHandler
-from interceptd.memory.region_manager import RegionManager
+from interceptd.memory.fault_handler import Fault, FaultHandler
 from interceptd.pages.mapping import Mapping
 from interceptd.partition.progress_guard import ProgressGuard
 from interceptd.telemetry.event_bus import PartitionPublisher
@@ -42,8 +40,7 @@ class VirtualProcessor:
         connection: Connection,
         *,
         architecture: Architecture,
-        regions: RegionManager,
-        path: FaultHandler,
+        faults: FaultHandler,
         answers: Counter[Answer],
         event_bus: PartitionPublisher,
     ) -> None:
@@ -53,8 +50,7 @@ class VirtualProcessor:
         self._connection = connection
         self._architecture = architecture
         self._codec = InterceptCodec(architecture)
-        self._regions = regions
-        self._path = path
+        self._faults = faults
         self._answers = answers
         self._event_bus = event_bus
         self._guard = ProgressGuard()
@@ -63,8 +59,6 @@ class VirtualProcessor:
         self._quiet.set()
         self._interrupted_by: Answer | None = None
         self._kick_kept = False
-        self._waited = False
-        """Whether the intercept of now had to, for somebody else."""
         self._draining = False
         self._lost: PartitionLost | None = None
 
@@ -127,13 +121,22 @@ class VirtualProcessor:
     async def _answer(self, wanted: MemoryAccess | None) -> Answer:
         began = perf_counter_ns()
         latency = self.latency.at_once
-        answer = self._decide(wanted)
-        if answer is None:
-            assert wanted is not None, "what is not memory is decided"
-            self._path.stages.decode.record(perf_counter_ns() - began)
-            answer = await self._handle_fault(*wanted)
-            if self._waited:
-                latency, self._waited = self.latency.waited, False
+        if wanted is None:
+            answer = Answer.NOT_MEMORY
+        elif self._draining:
+            answer = Answer.DRAINING
+        else:
+            match self._faults.lookup(*wanted):
+                case Mapping() as mapping:
+                    answer = self._guard.answer(mapping, *wanted)
+                case Answer() as answer:
+                    pass
+                case found:
+                    fault = Fault(*wanted, found)
+                    self._faults.stages.decode.record(perf_counter_ns() - began)
+                    answer = await self._handle(fault)
+                    if fault.waited:
+                        latency = self.latency.waited
         if answer is not Answer.ALREADY_MAPPED:
             self._guard.reset()
         self._answers[answer] += 1
@@ -150,30 +153,16 @@ class VirtualProcessor:
             )
         )
 
-    def _decide(self, wanted: MemoryAccess | None) -> Answer | None:
-        """The answer, where one look is enough: no wait, no checkpoint."""
-        if wanted is None:
-            return Answer.NOT_MEMORY
-        if self._draining:
-            return Answer.DRAINING
-        match self._regions.look(*wanted):
-            case Mapping() as mapping:
-                return self._guard.answer(mapping, *wanted)
-            case Answer() as answer:
-                return answer
-            case _:
-                return None
-
-    async def _handle_fault(self, gfn: int, access: Access) -> Answer:
-        """Resolve, map, wait as it takes; interrupted by a kick, a drain or the end of the connection."""
+    async def _handle(self, fault: Fault) -> Answer:
+        """Resolve, map and wait; a kick, a drain or the end of the connection interrupts it."""
         self._quiet = trio.Event()
         self._interrupted_by = None
         try:
-            answer = await self._path.handle_nowait(gfn, access)
+            answer = await self._faults.handle_nowait(fault)
             if answer is None:
                 with trio.CancelScope() as self._waiting:
-                    settling = self._path.handle(gfn, access, self._about_to_wait)
-                    answer = await self._connection.answer_watched(settling)
+                    handling = self._faults.handle(fault, self._take_kick)
+                    answer = await self._connection.answer_watched(handling)
         except PartitionLost as error:  # raised once the VP has its answer
             self._lost = error
             return Answer.HYPERVISOR_ERROR
@@ -181,12 +170,10 @@ class VirtualProcessor:
             self._waiting = None
         return answer or self._interrupted_by or Answer.CONTENDED
 
-    def _about_to_wait(self, busy: Busy | None) -> Answer | None:
-        if not self._kick_kept:
-            self._waited = self._waited or busy is not None
-            return None
-        self._kick_kept = False
-        return Answer.KICKED
+    def _take_kick(self) -> Answer | None:
+        """KICKED instead of the wait to come, if a kick was kept for it."""
+        kept, self._kick_kept = self._kick_kept, False
+        return Answer.KICKED if kept else None
 
     def _interrupt(self, answer: Answer) -> None:
         assert self._waiting is not None

@@ -18,12 +18,12 @@ from interceptd.connections.request_loop import serve_calls
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.partition.virtual_processor import VirtualProcessor
-from interceptd.sessions.hello import Handshake
+from interceptd.sessions.handshake import Handshake
 from interceptd.sessions.notifier import NotifierSession
 
 
 class Attacher:
-    """One for all partitions. `hello_reply` gives what everyone is told."""
+    """One for all partitions. `hello_reply` makes the reply to every hello."""
 
     def __init__(
         self, settings: Settings, partitions: PartitionRegistry, hello_reply: Callable[[], HelloReply]
@@ -32,7 +32,7 @@ class Attacher:
         self._partitions = partitions
         self._hello_reply = hello_reply
 
-    def join(self, handshake: Handshake, hello: PartitionHello) -> None:
+    def attach(self, handshake: Handshake, hello: PartitionHello) -> None:
         """Hand a connection to its partition. "No such partition" and "wrong token" are one error."""
         partition = self._partitions.find(hello.partition_id)
         if partition is None or not partition.admits(hello.token, handshake.connection.peer):
@@ -46,35 +46,32 @@ class Attacher:
                 self._link(handshake, partition)
 
     def _vp(self, handshake: Handshake, partition: Partition, vp_index: int) -> None:
-        limits, uid = self._settings.now.limits, partition.owner.uid
-        if vp_index >= limits.vps_per_partition:
+        limit = self._settings.now.limits.vps_per_partition
+        if vp_index >= limit:
             raise WireError(
                 errno.EINVAL,
-                f"vp_index must be below {limits.vps_per_partition}, got {vp_index}",
+                f"vp_index must be below {limit}, got {vp_index}",
                 field="vp_index",
                 limit="vps_per_partition",
             )
-        if sum(len(one.vps) for one in self._partitions.of_uid(uid)) >= limits.vps_per_uid:
-            raise WireError(errno.ENOSPC, f"uid {uid} may have {limits.vps_per_uid} VPs", limit="vps_per_uid")
         if vp_index in partition.vps:
             raise WireError(errno.EEXIST, f"VP {vp_index} is attached already", vp_index=vp_index)
         vp = VirtualProcessor(
             vp_index,
             handshake.connection,
             architecture=partition.request.architecture,
-            regions=partition.regions,
-            path=partition.path,
+            faults=partition.faults,
             answers=partition.answers,
             event_bus=partition.event_bus,
         )
-        partition.start_vp(vp, handshake.connection, handshake.welcome(self._hello_reply()))
+        partition.start_vp(vp, handshake.connection, handshake.hello_reply(self._hello_reply()))
 
     def _link(self, handshake: Handshake, partition: Partition) -> None:
         if partition.link is None:
             raise WireError(errno.EINVAL, "the partition's hypervisor is not vmm", field="role")
         if partition.link.claimed:
             raise WireError(errno.EEXIST, "the partition has a hypervisor connection already")
-        partition.start_link(partition.link, handshake.connection, handshake.welcome(self._hello_reply()))
+        partition.start_link(partition.link, handshake.connection, handshake.hello_reply(self._hello_reply()))
 
     def _notifier(self, handshake: Handshake, partition: Partition) -> None:
         limit = self._settings.now.limits.notifiers_per_partition
@@ -89,7 +86,7 @@ class Attacher:
         session = NotifierSession(partition.notifier, partition.regions, catch_up)
         partition.start_notifier(
             handshake.connection,
-            handshake.welcome(self._hello_reply()),
+            handshake.hello_reply(self._hello_reply()),
             partial(
                 serve_calls,
                 handshake.connection,

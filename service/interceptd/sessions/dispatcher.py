@@ -1,14 +1,13 @@
 """The way from an accepted socket to the session of its role.
 
-Owns who owns a connection when, and how many VMMs and operators there are: theirs are served here, those of a
-partition's other roles are handed to it (`joining`). Must not know what a session answers.
+Owns the connections of VMMs and operators; those of a partition's other roles are handed to the partition
+(`attach`). Must not know what a session answers.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -30,17 +29,16 @@ from interceptd.connections.request_loop import report_and_close, serve_calls
 from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
-from interceptd.sessions.admission import Admission
 from interceptd.sessions.attach import Attacher
 from interceptd.sessions.event_stream import EventStream
-from interceptd.sessions.hello import Endpoint, Handshake, HelloRefused
+from interceptd.sessions.handshake import Admission, Endpoint, Handshake, HelloRefused
 from interceptd.sessions.operator import OperatorSession, Overview
 from interceptd.sessions.vmm import VmmSession
 from interceptd.telemetry.event_bus import EventBus, Subscription
 
 
 class Dispatcher:
-    """One for all doors. `hello_reply` gives what everyone is told."""
+    """One for both sockets. `hello_reply` makes the reply to every hello."""
 
     def __init__(
         self,
@@ -59,13 +57,12 @@ class Dispatcher:
         self._hello_reply = hello_reply
         self._event_bus = event_bus
         self.admission = Admission(settings, event_bus)
-        self._joining = Attacher(settings, partitions, hello_reply)
+        self._attacher = Attacher(settings, partitions, hello_reply)
         self.watch = HangupWatch()
-        """To be run as long as connections are entered."""
+        """Must run as long as connections are served."""
         self.operators = 0
-        self._vmms: Counter[int] = Counter()  # by uid
 
-    async def enter(self, endpoint: Endpoint, accepted: socket.socket) -> None:
+    async def serve(self, endpoint: Endpoint, accepted: socket.socket) -> None:
         """Serve one connection, until it ends or a partition's nursery takes it over."""
         with ExitStack() as held:
             connection = Connection(accepted, self.admission.tenants, self.watch)
@@ -79,7 +76,7 @@ class Dispatcher:
                         await self._serve_operator(handshake)
                     case hello:
                         with handshake.refusing():
-                            self._joining.join(handshake, hello)
+                            self._attacher.attach(handshake, hello)
                         held.pop_all()  # the partition closes it now
             except HelloRefused as refusal:
                 self.admission.count_refusal(connection, refusal.reason)
@@ -88,7 +85,7 @@ class Dispatcher:
     @property
     def vmms(self) -> int:
         """VMM connections, with a partition or without."""
-        return self._vmms.total()
+        return self.admission.tenants.vmms
 
     async def _serve_operator(self, handshake: Handshake) -> None:
         limit = self._settings.now.limits.operators
@@ -97,13 +94,13 @@ class Dispatcher:
                 raise WireError(errno.ENOSPC, f"{limit} operators are connected", limit="operators")
         self.operators += 1
         try:
-            await handshake.connection.answer(handshake.welcome(self._hello_reply()))
-            await self._converse(handshake.connection)
+            await handshake.connection.answer(handshake.hello_reply(self._hello_reply()))
+            await self._serve_calls(handshake.connection)
         finally:
             self.operators -= 1
 
-    async def _converse(self, connection: Connection) -> None:
-        """Answer an operator, and tell it the events that it subscribed to, until it leaves."""
+    async def _serve_calls(self, connection: Connection) -> None:
+        """Answer an operator, and send it the events that it subscribed to, until it leaves."""
         subscription = Subscription()
         session = OperatorSession(self._overview, self._event_bus, subscription)
         stream = EventStream(connection, subscription)
@@ -122,15 +119,12 @@ class Dispatcher:
             raise failure
 
     async def _serve_vmm(self, handshake: Handshake, hello: HelloVmm) -> None:
-        """A VMM without a partition, and then the whole life of the one that it creates."""
-        connection, uid = handshake.connection, handshake.connection.peer.uid
-        limit = self._settings.now.limits.vmms_per_uid
+        """Serve a VMM that has no partition yet, and then the partition that it creates, to its end."""
+        connection = handshake.connection
         with handshake.refusing():
-            if self._vmms[uid] >= limit:
-                raise WireError(errno.ENOSPC, f"uid {uid} may have {limit} VMMs", limit="vmms_per_uid")
-        self._vmms[uid] += 1
+            connection.tenant.vmms.acquire()
         try:
-            await connection.answer(handshake.welcome(self._hello_reply()))
+            await connection.answer(handshake.hello_reply(self._hello_reply()))
             while (request := await connection.receive()) is not None:
                 try:
                     call = codec.decode_call(messages.VMM_METHODS, request.method, request.params)
@@ -141,14 +135,15 @@ class Dispatcher:
                 await self._live(partition, connection, request.msgid)
                 return
         finally:
-            self._vmms[uid] -= 1
+            connection.tenant.vmms.release()
 
     def _create_partition(self, call: messages.VmmCall, name: str, connection: Connection) -> Partition:
         if not isinstance(call, CreatePartition):
             raise WireError(errno.ENOENT, f"{call.METHOD}: there is no partition yet, create_partition first")
         if self._partitions.closed:
             raise WireError(errno.ESHUTDOWN, "the daemon is draining and takes no more partitions")
-        partition = self._factory.create(call, name, connection, self._partitions)
+        with connection.tenant.partitions.acquired():
+            partition = self._factory.create(call, name, connection, self._partitions.next_id())
         self._partitions.add(partition)
         return partition
 
@@ -165,3 +160,4 @@ class Dispatcher:
             await partition.run(serve)
         finally:
             self._partitions.remove(partition)
+            connection.tenant.partitions.release()

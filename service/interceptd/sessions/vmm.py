@@ -17,7 +17,7 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.events import PolicySet
 from intercept_protocol.messages import RegionKind, VmmCall
 from intercept_protocol.outcomes import Access
-from interceptd.address_space import Caller, Undecided, Unknowable
+from interceptd.address_space import Caller, KindUnknown, Undecided
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.process import ProcessAddressSpace
@@ -80,7 +80,7 @@ class VmmSession:
             region.state = RegionState.POPULATING
         await self._partition.regions.add(region)
         if region.kind is RegionKind.PINNED:
-            await self._partition.path.populate(region)
+            await self._partition.faults.populate(region)
         return messages.AddRegionReply(kind=region.kind)
 
     async def _kind(self, stated: str, uaddrs: UaddrRange) -> RegionKind:
@@ -88,7 +88,7 @@ class VmmSession:
             return RegionKind(stated)
         try:
             io = await self._partition.address_space.is_io(uaddrs.start, Caller.VMM)
-        except Unknowable as error:
+        except KindUnknown as error:
             raise WireError(errno.EINVAL, f"kind auto: {error}", field="kind") from None
         except Undecided as error:
             raise WireError(error.number, f"kind auto: {error}") from None

@@ -132,7 +132,7 @@ class EventBus:
 
 
 class PartitionPublisher:
-    """A partition's view of the event bus: adds its id to everything that it publishes."""
+    """A partition's view of the event_bus: whatever it publishes happened there."""
 
     __slots__ = ("_event_bus", "_partition_id")
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from explorer.failing_hypervisor import FailingHypervisor
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space import Caller
 from interceptd.address_space.declared import DeclaredAddressSpace
-from interceptd.hypervisor.software import SoftwareHypervisor
-from interceptd.memory.attempt import Attempt
-from interceptd.memory.fault_handler import FaultHandler
+from interceptd.memory.attempt import Attempt, Busy
+from interceptd.memory.fault_handler import Fault, FaultHandler
 from interceptd.mmu_notifier import PENDING_PIECES, Batch, MmuNotifier, OpenInvalidation
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame, Mapping
 from interceptd.partition.progress_guard import ProgressGuard
@@ -124,8 +124,16 @@ class ResolvesUnderTheLock(FaultHandler):
         return await super()._try(attempt, deadline)
 
 
-class RollsBackToNothing(SoftwareHypervisor):
-    """A failed map is unmapped, but what it replaced is not restored."""
+class ForwardsWhenBusy(FaultHandler):
+    """What would have to wait is handed to the VMM."""
+
+    def _begin(self, fault: Fault) -> Mapping | Answer | Busy | Attempt:
+        step = super()._begin(fault)
+        return Answer.UNBACKED if isinstance(step, Busy) else step
+
+
+class RollsBackToNothing(FailingHypervisor):
+    """A failed map is unmapped, and what it replaced is not put back."""
 
     def _roll_back(self, done: GfnRange, before: list[Mapping]) -> None:  # noqa: ARG002
         super()._roll_back(done, [])

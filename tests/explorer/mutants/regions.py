@@ -41,8 +41,8 @@ class BelievesStaleNo(RegionManager):
         super().__init__(**options)  # type: ignore[arg-type] # they are passed on
         self._real: dict[int, Window] = {}
 
-    def begin(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Attempt:
-        step = super().begin(gfn, access)
+    def begin(self, region: Region, gfn: int, access: Access) -> Busy | Attempt:
+        step = super().begin(region, gfn, access)
         if not isinstance(step, Attempt):
             return step
         shown = Window(step.window.uaddrs)
@@ -162,11 +162,3 @@ class GivesAllRights(RegionManager):
     ) -> Answer | None:
         generous = [structs.replace(extent, access=Access.READ | Access.WRITE) for extent in extents]
         return await super().commit(attempt, generous, deadline)
-
-
-class ForwardsWhenBusy(RegionManager):
-    """Faults that would have to wait are forwarded to the VMM."""
-
-    def begin(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Attempt:
-        step = super().begin(gfn, access)
-        return Answer.UNBACKED if isinstance(step, Busy) else step

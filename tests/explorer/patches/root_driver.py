@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable, Iterable
 
+from explorer.failing_hypervisor import FailingHypervisor
 from explorer.judge import EVERYWHERE
 from explorer.ports import RecordedHypervisor
 from explorer.script import RW, Bar, MapVma, Pages, ProtectVma, Script, Touch
@@ -19,7 +20,6 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.messages import Remap
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.hypervisor import HypervisorError
-from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.pages.mapping import HOST_BACKING, Cache, Frame, Mapping
 
 from .kernel import DriverRegion, Mm, RegionHlist, SpinLock
@@ -27,8 +27,8 @@ from .kernel import DriverRegion, Mm, RegionHlist, SpinLock
 U64 = 1 << 64
 
 
-class DriverHypercalls(SoftwareHypervisor):
-    """hv_do_map_gpa_hcall: after a failure it unmaps the pages that it completed, mapped before or not."""
+class DriverHypercalls(FailingHypervisor):
+    """hv_do_map_gpa_hcall: after a failure it unmaps the pages that it completed, whoever had them before."""
 
     def _roll_back(self, done: GfnRange, before: list[Mapping]) -> None:  # noqa: ARG002 - nothing is put back
         super()._roll_back(done, [])

@@ -6,9 +6,9 @@ import errno
 
 import pytest
 
-from interceptd.address_space.refusals import REFUSALS, Call, Meaning, Verdict, meaning
+from interceptd.address_space.refusals import REFUSALS, Call, Cause, Permanence, cause_of
 
-DECIDED, PASSING, GONE = Verdict.DECIDED, Verdict.PASSING, Verdict.GONE
+DECIDED, PASSING, GONE = Permanence.PERMANENT, Permanence.TRANSIENT, Permanence.GONE
 MANUAL = {
     Call.UFFDIO_API: {errno.EFAULT: PASSING, errno.EINVAL: DECIDED, errno.EPERM: PASSING},
     Call.UFFDIO_REGISTER: {
@@ -78,14 +78,14 @@ MANUAL = {
 
 @pytest.mark.parametrize("call", Call, ids=lambda call: call.name)
 def test_each_errno_of_a_call_by_its_manual_page_is_decided_or_passes_as_it_is_listed(call: Call) -> None:
-    found = {number: meaning(call, OSError(number, "")).verdict for number in MANUAL[call]}
+    found = {number: cause_of(call, OSError(number, "")).permanence for number in MANUAL[call]}
     assert found == MANUAL[call]
 
 
 @pytest.mark.parametrize("call", Call, ids=lambda call: call.name)
 def test_an_errno_that_no_manual_page_names_passes(call: Call) -> None:
     others = errno.errorcode.keys() - MANUAL[call].keys()
-    assert {meaning(call, OSError(number, "")).verdict for number in others} == {PASSING}
+    assert {cause_of(call, OSError(number, "")).permanence for number in others} == {PASSING}
 
 
 @pytest.mark.parametrize("call", Call, ids=lambda call: call.name)
@@ -95,18 +95,17 @@ def test_the_table_lists_no_errno_that_is_not_in_the_manual(call: Call) -> None:
 
 def test_absence_is_decided_only_if_checking_again_would_confirm_it() -> None:
     absences = {
-        Meaning.NO_VMA: DECIDED,
-        Meaning.UNANNOUNCED: DECIDED,
-        Meaning.NO_RECORD: PASSING,
-        Meaning.CHANGING: PASSING,
-        Meaning.SMAPS_ENDED: PASSING,
-        Meaning.NO_ANSWER: PASSING,
-        Meaning.MM_GONE: GONE,
+        Cause.NO_VMA: DECIDED,
+        Cause.UNANNOUNCED: DECIDED,
+        Cause.NO_RECORD: PASSING,
+        Cause.CHANGING: PASSING,
+        Cause.NO_ANSWER: PASSING,
+        Cause.MM_GONE: GONE,
     }
-    assert {absence: absence.verdict for absence in absences} == absences
-    of_errnos = {meaning for refusals in REFUSALS.values() for meaning in refusals.values()}
-    assert set(Meaning) - of_errnos <= {*absences, Meaning.OTHER}
+    assert {absence: absence.permanence for absence in absences} == absences
+    of_errnos = {cause for causes in REFUSALS.values() for cause in causes.values()}
+    assert set(Cause) - of_errnos <= {*absences, Cause.OTHER}
 
 
 def test_an_error_without_a_number_passes() -> None:
-    assert meaning(Call.UFFDIO_REGISTER, OSError("no number")).verdict is PASSING
+    assert cause_of(Call.UFFDIO_REGISTER, OSError("no number")).permanence is PASSING

@@ -1,0 +1,48 @@
+"""How many of one thing a uid has, and may have.
+
+Owns one count and its limit. Must not know what is counted, nor who else has some.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from intercept_protocol.errors import WireError
+
+
+class Quota:
+    """Whoever acquires one releases it when it is gone. `limit` is asked at each acquisition."""
+
+    __slots__ = ("_limit", "_limit_name", "_noun", "_uid", "count")
+
+    def __init__(self, uid: int, noun: str, limit_name: str, limit: Callable[[], int]) -> None:
+        self._uid = uid
+        self._noun = noun
+        self._limit_name = limit_name
+        self._limit = limit
+        self.count = 0
+
+    def acquire(self) -> None:
+        """Count one more. Raises ENOSPC, with the limit's name, if that would be one too many."""
+        limit = self._limit()
+        if self.count >= limit:
+            raise WireError(
+                errno.ENOSPC, f"uid {self._uid} may have {limit} {self._noun}", limit=self._limit_name
+            )
+        self.count += 1
+
+    def release(self, count: int = 1) -> None:
+        assert count <= self.count, f"uid {self._uid} has {self.count} {self._noun}, and releases {count}"
+        self.count -= count
+
+    @contextmanager
+    def acquired(self) -> Iterator[None]:
+        """Acquire one, and keep it unless the block raises."""
+        self.acquire()
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
