@@ -29,7 +29,7 @@ from interceptd.address_space import Caller, KindUnknown, Undecided
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.descriptors import attach
 from interceptd.address_space.live_vma import LiveVma
-from interceptd.address_space.process import PAUSE_SECONDS, ProcessAddressSpace
+from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import Smaps
 from interceptd.address_space.undecided_log import PERIOD_SECONDS, UndecidedLog
@@ -240,20 +240,6 @@ def test_a_descriptor_that_cannot_be_looked_at_is_wrong_only_where_that_is_about
 
 
 # ------------------------------------------------ a VP that retries at once, forever
-
-
-async def test_a_fault_that_meets_a_temporary_obstacle_is_answered_after_a_pause(
-    memory: UaddrRange,
-    autojump_clock: MockClock,  # noqa: ARG001 - its being there is enough
-) -> None:
-    """A VP that asks again at once would else keep a worker and the event loop busy."""
-    space = await refused_to_watch(errno.EBUSY)
-    began = trio.current_time()
-    for _ in range(3):
-        with pytest.raises(Undecided):
-            await space.resolve(memory.start, memory, memory)
-    space.close()
-    assert trio.current_time() - began == pytest.approx(3 * PAUSE_SECONDS)
 
 
 async def test_a_lasting_obstacle_is_logged_at_once_and_then_once_a_minute_with_how_many_met_it(

@@ -99,6 +99,7 @@ def test_absence_is_decided_only_if_checking_again_would_confirm_it() -> None:
         Cause.UNANNOUNCED: DECIDED,
         Cause.NO_RECORD: PASSING,
         Cause.CHANGING: PASSING,
+        Cause.SMAPS_ENDED: PASSING,
         Cause.NO_ANSWER: PASSING,
         Cause.MM_GONE: GONE,
     }

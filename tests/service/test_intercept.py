@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import math
 
 import pytest
 import trio
+import trio.testing
 from msgspec.structs import replace
 
 from explorer.model_partition import touch
@@ -18,7 +20,7 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space import AddressSpace, Caller, Undecided
-from interceptd.memory.fault_handler import FaultHandler
+from interceptd.memory.fault_handler import UNDECIDED_PAUSE, FaultHandler
 from interceptd.pages.mapping import Extent
 
 
@@ -113,6 +115,19 @@ async def test_a_fault_that_cannot_be_resolved_in_time_is_retry(model: ModelPart
     space = LiveLike(model.declared, silent=True)
     assert await touch(handler(model, space), GFN, Access.READ) is Answer.CONTENDED
     assert (space.resolved, relied_on(model)) == ([PAGE], 0)
+
+
+async def test_an_undecided_fault_is_answered_after_a_pause_in_which_it_relies_on_nothing(
+    model: ModelPartition, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A VP that asks again at once keeps no worker busy, and an invalidate does not wait for the pause."""
+    await with_region(model)
+    autojump_clock.autojump_threshold = math.inf
+    fault = Running(nursery, touch, handler(model, LiveLike(model.declared, silent=True)), GFN, Access.READ)
+    await trio.testing.wait_all_tasks_blocked()
+    assert (fault.done, relied_on(model)) == (False, 0)
+    autojump_clock.jump(UNDECIDED_PAUSE)
+    assert await fault.result() is Answer.CONTENDED
 
 
 async def test_a_pinned_add_that_cannot_be_resolved_in_time_is_retried_and_leaves_nothing(

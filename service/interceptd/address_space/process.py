@@ -43,9 +43,6 @@ LOOKUP_RETRIES = 8
 """Look-ups that one `resolve` makes of a VMA that keeps changing."""
 SMAPS_RETRIES = 3
 """Times that one question reads smaps for a VMA that has moved meanwhile."""
-PAUSE_SECONDS = 0.02
-"""Delay before a fault is answered RETRY for a passing reason. It limits a VP that asks again at once to 50
-times per second, and short-lived causes, such as a userfaultfd being closed, are over by then."""
 PROBE_SECONDS = 1.0
 """Interval of the check whether the mm still exists: the kernel does not report an exec."""
 T = TypeVar("T")
@@ -234,7 +231,7 @@ class ProcessAddressSpace:
     ) -> T | None:
         """Ask the kernel a question in a worker thread; None if the answer is decided to be nothing.
 
-        Raises `Undecided` for passing reasons (a fault gets it after a pause), when the mm is gone, and for
+        Raises `Undecided` for passing reasons, when the mm is gone, and for
         the VMM's own calls at the deadline."""
 
         def ask() -> T | Unresolved:
@@ -266,7 +263,6 @@ class ProcessAddressSpace:
             reason = Undecided.because(answer.cause, answer.detail)
         if caller is Caller.GUEST:
             self._undecided_log.record(reason)
-            await trio.sleep(PAUSE_SECONDS)
         raise reason
 
 

@@ -28,6 +28,9 @@ from interceptd.telemetry.histogram import LatencyHistogram
 ROUNDS = 16
 """Times that one access is tried before the answer is RETRY. A VMM that invalidates without end keeps only
 its own VPs busy."""
+UNDECIDED_PAUSE = 0.02
+"""Seconds before an undecided fault is answered RETRY. They limit a VP that asks again at once to 50 times
+per second, and short-lived causes, such as a userfaultfd being closed, are over by then."""
 
 
 @dataclass(slots=True)
@@ -147,9 +150,11 @@ class FaultHandler:
             with _timed(self.stages.map):
                 return await self._regions.commit(attempt, [extent], deadline)
         except Undecided:
-            return Answer.CONTENDED
+            pass
         finally:
             self._regions.finish(attempt)
+        await trio.sleep(UNDECIDED_PAUSE)  # after the attempt: an invalidate may be waiting for its end
+        return Answer.CONTENDED
 
     async def _resolve(self, attempt: Attempt) -> Extent | None:
         """What backs the page, and whether that is device memory if the region's kind depends on it."""
