@@ -12,8 +12,8 @@ from typing import Final
 
 REPORTS_KEPT: Final = 4096
 """A guest that watches reports tens of thousands a second; older ones are counted and dropped."""
-PATIENCE: Final = 20.0
-"""Seconds that somebody waits for a report before it counts as not coming."""
+PATIENCE: Final = 60.0
+"""Seconds after which a report counts as not coming: a guard against hanging, like STOP_SECONDS."""
 
 
 class Reports:
