@@ -38,7 +38,8 @@ _HELP = """Look at a running interceptd, and steer it.
 \b
 Exit codes:
   0  done
-  1  the daemon refused; doctor, exercise, explore, guest: something is wrong
+  1  the daemon refused, or the output was lost; doctor, exercise, guest:
+     something is wrong
   2  the command line is wrong
   3  no conversation with the daemon: no way to it, no answer, or lost
   4  guest: no KVM here

@@ -20,8 +20,8 @@ import trio
 from interceptctl.private_environment import private_environment
 
 HANG_GUARD: Final = 120.0
-"""Seconds after which a daemon that neither listens nor exits counts as hung, and one that SIGTERM did not end
-is killed. Far beyond what a busy machine takes: no verdict depends on how fast a daemon is."""
+"""Seconds after which a daemon that neither listens nor exits counts as hung, and one that ignores SIGTERM is
+killed. Far beyond what a busy machine takes: no verdict depends on how fast a daemon is."""
 _LOOK_AGAIN: Final = 0.02
 _LOG_SHOWN: Final = 2000
 
