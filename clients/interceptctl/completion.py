@@ -5,6 +5,7 @@ Owns that question, which must be quick and may not fail; must not know commands
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import click
@@ -16,9 +17,23 @@ from . import operator_client
 
 PATIENCE: Final = 1.0
 """Seconds that somebody who pressed Tab waits at most for each answer."""
-SOCKET_PATH: Final = click.Path(readable=False)
-"""Completed as a path and not checked: nobody reads a socket, and what `connect` says about it is worded by
-`asking`."""
+
+
+class SocketPath(click.Path):
+    """Completed as a path. Whether a socket is there is for `connect` to say; an empty path names nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(readable=False)
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        if not os.fspath(value):
+            self.fail("an empty path names no socket", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+SOCKET_PATH: Final = SocketPath()
 
 
 def partition_ids(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -114,8 +114,13 @@ def sentence(error: BaseException, vmm_socket: str | None) -> str:
 def _cause(error: OSError, option: str) -> str:
     """`option` is the daemon's that says where the socket is."""
     match error:
+        case FileNotFoundError() if option == "socket":
+            return "no such file; is interceptd running, and is this its --socket?"
         case FileNotFoundError():
-            return f"no such file; is interceptd running, and is this its --{option}?"
+            return (
+                "no such file; is interceptd running, and is this its --operator-socket? "
+                "--socket or INTERCEPTCTL_SOCKET names another"
+            )
         case ConnectionRefusedError():
             return "connection refused; nobody listens there"
         case PermissionError() if option == "socket":
