@@ -11,14 +11,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
 from intercept_protocol.text import sentence
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 LOST: Final = 1
 """The exit code of a command whose output did not arrive."""
@@ -67,9 +64,9 @@ def guarded_stdout() -> Iterator[None]:
 class _Stdout(io.FileIO):
     """Raises `OutputLost` where a file raises `OSError`, and writes to /dev/null from then on."""
 
-    def write(self, data: ReadableBuffer, /) -> int:
+    def write(self, data: object, /) -> int:
         try:
-            return super().write(data)
+            return super().write(data)  # type: ignore[arg-type]  # a buffer, whose type has no name before 3.12
         except OSError as error:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())

@@ -96,9 +96,10 @@ async def test_a_daemon_that_ends_slowly_is_not_killed(tmp_path: Path, mock_cloc
     )
     async with trio.open_nursery() as nursery:
         mock_clock.rate = 1
-        async with running_daemon((sys.executable, str(script))):
+        async with running_daemon((sys.executable, str(script))) as path:
             mock_clock.rate = 0
             nursery.start_soon(open_slowly, pipe, mock_clock)
+        assert not Path(path).parent.exists()
 
 
 async def test_what_fails_beside_a_daemon_comes_with_the_daemons_log() -> None:

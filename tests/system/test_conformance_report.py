@@ -131,7 +131,7 @@ def test_a_statement_of_which_the_profile_leaves_no_case_is_named_with_what_it_n
 def test_a_report_with_something_broken_says_that_the_suite_wants_the_server_for_itself(
     report: subprocess.CompletedProcess[str],
 ) -> None:
-    """Cases that count are broken by whoever else is counted."""
+    """Other clients change what some cases count."""
     assert "other clients of the server may break cases that count: run it alone\n" in report.stdout
 
 
