@@ -1,7 +1,15 @@
-"""`python -m interceptctl`."""
+"""`python -m interceptctl`, and the command of that name."""
 
 from __future__ import annotations
 
-from .cli import main
+from . import cli
+from .output import guarded_stdout
 
-main(prog_name="interceptctl")
+
+def main() -> None:
+    with guarded_stdout():
+        cli.main(prog_name="interceptctl")
+
+
+if __name__ == "__main__":
+    main()

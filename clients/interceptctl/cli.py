@@ -38,7 +38,8 @@ _HELP = """Inspect and control a running interceptd.
 \b
 Exit codes:
   0  done
-  1  the daemon refused the request; doctor, exercise, guest: a check failed
+  1  the daemon refused the request, or the output was lost; doctor,
+     exercise, guest: a check failed
   2  invalid command line
   3  cannot reach the daemon: no connection, no answer, or connection lost
   4  guest: KVM is not available

@@ -5,6 +5,7 @@ Owns the request, which must be quick and must not fail; must not know commands.
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import click
@@ -16,8 +17,23 @@ from . import operator_client
 
 PATIENCE: Final = 1.0
 """Seconds to wait for each answer: a user who pressed Tab is waiting."""
-SOCKET_PATH: Final = click.Path(readable=False)
-"""Completed as a path, not checked: `operator_client` reports what `connect` says."""
+
+
+class SocketPath(click.Path):
+    """Completed as a path. An empty one is refused; for others `operator_client` reports what `connect` says."""
+
+    def __init__(self) -> None:
+        super().__init__(readable=False)
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        if not os.fspath(value):
+            self.fail("an empty path names no socket", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+SOCKET_PATH: Final = SocketPath()
 
 
 def partition_ids(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -116,8 +116,13 @@ def sentence(error: BaseException, vmm_socket: str | None) -> str:
 def _cause(error: OSError, option: str) -> str:
     """`option` is the daemon's option that sets the path of the socket."""
     match error:
+        case FileNotFoundError() if option == "socket":
+            return "no such file; is interceptd running with --socket set to this path?"
         case FileNotFoundError():
-            return f"no such file; is interceptd running with --{option} set to this path?"
+            return (
+                f"no such file; is interceptd running with --{option} set to this path? "
+                "--socket or INTERCEPTCTL_SOCKET names another"
+            )
         case ConnectionRefusedError():
             return "connection refused; no process is listening on it"
         case PermissionError() if option == "socket":

@@ -52,7 +52,7 @@ def partitions(summaries: Sequence[PartitionSummary]) -> RenderableType:
         _row(
             table,
             summary.partition_id,
-            summary.name,
+            Text(visible(summary.name), no_wrap=True, overflow="ellipsis"),
             summary.uid,
             summary.pid,
             units.count(summary.vps),
@@ -175,4 +175,4 @@ def _table(*headings: str) -> Table:
 
 
 def _row(table: Table, *cells: object) -> None:
-    table.add_row(*(Text(visible(str(cell))) for cell in cells))
+    table.add_row(*(cell if isinstance(cell, Text) else Text(visible(str(cell))) for cell in cells))

@@ -16,7 +16,7 @@ from intercept_protocol.messages import CreatePartitionReply
 
 HEADER: Final = Path(__file__).parents[2] / "clients" / "c"
 STRICT: Final = ("-pedantic", "-Wall", "-Wextra", "-Werror")
-LANGUAGES: Final = ("c99", "c11", "gnu11", "c++17")
+LANGUAGES: Final = ("c99", "c11", "gnu11", "c++11", "c++17")
 COMPILERS: Final = {"gcc": "g++", "clang": "clang++"}
 """By the C compiler, that of C++."""
 OURS: Final = '#include "intercept_client.h"'

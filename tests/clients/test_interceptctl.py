@@ -224,6 +224,20 @@ def test_ls_fits_80_columns_and_cuts_no_id_whatever_the_partitions_are(socket_pa
     assert "123456789" in result.stdout
 
 
+@pytest.mark.parametrize("name", ["n" * 30, "模" * 30])
+def test_ls_cuts_a_long_name_with_an_ellipsis_and_not_a_number(socket_path: Path, name: str) -> None:
+    result, _ = run_against(
+        socket_path, replies(PartitionList(partitions=[summary(7, name)], more=False)), "ls"
+    )
+
+    _, _, *lines = (line.split() for line in result.stdout.splitlines())
+    (cells,) = lines
+    assert (cells[1][0], cells[1][-1]) == (name[0], "…")
+    assert [cells[0], *cells[2:]] == [
+        *("7", "1000", "4242", "2", "1", "GiB", "1234k", "2us", "16us", "8us", "16us", "1h02m")
+    ]
+
+
 def test_show_prints_configuration_statistics_regions_and_virtual_processors(socket_path: Path) -> None:
     result, daemon = run_against(socket_path, replies(INSPECTION), "show", "7")
 
@@ -377,6 +391,38 @@ def test_a_wrong_command_line_is_exit_code_2_before_anything_is_asked(
     socket_path: Path, arguments: list[str]
 ) -> None:
     assert run(socket_path, *arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--socket", "", "ls"],
+        ["exercise", "--vmm-socket", ""],
+        ["guest", "--vmm-socket", ""],
+        ["doctor", "--vmm-socket", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_exit_code_2_and_said_to_be_empty(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "an empty path names no socket" in result.stderr
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As every shell has it; the default is said, and how to name another."""
+    default = str(tmp_path / "absent.sock")
+    monkeypatch.setattr(socket_option(), "default", default)
+    result = CliRunner().invoke(main, ["ls"], env={"INTERCEPTCTL_SOCKET": ""})
+
+    assert result.exit_code == 3
+    assert f"Error: {default}: no such file" in result.stderr
+    assert "--socket or INTERCEPTCTL_SOCKET names another" in result.stderr
+
+
+def socket_option() -> click.Parameter:
+    return next(option for option in main.params if option.name == "path")
 
 
 def test_an_absent_socket_is_exit_code_3_and_named(socket_path: Path) -> None:

@@ -292,6 +292,19 @@ def test_a_reader_that_is_gone_ends_it_with_exit_code_0_and_without_a_word(
     assert (status, complaint) == (0, b"")
 
 
+def test_output_that_finds_no_space_ends_it_with_one_sentence(socket_path: Path) -> None:
+    done = threading.Event()
+    script: list[Step] = [*hello(), Hear(), Answer(), Say(notification(ATTACHED)), Await(done)]
+    full = os.open("/dev/full", os.O_WRONLY)
+    with ScriptedDaemon(socket_path, (script,)), watching(socket_path, full) as process:
+        os.close(full)
+        assert process.stderr is not None
+        complaint = process.stderr.read()
+        status = process.wait(PATIENCE)
+        done.set()
+    assert (status, complaint) == (1, b"Error: standard output: No space left on device\n")
+
+
 def test_a_line_longer_than_the_terminal_is_cut_to_it(socket_path: Path) -> None:
     told, done = threading.Event(), threading.Event()
     lost = Event(AT, PartitionLost(error="x" * 200), 7)

@@ -23,6 +23,7 @@ from conformance.wire import PATIENCE, RawConnection
 
 TEXTS = pytest.StashKey[Mapping[str, str]]()
 """The statements of the specification, number to text."""
+REPORT = pytest.StashKey[StatementReport]()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[TEXTS] = _specification(config)
     wanted = config.getoption("statement", None) or []
     require_cases(wanted)
-    config.pluginmanager.register(StatementReport(config.stash[TEXTS], wanted))
+    config.stash[REPORT] = StatementReport(config.stash[TEXTS], wanted)
+    config.pluginmanager.register(config.stash[REPORT])
     RawConnection.patience = config.getoption("patience", None) or PATIENCE
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    select(config, items)
+    config.stash[REPORT].left_out = select(config, items)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -68,6 +68,8 @@ class StatementReport:
     `wanted` are those to report; empty for all."""
 
     def __init__(self, texts: Mapping[str, str], wanted: Container[str]) -> None:
+        self.left_out: Mapping[str, Sequence[str]] = {}
+        """The statements without a case because of --profile, each with the profiles that are lacking."""
         self._texts = texts
         self._wanted = wanted
         self._tallies: dict[str, Tally] = {}
@@ -97,9 +99,13 @@ class StatementReport:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self._tallies or self.left_out:
+            terminalreporter.section("statements of the specification")
+        for number, profiles in self.left_out.items():
+            options = " ".join(f"--profile {profile}" for profile in profiles)
+            terminalreporter.line(f"left out: {number}: needs {options}, too")
         if not self._tallies:
             return
-        terminalreporter.section("statements of the specification")
         width = shutil.get_terminal_size((_WIDTH, 0)).columns
         verdicts: list[str] = []
         for number in self._in_order():
@@ -111,6 +117,8 @@ class StatementReport:
             terminalreporter.line(f"{number:<5}{counted:<16}{tally.verdict:<16}{sentence}"[:width].rstrip())
         words = ("holds", "BROKEN", MISSING, "skipped", "no case")
         terminalreporter.line(", ".join(f"{verdicts.count(word)} {word}" for word in words))
+        if "BROKEN" in verdicts:
+            terminalreporter.line("other clients of the server may break cases that count: run it alone")
         for reason, count in self._not_run.most_common():
             terminalreporter.line(f"not run: {count} case{'' if count == 1 else 's'}: {reason}")
         if not self._texts:

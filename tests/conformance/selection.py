@@ -39,8 +39,11 @@ def require_cases(numbers: Iterable[str]) -> None:
             raise pytest.UsageError(f"--statement {number}: {why}")
 
 
-def select(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the cases that the options select; the one that ends the server comes last."""
+def select(config: pytest.Config, items: list[pytest.Item]) -> dict[str, list[str]]:
+    """Keep the cases that the options select; the one that ends the server comes last.
+
+    Returns the selected statements that have no case left, each with the profiles that it lacks.
+    """
     ours = [item for item in items if item.path.parent == HERE]
     for item in ours:
         item.user_properties += [(STATEMENT, number) for number in sorted(_numbers_of(item))]
@@ -50,11 +53,23 @@ def select(config: pytest.Config, items: list[pytest.Item]) -> None:
     deselected = [
         item
         for item in ours
-        if not (needs_of(item) or {"core"}) <= profiles or (statements and not statements & _numbers_of(item))
+        if not _profiles_of(item) <= profiles or (statements and not statements & _numbers_of(item))
     ]
+    left_out: dict[str, list[str]] = {}
+    for number in sorted(statements):
+        lacking = [_profiles_of(item) - profiles for item in ours if number in _numbers_of(item)]
+        if lacking and all(lacking):
+            fewest = min(map(len, lacking))
+            left_out[number] = sorted(next(few for few in lacking if len(few) == fewest), key=PROFILES.index)
+
     if deselected:
         items[:] = [item for item in items if item not in deselected]
         config.hook.pytest_deselected(items=deselected)
+    return left_out
+
+
+def _profiles_of(item: pytest.Item) -> frozenset[str]:
+    return needs_of(item) or frozenset({"core"})
 
 
 def _numbers_of(item: pytest.Item) -> frozenset[str]:

@@ -5,12 +5,29 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from intercept_client import open_vmm
 from interceptctl.exercise.daemon_process import DaemonFailed, running_daemon
+
+LONG: Final = 60.0
+"""Seconds: what a daemon on a busy machine may take, and more than that."""
+
+
+async def open_slowly(pipe: Path, clock: MockClock) -> None:
+    """Keep a process that reads `pipe` waiting for LONG, in virtual time; then time is real."""
+    opened = await trio.to_thread.run_sync(partial(os.open, pipe, os.O_WRONLY))
+    await wait_all_tasks_blocked()
+    clock.jump(LONG)
+    await wait_all_tasks_blocked()
+    os.close(opened)
+    clock.rate = 1
 
 
 async def test_a_running_daemon_answers_at_once_and_leaves_nothing() -> None:
@@ -51,6 +68,38 @@ async def test_a_daemon_that_ends_badly_fails_the_exercise(tmp_path: Path) -> No
     with pytest.raises(DaemonFailed, match="status 3"):
         async with running_daemon((sys.executable, str(script))):
             pass
+
+
+async def test_a_daemon_that_starts_slowly_is_waited_for_as_long_as_it_lives(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    pipe, script = tmp_path / "pipe", tmp_path / "starts_slowly.py"
+    os.mkfifo(pipe)
+    script.write_text(f"open({str(pipe)!r}).read()\nfrom interceptd.cli import main\nmain()\n")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(open_slowly, pipe, mock_clock)
+        async with running_daemon((sys.executable, str(script))) as path, open_vmm(path) as vmm:
+            assert vmm.hello.server == "interceptd"
+
+
+async def test_a_daemon_that_ends_slowly_is_not_killed(tmp_path: Path, mock_clock: MockClock) -> None:
+    pipe, script = tmp_path / "pipe", tmp_path / "ends_slowly.py"
+    os.mkfifo(pipe)
+    script.write_text(
+        "import os, signal, socket, sys\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (open({str(pipe)!r}).read(), os._exit(0)))\n"
+        "listener = socket.socket(socket.AF_UNIX)\n"
+        "listener.bind(sys.argv[-1])\n"
+        "listener.listen()\n"
+        "while True:\n"
+        "    signal.pause()\n"
+    )
+    async with trio.open_nursery() as nursery:
+        mock_clock.rate = 1
+        async with running_daemon((sys.executable, str(script))) as path:
+            mock_clock.rate = 0
+            nursery.start_soon(open_slowly, pipe, mock_clock)
+        assert not Path(path).parent.exists()
 
 
 async def test_an_exception_in_the_block_carries_the_daemons_log() -> None:

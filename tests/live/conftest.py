@@ -10,8 +10,17 @@ import pytest
 
 from fakes.daemon_process import DaemonProcess
 from fakes.live_vmm import LiveVmm
+from fakes.low_crowd import low_crowd
 from fakes.puppet import Puppet, StartVmm
 from intercept_client.memory import Watch
+from intercept_protocol.addresses import UaddrRange
+
+
+@pytest.fixture
+def crowd() -> Iterator[list[UaddrRange]]:
+    """Many small VMAs of this process, first in its maps file."""
+    with low_crowd() as vmas:
+        yield vmas
 
 
 @pytest.fixture(scope="session")

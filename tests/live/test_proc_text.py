@@ -9,19 +9,13 @@ from collections.abc import Iterator
 import pytest
 
 from fakes.eventually import PATIENCE
-from fakes.low_crowd import low_crowd, take_a_line_away
+from fakes.low_crowd import take_a_line_away
 from fakes.procmaps_parsed import asking_by_parsing
 from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import Undecided, proc_text
 from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.proc_text import MmGone, ProcText, Torn
 from interceptd.address_space.procmaps import ProcMaps
-
-
-@pytest.fixture
-def crowd() -> Iterator[list[UaddrRange]]:
-    with low_crowd() as vmas:
-        yield vmas
 
 
 @pytest.fixture

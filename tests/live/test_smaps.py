@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from fakes.low_crowd import low_crowd
 from fakes.procmaps_parsed import asking_by_parsing
 from intercept_client import libc
 from intercept_client.libc import Sharing
@@ -30,12 +29,6 @@ from interceptd.telemetry.event_bus import EventBus
 ORDINARY, DEVICE = b"rd wr mr mw me ac", b"rd wr io pf de dd"
 HOLE = 0x9_0000_0000 // PAGE_SIZE
 """A page that nothing covers."""
-
-
-@pytest.fixture
-def crowd() -> Iterator[list[UaddrRange]]:
-    with low_crowd() as vmas:
-        yield vmas
 
 
 @pytest.fixture

@@ -120,6 +120,22 @@ def test_a_server_does_not_pass_with_a_statement_that_it_does_not_implement_yet(
 def test_a_profile_omits_cases_that_need_more(first_day: Path) -> None:
     run = run_suite("--socket", first_day, "--profile", "core", *statements("H-15", "N-1"))
     assert list(lines_of(run)) == ["H-15"]
+    assert "left out: N-1: needs --profile notifier, too\n" in run.stdout
+
+
+def test_a_statement_of_which_the_profile_leaves_no_case_is_named_with_what_it_needs(first_day: Path) -> None:
+    run = run_suite("--socket", first_day, "--profile", "notifier", *statements("N-1", "Y-2", "P-21"))
+    assert re.findall("^left out: .*$", run.stdout, flags=re.MULTILINE) == [
+        "left out: P-21: needs --profile core, too",
+        "left out: Y-2: needs --profile hypervisor, too",
+    ]
+
+
+def test_a_report_with_something_broken_says_that_the_suite_wants_the_server_for_itself(
+    report: subprocess.CompletedProcess[str],
+) -> None:
+    """Other clients change what some cases count."""
+    assert "other clients of the server may break cases that count: run it alone\n" in report.stdout
 
 
 @pytest.mark.parametrize(
@@ -139,4 +155,4 @@ def test_a_complete_server_passes_even_without_an_operator_socket(
         run = run_suite("--socket", socket, *statements("V-5", "O-1", "P-20", "Y-2"))
     verdicts = {number: line.split()[4] for number, line in lines_of(run).items()}
     assert verdicts == {"V-5": "holds", "P-20": "holds", "Y-2": "holds", "O-1": "skipped"}
-    assert run.returncode == 0
+    assert (run.returncode, "run it alone" in run.stdout) == (0, False)

@@ -12,8 +12,8 @@ from typing import Final
 
 REPORTS_KEPT: Final = 4096
 """A guest can report tens of thousands of values per second; older ones are counted and dropped."""
-PATIENCE: Final = 20.0
-"""Seconds to wait for a report before giving up."""
+PATIENCE: Final = 60.0
+"""Seconds to wait for a report before giving up: a guard against hanging, like STOP_SECONDS."""
 
 
 class Reports:

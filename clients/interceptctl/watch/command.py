@@ -6,7 +6,6 @@ Owns its options, what they subscribe to, and how it ends; must not know how an 
 from __future__ import annotations
 
 import json
-import os
 import select
 import shutil
 import sys
@@ -23,6 +22,7 @@ from intercept_protocol.messages import Subscribe
 from intercept_protocol.outcomes import Answer, Outcome
 from interceptctl import operator_client
 from interceptctl.completion import partition_ids
+from interceptctl.output import ReaderGone
 
 from .line import line
 
@@ -111,8 +111,8 @@ def watch_command(
         try:
             for event in _happening(operator):
                 print(json.dumps(event.to_fields()) if as_json else _fitting(line(event)), flush=True)
-        except BrokenPipeError:
-            _forget_output()
+        except ReaderGone:
+            return
 
 
 def _events(names: Sequence[str], vp_index: int | None, answered: Sequence[str]) -> list[EventName]:
@@ -131,21 +131,14 @@ def _events(names: Sequence[str], vp_index: int | None, answered: Sequence[str])
 
 
 def _happening(operator: BlockingOperator) -> Iterator[Event]:
-    """Events as they arrive. Raises BrokenPipeError once the output is closed."""
+    """Events as they arrive. Raises `ReaderGone` once the output is closed."""
     operator.timeout = LOOK_SECONDS
     while True:
         try:
             yield from operator.next_events()
         except TimeoutError:
             if _is_unread():
-                raise BrokenPipeError from None
-
-
-def _forget_output() -> None:
-    """Discard the buffered output: the interpreter would flush it at exit, fail, and print a traceback."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+                raise ReaderGone from None
 
 
 def _is_unread() -> bool:
