@@ -20,13 +20,13 @@ from intercept_protocol.outcomes import Access
 
 RW = Access.READ | Access.WRITE
 LOW_RAM, BAR, HIGH_RAM = GfnRange.of(0, 4), GfnRange.of(4, 4), GfnRange.of(8, 4)
-"""One after the other for the guest and in the VMM."""
+"""Contiguous for the guest and in the VMM."""
 SECOND_BAR = GfnRange.of(0x100, 4)
 OTHER_RAM = GfnRange.of(0x200, 0x100)
 
 
 class Guest:
-    """Regions as a VMM has them, and what it was told of their loss."""
+    """A VMM's memory, its regions, and the reasons that it was given for the loss."""
 
     def __init__(self, slots: FakeSlots) -> None:
         self.memory = GuestMemory(slots)
@@ -41,7 +41,7 @@ class Guest:
 
 
 def guest_with_full_slots(slots: FakeSlots) -> Guest:
-    """All that may be merged is, and no slot is free."""
+    """Everything that may be merged has been, and no slot is free."""
     guest = Guest(slots)
     for gfns in (LOW_RAM, HIGH_RAM, OTHER_RAM):
         guest.add(gfns, RegionKind.MOVABLE)
@@ -103,7 +103,7 @@ def test_unmapping_behind_part_of_a_slot_takes_all_of_it_when_no_memslot_is_free
 
 
 @pytest.mark.parametrize("refused", [{1}, {2}, {3}, {2, 3}, {3, 4}, {3, 5}, {3, 4, 5}])
-def test_whatever_kvm_refuses_once_the_guest_loses_what_is_behind_an_unmapped_range(
+def test_unmap_behind_when_kvm_refuses_some_calls_still_takes_the_range_from_the_guest(
     refused: set[int],
 ) -> None:
     """Up to an undo that fails as well. Another try at the same slot succeeds."""
@@ -120,7 +120,7 @@ def test_whatever_kvm_refuses_once_the_guest_loses_what_is_behind_an_unmapped_ra
     assert sorted(slots.held) == sorted(slot.slot_id for slot in guest.memory.slots)
 
 
-def test_an_access_to_a_slot_that_kvm_lost_is_waited_for_all_the_same() -> None:
+def test_unmap_behind_waits_for_an_access_to_a_slot_that_kvm_lost() -> None:
     slots = FakeSlots()
     guest = Guest(slots)
     guest.map(LOW_RAM)
@@ -137,7 +137,7 @@ def test_an_access_to_a_slot_that_kvm_lost_is_waited_for_all_the_same() -> None:
         unmapping.result(PATIENCE)
 
 
-def test_a_slot_that_kvm_does_not_delete_is_told_of_and_all_other_mmio_goes() -> None:
+def test_a_slot_that_kvm_does_not_delete_is_reported_and_all_other_mmio_goes() -> None:
     slots = FakeSlots()
     guest = Guest(slots)
     for gfns in (BAR, SECOND_BAR):
@@ -153,7 +153,7 @@ def test_a_slot_that_kvm_does_not_delete_is_told_of_and_all_other_mmio_goes() ->
     assert guest.loss.why == why
 
 
-def test_memory_that_kvm_does_not_unmap_is_no_silent_failure_of_unmap_behind() -> None:
+def test_unmap_behind_raises_when_kvm_does_not_delete_a_slot() -> None:
     slots = FakeSlots()
     guest = Guest(slots)
     guest.map(BAR)
