@@ -137,6 +137,26 @@ def test_unmap_behind_waits_for_an_access_to_a_slot_that_kvm_lost() -> None:
         unmapping.result(PATIENCE)
 
 
+def test_a_revoke_that_waits_for_an_access_tolerates_another_unmap_of_its_range() -> None:
+    """It deletes its slots before it waits: the wait lets others change them."""
+    slots = FakeSlots()
+    guest = Guest(slots)
+    guest.map(LOW_RAM)
+    guest.map(BAR)
+    claim = guest.memory.claim(1, Access.WRITE)
+    assert claim is not None
+    slots.calls, slots.refuse_at = 0, {3}
+
+    with ThreadPoolExecutor(1) as threads:
+        revoking = threads.submit(guest.memory.revoke, [GfnRange(start=1, end=BAR.end)])
+        eventually(lambda: slots.calls >= 6 and not guest.memory.reaches(1, Access.READ), True)
+        guest.memory.unmap(BAR)
+        guest.memory.release(claim)
+        revoking.result(PATIENCE)
+
+    assert slots.held == {}
+
+
 def test_a_slot_that_kvm_does_not_delete_is_reported_and_all_other_mmio_goes() -> None:
     slots = FakeSlots()
     guest = Guest(slots)

@@ -156,16 +156,18 @@ class GuestMemory:
 
     def _change(self, gfns: GfnRange, change: Change) -> None:
         """Carry out a change of what is at `gfns`, and wait for the claims there on what was before."""
-        if not change:
-            return
+        if change:
+            self._replace(change)
+            self._wait_released(gfns)
+
+    def _replace(self, change: Change) -> None:
         with self.gate.closed() if change.removed else nullcontext():
             self._carry_out(change)
         self._table.apply(change)
         self.generation += 1
-        self._wait_released(gfns)
 
     def _wait_released(self, gfns: GfnRange) -> None:
-        """Wait for the accesses that are under way there."""
+        """Wait for the accesses that are under way there. Meanwhile others may change the slots."""
         old = [claim for claim in self._claims if claim.gfn in gfns]
         while any(claim in self._claims for claim in old):
             self._released.wait()
@@ -185,7 +187,7 @@ class GuestMemory:
         failures: list[WireError] = []
         for slot in self._table.overlapping(gfns):
             try:
-                self._change(gfns, Change(removed=(slot,)))
+                self._replace(Change(removed=(slot,)))
             except WireError as refused:
                 failures.append(refused)
         self._wait_released(gfns)
