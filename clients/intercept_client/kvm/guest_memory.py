@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -94,7 +94,8 @@ class GuestMemory:
         with self._lock:
             if self._frozen_because is not None:
                 raise WireError(errno.ESHUTDOWN, f"no more maps: {self._frozen_because}")
-            self._change(gfns, self._table.plan_map(gfns, uaddrs, access))
+            if change := self._table.plan_map(gfns, uaddrs, access):
+                self._change(gfns, change)
 
     def unmap(self, gfns: GfnRange) -> None:
         """Leave the guest nothing at `gfns`; returns when no access to what was there is under way.
@@ -125,6 +126,7 @@ class GuestMemory:
         """`revoke` every gfn that is backed by part of `uaddrs`."""
         with self._lock:
             self._revoke(self._table.behind(uaddrs))
+            self._wait_released(lambda claim: claim.uaddr >> PAGE_SHIFT in uaddrs)
 
     # ------------------------------------------------ completing the guest's accesses
 
@@ -155,10 +157,11 @@ class GuestMemory:
     # ------------------------------------------------ helpers; the lock is held
 
     def _change(self, gfns: GfnRange, change: Change) -> None:
-        """Carry out a change of what is at `gfns`, and wait for the claims there on what was before."""
+        """Carry out a change of what is at `gfns`, and wait for the claims there on what was before, also where
+        another thread has just removed it."""
         if change:
             self._replace(change)
-            self._wait_released(gfns)
+        self._wait_released(lambda claim: claim.gfn in gfns)
 
     def _replace(self, change: Change) -> None:
         with self.gate.closed() if change.removed else nullcontext():
@@ -166,9 +169,9 @@ class GuestMemory:
         self._table.apply(change)
         self.generation += 1
 
-    def _wait_released(self, gfns: GfnRange) -> None:
-        """Wait for the accesses that are under way there. Meanwhile others may change the slots."""
-        old = [claim for claim in self._claims if claim.gfn in gfns]
+    def _wait_released(self, concerns: Callable[[Claim], bool]) -> None:
+        """Wait for the accesses in question that are under way. Meanwhile others may change the slots."""
+        old = [claim for claim in self._claims if concerns(claim)]
         while any(claim in self._claims for claim in old):
             self._released.wait()
 
@@ -190,7 +193,7 @@ class GuestMemory:
                 self._replace(Change(removed=(slot,)))
             except WireError as refused:
                 failures.append(refused)
-        self._wait_released(gfns)
+        self._wait_released(lambda claim: claim.gfn in gfns)
         return failures
 
     def _carry_out(self, change: Change) -> None:
