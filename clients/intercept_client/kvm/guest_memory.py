@@ -157,8 +157,10 @@ class GuestMemory:
     # ------------------------------------------------ helpers; the lock is held
 
     def _change(self, gfns: GfnRange, change: Change) -> None:
-        """Carry out a change of what is at `gfns`, and wait for the claims there on what was before, also where
-        another thread has just removed it."""
+        """Carry out a change of what is at `gfns`, and wait for the claims there on what was before.
+
+        Also where nothing changes: another thread may have just removed it, and be waiting too.
+        """
         if change:
             self._replace(change)
         self._wait_released(lambda claim: claim.gfn in gfns)
