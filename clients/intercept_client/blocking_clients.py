@@ -14,7 +14,7 @@ from typing import Self
 
 from intercept_protocol import messages
 from intercept_protocol.addresses import UaddrRange
-from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.errors import WireError
 from intercept_protocol.events import Event
 from intercept_protocol.messages import CreatePartitionReply, HelloReply
 from intercept_protocol.outcomes import AnyAnswer
@@ -22,7 +22,7 @@ from intercept_protocol.rpc import Notification
 
 from .blocking_connection import BlockingConnection, deadline_in
 from .connecting import StrPath
-from .errors import ConnectionLost
+from .errors import FATAL, ConnectionLost
 from .exchange import (
     END_TIMEOUT,
     Exchange,
@@ -138,7 +138,7 @@ class BlockingNotifier(_CallClient):
         except BaseException as error:
             try:
                 self._end(begin, end)
-            except (ConnectionLost, ProtocolViolation, WireError) as failure:
+            except (*FATAL, WireError) as failure:
                 error.add_note(f"invalidation of {uaddrs}: the end failed: {failure}")
             raise
         self._end(begin, end)

@@ -7,7 +7,9 @@ for good and every later call raises them again; `ClientMisuse` is a mistake on 
 
 from __future__ import annotations
 
-from intercept_protocol.errors import WireError
+from typing import Final
+
+from intercept_protocol.errors import ProtocolViolation, WireError
 
 
 class ClientMisuse(RuntimeError):
@@ -24,3 +26,7 @@ class ConnectionEnded(ConnectionLost):
     def __init__(self, error: WireError) -> None:
         super().__init__(f"the daemon ended the connection: {error}")
         self.error = error
+
+
+FATAL: Final = (ConnectionLost, ProtocolViolation)
+"""After one of these the connection is over."""

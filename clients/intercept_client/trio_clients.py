@@ -14,14 +14,14 @@ import trio
 
 from intercept_protocol import messages
 from intercept_protocol.addresses import UaddrRange
-from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.errors import WireError
 from intercept_protocol.events import Event
 from intercept_protocol.messages import CreatePartitionReply, HelloReply
 from intercept_protocol.outcomes import AnyAnswer
 from intercept_protocol.rpc import Notification
 
 from .connecting import StrPath
-from .errors import ConnectionLost
+from .errors import FATAL, ConnectionLost
 from .exchange import (
     END_TIMEOUT,
     Exchange,
@@ -94,7 +94,7 @@ class NotifierClient(_CallClient):
         except BaseException as error:
             try:
                 await self._end(begin, end)
-            except (ConnectionLost, ProtocolViolation, WireError) as failure:
+            except (*FATAL, WireError) as failure:
                 error.add_note(f"invalidation of {uaddrs}: the end failed: {failure}")
             raise
         await self._end(begin, end)

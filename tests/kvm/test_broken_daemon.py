@@ -24,7 +24,7 @@ from fakes.scripted_daemon import (
 )
 from fakes.vcpu_rig import RW
 from intercept_client import libc
-from intercept_client.kvm import GuestPartition, Machine, PartitionSetting
+from intercept_client.kvm import GuestPartition, Machine, PartitionSetting, StartState, StopReason
 from intercept_client.libc import Sharing
 from intercept_protocol import messages, rpc
 from intercept_protocol.addresses import GfnRange, UaddrRange
@@ -86,3 +86,41 @@ def test_mmio_whose_adding_was_refused_is_not_counted_as_added(
         end.set()
         assert lost.wait(PATIENCE)
         assert partition.memory.reaches(DEVICE.start, RW)
+
+
+def test_mmio_that_was_asked_for_twice_is_unmapped_though_the_second_was_refused(
+    machine: Machine, tmp_path: Path, uaddrs: UaddrRange
+) -> None:
+    """The refusal is of the second request. The first one's region is there."""
+    end, lost = threading.Event(), threading.Event()
+    added = Answer(messages.AddRegionReply(kind=messages.RegionKind.MMIO))
+    refusal = Refuse(WireError(17, "overlaps"))
+    scripts = [*BEFORE, added, Hear(), refusal], [*hello(), Await(end), HangUp()], hello()
+    path = tmp_path / "d.sock"
+    with ScriptedDaemon(path, scripts), open_with_device(path, machine, uaddrs, lost) as partition:
+        partition.add_region(DEVICE, uaddrs, "mmio")
+        with pytest.raises(WireError, match="EEXIST"):
+            partition.add_region(DEVICE, uaddrs, "mmio")
+        end.set()
+        assert lost.wait(PATIENCE)
+        assert not partition.memory.reaches(DEVICE.start, RW)
+
+
+@pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_vcpu_can_be_stopped_though_its_kick_had_a_malformed_answer(
+    machine: Machine, tmp_path: Path, answer: Step
+) -> None:
+    end = threading.Event()
+    scripts = [*BEFORE, answer], [*hello(), Await(end), HangUp()], hello(), hello()
+    path = tmp_path / "d.sock"
+    with (
+        ScriptedDaemon(path, scripts) as daemon,
+        GuestPartition.open(path, machine, PartitionSetting()) as partition,
+    ):
+        vcpu = partition.add_vcpu(0, StartState(entry=0))
+
+        vcpu.stop()
+
+        assert vcpu.run().reason is StopReason.ASKED
+        assert daemon.methods.count("kick") == 1
+        end.set()

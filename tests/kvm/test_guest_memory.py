@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -110,6 +111,43 @@ def test_an_unmap_returns_only_when_the_claims_in_its_range_are_released() -> No
         assert not unmapping.done()
         memory.release(inside)
         unmapping.result(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    "unmap_again",
+    [
+        lambda memory: memory.unmap(MIDDLE),
+        lambda memory: memory.revoke([WHOLE]),
+        lambda memory: memory.unmap_behind(MEMORY),
+    ],
+    ids=["unmap", "revoke", "unmap_behind"],
+)
+def test_an_unmap_of_what_another_thread_is_unmapping_waits_for_its_claims_too(
+    unmap_again: Callable[[GuestMemory], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second caller may give the memory away as soon as its own call returns."""
+    waits: list[threading.Condition] = []
+
+    class Noted(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(self)
+            return super().wait(timeout)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading, "Condition", Noted)
+        memory = memory_with_one_slot(FakeSlots())
+    claim = memory.claim(3, Access.WRITE)
+    assert claim is not None
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(memory.unmap, WHOLE)
+        eventually(lambda: len(waits), 1)
+        second = threads.submit(unmap_again, memory)
+        eventually(lambda: second.done() or len(waits) == 2, True)
+        early = second.done()
+        memory.release(claim)
+        first.result(PATIENCE)
+        second.result(PATIENCE)
+    assert not early, "it returned while the access was under way"
 
 
 def test_frozen_memory_refuses_maps_and_still_unmaps() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from fakes.locked_memory import lock
 from fakes.small_vmms import StartVmm, run
 from fakes.vcpu_rig import GPA, RW, Rig
 from intercept_client import libc
@@ -48,6 +49,11 @@ def protect(bar: Bar) -> None:
     libc.mprotect(bar.uaddrs, Access.NONE)
 
 
+def lock_and_protect(bar: Bar) -> None:
+    lock(bar.uaddrs)
+    libc.mprotect(bar.uaddrs, Access.NONE)
+
+
 def unmap(bar: Bar) -> None:
     libc.munmap(bar.uaddrs)
 
@@ -82,7 +88,7 @@ def test_a_guest_stops_at_a_host_fault_and_continues_once_it_is_repaired(
 @pytest.mark.parametrize(
     ("coverage", "change"),
     [
-        *((Coverage.ANNOUNCED, change) for change in (cut_off, guard, protect, unmap)),
+        *((Coverage.ANNOUNCED, change) for change in (cut_off, guard, protect, lock_and_protect, unmap)),
         *((Coverage.WATCHED, change) for change in (cut_off, guard, protect)),
     ],
 )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from itertools import cycle, pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fakes.kvm_ports import FakeSlots
 from intercept_client.kvm import memslots
+from intercept_client.kvm.daemon_loss import DaemonLoss, OnDaemonLoss
 from intercept_client.kvm.guest_memory import GuestMemory
 from intercept_client.kvm.memslots import MERGE_STEP, SLOT_PAGE_LIMIT
-from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, Uaddr, UaddrRange
 from intercept_protocol.errors import WireError
+from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
 
 RW = Access.READ | Access.WRITE
@@ -42,14 +45,21 @@ def memory_of(slots: FakeSlots, *starts: int) -> GuestMemory:
     return memory
 
 
+def uaddr_of(page: int) -> Uaddr:
+    return Uaddr(page << PAGE_SHIFT)
+
+
 def slots_for(count: int) -> FakeSlots:
     """So many that maps may take `count`."""
     return FakeSlots(count * 8 // 7)
 
 
-def fewest_slots(pages: Pages) -> int:
-    """How many slots hold these pages if all that continues is merged."""
-    return sum(pages.get(gfn - 1) != (uaddr - 1, writable) for gfn, (uaddr, writable) in pages.items())
+def fewest_slots(pages: Pages, boundaries: Container[int]) -> int:
+    """How many slots hold these pages if all that continues within a region is merged."""
+    return sum(
+        gfn in boundaries or pages.get(gfn - 1) != (uaddr - 1, writable)
+        for gfn, (uaddr, writable) in pages.items()
+    )
 
 
 def test_more_windows_than_slots_are_all_reached() -> None:
@@ -216,32 +226,72 @@ def test_a_merge_does_not_wait_for_an_access_that_is_being_completed() -> None:
     assert len(memory.slots) == 2
 
 
-steps = st.tuples(
+END = 32
+"""Regions cover the gfns below it."""
+map_or_unmap = st.tuples(
     st.integers(0, 24),
     st.integers(1, 6),
-    st.sampled_from([0x7000, 0x7000, 0x6FFF, 0x9000]),
-    st.sampled_from([RW, RW, Access.READ, Access.NONE]),
+    st.sampled_from([0x7000, 0x7000, 0x7000, 0x6FFF, 0x9000]),
+    st.sampled_from([RW, RW, RW, Access.READ, Access.NONE]),
 )
+unmap_behind = st.builds(UaddrRange.of_pages, st.integers(0x7000, 0x7018).map(uaddr_of), st.integers(1, 3))
 
 
-@given(st.integers(1, 9), st.lists(steps, max_size=40))
-def test_a_map_is_refused_only_if_it_does_not_fit_after_merging_everything(
-    limit: int, sequence: list[tuple[int, int, int, Access]]
+@example(1, set(), [(0, 4, 0x7000, RW), UaddrRange(start=0x7001, end=0x7002)])
+@example(3, {2, 4}, [(start, 2, 0x7000, RW) for start in (0, 2, 4, 10, 14)])
+@given(
+    st.integers(1, 9),
+    st.sets(st.integers(1, END - 1), max_size=4),
+    st.lists(map_or_unmap | unmap_behind, min_size=5, max_size=40),
+)
+def test_a_change_is_refused_only_if_it_does_not_fit_after_merging_everything(
+    limit: int, edges: set[int], sequence: list[tuple[int, int, int, Access] | UaddrRange]
 ) -> None:
+    """And the guest never reaches what it should not, and at the daemon's loss exactly its RAM."""
     slots = FakeSlots(limit)
     memory = GuestMemory(slots)
+    loss = DaemonLoss(memory, OnDaemonLoss.KEEP_RAM, list[str]().append)
+    starts = [0, *sorted(edges)]
+    regions = [GfnRange(start=start, end=end) for start, end in pairwise([*starts, END])]
+    for region, kind in zip(regions, cycle((RegionKind.MOVABLE, RegionKind.MMIO)), strict=False):
+        loss.region_added(region, kind)
     pages: Pages = {}
-    for start, count, shift, access in sequence:
-        wanted = {gfn: there for gfn, there in pages.items() if not start <= gfn < start + count}
-        if access:
-            wanted |= {gfn: (gfn + shift, Access.WRITE in access) for gfn in range(start, start + count)}
-        try:
-            map_pages(memory, start, count, shift, access)
-        except WireError:
-            assert fewest_slots(wanted) > (limit - limit // 8 if access else limit)
+    for step in sequence:
+        if isinstance(step, UaddrRange):
+            memory.unmap_behind(step)
+            wanted = {gfn: there for gfn, there in pages.items() if there[0] not in step}
+            assert slots.reached().items() <= wanted.items()
+            pages = slots.reached()
         else:
-            pages = wanted
-
+            pages = mapped_or_unmapped(memory, limit, regions, pages, step)
         assert slots.reached() == pages
         assert sorted(slots.held) == sorted(slot.slot_id for slot in memory.slots)
         assert len(slots.held) <= limit
+
+    loss.lose("the daemon is gone")
+
+    ram = [gfn for region in regions[::2] for gfn in range(region.start, region.end)]
+    assert slots.reached() == {gfn: there for gfn, there in pages.items() if gfn in ram}
+
+
+def mapped_or_unmapped(
+    memory: GuestMemory,
+    limit: int,
+    regions: list[GfnRange],
+    pages: Pages,
+    step: tuple[int, int, int, Access],
+) -> Pages:
+    """Take a step within one region, as the daemon does; what the guest should reach then."""
+    start, count, shift, access = step
+    (region,) = (region for region in regions if start in region)
+    gfns = range(start, min(start + count, region.end))
+    wanted = {gfn: there for gfn, there in pages.items() if gfn not in gfns}
+    if access:
+        wanted |= {gfn: (gfn + shift, Access.WRITE in access) for gfn in gfns}
+    try:
+        map_pages(memory, start, len(gfns), shift, access)
+    except WireError:
+        boundaries = {region.start for region in regions}
+        assert fewest_slots(wanted, boundaries) > (limit - limit // 8 if access else limit)
+        return pages
+    return wanted

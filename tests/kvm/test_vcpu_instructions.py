@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import pytest
 
 from fakes.eventually import eventually
-from fakes.kvm_ports import ScriptedVcpu
+from fakes.kvm_ports import ScriptedDecider, ScriptedVcpu
 from fakes.vcpu_rig import GFN, GPA, LOCKED_INCREMENT, RW, Rig
+from intercept_client.kvm import Bus, GuestVcpu
 from intercept_client.kvm.exits import (
+    Exit,
+    Halted,
     HostFault,
     Interrupted,
     MmioRead,
@@ -18,6 +24,7 @@ from intercept_client.kvm.exits import (
 )
 from intercept_client.kvm.fetch_fault import FetchFault
 from intercept_client.kvm.stop import Stop, StopReason, VcpuStopped
+from intercept_client.kvm.vcpu import Vcpu
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access, Answer
 
@@ -123,10 +130,15 @@ def test_a_host_fault_without_a_gpa_looks_at_the_instruction(rig: Rig) -> None:
 class Walked(ScriptedVcpu):
     """While KVM walks its page tables, memory of the guest is unmapped."""
 
-    def __init__(self, rig: Rig) -> None:
-        super().__init__([])
+    index = 3
+
+    def __init__(self, rig: Rig, exits: Iterable[Exit] = ()) -> None:
+        super().__init__(exits)
         self._rig = rig
         self.unmapping = threading.Thread(target=rig.unmap)
+
+    def on_this_thread(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def instruction_gpa(self, offset: int = 0, registers: tuple[int, ...] | None = None) -> int | None:
         if not offset:
@@ -144,6 +156,27 @@ def test_the_guests_page_tables_are_walked_while_no_memslot_is_out(rig: Rig) -> 
 
     with pytest.raises(VcpuStopped, match="not mapped by the guest"):
         fault.fetch(StopReason.NOT_EMULATED)
+
+    vcpu.unmapping.join()
+    assert rig.slots.held == {}
+
+
+def test_the_guests_code_is_looked_for_while_no_memslot_is_out(rig: Rig) -> None:
+    """A write after a read of the same place makes the loop look whether the instruction is a locked one."""
+    rig.map()
+    vcpu = Walked(rig, [MmioRead(GPA, 4), MmioWrite(GPA, bytes(4)), Halted()])
+    guest = GuestVcpu(
+        cast("Vcpu", vcpu),
+        ScriptedDecider([Answer.UNBACKED]),
+        memory=rig.memory,
+        copier=rig.copier,
+        devices=Bus(),
+        ports=Bus(),
+        on_lost=pytest.fail,
+        kick=lambda _: None,
+    )
+
+    assert guest.run().reason is StopReason.HALTED
 
     vcpu.unmapping.join()
     assert rig.slots.held == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from fakes.vcpu_rig import GFN, GPA, RW, SCRATCH, Rig
@@ -135,6 +137,33 @@ def test_retry_is_asked_again_until_it_is_decided(rig: Rig) -> None:
     assert stop.reason is StopReason.HALTED
     assert len(rig.decider.asked) == len(answers)
     assert rig.vcpu.found == [b"\xff" * 4]
+
+
+class Pauses(threading.Event):
+    """A stop flag that counts who waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.count += 1
+        return super().wait(timeout)
+
+
+@pytest.mark.parametrize(
+    ("retry", "pauses"),
+    [(LaterAnswer(Outcome.RETRY, "later"), 1), (Answer.DRAINING, 1), (Answer.CONTENDED, 0)],
+)
+def test_a_retry_that_may_come_at_once_is_asked_again_after_a_pause(
+    rig: Rig, retry: AnyAnswer, pauses: int
+) -> None:
+    """Or the vCPU spins; for CONTENDED the daemon has waited already."""
+    loop = rig.script([MmioRead(GPA, 4), Interrupted()], [retry, rig.map, Answer.MAPPED])
+    rig.intercepts.stopping = stopping = Pauses()
+
+    assert loop.run().reason is StopReason.HALTED
+    assert stopping.count == pauses
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,9 @@ import os
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from intercept_client import libc
-from intercept_protocol.addresses import PAGE_SIZE, Uaddr, UaddrRange
+from intercept_protocol.outcomes import Access
 
-MADV_COLD: Final = 20
-MADV_POPULATE_READ: Final = 22
-"""include/uapi/asm-generic/mman-common.h."""
+from .device_memory import is_device
 
 
 class Copier(Protocol):
@@ -103,36 +100,25 @@ class AnnouncedCopier:
         try:
             return self._checked.read(uaddr, size)
         except MemoryGone:
-            if not _is_device(uaddr):
-                raise
+            _require_device(uaddr, Access.READ)
         return self._direct.read(uaddr, size)
 
     def write(self, uaddr: int, data: bytes) -> None:
         try:
             self._checked.write(uaddr, data)
         except MemoryGone:
-            if not _is_device(uaddr):
-                raise
+            _require_device(uaddr, Access.WRITE)
             self._direct.write(uaddr, data)
 
 
-def _is_device(uaddr: int) -> bool:
-    """Whether memory that cannot be copied is a device's all the same (VM_PFNMAP, and memfd_secret).
-
-    Neither advice touches what is in the page. MADV_POPULATE_READ (Linux 5.14) is EINVAL where the mapping is
-    special or not readable, and another error where a load would be a signal. MADV_COLD (5.4) is EINVAL for
-    special, locked and hugetlb mappings. Older kernels know neither, and take all for a device.
-    """
-    page = UaddrRange.of_pages(Uaddr(uaddr & -PAGE_SIZE), 1)
-    return all(_is_refused(page, advice) for advice in (MADV_POPULATE_READ, MADV_COLD))
-
-
-def _is_refused(page: UaddrRange, advice: int) -> bool:
+def _require_device(uaddr: int, access: Access) -> None:
+    """Raises `MemoryGone` unless a load or store of our own there is a device's to answer."""
     try:
-        libc.madvise(page, advice)
+        if is_device(uaddr, access):
+            return
     except OSError as error:
-        return error.errno == errno.EINVAL
-    return False
+        raise MemoryGone(f"uaddr {uaddr:#x} faults, and its VMA is unknown: {error}") from error
+    raise MemoryGone(f"uaddr {uaddr:#x} faults")
 
 
 _Call = Callable[..., int]

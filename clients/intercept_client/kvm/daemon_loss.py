@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange
+from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind
 
 from .guest_memory import GuestMemory
@@ -29,27 +30,54 @@ class OnDaemonLoss(Enum):
     KEEP_NOTHING = "everything is unmapped"
 
 
+@dataclass(slots=True, eq=False)
+class RegionOfGuest:
+    """A region that the daemon has, or may have. `kind` is what it may get until the daemon has answered."""
+
+    gfns: GfnRange
+    kind: RegionKind
+
+
 @dataclass
 class DaemonLoss:
-    """Thread-safe. `on_lost` is called once, in the thread that noticed, after the memory was dealt with."""
+    """Thread-safe. `on_lost` is called once, in the thread that noticed, after the memory was dealt with. If
+    KVM refused to unmap some of it, the reason says so.
+    """
 
     memory: GuestMemory
     policy: OnDaemonLoss
     on_lost: Callable[[str], None]
     why: str | None = None
     """Why the daemon counts as gone; None while it does not."""
-    _kinds: dict[GfnRange, RegionKind] = field(default_factory=dict)
+    _regions: list[RegionOfGuest] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _is_expected: bool = False
 
-    def region_added(self, gfns: GfnRange, kind: RegionKind) -> None:
-        """Before it is asked for, and again when the daemon said of what kind it is."""
+    def region_added(self, gfns: GfnRange, presumed: RegionKind) -> RegionOfGuest:
+        """Before the daemon is asked to add it: from then on it may map some of it."""
+        region = RegionOfGuest(gfns, presumed)
         with self._lock:
-            self._kinds[gfns] = kind
+            self._regions.append(region)
+            self.memory.region_added(gfns)
+        return region
+
+    def region_refused(self, region: RegionOfGuest) -> None:
+        """The daemon did not add it. Another region of the same gfns stays."""
+        with self._lock:
+            self._forget(region)
 
     def region_removed(self, gfns: GfnRange) -> None:
+        """The daemon removed the region that has been there longest."""
         with self._lock:
-            self._kinds.pop(gfns, None)
+            for region in self._regions:
+                if region.gfns == gfns:
+                    self._forget(region)
+                    break
+
+    def _forget(self, region: RegionOfGuest) -> None:
+        if region in self._regions:
+            self._regions.remove(region)
+            self.memory.region_removed(region.gfns)
 
     def expect(self) -> None:
         """This VMM is leaving: what looks like a loss from now on is none."""
@@ -57,16 +85,18 @@ class DaemonLoss:
             self._is_expected = True
 
     def lose(self, why: str) -> None:
-        """The daemon decides nothing any more. Returns when the guest reaches only what the policy leaves
-        it."""
+        """The daemon decides nothing any more. Returns when the guest reaches only what the policy leaves it,
+        unless KVM refused: see `why`."""
         with self._lock:
             if self._is_expected or self.why is not None:
                 return
             self.why = why
             gone = [EVERYTHING]
             if self.policy is OnDaemonLoss.KEEP_RAM:
-                gone = [gfns for gfns, kind in self._kinds.items() if kind not in _KINDS_OF_RAM]
+                gone = [region.gfns for region in self._regions if region.kind not in _KINDS_OF_RAM]
             self.memory.freeze(why)
-            for gfns in gone:
-                self.memory.unmap(gfns)
-        self.on_lost(why)
+            try:
+                self.memory.revoke(gone)
+            except WireError as refused:  # only the VMM can do something about it: stop its guest
+                self.why = f"{why}; the guest still reaches memory that it should not: {refused}"
+        self.on_lost(self.why)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -63,6 +64,16 @@ class GuestMemory:
         with self._lock:
             return list(self._table)
 
+    def region_added(self, gfns: GfnRange) -> None:
+        """Keep its memslots apart from its neighbours', so that unmapping all of it needs no free one."""
+        with self._lock:
+            self._table.add_region(gfns)
+
+    def region_removed(self, gfns: GfnRange) -> None:
+        """Once for each `region_added`."""
+        with self._lock:
+            self._table.remove_region(gfns)
+
     # ------------------------------------------------ what the daemon asks for
 
     def map(self, gfns: GfnRange, uaddrs: UaddrRange, access: Access) -> None:
@@ -83,10 +94,15 @@ class GuestMemory:
         with self._lock:
             if self._frozen_because is not None:
                 raise WireError(errno.ESHUTDOWN, f"no more maps: {self._frozen_because}")
-            self._change(gfns, self._table.plan_map(gfns, uaddrs, access))
+            if change := self._table.plan_map(gfns, uaddrs, access):
+                self._change(gfns, change)
 
     def unmap(self, gfns: GfnRange) -> None:
-        """Leave the guest nothing at `gfns`; returns when no access to what was there is under way."""
+        """Leave the guest nothing at `gfns`; returns when no access to what was there is under way.
+
+        Raises `WireError`, and leaves all as it was: ENOSPC where the rests of slots do not fit, and whatever
+        KVM says. `OSError` if KVM does not take back what it gave either.
+        """
         with self._lock:
             self._change(gfns, self._table.plan_unmap(gfns))
 
@@ -97,11 +113,20 @@ class GuestMemory:
         with self._lock:
             self._frozen_because = why
 
-    def unmap_behind(self, uaddrs: UaddrRange) -> None:
-        """Unmap every gfn that is backed by part of `uaddrs`."""
+    def revoke(self, ranges: Iterable[GfnRange]) -> None:
+        """As `unmap`, but a lack of memslots or of KVM's memory does not make it fail: if the rest of a slot
+        cannot stay, it goes as well. The guest then reaches less than it should, never more.
+
+        Raises `WireError` if KVM does not even delete a slot; all the others are gone by then.
+        """
         with self._lock:
-            for gfns in self._table.behind(uaddrs):
-                self._change(gfns, self._table.plan_unmap(gfns))
+            self._revoke(ranges)
+
+    def unmap_behind(self, uaddrs: UaddrRange) -> None:
+        """`revoke` every gfn that is backed by part of `uaddrs`."""
+        with self._lock:
+            self._revoke(self._table.behind(uaddrs))
+            self._wait_released(lambda claim: claim.uaddr >> PAGE_SHIFT in uaddrs)
 
     # ------------------------------------------------ completing the guest's accesses
 
@@ -132,16 +157,46 @@ class GuestMemory:
     # ------------------------------------------------ helpers; the lock is held
 
     def _change(self, gfns: GfnRange, change: Change) -> None:
-        """Carry out a change of what is at `gfns`, and wait for the claims there on what was before."""
-        if not change:
-            return
+        """Carry out a change of what is at `gfns`, and wait for the claims there on what was before.
+
+        Also where nothing changes: another thread may have just removed it, and be waiting too.
+        """
+        if change:
+            self._replace(change)
+        self._wait_released(lambda claim: claim.gfn in gfns)
+
+    def _replace(self, change: Change) -> None:
         with self.gate.closed() if change.removed else nullcontext():
             self._carry_out(change)
         self._table.apply(change)
         self.generation += 1
-        old = [claim for claim in self._claims if claim.gfn in gfns]
+
+    def _wait_released(self, concerns: Callable[[Claim], bool]) -> None:
+        """Wait for the accesses in question that are under way. Meanwhile others may change the slots."""
+        old = [claim for claim in self._claims if concerns(claim)]
         while any(claim in self._claims for claim in old):
             self._released.wait()
+
+    def _revoke(self, ranges: Iterable[GfnRange]) -> None:
+        failures: list[WireError] = []
+        for gfns in ranges:
+            try:
+                self._change(gfns, self._table.plan_unmap(gfns))
+            except (OSError, WireError):
+                failures += self._drop(gfns)
+        if failures:
+            raise failures[0]
+
+    def _drop(self, gfns: GfnRange) -> list[WireError]:
+        """Delete every slot that overlaps `gfns`, whole: that needs no other. Returns what KVM refused."""
+        failures: list[WireError] = []
+        for slot in self._table.overlapping(gfns):
+            try:
+                self._replace(Change(removed=(slot,)))
+            except WireError as refused:
+                failures.append(refused)
+        self._wait_released(lambda claim: claim.gfn in gfns)
+        return failures
 
     def _carry_out(self, change: Change) -> None:
         """All or nothing. Raises what the undo does, if that fails too."""
@@ -161,18 +216,25 @@ class GuestMemory:
     def _undo(self, done: list[tuple[Memslot, bool]]) -> None:
         """Take back what is `done` of a change: slots, and whether they are new.
 
-        Slots that KVM does not take back leave the table as well, so that it remains what the guest reaches.
-        Then raises the `OSError`: the daemon believes otherwise, so its hypervisor connection has to end.
+        The table remains what the guest reaches: old slots that KVM does not take back leave it, and new ones
+        that KVM does not delete come in. Then raises the `OSError`: the daemon believes otherwise, so its
+        hypervisor connection has to end.
         """
         failures: list[OSError] = []
+        stuck: list[Memslot] = []
         for slot, is_new in reversed(done):
-            if is_new:
-                self._editor.delete_memslot(slot)
-                continue
             try:
-                self._editor.set_memslot(slot)
+                if is_new:
+                    self._editor.delete_memslot(slot)
+                else:
+                    self._editor.set_memslot(slot)
             except OSError as error:
-                self._table.apply(Change(removed=(slot,)))
                 failures.append(error)
+                if is_new:
+                    stuck.append(slot)
+                else:
+                    self._table.apply(Change(removed=(slot,)))
+        self._table.apply(Change(added=tuple(stuck)))
         if failures:
+            self.generation += 1
             raise failures[0]

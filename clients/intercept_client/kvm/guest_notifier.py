@@ -12,14 +12,13 @@ from typing import Self
 
 from intercept_client.blocking_clients import BlockingNotifier
 from intercept_client.connecting import StrPath
-from intercept_client.errors import ConnectionLost
+from intercept_client.errors import FATAL
 from intercept_protocol.addresses import UaddrRange
-from intercept_protocol.errors import ProtocolViolation
 from intercept_protocol.messages import CreatePartitionReply
 
 from .daemon_loss import DaemonLoss
 
-_LOST = (ConnectionLost, ProtocolViolation, TimeoutError)
+_LOST = (*FATAL, TimeoutError)
 
 
 class GuestNotifier(BlockingNotifier):

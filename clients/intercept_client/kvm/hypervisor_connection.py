@@ -15,9 +15,9 @@ from contextlib import suppress
 from typing import Final, Self
 
 from intercept_client.connecting import RETRY_DELAY, StrPath, connect_now
-from intercept_client.errors import ConnectionLost
+from intercept_client.errors import FATAL, ConnectionLost
 from intercept_protocol.addresses import GfnRange, RangeError, UaddrRange
-from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.errors import WireError
 from intercept_protocol.messages import CreatePartitionReply, HypervisorCall, MapGpa, UnmapGpa
 from intercept_protocol.outcomes import Access
 
@@ -81,7 +81,7 @@ class HypervisorConnection:
         try:
             while True:
                 _turn(self._socket, self._session)
-        except (ConnectionLost, ProtocolViolation, OSError) as error:
+        except (*FATAL, OSError) as error:
             why = str(error)
         finally:
             self._socket.close()

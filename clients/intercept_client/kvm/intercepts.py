@@ -75,10 +75,7 @@ class InterceptLoop:
     def _ask_once(self, message: bytes, gpa: int) -> AnyAnswer:
         try:
             return self._decider.intercept(message)
-        except (
-            OSError,
-            ProtocolViolation,
-            WireError,
-        ) as error:  # lost, late, or no answer: it is not asked again
+        except (OSError, ProtocolViolation, WireError) as error:
+            # The connection is lost, the answer late or malformed: do not ask again.
             self._on_lost(str(error))
             raise VcpuStopped(Stop(StopReason.DAEMON_LOST, gpa, detail=str(error))) from error

@@ -6,14 +6,16 @@ nor split a slot: what overlaps a change goes whole, and what must stay of it co
 Slots that continue each other are merged only when a change would not fit otherwise. The daemon maps RAM in
 windows of 2 MiB, so without merging the guest's RAM would end at 2 MiB times the number of slots. Merging
 earlier would cost more than it saves: it takes slots out, which stops every vCPU for a moment, and so does
-splitting a merged slot when part of it is unmapped.
+splitting a merged slot when part of it is unmapped. Slots of two regions are never merged, so unmapping a
+whole region never takes an additional slot.
 """
 
 from __future__ import annotations
 
 import errno
 import heapq
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -94,6 +96,8 @@ class MemslotTable:
         self._merged_to = 0
         """The gfn where the next search for slots to merge begins: going round, small slots are merged before
         large ones, which take KVM longer to make."""
+        self._boundaries: Counter[int] = Counter()
+        """The gfns where regions begin and end, with the number of regions that do so."""
 
     def __len__(self) -> int:
         return len(self._by_start)
@@ -121,6 +125,14 @@ class MemslotTable:
                 start = clipped.start - slot.uaddrs.start + slot.gfns.start
                 found.append(GfnRange(start=start, end=start + clipped.page_count))
         return found
+
+    def add_region(self, gfns: GfnRange) -> None:
+        """Merge nothing across the ends of `gfns` from now on; counted."""
+        self._boundaries.update((gfns.start, gfns.end))
+
+    def remove_region(self, gfns: GfnRange) -> None:
+        """Take back one `add_region`."""
+        self._boundaries -= Counter((gfns.start, gfns.end))
 
     def plan_map(self, gfns: GfnRange, uaddrs: UaddrRange, access: Access) -> Change:
         """What makes the guest reach `uaddrs` at `gfns`; nothing where it does so already."""
@@ -164,7 +176,7 @@ class MemslotTable:
         """What to remove and what to add instead, so that the change takes `missing` slots fewer."""
         going = {slot.slot_id for slot in removed}
         for begin in (self._merged_to, 0):  # from 0 too: a run may lie across `_merged_to`
-            runs = list(_first_runs(self._after(begin, going, wanted)))
+            runs = list(_first_runs(self._after(begin, going, wanted), self._boundaries))
             if sum(len(run) - 1 for run in runs) >= missing:
                 break
         else:
@@ -205,12 +217,17 @@ def _start(slot: Memslot) -> int:
     return slot.gfns.start
 
 
-def _first_runs(slots: Iterable[Memslot]) -> Iterator[list[Memslot]]:
-    """Runs of `slots` in which each continues the one before, until they hold `MERGE_STEP` slots together."""
+def _first_runs(slots: Iterable[Memslot], boundaries: Container[int]) -> Iterator[list[Memslot]]:
+    """Runs of `slots` in which each continues the one before and none begins at one of `boundaries` but the
+    first, until they hold `MERGE_STEP` slots together."""
     room = MERGE_STEP
     run: list[Memslot] = []
     for slot in slots:
-        if run and not (slot.continues(run[-1]) and slot.gfns.end - run[0].gfns.start <= SLOT_PAGE_LIMIT):
+        if run and not (
+            slot.continues(run[-1])
+            and slot.gfns.start not in boundaries
+            and slot.gfns.end - run[0].gfns.start <= SLOT_PAGE_LIMIT
+        ):
             if len(run) > 1:
                 yield run
                 room -= len(run)

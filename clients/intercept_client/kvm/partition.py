@@ -163,7 +163,7 @@ class GuestPartition:
     ) -> RegionKind:
         """Raises `WireError` for a refusal, after which nothing was added, or what ended the connection: then
         the region counts as added, for what the daemon's loss takes from the guest."""
-        self._loss.region_added(gfns, _PRESUMED[kind])
+        region = self._loss.region_added(gfns, _PRESUMED[kind])
         try:
             reply = self.vmm.call(
                 messages.AddRegion(
@@ -176,9 +176,9 @@ class GuestPartition:
                 )
             )
         except WireError:
-            self._loss.region_removed(gfns)
+            self._loss.region_refused(region)
             raise
-        self._loss.region_added(gfns, reply.kind)
+        region.kind = reply.kind
         return reply.kind
 
     def remove_region(self, gfns: GfnRange, uaddrs: UaddrRange) -> None:
