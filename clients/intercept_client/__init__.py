@@ -20,11 +20,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .blocking_clients import BlockingNotifier, BlockingOperator, BlockingVmm, BlockingVp
-from .errors import ClientMisuse, ConnectionEnded, ConnectionLost
+from ._blocking_clients import BlockingNotifier, BlockingOperator, BlockingVmm, BlockingVp
+from ._errors import ClientMisuse, ConnectionEnded, ConnectionLost
 
 if TYPE_CHECKING:
-    from .trio_clients import (
+    from ._trio_clients import (
         NotifierClient,
         OperatorClient,
         VmmClient,
@@ -57,5 +57,5 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(".trio_clients", __name__), name)
+    value: object = getattr(import_module("._trio_clients", __name__), name)
     return value

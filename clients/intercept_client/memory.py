@@ -20,16 +20,16 @@ from intercept_protocol.addresses import PAGE_SHIFT, Uaddr, UaddrRange
 from intercept_protocol.outcomes import Access
 
 from . import libc
-from .blocking_clients import BlockingNotifier
-from .libc import Sharing
-from .own_memory import OwnMemory, Watch, own_memory
-from .userfaultfd import (
+from ._blocking_clients import BlockingNotifier
+from ._own_memory import OwnMemory, Watch, own_memory
+from ._userfaultfd import (
     Permission,
     UserfaultfdNotPermitted,
     UserfaultfdNotSupported,
     UserfaultfdUnavailable,
     open_userfaultfd,
 )
+from .libc import Sharing
 
 __all__ = [
     "Leave", "OwnMemory", "Permission", "Sharing", "UserfaultfdNotPermitted", "UserfaultfdNotSupported",

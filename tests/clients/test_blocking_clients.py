@@ -40,8 +40,8 @@ from intercept_client import (
     ConnectionLost,
     blocking_clients,
 )
-from intercept_client.blocking_connection import BlockingConnection
-from intercept_client.connecting import connect_now
+from intercept_client._blocking_connection import BlockingConnection
+from intercept_client._connecting import connect_now
 from intercept_protocol import outcomes, rpc
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError

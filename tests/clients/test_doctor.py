@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from fakes.scripted_daemon import ScriptedDaemon, hello, replies
 from fakes.userfaultfd_kernel import EVENT_UNMAP, UserfaultfdKernel
-from intercept_client import userfaultfd
-from intercept_client.userfaultfd import Permission, UserfaultfdNotPermitted, UserfaultfdNotSupported
+from intercept_client import _userfaultfd as userfaultfd
+from intercept_client._userfaultfd import Permission, UserfaultfdNotPermitted, UserfaultfdNotSupported
 from intercept_protocol.messages import DaemonStatistics
 from interceptctl.cli import main
 from interceptctl.doctor import command, confinement, kernel, sockets

@@ -34,8 +34,8 @@ from intercept_client import (
     open_vmm,
     open_vp,
 )
-from intercept_client.kvm.guest_memory import GuestMemory
-from intercept_client.kvm.hypervisor_connection import HypervisorConnection
+from intercept_client.kvm._guest_memory import GuestMemory
+from intercept_client.kvm._hypervisor_connection import HypervisorConnection
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import AnyFact, EventName, InterceptAnswered, RegionAdded

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 
-from intercept_client.errors import ClientMisuse, ConnectionEnded, ConnectionLost
-from intercept_client.exchange import Exchange, Progress, Reply, call_exchange, intercept_exchange
-from intercept_client.session import NOTIFICATION_LIMIT, ClientSession
+from intercept_client._errors import ClientMisuse, ConnectionEnded, ConnectionLost
+from intercept_client._exchange import Exchange, Progress, Reply, call_exchange, intercept_exchange
+from intercept_client._session import NOTIFICATION_LIMIT, ClientSession
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import (

@@ -33,8 +33,8 @@ from intercept_client import (
     open_vmm,
     open_vp,
 )
-from intercept_client.connecting import connect_now
-from intercept_client.exchange import END_TIMEOUT
+from intercept_client._connecting import connect_now
+from intercept_client._exchange import END_TIMEOUT
 from intercept_protocol import outcomes, rpc
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError

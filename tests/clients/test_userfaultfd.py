@@ -12,9 +12,9 @@ import pytest
 
 from fakes.eventually import PATIENCE
 from fakes.puppet import ENVIRONMENT
-from intercept_client import userfaultfd
-from intercept_client.own_memory import Watch, own_memory
-from intercept_client.userfaultfd import (
+from intercept_client import _userfaultfd as userfaultfd
+from intercept_client._own_memory import Watch, own_memory
+from intercept_client._userfaultfd import (
     Permission,
     UserfaultfdNotPermitted,
     UserfaultfdNotSupported,

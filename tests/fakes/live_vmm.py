@@ -22,9 +22,9 @@ from typing import Final, Literal
 
 from fakes.raw_client import READ, intercept_message
 from intercept_client import BlockingNotifier, BlockingVmm, BlockingVp, libc
+from intercept_client._own_memory import own_memory
 from intercept_client.libc import Sharing
 from intercept_client.memory import Watch
-from intercept_client.own_memory import own_memory
 from intercept_protocol.addresses import PAGE_SIZE, UaddrRange
 from intercept_protocol.messages import (
     AddRegion,

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from intercept_client import libc
-from intercept_client.kvm.copying import AnnouncedCopier, CheckedCopier, Copier, MemoryGone
+from intercept_client.kvm._copying import AnnouncedCopier, CheckedCopier, Copier, MemoryGone
 from intercept_client.libc import Sharing
 from intercept_protocol.addresses import PAGE_SIZE, UaddrRange
 from intercept_protocol.outcomes import Access

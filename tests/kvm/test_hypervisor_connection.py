@@ -12,10 +12,10 @@ import pytest
 
 from fakes.eventually import PATIENCE
 from fakes.kvm_ports import FakeSlots
-from intercept_client.errors import ConnectionEnded
-from intercept_client.kvm.guest_memory import GuestMemory
-from intercept_client.kvm.hypervisor_connection import HypervisorConnection, carry_out
-from intercept_client.kvm.hypervisor_session import HypervisorSession
+from intercept_client._errors import ConnectionEnded
+from intercept_client.kvm._guest_memory import GuestMemory
+from intercept_client.kvm._hypervisor_connection import HypervisorConnection, carry_out
+from intercept_client.kvm._hypervisor_session import HypervisorSession
 from intercept_protocol import rpc
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes.kvm_ports import FakeSlots
-from intercept_client.kvm import memslots
-from intercept_client.kvm.guest_memory import GuestMemory
-from intercept_client.kvm.memslots import MERGE_STEP, SLOT_PAGE_LIMIT
+from intercept_client.kvm import _memslots as memslots
+from intercept_client.kvm._guest_memory import GuestMemory
+from intercept_client.kvm._memslots import MERGE_STEP, SLOT_PAGE_LIMIT
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access

@@ -9,15 +9,15 @@ import pytest
 from fakes.eventually import eventually
 from fakes.kvm_ports import ScriptedVcpu
 from fakes.vcpu_rig import GFN, GPA, LOCKED_INCREMENT, RW, Rig
-from intercept_client.kvm.exits import (
+from intercept_client.kvm._exits import (
     HostFault,
     Interrupted,
     MmioRead,
     MmioWrite,
     NotEmulated,
 )
-from intercept_client.kvm.fetch_fault import FetchFault
-from intercept_client.kvm.stop import Stop, StopReason, VcpuStopped
+from intercept_client.kvm._fetch_fault import FetchFault
+from intercept_client.kvm._stop import Stop, StopReason, VcpuStopped
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access, Answer
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from intercept_protocol import codec, rpc
 from intercept_protocol import messages as m
+from intercept_protocol._frames import MESSAGE_LIMIT
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.events import EventName
-from intercept_protocol.frames import MESSAGE_LIMIT
 from intercept_protocol.outcomes import Answer
 from wire_vectors.forms import ExchangeVector, load, map_from_json
 

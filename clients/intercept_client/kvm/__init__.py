@@ -14,13 +14,13 @@ pin it, or touch it first.
 
 from __future__ import annotations
 
-from .daemon_loss import OnDaemonLoss
-from .devices import Bus, Device, Window
-from .guest_vcpu import GuestVcpu
-from .machine import KvmUnavailable, Machine
-from .partition import Coverage, GuestPartition, PartitionSetting
-from .registers import Register, StartState
-from .stop import Stop, StopReason
+from ._daemon_loss import OnDaemonLoss
+from ._devices import Bus, Device, Window
+from ._guest_vcpu import GuestVcpu
+from ._machine import KvmUnavailable, Machine
+from ._partition import Coverage, GuestPartition, PartitionSetting
+from ._registers import Register, StartState
+from ._stop import Stop, StopReason
 
 __all__ = [
     "Bus",

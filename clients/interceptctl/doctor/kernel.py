@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from intercept_client.userfaultfd import (
+from intercept_client._userfaultfd import (
     DEVICE,
     SYSCTL,
     Permission,

@@ -10,7 +10,7 @@ import socket
 import stat
 from collections.abc import Mapping
 
-from intercept_client.connecting import LONGEST_PATH
+from intercept_client._connecting import LONGEST_PATH
 from intercept_protocol.messages import OperatorStatistics
 from interceptctl import operator_client, units
 

@@ -27,7 +27,7 @@ from intercept_client.kvm import (
     Stop,
     Window,
 )
-from intercept_client.kvm.partition import Kind
+from intercept_client.kvm._partition import Kind
 from intercept_client.libc import Sharing
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access

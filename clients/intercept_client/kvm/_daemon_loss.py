@@ -18,7 +18,7 @@ from enum import Enum
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange
 from intercept_protocol.messages import RegionKind
 
-from .guest_memory import GuestMemory
+from ._guest_memory import GuestMemory
 
 EVERYTHING = GfnRange(start=0, end=PAGE_LIMIT)
 _KINDS_OF_RAM = frozenset((RegionKind.MOVABLE, RegionKind.PINNED))

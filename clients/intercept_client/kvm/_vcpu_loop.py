@@ -12,8 +12,8 @@ from typing import Final, Protocol
 
 from intercept_protocol.outcomes import Answer
 
-from .devices import Bus
-from .exits import (
+from ._devices import Bus
+from ._exits import (
     Broken,
     Exit,
     Halted,
@@ -26,14 +26,14 @@ from .exits import (
     PortWrite,
     Shutdown,
 )
-from .fetch_fault import FetchFault
-from .guest_access import GuestAccess
-from .intercepts import InterceptLoop
-from .locked import CodeReader, is_second_half
-from .registers import Register
-from .run_gate import RunGate
-from .stop import Stop, StopReason, VcpuStopped
-from .tally import VcpuTally
+from ._fetch_fault import FetchFault
+from ._guest_access import GuestAccess
+from ._intercepts import InterceptLoop
+from ._locked import CodeReader, is_second_half
+from ._registers import Register
+from ._run_gate import RunGate
+from ._stop import Stop, StopReason, VcpuStopped
+from ._tally import VcpuTally
 
 
 class RunningVcpu(Protocol):

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from intercept_protocol import rpc
+from intercept_protocol._frames import MESSAGE_LIMIT
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.events import EVENT_METHOD, Event, decode_event
-from intercept_protocol.frames import MESSAGE_LIMIT
 from intercept_protocol.text import sentence
 
-from .errors import ClientMisuse, ConnectionEnded, ConnectionLost
-from .exchange import RESPONSE_HEAD, Exchange, Progress, Reply
+from ._errors import ClientMisuse, ConnectionEnded, ConnectionLost
+from ._exchange import RESPONSE_HEAD, Exchange, Progress, Reply
 
 NOTIFICATION_LIMIT: Final = 1024
 """Notifications kept for `take_notifications`; beyond it the oldest are dropped and counted."""

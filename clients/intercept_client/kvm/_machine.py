@@ -14,9 +14,9 @@ from intercept_client import libc
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
 
-from . import ioctls
-from .memslots import Memslot
-from .vcpu import Vcpu
+from . import _ioctls as ioctls
+from ._memslots import Memslot
+from ._vcpu import Vcpu
 
 DEVICE = "/dev/kvm"
 

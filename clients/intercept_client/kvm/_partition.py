@@ -19,9 +19,9 @@ from enum import Enum
 from types import TracebackType
 from typing import Final, Literal, Self
 
-from intercept_client.blocking_clients import BlockingVmm, BlockingVp
-from intercept_client.connecting import StrPath
-from intercept_client.own_memory import Watch, own_memory
+from intercept_client._blocking_clients import BlockingVmm, BlockingVp
+from intercept_client._connecting import StrPath
+from intercept_client._own_memory import Watch, own_memory
 from intercept_protocol import messages
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
@@ -33,15 +33,15 @@ from intercept_protocol.messages import (
     RegionKind,
 )
 
-from .copying import AnnouncedCopier, CheckedCopier, Copier
-from .daemon_loss import DaemonLoss, OnDaemonLoss
-from .devices import Bus
-from .guest_memory import GuestMemory
-from .guest_notifier import GuestNotifier
-from .guest_vcpu import GuestVcpu
-from .hypervisor_connection import HypervisorConnection
-from .machine import Machine
-from .registers import StartState
+from ._copying import AnnouncedCopier, CheckedCopier, Copier
+from ._daemon_loss import DaemonLoss, OnDaemonLoss
+from ._devices import Bus
+from ._guest_memory import GuestMemory
+from ._guest_notifier import GuestNotifier
+from ._guest_vcpu import GuestVcpu
+from ._hypervisor_connection import HypervisorConnection
+from ._machine import Machine
+from ._registers import StartState
 
 ANSWER_SECONDS: Final = 30.0
 """The daemon bounds every answer by a few times 5 s; beyond this it hangs, and counts as gone."""

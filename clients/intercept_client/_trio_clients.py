@@ -20,9 +20,9 @@ from intercept_protocol.messages import CreatePartitionReply, HelloReply
 from intercept_protocol.outcomes import AnyAnswer
 from intercept_protocol.rpc import Notification
 
-from .connecting import StrPath
-from .errors import ConnectionLost
-from .exchange import (
+from ._connecting import StrPath
+from ._errors import ConnectionLost
+from ._exchange import (
     END_TIMEOUT,
     Exchange,
     Reply,
@@ -30,7 +30,7 @@ from .exchange import (
     intercept_exchange,
     invalidation_exchanges,
 )
-from .trio_connection import TrioConnection
+from ._trio_connection import TrioConnection
 
 
 class _Client:

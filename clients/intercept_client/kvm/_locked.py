@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from .exits import MmioRead, MmioWrite
+from ._exits import MmioRead, MmioWrite
 
 _LOCK: Final = 0xF0
 _PREFIXES: Final = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF2, 0xF3))

@@ -11,13 +11,13 @@ from typing import Final, Protocol
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.outcomes import Access, Outcome
 
-from .exits import HostFault
-from .guest_memory import GuestMemory
-from .intercepts import InterceptLoop
-from .locked import CodeReader
-from .registers import Register
-from .run_gate import Kickable
-from .stop import Stop, StopReason, VcpuStopped
+from ._exits import HostFault
+from ._guest_memory import GuestMemory
+from ._intercepts import InterceptLoop
+from ._locked import CodeReader
+from ._registers import Register
+from ._run_gate import Kickable
+from ._stop import Stop, StopReason, VcpuStopped
 
 LONGEST_INSTRUCTION: Final = 15
 """Bytes, on x86: an instruction may lie on two pages."""

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
-from .userfaultfd import UserfaultfdUnavailable, open_userfaultfd
+from ._userfaultfd import UserfaultfdUnavailable, open_userfaultfd
 
 
 class Watch(Enum):

@@ -16,11 +16,11 @@ from typing import TypeVar
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE
 from intercept_protocol.outcomes import Access, Outcome
 
-from .copying import Copier, MemoryGone
-from .devices import Bus
-from .guest_memory import GuestMemory
-from .intercepts import InterceptLoop
-from .tally import VcpuTally
+from ._copying import Copier, MemoryGone
+from ._devices import Bus
+from ._guest_memory import GuestMemory
+from ._intercepts import InterceptLoop
+from ._tally import VcpuTally
 
 T = TypeVar("T")
 

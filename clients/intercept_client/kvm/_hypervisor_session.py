@@ -10,7 +10,7 @@ import errno
 from collections.abc import Callable
 from typing import Final
 
-from intercept_client.errors import ConnectionEnded
+from intercept_client._errors import ConnectionEnded
 from intercept_protocol import codec, messages, rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import CreatePartitionReply, HelloHypervisor, HypervisorCall

@@ -13,8 +13,8 @@ from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.hv_message import build_memory_intercept
 from intercept_protocol.outcomes import Access, Answer, AnyAnswer, LaterAnswer, Outcome
 
-from .stop import Stop, StopReason, VcpuStopped
-from .tally import VcpuTally
+from ._stop import Stop, StopReason, VcpuStopped
+from ._tally import VcpuTally
 
 RETRY_PAUSE: Final = 0.01
 """Seconds before the next question where the daemon may have answered at once: it is ending, and closes in

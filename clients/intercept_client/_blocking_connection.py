@@ -15,9 +15,9 @@ from socket import MSG_NOSIGNAL
 from intercept_protocol.events import Event
 from intercept_protocol.rpc import Notification
 
-from .connecting import RETRY_DELAY, StrPath, connect_now, rights
-from .exchange import Exchange, Reply
-from .session import ClientSession
+from ._connecting import RETRY_DELAY, StrPath, connect_now, rights
+from ._exchange import Exchange, Reply
+from ._session import ClientSession
 
 _RECEIVE_BYTES = 4096
 

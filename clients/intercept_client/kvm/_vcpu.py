@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from . import ioctls
-from .binary_stats import BinaryStats
-from .exits import MMIO_DATA_AT, Exit, Interrupted, PortRead, read_exit, read_host_fault
-from .registers import Register, StartState, code_base, make_flat
+from . import _ioctls as ioctls
+from ._binary_stats import BinaryStats
+from ._exits import MMIO_DATA_AT, Exit, Interrupted, PortRead, read_exit, read_host_fault
+from ._registers import Register, StartState, code_base, make_flat
 
 KICK_SIGNAL: Final = signal.SIGRTMIN
 """Blocked in the vCPU's thread and let through by KVM_RUN alone, so it needs no handler: whoever embeds this

@@ -18,7 +18,7 @@ from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.outcomes import Answer, AnyAnswer, LaterAnswer, Outcome
 from intercept_protocol.text import form
 
-from .errors import ClientMisuse, ConnectionLost
+from ._errors import ClientMisuse, ConnectionLost
 
 Reply = TypeVar("Reply")
 

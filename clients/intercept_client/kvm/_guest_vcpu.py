@@ -12,16 +12,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE
 from intercept_protocol.outcomes import Access
 
-from .copying import Copier, MemoryGone
-from .devices import Bus
-from .fetch_fault import LONGEST_INSTRUCTION, FetchFault
-from .guest_access import GuestAccess
-from .guest_memory import GuestMemory
-from .intercepts import Decider, InterceptLoop
-from .stop import Stop
-from .tally import VcpuTally
-from .vcpu import Vcpu
-from .vcpu_loop import VcpuLoop
+from ._copying import Copier, MemoryGone
+from ._devices import Bus
+from ._fetch_fault import LONGEST_INSTRUCTION, FetchFault
+from ._guest_access import GuestAccess
+from ._guest_memory import GuestMemory
+from ._intercepts import Decider, InterceptLoop
+from ._stop import Stop
+from ._tally import VcpuTally
+from ._vcpu import Vcpu
+from ._vcpu_loop import VcpuLoop
 
 
 class GuestVcpu:

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
-from intercept_client.blocking_clients import BlockingNotifier
-from intercept_client.connecting import StrPath
-from intercept_client.errors import ConnectionLost
+from intercept_client._blocking_clients import BlockingNotifier
+from intercept_client._connecting import StrPath
+from intercept_client._errors import ConnectionLost
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation
 from intercept_protocol.messages import CreatePartitionReply
 
-from .daemon_loss import DaemonLoss
+from ._daemon_loss import DaemonLoss
 
 _LOST = (ConnectionLost, ProtocolViolation, TimeoutError)
 

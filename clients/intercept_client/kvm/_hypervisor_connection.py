@@ -14,15 +14,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Self
 
-from intercept_client.connecting import RETRY_DELAY, StrPath, connect_now
-from intercept_client.errors import ConnectionLost
+from intercept_client._connecting import RETRY_DELAY, StrPath, connect_now
+from intercept_client._errors import ConnectionLost
 from intercept_protocol.addresses import GfnRange, RangeError, UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import CreatePartitionReply, HypervisorCall, MapGpa, UnmapGpa
 from intercept_protocol.outcomes import Access
 
-from .guest_memory import GuestMemory
-from .hypervisor_session import HypervisorSession
+from ._guest_memory import GuestMemory
+from ._hypervisor_session import HypervisorSession
 
 _RECEIVE_BYTES: Final = 65536
 HELLO_SECONDS: Final = 10.0

@@ -21,8 +21,8 @@ from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, Uaddr, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access, spelled
 
-from .memslots import Change, Memslot, MemslotTable
-from .run_gate import RunGate
+from ._memslots import Change, Memslot, MemslotTable
+from ._run_gate import RunGate
 
 
 class SlotEditor(Protocol):

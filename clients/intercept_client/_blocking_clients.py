@@ -20,10 +20,10 @@ from intercept_protocol.messages import CreatePartitionReply, HelloReply
 from intercept_protocol.outcomes import AnyAnswer
 from intercept_protocol.rpc import Notification
 
-from .blocking_connection import BlockingConnection, deadline_in
-from .connecting import StrPath
-from .errors import ConnectionLost
-from .exchange import (
+from ._blocking_connection import BlockingConnection, deadline_in
+from ._connecting import StrPath
+from ._errors import ConnectionLost
+from ._exchange import (
     END_TIMEOUT,
     Exchange,
     Reply,
