@@ -16,7 +16,7 @@ from intercept_protocol import messages
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.events import Event
-from intercept_protocol.messages import CreatePartitionReply, HelloReply
+from intercept_protocol.messages import HelloReply, PartitionCredentials
 from intercept_protocol.outcomes import AnyAnswer
 from intercept_protocol.rpc import Notification
 
@@ -94,7 +94,7 @@ class BlockingVp(_Client):
 
     @classmethod
     def open(
-        cls, path: StrPath, partition: CreatePartitionReply, *, vp_index: int, timeout: float | None = None
+        cls, path: StrPath, partition: PartitionCredentials, *, vp_index: int, timeout: float | None = None
     ) -> Self:
         """Attach one VP of `partition`; errors as `BlockingVmm.open`."""
         hello = messages.HelloVp(
@@ -117,7 +117,7 @@ class BlockingNotifier(_CallClient):
     """Role `notifier`: tells of ranges whose frames are going. Closing it ends its own invalidations."""
 
     @classmethod
-    def open(cls, path: StrPath, partition: CreatePartitionReply, *, timeout: float | None = None) -> Self:
+    def open(cls, path: StrPath, partition: PartitionCredentials, *, timeout: float | None = None) -> Self:
         """Connect as a notifier of `partition`; errors as `BlockingVmm.open`."""
         hello = messages.HelloNotifier(partition_id=partition.partition_id, token=partition.token)
         return cls(path, hello, timeout)

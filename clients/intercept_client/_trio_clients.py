@@ -16,7 +16,7 @@ from intercept_protocol import messages
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.events import Event
-from intercept_protocol.messages import CreatePartitionReply, HelloReply
+from intercept_protocol.messages import HelloReply, PartitionCredentials
 from intercept_protocol.outcomes import AnyAnswer
 from intercept_protocol.rpc import Notification
 
@@ -132,7 +132,7 @@ def open_vmm(path: StrPath, *, name: str = "") -> AbstractAsyncContextManager[Vm
 
 
 def open_vp(
-    path: StrPath, partition: CreatePartitionReply, *, vp_index: int
+    path: StrPath, partition: PartitionCredentials, *, vp_index: int
 ) -> AbstractAsyncContextManager[VpClient]:
     """Attach one VP of `partition`; errors as `open_vmm`."""
     hello = messages.HelloVp(partition_id=partition.partition_id, token=partition.token, vp_index=vp_index)
@@ -140,7 +140,7 @@ def open_vp(
 
 
 def open_notifier(
-    path: StrPath, partition: CreatePartitionReply
+    path: StrPath, partition: PartitionCredentials
 ) -> AbstractAsyncContextManager[NotifierClient]:
     """Connect as a notifier of `partition`; errors as `open_vmm`."""
     hello = messages.HelloNotifier(partition_id=partition.partition_id, token=partition.token)

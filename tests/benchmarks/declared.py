@@ -10,13 +10,14 @@ from intercept_protocol.messages import (
     AddRegion,
     AddressSpaceKind,
     CreatePartition,
-    CreatePartitionReply,
     HypervisorKind,
     MapVma,
+    PartitionCredentials,
+    RequestedKind,
 )
 
 
-def create_partition(vmm: BlockingVmm) -> CreatePartitionReply:
+def create_partition(vmm: BlockingVmm) -> PartitionCredentials:
     return vmm.call(
         CreatePartition(address_space=AddressSpaceKind.DECLARED, hypervisor=HypervisorKind.SOFTWARE)
     )
@@ -40,7 +41,7 @@ def add_backed_region(vmm: BlockingVmm, start_gfn: int, page_count: int) -> None
             start_gfn=start_gfn,
             page_count=page_count,
             start_uaddr=0,
-            kind="mmio",
+            kind=RequestedKind.MMIO,
             writable=True,
             executable=False,
         )

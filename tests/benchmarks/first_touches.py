@@ -29,6 +29,7 @@ from intercept_protocol.messages import (
     AttachMemory,
     CreatePartition,
     HypervisorKind,
+    RequestedKind,
 )
 from intercept_protocol.outcomes import Access, Answer
 
@@ -74,7 +75,7 @@ def _measure(scratch: Path, watch: Watch, vma_count: int) -> tuple[list[float], 
                 start_gfn=FIRST_GFN,
                 page_count=uaddrs.page_count,
                 start_uaddr=uaddrs.start_uaddr,
-                kind="auto",
+                kind=RequestedKind.AUTO,
                 writable=True,
                 executable=False,
             )

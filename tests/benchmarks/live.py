@@ -34,6 +34,7 @@ from intercept_protocol.messages import (
     MapVma,
     MmioGranularity,
     RemoveRegion,
+    RequestedKind,
     UnmapVma,
 )
 from intercept_protocol.outcomes import Access
@@ -189,7 +190,7 @@ def _live(watch: Stopwatch, name: str, vmm: BlockingVmm, vp: BlockingVp, notifie
 @contextmanager
 def _region(vmm: BlockingVmm, uaddrs: UaddrRange) -> Iterator[None]:
     where = {"start_gfn": FIRST_GFN, "page_count": PAGES, "start_uaddr": uaddrs.start_uaddr}
-    vmm.call(AddRegion(**where, kind="mmio", writable=True, executable=False))
+    vmm.call(AddRegion(**where, kind=RequestedKind.MMIO, writable=True, executable=False))
     yield
     vmm.call(RemoveRegion(**where))
 

@@ -38,7 +38,7 @@ from intercept_client import (
     BlockingVp,
     ConnectionEnded,
     ConnectionLost,
-    blocking_clients,
+    _blocking_clients,
 )
 from intercept_client._blocking_connection import BlockingConnection
 from intercept_client._connecting import connect_now
@@ -47,17 +47,18 @@ from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.events import EVENT_METHOD, Event, EventName, VpAttached
 from intercept_protocol.messages import (
-    CreatePartitionReply,
     Kick,
     ListPartitions,
+    PartitionCredentials,
     PartitionList,
     Statistics,
     Subscribe,
     Translate,
     Translation,
+    VpSelection,
 )
 
-PARTITION = CreatePartitionReply(partition_id=7, token=bytes(range(16)))
+PARTITION = PartitionCredentials(partition_id=7, token=bytes(range(16)))
 RANGE = UaddrRange.of_bytes(0x7000_0000, 0x3000)
 RANGE_FIELDS = {"start_uaddr": 0x7000_0000, "length": 0x3000}
 SHORT = 0.05
@@ -108,7 +109,7 @@ def test_a_refused_call_raises_and_the_next_goes_on(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, (script,)) as daemon, BlockingVmm.open(socket_path) as vmm:
         with pytest.raises(WireError, match="ENOENT: no VP 9"):
             vmm.call(Kick(vp_index=9))
-        vmm.call(Kick(vp_index="all"))
+        vmm.call(Kick(vp_index=VpSelection.ALL))
 
     assert daemon.heard[1:] == [("kick", [{"vp_index": 9}]), ("kick", [{"vp_index": "all"}])]
 
@@ -337,7 +338,7 @@ def test_a_begin_that_timed_out_is_ended_once_it_was_carried_out(
 def test_an_end_that_is_not_answered_in_time_closes_the_connection(
     socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocking_clients, "END_TIMEOUT", SHORT)
+    monkeypatch.setattr(_blocking_clients, "END_TIMEOUT", SHORT)
     with (
         ScriptedDaemon(socket_path, ([*hello(), *replies(None), Hear()],)),
         BlockingNotifier.open(socket_path, PARTITION) as notifier,

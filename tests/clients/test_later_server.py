@@ -53,6 +53,7 @@ from intercept_protocol.messages import (
     MapVma,
     OperatorStatistics,
     RegionKind,
+    RequestedKind,
     Statistics,
     Subscribe,
     Translate,
@@ -76,7 +77,12 @@ MAP: Final = MapVma(
     io=True,
 )
 ADD: Final = AddRegion(
-    start_gfn=GFN, page_count=4, start_uaddr=UADDRS.start_uaddr, kind="auto", writable=True, executable=False
+    start_gfn=GFN,
+    page_count=4,
+    start_uaddr=UADDRS.start_uaddr,
+    kind=RequestedKind.AUTO,
+    writable=True,
+    executable=False,
 )
 EVENTS: Final = [EventName.REGION_ADDED, EventName.VP_ATTACHED, EventName.INTERCEPT_ANSWERED]
 HEARD: Final = [("region_added", LATER), ("vp_attached", ""), ("intercept_answered", f"resume {LATER}")]

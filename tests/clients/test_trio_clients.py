@@ -42,19 +42,20 @@ from intercept_protocol.events import EVENT_METHOD, Event, EventName, VpAttached
 from intercept_protocol.messages import (
     AddressSpaceKind,
     CreatePartition,
-    CreatePartitionReply,
     HypervisorKind,
     InvalidateBegin,
     Kick,
     ListPartitions,
+    PartitionCredentials,
     PartitionList,
     Statistics,
     Subscribe,
     Translate,
     Translation,
+    VpSelection,
 )
 
-PARTITION = CreatePartitionReply(partition_id=7, token=bytes(range(16)))
+PARTITION = PartitionCredentials(partition_id=7, token=bytes(range(16)))
 RANGE = UaddrRange.of_bytes(0x7000_0000, 0x3000)
 RANGE_FIELDS = {"start_uaddr": 0x7000_0000, "length": 0x3000}
 
@@ -103,7 +104,7 @@ async def test_a_refused_call_raises_and_the_next_goes_on(socket_path: Path) -> 
         async with open_vmm(socket_path) as vmm:
             with pytest.raises(WireError, match="ENOENT: no VP 9"):
                 await vmm.call(Kick(vp_index=9))
-            await vmm.call(Kick(vp_index="all"))
+            await vmm.call(Kick(vp_index=VpSelection.ALL))
 
 
 async def test_a_refused_hello_raises_the_daemons_reason(socket_path: Path) -> None:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from ctypes import memset, string_at
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from fakes.raw_client import READ, intercept_message
 from intercept_client import BlockingNotifier, BlockingVmm, BlockingVp, libc
@@ -34,6 +34,7 @@ from intercept_protocol.messages import (
     HypervisorKind,
     Invalidate,
     RemoveRegion,
+    RequestedKind,
     Statistics,
     Translate,
     Translation,
@@ -134,7 +135,7 @@ class LiveVmm:
         self,
         start_gfn: int,
         uaddrs: UaddrRange,
-        kind: Literal["auto", "mmio", "movable", "pinned"] = "movable",
+        kind: str = "movable",
         writable: bool = True,
     ) -> str:
         """Returns the kind that it has."""
@@ -143,7 +144,7 @@ class LiveVmm:
                 start_gfn=start_gfn,
                 page_count=uaddrs.page_count,
                 start_uaddr=uaddrs.start_uaddr,
-                kind=kind,
+                kind=RequestedKind(kind),
                 writable=writable,
                 executable=False,
             )

@@ -19,10 +19,10 @@ from intercept_client.kvm._hypervisor_session import HypervisorSession
 from intercept_protocol import rpc
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
-from intercept_protocol.messages import CreatePartitionReply, MapGpa, UnmapGpa
+from intercept_protocol.messages import MapGpa, PartitionCredentials, UnmapGpa
 from intercept_protocol.outcomes import Access
 
-PARTITION = CreatePartitionReply(partition_id=7, token=bytes(range(16)))
+PARTITION = PartitionCredentials(partition_id=7, token=bytes(range(16)))
 WELCOME = rpc.encode_result(
     1, {"protocol": 1, "server": "interceptd", "version": "0", "limits": {}, "features": {}}
 )

@@ -38,7 +38,7 @@ async def regions(path: str) -> int:
 
 def back(partition: GuestPartition, gfns: GfnRange, uaddrs: UaddrRange) -> str:
     try:
-        return partition.add_region(gfns, uaddrs, "mmio").value
+        return partition.add_region(gfns, uaddrs, RequestedKind.MMIO).value
     except ConnectionLost as lost:
         return str(lost)
 

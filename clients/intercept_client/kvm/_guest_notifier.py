@@ -15,7 +15,7 @@ from intercept_client._connecting import StrPath
 from intercept_client._errors import ConnectionLost
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation
-from intercept_protocol.messages import CreatePartitionReply
+from intercept_protocol.messages import PartitionCredentials
 
 from ._daemon_loss import DaemonLoss
 
@@ -29,7 +29,7 @@ class GuestNotifier(BlockingNotifier):
 
     @classmethod
     def open_for(
-        cls, path: StrPath, partition: CreatePartitionReply, loss: DaemonLoss, *, timeout: float | None
+        cls, path: StrPath, partition: PartitionCredentials, loss: DaemonLoss, *, timeout: float | None
     ) -> Self:
         notifier = cls.open(path, partition, timeout=timeout)
         notifier._loss = loss

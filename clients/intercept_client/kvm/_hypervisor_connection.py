@@ -18,7 +18,7 @@ from intercept_client._connecting import RETRY_DELAY, StrPath, connect_now
 from intercept_client._errors import ConnectionLost
 from intercept_protocol.addresses import GfnRange, RangeError, UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
-from intercept_protocol.messages import CreatePartitionReply, HypervisorCall, MapGpa, UnmapGpa
+from intercept_protocol.messages import HypervisorCall, MapGpa, PartitionCredentials, UnmapGpa
 from intercept_protocol.outcomes import Access
 
 from ._guest_memory import GuestMemory
@@ -40,7 +40,7 @@ class HypervisorConnection:
         self._thread = threading.Thread(target=self._serve, name="hypervisor connection", daemon=True)
 
     @classmethod
-    def open(cls, path: StrPath, partition: CreatePartitionReply, memory: GuestMemory, on_end: OnEnd) -> Self:
+    def open(cls, path: StrPath, partition: PartitionCredentials, memory: GuestMemory, on_end: OnEnd) -> Self:
         """Connect, say hello, and serve from then on. Raises `OSError`, `ConnectionLost`,
         or what `HypervisorSession.receive_data` raises."""
         session = HypervisorSession(partition, lambda call: carry_out(memory, call))

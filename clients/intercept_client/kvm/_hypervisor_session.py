@@ -13,13 +13,13 @@ from typing import Final
 from intercept_client._errors import ConnectionEnded
 from intercept_protocol import codec, messages, rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
-from intercept_protocol.messages import CreatePartitionReply, HelloHypervisor, HypervisorCall
+from intercept_protocol.messages import HelloHypervisor, HypervisorCall, PartitionCredentials
 
 _HELLO_MSGID: Final = 1
 
 
 class HypervisorSession:
-    def __init__(self, partition: CreatePartitionReply, carry_out: Callable[[HypervisorCall], None]) -> None:
+    def __init__(self, partition: PartitionCredentials, carry_out: Callable[[HypervisorCall], None]) -> None:
         """`carry_out` does as the daemon asks, or refuses with a `WireError`."""
         self._hello = HelloHypervisor(partition_id=partition.partition_id, token=partition.token)
         self._carry_out = carry_out

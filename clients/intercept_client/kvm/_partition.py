@@ -3,7 +3,7 @@
 Owns opening and closing everything in order. Must not know guest programs or devices::
 
     with Machine.open() as machine, GuestPartition.open(path, machine, PartitionSetting()) as partition:
-        partition.add_region(gfns, uaddrs, "mmio")
+        partition.add_region(gfns, uaddrs, RequestedKind.MMIO)
         vcpu = partition.add_vcpu(0, StartState(entry=0x1000))
         stop = vcpu.run()
 
@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 from intercept_client._blocking_clients import BlockingVmm, BlockingVp
 from intercept_client._connecting import StrPath
@@ -27,10 +27,11 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import (
     AddressSpaceKind,
-    CreatePartitionReply,
     HypervisorKind,
     MmioGranularity,
+    PartitionCredentials,
     RegionKind,
+    RequestedKind,
 )
 
 from ._copying import AnnouncedCopier, CheckedCopier, Copier
@@ -45,10 +46,6 @@ from ._registers import StartState
 
 ANSWER_SECONDS: Final = 30.0
 """The daemon bounds every answer by a few times 5 s; beyond this it hangs, and counts as gone."""
-
-
-Kind = Literal["auto", "mmio", "movable", "pinned"]
-"""What a region is asked to be: `auto` looks at the VMA."""
 
 
 class Coverage(Enum):
@@ -67,11 +64,11 @@ class PartitionSetting:
     answer_timeout: float | None = ANSWER_SECONDS
 
 
-_PRESUMED: Mapping[Kind, RegionKind] = {
-    "auto": RegionKind.MMIO,
-    "mmio": RegionKind.MMIO,
-    "movable": RegionKind.MOVABLE,
-    "pinned": RegionKind.PINNED,
+_PRESUMED: Mapping[RequestedKind, RegionKind] = {
+    RequestedKind.AUTO: RegionKind.MMIO,
+    RequestedKind.MMIO: RegionKind.MMIO,
+    RequestedKind.MOVABLE: RegionKind.MOVABLE,
+    RequestedKind.PINNED: RegionKind.PINNED,
 }
 """What a region counts as until the daemon has said: what may be MMIO is unmapped at its loss."""
 
@@ -95,7 +92,7 @@ class GuestPartition:
             self.vmm: Final = opened.enter_context(
                 BlockingVmm.open(path, name=setting.name, timeout=setting.answer_timeout)
             )
-            self._partition: CreatePartitionReply = self.vmm.call(
+            self._partition: PartitionCredentials = self.vmm.call(
                 messages.CreatePartition(
                     address_space=AddressSpaceKind.PROCESS,
                     hypervisor=HypervisorKind.VMM,
@@ -139,7 +136,7 @@ class GuestPartition:
         return self._loss.why
 
     @property
-    def credentials(self) -> CreatePartitionReply:
+    def credentials(self) -> PartitionCredentials:
         """What opens the partition's other connections."""
         return self._partition
 
@@ -156,7 +153,7 @@ class GuestPartition:
         self,
         gfns: GfnRange,
         uaddrs: UaddrRange,
-        kind: Kind,
+        kind: RequestedKind,
         *,
         writable: bool = True,
         executable: bool = False,
