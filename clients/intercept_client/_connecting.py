@@ -15,7 +15,7 @@ from typing import Final
 
 RETRY_DELAY: Final = 0.01
 """Seconds between attempts while the daemon's backlog is full."""
-LONGEST_PATH: Final = 107
+LONGEST_SOCKET_PATH: Final = 107
 """Bytes: sun_path of unix(7) has 108, the last of which is a NUL."""
 
 StrPath = str | os.PathLike[str]
@@ -32,8 +32,8 @@ def connect_now(path: StrPath) -> socket.socket:
         sock.connect(os.fspath(path))
     except OSError as error:
         sock.close()
-        if (length := len(os.fsencode(path))) > LONGEST_PATH:  # which has no number
-            text = f"the path has {length} bytes, and that of a socket at most {LONGEST_PATH}"
+        if (length := len(os.fsencode(path))) > LONGEST_SOCKET_PATH:  # which has no number
+            text = f"the path has {length} bytes, and that of a socket at most {LONGEST_SOCKET_PATH}"
             raise OSError(errno.ENAMETOOLONG, text, os.fspath(path)) from error
         raise OSError(error.errno, os.strerror(error.errno or 0), os.fspath(path)) from error
     except BaseException:

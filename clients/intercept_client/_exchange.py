@@ -13,7 +13,6 @@ from enum import Enum
 from typing import Final, Generic, TypeVar
 
 from intercept_protocol import codec, messages, rpc
-from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.outcomes import Answer, AnyAnswer, LaterAnswer, Outcome
 from intercept_protocol.text import form
@@ -21,6 +20,7 @@ from intercept_protocol.text import form
 from ._errors import ClientMisuse, ConnectionLost
 
 Reply = TypeVar("Reply")
+Part = TypeVar("Part")
 
 RESPONSE_HEAD: Final = 3
 """Bytes of a response before its error: the array of four, the type, and a msgid below 128."""
@@ -98,8 +98,11 @@ class Exchange(Generic[Reply]):
 
 
 def call_exchange(call: messages.Call[Reply], descriptors: Sequence[int] = ()) -> Exchange[Reply]:
-    """The exchange of a typed request. Raises `ClientMisuse` for descriptors that cannot be sent: the system
-    call would refuse them when it is too late to tell that from a broken connection."""
+    """The exchange of a typed request.
+
+    Raises `ClientMisuse` for descriptors that cannot be sent: the system call would refuse them when it is
+    too late to tell that from a broken connection.
+    """
     _require_sendable(call.METHOD, descriptors)
     return Exchange(
         call.METHOD,
@@ -110,18 +113,16 @@ def call_exchange(call: messages.Call[Reply], descriptors: Sequence[int] = ()) -
     )
 
 
+def field_exchange(call: messages.Call[Reply], take: Callable[[Reply], Part]) -> Exchange[Part]:
+    """The exchange of a typed request of whose reply only a part is wanted."""
+    return Exchange(
+        call.METHOD, [codec.to_fields(call)], lambda result: take(codec.decode_reply(call, result))
+    )
+
+
 def intercept_exchange(message: bytes) -> Exchange[AnyAnswer]:
     """The exchange of one intercept message."""
     return Exchange(messages.INTERCEPT_METHOD, [message], _decode_answer, _ANSWERS_BY_BYTES)
-
-
-def invalidation_exchanges(uaddrs: UaddrRange) -> tuple[Exchange[None], Exchange[None]]:
-    """The begin and the end of one invalidation."""
-    start_uaddr, length = uaddrs.start_uaddr, uaddrs.length
-    return (
-        call_exchange(messages.InvalidateBegin(start_uaddr=start_uaddr, length=length)),
-        call_exchange(messages.InvalidateEnd(start_uaddr=start_uaddr, length=length)),
-    )
 
 
 def _require_sendable(method: str, descriptors: Sequence[int]) -> None:

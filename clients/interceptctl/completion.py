@@ -26,7 +26,7 @@ def partition_ids(context: click.Context, _: click.Parameter, incomplete: str) -
     path = context.find_root().params["path"]
     try:
         with operator_client.operator(path, PATIENCE) as operator:
-            summaries = operator_client.all_partitions(operator)
+            summaries = operator.list_partitions()
     except click.ClickException:
         return []
     return [

@@ -27,7 +27,6 @@ from intercept_protocol.hv_message import build_memory_intercept
 from intercept_protocol.messages import (
     AddRegion,
     AddressSpaceKind,
-    AttachMemory,
     CreatePartition,
     HypervisorKind,
     Invalidate,
@@ -159,7 +158,7 @@ def _vmm(path: Path, watch: Watch | None) -> Iterator[tuple[BlockingVmm, Blockin
         )
         if watch is not None:
             with memory.own_memory(watch) as own:
-                vmm.call(AttachMemory(promise_begin_end=watch is Watch.NONE), descriptors=own.descriptors)
+                vmm.attach_memory(own, promise_begin_end=watch is Watch.NONE)
         vp = held.enter_context(BlockingVp.open(path, partition, vp_index=0))
         yield vmm, vp, held.enter_context(BlockingNotifier.open(path, partition))
 

@@ -51,9 +51,7 @@ from intercept_protocol.messages import (
     ListPartitions,
     PartitionCredentials,
     PartitionList,
-    Statistics,
     Subscribe,
-    Translate,
     Translation,
     VpSelection,
 )
@@ -82,7 +80,7 @@ def test_a_call_is_answered_with_its_typed_reply(socket_path: Path, timeout: flo
         ScriptedDaemon(socket_path, (script,)),
         BlockingVmm.open(socket_path, timeout=timeout) as vmm,
     ):
-        assert vmm.call(Translate(gfn=5)) == Translation(frame=("host", 5), access=3)
+        assert vmm.translate(5) == Translation(frame=("host", 5), access=3)
 
 
 def test_intercept_hands_in_the_message_and_returns_the_answer(socket_path: Path) -> None:
@@ -138,9 +136,9 @@ def test_a_path_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
 def test_a_daemon_that_hangs_up_loses_the_connection_for_good(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, ([*hello(), Hear(), HangUp()],)), BlockingVmm.open(socket_path) as vmm:
         with pytest.raises(ConnectionLost, match="ended"):
-            vmm.call(Statistics())
+            vmm.statistics()
         with pytest.raises(ConnectionLost):
-            vmm.call(Statistics())
+            vmm.statistics()
 
 
 def test_a_daemon_that_hung_up_between_calls_is_still_heard(socket_path: Path) -> None:
@@ -151,7 +149,7 @@ def test_a_daemon_that_hung_up_between_calls_is_still_heard(socket_path: Path) -
         welcomed.set()
         assert gone.wait(PATIENCE)
         with pytest.raises(ConnectionEnded, match="ESHUTDOWN: going down"):
-            vmm.call(Statistics())
+            vmm.statistics()
 
 
 def test_nonsense_from_the_daemon_is_a_violation(socket_path: Path) -> None:
@@ -160,7 +158,7 @@ def test_nonsense_from_the_daemon_is_a_violation(socket_path: Path) -> None:
         BlockingVmm.open(socket_path) as vmm,
         pytest.raises(ProtocolViolation),
     ):
-        vmm.call(Statistics())
+        vmm.statistics()
 
 
 def test_a_hello_that_is_not_answered_times_out(socket_path: Path) -> None:
@@ -178,13 +176,13 @@ def test_after_a_call_timed_out_the_next_gets_its_own_answer(socket_path: Path) 
     with ScriptedDaemon(socket_path, (script,)), BlockingVmm.open(socket_path) as vmm:
         vmm.timeout = SHORT
         with pytest.raises(TimeoutError):
-            vmm.call(Translate(gfn=1))
+            vmm.translate(1)
         with pytest.raises(TimeoutError):
-            vmm.call(Translate(gfn=1))
+            vmm.translate(1)
         go_on.set()
         vmm.timeout = None
 
-        reply = vmm.call(Translate(gfn=2))
+        reply = vmm.translate(2)
 
     assert reply == Translation(frame=("host", 2), access=1)
 
@@ -196,9 +194,9 @@ def test_a_signal_handler_that_raises_within_a_call_loses_the_connection(
     interrupt = Look(lambda: signal.pthread_kill(main_thread, raising_signal))
     with ScriptedDaemon(socket_path, ([*hello(), Hear(), interrupt],)), BlockingVmm.open(socket_path) as vmm:
         with pytest.raises(_Interrupted):
-            vmm.call(Statistics())
+            vmm.statistics()
         with pytest.raises(ConnectionLost, match="interrupted"):
-            vmm.call(Statistics())
+            vmm.statistics()
 
 
 class _Interrupted(Exception):
@@ -250,7 +248,7 @@ def test_calls_of_several_threads_take_turns(socket_path: Path) -> None:
         BlockingVmm.open(socket_path) as vmm,
         ThreadPoolExecutor(8) as threads,
     ):
-        replied = list(threads.map(lambda gfn: vmm.call(Translate(gfn=gfn)), range(64)))
+        replied = list(threads.map(vmm.translate, range(64)))
 
     gfns = [params for _, params in daemon.heard[1:]]
     assert [replied.index(Translation(frame=("host", number), access=1)) for number in range(64)] == [

@@ -29,10 +29,10 @@ from intercept_client import (
     BlockingOperator,
     BlockingVmm,
     BlockingVp,
-    open_notifier,
-    open_operator,
-    open_vmm,
-    open_vp,
+    TrioNotifier,
+    TrioOperator,
+    TrioVmm,
+    TrioVp,
 )
 from intercept_client.kvm._guest_memory import GuestMemory
 from intercept_client.kvm._hypervisor_connection import HypervisorConnection
@@ -47,16 +47,13 @@ from intercept_protocol.messages import (
     CreatePartition,
     Histograms,
     HypervisorKind,
-    InspectPartition,
     Kick,
     ListPartitions,
     MapVma,
     OperatorStatistics,
     RegionKind,
     RequestedKind,
-    Statistics,
     Subscribe,
-    Translate,
 )
 from intercept_protocol.outcomes import Access, LaterAnswer, Outcome
 from interceptctl.cli import main
@@ -140,8 +137,8 @@ def test_a_blocking_vmm_lives_its_life(later: LaterServer) -> None:
         assert vp.intercept(TOUCH) == LaterAnswer(Outcome.RESUME, LATER)
         assert vp.intercept(ELSEWHERE) == LaterAnswer(Outcome.FORWARD, LATER)
         with notifier.invalidation(UADDRS):
-            assert vmm.call(Translate(gfn=GFN)) is None
-        assert vmm.call(Statistics()).intercepts[LATER] == {LATER: 1}
+            assert vmm.translate(GFN) is None
+        assert vmm.statistics().intercepts[LATER] == {LATER: 1}
         with pytest.raises(WireError) as refused:
             vmm.call(Kick(vp_index=7))
         assert refusal_of_kick(refused.value) == (LATER_NUMBER, "ELATER", True)
@@ -150,17 +147,17 @@ def test_a_blocking_vmm_lives_its_life(later: LaterServer) -> None:
 
 
 async def test_a_trio_vmm_lives_its_life(later: LaterServer) -> None:
-    async with open_vmm(later.path, name="guest") as vmm:
+    async with TrioVmm.open(later.path, name="guest") as vmm:
         partition = await vmm.call(SOFTWARE)
         await vmm.call(MAP)
         assert (await vmm.call(ADD)).kind is RegionKind.MMIO
         async with (
-            open_vp(later.path, partition, vp_index=0) as vp,
-            open_notifier(later.path, partition) as notifier,
+            TrioVp.open(later.path, partition, vp_index=0) as vp,
+            TrioNotifier.open(later.path, partition) as notifier,
         ):
             assert await vp.intercept(TOUCH) == LaterAnswer(Outcome.RESUME, LATER)
             async with notifier.invalidation(UADDRS):
-                assert await vmm.call(Translate(gfn=GFN)) is None
+                assert await vmm.translate(GFN) is None
             with pytest.raises(WireError) as refused:
                 await vmm.call(Kick(vp_index=7))
         assert refusal_of_kick(refused.value) == (LATER_NUMBER, "ELATER", True)
@@ -189,7 +186,7 @@ def test_a_blocking_operator_reads_on(
 ) -> None:
     with BlockingOperator.open(later_operators.path) as operator:
         assert operator.call(read)
-        assert operator.call(InspectPartition(partition_id=partition_id)).regions[0].kind == LATER
+        assert operator.inspect_partition(partition_id).regions[0].kind == LATER
         assert len(operator.call(Histograms(partition_id=partition_id)).virtual_processors) == 1
 
 
@@ -208,7 +205,7 @@ def test_a_blocking_operator_hears_the_events_that_it_knows(
 async def test_a_trio_operator_hears_the_events_that_it_knows(
     daemon: DaemonProcess, later_operators: LaterServer
 ) -> None:
-    async with open_operator(later_operators.path) as operator:
+    async with TrioOperator.open(later_operators.path) as operator:
         await operator.call(Subscribe(events=EVENTS))
         await trio.to_thread.run_sync(happen, daemon)
         facts: list[AnyFact] = []

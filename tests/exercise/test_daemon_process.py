@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from intercept_client import open_vmm
+from intercept_client import TrioVmm
 from interceptctl.exercise.daemon_process import DaemonFailed, running_daemon
 
 
 async def test_a_running_daemon_answers_at_once_and_leaves_nothing() -> None:
-    async with running_daemon() as path, open_vmm(path) as vmm:
+    async with running_daemon() as path, TrioVmm.open(path) as vmm:
         assert vmm.hello.server == "interceptd"
     assert not Path(path).parent.exists()
 
@@ -25,7 +25,7 @@ async def test_a_daemon_of_our_own_inherits_nothing_that_is_meant_for_another(
     """Not another daemon's configuration, the operator's socket, nor our service manager's."""
     for name in ("INTERCEPTD_OPERATOR_SOCKET", "INTERCEPTCTL_SOCKET", "NOTIFY_SOCKET"):
         monkeypatch.setenv(name, str(tmp_path / "of-another"))
-    async with running_daemon() as path, open_vmm(path):
+    async with running_daemon() as path, TrioVmm.open(path):
         assert os.listdir(tmp_path) == []
         assert sorted(os.listdir(Path(path).parent)) == ["log", "operator.sock", "vmm.sock"]
 

@@ -67,7 +67,7 @@ def test_mmio_whose_adding_had_a_malformed_answer_is_unmapped_at_the_daemons_los
     path = tmp_path / "d.sock"
     with ScriptedDaemon(path, scripts), open_with_device(path, machine, uaddrs, lost) as partition:
         with pytest.raises(ProtocolViolation):
-            partition.add_region(DEVICE, uaddrs, RequestedKind.MMIO)
+            partition.add_region(DEVICE, uaddrs, RequestedKind.MMIO, writable=True, executable=False)
         end.set()
         assert lost.wait(PATIENCE)
         assert not partition.memory.reaches(DEVICE.start, RW)
@@ -83,7 +83,7 @@ def test_mmio_whose_adding_was_refused_is_not_counted_as_added(
     path = tmp_path / "d.sock"
     with ScriptedDaemon(path, scripts), open_with_device(path, machine, uaddrs, lost) as partition:
         with pytest.raises(WireError, match="EEXIST"):
-            partition.add_region(DEVICE, uaddrs, RequestedKind.MMIO)
+            partition.add_region(DEVICE, uaddrs, RequestedKind.MMIO, writable=True, executable=False)
         end.set()
         assert lost.wait(PATIENCE)
         assert partition.memory.reaches(DEVICE.start, RW)

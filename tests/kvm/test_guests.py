@@ -235,7 +235,7 @@ def test_a_bar_moved_while_the_guest_runs_is_seen_at_the_new_place_and_not_at_th
     vmm.reports.wait_for(OURS)
 
     vmm.partition.remove_region(bar.gfns, bar.uaddrs)
-    vmm.partition.add_region(moved, bar.uaddrs, RequestedKind.MMIO)
+    vmm.partition.add_region(moved, bar.uaddrs, RequestedKind.MMIO, writable=True, executable=False)
     seen_after = vmm.reports.wait(20)[1:]  # the first may have been on its way
 
     assert set(seen_after) == {FLOATING}

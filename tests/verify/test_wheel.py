@@ -25,20 +25,20 @@ CONSUMERS: Final = {
     "others.py": """
 import trio
 
-from intercept_client import ConnectionLost, open_vmm
+from intercept_client import ConnectionLost, TrioVmm
 from intercept_client.kvm import GuestPartition, Machine, PartitionSetting
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import Statistics
 
 
 async def regions(path: str) -> int:
-    async with open_vmm(path, name="guest") as vmm:
-        return (await vmm.call(Statistics())).regions
+    async with TrioVmm.open(path, name="guest") as vmm:
+        return (await vmm.statistics()).regions
 
 
 def back(partition: GuestPartition, gfns: GfnRange, uaddrs: UaddrRange) -> str:
     try:
-        return partition.add_region(gfns, uaddrs, RequestedKind.MMIO).value
+        return partition.add_region(gfns, uaddrs, RequestedKind.MMIO, writable=True, executable=False).value
     except ConnectionLost as lost:
         return str(lost)
 

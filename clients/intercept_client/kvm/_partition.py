@@ -3,7 +3,7 @@
 Owns opening and closing everything in order. Must not know guest programs or devices::
 
     with Machine.open() as machine, GuestPartition.open(path, machine, PartitionSetting()) as partition:
-        partition.add_region(gfns, uaddrs, RequestedKind.MMIO)
+        partition.add_region(gfns, uaddrs, RequestedKind.MMIO, writable=True, executable=False)
         vcpu = partition.add_vcpu(0, StartState(entry=0x1000))
         stop = vcpu.run()
 
@@ -22,7 +22,6 @@ from typing import Final, Self
 from intercept_client._blocking_clients import BlockingVmm, BlockingVp
 from intercept_client._connecting import StrPath
 from intercept_client._own_memory import Watch, own_memory
-from intercept_protocol import messages
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import (
@@ -92,12 +91,10 @@ class GuestPartition:
             self.vmm: Final = opened.enter_context(
                 BlockingVmm.open(path, name=setting.name, timeout=setting.answer_timeout)
             )
-            self._partition: PartitionCredentials = self.vmm.call(
-                messages.CreatePartition(
-                    address_space=AddressSpaceKind.PROCESS,
-                    hypervisor=HypervisorKind.VMM,
-                    mmio_granularity=setting.mmio_granularity,
-                )
+            self._partition: PartitionCredentials = self.vmm.create_partition(
+                AddressSpaceKind.PROCESS,
+                HypervisorKind.VMM,
+                mmio_granularity=setting.mmio_granularity,
             )
             self._link = HypervisorConnection.open(path, self._partition, self.memory, self._loss.lose)
             opened.callback(self._link.close)
@@ -153,38 +150,28 @@ class GuestPartition:
         self,
         gfns: GfnRange,
         uaddrs: UaddrRange,
-        kind: RequestedKind,
+        kind: RequestedKind | RegionKind = RequestedKind.AUTO,
         *,
-        writable: bool = True,
-        executable: bool = False,
+        writable: bool,
+        executable: bool,
     ) -> RegionKind:
-        """Raises `WireError` for a refusal, after which nothing was added, or what ended the connection: then
-        the region counts as added, for what the daemon's loss takes from the guest."""
-        self._loss.region_added(gfns, _PRESUMED[kind])
+        """Let the guest reach `uaddrs` at `gfns`; returns the kind that the region has.
+
+        Raises `WireError` if the daemon refuses, and then nothing was added. Any other error ended the
+        connection; the region then counts as added when `OnDaemonLoss` decides what the guest loses.
+        """
+        self._loss.region_added(gfns, _PRESUMED[RequestedKind(kind)])
         try:
-            reply = self.vmm.call(
-                messages.AddRegion(
-                    start_gfn=gfns.start,
-                    page_count=gfns.page_count,
-                    start_uaddr=uaddrs.start_uaddr,
-                    kind=kind,
-                    writable=writable,
-                    executable=executable,
-                )
-            )
+            found = self.vmm.add_region(gfns, uaddrs, kind, writable=writable, executable=executable)
         except WireError:
             self._loss.region_removed(gfns)
             raise
-        self._loss.region_added(gfns, reply.kind)
-        return reply.kind
+        self._loss.region_added(gfns, found)
+        return found
 
     def remove_region(self, gfns: GfnRange, uaddrs: UaddrRange) -> None:
         """Returns when the guest reaches nothing of it; raises as `add_region`."""
-        self.vmm.call(
-            messages.RemoveRegion(
-                start_gfn=gfns.start, page_count=gfns.page_count, start_uaddr=uaddrs.start_uaddr
-            )
-        )
+        self.vmm.remove_region(gfns, uaddrs)
         self._loss.region_removed(gfns)
 
     def add_vcpu(
@@ -221,11 +208,11 @@ class GuestPartition:
     def _attach_memory(self) -> None:
         announced = self._setting.coverage is Coverage.ANNOUNCED
         with own_memory(Watch.NONE if announced else Watch.REQUIRED) as memory:
-            self.vmm.call(messages.AttachMemory(promise_begin_end=announced), descriptors=memory.descriptors)
+            self.vmm.attach_memory(memory, promise_begin_end=announced)
 
     def _copier(self) -> Copier:
         return AnnouncedCopier() if self._setting.coverage is Coverage.ANNOUNCED else CheckedCopier()
 
     def _kick(self, vp_index: int) -> None:
         with suppress(OSError, ProtocolViolation, WireError):  # a daemon that is gone has nobody waiting
-            self.vmm.call(messages.Kick(vp_index=vp_index))
+            self.vmm.kick(vp_index)

@@ -104,7 +104,13 @@ def _void(vmm: SmallVmm) -> str:
 def _move(vmm: SmallVmm) -> str:
     bar = _watched_bar(vmm)
     vmm.partition.remove_region(bar.gfns, bar.uaddrs)
-    vmm.partition.add_region(GfnRange(start=ELSEWHERE, end=ELSEWHERE + 1), bar.uaddrs, RequestedKind.MMIO)
+    vmm.partition.add_region(
+        GfnRange(start=ELSEWHERE, end=ELSEWHERE + 1),
+        bar.uaddrs,
+        RequestedKind.MMIO,
+        writable=True,
+        executable=False,
+    )
     seen = set(vmm.reports.wait(READS)[1:])
     _require(seen == {FLOATING}, f"the old place reads {sorted(seen)}")
     vmm.add_vcpu(STORE, esi=ELSEWHERE << PAGE_SHIFT, ebx=7)
