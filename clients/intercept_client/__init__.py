@@ -47,11 +47,13 @@ from intercept_protocol.messages import (
 from intercept_protocol.outcomes import Access, Answer, AnyAnswer, LaterAnswer, Outcome
 
 from ._blocking_clients import BlockingNotifier, BlockingOperator, BlockingVmm, BlockingVp
+from ._blocking_hypervisor import BlockingHypervisor, GuestMapper
 from ._connecting import LONGEST_SOCKET_PATH
 from ._errors import ClientMisuse, ConnectionEnded, ConnectionLost
 
 if TYPE_CHECKING:
     from ._trio_clients import TrioNotifier, TrioOperator, TrioVmm, TrioVp
+    from ._trio_hypervisor import AsyncGuestMapper, TrioHypervisor
 
 __all__ = [
     "LONGEST_SOCKET_PATH",
@@ -63,6 +65,8 @@ __all__ = [
     "Answer",
     "AnyAnswer",
     "Architecture",
+    "AsyncGuestMapper",
+    "BlockingHypervisor",
     "BlockingNotifier",
     "BlockingOperator",
     "BlockingVmm",
@@ -74,6 +78,7 @@ __all__ = [
     "Event",
     "EventName",
     "GfnRange",
+    "GuestMapper",
     "HelloReply",
     "HypervisorKind",
     "LaterAnswer",
@@ -90,6 +95,7 @@ __all__ = [
     "Remap",
     "RequestedKind",
     "Translation",
+    "TrioHypervisor",
     "TrioNotifier",
     "TrioOperator",
     "TrioVmm",
@@ -102,7 +108,14 @@ __all__ = [
 
 __version__ = version("interceptd")
 
-_OF_TRIO = frozenset(("TrioNotifier", "TrioOperator", "TrioVmm", "TrioVp"))
+_OF_TRIO = {
+    "AsyncGuestMapper": "._trio_hypervisor",
+    "TrioHypervisor": "._trio_hypervisor",
+    "TrioNotifier": "._trio_clients",
+    "TrioOperator": "._trio_clients",
+    "TrioVmm": "._trio_clients",
+    "TrioVp": "._trio_clients",
+}
 """Imported when first used: a program of threads does not pay for trio."""
 
 
@@ -113,7 +126,7 @@ def _show_as_ours(value: object) -> None:
             shown.__module__ = __name__
 
 
-for _name in set(__all__) - _OF_TRIO:
+for _name in set(__all__) - _OF_TRIO.keys():
     _show_as_ours(globals()[_name])
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of these
@@ -121,7 +134,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
     def __getattr__(name: str) -> object:
         if name not in _OF_TRIO:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module("._trio_clients", __name__), name)
+        value = getattr(import_module(_OF_TRIO[name], __name__), name)
         _show_as_ours(value)
         globals()[name] = value
         return value

@@ -27,6 +27,16 @@ def deadline_in(seconds: float | None) -> float | None:
     return None if seconds is None else time.monotonic() + seconds
 
 
+def connect(path: StrPath, deadline: float | None) -> socket.socket:
+    """Connect, waiting while the daemon's backlog is full. Raises an `OSError` that names the path."""
+    while True:
+        try:
+            return connect_now(path)
+        except BlockingIOError:
+            _remaining(deadline)
+            time.sleep(RETRY_DELAY)
+
+
 class BlockingConnection:
     """A connected socket and its conversation. Threads may share it: their requests take turns."""
 
@@ -38,13 +48,8 @@ class BlockingConnection:
 
     @classmethod
     def open(cls, path: StrPath, deadline: float | None) -> BlockingConnection:
-        """Connect, waiting while the daemon's backlog is full. Raises `OSError` that names the path."""
-        while True:
-            try:
-                return cls(connect_now(path))
-            except BlockingIOError:
-                _remaining(deadline)
-                time.sleep(RETRY_DELAY)
+        """As `connect`."""
+        return cls(connect(path, deadline))
 
     def run(self, exchange: Exchange[Reply], deadline: float | None) -> Reply:
         """Send the request and wait for its answer; `TimeoutError` at the deadline.

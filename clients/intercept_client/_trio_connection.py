@@ -19,6 +19,16 @@ from ._session import ClientSession
 _RECEIVE_BYTES = 4096
 
 
+async def connect(path: StrPath) -> trio.socket.SocketType:
+    """Connect, waiting while the daemon's backlog is full. Raises an `OSError` that names the path."""
+    await trio.lowlevel.checkpoint_if_cancelled()
+    while True:
+        try:
+            return trio.socket.from_stdlib_socket(connect_now(path))
+        except BlockingIOError:
+            await trio.sleep(RETRY_DELAY)
+
+
 class TrioConnection:
     """A connected socket and its conversation. Tasks may share it: their requests take turns, in order."""
 
@@ -29,13 +39,8 @@ class TrioConnection:
 
     @classmethod
     async def open(cls, path: StrPath) -> TrioConnection:
-        """Connect, waiting while the daemon's backlog is full. Raises `OSError` that names the path."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while True:
-            try:
-                return cls(trio.socket.from_stdlib_socket(connect_now(path)))
-            except BlockingIOError:
-                await trio.sleep(RETRY_DELAY)
+        """As `connect`."""
+        return cls(await connect(path))
 
     async def run(self, exchange: Exchange[Reply]) -> Reply:
         """Send the request and wait for its answer.

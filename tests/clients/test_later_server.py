@@ -25,6 +25,7 @@ from fakes.kvm_ports import FakeSlots
 from fakes.later_server import LaterServer
 from fakes.later_words import LATER, LATER_NUMBER
 from intercept_client import (
+    BlockingHypervisor,
     BlockingNotifier,
     BlockingOperator,
     BlockingVmm,
@@ -35,7 +36,7 @@ from intercept_client import (
     TrioVp,
 )
 from intercept_client.kvm._guest_memory import GuestMemory
-from intercept_client.kvm._hypervisor_connection import HypervisorConnection
+from intercept_client.kvm._hypervisor_thread import HypervisorThread
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import AnyFact, EventName, InterceptAnswered, RegionAdded
@@ -168,7 +169,8 @@ def test_a_hypervisor_connection_refuses_what_it_does_not_know_and_maps_on(later
     with BlockingVmm.open(later.path) as vmm:
         partition = vmm.call(VMMS_OWN)
         lost: list[str] = []
-        with closing(HypervisorConnection.open(later.path, partition, GuestMemory(slots), lost.append)):
+        hypervisor = BlockingHypervisor.open(later.path, partition, GuestMemory(slots))
+        with closing(HypervisorThread(hypervisor, lost.append)):
             vmm.call(MAP)
             vmm.call(ADD)
             with BlockingVp.open(later.path, partition, vp_index=0) as vp:

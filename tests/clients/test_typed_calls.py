@@ -44,7 +44,7 @@ SUMMARY: Final = {
     "regions": 0, "mapped_gfns": 0, "intercepts": 0, "invalidations": 0, "age_ms": 0,
 }  # fmt: skip
 
-ROLES: Final = ("Vmm", "Vp", "Notifier", "Operator")
+ROLES: Final = ("Vmm", "Vp", "Notifier", "Operator", "Hypervisor")
 
 
 def page(*partition_ids: int, more: bool) -> dict[str, object]:

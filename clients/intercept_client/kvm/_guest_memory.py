@@ -65,7 +65,13 @@ class GuestMemory:
 
     # ------------------------------------------------ what the daemon asks for
 
-    def map(self, gfns: GfnRange, uaddrs: UaddrRange, access: Access) -> None:
+    def map(
+        self,
+        gfns: GfnRange,
+        uaddrs: UaddrRange,
+        access: Access,
+        start_pfn: int | None = None,  # noqa: ARG002 - KVM resolves host pages itself
+    ) -> None:
         """Let the guest reach `uaddrs` at `gfns`, and nothing else there; without rights: nothing at all.
 
         Raises `WireError`, and leaves all as it was: ENOSPC without a free memslot, EOPNOTSUPP for rights

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from intercept_client._blocking_clients import BlockingVmm, BlockingVp
+from intercept_client._blocking_hypervisor import BlockingHypervisor
 from intercept_client._connecting import StrPath
 from intercept_client._own_memory import Watch, own_memory
 from intercept_protocol.addresses import GfnRange, UaddrRange
@@ -39,7 +40,7 @@ from ._devices import Bus
 from ._guest_memory import GuestMemory
 from ._guest_notifier import GuestNotifier
 from ._guest_vcpu import GuestVcpu
-from ._hypervisor_connection import HypervisorConnection
+from ._hypervisor_thread import HypervisorThread
 from ._machine import Machine
 from ._registers import StartState
 
@@ -96,8 +97,9 @@ class GuestPartition:
                 HypervisorKind.VMM,
                 mmio_granularity=setting.mmio_granularity,
             )
-            self._link = HypervisorConnection.open(path, self._partition, self.memory, self._loss.lose)
-            opened.callback(self._link.close)
+            self._hypervisor = BlockingHypervisor.open(path, self._partition, self.memory)
+            self._hypervisor_thread = HypervisorThread(self._hypervisor, self._loss.lose)
+            opened.callback(self._hypervisor_thread.close)
             self._attach_memory()
             self.notifier: Final = GuestNotifier.open_for(
                 path, self._partition, self._loss, timeout=setting.answer_timeout
@@ -140,11 +142,11 @@ class GuestPartition:
     @property
     def hypervisor_descriptor(self) -> int:
         """The hypervisor connection's: readable when the daemon asks, or is gone."""
-        return self._link.fileno()
+        return self._hypervisor.fileno()
 
     def hang_up(self) -> None:
         """Close the hypervisor connection at once: the partition is lost, and the daemon forgets it."""
-        self._link.close()
+        self._hypervisor_thread.close()
 
     def add_region(
         self,
@@ -202,8 +204,8 @@ class GuestPartition:
             vp.close()
         self.notifier.close()
         self.vmm.close()
-        self._link.wait_ended()
-        self._link.close()
+        self._hypervisor_thread.wait_ended()
+        self._hypervisor_thread.close()
 
     def _attach_memory(self) -> None:
         announced = self._setting.coverage is Coverage.ANNOUNCED
