@@ -29,7 +29,7 @@ from ._exchange import (
     call_exchange,
     intercept_exchange,
 )
-from ._methods import as_method
+from ._methods import as_function
 
 
 class _Client:
@@ -96,7 +96,7 @@ def _method(build: Callable[_P, Exchange[Reply]]) -> Callable[Concatenate[_CallC
     def method(self: _CallClient, /, *args: _P.args, **kwargs: _P.kwargs) -> Reply:
         return self._run(build(*args, **kwargs))
 
-    as_method(method, build, wrapper="Exchange")
+    as_function(method, build, __name__, first="self", wrapper="Exchange")
     return method
 
 

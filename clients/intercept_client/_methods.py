@@ -1,7 +1,6 @@
-"""Methods made of functions that describe what to do.
+"""Functions and methods that are made of a function which only describes what to do.
 
-Owns what `help` and `inspect.signature` say about such a method. Must not know what is described, nor who
-does it.
+Owns what `help` and `inspect.signature` say about them. Must not know what is described, nor who does it.
 """
 
 from __future__ import annotations
@@ -10,17 +9,25 @@ import inspect
 from collections.abc import Callable
 
 
-def as_method(method: Callable[..., object], build: Callable[..., object], *, wrapper: str) -> None:
-    """Make `method` show itself as a method with the name, docstring and parameters of `build`.
+def as_function(
+    made: Callable[..., object], build: Callable[..., object], module: str, *, first: str, wrapper: str
+) -> None:
+    """Make `made` show itself with the name, docstring and parameters of `build`, after a `first` parameter.
 
-    Its result is what `build` returns without the `wrapper` around it: `int` for `Exchange[int]`.
+    `first` is its name, and after a colon its type. The result is what `build` returns without the `wrapper`
+    around it: `int` for `Exchange[int]`. `module` is where `made` is imported from.
     """
     built = inspect.signature(build)
-    myself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    name, _, annotation = first.partition(": ")
+    parameter = inspect.Parameter(
+        name,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD if not annotation else inspect.Parameter.POSITIONAL_ONLY,
+        annotation=annotation or inspect.Parameter.empty,
+    )
     result = str(built.return_annotation).removeprefix(f"{wrapper}[").removesuffix("]")
-    method.__name__ = build.__name__
-    method.__qualname__ = build.__name__
-    method.__doc__ = build.__doc__
-    method.__signature__ = built.replace(  # type: ignore[attr-defined]  # what inspect.signature looks at
-        parameters=[myself, *built.parameters.values()], return_annotation=result
+    made.__module__ = module
+    made.__name__ = made.__qualname__ = build.__name__
+    made.__doc__ = build.__doc__
+    made.__signature__ = built.replace(  # type: ignore[attr-defined]  # what inspect.signature looks at
+        parameters=[parameter, *built.parameters.values()], return_annotation=result
     )

@@ -23,7 +23,7 @@ from . import _notifier_requests, _operator_requests, _vmm_requests
 from ._connecting import StrPath
 from ._errors import ConnectionLost
 from ._exchange import END_TIMEOUT, Exchange, Reply, call_exchange, intercept_exchange
-from ._methods import as_method
+from ._methods import as_function
 from ._trio_connection import TrioConnection
 
 
@@ -77,7 +77,7 @@ def _method(build: Callable[_P, Exchange[Reply]]) -> Callable[Concatenate[_CallC
     async def method(self: _CallClient, /, *args: _P.args, **kwargs: _P.kwargs) -> Reply:
         return await self._connection.run(build(*args, **kwargs))
 
-    as_method(method, build, wrapper="Exchange")
+    as_function(method, build, __name__, first="self", wrapper="Exchange")
     return method
 
 

@@ -16,8 +16,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-DEVICE: Final = "/dev/userfaultfd"
-SYSCTL: Final = "/proc/sys/vm/unprivileged_userfaultfd"
+USERFAULTFD_DEVICE: Final = "/dev/userfaultfd"
+USERFAULTFD_SYSCTL: Final = "/proc/sys/vm/unprivileged_userfaultfd"
 USER_MODE_ONLY: Final = 1
 """UFFD_USER_MODE_ONLY (Linux 5.11), include/uapi/linux/userfaultfd.h: needs no privilege. Nothing is lost:
 the daemon registers ranges so that no fault is ever raised."""
@@ -35,8 +35,8 @@ class Permission(Enum):
 
     SECCOMP = "a seccomp filter or security module refuses the system call"
     SYSCTL = "sysctl vm.unprivileged_userfaultfd is 0 and the process lacks CAP_SYS_PTRACE"
-    DEVICE_MODE = f"the mode of {DEVICE} keeps this user out"
-    DEVICE_SECCOMP = f"a seccomp filter, security module or device policy refuses {DEVICE}"
+    DEVICE_MODE = f"the mode of {USERFAULTFD_DEVICE} keeps this user out"
+    DEVICE_SECCOMP = f"a seccomp filter, security module or device policy refuses {USERFAULTFD_DEVICE}"
 
 
 class UserfaultfdUnavailable(OSError):
@@ -76,7 +76,7 @@ def open_userfaultfd() -> int:
     except OSError as device:
         if device.errno in _NO_ROOM:
             raise
-        raise unavailable(system_call, device, kernel_has_it=Path(SYSCTL).exists()) from device
+        raise unavailable(system_call, device, kernel_has_it=Path(USERFAULTFD_SYSCTL).exists()) from device
 
 
 def unavailable(
@@ -98,7 +98,8 @@ def unavailable(
     elif device.errno == errno.EPERM:
         missing.append(Permission.DEVICE_SECCOMP)
     number = system_call.errno or errno.ENOSYS
-    said = f"userfaultfd: {os.strerror(number)}; {DEVICE}: {os.strerror(device.errno or errno.ENOENT)}"
+    device_said = os.strerror(device.errno or errno.ENOENT)
+    said = f"userfaultfd: {os.strerror(number)}; {USERFAULTFD_DEVICE}: {device_said}"
     if not missing:
         return UserfaultfdNotSupported(number, f"{said}: the kernel was built without it")
     ways = ", and ".join(permission.value for permission in missing)
@@ -129,7 +130,7 @@ def _system_call(flags: int) -> int:
 
 
 def _by_device(flags: int) -> int:
-    device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    device = os.open(USERFAULTFD_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
         return fcntl.ioctl(device, IOC_NEW, flags)
     finally:

@@ -24,7 +24,7 @@ from fakes.live_vmm import ELSEWHERE, GFN, LiveVmm
 from fakes.private_mounts import Mount
 from fakes.raw_client import READ, RawConnection, intercept_message, request
 from fakes.rude_peers import send_with_descriptors
-from intercept_client._userfaultfd import open_userfaultfd
+from intercept_client.memory import open_userfaultfd
 from intercept_protocol.messages import AttachMemory, Statistics
 
 UFFDIO_API, UFFD_API = 0xC018AA3F, 0xAA

@@ -22,9 +22,8 @@ from typing import Final
 
 from fakes.raw_client import READ, intercept_message
 from intercept_client import BlockingNotifier, BlockingVmm, BlockingVp, libc
-from intercept_client._own_memory import own_memory
 from intercept_client.libc import Sharing
-from intercept_client.memory import Watch
+from intercept_client.memory import Watch, own_memory
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
 from intercept_protocol.messages import (
     AddressSpaceKind,

@@ -13,8 +13,8 @@ from fakes.live_handovers import child_with_a_userfaultfd
 from fakes.live_vmm import MAP_FIXED_NOREPLACE, QUIET_PAGE, RW
 from fakes.procmaps_parsed import asking_by_parsing
 from intercept_client import libc
-from intercept_client._userfaultfd import open_userfaultfd
 from intercept_client.libc import Sharing
+from intercept_client.memory import open_userfaultfd
 from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import Undecided
 from interceptd.address_space.live_vma import LiveVma

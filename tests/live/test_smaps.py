@@ -12,8 +12,8 @@ import pytest
 from fakes.low_crowd import low_crowd
 from fakes.procmaps_parsed import asking_by_parsing
 from intercept_client import libc
-from intercept_client._userfaultfd import open_userfaultfd
 from intercept_client.libc import Sharing
+from intercept_client.memory import open_userfaultfd
 from intercept_protocol.addresses import PAGE_SIZE, UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Undecided

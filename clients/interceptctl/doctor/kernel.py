@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from intercept_client._userfaultfd import (
-    DEVICE,
-    SYSCTL,
+from intercept_client.memory import (
+    USERFAULTFD_DEVICE,
+    USERFAULTFD_SYSCTL,
     Permission,
     UserfaultfdNotPermitted,
     UserfaultfdUnavailable,
@@ -52,8 +52,8 @@ DESCRIPTORS_OF_WORKERS: Final = 12
 _MENDS: Final = {
     Permission.SECCOMP: "allow userfaultfd in the seccomp profile",
     Permission.SYSCTL: "sysctl vm.unprivileged_userfaultfd=1",
-    Permission.DEVICE_MODE: f"give the VMMs' group {DEVICE}: chgrp kvm, chmod 0660",
-    Permission.DEVICE_SECCOMP: f"allow {DEVICE} in the device policy",
+    Permission.DEVICE_MODE: f"give the VMMs' group {USERFAULTFD_DEVICE}: chgrp kvm, chmod 0660",
+    Permission.DEVICE_SECCOMP: f"allow {USERFAULTFD_DEVICE} in the device policy",
 }
 
 
@@ -99,7 +99,7 @@ def userfaultfd() -> Finding:
     )
 
 
-def userfaultfd_device(path: str = DEVICE) -> Finding:
+def userfaultfd_device(path: str = USERFAULTFD_DEVICE) -> Finding:
     name, setting = path, Setting.LIVE
     spare = "only needed where seccomp refuses the system call"
     try:
@@ -112,7 +112,7 @@ def userfaultfd_device(path: str = DEVICE) -> Finding:
     return Finding(name, setting, State.OK, f"{mode}, for this user")
 
 
-def userfaultfd_sysctl(path: str = SYSCTL) -> Finding:
+def userfaultfd_sysctl(path: str = USERFAULTFD_SYSCTL) -> Finding:
     """0 is enough: the daemon needs no faults of the kernel's own, so UFFD_USER_MODE_ONLY is asked for."""
     name, setting = "vm.unprivileged_userfaultfd", Setting.LIVE
     try:

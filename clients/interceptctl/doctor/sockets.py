@@ -10,7 +10,7 @@ import socket
 import stat
 from collections.abc import Mapping
 
-from intercept_client._connecting import LONGEST_SOCKET_PATH
+from intercept_client import LONGEST_SOCKET_PATH
 from interceptctl import operator_client, units
 
 from .finding import Finding, Setting, State

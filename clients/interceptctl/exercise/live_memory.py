@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from intercept_client import TrioNotifier, TrioVmm, libc
-from intercept_client._own_memory import Watch, own_memory
+from intercept_client.memory import Watch, own_memory
 from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
 from intercept_protocol.outcomes import Access
 
