@@ -50,6 +50,7 @@ from ._blocking_clients import BlockingNotifier, BlockingOperator, BlockingVmm, 
 from ._blocking_hypervisor import BlockingHypervisor, GuestMapper
 from ._connecting import LONGEST_SOCKET_PATH
 from ._errors import ClientMisuse, ConnectionEnded, ConnectionLost
+from ._showing import show_as_from
 
 if TYPE_CHECKING:
     from ._trio_clients import TrioNotifier, TrioOperator, TrioVmm, TrioVp
@@ -119,15 +120,7 @@ _OF_TRIO = {
 """Imported when first used: a program of threads does not pay for trio."""
 
 
-def _show_as_ours(value: object) -> None:
-    """Let `help`, reprs and tracebacks name the module to import from, not the private one."""
-    for shown in (*getattr(value, "__mro__", ()), value):
-        if getattr(shown, "__module__", "").startswith(f"{__name__}._"):
-            shown.__module__ = __name__
-
-
-for _name in set(__all__) - _OF_TRIO.keys():
-    _show_as_ours(globals()[_name])
+show_as_from(__name__, [value for name, value in globals().items() if name in __all__])
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of these
 
@@ -135,6 +128,6 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
         if name not in _OF_TRIO:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(_OF_TRIO[name], __name__), name)
-        _show_as_ours(value)
+        show_as_from(__name__, [value])
         globals()[name] = value
         return value

@@ -29,7 +29,7 @@ from ._exchange import (
     call_exchange,
     intercept_exchange,
 )
-from ._methods import as_function
+from ._showing import as_function
 
 
 class _Client:

@@ -23,7 +23,7 @@ from . import _notifier_requests, _operator_requests, _vmm_requests
 from ._connecting import StrPath
 from ._errors import ConnectionLost
 from ._exchange import END_TIMEOUT, Exchange, Reply, call_exchange, intercept_exchange
-from ._methods import as_function
+from ._showing import as_function
 from ._trio_connection import TrioConnection
 
 

@@ -19,8 +19,8 @@ from typing import Concatenate, ParamSpec
 from . import _changes
 from ._blocking_clients import BlockingNotifier
 from ._changes import Change, Leave, T
-from ._methods import as_function
 from ._own_memory import OwnMemory, Watch, own_memory
+from ._showing import as_function, show_as_from
 from ._userfaultfd import (
     USERFAULTFD_DEVICE,
     USERFAULTFD_SYSCTL,
@@ -39,6 +39,8 @@ __all__ = [
     "open_userfaultfd", "own_memory",
 ]  # fmt: skip
 
+show_as_from(__name__, (Leave, OwnMemory, Permission, Watch, open_userfaultfd, own_memory))
+show_as_from(__name__, (UserfaultfdUnavailable, UserfaultfdNotPermitted, UserfaultfdNotSupported))
 _P = ParamSpec("_P")
 
 

@@ -17,7 +17,7 @@ import trio
 
 from . import _changes
 from ._changes import Change, T
-from ._methods import as_function
+from ._showing import as_function
 from ._trio_clients import TrioNotifier
 
 __all__ = [

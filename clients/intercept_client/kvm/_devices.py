@@ -14,16 +14,17 @@ FLOATING: Final = 0xFF
 
 
 class Device(Protocol):
-    """Called by vCPU threads, several at a time; an access has 1 to 8 bytes."""
+    """What a VMM emulates. vCPU threads call it, several at a time; an access has 1 to 8 bytes."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes."""
+        """What the guest reads at `offset` of the device's window: exactly `size` bytes."""
 
-    def write(self, offset: int, data: bytes) -> None: ...
+    def write(self, offset: int, data: bytes) -> None:
+        """The guest writes `data` at `offset` of the device's window."""
 
 
 class Unclaimed:
-    """Nobody's: reads float, writes are lost. What the daemon forwards and no device takes ends here."""
+    """Where no device is: reads find a floating bus, writes are lost."""
 
     def read(self, offset: int, size: int) -> bytes:  # noqa: ARG002 - the same everywhere
         return bytes([FLOATING]) * size
@@ -44,22 +45,25 @@ class Window:
 
 
 class Bus:
-    """A few windows, the first that fits answers. `fallback` answers what is forwarded and nobody's."""
+    """A few windows; the first that contains an address answers, and `fallback` where none does."""
 
     def __init__(self, *windows: Window, fallback: Device | None = None) -> None:
         self._windows = windows
         self.fallback = fallback or Unclaimed()
 
     def find(self, address: int) -> Window | None:
+        """The window that contains `address`."""
         return next((window for window in self._windows if address in window), None)
 
     def read(self, address: int, size: int) -> bytes:
+        """What the guest reads at an address of the bus."""
         window = self.find(address)
         if window is None:
             return self.fallback.read(address, size)
         return window.device.read(address - window.start, size)
 
     def write(self, address: int, data: bytes) -> None:
+        """The guest writes at an address of the bus."""
         window = self.find(address)
         if window is None:
             self.fallback.write(address, data)

@@ -1,12 +1,23 @@
-"""Functions and methods that are made of a function which only describes what to do.
+"""What `help`, reprs and tracebacks show of the public names.
 
-Owns what `help` and `inspect.signature` say about them. Must not know what is described, nor who does it.
+Owns the modules that they seem to come from, and the signatures of functions that are made of another. Must
+not know what any of them does.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+_PRIVATE = ("intercept_client._", "intercept_client.kvm._")
+
+
+def show_as_from(module: str, values: Iterable[object]) -> None:
+    """Let `values` and their bases name `module`, unless they come from a public module."""
+    for value in values:
+        for shown in (*getattr(value, "__mro__", ()), value):
+            if getattr(shown, "__module__", "").startswith(_PRIVATE):
+                shown.__module__ = module
 
 
 def as_function(
