@@ -33,14 +33,16 @@ def spelled(rights: Access) -> str:
 
 
 class Outcome(StrEnum):
+    """What a VMM does about an intercept; each answer has one."""
+
     RESUME = "resume"
     """Run the instruction again."""
     FORWARD = "forward"
-    """The access is the VMM's to emulate. Said only of what was decided."""
+    """Emulate the access: no memory of a region is behind it, or not with that right."""
     RETRY = "retry"
-    """Nothing was decided; look at your own stop flags and ask again, do not emulate."""
+    """Nothing was decided. Check your stop flags and ask again; do not emulate."""
     FAIL = "fail"
-    """Going on would spin or lie; stop the VP."""
+    """Stop the VP: going on would loop forever, or show the guest wrong memory."""
 
 
 class Answer(Enum):
@@ -81,4 +83,4 @@ class LaterAnswer(msgspec.Struct, frozen=True):
 
 
 AnyAnswer = Answer | LaterAnswer
-"""What a client is answered; the daemon itself gives an `Answer`."""
+"""What `intercept` returns; a daemon of this version always gives an `Answer`."""

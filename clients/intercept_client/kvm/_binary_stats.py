@@ -1,7 +1,7 @@
 """KVM's own counters, read from its binary statistics descriptor.
 
-Owns the file's layout (Documentation/virt/kvm/api.rst, 4.133 KVM_GET_STATS_FD); must not know which counters
-there are. It is what proves that later accesses do not exit: our own counters cannot.
+Owns the file's layout (Documentation/virt/kvm/api.rst, 4.133 KVM_GET_STATS_FD); must not know the counters.
+They prove that later accesses do not exit, which this library's own counters cannot.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """Carrying out a guest's access on memory of this process.
 
-Owns the ways to do it; must not know the guest, nor whether the memory is still the right one. An access
-lies within one page and takes 1 to 8 bytes.
+Owns the ways to do it; must not know the guest, nor whether the memory is still the right memory. An
+access lies within one page and has 1 to 8 bytes.
 
-A guest can touch memory that faults: a file that was cut off behind its mapping, a guard page. A load of ours
-would be a signal that ends the VMM. So the kernel copies and answers EFAULT instead: `CheckedCopier`. It uses
-copy_from_user and copy_to_user, as KVM's own instruction emulator does; neither guarantees that other vCPUs
-see an aligned access as a whole.
+A guest can touch memory that faults: a truncated file behind its mapping, a guard page. A load by this
+process would raise a signal that ends the VMM. So the kernel copies, and returns EFAULT instead:
+`CheckedCopier`. It uses copy_from_user and copy_to_user, as KVM's own instruction emulator does; neither
+guarantees that other vCPUs see an aligned access as a whole.
 
 A device's registers need exactly one load or store of the access's width, which no system call promises: a
 write(2) into a pipe reaches VM_PFNMAP memory and faults safely, but may copy byte by byte (`rep movsb`), and
-process_vm_readv(2) refuses such memory. So there, and nowhere else, the access is our own: `DirectCopier`.
+process_vm_readv(2) refuses such memory. So there, and only there, this process makes the access itself:
+`DirectCopier`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class MemoryGone(Exception):
 class DirectCopier:
     """Loads and stores of the access's own width, as a device's registers want them.
 
-    Where the memory faults, this is the VMM's own SIGSEGV or SIGBUS.
+    Where the memory faults, the VMM itself gets SIGSEGV or SIGBUS.
     """
 
     def read(self, uaddr: int, size: int) -> bytes:
@@ -62,10 +63,10 @@ class DirectCopier:
 
 
 class CheckedCopier:
-    """process_vm_readv and process_vm_writev on this very process: an error where a load would be a signal.
+    """process_vm_readv and process_vm_writev on this process: an error where a load would raise a signal.
 
-    For ordinary memory, also where it goes unannounced. Memory that the kernel does not copy for others
-    (VM_IO, VM_PFNMAP, memfd_secret) counts as gone.
+    For ordinary memory, even if it is unmapped without announcement. Memory that the kernel does not copy for
+    others (VM_IO, VM_PFNMAP, memfd_secret) counts as gone.
     """
 
     def read(self, uaddr: int, size: int) -> bytes:
@@ -91,8 +92,8 @@ class CheckedCopier:
 class AnnouncedCopier:
     """For memory whose every change is announced: checked, and direct on a device's registers.
 
-    A device that no longer answers (VFIO with memory decoding off) gives SIGBUS: remove its region before
-    turning it off, so that no access of the guest comes here.
+    A device that no longer answers (VFIO with memory decoding off) raises SIGBUS: remove its region before
+    turning it off, so that the guest's accesses no longer reach it.
     """
 
     def __init__(self) -> None:

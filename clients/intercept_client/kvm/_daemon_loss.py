@@ -1,11 +1,12 @@
 """What becomes of the guest's memory when the daemon is gone.
 
-Owns the policy and carrying it out, once. Must not know connections: whoever notices says so.
+Owns the policy, and carrying it out once. Must not know connections: the code that notices the loss calls
+`lose`.
 
-Nobody will say any more when memory behind a memslot goes. For MMIO that is not to be borne: a device's
-window over memory that is somebody else's by now. RAM is the VMM's own and rarely moves, and a guest without
-it is dead at once; so it stays, and what the VMM unmaps of it is unmapped from the guest first
-(`GuestNotifier`).
+Without the daemon nothing reports that memory behind a memslot goes away. For MMIO that is unacceptable: a
+device's window could by then cover memory that belongs to somebody else. RAM is the VMM's own and rarely
+moves, and a guest cannot go on without it. So RAM stays, and what the VMM unmaps of it is unmapped from the
+guest first (`GuestNotifier`).
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ _KINDS_OF_RAM = frozenset((RegionKind.MOVABLE, RegionKind.PINNED))
 
 
 class OnDaemonLoss(Enum):
+    """What the guest keeps when the daemon is gone."""
+
     KEEP_RAM = "MMIO is unmapped, RAM stays"
     KEEP_NOTHING = "everything is unmapped"
 
 
 @dataclass
 class DaemonLoss:
-    """Thread-safe. `on_lost` is called once, in the thread that noticed, after the memory was dealt with."""
+    """Thread-safe. `on_lost` is called once, in the thread that noticed, once the policy was carried out."""
 
     memory: GuestMemory
     policy: OnDaemonLoss
@@ -43,7 +46,7 @@ class DaemonLoss:
     _is_expected: bool = False
 
     def region_added(self, gfns: GfnRange, kind: RegionKind) -> None:
-        """Before it is asked for, and again when the daemon said of what kind it is."""
+        """Call it before asking the daemon, and again with the kind that the daemon chose."""
         with self._lock:
             self._kinds[gfns] = kind
 
@@ -52,13 +55,12 @@ class DaemonLoss:
             self._kinds.pop(gfns, None)
 
     def expect(self) -> None:
-        """This VMM is leaving: what looks like a loss from now on is none."""
+        """This VMM is leaving: from now on the end of a connection is not a loss."""
         with self._lock:
             self._is_expected = True
 
     def lose(self, why: str) -> None:
-        """The daemon decides nothing any more. Returns when the guest reaches only what the policy leaves
-        it."""
+        """The daemon is gone. Returns when the guest reaches only what the policy leaves it."""
         with self._lock:
             if self._is_expected or self.why is not None:
                 return

@@ -1,7 +1,7 @@
 """What the VMM emulates itself: devices on the memory bus and on the port bus.
 
 Owns which device answers at which address; must not know vCPUs or the daemon. The VMM knows its own devices,
-so an access to one is no intercept: it is answered on the spot.
+so an access to one is answered at once, without an intercept.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 FLOATING: Final = 0xFF
-"""What a bus reads where nobody drives it."""
+"""What a read finds on a bus that no device drives."""
 
 
 class Device(Protocol):
@@ -34,7 +34,7 @@ class Unclaimed:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The addresses [start, start + length) of a bus, and who answers there."""
+    """The addresses [start, start + length) of a bus, and the device that answers there."""
 
     start: int
     length: int

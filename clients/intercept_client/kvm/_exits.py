@@ -1,7 +1,7 @@
 """Why KVM_RUN came back.
 
-Owns the exits that this VMM tells apart and how they stand in the kvm_run page; must not know what is done
-about them.
+Owns the exits that this VMM distinguishes, and their layout in the kvm_run page; must not know how they are
+handled.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class MmioRead:
 
 @dataclass(frozen=True, slots=True)
 class MmioWrite:
-    """The guest wrote; for it the instruction is done."""
+    """The guest wrote, and its instruction is complete."""
 
     gpa: int
     data: bytes
@@ -77,8 +77,8 @@ class Shutdown:
 
 @dataclass(frozen=True, slots=True)
 class NotEmulated:
-    """KVM_INTERNAL_ERROR_EMULATION, the program counter unmoved: the instruction could not be fetched, or KVM
-    does not know it."""
+    """KVM_INTERNAL_ERROR_EMULATION, with the program counter unchanged: the instruction could not be
+    fetched, or KVM does not know it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Interrupted:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """Nothing that a VMM can go on from; `why` in KVM's words."""
+    """KVM cannot go on; `why` says what it reported."""
 
     why: str
 

@@ -1,7 +1,7 @@
 """An instruction that could not be fetched: KVM says "emulation failed" and leaves the program counter.
 
-Owns telling that from an instruction that KVM does not know, from a memslot that was just being replaced, and
-from memory that faults; must not know how instructions look.
+Owns distinguishing that from an instruction that KVM does not know, from a memslot that was being replaced,
+and from memory that faults; must not know instruction formats.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class FetchingVcpu(Kickable, Protocol):
 
 
 class FetchFault:
-    """Of one vCPU. Each method returns when the guest should be run again, or raises `VcpuStopped`."""
+    """One vCPU's failed fetches. Each method returns to run the guest again, or raises `VcpuStopped`."""
 
     def __init__(
         self, vcpu: FetchingVcpu, memory: GuestMemory, intercepts: InterceptLoop, code: CodeReader
@@ -43,8 +43,11 @@ class FetchFault:
         self._tried: tuple[int, int] | None = None
 
     def fetch(self, otherwise: StopReason) -> None:
-        """Have the pages of the instruction mapped for execution. `otherwise` is the reason to stop when they
-        are, and were at the last try: it is not the fetch that failed."""
+        """Have the pages of the instruction mapped for execution.
+
+        `otherwise` is the reason to stop if they are mapped, and were at the last try: then it was not the
+        fetch that failed.
+        """
         registers = self._vcpu.registers
         rip = registers[Register.RIP]
         with self._memory.gate.inside(self._vcpu):

@@ -1,9 +1,9 @@
 """One access that the guest could not make by itself, carried out for it.
 
-Owns the order: the VMM's own devices first, then the memory that the guest reaches, then the daemon's word;
-must not know how an exit is answered. KVM_EXIT_MMIO does not run the instruction again, so after RESUME the
-access is ours to complete, from what is mapped *then*: between the answer and the copy it may have gone, and
-then it is a new intercept.
+Owns the order: the VMM's own devices first, then the memory that the guest reaches, then the daemon's answer;
+must not know how an exit is completed. KVM_EXIT_MMIO does not run the instruction again, so after RESUME the
+VMM completes the access, on what is mapped *then*: if that went away between the answer and the copy, it is a
+new intercept.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class GuestAccess:
     ) -> T | None:
         """What `copy` did on the memory behind `gpa`, which is within one page; None if it is a device's.
 
-        The memory is looked at before the daemon is asked: another vCPU may have had it mapped, or KVM exited
-        while one slot was replaced by others.
+        Checks the memory before asking the daemon: another vCPU may have had it mapped, or KVM exited while
+        one slot was replaced by others.
         """
         if self._devices.find(gpa) is None:
             ask = self._intercepts.ask

@@ -1,12 +1,12 @@
 """What the guest reaches right now: the memslots, and the accesses that are being completed on its behalf.
 
 Owns the slot table, the one lock around it and KVM's slots, and the claims. A claim is a completion in
-flight: the guest's access, carried out by us. So an unmap, like KVM's own, returns only when none is left in
-its range, and from then on none begins: whoever unmapped may give the memory to somebody else.
+flight: a guest's access that the VMM carries out. So an unmap, like KVM's own, returns only when none is left
+in its range, and from then on none begins: the memory may then be reused.
 
-The lock is held across memslot ioctls and until the vCPUs have left the guest, never across a copy, a
-callback or anything that waits for the daemon: the hypervisor connection needs it to answer, and so does
-everybody who waits for that answer.
+The lock is held across memslot ioctls and until the vCPUs have left the guest, but never across a copy, a
+callback or anything that waits for the daemon: the hypervisor connection needs the lock to answer, and others
+wait for that answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ._run_gate import RunGate
 
 
 class SlotEditor(Protocol):
-    """KVM, as far as memslots go; see `Machine`."""
+    """What this needs of KVM; see `Machine`."""
 
     slot_limit: int
     has_read_only_slots: bool
@@ -75,7 +75,7 @@ class GuestMemory:
         """Let the guest reach `uaddrs` at `gfns`, and nothing else there; without rights: nothing at all.
 
         Raises `WireError`, and leaves all as it was: ENOSPC without a free memslot, EOPNOTSUPP for rights
-        that KVM cannot give, and whatever KVM says. Execute is not KVM's to withhold: what may be read runs.
+        that KVM cannot give, and any error of KVM. KVM cannot withhold execution: what may be read may run.
         """
         if access == Access.NONE:
             self.unmap(gfns)
@@ -99,7 +99,7 @@ class GuestMemory:
     # ------------------------------------------------ without the daemon
 
     def freeze(self, why: str) -> None:
-        """Refuse every map from now on: nobody is there to take it away again."""
+        """Refuse every map from now on: without the daemon nothing would unmap it in time."""
         with self._lock:
             self._frozen_because = why
 
@@ -112,9 +112,9 @@ class GuestMemory:
     # ------------------------------------------------ completing the guest's accesses
 
     def claim(self, gfn: int, access: Access) -> Claim | None:
-        """The page behind `gfn`, if the guest may reach it so; to be released, come what may.
+        """The page behind `gfn`, if the guest may access it so. The caller has to `release` it.
 
-        From the claim until its release nobody's unmap of the gfn returns.
+        From the claim until its release, no unmap of the gfn returns.
         """
         with self._lock:
             slot = self._table.find(gfn)
@@ -125,7 +125,7 @@ class GuestMemory:
             return claim
 
     def reaches(self, gfn: int, access: Access) -> bool:
-        """Whether the guest reaches `gfn` so, at this moment."""
+        """Whether the guest may access `gfn` so, right now."""
         with self._lock:
             slot = self._table.find(gfn)
             return slot is not None and access in slot.access

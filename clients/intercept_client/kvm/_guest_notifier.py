@@ -1,7 +1,7 @@
 """The notifier connection of a VMM whose guest runs here.
 
-Owns what an invalidation is once the daemon is gone: the memslots over the range are taken away by ourselves.
-So every guarded call of `intercept_client.memory` works as before, and none hangs or leaves a window.
+Owns what an invalidation does once the daemon is gone: it deletes the memslots over the range itself. So
+every function of `intercept_client.memory` works as before, and none hangs or leaves a window.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _LOST = (ConnectionLost, ProtocolViolation, TimeoutError)
 
 
 class GuestNotifier(BlockingNotifier):
-    """`timeout` bounds a begin, so that a daemon that hangs counts as gone."""
+    """A notifier that works without the daemon, too.
+
+    `timeout` bounds a begin: a daemon that hangs counts as gone.
+    """
 
     _loss: DaemonLoss
 
@@ -37,7 +40,7 @@ class GuestNotifier(BlockingNotifier):
 
     @contextmanager
     def invalidation(self, uaddrs: UaddrRange) -> Iterator[None]:
-        """As of every notifier while the daemon is there, and never `ConnectionLost`."""
+        """As `BlockingNotifier.invalidation`, but never raises `ConnectionLost`."""
         announced = super().invalidation(uaddrs)
         try:
             announced.__enter__()

@@ -1,7 +1,7 @@
 """A vCPU of a partition: KVM's vCPU and the daemon's VP, put together.
 
-Owns the wiring of one vCPU's parts, its thread and getting it back from wherever it waits. Must not know what
-they do.
+Owns the wiring of one vCPU's parts, its thread, and stopping it wherever it waits. Must not know what the
+parts do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ._vcpu_loop import VcpuLoop
 
 
 class GuestVcpu:
-    """`run` it in a thread of its own, or `start` one."""
+    """One vCPU of a `GuestPartition`. Call `run` in a thread of its own, or `start`, which creates one."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class GuestVcpu:
         on_lost: Callable[[str], None],
         kick: Callable[[int], None],
     ) -> None:
-        """`kick` tells the daemon to answer what waits in the VP of that index."""
+        """Use `GuestPartition.add_vcpu`. `kick` has the daemon answer what waits in the VP of that index."""
         self.vcpu = vcpu
         self.tally = VcpuTally()
         self._memory = memory
@@ -58,19 +58,22 @@ class GuestVcpu:
         )
 
     def run(self) -> Stop:
-        """See `VcpuLoop.run`."""
+        """Run until the guest halts or cannot go on, or until `stop`; returns why.
+
+        May be called again, and goes on where it was.
+        """
         with self.vcpu.on_this_thread():
             return self._loop.run()
 
     def start(self) -> Future[Stop]:
-        """Run in a new thread, which ends with the run."""
+        """Call `run` in a new thread, which ends with it."""
         thread = ThreadPoolExecutor(1, thread_name_prefix=f"vCPU {self.vcpu.index}")
         running = thread.submit(self.run)
         thread.shutdown(wait=False)
         return running
 
     def stop(self) -> None:
-        """Have `run` return, from the guest or from an intercept that waits; does not wait for it."""
+        """Make `run` return soon, from the guest or from an intercept that waits. Does not wait for it."""
         self._loop.stop()
         self._kick(self.vcpu.index)
 

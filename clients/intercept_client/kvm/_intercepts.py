@@ -1,4 +1,4 @@
-"""A vCPU's questions to the daemon: one intercept, asked until it is decided.
+"""A vCPU's requests to the daemon: one intercept, repeated until it is decided.
 
 Owns the 256-byte message, the retries and the stop flag of one vCPU; must not know memory, devices or KVM.
 """
@@ -22,13 +22,13 @@ its own time, or it has a reason that is not known here."""
 
 
 class Decider(Protocol):
-    """The daemon's VP connection; see `BlockingVp`."""
+    """Decides intercepts; see `BlockingVp`."""
 
     def intercept(self, message: bytes) -> AnyAnswer: ...
 
 
 class InterceptLoop:
-    """`on_lost` is told when the daemon can decide nothing any more, and why."""
+    """`on_lost` is called with the reason when the daemon is gone."""
 
     def __init__(
         self, vp_index: int, decider: Decider, tally: VcpuTally, on_lost: Callable[[str], None]
@@ -40,7 +40,7 @@ class InterceptLoop:
         self.stopping = threading.Event()
 
     def ask(self, gpa: int, access: Access, instruction_pointer: int) -> AnyAnswer:
-        """RESUME or FORWARD, whatever time it takes; `VcpuStopped` for all else."""
+        """Ask until the daemon answers RESUME or FORWARD; raises `VcpuStopped` for everything else."""
         message = build_memory_intercept(
             gpa=gpa, access=access, vp_index=self._vp_index, instruction_pointer=instruction_pointer
         )
@@ -61,8 +61,8 @@ class InterceptLoop:
     def ask_about_fault(self, gpa: int, access: Access, instruction_pointer: int, fault: str) -> AnyAnswer:
         """As `ask`, after the memory that the guest reaches at `gpa` faulted.
 
-        The daemon may have learned by now that the memory went. If it insists that all is well until it says
-        NO_PROGRESS, the run ends with HOST_FAULT.
+        The daemon may know by now that the memory is gone. If it keeps answering that the memory is mapped,
+        until it answers NO_PROGRESS, the run ends with HOST_FAULT.
         """
         try:
             return self.ask(gpa, access, instruction_pointer)

@@ -1,11 +1,11 @@
-"""Locked instructions whose memory comes and goes in their middle.
+"""Locked instructions whose memory is mapped or unmapped while they run.
 
 KVM makes a locked access to unmapped memory a read exit and then a write exit. With the page mapped in
 between, KVM itself stores by compare-and-exchange; if it was taken away again, the write that reaches us is
 made of an old value, and to store it would undo what another vCPU stored meanwhile. So that write is dropped,
 and the instruction run again from its start.
 
-Owns recognising that write; must not know how accesses are carried out, nor how a vCPU is taken back.
+Owns recognising that write; must not know how accesses are carried out, nor how a vCPU is reset.
 """
 
 from __future__ import annotations

@@ -22,11 +22,11 @@ DEVICE = "/dev/kvm"
 
 
 class KvmUnavailable(OSError):
-    """There is no KVM for this process; the text says why."""
+    """This process cannot use KVM; the text says why."""
 
 
 class Machine:
-    """One VM. `slot_limit` is KVM's number of memslots."""
+    """One KVM virtual machine. `slot_limit` is how many memslots it can have."""
 
     def __init__(self, kvm: int) -> None:
         self._vcpus: list[Vcpu] = []
@@ -38,7 +38,7 @@ class Machine:
 
     @classmethod
     def open(cls, device: str | None = None) -> Self:
-        """A new VM, of `DEVICE` unless told otherwise. Raises `KvmUnavailable`."""
+        """Create a VM; `device` is /dev/kvm by default. Raises `KvmUnavailable`."""
         device = device or DEVICE
         if not Path(device).exists():
             raise KvmUnavailable(f"{device} is not there: no KVM on this machine")
@@ -65,7 +65,7 @@ class Machine:
         self.close()
 
     def close(self) -> None:
-        """Close the vCPUs and the VM; idempotent, and not while one runs."""
+        """Close the vCPUs and the VM. No vCPU may be running. May be repeated."""
         for vcpu in self._vcpus:
             vcpu.close()
         if self._vm >= 0:
@@ -73,13 +73,13 @@ class Machine:
             self._vm = -1
 
     def create_vcpu(self, index: int) -> Vcpu:
-        """Closed with the machine."""
+        """A new vCPU, which is closed with the machine."""
         vcpu = Vcpu(ioctls.create_vcpu(self._vm, index), self._run_size, index)
         self._vcpus.append(vcpu)
         return vcpu
 
     def set_memslot(self, slot: Memslot) -> None:
-        """Let the guest reach a slot whose id is free. Raises `OSError`."""
+        """Create a memslot, whose id must be free. Raises `OSError`."""
         ioctls.set_user_memory_region(
             self._vm,
             slot=slot.slot_id,
@@ -90,11 +90,11 @@ class Machine:
         )
 
     def delete_memslot(self, slot: Memslot) -> None:
-        """Returns when no vCPU reaches it any more. Raises `OSError`."""
+        """Delete a memslot. Returns when no vCPU reaches it any more. Raises `OSError`."""
         ioctls.set_user_memory_region(self._vm, slot=slot.slot_id, size=0)
 
     def _prime(self) -> None:
-        """Let a guest run that has no memslot yet: with shadow paging KVM_RUN is ENOSPC until the first one
+        """Let a guest run before it has a memslot: with shadow paging KVM_RUN is ENOSPC until the first one
         came, because KVM sizes its page-table cache when slots change, and to no less than 64 pages."""
         page = GfnRange(start=0, end=1)
         uaddrs = libc.mmap(UaddrRange.of_pages(0, 1), Access.READ, libc.Sharing.PRIVATE)
@@ -107,6 +107,6 @@ class Machine:
 
 
 def require_api_version(version: int) -> None:
-    """Raises `KvmUnavailable` for one that this was not written for."""
+    """Raises `KvmUnavailable` for another version than this library knows."""
     if version != ioctls.API_VERSION:
         raise KvmUnavailable(f"KVM has API version {version}, and only {ioctls.API_VERSION} is known here")

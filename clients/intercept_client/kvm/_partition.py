@@ -1,6 +1,6 @@
 """A KVM guest as a partition of the daemon: its connections, its regions and its vCPUs.
 
-Owns opening and closing everything in order. Must not know guest programs or devices::
+Owns opening and closing everything in order. Must not know guest programs or devices. Use it like this::
 
     with Machine.open() as machine, GuestPartition.open(path, machine, PartitionSetting()) as partition:
         partition.add_region(gfns, uaddrs, RequestedKind.MMIO, writable=True, executable=False)
@@ -49,7 +49,7 @@ ANSWER_SECONDS: Final = 30.0
 
 
 class Coverage(Enum):
-    """How the daemon learns of memory that goes; decides how accesses are completed."""
+    """How the daemon learns that memory goes away; also decides how accesses are completed."""
 
     ANNOUNCED = "every change is wrapped in begin and end: no window at all"
     WATCHED = "the kernel reports unmaps after the fact, through a userfaultfd: a window that is short"
@@ -57,6 +57,8 @@ class Coverage(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionSetting:
+    """How a `GuestPartition` is set up; `answer_timeout` is in seconds."""
+
     name: str = ""
     mmio_granularity: MmioGranularity = MmioGranularity.VMA
     coverage: Coverage = Coverage.ANNOUNCED
@@ -74,11 +76,15 @@ _PRESUMED: Mapping[RequestedKind, RegionKind] = {
 
 
 def _nothing(_why: str) -> None:
-    """For a VMM that looks at `lost_because`, or at why its vCPUs stopped."""
+    """For a VMM that reads `lost_because`, or why its vCPUs stopped."""
 
 
 class GuestPartition:
-    """Thread-safe but for `close`, which comes when no vCPU runs."""
+    """A partition whose hypervisor is this process's KVM.
+
+    Thread-safe, but for `close`, before which every vCPU has to be stopped. `vmm` and `notifier` are its
+    connections.
+    """
 
     def __init__(
         self, path: StrPath, machine: Machine, setting: PartitionSetting, on_lost: Callable[[str], None]
@@ -115,9 +121,10 @@ class GuestPartition:
         setting: PartitionSetting,
         on_lost: Callable[[str], None] = _nothing,
     ) -> Self:
-        """Create the partition. `on_lost` is told once, in some thread, why the daemon counts as gone.
+        """Create the partition. `on_lost` is called once, in some thread, with the reason if the daemon is
+        lost.
 
-        Raises `OSError` that names the path, or what the daemon refuses.
+        Raises an `OSError` that names the path, or `WireError` if the daemon refuses.
         """
         return cls(path, machine, setting, on_lost)
 
@@ -131,7 +138,7 @@ class GuestPartition:
 
     @property
     def lost_because(self) -> str | None:
-        """Why the daemon counts as gone; None while it is there."""
+        """Why the daemon is lost; None while it is there."""
         return self._loss.why
 
     @property
@@ -141,7 +148,7 @@ class GuestPartition:
 
     @property
     def hypervisor_descriptor(self) -> int:
-        """The hypervisor connection's: readable when the daemon asks, or is gone."""
+        """The hypervisor connection's descriptor: readable when the daemon asks for something, or is gone."""
         return self._hypervisor.fileno()
 
     def hang_up(self) -> None:
@@ -172,14 +179,17 @@ class GuestPartition:
         return found
 
     def remove_region(self, gfns: GfnRange, uaddrs: UaddrRange) -> None:
-        """Returns when the guest reaches nothing of it; raises as `add_region`."""
+        """Remove a region. Returns when the guest reaches nothing of it; raises as `add_region`."""
         self.vmm.remove_region(gfns, uaddrs)
         self._loss.region_removed(gfns)
 
     def add_vcpu(
         self, index: int, start: StartState, *, devices: Bus | None = None, ports: Bus | None = None
     ) -> GuestVcpu:
-        """A vCPU that is ready to run, and its VP."""
+        """Attach the VP of this index, and create its vCPU, ready to run.
+
+        `devices` are on the memory bus, `ports` on the port bus.
+        """
         vp = BlockingVp.open(
             self._path, self._partition, vp_index=index, timeout=self._setting.answer_timeout
         )

@@ -1,7 +1,7 @@
 """The state that a guest program starts in: 32-bit protected mode, flat, no paging.
 
 Owns the special registers' layout (kvm_sregs); must not know programs. Nothing that the CPU reads by itself
-lies in memory: no page tables, and no descriptor tables until the program loads some. So every byte of a
+is in memory: no page tables, and no descriptor tables until the program loads some. So every byte of a
 guest's memory may start unmapped, and every exception is a triple fault.
 """
 
@@ -27,7 +27,7 @@ RFLAGS_RESERVED: Final = 2
 
 
 class Register(IntEnum):
-    """Where each stands in kvm_regs."""
+    """The general registers, by their index in kvm_regs."""
 
     EAX = 0
     EBX = 1
@@ -46,7 +46,7 @@ REGISTER_COUNT: Final = 18
 
 @dataclass(frozen=True, slots=True)
 class StartState:
-    """Where a vCPU begins, and what it finds in its registers; the others are 0."""
+    """Where a vCPU starts, and the initial values of its registers; all others are 0."""
 
     entry: int
     registers: tuple[tuple[Register, int], ...] = ()

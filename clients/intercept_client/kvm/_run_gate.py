@@ -1,13 +1,13 @@
 """Keeps every vCPU out of the guest while memslots are taken away or replaced.
 
 KVM changes one slot at a time, and a vCPU in the middle of an instruction sees the steps: the half of a slot
-that is to stay exits as MMIO, and a locked instruction reads through a slot and writes into none. So who
-takes slots away closes the gate, and the vCPUs that are in the guest are kicked; slots that only come need
-none of this.
+that is to stay exits as MMIO, and a locked instruction reads through a slot and writes into none. So code
+that removes slots closes the gate first, which kicks the vCPUs that are in the guest. Adding slots needs no
+gate.
 
-Owns who is in the guest. Must not know memslots. A vCPU whose exit is being answered is outside: one that
-waits for the daemon is not waited for. One that has KVM walk the guest's page tables, which lie in memslots
-too, is inside.
+Owns which vCPUs are in the guest. Must not know memslots. A vCPU whose exit is being answered is outside: one
+that waits for the daemon is not waited for. One that has KVM walk the guest's page tables, which lie in
+memslots too, is inside.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Protocol
 
 class Kickable(Protocol):
     def kick(self) -> None:
-        """Make it leave the guest, soon, also if it has not quite entered."""
+        """Make the vCPU leave the guest soon, even if it is only about to enter."""
 
 
 class RunGate:
@@ -30,14 +30,14 @@ class RunGate:
         self._closers = 0
 
     def enter(self, vcpu: Kickable) -> None:
-        """Before the guest is entered; blocks while the gate is closed."""
+        """Call it before entering the guest; blocks while the gate is closed."""
         with self._changed:
             while self._closers:
                 self._changed.wait()
             self._inside.add(vcpu)
 
     def leave(self, vcpu: Kickable) -> None:
-        """After the guest was left, however."""
+        """Call it after leaving the guest, for whatever reason."""
         with self._changed:
             self._inside.discard(vcpu)
             if self._closers:
@@ -54,7 +54,7 @@ class RunGate:
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """Within the block no vCPU is in the guest. Not for a thread that runs one, while it does."""
+        """Within the block no vCPU is in the guest. A thread that runs one must not call it meanwhile."""
         with self._changed:
             self._closers += 1
             for vcpu in self._inside:

@@ -12,6 +12,8 @@ from intercept_protocol.outcomes import AnyAnswer
 
 
 class StopReason(Enum):
+    """Why a vCPU stopped."""
+
     ASKED = "asked to stop"
     HALTED = "halted"
     TRIPLE_FAULT = "triple fault"
@@ -25,6 +27,8 @@ class StopReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Stop:
+    """How a run of a vCPU ended; `answer` is the daemon's, if it gave one."""
+
     reason: StopReason
     gpa: int | None = None
     """Where the guest was stopped, for reasons that have a place."""
@@ -38,7 +42,7 @@ class Stop:
 
 
 class VcpuStopped(Exception):
-    """Thrown from within an exit's handling to the loop."""
+    """Raised while an exit is handled, for the loop."""
 
     def __init__(self, stop: Stop) -> None:
         super().__init__(str(stop))

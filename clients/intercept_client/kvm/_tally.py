@@ -1,7 +1,7 @@
 """What one vCPU did, in numbers.
 
-Owns the counters of a vCPU's loop; must not know how it runs. Written by the vCPU's thread alone; anybody may
-read, and finds whole numbers that need not belong to one instant.
+Owns the counters of a vCPU's loop; must not know how it runs. Only the vCPU's thread writes them; any
+thread may read, but the numbers need not belong to one instant.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class VcpuTally:
     """By the name of the exit's type."""
     intercepts: Counter[AnyAnswer] = field(default_factory=Counter)
     completed: int = 0
-    """Accesses completed on memory of ours."""
+    """Accesses completed on the VMM's memory."""
     forwarded: int = 0
-    """Accesses that a device, or nobody, answered."""
+    """Accesses that a device answered, or the bus where there is none."""
     replayed: int = 0
-    """Locked instructions that were run again, because their memory went between read and write."""
+    """Locked instructions that were run again, because their memory was unmapped between read and write."""
     first_touches: list[float] = field(default_factory=list)
     """Seconds from the exit to being ready to run again, of accesses that were answered `mapped`."""
 

@@ -1,7 +1,7 @@
 """One vCPU: running it, answering its exits, reading its registers, and getting it back.
 
-Owns the descriptor, the kvm_run page and the kick; must not know what an exit means for the guest. All but
-`kick` is for the thread that runs it.
+Owns the descriptor, the kvm_run page and the kick; must not know what an exit means for the guest. Only the
+thread that runs it may use it, except for `kick`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Vcpu:
         self._signalled = False
 
     def close(self) -> None:
-        """Idempotent; not while it runs."""
+        """May be repeated; not while the vCPU runs."""
         if self._descriptor >= 0:
             self._run.close()
             os.close(self._descriptor)
@@ -92,13 +92,15 @@ class Vcpu:
         return read_exit(self._run)
 
     def finish(self) -> Exit:
-        """Complete what the last exit was answered with and do not go on: `Interrupted` when the instruction
-        is done, otherwise its next exit."""
+        """Complete the instruction of the last exit without running the next one.
+
+        Returns `Interrupted` when the instruction is complete, otherwise its next exit.
+        """
         self._run[_IMMEDIATE_EXIT_AT] = 1
         return self.run()
 
     def kick(self) -> None:
-        """Make `run` return `Interrupted`, the one that is under way or the next. From any thread."""
+        """Make the current or the next `run` return `Interrupted`. May be called by any thread."""
         with self._lock:
             if self._descriptor < 0:
                 return
@@ -128,7 +130,7 @@ class Vcpu:
 
 
 def _forget_kicks() -> None:
-    """Take all that are pending from the calling thread: real-time signals queue, and unblocked each is
-    deadly."""
+    """Consume every kick that is pending for the calling thread: real-time signals queue, and each would kill
+    the process once unblocked."""
     while signal.sigtimedwait({KICK_SIGNAL}, 0) is not None:
         pass

@@ -1,7 +1,7 @@
-"""A vCPU's life: run, see why it came back, answer, run again.
+"""A vCPU's loop: run, handle the exit, run again.
 
-Owns the order of one exit and the loop around it; what an access or a failed fetch takes is elsewhere. Must
-not know sockets or memslots.
+Owns the order of one exit and the loop around it; accesses and failed fetches are handled elsewhere. Must not
+know sockets or memslots.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ._tally import VcpuTally
 
 
 class RunningVcpu(Protocol):
-    """A vCPU, as far as the loop goes; see `Vcpu`."""
+    """What the loop needs of a vCPU; see `Vcpu`."""
 
     registers: tuple[int, ...]
 
@@ -53,7 +53,7 @@ class RunningVcpu(Protocol):
 
 
 class VcpuLoop:
-    """One thread calls `run`; any may call `stop`."""
+    """One thread calls `run`; any thread may call `stop`."""
 
     def __init__(
         self,
@@ -99,8 +99,10 @@ class VcpuLoop:
         return stop
 
     def stop(self) -> None:
-        """Have `run` return soon; an intercept that waits at the daemon is for the daemon to be kicked
-        about."""
+        """Make `run` return soon.
+
+        If it waits for an intercept, the caller also has to kick the VP at the daemon.
+        """
         self._intercepts.stopping.set()
         self._vcpu.kick()
 
