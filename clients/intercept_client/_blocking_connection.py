@@ -1,6 +1,6 @@
 """The I/O of one connection for threads.
 
-Owns the socket, the lock that gives one thread at a time its turn, and waiting until a deadline; must not
+Owns the socket, the lock that makes threads take turns, and waiting until a deadline; must not
 know roles or methods, nor import trio. Deadlines are readings of `time.monotonic`; None is never.
 """
 
@@ -54,10 +54,10 @@ class BlockingConnection:
     def run(self, exchange: Exchange[Reply], deadline: float | None) -> Reply:
         """Send the request and wait for its answer; `TimeoutError` at the deadline.
 
-        Timed out before its first byte went out, the request was never made. Timed out later, it may be
-        carried out, its answer is kept from everybody but `exchange`, and the connection stays usable: the
-        next turn begins by waiting for that answer. Any other exception out of the wait, such as
-        KeyboardInterrupt, loses the connection.
+        If it times out before its first byte was sent, the request was never made. If it times out later, the
+        request may still be carried out; only `exchange` gets its answer, and the connection stays usable:
+        the next turn begins by waiting for that answer. Any other exception that interrupts the wait, such as
+        KeyboardInterrupt, ends the connection.
         """
         self._take_turn(deadline)
         try:
@@ -72,7 +72,7 @@ class BlockingConnection:
         return exchange.reply()
 
     def wait_idle(self, deadline: float | None) -> None:
-        """Wait until no answer is owed, also to an exchange whose caller gave up; `TimeoutError`."""
+        """Wait until no answer is owed, not even to a caller that gave up. Raises `TimeoutError`."""
         self._take_turn(deadline)
         try:
             self._pump(deadline)
@@ -92,9 +92,10 @@ class BlockingConnection:
             return self._session.take_notifications()
 
     def wait_events(self, deadline: float | None) -> list[Event]:
-        """Wait until there are some, and take them, oldest first; `TimeoutError` at the deadline.
+        """Wait for events, and take them, oldest first. Raises `TimeoutError` at the deadline.
 
-        Other threads' requests wait meanwhile. Once all were taken, raises what ended the conversation.
+        Other threads' requests wait meanwhile. Once all were taken, raises the error that ended the
+        conversation.
         """
         self._take_turn(deadline)
         try:
@@ -120,7 +121,7 @@ class BlockingConnection:
             self._hang_up()  # `close` closes: another thread may be about to use the descriptor
 
     def _step(self, deadline: float | None) -> None:
-        """Send what is to be sent, or else receive, once."""
+        """Send once, if anything remains to be sent; otherwise receive once."""
         session, sock = self._session, self._socket
         if deadline is not None or sock.gettimeout() is not None:  # settimeout is a system call
             sock.settimeout(_remaining(deadline))

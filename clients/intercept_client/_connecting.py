@@ -1,7 +1,7 @@
 """Reaching the daemon's socket.
 
-Owns one connection attempt and its errors, and how descriptors go along with bytes; must not know how a
-shell waits between attempts.
+Owns one connection attempt and its errors, and how descriptors accompany bytes; must not know how a shell
+waits between attempts.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ StrPath = str | os.PathLike[str]
 def connect_now(path: StrPath) -> socket.socket:
     """A non-blocking socket, connected.
 
-    An AF_UNIX connect never completes later: when the backlog is full it is `BlockingIOError`, and nothing
-    would announce room, so ask again after `RETRY_DELAY`. Every `OSError` names the path.
+    An AF_UNIX connect never completes later: if the backlog is full it raises `BlockingIOError`, and nothing
+    reports when it no longer is, so try again after `RETRY_DELAY`. Every `OSError` names the path.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:

@@ -1,8 +1,9 @@
 """What can go wrong on a connection besides a refusal.
 
 Owns the client's own exception types; must not know trio, sockets or the methods. Of the errors that a call
-can raise, `WireError` is an answer and the connection goes on; `ConnectionLost` and `ProtocolViolation` are
-for good and every later call raises them again; `ClientMisuse` is a mistake on this side and harms nothing.
+can raise, `WireError` is an answer, after which the connection goes on. `ConnectionLost` and
+`ProtocolViolation` end the connection, and every later call raises them again. `ClientMisuse` is a mistake of
+the caller and does no harm.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ class ClientMisuse(RuntimeError):
 
 
 class ConnectionLost(ConnectionError):
-    """The connection is gone, and whether the request in flight was carried out is not known."""
+    """The connection is gone. Whether the daemon carried out the request in flight is unknown."""
 
 
 class ConnectionEnded(ConnectionLost):
-    """The daemon said, under msgid 0, why it ends the connection; `error` holds its words."""
+    """The daemon ended the connection, and said why: `error` holds its last words (msgid 0 on the wire)."""
 
     def __init__(self, error: WireError) -> None:
         super().__init__(f"the daemon ended the connection: {error}")

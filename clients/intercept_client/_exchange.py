@@ -1,7 +1,7 @@
-"""One request and what became of it.
+"""One request and its outcome.
 
-Owns the states of a single request and how its answer is read; must not know connections, msgids or bytes in
-flight: `ClientSession` moves an exchange from state to state.
+Owns the states of a single request and how its answer is decoded; must not know connections, msgids or bytes
+in flight: `ClientSession` moves an exchange from state to state.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class Progress(Enum):
 class Exchange(Generic[Reply]):
     """A request to run once.
 
-    `descriptors` go along with its first byte and stay the caller's, who keeps them open until then. `known`
-    maps whole answers, from their fourth byte on, to replies: what is found there needs no decoding.
+    `descriptors` accompany its first byte; the caller keeps them open until then, and closes them. `known`
+    maps whole answers, from their fourth byte on, to replies: an answer that is found there needs no
+    decoding.
     """
 
     __slots__ = ("_error", "_reply", "decode", "descriptors", "known", "method", "params", "progress")
@@ -89,7 +90,7 @@ class Exchange(Generic[Reply]):
         self._error = error
 
     def reply(self) -> Reply:
-        """The typed reply, or raise what came instead of it."""
+        """Return the typed reply, or raise the error that came instead."""
         if self.progress is Progress.ANSWERED:
             return self._reply
         if self._error is not None:
@@ -150,4 +151,4 @@ _ANSWERS: Mapping[tuple[str, str], Answer] = {(answer.outcome, answer.reason): a
 _ANSWERS_BY_BYTES: Mapping[bytes, Answer] = {
     rpc.encode_result(1, list(pair))[RESPONSE_HEAD:]: answer for pair, answer in _ANSWERS.items()
 }
-"""A full decode takes 9 us; a lookup 0.1 us. An answer packed in another way still takes the long road."""
+"""A full decode takes 9 us; a lookup 0.1 us. An answer that is packed differently is decoded in full."""

@@ -1,13 +1,13 @@
 """The descriptors by which a VMM lets the daemon see its memory.
 
-Owns opening them and closing our copies. Must not know connections::
+Owns opening them and closing this process's copies. Must not know connections::
 
     with own_memory(Watch.IF_POSSIBLE) as memory:
-        vmm.call(AttachMemory(promise_begin_end=True), descriptors=memory.descriptors)
+        vmm.attach_memory(memory, promise_begin_end=True)
 
-Our copies are closed however the block ends: a userfaultfd that stays open in a process that does not read it
-turns the daemon's death into a hang of our own munmap. A child forked within the block keeps copies unless it
-execs, so fork before or after.
+The copies are closed however the block ends: if a userfaultfd stays open in a process that does not read it,
+then the death of the daemon makes that process's munmap hang. A child forked within the block keeps copies
+unless it execs, so fork before or after.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from ._userfaultfd import UserfaultfdUnavailable, open_userfaultfd
 
 
 class Watch(Enum):
-    """Whether the kernel is to report what is unmapped, through a userfaultfd."""
+    """Whether the kernel shall report unmaps to the daemon, through a userfaultfd."""
 
-    REQUIRED = "fail where it cannot be had"
-    IF_POSSIBLE = "do without it where it cannot be had"
+    REQUIRED = "fail if there is no userfaultfd"
+    IF_POSSIBLE = "go on without a userfaultfd if there is none"
     NONE = "every change is announced by begin and end, or nothing is mapped"
 
 
 @dataclass(frozen=True, slots=True)
 class OwnMemory:
-    """What `AttachMemory` takes, open for the length of the block."""
+    """What `attach_memory` hands over, open for the length of the block."""
 
     descriptors: tuple[int, ...]
     unwatched_because: UserfaultfdUnavailable | None
-    """Why there is no userfaultfd with `Watch.IF_POSSIBLE`."""
+    """Why there is no userfaultfd, with `Watch.IF_POSSIBLE`."""
 
 
 @contextmanager
 def own_memory(watch: Watch) -> Iterator[OwnMemory]:
-    """Open this process's maps, smaps and perhaps a userfaultfd. Raises `UserfaultfdUnavailable` where that
-    is required, `OSError` where /proc is not mounted or no descriptor is left.
+    """Open this process's maps, smaps and perhaps a userfaultfd.
 
-    Where the main thread has exited, call it in a thread that lives as long as the partition: the kernel
-    reads nothing more from a proc file whose thread has ended.
+    Raises `UserfaultfdUnavailable` if one is required and there is none, and `OSError` if /proc is not
+    mounted or no descriptor is left. If the main thread has exited, call it in a thread that lives as long as
+    the partition: a proc file of a thread that has ended reads as empty.
     """
     with ExitStack() as opened:
 

@@ -4,9 +4,9 @@ Owns msgids, the request in flight, the bytes still to be sent, and the end of t
 sockets, clocks, trio or threads. A shell does, until nothing is in flight: send `data_to_send` and report
 `sent`, or when there is none, receive and hand it to `receive_data`.
 
-A caller may walk away from its request at any point (a cancellation, a timeout): the exchange stays in
-flight, the next caller's shell finishes it first, and its answer reaches nobody else. So the
-connection never gets out of step, and never has two requests in flight.
+A caller may abandon its request at any point (a cancellation, a timeout): the exchange stays in flight, the
+next caller's shell finishes it first, and its answer reaches no other caller. So requests and answers never
+get out of step, and two requests are never in flight.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from ._exchange import RESPONSE_HEAD, Exchange, Progress, Reply
 NOTIFICATION_LIMIT: Final = 1024
 """Notifications kept for `take_notifications`; beyond it the oldest are dropped and counted."""
 _MSGID_LIMIT: Final = 0x80
-"""Msgids 1 to 127 take one byte, and one request in flight needs no more. 0 is the daemon's last word."""
+"""Msgids 1 to 127 take one byte, and one request in flight needs no more.
+The daemon says its last words under 0."""
 
 
 class ClientSession:
@@ -67,8 +68,8 @@ class ClientSession:
     def start(self, exchange: Exchange[Reply]) -> None:
         """Put a request in flight.
 
-        Raises what ended the conversation if it is over, and `ClientMisuse` for a second request before the
-        answer, an exchange that was used before, or a request that no daemon would read.
+        Raises the error that ended the conversation if it is over, and `ClientMisuse` for a second request
+        before the answer, an exchange that was used before, or a request that is too large.
         """
         self.require_going_on()
         if self._in_flight is not None:
@@ -84,15 +85,15 @@ class ClientSession:
         self._in_flight = exchange  # type: ignore[assignment]  # read only through its own decode
 
     def data_to_send(self) -> bytes:
-        """What is left of the request in flight; empty when an answer is to be received."""
+        """What remains to be sent of the request in flight; empty once an answer is awaited."""
         return self._unsent
 
     def descriptors_to_send(self) -> Sequence[int]:
-        """What goes along with `data_to_send`: nothing, once its first byte was sent."""
+        """What accompanies `data_to_send`: nothing once its first byte was sent."""
         return () if self._sent or self._in_flight is None else self._in_flight.descriptors
 
     def sent(self, count: int) -> None:
-        """The first `count` bytes of `data_to_send` are on their way."""
+        """The first `count` bytes of `data_to_send` were sent."""
         self._unsent = self._unsent[count:]
         self._sent += count
 
@@ -110,7 +111,10 @@ class ClientSession:
     # ------------------------------------------------------------ the daemon's side
 
     def receive_data(self, data: bytes) -> None:
-        """Take in what the daemon sent; empty is its end. Never raises: the exchange tells."""
+        """Take in what the daemon sent; empty means that it closed the connection.
+
+        Never raises: the exchange does.
+        """
         if self._is_known_answer(data):
             return
         if not data:
@@ -126,7 +130,7 @@ class ClientSession:
     def stream_failed(self, error: OSError) -> None:
         """A send or a receive failed.
 
-        When the daemon hung up before it read our request, what it said last may still be there to receive.
+        If the daemon closed the connection before it read the request, its last words may still be readable.
         """
         if self._unsent and isinstance(error, BrokenPipeError | ConnectionResetError):
             self._unsent = b""
@@ -134,7 +138,7 @@ class ClientSession:
             self.lose(f"the connection failed: {sentence(error)}")
 
     def require_going_on(self) -> None:
-        """Raise what ended the conversation, if it is over."""
+        """Raise the error that ended the conversation, if it is over."""
         if self._loss is not None:
             raise self._loss
 
@@ -145,9 +149,9 @@ class ClientSession:
         return taken
 
     def take_events(self) -> list[Event]:
-        """The events among those notifications, those that only a later version knows left out.
+        """The events among those notifications, without those that only a later version knows.
 
-        Raises `ProtocolViolation` for what is no event, and the conversation is over.
+        Raises `ProtocolViolation` for a malformed event; the conversation is then over.
         """
         try:
             told = [

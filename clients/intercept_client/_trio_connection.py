@@ -1,6 +1,6 @@
 """The I/O of one connection in trio.
 
-Owns the socket and the lock that gives one task at a time its turn; must not know roles or methods.
+Owns the socket and the lock that makes tasks take turns; must not know roles or methods.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class TrioConnection:
     async def run(self, exchange: Exchange[Reply]) -> Reply:
         """Send the request and wait for its answer.
 
-        Cancelled before its first byte went out, the request was never made. Cancelled later, it may be
-        carried out, its answer is kept from everybody but `exchange`, and the connection stays usable: the
-        next turn begins by waiting for that answer.
+        If it is cancelled before its first byte was sent, the request was never made. If it is cancelled
+        later, the request may still be carried out; only `exchange` gets its answer, and the connection stays
+        usable: the next turn begins by waiting for that answer.
         """
         async with self._turn:
             await self._pump()
@@ -59,7 +59,7 @@ class TrioConnection:
         return exchange.reply()
 
     async def wait_idle(self) -> None:
-        """Wait until no answer is owed, also to an exchange whose caller was cancelled."""
+        """Wait until no answer is owed, not even to a caller that was cancelled."""
         async with self._turn:
             await self._pump()
 
@@ -73,9 +73,10 @@ class TrioConnection:
         return self._session.take_notifications()
 
     async def wait_events(self) -> list[Event]:
-        """Wait until there are some, and take them, oldest first. May be cancelled.
+        """Wait for events, and take them, oldest first. May be cancelled.
 
-        Other tasks' requests wait meanwhile. Once all were taken, raises what ended the conversation.
+        Other tasks' requests wait meanwhile. Once all were taken, raises the error that ended the
+        conversation.
         """
         async with self._turn:
             await self._pump()
@@ -93,7 +94,7 @@ class TrioConnection:
 
     @trio.lowlevel.enable_ki_protection  # or Ctrl-C comes between a system call and its bookkeeping
     async def _step(self) -> None:
-        """Send what is to be sent, or else receive, once."""
+        """Send once, if anything remains to be sent; otherwise receive once."""
         session, socket = self._session, self._socket
         try:
             if data := session.data_to_send():

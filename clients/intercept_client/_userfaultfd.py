@@ -1,6 +1,6 @@
-"""Creating a userfaultfd, and saying which permission is missing where that fails.
+"""Creating a userfaultfd, and finding out which permission is missing if that fails.
 
-Owns the two ways, the system call and /dev/userfaultfd, and the reading of their errors. Must not initialise
+Owns the two ways, the system call and /dev/userfaultfd, and interpreting their errors. Must not initialise
 what it creates: UFFDIO_API is for the daemon to call.
 """
 
@@ -19,19 +19,19 @@ from typing import Final
 USERFAULTFD_DEVICE: Final = "/dev/userfaultfd"
 USERFAULTFD_SYSCTL: Final = "/proc/sys/vm/unprivileged_userfaultfd"
 USER_MODE_ONLY: Final = 1
-"""UFFD_USER_MODE_ONLY (Linux 5.11), include/uapi/linux/userfaultfd.h: needs no privilege. Nothing is lost:
-the daemon registers ranges so that no fault is ever raised."""
+"""UFFD_USER_MODE_ONLY (Linux 5.11), include/uapi/linux/userfaultfd.h: needs no privilege. It costs nothing:
+the daemon registers ranges so that they never raise a fault."""
 IOC_NEW: Final = 0xAA00
 """USERFAULTFD_IOC_NEW (Linux 6.1), _IO(0xAA, 0)."""
 _SYSTEM_CALLS: Final = {"x86_64": 323, "aarch64": 282, "riscv64": 282}
 _FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
 _NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""userfaultfd(2): nothing about the kernel or a permission."""
+"""userfaultfd(2): errors that say nothing about the kernel or a permission."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Permission(Enum):
-    """What keeps a process from a userfaultfd; each alone would be enough."""
+    """What keeps a process from creating a userfaultfd; removing one of them is enough."""
 
     SECCOMP = "a seccomp filter or security module refuses the system call"
     SYSCTL = "sysctl vm.unprivileged_userfaultfd is 0 and the process lacks CAP_SYS_PTRACE"
@@ -40,15 +40,15 @@ class Permission(Enum):
 
 
 class UserfaultfdUnavailable(OSError):
-    """There is no userfaultfd for this process; `errno` is the system call's."""
+    """This process cannot create a userfaultfd; `errno` is the system call's."""
 
 
 class UserfaultfdNotSupported(UserfaultfdUnavailable):
-    """The kernel has none."""
+    """The kernel was built without userfaultfd."""
 
 
 class UserfaultfdNotPermitted(UserfaultfdUnavailable):
-    """The kernel has it and keeps it from this process; any one of `missing` would help."""
+    """The kernel has userfaultfd, and refuses it to this process; any one of `missing` would help."""
 
     def __init__(self, number: int, text: str, missing: Sequence[Permission]) -> None:
         super().__init__(number, text)
@@ -60,10 +60,10 @@ class _SysctlRefused(PermissionError):
 
 
 def open_userfaultfd() -> int:
-    """A new userfaultfd of this process, not initialised, O_NONBLOCK and O_CLOEXEC.
+    """Create a userfaultfd of this process, not initialised, with O_NONBLOCK and O_CLOEXEC.
 
-    Raises `UserfaultfdNotPermitted` or `UserfaultfdNotSupported` where neither way leads to one, and a plain
-    `OSError` where no descriptor or no memory is left for one: that passes.
+    Raises `UserfaultfdNotPermitted` or `UserfaultfdNotSupported` if neither way works, and a plain `OSError`
+    if no descriptor or no memory is left: that may pass.
     """
     try:
         return _by_system_call(_FLAGS | USER_MODE_ONLY)
