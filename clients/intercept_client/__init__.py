@@ -20,7 +20,6 @@ underscore may change in every version.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange, RangeError, UaddrRange
@@ -53,6 +52,8 @@ from ._errors import ClientMisuse, ConnectionEnded, ConnectionLost
 from ._showing import show_as_from
 
 if TYPE_CHECKING:
+    __version__: str
+
     from ._trio_clients import TrioNotifier, TrioOperator, TrioVmm, TrioVp
     from ._trio_hypervisor import AsyncGuestMapper, TrioHypervisor
 
@@ -107,8 +108,6 @@ __all__ = [
     "build_memory_intercept",
 ]
 
-__version__ = version("interceptd")
-
 _OF_TRIO = {
     "AsyncGuestMapper": "._trio_hypervisor",
     "TrioHypervisor": "._trio_hypervisor",
@@ -125,6 +124,8 @@ show_as_from(__name__, [value for name, value in globals().items() if name in __
 if not TYPE_CHECKING:  # a type checker would take any name for one of these
 
     def __getattr__(name: str) -> object:
+        if name == "__version__":  # takes as long to import as all the rest
+            return import_module("importlib.metadata").version("interceptd")
         if name not in _OF_TRIO:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(_OF_TRIO[name], __name__), name)
