@@ -21,9 +21,13 @@ from intercept_client import (
     AddressSpaceKind,
     Answer,
     AnyAnswer,
+    BlockingHypervisor,
     BlockingNotifier,
+    BlockingOperator,
     BlockingVmm,
     BlockingVp,
+    ConnectionEnded,
+    EventName,
     HypervisorKind,
     LaterAnswer,
     Outcome,
@@ -108,3 +112,23 @@ def test_an_undecided_access_is_asked_about_again_and_never_emulated(undecided: 
     answer = vcpu_loop.decide(vp, read(RAM.start), threading.Event())  # type: ignore[arg-type]
     assert answer is Answer.MAPPED
     assert vp.answers == []
+
+
+def test_a_vmm_whose_partition_is_lost_gets_the_daemons_reason_on_its_own_connection(
+    daemon: DaemonProcess,
+) -> None:
+    """What the guide says about reporting why a VP was closed."""
+
+    class Silent:
+        def map(self, *_: object) -> None: ...
+
+        def unmap(self, *_: object) -> None: ...
+
+    with BlockingVmm.open(daemon.socket) as vmm:
+        partition = vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.VMM)
+        with BlockingOperator.open(daemon.operator_socket, timeout=PATIENCE) as operator:
+            operator.subscribe([EventName.PARTITION_ENDED], partition_id=partition.partition_id)
+            BlockingHypervisor.open(daemon.socket, partition, Silent()).close()
+            operator.next_events()
+        with pytest.raises(ConnectionEnded, match="the partition is lost: the hypervisor connection closed"):
+            vmm.statistics()

@@ -21,8 +21,8 @@ from ._exits import MMIO_DATA_AT, Exit, Interrupted, PortRead, read_exit, read_h
 from ._registers import Register, StartState, code_base, make_flat
 
 KICK_SIGNAL: Final = signal.SIGRTMIN
-"""Blocked in the vCPU's thread and let through by KVM_RUN alone, so it needs no handler: a program that embeds
-this keeps its own."""
+"""Blocked in the thread of the vCPU and let through by KVM_RUN alone, so it needs no handler: a program that
+embeds this keeps its own."""
 _IMMEDIATE_EXIT_AT: Final = 1
 """kvm_run.immediate_exit: closes the window between the last look at a flag and KVM_RUN."""
 
