@@ -1,18 +1,20 @@
-"""Clients of interceptd: one conversation without I/O, and shells for trio and for threads.
+"""The client library of interceptd: what a VMM or an operator's tool needs to talk to the daemon.
 
-Owns what a VMM or an operator's tool needs to talk to the daemon; must not know how the daemon works.
-Requests are the typed messages of `intercept_protocol.messages`::
-
-    async with open_vmm(path, name="guest") as vmm:
-        partition = await vmm.call(CreatePartition(...))
-        async with open_vp(path, partition, vp_index=0) as vp:
-            answer = await vp.intercept(message)
+Import from here alone::
 
     with BlockingVmm.open(path, name="guest") as vmm:
-        partition = vmm.call(CreatePartition(...))
+        partition = vmm.create_partition(AddressSpaceKind.PROCESS, HypervisorKind.VMM)
 
-The names for trio are looked up when first used, so that programs of threads do not pay for importing it.
-`intercept_client.memory` changes mappings under an invalidation.
+    async with TrioVmm.open(path, name="guest") as vmm:
+        partition = await vmm.create_partition(AddressSpaceKind.PROCESS, HypervisorKind.VMM)
+
+Each role has a client for threads, `Blocking...`, and one for trio, `Trio...`, with the same methods. Three
+modules have more: `memory` and `trio_memory` change mappings under an invalidation, `libc` has the bare
+system calls on addresses that they are made of, and `kvm` is the other half of a VMM on KVM.
+
+Stable from 1.0 on: the names in `__all__`, of this package and of those modules, and the modules of
+`intercept_protocol` without an underscore. Until then the changelog lists each change. Modules with an
+underscore may change in every version.
 """
 
 from __future__ import annotations
@@ -20,22 +22,53 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .blocking_clients import BlockingNotifier, BlockingOperator, BlockingVmm, BlockingVp
-from .errors import ClientMisuse, ConnectionEnded, ConnectionLost
+from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange, RangeError, UaddrRange
+from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.events import Event, EventName, Reason
+from intercept_protocol.hv_message import MESSAGE_SIZE, build_memory_intercept
+from intercept_protocol.messages import (
+    AddressSpaceKind,
+    Architecture,
+    DaemonStatistics,
+    HelloReply,
+    HypervisorKind,
+    MmioGranularity,
+    PartitionCredentials,
+    PartitionInspection,
+    PartitionStatistics,
+    PartitionSummary,
+    RegionKind,
+    Remap,
+    RequestedKind,
+    Translation,
+    VpSelection,
+)
+from intercept_protocol.outcomes import Access, Answer, AnyAnswer, LaterAnswer, Outcome
+
+from ._blocking_clients import BlockingNotifier, BlockingOperator, BlockingVmm, BlockingVp
+from ._blocking_hypervisor import BlockingHypervisor, GuestMapper
+from ._connecting import LONGEST_SOCKET_PATH
+from ._errors import ClientMisuse, ConnectionEnded, ConnectionLost
+from ._showing import show_as_from
 
 if TYPE_CHECKING:
-    from .trio_clients import (
-        NotifierClient,
-        OperatorClient,
-        VmmClient,
-        VpClient,
-        open_notifier,
-        open_operator,
-        open_vmm,
-        open_vp,
-    )
+    __version__: str
+
+    from ._trio_clients import TrioNotifier, TrioOperator, TrioVmm, TrioVp
+    from ._trio_hypervisor import AsyncGuestMapper, TrioHypervisor
 
 __all__ = [
+    "LONGEST_SOCKET_PATH",
+    "MESSAGE_SIZE",
+    "PAGE_SHIFT",
+    "PAGE_SIZE",
+    "Access",
+    "AddressSpaceKind",
+    "Answer",
+    "AnyAnswer",
+    "Architecture",
+    "AsyncGuestMapper",
+    "BlockingHypervisor",
     "BlockingNotifier",
     "BlockingOperator",
     "BlockingVmm",
@@ -43,19 +76,59 @@ __all__ = [
     "ClientMisuse",
     "ConnectionEnded",
     "ConnectionLost",
-    "NotifierClient",
-    "OperatorClient",
-    "VmmClient",
-    "VpClient",
-    "open_notifier",
-    "open_operator",
-    "open_vmm",
-    "open_vp",
+    "DaemonStatistics",
+    "Event",
+    "EventName",
+    "GfnRange",
+    "GuestMapper",
+    "HelloReply",
+    "HypervisorKind",
+    "LaterAnswer",
+    "MmioGranularity",
+    "Outcome",
+    "PartitionCredentials",
+    "PartitionInspection",
+    "PartitionStatistics",
+    "PartitionSummary",
+    "ProtocolViolation",
+    "RangeError",
+    "Reason",
+    "RegionKind",
+    "Remap",
+    "RequestedKind",
+    "Translation",
+    "TrioHypervisor",
+    "TrioNotifier",
+    "TrioOperator",
+    "TrioVmm",
+    "TrioVp",
+    "UaddrRange",
+    "VpSelection",
+    "WireError",
+    "build_memory_intercept",
 ]
 
+_OF_TRIO = {
+    "AsyncGuestMapper": "._trio_hypervisor",
+    "TrioHypervisor": "._trio_hypervisor",
+    "TrioNotifier": "._trio_clients",
+    "TrioOperator": "._trio_clients",
+    "TrioVmm": "._trio_clients",
+    "TrioVp": "._trio_clients",
+}
+"""Imported when first used: a program of threads does not pay for trio."""
 
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(".trio_clients", __name__), name)
-    return value
+
+show_as_from(__name__, [value for name, value in globals().items() if name in __all__])
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":  # takes as long to import as all the rest
+            return import_module("importlib.metadata").version("interceptd")
+        if name not in _OF_TRIO:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_OF_TRIO[name], __name__), name)
+        show_as_from(__name__, [value])
+        globals()[name] = value
+        return value

@@ -1,8 +1,8 @@
-"""The system calls that change mappings, which Python's own modules do not offer on bare addresses.
+"""The system calls that change mappings, on bare addresses, as Python's own modules do not offer them.
 
-Owns their numbers and signatures (mmap(2), mremap(2), fallocate(2)); must not know who is told of a change.
-Every function raises the `OSError` of its system call, and lets other threads run during it: a munmap may
-wait for the reader of a userfaultfd.
+For memory that no guest reaches, or not yet: `intercept_client.memory` has those that change a guest's
+memory. Every function raises the `OSError` of its system call, and lets other threads run meanwhile: a munmap
+of watched memory waits for the daemon.
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ from typing import Final
 
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Access
+
+__all__ = [
+    "MAP_ANONYMOUS", "MAP_FIXED", "Remap", "Sharing", "madvise", "mmap", "mprotect", "mremap", "munmap",
+    "punch_hole",
+]  # fmt: skip
 
 MAP_FIXED: Final = 0x10
 MAP_ANONYMOUS: Final = 0x20
@@ -54,32 +59,40 @@ _FAILED: Final = ctypes.c_void_p(-1).value
 def mmap(
     uaddrs: UaddrRange, access: Access, sharing: Sharing, *, flags: int = 0, file: int = -1, offset: int = 0
 ) -> UaddrRange:
-    """Map that many pages, at `start_uaddr` only if `flags` has MAP_FIXED. No file: anonymous memory."""
+    """Map as many pages as `uaddrs` has, and return where: there, if `flags` has MAP_FIXED; otherwise the
+    kernel
+    may choose another place. Without a `file` descriptor the memory is anonymous; `offset` is in bytes."""
     flags |= sharing.value | (MAP_ANONYMOUS if file < 0 else 0)
     uaddr = _libc.mmap(uaddrs.start_uaddr, uaddrs.length, access, flags, file, offset)
     return UaddrRange.of_bytes(_address(uaddr, f"mmap {uaddrs}"), uaddrs.length)
 
 
 def munmap(uaddrs: UaddrRange) -> None:
+    """Unmap `uaddrs`, whatever is mapped there."""
     _check(_libc.munmap(uaddrs.start_uaddr, uaddrs.length), f"munmap {uaddrs}")
 
 
 def mremap(uaddrs: UaddrRange, length: int, flags: Remap, target: int = 0) -> UaddrRange:
-    """`target` counts with `Remap.FIXED`."""
+    """Move, grow or shrink a mapping to `length` bytes, and return where it is now.
+
+    `target` is an address, and used only with `Remap.FIXED`.
+    """
     uaddr = _libc.mremap(uaddrs.start_uaddr, uaddrs.length, length, flags, target)
     return UaddrRange.of_bytes(_address(uaddr, f"mremap {uaddrs}"), length)
 
 
 def mprotect(uaddrs: UaddrRange, access: Access) -> None:
-    """PROT_READ, PROT_WRITE and PROT_EXEC are the bits of `Access`."""
+    """Change the rights of a mapping. The bits of `Access` are those of PROT_*."""
     _check(_libc.mprotect(uaddrs.start_uaddr, uaddrs.length, access), f"mprotect {uaddrs}")
 
 
 def madvise(uaddrs: UaddrRange, advice: int) -> None:
+    """Advise the kernel; `advice` is one of `mmap.MADV_*`."""
     _check(_libc.madvise(uaddrs.start_uaddr, uaddrs.length, advice), f"madvise {advice} {uaddrs}")
 
 
 def punch_hole(file: int, offset: int, length: int) -> None:
+    """Free a part of a file, in bytes; its size stays."""
     mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
     what = f"fallocate of descriptor {file}, {length:#x} at {offset:#x}"
     _check(_libc.fallocate(file, mode, offset, length), what)

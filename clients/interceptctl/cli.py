@@ -16,8 +16,6 @@ from rich.console import RenderableType
 from intercept_protocol import messages
 from intercept_protocol.messages import (
     Drain,
-    InspectPartition,
-    OperatorStatistics,
 )
 
 from . import operator_client, render, units
@@ -84,7 +82,7 @@ _partition_id = click.argument(
 def list_partitions(path: str, *, as_json: bool) -> None:
     """List the partitions."""
     with operator_client.operator(path) as operator:
-        summaries = operator_client.all_partitions(operator)
+        summaries = operator.list_partitions()
     if as_json:
         _print_json({"partitions": summaries})
     else:
@@ -98,7 +96,7 @@ def list_partitions(path: str, *, as_json: bool) -> None:
 def show_partition(path: str, partition_id: int, *, as_json: bool) -> None:
     """Show one partition: its configuration, regions and virtual processors."""
     with operator_client.operator(path) as operator:
-        inspection = operator.call(InspectPartition(partition_id=partition_id))
+        inspection = operator.inspect_partition(partition_id)
     _print(inspection, render.inspection, as_json=as_json)
 
 
@@ -116,9 +114,9 @@ def show_statistics(path: str, partition_id: int | None, *, as_json: bool) -> No
     """Show the counters of the daemon, or of one partition."""
     with operator_client.operator(path) as operator:
         if partition_id is None:
-            _print(operator.call(OperatorStatistics()), render.statistics_table, as_json=as_json)
+            _print(operator.statistics(), render.statistics_table, as_json=as_json)
         else:
-            inspection = operator.call(InspectPartition(partition_id=partition_id))
+            inspection = operator.inspect_partition(partition_id)
             _print(inspection.statistics, render.statistics_table, as_json=as_json)
 
 
@@ -128,7 +126,7 @@ def show_statistics(path: str, partition_id: int | None, *, as_json: bool) -> No
 def show_health(path: str, *, as_json: bool) -> None:
     """Check that the daemon answers: exit code 0 if it does, 3 if not."""
     with operator_client.operator(path, HEALTH_TIMEOUT) as operator:
-        statistics = operator.call(OperatorStatistics())
+        statistics = operator.statistics()
     if as_json:
         _print_json(statistics)
     else:

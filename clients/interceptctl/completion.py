@@ -20,7 +20,7 @@ PATIENCE: Final = 1.0
 
 
 class SocketPath(click.Path):
-    """Completed as a path. An empty one is refused; for others `operator_client` reports what `connect` says."""
+    """Completed as a path. An empty one is refused; `operator_client` reports `connect`'s error for others."""
 
     def __init__(self) -> None:
         super().__init__(readable=False)
@@ -41,7 +41,7 @@ def partition_ids(context: click.Context, _: click.Parameter, incomplete: str) -
     path = context.find_root().params["path"]
     try:
         with operator_client.operator(path, PATIENCE) as operator:
-            summaries = operator_client.all_partitions(operator)
+            summaries = operator.list_partitions()
     except click.ClickException:
         return []
     return [

@@ -14,7 +14,6 @@ import click
 
 from intercept_client import BlockingOperator, ConnectionLost
 from intercept_protocol.errors import ProtocolViolation, WireError
-from intercept_protocol.messages import ListPartitions, PartitionSummary
 from intercept_protocol.text import sentence as sentence_of
 from intercept_protocol.text import visible_lines
 
@@ -57,34 +56,11 @@ def operator(path: str, timeout: float = ANSWER_TIMEOUT) -> Iterator[BlockingOpe
             raise _unreachable(path, str(error)) from error
 
 
-def all_partitions(client: BlockingOperator) -> list[PartitionSummary]:
-    """Every partition by ascending id, fetched page by page."""
-    partitions: list[PartitionSummary] = []
-    more, after = True, 0
-    while more:
-        page = client.call(ListPartitions(after=after))
-        partitions += page.partitions
-        more = page.more
-        if more:
-            after = _next_page(after, page.partitions)
-    return partitions
-
-
 def wait_ended(client: BlockingOperator) -> None:
     """Block until a draining daemon closes the connection, which it does once its partitions are gone."""
     with suppress(ConnectionLost):
         while True:
             client.next_events()
-
-
-def _next_page(after: int, page: list[PartitionSummary]) -> int:
-    """Where the next page starts. Raises if a page makes no progress: we would ask forever."""
-    last = page[-1].partition_id if page else after
-    if last <= after:
-        raise ProtocolViolation(
-            errno.EPROTO, f"list_partitions: page does not advance past partition {after}"
-        )
-    return last
 
 
 def _connect(path: str, timeout: float) -> BlockingOperator:

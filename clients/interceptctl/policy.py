@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from intercept_protocol.messages import InspectPartition, MmioGranularity, OperatorSetPolicy
+from intercept_protocol.messages import MmioGranularity
 from intercept_protocol.text import visible
 from interceptctl import operator_client
 from interceptctl.completion import partition_ids
@@ -40,7 +40,7 @@ def policy_command() -> None:
 def show_policy(path: str, partition_id: int, *, as_json: bool) -> None:
     """Show a partition's policy."""
     with operator_client.operator(path) as operator:
-        granularity = operator.call(InspectPartition(partition_id=partition_id)).mmio_granularity
+        granularity = operator.inspect_partition(partition_id).mmio_granularity
     _print(partition_id, granularity, as_json=as_json)
 
 
@@ -58,7 +58,7 @@ def set_policy(path: str, partition_id: int, mmio_granularity: str, *, as_json: 
     """Change a partition's policy. Existing mappings stay."""
     granularity = MmioGranularity(mmio_granularity)
     with operator_client.operator(path) as operator:
-        operator.call(OperatorSetPolicy(partition_id=partition_id, mmio_granularity=granularity))
+        operator.set_policy(partition_id, mmio_granularity=granularity)
     _print(partition_id, granularity, as_json=as_json)
 
 

@@ -1,6 +1,10 @@
 """The wire protocol between VMMs and interceptd, sans I/O.
 
-Owns what both sides share: addresses, the hypervisor's intercept message, every request and reply,
-MessagePack-RPC framing, outcomes and errors. Must not know trio, sockets or logging. The normative text is
-``protocol/README.md``.
+Owns what both sides share. Must not know trio, sockets or logging. The normative text is
+`protocol/README.md`.
+
+For users, and stable as `intercept_client` is: `messages` (every request and reply), `events`, `addresses`,
+`outcomes`, `errors`, `hv_message` and `memory_intercept` (the hypervisor's 256 bytes). A VMM in Python needs
+none of them: `intercept_client` exports what it uses. For those who write another client or server: `rpc`
+(framing), `codec` (typed messages to and from maps) and `text` (what others sent, safe to show).
 """

@@ -70,15 +70,18 @@ class PageRange(msgspec.Struct, frozen=True, order=True, gc=False, kw_only=True)
 
     @property
     def page_count(self) -> int:
+        """How many pages the range has; at least one."""
         return self.end - self.start
 
     def __contains__(self, page: int) -> bool:
         return self.start <= page < self.end
 
     def covers(self, other: PageRange) -> bool:
+        """Whether all of `other` lies in this range."""
         return self.start <= other.start and other.end <= self.end
 
     def overlaps(self, other: PageRange) -> bool:
+        """Whether the two ranges have a page in common."""
         return self.start < other.end and other.start < self.end
 
     def clip(self, other: PageRange) -> Self | None:
@@ -137,10 +140,12 @@ class UaddrRange(PageRange, frozen=True):
 
     @property
     def start_uaddr(self) -> Uaddr:
+        """The byte address of the first page."""
         return Uaddr(self.start << PAGE_SHIFT)
 
     @property
     def length(self) -> int:
+        """In bytes."""
         return self.page_count << PAGE_SHIFT
 
     def __str__(self) -> str:

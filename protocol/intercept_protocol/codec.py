@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from .choices import choices_at
+from ._choices import choices_at
 from .errors import ProtocolViolation, WireError
 from .messages import HELLOS, PROTOCOL_VERSION, Call, Hello
 

@@ -33,6 +33,7 @@ class EncodedError(Exception):
         return f"{self.name}: {self.message}"
 
     def to_wire(self) -> list[object]:
+        """The error as it is sent."""
         return [self.number, self.name, self.message, dict(self.details)]
 
 

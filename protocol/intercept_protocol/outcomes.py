@@ -33,6 +33,8 @@ def spelled(rights: Access) -> str:
 
 
 class Outcome(StrEnum):
+    """What a VMM does about an intercept; each answer has one."""
+
     RESUME = "resume"
     """Run the instruction again."""
     FORWARD = "forward"
@@ -81,4 +83,4 @@ class LaterAnswer(msgspec.Struct, frozen=True):
 
 
 AnyAnswer = Answer | LaterAnswer
-"""What a client receives; the daemon itself always sends an `Answer`."""
+"""What `intercept` returns; a daemon of this version always gives an `Answer`."""

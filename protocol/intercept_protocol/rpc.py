@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 
 import msgpack
 
+from ._frames import MESSAGE_LIMIT, FrameScanner
 from .errors import EncodedError, ProtocolViolation
-from .frames import MESSAGE_LIMIT, FrameScanner
 
 REQUEST: Final = 0
 RESPONSE: Final = 1

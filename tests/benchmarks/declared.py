@@ -5,43 +5,26 @@ Owns these calls, for benchmarks whose VMM is in Python. Must not know what is m
 
 from __future__ import annotations
 
-from intercept_client import BlockingVmm
-from intercept_protocol.messages import (
-    AddRegion,
+from intercept_client import (
+    Access,
     AddressSpaceKind,
-    CreatePartition,
-    CreatePartitionReply,
+    BlockingVmm,
+    GfnRange,
     HypervisorKind,
-    MapVma,
+    PartitionCredentials,
+    RequestedKind,
+    UaddrRange,
 )
 
 
-def create_partition(vmm: BlockingVmm) -> CreatePartitionReply:
-    return vmm.call(
-        CreatePartition(address_space=AddressSpaceKind.DECLARED, hypervisor=HypervisorKind.SOFTWARE)
-    )
+def create_partition(vmm: BlockingVmm) -> PartitionCredentials:
+    return vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.SOFTWARE)
 
 
 def add_backed_region(vmm: BlockingVmm, start_gfn: int, page_count: int) -> None:
     """Device memory at uaddr 0, mapped whole, and the region that it stands behind."""
-    vmm.call(
-        MapVma(
-            start_uaddr=0,
-            page_count=page_count,
-            start_pfn=0,
-            readable=True,
-            writable=True,
-            executable=False,
-            io=True,
-        )
-    )
-    vmm.call(
-        AddRegion(
-            start_gfn=start_gfn,
-            page_count=page_count,
-            start_uaddr=0,
-            kind="mmio",
-            writable=True,
-            executable=False,
-        )
+    uaddrs = UaddrRange.of_pages(0, page_count)
+    vmm.map_vma(uaddrs, 0, Access.READ | Access.WRITE, io=True)
+    vmm.add_region(
+        GfnRange.of(start_gfn, page_count), uaddrs, RequestedKind.MMIO, writable=True, executable=False
     )

@@ -21,12 +21,10 @@ from running import Place, daemon_command, server
 
 from intercept_client import BlockingNotifier, BlockingVmm, BlockingVp, libc, memory
 from intercept_client.memory import Sharing, UserfaultfdUnavailable, Watch
-from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.hv_message import build_memory_intercept
 from intercept_protocol.messages import (
-    AddRegion,
     AddressSpaceKind,
-    AttachMemory,
     CreatePartition,
     HypervisorKind,
 )
@@ -69,16 +67,8 @@ def show(scratch: Path, most: int = SIZES[-1]) -> None:
 def _measure(scratch: Path, watch: Watch, vma_count: int) -> tuple[list[float], list[float]]:
     """Seconds for each first touch, and for each touch of a VMA that was announced as changed."""
     with _vmm(scratch, watch) as vmm, _memory(vma_count) as uaddrs:
-        vmm.vmm.call(
-            AddRegion(
-                start_gfn=FIRST_GFN,
-                page_count=uaddrs.page_count,
-                start_uaddr=uaddrs.start_uaddr,
-                kind="auto",
-                writable=True,
-                executable=False,
-            )
-        )
+        gfns = GfnRange.of(FIRST_GFN, uaddrs.page_count)
+        vmm.vmm.add_region(gfns, uaddrs, writable=True, executable=False)
         with vmm.notifier.invalidation(uaddrs):
             pass  # what adding the region has found out is not known any more
         took = _touch_all(vmm, vma_count)
@@ -138,7 +128,7 @@ def _vmm(scratch: Path, watch: Watch) -> Iterator[Vmm]:
             CreatePartition(address_space=AddressSpaceKind.PROCESS, hypervisor=HypervisorKind.SOFTWARE)
         )
         with memory.own_memory(watch) as own:
-            vmm.call(AttachMemory(promise_begin_end=watch is Watch.NONE), descriptors=own.descriptors)
+            vmm.attach_memory(own, promise_begin_end=watch is Watch.NONE)
         vps = [held.enter_context(BlockingVp.open(path, partition, vp_index=index)) for index in range(VPS)]
         yield Vmm(vmm, vps, held.enter_context(BlockingNotifier.open(path, partition)))
 

@@ -27,13 +27,13 @@ from intercept_protocol.hv_message import build_memory_intercept
 from intercept_protocol.messages import (
     AddRegion,
     AddressSpaceKind,
-    AttachMemory,
     CreatePartition,
     HypervisorKind,
     Invalidate,
     MapVma,
     MmioGranularity,
     RemoveRegion,
+    RequestedKind,
     UnmapVma,
 )
 from intercept_protocol.outcomes import Access
@@ -158,7 +158,7 @@ def _vmm(path: Path, watch: Watch | None) -> Iterator[tuple[BlockingVmm, Blockin
         )
         if watch is not None:
             with memory.own_memory(watch) as own:
-                vmm.call(AttachMemory(promise_begin_end=watch is Watch.NONE), descriptors=own.descriptors)
+                vmm.attach_memory(own, promise_begin_end=watch is Watch.NONE)
         vp = held.enter_context(BlockingVp.open(path, partition, vp_index=0))
         yield vmm, vp, held.enter_context(BlockingNotifier.open(path, partition))
 
@@ -189,7 +189,7 @@ def _live(watch: Stopwatch, name: str, vmm: BlockingVmm, vp: BlockingVp, notifie
 @contextmanager
 def _region(vmm: BlockingVmm, uaddrs: UaddrRange) -> Iterator[None]:
     where = {"start_gfn": FIRST_GFN, "page_count": PAGES, "start_uaddr": uaddrs.start_uaddr}
-    vmm.call(AddRegion(**where, kind="mmio", writable=True, executable=False))
+    vmm.call(AddRegion(**where, kind=RequestedKind.MMIO, writable=True, executable=False))
     yield
     vmm.call(RemoveRegion(**where))
 

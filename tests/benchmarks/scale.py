@@ -25,7 +25,6 @@ from rich.table import Table
 from running import Load, Place, Sample, daemon_command, server, wait_connectable
 
 from intercept_client import BlockingOperator
-from intercept_protocol.messages import OperatorStatistics
 
 FLAT, LINEAR = 1.25, 6.0
 """What a curve grows by at ten times the size, up to which it is called flat, and from which linear."""
@@ -181,7 +180,7 @@ def _waits(path: Path, act: Callable[[], object]) -> tuple[str, str]:
         thread.start()
         while thread.is_alive():
             asked = time.perf_counter()
-            operator.call(OperatorStatistics())
+            operator.statistics()
             waits.append((time.perf_counter() - asked) * 1e3)
             time.sleep(0.002)
     return f"{median(waits):.2f}", f"{max(waits):.1f}"

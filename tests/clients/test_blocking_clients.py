@@ -38,26 +38,25 @@ from intercept_client import (
     BlockingVp,
     ConnectionEnded,
     ConnectionLost,
-    blocking_clients,
+    _blocking_clients,
 )
-from intercept_client.blocking_connection import BlockingConnection
-from intercept_client.connecting import connect_now
+from intercept_client._blocking_connection import BlockingConnection
+from intercept_client._connecting import connect_now
 from intercept_protocol import outcomes, rpc
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.events import EVENT_METHOD, Event, EventName, VpAttached
 from intercept_protocol.messages import (
-    CreatePartitionReply,
     Kick,
     ListPartitions,
+    PartitionCredentials,
     PartitionList,
-    Statistics,
     Subscribe,
-    Translate,
     Translation,
+    VpSelection,
 )
 
-PARTITION = CreatePartitionReply(partition_id=7, token=bytes(range(16)))
+PARTITION = PartitionCredentials(partition_id=7, token=bytes(range(16)))
 RANGE = UaddrRange.of_bytes(0x7000_0000, 0x3000)
 RANGE_FIELDS = {"start_uaddr": 0x7000_0000, "length": 0x3000}
 SHORT = 0.05
@@ -81,7 +80,7 @@ def test_a_call_is_answered_with_its_typed_reply(socket_path: Path, timeout: flo
         ScriptedDaemon(socket_path, (script,)),
         BlockingVmm.open(socket_path, timeout=timeout) as vmm,
     ):
-        assert vmm.call(Translate(gfn=5)) == Translation(frame=("host", 5), access=3)
+        assert vmm.translate(5) == Translation(frame=("host", 5), access=3)
 
 
 def test_intercept_hands_in_the_message_and_returns_the_answer(socket_path: Path) -> None:
@@ -108,7 +107,7 @@ def test_a_refused_call_raises_and_the_next_continues(socket_path: Path) -> None
     with ScriptedDaemon(socket_path, (script,)) as daemon, BlockingVmm.open(socket_path) as vmm:
         with pytest.raises(WireError, match="ENOENT: no VP 9"):
             vmm.call(Kick(vp_index=9))
-        vmm.call(Kick(vp_index="all"))
+        vmm.call(Kick(vp_index=VpSelection.ALL))
 
     assert daemon.heard[1:] == [("kick", [{"vp_index": 9}]), ("kick", [{"vp_index": "all"}])]
 
@@ -137,9 +136,9 @@ def test_a_path_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
 def test_a_daemon_that_hangs_up_loses_the_connection_for_good(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, ([*hello(), Hear(), HangUp()],)), BlockingVmm.open(socket_path) as vmm:
         with pytest.raises(ConnectionLost, match="ended"):
-            vmm.call(Statistics())
+            vmm.statistics()
         with pytest.raises(ConnectionLost):
-            vmm.call(Statistics())
+            vmm.statistics()
 
 
 def test_a_daemon_that_hung_up_between_calls_is_still_heard(socket_path: Path) -> None:
@@ -150,7 +149,7 @@ def test_a_daemon_that_hung_up_between_calls_is_still_heard(socket_path: Path) -
         welcomed.set()
         assert gone.wait(PATIENCE)
         with pytest.raises(ConnectionEnded, match="ESHUTDOWN: going down"):
-            vmm.call(Statistics())
+            vmm.statistics()
 
 
 def test_nonsense_from_the_daemon_is_a_violation(socket_path: Path) -> None:
@@ -159,7 +158,7 @@ def test_nonsense_from_the_daemon_is_a_violation(socket_path: Path) -> None:
         BlockingVmm.open(socket_path) as vmm,
         pytest.raises(ProtocolViolation),
     ):
-        vmm.call(Statistics())
+        vmm.statistics()
 
 
 def test_a_hello_that_is_not_answered_times_out(socket_path: Path) -> None:
@@ -177,13 +176,13 @@ def test_after_a_call_timed_out_the_next_gets_its_own_answer(socket_path: Path) 
     with ScriptedDaemon(socket_path, (script,)), BlockingVmm.open(socket_path) as vmm:
         vmm.timeout = SHORT
         with pytest.raises(TimeoutError):
-            vmm.call(Translate(gfn=1))
+            vmm.translate(1)
         with pytest.raises(TimeoutError):
-            vmm.call(Translate(gfn=1))
+            vmm.translate(1)
         go_on.set()
         vmm.timeout = None
 
-        reply = vmm.call(Translate(gfn=2))
+        reply = vmm.translate(2)
 
     assert reply == Translation(frame=("host", 2), access=1)
 
@@ -195,9 +194,9 @@ def test_a_signal_handler_that_raises_within_a_call_loses_the_connection(
     interrupt = Look(lambda: signal.pthread_kill(main_thread, raising_signal))
     with ScriptedDaemon(socket_path, ([*hello(), Hear(), interrupt],)), BlockingVmm.open(socket_path) as vmm:
         with pytest.raises(_Interrupted):
-            vmm.call(Statistics())
+            vmm.statistics()
         with pytest.raises(ConnectionLost, match="interrupted"):
-            vmm.call(Statistics())
+            vmm.statistics()
 
 
 class _Interrupted(Exception):
@@ -249,7 +248,7 @@ def test_calls_of_several_threads_take_turns(socket_path: Path) -> None:
         BlockingVmm.open(socket_path) as vmm,
         ThreadPoolExecutor(8) as threads,
     ):
-        replied = list(threads.map(lambda gfn: vmm.call(Translate(gfn=gfn)), range(64)))
+        replied = list(threads.map(vmm.translate, range(64)))
 
     gfns = [params for _, params in daemon.heard[1:]]
     assert [replied.index(Translation(frame=("host", number), access=1)) for number in range(64)] == [
@@ -337,7 +336,7 @@ def test_a_begin_that_timed_out_is_ended_once_it_was_carried_out(
 def test_an_end_that_is_not_answered_in_time_closes_the_connection(
     socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocking_clients, "END_TIMEOUT", SHORT)
+    monkeypatch.setattr(_blocking_clients, "END_TIMEOUT", SHORT)
     with (
         ScriptedDaemon(socket_path, ([*hello(), *replies(None), Hear()],)),
         BlockingNotifier.open(socket_path, PARTITION) as notifier,

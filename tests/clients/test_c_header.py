@@ -12,7 +12,7 @@ import pytest
 
 from fakes.eventually import PATIENCE
 from fakes.scripted_daemon import HangUp, Hear, ScriptedDaemon, hello, replies
-from intercept_protocol.messages import CreatePartitionReply
+from intercept_protocol.messages import PartitionCredentials
 
 HEADER: Final = Path(__file__).parents[2] / "clients" / "c"
 STRICT: Final = ("-pedantic", "-Wall", "-Wextra", "-Werror")
@@ -77,7 +77,7 @@ def test_a_program_in_cpp_speaks_to_a_daemon(socket_path: Path, tmp_path: Path) 
     source.write_text(CPP_PROGRAM)
     build = [*compiler("gcc", "c++17"), "-o", str(tmp_path / "program"), str(source)]
     subprocess.run(build, check=True, timeout=PATIENCE)
-    script = [*hello(), *replies(CreatePartitionReply(partition_id=7, token=bytes(16))), Hear(), HangUp()]
+    script = [*hello(), *replies(PartitionCredentials(partition_id=7, token=bytes(16))), Hear(), HangUp()]
     with ScriptedDaemon(socket_path, (script,)):
         ran = subprocess.run(
             [tmp_path / "program", socket_path], capture_output=True, text=True, timeout=PATIENCE, check=True

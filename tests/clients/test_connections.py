@@ -9,13 +9,13 @@ import pytest
 import trio
 import trio.testing
 
-from intercept_client.blocking_connection import BlockingConnection, deadline_in
-from intercept_client.exchange import Progress, call_exchange
-from intercept_client.trio_connection import TrioConnection
+from intercept_client._blocking_connection import BlockingConnection, deadline_in
+from intercept_client._exchange import Progress, call_exchange
+from intercept_client._trio_connection import TrioConnection
 from intercept_protocol import rpc
-from intercept_protocol.messages import Kick
+from intercept_protocol.messages import Kick, VpSelection
 
-KICK = Kick(vp_index="all")
+KICK = Kick(vp_index=VpSelection.ALL)
 DEAF_FOR = 0.05
 """Seconds that a test waits for room in a full socket."""
 

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from fakes.scripted_daemon import ScriptedDaemon, hello, replies
 from fakes.userfaultfd_kernel import EVENT_UNMAP, UserfaultfdKernel
-from intercept_client import userfaultfd
-from intercept_client.userfaultfd import Permission, UserfaultfdNotPermitted, UserfaultfdNotSupported
+from intercept_client import _userfaultfd as userfaultfd
+from intercept_client.memory import Permission, UserfaultfdNotPermitted, UserfaultfdNotSupported
 from intercept_protocol.messages import DaemonStatistics
 from interceptctl.cli import main
 from interceptctl.doctor import command, confinement, kernel, sockets
@@ -139,7 +139,8 @@ def test_a_kernel_without_procmap_query_is_limited(tmp_path: Path) -> None:
         (UserfaultfdNotSupported(38, "no"), "a kernel with CONFIG_USERFAULTFD"),
         (
             UserfaultfdNotPermitted(1, "no", [Permission.SECCOMP, Permission.DEVICE_MODE]),
-            f"allow userfaultfd in the seccomp profile, or give the VMMs' group {userfaultfd.DEVICE}",
+            "allow userfaultfd in the seccomp profile, or give the VMMs' group "
+            f"{userfaultfd.USERFAULTFD_DEVICE}",
         ),
     ],
 )

@@ -15,10 +15,10 @@ from intercept_client import BlockingNotifier, libc, memory
 from intercept_client.libc import Sharing
 from intercept_protocol.addresses import PAGE_SIZE, UaddrRange
 from intercept_protocol.errors import WireError
-from intercept_protocol.messages import CreatePartitionReply
+from intercept_protocol.messages import PartitionCredentials
 from intercept_protocol.outcomes import Access
 
-PARTITION = CreatePartitionReply(partition_id=7, token=bytes(16))
+PARTITION = PartitionCredentials(partition_id=7, token=bytes(16))
 RW = Access.READ | Access.WRITE
 NOWHERE = UaddrRange(start=1, end=3)
 """Below mmap_min_addr, where nothing can be mapped."""

@@ -12,10 +12,10 @@ import pytest
 import trio
 
 from intercept_client import ClientMisuse
-from intercept_client.blocking_connection import BlockingConnection
-from intercept_client.exchange import call_exchange
-from intercept_client.own_memory import Watch, own_memory
-from intercept_client.trio_connection import TrioConnection
+from intercept_client._blocking_connection import BlockingConnection
+from intercept_client._exchange import call_exchange
+from intercept_client._trio_connection import TrioConnection
+from intercept_client.memory import Watch, own_memory
 from intercept_protocol import rpc
 from intercept_protocol.messages import AttachMemory, Kick
 

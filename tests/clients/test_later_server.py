@@ -25,17 +25,18 @@ from fakes.kvm_ports import FakeSlots
 from fakes.later_server import LaterServer
 from fakes.later_words import LATER, LATER_NUMBER
 from intercept_client import (
+    BlockingHypervisor,
     BlockingNotifier,
     BlockingOperator,
     BlockingVmm,
     BlockingVp,
-    open_notifier,
-    open_operator,
-    open_vmm,
-    open_vp,
+    TrioNotifier,
+    TrioOperator,
+    TrioVmm,
+    TrioVp,
 )
-from intercept_client.kvm.guest_memory import GuestMemory
-from intercept_client.kvm.hypervisor_connection import HypervisorConnection
+from intercept_client.kvm._guest_memory import GuestMemory
+from intercept_client.kvm._hypervisor_thread import HypervisorThread
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import AnyFact, EventName, InterceptAnswered, RegionAdded
@@ -47,15 +48,13 @@ from intercept_protocol.messages import (
     CreatePartition,
     Histograms,
     HypervisorKind,
-    InspectPartition,
     Kick,
     ListPartitions,
     MapVma,
     OperatorStatistics,
     RegionKind,
-    Statistics,
+    RequestedKind,
     Subscribe,
-    Translate,
 )
 from intercept_protocol.outcomes import Access, LaterAnswer, Outcome
 from interceptctl.cli import main
@@ -76,7 +75,12 @@ MAP: Final = MapVma(
     io=True,
 )
 ADD: Final = AddRegion(
-    start_gfn=GFN, page_count=4, start_uaddr=UADDRS.start_uaddr, kind="auto", writable=True, executable=False
+    start_gfn=GFN,
+    page_count=4,
+    start_uaddr=UADDRS.start_uaddr,
+    kind=RequestedKind.AUTO,
+    writable=True,
+    executable=False,
 )
 EVENTS: Final = [EventName.REGION_ADDED, EventName.VP_ATTACHED, EventName.INTERCEPT_ANSWERED]
 HEARD: Final = [("region_added", LATER), ("vp_attached", ""), ("intercept_answered", f"resume {LATER}")]
@@ -134,8 +138,8 @@ def test_a_blocking_vmm_lives_its_life(later: LaterServer) -> None:
         assert vp.intercept(TOUCH) == LaterAnswer(Outcome.RESUME, LATER)
         assert vp.intercept(ELSEWHERE) == LaterAnswer(Outcome.FORWARD, LATER)
         with notifier.invalidation(UADDRS):
-            assert vmm.call(Translate(gfn=GFN)) is None
-        assert vmm.call(Statistics()).intercepts[LATER] == {LATER: 1}
+            assert vmm.translate(GFN) is None
+        assert vmm.statistics().intercepts[LATER] == {LATER: 1}
         with pytest.raises(WireError) as refused:
             vmm.call(Kick(vp_index=7))
         assert refusal_of_kick(refused.value) == (LATER_NUMBER, "ELATER", True)
@@ -144,17 +148,17 @@ def test_a_blocking_vmm_lives_its_life(later: LaterServer) -> None:
 
 
 async def test_a_trio_vmm_lives_its_life(later: LaterServer) -> None:
-    async with open_vmm(later.path, name="guest") as vmm:
+    async with TrioVmm.open(later.path, name="guest") as vmm:
         partition = await vmm.call(SOFTWARE)
         await vmm.call(MAP)
         assert (await vmm.call(ADD)).kind is RegionKind.MMIO
         async with (
-            open_vp(later.path, partition, vp_index=0) as vp,
-            open_notifier(later.path, partition) as notifier,
+            TrioVp.open(later.path, partition, vp_index=0) as vp,
+            TrioNotifier.open(later.path, partition) as notifier,
         ):
             assert await vp.intercept(TOUCH) == LaterAnswer(Outcome.RESUME, LATER)
             async with notifier.invalidation(UADDRS):
-                assert await vmm.call(Translate(gfn=GFN)) is None
+                assert await vmm.translate(GFN) is None
             with pytest.raises(WireError) as refused:
                 await vmm.call(Kick(vp_index=7))
         assert refusal_of_kick(refused.value) == (LATER_NUMBER, "ELATER", True)
@@ -165,7 +169,8 @@ def test_a_hypervisor_connection_refuses_unknown_requests_and_continues(later: L
     with BlockingVmm.open(later.path) as vmm:
         partition = vmm.call(VMMS_OWN)
         lost: list[str] = []
-        with closing(HypervisorConnection.open(later.path, partition, GuestMemory(slots), lost.append)):
+        hypervisor = BlockingHypervisor.open(later.path, partition, GuestMemory(slots))
+        with closing(HypervisorThread(hypervisor, lost.append)):
             vmm.call(MAP)
             vmm.call(ADD)
             with BlockingVp.open(later.path, partition, vp_index=0) as vp:
@@ -183,7 +188,7 @@ def test_a_blocking_operator_reads_on(
 ) -> None:
     with BlockingOperator.open(later_operators.path) as operator:
         assert operator.call(read)
-        assert operator.call(InspectPartition(partition_id=partition_id)).regions[0].kind == LATER
+        assert operator.inspect_partition(partition_id).regions[0].kind == LATER
         assert len(operator.call(Histograms(partition_id=partition_id)).virtual_processors) == 1
 
 
@@ -202,7 +207,7 @@ def test_a_blocking_operator_hears_the_events_that_it_knows(
 async def test_a_trio_operator_hears_the_events_that_it_knows(
     daemon: DaemonProcess, later_operators: LaterServer
 ) -> None:
-    async with open_operator(later_operators.path) as operator:
+    async with TrioOperator.open(later_operators.path) as operator:
         await operator.call(Subscribe(events=EVENTS))
         await trio.to_thread.run_sync(happen, daemon)
         facts: list[AnyFact] = []

@@ -14,9 +14,9 @@ from fakes.scripted_daemon import Answer, Hear, Look, Refuse, ScriptedDaemon, he
 from intercept_client import BlockingNotifier, memory
 from intercept_protocol.addresses import PAGE_SIZE, UaddrRange
 from intercept_protocol.errors import WireError
-from intercept_protocol.messages import CreatePartitionReply
+from intercept_protocol.messages import PartitionCredentials
 
-PARTITION = CreatePartitionReply(partition_id=7, token=bytes(16))
+PARTITION = PartitionCredentials(partition_id=7, token=bytes(16))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 
-from intercept_client.errors import ClientMisuse, ConnectionEnded, ConnectionLost
-from intercept_client.exchange import Exchange, Progress, Reply, call_exchange, intercept_exchange
-from intercept_client.session import NOTIFICATION_LIMIT, ClientSession
+from intercept_client._errors import ClientMisuse, ConnectionEnded, ConnectionLost
+from intercept_client._exchange import Exchange, Progress, Reply, call_exchange, intercept_exchange
+from intercept_client._session import NOTIFICATION_LIMIT, ClientSession
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import (
@@ -18,12 +18,18 @@ from intercept_protocol.messages import (
     HelloVmm,
     InvalidateEnd,
     RegionKind,
+    RequestedKind,
     Translate,
 )
 from intercept_protocol.outcomes import Answer, LaterAnswer, Outcome
 
 ADD = AddRegion(
-    start_gfn=0x100, page_count=0x100, start_uaddr=0x7000_0000, kind="auto", writable=True, executable=False
+    start_gfn=0x100,
+    page_count=0x100,
+    start_uaddr=0x7000_0000,
+    kind=RequestedKind.AUTO,
+    writable=True,
+    executable=False,
 )
 ADDED = {"kind": "mmio"}
 END = InvalidateEnd(start_uaddr=0, length=0x1000)

@@ -28,13 +28,13 @@ from fakes.scripted_daemon import (
 from intercept_client import (
     ConnectionEnded,
     ConnectionLost,
-    open_notifier,
-    open_operator,
-    open_vmm,
-    open_vp,
+    TrioNotifier,
+    TrioOperator,
+    TrioVmm,
+    TrioVp,
 )
-from intercept_client.connecting import connect_now
-from intercept_client.exchange import END_TIMEOUT
+from intercept_client._connecting import connect_now
+from intercept_client._exchange import END_TIMEOUT
 from intercept_protocol import outcomes, rpc
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
@@ -42,19 +42,19 @@ from intercept_protocol.events import EVENT_METHOD, Event, EventName, VpAttached
 from intercept_protocol.messages import (
     AddressSpaceKind,
     CreatePartition,
-    CreatePartitionReply,
     HypervisorKind,
     InvalidateBegin,
     Kick,
     ListPartitions,
+    PartitionCredentials,
     PartitionList,
-    Statistics,
     Subscribe,
     Translate,
     Translation,
+    VpSelection,
 )
 
-PARTITION = CreatePartitionReply(partition_id=7, token=bytes(range(16)))
+PARTITION = PartitionCredentials(partition_id=7, token=bytes(range(16)))
 RANGE = UaddrRange.of_bytes(0x7000_0000, 0x3000)
 RANGE_FIELDS = {"start_uaddr": 0x7000_0000, "length": 0x3000}
 
@@ -66,7 +66,7 @@ async def reached(event: threading.Event) -> None:
 
 async def test_open_vmm_says_hello_and_keeps_the_daemons_answer(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, (hello(),)) as daemon:
-        async with open_vmm(socket_path, name="guest") as vmm:
+        async with TrioVmm.open(socket_path, name="guest") as vmm:
             assert vmm.hello == HELLO_REPLY
 
     assert daemon.heard == [("hello", [{"role": "vmm", "protocol": 1, "name": "guest"}])]
@@ -75,13 +75,13 @@ async def test_open_vmm_says_hello_and_keeps_the_daemons_answer(socket_path: Pat
 async def test_a_call_is_answered_with_its_typed_reply(socket_path: Path) -> None:
     create = CreatePartition(address_space=AddressSpaceKind.DECLARED, hypervisor=HypervisorKind.SOFTWARE)
     with ScriptedDaemon(socket_path, ([*hello(), *replies(PARTITION)],)):
-        async with open_vmm(socket_path) as vmm:
+        async with TrioVmm.open(socket_path) as vmm:
             assert await vmm.call(create) == PARTITION
 
 
 async def test_open_vp_attaches_with_the_partitions_token(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, (hello(),)) as daemon:
-        async with open_vp(socket_path, PARTITION, vp_index=3):
+        async with TrioVp.open(socket_path, PARTITION, vp_index=3):
             pass
 
     assert daemon.heard == [
@@ -91,7 +91,7 @@ async def test_open_vp_attaches_with_the_partitions_token(socket_path: Path) -> 
 
 async def test_intercept_hands_in_the_message_and_returns_the_answer(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, ([*hello(), *replies(["forward", "no_region"])],)) as daemon:
-        async with open_vp(socket_path, PARTITION, vp_index=0) as vp:
+        async with TrioVp.open(socket_path, PARTITION, vp_index=0) as vp:
             assert await vp.intercept(bytes(range(256))) is outcomes.Answer.NO_REGION
 
     assert daemon.heard[1:] == [("intercept", [bytes(range(256))])]
@@ -100,10 +100,10 @@ async def test_intercept_hands_in_the_message_and_returns_the_answer(socket_path
 async def test_a_refused_call_raises_and_the_next_continues(socket_path: Path) -> None:
     script = [*hello(), Hear(), Refuse(WireError(errno.ENOENT, "no VP 9")), *replies(None)]
     with ScriptedDaemon(socket_path, (script,)):
-        async with open_vmm(socket_path) as vmm:
+        async with TrioVmm.open(socket_path) as vmm:
             with pytest.raises(WireError, match="ENOENT: no VP 9"):
                 await vmm.call(Kick(vp_index=9))
-            await vmm.call(Kick(vp_index="all"))
+            await vmm.call(Kick(vp_index=VpSelection.ALL))
 
 
 async def test_a_refused_hello_raises_the_daemons_reason(socket_path: Path) -> None:
@@ -113,23 +113,23 @@ async def test_a_refused_hello_raises_the_daemons_reason(socket_path: Path) -> N
         ),
         pytest.raises(WireError, match="EACCES: no such partition"),
     ):
-        async with open_vp(socket_path, PARTITION, vp_index=0):
+        async with TrioVp.open(socket_path, PARTITION, vp_index=0):
             pass
 
 
 async def test_an_absent_socket_is_named(socket_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=str(socket_path)):
-        async with open_vmm(socket_path):
+        async with TrioVmm.open(socket_path):
             pass
 
 
 async def test_a_daemon_that_hangs_up_loses_the_connection_for_good(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, ([*hello(), Hear(), HangUp()],)):
-        async with open_vmm(socket_path) as vmm:
+        async with TrioVmm.open(socket_path) as vmm:
             with pytest.raises(ConnectionLost, match="ended"):
-                await vmm.call(Statistics())
+                await vmm.statistics()
             with pytest.raises(ConnectionLost):
-                await vmm.call(Statistics())
+                await vmm.statistics()
 
 
 async def test_a_daemon_that_hung_up_between_calls_is_still_heard(socket_path: Path) -> None:
@@ -137,28 +137,28 @@ async def test_a_daemon_that_hung_up_between_calls_is_still_heard(socket_path: P
     last_word = rpc.encode_error(0, WireError(errno.ESHUTDOWN, "going down"))
     script = [*hello(), Await(welcomed), Say(last_word), HangUp(), Signal(gone)]
     with ScriptedDaemon(socket_path, (script,)):
-        async with open_vmm(socket_path) as vmm:
+        async with TrioVmm.open(socket_path) as vmm:
             welcomed.set()
             await reached(gone)
             with pytest.raises(ConnectionEnded, match="ESHUTDOWN: going down"):
-                await vmm.call(Statistics())
+                await vmm.statistics()
 
 
 async def test_nonsense_from_the_daemon_is_a_violation(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, ([*hello(), Hear(), Say(b"HTTP/1.1 400")],)):
-        async with open_vmm(socket_path) as vmm:
+        async with TrioVmm.open(socket_path) as vmm:
             with pytest.raises(ProtocolViolation):
-                await vmm.call(Statistics())
+                await vmm.statistics()
 
 
 async def test_calls_of_several_tasks_take_turns(socket_path: Path) -> None:
     replied: list[Translation | None] = []
     answers = [{"frame": ["host", gfn], "access": 1} for gfn in range(8)]
     with ScriptedDaemon(socket_path, ([*hello(), *replies(*answers)],)) as daemon:
-        async with open_vmm(socket_path) as vmm:
+        async with TrioVmm.open(socket_path) as vmm:
 
             async def translate(gfn: int) -> None:
-                replied.append(await vmm.call(Translate(gfn=gfn)))
+                replied.append(await vmm.translate(gfn))
 
             async with trio.open_nursery() as nursery:
                 for gfn in range(8):
@@ -170,7 +170,7 @@ async def test_calls_of_several_tasks_take_turns(socket_path: Path) -> None:
 
 async def test_a_call_cancelled_before_it_is_sent_is_not_made(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, ([*hello(), *replies(None)],)) as daemon:
-        async with open_vmm(socket_path) as vmm:
+        async with TrioVmm.open(socket_path) as vmm:
             with trio.CancelScope() as scope:
                 scope.cancel()
                 await vmm.call(Kick(vp_index=1))
@@ -184,14 +184,14 @@ async def test_after_a_call_cancelled_half_way_the_next_gets_its_own_answer(sock
     late, own = {"frame": ["host", 1], "access": 1}, {"frame": ["host", 2], "access": 1}
     script = [*hello(), Hear(), Signal(heard), Await(go_on), Answer(late), *replies(own)]
     with ScriptedDaemon(socket_path, (script,)) as daemon:
-        async with open_vmm(socket_path) as vmm, trio.open_nursery() as nursery:
+        async with TrioVmm.open(socket_path) as vmm, trio.open_nursery() as nursery:
             nursery.start_soon(vmm.call, Translate(gfn=1))
             await reached(heard)
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as releasing:
                     releasing.start_soon(release_when_all_wait, go_on)
-                    reply = await vmm.call(Translate(gfn=2))
+                    reply = await vmm.translate(2)
 
     assert reply == Translation(frame=("host", 2), access=1)
     assert [params for _, params in daemon.heard[1:]] == [[{"gfn": 1}], [{"gfn": 2}]]
@@ -205,7 +205,7 @@ async def release_when_all_wait(gate: threading.Event) -> None:
 async def test_close_ends_the_call_of_another_task(socket_path: Path) -> None:
     heard = threading.Event()
     with ScriptedDaemon(socket_path, ([*hello(), Hear(), Signal(heard)],)):
-        async with open_vp(socket_path, PARTITION, vp_index=0) as vp, trio.open_nursery() as nursery:
+        async with TrioVp.open(socket_path, PARTITION, vp_index=0) as vp, trio.open_nursery() as nursery:
 
             async def intercept() -> None:
                 with pytest.raises(ConnectionLost, match="closed by this client"):
@@ -218,7 +218,7 @@ async def test_close_ends_the_call_of_another_task(socket_path: Path) -> None:
 
 async def test_invalidation_begins_before_its_block_and_ends_after_it(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, ([*hello(), *replies(None, None)],)) as daemon:
-        async with open_notifier(socket_path, PARTITION) as notifier, notifier.invalidation(RANGE):
+        async with TrioNotifier.open(socket_path, PARTITION) as notifier, notifier.invalidation(RANGE):
             assert daemon.heard[1:] == [("invalidate_begin", [RANGE_FIELDS])]
 
     assert daemon.heard[2:] == [("invalidate_end", [RANGE_FIELDS])]
@@ -226,7 +226,7 @@ async def test_invalidation_begins_before_its_block_and_ends_after_it(socket_pat
 
 async def test_invalidation_ends_when_its_block_raises(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, ([*hello(), *replies(None, None)],)) as daemon:
-        async with open_notifier(socket_path, PARTITION) as notifier:
+        async with TrioNotifier.open(socket_path, PARTITION) as notifier:
             with pytest.raises(ZeroDivisionError):
                 async with notifier.invalidation(RANGE):
                     raise ZeroDivisionError
@@ -236,7 +236,7 @@ async def test_invalidation_ends_when_its_block_raises(socket_path: Path) -> Non
 
 async def test_invalidation_ends_when_its_block_is_cancelled(socket_path: Path) -> None:
     with ScriptedDaemon(socket_path, ([*hello(), *replies(None, None)],)) as daemon:
-        async with open_notifier(socket_path, PARTITION) as notifier:
+        async with TrioNotifier.open(socket_path, PARTITION) as notifier:
             with trio.CancelScope() as scope:
                 async with notifier.invalidation(RANGE):
                     scope.cancel()
@@ -250,7 +250,7 @@ async def test_a_begin_cancelled_half_way_is_ended_once_it_was_carried_out(socke
     heard, go_on = threading.Event(), threading.Event()
     script = [*hello(), Hear(), Signal(heard), Await(go_on), Answer(), *replies(None)]
     with ScriptedDaemon(socket_path, (script,)) as daemon:
-        async with open_notifier(socket_path, PARTITION) as notifier, trio.open_nursery() as nursery:
+        async with TrioNotifier.open(socket_path, PARTITION) as notifier, trio.open_nursery() as nursery:
             nursery.start_soon(enter_and_stay, notifier.invalidation(RANGE))
             await reached(heard)
             nursery.cancel_scope.cancel()
@@ -263,7 +263,7 @@ async def test_a_begin_cancelled_half_way_and_then_refused_is_not_ended(socket_p
     heard, go_on = threading.Event(), threading.Event()
     script = [*hello(), Hear(), Signal(heard), Await(go_on), Refuse(WireError(errno.ENOSPC, "too many"))]
     with ScriptedDaemon(socket_path, (script,)) as daemon:
-        async with open_notifier(socket_path, PARTITION) as notifier, trio.open_nursery() as nursery:
+        async with TrioNotifier.open(socket_path, PARTITION) as notifier, trio.open_nursery() as nursery:
             nursery.start_soon(enter_and_stay, notifier.invalidation(RANGE))
             await reached(heard)
             nursery.cancel_scope.cancel()
@@ -280,7 +280,7 @@ async def enter_and_stay(invalidation: AbstractAsyncContextManager[None]) -> Non
 async def test_a_refused_begin_keeps_the_block_from_running(socket_path: Path) -> None:
     script = [*hello(), Hear(), Refuse(WireError(errno.EINVAL, "length: too short"))]
     with ScriptedDaemon(socket_path, (script,)) as daemon:
-        async with open_notifier(socket_path, PARTITION) as notifier:
+        async with TrioNotifier.open(socket_path, PARTITION) as notifier:
             with pytest.raises(WireError, match="too short"):
                 async with notifier.invalidation(RANGE):
                     pytest.fail("the block ran")
@@ -292,7 +292,7 @@ async def test_an_end_that_is_not_answered_in_time_closes_the_connection(
     socket_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     with ScriptedDaemon(socket_path, ([*hello(), *replies(None), Hear()],)):
-        async with open_notifier(socket_path, PARTITION) as notifier:
+        async with TrioNotifier.open(socket_path, PARTITION) as notifier:
             with pytest.raises(ConnectionLost, match="invalidate_end was not answered within 10 s"):
                 async with notifier.invalidation(RANGE):
                     began = autojump_clock.current_time()
@@ -308,7 +308,7 @@ async def test_when_the_block_raised_a_failed_end_is_a_note_on_its_error(
     socket_path: Path, last: Step, why: str
 ) -> None:
     with ScriptedDaemon(socket_path, ([*hello(), *replies(None), Hear(), last],)):
-        async with open_notifier(socket_path, PARTITION) as notifier:
+        async with TrioNotifier.open(socket_path, PARTITION) as notifier:
             with pytest.raises(ZeroDivisionError) as caught:
                 async with notifier.invalidation(RANGE):
                     raise ZeroDivisionError
@@ -323,7 +323,7 @@ async def test_next_events_waits_may_be_cancelled_and_tells_of_the_end(socket_pa
     say = Say(rpc.encode_notification(EVENT_METHOD, [told.to_fields()]))
     script: list[Step] = [*hello(), *replies(None), Await(cancelled), say, HangUp()]
     with ScriptedDaemon(socket_path, (script,)):
-        async with open_operator(socket_path) as operator:
+        async with TrioOperator.open(socket_path) as operator:
             await operator.call(Subscribe(events=[EventName.VP_ATTACHED]))
             with trio.CancelScope() as scope:
                 scope.cancel()
@@ -339,7 +339,7 @@ async def test_notifications_between_answers_can_be_taken(socket_path: Path) -> 
     tick = rpc.encode_notification("tick", [{"n": 1}])
     script = [*hello(), Hear(), Say(tick), Answer(PartitionList(partitions=[], more=False))]
     with ScriptedDaemon(socket_path, (script,)):
-        async with open_operator(socket_path) as operator:
+        async with TrioOperator.open(socket_path) as operator:
             await operator.call(ListPartitions())
             assert operator.take_notifications() == [rpc.Notification("tick", [{"n": 1}])]
 
@@ -362,5 +362,5 @@ async def test_connecting_waits_while_the_backlog_is_full(socket_path: Path) -> 
 
 async def connect_and_leave(path: Path) -> None:
     with pytest.raises(ConnectionLost):
-        async with open_vmm(path):
+        async with TrioVmm.open(path):
             pass

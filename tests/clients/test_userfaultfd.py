@@ -12,14 +12,15 @@ import pytest
 
 from fakes.eventually import PATIENCE
 from fakes.puppet import ENVIRONMENT
-from intercept_client import userfaultfd
-from intercept_client.own_memory import Watch, own_memory
-from intercept_client.userfaultfd import (
+from intercept_client import _userfaultfd as userfaultfd
+from intercept_client.memory import (
     Permission,
     UserfaultfdNotPermitted,
     UserfaultfdNotSupported,
     UserfaultfdUnavailable,
+    Watch,
     open_userfaultfd,
+    own_memory,
 )
 
 
@@ -58,7 +59,7 @@ def test_a_refusal_names_each_permission_that_is_missing(
     missing: tuple[Permission, ...],
 ) -> None:
     refuse(monkeypatch, system_call, device)
-    monkeypatch.setattr(userfaultfd, "SYSCTL", "/proc/self/maps")  # a kernel that has it
+    monkeypatch.setattr(userfaultfd, "USERFAULTFD_SYSCTL", "/proc/self/maps")  # a kernel that has it
     with pytest.raises(UserfaultfdNotPermitted) as refused:
         open_userfaultfd()
     assert refused.value.missing == missing
@@ -67,7 +68,7 @@ def test_a_refusal_names_each_permission_that_is_missing(
 
 def test_a_kernel_without_it_is_not_supported(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse(monkeypatch, failing(errno.ENOSYS), errno.ENOENT)
-    monkeypatch.setattr(userfaultfd, "SYSCTL", "/proc/no such file")
+    monkeypatch.setattr(userfaultfd, "USERFAULTFD_SYSCTL", "/proc/no such file")
     with pytest.raises(UserfaultfdNotSupported, match="built without it") as refused:
         open_userfaultfd()
     assert refused.value.errno == errno.ENOSYS
@@ -118,5 +119,7 @@ def test_under_a_real_seccomp_filter_the_error_names_it_or_the_device_is_used(nu
         timeout=PATIENCE,
         check=True,
     )
-    device = "opened" if os.access(userfaultfd.DEVICE, os.R_OK | os.W_OK) else "SECCOMP DEVICE_MODE"
+    device = (
+        "opened" if os.access(userfaultfd.USERFAULTFD_DEVICE, os.R_OK | os.W_OK) else "SECCOMP DEVICE_MODE"
+    )
     assert ended.stdout.strip() == device

@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from intercept_client import open_vmm
+from intercept_client import TrioVmm
 from interceptctl.exercise.daemon_process import DaemonFailed, running_daemon
 
 LONG: Final = 60.0
@@ -31,7 +31,7 @@ async def open_slowly(pipe: Path, clock: MockClock) -> None:
 
 
 async def test_a_running_daemon_answers_at_once_and_leaves_nothing() -> None:
-    async with running_daemon() as path, open_vmm(path) as vmm:
+    async with running_daemon() as path, TrioVmm.open(path) as vmm:
         assert vmm.hello.server == "interceptd"
     assert not Path(path).parent.exists()
 
@@ -42,7 +42,7 @@ async def test_a_private_daemon_inherits_no_variable_meant_for_another(
     """Not another daemon's configuration, the operator's socket, nor our service manager's."""
     for name in ("INTERCEPTD_OPERATOR_SOCKET", "INTERCEPTCTL_SOCKET", "NOTIFY_SOCKET"):
         monkeypatch.setenv(name, str(tmp_path / "of-another"))
-    async with running_daemon() as path, open_vmm(path):
+    async with running_daemon() as path, TrioVmm.open(path):
         assert os.listdir(tmp_path) == []
         assert sorted(os.listdir(Path(path).parent)) == ["log", "operator.sock", "vmm.sock"]
 
@@ -78,7 +78,7 @@ async def test_a_daemon_that_starts_slowly_is_waited_for_as_long_as_it_lives(
     script.write_text(f"open({str(pipe)!r}).read()\nfrom interceptd.cli import main\nmain()\n")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(open_slowly, pipe, mock_clock)
-        async with running_daemon((sys.executable, str(script))) as path, open_vmm(path) as vmm:
+        async with running_daemon((sys.executable, str(script))) as path, TrioVmm.open(path) as vmm:
             assert vmm.hello.server == "interceptd"
 
 

@@ -22,6 +22,7 @@ from intercept_protocol.messages import (
     MmioGranularity,
     RegionKind,
     Remap,
+    RequestedKind,
 )
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.declared import DeclaredAddressSpace
@@ -189,7 +190,7 @@ class ModelPartition:
                 start_gfn=gfn,
                 page_count=page_count,
                 start_uaddr=page << PAGE_SHIFT,
-                kind=kind.value if kind is not None else "auto",
+                kind=RequestedKind.AUTO if kind is None else RequestedKind(kind),
                 writable=Access.WRITE in access,
                 executable=Access.EXECUTE in access,
             )

@@ -9,9 +9,9 @@ import errno
 import os
 from collections.abc import Callable, Iterable
 
-from intercept_client.kvm.exits import Exit, PortRead
-from intercept_client.kvm.memslots import Memslot
-from intercept_client.kvm.registers import REGISTER_COUNT
+from intercept_client.kvm._exits import Exit, PortRead
+from intercept_client.kvm._memslots import Memslot
+from intercept_client.kvm._registers import REGISTER_COUNT
 from intercept_protocol.outcomes import Answer, AnyAnswer, LaterAnswer
 
 Hook = Callable[[], None]

@@ -24,9 +24,9 @@ from fakes.live_vmm import ELSEWHERE, GFN, LiveVmm
 from fakes.private_mounts import Mount
 from fakes.raw_client import READ, RawConnection, intercept_message, request
 from fakes.rude_peers import send_with_descriptors
-from intercept_client.userfaultfd import open_userfaultfd
+from intercept_client.memory import open_userfaultfd
 from intercept_protocol.addresses import UaddrRange
-from intercept_protocol.messages import AttachMemory, Invalidate, Statistics
+from intercept_protocol.messages import AttachMemory, Statistics
 from intercept_protocol.outcomes import AnyAnswer
 
 UFFDIO_API, UFFD_API = 0xC018AA3F, 0xAA
@@ -188,7 +188,7 @@ def lose_the_thread_of_smaps(vmm: LiveVmm, memory: UaddrRange) -> AnyAnswer:
     """A region of kind auto, whose flags must be read anew for a fault after the thread has ended."""
     end = smaps_of_a_thread_that_ends_later(vmm)
     vmm.add_region(GFN, memory, "auto")
-    vmm.notifier.call(Invalidate(start_uaddr=memory.start_uaddr, length=memory.length))
+    vmm.notifier.invalidate(memory)
     end()
     return vmm.fault(GFN)
 

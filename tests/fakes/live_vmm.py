@@ -18,24 +18,18 @@ from contextlib import suppress
 from ctypes import memset, string_at
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from fakes.raw_client import READ, intercept_message
 from intercept_client import BlockingNotifier, BlockingVmm, BlockingVp, libc
 from intercept_client.libc import Sharing
-from intercept_client.memory import Watch
-from intercept_client.own_memory import own_memory
-from intercept_protocol.addresses import PAGE_SIZE, UaddrRange
+from intercept_client.memory import Watch, own_memory
+from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
 from intercept_protocol.messages import (
-    AddRegion,
     AddressSpaceKind,
     AttachMemory,
-    CreatePartition,
     HypervisorKind,
-    Invalidate,
-    RemoveRegion,
-    Statistics,
-    Translate,
+    RequestedKind,
     Translation,
 )
 from intercept_protocol.outcomes import Access, AnyAnswer
@@ -99,12 +93,8 @@ class LiveVmm:
         """Create a partition over this process's memory; returns its id."""
         self.path = path
         self.vmm = BlockingVmm.open(path, name="live")
-        self.partition = self.vmm.call(
-            CreatePartition(
-                address_space=AddressSpaceKind.PROCESS,
-                hypervisor=hypervisor,
-                invalidate_timeout_ms=invalidate_timeout_ms,
-            )
+        self.partition = self.vmm.create_partition(
+            AddressSpaceKind.PROCESS, hypervisor, invalidate_timeout_ms=invalidate_timeout_ms
         )
         self.notifier = BlockingNotifier.open(path, self.partition)
         return self.partition.partition_id
@@ -116,7 +106,7 @@ class LiveVmm:
 
     def attach(self, watch: Watch, *, promise: bool) -> None:
         with own_memory(watch) as memory:
-            self.vmm.call(AttachMemory(promise_begin_end=promise), descriptors=memory.descriptors)
+            self.vmm.attach_memory(memory, promise_begin_end=promise)
 
     def attach_and_keep_userfaultfd(self) -> None:
         """What a VMM must not do."""
@@ -134,43 +124,35 @@ class LiveVmm:
         self,
         start_gfn: int,
         uaddrs: UaddrRange,
-        kind: Literal["auto", "mmio", "movable", "pinned"] = "movable",
+        kind: str = "movable",
         writable: bool = True,
     ) -> str:
         """Returns the kind that it has."""
-        return self.vmm.call(
-            AddRegion(
-                start_gfn=start_gfn,
-                page_count=uaddrs.page_count,
-                start_uaddr=uaddrs.start_uaddr,
-                kind=kind,
-                writable=writable,
-                executable=False,
-            )
-        ).kind.value
+        gfns = GfnRange.of(start_gfn, uaddrs.page_count)
+        return self.vmm.add_region(
+            gfns, uaddrs, RequestedKind(kind), writable=writable, executable=False
+        ).value
 
     def remove_region(self, start_gfn: int, uaddrs: UaddrRange) -> None:
-        self.vmm.call(
-            RemoveRegion(start_gfn=start_gfn, page_count=uaddrs.page_count, start_uaddr=uaddrs.start_uaddr)
-        )
+        self.vmm.remove_region(GfnRange.of(start_gfn, uaddrs.page_count), uaddrs)
 
     def fault(self, gfn: int, access: int = READ, vp_index: int = 0) -> AnyAnswer:
         return self.open_vp(vp_index).intercept(intercept_message(gfn, access))
 
     def translate(self, gfn: int) -> Translation | None:
-        return self.vmm.call(Translate(gfn=gfn))
+        return self.vmm.translate(gfn)
 
     def reached(self, start_gfn: int, page_count: int) -> list[int]:
         """Which of these gfns the guest reaches, counted from the first."""
         return [n for n in range(page_count) if self.translate(start_gfn + n) is not None]
 
     def counter(self, name: str) -> int:
-        count: int = getattr(self.vmm.call(Statistics()), name)
+        count: int = getattr(self.vmm.statistics(), name)
         return count
 
     def drain(self) -> None:
         """Return once everything reported so far is revoked from the guest."""
-        self.notifier.call(Invalidate(start_uaddr=ELSEWHERE.start_uaddr, length=ELSEWHERE.length))
+        self.notifier.invalidate(ELSEWHERE)
 
     # ------------------------------------------------ its memory
 

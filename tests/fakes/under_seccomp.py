@@ -12,7 +12,7 @@ import struct
 import sys
 from typing import Final
 
-from intercept_client.userfaultfd import UserfaultfdNotPermitted, open_userfaultfd
+from intercept_client.memory import UserfaultfdNotPermitted, open_userfaultfd
 
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 RET_ALLOW, RET_ERRNO = 0x7FFF0000, 0x00050000

@@ -9,18 +9,18 @@ import ctypes
 from collections.abc import Iterable
 
 from fakes.kvm_ports import FakeSlots, Hook, ScriptedDecider, ScriptedVcpu
-from intercept_client.kvm.copying import AnnouncedCopier, Copier
-from intercept_client.kvm.devices import Bus, Window
-from intercept_client.kvm.exits import (
+from intercept_client.kvm._copying import AnnouncedCopier, Copier
+from intercept_client.kvm._devices import Bus, Window
+from intercept_client.kvm._exits import (
     Exit,
     Halted,
 )
-from intercept_client.kvm.fetch_fault import LONGEST_INSTRUCTION, FetchFault
-from intercept_client.kvm.guest_access import GuestAccess
-from intercept_client.kvm.guest_memory import GuestMemory
-from intercept_client.kvm.intercepts import InterceptLoop
-from intercept_client.kvm.tally import VcpuTally
-from intercept_client.kvm.vcpu_loop import VcpuLoop
+from intercept_client.kvm._fetch_fault import LONGEST_INSTRUCTION, FetchFault
+from intercept_client.kvm._guest_access import GuestAccess
+from intercept_client.kvm._guest_memory import GuestMemory
+from intercept_client.kvm._intercepts import InterceptLoop
+from intercept_client.kvm._tally import VcpuTally
+from intercept_client.kvm._vcpu_loop import VcpuLoop
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
 from intercept_protocol.hv_message import memory_access
 from intercept_protocol.messages import Architecture

@@ -19,11 +19,11 @@ import msgpack
 
 from fakes.procmaps_parsed import asking_by_parsing
 from intercept_protocol import codec, messages, rpc
+from intercept_protocol._frames import MESSAGE_LIMIT, FrameScanner
+from intercept_protocol._intercept_codec import InterceptCodec, encode_answer
 from intercept_protocol.addresses import PAGE_LIMIT, PAGE_SHIFT
 from intercept_protocol.errors import EncodedError, ProtocolViolation, WireError
-from intercept_protocol.frames import MESSAGE_LIMIT, FrameScanner
 from intercept_protocol.hv_message import MESSAGE_SIZE, InterceptMessage, MessageType, memory_access
-from intercept_protocol.intercept_codec import InterceptCodec, encode_answer
 from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.procmaps import ProcMaps

@@ -29,9 +29,10 @@ from intercept_client.libc import Sharing
 from intercept_protocol import messages, rpc
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.messages import RequestedKind
 
 DEVICE: Final = GfnRange.of(0x100, 1)
-PARTITION: Final = messages.CreatePartitionReply(partition_id=1, token=bytes(16))
+PARTITION: Final = messages.PartitionCredentials(partition_id=1, token=bytes(16))
 BEFORE: Final[list[Step]] = [*hello(), *replies(PARTITION, None), Hear()]
 """On the `vmm` connection, up to the request to add a region, whose msgid is 4."""
 MALFORMED: Final[dict[str, Step]] = {
@@ -66,7 +67,7 @@ def test_mmio_whose_add_got_a_malformed_answer_is_unmapped_when_the_daemon_is_lo
     path = tmp_path / "d.sock"
     with ScriptedDaemon(path, scripts), open_with_device(path, machine, uaddrs, lost) as partition:
         with pytest.raises(ProtocolViolation):
-            partition.add_region(DEVICE, uaddrs, "mmio")
+            partition.add_region(DEVICE, uaddrs, RequestedKind.MMIO, writable=True, executable=False)
         end.set()
         assert lost.wait(PATIENCE)
         assert not partition.memory.reaches(DEVICE.start, RW)
@@ -82,7 +83,7 @@ def test_mmio_whose_adding_was_refused_is_not_counted_as_added(
     path = tmp_path / "d.sock"
     with ScriptedDaemon(path, scripts), open_with_device(path, machine, uaddrs, lost) as partition:
         with pytest.raises(WireError, match="EEXIST"):
-            partition.add_region(DEVICE, uaddrs, "mmio")
+            partition.add_region(DEVICE, uaddrs, RequestedKind.MMIO, writable=True, executable=False)
         end.set()
         assert lost.wait(PATIENCE)
         assert partition.memory.reaches(DEVICE.start, RW)
@@ -98,9 +99,9 @@ def test_mmio_that_was_asked_for_twice_is_unmapped_though_the_second_was_refused
     scripts = [*BEFORE, added, Hear(), refusal], [*hello(), Await(end), HangUp()], hello()
     path = tmp_path / "d.sock"
     with ScriptedDaemon(path, scripts), open_with_device(path, machine, uaddrs, lost) as partition:
-        partition.add_region(DEVICE, uaddrs, "mmio")
+        partition.add_region(DEVICE, uaddrs, RequestedKind.MMIO, writable=True, executable=False)
         with pytest.raises(WireError, match="EEXIST"):
-            partition.add_region(DEVICE, uaddrs, "mmio")
+            partition.add_region(DEVICE, uaddrs, RequestedKind.MMIO, writable=True, executable=False)
         end.set()
         assert lost.wait(PATIENCE)
         assert not partition.memory.reaches(DEVICE.start, RW)

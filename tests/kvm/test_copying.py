@@ -11,8 +11,8 @@ import pytest
 
 from fakes.locked_memory import lock
 from intercept_client import libc
-from intercept_client.kvm import device_memory
-from intercept_client.kvm.copying import AnnouncedCopier, CheckedCopier, Copier, MemoryGone
+from intercept_client.kvm import _device_memory as device_memory
+from intercept_client.kvm._copying import AnnouncedCopier, CheckedCopier, Copier, MemoryGone
 from intercept_client.libc import Sharing
 from intercept_protocol.addresses import PAGE_SIZE, UaddrRange
 from intercept_protocol.outcomes import Access

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from intercept_client.kvm.exits import (
+from intercept_client.kvm._exits import (
     Broken,
     Exit,
     Halted,
@@ -20,7 +20,7 @@ from intercept_client.kvm.exits import (
     read_exit,
     read_host_fault,
 )
-from intercept_client.kvm.locked import is_locked
+from intercept_client.kvm._locked import is_locked
 
 
 def run_page(reason: int, payload: bytes = b"", data: bytes = b"") -> bytearray:

@@ -15,9 +15,9 @@ from fakes.eventually import PATIENCE
 from fakes.small_vmms import StartVmm, map_stranger, run
 from intercept_client import libc
 from intercept_client.kvm import Coverage, Machine, PartitionSetting, StartState
-from intercept_client.kvm.copying import AnnouncedCopier, CheckedCopier, Copier, DirectCopier
-from intercept_client.kvm.guest_memory import GuestMemory
-from intercept_client.kvm.memslots import MERGE_STEP, MemslotTable
+from intercept_client.kvm._copying import AnnouncedCopier, CheckedCopier, Copier, DirectCopier
+from intercept_client.kvm._guest_memory import GuestMemory
+from intercept_client.kvm._memslots import MERGE_STEP, MemslotTable
 from intercept_client.libc import Sharing
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError

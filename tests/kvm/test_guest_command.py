@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from fakes.daemon_process import DaemonProcess
-from intercept_client.kvm import machine
+from intercept_client.kvm import _machine as machine
 from interceptctl.cli import main
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from fakes.eventually import PATIENCE, eventually
 from fakes.kvm_ports import FakeSlots
-from intercept_client.kvm.guest_memory import GuestMemory
+from intercept_client.kvm._guest_memory import GuestMemory
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access

@@ -12,7 +12,7 @@ from fakes.small_vmms import FLOATING, OURS, StartVmm, mmio_exits, run
 from intercept_client import memory
 from intercept_client.kvm import Coverage, PartitionSetting, StopReason
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange, UaddrRange
-from intercept_protocol.messages import MmioGranularity
+from intercept_protocol.messages import MmioGranularity, RequestedKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.guest.programs import COPY, COUNT, JUMP, PATTERN, STORE, SWEEP, TRIPLE_FAULT, WATCH, Program
 from interceptctl.guest.small_vmm import SCRATCH_GPA, Bar, SmallVmm
@@ -235,7 +235,7 @@ def test_a_bar_moved_while_the_guest_runs_is_seen_at_the_new_place_and_not_at_th
     vmm.reports.wait_for(OURS)
 
     vmm.partition.remove_region(bar.gfns, bar.uaddrs)
-    vmm.partition.add_region(moved, bar.uaddrs, "mmio")
+    vmm.partition.add_region(moved, bar.uaddrs, RequestedKind.MMIO, writable=True, executable=False)
     seen_after = vmm.reports.wait(20)[1:]  # the first may have been on its way
 
     assert set(seen_after) == {FLOATING}

@@ -12,8 +12,8 @@ from fakes.small_vmms import StartVmm, run
 from fakes.vcpu_rig import GPA, RW, Rig
 from intercept_client import libc
 from intercept_client.kvm import Coverage, PartitionSetting, StopReason
-from intercept_client.kvm.exits import HostFault, MmioRead, MmioWrite, NotEmulated
-from intercept_client.kvm.stop import Stop
+from intercept_client.kvm._exits import HostFault, MmioRead, MmioWrite, NotEmulated
+from intercept_client.kvm._stop import Stop
 from intercept_protocol.addresses import PAGE_SIZE
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.guest.programs import COUNT, JUMP, STORE, Program

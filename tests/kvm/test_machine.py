@@ -16,13 +16,13 @@ from fakes.kvm_ports import ScriptedDecider
 from fakes.small_vmms import STRANGERS, map_stranger
 from intercept_client import libc
 from intercept_client.kvm import Bus, GuestVcpu, KvmUnavailable, Machine, StartState, StopReason
-from intercept_client.kvm.copying import DirectCopier
-from intercept_client.kvm.exits import Halted, Interrupted, MmioRead, MmioWrite, NotEmulated, PortWrite
-from intercept_client.kvm.guest_memory import GuestMemory
-from intercept_client.kvm.machine import require_api_version
-from intercept_client.kvm.memslots import Memslot
-from intercept_client.kvm.registers import Register
-from intercept_client.kvm.vcpu import Vcpu
+from intercept_client.kvm._copying import DirectCopier
+from intercept_client.kvm._exits import Halted, Interrupted, MmioRead, MmioWrite, NotEmulated, PortWrite
+from intercept_client.kvm._guest_memory import GuestMemory
+from intercept_client.kvm._machine import require_api_version
+from intercept_client.kvm._memslots import Memslot
+from intercept_client.kvm._registers import Register
+from intercept_client.kvm._vcpu import Vcpu
 from intercept_client.libc import Sharing
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
 from intercept_protocol.errors import WireError

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes.kvm_ports import FakeSlots
-from intercept_client.kvm.guest_memory import GuestMemory
-from intercept_client.kvm.memslots import Memslot, MemslotTable
+from intercept_client.kvm._guest_memory import GuestMemory
+from intercept_client.kvm._memslots import Memslot, MemslotTable
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access

@@ -11,10 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fakes.kvm_ports import FakeSlots
-from intercept_client.kvm import memslots
-from intercept_client.kvm.daemon_loss import DaemonLoss, OnDaemonLoss
-from intercept_client.kvm.guest_memory import GuestMemory
-from intercept_client.kvm.memslots import MERGE_STEP, SLOT_PAGE_LIMIT
+from intercept_client.kvm import _memslots as memslots
+from intercept_client.kvm._daemon_loss import DaemonLoss, OnDaemonLoss
+from intercept_client.kvm._guest_memory import GuestMemory
+from intercept_client.kvm._memslots import MERGE_STEP, SLOT_PAGE_LIMIT
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, Uaddr, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind

@@ -31,11 +31,11 @@ def before_mapping(vmm: SmallVmm, bar: Bar, wait: Callable[[], None]) -> threadi
     """Have `wait` run before the first map of `bar` is carried out; the event tells that it was asked for."""
     asked, carry_out = threading.Event(), vmm.partition.memory.map
 
-    def slowly(gfns: GfnRange, uaddrs: UaddrRange, access: Access) -> None:
+    def slowly(gfns: GfnRange, uaddrs: UaddrRange, access: Access, start_pfn: int | None = None) -> None:
         if gfns.overlaps(bar.gfns) and not asked.is_set():
             asked.set()
             wait()
-        carry_out(gfns, uaddrs, access)
+        carry_out(gfns, uaddrs, access, start_pfn)
 
     vmm.partition.memory.map = slowly  # type: ignore[method-assign]
     return asked

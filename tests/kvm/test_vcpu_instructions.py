@@ -13,7 +13,7 @@ from fakes.eventually import eventually
 from fakes.kvm_ports import ScriptedDecider, ScriptedVcpu
 from fakes.vcpu_rig import GFN, GPA, LOCKED_INCREMENT, RW, Rig
 from intercept_client.kvm import Bus, GuestVcpu
-from intercept_client.kvm.exits import (
+from intercept_client.kvm._exits import (
     Exit,
     Halted,
     HostFault,
@@ -22,9 +22,9 @@ from intercept_client.kvm.exits import (
     MmioWrite,
     NotEmulated,
 )
-from intercept_client.kvm.fetch_fault import FetchFault
-from intercept_client.kvm.stop import Stop, StopReason, VcpuStopped
-from intercept_client.kvm.vcpu import Vcpu
+from intercept_client.kvm._fetch_fault import FetchFault
+from intercept_client.kvm._stop import Stop, StopReason, VcpuStopped
+from intercept_client.kvm._vcpu import Vcpu
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access, Answer
 

@@ -8,8 +8,8 @@ import pytest
 
 from fakes.vcpu_rig import GFN, GPA, RW, SCRATCH, Rig
 from intercept_client import ConnectionLost, libc
-from intercept_client.kvm.copying import AnnouncedCopier, CheckedCopier, Copier, DirectCopier
-from intercept_client.kvm.exits import (
+from intercept_client.kvm._copying import AnnouncedCopier, CheckedCopier, Copier, DirectCopier
+from intercept_client.kvm._exits import (
     Broken,
     Exit,
     Interrupted,
@@ -19,7 +19,7 @@ from intercept_client.kvm.exits import (
     PortWrite,
     Shutdown,
 )
-from intercept_client.kvm.stop import Stop, StopReason
+from intercept_client.kvm._stop import Stop, StopReason
 from intercept_client.libc import Sharing
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError

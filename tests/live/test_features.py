@@ -17,7 +17,7 @@ from fakes.userfaultfd_kernel import (
     WP_HUGETLBFS_SHMEM,
     UserfaultfdKernel,
 )
-from intercept_client.userfaultfd import open_userfaultfd
+from intercept_client.memory import open_userfaultfd
 from intercept_protocol.errors import WireError
 from interceptd.address_space import Undecided
 from interceptd.address_space.descriptors import attach

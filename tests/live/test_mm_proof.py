@@ -14,7 +14,7 @@ from fakes.live_vmm import MAP_FIXED_NOREPLACE, QUIET_PAGE, RW
 from fakes.procmaps_parsed import asking_by_parsing
 from intercept_client import libc
 from intercept_client.libc import Sharing
-from intercept_client.userfaultfd import open_userfaultfd
+from intercept_client.memory import open_userfaultfd
 from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import Undecided
 from interceptd.address_space.live_vma import LiveVma

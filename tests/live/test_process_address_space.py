@@ -20,7 +20,7 @@ from fakes.live_vmm import MAP_FIXED_NOREPLACE, QUIET_PAGE, RW
 from fakes.procmaps_parsed import asking_by_parsing
 from intercept_client import libc
 from intercept_client.libc import Sharing
-from intercept_client.userfaultfd import open_userfaultfd
+from intercept_client.memory import open_userfaultfd
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Caller, Undecided, process, procmaps

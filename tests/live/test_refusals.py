@@ -21,7 +21,7 @@ from trio.testing import MockClock
 from fakes.live_vmm import MAP_FIXED_NOREPLACE, QUIET_PAGE, RW
 from intercept_client import libc
 from intercept_client.libc import Sharing
-from intercept_client.userfaultfd import open_userfaultfd
+from intercept_client.memory import open_userfaultfd
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access

@@ -12,7 +12,7 @@ import pytest
 from fakes.procmaps_parsed import asking_by_parsing
 from intercept_client import libc
 from intercept_client.libc import Sharing
-from intercept_client.userfaultfd import open_userfaultfd
+from intercept_client.memory import open_userfaultfd
 from intercept_protocol.addresses import PAGE_SIZE, UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Undecided

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from intercept_protocol._frames import DEPTH_LIMIT, MESSAGE_LIMIT, FrameScanner
 from intercept_protocol.errors import ProtocolViolation
-from intercept_protocol.frames import DEPTH_LIMIT, MESSAGE_LIMIT, FrameScanner
 
 scalars = (
     st.none()

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intercept_protocol import rpc
+from intercept_protocol._intercept_codec import InterceptCodec, encode_answer
 from intercept_protocol.hv_message import build_memory_intercept, memory_access
-from intercept_protocol.intercept_codec import InterceptCodec, encode_answer
 from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from intercept_protocol import codec, rpc
 from intercept_protocol import messages as m
+from intercept_protocol._frames import MESSAGE_LIMIT
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.events import EventName
-from intercept_protocol.frames import MESSAGE_LIMIT
 from intercept_protocol.outcomes import Answer
 from wire_vectors.forms import ExchangeVector, load, map_from_json
 
@@ -428,7 +428,12 @@ def test_reply_error_about_a_huge_answer_is_cut() -> None:
     with pytest.raises(ProtocolViolation) as caught:
         codec.decode_reply(
             m.AddRegion(
-                start_gfn=0, page_count=1, start_uaddr=0, kind="auto", writable=True, executable=False
+                start_gfn=0,
+                page_count=1,
+                start_uaddr=0,
+                kind=m.RequestedKind.AUTO,
+                writable=True,
+                executable=False,
             ),
             {"kind": "k" * 60_000},
         )
@@ -441,7 +446,7 @@ def test_to_fields_omits_none() -> None:
 
 
 def test_to_fields_keeps_bytes_and_spells_enums() -> None:
-    reply = m.CreatePartitionReply(partition_id=1, token=bytes(16))
+    reply = m.PartitionCredentials(partition_id=1, token=bytes(16))
 
     assert codec.to_fields(reply) == {"partition_id": 1, "token": bytes(16)}
     assert codec.to_fields(m.AddRegionReply(kind=m.RegionKind.PINNED)) == {"kind": "pinned"}

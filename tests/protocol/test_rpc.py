@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from intercept_protocol._frames import DEPTH_LIMIT, MESSAGE_LIMIT
 from intercept_protocol.errors import ProtocolViolation, WireError
-from intercept_protocol.frames import DEPTH_LIMIT, MESSAGE_LIMIT
 from intercept_protocol.rpc import (
     NOTIFICATION,
     REQUEST,

@@ -47,3 +47,10 @@ def test_the_dependencies_match_the_imports() -> None:
 def test_a_package_says_that_it_is_typed(package: Path) -> None:
     """PEP 561: without the marker a type checker takes its imports for untyped."""
     assert (package / "py.typed").is_file()
+
+
+def test_the_operators_tool_uses_the_public_client_library_alone() -> None:
+    """Or what it needs is missing from the library for everybody else."""
+    private = re.compile(r"(?:from|import) intercept_(?:client|protocol)(?:\.\w+)*\._")
+    tool = (ROOT / "clients" / "interceptctl").rglob("*.py")
+    assert [path.name for path in tool if private.search(path.read_text(encoding="utf-8"))] == []

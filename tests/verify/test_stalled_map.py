@@ -75,8 +75,8 @@ def p99(vp: BlockingVp, bar: Bar, count: int = 1500) -> float:
 def stall_maps(vmm: SmallVmm, go_on: threading.Event) -> None:
     carry_out = vmm.partition.memory.map
 
-    def late(gfns: GfnRange, uaddrs: UaddrRange, access: Access) -> None:
+    def late(gfns: GfnRange, uaddrs: UaddrRange, access: Access, start_pfn: int | None = None) -> None:
         assert go_on.wait(PATIENCE)
-        carry_out(gfns, uaddrs, access)
+        carry_out(gfns, uaddrs, access, start_pfn)
 
     vmm.partition.memory.map = late  # type: ignore[method-assign]  # the stall is the test's

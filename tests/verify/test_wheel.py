@@ -22,30 +22,59 @@ CONSUMERS: Final = {
     "vmm.py": VMM,
     "hearing.py": HEARING,
     "handing_over.py": HANDING_OVER,
+    "vcpu_loop.py": (ROOT / "clients" / "examples" / "vcpu_loop.py").read_text(encoding="utf-8"),
     "others.py": """
 import trio
 
-from intercept_client import ConnectionLost, open_vmm
+from intercept_client import (
+    Access,
+    AddressSpaceKind,
+    ConnectionLost,
+    GfnRange,
+    HypervisorKind,
+    RequestedKind,
+    TrioHypervisor,
+    TrioNotifier,
+    TrioVmm,
+    UaddrRange,
+    trio_memory,
+)
 from intercept_client.kvm import GuestPartition, Machine, PartitionSetting
-from intercept_protocol.addresses import GfnRange, UaddrRange
-from intercept_protocol.messages import Statistics
+
+GFNS = GfnRange.of(0x100, 1)
+UADDRS = UaddrRange.of_bytes(0x7000_0000, 4096)
+
+
+class Mapper:
+    async def map(self, gfns: GfnRange, uaddrs: UaddrRange, access: Access, start_pfn: int | None) -> None:
+        print(gfns, uaddrs, access, start_pfn)
+
+    async def unmap(self, gfns: GfnRange) -> None:
+        print(gfns)
 
 
 async def regions(path: str) -> int:
-    async with open_vmm(path, name="guest") as vmm:
-        return (await vmm.call(Statistics())).regions
+    async with TrioVmm.open(path, name="guest") as vmm, trio.open_nursery() as nursery:
+        partition = await vmm.create_partition(AddressSpaceKind.PROCESS, HypervisorKind.VMM)
+        async with (
+            TrioHypervisor.open(path, partition, Mapper()) as hypervisor,
+            TrioNotifier.open(path, partition) as notifier,
+        ):
+            nursery.start_soon(hypervisor.serve)
+            await trio_memory.munmap(notifier, UADDRS)
+            return (await vmm.statistics()).regions
 
 
-def back(partition: GuestPartition, gfns: GfnRange, uaddrs: UaddrRange) -> str:
+def back(partition: GuestPartition) -> str:
     try:
-        return partition.add_region(gfns, uaddrs, "mmio").value
+        return partition.add_region(GFNS, UADDRS, RequestedKind.MMIO, writable=True, executable=False).value
     except ConnectionLost as lost:
         return str(lost)
 
 
 def play(path: str) -> None:
     with Machine.open() as machine, GuestPartition.open(path, machine, PartitionSetting()) as partition:
-        back(partition, GfnRange.of(0x100, 1), UaddrRange.of_bytes(0x7000_0000, 4096))
+        back(partition)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from intercept_client.userfaultfd import (
-    DEVICE,
-    SYSCTL,
+from intercept_client.memory import (
+    USERFAULTFD_DEVICE,
+    USERFAULTFD_SYSCTL,
     Permission,
     UserfaultfdNotPermitted,
     UserfaultfdUnavailable,
@@ -52,8 +52,8 @@ DESCRIPTORS_OF_WORKERS: Final = 12
 _FIXES: Final = {
     Permission.SECCOMP: "allow userfaultfd in the seccomp profile",
     Permission.SYSCTL: "sysctl vm.unprivileged_userfaultfd=1",
-    Permission.DEVICE_MODE: f"give the VMMs' group {DEVICE}: chgrp kvm, chmod 0660",
-    Permission.DEVICE_SECCOMP: f"allow {DEVICE} in the device policy",
+    Permission.DEVICE_MODE: f"give the VMMs' group {USERFAULTFD_DEVICE}: chgrp kvm, chmod 0660",
+    Permission.DEVICE_SECCOMP: f"allow {USERFAULTFD_DEVICE} in the device policy",
 }
 
 
@@ -97,7 +97,7 @@ def userfaultfd() -> Finding:
     return Finding(name, mode, State.OK, "this user may create one, and it can watch memory")
 
 
-def userfaultfd_device(path: str = DEVICE) -> Finding:
+def userfaultfd_device(path: str = USERFAULTFD_DEVICE) -> Finding:
     name, mode = path, Mode.LIVE
     spare = "only needed where seccomp refuses the system call"
     try:
@@ -110,7 +110,7 @@ def userfaultfd_device(path: str = DEVICE) -> Finding:
     return Finding(name, mode, State.OK, f"{permissions}, accessible to this user")
 
 
-def userfaultfd_sysctl(path: str = SYSCTL) -> Finding:
+def userfaultfd_sysctl(path: str = USERFAULTFD_SYSCTL) -> Finding:
     """0 is enough: the daemon handles no faults of kernel code, so it uses UFFD_USER_MODE_ONLY."""
     name, mode = "vm.unprivileged_userfaultfd", Mode.LIVE
     try:

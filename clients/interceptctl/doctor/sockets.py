@@ -10,8 +10,7 @@ import socket
 import stat
 from collections.abc import Mapping
 
-from intercept_client.connecting import LONGEST_PATH
-from intercept_protocol.messages import OperatorStatistics
+from intercept_client import LONGEST_SOCKET_PATH
 from interceptctl import operator_client, units
 
 from .finding import Finding, Mode, State
@@ -24,7 +23,7 @@ def operator_socket(path: str) -> Finding:
         return trouble
     try:
         with operator_client.operator(path) as operator:
-            age = units.duration(operator.call(OperatorStatistics()).uptime_ms)
+            age = units.duration(operator.statistics().uptime_ms)
     except operator_client.Unreachable as error:
         return Finding(name, mode, State.MISSING, error.message, "restart the daemon; see its log")
     except operator_client.Refused as error:
@@ -78,8 +77,8 @@ def vmm_socket(path: str) -> Finding:
 
 def _trouble(name: str, path: str, denied: State) -> Finding | None:
     """What is wrong with a path, before connecting. `denied`: how bad it is if access is denied."""
-    if (length := len(os.fsencode(path))) > LONGEST_PATH:
-        found = f"{path}: {length} bytes; the path of a socket may have {LONGEST_PATH}"
+    if (length := len(os.fsencode(path))) > LONGEST_SOCKET_PATH:
+        found = f"{path}: {length} bytes; the path of a socket may have {LONGEST_SOCKET_PATH}"
         return Finding(name, Mode.MODEL, State.MISSING, found, "a shorter path")
     try:
         is_socket = stat.S_ISSOCK(os.stat(path).st_mode)

@@ -14,7 +14,7 @@ from typing import Final
 
 import trio
 
-from intercept_client import open_notifier, open_vmm, open_vp
+from intercept_client import TrioNotifier, TrioVmm, TrioVp
 from intercept_protocol.outcomes import Access, Answer
 
 from . import live_memory
@@ -60,7 +60,7 @@ async def exercise(path: str, scenario: Scenario, watch: Watch) -> Report:
     tally = Tally([VpTally() for _ in range(scenario.vps)])
     judge = Judge(truth, tally)
     async with AsyncExitStack() as connections:
-        client = await connections.enter_async_context(open_vmm(path, name="exercise"))
+        client = await connections.enter_async_context(TrioVmm.open(path, name="exercise"))
         partition = await client.call(scenario.mode.partition)
         link = Link(client, clock, tally)
         memory: Memory
@@ -69,16 +69,16 @@ async def exercise(path: str, scenario: Scenario, watch: Watch) -> Report:
                 memory = DeclaredMemory(link, truth)
             case Mode.LIVE:
                 await live_memory.attach(client)
-                announcer = await connections.enter_async_context(open_notifier(path, partition))
+                announcer = await connections.enter_async_context(TrioNotifier.open(path, partition))
                 memory = LiveMemory(link, announcer, truth, connections.enter_context(live_memory.arena()))
         vmm = FakeVmm(link, memory, truth, judge)
 
         async def notifier() -> FakeNotifier:
-            client = await connections.enter_async_context(open_notifier(path, partition))
+            client = await connections.enter_async_context(TrioNotifier.open(path, partition))
             return FakeNotifier(client, clock, truth, tally, vmm)
 
         async def guest(index: int) -> Guest:
-            vp = await connections.enter_async_context(open_vp(path, partition, vp_index=index))
+            vp = await connections.enter_async_context(TrioVp.open(path, partition, vp_index=index))
             rng = scenario.rng(f"guest {index}")
             return Guest(index, vp, vmm, clock=clock, judge=judge, tally=tally, rng=rng)
 

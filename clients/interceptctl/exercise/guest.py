@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from intercept_client import VpClient
+from intercept_client import TrioVp
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.hv_message import InterceptMessage, MessageType, build_memory_intercept
 from intercept_protocol.outcomes import Access, AnyAnswer, Outcome
@@ -56,7 +56,7 @@ class Guest:
     def __init__(
         self,
         index: int,
-        vp: VpClient,
+        vp: TrioVp,
         vmm: FakeVmm,
         *,
         clock: Clock,

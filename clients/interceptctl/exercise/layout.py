@@ -7,9 +7,10 @@ adjacent in the VMM's address space, so that one unmap can span several.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.messages import RequestedKind
 from intercept_protocol.outcomes import Access
 
 _BASE: Final = 0x1_0000_0000
@@ -36,7 +37,7 @@ class Slot:
     """Room for one region, which starts at one of the gfns `homes` at a time."""
 
     name: str
-    kind: Literal["auto", "mmio", "movable", "pinned"]
+    kind: RequestedKind
     uaddrs: UaddrRange
     homes: tuple[int, ...]
     access: Access
@@ -60,12 +61,12 @@ SHARED = Memory("shared", (_pages(0x2000, 32),), READ_WRITE, io=False)
 MEMORIES: Final = (NIC, ROM, GPU, RAM, SHARED)
 
 SLOTS: Final = (
-    Slot("nic", "mmio", NIC.uaddrs, (0xE0000, 0xE1000, 0xE2000), READ_WRITE),
-    Slot("rom", "mmio", ROM.uaddrs, (0xFFF00,), Access.READ),
-    Slot("gpu", "auto", GPU.uaddrs, (0xF0000, 0xF4000), READ_WRITE),
-    Slot("ram", "movable", RAM.uaddrs, (0x0,), READ_WRITE | Access.EXECUTE),
-    Slot("ram alias", "movable", _pages(0x1000 + 640, 128), (0x4000, 0x4800), READ_WRITE),
-    Slot("shared", "pinned", SHARED.uaddrs, (0x8000,), READ_WRITE),
+    Slot("nic", RequestedKind.MMIO, NIC.uaddrs, (0xE0000, 0xE1000, 0xE2000), READ_WRITE),
+    Slot("rom", RequestedKind.MMIO, ROM.uaddrs, (0xFFF00,), Access.READ),
+    Slot("gpu", RequestedKind.AUTO, GPU.uaddrs, (0xF0000, 0xF4000), READ_WRITE),
+    Slot("ram", RequestedKind.MOVABLE, RAM.uaddrs, (0x0,), READ_WRITE | Access.EXECUTE),
+    Slot("ram alias", RequestedKind.MOVABLE, _pages(0x1000 + 640, 128), (0x4000, 0x4800), READ_WRITE),
+    Slot("shared", RequestedKind.PINNED, SHARED.uaddrs, (0x8000,), READ_WRITE),
 )
 
 NOWHERE: Final = (0x3FFF, 0xE0FFF, 0xFFFFF, 1 << 35)

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from intercept_client import VmmClient
+from intercept_client import TrioVmm
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import Call
 
@@ -32,7 +32,7 @@ class Edit(Protocol):
 
 
 class Link:
-    def __init__(self, client: VmmClient, clock: Clock, tally: Tally) -> None:
+    def __init__(self, client: TrioVmm, clock: Clock, tally: Tally) -> None:
         self._client = client
         self._clock = clock
         self._tally = tally

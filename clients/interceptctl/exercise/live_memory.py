@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-from intercept_client import NotifierClient, VmmClient, libc
-from intercept_client.own_memory import Watch, own_memory
+from intercept_client import TrioNotifier, TrioVmm, libc
+from intercept_client.memory import Watch, own_memory
 from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
-from intercept_protocol.messages import AttachMemory
 from intercept_protocol.outcomes import Access
 
 from .layout import MEMORIES
@@ -30,7 +29,7 @@ MAP_FIXED_NOREPLACE: Final = 0x100000
 class LiveMemory:
     """See `Memory`. None of it is VM_IO, which takes a device driver, so `io` is ignored."""
 
-    def __init__(self, link: Link, notifier: NotifierClient, truth: Truth, file: int) -> None:
+    def __init__(self, link: Link, notifier: TrioNotifier, truth: Truth, file: int) -> None:
         self._link = link
         self._notifier = notifier
         self._truth = truth
@@ -89,10 +88,10 @@ def arena() -> Iterator[int]:
             libc.munmap(memory.uaddrs)
 
 
-async def attach(client: VmmClient) -> None:
+async def attach(client: TrioVmm) -> None:
     """Give the daemon access to this process's memory, and let it watch it where permitted."""
     with own_memory(Watch.IF_POSSIBLE) as memory:
-        await client.call(AttachMemory(promise_begin_end=True), descriptors=memory.descriptors)
+        await client.attach_memory(memory, promise_begin_end=True)
 
 
 def _without(uaddrs: UaddrRange, gaps: list[UaddrRange]) -> Iterator[UaddrRange]:

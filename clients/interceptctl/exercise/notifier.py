@@ -11,9 +11,8 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from intercept_client import NotifierClient
+from intercept_client import TrioNotifier
 from intercept_protocol.addresses import UaddrRange
-from intercept_protocol.messages import Invalidate
 
 from .clock import Clock
 from .history import FOREVER
@@ -26,9 +25,7 @@ from .vmm import FakeVmm
 class FakeNotifier:
     """One notifier connection, used by one task."""
 
-    def __init__(
-        self, client: NotifierClient, clock: Clock, truth: Truth, tally: Tally, vmm: FakeVmm
-    ) -> None:
+    def __init__(self, client: TrioNotifier, clock: Clock, truth: Truth, tally: Tally, vmm: FakeVmm) -> None:
         self._client = client
         self._clock = clock
         self._truth = truth
@@ -40,7 +37,7 @@ class FakeNotifier:
         self._tally.steps += 1
         self._vmm.heat(uaddrs)
         invalidation = self._truth.ask_invalidation(uaddrs, self._clock.tick())
-        await self._client.call(Invalidate(start_uaddr=uaddrs.start_uaddr, length=uaddrs.length))
+        await self._client.invalidate(uaddrs)
         invalidation.gone = self._clock.tick()
         await self._vmm.probe(uaddrs, "probe after invalidate")
 

@@ -14,7 +14,14 @@ from typing import Final
 from intercept_protocol import messages
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
-from intercept_protocol.messages import MmioGranularity, PartitionStatistics, RegionKind, Translation
+from intercept_protocol.messages import (
+    MmioGranularity,
+    PartitionStatistics,
+    RegionKind,
+    RequestedKind,
+    Translation,
+    VpSelection,
+)
 from intercept_protocol.outcomes import Access
 
 from .clock import During
@@ -60,7 +67,7 @@ class FakeVmm:
     async def add(self, slot: Slot, home: int) -> None:
         """Add the slot's region at `home`, and judge whether it is added or refused."""
         kind = self._kind_of(slot)
-        region = Region(slot.gfns(home), slot.uaddrs, kind, slot.kind == "auto", slot.access)
+        region = Region(slot.gfns(home), slot.uaddrs, kind, slot.kind is RequestedKind.AUTO, slot.access)
         right = f"added as {kind}" if self._can_be_added(slot) else "refused"
         self.hot = region.gfns
         call = messages.AddRegion(
@@ -79,7 +86,7 @@ class FakeVmm:
                 if error.number not in (errno.EFAULT, errno.EINVAL):
                     raise
                 said = "refused"
-                if slot.kind == "pinned" and self._truth.disturbed(slot.uaddrs, asked):
+                if slot.kind is RequestedKind.PINNED and self._truth.disturbed(slot.uaddrs, asked):
                     right = said  # it was being populated when the invalidation came
         self._judge.addition(slot.name, home, said, right)
 
@@ -105,7 +112,7 @@ class FakeVmm:
 
     async def kick(self, vp_index: int | None) -> None:
         """Kick one VP, or all for None."""
-        await self._link.steer(messages.Kick(vp_index="all" if vp_index is None else vp_index))
+        await self._link.steer(messages.Kick(vp_index=VpSelection.ALL if vp_index is None else vp_index))
 
     async def statistics(self) -> PartitionStatistics:
         return await self._link.ask(messages.Statistics())
@@ -142,16 +149,16 @@ class FakeVmm:
 
     def _kind_of(self, slot: Slot) -> RegionKind:
         backing = self._truth.backing(slot.uaddrs.start)
-        if slot.kind != "auto":
+        if slot.kind is not RequestedKind.AUTO:
             return RegionKind(slot.kind)
         return RegionKind.MMIO if backing is None else kind_of(backing)
 
     def _can_be_added(self, slot: Slot) -> bool:
         """`auto` needs a backing to infer the kind from; `pinned` needs all pages backed and readable."""
         match slot.kind:
-            case "auto":
+            case RequestedKind.AUTO:
                 return self._truth.backing(slot.uaddrs.start) is not None
-            case "pinned":
+            case RequestedKind.PINNED:
                 backings = [self._truth.backing(page) for page in range(slot.uaddrs.start, slot.uaddrs.end)]
                 return all(backing is not None and Access.READ in backing.access for backing in backings)
             case _:

@@ -15,7 +15,7 @@ from intercept_client import libc, memory
 from intercept_client.kvm import Stop, StopReason
 from intercept_client.libc import Sharing
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange
-from intercept_protocol.messages import MmioGranularity
+from intercept_protocol.messages import MmioGranularity, RequestedKind
 from intercept_protocol.outcomes import Answer
 
 from .programs import COUNT, JUMP, PATTERN, STORE, SWEEP, TRIPLE_FAULT, WATCH
@@ -104,7 +104,13 @@ def _void(vmm: SmallVmm) -> str:
 def _move(vmm: SmallVmm) -> str:
     bar = _watched_bar(vmm)
     vmm.partition.remove_region(bar.gfns, bar.uaddrs)
-    vmm.partition.add_region(GfnRange(start=ELSEWHERE, end=ELSEWHERE + 1), bar.uaddrs, "mmio")
+    vmm.partition.add_region(
+        GfnRange(start=ELSEWHERE, end=ELSEWHERE + 1),
+        bar.uaddrs,
+        RequestedKind.MMIO,
+        writable=True,
+        executable=False,
+    )
     seen = set(vmm.reports.wait(READS)[1:])
     _require(seen == {FLOATING}, f"the old address reads {sorted(seen)}")
     vmm.add_vcpu(STORE, esi=ELSEWHERE << PAGE_SHIFT, ebx=7)

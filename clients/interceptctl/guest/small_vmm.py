@@ -26,9 +26,9 @@ from intercept_client.kvm import (
     Stop,
     Window,
 )
-from intercept_client.kvm.partition import Kind
 from intercept_client.libc import Sharing
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange, UaddrRange
+from intercept_protocol.messages import RequestedKind
 from intercept_protocol.outcomes import Access
 
 from .emulated import Reports, Scratch
@@ -94,7 +94,9 @@ class SmallVmm:
             self.partition: Final = self._opened.enter_context(
                 GuestPartition.open(path, machine, setting, on_lost)
             )
-            self.ram: Final = self.add_bar(RAM.page_count, at=RAM.start, kind="movable", executable=True)
+            self.ram: Final = self.add_bar(
+                RAM.page_count, at=RAM.start, kind=RequestedKind.MOVABLE, executable=True
+            )
         except BaseException:
             self._opened.close()
             raise
@@ -113,7 +115,7 @@ class SmallVmm:
         page_count: int,
         *,
         at: int = BAR_GFN,
-        kind: Kind = "mmio",
+        kind: RequestedKind = RequestedKind.MMIO,
         writable: bool = True,
         executable: bool = False,
     ) -> Bar:

@@ -16,10 +16,8 @@ from intercept_protocol.messages import (
     Call,
     Histograms,
     InspectPartition,
-    OperatorStatistics,
     VpHistogram,
 )
-from interceptctl import operator_client
 
 from .rates import Counted, Sample, VpCounted
 
@@ -35,8 +33,8 @@ class View(Enum):
 
 def sample(operator: BlockingOperator, view: View) -> Sample:
     """The current counters that the view shows."""
-    daemon = operator.call(OperatorStatistics())
-    summaries = operator_client.all_partitions(operator)[:ASKED_ABOUT]
+    daemon = operator.statistics()
+    summaries = operator.list_partitions()[:ASKED_ABOUT]
     if view is View.VPS:
         vps = {
             (summary.partition_id, histogram.vp_index): VpCounted(summary, histogram)

@@ -18,7 +18,6 @@ from rich.cells import cell_len, set_cell_size
 
 from intercept_client import BlockingOperator
 from intercept_protocol.events import Event, EventName, Reason
-from intercept_protocol.messages import Subscribe
 from intercept_protocol.outcomes import Answer, Outcome
 from interceptctl import operator_client
 from interceptctl.completion import partition_ids
@@ -100,14 +99,9 @@ def watch_command(
     answered = [
         Reason(answer.reason) for answer in Answer if answer.outcome in outcomes or answer.reason in reasons
     ]
-    wanted = Subscribe(
-        events=_events(names, vp_index, answered),
-        partition_id=partition_id,
-        vp_index=vp_index,
-        reasons=answered or None,
-    )
+    events = _events(names, vp_index, answered)
     with suppress(KeyboardInterrupt), operator_client.operator(path) as operator:
-        operator.call(wanted)
+        operator.subscribe(events, partition_id=partition_id, vp_index=vp_index, reasons=answered or None)
         try:
             for event in _happening(operator):
                 print(json.dumps(event.to_fields()) if as_json else _fitting(line(event)), flush=True)

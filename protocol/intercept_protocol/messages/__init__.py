@@ -5,7 +5,16 @@ field.
 """
 
 from .base import Call, Fields
-from .enums import AddressSpaceKind, Architecture, HypervisorKind, MmioGranularity, RegionKind, Remap
+from .enums import (
+    AddressSpaceKind,
+    Architecture,
+    HypervisorKind,
+    MmioGranularity,
+    RegionKind,
+    Remap,
+    RequestedKind,
+    VpSelection,
+)
 from .hello import (
     HELLOS,
     PROTOCOL_VERSION,
@@ -46,9 +55,9 @@ from .vmm import (
     AddRegionReply,
     AttachMemory,
     CreatePartition,
-    CreatePartitionReply,
     Kick,
     MapVma,
+    PartitionCredentials,
     ProtectVma,
     RemoveRegion,
     SetPolicy,
@@ -77,7 +86,6 @@ __all__ = [
     "Buckets",
     "Call",
     "CreatePartition",
-    "CreatePartitionReply",
     "DaemonStatistics",
     "Drain",
     "Fields",
@@ -105,6 +113,7 @@ __all__ = [
     "OperatorCall",
     "OperatorSetPolicy",
     "OperatorStatistics",
+    "PartitionCredentials",
     "PartitionHello",
     "PartitionInspection",
     "PartitionList",
@@ -115,6 +124,7 @@ __all__ = [
     "RegionView",
     "Remap",
     "RemoveRegion",
+    "RequestedKind",
     "SetPolicy",
     "Statistics",
     "Subscribe",
@@ -124,5 +134,6 @@ __all__ = [
     "UnmapVma",
     "VmmCall",
     "VpHistogram",
+    "VpSelection",
     "VpView",
 ]

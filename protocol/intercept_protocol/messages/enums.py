@@ -12,21 +12,50 @@ class RegionKind(StrEnum):
     """How the frames of a region may change."""
 
     MMIO = "mmio"
+    """Device memory: mapped at the first touch, a VMA or a page at a time."""
+    MOVABLE = "movable"
+    """RAM that the host may move: mapped in windows, at the first touch."""
+    PINNED = "pinned"
+    """RAM that stays where it is: mapped when the region is added."""
+
+
+class RequestedKind(StrEnum):
+    """What a VMM asks a region to be: a `RegionKind`, or `AUTO`: the daemon reads it off the VMA."""
+
+    AUTO = "auto"
+    MMIO = "mmio"
     MOVABLE = "movable"
     PINNED = "pinned"
 
 
+class VpSelection(StrEnum):
+    """What stands in place of a vp_index."""
+
+    ALL = "all"
+    """Every VP of the partition."""
+
+
 class AddressSpaceKind(StrEnum):
+    """Where the daemon learns what is mapped in the VMM."""
+
     DECLARED = "declared"
+    """The VMM declares its VMAs."""
     PROCESS = "process"
+    """The VMM hands over descriptors of its own memory."""
 
 
 class HypervisorKind(StrEnum):
+    """Who maps pages for the guest."""
+
     SOFTWARE = "software"
+    """A second-level table in the daemon."""
     VMM = "vmm"
+    """The VMM itself, over a hypervisor connection."""
 
 
 class Architecture(StrEnum):
+    """Of the guest: decides the layout of its intercept messages."""
+
     X86_64 = "x86_64"
     ARM64 = "arm64"
 

@@ -16,6 +16,8 @@ PROTOCOL_VERSION = 1
 
 
 class HelloReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What the daemon says about itself: its name and version, its limits, and the features that it has."""
+
     protocol: int
     server: str
     version: str

@@ -14,6 +14,8 @@ from .statistics import Buckets, PartitionStatistics
 
 
 class PartitionSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One partition in a list: its owner, how it was created, and its most important counters."""
+
     partition_id: int
     name: str
     uid: int

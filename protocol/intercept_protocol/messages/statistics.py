@@ -38,6 +38,8 @@ class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DaemonStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters of the daemon since it started, over all partitions; gauges are named without a verb."""
+
     uptime_ms: int
     partitions: int
     vps: int

@@ -6,24 +6,35 @@ Owns those requests and their replies; must not know how one is carried out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta
 
 from .base import U32, U64, Call
-from .enums import AddressSpaceKind, Architecture, HypervisorKind, MmioGranularity, RegionKind, Remap
+from .enums import (
+    AddressSpaceKind,
+    Architecture,
+    HypervisorKind,
+    MmioGranularity,
+    RegionKind,
+    Remap,
+    RequestedKind,
+    VpSelection,
+)
 from .statistics import PartitionStatistics
 
 
-class CreatePartitionReply(msgspec.Struct, frozen=True, kw_only=True):
+class PartitionCredentials(msgspec.Struct, frozen=True, kw_only=True):
+    """What opens a partition's other connections. The token is a secret: it lets its holder attach VPs."""
+
     partition_id: int
     token: bytes
 
 
-class CreatePartition(Call[CreatePartitionReply], frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CreatePartition(Call[PartitionCredentials], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "create_partition"
-    REPLY: ClassVar[object] = CreatePartitionReply
+    REPLY: ClassVar[object] = PartitionCredentials
 
     address_space: AddressSpaceKind
     hypervisor: HypervisorKind
@@ -45,7 +56,7 @@ class AddRegion(Call[AddRegionReply], frozen=True, kw_only=True, forbid_unknown_
     start_gfn: U64
     page_count: U64
     start_uaddr: U64
-    kind: Literal["auto", "mmio", "movable", "pinned"]
+    kind: RequestedKind
     writable: bool
     executable: bool
 
@@ -104,7 +115,7 @@ class Kick(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "kick"
     REPLY: ClassVar[object] = None
 
-    vp_index: U32 | Literal["all"]
+    vp_index: U32 | VpSelection
 
 
 class SetPolicy(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from intercept_protocol.frames import MESSAGE_LIMIT, REQUEST_VALUES
+from intercept_protocol._frames import MESSAGE_LIMIT, REQUEST_VALUES
 from interceptd.connections.listen_address import ListenAddress
 from interceptd.connections.peer import overflow_uid
 

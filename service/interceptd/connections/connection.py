@@ -16,8 +16,8 @@ from typing import TypeVar
 import trio
 
 from intercept_protocol import rpc
+from intercept_protocol._frames import REQUEST_VALUES
 from intercept_protocol.errors import EncodedError, ProtocolViolation, WireError
-from intercept_protocol.frames import REQUEST_VALUES
 from intercept_protocol.text import sentence
 from interceptd.connections.fairness import ALONE, TURN, Turns
 from interceptd.connections.hangup_watch import HangupWatch

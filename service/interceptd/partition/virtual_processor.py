@@ -14,10 +14,10 @@ import structlog
 import trio
 
 from intercept_protocol import messages, rpc
+from intercept_protocol._intercept_codec import InterceptCodec, encode_answer
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import InterceptAnswered
 from intercept_protocol.hv_message import MESSAGE_SIZE, MemoryAccess, memory_access
-from intercept_protocol.intercept_codec import InterceptCodec, encode_answer
 from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Answer
 from interceptd.connections.connection import Connection

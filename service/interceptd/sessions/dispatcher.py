@@ -148,7 +148,7 @@ class Dispatcher:
         return partition
 
     async def _live(self, partition: Partition, connection: Connection, msgid: int) -> None:
-        created = messages.CreatePartitionReply(partition_id=partition.partition_id, token=partition.token)
+        created = messages.PartitionCredentials(partition_id=partition.partition_id, token=partition.token)
         live = partition.request.address_space is AddressSpaceKind.PROCESS
         descriptors = connection.keep_descriptors() if live else ReceivedFds()
 

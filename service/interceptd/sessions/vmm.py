@@ -15,7 +15,7 @@ from intercept_protocol import messages
 from intercept_protocol.addresses import GfnRange, Pfn, PfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import PolicySet
-from intercept_protocol.messages import RegionKind, VmmCall
+from intercept_protocol.messages import RegionKind, RequestedKind, VmmCall, VpSelection
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Caller, KindUnknown, Undecided
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
@@ -73,7 +73,7 @@ class VmmSession:
             gfns=gfns,
             uaddrs=uaddrs,
             kind=await self._kind(call.kind, uaddrs),
-            kind_origin=KindOrigin.INFERRED if call.kind == "auto" else KindOrigin.STATED,
+            kind_origin=KindOrigin.INFERRED if call.kind is RequestedKind.AUTO else KindOrigin.STATED,
             access=_access(readable=True, writable=call.writable, executable=call.executable),
         )
         if region.kind is RegionKind.PINNED:
@@ -83,9 +83,9 @@ class VmmSession:
             await self._partition.faults.populate(region)
         return messages.AddRegionReply(kind=region.kind)
 
-    async def _kind(self, stated: str, uaddrs: UaddrRange) -> RegionKind:
-        if stated != "auto":
-            return RegionKind(stated)
+    async def _kind(self, requested: RequestedKind, uaddrs: UaddrRange) -> RegionKind:
+        if requested is not RequestedKind.AUTO:
+            return RegionKind(requested)
         try:
             io = await self._partition.address_space.is_io(uaddrs.start, Caller.VMM)
         except KindUnknown as error:
@@ -139,7 +139,7 @@ class VmmSession:
             raise WireError(error.number, f"attach_memory: {error}") from None
 
     def _kick(self, call: messages.Kick) -> None:
-        if call.vp_index == "all":
+        if call.vp_index is VpSelection.ALL:
             self._partition.kick_all()
         elif not self._partition.kick(call.vp_index):
             raise WireError(errno.ENOENT, f"no VP {call.vp_index} is attached", vp_index=call.vp_index)

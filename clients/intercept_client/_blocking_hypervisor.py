@@ -1,0 +1,154 @@
+"""The hypervisor connection for threads: does in the guest's page tables what the daemon asks.
+
+Owns the socket and serving it; must not know how a guest is mapped. Serving takes no lock of the client
+library, so it goes on whatever the VMM's other threads hold or wait for (K-1).
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import PartitionCredentials
+from intercept_protocol.outcomes import Access
+from intercept_protocol.text import sentence
+
+from ._blocking_connection import connect, deadline_in
+from ._connecting import StrPath
+from ._errors import FATAL, ConnectionLost
+from ._hypervisor_session import (
+    CLOSED_HERE,
+    RECEIVE_BYTES,
+    HypervisorSession,
+    MapRequest,
+    Request,
+    UnmapRequest,
+)
+
+OPEN_SECONDS: Final = 10.0
+"""The daemon bounds a hello by 5 s."""
+
+
+class GuestMapper(Protocol):
+    """How a VMM's hypervisor maps and unmaps: two callbacks, called one at a time by the thread in `serve`.
+
+    Raising `WireError` refuses the request. A refused `map` must leave everything as it was; a refused
+    `unmap` ends the partition. Any other exception ends the connection, and so the partition. Neither may
+    wait for the daemon, nor for anybody who waits for it.
+    """
+
+    def map(self, gfns: GfnRange, uaddrs: UaddrRange, access: Access, start_pfn: int | None) -> None:
+        """Let the guest reach `uaddrs` at `gfns` with exactly these rights, whatever it reached there before.
+
+        Without rights: nothing. `start_pfn` is the first host page, in a partition whose address space is
+        declared; otherwise None, and the kernel resolves `uaddrs`.
+        """
+
+    def unmap(self, gfns: GfnRange) -> None:
+        """Let the guest reach nothing at `gfns`; return when no access to what was there is under way."""
+
+
+class BlockingHypervisor:
+    """Lets the daemon map and unmap in this VMM's hypervisor, for threads.
+
+    For a partition that was created with `HypervisorKind.VMM`; open it before the first region is added, and
+    run `serve` in a thread of its own. While the partition lives, closing this ends the partition.
+    """
+
+    def __init__(self, sock: socket.socket, session: HypervisorSession, mapper: GuestMapper) -> None:
+        """Use `open`."""
+        self._socket = sock
+        self._session = session
+        self._mapper = mapper
+        self._is_serving = False
+        self._is_closed = False
+
+    @classmethod
+    def open(
+        cls,
+        path: StrPath,
+        partition: PartitionCredentials,
+        mapper: GuestMapper,
+        *,
+        timeout: float | None = OPEN_SECONDS,
+    ) -> Self:
+        """Connect as the hypervisor of `partition`; `timeout` in seconds is for this alone.
+
+        Raises an `OSError` that names the path, `WireError` if the daemon refuses, `TimeoutError`,
+        `ConnectionLost` and `ProtocolViolation`.
+        """
+        session = HypervisorSession(partition)
+        sock = connect(path, deadline_in(timeout))
+        try:
+            sock.settimeout(timeout)
+            sock.sendall(session.hello())
+            while not session.welcomed:
+                session.receive_data(sock.recv(RECEIVE_BYTES))
+            sock.settimeout(None)
+        except BaseException:
+            sock.close()
+            raise
+        return cls(sock, session, mapper)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self.close()
+
+    def serve(self) -> str:
+        """Do what the daemon asks, until the connection has ended; returns why it ended.
+
+        The daemon closes it once the partition has ended and everything is unmapped. Raises what the mapper
+        raises, unless that is a `WireError`. Call it once.
+        """
+        self._is_serving = True
+        try:
+            while True:
+                while (request := self._session.next_request()) is not None:
+                    self._session.answer(_carry_out(self._mapper, request))
+                self._session.receive_data(self._exchange(self._session.data_to_send()))
+        except FATAL as end:
+            return CLOSED_HERE if self._is_closed else str(end)
+        finally:
+            self._socket.close()
+
+    def close(self) -> None:
+        """Close at once, also while another thread is in `serve`, which then returns. May be repeated."""
+        self._is_closed = True
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if not self._is_serving:
+            self._socket.close()
+
+    def fileno(self) -> int:
+        """The socket's descriptor, which is readable when the daemon asks for something, or is gone."""
+        return self._socket.fileno()
+
+    def _exchange(self, answers: bytes) -> bytes:
+        """Send the answers, and wait for what the daemon sends next."""
+        try:
+            if answers:
+                self._socket.sendall(answers)
+            return self._socket.recv(RECEIVE_BYTES)
+        except OSError as error:
+            raise ConnectionLost(f"the connection failed: {sentence(error)}") from error
+
+
+def _carry_out(mapper: GuestMapper, request: Request) -> WireError | None:
+    """Do as the daemon asks; returns the refusal, if it is refused."""
+    try:
+        match request:
+            case MapRequest(gfns, uaddrs, access, start_pfn):
+                mapper.map(gfns, uaddrs, access, start_pfn)
+            case UnmapRequest(gfns):
+                mapper.unmap(gfns)
+    except WireError as refusal:
+        return refusal
+    return None

@@ -1,0 +1,134 @@
+"""The VMM's side of a hypervisor connection, without any I/O: hello first, then the daemon asks.
+
+Owns the order of that conversation and what each request says; must not know sockets, nor what mapping means.
+A shell sends `hello`, receives until `welcomed`, and then serves: after each `receive_data` it carries out
+what `next_request` returns, gives the outcome to `answer`, and sends `data_to_send`. After `ConnectionEnded`
+or a `ProtocolViolation` the conversation is over.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import Final
+
+from intercept_protocol import codec, messages, rpc
+from intercept_protocol.addresses import GfnRange, RangeError, UaddrRange
+from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.messages import HelloHypervisor, MapGpa, PartitionCredentials, UnmapGpa
+from intercept_protocol.outcomes import Access
+
+from ._errors import ConnectionEnded, ConnectionLost
+
+RECEIVE_BYTES: Final = 65536
+CLOSED_HERE: Final = "closed by this client"
+_HELLO_MSGID: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MapRequest:
+    """Let the guest reach `uaddrs` at `gfns` with these rights, and nothing else there."""
+
+    gfns: GfnRange
+    uaddrs: UaddrRange
+    access: Access
+    start_pfn: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnmapRequest:
+    """Let the guest reach nothing at `gfns`."""
+
+    gfns: GfnRange
+
+
+Request = MapRequest | UnmapRequest
+
+
+class HypervisorSession:
+    """One conversation; `welcomed` once the daemon has answered the hello."""
+
+    def __init__(self, partition: PartitionCredentials) -> None:
+        self._hello = HelloHypervisor(partition_id=partition.partition_id, token=partition.token)
+        self._receiver = rpc.Receiver({rpc.REQUEST, rpc.RESPONSE})
+        self._answers = b""
+        self._msgid = 0
+        self.welcomed = False
+
+    def hello(self) -> bytes:
+        """The first bytes to send."""
+        return rpc.encode_request(_HELLO_MSGID, self._hello.METHOD, [codec.to_fields(self._hello)])
+
+    def receive_data(self, data: bytes) -> None:
+        """Take in what the daemon sent; empty is its end.
+
+        Raises `WireError` if the daemon refuses the hello, `ConnectionEnded` with its last words,
+        `ConnectionLost`, and `ProtocolViolation` for anything that is not a request.
+        """
+        if not data:
+            raise ConnectionLost("the daemon closed the hypervisor connection")
+        self._receiver.receive_data(data)
+        while not self.welcomed and (message := self._receiver.next_message()) is not None:
+            self._welcome(message)
+
+    def next_request(self) -> Request | None:
+        """What the daemon asks next; None until more data arrives. A malformed request is refused here.
+
+        Raises as `receive_data` does.
+        """
+        while self.welcomed and (message := self._receiver.next_message()) is not None:
+            self._msgid = _request(message).msgid
+            try:
+                return _decode(_request(message))
+            except WireError as refusal:
+                self.answer(refusal)
+        return None
+
+    def answer(self, refusal: WireError | None) -> None:
+        """The request that `next_request` returned last was carried out, or refused."""
+        self._answers += (
+            rpc.encode_result(self._msgid, None)
+            if refusal is None
+            else rpc.encode_error(self._msgid, refusal)
+        )
+
+    def data_to_send(self) -> bytes:
+        """The answers that were not taken yet."""
+        answers, self._answers = self._answers, b""
+        return answers
+
+    def _welcome(self, message: rpc.Message) -> None:
+        match message:
+            case rpc.Response(msgid=msgid, error=error) if msgid == _HELLO_MSGID:
+                if error is not None:
+                    raise WireError.from_wire(error)
+                self.welcomed = True
+            case _:
+                _request(message)
+                raise ProtocolViolation(errno.EPROTO, "a request came before the answer to the hello")
+
+
+def _request(message: rpc.Message) -> rpc.Request:
+    match message:
+        case rpc.Request():
+            return message
+        case rpc.Response(msgid=0, error=error) if error is not None:
+            raise ConnectionEnded(WireError.from_any(error))
+        case _:
+            kind = type(message).__name__.lower()
+            raise ProtocolViolation(errno.EPROTO, f"not expected on a hypervisor connection: {kind}")
+
+
+def _decode(request: rpc.Request) -> Request:
+    """Raises `WireError` for a request of another form, or whose ranges are none."""
+    call = codec.decode_call(messages.HYPERVISOR_METHODS, request.method, request.params)
+    try:
+        gfns = GfnRange.of(call.start_gfn, call.page_count)
+        match call:
+            case MapGpa():
+                uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
+                return MapRequest(gfns, uaddrs, Access(call.access), call.start_pfn)
+            case UnmapGpa():
+                return UnmapRequest(gfns)
+    except RangeError as error:
+        raise WireError(errno.EINVAL, f"{call.METHOD}: {error}", field=error.field) from error

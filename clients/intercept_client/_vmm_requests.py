@@ -1,0 +1,176 @@
+"""A VMM's everyday requests, as functions of what it has: ranges, rights, kinds.
+
+Owns building each request and taking the result out of its reply, once for both shells: `_blocking_clients`
+and `_trio_clients` make methods of these functions, so their names, parameters and docstrings agree. Must not
+do I/O.
+"""
+
+from __future__ import annotations
+
+from intercept_protocol import messages
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.messages import (
+    AddressSpaceKind,
+    Architecture,
+    HypervisorKind,
+    MmioGranularity,
+    PartitionCredentials,
+    PartitionStatistics,
+    RegionKind,
+    Remap,
+    RequestedKind,
+    Translation,
+    VpSelection,
+)
+from intercept_protocol.outcomes import Access, allows
+
+from ._errors import ClientMisuse
+from ._exchange import Exchange, call_exchange, field_exchange
+from ._own_memory import OwnMemory
+
+
+def create_partition(
+    address_space: AddressSpaceKind,
+    hypervisor: HypervisorKind,
+    *,
+    architecture: Architecture = Architecture.X86_64,
+    mmio_granularity: MmioGranularity = MmioGranularity.VMA,
+    remap: Remap = Remap.REPLACE,
+    deposit_pages: int | None = None,
+    invalidate_timeout_ms: int | None = None,
+) -> Exchange[PartitionCredentials]:
+    """Create this connection's partition; it has one at most, and the partition ends with the connection.
+
+    `deposit_pages` is what the software hypervisor's pool holds at first, in pages; `invalidate_timeout_ms`
+    bounds how long an intercept waits for an invalidation to end. None leaves either to the daemon.
+    """
+    return call_exchange(
+        messages.CreatePartition(
+            address_space=address_space,
+            hypervisor=hypervisor,
+            architecture=architecture,
+            mmio_granularity=mmio_granularity,
+            remap=remap,
+            deposit_pages=deposit_pages,
+            invalidate_timeout_ms=invalidate_timeout_ms,
+        )
+    )
+
+
+def attach_memory(own_memory: OwnMemory, *, promise_begin_end: bool) -> Exchange[None]:
+    """Hand over this process's memory, as `memory.own_memory` opened it; once, before the first region.
+
+    `promise_begin_end` promises that every change of the memory will be announced by begin and end, as the
+    functions of `intercept_client.memory` do it.
+    """
+    return call_exchange(
+        messages.AttachMemory(promise_begin_end=promise_begin_end), descriptors=own_memory.descriptors
+    )
+
+
+def add_region(
+    gfns: GfnRange,
+    uaddrs: UaddrRange,
+    kind: RequestedKind | RegionKind = RequestedKind.AUTO,
+    *,
+    writable: bool,
+    executable: bool,
+) -> Exchange[RegionKind]:
+    """Let the guest reach `uaddrs` at `gfns`, which have as many pages; returns the kind that the region has.
+
+    A pinned region is mapped when this returns, any other at the first touch.
+    """
+    if gfns.page_count != uaddrs.page_count:
+        raise ClientMisuse(
+            f"add_region: {gfns.page_count} gfns from {gfns.start:#x}, but "
+            f"{uaddrs.page_count} pages at {uaddrs}"
+        )
+    call = messages.AddRegion(
+        start_gfn=gfns.start,
+        page_count=gfns.page_count,
+        start_uaddr=uaddrs.start_uaddr,
+        kind=RequestedKind(kind),
+        writable=writable,
+        executable=executable,
+    )
+    return field_exchange(call, lambda reply: reply.kind)
+
+
+def remove_region(gfns: GfnRange, uaddrs: UaddrRange) -> Exchange[None]:
+    """Remove the region that was added with exactly these ranges.
+
+    When this returns, the guest reaches nothing of it.
+    """
+    return call_exchange(
+        messages.RemoveRegion(
+            start_gfn=gfns.start, page_count=gfns.page_count, start_uaddr=uaddrs.start_uaddr
+        )
+    )
+
+
+def map_vma(uaddrs: UaddrRange, start_pfn: int, access: Access, *, io: bool = False) -> Exchange[None]:
+    """Declare a VMA: host pages from `start_pfn` on are mapped at `uaddrs`. It must not overlap another VMA.
+
+    Only in a partition whose address space is declared. `io` says that it is device memory.
+    """
+    return call_exchange(
+        messages.MapVma(
+            start_uaddr=uaddrs.start_uaddr,
+            page_count=uaddrs.page_count,
+            start_pfn=start_pfn,
+            readable=allows(access, Access.READ),
+            writable=allows(access, Access.WRITE),
+            executable=allows(access, Access.EXECUTE),
+            io=io,
+        )
+    )
+
+
+def unmap_vma(uaddrs: UaddrRange) -> Exchange[None]:
+    """Declare that nothing is mapped at `uaddrs` any more.
+
+    When this returns, the guest does not reach what was there.
+    """
+    return call_exchange(messages.UnmapVma(start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count))
+
+
+def protect_vma(uaddrs: UaddrRange, access: Access) -> Exchange[None]:
+    """Declare new rights for what is mapped at `uaddrs`.
+
+    When this returns, the guest has lost the rights that were taken away.
+    """
+    return call_exchange(
+        messages.ProtectVma(
+            start_uaddr=uaddrs.start_uaddr,
+            page_count=uaddrs.page_count,
+            readable=allows(access, Access.READ),
+            writable=allows(access, Access.WRITE),
+            executable=allows(access, Access.EXECUTE),
+        )
+    )
+
+
+def kick(vp_index: int | VpSelection) -> Exchange[None]:
+    """Have the intercept that waits in a VP, or in every VP with `VpSelection.ALL`, answered `KICKED`.
+
+    Where none waits, the kick is kept, once, for that VP's next intercept that would wait.
+    """
+    return call_exchange(messages.Kick(vp_index=vp_index))
+
+
+def set_policy(*, mmio_granularity: MmioGranularity | None = None) -> Exchange[None]:
+    """Change how the partition maps from now on; what is mapped stays, and so does what is None."""
+    return call_exchange(messages.SetPolicy(mmio_granularity=mmio_granularity))
+
+
+def statistics() -> Exchange[PartitionStatistics]:
+    """The partition's counters."""
+    return call_exchange(messages.Statistics())
+
+
+def translate(gfn: int) -> Exchange[Translation | None]:
+    """What the guest reaches at a guest page right now; None for nothing.
+
+    Only with the software hypervisor. It is for tests and tools: the answer may be outdated when it arrives.
+    """
+    return call_exchange(messages.Translate(gfn=gfn))

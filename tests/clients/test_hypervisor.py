@@ -1,0 +1,341 @@
+"""The VMM's end of the hypervisor connection: it does what the daemon asks, in order; nonsense ends it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import msgpack
+import pytest
+import trio
+
+from fakes.daemon_process import DaemonProcess
+from fakes.eventually import PATIENCE
+from fakes.kvm_ports import FakeSlots
+from intercept_client import (
+    AddressSpaceKind,
+    Answer,
+    BlockingVmm,
+    BlockingVp,
+    HypervisorKind,
+    TrioHypervisor,
+    TrioVmm,
+    TrioVp,
+    build_memory_intercept,
+)
+from intercept_client._blocking_hypervisor import BlockingHypervisor, _carry_out
+from intercept_client._errors import ConnectionEnded
+from intercept_client._hypervisor_session import HypervisorSession
+from intercept_client.kvm._guest_memory import GuestMemory
+from intercept_client.kvm._hypervisor_thread import HypervisorThread
+from intercept_protocol import rpc
+from intercept_protocol.addresses import PAGE_SIZE, GfnRange, UaddrRange
+from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.messages import PartitionCredentials
+from intercept_protocol.outcomes import Access
+
+PARTITION = PartitionCredentials(partition_id=7, token=bytes(range(16)))
+WELCOME = rpc.encode_result(
+    1, {"protocol": 1, "server": "interceptd", "version": "0", "limits": {}, "features": {}}
+)
+MAP = {"start_gfn": 0x10, "page_count": 4, "start_uaddr": 0x7000 * PAGE_SIZE, "access": 3}
+UNMAP = {"start_gfn": 0x11, "page_count": 1}
+
+
+class Link:
+    """A session on fake slots."""
+
+    def __init__(self, slots: FakeSlots | None = None) -> None:
+        self.slots = slots or FakeSlots()
+        self.memory = GuestMemory(self.slots)
+        self.session = HypervisorSession(PARTITION)
+
+    def welcomed(self) -> Link:
+        self.session.receive_data(WELCOME)
+        assert self.session.data_to_send() == b""
+        return self
+
+    def take(self, data: bytes) -> None:
+        self.session.receive_data(data)
+        while (request := self.session.next_request()) is not None:
+            self.session.answer(_carry_out(self.memory, request))
+
+    def answers(self, data: bytes) -> list[object]:
+        self.take(data)
+        unpacker = msgpack.Unpacker()
+        unpacker.feed(self.session.data_to_send())
+        return list(unpacker)
+
+
+def ask(msgid: int, method: str, fields: dict[str, int]) -> bytes:
+    return rpc.encode_request(msgid, method, [fields])
+
+
+def test_the_hello_names_the_partition_and_its_token() -> None:
+    assert msgpack.unpackb(Link().session.hello()) == [
+        0,
+        1,
+        "hello",
+        [{"role": "hypervisor", "protocol": 1, "partition_id": 7, "token": PARTITION.token}],
+    ]
+
+
+def test_requests_are_carried_out_and_answered_in_order_however_they_arrive() -> None:
+    link = Link().welcomed()
+    data = ask(1, "map_gpa", MAP) + ask(2, "unmap_gpa", UNMAP)
+
+    assert link.answers(data[:30]) == []
+    assert link.answers(data[30:]) == [[1, 1, None, None], [1, 2, None, None]]
+    assert sorted(link.slots.reached()) == [0x10, 0x12, 0x13]
+
+
+def test_requests_right_behind_the_welcome_are_answered() -> None:
+    link = Link()
+
+    assert link.answers(WELCOME + ask(1, "map_gpa", MAP)) == [[1, 1, None, None]]
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "number"),
+    [
+        ("map_gpa", MAP | {"page_count": 0}, errno.EINVAL),
+        ("map_gpa", MAP | {"start_uaddr": 1}, errno.EINVAL),
+        ("map_gpa", MAP | {"access": 2}, errno.EOPNOTSUPP),
+        ("map_gpa", {"start_gfn": 1}, errno.EINVAL),
+        ("unmap_gpa", {"start_gfn": 1 << 52, "page_count": 1}, errno.EINVAL),
+        ("remap_gpa", MAP, errno.ENOSYS),
+    ],
+)
+def test_a_request_that_cannot_be_carried_out_is_refused_and_the_next_goes_on(
+    method: str, fields: dict[str, int], number: int
+) -> None:
+    link = Link().welcomed()
+
+    refused, answered = link.answers(ask(1, method, fields) + ask(2, "map_gpa", MAP))
+
+    match refused:
+        case [1, 1, [int(said), str(), str(), dict()], None]:
+            assert said == number
+        case _:
+            pytest.fail(f"no refusal: {refused!r}")
+    assert answered == [1, 2, None, None]
+
+
+def test_exhausted_memslots_refuse_the_map_and_change_nothing() -> None:
+    link = Link(FakeSlots(slot_limit=1)).welcomed()
+    link.answers(ask(1, "map_gpa", MAP))
+
+    (refused,) = link.answers(ask(2, "map_gpa", MAP | {"start_gfn": 0x100}))
+
+    match refused:
+        case [1, 2, [errno.ENOSPC, "ENOSPC", str(), dict()], None]:
+            pass
+        case _:
+            pytest.fail(f"no refusal: {refused!r}")
+    assert sorted(link.slots.reached()) == [0x10, 0x11, 0x12, 0x13]
+
+
+def test_a_refused_hello_raises_the_daemons_reason() -> None:
+    with pytest.raises(WireError, match="EEXIST"):
+        Link().session.receive_data(rpc.encode_error(1, WireError(errno.EEXIST, "there is one already")))
+
+
+def test_the_daemons_last_word_ends_the_session() -> None:
+    with pytest.raises(ConnectionEnded, match="EPROTO"):
+        Link().welcomed().take(rpc.encode_error(0, WireError(errno.EPROTO, "no such msgid")))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"GET / HTTP/1.1", ask(1, "map_gpa", MAP), rpc.encode_result(9, None), rpc.encode_notification("x", [])],
+    ids=["garbage", "a request before the welcome", "another answer", "a notification"],
+)
+def test_what_does_not_belong_is_a_violation(data: bytes) -> None:
+    with pytest.raises(ProtocolViolation):
+        Link().take(data)
+
+
+# ------------------------------------------------ with its thread
+
+
+class Heard(threading.Event):
+    why = ""
+
+    def hear(self, why: str) -> None:
+        self.why = why
+        self.set()
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def daemons_end(heard: Heard) -> Iterator[socket.socket]:
+    """The other end of a connection that serves."""
+    link = Link().welcomed()
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(PATIENCE)
+    thread = HypervisorThread(BlockingHypervisor(ours, link.session, link.memory), heard.hear)
+    with theirs:
+        yield theirs
+    thread.close()
+
+
+def test_the_thread_answers_what_it_is_asked(daemons_end: socket.socket) -> None:
+    daemons_end.sendall(ask(5, "map_gpa", MAP))
+
+    assert msgpack.unpackb(daemons_end.recv(4096)) == [1, 5, None, None]
+
+
+@pytest.mark.parametrize("last", [b"", b"nonsense"], ids=["hung up", "nonsense"])
+def test_the_end_is_told_once_with_its_reason(daemons_end: socket.socket, heard: Heard, last: bytes) -> None:
+    daemons_end.sendall(last)
+    daemons_end.shutdown(socket.SHUT_WR)
+
+    assert heard.wait(PATIENCE)
+    assert heard.why
+    assert daemons_end.recv(4096) == b""
+
+
+def test_a_fault_of_our_own_closes_the_connection_instead_of_answering(
+    heard: Heard, recwarn: pytest.WarningsRecorder
+) -> None:
+    """An undo that failed: what the guest reaches is not known, and the daemon must not think that it is."""
+    slots = FakeSlots()
+    slots.refuse_at = {4, 5}
+    link = Link(slots).welcomed()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.settimeout(PATIENCE)
+        HypervisorThread(BlockingHypervisor(ours, link.session, link.memory), heard.hear)
+        theirs.sendall(ask(1, "map_gpa", MAP) + ask(2, "map_gpa", MAP | {"start_gfn": 0x11, "page_count": 2}))
+
+        assert b"".join(iter(lambda: theirs.recv(4096), b"")) == b""
+    assert heard.wait(PATIENCE)
+    assert not recwarn
+
+
+def test_map_and_unmap_mean_what_the_wire_says() -> None:
+    link = Link().welcomed()
+
+    link.take(ask(1, "map_gpa", MAP))
+    link.take(ask(2, "map_gpa", MAP | {"page_count": 1, "access": 0}))
+    link.take(ask(3, "unmap_gpa", UNMAP))
+
+    (slot,) = link.memory.slots
+    assert (slot.gfns, slot.uaddrs) == (GfnRange(start=0x12, end=0x14), UaddrRange(start=0x7002, end=0x7004))
+    assert slot.access == Access.READ | Access.WRITE
+
+
+# ------------------------------------------------ any hypervisor, with a daemon
+
+GFNS = GfnRange.of(0x100, 4)
+UADDRS = UaddrRange.of_pages(0x7000_0000, 4)
+READ = build_memory_intercept(gpa=0x101 << 12, access=Access.READ)
+MAPPED = ("map", GFNS, UADDRS, Access.READ | Access.WRITE, 0xE0000)
+
+
+@dataclass
+class Recording:
+    """A hypervisor that maps nothing and remembers what it was asked; `refusal` refuses its maps."""
+
+    calls: list[tuple[object, ...]] = field(default_factory=list)
+    refusal: WireError | None = None
+
+    def map(self, gfns: GfnRange, uaddrs: UaddrRange, access: Access, start_pfn: int | None) -> None:
+        self.calls.append(("map", gfns, uaddrs, access, start_pfn))
+        if self.refusal is not None:
+            raise self.refusal
+
+    def unmap(self, gfns: GfnRange) -> None:
+        self.calls.append(("unmap", gfns))
+
+
+@dataclass
+class AsyncRecording:
+    """The same for trio."""
+
+    recording: Recording = field(default_factory=Recording)
+
+    async def map(self, gfns: GfnRange, uaddrs: UaddrRange, access: Access, start_pfn: int | None) -> None:
+        await trio.lowlevel.checkpoint()
+        self.recording.map(gfns, uaddrs, access, start_pfn)
+
+    async def unmap(self, gfns: GfnRange) -> None:
+        await trio.lowlevel.checkpoint()
+        self.recording.unmap(gfns)
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    with DaemonProcess(tmp_path_factory.mktemp("daemon")) as process:
+        process.wait_serving()
+        yield process
+
+
+def test_a_hypervisor_of_threads_is_asked_to_map_what_the_guest_touches_and_to_unmap_it(
+    daemon: DaemonProcess,
+) -> None:
+    recording, threads = Recording(), ThreadPoolExecutor(1)
+    with BlockingVmm.open(daemon.socket) as vmm:
+        partition = vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.VMM)
+        hypervisor = BlockingHypervisor.open(daemon.socket, partition, recording)
+        served = threads.submit(hypervisor.serve)
+        vmm.map_vma(UADDRS, 0xE0000, Access.READ | Access.WRITE, io=True)
+        vmm.add_region(GFNS, UADDRS, writable=True, executable=False)
+        with BlockingVp.open(daemon.socket, partition, vp_index=0) as vp:
+            assert vp.intercept(READ) is Answer.MAPPED
+        vmm.unmap_vma(UADDRS)
+        assert recording.calls == [MAPPED, ("unmap", GFNS)]
+    assert served.result(PATIENCE) == "the daemon closed the hypervisor connection"
+
+
+async def test_a_hypervisor_of_trio_is_asked_to_map_what_the_guest_touches_and_to_unmap_it(
+    daemon: DaemonProcess,
+) -> None:
+    mapper, ended = AsyncRecording(), list[str]()
+    async with trio.open_nursery() as nursery, TrioVmm.open(daemon.socket) as vmm:
+        partition = await vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.VMM)
+        async with TrioHypervisor.open(daemon.socket, partition, mapper) as hypervisor:
+
+            async def serve() -> None:
+                ended.append(await hypervisor.serve())
+
+            nursery.start_soon(serve)
+            await vmm.map_vma(UADDRS, 0xE0000, Access.READ | Access.WRITE, io=True)
+            await vmm.add_region(GFNS, UADDRS, writable=True, executable=False)
+            async with TrioVp.open(daemon.socket, partition, vp_index=0) as vp:
+                assert await vp.intercept(READ) is Answer.MAPPED
+            await vmm.unmap_vma(UADDRS)
+            assert mapper.recording.calls == [MAPPED, ("unmap", GFNS)]
+    assert ended == ["closed by this client"]
+
+
+def test_a_hypervisor_that_refuses_a_map_fails_the_intercept(daemon: DaemonProcess) -> None:
+    recording, threads = Recording(refusal=WireError(errno.ENOSPC, "no slot")), ThreadPoolExecutor(1)
+    with BlockingVmm.open(daemon.socket) as vmm:
+        partition = vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.VMM)
+        hypervisor = BlockingHypervisor.open(daemon.socket, partition, recording)
+        served = threads.submit(hypervisor.serve)
+        vmm.map_vma(UADDRS, 0xE0000, Access.READ, io=True)
+        vmm.add_region(GFNS, UADDRS, writable=False, executable=False)
+        with BlockingVp.open(daemon.socket, partition, vp_index=0) as vp:
+            assert vp.intercept(READ) is Answer.HYPERVISOR_ERROR
+        hypervisor.close()
+        assert served.result(PATIENCE) == "closed by this client"
+
+
+def test_a_partition_has_one_hypervisor_connection(daemon: DaemonProcess) -> None:
+    with BlockingVmm.open(daemon.socket) as vmm:
+        partition = vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.VMM)
+        with (
+            BlockingHypervisor.open(daemon.socket, partition, Recording()),
+            pytest.raises(WireError, match="EEXIST"),
+        ):
+            BlockingHypervisor.open(daemon.socket, partition, Recording())
