@@ -90,4 +90,6 @@ class PartitionPages:
             return
         before, self._after = self._after or 0, page.partitions[-1].partition_id if page.partitions else 0
         if self._after <= before:
-            raise ProtocolViolation(errno.EPROTO, f"list_partitions: no page after partition {before}")
+            raise ProtocolViolation(
+                errno.EPROTO, f"list_partitions: page does not advance past partition {before}"
+            )

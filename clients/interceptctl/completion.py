@@ -20,7 +20,7 @@ PATIENCE: Final = 1.0
 
 
 class SocketPath(click.Path):
-    """Completed as a path. An empty one is refused; `operator_client` reports `connect`'s error for others."""
+    """Completed as a path. An empty one is refused; for others `connect` says what is wrong."""
 
     def __init__(self) -> None:
         super().__init__(readable=False)

@@ -13,7 +13,7 @@ from intercept_protocol.errors import WireError
 
 
 class Quota:
-    """Whoever acquires one releases it when it is gone. `limit` is asked at each acquisition."""
+    """The caller that acquires one releases it when it is gone. `limit` is asked at each acquisition."""
 
     __slots__ = ("_limit", "_limit_name", "_noun", "_uid", "count")
 

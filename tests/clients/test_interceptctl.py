@@ -158,7 +158,7 @@ def test_ls_gives_up_if_a_page_does_not_advance(socket_path: Path) -> None:
     result, _ = run_against(socket_path, replies(PartitionList(partitions=[], more=True)), "ls")
 
     assert result.exit_code == 3
-    assert "page does not advance past partition 0" in result.stderr
+    assert "list_partitions: page does not advance past partition 0" in result.stderr
 
 
 def test_ls_without_partitions_says_so(socket_path: Path) -> None:

@@ -28,9 +28,9 @@ from interceptd.pages.range_map import RangeMap
 log = structlog.get_logger()
 
 PER_YIELD = 32
-"""Regions, or mappings, that a long walk under the lock passes before it lets other tasks run: a partition
-with a million of them must not stop the others, and each takes up to 0.1 ms. Whoever wants this partition's
-lock waits all the same."""
+"""Regions, or mappings, that a long walk under the lock passes before it yields to other tasks: a partition
+with a million of them must not stop the others, and each takes up to 0.1 ms. Tasks that want the partition's
+lock wait all the same."""
 
 
 @dataclass(frozen=True, slots=True)
