@@ -28,7 +28,7 @@ U64 = 1 << 64
 
 
 class DriverHypercalls(FailingHypervisor):
-    """hv_do_map_gpa_hcall: after a failure it unmaps the pages that it completed, even if another call had mapped them."""
+    """hv_do_map_gpa_hcall: after a failure it unmaps every page that it completed, even one mapped before."""
 
     def _roll_back(self, done: GfnRange, before: list[Mapping]) -> None:  # noqa: ARG002 - nothing is put back
         super()._roll_back(done, [])
