@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.lowlevel
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from fakes.running import Running
 from interceptd.address_space.comparison_queue import PATIENCE, ComparisonQueue
 
 MANY, FEW = 1000, 1001
@@ -25,45 +26,43 @@ async def compare(queue: ComparisonQueue, uid: int, begun: list[int], end: trio.
             await end.wait()
 
 
-@pytest.mark.usefixtures("autojump_clock")
 async def test_one_that_has_the_turn_keeps_all_others_waiting(
-    queue: ComparisonQueue, nursery: trio.Nursery
+    queue: ComparisonQueue, nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
     begun: list[int] = []
     end = trio.Event()
     nursery.start_soon(compare, queue, MANY, begun, end)
     await wait_all_tasks_blocked()
-    nursery.start_soon(compare, queue, FEW, begun)
-    await trio.sleep(PATIENCE / 2)
+    other = Running(nursery, compare, queue, FEW, begun)
+    await wait_all_tasks_blocked()
+    mock_clock.jump(PATIENCE / 2)
+    await wait_all_tasks_blocked()
     assert begun == [MANY]
     end.set()
-    await trio.lowlevel.checkpoint()
-    await trio.lowlevel.checkpoint()
+    await other.result()
     assert begun == [MANY, FEW]
 
 
-@pytest.mark.usefixtures("autojump_clock")
 async def test_a_uid_with_many_partitions_takes_turns_with_a_uid_with_one(
-    queue: ComparisonQueue, nursery: trio.Nursery
+    queue: ComparisonQueue, nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
     begun: list[int] = []
     end = trio.Event()
     nursery.start_soon(compare, queue, MANY, begun, end)
     await wait_all_tasks_blocked()
-    for _ in range(8):
-        nursery.start_soon(compare, queue, MANY, begun)
-    await trio.sleep(PATIENCE / 4)
-    nursery.start_soon(compare, queue, FEW, begun)
-    await trio.sleep(PATIENCE / 4)
+    others = [Running(nursery, compare, queue, MANY, begun) for _ in range(8)]
+    await wait_all_tasks_blocked()
+    few = Running(nursery, compare, queue, FEW, begun)
+    await wait_all_tasks_blocked()
+    assert mock_clock.current_time() == 0
     end.set()
-    await trio.sleep(PATIENCE)
+    for each in (few, *others):
+        await each.result()
     assert begun.index(FEW) <= 2
-    assert len(begun) == 10
 
 
-@pytest.mark.usefixtures("autojump_clock")
 async def test_one_that_does_not_end_is_waited_for_a_bounded_time(
-    queue: ComparisonQueue, nursery: trio.Nursery
+    queue: ComparisonQueue, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     begun: list[int] = []
     stuck = trio.Event()
@@ -72,6 +71,7 @@ async def test_one_that_does_not_end_is_waited_for_a_bounded_time(
     for uid in (MANY, FEW):
         await compare(queue, uid, begun)
     assert begun == [MANY, MANY, FEW]
+    assert autojump_clock.current_time() <= 4 * PATIENCE
     stuck.set()
 
 
