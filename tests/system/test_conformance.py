@@ -46,14 +46,14 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
                 "faults_wait_for_the_end_of_every_range_that_has_their_page",
                 "it_is_answered_when_the_guest_reaches_nothing_of_the_range",
                 "it_reaches_every_region_that_has_the_uaddrs",
-                "what_a_connection_began_ends_with_it",
+                "open_begins_end_with_their_connection",
             }
         ),
         "kick": frozenset(
             {
-                "a_kick_that_finds_nothing_waiting_is_kept_once",
+                "a_kick_while_idle_is_kept_once",
                 "the_intercept_that_waits_or_is_about_to_is_kicked",
-                "what_can_be_answered_without_waiting_is_not_changed",
+                "a_kick_does_not_change_answers_given_without_waiting",
             }
         ),
         "unmap_gpa": frozenset(
@@ -76,9 +76,9 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         ),
         "kick": frozenset(
             {
-                "a_kick_that_finds_nothing_waiting_is_kept_once",
+                "a_kick_while_idle_is_kept_once",
                 "the_intercept_that_waits_or_is_about_to_is_kicked",
-                "what_can_be_answered_without_waiting_is_not_changed",
+                "a_kick_does_not_change_answers_given_without_waiting",
             }
         ),
     },
@@ -108,7 +108,7 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
             {
                 "a_field_that_the_role_has_not_or_has_otherwise_is_einval_that_names_it",
                 "a_hypervisor_of_a_partition_that_has_the_servers_is_einval",
-                "a_protocol_that_is_no_integer_is_einval",
+                "a_protocol_that_is_not_an_integer_is_einval",
                 "a_refused_hello_is_answered_under_its_own_msgid_and_closed",
                 "an_index_at_the_limit_is_einval",
                 "an_unknown_role_is_einval",
@@ -116,7 +116,7 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         ),
         "intercept": frozenset(
             {
-                "other_params_are_einval_and_the_connection_goes_on",
+                "other_params_are_einval_and_the_connection_stays_open",
             }
         ),
         "invalidate_begin": frozenset(
@@ -126,7 +126,7 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         ),
         "kick": frozenset(
             {
-                "whom_else_is_einval",
+                "any_other_target_is_einval",
             }
         ),
         "libraries": frozenset(
@@ -156,7 +156,7 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         ),
         "translate": frozenset(
             {
-                "a_gfn_that_is_no_number_is_einval",
+                "a_gfn_that_is_not_a_number_is_einval",
             }
         ),
         "transport": frozenset(
@@ -166,7 +166,7 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
                 "a_message_of_exactly_64_kib_is_read",
                 "a_required_field_that_is_absent_or_nil_is_einval_that_names_it",
                 "an_unknown_field_is_einval_that_names_it",
-                "params_of_another_form_are_einval_and_the_connection_goes_on",
+                "params_of_another_form_are_einval_and_the_connection_stays_open",
                 "text_for_bytes_and_bytes_for_text_are_einval",
             }
         ),
@@ -178,8 +178,8 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         "values": frozenset(
             {
                 "a_wrong_last_value_of_a_key_that_comes_twice_is_einval",
-                "what_is_not_a_boolean_is_einval_that_names_the_field",
-                "what_is_not_an_integer_is_einval_that_names_the_field",
+                "a_non_boolean_is_einval_that_names_the_field",
+                "a_non_integer_is_einval_that_names_the_field",
             }
         ),
     },
@@ -240,6 +240,14 @@ def test_a_socket_without_a_server_is_named_once_and_ends_the_run(absent: str, d
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
     assert f"{absent} {directory / 'absent.sock'}: No such file or directory" in run.stdout
     assert "FAILED" not in run.stdout
+
+
+@pytest.mark.parametrize("table", [FOUND_OUT, RACES], ids=["found out", "races"])
+def test_the_tables_name_cases_of_the_suite(table: Mapping[str, Mapping[str, frozenset[str]]]) -> None:
+    for by_method in table.values():
+        for method, cases in by_method.items():
+            suite = (SUITE / f"test_{method}.py").read_text()
+            assert cases <= set(re.findall(r"^def test_(\w+)", suite, flags=re.MULTILINE)), method
 
 
 @pytest.mark.parametrize("lie", ["open-door", "overlapping-regions"])
