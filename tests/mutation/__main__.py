@@ -61,7 +61,7 @@ TESTS = (
     "tests/service/test_pinned.py",
     "tests/service/test_progress_guard.py",
     "tests/service/test_quotas.py",
-    "tests/service/test_prompt_lock.py",
+    "tests/service/test_eager_lock.py",
     "tests/service/test_range_map.py",
     "tests/service/test_region.py",
     "tests/service/test_region_list.py",

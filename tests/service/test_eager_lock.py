@@ -9,6 +9,11 @@ from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 from interceptd.eager_lock import EagerLock
 
 
+async def test_a_new_lock_is_held_by_no_task() -> None:
+    lock = EagerLock()
+    assert (lock.locked(), lock.is_mine) == (False, False)
+
+
 async def test_a_free_lock_is_taken_and_given_back_without_a_checkpoint() -> None:
     lock = EagerLock()
     with assert_no_checkpoints():
