@@ -145,7 +145,10 @@ def test_a_group_that_is_not_there_is_an_error_that_names_the_key(path: str) -> 
 
 
 def test_the_socket_is_given_to_its_group_by_name(path: str) -> None:
-    group = grp.getgrgid(os.getegid()).gr_name
+    try:
+        group = grp.getgrgid(os.getegid()).gr_name
+    except KeyError:
+        pytest.skip(f"gid {os.getegid()} has no name on this machine")
     with listen_unix(path, 0o660, group=group):
         assert os.stat(path).st_gid == os.getegid()
 
