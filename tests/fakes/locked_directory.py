@@ -28,4 +28,7 @@ def is_waiting_for_a_lock(pid: int, directory: Path) -> bool:
 
     Just this one: an interpreter that starts opens others, to see which modules lie in them.
     """
-    return any(opened.resolve() == directory.resolve() for opened in Path(f"/proc/{pid}/fd").iterdir())
+    try:
+        return any(opened.resolve() == directory.resolve() for opened in Path(f"/proc/{pid}/fd").iterdir())
+    except FileNotFoundError:  # a descriptor was closed after it was listed: ask again
+        return False
