@@ -40,7 +40,7 @@ class Reloader:
     async def reload(self, status: Callable[[], str]) -> None:
         """Apply the keys that can change while the daemon runs.
 
-        The service manager is told at the beginning and, whether the reload succeeds or fails, at the end.
+        Notifies the service manager when the reload starts and when it ends, even if it fails.
         """
         await self._manager.reloading()
         try:
