@@ -24,6 +24,7 @@ COMMANDS: Final = (
     ["guest", "--list"],
 )
 """One for each way to standard output, of those that end by themselves."""
+QUICK: Final = (["--help"], ["ls"])
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +78,19 @@ def test_a_command_whose_output_finds_no_space_says_so_in_one_sentence(
         )
 
 
-@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(each, marks=[] if each in QUICK else [pytest.mark.verify], id=" ".join(each))
+        for each in COMMANDS
+    ],
+)
 def test_a_command_whose_reader_is_gone_ends_without_a_word(operators: Path, arguments: list[str]) -> None:
     with closed_pipe() as stdout:
         assert run(operators, arguments, stdout) == (1, "")
 
 
+@pytest.mark.verify
 def test_an_exercise_whose_reader_goes_away_ends_without_a_word() -> None:
     """Its tasks and its daemon end with it."""
     arguments = ("exercise", "--vps", "1", "--memory", "declared", "--seconds", "600")

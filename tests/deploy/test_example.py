@@ -131,9 +131,8 @@ def test_check_config_prints_every_value_and_its_source_as_an_equivalent_file(
 @pytest.mark.parametrize("command", ["serve", "check-config"])
 def test_a_file_that_is_named_twice_is_wrong_usage(command: str) -> None:
     """Each form alone is one and the same, in both commands."""
-    run = [sys.executable, "-m", "interceptd", command, "a.toml", "--config", "b.toml"]
-    ended = subprocess.run(run, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert (ended.returncode, "two configuration files: a.toml and --config b.toml" in ended.stderr) == (
+    ended = CliRunner().invoke(main, [command, "a.toml", "--config", "b.toml"])
+    assert (ended.exit_code, "two configuration files: a.toml and --config b.toml" in ended.stderr) == (
         2,
         True,
     )
@@ -145,9 +144,8 @@ def test_both_commands_take_the_file_in_both_forms(
     tmp_path: Path, command: str, form: tuple[str, ...]
 ) -> None:
     (tmp_path / "wrong.toml").write_text("limits.operators = 0")
-    run = [sys.executable, "-m", "interceptd", command, *form, str(tmp_path / "wrong.toml")]
-    ended = subprocess.run(run, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert (ended.returncode, "limits.operators: expected `int` >= 1" in ended.stderr) == (1, True)
+    ended = CliRunner().invoke(main, [command, *form, str(tmp_path / "wrong.toml")])
+    assert (ended.exit_code, "limits.operators: expected `int` >= 1" in ended.stderr) == (1, True)
 
 
 def test_check_config_binds_nothing(tmp_path: Path) -> None:

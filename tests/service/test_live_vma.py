@@ -33,6 +33,10 @@ def test_a_system_v_segment_has_its_own_frames_even_if_its_id_equals_a_memfds_in
     assert frame(SEGMENT, 103) == ("sysv 0:1:7", 8)
 
 
+def test_the_first_system_v_segment_after_boot_has_its_own_frames_though_its_id_is_0() -> None:
+    assert frame(replace(SEGMENT, inode=0), 103) == ("sysv 0:1:0", 8)
+
+
 @pytest.mark.parametrize("vma", [PRIVATE, RING, SOCKET, HEAP])
 def test_any_other_memory_has_the_frames_of_its_place(vma: LiveVma) -> None:
     assert frame(vma, 103) == ("anonymous", 103)

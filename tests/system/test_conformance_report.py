@@ -110,6 +110,7 @@ def test_a_failed_case_shows_sent_received_expected_and_location(
 @pytest.mark.parametrize(
     ("numbers", "status"), [(["P-21", "O-1", "Y-2"], 0), (["P-7"], 1)], ids=["without it", "with it"]
 )
+@pytest.mark.verify
 def test_a_server_does_not_pass_with_a_statement_that_it_does_not_implement_yet(
     first_day: Path, numbers: list[str], status: int
 ) -> None:
@@ -117,12 +118,14 @@ def test_a_server_does_not_pass_with_a_statement_that_it_does_not_implement_yet(
     assert run_suite("--socket", first_day, *statements(*numbers)).returncode == status
 
 
+@pytest.mark.verify
 def test_a_profile_omits_cases_that_need_more(first_day: Path) -> None:
     run = run_suite("--socket", first_day, "--profile", "core", *statements("H-15", "N-1"))
     assert list(lines_of(run)) == ["H-15"]
     assert "left out: N-1: needs --profile notifier, too\n" in run.stdout
 
 
+@pytest.mark.verify
 def test_a_statement_of_which_the_profile_leaves_no_case_is_named_with_what_it_needs(first_day: Path) -> None:
     run = run_suite("--socket", first_day, "--profile", "notifier", *statements("N-1", "Y-2", "P-21"))
     assert re.findall("^left out: .*$", run.stdout, flags=re.MULTILINE) == [

@@ -50,17 +50,21 @@ class LiveVma(msgspec.Struct, frozen=True, gc=False):
 
         A shared mapping of a file has the frames of the file. A private one gets its own once it is written
         to. All anon_inode files share one inode, and other files without a path are no better: what their
-        driver maps belongs to the mapping. A System V segment shows its id as its inode, which a memfd on the
-        same device may have too.
+        driver maps belongs to the mapping. A System V segment shows its id as its inode: 0 for the first one
+        after boot, and possibly that of a memfd on the same device.
         """
         if not self._is_of_file:
             return ANONYMOUS
-        kind = "sysv" if self.name.startswith(_SYSV) else "file"
+        kind = "sysv" if self._is_sysv else "file"
         return f"{kind} {self.device[0]}:{self.device[1]}:{self.inode}"
 
     @property
     def _is_of_file(self) -> bool:
-        return self.shared and self.inode != 0 and self.name.startswith(_OF_FILES)
+        return self.shared and (self._is_sysv or (self.inode != 0 and self.name.startswith(_OF_FILES)))
+
+    @property
+    def _is_sysv(self) -> bool:
+        return self.name.startswith(_SYSV)
 
     @property
     def identity(self) -> Identity:
