@@ -18,6 +18,15 @@ from interceptctl.exercise.daemon_process import DaemonFailed, running_daemon
 
 LONG: Final = 60.0
 """Seconds: what a daemon on a busy machine may take, and more than that."""
+LISTEN_UNTIL_SIGTERM: Final = """
+import os, signal, socket, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[-1])
+listener.listen()
+signal.sigwait({signal.SIGTERM})
+"""
+"""A program. It blocks the signal first: a signal that comes just before `signal.pause` would not wake it."""
 
 
 async def open_slowly(pipe: Path, clock: MockClock) -> None:
@@ -56,15 +65,7 @@ async def test_a_daemon_that_cannot_start_is_shown_with_its_log() -> None:
 
 async def test_a_daemon_that_ends_badly_fails_the_exercise(tmp_path: Path) -> None:
     script = tmp_path / "ends_badly.py"
-    script.write_text(
-        "import os, signal, socket, sys\n"
-        "signal.signal(signal.SIGTERM, lambda *_: os._exit(3))\n"
-        "listener = socket.socket(socket.AF_UNIX)\n"
-        "listener.bind(sys.argv[-1])\n"
-        "listener.listen()\n"
-        "while True:\n"
-        "    signal.pause()\n"
-    )
+    script.write_text(LISTEN_UNTIL_SIGTERM + "os._exit(3)\n")
     with pytest.raises(DaemonFailed, match="status 3"):
         async with running_daemon((sys.executable, str(script))):
             pass
@@ -85,15 +86,7 @@ async def test_a_daemon_that_starts_slowly_is_waited_for_as_long_as_it_lives(
 async def test_a_daemon_that_ends_slowly_is_not_killed(tmp_path: Path, mock_clock: MockClock) -> None:
     pipe, script = tmp_path / "pipe", tmp_path / "ends_slowly.py"
     os.mkfifo(pipe)
-    script.write_text(
-        "import os, signal, socket, sys\n"
-        f"signal.signal(signal.SIGTERM, lambda *_: (open({str(pipe)!r}).read(), os._exit(0)))\n"
-        "listener = socket.socket(socket.AF_UNIX)\n"
-        "listener.bind(sys.argv[-1])\n"
-        "listener.listen()\n"
-        "while True:\n"
-        "    signal.pause()\n"
-    )
+    script.write_text(LISTEN_UNTIL_SIGTERM + f"open({str(pipe)!r}).read()\n")
     async with trio.open_nursery() as nursery:
         mock_clock.rate = 1
         async with running_daemon((sys.executable, str(script))) as path:
