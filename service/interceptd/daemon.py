@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import structlog
@@ -23,10 +23,12 @@ from interceptd.config.live import Settings
 from interceptd.config.schema import Config
 from interceptd.connections.accept import accept_forever
 from interceptd.connections.listen_address import ListenAddress
-from interceptd.connections.unix_listener import listen_unix
+from interceptd.connections.unix_listener import ListenError, listen_unix
 from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.partition import by_outcome
 from interceptd.partition.registry import PartitionRegistry
+from interceptd.scheduling.step_monitor import StepMonitor
+from interceptd.scheduling.time_share import Turns
 from interceptd.sessions.dispatcher import Dispatcher
 from interceptd.sessions.handshake import Endpoint
 from interceptd.systemd.notify import ServiceManager
@@ -58,6 +60,8 @@ class Daemon:
         self._settings = settings
         self._passed = passed
         self._manager = manager or ServiceManager()
+        self.monitor = StepMonitor()
+        self._turns = Turns(self.monitor)
         self.dispatcher = Dispatcher(
             settings,
             PartitionFactory(settings, chaos, self.event_bus),
@@ -65,6 +69,7 @@ class Daemon:
             overview=self,
             hello_reply=partial(_hello_reply, settings, chaos),
             event_bus=self.event_bus,
+            turns=self._turns,
         )
         self.started = trio.Event()
         self._drain_requested = trio.Event()
@@ -73,6 +78,20 @@ class Daemon:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained. Raises `ListenError` if a socket path cannot be used."""
+        failure: ListenError | None = None
+        async with trio.open_nursery() as turns:
+            turns.start_soon(self._turns.run)
+            try:
+                with ExitStack() as monitoring:
+                    await self._serve(task_status, monitoring)
+            except ListenError as error:  # carried out of the nursery, which would wrap it in a group
+                failure = error
+            turns.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _serve(self, task_status: trio.TaskStatus[None], monitoring: ExitStack) -> None:
+        """`monitoring` begins when the start, which keeps nobody waiting, is over."""
         config = self._settings.now
         with (
             listen_unix(
@@ -105,6 +124,7 @@ class Daemon:
                     task_status.started()
                     await self._manager.ready(self.status())
                     self.started.set()
+                    monitoring.enter_context(self.monitor.installed())
                     connections.start_soon(self._manager.feed_watchdog, self.status)
                     await self._drain_requested.wait()
                     listeners.cancel_scope.cancel()
@@ -137,8 +157,10 @@ class Daemon:
         configured = self._settings.now.timeouts.drain_ms / 1000
         return configured if self._drain_timeout is None else self._drain_timeout
 
-    def daemon_statistics(self) -> messages.DaemonStatistics:
-        partitions, totals = list(self.partitions), self.partitions.totals()
+    async def daemon_statistics(self) -> messages.DaemonStatistics:
+        """Lets others run while it adds up many partitions."""
+        totals = await self.partitions.totals()
+        partitions = list(self.partitions)
         vps = sum(len(partition.vps) for partition in partitions)
         admission = self.dispatcher.admission
         return messages.DaemonStatistics(

@@ -147,7 +147,7 @@ class World:
     def _given(self, gfns: GfnRange, count: int) -> list[Mapping]:
         return self.record.clipped(self.record.head(gfns, count))
 
-    def _drain(self) -> None:
+    async def _drain(self) -> None:
         while self.reported:
             self.notifier.invalidate(self.reported.pop(), Source.USERFAULTFD)
 

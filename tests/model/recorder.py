@@ -288,5 +288,8 @@ class _Hypervisor:
     def translate(self, gfn: int) -> Mapped | None:
         return self._recorder.software.translate(gfn)
 
+    async def discard(self) -> None:
+        await self._recorder.software.discard()
+
     def counters(self) -> HypervisorCounters:
         return self._recorder.software.counters()

@@ -148,7 +148,7 @@ async def test_calls_of_a_served_partition_are_in_its_totals(served: Served) -> 
     await served.mmio(guest)
     vp = await served.vp(guest)
     await vp.intercept(0x100)
-    assert served.daemon.partitions.totals().port_calls.map_gpa.count == 1
+    assert (await served.daemon.partitions.totals()).port_calls.map_gpa.count == 1
 
 
 # ------------------------------------------------ invalidations
@@ -199,7 +199,7 @@ async def test_a_partition_that_ends_while_the_parts_are_added_is_counted_once(s
     await wait_all_tasks_blocked()
     for part in parts:
         whole.add(part)
-    assert whole.answers == served.daemon.partitions.totals().answers == {Answer.NO_REGION: 2}
+    assert whole.answers == (await served.daemon.partitions.totals()).answers == {Answer.NO_REGION: 2}
     assert whole.intercepts.count == 2
 
 
@@ -207,7 +207,7 @@ async def test_the_sums_are_the_readers_own(served: Served) -> None:
     guest = await served.guest()
     vp = await served.vp(guest)
     await vp.intercept(0)
-    before = served.daemon.partitions.totals()
+    before = await served.daemon.partitions.totals()
     await vp.intercept(0)
     assert before.intercepts.count == before.answers.total() == 1
 

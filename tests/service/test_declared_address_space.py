@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes.drawn import SPACE, ranges
+from fakes.used_up_time import time_used_up_every
 from intercept_protocol.addresses import PageRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access
-from interceptd.address_space.declared import VMAS_PER_YIELD, DeclaredAddressSpace, Vma
+from interceptd.address_space.declared import VMAS_PER_PART, DeclaredAddressSpace, Vma
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
 
 RW = Access.READ | Access.WRITE
@@ -142,27 +143,28 @@ async def passed_meanwhile(edit: Awaitable[None]) -> int:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(another)
-        await edit
+        with time_used_up_every(1):
+            await edit
         nursery.cancel_scope.cancel()
     return turns
 
 
 async def test_unmap_of_many_vmas_yields() -> None:
-    many = 5 * VMAS_PER_YIELD
+    many = 5 * VMAS_PER_PART
     declared = space(*(vma(page, page + 1) for page in range(many)), limit=many)
     assert await passed_meanwhile(declared.unmap_vma(EVERYWHERE)) >= 3
     assert declared.vma_count == 0
 
 
 async def test_protect_of_many_vmas_yields() -> None:
-    many = 5 * VMAS_PER_YIELD
+    many = 5 * VMAS_PER_PART
     declared = space(*(vma(page, page + 1) for page in range(many)), limit=many)
     assert await passed_meanwhile(declared.protect_vma(EVERYWHERE, Access.READ)) >= 3
     assert declared.vma_count == many
 
 
 async def test_unmap_of_few_vmas_is_one_step() -> None:
-    declared = space(*(vma(page, page + 1) for page in range(VMAS_PER_YIELD)), limit=VMAS_PER_YIELD)
+    declared = space(*(vma(page, page + 1) for page in range(VMAS_PER_PART)), limit=VMAS_PER_PART)
     with trio.testing.assert_no_checkpoints():
         await declared.unmap_vma(EVERYWHERE)
     assert declared.vma_count == 0

@@ -295,7 +295,7 @@ async def test_operator_that_left_is_forgotten_by_the_event_bus() -> None:
 
         operator.close()
         other = await served.operator()
-        while served.daemon.daemon_statistics().connections > 1:
+        while (await served.daemon.daemon_statistics()).connections > 1:
             await other.ask("statistics")
 
         assert not served.daemon.event_bus.intercepts_wanted

@@ -135,7 +135,7 @@ async def test_a_pinned_add_that_cannot_be_resolved_in_time_is_retried_and_leave
 ) -> None:
     """Nothing was found out about its memory, so it is not EFAULT."""
     await with_region(model, RegionKind.PINNED)
-    region, _ = model.regions.first_regions(1)[0]
+    region = model.regions.first_regions(1)[0]
     with pytest.raises(WireError, match="cannot be populated: nobody answered") as refused:
         await handler(model, LiveLike(model.declared, silent=True)).populate(region)
     assert (refused.value.number, model.regions.region_count) == (errno.ETIMEDOUT, 0)

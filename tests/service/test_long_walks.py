@@ -1,4 +1,4 @@
-"""Long walks under the lock yield to other tasks once per `PER_YIELD` items.
+"""Long walks let other tasks run whenever their uid's time is used up, here after every `QUESTIONS` pieces.
 
 A turn is counted by a task of another's that is ready all the time. Taking a lock, and the order in which
 trio runs what is ready, give or take two turns; a walk that takes none is far below the counts asserted.
@@ -11,15 +11,17 @@ import trio
 
 from fakes.model_partition import RW, ModelPartition
 from fakes.others import Others
+from fakes.used_up_time import time_used_up_every
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.memory.guest_mappings import PER_YIELD
 from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
 
 TURNS = 8
-MANY = TURNS * PER_YIELD
+QUESTIONS = 32
+FEW = QUESTIONS // 2
+MANY = TURNS * QUESTIONS
 
 
 def scattered(count: int) -> list[Extent]:
@@ -44,6 +46,12 @@ async def pinned(model: ModelPartition, page_count: int) -> Region:
     return region
 
 
+async def invalidated(model: ModelPartition, pages: int) -> None:
+    """Served by this task, whose time it takes."""
+    model.notifier.invalidate(UaddrRange.at_page(0, pages))
+    await model.regions.serve_pending()
+
+
 async def committed(model: ModelPartition, extents: list[Extent]) -> Answer | None:
     region = await pinned(model, len(extents))
     return await model.regions.commit(model.regions.begin_whole(region), extents)
@@ -51,24 +59,27 @@ async def committed(model: ModelPartition, extents: list[Extent]) -> Answer | No
 
 async def test_a_commit_of_many_gaps_takes_turns(model: ModelPartition, nursery: trio.Nursery) -> None:
     others = Others(nursery)
-    assert await committed(model, scattered(MANY)) is Answer.MAPPED
+    with time_used_up_every(QUESTIONS):
+        assert await committed(model, scattered(MANY)) is Answer.MAPPED
     assert others.turns >= TURNS - 2
     assert len(model.hypervisor.events) == MANY
 
 
 async def test_a_commit_of_few_gaps_does_not_yield(model: ModelPartition, nursery: trio.Nursery) -> None:
     """A checkpoint a map would double what a fault costs."""
-    region = await pinned(model, PER_YIELD - 1)
+    region = await pinned(model, FEW)
     attempt = model.regions.begin_whole(region)
     others = Others(nursery)
-    await model.regions.commit(attempt, scattered(PER_YIELD - 1))
+    with time_used_up_every(QUESTIONS):
+        await model.regions.commit(attempt, scattered(FEW))
     assert others.turns <= 1
 
 
 async def test_the_undoing_of_many_maps_takes_turns(model: ModelPartition, nursery: trio.Nursery) -> None:
     model.hypervisor.refuse_map(nth=MANY)
     others = Others(nursery)
-    assert await committed(model, scattered(MANY)) is Answer.HYPERVISOR_ERROR
+    with time_used_up_every(QUESTIONS):
+        assert await committed(model, scattered(MANY)) is Answer.HYPERVISOR_ERROR
     assert others.turns >= 2 * TURNS - 3
     assert model.hypervisor.counters().slat_extents == 0
 
@@ -78,14 +89,15 @@ async def test_revoking_many_mappings_of_one_region_yields(
     model: ModelPartition, nursery: trio.Nursery, change: str
 ) -> None:
     await committed(model, scattered(MANY))
-    region, _ = model.regions.first_regions(1)[0]
+    region = model.regions.first_regions(1)[0]
     changes = {
-        "invalidate": lambda: model.invalidate(0, MANY),
+        "invalidate": lambda: invalidated(model, MANY),
         "remove": lambda: model.regions.remove(region),
         "close": model.regions.close,
     }
     others = Others(nursery)
-    await changes[change]()
+    with time_used_up_every(2):  # it asks after each part
+        await changes[change]()
     assert others.turns >= TURNS - 2
     assert model.hypervisor.counters().mapped_gfns == 0
 
@@ -94,7 +106,8 @@ async def test_closing_many_regions_takes_turns(model: ModelPartition, nursery: 
     for gfn in range(MANY):
         await model.add_region(gfn, 1, gfn)
     others = Others(nursery)
-    await model.regions.close()
+    with time_used_up_every(QUESTIONS):
+        await model.regions.close()
     assert others.turns >= TURNS - 2
 
 
@@ -104,7 +117,8 @@ async def test_an_invalidation_of_many_regions_takes_turns(
     for gfn in range(MANY):
         await model.add_region(gfn, 1, 0)
     others = Others(nursery)
-    await model.invalidate(0, 1)
+    with time_used_up_every(QUESTIONS):
+        await invalidated(model, 1)
     assert others.turns >= TURNS - 2
 
 
@@ -115,15 +129,17 @@ async def test_populating_from_many_vmas_takes_turns_between_the_questions(
         await model.map_vma(page, 1, 2 * page)
     region = await pinned(model, MANY)
     others = Others(nursery)
-    await model.faults.populate(region)
+    with time_used_up_every(QUESTIONS):
+        await model.faults.populate(region)
     assert others.turns >= 2 * TURNS - 3, "between the questions, and then between the maps"
     assert len(model.hypervisor.events) == MANY
 
 
 async def test_populating_from_few_vmas_does_not_yield(model: ModelPartition, nursery: trio.Nursery) -> None:
-    for page in range(PER_YIELD - 1):
+    for page in range(FEW):
         await model.map_vma(page, 1, 2 * page)
-    region = await pinned(model, PER_YIELD - 1)
+    region = await pinned(model, FEW)
     others = Others(nursery)
-    await model.faults.populate(region)
+    with time_used_up_every(QUESTIONS):
+        await model.faults.populate(region)
     assert others.turns <= 1

@@ -179,7 +179,7 @@ async def test_the_notifier_is_not_blocked_by_a_manager_that_is(
     served = Running(nursery, model.invalidate, PAGE, 1)
     await unmapping.wait_reached()
     with trio.testing.assert_no_checkpoints():
-        batch = model.notifier.invalidate(model.regions.first_regions(1)[0][0].uaddrs)
+        batch = model.notifier.invalidate(model.regions.first_regions(1)[0].uaddrs)
     assert not batch.done.is_set()
     unmapping.open()
     await served.result()

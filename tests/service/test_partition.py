@@ -266,7 +266,7 @@ async def test_an_unmap_that_is_refused_is_not_acknowledged(nursery: trio.Nurser
     await with_region(model)
     await model.fault(GFN)
     model.hypervisor.refuse_unmaps()
-    batch = model.notifier.invalidate(model.regions.first_regions(1)[0][0].uaddrs)
+    batch = model.notifier.invalidate(model.regions.first_regions(1)[0].uaddrs)
     with pytest.raises(WireError, match="the partition is lost"):
         await life.result()
     assert not batch.done.is_set()
@@ -363,7 +363,7 @@ async def test_i7_a_lost_partition_ends_alone_and_its_vmm_learns_why(
         assert await vps[0].receive() is None
         assert await vps[1].intercept(0x100) is Answer.ALREADY_MAPPED
         assert [each.partition_id for each in served.daemon.partitions] == [other.partition_id]
-        assert served.daemon.daemon_statistics().partitions_lost == 1
+        assert (await served.daemon.daemon_statistics()).partitions_lost == 1
         assert "partition_lost" in [entry["event"] for entry in logs]
 
 

@@ -17,6 +17,7 @@ from explorer.ports import Mapped, Unmapped
 from fakes.model_partition import RW, TIMEOUT, ModelPartition
 from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.running import Running
+from fakes.used_up_time import time_used_up_every
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
@@ -24,7 +25,7 @@ from intercept_protocol.outcomes import Access, Answer
 from interceptd.errors import PartitionLost
 from interceptd.memory.attempt import Attempt
 from interceptd.memory.fault_handler import FaultHandler
-from interceptd.memory.guest_mappings import PER_YIELD, GuestMappings
+from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.memory.region_manager import RegionManager
 from interceptd.pages.mapping import Frame, Mapping
@@ -93,7 +94,7 @@ async def test_a_change_by_a_task_that_does_not_hold_the_lock_is_refused_and_cha
 ) -> None:
     """Neither with the lock free nor while another task holds it."""
     await with_region(model, RegionKind.PINNED)
-    region = model.regions.first_regions(1)[0][0]
+    region = model.regions.first_regions(1)[0]
     before = list(model.hypervisor.events)
     with pytest.raises(AssertionError):
         await change(model, region)
@@ -141,7 +142,7 @@ async def test_the_first_regions_come_in_order_with_their_mapped_pages(model: Mo
     await model.add_region(GFN - 1, 1, PAGE - 1)
     await model.fault(GFN)
     await model.invalidate(PAGE, 2)
-    assert [(region.gfns.start, count) for region, count in model.regions.first_regions(2)] == [
+    assert [(region.gfns.start, region.mapped_gfns) for region in model.regions.first_regions(2)] == [
         (GFN - 1, 0),
         (GFN, PAGES - 2),
     ]
@@ -167,7 +168,7 @@ async def test_the_manager_is_busy_while_the_hypervisor_is_asked(
 async def test_changes_are_serialised(model: ModelPartition, nursery: trio.Nursery, second: str) -> None:
     """One slot says what is being changed: two changes at once would forget each other."""
     await with_region(model)
-    region, _ = model.regions.first_regions(1)[0]
+    region = model.regions.first_regions(1)[0]
     gate = model.gates.hold(Point.MAP)
     fault = Running(nursery, model.fault, GFN)
     await gate.wait_reached()
@@ -194,7 +195,7 @@ async def test_i10_a_mapping_is_recorded_before_the_hypervisor_is_asked(
     gate = model.gates.hold(Point.MAP)
     fault = Running(nursery, model.fault, GFN)
     await gate.wait_reached()
-    (_, recorded), *_ = model.regions.first_regions(1)
+    recorded = model.regions.first_regions(1)[0].mapped_gfns
     gate.open()
     await fault.result()
     assert recorded == PAGES
@@ -319,7 +320,7 @@ async def test_i9_an_attempt_whose_pages_another_has_mapped_commits_as_already_m
         PAGE, UaddrRange.at_page(PAGE, PAGES), UaddrRange.at_page(PAGE, PAGES)
     )
     assert extent is not None
-    region = model.regions.first_regions(1)[0][0]
+    region = model.regions.first_regions(1)[0]
     attempts = [model.regions.begin(region, GFN, Access.READ) for _ in range(2)]
     answers = [
         await model.regions.commit(attempt, [extent]) for attempt in attempts if isinstance(attempt, Attempt)
@@ -422,15 +423,16 @@ async def test_a_close_that_has_begun_completes_despite_cancellation(
     """It takes turns with others, and each turn is a chance to be cut off."""
     await with_region(model)
     await model.fault(GFN)
-    for gfn in range(2 * PER_YIELD):
+    for gfn in range(2):
         await model.add_region(1000 + gfn, 1, PAGE)
     unmapping = model.gates.hold(Point.UNMAP)
-    close = Running(nursery, model.regions.close)
-    await unmapping.wait_reached()
-    nursery.start_soon(close.cancel)
-    await wait_all_tasks_blocked()
-    unmapping.open()
-    await wait_all_tasks_blocked()
+    with time_used_up_every(1):
+        close = Running(nursery, model.regions.close)
+        await unmapping.wait_reached()
+        nursery.start_soon(close.cancel)
+        await wait_all_tasks_blocked()
+        unmapping.open()
+        await wait_all_tasks_blocked()
     assert (model.regions.region_count, model.hypervisor.counters().slat_extents) == (0, 0)
 
 
@@ -450,7 +452,7 @@ async def test_a_pinned_add_does_not_start_over_a_pending_invalidation(
     unserved: ModelPartition, page: int
 ) -> None:
     """The next pass would revoke what was just reported as mapped."""
-    region, _ = unserved.regions.first_regions(1)[0]
+    region = unserved.regions.first_regions(1)[0]
     unserved.notifier.invalidate(UaddrRange.at_page(page, 1))
     with pytest.raises(WireError, match="is being invalidated") as refused:
         unserved.regions.begin_whole(region)
@@ -459,7 +461,7 @@ async def test_a_pinned_add_does_not_start_over_a_pending_invalidation(
 
 @pytest.mark.parametrize("page", [PAGE - 1, PAGE + PAGES])
 async def test_a_pinned_add_starts_beside_a_pending_invalidation(unserved: ModelPartition, page: int) -> None:
-    region, _ = unserved.regions.first_regions(1)[0]
+    region = unserved.regions.first_regions(1)[0]
     unserved.notifier.invalidate(UaddrRange.at_page(page, 1))
     attempt = unserved.regions.begin_whole(region)
     assert (attempt.window.uaddrs, attempt.uaddr_page, attempt.stale) == (region.uaddrs, PAGE, False)
@@ -469,7 +471,7 @@ async def test_a_pinned_add_does_not_start_over_memory_being_revoked(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     await with_region(model, RegionKind.PINNED)
-    region, _ = model.regions.first_regions(1)[0]
+    region = model.regions.first_regions(1)[0]
     gate = model.gates.hold(Point.UNMAP)
     invalidate = Running(nursery, model.invalidate, PAGE + 3, 1)
     await gate.wait_reached()
@@ -483,4 +485,4 @@ async def test_only_the_exact_region_is_removed(model: ModelPartition) -> None:
     await with_region(model)
     await model.add_region(GFN + PAGES, PAGES, PAGE)
     await model.regions.remove_exactly(GfnRange.of(GFN, PAGES), UaddrRange.at_page(PAGE, PAGES))
-    assert [region.gfns.start for region, _ in model.regions.first_regions(9)] == [GFN + PAGES]
+    assert [region.gfns.start for region in model.regions.first_regions(9)] == [GFN + PAGES]

@@ -74,10 +74,10 @@ Compare = Callable[[list[Mapping], int], Awaitable[Compared]]
 
 
 class Comparison:
-    """One per partition. `drain` reads, synchronously, what the kernel has reported."""
+    """One per partition. `drain` reads what the kernel has reported."""
 
     def __init__(
-        self, notifier: MmuNotifier, given: Given, compare: Compare, drain: Callable[[], None]
+        self, notifier: MmuNotifier, given: Given, compare: Compare, drain: Callable[[], Awaitable[None]]
     ) -> None:
         self._notifier = notifier
         self._given = given
@@ -140,7 +140,7 @@ class Comparison:
                 if not given:
                     return
                 compared = await self._compare(given, PIECES_PER_QUESTION)
-                self._drain()
+                await self._drain()
             finally:
                 self._notifier.close_window(window)
             if window.stale:

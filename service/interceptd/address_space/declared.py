@@ -19,9 +19,10 @@ from intercept_protocol.outcomes import Access
 from interceptd.address_space import Caller
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
 from interceptd.pages.range_map import RangeMap
+from interceptd.scheduling.time_share import give_way, give_way_shielded
 
-VMAS_PER_YIELD = 1024
-"""VMAs that a long edit processes before it yields."""
+VMAS_PER_PART = 64
+"""VMAs that a long edit processes before it looks at the time."""
 
 
 class Vma(msgspec.Struct, frozen=True, gc=False):
@@ -72,6 +73,11 @@ class DeclaredAddressSpace:
     def close(self) -> None:
         """Does nothing: there are no descriptors."""
 
+    async def discard(self) -> None:
+        """Free the VMAs of an ended partition, and let others run meanwhile."""
+        while self._vmas.drop_some():
+            await give_way_shielded()
+
     async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:  # noqa: ARG002 - as above
         vma = self.vma_at(page)
         return None if vma is None else vma.io
@@ -81,13 +87,13 @@ class DeclaredAddressSpace:
 
     def map_vma(self, vma: Vma) -> None:
         """Raises EEXIST over another VMA, ENOSPC at the limit."""
-        overlapped = self._vmas.overlapping(vma)
-        if overlapped:
+        overlapped = self._vmas.first(vma)
+        if overlapped is not None:
             raise WireError(
                 errno.EEXIST,
-                f"VMA {_uaddrs(vma)} overlaps {_uaddrs(overlapped[0])}",
-                start_uaddr=overlapped[0].start << PAGE_SHIFT,
-                page_count=overlapped[0].end - overlapped[0].start,
+                f"VMA {_uaddrs(vma)} overlaps {_uaddrs(overlapped)}",
+                start_uaddr=overlapped.start << PAGE_SHIFT,
+                page_count=overlapped.end - overlapped.start,
             )
         self._require_room(1)
         self._vmas.insert(vma)
@@ -101,7 +107,7 @@ class DeclaredAddressSpace:
         self._require_room(self._cuts(uaddrs) - len(self._vmas.overlapping(self._vmas.head(uaddrs, 2))))
         for part in self._parts(uaddrs):
             self._vmas.carve(part)
-            await _yield_between(part, uaddrs)
+            await give_way()
 
     async def protect_vma(self, uaddrs: UaddrRange, access: Access) -> None:
         """Set the rights of everything in `uaddrs`. Otherwise like `unmap_vma`."""
@@ -109,13 +115,13 @@ class DeclaredAddressSpace:
         for part in self._parts(uaddrs):
             for vma in self._vmas.carve(part):
                 self._vmas.insert(replace(vma, access=access))
-            await _yield_between(part, uaddrs)
+            await give_way()
 
     def _parts(self, uaddrs: UaddrRange) -> Iterator[PageRange]:
-        """`uaddrs` in parts in each of which at most `VMAS_PER_YIELD` VMAs start."""
+        """`uaddrs` in parts in each of which at most `VMAS_PER_PART` VMAs start."""
         rest: PageRange = uaddrs
         while rest.page_count:
-            part = self._vmas.head(rest, VMAS_PER_YIELD)
+            part = self._vmas.head(rest, VMAS_PER_PART)
             yield part
             rest = rest.slice(part.end, rest.end)
 
@@ -129,12 +135,6 @@ class DeclaredAddressSpace:
     def _require_room(self, more: int) -> None:
         if len(self._vmas) + more > (limit := self._vma_limit()):
             raise WireError(errno.ENOSPC, f"a partition may have {limit} VMAs", limit="vmas_per_partition")
-
-
-async def _yield_between(part: PageRange, whole: PageRange) -> None:
-    """Let other tasks run between two parts."""
-    if part.end < whole.end:
-        await trio.lowlevel.checkpoint()
 
 
 def _uaddrs(vma: Vma) -> UaddrRange:

@@ -35,6 +35,7 @@ from interceptd.address_space.workers import Workers
 from interceptd.connections.peer import Pidfd
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.pages.mapping import Extent, Frame, Mapping
+from interceptd.scheduling.time_share import give_way
 
 WORKERS = {Caller.GUEST: 4, Caller.VMM: 2}
 """Threads that may wait for one VMM's mmap lock at a time. A VMM makes one call at a time; the second thread
@@ -125,7 +126,7 @@ class ProcessAddressSpace:
             return None
         found = await self._ask(attachment, partial(_lookup, attachment, page, window, region), caller)
         if self._watch is not None:
-            self._watch.drain()  # an unmap before the last look-up must be known before the commit
+            await self._watch.drain()  # an unmap before the last look-up must be known before the commit
         if found is None:
             return None
         frame = Frame(found.vma.backing, found.vma.backing_page(found.uaddrs.start))
@@ -174,6 +175,9 @@ class ProcessAddressSpace:
             await self._gone.wait()
             nursery.cancel_scope.cancel()
 
+    async def discard(self) -> None:
+        """Does nothing: the kernel keeps the VMAs."""
+
     def close(self) -> None:
         """Release the descriptors and the threads; no question may follow."""
         for workers in self._workers.values():
@@ -203,6 +207,7 @@ class ProcessAddressSpace:
         assert attachment is not None, "attached before it is run"
         while True:
             await trio.sleep(PROBE_SECONDS)
+            await give_way()  # the probes of many partitions are due at once
             for workers in self._workers.values():
                 workers.trim()
             with suppress(Undecided):  # a busy process is alive; `_ask` handles one that is gone

@@ -107,13 +107,16 @@ class Userfaultfd:
         """Stop watching. Raises `OSError`; does nothing if the range is not watched."""
         fcntl.ioctl(self._descriptor, UFFDIO_UNREGISTER, _RANGE.pack(uaddrs.start_uaddr, uaddrs.length))
 
-    def read_events(self) -> list[UaddrRange]:
-        """The ranges of up to `EVENTS_PER_READ` unmaps, which then continue; empty without events.
+    def read_events(self, most: int = EVENTS_PER_READ) -> list[UaddrRange]:
+        """The ranges of up to `most` unmaps, which then continue; empty without events. `most` is at most
+        `EVENTS_PER_READ`.
 
         Never blocks, even if the VMM cleared O_NONBLOCK. Raises `OSError` when the mm is gone.
         """
         try:
-            size = os.preadv(self._descriptor, [self._buffer], -1, os.RWF_NOWAIT)
+            size = os.preadv(
+                self._descriptor, [memoryview(self._buffer)[: most * _EVENT.size]], -1, os.RWF_NOWAIT
+            )
         except BlockingIOError:
             return []
         return parse_events(memoryview(self._buffer)[:size])

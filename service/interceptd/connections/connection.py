@@ -237,10 +237,13 @@ class Connection:
             raise ConnectionGone(sentence(error)) from error
 
     async def _parked(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+        """Wait for the socket, and then for the uid's turn: of many that are ready at once, some go on."""
         try:
             await wait(self._socket)
         except (trio.ClosedResourceError, OSError) as error:
             raise ConnectionGone("closed here") from error
+        if self.tenant.time_share.used_up:
+            await self.tenant.time_share.turn()
 
     def _peek(self) -> bytes:
         try:

@@ -13,6 +13,8 @@ import trio
 
 READABLE_OR_HUNG_UP = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
 """One-shot, because a cancelled wait may go on for a while in a shielded section: the task must not spin."""
+AT_ONCE = 64
+"""Waits that one step cancels, some 10 us each: a process with thousands of connections may exit."""
 
 
 class HangupWatch:
@@ -26,7 +28,7 @@ class HangupWatch:
         """Cancel the waits of peers that send or hang up, until cancelled itself."""
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
-            for descriptor, _ in self._epoll.poll(0):
+            for descriptor, _ in self._epoll.poll(0, AT_ONCE):
                 self._waits[descriptor].cancel()
 
     def add(self, descriptor: int, wait: trio.CancelScope) -> None:

@@ -13,6 +13,8 @@ import trio
 
 from interceptd.eager_lock import EagerLock
 from interceptd.quota import Quota
+from interceptd.scheduling.step_monitor import StepMonitor
+from interceptd.scheduling.time_share import TimeShare, Turns
 
 log = structlog.get_logger()
 
@@ -50,7 +52,10 @@ class Tenant:
     meanwhile. Nothing is lost, and no other uid waits.
     """
 
-    def __init__(self, uid: int, limits: Callable[[], UidLimits], gate: EagerLock) -> None:
+    def __init__(
+        self, uid: int, limits: Callable[[], UidLimits], gate: EagerLock, time_share: TimeShare
+    ) -> None:
+        self.time_share = time_share
         self.connections = Quota(
             uid, "connections", "connections_per_uid", lambda: limits().connections_per_uid
         )
@@ -102,17 +107,18 @@ class Tenant:
 
 
 class Tenants:
-    """All of them, by uid. `limits` is called whenever one is needed."""
+    """All of them, by uid. `limits` is called whenever one is needed; `turns` divides the loop's time."""
 
-    def __init__(self, limits: Callable[[], UidLimits]) -> None:
+    def __init__(self, limits: Callable[[], UidLimits], turns: Turns | None = None) -> None:
         self._limits = limits
+        self._turns = turns or Turns(StepMonitor())
         self._gate = EagerLock()  # FIFO, and each uid waits in it at most once: they take turns
         self._by_uid: dict[int, Tenant] = {}
 
     def of(self, uid: int) -> Tenant:
         if uid not in self._by_uid:
             self._by_uid = {known: tenant for known, tenant in self._by_uid.items() if not tenant.idle}
-            self._by_uid[uid] = Tenant(uid, self._limits, self._gate)
+            self._by_uid[uid] = Tenant(uid, self._limits, self._gate, self._turns.share())
         return self._by_uid[uid]
 
     @property

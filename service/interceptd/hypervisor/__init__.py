@@ -57,5 +57,8 @@ class Hypervisor(Protocol):
     def translate(self, gfn: int) -> Mapping | None:
         """The mapping through which the guest can access `gfn`; None if it cannot."""
 
+    async def discard(self) -> None:
+        """Free what is known of an ended partition, and let others run meanwhile."""
+
     def counters(self) -> HypervisorCounters:
         """A snapshot."""

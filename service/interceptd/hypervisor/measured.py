@@ -38,5 +38,8 @@ class MeasuredHypervisor:
     def translate(self, gfn: int) -> Mapping | None:
         return self._inner.translate(gfn)
 
+    async def discard(self) -> None:
+        await self._inner.discard()
+
     def counters(self) -> HypervisorCounters:
         return self._inner.counters()

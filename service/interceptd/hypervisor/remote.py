@@ -113,6 +113,9 @@ class RemoteHypervisor:
         entry = self._mirror.entry(gfn)
         return entry if entry is not None and entry.access else None
 
+    async def discard(self) -> None:
+        await self._mirror.discard()
+
     def counters(self) -> HypervisorCounters:
         return HypervisorCounters(
             mapped_gfns=self._mirror.gfn_count - self._mirror.no_access_gfns,

@@ -1,7 +1,7 @@
 """The software second-level table: gfn -> (frame, access), stored as extents.
 
-Owns the entries and the capacity of a table page; must not know hypercalls. Pure and synchronous: an edit
-costs what its extents cost, whether it spans a page or 64 GiB.
+Owns the entries and the capacity of a table page; must not know hypercalls. An edit is
+synchronous and costs what its extents cost, whether it spans a page or 64 GiB.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from intercept_protocol.addresses import GfnRange
 from intercept_protocol.outcomes import Access
 from interceptd.pages.mapping import Mapping, insert_joined
 from interceptd.pages.range_map import RangeMap
+from interceptd.scheduling.time_share import give_way_shielded
 
 GFNS_PER_TABLE_PAGE = 512
 """A 4 KiB table page holds 512 entries of 8 bytes."""
@@ -52,6 +53,11 @@ class SoftwareSlat:
         self.clear(mapping.gfns)
         self._no_access_gfns += _no_access(mapping)
         insert_joined(self._entries, mapping)
+
+    async def discard(self) -> None:
+        """Free all entries in pieces; for the end."""
+        while self._entries.drop_some():
+            await give_way_shielded()
 
     def clear(self, gfns: GfnRange) -> None:
         """Remove the entries in `gfns`."""

@@ -72,6 +72,9 @@ class SoftwareHypervisor:
         entry = self._slat.entry(gfn)
         return entry if entry is not None and entry.access else None
 
+    async def discard(self) -> None:
+        await self._slat.discard()
+
     def counters(self) -> HypervisorCounters:
         return HypervisorCounters(
             mapped_gfns=self._slat.gfn_count - self._slat.no_access_gfns,

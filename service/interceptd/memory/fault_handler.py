@@ -18,10 +18,10 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access, Answer, allows
 from interceptd.address_space import AddressSpace, Caller, Undecided
 from interceptd.memory.attempt import Attempt, Busy
-from interceptd.memory.guest_mappings import PER_YIELD
 from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.memory.region_manager import RegionManager
 from interceptd.pages.mapping import Extent, Mapping
+from interceptd.scheduling.time_share import give_way
 from interceptd.telemetry.counters import Stages
 from interceptd.telemetry.histogram import LatencyHistogram
 
@@ -92,6 +92,7 @@ class FaultHandler:
                         fault.waited = True
                         with _timed(self.stages.wait):
                             await until.wait()
+                        await give_way()  # many may have waited for the same
                     case attempt:
                         answer = Answer.CONTENDED
                         if self._may_wait() and (instead := interrupted()) is not None:
@@ -178,8 +179,7 @@ class FaultHandler:
                 raise _unpopulated(region, f"uaddr {page << PAGE_SHIFT:#x} may not be read")
             extents.append(extent)
             page = extent.uaddrs.end
-            if not len(extents) % PER_YIELD:
-                await trio.lowlevel.checkpoint()
+            await give_way()
         return extents
 
 

@@ -24,13 +24,12 @@ from interceptd.hypervisor import Hypervisor, HypervisorError
 from interceptd.memory.region import Region
 from interceptd.pages.mapping import Mapping, join
 from interceptd.pages.range_map import RangeMap
+from interceptd.scheduling.time_share import give_way_shielded
 
 log = structlog.get_logger()
 
-PER_YIELD = 32
-"""Regions, or mappings, that a long walk under the lock passes before it yields to other tasks: a partition
-with a million of them must not stop the others, and each takes up to 0.1 ms. Tasks that want the partition's
-lock wait all the same."""
+MAPPINGS_PER_PART = 32
+"""Mappings that are looked at together; those that continue each other are then revoked in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +68,6 @@ class GuestMappings:
         """The first mappings in `gfns`, in order and cut to them: all, or `count` and perhaps one more."""
         return self._record.clipped(self._record.head(gfns, count))
 
-    def mapped_gfns(self, gfns: GfnRange) -> int:
-        return sum(mapping.end - mapping.start for mapping in self._record.clipped(gfns))
-
     # ------------------------------------------------ changing: the lock is held, and nothing is broken off
 
     async def map_gaps(self, region: Region, wanted: Iterable[Mapping], deadline: float) -> int:
@@ -93,7 +89,7 @@ class GuestMappings:
                 made.append(gap)
                 if trio.current_time() > deadline:
                     return len(made)
-                await yield_every(len(made))
+                await give_way_shielded()
         return len(made)
 
     async def map_no_access(self, region: Region) -> None:
@@ -116,9 +112,9 @@ class GuestMappings:
                             await self._ask(self._hypervisor.map_gpa(region.no_access(run)))
                         else:
                             await self._ask(self._hypervisor.unmap_gpa(run))
-                    self._record.carve(run)
-            if part.end < gfns.end:
-                await trio.lowlevel.cancel_shielded_checkpoint()
+                    self._forget(region, run)
+                await give_way_shielded()
+            await give_way_shielded()
 
     async def unmap_all(self, region: Region) -> None:
         """Leave the guest nothing of the region at all, for good. Raises like `revoke`."""
@@ -129,9 +125,14 @@ class GuestMappings:
                 with self._changing(run):
                     with _no_refusal(run):
                         await self._ask(self._hypervisor.unmap_gpa(run))
-                    self._record.carve(run)
-            if part.end < region.gfns.end:
-                await trio.lowlevel.cancel_shielded_checkpoint()
+                    self._forget(region, run)
+                await give_way_shielded()
+            await give_way_shielded()
+
+    async def discard(self) -> None:
+        """Free the record of a partition that has ended, and let others run meanwhile."""
+        while self._record.drop_some():
+            await give_way_shielded()
 
     # ------------------------------------------------ helpers
 
@@ -181,10 +182,11 @@ class GuestMappings:
             raise HypervisorError(errno.ENOSPC, f"a partition may have {limit} mappings")
         with self._changing(mapping.gfns):
             self._record.insert(mapping)
+            region.mapped_gfns += mapping.end - mapping.start
             try:
                 await self._ask(self._hypervisor.map_gpa(mapping))
             except HypervisorError:
-                self._record.carve(mapping)
+                self._forget(region, mapping.gfns)
                 raise
             except PartitionLost:
                 raise
@@ -194,25 +196,23 @@ class GuestMappings:
             join(self._record, mapping)
 
     async def _undo(self, region: Region, made: list[Mapping], deadline: float) -> None:
-        for passed, mapping in enumerate(made, start=1):
+        for mapping in made:
             if trio.current_time() > deadline:
                 return
             await self.revoke(region, mapping.gfns)
-            await yield_every(passed)
+
+    def _forget(self, region: Region, gfns: GfnRange) -> None:
+        before = self._record.page_count
+        self._record.carve(gfns)
+        region.mapped_gfns -= before - self._record.page_count
 
     def _parts(self, gfns: GfnRange) -> Iterator[GfnRange]:
-        """`gfns` cut so that few mappings begin in each part; the caller lets others run in between."""
+        """`gfns` cut so that few mappings begin in each part; the caller gives way in between."""
         rest = gfns
         while rest.page_count:
-            part = self._record.head(rest, PER_YIELD)
+            part = self._record.head(rest, MAPPINGS_PER_PART)
             yield GfnRange(start=part.start, end=part.end)
             rest = GfnRange(start=part.end, end=rest.end)
-
-
-async def yield_every(passed: int) -> None:
-    """Once in `PER_YIELD`. No generator: one that an error leaves half-way is never closed."""
-    if not passed % PER_YIELD:
-        await trio.lowlevel.cancel_shielded_checkpoint()
 
 
 @contextmanager

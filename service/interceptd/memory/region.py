@@ -51,6 +51,8 @@ class Region(msgspec.Struct, eq=False, gc=False):
     kind_origin: KindOrigin
     access: Access
     state: RegionState = RegionState.LIVE
+    mapped_gfns: int = 0
+    """Gfns that are recorded as mapped: counted, because a region may have a mapping for each."""
 
     def uaddrs_of(self, gfns: GfnRange) -> UaddrRange:
         shift = self.uaddrs.start - self.gfns.start

@@ -25,12 +25,13 @@ from intercept_protocol.outcomes import Access, Answer, allows
 from interceptd.hypervisor import HypervisorError
 from interceptd.memory import region_facts
 from interceptd.memory.attempt import Attempt, Busy, attempt_at, attempt_over
-from interceptd.memory.guest_mappings import GuestMappings, yield_every
+from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.region import Region, RegionState
 from interceptd.memory.region_list import RegionList
 from interceptd.mmu_notifier import Batch, MmuNotifier
 from interceptd.pages.mapping import Extent, Mapping
 from interceptd.quota import Quota
+from interceptd.scheduling.time_share import give_way_shielded
 from interceptd.telemetry.event_bus import Publisher
 
 log = structlog.get_logger()
@@ -76,9 +77,9 @@ class RegionManager:
     def region_count(self) -> int:
         return len(self._regions)
 
-    def first_regions(self, count: int) -> list[tuple[Region, int]]:
-        """Up to `count` regions in the order of their gfns, each with its number of mapped gfns."""
-        return [(region, self._mappings.mapped_gfns(region.gfns)) for region in islice(self._regions, count)]
+    def first_regions(self, count: int) -> list[Region]:
+        """Up to `count` regions in the order of their gfns."""
+        return list(islice(self._regions, count))
 
     def lookup(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Region:
         """Classify an access to `gfn`, atomically.
@@ -180,10 +181,10 @@ class RegionManager:
         """Take away what is pending, and say so. The set is taken under the lock: one pass serves all."""
         async with self._lock:
             batch = self._notifier.take()
-            touched = ((region, uaddrs) for uaddrs in batch.pieces for region in self._regions.behind(uaddrs))
-            for passed, (region, uaddrs) in enumerate(touched, start=1):
-                await self._invalidate(region, uaddrs, exact=not batch.collapsed)
-                await yield_every(passed)
+            for uaddrs in batch.pieces:
+                for region in self._regions.behind(uaddrs):
+                    await self._invalidate(region, uaddrs, exact=not batch.collapsed)
+                await give_way_shielded()
             self._notifier.served(batch)
 
     async def wait_served(self, batch: Batch) -> None:
@@ -199,13 +200,15 @@ class RegionManager:
     async def close(self) -> None:
         """Unmap everything and forget the regions: the end of the partition (I6)."""
         async with self._lock:
-            for passed, region in enumerate(list(self._regions), start=1):
+            while (region := next(iter(self._regions), None)) is not None:
                 await self._remove(region)
-                await yield_every(passed)
 
-    def release_quota(self) -> None:
-        """The partition has ended: regions that could not be removed no longer count against its uid."""
-        self._quota.release(len(self._regions))
+    async def discard(self) -> None:
+        """The partition has ended: forget what could not be removed, which no longer counts for its uid."""
+        while (region := next(iter(self._regions), None)) is not None:
+            self._unlink(region)
+            await give_way_shielded()
+        await self._mappings.discard()
 
     # ------------------------------------------------ helpers; the lock is held
 
@@ -232,6 +235,7 @@ class RegionManager:
         self._notifier.mark_stale(region.uaddrs)
         await self._mappings.unmap_all(region)
         self._event_bus.publish(region_facts.removed(region))
+        await give_way_shielded()
 
     def _unlink(self, region: Region) -> None:
         self._regions.remove(region)

@@ -95,6 +95,16 @@ class OrderedMap(Generic[Value]):
         if len(keys) < CHUNK // 4:
             self._join_with_neighbour(chunk)
 
+    def drop_some(self) -> bool:
+        """Remove up to `CHUNK` entries; False if there are none. Freeing a million in one step would take
+        some 100 ms."""
+        if not self._firsts:
+            return False
+        self._size -= len(self._keys.pop())
+        self._firsts.pop()
+        self._values.pop()
+        return True
+
     def _put_in_chunk(self, at: int, keys: array[int], values: list[Value]) -> None:
         self._firsts.insert(at, keys[0])
         self._keys.insert(at, keys)

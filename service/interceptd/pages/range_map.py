@@ -60,6 +60,11 @@ class RangeMap(Generic[Item]):
         last = self._items.floor(pages.end - 1)
         return last is not None and last.end > pages.start
 
+    def first(self, pages: RangeItem | PageRange) -> Item | None:
+        """The first item that overlaps `pages`, unsliced."""
+        item = self.find(pages.start)
+        return item if item is not None else next(self._items.between(pages.start, pages.end), None)
+
     def overlapping(self, pages: RangeItem | PageRange) -> list[Item]:
         """The items that overlap `pages`, unsliced and in order: a snapshot, so the map may be edited."""
         last = self._items.floor(pages.end - 1)
@@ -102,6 +107,11 @@ class RangeMap(Generic[Item]):
         assert not self.touches(item), f"{item} overlaps {self.overlapping(item)[0]}"
         self._items[item.start] = item
         self._page_count += item.end - item.start
+
+    def drop_some(self) -> bool:
+        """Remove some items, and False if there are none: a large map is freed in pieces. `page_count` is
+        not kept."""
+        return self._items.drop_some()
 
     def carve(self, pages: RangeItem | PageRange) -> list[Item]:
         """Remove everything in `pages`, slicing at both ends, and return what was removed."""

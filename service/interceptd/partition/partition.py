@@ -36,6 +36,7 @@ from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.virtual_processor import VirtualProcessor
+from interceptd.scheduling.time_share import give_way
 from interceptd.telemetry.counters import PortCalls, Totals
 from interceptd.telemetry.event_bus import PartitionPublisher
 from interceptd.telemetry.histogram import InterceptLatency
@@ -84,6 +85,8 @@ class Partition:
     def __post_init__(self) -> None:
         self._nursery: trio.Nursery | None = None
         self._serving = trio.CancelScope()
+        self._joined: dict[_Joined, None] = {}
+        self._is_lost = False
         self._vmm_left = trio.Event()
         self._left_latency = InterceptLatency()
 
@@ -112,6 +115,7 @@ class Partition:
                     failure = error
                 self._vmm_left.set()
                 await self._end()
+                await self._end_joined()
                 self._nursery.cancel_scope.cancel()
         except* PartitionLost as lost:
             self.lost = True
@@ -122,7 +126,9 @@ class Partition:
         finally:
             self.ending = True
             self.memory.close()
-            self.regions.release_quota()
+            await self.memory.discard()
+            await self.regions.discard()
+            await self.hypervisor.discard()
             log.info("partition_ended", intercepts=self.answers.total())
             self.event_bus.publish(events.PartitionEnded(intercepts=self.answers.total()))
         if failure is not None:
@@ -135,7 +141,7 @@ class Partition:
     def start_vp(self, vp: VirtualProcessor, connection: Connection, hello_reply: bytes) -> None:
         """Run a VP as a task of this partition. Raises ENOSPC if its uid has too many."""
 
-        def leave() -> None:
+        async def leave() -> None:
             del self.vps[vp.index]
             self.tenant.vps.release()
             self._left_latency.add(vp.latency)
@@ -151,13 +157,13 @@ class Partition:
         connection: Connection,
         hello_reply: bytes,
         serve: Callable[[], Awaitable[None]],
-        close: Callable[[], None],
+        close: Callable[[], Awaitable[None]],
     ) -> None:
         """Run a notifier connection as a task of this partition; `close` is called when it ends."""
 
-        def leave() -> None:
+        async def leave() -> None:
             self.notifiers -= 1
-            close()
+            await close()
 
         self.notifiers += 1
         self._spawn(connection, hello_reply, serve, leave)
@@ -173,7 +179,7 @@ class Partition:
             if not self._vmm_left.is_set():
                 raise PartitionLost("the hypervisor connection closed")
 
-        def leave() -> None:
+        async def leave() -> None:
             link.claimed = False  # for another, if this one left before it was welcomed
 
         link.claimed = True
@@ -186,9 +192,10 @@ class Partition:
             vp.kick()
         return vp is not None
 
-    def kick_all(self) -> None:
-        for vp in self.vps.values():
+    async def kick_all(self) -> None:
+        for vp in list(self.vps.values()):
             vp.kick()
+            await give_way()
 
     def latency(self) -> InterceptLatency:
         """Of the intercepts of all VPs that are or were."""
@@ -238,21 +245,25 @@ class Partition:
         connection: Connection,
         hello_reply: bytes,
         serve: Callable[[], Awaitable[None]],
-        leave: Callable[[], object],
+        leave: Callable[[], Awaitable[None]],
         **context: int,
     ) -> None:
         """Own a connection that joins: greet it, serve it, close it; nothing of it reaches the others."""
+        joined = _Joined()
 
         async def live() -> None:
             structlog.contextvars.bind_contextvars(partition_id=self.partition_id, **context)
             try:
-                with report_and_close(connection, self.event_bus):
+                with joined.scope, report_and_close(connection, self.event_bus):
                     await connection.send(hello_reply)
-                    await self._telling_vps(serve)
+                    await self._telling_vps(serve, joined)
             finally:
-                leave()
+                await leave()
+                del self._joined[joined]
+                joined.left.set()
 
         assert self._nursery is not None, "only a partition that runs is found"
+        self._joined[joined] = None
         self._nursery.start_soon(live)
 
     def _tell_created(self) -> None:
@@ -267,16 +278,21 @@ class Partition:
             )
         )
 
-    async def _telling_vps(self, task: Callable[[], Awaitable[None]]) -> None:
+    async def _telling_vps(self, task: Callable[[], Awaitable[None]], joined: _Joined | None = None) -> None:
         """If the task loses the partition, no VP is left without its answer when all tasks are cancelled."""
         try:
             await task()
         except PartitionLost:
+            if self._is_lost:  # another task has noticed, and ends this one
+                await trio.sleep_forever()
+            self._is_lost = True
             with trio.CancelScope(shield=True), trio.move_on_after(LAST_ANSWERS_SECONDS):
                 for vp in list(self.vps.values()):
                     vp.fail()
+                    await give_way()
                 for vp in list(self.vps.values()):
                     await vp.wait_quiet()
+                await self._end_joined(besides=joined)
             raise
 
     async def _end_with_memory(self) -> None:
@@ -287,8 +303,9 @@ class Partition:
     async def _end(self) -> None:
         """Take no more intercepts, answer those in flight, drain the notifier, unmap; the caller closes."""
         self.ending = True
-        for vp in self.vps.values():
+        for vp in list(self.vps.values()):
             vp.drain()
+            await give_way()
         with trio.move_on_after(timeout := self.end_timeout()) as scope:
             for vp in list(self.vps.values()):
                 await vp.wait_quiet()
@@ -301,6 +318,21 @@ class Partition:
                 await self.announcements.wait_answered()
         except PartitionLost as error:  # a VMM that is gone, or is told by the end of its connection
             log.warning("mappings_left", error=str(error))
+
+    async def _end_joined(self, *, besides: _Joined | None = None) -> None:
+        """End what joined, one after the other: ended at once, hundreds would take one round of the loop."""
+        for joined in list(self._joined):
+            if joined is not besides:
+                joined.scope.cancel()
+                await joined.left.wait()
+
+
+@dataclass(eq=False)
+class _Joined:
+    """A connection that joined: what ends it, and when it has left."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    left: trio.Event = field(default_factory=trio.Event)
 
 
 def by_outcome(answers: Counter[Answer]) -> dict[str, dict[str, int]]:

@@ -11,6 +11,7 @@ from itertools import chain
 import trio
 
 from interceptd.partition.partition import Partition
+from interceptd.scheduling.time_share import give_way
 from interceptd.telemetry.counters import Totals
 
 
@@ -54,11 +55,12 @@ class PartitionRegistry:
         while self._partitions:
             await self._left.wait()
 
-    def totals(self) -> Totals:
-        """Of all partitions that are or were."""
+    async def totals(self) -> Totals:
+        """Of all partitions that are or were. Lets others run meanwhile."""
         whole = Totals()
         for part in self.parts():
             whole.add(part)
+            await give_way()
         return whole
 
     def parts(self) -> Iterator[Totals]:

@@ -25,6 +25,7 @@ from interceptd.errors import PartitionLost
 from interceptd.memory.fault_handler import Fault, FaultHandler
 from interceptd.pages.mapping import Mapping
 from interceptd.partition.progress_guard import ProgressGuard
+from interceptd.scheduling.time_share import give_way
 from interceptd.telemetry.event_bus import PartitionPublisher
 from interceptd.telemetry.histogram import InterceptLatency
 
@@ -163,6 +164,7 @@ class VirtualProcessor:
                 with trio.CancelScope() as self._waiting:
                     handling = self._faults.handle(fault, self._take_kick)
                     answer = await self._connection.answer_watched(handling)
+                    await give_way()  # many may have waited for the same
         except PartitionLost as error:  # raised once the VP has its answer
             self._lost = error
             return Answer.HYPERVISOR_ERROR

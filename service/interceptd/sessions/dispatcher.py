@@ -29,6 +29,8 @@ from interceptd.connections.request_loop import report_and_close, serve_calls
 from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
+from interceptd.scheduling.step_monitor import SPENT
+from interceptd.scheduling.time_share import Turns
 from interceptd.sessions.attach import Attacher
 from interceptd.sessions.event_stream import EventStream
 from interceptd.sessions.handshake import Admission, Endpoint, Handshake, HelloRefused
@@ -49,6 +51,7 @@ class Dispatcher:
         overview: Overview,
         hello_reply: Callable[[], HelloReply],
         event_bus: EventBus,
+        turns: Turns,
     ) -> None:
         self._settings = settings
         self._factory = factory
@@ -56,7 +59,7 @@ class Dispatcher:
         self._overview = overview
         self._hello_reply = hello_reply
         self._event_bus = event_bus
-        self.admission = Admission(settings, event_bus)
+        self.admission = Admission(settings, event_bus, turns)
         self._attacher = Attacher(settings, partitions, hello_reply)
         self.watch = HangupWatch()
         """Must run as long as connections are served."""
@@ -66,6 +69,7 @@ class Dispatcher:
         """Serve one connection, until it ends or a partition's nursery takes it over."""
         with ExitStack() as held:
             connection = Connection(accepted, self.admission.tenants, self.watch)
+            SPENT.set(connection.tenant.time_share)
             held.enter_context(report_and_close(connection, self._event_bus))
             try:
                 handshake = await self.admission.admit(connection, endpoint)

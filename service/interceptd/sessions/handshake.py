@@ -24,6 +24,7 @@ from interceptd.config.schema import Config
 from interceptd.connections.connection import LAST_LOOK_SECONDS, Connection, ConnectionGone
 from interceptd.connections.peer import require_allowed
 from interceptd.connections.tenants import Tenants
+from interceptd.scheduling.time_share import Turns
 from interceptd.telemetry.event_bus import Publisher
 
 LEFT: Final = "left"
@@ -72,10 +73,10 @@ class Handshake(msgspec.Struct, frozen=True):
 class Admission:
     """One for both sockets. Limits are per uid, so that no uid can keep another out."""
 
-    def __init__(self, settings: Settings, event_bus: Publisher) -> None:
+    def __init__(self, settings: Settings, event_bus: Publisher, turns: Turns) -> None:
         self._settings = settings
         self._event_bus = event_bus
-        self.tenants = Tenants(lambda: settings.now.limits)
+        self.tenants = Tenants(lambda: settings.now.limits, turns)
         self._without_hello: Counter[tuple[Endpoint, int]] = Counter()
         self.refusals: Counter[str] = Counter()
         """Rejected connections, by the error that they were sent; `LEFT` counts those that left."""

@@ -16,6 +16,7 @@ from intercept_protocol.messages import NotifierCall
 from interceptd.address_space import Undecided
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
+from interceptd.scheduling.time_share import give_way_shielded
 
 
 class NotifierSession:
@@ -44,11 +45,11 @@ class NotifierSession:
                 self._end(uaddrs)
         return None
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End what this connection began: it cannot any more."""
-        for uaddrs in self._begun.elements():
-            self._notifier.end(uaddrs)
-        self._begun.clear()
+        for uaddrs in list(self._begun.elements()):
+            self._end(uaddrs)
+            await give_way_shielded()
 
     async def _begin(self, uaddrs: UaddrRange) -> None:
         batch = self._notifier.begin(uaddrs)

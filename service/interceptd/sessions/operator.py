@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Coroutine
 from itertools import islice
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from intercept_protocol.messages import OperatorCall
 from interceptd.connections.request_loop import Reply
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
+from interceptd.scheduling.time_share import give_way
 from interceptd.sessions.vmm import set_policy
 from interceptd.telemetry.event_bus import EventBus, EventFilter, Subscription
 from interceptd.telemetry.histogram import BOUNDARIES_NS
@@ -27,7 +29,7 @@ class Overview(Protocol):
     @property
     def partitions(self) -> PartitionRegistry: ...
 
-    def daemon_statistics(self) -> messages.DaemonStatistics: ...
+    async def daemon_statistics(self) -> messages.DaemonStatistics: ...
 
     def drain(self, timeout: float) -> None:
         """Begin the daemon's end; it is over after at most `timeout` seconds."""
@@ -41,7 +43,7 @@ class OperatorSession:
         self._event_bus = event_bus
         self._subscription = subscription
 
-    def answer(self, call: OperatorCall) -> Reply:
+    def answer(self, call: OperatorCall) -> Reply | Coroutine[object, object, Reply]:
         match call:
             case messages.ListPartitions():
                 return self._list(call.after)
@@ -59,10 +61,13 @@ class OperatorSession:
                 self._event_bus.subscribe(self._subscription, _filter(call))
         return None
 
-    def _list(self, after: int) -> messages.PartitionList:
+    async def _list(self, after: int) -> messages.PartitionList:
         following = (p for p in self._overview.partitions if p.partition_id > after)
         page = list(islice(following, messages.PartitionList.PAGE + 1))
-        summaries = [_summary(partition) for partition in page[: messages.PartitionList.PAGE]]
+        summaries = []
+        for partition in page[: messages.PartitionList.PAGE]:
+            summaries.append(_summary(partition))
+            await give_way()
         return messages.PartitionList(partitions=summaries, more=len(page) > len(summaries))
 
     def _find(self, partition_id: int) -> Partition:
@@ -138,9 +143,9 @@ def _inspect(partition: Partition) -> messages.PartitionInspection:
                 state=region.state.value,
                 writable=bool(region.access & region.access.WRITE),
                 executable=bool(region.access & region.access.EXECUTE),
-                mapped_gfns=mapped_gfns,
+                mapped_gfns=region.mapped_gfns,
             )
-            for region, mapped_gfns in regions
+            for region in regions
         ],
         virtual_processors=[
             messages.VpView(vp_index=vp.index, state=vp.state, intercepts=vp.intercepts)

@@ -55,7 +55,7 @@ class VmmSession:
             case messages.AttachMemory():
                 return self._attach_memory(call)
             case messages.Kick():
-                self._kick(call)
+                return self._kick(call)
             case messages.SetPolicy():
                 set_policy(self._partition, call)
             case messages.Statistics():
@@ -138,9 +138,9 @@ class VmmSession:
         except Undecided as error:
             raise WireError(error.number, f"attach_memory: {error}") from None
 
-    def _kick(self, call: messages.Kick) -> None:
+    async def _kick(self, call: messages.Kick) -> None:
         if call.vp_index is VpSelection.ALL:
-            self._partition.kick_all()
+            await self._partition.kick_all()
         elif not self._partition.kick(call.vp_index):
             raise WireError(errno.ENOENT, f"no VP {call.vp_index} is attached", vp_index=call.vp_index)
 

@@ -14,11 +14,11 @@ from explorer.pauses import Point
 from explorer.ports import Mapped
 from fakes.model_partition import RW, ModelPartition
 from fakes.running import Running
-from intercept_protocol.addresses import PAGE_LIMIT, RangeError
+from fakes.used_up_time import time_used_up_every
+from intercept_protocol.addresses import PAGE_LIMIT, RangeError, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Answer
-from interceptd.memory.guest_mappings import PER_YIELD
 
 GFN, PAGE, PFN, PAGES = 0x103, 0x9000, 0x7000, 16
 BAR_PAGES = (64 << 30) >> 12
@@ -193,6 +193,10 @@ async def test_q_other_vps_are_answered_while_a_64_gib_bar_is_mapped(
     assert await bar.result() is Answer.MAPPED
 
 
+QUESTIONS = 32
+"""After so many pieces the time is used up."""
+
+
 class Turns:
     """Counts how often another partition's task gets to run."""
 
@@ -209,12 +213,14 @@ class Turns:
 async def test_q_an_invalidation_of_many_regions_yields_to_other_partitions(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    many = 8 * PER_YIELD
+    many = 8 * QUESTIONS
     await model.map_vma(PAGE, many, PFN)
     for region in range(many):
         await model.add_region(region, 1, PAGE + region)
     turns = Turns(nursery)
-    await model.invalidate(PAGE, many)
+    with time_used_up_every(QUESTIONS):
+        model.notifier.invalidate(UaddrRange.at_page(PAGE, many))
+        await model.regions.serve_pending()
     assert turns.taken >= 6, "eight parts, between which trio draws who is first"
 
 
@@ -222,17 +228,19 @@ async def test_q_a_pinned_region_over_many_vmas_always_yields_to_other_partition
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
     """q: a million VMAs in one region took the daemon minutes at a stretch."""
-    many = 8 * PER_YIELD
+    many = 8 * QUESTIONS
     for page in range(many):
         await model.map_vma(page, 1, 2 * page)
     turns = [Turns(nursery) for _ in range(3)]
-    await model.add_region(0, many, 0, RegionKind.PINNED)
-    added, turns[1].taken = turns[0].taken, 0
-    await model.remove_region(0, many, 0)
-    removed = turns[1].taken
-    await model.add_region(0, many, 0, RegionKind.PINNED)
-    turns[2].taken = 0
-    await model.invalidate(0, many)
+    with time_used_up_every(2):  # it asks after each part
+        await model.add_region(0, many, 0, RegionKind.PINNED)
+        added, turns[1].taken = turns[0].taken, 0
+        await model.remove_region(0, many, 0)
+        removed = turns[1].taken
+        await model.add_region(0, many, 0, RegionKind.PINNED)
+        turns[2].taken = 0
+        model.notifier.invalidate(UaddrRange.at_page(0, many))
+        await model.regions.serve_pending()
     assert (added >= 12, removed >= 6, turns[2].taken >= 6) == (True, True, True)
     assert model.pfns(0, many) == [None] * many
 

@@ -102,7 +102,7 @@ async def test_h_a_vma_that_got_more_rights_is_mapped_again_with_them(remap: Rem
         await model.map_vma(PAGE, PAGES, PFN, Access.READ)
         await model.add_region(GFN, PAGES, PAGE)
         await model.fault(GFN)
-        await model.declared.protect_vma(model.regions.first_regions(1)[0][0].uaddrs, RW)
+        await model.declared.protect_vma(model.regions.first_regions(1)[0].uaddrs, RW)
         assert await model.fault(GFN, Access.WRITE) is Answer.MAPPED
         assert await model.fault(GFN + 5, Access.WRITE) is Answer.ALREADY_MAPPED
 

@@ -107,7 +107,7 @@ async def test_h3_a_dangling_region_is_reported_once_and_can_be_removed(model: M
     with capture_logs() as logs:
         await model.unmap_vma(PAGE, 4)
         await model.unmap_vma(PAGE + 4, 4)
-    [(region, _)] = model.regions.first_regions(1)
+    [region] = model.regions.first_regions(1)
     assert region.state is RegionState.DANGLING
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["pinned_region_dangling"]
     await model.remove_region(GFN, PAGES, PAGE)

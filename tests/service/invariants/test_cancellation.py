@@ -90,7 +90,7 @@ async def fault_behind_an_invalidation(model: ModelPartition) -> None:
         try:
             await announced
         finally:
-            session.close()
+            await session.close()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(end)
@@ -106,7 +106,7 @@ async def announced(model: ModelPartition) -> None:
         await begun
         assert model.pfns(GFN, PAGES) == [None] * PAGES
     finally:
-        session.close()
+        await session.close()
 
 
 async def invalidated(model: ModelPartition) -> None:
