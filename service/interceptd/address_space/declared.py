@@ -107,7 +107,8 @@ class DeclaredAddressSpace:
         self._require_room(self._cuts(uaddrs) - len(self._vmas.overlapping(self._vmas.head(uaddrs, 2))))
         for part in self._parts(uaddrs):
             self._vmas.carve(part)
-            await give_way()
+            if part.end < uaddrs.end:
+                await give_way()
 
     async def protect_vma(self, uaddrs: UaddrRange, access: Access) -> None:
         """Set the rights of everything in `uaddrs`. Otherwise like `unmap_vma`."""
@@ -115,7 +116,8 @@ class DeclaredAddressSpace:
         for part in self._parts(uaddrs):
             for vma in self._vmas.carve(part):
                 self._vmas.insert(replace(vma, access=access))
-            await give_way()
+            if part.end < uaddrs.end:
+                await give_way()
 
     def _parts(self, uaddrs: UaddrRange) -> Iterator[PageRange]:
         """`uaddrs` in parts in each of which at most `VMAS_PER_PART` VMAs start."""

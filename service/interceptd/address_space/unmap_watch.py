@@ -20,8 +20,9 @@ from interceptd.telemetry.counters import Source
 DRAIN_READS = 64
 """Reads after which a drain gives up and makes every attempt stale."""
 READ_NS = 500_000
-"""A read that takes longer than this, in nanoseconds, is followed by one of half as many events. Each event
-that is read wakes all threads that wait for theirs (userfaultfd_event_complete(), fs/userfaultfd.c)."""
+"""Nanoseconds. While reads are faster than this and bring all that is asked for, each asks for twice as many
+events. Each event that is read wakes all threads that wait for theirs (userfaultfd_event_complete(),
+fs/userfaultfd.c), so 64 events may take seconds."""
 SPURIOUS_WAKE_SECONDS = 0.001
 """Pause after a wake-up without an event: a VMM that clears O_NONBLOCK makes poll(2) report errors forever,
 which must not make the daemon spin."""
@@ -31,7 +32,7 @@ class UnmapWatch:
     def __init__(self, userfaultfd: Userfaultfd, notifier: MmuNotifier) -> None:
         self._userfaultfd = userfaultfd
         self._notifier = notifier
-        self._at_once = EVENTS_PER_READ
+        self._at_once = 1
 
     async def run(self) -> None:
         """Read events until cancelled, or until the mm is gone."""
@@ -55,8 +56,10 @@ class UnmapWatch:
         """Read once; returns whether there were events."""
         began = perf_counter_ns()
         events = self._userfaultfd.read_events(self._at_once)
-        slow = perf_counter_ns() - began > READ_NS
-        self._at_once = max(1, self._at_once // 2) if slow else min(EVENTS_PER_READ, 2 * self._at_once)
+        if len(events) < self._at_once or perf_counter_ns() - began > READ_NS:
+            self._at_once = 1
+        else:
+            self._at_once = min(EVENTS_PER_READ, 2 * self._at_once)
         for uaddrs in events:
             self._notifier.invalidate(uaddrs, Source.USERFAULTFD)
         return bool(events)

@@ -238,12 +238,14 @@ class Connection:
 
     async def _parked(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
         """Wait for the socket, and then for the uid's turn: of many that are ready at once, some go on."""
+        share = self.tenant.time_share
+        share.rest()
         try:
             await wait(self._socket)
         except (trio.ClosedResourceError, OSError) as error:
             raise ConnectionGone("closed here") from error
-        if self.tenant.time_share.used_up:
-            await self.tenant.time_share.turn()
+        if share.wake():
+            await share.turn()
 
     def _peek(self) -> bytes:
         try:

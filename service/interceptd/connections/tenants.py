@@ -14,7 +14,7 @@ import trio
 from interceptd.eager_lock import EagerLock
 from interceptd.quota import Quota
 from interceptd.scheduling.step_monitor import StepMonitor
-from interceptd.scheduling.time_share import TimeShare, Turns
+from interceptd.scheduling.time_share import OnePerRound, TimeShare, Turns
 
 log = structlog.get_logger()
 
@@ -53,7 +53,7 @@ class Tenant:
     """
 
     def __init__(
-        self, uid: int, limits: Callable[[], UidLimits], gate: EagerLock, time_share: TimeShare
+        self, uid: int, limits: Callable[[], UidLimits], gate: OnePerRound, time_share: TimeShare
     ) -> None:
         self.time_share = time_share
         self.connections = Quota(
@@ -79,8 +79,7 @@ class Tenant:
             self._paid_until = max(self._paid_until, now) + 1 / self._limits().control_requests_per_second
             if self._paid_until > now + BURST_SECONDS:
                 await trio.sleep_until(self._paid_until - BURST_SECONDS)
-            async with self._gate:
-                await trio.lowlevel.checkpoint()
+            await self._gate.enter()
 
     def charge(self) -> None:
         """Charge the cost of a refused connection to the requests that follow; nothing waits here."""
@@ -112,7 +111,7 @@ class Tenants:
     def __init__(self, limits: Callable[[], UidLimits], turns: Turns | None = None) -> None:
         self._limits = limits
         self._turns = turns or Turns(StepMonitor())
-        self._gate = EagerLock()  # FIFO, and each uid waits in it at most once: they take turns
+        self._gate = self._turns.one_per_round()  # each uid waits in it at most once: they take turns
         self._by_uid: dict[int, Tenant] = {}
 
     def of(self, uid: int) -> Tenant:

@@ -28,7 +28,7 @@ from interceptd.scheduling.time_share import give_way_shielded
 
 log = structlog.get_logger()
 
-MAPPINGS_PER_PART = 32
+MAPPINGS_PER_PART = 16
 """Mappings that are looked at together; those that continue each other are then revoked in one call."""
 
 
@@ -80,6 +80,8 @@ class GuestMappings:
         made: list[Mapping] = []
         for part in self._in_parts(wanted):
             for gap in self._gaps(part):
+                if made:
+                    await give_way_shielded()
                 try:
                     await self._map(region, gap)
                 except HypervisorError as error:
@@ -89,7 +91,6 @@ class GuestMappings:
                 made.append(gap)
                 if trio.current_time() > deadline:
                     return len(made)
-                await give_way_shielded()
         return len(made)
 
     async def map_no_access(self, region: Region) -> None:
@@ -113,8 +114,8 @@ class GuestMappings:
                         else:
                             await self._ask(self._hypervisor.unmap_gpa(run))
                     self._forget(region, run)
+            if part.end < gfns.end:
                 await give_way_shielded()
-            await give_way_shielded()
 
     async def unmap_all(self, region: Region) -> None:
         """Leave the guest nothing of the region at all, for good. Raises like `revoke`."""
@@ -126,8 +127,8 @@ class GuestMappings:
                     with _no_refusal(run):
                         await self._ask(self._hypervisor.unmap_gpa(run))
                     self._forget(region, run)
+            if part.end < region.gfns.end:
                 await give_way_shielded()
-            await give_way_shielded()
 
     async def discard(self) -> None:
         """Free the record of a partition that has ended, and let others run meanwhile."""

@@ -184,6 +184,7 @@ class RegionManager:
             for uaddrs in batch.pieces:
                 for region in self._regions.behind(uaddrs):
                     await self._invalidate(region, uaddrs, exact=not batch.collapsed)
+                    await give_way_shielded()
                 await give_way_shielded()
             self._notifier.served(batch)
 

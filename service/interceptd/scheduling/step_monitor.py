@@ -1,7 +1,10 @@
 """How long the steps of the event loop take: what a task does between two waits.
 
-Owns the clock of the running step, the number of the round (trio runs each ready task once in a round), and
-the record of steps that took too long. Must not know what a task does, nor who waits for it.
+Owns the number of the round (trio runs each task that is ready once in a round), and the record of steps that
+took too long. Must not know what a task does, nor who waits for it.
+
+A hook for each step would cost an intercept some 6 %. So the rounds are measured. After one that took too
+long each step is measured for a while, and those that take too long are recorded by name.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ import resource
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from time import perf_counter_ns
 from typing import Final, NamedTuple
 
@@ -23,21 +25,11 @@ STEP_LIMIT_NS: Final = 5_000_000
 """A longer step is recorded: every guest waits for it."""
 USAGE_INTERVAL_NS: Final = 1_000_000
 """Between two readings of what the thread has used, each of which is a system call."""
+NAMING_NS: Final = 10_000_000_000
+"""How long after a long round each step is measured."""
 LOG_INTERVAL_NS: Final = 1_000_000_000
-
-
-class Spent:
-    """What the tasks of one context have spent of one round, in nanoseconds."""
-
-    __slots__ = ("ns", "round")
-
-    def __init__(self) -> None:
-        self.round = 0
-        self.ns = 0
-
-
-SPENT: ContextVar[Spent | None] = ContextVar("spent", default=None)
-"""What the running task's steps are charged to. A task inherits it from the one that starts it."""
+ANY: Final = "any"
+"""Stands for the task in the record of a round whose steps were not measured."""
 
 
 class Usage(NamedTuple):
@@ -54,100 +46,122 @@ def thread_usage() -> Usage:
 
 
 class LongStep(NamedTuple):
-    """A step beyond `STEP_LIMIT_NS`. `cpu_ns` may include up to `USAGE_INTERVAL_NS` of earlier steps."""
+    """A step or a round beyond `STEP_LIMIT_NS`. `cpu_ns` may include `USAGE_INTERVAL_NS` before it."""
 
     task: str
-    wall_ns: int
     cpu_ns: int
     blocked: bool
     """Whether it waited in the kernel, or for the interpreter."""
 
 
 class StepMonitor(trio.abc.Instrument):
-    """An instrument of `trio.run`. `now` reads a clock in nanoseconds.
+    """An instrument of `trio.run`. `now` reads a clock in nanoseconds; `naming` measures each step at once.
 
     Counts what a step does, not what is done to it: one that only had to wait for a CPU is not recorded.
     """
 
     def __init__(
-        self, now: Callable[[], int] = perf_counter_ns, usage: Callable[[], Usage] = thread_usage
+        self,
+        now: Callable[[], int] = perf_counter_ns,
+        usage: Callable[[], Usage] = thread_usage,
+        *,
+        naming: bool = False,
     ) -> None:
         self.now = now
-        self._usage = usage
         self.round = 0
-        self.step_began = now()
-        self.longest_ns = 0
         self.long_steps: Counter[str] = Counter()
-        """Steps beyond the limit, by the name of the task's function."""
-        self.last: LongStep | None = None
-        self._read_at = self.step_began
+        """By the name of the task's function, or `ANY`."""
+        self.worst: LongStep | None = None
+        """The one that used most CPU time."""
+        self._usage = usage
+        self._steps = _Steps(self)
+        self._named_until = float("inf") if naming else 0.0
+        self._naming = False
+        self._began = self._read_at = now()
         self._read = usage()
-        self._idle_waits = 0
-        """Times since `_read` that trio may have waited for something to do."""
-        self._logged_at = self.step_began - LOG_INTERVAL_NS
+        self._read_round = 0
+        self._logged_at = self._began - LOG_INTERVAL_NS
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Measure the running event loop within the context."""
-        self.step_began = self.now()
-        self._take_reading(self.step_began)
+        self._take_reading(self.now())
         trio.lowlevel.add_instrument(self)
         try:
             yield
         finally:
-            with suppress(KeyError):  # trio has removed it because it failed, and has logged that
-                trio.lowlevel.remove_instrument(self)
+            for instrument in (self, self._steps):
+                with suppress(
+                    KeyError
+                ):  # not installed, or trio has removed it after an error, and logged that
+                    trio.lowlevel.remove_instrument(instrument)
 
-    def after_io_wait(self, timeout: float) -> None:
+    def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's signature
         """A round begins."""
         now = self.now()
         self.round += 1
-        self.step_began = now
-        if now - self._read_at >= USAGE_INTERVAL_NS:
+        if now - self._read_at > USAGE_INTERVAL_NS:
+            self._look(now)
+        self._began = now
+
+    def _look(self, now: int) -> None:
+        if now - self._began > STEP_LIMIT_NS and not self._naming:
+            self.ended(ANY, now)
+        else:
             self._take_reading(now)
-        elif timeout:
-            self._idle_waits += 1
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """A step ends; the next one of the round begins."""
-        now = self.now()
-        took = now - self.step_began
-        self.step_began = now
-        spent = task.context.get(SPENT)
-        if spent is not None:
-            if spent.round == self.round:
-                spent.ns += took
+        if self._naming is not (now < self._named_until):
+            self._naming = not self._naming
+            if self._naming:
+                trio.lowlevel.add_instrument(self._steps)
             else:
-                spent.round, spent.ns = self.round, took
-        if took > STEP_LIMIT_NS:
-            self._record(task, took, now)
+                trio.lowlevel.remove_instrument(self._steps)
 
-    def _take_reading(self, now: int) -> Usage:
-        """Read the usage; returns what was used since the last reading."""
-        before, self._read, self._read_at = self._read, self._usage(), now
-        waits = self._read.waits - before.waits - self._idle_waits
-        self._idle_waits = 0
-        return Usage(self._read.cpu_ns - before.cpu_ns, waits)
-
-    def _record(self, task: trio.lowlevel.Task, took: int, now: int) -> None:
+    def ended(self, task: str, now: int, suspended_in: str | None = None) -> None:
+        """A step, or a round and the wait before it, has taken longer than the limit. Record it if it was
+        busy or blocked for so long."""
         used = self._take_reading(now)
-        step = LongStep(task.name, took, used.cpu_ns, used.waits > 0)
+        step = LongStep(task, used.cpu_ns, used.waits > 0)
         if step.cpu_ns <= STEP_LIMIT_NS and not step.blocked:
             return
-        self.last = step
-        self.longest_ns = max(self.longest_ns, took)
-        self.long_steps[task.name] += 1
+        self.long_steps[task] += 1
+        self._named_until = max(self._named_until, now + NAMING_NS)
+        if self.worst is None or step.cpu_ns > self.worst.cpu_ns:
+            self.worst = step
         if now - self._logged_at >= LOG_INTERVAL_NS:
             self._logged_at = now
             log.warning(
                 "long_step",
-                task=task.name,
-                suspended_in=_suspended_in(task),
-                wall_ms=took / 1e6,
+                task=task,
+                suspended_in=suspended_in,
+                wall_ms=(now - self._began) / 1e6,
                 cpu_ms=step.cpu_ns / 1e6,
                 blocked=step.blocked,
                 long_steps=self.long_steps.total(),
             )
+
+    def _take_reading(self, now: int) -> Usage:
+        """Read the usage; returns what was used since the last reading. Of the waits, one in each round may
+        have been for something to do."""
+        before, self._read, self._read_at = self._read, self._usage(), now
+        rounds, self._read_round = self.round - self._read_round, self.round
+        return Usage(self._read.cpu_ns - before.cpu_ns, max(0, self._read.waits - before.waits - rounds))
+
+
+class _Steps(trio.abc.Instrument):
+    """Measures each step."""
+
+    def __init__(self, monitor: StepMonitor) -> None:
+        self.began = 0
+        self._monitor = monitor
+
+    def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's signature
+        self.began = self._monitor.now()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        now = self._monitor.now()
+        if now - self.began > STEP_LIMIT_NS:
+            self._monitor.ended(task.name, now, _suspended_in(task))
+        self.began = now
 
 
 def _suspended_in(task: trio.lowlevel.Task) -> str | None:

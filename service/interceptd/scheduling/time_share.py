@@ -1,42 +1,64 @@
 """A uid's share of the event loop's time: when its tasks must let others run, and when they go on.
 
-Owns the bounds on a step and on a uid's part of a round, and whose turn is next. Must not know what the time
+Owns the bound on a uid's part of a round, and whose turn is next. Must not know what the time
 is spent on. Work that grows with what a client chooses asks after each piece whether the time is used up: the
 clock bounds it, not a count, so it holds whatever a piece costs.
 """
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Final
 
 import trio
 
-from interceptd.scheduling.step_monitor import SPENT, Spent, StepMonitor
+from interceptd.eager_lock import EagerLock
+from interceptd.scheduling.step_monitor import StepMonitor
 
-SLICE_NS: Final = 2_000_000
-"""What a step may take before it lets others run. The rest up to `STEP_LIMIT_NS` is for the last piece."""
-ROUND_NS: Final = 5_000_000
-"""What a uid's steps may take together in a round of the event loop; twice that with their last pieces."""
+SLICE_NS: Final = 1_000_000
+"""Nanoseconds that a task may take before it lets others run."""
+ROUND_NS: Final = 4_000_000
+"""Nanoseconds that a uid's tasks may take together in a round of the event loop; the others wait for their
+turn. With their last pieces of work it is less than 10 ms."""
 
 
-class TimeShare(Spent):
-    """One uid's. Its tasks that wait for their turn continue in the order in which they began to wait."""
+class TimeShare:
+    """One uid's. Its tasks that wait for their turn continue in the order in which they began to wait.
 
-    __slots__ = ("_burst", "_monitor", "_turns", "_waiting")
+    What they take is measured where it costs little: from a connection's wake-up to its next wait.
+    """
+
+    __slots__ = ("_began", "_burst", "_monitor", "_now", "_round", "_taken", "_turns", "_waiting")
 
     def __init__(self, monitor: StepMonitor, turns: Turns) -> None:
-        super().__init__()
         self._monitor = monitor
+        self._now = monitor.now
         self._turns = turns
+        self._round = 0
+        self._taken = 0
+        """In `_round`, without what has been taken since `_began`."""
+        self._began = 0
         self._waiting = trio.lowlevel.ParkingLot()
         self._burst = 1
+
+    def wake(self) -> bool:
+        """A task of this uid runs from now on. Returns whether it should wait for its turn."""
+        self._began = self._now()
+        if self._round != self._monitor.round:
+            self._round, self._taken = self._monitor.round, 0
+        return self._taken > ROUND_NS
+
+    def rest(self) -> None:
+        """It is about to wait."""
+        self._taken += self._now() - self._began
 
     @property
     def used_up(self) -> bool:
         """Whether the running task, one of this uid's, should let others run."""
-        monitor = self._monitor
-        step = monitor.now() - monitor.step_began
-        return step > SLICE_NS or (self.round == monitor.round and self.ns + step > ROUND_NS)
+        if self._round != self._monitor.round:
+            return self.wake()
+        step = self._now() - self._began
+        return step > SLICE_NS or self._taken + step > ROUND_NS
 
     @property
     def is_waited_for(self) -> bool:
@@ -44,14 +66,16 @@ class TimeShare(Spent):
 
     async def turn(self) -> None:
         """Block until it is this task's turn."""
+        self.rest()
         if self._turns.enter(self):
             await self._waiting.park()
         else:
             await trio.lowlevel.checkpoint()
+        self.wake()
 
     def release(self) -> None:
         """Let tasks go on: twice as many as the last time if those took little, else half as many."""
-        self._burst = 2 * self._burst if self.ns < ROUND_NS // 2 else self._burst // 2
+        self._burst = 2 * self._burst if self._taken < ROUND_NS // 2 else self._burst // 2
         self._burst = max(1, min(self._burst, len(self._waiting)))
         self._waiting.unpark(count=self._burst)
 
@@ -71,6 +95,9 @@ class Turns:
     def share(self) -> TimeShare:
         """The share of another uid."""
         return TimeShare(self._monitor, self)
+
+    def one_per_round(self) -> OnePerRound:
+        return OnePerRound(self._monitor)
 
     def enter(self, share: TimeShare) -> bool:
         """Put a uid in the line. False if nobody gives turns, so that nobody need wait."""
@@ -99,16 +126,36 @@ class Turns:
                 share.release_all()
 
 
+class OnePerRound:
+    """A gate that one task passes in each round of the event loop, in the order of arrival."""
+
+    def __init__(self, monitor: StepMonitor) -> None:
+        self._monitor = monitor
+        self._lock = EagerLock()
+        self._passed_in = -1
+
+    async def enter(self) -> None:
+        """Block until it is this task's turn; not at all if nobody has passed in this round."""
+        if self._lock.locked() or self._passed_in == self._monitor.round:
+            async with self._lock:
+                await trio.lowlevel.checkpoint()
+        self._passed_in = self._monitor.round
+
+
+SHARE: ContextVar[TimeShare | None] = ContextVar("time_share", default=None)
+"""Of the running task. A task inherits it from the one that starts it."""
+
+
 async def give_way() -> None:
     """Let others run if the time is used up: a checkpoint only then. Call it between two pieces of work."""
-    share = SPENT.get()
-    if isinstance(share, TimeShare) and share.used_up:
+    share = SHARE.get()
+    if share is not None and share.used_up:
         await share.turn()
 
 
 async def give_way_shielded() -> None:
     """The same for work that must not be broken off half-way."""
-    share = SPENT.get()
-    if isinstance(share, TimeShare) and share.used_up:
+    share = SHARE.get()
+    if share is not None and share.used_up:
         with trio.CancelScope(shield=True):
             await share.turn()

@@ -29,8 +29,7 @@ from interceptd.connections.request_loop import report_and_close, serve_calls
 from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
-from interceptd.scheduling.step_monitor import SPENT
-from interceptd.scheduling.time_share import Turns
+from interceptd.scheduling.time_share import SHARE, Turns
 from interceptd.sessions.attach import Attacher
 from interceptd.sessions.event_stream import EventStream
 from interceptd.sessions.handshake import Admission, Endpoint, Handshake, HelloRefused
@@ -69,7 +68,7 @@ class Dispatcher:
         """Serve one connection, until it ends or a partition's nursery takes it over."""
         with ExitStack() as held:
             connection = Connection(accepted, self.admission.tenants, self.watch)
-            SPENT.set(connection.tenant.time_share)
+            SHARE.set(connection.tenant.time_share)
             held.enter_context(report_and_close(connection, self._event_bus))
             try:
                 handshake = await self.admission.admit(connection, endpoint)
