@@ -201,6 +201,7 @@ class GuestMappings:
             if trio.current_time() > deadline:
                 return
             await self.revoke(region, mapping.gfns)
+            await give_way_shielded()
 
     def _forget(self, region: Region, gfns: GfnRange) -> None:
         before = self._record.page_count

@@ -37,7 +37,7 @@ class TimeShare:
         self._round = 0
         self._taken = 0
         """In `_round`, without what has been taken since `_began`."""
-        self._began = 0
+        self._began = monitor.now()
         self._waiting = trio.lowlevel.ParkingLot()
         self._burst = 1
 
@@ -65,12 +65,13 @@ class TimeShare:
         return bool(self._waiting)
 
     async def turn(self) -> None:
-        """Block until it is this task's turn."""
+        """Block until it is this task's turn, even if cancelled: it comes within a few rounds."""
         self.rest()
         if self._turns.enter(self):
-            await self._waiting.park()
+            with trio.CancelScope(shield=True):
+                await self._waiting.park()
         else:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.cancel_shielded_checkpoint()
         self.wake()
 
     def release(self) -> None:
@@ -151,11 +152,11 @@ async def give_way() -> None:
     share = SHARE.get()
     if share is not None and share.used_up:
         await share.turn()
+        await trio.lowlevel.checkpoint_if_cancelled()
 
 
 async def give_way_shielded() -> None:
     """The same for work that must not be broken off half-way."""
     share = SHARE.get()
     if share is not None and share.used_up:
-        with trio.CancelScope(shield=True):
-            await share.turn()
+        await share.turn()
