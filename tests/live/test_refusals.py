@@ -33,7 +33,7 @@ from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import Smaps
 from interceptd.address_space.undecided_log import PERIOD_SECONDS, UndecidedLog
-from interceptd.address_space.userfaultfd import EVENTS_PER_READ, Userfaultfd
+from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.connections.peer import Peer
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.telemetry.event_bus import EventBus
@@ -75,10 +75,10 @@ class UnreadableUserfaultfd(Userfaultfd):
         super().__init__(open_userfaultfd())
         self._failing = True
 
-    def read_events(self, most: int = EVENTS_PER_READ) -> list[UaddrRange]:
+    def read_events(self) -> list[UaddrRange]:
         if self._failing:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return super().read_events(most)
+        return super().read_events()
 
 
 class FailingMaps(ProcMaps):

@@ -35,7 +35,9 @@ _RANGE = struct.Struct("<2Q")
 """struct uffdio_range: start, len."""
 _EVENT = struct.Struct("<B7xQQQ")
 """struct uffd_msg, 32 bytes: the event, and for UNMAP its start and end."""
-EVENTS_PER_READ = 64
+EVENTS_PER_READ = 1
+"""Each event that is read wakes all threads that wait for theirs (userfaultfd_event_complete(),
+fs/userfaultfd.c). With a thousand of them a read of 64 events would take tens of milliseconds."""
 LINK = "anon_inode:[userfaultfd]"
 """Its link in /proc/self/fd."""
 
@@ -107,16 +109,13 @@ class Userfaultfd:
         """Stop watching. Raises `OSError`; does nothing if the range is not watched."""
         fcntl.ioctl(self._descriptor, UFFDIO_UNREGISTER, _RANGE.pack(uaddrs.start_uaddr, uaddrs.length))
 
-    def read_events(self, most: int = EVENTS_PER_READ) -> list[UaddrRange]:
-        """The ranges of up to `most` unmaps, which then continue; empty without events. `most` is at most
-        `EVENTS_PER_READ`.
+    def read_events(self) -> list[UaddrRange]:
+        """The ranges of up to `EVENTS_PER_READ` unmaps, which then continue; empty without events.
 
         Never blocks, even if the VMM cleared O_NONBLOCK. Raises `OSError` when the mm is gone.
         """
         try:
-            size = os.preadv(
-                self._descriptor, [memoryview(self._buffer)[: most * _EVENT.size]], -1, os.RWF_NOWAIT
-            )
+            size = os.preadv(self._descriptor, [self._buffer], -1, os.RWF_NOWAIT)
         except BlockingIOError:
             return []
         return parse_events(memoryview(self._buffer)[:size])
