@@ -49,6 +49,7 @@ from ._blocking_clients import BlockingNotifier, BlockingOperator, BlockingVmm, 
 from ._blocking_hypervisor import BlockingHypervisor, GuestMapper
 from ._connecting import LONGEST_SOCKET_PATH
 from ._errors import ClientMisuse, ConnectionEnded, ConnectionLost
+from ._own_regions import OwnRegions
 from ._showing import show_as_from
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ __all__ = [
     "LaterAnswer",
     "MmioGranularity",
     "Outcome",
+    "OwnRegions",
     "PartitionCredentials",
     "PartitionInspection",
     "PartitionStatistics",

@@ -29,6 +29,7 @@ from ._exchange import (
     call_exchange,
     intercept_exchange,
 )
+from ._own_regions import OwnRegions
 from ._showing import as_function
 
 
@@ -106,6 +107,9 @@ class BlockingVmm(_CallClient):
     Every method may be called by any thread, and raises as `call` does.
     """
 
+    regions: OwnRegions
+    """What was added and not removed, for `BlockingHypervisor`: it lets the daemon map nothing else."""
+
     create_partition = _method(_vmm_requests.create_partition)
     attach_memory = _method(_vmm_requests.attach_memory)
     add_region = _method(_vmm_requests.add_region)
@@ -118,12 +122,20 @@ class BlockingVmm(_CallClient):
     statistics = _method(_vmm_requests.statistics)
     translate = _method(_vmm_requests.translate)
 
+    def __init__(self, path: StrPath, hello: messages.Call[HelloReply], timeout: float | None) -> None:
+        """Use `open`."""
+        self.regions = OwnRegions()
+        super().__init__(path, hello, timeout)
+
     def call(self, call: messages.Call[Reply], *, descriptors: Sequence[int] = ()) -> Reply:
         """As `call` of every client; `descriptors` go along with the message and stay the caller's to close.
 
         Raises `ClientMisuse` for one that is not open.
         """
         return self._run(call_exchange(call, descriptors))
+
+    def _run(self, exchange: Exchange[Reply]) -> Reply:
+        return super()._run(self.regions.follow(exchange))
 
     @classmethod
     def open(cls, path: StrPath, *, name: str = "", timeout: float | None = None) -> Self:

@@ -28,6 +28,7 @@ from ._hypervisor_session import (
     Request,
     UnmapRequest,
 )
+from ._own_regions import OwnRegions
 
 OPEN_SECONDS: Final = 10.0
 """The daemon bounds a hello by 5 s."""
@@ -74,14 +75,18 @@ class BlockingHypervisor:
         partition: PartitionCredentials,
         mapper: GuestMapper,
         *,
+        regions: OwnRegions,
         timeout: float | None = OPEN_SECONDS,
     ) -> Self:
         """Connect as the hypervisor of `partition`; `timeout` in seconds is for this alone.
 
+        `regions` are those of the `BlockingVmm` that created the partition. What they do not cover is never
+        mapped: the request is refused, and logged as an error of the logger `intercept_client`.
+
         Raises an `OSError` that names the path, `WireError` if the daemon refuses, `TimeoutError`,
         `ConnectionLost` and `ProtocolViolation`.
         """
-        session = HypervisorSession(partition)
+        session = HypervisorSession(partition, regions)
         sock = connect(path, deadline_in(timeout))
         try:
             sock.settimeout(timeout)

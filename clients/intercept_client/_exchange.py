@@ -48,10 +48,14 @@ class Exchange(Generic[Reply]):
 
     `descriptors` accompany its first byte; the caller keeps them open until then, and closes them. `known`
     maps whole answers, from their fourth byte on, to replies: an answer that is found there needs no
-    decoding.
+    decoding. `call` is what it was made of, if it was a typed request. `on_progress` is called in each step,
+    before the first byte is sent and before the caller learns of the answer.
     """
 
-    __slots__ = ("_error", "_reply", "decode", "descriptors", "known", "method", "params", "progress")
+    __slots__ = (
+        "_error", "_reply", "call", "decode", "descriptors", "known", "method", "on_progress", "params",
+        "progress",
+    )  # fmt: skip
 
     _reply: Reply
 
@@ -62,13 +66,17 @@ class Exchange(Generic[Reply]):
         decode: Callable[[object], Reply],
         known: Mapping[bytes, Reply] | None = None,
         descriptors: Sequence[int] = (),
+        *,
+        call: messages.Call[object] | None = None,
     ) -> None:
+        self.call = call
         self.method = method
         self.params = params
         self.decode = decode
         self.known = known
         self.descriptors = descriptors
         self.progress = Progress.NEW
+        self.on_progress: Callable[[Progress], None] | None = None
         self._error: WireError | ProtocolViolation | ConnectionLost | None = None
 
     @property
@@ -81,13 +89,18 @@ class Exchange(Generic[Reply]):
         """Whether the daemon said that it was carried out."""
         return self.progress is Progress.ANSWERED
 
+    def advance(self, progress: Progress) -> None:
+        self.progress = progress
+        if self.on_progress is not None:
+            self.on_progress(progress)
+
     def answer(self, reply: Reply) -> None:
-        self.progress = Progress.ANSWERED
         self._reply = reply
+        self.advance(Progress.ANSWERED)
 
     def fail(self, progress: Progress, error: WireError | ProtocolViolation | ConnectionLost) -> None:
-        self.progress = progress
         self._error = error
+        self.advance(progress)
 
     def reply(self) -> Reply:
         """Return the typed reply, or raise the error that came instead."""
@@ -111,13 +124,17 @@ def call_exchange(call: messages.Call[Reply], descriptors: Sequence[int] = ()) -
         lambda result: codec.decode_reply(call, result),
         _NOTHING if call.REPLY is None else None,  # type: ignore[arg-type]  # REPLY is what Reply says
         tuple(descriptors),
+        call=call,
     )
 
 
 def field_exchange(call: messages.Call[Reply], take: Callable[[Reply], Part]) -> Exchange[Part]:
     """The exchange of a typed request of whose reply only a part is wanted."""
     return Exchange(
-        call.METHOD, [codec.to_fields(call)], lambda result: take(codec.decode_reply(call, result))
+        call.METHOD,
+        [codec.to_fields(call)],
+        lambda result: take(codec.decode_reply(call, result)),
+        call=call,
     )
 
 

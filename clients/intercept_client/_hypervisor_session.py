@@ -1,6 +1,7 @@
 """The VMM's side of a hypervisor connection, without any I/O: hello first, then the daemon asks.
 
-Owns the order of that conversation and what each request says; must not know sockets, nor what mapping means.
+Owns the order of that conversation, what each request says, and that no map is carried out which the VMM's
+regions do not cover (Y-12); must not know sockets, nor what mapping means.
 A shell sends `hello`, receives until `welcomed`, and then serves: after each `receive_data` it carries out
 what `next_request` returns, gives the outcome to `answer`, and sends `data_to_send`. After `ConnectionEnded`
 or a `ProtocolViolation` the conversation is over.
@@ -9,6 +10,7 @@ or a `ProtocolViolation` the conversation is over.
 from __future__ import annotations
 
 import errno
+import logging
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,10 +21,14 @@ from intercept_protocol.messages import HelloHypervisor, MapGpa, PartitionCreden
 from intercept_protocol.outcomes import Access
 
 from ._errors import ConnectionEnded, ConnectionLost
+from ._own_regions import OwnRegions
 
 RECEIVE_BYTES: Final = 65536
 CLOSED_HERE: Final = "closed by this client"
+LOGGED_REFUSALS: Final = 16
+"""Of one connection: a daemon that asks for more must not fill the VMM's disk."""
 _HELLO_MSGID: Final = 1
+_log: Final = logging.getLogger("intercept_client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +52,19 @@ Request = MapRequest | UnmapRequest
 
 
 class HypervisorSession:
-    """One conversation; `welcomed` once the daemon has answered the hello."""
+    """One conversation; `welcomed` once the daemon has answered the hello.
 
-    def __init__(self, partition: PartitionCredentials) -> None:
+    A map that `regions` do not cover is refused here, and logged as an error: only a daemon that is broken,
+    or was taken over, asks for it.
+    """
+
+    def __init__(self, partition: PartitionCredentials, regions: OwnRegions) -> None:
         self._hello = HelloHypervisor(partition_id=partition.partition_id, token=partition.token)
         self._receiver = rpc.Receiver({rpc.REQUEST, rpc.RESPONSE})
         self._answers = b""
         self._msgid = 0
+        self._regions = regions
+        self._refusals = 0
         self.welcomed = False
 
     def hello(self) -> bytes:
@@ -72,16 +84,21 @@ class HypervisorSession:
             self._welcome(message)
 
     def next_request(self) -> Request | None:
-        """What the daemon asks next; None until more data arrives. A malformed request is refused here.
+        """What the daemon asks next; None until more data arrives.
+
+        A malformed request is refused here, and so is a map that no region covers.
 
         Raises as `receive_data` does.
         """
         while self.welcomed and (message := self._receiver.next_message()) is not None:
             self._msgid = _request(message).msgid
             try:
-                return _decode(_request(message))
+                request = _decode(_request(message))
+                self._require_own(request)
             except WireError as refusal:
                 self.answer(refusal)
+            else:
+                return request
         return None
 
     def answer(self, refusal: WireError | None) -> None:
@@ -96,6 +113,19 @@ class HypervisorSession:
         """The answers that were not taken yet."""
         answers, self._answers = self._answers, b""
         return answers
+
+    def _require_own(self, request: Request) -> None:
+        """Raise `WireError` for a map of what is in no region. An unmap takes nothing from the VMM."""
+        if not isinstance(request, MapRequest):
+            return
+        try:
+            self._regions.require(request.gfns, request.uaddrs, request.access)
+        except WireError as refusal:
+            self._refusals += 1
+            if self._refusals <= LOGGED_REFUSALS:
+                last = "; no more of these are logged" if self._refusals == LOGGED_REFUSALS else ""
+                _log.error("refused what the daemon asked: %s%s", refusal.message, last)
+            raise
 
     def _welcome(self, message: rpc.Message) -> None:
         match message:

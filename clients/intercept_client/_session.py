@@ -81,7 +81,7 @@ class ClientSession:
         self._msgid = self._msgid % (_MSGID_LIMIT - 1) + 1
         self._unsent = _encode(self._msgid, exchange)
         self._sent = 0
-        exchange.progress = Progress.IN_FLIGHT
+        exchange.advance(Progress.IN_FLIGHT)
         self._in_flight = exchange  # type: ignore[assignment]  # read only through its own decode
 
     def data_to_send(self) -> bytes:
@@ -100,7 +100,7 @@ class ClientSession:
     def withdraw_unsent(self) -> None:
         """Take back the request in flight if none of its bytes was sent; otherwise its answer stays owed."""
         if self._in_flight is not None and not self._sent:
-            self._in_flight.progress = Progress.WITHDRAWN
+            self._in_flight.advance(Progress.WITHDRAWN)
             self._in_flight = None
             self._unsent = b""
 

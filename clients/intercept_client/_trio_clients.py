@@ -23,6 +23,7 @@ from . import _notifier_requests, _operator_requests, _vmm_requests
 from ._connecting import StrPath
 from ._errors import FATAL, ConnectionLost
 from ._exchange import END_TIMEOUT, Exchange, Reply, call_exchange, intercept_exchange
+from ._own_regions import OwnRegions
 from ._showing import as_function
 from ._trio_connection import TrioConnection
 
@@ -65,7 +66,10 @@ class _CallClient(_Client):
         `ProtocolViolation` if the reply was malformed. After the latter two the client is of no further use:
         every later call raises the same.
         """
-        return await self._connection.run(call_exchange(call))
+        return await self._run(call_exchange(call))
+
+    def _run(self, exchange: Exchange[Reply]) -> Awaitable[Reply]:
+        return self._connection.run(exchange)
 
 
 _P = ParamSpec("_P")
@@ -75,7 +79,7 @@ def _method(build: Callable[_P, Exchange[Reply]]) -> Callable[Concatenate[_CallC
     """A method that makes the request which `build` describes, and waits for its result."""
 
     async def method(self: _CallClient, /, *args: _P.args, **kwargs: _P.kwargs) -> Reply:
-        return await self._connection.run(build(*args, **kwargs))
+        return await self._run(build(*args, **kwargs))
 
     as_function(method, build, __name__, first="self", wrapper="Exchange")
     return method
@@ -86,6 +90,9 @@ class TrioVmm(_CallClient):
 
     Every method raises as `call` does.
     """
+
+    regions: OwnRegions
+    """What was added and not removed, for `TrioHypervisor`: it lets the daemon map nothing else."""
 
     create_partition = _method(_vmm_requests.create_partition)
     attach_memory = _method(_vmm_requests.attach_memory)
@@ -107,12 +114,20 @@ class TrioVmm(_CallClient):
         """
         return cls._open(path, messages.HelloVmm(name=name))
 
+    def __init__(self, connection: TrioConnection, hello: HelloReply) -> None:
+        """Use `open`."""
+        self.regions = OwnRegions()
+        super().__init__(connection, hello)
+
     async def call(self, call: messages.Call[Reply], *, descriptors: Sequence[int] = ()) -> Reply:
         """As `call` of every client; `descriptors` go along with the message and stay the caller's to close.
 
         Raises `ClientMisuse` for one that is not open.
         """
-        return await self._connection.run(call_exchange(call, descriptors))
+        return await self._run(call_exchange(call, descriptors))
+
+    def _run(self, exchange: Exchange[Reply]) -> Awaitable[Reply]:
+        return super()._run(self.regions.follow(exchange))
 
 
 class TrioVp(_Client):

@@ -27,6 +27,7 @@ from ._hypervisor_session import (
     Request,
     UnmapRequest,
 )
+from ._own_regions import OwnRegions
 from ._trio_connection import connect
 
 
@@ -67,14 +68,17 @@ class TrioHypervisor:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, path: StrPath, partition: PartitionCredentials, mapper: AsyncGuestMapper
+        cls, path: StrPath, partition: PartitionCredentials, mapper: AsyncGuestMapper, *, regions: OwnRegions
     ) -> AsyncIterator[Self]:
         """Connect as the hypervisor of `partition`, for the length of an `async with` block.
+
+        `regions` are those of the `TrioVmm` that created the partition. What they do not cover is never
+        mapped: the request is refused, and logged as an error of the logger `intercept_client`.
 
         Raises an `OSError` that names the path, `WireError` if the daemon refuses, `ConnectionLost` and
         `ProtocolViolation`.
         """
-        session = HypervisorSession(partition)
+        session = HypervisorSession(partition, regions)
         hypervisor = cls(await connect(path), session, mapper)
         try:
             unsent = session.hello()

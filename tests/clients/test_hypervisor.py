@@ -22,6 +22,7 @@ from intercept_client import (
     BlockingVmm,
     BlockingVp,
     HypervisorKind,
+    OwnRegions,
     TrioHypervisor,
     TrioVmm,
     TrioVp,
@@ -44,15 +45,20 @@ WELCOME = rpc.encode_result(
 )
 MAP = {"start_gfn": 0x10, "page_count": 4, "start_uaddr": 0x7000 * PAGE_SIZE, "access": 3}
 UNMAP = {"start_gfn": 0x11, "page_count": 1}
+RAM = UaddrRange.of_pages(MAP["start_uaddr"], 4)
+OTHER_GFN = 0x100
 
 
 class Link:
-    """A session on fake slots."""
+    """A session on fake slots, of a VMM that has two regions backed by the same memory."""
 
     def __init__(self, slots: FakeSlots | None = None) -> None:
+        self.regions = OwnRegions()
+        for start_gfn in (MAP["start_gfn"], OTHER_GFN):
+            self.regions.add(GfnRange.of(start_gfn, 4), RAM, writable=True, executable=False)
         self.slots = slots or FakeSlots()
         self.memory = GuestMemory(self.slots)
-        self.session = HypervisorSession(PARTITION)
+        self.session = HypervisorSession(PARTITION, self.regions)
 
     def welcomed(self) -> Link:
         self.session.receive_data(WELCOME)
@@ -129,7 +135,7 @@ def test_exhausted_memslots_refuse_the_map_and_change_nothing() -> None:
     link = Link(FakeSlots(slot_limit=1)).welcomed()
     link.answers(ask(1, "map_gpa", MAP))
 
-    (refused,) = link.answers(ask(2, "map_gpa", MAP | {"start_gfn": 0x100}))
+    (refused,) = link.answers(ask(2, "map_gpa", MAP | {"start_gfn": OTHER_GFN}))
 
     match refused:
         case [1, 2, [errno.ENOSPC, "ENOSPC", str(), dict()], None]:
@@ -214,7 +220,8 @@ def test_a_fault_of_our_own_closes_the_connection_instead_of_answering(
     with theirs:
         theirs.settimeout(PATIENCE)
         HypervisorThread(BlockingHypervisor(ours, link.session, link.memory), heard.hear)
-        theirs.sendall(ask(1, "map_gpa", MAP) + ask(2, "map_gpa", MAP | {"start_gfn": 0x11, "page_count": 2}))
+        inside = {"start_gfn": 0x11, "page_count": 2, "start_uaddr": 0x7001 * PAGE_SIZE, "access": 1}
+        theirs.sendall(ask(1, "map_gpa", MAP) + ask(2, "map_gpa", inside))
 
         assert b"".join(iter(lambda: theirs.recv(4096), b"")) == b""
     assert heard.wait(PATIENCE)
@@ -285,7 +292,7 @@ def test_a_hypervisor_of_threads_is_asked_to_map_what_the_guest_touches_and_to_u
     recording, threads = Recording(), ThreadPoolExecutor(1)
     with BlockingVmm.open(daemon.socket) as vmm:
         partition = vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.VMM)
-        hypervisor = BlockingHypervisor.open(daemon.socket, partition, recording)
+        hypervisor = BlockingHypervisor.open(daemon.socket, partition, recording, regions=vmm.regions)
         served = threads.submit(hypervisor.serve)
         vmm.map_vma(UADDRS, 0xE0000, Access.READ | Access.WRITE, io=True)
         vmm.add_region(GFNS, UADDRS, writable=True, executable=False)
@@ -302,7 +309,7 @@ async def test_a_hypervisor_of_trio_is_asked_to_map_what_the_guest_touches_and_t
     mapper, ended = AsyncRecording(), list[str]()
     async with trio.open_nursery() as nursery, TrioVmm.open(daemon.socket) as vmm:
         partition = await vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.VMM)
-        async with TrioHypervisor.open(daemon.socket, partition, mapper) as hypervisor:
+        async with TrioHypervisor.open(daemon.socket, partition, mapper, regions=vmm.regions) as hypervisor:
 
             async def serve() -> None:
                 ended.append(await hypervisor.serve())
@@ -321,7 +328,7 @@ def test_a_hypervisor_that_refuses_a_map_fails_the_intercept(daemon: DaemonProce
     recording, threads = Recording(refusal=WireError(errno.ENOSPC, "no slot")), ThreadPoolExecutor(1)
     with BlockingVmm.open(daemon.socket) as vmm:
         partition = vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.VMM)
-        hypervisor = BlockingHypervisor.open(daemon.socket, partition, recording)
+        hypervisor = BlockingHypervisor.open(daemon.socket, partition, recording, regions=vmm.regions)
         served = threads.submit(hypervisor.serve)
         vmm.map_vma(UADDRS, 0xE0000, Access.READ, io=True)
         vmm.add_region(GFNS, UADDRS, writable=False, executable=False)
@@ -335,7 +342,7 @@ def test_a_partition_has_one_hypervisor_connection(daemon: DaemonProcess) -> Non
     with BlockingVmm.open(daemon.socket) as vmm:
         partition = vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.VMM)
         with (
-            BlockingHypervisor.open(daemon.socket, partition, Recording()),
+            BlockingHypervisor.open(daemon.socket, partition, Recording(), regions=vmm.regions),
             pytest.raises(WireError, match="EEXIST"),
         ):
-            BlockingHypervisor.open(daemon.socket, partition, Recording())
+            BlockingHypervisor.open(daemon.socket, partition, Recording(), regions=vmm.regions)

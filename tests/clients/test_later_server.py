@@ -169,7 +169,7 @@ def test_a_hypervisor_connection_refuses_unknown_requests_and_continues(later: L
     with BlockingVmm.open(later.path) as vmm:
         partition = vmm.call(VMMS_OWN)
         lost: list[str] = []
-        hypervisor = BlockingHypervisor.open(later.path, partition, GuestMemory(slots))
+        hypervisor = BlockingHypervisor.open(later.path, partition, GuestMemory(slots), regions=vmm.regions)
         with closing(HypervisorThread(hypervisor, lost.append)):
             vmm.call(MAP)
             vmm.call(ADD)

@@ -128,7 +128,7 @@ def test_a_vmm_whose_partition_is_lost_gets_the_daemons_reason_on_its_own_connec
         partition = vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.VMM)
         with BlockingOperator.open(daemon.operator_socket, timeout=PATIENCE) as operator:
             operator.subscribe([EventName.PARTITION_ENDED], partition_id=partition.partition_id)
-            BlockingHypervisor.open(daemon.socket, partition, Silent()).close()
+            BlockingHypervisor.open(daemon.socket, partition, Silent(), regions=vmm.regions).close()
             operator.next_events()
         with pytest.raises(ConnectionEnded, match="the partition is lost: the hypervisor connection closed"):
             vmm.statistics()

@@ -56,6 +56,14 @@ class Say:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """Send a request, as on a hypervisor connection, and wait for its answer."""
+
+    method: str
+    fields: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Signal:
     """Tell the test that the script came this far."""
 
@@ -81,7 +89,7 @@ class HangUp:
     """Close the connection; only what needs none may follow."""
 
 
-Step = Hear | Answer | Refuse | Say | Signal | Await | Look | HangUp
+Step = Hear | Answer | Refuse | Say | Ask | Signal | Await | Look | HangUp
 
 
 def replies(*results: object) -> list[Step]:
@@ -99,14 +107,15 @@ class ScriptedDaemon:
     """Listens at `path`; the first connection follows the first script, and so on.
 
     After its script a connection only listens until the client closes. `heard` holds every request of every
-    connection as (method, params). Leaving the block waits for all clients to close, and raises what went
-    wrong in a script.
+    connection as (method, params), and `answered` the error of every answer to an `Ask`, None for none.
+    Leaving the block waits for all clients to close, and raises what went wrong in a script.
     """
 
     path: Path
     scripts: tuple[Sequence[Step], ...]
     backlog: int = 16
     heard: list[tuple[str, list[object]]] = field(default_factory=list)
+    answered: list[object] = field(default_factory=list)
     _failures: list[BaseException] = field(default_factory=list)
     _threads: list[threading.Thread] = field(default_factory=list)
     _listener: socket.socket = field(default_factory=lambda: socket.socket(socket.AF_UNIX))
@@ -161,14 +170,17 @@ class ScriptedDaemon:
     def _serve(self, connection: socket.socket, script: Sequence[Step]) -> None:
         with connection:
             connection.settimeout(PATIENCE)
-            _Conversation(connection, self.heard).follow(script)
+            _Conversation(connection, self.heard, self.answered).follow(script)
 
 
 class _Conversation:
-    def __init__(self, connection: socket.socket, heard: list[tuple[str, list[object]]]) -> None:
+    def __init__(
+        self, connection: socket.socket, heard: list[tuple[str, list[object]]], answered: list[object]
+    ) -> None:
         self._connection = connection
         self._heard = heard
-        self._receiver = rpc.Receiver({rpc.REQUEST})
+        self._answered = answered
+        self._receiver = rpc.Receiver({rpc.REQUEST, rpc.RESPONSE})
         self._msgid = 0
 
     def follow(self, script: Sequence[Step]) -> None:
@@ -184,6 +196,8 @@ class _Conversation:
                     self._connection.sendall(rpc.encode_error(self._msgid, error))
                 case Say(data):
                     self._connection.sendall(data)
+                case Ask(method, fields):
+                    self._ask(method, fields)
                 case Signal(event):
                     event.set()
                 case Await(event):
@@ -195,20 +209,35 @@ class _Conversation:
         while self._connection.fileno() >= 0 and self._hear():
             pass
 
+    def _ask(self, method: str, fields: dict[str, int]) -> None:
+        self._msgid += 1
+        self._connection.sendall(rpc.encode_request(self._msgid, method, [fields]))
+        message = self._next_message()
+        assert isinstance(message, rpc.Response), f"no answer to {method}: {message!r}"
+        assert message.msgid == self._msgid
+        self._answered.append(message.error)
+
     def _hear(self) -> bool:
         """Wait for a request; False at the client's end."""
-        while (message := self._receiver.next_message()) is None:
-            try:
-                data = self._connection.recv(4096)
-            except ConnectionResetError:
-                return False  # the client closed without reading all that the script says
-            if not data:
-                return False
-            self._receiver.receive_data(data)
+        message = self._next_message()
+        if message is None:
+            return False
         assert isinstance(message, rpc.Request)
         self._msgid = message.msgid
         self._heard.append((message.method, message.params))
         return True
+
+    def _next_message(self) -> rpc.Message | None:
+        """Wait for one; None at the client's end."""
+        while (message := self._receiver.next_message()) is None:
+            try:
+                data = self._connection.recv(4096)
+            except ConnectionResetError:
+                return None  # the client closed without reading all that the script says
+            if not data:
+                return None
+            self._receiver.receive_data(data)
+        return message
 
     def _check_one_in_flight(self) -> None:
         readable, _, _ = select.select([self._connection], [], [], 0)

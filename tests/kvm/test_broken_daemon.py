@@ -10,14 +10,17 @@ from typing import Final
 import pytest
 
 from fakes.eventually import PATIENCE
+from fakes.lying_maps import LIES, MEMORY_PAGES, RAM, ROM, TRUTHS, at, uaddrs_of
 from fakes.scripted_daemon import (
     Answer,
+    Ask,
     Await,
     HangUp,
     Hear,
     Refuse,
     Say,
     ScriptedDaemon,
+    Signal,
     Step,
     hello,
     replies,
@@ -29,7 +32,7 @@ from intercept_client.libc import Sharing
 from intercept_protocol import messages, rpc
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
-from intercept_protocol.messages import RequestedKind
+from intercept_protocol.messages import RegionKind, RequestedKind
 
 DEVICE: Final = GfnRange.of(0x100, 1)
 PARTITION: Final = messages.PartitionCredentials(partition_id=1, token=bytes(16))
@@ -125,3 +128,43 @@ def test_a_vcpu_can_be_stopped_though_its_kick_had_a_malformed_answer(
         assert vcpu.run().reason is StopReason.ASKED
         assert daemon.methods.count("kick") == 1
         end.set()
+
+
+@pytest.fixture
+def memory() -> Iterator[UaddrRange]:
+    mapped = libc.mmap(UaddrRange.of_pages(0, MEMORY_PAGES), RW, Sharing.PRIVATE)
+    yield mapped
+    libc.munmap(mapped)
+
+
+@pytest.mark.parametrize(("fields", "says"), LIES.values(), ids=LIES.keys())
+def test_a_guest_gets_no_memory_of_its_vmm_that_is_in_no_region_whatever_the_daemon_asks(
+    machine: Machine, tmp_path: Path, memory: UaddrRange, fields: dict[str, int], says: str
+) -> None:
+    added, asked, lied, end = (threading.Event() for _ in range(4))
+    movable = messages.AddRegionReply(kind=RegionKind.MOVABLE)
+    vmm: list[Step] = [*hello(), *replies(PARTITION, None, movable, movable)]
+    hypervisor: list[Step] = [
+        *hello(),
+        Await(added), Ask("map_gpa", at(memory, fields)), Signal(lied),
+        Await(asked), Ask("map_gpa", at(memory, TRUTHS["a whole region"])), Signal(end),
+    ]  # fmt: skip
+    path = tmp_path / "d.sock"
+    with (
+        ScriptedDaemon(path, (vmm, hypervisor, hello())) as daemon,
+        GuestPartition.open(path, machine, PartitionSetting()) as partition,
+    ):
+        partition.add_region(RAM, uaddrs_of(RAM, memory), writable=True, executable=False)
+        partition.add_region(ROM, uaddrs_of(ROM, memory), writable=False, executable=True)
+        added.set()
+        assert lied.wait(PATIENCE)
+        after_the_lie = partition.memory.slots
+        asked.set()
+        assert end.wait(PATIENCE)
+        after_the_truth = partition.memory.slots
+        partition.hang_up()
+    assert after_the_lie == []
+    assert [(slot.gfns, slot.uaddrs) for slot in after_the_truth] == [(RAM, uaddrs_of(RAM, memory))]
+    refused, carried_out = daemon.answered
+    assert says in str(refused)
+    assert carried_out is None

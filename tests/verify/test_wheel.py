@@ -57,7 +57,7 @@ async def regions(path: str) -> int:
     async with TrioVmm.open(path, name="guest") as vmm, trio.open_nursery() as nursery:
         partition = await vmm.create_partition(AddressSpaceKind.PROCESS, HypervisorKind.VMM)
         async with (
-            TrioHypervisor.open(path, partition, Mapper()) as hypervisor,
+            TrioHypervisor.open(path, partition, Mapper(), regions=vmm.regions) as hypervisor,
             TrioNotifier.open(path, partition) as notifier,
         ):
             nursery.start_soon(hypervisor.serve)

@@ -103,7 +103,9 @@ class GuestPartition:
                 HypervisorKind.VMM,
                 mmio_granularity=setting.mmio_granularity,
             )
-            self._hypervisor = BlockingHypervisor.open(path, self._partition, self.memory)
+            self._hypervisor = BlockingHypervisor.open(
+                path, self._partition, self.memory, regions=self.vmm.regions
+            )
             self._hypervisor_thread = HypervisorThread(self._hypervisor, self._loss.lose)
             opened.callback(self._hypervisor_thread.close)
             self._attach_memory()
