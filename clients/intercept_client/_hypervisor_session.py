@@ -119,7 +119,7 @@ class HypervisorSession:
         if not isinstance(request, MapRequest):
             return
         try:
-            self._regions.require(request.gfns, request.uaddrs, request.access)
+            self._regions.require(request.gfns, request.uaddrs, request.access, request.start_pfn)
         except WireError as refusal:
             self._refusals += 1
             if self._refusals <= LOGGED_REFUSALS:

@@ -1,37 +1,27 @@
 """The regions that a VMM asked for, and the check that a daemon maps nothing else.
 
-Owns the list of one `vmm` connection's regions, kept up with its requests, and the check of a map request
-against it (Y-12). Must not know connections, nor how a guest is mapped. The daemon decides when a guest
-reaches the VMM's memory; a daemon that is broken, or was taken over, must not decide that the guest reaches
-the VMM's heap.
+Owns the lists of one `vmm` connection's regions and declared VMAs, kept up with its requests, and the check
+of a map request against them (Y-12). Must not know connections, nor how a guest is mapped. The daemon decides
+when a guest reaches the VMM's memory; a daemon that is broken, or was taken over, must not decide that the
+guest reaches the VMM's heap.
 """
 
 from __future__ import annotations
 
 import errno
 import threading
-from functools import partial
+from collections.abc import Callable
 from typing import Final
 
-import msgspec
-from sortedcontainers import SortedDict
-
-from intercept_protocol.addresses import GfnRange, RangeError, UaddrRange
+from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, RangeError, UaddrRange
 from intercept_protocol.errors import WireError
-from intercept_protocol.messages import AddRegion, RemoveRegion
+from intercept_protocol.messages import AddRegion, MapVma, RemoveRegion, UnmapVma
 from intercept_protocol.outcomes import Access, allows, spelled
 
 from ._exchange import Exchange, Progress, Reply
+from ._page_runs import PageRun, PageRuns
 
 _NEVER_ADDED: Final = (Progress.REFUSED, Progress.WITHDRAWN)
-
-
-class _Region(msgspec.Struct, eq=False, gc=False):
-    """`gfns` and `uaddrs` have the same length."""
-
-    gfns: GfnRange
-    uaddrs: UaddrRange
-    access: Access
 
 
 class OwnRegions:
@@ -39,11 +29,12 @@ class OwnRegions:
 
     `BlockingVmm.regions` and `TrioVmm.regions` keep up with their connection by themselves, whichever method
     sends the request. Only a VMM that serves its hypervisor connection in another process than its main one
-    makes a list there, and calls `add` and `remove`.
+    makes a list there, and keeps it up with the other methods.
     """
 
     def __init__(self) -> None:
-        self._by_start: SortedDict[int, _Region] = SortedDict()
+        self._regions = PageRuns()
+        self._vmas = PageRuns()
         self._lock = threading.Lock()
 
     def add(self, gfns: GfnRange, uaddrs: UaddrRange, *, writable: bool, executable: bool) -> None:
@@ -51,92 +42,118 @@ class OwnRegions:
 
         A region that overlaps one in the list stays out of it: the daemon has to refuse it (P-7).
         """
-        self._insert(_Region(gfns, uaddrs, _rights(writable=writable, executable=executable)))
+        with self._lock:
+            self._regions.insert(_region(gfns, uaddrs, writable=writable, executable=executable))
 
     def remove(self, gfns: GfnRange) -> None:
         """Let the daemon map nothing there any more; call it when the daemon has removed the region."""
-        self._remove(gfns.start)
+        with self._lock:
+            self._regions.discard_at(gfns.start)
 
-    def require(self, gfns: GfnRange, uaddrs: UaddrRange, access: Access) -> None:
-        """Raise `WireError` EPERM unless one region covers `gfns`, at these `uaddrs` and with these rights.
+    def map_vma(self, uaddrs: UaddrRange, start_pfn: int) -> None:
+        """Let the daemon say that `uaddrs` are the host pages from `start_pfn` on; call it before declaring
+        that to the daemon."""
+        with self._lock:
+            self._vmas.insert(_vma(uaddrs, start_pfn))
 
-        `gfns` and `uaddrs` have the same length.
+    def unmap_vma(self, uaddrs: UaddrRange) -> None:
+        """No host page is at `uaddrs` any more; call it when the daemon has answered that declaration."""
+        with self._lock:
+            self._vmas.carve(uaddrs)
+
+    def require(self, gfns: GfnRange, uaddrs: UaddrRange, access: Access, start_pfn: int | None) -> None:
+        """Raise `WireError` EPERM unless a daemon may map this.
+
+        One region has to cover `gfns`, with these `uaddrs` and at least these rights. Unless `start_pfn` is
+        None, the VMM has to have declared the host pages from there on for `uaddrs`. Both ranges have as many
+        pages.
         """
         with self._lock:
-            region = self._last_from(gfns.start)
-        if region is None or gfns.start not in region.gfns:
-            objection = f"no region of this VMM has gfn {gfns.start:#x}"
-        elif not region.gfns.covers(gfns):
-            objection = f"the region ends at gfn {region.gfns.end:#x}"
-        elif uaddrs.start - gfns.start != region.uaddrs.start - region.gfns.start:
-            objection = f"the region has gfns {region.gfns} at uaddrs {region.uaddrs}"
-        elif not allows(region.access, access):
-            objection = f"the region has {spelled(region.access)}"
-        else:
-            return
-        asked = f"gfns {gfns} to uaddrs {uaddrs} with {spelled(access)}"
-        raise WireError(errno.EPERM, f"map_gpa of {asked}: {objection}")
+            objection = self._to_region(gfns, uaddrs, access)
+            if objection is None and start_pfn is not None:
+                objection = self._to_pfn(uaddrs, start_pfn)
+        if objection is not None:
+            raise WireError(
+                errno.EPERM,
+                f"map_gpa of gfns {gfns} to uaddrs {uaddrs} with {spelled(access)}: {objection}",
+            )
 
     def follow(self, exchange: Exchange[Reply]) -> Exchange[Reply]:
         """Keep up with a request of the `vmm` connection from before it is sent until it is answered.
 
         A region counts from before its request is sent, because the daemon may map it before it answers, and
         until the daemon has said that it was not added, or that it was removed. So one whose answer is
-        outstanding, or will never come, counts. Returns the `exchange`.
+        outstanding, or will never come, counts. The same goes for VMAs. Returns the `exchange`.
         """
-        match exchange.call:
-            case AddRegion() as call if (region := _region(call)) is not None:
-                exchange.on_progress = partial(self._adding, region)
-            case RemoveRegion(start_gfn=start):
-                exchange.on_progress = partial(self._removing, start)
+        exchange.on_progress = self._effect(exchange.call)
         return exchange
 
-    def _adding(self, region: _Region, progress: Progress) -> None:
-        if progress is Progress.IN_FLIGHT:
-            self._insert(region)
-        elif progress in _NEVER_ADDED:
-            self._forget(region)
-
-    def _removing(self, start_gfn: int, progress: Progress) -> None:
-        if progress is Progress.ANSWERED:
-            self._remove(start_gfn)
-
-    def _insert(self, region: _Region) -> None:
-        with self._lock:
-            other = self._last_from(region.gfns.end - 1)
-            if other is None or not other.gfns.overlaps(region.gfns):
-                self._by_start[region.gfns.start] = region
-
-    def _remove(self, start_gfn: int) -> None:
-        with self._lock:
-            self._by_start.pop(start_gfn, None)
-
-    def _forget(self, region: _Region) -> None:
-        """Not another one at the same gfns, which was there before."""
-        with self._lock:
-            if self._by_start.get(region.gfns.start) is region:
-                del self._by_start[region.gfns.start]
-
-    def _last_from(self, gfn: int) -> _Region | None:
-        """The last region that begins at `gfn` or before; the lock is held."""
-        index = self._by_start.bisect_right(gfn)
-        return self._by_start.peekitem(index - 1)[1] if index else None
-
-
-def _region(call: AddRegion) -> _Region | None:
-    """None for ranges that are none, which the daemon has to refuse (P-4)."""
-    try:
-        gfns = GfnRange.of(call.start_gfn, call.page_count)
-        uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
-    except RangeError:
+    def _effect(self, call: object) -> Callable[[Progress], None] | None:
+        """What the progress of a request does to the lists. Nothing for ranges that are none: the daemon has
+        to refuse them (P-4)."""
+        try:
+            match call:
+                case AddRegion(start_gfn=start, page_count=count):
+                    gfns, uaddrs = GfnRange.of(start, count), UaddrRange.of_pages(call.start_uaddr, count)
+                    region = _region(gfns, uaddrs, writable=call.writable, executable=call.executable)
+                    return lambda progress: self._added(self._regions, region, progress)
+                case RemoveRegion(start_gfn=start, page_count=count):
+                    gfns = GfnRange.of(start, count)
+                    return lambda progress: self._removed(lambda: self.remove(gfns), progress)
+                case MapVma(start_uaddr=start, page_count=count):
+                    vma = _vma(UaddrRange.of_pages(start, count), call.start_pfn)
+                    return lambda progress: self._added(self._vmas, vma, progress)
+                case UnmapVma(start_uaddr=start, page_count=count):
+                    uaddrs = UaddrRange.of_pages(start, count)
+                    return lambda progress: self._removed(lambda: self.unmap_vma(uaddrs), progress)
+        except RangeError:
+            pass
         return None
-    return _Region(gfns, uaddrs, _rights(writable=call.writable, executable=call.executable))
+
+    def _added(self, runs: PageRuns, run: PageRun, progress: Progress) -> None:
+        with self._lock:
+            if progress is Progress.IN_FLIGHT:
+                runs.insert(run)
+            elif progress in _NEVER_ADDED:
+                runs.discard(run)
+
+    @staticmethod
+    def _removed(remove: Callable[[], None], progress: Progress) -> None:
+        if progress is Progress.ANSWERED:
+            remove()
+
+    def _to_region(self, gfns: GfnRange, uaddrs: UaddrRange, access: Access) -> str | None:
+        """What speaks against it; the lock is held."""
+        region = self._regions.find(gfns.start)
+        if region is None:
+            return f"no region of this VMM has gfn {gfns.start:#x}"
+        if not region.pages.covers(gfns):
+            return f"the region ends at gfn {region.pages.end:#x}"
+        if (page := region.page_behind(gfns.start)) != uaddrs.start:
+            return f"the region has uaddr {page << PAGE_SHIFT:#x} at gfn {gfns.start:#x}"
+        if not allows(region.access, access):
+            return f"the region has {spelled(region.access)}"
+        return None
+
+    def _to_pfn(self, uaddrs: UaddrRange, start_pfn: int) -> str | None:
+        """Likewise. Several VMAs will do, if their host pages are contiguous."""
+        page = uaddrs.start
+        while page < uaddrs.end:
+            pfn, vma = start_pfn + page - uaddrs.start, self._vmas.find(page)
+            if vma is None or vma.page_behind(page) != pfn:
+                return f"pfn {pfn:#x} is not declared for uaddr {page << PAGE_SHIFT:#x}"
+            page = vma.pages.end
+        return None
 
 
-def _rights(*, writable: bool, executable: bool) -> Access:
+def _region(gfns: GfnRange, uaddrs: UaddrRange, *, writable: bool, executable: bool) -> PageRun:
     rights = Access.READ
     if writable:
         rights |= Access.WRITE
     if executable:
         rights |= Access.EXECUTE
-    return rights
+    return PageRun(gfns, uaddrs.start, rights)
+
+
+def _vma(uaddrs: UaddrRange, start_pfn: int) -> PageRun:
+    return PageRun(uaddrs, start_pfn, Access.NONE)

@@ -34,7 +34,7 @@ from intercept_client import (
 from intercept_client._exchange import Exchange, call_exchange
 from intercept_client._hypervisor_session import LOGGED_REFUSALS, HypervisorSession, MapRequest
 from intercept_client._session import ClientSession
-from intercept_client._vmm_requests import add_region, remove_region
+from intercept_client._vmm_requests import add_region, map_vma, remove_region, unmap_vma
 from intercept_protocol import rpc
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import AddRegion, AddRegionReply, RegionKind, RequestedKind
@@ -84,7 +84,7 @@ class Served:
 def allowed(regions: OwnRegions, gfns: GfnRange = RAM, uaddrs: UaddrRange = UADDRS) -> bool:
     """Whether a daemon may map this."""
     try:
-        regions.require(gfns, uaddrs, Access.READ)
+        regions.require(gfns, uaddrs, Access.READ, None)
     except WireError:
         return False
     return True
@@ -286,6 +286,89 @@ def test_a_region_can_be_added_again_elsewhere_once_it_was_removed() -> None:
     assert not allowed(vmm.regions)
 
 
+# ------------------------------------------------ which host pages count, and when
+
+PFN: Final = 0xE0000
+FIRST, SECOND = UADDRS.slice(UADDRS.start, UADDRS.start + 2), UADDRS.slice(UADDRS.start + 2, UADDRS.end)
+
+
+def pfn_allowed(regions: OwnRegions, uaddrs: UaddrRange = UADDRS, pfn: int = PFN) -> bool:
+    gfns = GfnRange.of(RAM.start + uaddrs.start - UADDRS.start, uaddrs.page_count)
+    try:
+        regions.require(gfns, uaddrs, Access.READ, pfn)
+    except WireError:
+        return False
+    return True
+
+
+def declaring(uaddrs: UaddrRange, pfn: int) -> Exchange[object]:
+    return map_vma(uaddrs, pfn, RW)  # type: ignore[return-value]
+
+
+def test_host_pages_count_from_before_they_are_declared_and_no_others_do() -> None:
+    vmm = Conversation().added()
+    assert not pfn_allowed(vmm.regions)
+
+    vmm.send(declaring(UADDRS, PFN))
+
+    assert pfn_allowed(vmm.regions)
+    assert not pfn_allowed(vmm.regions, pfn=PFN + 1)
+    assert pfn_allowed(vmm.regions, SECOND, PFN + 2)
+    assert not pfn_allowed(vmm.regions, SECOND, PFN)
+
+
+def test_host_pages_whose_declaration_was_refused_do_not_count() -> None:
+    vmm = Conversation().added()
+    vmm.send(declaring(UADDRS, PFN))
+
+    vmm.come(WireError(errno.ENOSPC, "too many"))
+
+    assert not pfn_allowed(vmm.regions)
+
+
+@pytest.mark.parametrize(("second", "is_allowed"), [(PFN + 2, True), (PFN + 9, False)])
+def test_host_pages_of_two_vmas_count_together_only_if_they_are_contiguous(
+    second: int, is_allowed: bool
+) -> None:
+    vmm = Conversation().added()
+    for uaddrs, pfn in ((FIRST, PFN), (SECOND, second)):
+        vmm.send(declaring(uaddrs, pfn))
+        vmm.come(None)
+
+    assert pfn_allowed(vmm.regions) is is_allowed
+
+
+def test_host_pages_count_until_the_daemon_has_answered_that_they_are_gone() -> None:
+    vmm = Conversation().added()
+    vmm.send(declaring(UADDRS, PFN))
+    vmm.come(None)
+    hole = UADDRS.slice(UADDRS.start + 1, UADDRS.start + 2)
+
+    vmm.send(unmap_vma(hole))  # type: ignore[arg-type]
+    assert pfn_allowed(vmm.regions)
+    vmm.come(None)
+
+    assert not pfn_allowed(vmm.regions)
+    assert [
+        pfn_allowed(vmm.regions, UADDRS.slice(page, page + 1), PFN + page - UADDRS.start)
+        for page in range(UADDRS.start, UADDRS.end)
+    ] == [True, False, True, True]
+
+
+def test_unmapping_takes_several_vmas_and_new_host_pages_can_be_declared_there() -> None:
+    vmm = Conversation().added()
+    for uaddrs, pfn in ((FIRST, PFN), (SECOND, PFN + 2)):
+        vmm.send(declaring(uaddrs, pfn))
+        vmm.come(None)
+    vmm.send(unmap_vma(UADDRS))  # type: ignore[arg-type]
+    vmm.come(None)
+
+    vmm.send(declaring(UADDRS, PFN + 0x100))
+
+    assert pfn_allowed(vmm.regions, pfn=PFN + 0x100)
+    assert not pfn_allowed(vmm.regions)
+
+
 # ------------------------------------------------ over sockets
 
 
@@ -394,8 +477,12 @@ async def test_a_hypervisor_of_trio_maps_its_vmms_regions_and_nothing_else(
 def test_a_list_kept_by_hand_allows_what_was_added_to_it_until_it_is_removed() -> None:
     regions = OwnRegions()
     regions.add(RAM, UADDRS, writable=True, executable=False)
-    assert allowed(regions)
+    regions.map_vma(UADDRS, PFN)
+    assert pfn_allowed(regions)
 
+    regions.unmap_vma(UADDRS)
+    assert not pfn_allowed(regions)
+    assert allowed(regions)
     regions.remove(RAM)
 
     assert not allowed(regions)

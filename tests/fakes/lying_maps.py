@@ -42,14 +42,18 @@ LIES: Final[Mapping[str, tuple[dict[str, int], str]]] = {
     "the heap, in no region": (request(0x200, 1, 12, RW), "no region of this VMM has gfn 0x200"),
     "the heap, just behind": (request(0x108, 1, 8, Access.READ), "no region of this VMM has gfn 0x108"),
     "the heap, before the first": (request(0xFF, 1, 0, Access.READ), "no region of this VMM has gfn 0xff"),
-    "the heap, in a region": (request(0x101, 1, 12, RW), "at uaddrs"),
-    "other memory of the region": (request(0x101, 1, 2, RW), "at uaddrs"),
+    "the heap, in a region": (request(0x101, 1, 12, RW), "the region has uaddr"),
+    "other memory of the region": (request(0x101, 1, 2, RW), "the region has uaddr"),
     "beyond the end": (request(0x106, 4, 6, Access.READ), "ends at gfn 0x108"),
     "two neighbours at once": (request(0x102, 4, 2, Access.READ), "ends at gfn 0x104"),
     "written, where it may not be": (request(0x104, 1, 4, RW), "the region has r-x"),
     "executed, where it may not be": (request(0x100, 1, 0, RX), "the region has rw-"),
     "a right that nobody knows": (request(0x100, 1, 0, Access(8 | 1)), "the region has rw-"),
     "inaccessible, in no region": (request(0x200, 1, 0, Access.NONE), "no region of this VMM has gfn 0x200"),
+    "a host page, though none was declared": (
+        request(0x100, 1, 0, RW) | {"start_pfn": 0x1000},
+        "pfn 0x1000 is not declared for uaddr",
+    ),
     "everything": (request(0, 1 << 30, 0, Access.READ), "no region of this VMM has gfn 0x0"),
 }
 """Each with a part of what the refusal says."""
