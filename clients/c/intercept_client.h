@@ -10,7 +10,8 @@
  * on `connection->socket`; a call that times out loses its connection, because a late answer would be mistaken for the
  * next call's. Signals do not interrupt a call: to make a VP return, kick it.
  *
- * Not included: the `hypervisor` and `operator` roles, and attach_memory, which passes descriptors.
+ * Not included: the `hypervisor` and `operator` roles, and attach_memory, which passes descriptors. Code that adds
+ * the former must refuse each map_gpa that none of the VMM's regions covers (Y-12).
  */
 #ifndef INTERCEPT_CLIENT_H
 #define INTERCEPT_CLIENT_H

@@ -46,7 +46,7 @@ class GuestMapper(Protocol):
         """Let the guest reach `uaddrs` at `gfns` with exactly these rights, whatever it reached there before.
 
         Without rights: nothing. `start_pfn` is the first host page, in a partition whose address space is
-        declared; otherwise None, and the kernel resolves `uaddrs`.
+        declared; otherwise None, and the kernel resolves `uaddrs`. Only for what a region of this VMM covers.
         """
 
     def unmap(self, gfns: GfnRange) -> None:

@@ -43,7 +43,7 @@ class AsyncGuestMapper(Protocol):
         """Let the guest reach `uaddrs` at `gfns` with exactly these rights, whatever it reached there before.
 
         Without rights: nothing. `start_pfn` is the first host page, in a partition whose address space is
-        declared; otherwise None, and the kernel resolves `uaddrs`.
+        declared; otherwise None, and the kernel resolves `uaddrs`. Only for what a region of this VMM covers.
         """
 
     async def unmap(self, gfns: GfnRange) -> None:
