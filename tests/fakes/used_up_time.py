@@ -15,7 +15,7 @@ from interceptd.scheduling.time_share import SHARE, SLICE_NS, Turns
 def time_used_up_every(questions: int) -> Iterator[None]:
     """For the running task and those that it starts: each question takes a part of the slice."""
     ticks = itertools.count(0, SLICE_NS // questions + 1)
-    monitor = StepMonitor(now=lambda: next(ticks), usage=lambda: Usage(0, 0))
+    monitor = StepMonitor(now=lambda: next(ticks), usage=lambda: Usage(0, 0, 0))
     token = SHARE.set(Turns(monitor).share())
     with monitor.installed():
         yield

@@ -3,8 +3,8 @@
 Owns the number of the round (trio runs each task that is ready once in a round), and the record of steps that
 took too long. Must not know what a task does, nor who waits for it.
 
-A hook for each step would cost an intercept some 6 %. So the rounds are measured. After one that took too
-long each step is measured for a while, and those that take too long are recorded by name.
+A hook for each step would cost an intercept some 6 %. So the rounds are measured, and those steps of
+connections that are measured anyway (`time_share`). After a long one each step is measured for a while.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ NAMING_NS: Final = 10_000_000_000
 """How long after a long round each step is measured."""
 LOG_INTERVAL_NS: Final = 1_000_000_000
 ANY: Final = "any"
-"""Stands for the task in the record of a round whose steps were not measured."""
+"""Stands for the task in the record of a round whose long step was not measured."""
 
 
 class Usage(NamedTuple):
-    """What a thread has used: CPU time, and how often it gave up its CPU to wait."""
+    """What a thread has used: CPU time, how often it gave up its CPU to wait, and how often it lost it."""
 
     cpu_ns: int
     waits: int
+    preemptions: int
 
 
 def thread_usage() -> Usage:
     """Of the calling thread (getrusage(2), RUSAGE_THREAD)."""
     used = resource.getrusage(resource.RUSAGE_THREAD)
-    return Usage(int((used.ru_utime + used.ru_stime) * 1e9), used.ru_nvcsw)
+    return Usage(int((used.ru_utime + used.ru_stime) * 1e9), used.ru_nvcsw, used.ru_nivcsw)
 
 
 class LongStep(NamedTuple):
@@ -74,12 +75,13 @@ class StepMonitor(trio.abc.Instrument):
         self.worst: LongStep | None = None
         """The one that used most CPU time."""
         self._usage = usage
-        self._steps = _Steps(self)
+        self._steps = _Steps(self, self._record)
         self._named_until = float("inf") if naming else 0.0
         self._naming = False
         self._began = self._read_at = now()
         self._read = usage()
-        self._read_round = 0
+        self._idle_waits = 0
+        """How often, since `_read`, trio may have waited for something to do."""
         self._logged_at = self._began - LOG_INTERVAL_NS
 
     @contextmanager
@@ -91,36 +93,44 @@ class StepMonitor(trio.abc.Instrument):
             yield
         finally:
             for instrument in (self, self._steps):
-                with suppress(
-                    KeyError
-                ):  # not installed, or trio has removed it after an error, and logged that
+                with suppress(KeyError):  # trio has removed it after an error, which it has logged
                     trio.lowlevel.remove_instrument(instrument)
 
-    def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's signature
+    def after_io_wait(self, timeout: float) -> None:
         """A round begins."""
         now = self.now()
         self.round += 1
+        if timeout:
+            self._idle_waits += 1
         if now - self._read_at > USAGE_INTERVAL_NS:
             self._look(now)
         self._began = now
 
     def _look(self, now: int) -> None:
         if now - self._began > STEP_LIMIT_NS and not self._naming:
-            self.ended(ANY, now)
+            self._record(ANY, now, now - self._began, None)
         else:
             self._take_reading(now)
         if self._naming is not (now < self._named_until):
             self._naming = not self._naming
             if self._naming:
+                self._steps.began = now
                 trio.lowlevel.add_instrument(self._steps)
             else:
                 trio.lowlevel.remove_instrument(self._steps)
 
-    def ended(self, task: str, now: int, suspended_in: str | None = None) -> None:
-        """A step, or a round and the wait before it, has taken longer than the limit. Record it if it was
-        busy or blocked for so long."""
+    def step_ended(self, now: int, took: int) -> None:
+        """The running task is about to wait, after `took` ns: for those who measure it anyway."""
+        if took > STEP_LIMIT_NS and not self._naming:
+            task = trio.lowlevel.current_task()
+            self._record(task.name, now, took, _suspended_in(task))
+
+    def _record(self, task: str, now: int, took: int, suspended_in: str | None) -> None:
+        """A step has taken longer than the limit, or a round together with the wait after it. Record it if
+        it was busy or blocked for so long."""
         used = self._take_reading(now)
-        step = LongStep(task, used.cpu_ns, used.waits > 0)
+        waited = used.waits > 0 or (task != ANY and not used.preemptions)
+        step = LongStep(task, used.cpu_ns, blocked=waited and used.cpu_ns < took // 2)
         if step.cpu_ns <= STEP_LIMIT_NS and not step.blocked:
             return
         self.long_steps[task] += 1
@@ -133,26 +143,30 @@ class StepMonitor(trio.abc.Instrument):
                 "long_step",
                 task=task,
                 suspended_in=suspended_in,
-                wall_ms=(now - self._began) / 1e6,
+                wall_ms=took / 1e6,
                 cpu_ms=step.cpu_ns / 1e6,
                 blocked=step.blocked,
                 long_steps=self.long_steps.total(),
             )
 
     def _take_reading(self, now: int) -> Usage:
-        """Read the usage; returns what was used since the last reading. Of the waits, one in each round may
-        have been for something to do."""
+        """Read the usage; returns what was used since the last reading, without waits for work."""
         before, self._read, self._read_at = self._read, self._usage(), now
-        rounds, self._read_round = self.round - self._read_round, self.round
-        return Usage(self._read.cpu_ns - before.cpu_ns, max(0, self._read.waits - before.waits - rounds))
+        idle, self._idle_waits = self._idle_waits, 0
+        return Usage(
+            self._read.cpu_ns - before.cpu_ns,
+            self._read.waits - before.waits - idle,
+            self._read.preemptions - before.preemptions,
+        )
 
 
 class _Steps(trio.abc.Instrument):
     """Measures each step."""
 
-    def __init__(self, monitor: StepMonitor) -> None:
-        self.began = 0
+    def __init__(self, monitor: StepMonitor, record: Callable[[str, int, int, str | None], None]) -> None:
+        self.began = monitor.now()
         self._monitor = monitor
+        self._record = record
 
     def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's signature
         self.began = self._monitor.now()
@@ -160,7 +174,7 @@ class _Steps(trio.abc.Instrument):
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         now = self._monitor.now()
         if now - self.began > STEP_LIMIT_NS:
-            self._monitor.ended(task.name, now, _suspended_in(task))
+            self._record(task.name, now, now - self.began, _suspended_in(task))
         self.began = now
 
 

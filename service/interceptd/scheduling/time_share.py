@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from interceptd.eager_lock import EagerLock
-from interceptd.scheduling.step_monitor import StepMonitor
+from interceptd.scheduling.step_monitor import STEP_LIMIT_NS, StepMonitor
 
 SLICE_NS: Final = 1_000_000
 """Nanoseconds that a task may take before it lets others run."""
@@ -28,7 +28,17 @@ class TimeShare:
     What they take is measured where it costs little: from a connection's wake-up to its next wait.
     """
 
-    __slots__ = ("_began", "_burst", "_monitor", "_now", "_round", "_taken", "_turns", "_waiting")
+    __slots__ = (
+        "_began",
+        "_burst",
+        "_monitor",
+        "_now",
+        "_released",
+        "_round",
+        "_taken",
+        "_turns",
+        "_waiting",
+    )
 
     def __init__(self, monitor: StepMonitor, turns: Turns) -> None:
         self._monitor = monitor
@@ -39,7 +49,9 @@ class TimeShare:
         """In `_round`, without what has been taken since `_began`."""
         self._began = monitor.now()
         self._waiting = trio.lowlevel.ParkingLot()
-        self._burst = 1
+        self._burst = 0
+        self._released = 0
+        """Tasks that were let go on and have not run yet."""
 
     def wake(self) -> bool:
         """A task of this uid runs from now on. Returns whether it should wait for its turn."""
@@ -50,7 +62,12 @@ class TimeShare:
 
     def rest(self) -> None:
         """It is about to wait."""
-        self._taken += self._now() - self._began
+        now = self._now()
+        took = now - self._began
+        self._taken += took
+        self._began = now
+        if took > STEP_LIMIT_NS:
+            self._monitor.step_ended(now, took)
 
     @property
     def used_up(self) -> bool:
@@ -70,35 +87,42 @@ class TimeShare:
         if self._turns.enter(self):
             with trio.CancelScope(shield=True):
                 await self._waiting.park()
+            self._released -= 1
         else:
             await trio.lowlevel.cancel_shielded_checkpoint()
         self.wake()
 
     def release(self) -> None:
-        """Let tasks go on: twice as many as the last time if those took little, else half as many."""
+        """Let tasks go on: twice as many as the last time if those took little, else half as many. Does
+        nothing before those have run."""
+        if self._released:
+            return
         self._burst = 2 * self._burst if self._taken < ROUND_NS // 2 else self._burst // 2
         self._burst = max(1, min(self._burst, len(self._waiting)))
-        self._waiting.unpark(count=self._burst)
+        self._let_go(self._burst)
 
     def release_all(self) -> None:
-        self._waiting.unpark_all()
+        self._let_go(len(self._waiting))
+
+    def _let_go(self, count: int) -> None:
+        self._released += len(self._waiting.unpark(count=count))
 
 
 class Turns:
     """Of the uids whose tasks wait, one has a turn per round of the event loop. `run` is its task."""
 
     def __init__(self, monitor: StepMonitor) -> None:
-        self._monitor = monitor
+        self.monitor = monitor
         self._line: dict[TimeShare, None] = {}  # in the order of insertion
         self._any = trio.Event()
         self._running = False
 
     def share(self) -> TimeShare:
         """The share of another uid."""
-        return TimeShare(self._monitor, self)
+        return TimeShare(self.monitor, self)
 
     def one_per_round(self) -> OnePerRound:
-        return OnePerRound(self._monitor)
+        return OnePerRound(self.monitor)
 
     def enter(self, share: TimeShare) -> bool:
         """Put a uid in the line. False if nobody gives turns, so that nobody need wait."""
