@@ -1,6 +1,11 @@
-"""IntervalIndex against brute force."""
+"""IntervalIndex against brute force, and how many ranges a search looks at.
+
+The asked range counts its comparisons: whatever an index stores, only they tell whether a range overlaps.
+"""
 
 from __future__ import annotations
+
+from itertools import islice
 
 import pytest
 from hypothesis import given
@@ -71,3 +76,93 @@ def test_an_index_that_was_emptied_takes_ranges_again() -> None:
     index.remove(PageRange(start=0, end=4), 0)
     index.add(PageRange(start=0, end=4), 0, 7)
     assert list(index.overlapping(PageRange(start=0, end=1))) == [7]
+
+
+def test_ranges_that_overlap_are_found_while_one_and_while_several_are_left() -> None:
+    drawn = [PageRange(start=4 - more, end=8 + more) for more in range(3)]
+    index = indexed(drawn)
+    found = []
+    for place in (1, 0, 2):
+        found.append(sorted(index.overlapping(PageRange(start=5, end=6))))
+        index.remove(drawn[place], place)
+    assert found == [[0, 1, 2], [0, 2], [2]]
+    assert list(index.overlapping(PageRange(start=5, end=6))) == []
+
+
+# ------------------------------------------------ how many ranges a search looks at
+
+
+class Bound(int):
+    """An end of the asked range. It counts how often it is compared."""
+
+    compared = 0
+
+    def __lt__(self, other: int) -> bool:
+        self.compared += 1
+        return int(self) < other
+
+    def __le__(self, other: int) -> bool:
+        self.compared += 1
+        return int(self) <= other
+
+    def __gt__(self, other: int) -> bool:
+        self.compared += 1
+        return int(self) > other
+
+    def __ge__(self, other: int) -> bool:
+        self.compared += 1
+        return int(self) >= other
+
+
+def looks(index: IntervalIndex[int], asked: PageRange, *, most: int | None = None) -> tuple[int, int]:
+    """How many results a search has, and how many comparisons it makes for the first `most` of them."""
+    start, end = Bound(asked.start), Bound(asked.end)
+    results = sum(1 for _ in islice(index.overlapping(PageRange(start=start, end=end)), most))
+    return results, start.compared + end.compared
+
+
+PER_RESULT, PER_CLASS = 2, 6
+"""Comparisons: of a result with both ends; of the three centres at the ends of the asked range."""
+MANY = 2000
+FAR = 1 << 30
+
+LAYOUTS = {
+    "equal": [PageRange(start=FAR, end=FAR + 12)] * MANY,
+    "one end": [PageRange(start=FAR + place, end=FAR + MANY) for place in range(MANY)],
+    "one start": [PageRange(start=FAR, end=FAR + place + 1) for place in range(MANY)],
+    "nested": [PageRange(start=FAR - place, end=FAR + place + 1) for place in range(MANY)],
+    "a staircase": [PageRange(start=FAR + place, end=FAR + MANY + place) for place in range(MANY)],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_search_does_not_look_at_the_many_ranges_beside_it(layout: str) -> None:
+    drawn = LAYOUTS[layout]
+    index = indexed(drawn)
+    classes = {(pages.page_count - 1).bit_length() for pages in drawn}
+    first, last = min(pages.start for pages in drawn), max(pages.end for pages in drawn)
+    for start in (first - 1, first, FAR, FAR + MANY // 2, last - 1, last):
+        asked = PageRange(start=start, end=start + 1)
+        results, compared = looks(index, asked)
+        assert results == sum(pages.overlaps(asked) for pages in drawn)
+        assert compared <= PER_RESULT * results + PER_CLASS * len(classes)
+
+
+@given(st.lists(ranges(300), max_size=4), ranges(300))
+def test_a_search_looks_at_results_and_a_few_more(drawn: list[PageRange], asked: PageRange) -> None:
+    drawn = drawn * 40
+    classes = {(pages.page_count - 1).bit_length() for pages in drawn}
+    results, compared = looks(indexed(drawn), asked)
+    assert compared <= PER_RESULT * results + PER_CLASS * len(classes)
+
+
+def test_a_search_that_stops_at_the_first_result_has_looked_for_no_other() -> None:
+    index = indexed(LAYOUTS["equal"])
+    assert looks(index, PageRange(start=FAR, end=FAR + 1), most=1) == (1, 2)
+
+
+def test_a_search_looks_at_no_size_class_that_is_empty_again() -> None:
+    index = indexed([PageRange(start=8, end=9), PageRange(start=8, end=12)])
+    index.remove(PageRange(start=8, end=12), 1)
+    assert len(index) == 1
+    assert looks(index, PageRange(start=8, end=9)) == (1, 2)

@@ -79,6 +79,16 @@ def test_a_map_that_was_large_once_has_few_chunks_again() -> None:
     assert len(items._keys) <= 32 // (CHUNK // 4)
 
 
+@given(EDITS, st.data())
+def test_pop_takes_out_what_it_returns_and_nothing_else(
+    edits: list[tuple[str, int]], data: st.DataObject
+) -> None:
+    items, oracle = edited([*edits, ("put", 0)])
+    key = data.draw(st.sampled_from(sorted(oracle)))
+    assert items.pop(key) == oracle.pop(key)
+    assert list(items) == [oracle[key] for key in sorted(oracle)]
+
+
 @pytest.mark.parametrize("held", [[], [5], [9], list(range(0, 40, 2))])
 @pytest.mark.parametrize("absent", [1, 3, 7])
 def test_a_missing_key_is_a_key_error_and_changes_nothing(held: list[int], absent: int) -> None:

@@ -63,11 +63,14 @@ class OrderedMap(Generic[Value]):
             chunk += 1
 
     def __setitem__(self, key: int, value: Value) -> None:
-        chunk = max(bisect_right(self._firsts, key) - 1, 0)
         if not self._firsts:
             self._put_in_chunk(0, array("Q", [key]), [value])
             self._size = 1
             return
+        chunk = bisect_right(self._firsts, key) - 1
+        if chunk < 0:
+            chunk = 0
+            self._firsts[0] = key
         keys, values = self._keys[chunk], self._values[chunk]
         at = bisect_left(keys, key)
         if at < len(keys) and keys[at] == key:
@@ -75,25 +78,30 @@ class OrderedMap(Generic[Value]):
             return
         keys.insert(at, key)
         values.insert(at, value)
-        self._firsts[chunk] = keys[0]
         self._size += 1
         if len(keys) > CHUNK:
             self._put_in_chunk(chunk + 1, keys[CHUNK // 2 :], values[CHUNK // 2 :])
             del keys[CHUNK // 2 :], values[CHUNK // 2 :]
 
-    def __delitem__(self, key: int) -> None:
-        """Raises KeyError for a missing key."""
+    def pop(self, key: int) -> Value:
+        """Remove and return the value of exactly this key. Raises KeyError for a missing key."""
         chunk = bisect_right(self._firsts, key) - 1
-        keys = self._keys[chunk] if chunk >= 0 else array("Q")
-        at = bisect_left(keys, key)
-        if at == len(keys) or keys[at] != key:
+        if chunk < 0:
             raise KeyError(key)
-        del keys[at], self._values[chunk][at]
+        keys = self._keys[chunk]
+        at = bisect_right(keys, key) - 1  # at least 0: the chunk's first key is not above `key`
+        if keys[at] != key:
+            raise KeyError(key)
+        del keys[at]
+        value = self._values[chunk].pop(at)
         self._size -= 1
         if keys:
             self._firsts[chunk] = keys[0]
         if len(keys) < CHUNK // 4:
             self._join_with_neighbour(chunk)
+        return value
+
+    __delitem__ = pop
 
     def drop_some(self) -> bool:
         """Remove up to `CHUNK` entries; False if there are none. Freeing a million in one step would take
