@@ -20,6 +20,7 @@ from intercept_protocol.addresses import PAGE_LIMIT, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import InvalidationBegun, InvalidationEnded, RangeInvalidated
 from interceptd.pages.interval_index import IntervalIndex
+from interceptd.pages.range_bounds import RangeBounds
 from interceptd.pages.range_map import RangeMap
 from interceptd.telemetry.counters import Source
 from interceptd.telemetry.event_bus import Publisher
@@ -74,6 +75,10 @@ class Batch:
         return self._pieces.touches(uaddrs)
 
     @property
+    def empty(self) -> bool:
+        return not self._pieces
+
+    @property
     def pieces(self) -> list[UaddrRange]:
         return list(self._pieces)
 
@@ -98,6 +103,7 @@ class MmuNotifier:
         self._listeners: list[Callable[[UaddrRange], None]] = []
         self._open: dict[UaddrRange, OpenInvalidation] = {}
         self._open_index: IntervalIndex[OpenInvalidation] = IntervalIndex()
+        self._open_bounds = RangeBounds()
         self._open_depth = 0
         self._pending = Batch()
         self._serving: Batch | None = None
@@ -143,7 +149,8 @@ class MmuNotifier:
         entry = self._open.get(uaddrs)
         if entry is None:
             entry = self._open[uaddrs] = OpenInvalidation(uaddrs)
-            self._open_index.add(uaddrs, uaddrs.end, entry)
+            self._open_index.add(uaddrs, 0, entry)
+            self._open_bounds.add(uaddrs)
         entry.depth += 1
         self._open_depth += 1
         self._event_bus.publish(
@@ -165,7 +172,8 @@ class MmuNotifier:
         self._open_depth -= 1
         if not entry.depth:
             del self._open[uaddrs]
-            self._open_index.remove(uaddrs, uaddrs.end)
+            self._open_index.remove(uaddrs, 0)
+            self._open_bounds.remove(uaddrs)
             self._call_listeners(uaddrs)
             entry.over.set()
 
@@ -211,6 +219,8 @@ class MmuNotifier:
 
     def open_at(self, uaddrs: UaddrRange) -> OpenInvalidation | None:
         """An open invalidation that overlaps these pages."""
+        if not self._open_bounds.touches(uaddrs):
+            return None
         return next(self._open_index.overlapping(uaddrs), None)
 
     def is_invalidating(self, uaddrs: UaddrRange) -> bool:
@@ -221,14 +231,8 @@ class MmuNotifier:
         )
 
     def cut_back(self, uaddrs: UaddrRange, page: int) -> UaddrRange:
-        """The largest part of `uaddrs` around `page` that overlaps no open invalidation."""
-        start, end = uaddrs.start, uaddrs.end
-        for entry in self._open_index.overlapping(uaddrs):
-            if entry.uaddrs.end <= page:
-                start = max(start, entry.uaddrs.end)
-            else:
-                end = min(end, entry.uaddrs.start)
-        return UaddrRange(start=start, end=end)
+        """The largest part of `uaddrs` around `page`, which is in no open invalidation, that overlaps none."""
+        return self._open_bounds.gap(page, uaddrs)
 
     # ------------------------------------------------ the region manager's end
 
@@ -250,7 +254,7 @@ class MmuNotifier:
     async def wait_served(self) -> None:
         """Block until every invalidation announced before the call is served."""
         if self._unserved:
-            last = self._pending if self._pending.pieces else self._serving
+            last = self._serving if self._pending.empty else self._pending
             assert last is not None, "an unserved invalidation is pending or being served"
             await last.done.wait()
 
@@ -264,7 +268,7 @@ class MmuNotifier:
         if batch.began_ns is not None:
             self.passes.record(perf_counter_ns() - batch.began_ns)
         self._serving = None
-        self._unserved = bool(self._pending.pieces)
+        self._unserved = not self._pending.empty
         batch.done.set()
 
 

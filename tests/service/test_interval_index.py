@@ -1,7 +1,4 @@
-"""IntervalIndex against brute force, and how many ranges a search looks at.
-
-The asked range counts its comparisons: whatever an index stores, only they tell whether a range overlaps.
-"""
+"""IntervalIndex against brute force, and how many ranges a search looks at."""
 
 from __future__ import annotations
 
@@ -11,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakes.counted_bounds import Counted
 from fakes.drawn import ranges
 from intercept_protocol.addresses import PAGE_LIMIT, PageRange
 from interceptd.pages.interval_index import IntervalIndex
 
 everything = PageRange(start=0, end=PAGE_LIMIT)
-drawn_ranges = st.lists(ranges(300) | st.just(everything))
+drawn_ranges = st.lists(ranges(24) | ranges(300) | st.just(everything))
 
 
 def indexed(drawn: list[PageRange]) -> IntervalIndex[int]:
@@ -78,47 +76,43 @@ def test_an_index_that_was_emptied_takes_ranges_again() -> None:
     assert list(index.overlapping(PageRange(start=0, end=1))) == [7]
 
 
-def test_ranges_that_overlap_are_found_while_one_and_while_several_are_left() -> None:
-    drawn = [PageRange(start=4 - more, end=8 + more) for more in range(3)]
+@pytest.mark.parametrize("page_count", [1, 2, 3, 4, 5, 8, 9, 16, 17])
+def test_a_page_finds_all_ranges_of_a_length_that_hold_it_and_no_other(page_count: int) -> None:
+    drawn = [PageRange(start=start, end=start + page_count) for start in range(40)]
+    index = indexed(drawn)
+    for page in range(60):
+        found = sorted(index.overlapping(PageRange(start=page, end=page + 1)))
+        assert found == [place for place, pages in enumerate(drawn) if page in pages]
+
+
+@pytest.mark.parametrize("page", [12, 16, 21])
+def test_ranges_that_hold_one_page_are_found_while_several_and_while_one_is_left(page: int) -> None:
+    drawn = [PageRange(start=10 + place, end=22 + place) for place in range(3)]
     index = indexed(drawn)
     found = []
     for place in (1, 0, 2):
-        found.append(sorted(index.overlapping(PageRange(start=5, end=6))))
+        found.append(sorted(index.overlapping(PageRange(start=page, end=page + 1))))
         index.remove(drawn[place], place)
     assert found == [[0, 1, 2], [0, 2], [2]]
-    assert list(index.overlapping(PageRange(start=5, end=6))) == []
+    assert list(index.overlapping(PageRange(start=page, end=page + 1))) == []
+
+
+def test_an_index_that_was_emptied_keeps_nothing() -> None:
+    """A size class that has no range any more would cost each search a look."""
+    index = indexed([PageRange(start=8, end=9), PageRange(start=8, end=12)])
+    for place, end in enumerate((9, 12)):
+        index.remove(PageRange(start=8, end=end), place)
+    assert (len(index), index._classes) == (0, {})
 
 
 # ------------------------------------------------ how many ranges a search looks at
 
 
-class Bound(int):
-    """An end of the asked range. It counts how often it is compared."""
-
-    compared = 0
-
-    def __lt__(self, other: int) -> bool:
-        self.compared += 1
-        return int(self) < other
-
-    def __le__(self, other: int) -> bool:
-        self.compared += 1
-        return int(self) <= other
-
-    def __gt__(self, other: int) -> bool:
-        self.compared += 1
-        return int(self) > other
-
-    def __ge__(self, other: int) -> bool:
-        self.compared += 1
-        return int(self) >= other
-
-
 def looks(index: IntervalIndex[int], asked: PageRange, *, most: int | None = None) -> tuple[int, int]:
     """How many results a search has, and how many comparisons it makes for the first `most` of them."""
-    start, end = Bound(asked.start), Bound(asked.end)
-    results = sum(1 for _ in islice(index.overlapping(PageRange(start=start, end=end)), most))
-    return results, start.compared + end.compared
+    counted = Counted(asked)
+    results = sum(1 for _ in islice(index.overlapping(counted.pages), most))
+    return results, counted.looks
 
 
 PER_RESULT, PER_CLASS = 2, 6
@@ -161,8 +155,7 @@ def test_a_search_that_stops_at_the_first_result_has_looked_for_no_other() -> No
     assert looks(index, PageRange(start=FAR, end=FAR + 1), most=1) == (1, 2)
 
 
-def test_a_search_looks_at_no_size_class_that_is_empty_again() -> None:
-    index = indexed([PageRange(start=8, end=9), PageRange(start=8, end=12)])
-    index.remove(PageRange(start=8, end=12), 1)
-    assert len(index) == 1
-    assert looks(index, PageRange(start=8, end=9)) == (1, 2)
+def test_a_search_looks_at_no_range_beside_the_centres_that_may_matter() -> None:
+    """A range of eight pages at each multiple of four."""
+    index = indexed([PageRange(start=start, end=start + 8) for start in range(0, 512, 4)])
+    assert looks(index, PageRange(start=256, end=257)) == (2, 2 * PER_RESULT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
+from fakes.counted_bounds import Bound, Counted
 from fakes.drawn import SPACE, ranges
 from intercept_protocol.addresses import PageRange, UaddrRange
 from intercept_protocol.errors import WireError
@@ -180,6 +182,21 @@ def test_cut_back_to_the_page_that_an_open_one_ends_before() -> None:
     notifier.begin(uaddrs(0, 4))
     notifier.begin(uaddrs(5, 8))
     assert notifier.cut_back(uaddrs(0, 8), 4) == uaddrs(4, 5)
+
+
+@pytest.mark.parametrize(
+    "length", [lambda place: 1024, lambda place: place + 1, lambda place: 1 << place % 40]
+)
+def test_a_fault_beside_many_open_invalidations_looks_at_few_of_them(length: Callable[[int], int]) -> None:
+    """Each VP's fault would else cost what another connection's begins amount to."""
+    notifier = MmuNotifier(open_limit=lambda: 1024, event_bus=EventBus())
+    page, end = 1 << 41, 1 << 42
+    for place in range(1024):
+        notifier.begin(uaddrs(page - place - length(place), page - place))
+    faulting, looked = Counted(uaddrs(page, page + 1)), Bound(page)
+    assert notifier.open_at(faulting.pages) is None
+    assert notifier.cut_back(uaddrs(0, end), looked) == uaddrs(page, end)
+    assert faulting.looks + looked.compared <= 4 * 11
 
 
 # ------------------------------------------------ what is going
