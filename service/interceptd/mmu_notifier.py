@@ -231,7 +231,7 @@ class MmuNotifier:
         )
 
     def cut_back(self, uaddrs: UaddrRange, page: int) -> UaddrRange:
-        """The largest part of `uaddrs` around `page`, which is in no open invalidation, that overlaps none."""
+        """The largest part of `uaddrs` around `page` that is in no open invalidation, as `page` must be."""
         return self._open_bounds.gap(page, uaddrs)
 
     # ------------------------------------------------ the region manager's end

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Sequence
+from itertools import cycle
 
 import pytest
 import trio
@@ -184,15 +185,13 @@ def test_cut_back_to_the_page_that_an_open_one_ends_before() -> None:
     assert notifier.cut_back(uaddrs(0, 8), 4) == uaddrs(4, 5)
 
 
-@pytest.mark.parametrize(
-    "length", [lambda place: 1024, lambda place: place + 1, lambda place: 1 << place % 40]
-)
-def test_a_fault_beside_many_open_invalidations_looks_at_few_of_them(length: Callable[[int], int]) -> None:
-    """Each VP's fault would else cost what another connection's begins amount to."""
+@pytest.mark.parametrize("lengths", [[1024], range(1, 1025), [1 << size for size in range(40)]], ids=len)
+def test_a_fault_beside_many_open_invalidations_looks_at_few_of_them(lengths: Sequence[int]) -> None:
+    """A VP's fault would else cost what another connection's begins amount to."""
     notifier = MmuNotifier(open_limit=lambda: 1024, event_bus=EventBus())
     page, end = 1 << 41, 1 << 42
-    for place in range(1024):
-        notifier.begin(uaddrs(page - place - length(place), page - place))
+    for place, length in zip(range(1024), cycle(lengths), strict=False):
+        notifier.begin(uaddrs(page - place - length, page - place))
     faulting, looked = Counted(uaddrs(page, page + 1)), Bound(page)
     assert notifier.open_at(faulting.pages) is None
     assert notifier.cut_back(uaddrs(0, end), looked) == uaddrs(page, end)
