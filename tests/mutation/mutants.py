@@ -50,7 +50,7 @@ _TAKEN_FOR = {
 }
 """Members that another member of the same enum is taken for: the first, unless it is that one."""
 
-_DECLARED = {"log", "Item", "Value"}
+_DECLARED = {"log", "Item", "Range", "Value"}
 """Module names that are assigned once and mean no value of ours."""
 
 _Variant = ast.expr | ast.stmt | ast.match_case | ast.comprehension | list[ast.stmt]

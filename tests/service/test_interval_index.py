@@ -85,16 +85,21 @@ def test_a_page_finds_all_ranges_of_a_length_that_hold_it_and_no_other(page_coun
         assert found == [place for place, pages in enumerate(drawn) if page in pages]
 
 
-@pytest.mark.parametrize("page", [12, 16, 21])
+@pytest.mark.parametrize("page", [10, 11, 16, 22, 23])
 def test_ranges_that_hold_one_page_are_found_while_several_and_while_one_is_left(page: int) -> None:
-    drawn = [PageRange(start=10 + place, end=22 + place) for place in range(3)]
-    index = indexed(drawn)
-    found = []
-    for place in (1, 0, 2):
-        found.append(sorted(index.overlapping(PageRange(start=page, end=page + 1))))
-        index.remove(drawn[place], place)
-    assert found == [[0, 1, 2], [0, 2], [2]]
-    assert list(index.overlapping(PageRange(start=page, end=page + 1))) == []
+    drawn = {place: PageRange(start=10 + place, end=22 + place) for place in range(3)}
+    index = indexed(list(drawn.values()))
+    for removed in (1, 0, 2):
+        index.remove(drawn.pop(removed), removed)
+        found = sorted(index.overlapping(PageRange(start=page, end=page + 1)))
+        assert found == [place for place, pages in drawn.items() if page in pages]
+
+
+@pytest.mark.parametrize("aliases", [1, 3])
+def test_what_is_not_in_the_index_cannot_be_removed(aliases: int) -> None:
+    index = indexed([PageRange(start=4, end=8)] * aliases)
+    with pytest.raises(AssertionError):
+        index.remove(PageRange(start=4, end=8), 2 - aliases)
 
 
 def test_an_index_that_was_emptied_keeps_nothing() -> None:

@@ -145,6 +145,18 @@ def test_overlapping_begins_of_different_ranges_end_apart() -> None:
     assert notifier.open_at(uaddrs(4, 5)) is not None
 
 
+def test_nothing_is_left_of_a_range_that_ended() -> None:
+    notifier = MmuNotifier(open_limit=lambda: 4, event_bus=EventBus())
+    notifier.begin(uaddrs(0, 9))
+    notifier.begin(uaddrs(0, 8))
+    notifier.end(uaddrs(0, 9))
+    entry = notifier.open_at(uaddrs(0, 1))
+    assert entry is not None
+    assert entry.uaddrs == uaddrs(0, 8)
+    notifier.end(uaddrs(0, 8))
+    assert notifier.cut_back(uaddrs(0, 16), 12) == uaddrs(0, 16)
+
+
 def test_begin_makes_attempts_stale_as_an_invalidation_does() -> None:
     notifier = MmuNotifier(open_limit=lambda: 4, event_bus=EventBus())
     window = notifier.open_window(uaddrs(0, 8))

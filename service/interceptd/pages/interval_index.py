@@ -60,8 +60,10 @@ class IntervalIndex(Generic[Value]):
         if isinstance(held, _Crowd):
             held.remove(pages, alias)
             members[centre] = held if len(held.by_start) > 1 else held.by_start[0]
-        elif not members:
-            del self._classes[step]
+        else:
+            assert (held.start, held.end, held.alias) == (pages.start, pages.end, alias), "it was added"
+            if not members:
+                del self._classes[step]
         self._size -= 1
 
     def overlapping(self, pages: PageRange) -> Iterator[Value]:
@@ -106,7 +108,8 @@ class _Crowd(Generic[Value]):
 
     def remove(self, pages: PageRange, alias: int) -> None:
         start, end = pages.start, pages.end
-        del self.by_start[bisect_left(self.by_start, (start, end, alias), key=_by_start)]
+        entry = self.by_start.pop(bisect_left(self.by_start, (start, end, alias), key=_by_start))
+        assert (entry.start, entry.end, entry.alias) == (start, end, alias), "it was added"
         del self.by_end[bisect_left(self.by_end, (end, start, alias), key=_by_end)]
 
     def overlapping(self, start: int, end: int) -> Iterator[Value]:
