@@ -13,7 +13,11 @@ from intercept_protocol.errors import WireError
 
 
 class Quota:
-    """The caller that acquires one releases it when it is gone. `limit` is asked at each acquisition."""
+    """The caller that acquires one releases it when it is gone. `limit` is asked at each acquisition.
+
+    Of what is cut and joined, like mappings, `count` follows each change (`CountedRangeMap`); the caller asks
+    with `require` or `full` before it makes more.
+    """
 
     __slots__ = ("_limit", "_limit_name", "_noun", "_uid", "count")
 
@@ -26,12 +30,24 @@ class Quota:
 
     def acquire(self) -> None:
         """Count one more. Raises ENOSPC, with the limit's name, if that would be one too many."""
-        limit = self._limit()
-        if self.count >= limit:
-            raise WireError(
-                errno.ENOSPC, f"uid {self._uid} may have {limit} {self._noun}", limit=self._limit_name
-            )
+        self.require(1)
         self.count += 1
+
+    def require(self, more: int) -> None:
+        """Raise ENOSPC, with the limit's name, if `more` would be too many. Counts nothing."""
+        if self.count + more > self._limit():
+            raise self.refusal()
+
+    def refusal(self) -> WireError:
+        """The error of one who wants too many."""
+        return WireError(
+            errno.ENOSPC, f"uid {self._uid} may have {self._limit()} {self._noun}", limit=self._limit_name
+        )
+
+    @property
+    def full(self) -> bool:
+        """Whether one more would be too many."""
+        return self.count >= self._limit()
 
     def release(self, count: int = 1) -> None:
         assert count <= self.count, f"uid {self._uid} has {self.count} {self._noun}, and releases {count}"

@@ -39,6 +39,11 @@ MAPPED_MOST = 100_000
 Step = Callable[[int], Awaitable[object]]
 
 
+def quota(noun: str) -> Quota:
+    """One that nothing here reaches."""
+    return Quota(0, noun, "of a uid", lambda: LIMIT)
+
+
 class Core:
     """`count` regions of a page each, with a gap between any two, over one VMA."""
 
@@ -48,14 +53,14 @@ class Core:
         self.notifier = MmuNotifier(open_limit=lambda: 1, event_bus=event_bus)
         self.hypervisor = SoftwareHypervisor(remap=Remap.REPLACE, pool_pages=256, pool_limit=lambda: LIMIT)
         self.regions = RegionManager(
-            mappings=GuestMappings(self.hypervisor, lambda: LIMIT),
+            mappings=GuestMappings(self.hypervisor, lambda: LIMIT, quota("mappings")),
             notifier=self.notifier,
             region_limit=lambda: LIMIT,
-            quota=Quota(0, "regions", "regions_per_uid", lambda: 1 << 20),
+            quota=quota("regions"),
             mmio_granularity=MmioGranularity.VMA,
             event_bus=event_bus,
         )
-        memory = DeclaredAddressSpace(lambda: LIMIT)
+        memory = DeclaredAddressSpace(lambda: LIMIT, quota("VMAs"))
         memory.map_vma(Vma(0, 2 * count, 0, RW, io=True))
         self.faults = FaultHandler(self.regions, memory, timeout=60)
         self._draw = random.Random(7)
@@ -126,7 +131,7 @@ def measure(count: int) -> dict[str, float]:
 async def _gib() -> tuple[float, int]:
     core = Core(1)
     pages = 1 << 18
-    memory = DeclaredAddressSpace(lambda: LIMIT)
+    memory = DeclaredAddressSpace(lambda: LIMIT, quota("VMAs"))
     memory.map_vma(Vma(0, pages, 0, RW, io=True))
     core.faults = FaultHandler(core.regions, memory, timeout=60)
     whole = GfnRange(start=0, end=pages), UaddrRange(start=0, end=pages)

@@ -93,17 +93,17 @@ class ModelPartition:
         vma_limit: int = 1 << 20,
         partition_id: int = 1,
     ) -> None:
-        self.declared = parts.address_space(lambda: vma_limit)
+        self.tenant = Tenants(Limits).of(VMM.uid)
+        self.declared = parts.address_space(lambda: vma_limit, self.tenant.vmas)
         self.address_space = RecordedAddressSpace(self.declared, pauses)
         self.software = parts.hypervisor(
             remap=remap, pool_pages=256, pool_limit=lambda: 1 << 20, failing_calls=failing_calls
         )
         self.hypervisor = RecordedHypervisor(self.software, pauses)
         self.event_bus = EventBus()
-        self.tenant = Tenants(Limits).of(VMM.uid)
         event_bus = PartitionPublisher(self.event_bus, partition_id)
         self.notifier = parts.notifier(open_limit=lambda: 64, event_bus=event_bus)
-        self.mappings = parts.mappings(self.hypervisor, lambda: 1 << 20)
+        self.mappings = parts.mappings(self.hypervisor, lambda: 1 << 20, self.tenant.mappings)
         self.regions = parts.regions(
             mappings=self.mappings,
             notifier=self.notifier,

@@ -65,10 +65,16 @@ class Recorder(trio.abc.Instrument):
         self.trace: Trace = []
         self.truth: dict[int, int] = {}
         """The pfn behind each page that has memory: the driver says so."""
-        self.declared = DeclaredAddressSpace(lambda: 1 << 10)
+        self.declared = DeclaredAddressSpace(
+            lambda: 1 << 10, Quota(0, "VMAs", "vmas_per_uid", lambda: 1 << 20)
+        )
         self.software = SoftwareHypervisor(remap=Remap.REPLACE, pool_pages=256, pool_limit=lambda: 1 << 20)
         self.notifier = _Notifier(self)
-        self.mappings = GuestMappings(_Hypervisor(self, pauses), lambda: 1 << 10)
+        self.mappings = GuestMappings(
+            _Hypervisor(self, pauses),
+            lambda: 1 << 10,
+            Quota(0, "mappings", "mappings_per_uid", lambda: 1 << 20),
+        )
         self.lock = _Lock(self)
         self.mappings.lock = self.lock
         self.regions = _RegionManager(self)

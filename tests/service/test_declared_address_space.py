@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -20,13 +21,19 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import VMAS_PER_PART, DeclaredAddressSpace, Vma
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
+from interceptd.quota import Quota
 
 RW = Access.READ | Access.WRITE
 EVERYWHERE = UaddrRange(start=0, end=1 << 40)
 
 
-def space(*vmas: Vma, limit: int = 1000) -> DeclaredAddressSpace:
-    declared = DeclaredAddressSpace(lambda: limit)
+def uid(limit: int = 1 << 20) -> Quota:
+    """The VMAs that a uid may have."""
+    return Quota(7, "VMAs", "vmas_per_uid", lambda: limit)
+
+
+def space(*vmas: Vma, limit: int = 1000, quota: Quota | None = None) -> DeclaredAddressSpace:
+    declared = DeclaredAddressSpace(lambda: limit, quota or uid())
     for vma in vmas:
         declared.map_vma(vma)
     return declared
@@ -128,6 +135,46 @@ async def test_protect_of_a_vmas_first_page_beside_another_at_the_limit_is_enosp
     assert refused.value.number == errno.ENOSPC
 
 
+# ------------------------------------------------ the limit of the uid
+
+
+def test_the_vmas_of_all_partitions_count_against_their_uid() -> None:
+    quota = uid(3)
+    one, other = space(vma(0, 1), quota=quota), space(vma(0, 1), vma(1, 2), quota=quota)
+    with pytest.raises(WireError, match="uid 7 may have 3 VMAs") as refused:
+        one.map_vma(vma(1, 2))
+    assert (refused.value.number, refused.value.details) == (errno.ENOSPC, {"limit": "vmas_per_uid"})
+    assert (one.vma_count, other.vma_count, quota.count) == (1, 2, 3)
+
+
+async def test_a_cut_at_the_limit_of_the_uid_is_enospc_and_changes_nothing() -> None:
+    quota = uid(2)
+    declared = space(vma(0, 10), quota=quota)
+    space(vma(0, 1), quota=quota)
+    for edit in (declared.unmap_vma, partial(declared.protect_vma, access=Access.READ)):
+        with pytest.raises(WireError) as refused:
+            await edit(UaddrRange(start=4, end=5))
+        assert refused.value.details == {"limit": "vmas_per_uid"}
+    assert (declared.vma_count, quota.count, await declared.is_io(4)) == (1, 2, False)
+
+
+async def test_what_makes_no_vma_more_needs_no_room_where_a_limit_was_lowered() -> None:
+    limits = iter([2, 2])  # at each VMA that is mapped
+    quota = Quota(7, "VMAs", "vmas_per_uid", lambda: next(limits, 0))
+    declared = space(vma(0, 10), vma(10, 20), quota=quota)
+    await declared.protect_vma(UaddrRange(start=0, end=10), Access.READ)
+    await declared.unmap_vma(UaddrRange(start=8, end=10))
+    assert quota.count == 2
+
+
+async def test_a_partition_that_ends_gives_back_its_vmas() -> None:
+    quota = uid(3)
+    ended = space(vma(0, 1), vma(1, 2), quota=quota)
+    space(vma(0, 1), quota=quota)
+    await ended.discard()
+    assert quota.count == 1
+
+
 # ------------------------------------------------ long edits
 
 
@@ -206,13 +253,14 @@ async def read(declared: DeclaredAddressSpace) -> dict[int, Page]:
 
 @given(edits)
 async def test_any_edits_agree_with_a_dict_of_pages(drawn: list[tuple[str, PageRange]]) -> None:
-    declared = space(limit=6)
+    quota = uid()
+    declared = space(limit=6, quota=quota)
     oracle: dict[int, Page] = {}
     for number, (edit, pages) in enumerate(drawn):
         with suppress(WireError):  # refused, and then nothing has changed
             oracle = await carry_out(declared, edit, pages, 1000 * number, oracle)
     assert await read(declared) == oracle
-    assert declared.vma_count <= 6
+    assert declared.vma_count == quota.count <= 6
 
 
 @given(edits)

@@ -31,6 +31,8 @@ def held(served: Served) -> dict[str, int]:
         "partitions": tenant.partitions.count,
         "vps": tenant.vps.count,
         "regions": tenant.regions.count,
+        "mappings": tenant.mappings.count,
+        "vmas": tenant.vmas.count,
     }
 
 
@@ -79,6 +81,14 @@ def test_a_quota_that_gets_back_more_than_it_gave_is_a_mistake() -> None:
         quota.release(2)
 
 
+def test_a_quota_is_full_where_one_more_would_be_too_many() -> None:
+    quota = Quota(7, "VPs", "vps_per_uid", lambda: 2)
+    seen = []
+    for quota.count in (1, 2, 3):
+        seen.append(quota.full)
+    assert seen == [False, True, True]
+
+
 # ------------------------------------------------ the regions of a partition
 
 
@@ -122,6 +132,20 @@ async def test_a_lost_partition_gives_back_the_regions_that_it_could_not_remove(
     with pytest.raises(WireError, match="the partition is lost"):
         await model.partition.run(vmm)
     assert (model.tenant.regions.count, model.regions.region_count) == (0, 0)
+    assert (model.tenant.mappings.count, model.tenant.vmas.count) == (0, 0)
+
+
+async def test_mappings_are_counted_as_pieces(model: ModelPartition) -> None:
+    """Mapped, cut by an invalidation, joined by a fault, and removed."""
+    await with_region(model)
+    counts = []
+    for change in (
+        model.fault(GFN), model.invalidate(PAGE + 4, 1), model.fault(GFN + 4), model.invalidate(PAGE, 4),
+        model.remove_region(GFN, PAGES, PAGE),
+    ):  # fmt: skip
+        await change
+        counts.append(model.tenant.mappings.count)
+    assert counts == [1, 2, 1, 1, 0]
 
 
 # ------------------------------------------------ a daemon
@@ -134,13 +158,17 @@ async def everything(served: Served) -> tuple[Guest, RawPeer]:
     return guest, vp
 
 
-NOTHING = {"connections": 0, "vmms": 0, "partitions": 0, "vps": 0, "regions": 0}
+NOTHING = {
+    "connections": 0, "vmms": 0, "partitions": 0, "vps": 0, "regions": 0, "mappings": 0, "vmas": 0,
+}  # fmt: skip
 
 
 async def test_a_uid_has_nothing_any_more_once_its_vmm_has_left() -> None:
     async with serving() as served:
         guest, vp = await everything(served)
-        assert held(served) == {"connections": 2, "vmms": 1, "partitions": 1, "vps": 1, "regions": 1}
+        assert held(served) == {
+            "connections": 2, "vmms": 1, "partitions": 1, "vps": 1, "regions": 1, "mappings": 0, "vmas": 1,
+        }  # fmt: skip
         guest.vmm.close()
         assert await vp.receive() is None
         await until(lambda: held(served) == NOTHING)

@@ -23,6 +23,7 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.errors import PartitionLost
+from interceptd.hypervisor import HypervisorError
 from interceptd.memory.attempt import Attempt
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.guest_mappings import GuestMappings
@@ -49,10 +50,11 @@ def region_of(kind: RegionKind, state: RegionState = RegionState.LIVE) -> Region
     )
 
 
-def limited(model: ModelPartition, *, mappings: int, regions: int = 8) -> RegionManager:
-    """A manager of its own on the model's ports, whose uid may have so many regions."""
+def limited(model: ModelPartition, *, mappings: int = 8, regions: int = 8, of_uid: int = 8) -> RegionManager:
+    """A manager of its own on the model's ports, whose uid may have so many regions and `of_uid` mappings."""
+    quota = Quota(0, "mappings", "mappings_per_uid", lambda: of_uid)
     return RegionManager(
-        mappings=GuestMappings(model.hypervisor, lambda: mappings),
+        mappings=GuestMappings(model.hypervisor, lambda: mappings, quota),
         notifier=model.notifier,
         region_limit=lambda: 8,
         quota=Quota(0, "regions", "regions_per_uid", lambda: regions),
@@ -62,7 +64,7 @@ def limited(model: ModelPartition, *, mappings: int, regions: int = 8) -> Region
 
 
 async def test_mappings_of_the_guest_are_listed_in_order_in_chunks(model: ModelPartition) -> None:
-    given = GuestMappings(model.hypervisor, lambda: 8)
+    given = GuestMappings(model.hypervisor, lambda: 8, model.tenant.mappings)
     wanted = [Mapping(at, at + 2, Frame("file", at), PAGE + at, RW) for at in (0, 4, 8, 12)]
     async with given.lock:
         await given.map_gaps(region_of(RegionKind.MMIO), wanted, math.inf)
@@ -343,6 +345,68 @@ async def test_the_refusal_beyond_the_limit_of_mappings_names_it(model: ModelPar
     with capture_logs() as logs:
         await touch(FaultHandler(regions, model.address_space, TIMEOUT), GFN, Access.READ)
     assert [entry["error"] for entry in logs] == ["a partition may have 0 mappings"]
+
+
+async def test_the_refusal_beyond_the_limit_of_the_uids_mappings_names_it(model: ModelPartition) -> None:
+    regions = limited(model, of_uid=0)
+    await model.map_vma(PAGE, 1, PFN)
+    await regions.add(region_of(RegionKind.MMIO))
+    with capture_logs() as logs:
+        answer = await touch(FaultHandler(regions, model.address_space, TIMEOUT), GFN, Access.READ)
+    assert answer is Answer.HYPERVISOR_ERROR
+    assert [entry["error"] for entry in logs] == ["uid 0 may have 0 mappings"]
+
+
+# ------------------------------------------------ invalidations at a limit of mappings
+
+
+async def invalidate(model: ModelPartition, regions: RegionManager, page: int, pages: int = 1) -> None:
+    model.notifier.invalidate(UaddrRange.at_page(page, pages))
+    await regions.serve_pending()
+
+
+@pytest.mark.parametrize("kind", [RegionKind.MMIO, RegionKind.MOVABLE])
+@pytest.mark.parametrize("limits", [{"mappings": 2}, {"of_uid": 2}])
+async def test_invalidations_cut_a_mapping_in_pieces_up_to_a_limit_and_then_take_all_of_one(
+    model: ModelPartition, kind: RegionKind, limits: dict[str, int]
+) -> None:
+    regions = limited(model, **limits)
+    await model.map_vma(PAGE, PAGES, PFN)
+    await regions.add(region_of(kind))
+    await touch(FaultHandler(regions, model.address_space, TIMEOUT), GFN, Access.READ)
+    await invalidate(model, regions, PAGE + 4)
+    assert regions.first_regions(1)[0].mapped_gfns == PAGES - 1
+    await invalidate(model, regions, PAGE + 8)
+    assert (regions.first_regions(1)[0].mapped_gfns, model.pfns(GFN, 6)) == (
+        4,
+        [PFN, PFN + 1, PFN + 2, PFN + 3, None, None],
+    )
+
+
+async def test_a_refused_map_at_a_limit_undoes_only_its_own_pages(model: ModelPartition) -> None:
+    """They lie in the middle of what was joined with them."""
+    limits = iter([8, 8, 8])
+    given = GuestMappings(model.hypervisor, lambda: next(limits, 0), model.tenant.mappings)
+    region = region_of(RegionKind.MMIO)
+    whole = Mapping(GFN, GFN + PAGES, Frame("file", 0), PAGE, RW)
+    before = [whole.slice(GFN, GFN + 1), whole.slice(GFN + 2, GFN + 3)]
+    async with given.lock:
+        await given.map_gaps(region, before, math.inf)
+        with pytest.raises(HypervisorError):
+            await given.map_gaps(region, [whole], math.inf)
+    assert given.some(region.gfns, 8) == before
+
+
+@pytest.mark.parametrize(("page", "pages", "left"), [(0, 4, 12), (12, 4, 12), (0, 16, 0)])
+async def test_an_invalidation_that_cuts_no_mapping_in_two_takes_only_its_pages_at_a_limit(
+    model: ModelPartition, page: int, pages: int, left: int
+) -> None:
+    regions = limited(model, mappings=1)
+    await model.map_vma(PAGE, PAGES, PFN)
+    await regions.add(region_of(RegionKind.MMIO))
+    await touch(FaultHandler(regions, model.address_space, TIMEOUT), GFN, Access.READ)
+    await invalidate(model, regions, PAGE + page, pages)
+    assert regions.first_regions(1)[0].mapped_gfns == left
 
 
 async def test_a_map_that_breaks_down_loses_the_partition(

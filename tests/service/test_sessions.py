@@ -20,6 +20,7 @@ from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.refusals import Cause
+from interceptd.quota import Quota
 from interceptd.sessions.notifier import NotifierSession
 
 RANGE = {"start_uaddr": 0x9000000, "length": 0x4000}
@@ -281,7 +282,7 @@ class Silent(DeclaredAddressSpace):
     """Cannot tell what a VMA is, for the reason given."""
 
     def __init__(self, why: Exception) -> None:
-        super().__init__(lambda: 1)
+        super().__init__(lambda: 1, Quota(7, "VMAs", "vmas_per_uid", lambda: 1))
         self._why = why
 
     async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:  # noqa: ARG002 - of whatever

@@ -24,6 +24,8 @@ vmms_per_uid = 5
 vps_per_partition = 2
 vps_per_uid = 3
 regions_per_uid = 4
+mappings_per_uid = 3
+vmas_per_uid = 4
 notifiers_per_partition = 2
 regions_per_partition = 2
 mappings_per_partition = 2
@@ -132,6 +134,14 @@ def vmas(scene: Scene) -> Refusal:
     return scene.vmm.connection.refusal("map_vma", vma(UADDR + 3 * PAGE, 1))
 
 
+def vmas_of_the_uid(scene: Scene) -> Refusal:
+    other = scene.opened.enter_context(RawVmm(scene.daemon.socket))
+    scene.vmm.map_vma(UADDR, 1)  # the witness has the first
+    for page in range(2):
+        other.map_vma(UADDR + page * PAGE, 1)
+    return other.connection.refusal("map_vma", vma(UADDR + 2 * PAGE, 1))
+
+
 def open_invalidations(scene: Scene) -> Refusal:
     one, other = scene.vmm.notifier(), scene.vmm.notifier()
     one.ask("invalidate_begin", WHOLE_MEMORY)
@@ -159,6 +169,7 @@ REACHED: dict[str, tuple[Callable[[Scene], Refusal], str]] = {
     "connections_per_uid": (connections, "ENOSPC"),
     "vps_per_uid": (vps_of_the_uid, "ENOSPC"),
     "regions_per_uid": (regions_of_the_uid, "ENOSPC"),
+    "vmas_per_uid": (vmas_of_the_uid, "ENOSPC"),
     "vps_per_partition": (vps, "EINVAL"),
     "notifiers_per_partition": (notifiers, "ENOSPC"),
     "regions_per_partition": (regions, "ENOSPC"),
@@ -209,6 +220,23 @@ def test_a_mapping_too_many_fails_its_intercept_and_harms_no_other(vmm: RawVmm) 
     assert vp.intercept(GFN + 1) == ["fail", "hypervisor_error"]
     assert vp.intercept(GFN + 2) == ["resume", "already_mapped"]
     assert vmm.ask("statistics")["mapped_gfns"] == 2
+
+
+def test_the_mappings_of_a_uid_are_limited_over_all_its_partitions(
+    daemon: DaemonProcess, witness: Witness, vmm: RawVmm
+) -> None:
+    """The witness has one."""
+    assert witness.serve() == Witness.SERVED
+    with RawVmm(daemon.socket) as other:
+        vps = []
+        for each in (vmm, other):
+            each.map_vma(UADDR, PAGES)
+            each.add_region(GFN, PAGES, UADDR, "mmio")
+            each.ask("set_policy", mmio_granularity="page")
+            vps.append(each.vp())
+        answers = [vp.intercept(GFN + page) for page in (0, 2) for vp in vps]
+    assert answers == [["resume", "mapped"]] * 2 + [["fail", "hypervisor_error"]] * 2
+    eventually(lambda: vps[0].intercept(GFN + 4), ["resume", "mapped"])
 
 
 def test_a_partition_that_ended_makes_room_for_another(
@@ -301,6 +329,6 @@ def test_every_limit_that_hello_states_is_reached_by_a_test(limits: dict[str, in
         "message_bytes", "request_values", "requests_in_flight_per_connection",
         "control_requests_per_second",  # no error: tests/service/test_tenants.py, and below
         "hypervisor_timeout_ms",  # by the bad hypervisors
-        "mappings_per_partition",  # an answer to an intercept, below
+        "mappings_per_partition", "mappings_per_uid",  # an answer to an intercept, below
     }  # fmt: skip
     assert set(limits) == others | set(REACHED)

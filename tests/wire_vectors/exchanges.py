@@ -20,6 +20,7 @@ LIMITS = {
     "connections_per_uid": 8192, "control_requests_per_second": 10_000, "connections_without_hello": 512,
     "hello_timeout_ms": 5000, "invalidate_timeout_ms": 5000, "hypervisor_timeout_ms": 5000,
     "vmms_per_uid": 128, "partitions_per_uid": 64, "vps_per_uid": 4096, "regions_per_uid": 1 << 20,
+    "mappings_per_uid": 1 << 20, "vmas_per_uid": 1 << 20,
     "vps_per_partition": 256, "notifiers_per_partition": 64, "regions_per_partition": 1 << 20,
     "mappings_per_partition": 1 << 20, "vmas_per_partition": 1 << 20,
     "open_invalidations_per_partition": 1024, "deposit_pages_per_partition": 1 << 20, "operators": 32,

@@ -17,8 +17,9 @@ from intercept_protocol.addresses import PAGE_SHIFT, PageRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Caller
+from interceptd.pages.counted_range_map import CountedRangeMap
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
-from interceptd.pages.range_map import RangeMap
+from interceptd.quota import Quota
 from interceptd.scheduling.time_share import give_way, give_way_shielded
 
 VMAS_PER_PART = 64
@@ -39,11 +40,12 @@ class Vma(msgspec.Struct, frozen=True, gc=False):
 
 
 class DeclaredAddressSpace:
-    """See `AddressSpace`. Never blocks."""
+    """See `AddressSpace`. Never blocks. `quota` counts the VMAs of the uid."""
 
-    def __init__(self, vma_limit: Callable[[], int]) -> None:
+    def __init__(self, vma_limit: Callable[[], int], quota: Quota) -> None:
         self._vma_limit = vma_limit
-        self._vmas: RangeMap[Vma] = RangeMap()
+        self._quota = quota
+        self._vmas: CountedRangeMap[Vma] = CountedRangeMap(quota)
 
     @property
     def vma_count(self) -> int:
@@ -137,6 +139,8 @@ class DeclaredAddressSpace:
     def _require_room(self, more: int) -> None:
         if len(self._vmas) + more > (limit := self._vma_limit()):
             raise WireError(errno.ENOSPC, f"a partition may have {limit} VMAs", limit="vmas_per_partition")
+        if more > 0:
+            self._quota.require(more)
 
 
 def _uaddrs(vma: Vma) -> UaddrRange:

@@ -16,8 +16,9 @@ from intercept_protocol.addresses import PAGE_LIMIT, UaddrRange
 from interceptd.address_space.live_vma import Identity, LiveVma
 from interceptd.pages.range_map import RangeMap
 
-KNOWN_VMAS = 1 << 16
-"""The most VMAs remembered: the default of vm.max_map_count. Equal neighbours are merged."""
+KNOWN_VMAS = 1 << 14
+"""The most VMAs remembered; equal neighbours are merged. The partitions of a uid (64) then remember as many
+as it may declare. Beyond it, a VMA that was learned before costs another pass."""
 GONE_PIECES = 1024
 """Beyond this many disjoint forgotten pieces, everything is forgotten."""
 

@@ -39,6 +39,10 @@ class Limits(_Table, frozen=True, kw_only=True):
     """VMM connections, with or without a partition."""
     vps_per_uid: Count = 4096
     regions_per_uid: Count = 1 << 20
+    mappings_per_uid: Count = 1 << 20
+    """In all partitions, like `mappings_per_partition`."""
+    vmas_per_uid: Count = 1 << 20
+    """Declared VMAs, in all partitions."""
     vps_per_partition: Annotated[int, Meta(ge=1, le=256)] = 256
     notifiers_per_partition: Count = 64
     regions_per_partition: Count = 1 << 20

@@ -43,6 +43,10 @@ class UidLimits(Protocol):
     def vps_per_uid(self) -> int: ...
     @property
     def regions_per_uid(self) -> int: ...
+    @property
+    def mappings_per_uid(self) -> int: ...
+    @property
+    def vmas_per_uid(self) -> int: ...
 
 
 class Tenant:
@@ -63,6 +67,8 @@ class Tenant:
         self.partitions = Quota(uid, "partitions", "partitions_per_uid", lambda: limits().partitions_per_uid)
         self.vps = Quota(uid, "VPs", "vps_per_uid", lambda: limits().vps_per_uid)
         self.regions = Quota(uid, "regions", "regions_per_uid", lambda: limits().regions_per_uid)
+        self.mappings = Quota(uid, "mappings", "mappings_per_uid", lambda: limits().mappings_per_uid)
+        self.vmas = Quota(uid, "VMAs", "vmas_per_uid", lambda: limits().vmas_per_uid)
         self._limits = limits
         self._paid_until = 0.0
         self._queue = EagerLock()
@@ -101,7 +107,9 @@ class Tenant:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to remember: it has nothing, and its whole burst again."""
-        quotas = (self.connections, self.vmms, self.partitions, self.vps, self.regions)
+        quotas = (
+            self.connections, self.vmms, self.partitions, self.vps, self.regions, self.mappings, self.vmas
+        )  # fmt: skip
         return not any(quota.count for quota in quotas) and self._paid_until <= trio.current_time()
 
 

@@ -22,8 +22,9 @@ from interceptd.eager_lock import EagerLock
 from interceptd.errors import PartitionLost
 from interceptd.hypervisor import Hypervisor, HypervisorError
 from interceptd.memory.region import Region
+from interceptd.pages.counted_range_map import CountedRangeMap
 from interceptd.pages.mapping import Mapping, join
-from interceptd.pages.range_map import RangeMap
+from interceptd.quota import Quota
 from interceptd.scheduling.time_share import give_way_shielded
 
 log = structlog.get_logger()
@@ -41,14 +42,17 @@ class _Change:
 
 
 class GuestMappings:
-    """One partition's mappings, at most `limit()` of them. Reading is synchronous and needs no lock."""
+    """One partition's mappings, at most `limit()` of them; `quota` counts those of the uid. Reading is
+    synchronous and needs no lock.
+    """
 
-    def __init__(self, hypervisor: Hypervisor, limit: Callable[[], int]) -> None:
+    def __init__(self, hypervisor: Hypervisor, limit: Callable[[], int], quota: Quota) -> None:
         self._hypervisor = hypervisor
         self._limit = limit
+        self._quota = quota
         self.lock = EagerLock()
         """A partition's region lock. Changing the mappings without it is an AssertionError."""
-        self._record: RangeMap[Mapping] = RangeMap()
+        self._record: CountedRangeMap[Mapping] = CountedRangeMap(quota)
         self._change: _Change | None = None  # one slot: only the holder of the lock changes anything
 
     @property
@@ -99,12 +103,15 @@ class GuestMappings:
         with self._changing(region.gfns):
             await self._ask(self._hypervisor.map_gpa(region.no_access(region.gfns)))
 
-    async def revoke(self, region: Region, gfns: GfnRange) -> None:
+    async def revoke(self, region: Region, gfns: GfnRange, *, exactly: bool = False) -> None:
         """Leave the guest nothing that was mapped in `gfns` of the region: movable goes back to NO_ACCESS.
+        At a limit of mappings more than `gfns` may go, unless `exactly`.
 
         May not fail: the frames will be somebody else's. Raises `PartitionLost` if the hypervisor refuses.
         """
         assert self.lock.is_mine
+        if self._full and not exactly:
+            gfns = self._without_another_piece(region, gfns)
         for part in self._parts(gfns):
             for run in _runs(self._record.clipped(part)):
                 with self._changing(run):
@@ -179,8 +186,8 @@ class GuestMappings:
         """
         if self._record.touches(mapping):
             await self.revoke(region, mapping.gfns)
-        if len(self._record) >= (limit := self._limit()):
-            raise HypervisorError(errno.ENOSPC, f"a partition may have {limit} mappings")
+        if self._full:
+            raise self._no_room()
         with self._changing(mapping.gfns):
             self._record.insert(mapping)
             region.mapped_gfns += mapping.end - mapping.start
@@ -200,13 +207,33 @@ class GuestMappings:
         for mapping in made:
             if trio.current_time() > deadline:
                 return
-            await self.revoke(region, mapping.gfns)
+            await self.revoke(region, mapping.gfns, exactly=True)
             await give_way_shielded()
 
     def _forget(self, region: Region, gfns: GfnRange) -> None:
         before = self._record.page_count
         self._record.carve(gfns)
         region.mapped_gfns -= before - self._record.page_count
+
+    @property
+    def _full(self) -> bool:
+        """Whether one more mapping would be too many, for the partition or for its uid."""
+        return len(self._record) >= self._limit() or self._quota.full
+
+    def _no_room(self) -> HypervisorError:
+        if len(self._record) >= (limit := self._limit()):
+            return HypervisorError(errno.ENOSPC, f"a partition may have {limit} mappings")
+        return HypervisorError(errno.ENOSPC, self._quota.refusal().message)
+
+    def _without_another_piece(self, region: Region, gfns: GfnRange) -> GfnRange:
+        """What goes if `gfns` must, and no other mapping may be made: all of a mapping that they would cut
+        in two. Else invalidations would cut mappings into ever more. What goes too much faults again."""
+        around = self._record.find(gfns.start)
+        if around is None or around.start == gfns.start or around.end <= gfns.end:
+            return gfns
+        whole = region.gfns.clip(around.gfns)  # neighbours that continue each other share a mapping
+        assert whole is not None, "the mapping overlaps the region"
+        return whole
 
     def _parts(self, gfns: GfnRange) -> Iterator[GfnRange]:
         """`gfns` cut so that few mappings begin in each part; the caller gives way in between."""

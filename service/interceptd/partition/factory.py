@@ -53,7 +53,10 @@ class PartitionFactory:
         timeout = (request.invalidate_timeout_ms or settings.now.timeouts.invalidate_ms) / 1000
         if self._chaos is not None:
             hypervisor = ChaoticHypervisor(hypervisor, self._chaos)
-        mappings = GuestMappings(hypervisor, lambda: settings.now.limits.mappings_per_partition)
+        tenant = connection.tenant
+        mappings = GuestMappings(
+            hypervisor, lambda: settings.now.limits.mappings_per_partition, tenant.mappings
+        )
         memory = self._memory(request, notifier, mappings, timeout, vmm=connection, partition_id=partition_id)
         address_space: AddressSpace = memory
         if self._chaos is not None:
@@ -62,7 +65,7 @@ class PartitionFactory:
             mappings=mappings,
             notifier=notifier,
             region_limit=lambda: settings.now.limits.regions_per_partition,
-            quota=connection.tenant.regions,
+            quota=tenant.regions,
             mmio_granularity=request.mmio_granularity,
             event_bus=event_bus,
         )
@@ -70,7 +73,7 @@ class PartitionFactory:
             partition_id=partition_id,
             name=name,
             owner=connection.peer,
-            tenant=connection.tenant,
+            tenant=tenant,
             request=request,
             address_space=address_space,
             memory=memory,
@@ -96,7 +99,9 @@ class PartitionFactory:
     ) -> DeclaredAddressSpace | ProcessAddressSpace:
         match request.address_space:
             case AddressSpaceKind.DECLARED:
-                return DeclaredAddressSpace(lambda: self._settings.now.limits.vmas_per_partition)
+                return DeclaredAddressSpace(
+                    lambda: self._settings.now.limits.vmas_per_partition, vmm.tenant.vmas
+                )
             case AddressSpaceKind.PROCESS:
                 return ProcessAddressSpace(
                     notifier,

@@ -145,9 +145,9 @@ class ForgetsDangling(RegionManager):
 class ForgetsNoAccess(GuestMappings):
     """Invalidated movable memory is unmapped instead of mapped NO_ACCESS."""
 
-    async def revoke(self, region: Region, gfns: GfnRange) -> None:
+    async def revoke(self, region: Region, gfns: GfnRange, *, exactly: bool = False) -> None:
         plain = _of_kind(region, RegionKind.MMIO)
-        await super().revoke(plain, gfns)
+        await super().revoke(plain, gfns, exactly=exactly)
 
 
 def _of_kind(region: Region, kind: RegionKind) -> Region:

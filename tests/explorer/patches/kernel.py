@@ -17,6 +17,7 @@ from explorer.system_under_test import Stage
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
+from interceptd.quota import Quota
 
 
 class SpinLock:
@@ -141,7 +142,7 @@ class Mm:
     def __init__(self, stage: Stage) -> None:
         self.lock = RwSemaphore()
         self._stage = stage
-        self._vmas = DeclaredAddressSpace(lambda: 1 << 20)
+        self._vmas = DeclaredAddressSpace(lambda: 1 << 20, Quota(0, "VMAs", "vmas_per_uid", lambda: 1 << 20))
         self._present: set[int] = set()
         self._disabled: list[Pages] = []
 
