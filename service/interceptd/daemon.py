@@ -94,6 +94,7 @@ class Daemon:
         """`monitoring` begins when the start, which keeps nobody waiting, is over."""
         config = self._settings.now
         with (
+            _telling_not_logged(self.dispatcher),
             listen_unix(
                 config.socket, config.socket_mode, self._passed.vmm, group=config.socket_group
             ) as vmm_socket,
@@ -203,6 +204,15 @@ def _metrics_listening(config: Config) -> Iterator[tuple[socket.socket, ListenAd
         return
     with place.listen(config.metrics.socket_mode) as listener:
         yield listener, place.bound(listener)
+
+
+@contextmanager
+def _telling_not_logged(dispatcher: Dispatcher) -> Iterator[None]:
+    """In the end, say how many lines were not logged."""
+    try:
+        yield
+    finally:
+        dispatcher.admission.tenants.tell_not_logged()
 
 
 def _place(passed: socket.socket | None, path: str) -> object:

@@ -3,7 +3,8 @@
 Owns the processors; must not know what is logged. Events are past-tense facts with fields. The task of a
 partition or VP binds its id to each line (contextvars: trio gives each task its own copy). Tracebacks omit
 local variables, which may hold tokens. Text from outside is escaped: an event stays on one line and cannot
-control the terminal.
+control the terminal. A line that a client caused names the client's uid, takes its place in the share of that
+uid, and has its texts cut; one beyond the share is counted in `not_logged` of the next (`log_share`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from io import StringIO
 from typing import ClassVar, TextIO
 
 import structlog
+from structlog import DropEvent
 from structlog.stdlib import ProcessorFormatter
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, ExcInfo, Processor
 
-from intercept_protocol.text import visible, visible_lines
+from intercept_protocol.text import visible
 from interceptd.config.schema import Log
+from interceptd.log_share import TEXT_LENGTH, Severity, current_share
 
 PIECE_BYTES = select.PIPE_BUF
 """What a pipe that poll reports writable accepts without blocking: it then has at least a page free."""
@@ -71,17 +74,10 @@ def _write(descriptor: int, data: bytes) -> int:
 def configure_logs(log: Log) -> None:
     """Set up structlog for the process and route the standard library's logging through it. May be called
     again: loggers are not cached, so each follows from its next line."""
-    as_json = log.format == "json" or (log.format == "auto" and not sys.stderr.isatty())
     level = logging.getLevelNamesMapping()[log.level.upper()]
-    context: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        StderrLogger.add_lines_dropped,
-    ]
-    rendering = _json() if as_json else _console()
+    rendering = _rendering(log)
     structlog.configure(
-        processors=[*context, *rendering],
+        processors=processors(log),
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: StderrLogger(),
         cache_logger_on_first_use=False,
@@ -89,10 +85,15 @@ def configure_logs(log: Log) -> None:
     handler = _LibraryHandler()
     handler.setFormatter(
         ProcessorFormatter(
-            foreign_pre_chain=context, processors=[ProcessorFormatter.remove_processors_meta, *rendering]
+            foreign_pre_chain=_CONTEXT, processors=[ProcessorFormatter.remove_processors_meta, *rendering]
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
+
+
+def processors(log: Log) -> list[Processor]:
+    """What a line passes through, from its event and fields to its text."""
+    return [_take_place, *_CONTEXT, *_rendering(log), _charge]
 
 
 class _LibraryHandler(logging.Handler):
@@ -100,6 +101,46 @@ class _LibraryHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         StderrLogger().msg(self.format(record))
+
+
+_CONTEXT: list[Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    StderrLogger.add_lines_dropped,
+]
+
+
+def _take_place(_: object, method: str, event: EventDict) -> EventDict:
+    """A processor: drop a line that is beyond its task's share, and count it."""
+    share = current_share()
+    if share is None:
+        return event
+    if not share.admit(_severity(method)):
+        raise DropEvent
+    if not_logged := share.take_not_logged():
+        event["not_logged"] = not_logged
+    if share.uid is not None:
+        event.setdefault("uid", share.uid)
+    return event
+
+
+def _charge(_: object, method: str, line: object) -> str:
+    """The last processor: charge the line to its task's share."""
+    assert isinstance(line, str), "it is rendered"
+    share = current_share()
+    if share is not None:
+        share.charge(_severity(method), len(line.encode(errors="backslashreplace")))
+    return line
+
+
+def _severity(method: str) -> Severity:
+    return Severity.FAILURE if method in {"error", "exception", "critical"} else Severity.ORDINARY
+
+
+def _rendering(log: Log) -> list[Processor]:
+    as_json = log.format == "json" or (log.format == "auto" and not sys.stderr.isatty())
+    return _json() if as_json else _console()
 
 
 def _json() -> list[Processor]:
@@ -122,7 +163,7 @@ def _make_visible(_: object, __: str, event: EventDict) -> EventDict:
 def _visible(value: object) -> object:
     match value:
         case str():
-            return visible(value)
+            return visible(_cut(value))
         case list() | tuple():
             return [_visible(item) for item in value]
         case dict():
@@ -134,4 +175,11 @@ def _visible(value: object) -> object:
 def _write_traceback(to: TextIO, exc_info: ExcInfo) -> None:
     text = StringIO()
     structlog.dev.plain_traceback(text, exc_info)
-    to.write(visible_lines(text.getvalue()))
+    to.write("\n".join(visible(_cut(line)) for line in text.getvalue().split("\n")))
+
+
+def _cut(text: str) -> str:
+    """`text`, cut if a client may have chosen it."""
+    if len(text) <= TEXT_LENGTH or current_share() is None:
+        return text
+    return f"{text[: TEXT_LENGTH - 3]}..."

@@ -15,7 +15,7 @@ import trio
 
 from fakes.raw_peer import RawPeer
 from interceptd.config.live import Settings
-from interceptd.config.schema import Config, Limits, Timeouts
+from interceptd.config.schema import Config, Limits, Metrics, Timeouts
 from interceptd.daemon import Daemon
 
 
@@ -80,7 +80,11 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    limits: Limits | None = None, timeouts: Timeouts | None = None, *, chaos: int = 0
+    limits: Limits | None = None,
+    timeouts: Timeouts | None = None,
+    *,
+    chaos: int = 0,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[Served]:
     """A daemon with its own sockets; remaining connections are closed at the end."""
     with tempfile.TemporaryDirectory() as directory:
@@ -88,6 +92,7 @@ async def serving(
             socket=str(Path(directory) / "vmm.sock"),
             limits=limits or Limits(),
             timeouts=timeouts or Timeouts(),
+            metrics=metrics or Metrics(),
         )
         served = Served(Daemon(Settings(config), chaos=chaos), config)
 

@@ -12,13 +12,22 @@ from interceptd.config.schema import Limits
 from interceptd.connections.tenants import (
     BURST_SECONDS,
     REFUSAL_REQUESTS,
-    REFUSALS_LOGGED_PER_SECOND,
     Tenant,
     Tenants,
 )
+from interceptd.log_share import BYTES_PER_SECOND, LogShare, Severity
 
 RATE = 100
 BURST = int(BURST_SECONDS * RATE)
+
+
+def spent(tenant: Tenant, lines: int) -> None:
+    """Its share of the log was used up, refused so many lines, and is whole again."""
+    seconds = [0.0]
+    tenant.log_share = LogShare(tenant.uid, lambda: seconds[0])
+    tenant.log_share.charge(Severity.ORDINARY, 100 * BYTES_PER_SECOND)
+    assert [tenant.log_share.admit(Severity.ORDINARY) for _ in range(lines)] == [False] * lines
+    seconds[0] = 200.0
 
 
 async def turns(tenant: Tenant, count: int) -> float:
@@ -133,16 +142,27 @@ async def test_a_uid_is_forgotten_once_it_is_gone_and_has_its_burst_again(
     assert autojump_clock.rate == 0
 
 
-async def test_refusals_logged_per_second_are_limited_and_the_next_line_counts_the_rest(
+async def test_a_forgotten_uid_and_the_daemons_end_say_how_many_lines_were_not_logged(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    tenant = Tenants(lambda: Limits(control_requests_per_second=RATE)).of(1000)
+    tenants = Tenants(lambda: Limits(control_requests_per_second=RATE))
+    for uid, not_logged in ((1000, 3), (1001, 2)):
+        tenants.of(uid).connections.acquire()
+        spent(tenants.of(uid), not_logged)
+    tenants.of(1000).connections.release()
     with structlog.testing.capture_logs() as lines:
-        for _ in range(REFUSALS_LOGGED_PER_SECOND + 5):
-            tenant.log_refusal("hello_refused", pid=7)
-        await trio.sleep(1)
-        tenant.log_refusal("hello_refused", pid=8)
-        tenant.log_refusal("hello_refused", pid=9)
-    assert len(lines) == REFUSALS_LOGGED_PER_SECOND + 2
-    assert [line.get("not_logged") for line in lines[-3:]] == [None, 5, None]
+        tenants.of(1002)
+        tenants.of(1003)
+        told_of_1000 = list(lines)
+        tenants.tell_not_logged()
+    assert [(line["uid"], line["not_logged"]) for line in told_of_1000] == [(1000, 3)]
+    assert [(line["uid"], line["not_logged"]) for line in lines] == [(1000, 3), (1001, 2)]
     assert autojump_clock.rate == 0
+
+
+async def test_a_uid_is_remembered_until_its_share_of_the_log_is_whole_again() -> None:
+    tenants = Tenants(lambda: Limits(control_requests_per_second=RATE))
+    known = tenants.of(1000)
+    known.log_share.charge(Severity.ORDINARY, 100 * BYTES_PER_SECOND)
+    tenants.of(1001)
+    assert tenants.of(1000) is known

@@ -22,6 +22,8 @@ from fakes.raw_client import RawConnection, pack
 from fakes.raw_vmm import UADDR, WHOLE_MEMORY, RawVmm
 from fakes.witness import Witness
 
+BURST_BYTES = 64 * 1024
+"""What a uid may log at once."""
 FRAGMENT = 6
 """So many bytes of a token that a match is not by chance."""
 FAILURE = """
@@ -125,6 +127,26 @@ def test_a_refusal_says_of_whom(misused: tuple[DaemonProcess, RawVmm]) -> None:
     daemon, _ = misused
     refusals = lines_about(daemon, "hello_refused") + lines_about(daemon, "connection_refused")
     assert (len(refusals), {"pid", "uid", "error"} <= refusals[0].keys()) == (11, True)
+
+
+def test_only_the_daemons_own_lines_name_no_uid(misused: tuple[DaemonProcess, RawVmm]) -> None:
+    daemon, _ = misused
+    own = {line["event"] for line in daemon.log_lines() if "uid" not in line}
+    assert own == {"daemon_started", "drain_started", "daemon_ended"}
+
+
+def test_a_flood_of_granted_requests_writes_a_burst_and_counts_the_rest(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    asked, before = 1500, len(daemon.log_text())
+    with RawVmm(daemon.socket) as vmm:
+        for _ in range(asked):
+            vmm.ask("set_policy", mmio_granularity="page")
+    assert daemon.stop() == 0
+    lines = [line for line in daemon.log_lines() if line.get("uid") == os.getuid()]
+    written = [line for line in lines if line["event"] != "lines_not_logged"]
+    assert 100 < len(written) < asked
+    assert len(written) + sum(line.get("not_logged", 0) for line in lines) == asked + 2
+    assert len(daemon.log_text()) - before < 2 * BURST_BYTES
 
 
 def test_no_part_of_a_token_is_in_the_log_in_any_spelling(misused: tuple[DaemonProcess, RawVmm]) -> None:

@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from interceptd.eager_lock import EagerLock
+from interceptd.log_share import LogShare
 from interceptd.quota import Quota
 from interceptd.scheduling.step_monitor import StepMonitor
 from interceptd.scheduling.time_share import OnePerRound, TimeShare, Turns
@@ -23,9 +24,6 @@ BURST_SECONDS = 0.25
 
 REFUSAL_REQUESTS = 4
 """A refused connection costs an accept, a task, a log line and reading what was sent: about five requests."""
-
-REFUSALS_LOGGED_PER_SECOND = 100
-"""About 20 kB. Otherwise a client that connects only to be refused would write as fast as the disk allows."""
 
 
 class UidLimits(Protocol):
@@ -59,6 +57,7 @@ class Tenant:
     def __init__(
         self, uid: int, limits: Callable[[], UidLimits], gate: OnePerRound, time_share: TimeShare
     ) -> None:
+        self.uid = uid
         self.time_share = time_share
         self.connections = Quota(
             uid, "connections", "connections_per_uid", lambda: limits().connections_per_uid
@@ -73,9 +72,7 @@ class Tenant:
         self._paid_until = 0.0
         self._queue = EagerLock()
         self._gate = gate
-        self._logged_since = 0.0
-        self._logged = 0
-        self._not_logged = 0
+        self.log_share = LogShare(uid)
 
     async def throttle(self) -> None:
         """Block until one more request is within the rate (the generic cell rate algorithm, ITU-T I.371), and
@@ -91,26 +88,19 @@ class Tenant:
         """Charge the cost of a refused connection to the requests that follow; nothing waits here."""
         self._paid_until += REFUSAL_REQUESTS / self._limits().control_requests_per_second
 
-    def log_refusal(self, event: str, **fields: object) -> None:
-        """Log that a connection of this uid was refused, or count it for the next line's `not_logged`."""
-        now = trio.current_time()
-        if now >= self._logged_since + 1:
-            self._logged_since, self._logged = now, 0
-        if self._logged >= REFUSALS_LOGGED_PER_SECOND:
-            self._not_logged += 1
-            return
-        if self._not_logged:
-            fields |= {"not_logged": self._not_logged}
-        log.info(event, **fields)
-        self._logged, self._not_logged = self._logged + 1, 0
+    def tell_not_logged(self) -> None:
+        """Log how many lines were not, if there is no next line to say it."""
+        if not_logged := self.log_share.take_not_logged():
+            log.info("lines_not_logged", uid=self.log_share.uid, not_logged=not_logged)
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to remember: it has nothing, and its whole burst again."""
+        """Whether there is nothing to remember: it has nothing, and its whole bursts again."""
         quotas = (
             self.connections, self.vmms, self.partitions, self.vps, self.regions, self.mappings, self.vmas
         )  # fmt: skip
-        return not any(quota.count for quota in quotas) and self._paid_until <= trio.current_time()
+        paid = self._paid_until <= trio.current_time() and self.log_share.idle
+        return paid and not any(quota.count for quota in quotas)
 
 
 class Tenants:
@@ -124,9 +114,16 @@ class Tenants:
 
     def of(self, uid: int) -> Tenant:
         if uid not in self._by_uid:
-            self._by_uid = {known: tenant for known, tenant in self._by_uid.items() if not tenant.idle}
+            for idle in [tenant for tenant in self._by_uid.values() if tenant.idle]:
+                idle.tell_not_logged()
+                del self._by_uid[idle.uid]
             self._by_uid[uid] = Tenant(uid, self._limits, self._gate, self._turns.share())
         return self._by_uid[uid]
+
+    def tell_not_logged(self) -> None:
+        """At the daemon's end: log how many lines of each uid were not."""
+        for tenant in self._by_uid.values():
+            tenant.tell_not_logged()
 
     @property
     def connections(self) -> int:

@@ -15,6 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 
 from interceptd.connections.listen_address import ListenAddress
+from interceptd.log_share import LogShare, charge_lines_to
 from interceptd.metrics.families import families
 from interceptd.metrics.http import Page, Responder
 from interceptd.metrics.loop_lag import LoopLag
@@ -41,6 +42,7 @@ class MetricsEndpoint:
     async def run(self, listener: socket.socket, address: ListenAddress) -> None:
         """Serve, and measure the event loop's lag, until cancelled. A failing scrape harms nothing else."""
         log.info("metrics_served", listen=str(address), local=address.local)
+        charge_lines_to(LogShare())  # a scraper has no uid that we know
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._lag.run)
             listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]

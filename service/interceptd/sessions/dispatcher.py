@@ -26,6 +26,7 @@ from interceptd.connections.connection import Connection
 from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.request_loop import report_and_close, serve_calls
+from interceptd.log_share import charge_lines_to
 from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
@@ -69,6 +70,7 @@ class Dispatcher:
         with ExitStack() as held:
             connection = Connection(accepted, self.admission.tenants, self.watch)
             SHARE.set(connection.tenant.time_share)
+            charge_lines_to(connection.tenant.log_share)
             held.enter_context(report_and_close(connection, self._event_bus))
             try:
                 handshake = await self.admission.admit(connection, endpoint)
@@ -96,6 +98,7 @@ class Dispatcher:
             if self.operators >= limit:
                 raise WireError(errno.ENOSPC, f"{limit} operators are connected", limit="operators")
         self.operators += 1
+        charge_lines_to(None)
         try:
             await handshake.connection.answer(handshake.hello_reply(self._hello_reply()))
             await self._serve_calls(handshake.connection)

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Final
 
 import msgspec
+import structlog
 import trio
 
 from intercept_protocol import codec, events, messages, rpc
@@ -26,6 +27,8 @@ from interceptd.connections.peer import require_allowed
 from interceptd.connections.tenants import Tenants
 from interceptd.scheduling.time_share import Turns
 from interceptd.telemetry.event_bus import Publisher
+
+log = structlog.get_logger()
 
 LEFT: Final = "left"
 """The peer left before its hello was complete."""
@@ -165,7 +168,7 @@ def _refusing(connection: Connection, msgid: int, event_bus: Publisher) -> Itera
         yield
     except WireError as error:
         peer = connection.peer
-        connection.tenant.log_refusal("hello_refused", error=str(error), pid=peer.pid, uid=peer.uid)
+        log.info("hello_refused", error=str(error), pid=peer.pid, uid=peer.uid)
         why = str(error)[: events.ERROR_LENGTH]
         event_bus.publish(events.HelloRefused(error=why, uid=peer.uid, pid=peer.pid))
         connection.refuse(error, msgid)
