@@ -1,4 +1,5 @@
-"""Long walks let other tasks run whenever their uid's time is used up, here after every `QUESTIONS` pieces.
+"""Work that grows with what a client chooses lets other tasks run whenever its uid's time is used up, here
+after every `QUESTIONS` pieces.
 
 A turn is counted by a task of another's that is ready all the time. Taking a lock, and the order in which
 trio runs what is ready, give or take two turns; a walk that takes none is far below the counts asserted.
@@ -6,17 +7,30 @@ trio runs what is ready, give or take two turns; a walk that takes none is far b
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Final
+
 import pytest
 import trio
 
+import interceptd
+from fakes.idle_vp import IdleVp
 from fakes.model_partition import RW, ModelPartition
 from fakes.others import Others
 from fakes.used_up_time import time_used_up_every
-from intercept_protocol.addresses import GfnRange, UaddrRange
-from intercept_protocol.messages import RegionKind
+from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
+from intercept_protocol.messages import InvalidateBegin, ListPartitions, RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
+from interceptd.pages.ordered_map import CHUNK
+from interceptd.partition.registry import PartitionRegistry
+from interceptd.sessions.notifier import NotifierSession
+from interceptd.sessions.operator import OperatorSession
+from interceptd.telemetry.event_bus import EventBus, Subscription
 
 TURNS = 8
 QUESTIONS = 32
@@ -143,3 +157,150 @@ async def test_populating_from_few_vmas_does_not_yield(model: ModelPartition, nu
     with time_used_up_every(QUESTIONS):
         await model.faults.populate(region)
     assert others.turns <= 1
+
+
+async def test_an_invalidation_of_many_pieces_that_hit_nothing_takes_turns(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    others = Others(nursery)
+    for page in range(MANY):
+        model.notifier.invalidate(UaddrRange.at_page(2 * page, 1))
+    with time_used_up_every(QUESTIONS):
+        await model.regions.serve_pending()
+    assert others.turns >= TURNS - 2
+
+
+@pytest.mark.parametrize("edit", ["unmap_vma", "protect_vma"])
+async def test_an_edit_of_many_vmas_takes_turns(
+    model: ModelPartition, nursery: trio.Nursery, edit: str
+) -> None:
+    for page in range(MANY * 4):
+        await model.map_vma(page, 1, 2 * page)
+    everything = UaddrRange.at_page(0, MANY * 4)
+    edits = {
+        "unmap_vma": partial(model.declared.unmap_vma, everything),
+        "protect_vma": partial(model.declared.protect_vma, everything, Access.READ),
+    }
+    others = Others(nursery)
+    with time_used_up_every(1):  # it asks after each part
+        await edits[edit]()
+    assert others.turns >= TURNS - 2
+
+
+async def test_a_connection_that_leaves_many_begins_open_takes_turns(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    session = NotifierSession(model.notifier, model.regions)
+    for page in range(4 * TURNS):
+        begun = session.answer(InvalidateBegin(start_uaddr=page << PAGE_SHIFT, length=1 << PAGE_SHIFT))
+        assert begun is not None
+        await begun
+    others = Others(nursery)
+    with time_used_up_every(4):
+        await session.close()
+    assert others.turns >= TURNS - 2
+    assert model.notifier.open_invalidations == 0
+
+
+@pytest.mark.parametrize("ended", ["regions", "mappings", "vmas", "slat"])
+async def test_freeing_what_is_left_of_a_partition_takes_turns(
+    model: ModelPartition, nursery: trio.Nursery, ended: str
+) -> None:
+    many = TURNS * CHUNK // 2 if ended != "regions" else 4 * TURNS
+    if ended == "vmas":
+        for page in range(many):
+            await model.map_vma(page, 1, 2 * page)
+    elif ended == "regions":
+        for gfn in range(many):
+            await model.add_region(gfn, 1, gfn)
+    else:
+        await committed(model, scattered(many))
+    frees = {
+        "regions": (4, model.regions.discard),
+        "mappings": (1, model.mappings.discard),
+        "vmas": (1, model.declared.discard),
+        "slat": (1, model.hypervisor.discard),
+    }
+    questions, free = frees[ended]
+    others = Others(nursery)
+    with time_used_up_every(questions):
+        await free()
+    assert others.turns >= TURNS - 4, "chunks are half full, or full"
+    assert (model.regions.region_count == 0) is (ended in {"regions", "vmas"})
+
+
+@pytest.mark.parametrize("told", ["kicked", "drained"])
+async def test_telling_many_vps_takes_turns(model: ModelPartition, nursery: trio.Nursery, told: str) -> None:
+    vps = {index: IdleVp() for index in range(4 * TURNS)}
+    model.partition.vps.update(vps)
+    others = Others(nursery)
+    with time_used_up_every(4):
+        if told == "kicked":
+            await model.partition.kick_all()
+        else:
+            await model.partition.drain_vps()
+    assert others.turns >= TURNS - 2
+    assert {vp.told for vp in vps.values()} == {told}
+
+
+async def test_an_operators_view_of_many_partitions_takes_turns(nursery: trio.Nursery) -> None:
+    registry = PartitionRegistry()
+    for number in range(4 * TURNS):
+        registry.add(ModelPartition(partition_id=number + 1).partition)
+    others = Others(nursery)
+    with time_used_up_every(4):
+        await registry.totals()
+    assert others.turns >= TURNS - 2
+    session = OperatorSession(SeenBy(registry), EventBus(), Subscription())
+    before = others.turns
+    with time_used_up_every(4):
+        listing = session.answer(ListPartitions(after=0))
+        assert listing is not None
+        await listing
+    assert others.turns - before >= TURNS - 2
+
+
+# ------------------------------------------------ no other place
+
+ELSEWHERE: Final = {
+    "address_space/process.py: ProcessAddressSpace._probe": "no work of its own: the probes take turns",
+    "address_space/unmap_watch.py: UnmapWatch._read": "tests/live/test_storms.py",
+    "memory/fault_handler.py: FaultHandler.handle": "one that waited goes on in its turn",
+    "partition/virtual_processor.py: VirtualProcessor._handle": "one that waited goes on in its turn",
+    "partition/partition.py: Partition._telling_vps": "tests/service/test_partition.py",
+}
+HERE: Final = {
+    "address_space/declared.py: DeclaredAddressSpace.discard",
+    "address_space/declared.py: DeclaredAddressSpace.protect_vma",
+    "address_space/declared.py: DeclaredAddressSpace.unmap_vma",
+    "hypervisor/slat.py: SoftwareSlat.discard",
+    "memory/fault_handler.py: FaultHandler._resolve_whole",
+    "memory/guest_mappings.py: GuestMappings._undo",
+    "memory/guest_mappings.py: GuestMappings.discard",
+    "memory/guest_mappings.py: GuestMappings.map_gaps",
+    "memory/guest_mappings.py: GuestMappings.revoke",
+    "memory/guest_mappings.py: GuestMappings.unmap_all",
+    "memory/region_manager.py: RegionManager._remove",
+    "memory/region_manager.py: RegionManager.discard",
+    "memory/region_manager.py: RegionManager.serve_pending",
+    "partition/partition.py: Partition.drain_vps",
+    "partition/partition.py: Partition.kick_all",
+    "partition/registry.py: PartitionRegistry.totals",
+    "sessions/notifier.py: NotifierSession.close",
+    "sessions/operator.py: OperatorSession._list",
+}
+
+
+def places() -> Iterator[str]:
+    """The methods of the daemon that give way."""
+    package = Path(interceptd.__file__).parent
+    for file in package.rglob("*.py"):
+        for owner in ast.walk(ast.parse(file.read_text())):
+            if isinstance(owner, ast.ClassDef):
+                for method in owner.body:
+                    if isinstance(method, ast.AsyncFunctionDef) and "give_way" in ast.unparse(method):
+                        yield f"{file.relative_to(package)}: {owner.name}.{method.name}"
+
+
+def test_every_place_that_gives_way_is_tested() -> None:
+    assert set(places()) == HERE | set(ELSEWHERE)

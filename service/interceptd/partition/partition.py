@@ -197,6 +197,11 @@ class Partition:
             vp.kick()
             await give_way()
 
+    async def drain_vps(self) -> None:
+        for vp in list(self.vps.values()):
+            vp.drain()
+            await give_way()
+
     def latency(self) -> InterceptLatency:
         """Of the intercepts of all VPs that are or were."""
         whole = InterceptLatency()
@@ -303,9 +308,7 @@ class Partition:
     async def _end(self) -> None:
         """Take no more intercepts, answer those in flight, drain the notifier, unmap; the caller closes."""
         self.ending = True
-        for vp in list(self.vps.values()):
-            vp.drain()
-            await give_way()
+        await self.drain_vps()
         with trio.move_on_after(timeout := self.end_timeout()) as scope:
             for vp in list(self.vps.values()):
                 await vp.wait_quiet()
