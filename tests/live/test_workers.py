@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from fakes.eventually import PATIENCE, eventually
 from interceptd.address_space import Undecided
-from interceptd.address_space.workers import Workers
+from interceptd.address_space import workers as workers_module
+from interceptd.address_space.workers import Abandoned, Workers, give_way, wait_for_turn
 
 NAME = "workers of 7"
 
@@ -237,6 +239,139 @@ class LateToLook:
             self._let_go.set()
             self.thread.join(PATIENCE)
         self._write(descriptor, value)
+
+
+# ------------------------------------------------ long questions
+
+
+class Turns:
+    """Whose turn it is when the test says so."""
+
+    def __init__(self) -> None:
+        self.waiting = self.begun = self.ended = 0
+        self._tickets = trio.Semaphore(0)
+
+    def give(self) -> None:
+        self._tickets.release()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        self.waiting += 1
+        await self._tickets.acquire()
+        self.begun += 1
+        yield
+        self.ended += 1
+
+
+@pytest.fixture
+def turns() -> Turns:
+    return Turns()
+
+
+@pytest.fixture
+def taking_turns(turns: Turns) -> Iterator[Workers]:
+    made = Workers(1, NAME, turns.turn)
+    yield made
+    made.close()
+
+
+async def test_a_long_question_goes_on_in_its_turns_alone_and_in_one_thread(
+    taking_turns: Workers, turns: Turns, nursery: trio.Nursery
+) -> None:
+    steps: list[threading.Thread] = []
+    answers: list[str] = []
+
+    def long() -> str:
+        for _ in range(3):
+            wait_for_turn()
+            steps.append(threading.current_thread())
+        return "answered"
+
+    async def ask() -> None:
+        answers.append(await taking_turns.ask(long))
+
+    nursery.start_soon(ask)
+    for step in range(3):
+        await until(lambda step=step: turns.waiting == step + 1)  # type: ignore[misc]
+        assert (len(steps), turns.ended, answers) == (step, step, [])
+        turns.give()
+    await until(lambda: answers == ["answered"])
+    assert (turns.begun, turns.ended, len(set(steps))) == (3, 3, 1)
+
+
+async def test_a_question_that_is_abandoned_before_its_turn_cleans_up_in_its_thread_which_ends(
+    taking_turns: Workers, turns: Turns, nursery: trio.Nursery
+) -> None:
+    raised: list[tuple[type[BaseException], threading.Thread]] = []
+
+    def long() -> None:
+        try:
+            wait_for_turn()
+        except BaseException as error:
+            raised.append((type(error), threading.current_thread()))
+            raise
+
+    scope = trio.CancelScope()
+
+    async def ask() -> None:
+        with scope:
+            await taking_turns.ask(long)
+
+    nursery.start_soon(ask)
+    await until(lambda: turns.waiting == 1)
+    scope.cancel()
+    await until(lambda: taking_turns.busy == 0)
+    ((error, thread),) = raised
+    thread.join(PATIENCE)
+    assert (error, thread.is_alive(), thread.name) == (Abandoned, False, NAME)
+
+
+async def test_a_question_that_is_abandoned_in_a_call_has_no_further_turn(
+    taking_turns: Workers, turns: Turns, nursery: trio.Nursery
+) -> None:
+    held = Held()
+    went_on: list[str] = []
+
+    def long() -> None:
+        held()
+        wait_for_turn()
+        went_on.append("further")
+
+    scope = trio.CancelScope()
+
+    async def ask() -> None:
+        with scope:
+            await taking_turns.ask(long)
+
+    nursery.start_soon(ask)
+    await held.begun.wait()
+    scope.cancel()
+    await wait_all_tasks_blocked()
+    held.let_go()
+    await until(lambda: taking_turns.busy == 0)
+    assert (went_on, turns.waiting) == ([], 0)
+
+
+@pytest.mark.parametrize(("step_seconds", "waits"), [(0.0, 2), (1e9, 0)])
+async def test_a_question_gives_way_once_its_step_is_over(
+    taking_turns: Workers, turns: Turns, monkeypatch: pytest.MonkeyPatch, step_seconds: float, waits: int
+) -> None:
+    monkeypatch.setattr(workers_module, "STEP_SECONDS", step_seconds)
+    for _ in range(waits):
+        turns.give()
+
+    def long() -> str:
+        give_way()
+        give_way()
+        return "answered"
+
+    assert await taking_turns.ask(long) == "answered"
+    assert (turns.begun, turns.ended) == (waits, waits)
+
+
+def test_outside_of_a_worker_nothing_waits_for_a_turn() -> None:
+    give_way()
+    assert wait_for_turn() is None  # type: ignore[func-returns-value]
 
 
 # ------------------------------------------------ their end

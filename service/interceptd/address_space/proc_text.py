@@ -22,6 +22,7 @@ from contextlib import contextmanager
 
 from interceptd.address_space import Undecided
 from interceptd.address_space.refusals import Call, Cause, cause_of
+from interceptd.address_space.workers import give_way
 
 PIECE_BYTES = 1 << 16
 """More than the kernel's buffer (a page, or a longer record), so that a piece ends with a record."""
@@ -77,13 +78,14 @@ class ProcText:
         self._position = 0
 
     def read(self) -> bytes:
-        """The next whole records; empty at the end. Blocks for the process's mmap lock.
+        """The next whole records; empty at the end. Gives way first, then blocks for the process's mmap lock.
 
         Raises `MmGone`; `Torn`, after which the caller must `rewind`; and `Undecided` at the end of the turn,
         after which the next turn continues.
         """
         if time.monotonic() > self._until:
             raise Undecided("the process takes too long to show its VMAs")
+        give_way()
         piece = self._pread(PIECE_BYTES, self._position)
         if not piece:
             self._require_mm()

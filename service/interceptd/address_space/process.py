@@ -12,7 +12,7 @@ VMM's own calls have separate workers, so that faults of many VPs do not delay a
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -31,7 +31,7 @@ from interceptd.address_space.smaps import Smaps
 from interceptd.address_space.undecided_log import UndecidedLog
 from interceptd.address_space.unmap_watch import UnmapWatch
 from interceptd.address_space.userfaultfd import Userfaultfd
-from interceptd.address_space.workers import Workers
+from interceptd.address_space.workers import Turn, Workers, wait_for_turn
 from interceptd.connections.peer import Pidfd
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.pages.mapping import Extent, Frame, Mapping
@@ -53,7 +53,8 @@ class ProcessAddressSpace:
     """See `AddressSpace`. Nothing is backed before `attach`.
 
     `given` returns the guest's mappings of this memory. `timeout`, in seconds, bounds each question of the
-    VMM's own calls; the intercept's deadline bounds those of a fault. `name` names the threads, for people.
+    VMM's own calls; the intercept's deadline bounds those of a fault. `name` names the threads, for people. A long question
+    goes on in `turn`.
     """
 
     def __init__(
@@ -64,15 +65,14 @@ class ProcessAddressSpace:
         vmm: Pidfd | None,
         name: str,
         *,
-        comparison_turn: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+        turn: Turn = nullcontext,
     ) -> None:
         self._notifier = notifier
         self._given = given
-        self._comparison_turn = comparison_turn
         self._timeout = timeout
         self._vmm = vmm
         self._workers = {
-            caller: Workers(most, f"{caller.value} of {name}") for caller, most in WORKERS.items()
+            caller: Workers(most, f"{caller.value} of {name}", turn) for caller, most in WORKERS.items()
         }
         self._attachment: Attachment | None = None
         self._watch: UnmapWatch | None = None
@@ -216,8 +216,7 @@ class ProcessAddressSpace:
                     await self._comparison.round()
 
     async def _compare(self, attachment: Attachment, given: list[Mapping], most: int) -> Compared:
-        async with self._comparison_turn():
-            compared = await self._ask(attachment, lambda: compare(given, attachment.maps.view(), most))
+        compared = await self._ask(attachment, partial(_compare, attachment.maps, given, most))
         assert compared is not None, "a comparison always has a result"
         return compared
 
@@ -346,6 +345,11 @@ def _read_io(maps: ProcMaps, smaps: Smaps, page: int) -> bool | Unresolved:
         if io is not None:
             return io
     return Unresolved(Cause.NO_RECORD)
+
+
+def _compare(maps: ProcMaps, given: list[Mapping], most: int) -> Compared:
+    wait_for_turn()  # every partition compares, and all at once would keep the interpreter
+    return compare(given, maps.view(), most)
 
 
 def _overlap(vma: LiveVma, uaddrs: UaddrRange) -> UaddrRange:

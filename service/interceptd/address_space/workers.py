@@ -3,6 +3,9 @@
 Owns the threads: few, started on demand, each with one question at a time. A thread whose question was
 abandoned takes no other, and ends once the kernel has answered. Must not know what is asked.
 
+A long question calls `give_way` between its system calls. The thread then stops until the trio thread, which
+has the interpreter meanwhile, finds that it is this question's turn.
+
 Cheaper than `trio.to_thread.run_sync` with a deadline: it does not look up a cached thread and rename it,
 copy a context, or pass the answer through another trio task.
 """
@@ -11,8 +14,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,15 +26,37 @@ import trio
 from intercept_protocol.text import sentence
 from interceptd.address_space import Undecided
 
+STEP_SECONDS = 0.0005
+"""How long a question goes on without giving way. The event loop may wait as long for the interpreter."""
 T = TypeVar("T")
+Turn = Callable[[], AbstractAsyncContextManager[None]]
+
+
+class Abandoned(Exception):
+    """Nobody waits for the answer any more."""
+
+
+def give_way() -> None:
+    """In a worker, if the question has gone on for `STEP_SECONDS`: `wait_for_turn`."""
+    if (worker := _Worker.of_this_thread()) is not None and time.monotonic() >= worker.step_ends:
+        worker.wait_for_turn()
+
+
+def wait_for_turn() -> None:
+    """In a worker: block until it is this question's turn, which ends `STEP_SECONDS` later. Raises `Abandoned`.
+    Elsewhere there are no turns."""
+    if (worker := _Worker.of_this_thread()) is not None:
+        worker.wait_for_turn()
 
 
 class Workers:
-    """At most `most` threads; further questions wait in FIFO order."""
+    """At most `most` threads; further questions wait in FIFO order. In `turn` a question that has given way
+    goes on."""
 
-    def __init__(self, most: int, name: str) -> None:
+    def __init__(self, most: int, name: str, turn: Turn = nullcontext) -> None:
         self._most = most
         self._name = name
+        self._turn = turn
         self._slots = trio.Semaphore(most, max_value=most)
         self._idle: list[_Worker] = []
         """The last one is used next. Together with the busy ones they are never more than `most`."""
@@ -63,7 +89,7 @@ class Workers:
             raise Undecided(f"no thread to ask with: {sentence(error)}") from error
         self._unneeded = min(self._unneeded, len(self._idle))
         try:
-            answer = await worker.answer(question)
+            answer = await worker.answer(question, self._turn)
         except BaseException:
             worker.end(self._slots.release)
             raise
@@ -103,32 +129,48 @@ class _Worker:
     did, their numbers might belong to other descriptors by the time `end` writes to them.
     """
 
+    _here = threading.local()
+
     def __init__(self, name: str) -> None:
+        self.step_ends = 0.0
+        """When the question should give way, by the monotonic clock."""
         self._token = trio.lowlevel.current_trio_token()
         self._question: Callable[[], object] | None = None
+        self._ending = False
         self._ended: Callable[[], None] = lambda: None
         with ExitStack() as undo:
             self._asked = os.eventfd(0, os.EFD_CLOEXEC)
             undo.callback(os.close, self._asked)
-            self._answered = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            undo.callback(os.close, self._answered)
+            self._reported = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            undo.callback(os.close, self._reported)
             threading.Thread(target=self._run, args=(name,), name=name, daemon=True).start()
             undo.pop_all()
 
-    async def answer(self, question: Callable[[], T]) -> outcome.Outcome[T]:
+    @classmethod
+    def of_this_thread(cls) -> _Worker | None:
+        return getattr(cls._here, "worker", None)
+
+    async def answer(self, question: Callable[[], T], turn: Turn) -> outcome.Outcome[T]:
         """For one task at a time. After a cancelled call only `end` may follow."""
         answers: list[outcome.Outcome[T]] = []
         self._question = lambda: answers.append(outcome.capture(question))
-        os.eventfd_write(self._asked, 1)
-        await trio.lowlevel.wait_readable(self._answered)
-        os.eventfd_read(self._answered)
+        await self._go_on()
+        while not answers:
+            async with turn():
+                await self._go_on()
         self._question = None
         return answers[0]
+
+    async def _go_on(self) -> None:
+        """Let the thread run until it has answered or gives way."""
+        os.eventfd_write(self._asked, 1)
+        await trio.lowlevel.wait_readable(self._reported)
+        os.eventfd_read(self._reported)
 
     def end(self, ended: Callable[[], None]) -> None:
         """End the thread after its current question, then call `ended` in the trio thread."""
         self._ended = ended
-        self._question = None
+        self._ending = True
         os.eventfd_write(self._asked, 1)
 
     def _finish(self) -> None:
@@ -138,15 +180,33 @@ class _Worker:
     def _close(self) -> None:
         """Call it once neither thread uses the eventfds any more."""
         os.close(self._asked)
-        os.close(self._answered)
+        os.close(self._reported)
+
+    # -------------------------------------------- in the thread
+
+    def wait_for_turn(self) -> None:
+        if not self._ending:
+            os.eventfd_write(self._reported, 1)
+            self._wait_asked()
+        if self._ending:
+            raise Abandoned
+
+    def _wait_asked(self) -> None:
+        os.eventfd_read(self._asked)
+        self.step_ends = time.monotonic() + STEP_SECONDS
 
     def _run(self, name: str) -> None:
+        self._here.worker = self
         with suppress(OSError):  # for `ps -T` and `top -H`: Python before 3.14 does not set the kernel's name
             Path("/proc/thread-self/comm").write_text(name)
-        while os.eventfd_read(self._asked) and (question := self._question) is not None:
+        self._wait_asked()
+        while not self._ending and (question := self._question) is not None:
             question()
             del question  # releases what it holds
-            os.eventfd_write(self._answered, 1)
+            if self._ending:
+                break
+            os.eventfd_write(self._reported, 1)
+            self._wait_asked()
         try:
             self._token.run_sync_soon(self._finish)
         except trio.RunFinishedError:  # then the trio thread does not use them any more either

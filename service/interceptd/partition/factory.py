@@ -12,9 +12,9 @@ from functools import partial
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import AddressSpaceKind, CreatePartition, HypervisorKind
 from interceptd.address_space import AddressSpace
-from interceptd.address_space.comparison_queue import ComparisonQueue
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.address_space.process import ProcessAddressSpace
+from interceptd.address_space.turn_queue import TurnQueue
 from interceptd.config.live import Settings
 from interceptd.connections.connection import Connection
 from interceptd.hypervisor import Hypervisor
@@ -37,7 +37,7 @@ class PartitionFactory:
     def __init__(self, settings: Settings, chaos: int, event_bus: EventBus) -> None:
         self._settings = settings
         self._event_bus = event_bus
-        self._comparisons = ComparisonQueue()
+        self._turns = TurnQueue()
         self._chaos = Chaos(chaos, random.Random()) if chaos else None
 
     def create(
@@ -109,7 +109,7 @@ class PartitionFactory:
                     timeout,
                     vmm.peer_pidfd(),
                     str(partition_id),
-                    comparison_turn=partial(self._comparisons.turn, vmm.peer.uid),
+                    turn=partial(self._turns.turn, vmm.peer.uid),
                 )
 
     def _hypervisor(self, request: CreatePartition) -> SoftwareHypervisor | RemoteHypervisor:

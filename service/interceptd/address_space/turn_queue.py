@@ -1,0 +1,85 @@
+"""Whose long search is next, among all partitions.
+
+Owns the order of their turns: one at a time, the uids by turns, and within a uid first come, first served. A
+search is a worker thread that needs the interpreter again after every system call; many at once would keep it
+from the event loop. Must not know what is searched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+PATIENCE: Final = 0.005
+"""Seconds until a turn passes on although it has not ended. One takes a tenth of it; one that takes this long
+is blocked in the kernel, where it does not need the interpreter."""
+
+
+class TurnQueue:
+    """One per daemon."""
+
+    def __init__(self) -> None:
+        self._holder: trio.CancelScope | None = None
+        self._waiting: dict[int, deque[trio.CancelScope]] = {}
+        """By uid, the next one first. A scope that is cancelled wakes its task: either the turn has passed to
+        it, or the holder's time is over."""
+
+    @asynccontextmanager
+    async def turn(self, uid: int) -> AsyncIterator[None]:
+        """Wait until it is the caller's turn, or until the one that has it does not end."""
+        mine = trio.CancelScope()
+        try:
+            if self._holder is None:
+                self._holder = mine
+            else:
+                await self._wait(uid, mine)
+            yield
+        finally:
+            if self._holder is mine:
+                self._pass_on()
+
+    async def _wait(self, uid: int, mine: trio.CancelScope) -> None:
+        self._waiting.setdefault(uid, deque()).append(mine)
+        self._watch_holder()
+        try:
+            with mine:
+                await trio.sleep_forever()
+        finally:
+            if self._holder is not mine:  # out of patience, or the caller is cancelled
+                self._leave(uid, mine)
+                self._watch_holder()
+        if self._holder is not mine:
+            self._take(mine)
+
+    def _pass_on(self) -> None:
+        """To the first of the uid that has waited longest for a turn."""
+        self._holder = None
+        if self._waiting:
+            uid = next(iter(self._waiting))
+            following = self._waiting[uid][0]
+            self._leave(uid, following)
+            self._take(following)
+            following.cancel()
+
+    def _take(self, mine: trio.CancelScope) -> None:
+        self._holder = mine
+        self._watch_holder()
+
+    def _leave(self, uid: int, mine: trio.CancelScope) -> None:
+        """Leave the line; its uid goes behind the others."""
+        line = self._waiting.pop(uid)
+        line.remove(mine)
+        if line:
+            self._waiting[uid] = line
+
+    def _watch_holder(self) -> None:
+        """The one that is next, and no other, waits no longer than its patience lasts."""
+        for line in self._waiting.values():
+            if line[0].deadline == math.inf:
+                line[0].deadline = trio.current_time() + PATIENCE
+            return
