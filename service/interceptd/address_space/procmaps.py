@@ -39,14 +39,14 @@ _SHARED = 8
 _PATH_MAX = 4096
 _LONG_NAME = b"/"
 """Stands for a name over PATH_MAX bytes, which the kernel refuses to return. Only paths get so long."""
-HEADER = (
+LINE = re.compile(
     rb"^(?P<start>[0-9a-f]{8,16})-(?P<end>[0-9a-f]{8,16}) (?P<rights>[r-][w-][x-])(?P<sharing>[ps]) "
     rb"(?P<offset>[0-9a-f]{8,16}) (?P<major>[0-9a-f]{2,8}):(?P<minor>[0-9a-f]{2,8}) (?P<inode>[0-9]{1,20}) *"
-    rb"(?P<name>[^\n]*)$"
+    rb"(?P<name>[^\n]*)$",
+    re.MULTILINE,
 )
 """A line of the maps file, and the first line of a record in smaps: proc_pid_maps(5). Anchored, because a
 file name may look like such a line; the kernel writes a line end in it as \\012."""
-_LINE = re.compile(HEADER, re.MULTILINE)
 _SCANS = 8
 """Times that one look-up reads the file because another reader tore a record."""
 T = TypeVar("T")
@@ -149,17 +149,17 @@ class ProcMaps:
 
     def _read_to(self, page: int) -> LiveVma | None:
         for piece in self._pieces():
-            last = _LINE.match(piece, piece.rfind(b"\n", 0, -1) + 1)
+            last = LINE.match(piece, piece.rfind(b"\n", 0, -1) + 1)
             if last is not None and int(last["end"], 16) >> PAGE_SHIFT <= page:
                 continue
-            for line in _LINE.finditer(piece):
+            for line in LINE.finditer(piece):
                 vma = parsed(line)
                 if page < vma.end:
                     return vma if vma.start <= page else None
         return None
 
     def _vmas(self) -> Iterator[LiveVma]:
-        return (parsed(line) for piece in self._pieces() for line in _LINE.finditer(piece))
+        return (parsed(line) for piece in self._pieces() for line in LINE.finditer(piece))
 
     def _pieces(self) -> Iterator[bytes]:
         self._text.rewind()
@@ -184,7 +184,7 @@ def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
 
 
 def parsed(line: re.Match[bytes]) -> LiveVma:
-    """The VMA of a line that `HEADER` matches."""
+    """The VMA of a line that `LINE` matches."""
     start, end = int(line["start"], 16) >> PAGE_SHIFT, int(line["end"], 16) >> PAGE_SHIFT
     return LiveVma(
         start,

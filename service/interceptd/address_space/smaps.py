@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import re
 
-from intercept_protocol.addresses import PAGE_LIMIT, UaddrRange
+from msgspec.structs import replace
+
+from intercept_protocol.addresses import PAGE_LIMIT, PAGE_SHIFT, UaddrRange
 from interceptd.address_space.known_io import KnownIo, KnownVma
 from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.proc_text import ProcText, Torn
-from interceptd.address_space.procmaps import HEADER, parsed
+from interceptd.address_space.procmaps import LINE, parsed
 
-_RECORD = re.compile(HEADER + rb"\n(?:[A-Z][^\n]*\n)*?VmFlags:(?P<flags>[^\n]*)$", re.MULTILINE)
-"""A VMA's line and its fields, which start with a capital: never the flags of the next VMA."""
+_FLAGS = re.compile(rb"\nVmFlags:([^\n]*)(?:\n|\Z)")
+"""The last line of a record. A name cannot look like it: the kernel writes a line end in it as \\012."""
+_NO_FIELD = re.compile(rb"\n(?![A-Z])")
+"""Before a line that is not a field of the record above it."""
 _IO_FLAGS = {b"io", b"pf"}
 """VM_IO and VM_PFNMAP, fs/proc/task_mmu.c."""
 
@@ -80,12 +84,20 @@ class Smaps:
 
 
 def parse_records(piece: bytes) -> list[KnownVma]:
-    """The VMAs of whole records. Skips a record without flags."""
+    """The VMAs of whole records. Skips a record without flags.
+
+    Splits the text instead of matching each of its 23 lines, which takes twice as long.
+    """
     found = []
-    for record in _RECORD.finditer(piece):
-        vma = parsed(record)
-        io = not _IO_FLAGS.isdisjoint(record["flags"].split())
-        found.append(KnownVma(vma.start, vma.end, vma.identity, io))
+    texts = _FLAGS.split(piece)
+    for text, flags in zip(texts[0:-1:2], texts[1::2], strict=True):
+        start = 0
+        for skipped in _NO_FIELD.finditer(text):
+            start = skipped.end()
+        if header := LINE.match(text, start):
+            vma = parsed(header)
+            io = not _IO_FLAGS.isdisjoint(flags.split())
+            found.append(KnownVma(vma.start, vma.end, vma.identity, io))
     return found
 
 
