@@ -63,7 +63,11 @@ def memory() -> Iterator[UaddrRange]:
 def test_a_kernel_without_procmap_query_gives_the_same_answers(memory: UaddrRange) -> None:
     asked, parsed = open_maps(), asking_by_parsing(open_maps())
     everywhere = [memory.start - 1, *range(memory.start, memory.end + 1), 0, 1 << 35, (1 << 52) - 1]
-    ways = (asked.vma_at, parsed.vma_at, asked.view(), parsed.view())
+    ways = (
+        asked.vma_at,
+        parsed.vma_at,
+        *(maps.view([UaddrRange(start=page, end=page + 1) for page in everywhere], 1) for maps in (asked, parsed)),
+    )
     answers = [(page, *(told(vma_at(page)) for vma_at in ways)) for page in everywhere]
     asked.close()
     parsed.close()
@@ -75,9 +79,24 @@ def test_a_kernel_without_procmap_query_is_read_once_for_many_pages(memory: Uadd
     """The first question, with which memory is attached, finds out what the kernel lacks."""
     maps = asking_by_parsing(open_maps())
     maps.vma_at(0)
-    vma_at = maps.view()
+    vma_at = maps.view([memory], 4)
     maps.close()
     assert [vma_at(page) is not None for page in (memory.start, memory.start + 2 * PAGES)] == [True, False]
+
+
+def test_of_the_vmas_in_a_file_few_are_kept_and_none_is_read_behind_the_last_that_is_wanted() -> None:
+    """Of each range the first ones, where ranges overlap, hold each other, or have no VMA."""
+    vmas = [vma_of(start) for start in range(10, 90, 2)]
+    wanted = [(12, 40), (12, 14), (13, 15), (30, 31), (15, 16), (60, 64), (0, 5)]
+    read = iter(vmas)
+    kept = procmaps._first_in_each([UaddrRange(start=a, end=b) for a, b in wanted], 2, read)
+    assert [vma.start for vma in kept] == [12, 14, 30, 60, 62]
+    assert next(read).start == 66
+
+
+def vma_of(start: int) -> LiveVma:
+    """Two pages."""
+    return LiveVma(start, start + 2, Access.READ, 0, (0, 0), 0, False, b"")
 
 
 def told(vma: LiveVma | None) -> LiveVma | None:

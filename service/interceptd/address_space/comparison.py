@@ -134,7 +134,7 @@ class Comparison:
         is revoked. (A munmap whose event is not sent yet counts as unannounced.)"""
         for _ in range(RETRIES):
             await self._notifier.wait_served()
-            window = self._notifier.open_window(_uaddrs(differing))
+            window = self._notifier.open_window(uaddrs_of(differing))
             try:
                 given = self._given(differing.gfns, PIECES_PER_QUESTION)
                 if not given:
@@ -146,13 +146,14 @@ class Comparison:
             if window.stale:
                 continue
             for mapping in compared.differing:
-                self._notifier.invalidate(_uaddrs(mapping), Source.COMPARISON)
+                self._notifier.invalidate(uaddrs_of(mapping), Source.COMPARISON)
             if compared.end == differing.end:
                 return
             differing = differing.slice(compared.end, differing.end)
-        self._notifier.invalidate(_uaddrs(differing), Source.COMPARISON)
+        self._notifier.invalidate(uaddrs_of(differing), Source.COMPARISON)
 
 
-def _uaddrs(mapping: Mapping) -> UaddrRange:
+def uaddrs_of(mapping: Mapping) -> UaddrRange:
+    """The VMM's pages behind it."""
     start = mapping.start_uaddr_page
     return UaddrRange(start=start, end=start + mapping.end - mapping.start)

@@ -21,7 +21,7 @@ import trio
 from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import Caller, KindUnknown, Undecided, Unresolved
 from interceptd.address_space.attachment import Attachment
-from interceptd.address_space.comparison import Compared, Comparison, Given, compare
+from interceptd.address_space.comparison import Compared, Comparison, Given, compare, uaddrs_of
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.proc_text import MmGone
@@ -349,7 +349,7 @@ def _read_io(maps: ProcMaps, smaps: Smaps, page: int) -> bool | Unresolved:
 
 def _compare(maps: ProcMaps, given: list[Mapping], most: int) -> Compared:
     wait_for_turn()  # every partition compares, and all at once would keep the interpreter
-    return compare(given, maps.view(), most)
+    return compare(given, maps.view([uaddrs_of(mapping) for mapping in given], most), most)
 
 
 def _overlap(vma: LiveVma, uaddrs: UaddrRange) -> UaddrRange:

@@ -13,7 +13,7 @@ import re
 import struct
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from intercept_protocol.addresses import PAGE_SHIFT
+from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
 from interceptd.address_space import Undecided
 from interceptd.address_space.live_vma import ACCESSES, RIGHTS, LiveVma
 from interceptd.address_space.proc_text import MmGone, ProcText, Torn
@@ -85,11 +85,12 @@ class ProcMaps:
                 self._has_query = False
         return self._scan(page)
 
-    def view(self) -> Callable[[int], LiveVma | None]:
-        """`vma_at` for many pages. If the file must be read, it is read once, now."""
+    def view(self, wanted: Collection[UaddrRange], most: int) -> Callable[[int], LiveVma | None]:
+        """`vma_at` for many pages in `wanted`: those of the first `most` VMAs in each range. If the file must
+        be read, it is read once, now, as far as the last range."""
         if self._has_query:
             return self.vma_at
-        vmas = self._untorn(lambda: list(self._vmas()))
+        vmas = self._untorn(lambda: _first_in_each(wanted, most, self._vmas()))
 
         def vma_at(page: int) -> LiveVma | None:
             place = bisect_right(vmas, page, key=lambda vma: vma.start)
@@ -165,6 +166,23 @@ class ProcMaps:
         self._text.rewind()
         while piece := self._text.read():
             yield piece
+
+
+def _first_in_each(wanted: Collection[UaddrRange], most: int, vmas: Iterable[LiveVma]) -> list[LiveVma]:
+    """The first `most` of the `vmas` in each range. Takes no more of them than it must, and keeps few: there
+    may be 65,530."""
+    ahead = sorted(wanted, key=lambda uaddrs: uaddrs.start, reverse=True)
+    here: dict[UaddrRange, int] = {}
+    kept = []
+    for vma in vmas:
+        while ahead and ahead[-1].start < vma.end:
+            here[ahead.pop()] = most
+        here = {each: left - 1 for each, left in here.items() if left and vma.start < each.end}
+        if here:
+            kept.append(vma)
+        elif not ahead:
+            break
+    return kept
 
 
 class _Names(threading.local):
