@@ -172,6 +172,21 @@ def test_the_maps_of_another_process_are_einval(live: RawVmm) -> None:
     assert (refusal and refusal.name) == "EINVAL"
 
 
+@statement("P-9", "P-19")
+def test_auto_takes_smaps_and_without_it_the_kind_must_be_stated(live: RawVmm, memory: int) -> None:
+    assert attach(live, ["/proc/self/maps"]) is None
+    refusal = live.connection.refusal("add_region", region(GFN, COUNT, memory, kind="auto"))
+    assert (refusal.name, refusal.details.get("field")) == ("EINVAL", "kind")
+    live.ask("add_region", **region(GFN, COUNT, memory))
+
+
+@statement("P-9", "P-19")
+def test_auto_is_movable_for_memory_that_smaps_shows_as_ordinary(live: RawVmm, memory: int) -> None:
+    assert attach(live, MAPS) is None
+    kind = live.ask("add_region", **region(GFN, COUNT, memory, kind="auto"))
+    assert kind == {"kind": "movable"}
+
+
 @statement("P-29")
 def test_a_userfaultfd_of_another_process_is_einval_and_ones_own_may_follow(live: RawVmm) -> None:
     with userfaultfd_of_a_child() as theirs:

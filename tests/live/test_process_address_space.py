@@ -66,7 +66,10 @@ def test_a_kernel_without_procmap_query_gives_the_same_answers(memory: UaddrRang
     ways = (
         asked.vma_at,
         parsed.vma_at,
-        *(maps.view([UaddrRange(start=page, end=page + 1) for page in everywhere], 1) for maps in (asked, parsed)),
+        *(
+            maps.view([UaddrRange(start=page, end=page + 1) for page in everywhere], 1)
+            for maps in (asked, parsed)
+        ),
     )
     answers = [(page, *(told(vma_at(page)) for vma_at in ways)) for page in everywhere]
     asked.close()

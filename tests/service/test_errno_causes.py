@@ -48,16 +48,6 @@ MANUAL = {
         errno.ENOMEM: PASSING,
         errno.ESRCH: GONE,
     },
-    Call.OPEN_SMAPS: {
-        errno.EACCES: DECIDED,
-        errno.EINTR: PASSING,
-        errno.EMFILE: PASSING,
-        errno.ENFILE: PASSING,
-        errno.ENOENT: DECIDED,
-        errno.ENOMEM: PASSING,
-        errno.EPERM: DECIDED,
-        errno.ESRCH: GONE,
-    },
     Call.LOOK_AT: {
         errno.EACCES: DECIDED,
         errno.EFAULT: PASSING,

@@ -1,6 +1,10 @@
 """Recognises the descriptors that a VMM hands over: a maps file, an smaps file, a userfaultfd.
 
 Owns the recognition and its errors, which name anything else. Must not know how the descriptors are used.
+
+Opens no file of another process: a daemon of root may open what the VMM may not, such as the smaps of a
+set-uid program that the VMM has called exec on. Whose a file is, the numbers of its process and its inode
+tell (`_is_of`), which stat(2) shows without opening anything.
 """
 
 from __future__ import annotations
@@ -81,8 +85,6 @@ def attach(descriptors: list[int], received: int, peer: Peer, *, promised: bool)
             maps, smaps = ProcMaps(found[DescriptorKind.MAPS]), found.get(DescriptorKind.SMAPS)
             if userfaultfd is not None:
                 _prove(userfaultfd, maps)
-            if smaps is None and _is_of_our_procfs(found[DescriptorKind.MAPS]):
-                smaps = _open_smaps(peer)
         except OSError as error:
             raise _unseen(error) from None
         unwanted.pop_all()
@@ -136,18 +138,6 @@ def _prove(userfaultfd: Userfaultfd, maps: ProcMaps) -> None:
             "the userfaultfd does not watch the memory that the maps file shows: it belongs to the process"
             " that created it, even if another one inherited it",
         ) from None
-
-
-def _open_smaps(peer: Peer) -> int | None:
-    """Open the peer's smaps by its pid, if it handed over none; None if that is not permitted. The caller
-    queries the maps afterwards: while that mm lives, the pid cannot have been reused. Raises `Undecided`."""
-    try:
-        return os.open(f"/proc/{peer.pid}/smaps", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        refusal = cause_of(Call.OPEN_SMAPS, error)
-        if refusal.permanence is not Permanence.PERMANENT:
-            raise Undecided.because(refusal, f"smaps: {error.strerror}") from None
-        return None
 
 
 def _unseen(error: OSError) -> WireError | Undecided:

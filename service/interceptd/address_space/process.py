@@ -53,8 +53,8 @@ class ProcessAddressSpace:
     """See `AddressSpace`. Nothing is backed before `attach`.
 
     `given` returns the guest's mappings of this memory. `timeout`, in seconds, bounds each question of the
-    VMM's own calls; the intercept's deadline bounds those of a fault. `name` names the threads, for people. A long question
-    goes on in `turn`.
+    VMM's own calls; the intercept's deadline bounds those of a fault. `name` names the threads, for people. A
+    long question goes on in `turn`.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class ProcessAddressSpace:
         if attachment is None:
             raise KindUnknown("call attach_memory first")
         if attachment.smaps is None:
-            raise KindUnknown("smaps was not handed over and cannot be opened: state the kind")
+            raise KindUnknown("hand over /proc/self/smaps in attach_memory, or state the kind")
         question = partial(_read_io, attachment.maps, attachment.smaps, page)
         return await self._ask(attachment, question, caller)
 

@@ -30,7 +30,6 @@ class Call(Enum):
     READ_EVENTS = "preadv2(userfaultfd, RWF_NOWAIT)"
     PROCMAP_QUERY = "PROCMAP_QUERY"
     READ_PROC = "read(maps or smaps)"
-    OPEN_SMAPS = "open(smaps)"
     LOOK_AT = "readlink, fstat of a descriptor"
 
 
@@ -70,11 +69,6 @@ class Cause(Enum):
     MM_GONE = "the process has exited or called exec", Permanence.GONE, errno.EINVAL
 
 
-_NO_RESOURCES: Final = {
-    errno.ENOMEM: Cause.NO_ROOM,
-    errno.EMFILE: Cause.NO_DESCRIPTORS,
-    errno.ENFILE: Cause.NO_DESCRIPTORS,
-}
 REFUSALS: Final[Mapping[Call, Mapping[int, Cause]]] = {
     Call.UFFDIO_API: {errno.EINVAL: Cause.NOT_VIRGIN},
     Call.UFFDIO_REGISTER: {
@@ -92,13 +86,6 @@ REFUSALS: Final[Mapping[Call, Mapping[int, Cause]]] = {
         errno.ENOMEM: Cause.NO_ROOM,
     },
     Call.READ_PROC: {errno.ESRCH: Cause.MM_GONE, errno.ENOMEM: Cause.NO_ROOM},
-    Call.OPEN_SMAPS: {
-        errno.EACCES: Cause.NOT_ALLOWED,
-        errno.EPERM: Cause.NOT_ALLOWED,
-        errno.ENOENT: Cause.NOT_ALLOWED,  # procfs hides the pid (hidepid)
-        errno.ESRCH: Cause.MM_GONE,
-        **_NO_RESOURCES,
-    },
     Call.LOOK_AT: {
         errno.EACCES: Cause.NOT_ALLOWED,
         errno.EPERM: Cause.NOT_ALLOWED,
@@ -106,10 +93,12 @@ REFUSALS: Final[Mapping[Call, Mapping[int, Cause]]] = {
         errno.EIO: Cause.REFUSED_BY_ITS_FILE,
         errno.ENOTCONN: Cause.REFUSED_BY_ITS_FILE,
         errno.ESTALE: Cause.REFUSED_BY_ITS_FILE,
-        **_NO_RESOURCES,
+        errno.ENOMEM: Cause.NO_ROOM,
+        errno.EMFILE: Cause.NO_DESCRIPTORS,
+        errno.ENFILE: Cause.NO_DESCRIPTORS,
     },
 }
-"""From the manual pages ioctl_userfaultfd(2), proc(5), read(2), open(2), readlink(2) and stat(2), and, where
+"""From the manual pages ioctl_userfaultfd(2), proc(5), read(2), readlink(2) and stat(2), and, where
 they are silent, from fs/userfaultfd.c and fs/proc/task_mmu.c."""
 
 

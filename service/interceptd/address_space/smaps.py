@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import re
 
-from msgspec.structs import replace
-
-from intercept_protocol.addresses import PAGE_LIMIT, PAGE_SHIFT, UaddrRange
+from intercept_protocol.addresses import PAGE_LIMIT, UaddrRange
 from interceptd.address_space.known_io import KnownIo, KnownVma
 from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.proc_text import ProcText, Torn

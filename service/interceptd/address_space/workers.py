@@ -43,7 +43,7 @@ def give_way() -> None:
 
 
 def wait_for_turn() -> None:
-    """In a worker: block until it is this question's turn, which ends `STEP_SECONDS` later. Raises `Abandoned`.
+    """In a worker: block until it is this question's turn, which lasts `STEP_SECONDS`. Raises `Abandoned`.
     Elsewhere there are no turns."""
     if (worker := _Worker.of_this_thread()) is not None:
         worker.wait_for_turn()
