@@ -12,16 +12,21 @@ import trio
 
 from fakes.eventually import PATIENCE, eventually
 from fakes.procmaps_parsed import asking_by_parsing
-from intercept_protocol.addresses import UaddrRange
+from intercept_client.memory import open_userfaultfd
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.outcomes import Access
 from interceptd.address_space import turn_queue, workers
 from interceptd.address_space.attachment import Attachment
+from interceptd.address_space.live_vma import ANONYMOUS
 from interceptd.address_space.proc_text import ProcText
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import Smaps
 from interceptd.address_space.turn_queue import TurnQueue
+from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.address_space.workers import Turn, Workers
 from interceptd.mmu_notifier import MmuNotifier
+from interceptd.pages.mapping import Frame, Mapping
 from interceptd.telemetry.event_bus import EventBus
 
 SPACES = 4
@@ -155,6 +160,22 @@ async def test_one_search_reads_at_a_time_whatever_the_number_of_partitions(
     for space in spaces:
         space.close()
     assert answers == [False] * SPACES
+
+
+async def test_a_comparison_waits_for_its_turn(turns: CountedTurns, crowd: list[UaddrRange]) -> None:
+    """Every partition makes one a second."""
+    compared = Mapping(0, 1, Frame(ANONYMOUS, crowd[0].start), crowd[0].start, Access.READ)
+
+    def given(gfns: GfnRange, _most: int) -> list[Mapping]:
+        return [compared] if gfns.start == 0 and gfns.page_count else []
+
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
+    space = ProcessAddressSpace(notifier, given, timeout=PATIENCE, vmm=None, name="1", turn=turns.turn)
+    await space.attach(Attachment(open_maps(), None, Userfaultfd(open_userfaultfd()), promised=True))
+    assert turns.begun == 0
+    await space.catch_up()
+    space.close()
+    assert turns.begun == 1
 
 
 async def a_space(turn: Turn) -> ProcessAddressSpace:

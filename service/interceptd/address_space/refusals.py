@@ -62,7 +62,11 @@ class Cause(Enum):
         errno.EINVAL,
     )
     """The memory is there, so no fault is decided; the VMM must state the kind or hand over smaps again."""
-    NO_ANSWER = "the process does not answer: its mmap lock is held", Permanence.TRANSIENT, errno.ETIMEDOUT
+    NO_ANSWER = (
+        "no answer in time: the process's mmap lock is held, or other long searches come first",
+        Permanence.TRANSIENT,
+        errno.ETIMEDOUT,
+    )
     OTHER = "the kernel refuses", Permanence.TRANSIENT
     """An errno that the table does not have."""
 
