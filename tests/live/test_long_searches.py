@@ -30,6 +30,7 @@ from interceptd.pages.mapping import Frame, Mapping
 from interceptd.telemetry.event_bus import EventBus
 
 SPACES = 4
+NAME = "searches"
 
 
 class CountedTurns:
@@ -69,10 +70,12 @@ class Reads:
 
 
 @pytest.fixture(autouse=True)
-def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step is one read, and no turn passes on before its end."""
+def short_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A step is one read, and no turn passes on before its end. No thread outlives its test."""
     monkeypatch.setattr(workers, "STEP_SECONDS", 0.0)
     monkeypatch.setattr(turn_queue, "PATIENCE", PATIENCE)
+    yield
+    eventually(lambda: any(NAME in thread.name for thread in threading.enumerate()), False)
 
 
 @pytest.fixture
@@ -87,7 +90,7 @@ def turns() -> CountedTurns:
 
 @pytest.fixture
 def one(turns: CountedTurns) -> Iterator[Workers]:
-    made = Workers(1, "searches", turns.turn)
+    made = Workers(1, NAME, turns.turn)
     yield made
     made.close()
 
@@ -170,7 +173,7 @@ async def test_a_comparison_waits_for_its_turn(turns: CountedTurns, crowd: list[
         return [compared] if gfns.start == 0 and gfns.page_count else []
 
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
-    space = ProcessAddressSpace(notifier, given, timeout=PATIENCE, vmm=None, name="1", turn=turns.turn)
+    space = ProcessAddressSpace(notifier, given, timeout=PATIENCE, vmm=None, name=NAME, turn=turns.turn)
     await space.attach(Attachment(open_maps(), None, Userfaultfd(open_userfaultfd()), promised=True))
     assert turns.begun == 0
     await space.catch_up()
@@ -182,7 +185,7 @@ async def a_space(turn: Turn) -> ProcessAddressSpace:
     """A partition's, of this process's memory."""
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     space = ProcessAddressSpace(
-        notifier, given=lambda _gfns, _most: [], timeout=PATIENCE, vmm=None, name="1", turn=turn
+        notifier, given=lambda _gfns, _most: [], timeout=PATIENCE, vmm=None, name=NAME, turn=turn
     )
     await space.attach(Attachment(open_maps(), open_smaps(), None, promised=True))
     return space

@@ -152,6 +152,30 @@ async def test_a_search_that_is_cancelled_while_it_waits_or_has_the_turn_keeps_n
     assert (queue._holder, queue._waiting, mock_clock.current_time()) == (None, {}, 0)
 
 
+async def test_behind_a_search_that_is_cancelled_the_next_one_waits_for_a_blocked_one_no_longer(
+    queue: TurnQueue, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    begun: list[int] = []
+    stuck, scope = trio.Event(), trio.CancelScope()
+
+    async def be_cancelled() -> None:
+        with scope:
+            await search(queue, MANY, [], stuck)
+
+    nursery.start_soon(search, queue, MANY, begun, stuck)
+    await wait_all_tasks_blocked()
+    nursery.start_soon(be_cancelled)
+    await wait_all_tasks_blocked()
+    nursery.start_soon(search, queue, MANY, begun, stuck)
+    await wait_all_tasks_blocked()
+    scope.cancel()
+    await wait_all_tasks_blocked()
+    mock_clock.jump(PATIENCE)
+    await wait_all_tasks_blocked()
+    assert begun == [MANY, MANY]
+    stuck.set()
+
+
 async def test_a_search_that_is_cancelled_as_it_gets_the_turn_passes_it_on(
     queue: TurnQueue, nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
@@ -174,3 +198,30 @@ async def test_a_search_that_is_cancelled_as_it_gets_the_turn_passes_it_on(
     scope.cancel()
     await last.result()
     assert (begun, mock_clock.current_time()) == ([FEW, FEW], 0)
+
+
+@pytest.mark.parametrize("draw", range(16))
+async def test_a_turn_that_passes_on_before_its_task_has_run_is_two_searches_at_once(
+    queue: TurnQueue, nursery: trio.Nursery, mock_clock: MockClock, draw: int
+) -> None:
+    """The event loop was late. Which of the two tasks runs first is drawn."""
+    begun: list[int] = []
+    ends = [trio.Event() for _ in range(3)]
+
+    async def end_late() -> None:
+        async with queue.turn(MANY):
+            await ends[0].wait()
+        mock_clock.jump(PATIENCE)
+
+    nursery.start_soon(end_late)
+    await wait_all_tasks_blocked()
+    for end in ends[1:]:
+        nursery.start_soon(search, queue, MANY, begun, end)
+        await wait_all_tasks_blocked()
+    ends[0].set()
+    await wait_all_tasks_blocked()
+    assert begun == [MANY, MANY], draw
+    for end in ends[1:]:
+        end.set()
+    await wait_all_tasks_blocked()
+    assert (queue._holder, queue._waiting) == (None, {})

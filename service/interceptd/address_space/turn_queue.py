@@ -42,6 +42,8 @@ class TurnQueue:
         finally:
             if self._holder is mine:
                 self._pass_on()
+            else:  # passed on already, or cancelled before it was next
+                self._watch_holder()
 
     async def _wait(self, uid: int, mine: trio.CancelScope) -> None:
         self._waiting.setdefault(uid, deque()).append(mine)
@@ -50,36 +52,40 @@ class TurnQueue:
             with mine:
                 await trio.sleep_forever()
         finally:
-            if self._holder is not mine:  # out of patience, or the caller is cancelled
-                self._leave(uid, mine)
-                self._watch_holder()
-        if self._holder is not mine:
-            self._take(mine)
+            still_waiting = self._leave(uid, mine)
+        if still_waiting:
+            self._take(uid, mine)
 
     def _pass_on(self) -> None:
         """To the first of the uid that has waited longest for a turn."""
         self._holder = None
         if self._waiting:
-            uid = next(iter(self._waiting))
-            following = self._waiting[uid][0]
+            uid, line = next(iter(self._waiting.items()))
+            following = line[0]
             self._leave(uid, following)
-            self._take(following)
+            self._take(uid, following)
             following.cancel()
 
-    def _take(self, mine: trio.CancelScope) -> None:
+    def _take(self, uid: int, mine: trio.CancelScope) -> None:
+        """Have the turn; the uid's next one goes behind the other uids."""
         self._holder = mine
+        if line := self._waiting.pop(uid, None):
+            self._waiting[uid] = line
         self._watch_holder()
 
-    def _leave(self, uid: int, mine: trio.CancelScope) -> None:
-        """Leave the line; its uid goes behind the others."""
-        line = self._waiting.pop(uid)
+    def _leave(self, uid: int, mine: trio.CancelScope) -> bool:
+        """Leave the line. False if the turn has passed to `mine` already, even if it has passed on since."""
+        line = self._waiting.get(uid, deque())
+        if mine not in line:
+            return False
         line.remove(mine)
-        if line:
-            self._waiting[uid] = line
+        if not line:
+            del self._waiting[uid]
+        return True
 
     def _watch_holder(self) -> None:
         """The one that is next, and no other, waits no longer than its patience lasts."""
-        for line in self._waiting.values():
-            if line[0].deadline == math.inf:
-                line[0].deadline = trio.current_time() + PATIENCE
-            return
+        if self._waiting:
+            following = next(iter(self._waiting.values()))[0]
+            if following.deadline == math.inf:
+                following.deadline = trio.current_time() + PATIENCE
