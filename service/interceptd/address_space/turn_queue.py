@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 PATIENCE: Final = 0.005
-"""Seconds until a turn passes on although it has not ended. One takes a tenth of it; one that takes this long
+"""Seconds until a turn passes on although it has not ended. One takes a millisecond; one that takes this long
 is blocked in the kernel, where it does not need the interpreter."""
 
 

@@ -26,7 +26,7 @@ import trio
 from intercept_protocol.text import sentence
 from interceptd.address_space import Undecided
 
-STEP_SECONDS = 0.0005
+STEP_SECONDS = 0.001
 """How long a question goes on without giving way. The event loop may wait as long for the interpreter."""
 T = TypeVar("T")
 Turn = Callable[[], AbstractAsyncContextManager[None]]
