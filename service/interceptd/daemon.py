@@ -120,7 +120,9 @@ class Daemon:
                         # Loaded here: it brings HTTP and Prometheus, a fifth of the time to start.
                         from interceptd.metrics.endpoint import MetricsEndpoint  # noqa: PLC0415
 
-                        metrics_endpoint = MetricsEndpoint(self.partitions, self.dispatcher, self._manager)
+                        metrics_endpoint = MetricsEndpoint(
+                            self.partitions, self.dispatcher, self._manager, self.monitor
+                        )
                         connections.start_soon(metrics_endpoint.run, *metrics)
                     task_status.started()
                     await self._manager.ready(self.status())

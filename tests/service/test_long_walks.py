@@ -8,10 +8,10 @@ trio runs what is ready, give or take two turns; a walk that takes none is far b
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import pytest
 import trio
@@ -22,12 +22,16 @@ from fakes.model_partition import RW, ModelPartition
 from fakes.others import Others
 from fakes.used_up_time import time_used_up_every
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
-from intercept_protocol.messages import InvalidateBegin, ListPartitions, RegionKind
+from intercept_protocol.messages import InvalidateBegin, ListPartitions, OperatorStatistics, RegionKind
 from intercept_protocol.outcomes import Access, Answer
+from interceptd.config.live import Settings
+from interceptd.config.schema import Config
+from interceptd.daemon import Daemon
 from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
 from interceptd.pages.ordered_map import CHUNK
 from interceptd.partition.registry import PartitionRegistry
+from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.sessions.notifier import NotifierSession
 from interceptd.sessions.operator import OperatorSession
 from interceptd.telemetry.event_bus import EventBus, Subscription
@@ -232,7 +236,7 @@ async def test_freeing_what_is_left_of_a_partition_takes_turns(
 @pytest.mark.parametrize("told", ["kicked", "drained"])
 async def test_telling_many_vps_takes_turns(model: ModelPartition, nursery: trio.Nursery, told: str) -> None:
     vps = {index: IdleVp() for index in range(4 * TURNS)}
-    model.partition.vps.update(vps)
+    model.partition.vps.update(cast("dict[int, VirtualProcessor]", vps))
     others = Others(nursery)
     with time_used_up_every(4):
         if told == "kicked":
@@ -247,17 +251,17 @@ async def test_an_operators_view_of_many_partitions_takes_turns(nursery: trio.Nu
     registry = PartitionRegistry()
     for number in range(4 * TURNS):
         registry.add(ModelPartition(partition_id=number + 1).partition)
+    daemon = Daemon(Settings(Config()))
+    daemon.partitions = registry
+    session = OperatorSession(daemon, EventBus(), Subscription())
     others = Others(nursery)
-    with time_used_up_every(4):
-        await registry.totals()
-    assert others.turns >= TURNS - 2
-    session = OperatorSession(SeenBy(registry), EventBus(), Subscription())
-    before = others.turns
-    with time_used_up_every(4):
-        listing = session.answer(ListPartitions(after=0))
-        assert listing is not None
-        await listing
-    assert others.turns - before >= TURNS - 2
+    for call in (ListPartitions(after=0), OperatorStatistics()):
+        before = others.turns
+        with time_used_up_every(4):
+            answer = session.answer(call)
+            assert isinstance(answer, Coroutine)
+            await answer
+        assert others.turns - before >= TURNS - 2
 
 
 # ------------------------------------------------ no other place

@@ -21,6 +21,7 @@ from interceptd.metrics.http import Page, Responder
 from interceptd.metrics.loop_lag import LoopLag
 from interceptd.metrics.observing import Observer
 from interceptd.partition.registry import PartitionRegistry
+from interceptd.scheduling.step_monitor import StepMonitor
 from interceptd.sessions.dispatcher import Dispatcher
 from interceptd.systemd.notify import ServiceManager
 
@@ -31,13 +32,19 @@ class MetricsEndpoint:
     """The metrics of one daemon, which passes in its parts."""
 
     def __init__(
-        self, partitions: PartitionRegistry, dispatcher: Dispatcher, manager: ServiceManager
+        self,
+        partitions: PartitionRegistry,
+        dispatcher: Dispatcher,
+        manager: ServiceManager,
+        monitor: StepMonitor,
     ) -> None:
         self._partitions = partitions
         self._lag = LoopLag()
         self._process = ProcessCollector(registry=None)
         self._responder = Responder({"/metrics": self._metrics, "/healthz": self._healthz})
-        self._observer = Observer(partitions, dispatcher, manager, self._lag, self._responder.requests)
+        self._observer = Observer(
+            partitions, dispatcher, manager, monitor, self._lag, self._responder.requests
+        )
 
     async def run(self, listener: socket.socket, address: ListenAddress) -> None:
         """Serve, and measure the event loop's lag, until cancelled. A failing scrape harms nothing else."""

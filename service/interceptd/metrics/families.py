@@ -126,6 +126,10 @@ def _connections(seen: Observation) -> Iterator[Metric]:
 def _event_loop(seen: Observation) -> Iterator[Metric]:
     yield _histogram("event_loop_lag", "Delay between a task's due time and its run.", {(): seen.lag})
     yield _gauge("event_loop_lag_max_seconds", "Longest lag since the start.", seen.longest_lag_ns / 1e9)
+    tasks = {(task,): count for task, count in seen.long_steps.items()}
+    yield _labelled_counter(
+        "long_steps", "Steps of the event loop that took more than 5 ms.", {("any",): 0} | tasks, "task"
+    )
     yield _gauge("tasks", "Tasks of the event loop.", seen.tasks)
     yield _gauge("draining", "1 while the daemon drains, else 0.", int(seen.draining))
     yield _gauge(

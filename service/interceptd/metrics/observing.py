@@ -15,6 +15,7 @@ from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.metrics.loop_lag import LoopLag
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
+from interceptd.scheduling.step_monitor import StepMonitor
 from interceptd.sessions.dispatcher import Dispatcher
 from interceptd.systemd.notify import ServiceManager
 from interceptd.telemetry.counters import Totals
@@ -67,6 +68,8 @@ class Observation:
     tasks: int
     lag: LatencyHistogram
     longest_lag_ns: int
+    long_steps: Mapping[str, int]
+    """Beyond the limit, by the name of the task's function."""
     watchdog_period: float
     """0 without a watchdog."""
     watchdog_notifications: int
@@ -81,6 +84,7 @@ class Observer:
     partitions: PartitionRegistry
     dispatcher: Dispatcher
     manager: ServiceManager
+    monitor: StepMonitor
     lag: LoopLag
     requests: Mapping[str, int]
 
@@ -113,6 +117,7 @@ class Observer:
             tasks=trio.lowlevel.current_statistics().tasks_living,
             lag=self.lag.histogram,
             longest_lag_ns=self.lag.longest_ns,
+            long_steps=dict(self.monitor.long_steps),
             watchdog_period=self.manager.watchdog or 0.0,
             watchdog_notifications=self.manager.watchdog_notifications,
             requests=self.requests,
