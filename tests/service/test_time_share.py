@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
-from interceptd.scheduling.step_monitor import StepMonitor, Usage
+from interceptd.scheduling.step_monitor import ANY, STEP_LIMIT_NS, StepMonitor, Usage
 from interceptd.scheduling.time_share import (
     ROUND_NS,
     SHARE,
@@ -89,6 +89,29 @@ async def test_a_round_later_there_is_time_again(turns: Turns, clock: Clock) -> 
     await trio.lowlevel.checkpoint()
     assert not share.used_up
     assert not share.wake()
+
+
+async def test_a_task_that_has_waited_elsewhere_was_not_busy(
+    turns: Turns, clock: Clock, monitor: StepMonitor
+) -> None:
+    share = turns.share()
+    share.wake()
+    await trio.lowlevel.checkpoint()
+    clock.now += 2 * STEP_LIMIT_NS
+    share.rest()
+    assert not share.wake()
+    assert monitor.long_steps == {}
+
+
+async def test_a_long_step_of_a_connection_is_recorded_with_its_name(
+    turns: Turns, clock: Clock, monitor: StepMonitor
+) -> None:
+    share = turns.share()
+    share.wake()
+    clock.now += 2 * STEP_LIMIT_NS
+    share.rest()
+    assert list(monitor.long_steps.values()) == [1]
+    assert ANY not in monitor.long_steps
 
 
 @pytest.mark.parametrize("give", [give_way, give_way_shielded])

@@ -61,7 +61,9 @@ class TimeShare:
         return self._taken > ROUND_NS
 
     def rest(self) -> None:
-        """It is about to wait."""
+        """It is about to wait. One that has waited elsewhere since its `wake` is not measured."""
+        if self._round != self._monitor.round:
+            return
         now = self._now()
         took = now - self._began
         self._taken += took
