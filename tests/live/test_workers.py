@@ -46,8 +46,12 @@ def workers() -> Iterator[Workers]:
     made = Workers(2, NAME)
     yield made
     made.close()
-    eventually(lambda: any(thread.name == NAME for thread in threading.enumerate()), False)
+    wait_ended()
     assert open_descriptors() == descriptors
+
+
+def wait_ended() -> None:
+    eventually(lambda: any(thread.name == NAME for thread in threading.enumerate()), False)
 
 
 def open_descriptors() -> int:
@@ -273,6 +277,7 @@ def taking_turns(turns: Turns) -> Iterator[Workers]:
     made = Workers(1, NAME, turns.turn)
     yield made
     made.close()
+    wait_ended()
 
 
 async def test_a_long_question_goes_on_in_its_turns_alone_and_in_one_thread(
