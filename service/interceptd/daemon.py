@@ -6,6 +6,7 @@ methods or signals.
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -131,8 +132,10 @@ class Daemon:
                     connections.start_soon(self._manager.feed_watchdog, self.status)
                     await self._drain_requested.wait()
                     listeners.cancel_scope.cancel()
-                for listener in (vmm_socket, operator_socket):
-                    listener.close()  # a client that connects now is refused, and need not wait for the end
+                # A client that connects now is refused, and need not wait for the end. A thread closes the
+                # listeners: closing what nobody accepted closes the descriptors that were sent there.
+                closer = self.dispatcher.admission.tenants.of(os.geteuid()).closer
+                closer.close([listener.detach() for listener in (vmm_socket, operator_socket)])
                 await self._manager.stopping(self.status(), self._drain_seconds + END_SECONDS)
                 await self._end_partitions()
                 with trio.move_on_after(LAST_EVENTS_SECONDS):

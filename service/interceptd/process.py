@@ -44,7 +44,7 @@ class Reloader:
         """
         await self._manager.reloading()
         try:
-            wanted = await trio.to_thread.run_sync(self._load)  # the file's disk may be slow
+            wanted = await trio.to_thread.run_sync(self._load, abandon_on_cancel=True)  # its disk may be slow
         except (ConfigError, RuntimeError) as error:  # RuntimeError: the system refuses a thread
             log.error("configuration_not_reloaded", error=str(error))  # noqa: TRY400 - the file's fault
         else:

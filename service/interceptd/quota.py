@@ -28,6 +28,11 @@ class Quota:
         self._limit = limit
         self.count = 0
 
+    @property
+    def full(self) -> bool:
+        """Whether one more would be too many."""
+        return self.count >= self._limit()
+
     def acquire(self) -> None:
         """Count one more. Raises ENOSPC, with the limit's name, if that would be one too many."""
         self.require(1)
@@ -44,10 +49,9 @@ class Quota:
             errno.ENOSPC, f"uid {self._uid} may have {self._limit()} {self._noun}", limit=self._limit_name
         )
 
-    @property
-    def full(self) -> bool:
-        """Whether one more would be too many."""
-        return self.count >= self._limit()
+    def add(self, count: int) -> None:
+        """Count what exists already, even beyond the limit."""
+        self.count += count
 
     def release(self, count: int = 1) -> None:
         assert count <= self.count, f"uid {self._uid} has {self.count} {self._noun}, and releases {count}"

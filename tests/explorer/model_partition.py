@@ -131,7 +131,7 @@ class ModelPartition:
             event_bus=event_bus,
             end_timeout=lambda: TIMEOUT,
         )
-        self._session = parts.session(self.partition, ReceivedFds())
+        self._session = parts.session(self.partition, ReceivedFds(self.tenant.closer))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import array
 import fcntl
 import os
+import signal
 import socket
 import struct
 import termios
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from fakes.daemon_process import DaemonProcess
@@ -72,6 +74,47 @@ def slow_to_close(peers: ExitStack) -> socket.socket:
 
 
 def send_slow_to_close(connection: RawConnection, data: bytes, peers: ExitStack) -> None:
-    """Send `data` and such a socket, whose last copy it is."""
-    with slow_to_close(peers) as slow, socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+    """Send `data` and such a socket, whose last copy it is: the daemon stands still until ours is closed.
+    That ends earlier closes, because a signal ends the lingering."""
+    with (
+        socket.socket(fileno=os.dup(connection.fileno())) as duplicate,
+        stopped(_pid_of_peer(duplicate)),
+        slow_to_close(peers) as slow,
+    ):
         socket.send_fds(duplicate, [data], [slow.fileno()])
+
+
+def leave_slow_to_close(vmm: RawConnection, peers: ExitStack, count: int) -> None:
+    """Send so many of them with one request for statistics. The VMM of a process has them kept until the
+    request is whole, and by then ours are closed."""
+    asked = request("statistics")
+    with ExitStack() as ours, socket.socket(fileno=os.dup(vmm.fileno())) as duplicate:
+        sent = [ours.enter_context(slow_to_close(peers)) for _ in range(count)]
+        socket.send_fds(duplicate, [asked[:1]], [slow.fileno() for slow in sent])
+    vmm.send(asked[1:])
+
+
+def _pid_of_peer(connected: socket.socket) -> int:
+    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        eventually(lambda: {state_of(task) for task in tasks} <= {"T", "D", ""}, True)
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def state_of(task: Path) -> str:
+    """The state of a thread, as in ps(1); empty for one that has ended."""
+    try:
+        return (task / "stat").read_text().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -27,6 +27,12 @@ needs_root = pytest.mark.skipif(
 )
 
 
+@pytest.fixture
+def daemon(older_daemon: DaemonProcess) -> DaemonProcess:
+    """One whose kernel does not refuse the descriptors that these tests send."""
+    return older_daemon
+
+
 def settled_count(daemon: DaemonProcess, connections: int) -> int:
     """The daemon's descriptors, once only this test's connections are left, and its operator's."""
     eventually(lambda: daemon.statistics()["connections"], connections + 1)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from fakes.closers import closer
+from fakes.eventually import eventually
 from fakes.userfaultfd_kernel import (
     ALL,
     EVENT_UNMAP,
@@ -32,7 +34,7 @@ def handed_over() -> Iterator[list[int]]:
     """Our maps and a userfaultfd; the receiver must close them."""
     descriptors = [os.open("/proc/self/maps", os.O_RDONLY), open_userfaultfd()]
     yield descriptors
-    assert [it for it in descriptors if os.path.exists(f"/proc/self/fd/{it}")] == []
+    eventually(lambda: [it for it in descriptors if os.path.exists(f"/proc/self/fd/{it}")], [])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_a_userfaultfd_of_a_kernel_that_lacks_a_feature_is_einval_that_names_it_
     """Otherwise the guest's memory would be unbacked for good, without an error."""
     monkeypatch.setattr("interceptd.address_space.userfaultfd.fcntl.ioctl", UserfaultfdKernel(features))
     with pytest.raises(WireError, match=f"lacks {name}: do not hand one over") as refused:
-        attach(handed_over, 2, OURS, promised=False)
+        attach(handed_over, 2, OURS, promised=False, closer=closer())
     assert refused.value.number == errno.EINVAL
 
 
@@ -85,7 +87,7 @@ def test_an_initialised_userfaultfd_and_a_missing_feature_are_distinguished(
     """The kernel has one errno for both."""
     Userfaultfd(handed_over[1])
     with pytest.raises(WireError, match="is already initialised"):
-        attach(handed_over, 2, OURS, promised=False)
+        attach(handed_over, 2, OURS, promised=False, closer=closer())
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EPERM])
@@ -96,7 +98,7 @@ def test_a_userfaultfd_that_cannot_be_queried_is_undecided_and_closed(
         "interceptd.address_space.userfaultfd.fcntl.ioctl", UserfaultfdKernel(refusing=number)
     )
     with pytest.raises(Undecided) as undecided:
-        attach(handed_over, 2, OURS, promised=False)
+        attach(handed_over, 2, OURS, promised=False, closer=closer())
     assert undecided.value.number == errno.EAGAIN
 
 

@@ -15,6 +15,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from fakes.closers import closer
 from fakes.eventually import PATIENCE
 from fakes.userfaultfd_kernel import UserfaultfdKernel
 from intercept_protocol.errors import WireError
@@ -24,8 +25,8 @@ from interceptd.address_space.descriptors import attach
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.workers import Workers
+from interceptd.connections.closer import Closer
 from interceptd.connections.peer import Peer
-from interceptd.connections.received_fds import close_in_thread
 
 SOON, LATE = 0.05, 600.0
 """Seconds: short, for what is to be given up; and for what is not, longer than any machine needs."""
@@ -43,7 +44,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 @pytest.fixture
 def workers() -> Iterator[Workers]:
     """One, as few as there can be."""
-    one = Workers(1, "handovers")
+    one = Workers(1, "handovers", closer())
     yield one
     one.close()
 
@@ -62,11 +63,13 @@ class Slow:
         self.begun = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
 
-    def __call__(self, descriptors: list[int], received: int, peer: Peer, *, promised: bool) -> Attachment:
+    def __call__(
+        self, descriptors: list[int], received: int, peer: Peer, *, promised: bool, closer: Closer
+    ) -> Attachment:
         assert (received, peer) == (1, OURS)
         self._token.run_sync_soon(self.begun.set)
         self.answer.wait()
-        return Attachment(ProcMaps(descriptors[0]), None, None, promised=promised)
+        return Attachment(ProcMaps(descriptors[0]), None, None, promised=promised, closer=closer)
 
 
 async def test_a_descriptor_that_blocks_is_abandoned_in_time_and_closed_later(
@@ -76,7 +79,7 @@ async def test_a_descriptor_that_blocks_is_abandoned_in_time_and_closed_later(
     slow = Slow()
     monkeypatch.setattr(handover, "attach", slow)
     with pytest.raises(Undecided, match="examining a descriptor timed out") as undecided:
-        await Handover([writing], 1, OURS, promised=True).attachment(SOON, workers)
+        await Handover([writing], 1, OURS, promised=True, closer=closer()).attachment(SOON, workers)
     slow.answer.set()
     assert (await closed(reading), undecided.value.number) == (True, errno.ETIMEDOUT)
 
@@ -89,7 +92,7 @@ async def test_pending_descriptors_are_closed_when_abandoned(
     nursery.start_soon(workers.ask, partial(another_answers.wait, PATIENCE))
     await wait_all_tasks_blocked()
     with pytest.raises(Undecided, match="examining a descriptor timed out"):
-        await Handover([writing], 1, OURS, promised=True).attachment(SOON, workers)
+        await Handover([writing], 1, OURS, promised=True, closer=closer()).attachment(SOON, workers)
     assert await closed(reading)
     another_answers.set()
 
@@ -98,11 +101,12 @@ async def test_without_a_thread_descriptors_are_abandoned_and_closed_with_the_ne
     pipe: tuple[int, int], workers: Workers
 ) -> None:
     reading, writing = pipe
+    one = closer()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(threading.Thread, "start", no_thread)
         with pytest.raises(Undecided, match="no thread to ask with"):
-            await Handover([writing], 1, OURS, promised=True).attachment(LATE, workers)
-    close_in_thread([])
+            await Handover([writing], 1, OURS, promised=True, closer=one).attachment(LATE, workers)
+    one.close([UNUSED])
     assert await closed(reading)
 
 
@@ -111,25 +115,25 @@ async def test_the_owner_of_an_attachment_closes_nothing_in_its_own_thread(
 ) -> None:
     """To close a userfaultfd takes its process's mmap lock, which that process may hold."""
     reading, writing = pipe
-    close, closers = os.close, dict[int, int]()
+    close, closers = os.closerange, dict[int, int]()
 
-    def recording(descriptor: int) -> None:
-        closers[descriptor] = threading.get_ident()
-        close(descriptor)
+    def recording(first: int, end: int) -> None:
+        closers[first] = threading.get_ident()
+        close(first, end)
 
-    monkeypatch.setattr(os, "close", recording)
-    Attachment(ProcMaps(writing), None, None, promised=True).close()
+    monkeypatch.setattr(os, "closerange", recording)
+    Attachment(ProcMaps(writing), None, None, promised=True, closer=closer()).close()
     assert await closed(reading)
     assert closers[writing] != threading.get_ident()
 
 
-def test_the_last_worker_with_an_attachment_closes_it_on_the_spot(pipe: tuple[int, int]) -> None:
+async def test_an_attachment_is_closed_after_the_last_worker_has_used_it(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
-    attachment = Attachment(ProcMaps(writing), None, None, promised=True)
+    attachment = Attachment(ProcMaps(writing), None, None, promised=True, closer=closer())
     with attachment.in_use():
         attachment.close()
         os.fstat(writing)
-    assert os.read(reading, 1) == b""
+    assert await closed(reading)
 
 
 def no_thread(_: threading.Thread) -> None:
@@ -140,18 +144,12 @@ UNUSED = 1 << 20
 """No descriptor of ours, so that its close fails, as of a file on NFS or FUSE it may."""
 
 
-async def test_a_descriptor_whose_close_fails_keeps_no_other_open(pipe: tuple[int, int]) -> None:
-    reading, writing = pipe
-    close_in_thread([UNUSED, writing])
-    assert await closed(reading)
-
-
 def test_a_wrong_descriptor_whose_close_fails_is_einval_and_keeps_no_other_open(
     pipe: tuple[int, int],
 ) -> None:
     reading, writing = pipe
     with pytest.raises(WireError, match="not 4 descriptors"):
-        attach([UNUSED, writing], 4, OURS, promised=False)
+        attach([UNUSED, writing], 4, OURS, promised=False, closer=closer())
     assert os.read(reading, 1) == b""
 
 
@@ -161,7 +159,7 @@ async def test_a_vmm_that_leaves_while_its_descriptor_is_looked_at_leaves_none_o
     reading, writing = pipe
     slow = Slow()
     monkeypatch.setattr(handover, "attach", slow)
-    handing = Handover([writing], 1, OURS, promised=True)
+    handing = Handover([writing], 1, OURS, promised=True, closer=closer())
     with trio.CancelScope() as leaving:
         nursery.start_soon(cancel_once, slow.begun, leaving)
         await handing.attachment(LATE, workers)
@@ -182,7 +180,7 @@ async def test_an_attachment_made_in_time_stays_open_until_its_owner_closes_it(
     slow = Slow()
     slow.answer.set()
     monkeypatch.setattr(handover, "attach", slow)
-    made = await Handover([writing], 1, OURS, promised=True).attachment(LATE, workers)
+    made = await Handover([writing], 1, OURS, promised=True, closer=closer()).attachment(LATE, workers)
     os.set_blocking(reading, False)
     with pytest.raises(BlockingIOError):
         os.read(reading, 1)
@@ -208,5 +206,5 @@ def test_a_userfaultfd_that_cannot_be_read_without_waiting_is_einval_and_closed(
     monkeypatch.setattr("interceptd.address_space.userfaultfd.os.preadv", no_such_read)
     maps = os.open("/proc/self/maps", os.O_RDONLY)
     with pytest.raises(WireError, match=r"needs Linux 6\.10\): do not hand one over") as refused:
-        attach([maps, stand_in], 2, OURS, promised=False)
+        attach([maps, stand_in], 2, OURS, promised=False, closer=closer())
     assert (refused.value.number, os.read(reading, 1)) == (errno.EINVAL, b"")

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
+from fakes.closers import closer
 from fakes.eventually import PATIENCE, eventually
 from fakes.procmaps_parsed import asking_by_parsing
 from intercept_client.memory import open_userfaultfd
@@ -90,7 +91,7 @@ def turns() -> CountedTurns:
 
 @pytest.fixture
 def one(turns: CountedTurns) -> Iterator[Workers]:
-    made = Workers(1, NAME, turns.turn)
+    made = Workers(1, NAME, closer(), turns.turn)
     yield made
     made.close()
 
@@ -173,8 +174,12 @@ async def test_a_comparison_waits_for_its_turn(turns: CountedTurns, crowd: list[
         return [compared] if gfns.start == 0 and gfns.page_count else []
 
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
-    space = ProcessAddressSpace(notifier, given, timeout=PATIENCE, vmm=None, name=NAME, turn=turns.turn)
-    await space.attach(Attachment(open_maps(), None, Userfaultfd(open_userfaultfd()), promised=True))
+    space = ProcessAddressSpace(
+        notifier, given, timeout=PATIENCE, vmm=None, name=NAME, closer=closer(), turn=turns.turn
+    )
+    await space.attach(
+        Attachment(open_maps(), None, Userfaultfd(open_userfaultfd()), promised=True, closer=closer())
+    )
     assert turns.begun == 0
     await space.catch_up()
     space.close()
@@ -185,9 +190,15 @@ async def a_space(turn: Turn) -> ProcessAddressSpace:
     """A partition's, of this process's memory."""
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     space = ProcessAddressSpace(
-        notifier, given=lambda _gfns, _most: [], timeout=PATIENCE, vmm=None, name=NAME, turn=turn
+        notifier,
+        given=lambda _gfns, _most: [],
+        timeout=PATIENCE,
+        vmm=None,
+        name=NAME,
+        closer=closer(),
+        turn=turn,
     )
-    await space.attach(Attachment(open_maps(), open_smaps(), None, promised=True))
+    await space.attach(Attachment(open_maps(), open_smaps(), None, promised=True, closer=closer()))
     return space
 
 

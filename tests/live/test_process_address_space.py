@@ -15,6 +15,7 @@ import trio
 from msgspec.structs import replace
 from trio.testing import wait_all_tasks_blocked
 
+from fakes.closers import closer
 from fakes.eventually import PATIENCE, eventually
 from fakes.live_vmm import MAP_FIXED_NOREPLACE, QUIET_PAGE, RW
 from fakes.procmaps_parsed import asking_by_parsing
@@ -137,8 +138,10 @@ def test_a_kernel_without_procmap_query_says_that_the_process_is_gone(reap: bool
 async def test_resolve_handles_pending_unmaps_before_it_answers(memory: UaddrRange) -> None:
     """Nobody else reads the event here: an answer without it would be mapped, and outlive the memory."""
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
-    space = ProcessAddressSpace(notifier, given=nothing, timeout=5, vmm=None, name="1")
-    await space.attach(Attachment(open_maps(), None, Userfaultfd(open_userfaultfd()), promised=False))
+    space = ProcessAddressSpace(notifier, given=nothing, timeout=5, vmm=None, name="1", closer=closer())
+    await space.attach(
+        Attachment(open_maps(), None, Userfaultfd(open_userfaultfd()), promised=False, closer=closer())
+    )
     try:
         part = UaddrRange(start=memory.start, end=memory.start + PAGES)
         found = await space.resolve(part.start, part, memory)
@@ -159,7 +162,7 @@ async def test_resolve_handles_pending_unmaps_before_it_answers(memory: UaddrRan
 def unwatched(timeout: float, name: str = "1") -> ProcessAddressSpace:
     """One that is not notified of invalidations."""
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
-    return ProcessAddressSpace(notifier, nothing, timeout, None, name)
+    return ProcessAddressSpace(notifier, nothing, timeout, None, name, closer=closer())
 
 
 def nothing(_: GfnRange, __: int) -> list[Mapping]:
@@ -183,7 +186,7 @@ class HeldMaps(ProcMaps):
 async def test_a_worker_is_busy_while_the_process_does_not_answer(memory: UaddrRange) -> None:
     maps = HeldMaps(os.open("/proc/self/maps", os.O_RDONLY))
     space = unwatched(PATIENCE)
-    await space.attach(Attachment(maps, None, None, promised=True))
+    await space.attach(Attachment(maps, None, None, promised=True, closer=closer()))
     maps.released.clear()
     try:
         async with trio.open_nursery() as nursery:
@@ -203,7 +206,9 @@ async def test_catching_up_with_a_process_that_does_not_answer_is_undecided(
     maps = HeldMaps(os.open("/proc/self/maps", os.O_RDONLY))
     part = UaddrRange(start=memory.start, end=memory.start + PAGES)
     space = having(part, timeout=SOON)
-    await space.attach(Attachment(maps, None, Userfaultfd(open_userfaultfd()), promised=False))
+    await space.attach(
+        Attachment(maps, None, Userfaultfd(open_userfaultfd()), promised=False, closer=closer())
+    )
     maps.released.clear()
     try:
         with pytest.raises(Undecided, match="no answer in time"):
@@ -218,7 +223,9 @@ async def test_catching_up_with_a_process_that_is_gone_is_left_to_the_end_of_its
 ) -> None:
     maps = MortalMaps(os.open("/proc/self/maps", os.O_RDONLY))
     space = having(UaddrRange(start=memory.start, end=memory.start + PAGES), timeout=PATIENCE)
-    await space.attach(Attachment(maps, None, Userfaultfd(open_userfaultfd()), promised=False))
+    await space.attach(
+        Attachment(maps, None, Userfaultfd(open_userfaultfd()), promised=False, closer=closer())
+    )
     maps.dead = True
     await space.catch_up()
     with trio.move_on_after(PATIENCE) as life:
@@ -242,7 +249,9 @@ def having(uaddrs: UaddrRange, timeout: float) -> ProcessAddressSpace:
     """One whose guest has these pages."""
     mapping = Mapping(0, uaddrs.page_count, Frame("anonymous", uaddrs.start), uaddrs.start, Access.READ)
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
-    return ProcessAddressSpace(notifier, lambda gfns, _: [mapping] if 0 in gfns else [], timeout, None, "1")
+    return ProcessAddressSpace(
+        notifier, lambda gfns, _: [mapping] if 0 in gfns else [], timeout, None, "1", closer=closer()
+    )
 
 
 class StuckMaps(ProcMaps):
@@ -267,7 +276,7 @@ async def test_faults_that_wait_for_the_mmap_lock_do_not_hold_up_the_vmms_own_ca
     """Every worker for faults is stuck, and faults queue for them."""
     space = unwatched(PATIENCE)
     maps = StuckMaps(memory.end - 1)
-    await space.attach(Attachment(maps, None, None, promised=True))
+    await space.attach(Attachment(maps, None, None, promised=True, closer=closer()))
     async with trio.open_nursery() as faults:
         for _ in range(2 * WORKERS[Caller.GUEST]):
             faults.start_soon(space.resolve, memory.end - 1, memory, memory)
@@ -282,7 +291,7 @@ async def test_faults_that_wait_for_the_mmap_lock_do_not_hold_up_the_vmms_own_ca
 async def attached_and_impatient(maps: ProcMaps) -> ProcessAddressSpace:
     """One that gives up soon, once it is attached: that alone may take a busy machine longer."""
     space = unwatched(PATIENCE)
-    await space.attach(Attachment(maps, None, None, promised=True))
+    await space.attach(Attachment(maps, None, None, promised=True, closer=closer()))
     space._timeout = SOON
     return space
 
@@ -313,7 +322,7 @@ async def test_the_fault_thread_ends_when_idle_and_the_probe_thread_continues(
 ) -> None:
     monkeypatch.setattr(process, "PROBE_SECONDS", SOON)
     space = unwatched(PATIENCE, "7")
-    await space.attach(Attachment(open_maps(), None, None, promised=True))
+    await space.attach(Attachment(open_maps(), None, None, promised=True, closer=closer()))
     nursery.start_soon(space.run)
     assert await space.resolve(memory.start, memory, memory) is not None
     (of_faults,) = threads("guest of 7")
@@ -337,7 +346,7 @@ async def test_after_the_end_no_thread_and_no_descriptor_is_left(memory: UaddrRa
     gc.collect()  # what other tests left behind is not to be closed meanwhile
     descriptors = len(os.listdir("/proc/self/fd"))
     space = unwatched(PATIENCE, "8")
-    await space.attach(Attachment(open_maps(), None, None, promised=True))
+    await space.attach(Attachment(open_maps(), None, None, promised=True, closer=closer()))
     assert await space.resolve(memory.start, memory, memory) is not None
     assert len(os.listdir("/proc/self/fd")) > descriptors
     space.close()

@@ -8,23 +8,29 @@ from __future__ import annotations
 import os
 import resource
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from fakes.closers import closing_threads, unclosed
 from fakes.eventually import eventually
 from fakes.rude_peers import slow_to_close
 from intercept_protocol.errors import ProtocolViolation, WireError
-from interceptd.connections.received_fds import CLOSING_LIMIT, KEPT_LIMIT, ReceivedFds
+from interceptd.connections import closer
+from interceptd.connections.closer import Closer
+from interceptd.connections.received_fds import KEPT_LIMIT, ReceivedFds
+
+LIMIT = KEPT_LIMIT + 4
+"""Of unclosed descriptors."""
 
 
 class Ends:
     """Our connection to the received descriptors; slow descriptors are released when `peers` is closed."""
 
     def __init__(self) -> None:
-        self.fds = ReceivedFds()
+        self.unclosed = unclosed(LIMIT)
+        self.fds = ReceivedFds(Closer(self.unclosed))
         self.peers = ExitStack()
         self._sending, self._receiving = socket.socketpair()
 
@@ -43,16 +49,13 @@ class Ends:
 
 
 @pytest.fixture
-def ends() -> Iterator[Ends]:
+def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ends]:
+    monkeypatch.setattr(closer, "IDLE_SECONDS", 0)
+    eventually(closing_threads, 0)  # those of earlier tests
     ends = Ends()
     yield ends
     ends.close()
-    eventually(closing, 0)
-
-
-def closing() -> int:
-    """Threads that are still closing something."""
-    return sum(thread.name == "close descriptors" for thread in threading.enumerate())
+    eventually(closing_threads, 0)
 
 
 def test_more_descriptors_than_any_method_takes_are_closed_at_once_and_counted(ends: Ends) -> None:
@@ -66,24 +69,35 @@ def test_more_descriptors_than_any_method_takes_are_closed_at_once_and_counted(e
 
 
 def test_slow_to_close_descriptors_block_no_peer_until_there_are_too_many(ends: Ends) -> None:
-    for _ in range(CLOSING_LIMIT):
+    for _ in range(LIMIT - 1):
         ends.send_slow()
         ends.fds.drop()
-    assert closing() == CLOSING_LIMIT
+    assert ends.unclosed.count == LIMIT - 1
     ends.send_slow()
-    with pytest.raises(ProtocolViolation, match="the descriptors that were sent take too long to close"):
+    with pytest.raises(ProtocolViolation, match="those that were sent take too long to close") as refused:
         ends.fds.drop()
+    assert (refused.value.name, refused.value.details) == (
+        "ENOSPC",
+        {"limit": "unclosed_descriptors_per_uid"},
+    )
 
 
 def test_a_peer_whose_slow_descriptors_are_closed_may_send_more(ends: Ends) -> None:
-    for _ in range(CLOSING_LIMIT):
+    for _ in range(LIMIT - 1):
         ends.send_slow()
         ends.fds.drop()
     ends.peers.close()
-    eventually(closing, 0)
+    eventually(lambda: ends.unclosed.count, 0)
     ends.send_slow()
     ends.fds.drop()
-    assert closing() == 1
+    assert ends.unclosed.count == 1
+
+
+def test_kept_descriptors_of_a_connection_that_ends_are_closed_without_an_error(ends: Ends) -> None:
+    for _ in range(LIMIT):
+        ends.send_slow()
+        ends.fds.close()
+    assert ends.unclosed.count == LIMIT
 
 
 @contextmanager
@@ -129,30 +143,11 @@ def test_descriptors_that_come_after_the_cut_are_closed_until_the_next_request(e
 
 def test_unexpected_descriptors_are_truncated_without_harm() -> None:
     ours, theirs = socket.socketpair()
-    fds = ReceivedFds(0)
+    count = unclosed(LIMIT)
+    fds = ReceivedFds(Closer(count), 0)
     with ours, theirs, free_descriptors(1):
         socket.send_fds(ours, [b"x"], [ours.fileno(), theirs.fileno()])
         assert fds.receive(theirs, 16) == b"x"
         fds.drop()
-    eventually(closing, 0)
+    eventually(lambda: count.count, 0)
     assert fds.take() == []
-
-
-def test_where_the_system_refuses_a_thread_the_peer_is_refused_and_the_next_closes_its_descriptors(
-    ends: Ends,
-) -> None:
-    ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            ends.send(theirs.fileno())
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(threading.Thread, "start", no_thread)
-            with pytest.raises(ProtocolViolation, match="no thread available to close the descriptors"):
-                ends.fds.drop()
-        ends.send(ours.fileno())
-        ends.fds.drop()
-        assert ours.recv(1) == b""
-
-
-def no_thread(_: threading.Thread) -> None:
-    raise RuntimeError("can't start new thread")

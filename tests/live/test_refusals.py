@@ -17,6 +17,7 @@ import trio
 from msgspec.structs import replace
 from trio.testing import MockClock
 
+from fakes.closers import closer
 from fakes.live_vmm import MAP_FIXED_NOREPLACE, QUIET_PAGE, RW
 from intercept_client import libc
 from intercept_client.libc import Sharing
@@ -117,13 +118,17 @@ def open_maps() -> ProcMaps:
 
 async def attached(attachment: Attachment) -> ProcessAddressSpace:
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
-    space = ProcessAddressSpace(notifier, given=lambda _gfns, _most: [], timeout=math.inf, vmm=None, name="1")
+    space = ProcessAddressSpace(
+        notifier, given=lambda _gfns, _most: [], timeout=math.inf, vmm=None, name="1", closer=closer()
+    )
     await space.attach(attachment)
     return space
 
 
 async def refused_to_watch(number: int, *, promised: bool = False) -> ProcessAddressSpace:
-    return await attached(Attachment(open_maps(), None, RefusingUserfaultfd(number), promised=promised))
+    return await attached(
+        Attachment(open_maps(), None, RefusingUserfaultfd(number), promised=promised, closer=closer())
+    )
 
 
 @pytest.mark.parametrize("number", sorted(errno.errorcode.keys() - {errno.EINVAL, errno.EPERM}))
@@ -163,7 +168,9 @@ async def test_a_refusal_about_replaced_memory_does_not_apply_to_the_vma(
 ) -> None:
     """Register refuses all of what the first look found, because of the file that is behind the VMA now."""
     maps = MapsFromBefore(memory.start, 2 * PAGES)
-    space = await attached(Attachment(maps, None, Userfaultfd(open_userfaultfd()), promised=False))
+    space = await attached(
+        Attachment(maps, None, Userfaultfd(open_userfaultfd()), promised=False, closer=closer())
+    )
     found = await space.resolve(memory.start, memory, memory)
     space.close()
     assert found is not None
@@ -175,8 +182,12 @@ async def test_where_the_events_cannot_be_read_an_attempt_is_stale(
 ) -> None:
     """A missing answer of the kernel does not mean that there are no events."""
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
-    space = ProcessAddressSpace(notifier, given=lambda _gfns, _most: [], timeout=math.inf, vmm=None, name="1")
-    await space.attach(Attachment(open_maps(), None, UnreadableUserfaultfd(), promised=False))
+    space = ProcessAddressSpace(
+        notifier, given=lambda _gfns, _most: [], timeout=math.inf, vmm=None, name="1", closer=closer()
+    )
+    await space.attach(
+        Attachment(open_maps(), None, UnreadableUserfaultfd(), promised=False, closer=closer())
+    )
     window = notifier.open_window(memory)
     await space.resolve(memory.start, memory, memory)
     space.close()
@@ -185,7 +196,7 @@ async def test_where_the_events_cannot_be_read_an_attempt_is_stale(
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EINTR, errno.EIO])
 async def test_maps_that_cannot_be_queried_are_undecided(memory: UaddrRange, number: int) -> None:
-    space = await attached(Attachment(FailingMaps(number), None, None, promised=True))
+    space = await attached(Attachment(FailingMaps(number), None, None, promised=True, closer=closer()))
     with pytest.raises(Undecided, match=errno.errorcode[number]):
         await space.resolve(memory.start, memory, memory, Caller.VMM)
     space.close()
@@ -195,7 +206,7 @@ async def test_smaps_without_the_record_of_an_existing_vma_is_undecided(memory: 
     """The text moved while it was read."""
     other = os.memfd_create("smaps")
     os.write(other, b"00001000-00002000 rw-p 00000000 00:00 0 \nVmFlags: rd wr\n")
-    space = await attached(Attachment(open_maps(), Smaps(other), None, promised=True))
+    space = await attached(Attachment(open_maps(), Smaps(other), None, promised=True, closer=closer()))
     with pytest.raises(Undecided, match="smaps does not show the VMA") as undecided:
         await space.is_io(memory.start, Caller.VMM)
     assert await space.is_io(memory.end, Caller.VMM) is None  # no VMA, which is decided
@@ -209,7 +220,7 @@ async def test_without_smaps_no_kind_can_be_inferred(monkeypatch: pytest.MonkeyP
     maps = os.open("/proc/self/maps", os.O_RDONLY)
     with monkeypatch.context() as patched:
         patched.setattr("os.open", lambda *arguments: opened.append(arguments))
-        attachment = attach([maps], 1, OURS, promised=True)
+        attachment = attach([maps], 1, OURS, promised=True, closer=closer())
     space = await attached(attachment)
     with pytest.raises(KindUnknown, match="hand over /proc/self/smaps in attach_memory, or state the kind"):
         await space.is_io(QUIET_PAGE, Caller.VMM)
@@ -229,7 +240,7 @@ def test_a_descriptor_that_cannot_be_looked_at_is_wrong_only_where_that_is_about
     maps = os.open("/proc/self/maps", os.O_RDONLY)
     monkeypatch.setattr("interceptd.address_space.descriptors.os.readlink", refuse)
     with pytest.raises(refusal, match=os.strerror(number)):
-        attach([maps], 1, OURS, promised=True)
+        attach([maps], 1, OURS, promised=True, closer=closer())
 
 
 # ------------------------------------------------ a VP that retries at once, forever

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes.closers import closer
 from fakes.procmaps_parsed import asking_by_parsing
 from intercept_client import libc
 from intercept_client.libc import Sharing
@@ -158,10 +159,12 @@ class StandIn(Smaps):
 @pytest.fixture
 async def space(crowd: list[UaddrRange]) -> AsyncIterator[tuple[ProcessAddressSpace, MmuNotifier, StandIn]]:
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
-    space = ProcessAddressSpace(notifier, given=lambda _gfns, _most: [], timeout=5, vmm=None, name="1")
+    space = ProcessAddressSpace(
+        notifier, given=lambda _gfns, _most: [], timeout=5, vmm=None, name="1", closer=closer()
+    )
     stand_in = StandIn(crowd[0].start)
     maps = ProcMaps(os.open("/proc/self/maps", os.O_RDONLY))
-    await space.attach(Attachment(maps, stand_in, None, promised=True))
+    await space.attach(Attachment(maps, stand_in, None, promised=True, closer=closer()))
     yield space, notifier, stand_in
     space.close()
 
@@ -205,10 +208,17 @@ async def test_a_record_is_valid_until_an_invalidation_overlaps_it(
 async def test_watched_memory_is_ordinary_without_reading_smaps() -> None:
     """A userfaultfd takes no other: 8 VPs that touch 30,000 VMAs need no pass."""
     space = ProcessAddressSpace(
-        MmuNotifier(lambda: 1, EventBus()), given=lambda _gfns, _most: [], timeout=5, vmm=None, name="1"
+        MmuNotifier(lambda: 1, EventBus()),
+        given=lambda _gfns, _most: [],
+        timeout=5,
+        vmm=None,
+        name="1",
+        closer=closer(),
     )
     maps = ProcMaps(os.open("/proc/self/maps", os.O_RDONLY))
-    await space.attach(Attachment(maps, None, Userfaultfd(open_userfaultfd()), promised=True))
+    await space.attach(
+        Attachment(maps, None, Userfaultfd(open_userfaultfd()), promised=True, closer=closer())
+    )
     memory = libc.mmap(UaddrRange(start=0, end=4), Access.READ, Sharing.PRIVATE)
     extent = await space.resolve(memory.start, memory, memory)
     space.close()

@@ -12,10 +12,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from fakes.closers import closer, unclosed
 from fakes.eventually import PATIENCE, eventually
 from interceptd.address_space import Undecided
 from interceptd.address_space import workers as workers_module
-from interceptd.address_space.workers import Abandoned, Workers, give_way, wait_for_turn
+from interceptd.address_space.workers import WORKER_DESCRIPTORS, Abandoned, Workers, give_way, wait_for_turn
+from interceptd.connections.closer import Closer
 
 NAME = "workers of 7"
 
@@ -43,7 +45,7 @@ class Held:
 def workers() -> Iterator[Workers]:
     """Two of them, and nothing is left of them after the test."""
     descriptors = open_descriptors()
-    made = Workers(2, NAME)
+    made = Workers(2, NAME, closer())
     yield made
     made.close()
     wait_ended()
@@ -274,7 +276,7 @@ def turns() -> Turns:
 
 @pytest.fixture
 def taking_turns(turns: Turns) -> Iterator[Workers]:
-    made = Workers(1, NAME, turns.turn)
+    made = Workers(1, NAME, closer(), turns.turn)
     yield made
     made.close()
     wait_ended()
@@ -437,13 +439,27 @@ async def test_a_close_ends_the_idle_threads_now_and_the_others_once_they_are_an
     assert not held.answered_by.is_alive()
 
 
+async def test_an_abandoned_thread_counts_until_the_kernel_answers(nursery: trio.Nursery) -> None:
+    count = unclosed(8)
+    workers = Workers(1, NAME, Closer(count))
+    stuck, scope = await asked_in(workers, nursery)
+    assert count.count == 0
+    scope.cancel()
+    await until(lambda: count.count == WORKER_DESCRIPTORS)
+    workers.close()
+    assert count.count == WORKER_DESCRIPTORS, "its partition may end meanwhile"
+    stuck.let_go()
+    await until(lambda: count.count == 0)
+    assert workers.busy == 0
+
+
 def test_a_thread_that_outlives_the_daemons_loop_ends_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     complaints: list[object] = []
     monkeypatch.setattr(threading, "excepthook", complaints.append)
 
     async def leave_one_stuck() -> Held:
         async with trio.open_nursery() as nursery:
-            stuck, scope = await asked_in(Workers(1, NAME), nursery)
+            stuck, scope = await asked_in(Workers(1, NAME, closer()), nursery)
             scope.cancel()
         return stuck
 

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import array
 import errno
 import os
 import select
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from fakes.eventually import eventually
 from fakes.others import Others
 from fakes.raw_peer import RawPeer
+from fakes.rude_peers import slow_to_close
 from fakes.running import Running
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from interceptd.config.schema import Limits
-from interceptd.connections.connection import REST_SECONDS, Connection, ConnectionGone
+from interceptd.connections.connection import (
+    DESCRIPTORS_PER_REQUEST,
+    REST_SECONDS,
+    Connection,
+    ConnectionGone,
+)
 from interceptd.connections.fairness import ALONE, TURN
 from interceptd.connections.hangup_watch import HangupWatch
-from interceptd.connections.tenants import Tenants
+from interceptd.connections.tenants import BURST_SECONDS, Tenants
 
 REQUEST = rpc.encode_request(1, "statistics", [{}])
 
@@ -303,6 +311,71 @@ async def test_a_peer_that_sends_its_socket_and_half_a_request_is_noticed_in_tim
     await trio.sleep(REST_SECONDS + 0.1)
     select.select([ends[0]], [], [], 10)  # a thread closes it, outside the mock clock
     assert await received.result() is None
+
+
+async def test_an_intercept_keeps_the_pace_of_requests_only_if_descriptors_come_along(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    """None needs any, and closing them takes a thread."""
+    connection = Connection(ends[0], Tenants(lambda: Limits(control_requests_per_second=1)), HangupWatch())
+    began = trio.current_time()
+    for _ in range(50):
+        ends[1].send(b"intercept")
+        assert await connection.receive_whole(bytes) == b"intercept"
+    assert trio.current_time() == began
+    for _ in range(3):
+        send_descriptor(ends[1], b"intercept").close()
+        assert await connection.receive_whole(bytes) == b"intercept"
+    assert trio.current_time() == pytest.approx(began + 3 - BURST_SECONDS)
+    ends[1].send(b"intercept")
+    assert await connection.receive_whole(bytes) == b"intercept"
+    assert trio.current_time() == pytest.approx(began + 3 - BURST_SECONDS)
+
+
+async def test_many_descriptors_cost_as_much_as_several_requests(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    connection = Connection(ends[0], Tenants(lambda: Limits(control_requests_per_second=1)), HangupWatch())
+    began = trio.current_time()
+    socket.send_fds(ends[1], [REQUEST], [ends[1].fileno()] * 2 * DESCRIPTORS_PER_REQUEST)
+    assert await connection.receive() == rpc.Request(1, "statistics", [{}])
+    assert trio.current_time() == pytest.approx(began + 3 - BURST_SECONDS)
+
+
+async def test_the_descriptor_of_an_urgent_byte_is_received_with_it(
+    connection: Connection, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    """The kernel would skip the byte (MSG_OOB), and close the descriptor in the thread that reads past it."""
+    fds = connection.keep_descriptors()
+    ours, theirs = socket.socketpair()
+    with ours:
+        passed = array.array("i", [theirs.detach()])
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)
+        ends[1].sendmsg([REQUEST[:1]], [rights], socket.MSG_OOB)
+        os.close(passed[0])
+        ends[1].send(REQUEST[1:])
+        assert await connection.receive() == rpc.Request(1, "statistics", [{}])
+        (taken,) = fds.take()
+        os.close(taken)
+        assert ours.recv(1) == b""
+
+
+@pytest.mark.parametrize("before", [b"", REQUEST])
+async def test_closing_closes_unread_descriptors_in_a_thread(
+    connection: Connection, ends: tuple[socket.socket, socket.socket], before: bytes
+) -> None:
+    """The kernel would close them in the thread that closes the connection, however long it takes."""
+    with ExitStack() as peers:
+        ends[1].send(before)
+        with slow_to_close(peers) as slow:
+            socket.send_fds(ends[1], [b"unread"], [slow.fileno()])
+        connection.refuse(WireError(errno.EPROTO, "no"))
+        connection.close()
+        assert connection.tenant.unclosed.count == 1
+        assert ends[1].recv(4096)
+    ends[1].settimeout(10)
+    assert ends[1].recv(1) == b""
+    eventually(lambda: connection.tenant.unclosed.count, 0)
 
 
 async def test_closing_wakes_a_waiting_receiver(connection: Connection, nursery: trio.Nursery) -> None:

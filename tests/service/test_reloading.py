@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
 import trio
 from structlog.testing import capture_logs
+from trio.testing import wait_all_tasks_blocked
 
+from fakes.eventually import PATIENCE
 from interceptd.config.live import Settings
 from interceptd.config.schema import Config
 from interceptd.process import Reloader
 from interceptd.systemd.notify import ServiceManager
 
 
-async def no_thread(_: Callable[[], Config]) -> Config:
+async def no_thread(_: Callable[[], Config], **_options: object) -> Config:
     raise RuntimeError("can't start new thread")
 
 
@@ -29,3 +32,19 @@ async def test_a_reload_without_a_thread_to_read_in_is_logged_and_changes_nothin
         ("configuration_not_reloaded", "can't start new thread")
     ]
     assert settings.now is before
+
+
+async def test_the_end_does_not_wait_for_a_reload_whose_disk_does_not_answer() -> None:
+    answered = threading.Event()
+    waited = []
+
+    def load() -> Config:
+        waited.append(answered.wait(PATIENCE))
+        return Config()
+
+    async with trio.open_nursery() as process:
+        process.start_soon(Reloader(Settings(Config()), load, ServiceManager()).reload, lambda: "serving")
+        await wait_all_tasks_blocked()
+        process.cancel_scope.cancel()
+    assert waited == []
+    answered.set()

@@ -8,21 +8,31 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from fakes import before_passrights
 from fakes.daemon_process import DaemonProcess
-from fakes.raw_client import READ, Connect, Refusal, intercept_message, request
+from fakes.raw_client import READ, Connect, RawConnection, Refusal, intercept_message, request
 from fakes.raw_vmm import GFN, RawVmm
-from fakes.rude_peers import send_slow_to_close, send_with_descriptors
+from fakes.rude_peers import send_slow_to_close, send_with_descriptors, slow_to_close, stopped
 from fakes.witness import Witness
 
+MORE_THAN_ARE_ACCEPTED_MEANWHILE = 40
+"""Connections: until it has acted on a signal, the daemon accepts one in each of a few rounds of its loop."""
 MOST = 253
 """SCM_MAX_FD: the kernel passes no more with one message."""
 ATTACH = request("attach_memory", {})
+
+
+@pytest.fixture
+def daemon(older_daemon: DaemonProcess) -> DaemonProcess:
+    """One whose kernel does not refuse the descriptors that these tests send."""
+    return older_daemon
 
 
 @pytest.fixture
@@ -69,6 +79,23 @@ def test_slow_to_close_descriptors_block_no_other_even_if_not_received(
         daemon.signal(signal.SIGCONT)
         assert witness.serve() == Witness.SERVED
         assert refused_at_once.receive()[:2] == [1, 0]
+
+
+def test_slow_to_close_descriptors_that_nobody_accepted_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    """With its listener the kernel closes what was sent to it."""
+    launch, environment = before_passrights.LAUNCH, before_passrights.ENVIRONMENT
+    with (
+        DaemonProcess(tmp_path, launch=launch, environment=environment) as daemon,
+        ExitStack() as peers,
+        stopped(daemon.wait_serving().pid),
+    ):
+        daemon.signal(signal.SIGTERM)
+        for _ in range(MORE_THAN_ARE_ACCEPTED_MEANWHILE):
+            waiting = peers.enter_context(RawConnection(daemon.socket))
+            with slow_to_close(peers) as slow, socket.socket(fileno=os.dup(waiting.fileno())) as duplicate:
+                socket.send_fds(duplicate, [b"unread"], [slow.fileno()])
+        daemon.signal(signal.SIGCONT)
+        assert daemon.wait_ended() == 0
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/proc/self/status", "/proc/self/smaps", "/etc/passwd"])

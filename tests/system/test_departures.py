@@ -18,6 +18,12 @@ INTERCEPT = request("intercept", intercept_message(GFN, READ))
 
 
 @pytest.fixture
+def daemon(older_daemon: DaemonProcess) -> DaemonProcess:
+    """One whose kernel does not refuse the descriptors that these tests send."""
+    return older_daemon
+
+
+@pytest.fixture
 def vmm(vmm: RawVmm) -> RawVmm:
     vmm.add_memory()
     return vmm

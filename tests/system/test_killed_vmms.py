@@ -6,18 +6,21 @@ from collections.abc import Iterator
 
 import pytest
 
+from fakes import before_passrights
 from fakes.child_process import child_process
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import eventually
 from fakes.witness import Witness
 
-CHAOS = {"INTERCEPTD_CHAOS": "20"}
+CHAOS = {"INTERCEPTD_CHAOS": "20", **before_passrights.ENVIRONMENT}
 """Spreads the work of a request over many steps, so that the kill finds it half done."""
 
 
 @pytest.fixture(scope="module")
 def chaotic_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
-    with DaemonProcess(tmp_path_factory.mktemp("chaotic"), environment=CHAOS) as process:
+    """Its kernel does not refuse the descriptors that a VMM sends in the middle of a message."""
+    directory, launch = tmp_path_factory.mktemp("chaotic"), before_passrights.LAUNCH
+    with DaemonProcess(directory, environment=CHAOS, launch=launch) as process:
         yield process.wait_serving()
         assert process.stop() == 0
 

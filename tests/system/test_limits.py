@@ -13,6 +13,7 @@ from fakes.daemon_process import DaemonProcess, StartDaemon
 from fakes.eventually import eventually
 from fakes.raw_client import RawConnection, Refusal, intercept_message, pack, request
 from fakes.raw_vmm import GFN, MODEL, PAGE, PAGES, UADDR, WHOLE_MEMORY, RawVmm, region, vma
+from fakes.rude_peers import leave_slow_to_close, send_with_descriptors
 from fakes.witness import Witness
 
 CONFIG = """
@@ -26,6 +27,7 @@ vps_per_uid = 3
 regions_per_uid = 4
 mappings_per_uid = 3
 vmas_per_uid = 4
+unclosed_descriptors_per_uid = 3
 notifiers_per_partition = 2
 regions_per_partition = 2
 mappings_per_partition = 2
@@ -114,6 +116,17 @@ def vps_of_the_uid(scene: Scene) -> Refusal:
     return connection.refusal("hello", {"protocol": 1, "role": "vp", "vp_index": 1, **other.credentials})
 
 
+def unclosed_descriptors(scene: Scene) -> Refusal:
+    vmm = scene.opened.enter_context(RawVmm(scene.daemon.socket, address_space="process")).connection
+    leave_slow_to_close(vmm, scene.opened, 2)
+    assert vmm.answer()["regions"] == 0
+    leave_slow_to_close(vmm, scene.opened, 1)
+    assert vmm.farewell().details["limit"] == "unclosed_descriptors_per_uid"
+    connection = scene.opened.enter_context(RawConnection(scene.daemon.socket))
+    connection.say_hello("vmm")
+    return connection.refusal("create_partition", {**MODEL, "address_space": "process"})
+
+
 def regions_of_the_uid(scene: Scene) -> Refusal:
     other = scene.opened.enter_context(RawVmm(scene.daemon.socket))
     scene.vmm.add_region(0, 1, UADDR)  # the witness has the first
@@ -170,6 +183,7 @@ REACHED: dict[str, tuple[Callable[[Scene], Refusal], str]] = {
     "vps_per_uid": (vps_of_the_uid, "ENOSPC"),
     "regions_per_uid": (regions_of_the_uid, "ENOSPC"),
     "vmas_per_uid": (vmas_of_the_uid, "ENOSPC"),
+    "unclosed_descriptors_per_uid": (unclosed_descriptors, "ENOSPC"),
     "vps_per_partition": (vps, "EINVAL"),
     "notifiers_per_partition": (notifiers, "ENOSPC"),
     "regions_per_partition": (regions, "ENOSPC"),
@@ -332,3 +346,19 @@ def test_every_limit_that_hello_states_is_reached_by_a_test(limits: dict[str, in
         "mappings_per_partition", "mappings_per_uid",  # an answer to an intercept, below
     }  # fmt: skip
     assert set(limits) == others | set(REACHED)
+
+
+def test_memory_is_not_attached_while_too_many_descriptors_are_unclosed(start_daemon: StartDaemon) -> None:
+    """An attachment brings more, so that its connection ends; a VMM without one goes on."""
+    daemon = start_daemon(config="limits.unclosed_descriptors_per_uid = 1")
+    with ExitStack() as opened:
+        first, second, third = (
+            opened.enter_context(RawVmm(daemon.socket, address_space="process")).connection for _ in range(3)
+        )
+        leave_slow_to_close(first, opened, 1)
+        assert first.farewell().details["limit"] == "unclosed_descriptors_per_uid"
+        send_with_descriptors(second, request("attach_memory", {}), 1, "/proc/self/maps")
+        assert second.farewell().details["limit"] == "unclosed_descriptors_per_uid"
+        refusal = third.refusal("attach_memory", {})
+        assert (refusal.name, refusal.details) == ("ENOSPC", {"limit": "unclosed_descriptors_per_uid"})
+        assert third.ask("statistics")["regions"] == 0

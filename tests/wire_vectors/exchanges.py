@@ -21,6 +21,7 @@ LIMITS = {
     "hello_timeout_ms": 5000, "invalidate_timeout_ms": 5000, "hypervisor_timeout_ms": 5000,
     "vmms_per_uid": 128, "partitions_per_uid": 64, "vps_per_uid": 4096, "regions_per_uid": 1 << 20,
     "mappings_per_uid": 1 << 20, "vmas_per_uid": 1 << 20,
+    "unclosed_descriptors_per_uid": 512,
     "vps_per_partition": 256, "notifiers_per_partition": 64, "regions_per_partition": 1 << 20,
     "mappings_per_partition": 1 << 20, "vmas_per_partition": 1 << 20,
     "open_invalidations_per_partition": 1024, "deposit_pages_per_partition": 1 << 20, "operators": 32,

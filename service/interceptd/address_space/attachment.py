@@ -14,19 +14,26 @@ from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import Smaps
 from interceptd.address_space.userfaultfd import Userfaultfd
-from interceptd.connections.received_fds import close_each, close_in_thread
+from interceptd.connections.closer import Closer
 
 
 class Attachment:
     """A process's maps, and optionally its smaps and a userfaultfd. `promised`: it announces all changes."""
 
     def __init__(
-        self, maps: ProcMaps, smaps: Smaps | None, userfaultfd: Userfaultfd | None, *, promised: bool
+        self,
+        maps: ProcMaps,
+        smaps: Smaps | None,
+        userfaultfd: Userfaultfd | None,
+        *,
+        promised: bool,
+        closer: Closer,
     ) -> None:
         self.maps = maps
         self.smaps = smaps
         self.userfaultfd = userfaultfd
         self.promised = promised
+        self._closer = closer
         self._lock = threading.Lock()
         self._users = 1  # the owner
 
@@ -40,19 +47,17 @@ class Attachment:
         try:
             yield
         finally:
-            close_each(self._release())
+            self._release()
 
     def close(self) -> None:
         """Release the owner's reference; call it once. Does not block, though closing a userfaultfd waits for
         the VMM's mmap lock."""
-        if descriptors := self._release():
-            close_in_thread(descriptors)
+        self._release()
 
-    def _release(self) -> list[int]:
-        """The descriptors that the caller must close: all of them after the last release."""
+    def _release(self) -> None:
         with self._lock:
             self._users -= 1
             if self._users:
-                return []
+                return
         owned = (self.maps, self.smaps, self.userfaultfd)
-        return [each.detach() for each in owned if each is not None]
+        self._closer.close([each.detach() for each in owned if each is not None])

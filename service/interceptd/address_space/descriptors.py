@@ -28,8 +28,8 @@ from interceptd.address_space.refusals import Call, Cause, Permanence, cause_of
 from interceptd.address_space.smaps import Smaps
 from interceptd.address_space.userfaultfd import LINK as USERFAULTFD_LINK
 from interceptd.address_space.userfaultfd import AlreadyInitialised, FeaturesMissing, NotReadable, Userfaultfd
+from interceptd.connections.closer import Closer
 from interceptd.connections.peer import Peer
-from interceptd.connections.received_fds import close_each
 
 PROC_SUPER_MAGIC = 0x9FA0
 """f_type of procfs, statfs(2)."""
@@ -69,14 +69,16 @@ def recognise(descriptor: int, peer: Peer) -> DescriptorKind:
     return DescriptorKind.MAPS if file["name"] == "maps" else DescriptorKind.SMAPS
 
 
-def attach(descriptors: list[int], received: int, peer: Peer, *, promised: bool) -> Attachment:
+def attach(
+    descriptors: list[int], received: int, peer: Peer, *, promised: bool, closer: Closer
+) -> Attachment:
     """Build an attachment of the peer's descriptors, in any order. Takes ownership of all of them.
 
     `received` is how many were sent, of which `descriptors` were kept. Raises EINVAL, which says what is
-    missing, surplus or wrong, or `Undecided`, and then closes them.
+    missing, surplus or wrong, or `Undecided`, and then has `closer` close them, as the attachment will.
     """
     with ExitStack() as unwanted:
-        unwanted.callback(close_each, descriptors)
+        unwanted.callback(closer.close, descriptors)
         try:
             found = _sort(descriptors, received, peer)
             if DescriptorKind.MAPS not in found:
@@ -89,7 +91,7 @@ def attach(descriptors: list[int], received: int, peer: Peer, *, promised: bool)
             raise _unseen(error) from None
         unwanted.pop_all()
     flags = None if smaps is None else Smaps(smaps)
-    return Attachment(maps, flags, userfaultfd, promised=promised)
+    return Attachment(maps, flags, userfaultfd, promised=promised, closer=closer)
 
 
 def _sort(descriptors: list[int], received: int, peer: Peer) -> dict[DescriptorKind, int]:

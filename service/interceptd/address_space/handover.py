@@ -15,18 +15,21 @@ from interceptd.address_space import Undecided
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.descriptors import attach
 from interceptd.address_space.workers import Workers
+from interceptd.connections.closer import Closer
 from interceptd.connections.peer import Peer
-from interceptd.connections.received_fds import close_in_thread
 
 
 class Handover:
     """`received` descriptors were sent, of which `descriptors` were kept. For one call of `attachment`."""
 
-    def __init__(self, descriptors: list[int], received: int, peer: Peer, *, promised: bool) -> None:
+    def __init__(
+        self, descriptors: list[int], received: int, peer: Peer, *, promised: bool, closer: Closer
+    ) -> None:
         self._descriptors = descriptors
         self._received = received
         self._peer = peer
         self._promised = promised
+        self._closer = closer
         self._lock = threading.Lock()
         self._begun = False
         self._abandoned = False
@@ -49,7 +52,9 @@ class Handover:
             if self._abandoned:
                 raise Undecided("abandoned before it began")
             self._begun = True
-        made = attach(self._descriptors, self._received, self._peer, promised=self._promised)
+        made = attach(
+            self._descriptors, self._received, self._peer, promised=self._promised, closer=self._closer
+        )
         with self._lock:
             self._made = made
             if self._abandoned:
@@ -59,7 +64,7 @@ class Handover:
     def _abandon(self) -> None:
         with self._lock:
             self._abandoned = True
-            if not self._begun and self._descriptors:
-                close_in_thread(self._descriptors)
+            if not self._begun:
+                self._closer.close(self._descriptors)
             if self._made is not None:
                 self._made.close()

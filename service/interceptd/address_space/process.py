@@ -32,6 +32,7 @@ from interceptd.address_space.undecided_log import UndecidedLog
 from interceptd.address_space.unmap_watch import UnmapWatch
 from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.address_space.workers import Turn, Workers, wait_for_turn
+from interceptd.connections.closer import Closer
 from interceptd.connections.peer import Pidfd
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.pages.mapping import Extent, Frame, Mapping
@@ -53,8 +54,8 @@ class ProcessAddressSpace:
     """See `AddressSpace`. Nothing is backed before `attach`.
 
     `given` returns the guest's mappings of this memory. `timeout`, in seconds, bounds each question of the
-    VMM's own calls; the intercept's deadline bounds those of a fault. `name` names the threads, for people. A
-    long question goes on in `turn`.
+    VMM's own calls; the intercept's deadline bounds those of a fault. `name` names the threads, for people;
+    `closer` counts those that were abandoned. A long question goes on in `turn`.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class ProcessAddressSpace:
         vmm: Pidfd | None,
         name: str,
         *,
+        closer: Closer,
         turn: Turn = nullcontext,
     ) -> None:
         self._notifier = notifier
@@ -72,7 +74,8 @@ class ProcessAddressSpace:
         self._timeout = timeout
         self._vmm = vmm
         self._workers = {
-            caller: Workers(most, f"{caller.value} of {name}", turn) for caller, most in WORKERS.items()
+            caller: Workers(most, f"{caller.value} of {name}", closer, turn)
+            for caller, most in WORKERS.items()
         }
         self._attachment: Attachment | None = None
         self._watch: UnmapWatch | None = None

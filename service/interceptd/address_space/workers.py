@@ -25,10 +25,13 @@ import trio
 
 from intercept_protocol.text import sentence
 from interceptd.address_space import Undecided
+from interceptd.connections.closer import Closer
 
 STEP_SECONDS = 0.001
 """How long a question goes on without giving way. The event loop may wait as long for the interpreter."""
 T = TypeVar("T")
+WORKER_DESCRIPTORS = 2
+"""The eventfds of a worker."""
 Turn = Callable[[], AbstractAsyncContextManager[None]]
 
 
@@ -51,11 +54,12 @@ def wait_for_turn() -> None:
 
 class Workers:
     """At most `most` threads; further questions wait in FIFO order. In `turn` a question that has given way
-    goes on."""
+    goes on. `closer` counts what an abandoned one keeps open until the kernel answers."""
 
-    def __init__(self, most: int, name: str, turn: Turn = nullcontext) -> None:
+    def __init__(self, most: int, name: str, closer: Closer, turn: Turn = nullcontext) -> None:
         self._most = most
         self._name = name
+        self._closer = closer
         self._turn = turn
         self._slots = trio.Semaphore(most, max_value=most)
         self._idle: list[_Worker] = []
@@ -91,7 +95,8 @@ class Workers:
         try:
             answer = await worker.answer(question, self._turn)
         except BaseException:
-            worker.end(self._slots.release)
+            self._closer.hold(WORKER_DESCRIPTORS)
+            worker.end(self._abandoned_ended)
             raise
         self._idle.append(worker)
         self._slots.release()
@@ -111,6 +116,10 @@ class Workers:
         """End all threads: the idle ones now, the busy ones when the kernel has answered."""
         self._closed = True
         self.end_idle()
+
+    def _abandoned_ended(self) -> None:
+        self._closer.free(WORKER_DESCRIPTORS)
+        self._slots.release()
 
     def _end_first(self, count: int) -> None:
         for worker in self._idle[:count]:

@@ -43,6 +43,8 @@ class Limits(_Table, frozen=True, kw_only=True):
     """In all partitions, like `mappings_per_partition`."""
     vmas_per_uid: Count = 1 << 20
     """Declared VMAs, in all partitions."""
+    unclosed_descriptors_per_uid: Count = 512
+    """Sent by its clients and not closed yet; a thread that an abandoned question blocks counts as two."""
     vps_per_partition: Annotated[int, Meta(ge=1, le=256)] = 256
     notifiers_per_partition: Count = 64
     regions_per_partition: Count = 1 << 20

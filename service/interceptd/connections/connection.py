@@ -22,9 +22,11 @@ from intercept_protocol.text import sentence
 from interceptd.connections.fairness import ALONE, TURN, Turns
 from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.peer import Peer, Pidfd, peer_groups
-from interceptd.connections.received_fds import ReceivedFds
+from interceptd.connections.received_fds import ReceivedFds, let_send_descriptors, read_rest
 from interceptd.connections.tenants import Tenants
 
+DESCRIPTORS_PER_REQUEST = 16
+"""So many descriptors cost about as much as a request: they are installed, handed to a thread and closed."""
 RECEIVE_BYTES = 4096
 """Bytes per read: fifteen intercepts, or any usual control message."""
 REST_SECONDS = 5.0
@@ -49,6 +51,8 @@ class Connection:
 
     def __init__(self, accepted: socket.socket, tenants: Tenants, watch: HangupWatch) -> None:
         accepted.setblocking(False)
+        # Otherwise the kernel skips an urgent byte (MSG_OOB), and closes its descriptors in this thread.
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self.peer = Peer.of(accepted)
         self.tenant = tenants.of(self.peer.uid)
         self._counted = False
@@ -58,7 +62,7 @@ class Connection:
         self._turn = 0
         self._unpaid: rpc.Request | None = None
         """A request that was received and waits for its turn."""
-        self._descriptors = ReceivedFds(0)
+        self._descriptors = ReceivedFds(self.tenant.closer, 0)
         self._rest_due: float | None = None
         """When the descriptors of an incomplete request are closed."""
 
@@ -75,9 +79,14 @@ class Connection:
         return Pidfd.of(self._socket)
 
     def keep_descriptors(self) -> ReceivedFds:
-        """Keep received descriptors from now on; before this call they are closed."""
-        self._descriptors = ReceivedFds()
+        """Let the peer send descriptors, and keep them; before this call they are closed."""
+        self.let_send_descriptors()
+        self._descriptors = ReceivedFds(self.tenant.closer)
         return self._descriptors
+
+    def let_send_descriptors(self) -> None:
+        """The kernel may refuse them on an accepted connection, see `listen_unix`."""
+        let_send_descriptors(self._socket, may=True)
 
     def drop_descriptors(self) -> None:
         """Close the descriptors that came with the last request and were not taken."""
@@ -87,13 +96,17 @@ class Connection:
     def close(self) -> None:
         """Close at once; idempotent. A task that waits on the socket gets `ConnectionGone`.
 
-        Reads everything first: unread data would reset the connection, and the peer would get ECONNRESET
-        instead of our error.
+        If there are unread descriptors, a thread closes the socket, and them with it.
         """
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
-            self._descriptors.drain(self._socket)
-            self._socket.close()
+            self._descriptors.close()
+            with suppress(OSError):  # it is broken
+                self._socket.shutdown(socket.SHUT_RD)  # nothing can come any more
+            if read_rest(self._socket):
+                self.tenant.closer.close_connection(self._socket.detach())
+            else:
+                self._socket.close()
             if self._counted:
                 self.tenant.connections.release()
 
@@ -103,7 +116,7 @@ class Connection:
         if self._unpaid is None:
             self._unpaid = await self._receive()
         if self._unpaid is not None:
-            await self.tenant.throttle()
+            await self._pay()
         request, self._unpaid = self._unpaid, None
         return request
 
@@ -122,8 +135,8 @@ class Connection:
         """Like `receive`, for the hot path: if `recognise` accepts one whole read, return its result.
 
         While no other VP is busy, yield the CPU once before waiting: a peer on the same CPU often has its
-        next message ready then, which saves a round through epoll. Not rate-limited: a VP has one intercept
-        in flight.
+        next message ready then, which saves a round through epoll. Not rate-limited, because a VP has one
+        intercept in flight, unless descriptors come along, which no intercept needs.
         """
         running = _HOT_PATH.running(self)
         may_yield = running > ALONE
@@ -143,6 +156,9 @@ class Connection:
                     await self._parked(trio.lowlevel.wait_readable)
             except OSError as error:
                 raise ConnectionGone(sentence(error)) from error
+        if self._descriptors.received:
+            await self._pay()
+            self._descriptors.drop()
         whole = recognise(data)
         if whole is not None:
             return whole
@@ -226,6 +242,12 @@ class Connection:
             await self._parked(trio.lowlevel.wait_readable)
         if patience.cancelled_caught:
             self._descriptors.lose(_too_late())
+
+    async def _pay(self) -> None:
+        """Keep the pace of the uid's requests; many descriptors cost as much as several requests."""
+        if extra := self._descriptors.received // DESCRIPTORS_PER_REQUEST:
+            self.tenant.charge(extra)
+        await self.tenant.throttle()
 
     def _send_now(self, data: bytes) -> bytes:
         """Send as much as possible without blocking; returns the rest."""

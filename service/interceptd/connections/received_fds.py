@@ -1,43 +1,67 @@
 """Descriptors received with the bytes of a connection, until a method takes them.
 
-Owns receiving them (SCM_RIGHTS, unix(7)), closing those that were not taken, and the error if some were lost.
-Must not know what they are.
+Owns receiving them (SCM_RIGHTS, unix(7)), having those closed that were not taken, and the error if some were
+lost. Must not know what they are.
 """
 
 from __future__ import annotations
 
 import array
 import errno
-import os
 import socket
-import threading
 from collections.abc import Iterable
 from contextlib import suppress
 
 from intercept_protocol.errors import ProtocolViolation, WireError
+from interceptd.connections.closer import Closer
 
 KEPT_LIMIT = 4
 """Descriptors kept at a time: one more than any method takes, so that the method can report a surplus."""
-CLOSING_LIMIT = 4
-"""Batches of one connection that may be closing at a time."""
 SCM_MAX_FD = 253
 """Descriptors in one message, include/net/scm.h."""
-_DRAIN_BYTES = 1 << 16
+_REST_BYTES = 1 << 14
 _MSG_CTRUNC = int(socket.MSG_CTRUNC)
 """A plain number: with a member of an enum, `&` costs ten times as much, on every intercept."""
-_UNCLOSED_LOCK = threading.Lock()
-_UNCLOSED: list[int] = []
-"""Descriptors of all connections that are still open because the system refused a thread to close them in."""
 _ANCILLARY_BYTES = socket.CMSG_SPACE(SCM_MAX_FD * array.array("i").itemsize)
 
 
-class ReceivedFds:
-    """Keeps up to `limit` of them until they are taken or dropped."""
+SO_PASSRIGHTS = 83
+"""include/uapi/asm-generic/socket.h, since Linux 6.16."""
 
-    def __init__(self, limit: int = KEPT_LIMIT) -> None:
+
+def let_send_descriptors(connection: socket.socket, *, may: bool) -> None:
+    """Whether the peer may send descriptors; if not, its sendmsg(2) fails with EPERM. A connection inherits
+    it from its listener. Without effect before Linux 6.16: `ReceivedFds` then closes what comes."""
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, may)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+
+
+def read_rest(source: socket.socket) -> bool:
+    """Read what was sent, before a close, up to the first descriptors; returns whether there are any.
+
+    With unread data the connection would be reset, and the peer would get ECONNRESET instead of our error. To
+    close or read the descriptors here may block; a look (MSG_PEEK) takes none.
+    """
+    with suppress(OSError):  # all was read, or it is broken
+        data = b"unread"
+        while data:
+            data, _, flags, _ = source.recvmsg(_REST_BYTES, 0, socket.MSG_PEEK)
+            if flags & _MSG_CTRUNC:
+                return True
+            source.recv(len(data))
+    return False
+
+
+class ReceivedFds:
+    """Keeps up to `limit` of them until they are taken or dropped; `closer` closes the others."""
+
+    def __init__(self, closer: Closer, limit: int = KEPT_LIMIT) -> None:
+        self._closer = closer
         self._limit = limit
         self._kept: list[int] = []
-        self._closing: list[threading.Thread] = []
         self._loss: WireError | None = None
         """Why the descriptors received since the last `take` or `drop` cannot be taken."""
         self.received = 0
@@ -51,7 +75,8 @@ class ReceivedFds:
     def receive(self, source: socket.socket, size: int) -> bytes:
         """Like `recv`, but keeps the descriptors that come along, and closes those beyond the limit.
 
-        Used even where none are wanted: `recv` would close them in this thread, which may block.
+        Used even where none are wanted: `recv` would close them in this thread, which may block. Raises
+        `OSError`, and like `drop`.
         """
         data, ancillary, flags, _ = source.recvmsg(size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         if ancillary:
@@ -59,21 +84,6 @@ class ReceivedFds:
         if flags & _MSG_CTRUNC:
             self.lose(_cut_off(self.received))
         return data
-
-    def drain(self, source: socket.socket) -> None:
-        """Call before closing `source`: receive everything that its peer has sent, and let it send no more.
-        Closing it would close unreceived descriptors in this thread, which may block."""
-        found = self._empty()
-        with suppress(OSError):  # it was never connected, or is broken
-            source.shutdown(socket.SHUT_RD)
-            data = b"unread"
-            while data:
-                data, ancillary, _, _ = source.recvmsg(
-                    _DRAIN_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
-                )
-                found += _passed(ancillary)
-        if found:
-            close_in_thread(found)
 
     def take(self) -> list[int]:
         """Hand over the kept descriptors; the caller closes them. Raises the error given to `lose`."""
@@ -91,11 +101,15 @@ class ReceivedFds:
         self._dispose(kept)
 
     def drop(self) -> None:
-        """Close the descriptors that were not taken. Raises `ProtocolViolation` if too many of this peer's
-        are still being closed, or the system refuses a thread."""
+        """Close the descriptors that were not taken. Raises `ProtocolViolation` if that leaves the uid with
+        too many that are not closed yet."""
         self._loss = None
         if self.received:
             self._dispose(self._empty())
+
+    def close(self) -> None:
+        """Close the kept descriptors, without an error: the connection ends anyway."""
+        self._closer.close(self._empty())
 
     def _empty(self) -> list[int]:
         kept, self._kept, self.received = self._kept, [], 0
@@ -110,13 +124,13 @@ class ReceivedFds:
     def _dispose(self, descriptors: list[int]) -> None:
         if not descriptors:
             return
-        self._closing = [thread for thread in self._closing if thread.is_alive()]
-        thread = close_in_thread(descriptors)
-        if thread is None:
-            raise ProtocolViolation(errno.EAGAIN, "no thread available to close the descriptors")
-        self._closing.append(thread)
-        if len(self._closing) > CLOSING_LIMIT:
-            raise ProtocolViolation(errno.EPROTO, "the descriptors that were sent take too long to close")
+        self._closer.close(descriptors)
+        try:
+            self._closer.require_room()
+        except WireError as error:
+            raise ProtocolViolation(
+                error.number, f"{error.message}: those that were sent take too long to close", **error.details
+            ) from None
 
 
 def _cut_off(received: int) -> WireError:
@@ -135,28 +149,3 @@ def _passed(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
     return list(descriptors)
-
-
-def close_each(descriptors: Iterable[int]) -> None:
-    """Close all of them, also when a close reports an error (a file on NFS or FUSE, close(2)): on Linux the
-    descriptor is closed all the same. Blocks for as long as their file systems take."""
-    for descriptor in descriptors:
-        with suppress(OSError):
-            os.close(descriptor)
-
-
-def close_in_thread(descriptors: list[int]) -> threading.Thread | None:
-    """Close in a thread: a peer decides how long closing a file on its FUSE mount takes.
-
-    None if the system refuses a thread; the next call then closes them too.
-    """
-    with _UNCLOSED_LOCK:
-        unclosed = [*_UNCLOSED, *descriptors]
-        thread = threading.Thread(target=close_each, args=(unclosed,), name="close descriptors", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:
-            _UNCLOSED.extend(descriptors)
-            return None
-        _UNCLOSED.clear()
-    return thread

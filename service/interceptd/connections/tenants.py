@@ -11,6 +11,7 @@ from typing import Protocol
 import structlog
 import trio
 
+from interceptd.connections.closer import Closer
 from interceptd.eager_lock import EagerLock
 from interceptd.log_share import LogShare
 from interceptd.quota import Quota
@@ -45,6 +46,8 @@ class UidLimits(Protocol):
     def mappings_per_uid(self) -> int: ...
     @property
     def vmas_per_uid(self) -> int: ...
+    @property
+    def unclosed_descriptors_per_uid(self) -> int: ...
 
 
 class Tenant:
@@ -68,6 +71,14 @@ class Tenant:
         self.regions = Quota(uid, "regions", "regions_per_uid", lambda: limits().regions_per_uid)
         self.mappings = Quota(uid, "mappings", "mappings_per_uid", lambda: limits().mappings_per_uid)
         self.vmas = Quota(uid, "VMAs", "vmas_per_uid", lambda: limits().vmas_per_uid)
+        self.unclosed = Quota(
+            uid,
+            "unclosed descriptors",
+            "unclosed_descriptors_per_uid",
+            lambda: limits().unclosed_descriptors_per_uid,
+        )
+        self.closer = Closer(self.unclosed)
+        """Closes what this uid's peers sent; it alone changes `unclosed`."""
         self._limits = limits
         self._paid_until = 0.0
         self._queue = EagerLock()
@@ -84,9 +95,10 @@ class Tenant:
                 await trio.sleep_until(self._paid_until - BURST_SECONDS)
             await self._gate.enter()
 
-    def charge(self) -> None:
-        """Charge the cost of a refused connection to the requests that follow; nothing waits here."""
-        self._paid_until += REFUSAL_REQUESTS / self._limits().control_requests_per_second
+    def charge(self, requests: int = REFUSAL_REQUESTS) -> None:
+        """Charge the cost of that many requests, by default of a refused connection, to the requests that
+        follow; nothing waits here."""
+        self._paid_until += requests / self._limits().control_requests_per_second
 
     def tell_not_logged(self) -> None:
         """Log how many lines were not, if there is no next line to say it."""
@@ -97,7 +109,8 @@ class Tenant:
     def idle(self) -> bool:
         """Whether there is nothing to remember: it has nothing, and its whole bursts again."""
         quotas = (
-            self.connections, self.vmms, self.partitions, self.vps, self.regions, self.mappings, self.vmas
+            self.connections, self.vmms, self.partitions, self.vps, self.regions, self.mappings, self.vmas,
+            self.unclosed,
         )  # fmt: skip
         paid = self._paid_until <= trio.current_time() and self.log_share.idle
         return paid and not any(quota.count for quota in quotas)

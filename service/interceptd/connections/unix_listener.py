@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from intercept_protocol.text import visible
+from interceptd.connections.received_fds import let_send_descriptors
 
 BACKLOG = 1024
 """The VPs of a new VMM attach in one burst; a backlog under 512 was seen to refuse some."""
@@ -43,14 +44,17 @@ def listen_unix(
     Closes it and removes the file afterwards.
 
     Blocks, for up to `LOCK_SECONDS`, while other daemons bind in the same directory. `passed` is a socket
-    that a service manager already listens on: it is closed afterwards, and its file stays.
+    that a service manager already listens on: it is closed afterwards, and its file stays. No connection may
+    send descriptors unless `let_send_descriptors` permits it.
     """
     if passed is not None:
         with passed:
+            let_send_descriptors(passed, may=False)
             yield passed
         return
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        let_send_descriptors(listener, may=False)
         try:
             identity = _bind(listener, path, mode, group)
         except OSError as error:

@@ -109,6 +109,7 @@ class PartitionFactory:
                     timeout,
                     vmm.peer_pidfd(),
                     str(partition_id),
+                    closer=vmm.tenant.closer,
                     turn=partial(self._turns.turn, vmm.peer.uid),
                 )
 

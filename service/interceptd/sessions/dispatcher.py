@@ -129,6 +129,8 @@ class Dispatcher:
         connection = handshake.connection
         with handshake.refusing():
             connection.tenant.vmms.acquire()
+        if not connection.tenant.closer.full:
+            connection.let_send_descriptors()
         try:
             await connection.answer(handshake.hello_reply(self._hello_reply()))
             while (request := await connection.receive()) is not None:
@@ -148,6 +150,8 @@ class Dispatcher:
             raise WireError(errno.ENOENT, f"{call.METHOD}: there is no partition yet, create_partition first")
         if self._partitions.closed:
             raise WireError(errno.ESHUTDOWN, "the daemon is draining and takes no more partitions")
+        if call.address_space is AddressSpaceKind.PROCESS:
+            connection.tenant.closer.require_room()
         with connection.tenant.partitions.acquired():
             partition = self._factory.create(call, name, connection, self._partitions.next_id())
         self._partitions.add(partition)
@@ -156,7 +160,7 @@ class Dispatcher:
     async def _live(self, partition: Partition, connection: Connection, msgid: int) -> None:
         created = messages.PartitionCredentials(partition_id=partition.partition_id, token=partition.token)
         live = partition.request.address_space is AddressSpaceKind.PROCESS
-        descriptors = connection.keep_descriptors() if live else ReceivedFds()
+        descriptors = connection.keep_descriptors() if live else ReceivedFds(connection.tenant.closer)
 
         async def serve() -> None:
             await connection.answer(rpc.encode_result(msgid, codec.to_fields(created)))

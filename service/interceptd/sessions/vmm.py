@@ -129,9 +129,15 @@ class VmmSession:
             raise WireError(errno.EINVAL, "memory is attached only with address_space process")
         if memory.attached:
             raise WireError(errno.EEXIST, "memory is attached already")
+        closer = self._partition.tenant.closer
+        closer.require_room()
         received, descriptors = self._descriptors.received, self._descriptors.take()
         handover = Handover(
-            descriptors, received, self._partition.owner, promised=bool(call.promise_begin_end)
+            descriptors,
+            received,
+            self._partition.owner,
+            promised=bool(call.promise_begin_end),
+            closer=closer,
         )
         try:
             await memory.take(handover)
