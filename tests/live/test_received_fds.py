@@ -36,6 +36,9 @@ class Ends:
 
     def send(self, *descriptors: int) -> bytes:
         socket.send_fds(self._sending, [b"x"], descriptors)
+        return self.receive()
+
+    def receive(self) -> bytes:
         return self.fds.receive(self._receiving, 16)
 
     def send_slow(self) -> None:
@@ -98,6 +101,18 @@ def test_kept_descriptors_of_a_connection_that_ends_are_closed_without_an_error(
         ends.send_slow()
         ends.fds.close()
     assert ends.unclosed.count == LIMIT
+
+
+def test_at_the_limit_nothing_more_is_received_and_what_brings_none_is(ends: Ends) -> None:
+    for _ in range(LIMIT):
+        ends.send_slow()
+        ends.fds.close()
+    with pytest.raises(ProtocolViolation, match="take too long to close"):
+        ends.send_slow()
+    assert (ends.fds.received, ends.unclosed.count) == (0, LIMIT), "they are still on the way"
+    ends.peers.close()
+    eventually(lambda: ends.unclosed.count, 0)
+    assert (ends.receive(), ends.fds.received) == (b"x", 1)
 
 
 @contextmanager

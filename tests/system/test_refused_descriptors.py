@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from fakes.daemon_process import DaemonProcess, StartDaemon
 from fakes.raw_client import Connect, RawConnection, request
 from fakes.raw_vmm import RawVmm
-from fakes.rude_peers import leave_slow_to_close, send_with_descriptors
+from fakes.rude_peers import send_with_descriptors
 from fakes.scraper import scrape
 from interceptd.connections.received_fds import SO_PASSRIGHTS
 
@@ -37,21 +36,21 @@ def refused(connection: RawConnection) -> bool:
     return False
 
 
-def test_only_a_vmm_may_send_descriptors_and_only_after_its_hello(
+def test_only_vmms_and_vps_may_send_descriptors_and_only_after_their_hello(
     connect: Connect, vmm: RawVmm, daemon: DaemonProcess
 ) -> None:
     with RawVmm(daemon.socket, hypervisor="vmm") as other, RawConnection(daemon.operator_socket) as operator:
         operator.say_hello("operator")
-        assert all(map(refused, (connect(), vmm.vp(), vmm.notifier(), other.link(), operator)))
+        assert all(map(refused, (connect(), vmm.notifier(), other.link(), operator)))
     send_with_descriptors(vmm.connection, request("statistics"), 1)
     assert vmm.connection.answer()["regions"] == 0
+    assert not refused(vmm.vp())
 
 
 def test_a_connection_whose_descriptors_were_refused_goes_on(vmm: RawVmm) -> None:
-    vmm.add_memory()
-    vp = vmm.vp()
-    assert refused(vp)
-    assert vp.intercept(0) == ["forward", "no_region"]
+    notifier = vmm.notifier()
+    assert refused(notifier)
+    assert notifier.ask("invalidate", {"start_uaddr": 0, "length": 1 << 12}) is None
 
 
 def test_the_metrics_listener_takes_none(start_daemon: StartDaemon, tmp_path: Path) -> None:
@@ -63,17 +62,3 @@ def test_the_metrics_listener_takes_none(start_daemon: StartDaemon, tmp_path: Pa
         with pytest.raises(PermissionError), Path(os.devnull).open("rb") as sent:
             socket.send_fds(scraper, [b"GET"], [sent.fileno()])
     assert scrape(place).value("interceptd_partitions") == 0
-
-
-def test_a_new_vmm_of_a_uid_with_too_many_unclosed_descriptors_may_send_none(
-    start_daemon: StartDaemon,
-) -> None:
-    """Otherwise each connection would add to them, though it is closed."""
-    daemon = start_daemon(config="limits.unclosed_descriptors_per_uid = 1")
-    with ExitStack() as opened:
-        first = opened.enter_context(RawVmm(daemon.socket, address_space="process")).connection
-        leave_slow_to_close(first, opened, 1)
-        assert first.farewell().details["limit"] == "unclosed_descriptors_per_uid"
-        second = opened.enter_context(RawVmm(daemon.socket)).connection
-        assert refused(second)
-        assert second.ask("statistics")["regions"] == 0

@@ -36,11 +36,8 @@ class Closer:
         self._queue: deque[tuple[int, Callable[[], None]]] = deque()
         self._threads = 0
         self._idle = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether the uid has as many unclosed descriptors as it may."""
-        return self._unclosed.full
+        self.full = False
+        """Whether the uid has as many unclosed descriptors as it may. A plain value: each receive asks."""
 
     def require_room(self) -> None:
         """Raises ENOSPC, with the limit's name, while `full`."""
@@ -58,15 +55,22 @@ class Closer:
     def hold(self, count: int) -> None:
         """Count descriptors that cannot be closed before a blocked thread is done with them, until `free`."""
         with self._changed:
-            self._unclosed.add(count)
+            self._count(count)
 
     def free(self, count: int) -> None:
         with self._changed:
-            self._unclosed.release(count)
+            self._count(-count)
+
+    def _count(self, more: int) -> None:
+        if more < 0:
+            self._unclosed.release(-more)
+        else:
+            self._unclosed.add(more)
+        self.full = self._unclosed.full
 
     def _put(self, count: int, close: Callable[[], None]) -> None:
         with self._changed:
-            self._unclosed.add(count)
+            self._count(count)
             self._queue.append((count, close))
             if self._idle >= len(self._queue):
                 self._changed.notify()
@@ -87,7 +91,7 @@ class Closer:
     def _next(self, closed: int) -> tuple[int, Callable[[], None]] | None:
         """The next close, `closed` being done; None, and the thread ends, if nothing comes for a while."""
         with self._changed:
-            self._unclosed.release(closed)
+            self._count(-closed)
             self._idle += 1
             self._changed.wait_for(lambda: self._queue, IDLE_SECONDS)
             self._idle -= 1

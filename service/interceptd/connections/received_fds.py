@@ -48,10 +48,9 @@ def read_rest(source: socket.socket) -> bool:
     with suppress(OSError):  # all was read, or it is broken
         data = b"unread"
         while data:
-            data, _, flags, _ = source.recvmsg(_REST_BYTES, 0, socket.MSG_PEEK)
-            if flags & _MSG_CTRUNC:
+            if _brings_descriptors(source, _REST_BYTES):
                 return True
-            source.recv(len(data))
+            data = source.recv(_REST_BYTES)
     return False
 
 
@@ -78,6 +77,8 @@ class ReceivedFds:
         Used even where none are wanted: `recv` would close them in this thread, which may block. Raises
         `OSError`, and like `drop`.
         """
+        if self._closer.full and _brings_descriptors(source, size):
+            self._refuse()
         data, ancillary, flags, _ = source.recvmsg(size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         if ancillary:
             self._keep(_passed(ancillary))
@@ -125,12 +126,21 @@ class ReceivedFds:
         if not descriptors:
             return
         self._closer.close(descriptors)
+        self._refuse()
+
+    def _refuse(self) -> None:
+        """Raises `ProtocolViolation` if the uid has too many descriptors that are not closed yet."""
         try:
             self._closer.require_room()
         except WireError as error:
             raise ProtocolViolation(
                 error.number, f"{error.message}: those that were sent take too long to close", **error.details
             ) from None
+
+
+def _brings_descriptors(source: socket.socket, size: int) -> bool:
+    """Whether `receive` would install descriptors. A look takes none."""
+    return bool(source.recvmsg(size, 0, socket.MSG_PEEK)[2] & _MSG_CTRUNC)
 
 
 def _cut_off(received: int) -> WireError:

@@ -64,6 +64,7 @@ class Attacher:
             answers=partition.answers,
             event_bus=partition.event_bus,
         )
+        handshake.connection.let_send_descriptors()  # an intercept that brings some is answered all the same
         partition.start_vp(vp, handshake.connection, handshake.hello_reply(self._hello_reply()))
 
     def _link(self, handshake: Handshake, partition: Partition) -> None:

@@ -129,8 +129,7 @@ class Dispatcher:
         connection = handshake.connection
         with handshake.refusing():
             connection.tenant.vmms.acquire()
-        if not connection.tenant.closer.full:
-            connection.let_send_descriptors()
+        connection.let_send_descriptors()
         try:
             await connection.answer(handshake.hello_reply(self._hello_reply()))
             while (request := await connection.receive()) is not None:
