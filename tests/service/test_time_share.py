@@ -10,8 +10,10 @@ from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
 from interceptd.scheduling.step_monitor import ANY, STEP_LIMIT_NS, StepMonitor, Usage
 from interceptd.scheduling.time_share import (
-    ROUND_NS,
+    LONELY_ROUND_NS,
     SHARE,
+    SHARED_ROUND_NS,
+    SHARED_ROUNDS,
     SLICE_NS,
     TimeShare,
     Turns,
@@ -65,25 +67,43 @@ async def test_a_slice_is_used_up_by_the_clock(turns: Turns, clock: Clock) -> No
     assert share.used_up
 
 
-async def test_what_the_tasks_of_a_uid_take_in_a_round_adds_up(turns: Turns, clock: Clock) -> None:
-    share, other = turns.share(), turns.share()
+def take(share: TimeShare, clock: Clock, ns: int) -> bool:
+    """Eight tasks take so long together; returns whether a ninth waits for its turn."""
     for _ in range(8):
-        assert not share.wake()
-        clock.now += ROUND_NS // 8
+        if share.wake():
+            return True
+        clock.now += ns // 8
         share.rest()
-        clock.now += ROUND_NS  # another uid's time
-    assert not share.wake()
-    clock.now += 1
-    assert share.used_up
-    share.rest()
-    assert share.wake()
+        clock.now += ns  # another uid's time
+    return share.wake()
+
+
+async def test_what_the_tasks_of_a_uid_take_in_a_round_adds_up(turns: Turns, clock: Clock) -> None:
+    share = turns.share()
+    assert not take(share, clock, LONELY_ROUND_NS)
+    assert not share.used_up
+    assert take(share, clock, 8)
+
+
+async def test_beside_another_uid_it_is_less_until_that_one_is_gone(turns: Turns, clock: Clock) -> None:
+    share, other = turns.share(), turns.share()
+    assert not take(share, clock, SHARED_ROUND_NS + 8)
     assert not other.wake()
+    await trio.lowlevel.checkpoint()
+    assert not take(share, clock, SHARED_ROUND_NS)
+    assert take(share, clock, 8)
+    assert not other.wake()
+    for _ in range(SHARED_ROUNDS):
+        await trio.lowlevel.checkpoint()
+        share.wake()
+    await trio.lowlevel.checkpoint()
+    assert not take(share, clock, SHARED_ROUND_NS + 8)
 
 
 async def test_a_round_later_there_is_time_again(turns: Turns, clock: Clock) -> None:
     share = turns.share()
     share.wake()
-    clock.now += 2 * ROUND_NS
+    clock.now += 2 * LONELY_ROUND_NS
     share.rest()
     assert share.wake()
     await trio.lowlevel.checkpoint()
@@ -166,7 +186,9 @@ class Walk:
             self._share.rest()
 
 
-def walks(turns: Turns, clock: Clock, diary: list[str], *names: str, cost: int = ROUND_NS) -> list[Walk]:
+def walks(
+    turns: Turns, clock: Clock, diary: list[str], *names: str, cost: int = LONELY_ROUND_NS
+) -> list[Walk]:
     """Their uids are the first letters."""
     shares = {name[0]: turns.share() for name in names}
     return [Walk(shares[name[0]], name, diary, clock, cost) for name in names]
@@ -195,7 +217,7 @@ async def test_of_tasks_that_take_little_ever_more_go_on_at_once(given: Turns, c
     names = [f"a{number}" for number in range(64)]
     before = given_rounds(given)
     async with trio.open_nursery() as nursery:
-        for walk in walks(given, clock, diary, *names, cost=ROUND_NS // 1000):
+        for walk in walks(given, clock, diary, *names, cost=LONELY_ROUND_NS // 1000):
             nursery.start_soon(walk.run, 1)
     assert sorted(diary) == sorted(names)
     assert given_rounds(given) - before < 20

@@ -15,11 +15,15 @@ import trio
 from interceptd.eager_lock import EagerLock
 from interceptd.scheduling.step_monitor import STEP_LIMIT_NS, StepMonitor
 
-SLICE_NS: Final = 1_000_000
+SLICE_NS: Final = 500_000
 """Nanoseconds that a task may take before it lets others run."""
-ROUND_NS: Final = 4_000_000
-"""Nanoseconds that a uid's tasks may take together in a round of the event loop; the others wait for their
-turn. With their last pieces of work it is less than 10 ms."""
+SHARED_ROUND_NS: Final = 1_000_000
+"""Nanoseconds that a uid's tasks may take together in a round of the event loop while there are other uids;
+the rest of them wait for their turn."""
+LONELY_ROUND_NS: Final = 4_000_000
+"""The same for a uid that is the only one: hundreds of its VPs may be answered in one round."""
+SHARED_ROUNDS: Final = 64
+"""Rounds after which another uid is no longer considered to be there."""
 
 
 class TimeShare:
@@ -58,7 +62,8 @@ class TimeShare:
         self._began = self._now()
         if self._round != self._monitor.round:
             self._round, self._taken = self._monitor.round, 0
-        return self._taken > ROUND_NS
+            self._turns.enter_round(self)
+        return self._taken > self._turns.round_ns
 
     def rest(self) -> None:
         """It is about to wait. One that has waited elsewhere since its `wake` is not measured."""
@@ -77,7 +82,7 @@ class TimeShare:
         if self._round != self._monitor.round:
             return self.wake()
         step = self._now() - self._began
-        return step > SLICE_NS or self._taken + step > ROUND_NS
+        return step > SLICE_NS or self._taken + step > self._turns.round_ns
 
     @property
     def is_waited_for(self) -> bool:
@@ -99,7 +104,7 @@ class TimeShare:
         nothing before those have run."""
         if self._released:
             return
-        self._burst = 2 * self._burst if self._taken < ROUND_NS // 2 else self._burst // 2
+        self._burst = 2 * self._burst if self._taken < self._turns.round_ns // 2 else self._burst // 2
         self._burst = max(1, min(self._burst, len(self._waiting)))
         self._let_go(self._burst)
 
@@ -118,6 +123,10 @@ class Turns:
         self._line: dict[TimeShare, None] = {}  # in the order of insertion
         self._any = trio.Event()
         self._running = False
+        self.round_ns = LONELY_ROUND_NS
+        """What a uid's tasks may take together in this round."""
+        self._latest: TimeShare | None = None
+        self._shared_until = 0
 
     def share(self) -> TimeShare:
         """The share of another uid."""
@@ -125,6 +134,14 @@ class Turns:
 
     def one_per_round(self) -> OnePerRound:
         return OnePerRound(self.monitor)
+
+    def enter_round(self, share: TimeShare) -> None:
+        """A uid's first task of this round runs."""
+        if share is not self._latest:
+            if self._latest is not None:
+                self._shared_until = self.monitor.round + SHARED_ROUNDS
+            self._latest = share
+        self.round_ns = SHARED_ROUND_NS if self.monitor.round < self._shared_until else LONELY_ROUND_NS
 
     def enter(self, share: TimeShare) -> bool:
         """Put a uid in the line. False if nobody gives turns, so that nobody need wait."""
