@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -18,6 +19,9 @@ from interceptd.quota import Quota
 
 THREADS = 4
 """Of one uid: so many closes that take long hold up no other. The rest of the uid's waits for one of them."""
+STUCK_SECONDS = 0.02
+"""After this a close is one that takes long, and another thread goes on. Usually one thread closes all: more
+would only compete with the event loop for the interpreter."""
 IDLE_SECONDS = 1.0
 """How long a thread waits for more before it ends."""
 _DISCARD_BYTES = 1 << 16
@@ -35,7 +39,10 @@ class Closer:
         self._changed = threading.Condition(threading.Lock())
         self._queue: deque[tuple[int, Callable[[], None]]] = deque()
         self._threads = 0
-        self._idle = 0
+        self._closing = 0
+        """Threads that are in a close."""
+        self._moved_at = 0.0
+        """When a thread last took something from the queue."""
         self.full = False
         """Whether the uid has as many unclosed descriptors as it may. A plain value: each receive asks."""
 
@@ -72,10 +79,14 @@ class Closer:
         with self._changed:
             self._count(count)
             self._queue.append((count, close))
-            if self._idle >= len(self._queue):
-                self._changed.notify()
-            elif self._threads < THREADS:
-                self._start_thread()
+            self._have_it_closed()
+
+    def _have_it_closed(self) -> None:
+        """A thread that closes nothing is there for the queue, or starts; it waits while another closes."""
+        if self._closing < self._threads:
+            self._changed.notify()
+        elif self._threads < THREADS:
+            self._start_thread()
 
     def _start_thread(self) -> None:
         with suppress(RuntimeError):  # "can't start new thread"
@@ -83,22 +94,28 @@ class Closer:
             self._threads += 1
 
     def _run(self) -> None:
-        closed = 0
-        while (work := self._next(closed)) is not None:
-            closed, close = work
+        while (work := self._next()) is not None:
+            count, close = work
             close()
+            with self._changed:
+                self._closing -= 1
+                self._count(-count)
 
-    def _next(self, closed: int) -> tuple[int, Callable[[], None]] | None:
-        """The next close, `closed` being done; None, and the thread ends, if nothing comes for a while."""
+    def _next(self) -> tuple[int, Callable[[], None]] | None:
+        """The next close; None, and the thread ends, if nothing comes for a while."""
         with self._changed:
-            self._count(-closed)
-            self._idle += 1
-            self._changed.wait_for(lambda: self._queue, IDLE_SECONDS)
-            self._idle -= 1
-            if self._queue:
-                return self._queue.popleft()
-            self._threads -= 1
-            return None
+            while True:
+                stuck = time.monotonic() - self._moved_at >= STUCK_SECONDS
+                if self._queue and (stuck or not self._closing):
+                    self._moved_at = time.monotonic()
+                    self._closing += 1
+                    work = self._queue.popleft()
+                    if self._queue:
+                        self._have_it_closed()
+                    return work
+                if not self._changed.wait(STUCK_SECONDS if self._queue else IDLE_SECONDS) and not self._queue:
+                    self._threads -= 1
+                    return None
 
 
 def close_each(descriptors: Iterable[int]) -> None:

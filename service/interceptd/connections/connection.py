@@ -25,8 +25,6 @@ from interceptd.connections.peer import Peer, Pidfd, peer_groups
 from interceptd.connections.received_fds import ReceivedFds, let_send_descriptors, read_rest
 from interceptd.connections.tenants import Tenants
 
-DESCRIPTORS_PER_REQUEST = 16
-"""So many descriptors cost about as much as a request: they are installed, handed to a thread and closed."""
 RECEIVE_BYTES = 4096
 """Bytes per read: fifteen intercepts, or any usual control message."""
 REST_SECONDS = 5.0
@@ -100,6 +98,8 @@ class Connection:
         """
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
+            if self._descriptors.received:
+                self.tenant.charge(self._descriptors.received)
             self._descriptors.close()
             with suppress(OSError):  # it is broken
                 self._socket.shutdown(socket.SHUT_RD)  # nothing can come any more
@@ -244,9 +244,9 @@ class Connection:
             self._descriptors.lose(_too_late())
 
     async def _pay(self) -> None:
-        """Keep the pace of the uid's requests; many descriptors cost as much as several requests."""
-        if extra := self._descriptors.received // DESCRIPTORS_PER_REQUEST:
-            self.tenant.charge(extra)
+        """Keep the pace of the uid's requests. A descriptor costs as much as one."""
+        if self._descriptors.received:
+            self.tenant.charge(self._descriptors.received)
         await self.tenant.throttle()
 
     def _send_now(self, data: bytes) -> bytes:
