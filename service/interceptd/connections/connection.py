@@ -153,7 +153,7 @@ class Connection:
                     may_yield = False
                     os.sched_yield()
                 else:
-                    await self._parked(trio.lowlevel.wait_readable)
+                    await self._parked(self.tenant.wait_readable)
             except OSError as error:
                 raise ConnectionGone(sentence(error)) from error
         if self._descriptors.received:
@@ -234,12 +234,12 @@ class Connection:
         peer is gone.
         """
         if not self._descriptors.holds_any:
-            await self._parked(trio.lowlevel.wait_readable)
+            await self._parked(self.tenant.wait_readable)
             return
         if self._rest_due is None:
             self._rest_due = trio.current_time() + REST_SECONDS
         with trio.move_on_at(self._rest_due) as patience:
-            await self._parked(trio.lowlevel.wait_readable)
+            await self._parked(self.tenant.wait_readable)
         if patience.cancelled_caught:
             self._descriptors.lose(_too_late())
 

@@ -5,6 +5,7 @@ Owns the ledger of every limit per uid, and the rates. Must not know what is req
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,11 +13,12 @@ import structlog
 import trio
 
 from interceptd.connections.closer import Closer
+from interceptd.connections.crowd import FEW, Crowd
 from interceptd.eager_lock import EagerLock
 from interceptd.log_share import LogShare
 from interceptd.quota import Quota
 from interceptd.scheduling.step_monitor import StepMonitor
-from interceptd.scheduling.time_share import OnePerRound, TimeShare, Turns
+from interceptd.scheduling.time_share import OnePerRound, Turns
 
 log = structlog.get_logger()
 
@@ -57,11 +59,11 @@ class Tenant:
     meanwhile. Nothing is lost, and no other uid waits.
     """
 
-    def __init__(
-        self, uid: int, limits: Callable[[], UidLimits], gate: OnePerRound, time_share: TimeShare
-    ) -> None:
+    def __init__(self, uid: int, limits: Callable[[], UidLimits], gate: OnePerRound, turns: Turns) -> None:
         self.uid = uid
-        self.time_share = time_share
+        self.time_share = turns.share()
+        self._turns = turns
+        self._crowd = Crowd()
         self.connections = Quota(
             uid, "connections", "connections_per_uid", lambda: limits().connections_per_uid
         )
@@ -84,6 +86,13 @@ class Tenant:
         self._queue = EagerLock()
         self._gate = gate
         self.log_share = LogShare(uid)
+
+    async def wait_readable(self, connection: socket.socket) -> None:
+        """Block until a connection of this uid is readable. Of many that are, a few wake up per round."""
+        if self.connections.count <= FEW or self._turns.nursery is None:
+            await trio.lowlevel.wait_readable(connection)
+        else:
+            await self._crowd.wait_readable(connection, self._turns.nursery)
 
     async def throttle(self) -> None:
         """Block until one more request is within the rate (the generic cell rate algorithm, ITU-T I.371), and
@@ -130,7 +139,7 @@ class Tenants:
             for idle in [tenant for tenant in self._by_uid.values() if tenant.idle]:
                 idle.tell_not_logged()
                 del self._by_uid[idle.uid]
-            self._by_uid[uid] = Tenant(uid, self._limits, self._gate, self._turns.share())
+            self._by_uid[uid] = Tenant(uid, self._limits, self._gate, self._turns)
         return self._by_uid[uid]
 
     def tell_not_logged(self) -> None:

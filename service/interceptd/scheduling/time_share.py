@@ -122,7 +122,8 @@ class Turns:
         self.monitor = monitor
         self._line: dict[TimeShare, None] = {}  # in the order of insertion
         self._any = trio.Event()
-        self._running = False
+        self.nursery: trio.Nursery | None = None
+        """For tasks that serve a uid and not a connection; None while no turns are given."""
         self.round_ns = LONELY_ROUND_NS
         """What a uid's tasks may take together in this round."""
         self._latest: TimeShare | None = None
@@ -145,29 +146,34 @@ class Turns:
 
     def enter(self, share: TimeShare) -> bool:
         """Put a uid in the line. False if nobody gives turns, so that nobody need wait."""
-        if self._running:
-            self._line.setdefault(share)
-            self._any.set()
-        return self._running
+        if self.nursery is None:
+            return False
+        self._line.setdefault(share)
+        self._any.set()
+        return True
 
     async def run(self) -> None:
         """Give turns until cancelled; then let all go on."""
-        self._running = True
-        try:
-            while True:
-                await self._any.wait()
-                self._any = trio.Event()
-                while self._line:
-                    share = next(iter(self._line))
-                    del self._line[share]
-                    share.release()
-                    if share.is_waited_for:
-                        self._line[share] = None
-                    await trio.lowlevel.checkpoint()
-        finally:
-            self._running = False
-            for share in self._line:
-                share.release_all()
+        async with trio.open_nursery() as nursery:
+            self.nursery = nursery
+            try:
+                while True:
+                    await self._any.wait()
+                    self._any = trio.Event()
+                    while self._line:
+                        self._give_turn()
+                        await trio.lowlevel.checkpoint()
+            finally:
+                self.nursery = None
+                for share in self._line:
+                    share.release_all()
+
+    def _give_turn(self) -> None:
+        share = next(iter(self._line))
+        del self._line[share]
+        share.release()
+        if share.is_waited_for:
+            self._line[share] = None
 
 
 class OnePerRound:
