@@ -10,6 +10,7 @@ from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
 from interceptd.scheduling.step_monitor import ANY, STEP_LIMIT_NS, StepMonitor, Usage
 from interceptd.scheduling.time_share import (
+    FIRST_FEW,
     LONELY_ROUND_NS,
     SHARE,
     SHARED_ROUND_NS,
@@ -60,78 +61,58 @@ async def given(turns: Turns, nursery: trio.Nursery) -> Turns:
 
 async def test_a_slice_is_used_up_by_the_clock(turns: Turns, clock: Clock) -> None:
     share = turns.share()
-    share.wake()
+    share.begin()
     clock.now += SLICE_NS
     assert not share.used_up
     clock.now += 1
     assert share.used_up
 
 
-def take(share: TimeShare, clock: Clock, ns: int) -> bool:
-    """Eight tasks take so long together; returns whether a ninth waits for its turn."""
-    for _ in range(8):
-        if share.wake():
-            return True
-        clock.now += ns // 8
-        share.rest()
-        clock.now += ns  # another uid's time
-    return share.wake()
-
-
-async def test_what_the_tasks_of_a_uid_take_in_a_round_adds_up(turns: Turns, clock: Clock) -> None:
+@pytest.mark.parametrize(("ns", "waits"), [(LONELY_ROUND_NS, False), (LONELY_ROUND_NS + 1, True)])
+async def test_in_a_long_round_all_but_the_first_few_connections_of_a_uid_wait(
+    turns: Turns, clock: Clock, ns: int, *, waits: bool
+) -> None:
     share = turns.share()
-    assert not take(share, clock, LONELY_ROUND_NS)
-    assert not share.used_up
-    assert take(share, clock, 8)
-
-
-async def test_beside_another_uid_it_is_less_until_that_one_is_gone(turns: Turns, clock: Clock) -> None:
-    share, other = turns.share(), turns.share()
-    assert not take(share, clock, SHARED_ROUND_NS + 8)
-    assert not other.wake()
     await trio.lowlevel.checkpoint()
-    assert not take(share, clock, SHARED_ROUND_NS)
-    assert take(share, clock, 8)
-    assert not other.wake()
+    clock.now += ns
+    assert [share.wake() for _ in range(FIRST_FEW)] == [False] * FIRST_FEW
+    assert [share.wake() for _ in range(3 * FIRST_FEW)] == [waits] * 3 * FIRST_FEW
+    await trio.lowlevel.checkpoint()
+    assert not share.wake()
+
+
+async def test_a_round_is_long_sooner_while_there_are_other_uids(turns: Turns, clock: Clock) -> None:
+    share, other = turns.share(), turns.share()
+
+    async def crowded() -> bool:
+        """Whether there is no time left in a round that has taken a little more than shared ones may."""
+        await trio.lowlevel.checkpoint()
+        clock.now += SHARED_ROUND_NS + 1
+        share.wake()
+        share.begin()
+        return share.used_up
+
+    assert not await crowded()
+    await trio.lowlevel.checkpoint()
+    other.wake()
+    assert await crowded()
     for _ in range(SHARED_ROUNDS):
         await trio.lowlevel.checkpoint()
         share.wake()
-    await trio.lowlevel.checkpoint()
-    assert not take(share, clock, SHARED_ROUND_NS + 8)
+    assert not await crowded()
 
 
-async def test_a_round_later_there_is_time_again(turns: Turns, clock: Clock) -> None:
+async def test_a_task_whose_turn_it_is_has_its_slice_however_long_the_round_is(
+    turns: Turns, clock: Clock
+) -> None:
     share = turns.share()
-    share.wake()
+    await share.turn()
     clock.now += 2 * LONELY_ROUND_NS
-    share.rest()
-    assert share.wake()
-    await trio.lowlevel.checkpoint()
+    assert share.used_up
+    share.begin()
     assert not share.used_up
-    assert not share.wake()
-
-
-async def test_a_task_that_has_waited_elsewhere_was_not_busy(
-    turns: Turns, clock: Clock, monitor: StepMonitor
-) -> None:
-    share = turns.share()
-    share.wake()
-    await trio.lowlevel.checkpoint()
-    clock.now += 2 * STEP_LIMIT_NS
-    share.rest()
-    assert not share.wake()
-    assert monitor.long_steps == {}
-
-
-async def test_a_long_step_of_a_connection_is_recorded_with_its_name(
-    turns: Turns, clock: Clock, monitor: StepMonitor
-) -> None:
-    share = turns.share()
-    share.wake()
-    clock.now += 2 * STEP_LIMIT_NS
-    share.rest()
-    assert list(monitor.long_steps.values()) == [1]
-    assert ANY not in monitor.long_steps
+    clock.now += SLICE_NS + 1
+    assert share.used_up
 
 
 @pytest.mark.parametrize("give", [give_way, give_way_shielded])
@@ -142,7 +123,7 @@ async def test_giving_way_is_no_checkpoint_while_there_is_time(
         await give()
     share = turns.share()
     SHARE.set(share)
-    share.wake()
+    share.begin()
     clock.now += SLICE_NS
     with assert_no_checkpoints():
         await give()
@@ -162,11 +143,38 @@ async def test_giving_way_is_a_chance_to_be_cancelled_unless_it_is_shielded(
     for give in (give_way_shielded, give_way):
         with trio.CancelScope() as scope:
             scope.cancel()
-            share.wake()
+            share.begin()
             clock.now += SLICE_NS + 1
             await give()
             reached.append(give)
     assert reached == [give_way_shielded]
+
+
+# ------------------------------------------------ long steps
+
+
+async def test_a_task_that_has_waited_elsewhere_was_not_busy(
+    turns: Turns, clock: Clock, monitor: StepMonitor
+) -> None:
+    share = turns.share()
+    share.wake()
+    share.begin()
+    await trio.lowlevel.checkpoint()
+    clock.now += 2 * STEP_LIMIT_NS
+    share.rest()
+    assert monitor.long_steps == {}
+
+
+async def test_a_long_step_of_a_connection_is_recorded_with_its_name(
+    turns: Turns, clock: Clock, monitor: StepMonitor
+) -> None:
+    share = turns.share()
+    share.wake()
+    share.begin()
+    clock.now += 2 * STEP_LIMIT_NS
+    share.rest()
+    assert list(monitor.long_steps.values()) == [1]
+    assert ANY not in monitor.long_steps
 
 
 # ------------------------------------------------ whose turn is next

@@ -233,8 +233,10 @@ class Connection:
         One of them may be the peer's own end of this connection: holding it, we would never notice that the
         peer is gone.
         """
+        self.tenant.time_share.rest()
         if not self._descriptors.holds_any:
             await self._parked(self.tenant.wait_readable)
+            self.tenant.time_share.begin()
             return
         if self._rest_due is None:
             self._rest_due = trio.current_time() + REST_SECONDS
@@ -260,12 +262,11 @@ class Connection:
 
     async def _parked(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
         """Wait for the socket, and then for the uid's turn: of many that are ready at once, some go on."""
-        share = self.tenant.time_share
-        share.rest()
         try:
             await wait(self._socket)
         except (trio.ClosedResourceError, OSError) as error:
             raise ConnectionGone("closed here") from error
+        share = self.tenant.time_share
         if share.wake():
             await share.turn()
 

@@ -14,7 +14,7 @@ from typing import Final
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
-FEW: Final = 64
+FEW: Final = 128
 """So many connections of a uid wait by themselves, which costs less."""
 AT_ONCE: Final = 16
 """Connections that wake up in one round, up to 0.1 ms each."""

@@ -3,8 +3,8 @@
 Owns the number of the round (trio runs each task that is ready once in a round), and the record of steps that
 took too long. Must not know what a task does, nor who waits for it.
 
-A hook for each step would cost an intercept some 6 %. So the rounds are measured, and those steps of
-connections that are measured anyway (`time_share`). After a long one each step is measured for a while.
+A hook for each step would cost an intercept some 6 %. So the rounds are measured, and the steps
+of connections other than VPs' (`time_share`). After a long one each step is measured for a while.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class StepMonitor(trio.abc.Instrument):
     ) -> None:
         self.now = now
         self.round = 0
+        self.last_round_ns = 0
+        """The last round, with the wait for something to do before this one."""
         self.long_steps: Counter[str] = Counter()
         """By the name of the task's function, or `ANY`."""
         self.worst: LongStep | None = None
@@ -78,11 +80,11 @@ class StepMonitor(trio.abc.Instrument):
         self._steps = _Steps(self, self._record)
         self._named_until = float("inf") if naming else 0.0
         self._naming = False
-        self._began = self._read_at = now()
+        self.began = self._read_at = now()
         self._read = usage()
         self._idle_waits = 0
         """How often, since `_read`, trio may have waited for something to do."""
-        self._logged_at = self._began - LOG_INTERVAL_NS
+        self._logged_at = self.began - LOG_INTERVAL_NS
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -104,11 +106,12 @@ class StepMonitor(trio.abc.Instrument):
             self._idle_waits += 1
         if now - self._read_at > USAGE_INTERVAL_NS:
             self._look(now)
-        self._began = now
+        self.last_round_ns = now - self.began
+        self.began = now
 
     def _look(self, now: int) -> None:
-        if now - self._began > STEP_LIMIT_NS and not self._naming:
-            self._record(ANY, now, now - self._began, None)
+        if now - self.began > STEP_LIMIT_NS and not self._naming:
+            self._record(ANY, now, now - self.began, None)
         else:
             self._take_reading(now)
         if self._naming is not (now < self._named_until):

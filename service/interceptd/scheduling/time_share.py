@@ -13,35 +13,36 @@ from typing import Final
 import trio
 
 from interceptd.eager_lock import EagerLock
-from interceptd.scheduling.step_monitor import STEP_LIMIT_NS, StepMonitor
+from interceptd.scheduling.step_monitor import StepMonitor
 
 SLICE_NS: Final = 500_000
 """Nanoseconds that a task may take before it lets others run."""
 SHARED_ROUND_NS: Final = 1_000_000
-"""Nanoseconds that a uid's tasks may take together in a round of the event loop while there are other uids;
-the rest of them wait for their turn."""
+"""Nanoseconds of a round of the event loop after which the tasks of a uid wait for their turn, while there
+are other uids. The first few of each uid go on all the same."""
 LONELY_ROUND_NS: Final = 4_000_000
 """The same for a uid that is the only one: hundreds of its VPs may be answered in one round."""
 SHARED_ROUNDS: Final = 64
 """Rounds after which another uid is no longer considered to be there."""
+FIRST_FEW: Final = 8
+"""Connections of a uid that wake up in a round before it looks at the clock, which costs something."""
 
 
 class TimeShare:
-    """One uid's. Its tasks that wait for their turn continue in the order in which they began to wait.
-
-    What they take is measured where it costs little: from a connection's wake-up to its next wait.
-    """
+    """One uid's. Its tasks that wait for their turn continue in the order in which they began to wait."""
 
     __slots__ = (
         "_began",
         "_burst",
+        "_granted_in",
         "_monitor",
+        "_next_burst_in",
         "_now",
-        "_released",
+        "_over",
         "_round",
-        "_taken",
         "_turns",
         "_waiting",
+        "_woken",
     )
 
     def __init__(self, monitor: StepMonitor, turns: Turns) -> None:
@@ -49,40 +50,52 @@ class TimeShare:
         self._now = monitor.now
         self._turns = turns
         self._round = 0
-        self._taken = 0
-        """In `_round`, without what has been taken since `_began`."""
+        self._woken = 0
+        self._over = False
+        """In `_round`: how many connections woke up, and whether any more must wait."""
         self._began = monitor.now()
+        """When the running task began, as far as it is known."""
+        self._granted_in = -1
+        """The last round in which a task had its turn."""
         self._waiting = trio.lowlevel.ParkingLot()
         self._burst = 0
-        self._released = 0
-        """Tasks that were let go on and have not run yet."""
+        self._next_burst_in = 0
+        """The round from which on the length of the last burst's round is known."""
 
     def wake(self) -> bool:
-        """A task of this uid runs from now on. Returns whether it should wait for its turn."""
-        self._began = self._now()
+        """A connection of this uid wakes up. Returns whether it should wait for its turn."""
         if self._round != self._monitor.round:
-            self._round, self._taken = self._monitor.round, 0
-            self._turns.enter_round(self)
-        return self._taken > self._turns.round_ns
+            self._enter_round()
+            return False
+        self._woken += 1
+        if self._woken % FIRST_FEW == 0 and not self._over:
+            self._over = self._now() - self._monitor.began > self._turns.round_ns
+        return self._over
+
+    def begin(self) -> None:
+        """The running task begins a step that is worth measuring, until `rest`."""
+        self._began = self._now()
 
     def rest(self) -> None:
-        """It is about to wait. One that has waited elsewhere since its `wake` is not measured."""
-        if self._round != self._monitor.round:
-            return
-        now = self._now()
-        took = now - self._began
-        self._taken += took
-        self._began = now
-        if took > STEP_LIMIT_NS:
-            self._monitor.step_ended(now, took)
+        """It is about to wait. One that has waited elsewhere since its `begin` is not measured."""
+        if self._round == self._monitor.round:
+            now = self._now()
+            self._monitor.step_ended(now, now - self._began)
 
     @property
     def used_up(self) -> bool:
         """Whether the running task, one of this uid's, should let others run."""
         if self._round != self._monitor.round:
-            return self.wake()
-        step = self._now() - self._began
-        return step > SLICE_NS or self._taken + step > self._turns.round_ns
+            self._enter_round()
+        now = self._now()
+        if self._granted_in == self._round:
+            return now - self._began > SLICE_NS
+        return now - self._began > SLICE_NS or now - self._monitor.began > self._turns.round_ns
+
+    def _enter_round(self) -> None:
+        self._round, self._woken, self._over = self._monitor.round, 0, False
+        self._began = self._monitor.began
+        self._turns.enter_round(self)
 
     @property
     def is_waited_for(self) -> bool:
@@ -90,29 +103,28 @@ class TimeShare:
 
     async def turn(self) -> None:
         """Block until it is this task's turn, even if cancelled: it comes within a few rounds."""
-        self.rest()
         if self._turns.enter(self):
             with trio.CancelScope(shield=True):
                 await self._waiting.park()
-            self._released -= 1
         else:
             await trio.lowlevel.cancel_shielded_checkpoint()
         self.wake()
+        self._granted_in = self._round
+        self.begin()
 
     def release(self) -> None:
-        """Let tasks go on: twice as many as the last time if those took little, else half as many. Does
-        nothing before those have run."""
-        if self._released:
+        """Let tasks go on: twice as many as the last time if their round was short, else half as many. Does
+        nothing while that is not known."""
+        if self._monitor.round < self._next_burst_in:
             return
-        self._burst = 2 * self._burst if self._taken < self._turns.round_ns // 2 else self._burst // 2
+        short = self._monitor.last_round_ns < self._turns.round_ns // 2
+        self._burst = 2 * self._burst if short else self._burst // 2
         self._burst = max(1, min(self._burst, len(self._waiting)))
-        self._let_go(self._burst)
+        self._next_burst_in = self._monitor.round + 2
+        self._waiting.unpark(count=self._burst)
 
     def release_all(self) -> None:
-        self._let_go(len(self._waiting))
-
-    def _let_go(self, count: int) -> None:
-        self._released += len(self._waiting.unpark(count=count))
+        self._waiting.unpark_all()
 
 
 class Turns:
