@@ -6,7 +6,7 @@ Owns the ledger of every limit per uid, and the rates. Must not know what is req
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import structlog
@@ -87,12 +87,11 @@ class Tenant:
         self._gate = gate
         self.log_share = LogShare(uid)
 
-    async def wait_readable(self, connection: socket.socket) -> None:
+    def wait_readable(self, connection: socket.socket) -> Awaitable[None]:
         """Block until a connection of this uid is readable. Of many that are, a few wake up per round."""
         if self.connections.count <= FEW or self._turns.nursery is None:
-            await trio.lowlevel.wait_readable(connection)
-        else:
-            await self._crowd.wait_readable(connection, self._turns.nursery)
+            return trio.lowlevel.wait_readable(connection)  # not awaited here: that would cost another frame
+        return self._crowd.wait_readable(connection, self._turns.nursery)
 
     async def throttle(self) -> None:
         """Block until one more request is within the rate (the generic cell rate algorithm, ITU-T I.371), and
