@@ -10,11 +10,9 @@ from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
 from interceptd.scheduling.step_monitor import ANY, STEP_LIMIT_NS, StepMonitor, Usage
 from interceptd.scheduling.time_share import (
-    FIRST_FEW,
     LONELY_ROUND_NS,
     SHARE,
     SHARED_ROUND_NS,
-    SHARED_ROUNDS,
     SLICE_NS,
     TimeShare,
     Turns,
@@ -68,38 +66,21 @@ async def test_a_slice_is_used_up_by_the_clock(turns: Turns, clock: Clock) -> No
     assert share.used_up
 
 
-@pytest.mark.parametrize(("ns", "waits"), [(LONELY_ROUND_NS, False), (LONELY_ROUND_NS + 1, True)])
-async def test_in_a_long_round_all_but_the_first_few_connections_of_a_uid_wait(
-    turns: Turns, clock: Clock, ns: int, *, waits: bool
+@pytest.mark.parametrize(("uids", "ns"), [(1, LONELY_ROUND_NS), (2, SHARED_ROUND_NS)])
+async def test_in_a_long_round_there_is_no_time_for_long_work(
+    turns: Turns, clock: Clock, uids: int, ns: int
 ) -> None:
+    """However short it has been running itself. A round is long sooner while there are other uids."""
+    turns.set_uids(uids)
     share = turns.share()
     await trio.lowlevel.checkpoint()
     clock.now += ns
-    assert [share.wake() for _ in range(FIRST_FEW)] == [False] * FIRST_FEW
-    assert [share.wake() for _ in range(3 * FIRST_FEW)] == [waits] * 3 * FIRST_FEW
+    share.begin()
+    assert not share.used_up
+    clock.now += 1
+    assert share.used_up
     await trio.lowlevel.checkpoint()
-    assert not share.wake()
-
-
-async def test_a_round_is_long_sooner_while_there_are_other_uids(turns: Turns, clock: Clock) -> None:
-    share, other = turns.share(), turns.share()
-
-    async def crowded() -> bool:
-        """Whether there is no time left in a round that has taken a little more than shared ones may."""
-        await trio.lowlevel.checkpoint()
-        clock.now += SHARED_ROUND_NS + 1
-        share.wake()
-        share.begin()
-        return share.used_up
-
-    assert not await crowded()
-    await trio.lowlevel.checkpoint()
-    other.wake()
-    assert await crowded()
-    for _ in range(SHARED_ROUNDS):
-        await trio.lowlevel.checkpoint()
-        share.wake()
-    assert not await crowded()
+    assert not share.used_up
 
 
 async def test_a_task_whose_turn_it_is_has_its_slice_however_long_the_round_is(
@@ -157,7 +138,6 @@ async def test_a_task_that_has_waited_elsewhere_was_not_busy(
     turns: Turns, clock: Clock, monitor: StepMonitor
 ) -> None:
     share = turns.share()
-    share.wake()
     share.begin()
     await trio.lowlevel.checkpoint()
     clock.now += 2 * STEP_LIMIT_NS
@@ -169,7 +149,6 @@ async def test_a_long_step_of_a_connection_is_recorded_with_its_name(
     turns: Turns, clock: Clock, monitor: StepMonitor
 ) -> None:
     share = turns.share()
-    share.wake()
     share.begin()
     clock.now += 2 * STEP_LIMIT_NS
     share.rest()

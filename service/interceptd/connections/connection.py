@@ -261,14 +261,10 @@ class Connection:
             raise ConnectionGone(sentence(error)) from error
 
     async def _parked(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
-        """Wait for the socket, and then for the uid's turn: of many that are ready at once, some go on."""
         try:
             await wait(self._socket)
         except (trio.ClosedResourceError, OSError) as error:
             raise ConnectionGone("closed here") from error
-        share = self.tenant.time_share
-        if share.wake():
-            await share.turn()
 
     def _peek(self) -> bytes:
         try:

@@ -14,8 +14,8 @@ from typing import Final
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
-FEW: Final = 128
-"""So many connections of a uid wait by themselves, which costs less."""
+FEW: Final = 96
+"""So many connections of a uid wait by themselves, which costs less: they may all wake up in one round."""
 AT_ONCE: Final = 16
 """Connections that wake up in one round, up to 0.1 ms each."""
 READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT

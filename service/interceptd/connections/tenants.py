@@ -90,7 +90,7 @@ class Tenant:
     def wait_readable(self, connection: socket.socket) -> Awaitable[None]:
         """Block until a connection of this uid is readable. Of many that are, a few wake up per round."""
         if self.connections.count <= FEW or self._turns.nursery is None:
-            return trio.lowlevel.wait_readable(connection)  # not awaited here: that would cost another frame
+            return trio.lowlevel.wait_readable(connection)  # noqa: ASYNC105 - awaited by the caller, a frame less
         return self._crowd.wait_readable(connection, self._turns.nursery)
 
     async def throttle(self) -> None:
@@ -138,6 +138,7 @@ class Tenants:
             for idle in [tenant for tenant in self._by_uid.values() if tenant.idle]:
                 idle.tell_not_logged()
                 del self._by_uid[idle.uid]
+            self._turns.set_uids(len(self._by_uid) + 1)
             self._by_uid[uid] = Tenant(uid, self._limits, self._gate, self._turns)
         return self._by_uid[uid]
 

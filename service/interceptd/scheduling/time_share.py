@@ -18,14 +18,10 @@ from interceptd.scheduling.step_monitor import StepMonitor
 SLICE_NS: Final = 500_000
 """Nanoseconds that a task may take before it lets others run."""
 SHARED_ROUND_NS: Final = 1_000_000
-"""Nanoseconds of a round of the event loop after which the tasks of a uid wait for their turn, while there
-are other uids. The first few of each uid go on all the same."""
+"""Nanoseconds of a round of the event loop after which long work waits for its turn, while there are other
+uids."""
 LONELY_ROUND_NS: Final = 4_000_000
-"""The same for a uid that is the only one: hundreds of its VPs may be answered in one round."""
-SHARED_ROUNDS: Final = 64
-"""Rounds after which another uid is no longer considered to be there."""
-FIRST_FEW: Final = 8
-"""Connections of a uid that wake up in a round before it looks at the clock, which costs something."""
+"""The same for a uid that is the only one."""
 
 
 class TimeShare:
@@ -38,11 +34,9 @@ class TimeShare:
         "_monitor",
         "_next_burst_in",
         "_now",
-        "_over",
         "_round",
         "_turns",
         "_waiting",
-        "_woken",
     )
 
     def __init__(self, monitor: StepMonitor, turns: Turns) -> None:
@@ -50,11 +44,8 @@ class TimeShare:
         self._now = monitor.now
         self._turns = turns
         self._round = 0
-        self._woken = 0
-        self._over = False
-        """In `_round`: how many connections woke up, and whether any more must wait."""
         self._began = monitor.now()
-        """When the running task began, as far as it is known."""
+        """When the task that runs in `_round` began, as far as it is known."""
         self._granted_in = -1
         """The last round in which a task had its turn."""
         self._waiting = trio.lowlevel.ParkingLot()
@@ -62,19 +53,9 @@ class TimeShare:
         self._next_burst_in = 0
         """The round from which on the length of the last burst's round is known."""
 
-    def wake(self) -> bool:
-        """A connection of this uid wakes up. Returns whether it should wait for its turn."""
-        if self._round != self._monitor.round:
-            self._enter_round()
-            return False
-        self._woken += 1
-        if self._woken % FIRST_FEW == 0 and not self._over:
-            self._over = self._now() - self._monitor.began > self._turns.round_ns
-        return self._over
-
     def begin(self) -> None:
         """The running task begins a step that is worth measuring, until `rest`."""
-        self._began = self._now()
+        self._round, self._began = self._monitor.round, self._now()
 
     def rest(self) -> None:
         """It is about to wait. One that has waited elsewhere since its `begin` is not measured."""
@@ -86,16 +67,11 @@ class TimeShare:
     def used_up(self) -> bool:
         """Whether the running task, one of this uid's, should let others run."""
         if self._round != self._monitor.round:
-            self._enter_round()
+            self._round, self._began = self._monitor.round, self._monitor.began
         now = self._now()
         if self._granted_in == self._round:
             return now - self._began > SLICE_NS
         return now - self._began > SLICE_NS or now - self._monitor.began > self._turns.round_ns
-
-    def _enter_round(self) -> None:
-        self._round, self._woken, self._over = self._monitor.round, 0, False
-        self._began = self._monitor.began
-        self._turns.enter_round(self)
 
     @property
     def is_waited_for(self) -> bool:
@@ -108,9 +84,8 @@ class TimeShare:
                 await self._waiting.park()
         else:
             await trio.lowlevel.cancel_shielded_checkpoint()
-        self.wake()
-        self._granted_in = self._round
         self.begin()
+        self._granted_in = self._round
 
     def release(self) -> None:
         """Let tasks go on: twice as many as the last time if their round was short, else half as many. Does
@@ -137,24 +112,18 @@ class Turns:
         self.nursery: trio.Nursery | None = None
         """For tasks that serve a uid and not a connection; None while no turns are given."""
         self.round_ns = LONELY_ROUND_NS
-        """What a uid's tasks may take together in this round."""
-        self._latest: TimeShare | None = None
-        self._shared_until = 0
+        """Nanoseconds of a round after which long work waits for its turn."""
 
     def share(self) -> TimeShare:
         """The share of another uid."""
         return TimeShare(self.monitor, self)
 
+    def set_uids(self, count: int) -> None:
+        """So many uids have connections."""
+        self.round_ns = LONELY_ROUND_NS if count <= 1 else SHARED_ROUND_NS
+
     def one_per_round(self) -> OnePerRound:
         return OnePerRound(self.monitor)
-
-    def enter_round(self, share: TimeShare) -> None:
-        """A uid's first task of this round runs."""
-        if share is not self._latest:
-            if self._latest is not None:
-                self._shared_until = self.monitor.round + SHARED_ROUNDS
-            self._latest = share
-        self.round_ns = SHARED_ROUND_NS if self.monitor.round < self._shared_until else LONELY_ROUND_NS
 
     def enter(self, share: TimeShare) -> bool:
         """Put a uid in the line. False if nobody gives turns, so that nobody need wait."""
