@@ -31,8 +31,10 @@ from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.peer import Peer
 from interceptd.connections.request_loop import serve_calls
 from interceptd.connections.tenants import Tenants
+from interceptd.errors import PartitionLost
 from interceptd.hypervisor import HypervisorError
 from interceptd.hypervisor.remote import RemoteHypervisor
+from interceptd.partition.partition import LAST_ANSWERS_SECONDS
 from interceptd.sessions.notifier import NotifierSession
 
 
@@ -244,6 +246,36 @@ async def test_the_msgid_of_a_request_to_the_vmm_is_never_0(nursery: trio.Nurser
 
 
 # ------------------------------------------------ losing it
+
+
+async def test_of_several_tasks_that_lose_the_partition_one_ends_the_others_in_turn() -> None:
+    model = ModelPartition()
+    ends: list[str] = []
+    peers: list[socket.socket] = []
+
+    async def lose(name: str) -> None:
+        try:
+            await trio.lowlevel.checkpoint()
+            raise PartitionLost(name)
+        finally:
+            ends.append(name)
+
+    async def serve_vmm() -> None:
+        for name in ("a", "b", "c"):
+            ours, theirs = socket.socketpair()
+            peers.append(theirs)
+            connection = Connection(ours, Tenants(Limits), HangupWatch())
+            model.partition.start_notifier(connection, b"", partial(lose, name), trio.lowlevel.checkpoint)
+        await lose("vmm")
+
+    with capture_logs() as logs, pytest.raises(WireError, match=r"the partition is lost: (a|b|c|vmm)$"):
+        with trio.fail_after(LAST_ANSWERS_SECONDS / 2):
+            await model.partition.run(serve_vmm)
+    for peer in peers:
+        peer.close()
+    assert sorted(ends) == ["a", "b", "c", "vmm"]
+    assert model.partition.notifiers == 0
+    assert [entry["event"] for entry in logs if entry["log_level"] == "critical"] == ["partition_lost"]
 
 
 async def test_an_unmap_that_is_refused_loses_the_partition_loudly() -> None:

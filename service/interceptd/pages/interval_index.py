@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from itertools import takewhile
 from operator import attrgetter
 from typing import Generic, TypeVar
 
@@ -120,9 +121,7 @@ class _Crowd(Generic[Value]):
                     return
                 yield entry.value
         else:  # the centre is at or behind `end`, and all ranges hold it
-            for entry in self.by_start:
-                if entry.start >= end:
-                    return
+            for entry in takewhile(lambda entry: entry.start < end, self.by_start):
                 yield entry.value
 
 
