@@ -20,6 +20,7 @@ from statistics import mean, median
 import click
 import first_touches
 import inside
+import longest_step
 from report import CONSOLE
 from rich.table import Table
 from running import Load, Place, Sample, daemon_command, server, wait_connectable
@@ -66,7 +67,7 @@ def curves(most: int) -> list[Curve]:
 @click.option("--most", default=1_000_000, show_default=True, help="The largest size.")
 @click.option("--seconds", default=1.0, show_default=True, help="Each point is measured for so long.")
 def main(most: int, seconds: float) -> None:
-    """Measure the curves, the memory, and how long others wait while 64 VPs are busy."""
+    """Measure the curves, the memory, how long others wait while 64 VPs are busy, and the longest steps."""
     with tempfile.TemporaryDirectory(prefix="interceptd-scale-") as directory:
         load = Load(Path(directory))
         if not load.in_c:
@@ -80,6 +81,7 @@ def main(most: int, seconds: float) -> None:
         first_touches.show(Path(directory), most)
         _show_lag(Path(directory), load)
         _show_two_daemons(Path(directory), load)
+        longest_step.show(most)
 
 
 # ------------------------------------------------ curves

@@ -1,4 +1,5 @@
-"""A pass of the cyclic garbage collector stops all partitions, so it does not track numerous objects."""
+"""A pass of the cyclic garbage collector stops all partitions, so it neither tracks nor visits what is
+numerous."""
 
 from __future__ import annotations
 
@@ -6,10 +7,12 @@ import gc
 
 import pytest
 
+from fakes.model_partition import ModelPartition
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import Vma
+from interceptd.memory.fault_handler import Fault
 from interceptd.memory.region import KindOrigin, Region
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame, Mapping
 
@@ -33,3 +36,29 @@ FRAME = Frame(HOST_BACKING, 70)
 )
 def test_numerous_objects_of_a_partition_are_untracked_by_the_garbage_collector(kept: object) -> None:
     assert not gc.is_tracked(kept)
+
+
+def visited() -> int:
+    """How many of the daemon's untracked objects a full pass looks at, each as often as it does."""
+    gc.collect()
+    referents = (kept for tracked in gc.get_objects() for kept in gc.get_referents(tracked))
+    return sum(
+        str(type(kept).__module__).startswith("interceptd.") and not gc.is_tracked(kept) for kept in referents
+    )
+
+
+@pytest.mark.parametrize("aliases", [1, 2, 1000])
+async def test_a_pass_of_the_garbage_collector_visits_no_region_mapping_or_vma(
+    model: ModelPartition, aliases: int
+) -> None:
+    before = visited()
+    many = 2000
+    for page in range(many):
+        await model.map_vma(page, 1, 2 * page)
+    for gfn in range(many):
+        await model.add_region(gfn, 1, gfn // aliases)
+        await model.faults.handle(Fault(gfn, Access.READ, None), lambda: None)
+    assert model.hypervisor.counters().mapped_gfns == many
+    model.hypervisor.events.clear()  # what the fakes remember
+    model.address_space.extents.clear()
+    assert visited() - before < many // 8

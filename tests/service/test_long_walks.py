@@ -27,6 +27,7 @@ from intercept_protocol.outcomes import Access, Answer
 from interceptd.config.live import Settings
 from interceptd.config.schema import Config
 from interceptd.daemon import Daemon
+from interceptd.memory import long_lists
 from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
 from interceptd.pages.ordered_map import CHUNK
@@ -151,6 +152,20 @@ async def test_populating_from_many_vmas_takes_turns_between_the_questions(
         await model.faults.populate(region)
     assert others.turns >= 2 * TURNS - 3, "between the questions, and then between the maps"
     assert len(model.hypervisor.events) == MANY
+
+
+async def test_what_populating_was_made_from_is_freed_in_turns(
+    model: ModelPartition, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many turns as for the questions and the maps: there are two lists, and none is freed at once."""
+    monkeypatch.setattr(long_lists, "PART", 1)
+    for page in range(MANY):
+        await model.map_vma(page, 1, 2 * page)
+    region = await pinned(model, MANY)
+    others = Others(nursery)
+    with time_used_up_every(QUESTIONS):
+        await model.faults.populate(region)
+    assert others.turns >= 4 * TURNS - 5
 
 
 async def test_populating_from_few_vmas_does_not_yield(model: ModelPartition, nursery: trio.Nursery) -> None:
@@ -280,6 +295,7 @@ HERE: Final = {
     "hypervisor/slat.py: SoftwareSlat.discard",
     "memory/fault_handler.py: FaultHandler._resolve_whole",
     "memory/guest_mappings.py: GuestMappings._undo",
+    "memory/long_lists.py: free",
     "memory/guest_mappings.py: GuestMappings.discard",
     "memory/guest_mappings.py: GuestMappings.map_gaps",
     "memory/guest_mappings.py: GuestMappings.revoke",
@@ -296,14 +312,15 @@ HERE: Final = {
 
 
 def places() -> Iterator[str]:
-    """The methods of the daemon that give way."""
+    """The functions and methods of the daemon that give way."""
     package = Path(interceptd.__file__).parent
     for file in package.rglob("*.py"):
         for owner in ast.walk(ast.parse(file.read_text())):
-            if isinstance(owner, ast.ClassDef):
+            if isinstance(owner, ast.ClassDef | ast.Module) and file.parent.name != "scheduling":
+                prefix = f"{owner.name}." if isinstance(owner, ast.ClassDef) else ""
                 for method in owner.body:
                     if isinstance(method, ast.AsyncFunctionDef) and "give_way" in ast.unparse(method):
-                        yield f"{file.relative_to(package)}: {owner.name}.{method.name}"
+                        yield f"{file.relative_to(package)}: {prefix}{method.name}"
 
 
 def test_every_place_that_gives_way_is_tested() -> None:

@@ -17,10 +17,12 @@ from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access, Answer, allows
 from interceptd.address_space import AddressSpace, Caller, Undecided
+from interceptd.memory import long_lists
 from interceptd.memory.attempt import Attempt, Busy
 from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.memory.region_manager import RegionManager
 from interceptd.pages.mapping import Extent, Mapping
+from interceptd.pages.untracked import untracked
 from interceptd.scheduling.time_share import give_way
 from interceptd.telemetry.counters import Stages
 from interceptd.telemetry.histogram import LatencyHistogram
@@ -119,10 +121,11 @@ class FaultHandler:
         The region is in the list and not live yet. One attempt spans it, so any invalidation meanwhile fails
         the add.
         """
+        extents: list[Extent] = untracked([])
         try:
             attempt = self._regions.begin_whole(region)
             try:
-                extents = await self._resolve_whole(region)
+                await self._resolve_whole(region, extents)
                 answer = await self._regions.commit(attempt, extents)
                 if attempt.stale:
                     raise _unpopulated(region, "its memory was invalidated meanwhile")
@@ -135,6 +138,8 @@ class FaultHandler:
             with trio.CancelScope(shield=True):
                 await self._regions.remove(region)
             raise
+        finally:
+            await long_lists.free(extents)
 
     async def _try(self, attempt: Attempt, deadline: float) -> Answer | None:
         """One round; None if the attempt went stale, which leaves even a negative result undecided."""
@@ -165,8 +170,8 @@ class FaultHandler:
             return replace(extent, io=await self._address_space.is_io(page))
         return extent
 
-    async def _resolve_whole(self, region: Region) -> list[Extent]:
-        extents: list[Extent] = []
+    async def _resolve_whole(self, region: Region, extents: list[Extent]) -> None:
+        """Append what backs the region."""
         page = region.uaddrs.start
         while page < region.uaddrs.end:
             try:
@@ -180,7 +185,6 @@ class FaultHandler:
             extents.append(extent)
             page = extent.uaddrs.end
             await give_way()
-        return extents
 
 
 class _timed:  # lower case, because it is used like a function: `with _timed(histogram)`

@@ -21,9 +21,11 @@ from intercept_protocol.text import sentence
 from interceptd.eager_lock import EagerLock
 from interceptd.errors import PartitionLost
 from interceptd.hypervisor import Hypervisor, HypervisorError
+from interceptd.memory import long_lists
 from interceptd.memory.region import Region
 from interceptd.pages.counted_range_map import CountedRangeMap
 from interceptd.pages.mapping import Mapping, join
+from interceptd.pages.untracked import untracked
 from interceptd.quota import Quota
 from interceptd.scheduling.time_share import give_way_shielded
 
@@ -81,21 +83,23 @@ class GuestMappings:
         Beyond the deadline the rest is left, and what is mapped stays.
         """
         assert self.lock.is_mine
-        made: list[Mapping] = []
-        for part in self._in_parts(wanted):
-            for gap in self._gaps(part):
-                if made:
-                    await give_way_shielded()
-                try:
+        made: list[Mapping] = untracked([])
+        try:
+            for part in self._in_parts(wanted):
+                for gap in self._gaps(part):
+                    if made:
+                        await give_way_shielded()
                     await self._map(region, gap)
-                except HypervisorError as error:
-                    log.warning("map_refused", region=str(region.gfns), error=str(error))
-                    await self._undo(region, made, deadline)
-                    raise
-                made.append(gap)
-                if trio.current_time() > deadline:
-                    return len(made)
-        return len(made)
+                    made.append(gap)
+                    if trio.current_time() > deadline:
+                        return len(made)
+            return len(made)
+        except HypervisorError as error:
+            log.warning("map_refused", region=str(region.gfns), error=str(error))
+            await self._undo(region, made, deadline)
+            raise
+        finally:
+            await long_lists.free(made)
 
     async def map_no_access(self, region: Region) -> None:
         """NO_ACCESS over a whole new region. Raises `HypervisorError`."""

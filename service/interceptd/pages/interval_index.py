@@ -11,16 +11,15 @@ whatever ranges are stored. There are at most 52 classes.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Iterator
 from itertools import takewhile
-from operator import attrgetter
 from typing import Generic, TypeVar
 
 import msgspec
 
 from intercept_protocol.addresses import PageRange
 from interceptd.pages.ordered_map import OrderedMap
+from interceptd.pages.sorted_chunks import SortedChunks
 
 Value = TypeVar("Value")
 
@@ -48,7 +47,8 @@ class IntervalIndex(Generic[Value]):
         if held is None:
             members[centre] = entry
         elif isinstance(held, _Entry):
-            members[centre] = _Crowd(held, entry)
+            crowd = members[centre] = _Crowd(SortedChunks.of(held), SortedChunks.of(held))
+            crowd.add(entry)
         else:
             held.add(entry)
         self._size += 1
@@ -60,7 +60,7 @@ class IntervalIndex(Generic[Value]):
         held = members.pop(centre)
         if isinstance(held, _Crowd):
             held.remove(pages, alias)
-            members[centre] = held if len(held.by_start) > 1 else held.by_start[0]
+            members[centre] = held.by_start.only or held
         else:
             assert (held.start, held.end, held.alias) == (pages.start, pages.end, alias), "it was added"
             if not members:
@@ -90,32 +90,35 @@ class _Entry(msgspec.Struct, Generic[Value], frozen=True, gc=False):
     value: Value
 
 
-_by_start = attrgetter("start", "end", "alias")
-_by_end = attrgetter("end", "start", "alias")
+Key = tuple[int, int, int]
 
 
-class _Crowd(Generic[Value]):
+def _by_start(entry: _Entry[Value]) -> Key:
+    return entry.start, entry.end, entry.alias
+
+
+def _by_end(entry: _Entry[Value]) -> Key:
+    return entry.end, entry.start, entry.alias
+
+
+class _Crowd(msgspec.Struct, Generic[Value], eq=False, gc=False):
     """The ranges of one class and centre where there are several. Most centres have one, without a crowd."""
 
-    __slots__ = ("by_end", "by_start")
-
-    def __init__(self, *entries: _Entry[Value]) -> None:
-        self.by_start = sorted(entries, key=_by_start)
-        self.by_end = sorted(entries, key=_by_end)
+    by_start: SortedChunks[_Entry[Value], Key]
+    by_end: SortedChunks[_Entry[Value], Key]
 
     def add(self, entry: _Entry[Value]) -> None:
-        insort(self.by_start, entry, key=_by_start)
-        insort(self.by_end, entry, key=_by_end)
+        self.by_start.add(entry, _by_start)
+        self.by_end.add(entry, _by_end)
 
     def remove(self, pages: PageRange, alias: int) -> None:
         start, end = pages.start, pages.end
-        entry = self.by_start.pop(bisect_left(self.by_start, (start, end, alias), key=_by_start))
-        assert (entry.start, entry.end, entry.alias) == (start, end, alias), "it was added"
-        del self.by_end[bisect_left(self.by_end, (end, start, alias), key=_by_end)]
+        self.by_start.remove((start, end, alias), _by_start)
+        self.by_end.remove((end, start, alias), _by_end)
 
     def overlapping(self, start: int, end: int) -> Iterator[Value]:
         """Meets at most one range that does not overlap."""
-        if self.by_start[-1].start < end:
+        if self.by_start.last.start < end:
             for entry in reversed(self.by_end):
                 if entry.end <= start:
                     return

@@ -3,7 +3,8 @@
 Owns the order. Must not know what the values mean. Keys are stored in chunks of up to `CHUNK`; a look-up
 bisects the first keys of the chunks, then one chunk. sortedcontainers' SortedDict answers the query only by
 `irange`, a generator, which is slower. Keys are packed integers instead of objects, each of which would cost
-a cache miss. An edit costs O(log n) and a move within a chunk. `make bench-scale` measures look-ups.
+a cache miss. An edit costs O(log n) and a move within a chunk. `make bench-scale` measures look-ups. The
+garbage collector does not see the values: see `untracked`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import Generic, TypeVar
+
+from interceptd.pages.untracked import untracked
 
 CHUNK = 512
 """Entries at which a chunk is split. A million entries make 2,000 to 4,000 chunks, so a split moves up to 32
@@ -116,7 +119,7 @@ class OrderedMap(Generic[Value]):
     def _put_in_chunk(self, at: int, keys: array[int], values: list[Value]) -> None:
         self._firsts.insert(at, keys[0])
         self._keys.insert(at, keys)
-        self._values.insert(at, values)
+        self._values.insert(at, untracked(values))
 
     def _join_with_neighbour(self, chunk: int) -> None:
         """Merge a short chunk with a neighbour if both fit into one, so that chunks stay few."""
