@@ -6,12 +6,15 @@ from __future__ import annotations
 import gc
 
 import pytest
+import trio
+import trio.testing
 
 from fakes.model_partition import ModelPartition
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import Vma
+from interceptd.collector import FEW, PERIOD, collect_while_few
 from interceptd.memory.fault_handler import Fault
 from interceptd.memory.region import KindOrigin, Region
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame, Mapping
@@ -62,3 +65,26 @@ async def test_a_pass_of_the_garbage_collector_visits_no_region_mapping_or_vma(
     model.hypervisor.events.clear()  # what the fakes remember
     model.address_space.extents.clear()
     assert visited() - before < many // 8
+
+
+@pytest.mark.parametrize(("connections", "passes"), [(FEW, 3), (FEW + 1, 0)])
+async def test_a_full_pass_is_made_once_a_period_and_only_while_few_are_connected(
+    connections: int, passes: int
+) -> None:
+    made = []
+    with trio.move_on_after(3.5 * PERIOD):
+        await collect_while_few(lambda: connections, lambda: made.append(trio.current_time()))
+    assert len(made) == passes
+
+
+async def test_no_client_makes_the_collector_pass_over_everything() -> None:
+    """However many objects there are."""
+    before = gc.get_threshold()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(collect_while_few, lambda: 0)
+        await trio.testing.wait_all_tasks_blocked()
+        made = gc.get_stats()[2]["collections"]
+        kept: list[list[object]] = [[] for _ in range(400_000)]
+        assert gc.get_stats()[2]["collections"] == made, f"with {len(kept)} more objects"
+        nursery.cancel_scope.cancel()
+    assert gc.get_threshold() == before
