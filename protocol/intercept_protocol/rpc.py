@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Container
+from copy import copy
 from typing import Final, NamedTuple
 
 import msgpack
@@ -97,11 +98,11 @@ class Receiver:
     def next_message(self) -> Message | None:
         """The next whole message, or None until more bytes arrive. Raises `ProtocolViolation`."""
         if self._violation is not None:
-            raise self._violation
+            raise copy(self._violation)
         try:
             return self._next_message()
         except ProtocolViolation as violation:
-            self._violation = violation
+            self._violation = copy(violation)  # without the traceback, which leads back here: a cycle
             self._buffer.clear()
             raise
 

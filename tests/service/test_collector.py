@@ -4,13 +4,17 @@ numerous."""
 from __future__ import annotations
 
 import gc
+from collections.abc import Awaitable, Callable
+from types import FrameType
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import ModelPartition
+from fakes.served import Served, serving
 from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import Vma
@@ -82,9 +86,89 @@ async def test_no_client_makes_the_collector_pass_over_everything() -> None:
     before = gc.get_threshold()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(collect_while_few, lambda: 0)
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         made = gc.get_stats()[2]["collections"]
         kept: list[list[object]] = [[] for _ in range(400_000)]
         assert gc.get_stats()[2]["collections"] == made, f"with {len(kept)} more objects"
         nursery.cancel_scope.cancel()
     assert gc.get_threshold() == before
+
+
+# ------------------------------------------------ cycles: the end of a session leaves none
+
+
+async def an_operator_leaves_and_has_not_read_all(served: Served) -> None:
+    operator = await served.operator()
+    await operator.ask("subscribe", events=["partition_created"])
+    await served.guest()
+    await wait_all_tasks_blocked()
+
+
+async def a_vmm_leaves(served: Served) -> None:
+    guest = await served.guest()
+    await served.vp(guest)
+    await served.notifier(guest)
+    guest.vmm.close()
+
+
+async def a_vmm_sends_rubbish(served: Served) -> None:
+    guest = await served.guest()
+    await guest.vmm.send(RUBBISH)
+    await guest.vmm.last_words()
+
+
+async def a_vp_sends_rubbish(served: Served) -> None:
+    vp = await served.vp(await served.guest())
+    await vp.send(RUBBISH)
+    await vp.last_words()
+
+
+async def rubbish_comes_for_a_hello(served: Served) -> None:
+    peer = await served.connect()
+    await peer.send(RUBBISH)
+    await peer.last_words()
+
+
+async def a_request_is_refused(served: Served) -> None:
+    guest = await served.guest()
+    with pytest.raises(WireError):
+        await guest.vmm.ask("kick", vp_index=7)
+
+
+RUBBISH = b"\xc1" * 300
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        an_operator_leaves_and_has_not_read_all,
+        a_vmm_leaves,
+        a_vmm_sends_rubbish,
+        a_vp_sends_rubbish,
+        rubbish_comes_for_a_hello,
+        a_request_is_refused,
+    ],
+)
+async def test_an_end_leaves_no_garbage_for_a_full_pass(act: Callable[[Served], Awaitable[None]]) -> None:
+    async with serving() as served:
+        gc.collect()
+        gc.disable()
+        try:
+            await act(served)
+            for peer in served.peers:
+                peer.close()
+            await wait_all_tasks_blocked()
+            assert not served.daemon.dispatcher.admission.connections
+            assert not daemons_frames_in_cycles()
+        finally:
+            gc.enable()
+
+
+def daemons_frames_in_cycles() -> set[str]:
+    """The functions of the daemon whose frames only the collector can free."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    gc.collect()
+    gc.set_debug(0)
+    code = [found.f_code for found in gc.garbage if isinstance(found, FrameType)]
+    gc.garbage.clear()
+    return {part.co_qualname for part in code if "interceptd" in part.co_filename}

@@ -132,7 +132,10 @@ class Partition:
             log.info("partition_ended", intercepts=self.answers.total())
             self.event_bus.publish(events.PartitionEnded(intercepts=self.answers.total()))
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # whose traceback leads back here: a cycle
 
     def end(self) -> None:
         """Begin the partition's end; `run` returns when it is over."""

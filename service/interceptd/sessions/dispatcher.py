@@ -122,7 +122,10 @@ class Dispatcher:
         finally:
             self._event_bus.unsubscribe(subscription)
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # whose traceback leads back here: a cycle
 
     async def _serve_vmm(self, handshake: Handshake, hello: HelloVmm) -> None:
         """Serve a VMM that has no partition yet, and then the partition that it creates, to its end."""
