@@ -57,6 +57,7 @@ PIECES = 64
 FREE = 1 << 30
 """A page that nothing lies behind."""
 COLLECTION = "a full pass of the garbage collector"
+"""Which the daemon makes while few are connected."""
 BATCH = 256
 """Pages that are filled before the daemon's other tasks run."""
 
@@ -205,7 +206,6 @@ def operators_requests(bench: Bench, partition_id: int) -> None:
         bench.row("subscribe", partial(operator.subscribe, list(EventName)))
     bench.row("scrape", partial(scrape, bench.path.with_name("metrics.sock")))
     bench.row("reload", partial(bench.run, partial(bench.reloader.reload, bench.daemon.status)))
-    bench.row(COLLECTION, partial(bench.run, collect))
 
 
 def scrape(path: Path) -> None:
@@ -271,6 +271,7 @@ def one_region(bench: Bench, most: int) -> None:
         bench.section(f"one region of {most:,} pages, a VMA and a mapping for each")
         gfns = GfnRange(start=0, end=most)
         bench.row("add_region in the way", partial(add, client, gfns, everything))
+        bench.row(COLLECTION, partial(bench.run, collect))
         with BlockingNotifier.open(bench.path, credentials) as notifier:
             bench.row("invalidate of everything", partial(notifier.invalidate, everything))
         bench.run(partial(touch, partition, most))

@@ -22,6 +22,7 @@ from interceptd.collector import FEW, PERIOD, collect_while_few
 from interceptd.memory.fault_handler import Fault
 from interceptd.memory.region import KindOrigin, Region
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame, Mapping
+from interceptd.pages.ordered_map import CHUNK, OrderedMap
 
 UADDRS = UaddrRange(start=7, end=9)
 FRAME = Frame(HOST_BACKING, 70)
@@ -52,6 +53,15 @@ def visited() -> int:
     return sum(
         str(type(kept).__module__).startswith("interceptd.") and not gc.is_tracked(kept) for kept in referents
     )
+
+
+def test_a_pass_of_the_garbage_collector_visits_no_chunk_of_a_map() -> None:
+    chunks: OrderedMap[int] = OrderedMap()
+    for key in range(4 * CHUNK):
+        chunks[key] = key
+    kept = (chunks._keys, chunks._values, *chunks._keys, *chunks._values)
+    assert len(kept) > 2 * 4
+    assert not any(map(gc.is_tracked, kept))
 
 
 @pytest.mark.parametrize("aliases", [1, 2, 1000])

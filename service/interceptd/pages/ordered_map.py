@@ -29,8 +29,8 @@ class OrderedMap(Generic[Value]):
 
     def __init__(self) -> None:
         self._firsts = array("Q")  # the first key of each chunk; no chunk is empty
-        self._keys: list[array[int]] = []
-        self._values: list[list[Value]] = []
+        self._keys: list[array[int]] = untracked([])
+        self._values: list[list[Value]] = untracked([])
         self._size = 0
 
     def __len__(self) -> int:
@@ -118,7 +118,7 @@ class OrderedMap(Generic[Value]):
 
     def _put_in_chunk(self, at: int, keys: array[int], values: list[Value]) -> None:
         self._firsts.insert(at, keys[0])
-        self._keys.insert(at, keys)
+        self._keys.insert(at, untracked(keys))
         self._values.insert(at, untracked(values))
 
     def _join_with_neighbour(self, chunk: int) -> None:
