@@ -19,6 +19,8 @@ from interceptd.pages.untracked import untracked
 CHUNK = 512
 """Entries at which a chunk is split. A million entries make 2,000 to 4,000 chunks, so a split moves up to 32
 KiB of first keys, at most once in 256 edits."""
+MANY = 16
+"""Entries from which on the garbage collector does not see the chunks: to hide them takes 1 us."""
 Value = TypeVar("Value")
 
 
@@ -29,8 +31,8 @@ class OrderedMap(Generic[Value]):
 
     def __init__(self) -> None:
         self._firsts = array("Q")  # the first key of each chunk; no chunk is empty
-        self._keys: list[array[int]] = untracked([])
-        self._values: list[list[Value]] = untracked([])
+        self._keys: list[array[int]] = []
+        self._values: list[list[Value]] = []
         self._size = 0
 
     def __len__(self) -> int:
@@ -82,8 +84,12 @@ class OrderedMap(Generic[Value]):
         keys.insert(at, key)
         values.insert(at, value)
         self._size += 1
+        if self._size == MANY:
+            for kept in (self._keys, self._values, keys, values):
+                untracked(kept)
         if len(keys) > CHUNK:
-            self._put_in_chunk(chunk + 1, keys[CHUNK // 2 :], values[CHUNK // 2 :])
+            behind = untracked(keys[CHUNK // 2 :]), untracked(values[CHUNK // 2 :])
+            self._put_in_chunk(chunk + 1, *behind)
             del keys[CHUNK // 2 :], values[CHUNK // 2 :]
 
     def pop(self, key: int) -> Value:
@@ -118,8 +124,8 @@ class OrderedMap(Generic[Value]):
 
     def _put_in_chunk(self, at: int, keys: array[int], values: list[Value]) -> None:
         self._firsts.insert(at, keys[0])
-        self._keys.insert(at, untracked(keys))
-        self._values.insert(at, untracked(values))
+        self._keys.insert(at, keys)
+        self._values.insert(at, values)
 
     def _join_with_neighbour(self, chunk: int) -> None:
         """Merge a short chunk with a neighbour if both fit into one, so that chunks stay few."""
