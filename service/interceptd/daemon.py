@@ -20,7 +20,6 @@ from intercept_protocol import messages
 from intercept_protocol.events import DrainStarted
 from intercept_protocol.messages import PROTOCOL_VERSION, AddressSpaceKind, Architecture, HypervisorKind
 from interceptd import __version__
-from interceptd.collector import collect_while_few
 from interceptd.config.live import Settings
 from interceptd.config.schema import Config
 from interceptd.connections.accept import accept_forever
@@ -105,7 +104,6 @@ class Daemon:
         ):
             async with trio.open_nursery() as connections:
                 connections.start_soon(self.dispatcher.watch.run)
-                connections.start_soon(collect_while_few, lambda: self.dispatcher.admission.connections)
                 async with trio.open_nursery() as listeners:
                     for endpoint, listener in (
                         (Endpoint.VMM, vmm_socket),

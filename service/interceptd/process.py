@@ -1,4 +1,4 @@
-"""The process around the daemon: signals, and reading the configuration again on SIGHUP.
+"""The process around the daemon: signals, reading the configuration again on SIGHUP, the garbage collector.
 
 Owns what each signal does, the exit status after one, and the order of a reload. A configuration that cannot
 be used changes nothing. Must not know sockets, partitions or any configuration key.
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import structlog
 import trio
 
+from interceptd.collector import collect_while_few
 from interceptd.config.live import Settings
 from interceptd.config.schema import Config
 from interceptd.config.sources import ConfigError
@@ -90,6 +91,7 @@ async def run_until_signalled(daemon: Daemon, reloader: Reloader) -> int:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(end, nursery.cancel_scope)
         nursery.start_soon(reload)
+        nursery.start_soon(collect_while_few, lambda: daemon.dispatcher.admission.connections)
         try:
             await daemon.run()
         except ListenError as error:  # carried out of the nursery, which would wrap it in a group
