@@ -11,7 +11,6 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from fakes.model_partition import ModelPartition
 from fakes.served import Served, serving
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
@@ -19,10 +18,9 @@ from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import Vma
 from interceptd.collector import FEW, PERIOD, collect_while_few
-from interceptd.memory.fault_handler import Fault
+from interceptd.connections.tenants import OBJECTS_PER_CONNECTION
 from interceptd.memory.region import KindOrigin, Region
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame, Mapping
-from interceptd.pages.ordered_map import CHUNK, OrderedMap
 
 UADDRS = UaddrRange(start=7, end=9)
 FRAME = Frame(HOST_BACKING, 70)
@@ -46,49 +44,26 @@ def test_numerous_objects_of_a_partition_are_untracked_by_the_garbage_collector(
     assert not gc.is_tracked(kept)
 
 
-def visited() -> int:
-    """How many of the daemon's untracked objects a full pass looks at, each as often as it does."""
-    gc.collect()
-    referents = (kept for tracked in gc.get_objects() for kept in gc.get_referents(tracked))
-    return sum(
-        str(type(kept).__module__).startswith("interceptd.") and not gc.is_tracked(kept) for kept in referents
-    )
-
-
-def test_a_pass_of_the_garbage_collector_visits_no_chunk_of_a_map() -> None:
-    chunks: OrderedMap[int] = OrderedMap()
-    for key in range(4 * CHUNK):
-        chunks[key] = key
-    kept = (chunks._keys, chunks._values, *chunks._keys, *chunks._values)
-    assert len(kept) > 2 * 4
-    assert not any(map(gc.is_tracked, kept))
-
-
-@pytest.mark.parametrize("aliases", [1, 2, 1000])
-async def test_a_pass_of_the_garbage_collector_visits_no_region_mapping_or_vma(
-    model: ModelPartition, aliases: int
-) -> None:
-    before = visited()
-    many = 2000
-    for page in range(many):
-        await model.map_vma(page, 1, 2 * page)
-    for gfn in range(many):
-        await model.add_region(gfn, 1, gfn // aliases)
-        await model.faults.handle(Fault(gfn, Access.READ, None), lambda: None)
-    assert model.hypervisor.counters().mapped_gfns == many
-    model.hypervisor.events.clear()  # what the fakes remember
-    model.address_space.extents.clear()
-    assert visited() - before < many // 8
-
-
-@pytest.mark.parametrize(("connections", "passes"), [(FEW, 3), (FEW + 1, 0)])
-async def test_a_full_pass_is_made_once_a_period_and_only_while_few_are_connected(
-    connections: int, passes: int
+@pytest.mark.parametrize(("kept", "passes"), [(FEW, 3), (FEW + 1, 0)])
+async def test_a_full_pass_is_made_once_a_period_and_only_while_few_objects_are_kept(
+    kept: int, passes: int
 ) -> None:
     made = []
     with trio.move_on_after(3.5 * PERIOD):
-        await collect_while_few(lambda: connections, lambda: made.append(trio.current_time()))
+        await collect_while_few(lambda: kept, lambda: made.append(trio.current_time()))
     assert len(made) == passes
+
+
+async def test_connections_regions_mappings_and_vmas_count_as_objects_kept() -> None:
+    async with serving() as served:
+        tenants = served.daemon.dispatcher.admission.tenants
+        guest = await served.guest()
+        vp = await served.vp(guest)
+        alone = tenants.kept_objects
+        assert alone == 2 * OBJECTS_PER_CONNECTION
+        await served.mmio(guest)
+        await vp.intercept(0x100)
+        assert tenants.kept_objects == alone + 3
 
 
 async def test_no_client_makes_the_collector_pass_over_everything() -> None:

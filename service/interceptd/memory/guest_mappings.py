@@ -25,7 +25,6 @@ from interceptd.memory import long_lists
 from interceptd.memory.region import Region
 from interceptd.pages.counted_range_map import CountedRangeMap
 from interceptd.pages.mapping import Mapping, join
-from interceptd.pages.untracked import untracked
 from interceptd.quota import Quota
 from interceptd.scheduling.time_share import give_way_shielded
 
@@ -83,7 +82,7 @@ class GuestMappings:
         Beyond the deadline the rest is left, and what is mapped stays.
         """
         assert self.lock.is_mine
-        made: list[Mapping] = untracked([])
+        made: list[Mapping] = []
         try:
             for part in self._in_parts(wanted):
                 for gap in self._gaps(part):

@@ -3,8 +3,7 @@
 Owns the order. Must not know what the values mean. Keys are stored in chunks of up to `CHUNK`; a look-up
 bisects the first keys of the chunks, then one chunk. sortedcontainers' SortedDict answers the query only by
 `irange`, a generator, which is slower. Keys are packed integers instead of objects, each of which would cost
-a cache miss. An edit costs O(log n) and a move within a chunk. `make bench-scale` measures look-ups. The
-garbage collector does not see the values: see `untracked`.
+a cache miss. An edit costs O(log n) and a move within a chunk. `make bench-scale` measures look-ups.
 """
 
 from __future__ import annotations
@@ -14,13 +13,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-from interceptd.pages.untracked import untracked
-
 CHUNK = 512
 """Entries at which a chunk is split. A million entries make 2,000 to 4,000 chunks, so a split moves up to 32
 KiB of first keys, at most once in 256 edits."""
-MANY = 16
-"""Entries from which on the garbage collector does not see the chunks: to hide them takes 1 us."""
 Value = TypeVar("Value")
 
 
@@ -84,12 +79,8 @@ class OrderedMap(Generic[Value]):
         keys.insert(at, key)
         values.insert(at, value)
         self._size += 1
-        if self._size == MANY:
-            for kept in (self._keys, self._values, keys, values):
-                untracked(kept)
         if len(keys) > CHUNK:
-            behind = untracked(keys[CHUNK // 2 :]), untracked(values[CHUNK // 2 :])
-            self._put_in_chunk(chunk + 1, *behind)
+            self._put_in_chunk(chunk + 1, keys[CHUNK // 2 :], values[CHUNK // 2 :])
             del keys[CHUNK // 2 :], values[CHUNK // 2 :]
 
     def pop(self, key: int) -> Value:

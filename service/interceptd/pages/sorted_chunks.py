@@ -1,7 +1,8 @@
 """A sorted sequence that may get very long: an edit moves what lies in one chunk, and not all that follows.
 
 Owns the order. Must not know what the items are: the caller passes in the key by which they are sorted,
-always the same one. In one list, an edit among a million items would move 8 MB.
+always the same one. In one list, an edit among a million items would move 8 MB. sortedcontainers' SortedKeyList
+takes 0.8 KiB for two items, of which there are many.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import msgspec
-
-from interceptd.pages.untracked import untracked
 
 CHUNK = 512
 """Items at which a chunk is split."""
@@ -28,7 +27,7 @@ class SortedChunks(msgspec.Struct, Generic[Item, Key], eq=False, gc=False):
 
     @classmethod
     def of(cls, item: Item) -> SortedChunks[Item, Key]:
-        return cls(untracked([untracked([item])]))
+        return cls([[item]])
 
     def __iter__(self) -> Iterator[Item]:
         for chunk in self._chunks:
@@ -54,7 +53,7 @@ class SortedChunks(msgspec.Struct, Generic[Item, Key], eq=False, gc=False):
         chunk = self._chunks[at]
         chunk.insert(bisect_left(chunk, wanted, key=key), item)
         if len(chunk) > CHUNK:
-            self._chunks.insert(at + 1, untracked(chunk[CHUNK // 2 :]))
+            self._chunks.insert(at + 1, chunk[CHUNK // 2 :])
             del chunk[CHUNK // 2 :]
 
     def remove(self, wanted: Key, key: Callable[[Item], Key]) -> None:
