@@ -1,8 +1,8 @@
 """A sorted sequence that may get very long: an edit moves what lies in one chunk, and not all that follows.
 
 Owns the order. Must not know what the items are: the caller passes in the key by which they are sorted,
-always the same one. In one list, an edit among a million items would move 8 MB. sortedcontainers' SortedKeyList
-takes 0.8 KiB for two items, of which there are many.
+always the same one. In one list, an edit among a million items would move 8 MB; there are many sequences of
+two items, for which sortedcontainers' SortedKeyList takes 0.8 KiB.
 """
 
 from __future__ import annotations
