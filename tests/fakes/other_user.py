@@ -5,12 +5,14 @@ Owns the child that gives up its privileges; needs root, or CAP_SETUID.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
+from fakes.as_user import PR_SET_DUMPABLE
 from fakes.eventually import PATIENCE
 
 T = TypeVar("T")
@@ -24,13 +26,15 @@ def as_uid(
     with ProcessPoolExecutor(
         1,
         mp_context=multiprocessing.get_context("fork"),
-        initializer=_become,
+        initializer=become,
         initargs=(uid, uid if gid is None else gid, groups),
     ) as child:
         return child.submit(act, *arguments).result(PATIENCE)
 
 
-def _become(uid: int, gid: int, groups: Sequence[int]) -> None:
+def become(uid: int, gid: int, groups: Sequence[int] = ()) -> None:
+    """Give up root in this process, whose files in /proc are the new user's as after an exec."""
     os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)
