@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from itertools import chain
 
 import structlog
 import trio
@@ -60,7 +61,7 @@ class MetricsEndpoint:
         seen = await self._observer.observe()
         process = await trio.to_thread.run_sync(_collected, self._process)
         text = []
-        for family in (*families(seen), *process):
+        for family in chain(families(seen), process):
             text.append(generate_latest(_SingleFamily(family)))
             await trio.lowlevel.checkpoint()
         return Page(200, b"".join(text), CONTENT_TYPE_PLAIN_0_0_4)
