@@ -94,7 +94,7 @@ class Connection:
     def close(self) -> None:
         """Close at once; idempotent. A task that waits on the socket gets `ConnectionGone`.
 
-        If there are unread descriptors, a thread closes the socket, and them with it.
+        If there are unread descriptors, a thread closes the socket, and them with it, however long that takes.
         """
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
@@ -102,7 +102,8 @@ class Connection:
                 self.tenant.charge(self._descriptors.received)
             self._descriptors.close()
             with suppress(OSError):  # it is broken
-                self._socket.shutdown(socket.SHUT_RD)  # nothing can come any more
+                # Nothing can come any more, and the peer reads the end behind our last message.
+                self._socket.shutdown(socket.SHUT_RDWR)
             if read_rest(self._socket):
                 self.tenant.closer.close_connection(self._socket.detach())
             else:
