@@ -20,10 +20,14 @@ from fakes.daemon_process import DaemonProcess
 from fakes.raw_client import READ, Connect, RawConnection, Refusal, intercept_message, request
 from fakes.raw_vmm import GFN, RawVmm
 from fakes.rude_peers import send_slow_to_close, send_with_descriptors, slow_to_close, stopped
+from fakes.silent_fuse import silent_file
 from fakes.witness import Witness
 
 MORE_THAN_ARE_ACCEPTED_MEANWHILE = 40
 """Connections: until it has acted on a signal, the daemon accepts one in each of a few rounds of its loop."""
+needs_fuse = pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/dev/fuse").exists(), reason="only root can mount FUSE, with /dev/fuse"
+)
 MOST = 253
 """SCM_MAX_FD: the kernel passes no more with one message."""
 ATTACH = request("attach_memory", {})
@@ -79,6 +83,28 @@ def test_slow_to_close_descriptors_block_no_other_even_if_not_received(
         daemon.signal(signal.SIGCONT)
         assert witness.serve() == Witness.SERVED
         assert refused_at_once.receive()[:2] == [1, 0]
+
+
+@needs_fuse
+def test_a_file_whose_fuse_server_answers_nothing_blocks_no_other(tmp_path: Path) -> None:
+    """Whatever examines it waits, and so does each close, which not even SIGKILL ends."""
+    launch, environment = before_passrights.LAUNCH, before_passrights.ENVIRONMENT
+    with (
+        DaemonProcess(tmp_path, launch=launch, environment=environment) as daemon,
+        Witness(daemon.wait_serving().socket) as witness,
+        RawVmm(daemon.socket, address_space="process") as live,
+        silent_file() as file,
+    ):
+        live.connection.send(request("attach_memory", {"promise_begin_end": True}), [file])
+        vp = witness.vp(1)
+        error = None
+        while error is None:
+            vp.send(request("intercept", intercept_message(GFN - 1, READ)), [file])
+            error = vp.receive()[2]
+        assert (error[1], vp.receive_all()) == ("ENOSPC", [])
+        assert witness.serve() == Witness.SERVED
+        assert len(os.listdir(f"/proc/{daemon.pid}/task")) < 10
+        assert not live.connection.is_readable()
 
 
 def test_slow_to_close_descriptors_that_nobody_accepted_do_not_hold_up_the_end(tmp_path: Path) -> None:

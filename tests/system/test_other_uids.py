@@ -21,7 +21,7 @@ from fakes.daemon_process import DaemonProcess
 from fakes.eventually import PATIENCE
 from fakes.other_user import as_uid
 from fakes.puppet import ENVIRONMENT
-from fakes.raw_client import RawConnection, Refusal
+from fakes.raw_client import RawConnection, Refusal, request
 from fakes.raw_vmm import MODEL, WHOLE_MEMORY, RawVmm
 from fakes.witness import Witness
 from interceptctl.cli import main
@@ -87,6 +87,14 @@ def fill_up(path: Path) -> Refusal:
 def ask_as_vmm(path: Path, method: str, fields: dict[str, object]) -> Refusal:
     with RawVmm(path) as vmm:
         return vmm.connection.refusal(method, fields)
+
+
+def create_partition_over(inherited: int) -> None:
+    with socket.socket(fileno=os.dup(inherited)) as given:
+        given.setblocking(True)
+        for method, fields in (("hello", {"protocol": 1, "role": "vmm"}), ("create_partition", MODEL)):
+            given.sendall(request(method, fields))
+            assert given.recv(4096)
 
 
 def exhaust_the_pace(path: Path) -> int:
@@ -204,6 +212,17 @@ def test_a_tenant_cannot_query_anothers_partition(daemon: DaemonProcess, vmm: Ra
 def test_a_tenant_cannot_be_an_operator_on_the_vmm_socket(daemon: DaemonProcess, vmm: RawVmm) -> None:
     refusal = as_uid(TENANT, join, daemon.socket, {"protocol": 1, "role": "operator"})
     assert (refusal.name, vmm.ask("statistics")["vps"]) == ("EACCES", 0)
+
+
+def test_a_connection_that_another_uids_process_was_given_is_its_creators(
+    daemon: DaemonProcess, witness: Witness
+) -> None:
+    """SO_PEERCRED is that of connect(2): the process that holds the socket acts for the uid that made it."""
+    with RawConnection(daemon.socket) as given:
+        as_uid(TENANT, create_partition_over, given.fileno())
+        partitions = daemon.operator().ask("list_partitions")["partitions"]
+        assert [each["uid"] for each in partitions] == [0, 0]
+    assert witness.serve() == Witness.SERVED
 
 
 def test_a_tenant_at_its_rate_limit_delays_no_other(daemon: DaemonProcess, witness: Witness) -> None:

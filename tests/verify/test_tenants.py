@@ -70,8 +70,9 @@ def good_vp(daemon: DaemonProcess) -> Iterator[GoodVp]:
 
 def beside(
     daemon: DaemonProcess, vp: GoodVp, attack: Attack, meanwhile: Callable[[], object] = lambda: None
-) -> None:
-    """Measure before the attack and during it, in which `meanwhile` is called once; judge, and print."""
+) -> bool:
+    """Whether it is served as before. Measures before the attack and during it, in which `meanwhile` is
+    called once, and prints the figures."""
     with HostileTenant(attack, daemon.socket, TENANT) as hostile:
         assert hostile.go_on()
         long_before = long_steps(daemon)
@@ -85,7 +86,7 @@ def beside(
     [before_it], [beside_it] = before, during
     new = long_steps(daemon)[len(long_before) :]
     print(f"\n{attack.__name__}: before {before_it}; with {beside_it}; CPU of long steps: {new}")
-    assert is_served_as_before(before_it, beside_it)
+    return is_served_as_before(before_it, beside_it)
 
 
 def is_served_as_before(before: Waits, beside: Waits) -> bool:
@@ -116,14 +117,14 @@ def long_steps(daemon: DaemonProcess) -> list[str]:
 def test_a_vp_is_served_beside_a_hostile_tenant(
     daemon: DaemonProcess, good_vp: GoodVp, attack: Attack
 ) -> None:
-    beside(daemon, good_vp, attack)
+    assert beside(daemon, good_vp, attack)
 
 
 @pytest.mark.parametrize("launch", [before_passrights.LAUNCH])
 def test_a_vp_is_served_beside_descriptors_with_every_intercept(
     daemon: DaemonProcess, good_vp: GoodVp
 ) -> None:
-    beside(daemon, good_vp, attacks.sends_descriptors)
+    assert beside(daemon, good_vp, attacks.sends_descriptors)
 
 
 def test_a_vp_is_served_while_an_operator_looks_at_many_mappings(
@@ -135,14 +136,14 @@ def test_a_vp_is_served_while_an_operator_looks_at_many_mappings(
                 daemon.vp_states(partition_id)
             scrape(directory / "metrics.sock")
 
-    beside(daemon, good_vp, attacks.has_many_mappings, look)
+    assert beside(daemon, good_vp, attacks.has_many_mappings, look)
 
 
 def test_a_tenant_that_is_refused_without_end_writes_its_share_of_the_log(
     daemon: DaemonProcess, good_vp: GoodVp
 ) -> None:
     before, began = len(daemon.log_text()), time.monotonic()
-    beside(daemon, good_vp, attacks.fills_the_log)
+    assert beside(daemon, good_vp, attacks.fills_the_log)
     written, seconds = len(daemon.log_text()) - before, time.monotonic() - began
     print(f"{written} bytes of log in {seconds:.1f} s")
     assert 0 < written < 1.5 * (BURST_SECONDS + seconds) * BYTES_PER_SECOND

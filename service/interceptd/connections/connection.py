@@ -94,7 +94,7 @@ class Connection:
     def close(self) -> None:
         """Close at once; idempotent. A task that waits on the socket gets `ConnectionGone`.
 
-        If there are unread descriptors, a thread closes the socket, and them with it, however long that takes.
+        If there are unread descriptors, a thread closes the socket, and them with it.
         """
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
