@@ -29,7 +29,7 @@ from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.partition import by_outcome
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.scheduling.step_monitor import StepMonitor
-from interceptd.scheduling.time_share import Turns
+from interceptd.scheduling.time_share import TimeShares
 from interceptd.sessions.dispatcher import Dispatcher
 from interceptd.sessions.handshake import Endpoint
 from interceptd.systemd.notify import ServiceManager
@@ -62,7 +62,7 @@ class Daemon:
         self._passed = passed
         self._manager = manager or ServiceManager()
         self.monitor = StepMonitor()
-        self._turns = Turns(self.monitor)
+        self._turns = TimeShares(self.monitor)
         self.dispatcher = Dispatcher(
             settings,
             PartitionFactory(settings, chaos, self.event_bus),

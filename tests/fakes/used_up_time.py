@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from interceptd.scheduling.step_monitor import StepMonitor, Usage
-from interceptd.scheduling.time_share import SHARE, SLICE_NS, Turns
+from interceptd.scheduling.time_share import SHARE, SLICE_NS, TimeShares
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def time_used_up_every(questions: int) -> Iterator[None]:
     """For the running task and those that it starts: each question takes a part of the slice."""
     ticks = itertools.count(0, SLICE_NS // questions + 1)
     monitor = StepMonitor(now=lambda: next(ticks), usage=lambda: Usage(0, 0, 0))
-    token = SHARE.set(Turns(monitor).share())
+    token = SHARE.set(TimeShares(monitor).share())
     with monitor.installed():
         yield
     SHARE.reset(token)

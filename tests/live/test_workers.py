@@ -16,7 +16,13 @@ from fakes.closers import closer, unclosed
 from fakes.eventually import PATIENCE, eventually
 from interceptd.address_space import Undecided
 from interceptd.address_space import workers as workers_module
-from interceptd.address_space.workers import WORKER_DESCRIPTORS, Abandoned, Workers, give_way, wait_for_turn
+from interceptd.address_space.workers import (
+    WORKER_DESCRIPTORS,
+    Abandoned,
+    Workers,
+    pause_if_due,
+    wait_for_turn,
+)
 from interceptd.connections.closer import Closer
 
 NAME = "workers of 7"
@@ -368,8 +374,8 @@ async def test_a_question_gives_way_once_its_step_is_over(
         turns.give()
 
     def long() -> str:
-        give_way()
-        give_way()
+        pause_if_due()
+        pause_if_due()
         return "answered"
 
     assert await taking_turns.ask(long) == "answered"
@@ -377,7 +383,7 @@ async def test_a_question_gives_way_once_its_step_is_over(
 
 
 def test_outside_of_a_worker_nothing_waits_for_a_turn() -> None:
-    give_way()
+    pause_if_due()
     assert wait_for_turn() is None  # type: ignore[func-returns-value]
 
 

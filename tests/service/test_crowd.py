@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -96,6 +98,7 @@ async def test_when_nobody_waits_any_more_nothing_is_left_and_it_may_begin_again
     pairs: Pairs, nursery: trio.Nursery
 ) -> None:
     watcher = Watcher(pairs)
+    gc.collect()  # other tests' epoll instances
     before = epolls(), trio.lowlevel.current_statistics().tasks_living
     for _ in range(2):
         async with trio.open_nursery() as waiting:
@@ -107,3 +110,28 @@ async def test_when_nobody_waits_any_more_nothing_is_left_and_it_may_begin_again
         assert (epolls(), trio.lowlevel.current_statistics().tasks_living) == before
         for ours, _ in pairs:
             ours.recv(1)
+
+
+async def test_without_an_epoll_instance_each_waits_by_itself(
+    pairs: Pairs, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the limit of open files."""
+
+    def refuse() -> None:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr("interceptd.connections.crowd.select.epoll", refuse)
+    watcher = Watcher(pairs)
+    async with trio.open_nursery() as waiting:
+        await watcher.wait_for_all(nursery, waiting)
+        for _, theirs in pairs:
+            theirs.send(b"x")
+    assert set(watcher.woken) == set(range(MANY))
+
+
+async def test_when_the_task_that_wakes_is_cancelled_all_go_on(pairs: Pairs) -> None:
+    watcher = Watcher(pairs)
+    async with trio.open_nursery() as waiting, trio.open_nursery() as nursery:
+        await watcher.wait_for_all(nursery, waiting)
+        nursery.cancel_scope.cancel()
+    assert set(watcher.woken) == set(range(MANY))

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 
 from interceptd.address_space import Undecided
 from interceptd.address_space.refusals import Call, Cause, cause_of
-from interceptd.address_space.workers import give_way
+from interceptd.address_space.workers import pause_if_due
 
 PIECE_BYTES = 1 << 16
 """More than the kernel's buffer (a page, or a longer record), so that a piece ends with a record."""
@@ -85,7 +85,7 @@ class ProcText:
         """
         if time.monotonic() > self._until:
             raise Undecided("the process takes too long to show its VMAs")
-        give_way()
+        pause_if_due()
         piece = self._pread(PIECE_BYTES, self._position)
         if not piece:
             self._require_mm()

@@ -3,8 +3,8 @@
 Owns the threads: few, started on demand, each with one question at a time. A thread whose question was
 abandoned takes no other, and ends once the kernel has answered. Must not know what is asked.
 
-A long question calls `give_way` between its system calls. The thread then stops until the trio thread, which
-has the interpreter meanwhile, finds that it is this question's turn.
+A long question calls `pause_if_due` between its system calls. The thread then stops until the trio thread,
+which has the interpreter meanwhile, finds that it is this question's turn.
 
 Cheaper than `trio.to_thread.run_sync` with a deadline: it does not look up a cached thread and rename it,
 copy a context, or pass the answer through another trio task.
@@ -39,7 +39,7 @@ class Abandoned(Exception):
     """Nobody waits for the answer any more."""
 
 
-def give_way() -> None:
+def pause_if_due() -> None:
     """In a worker, if the question has gone on for `STEP_SECONDS`: `wait_for_turn`."""
     if (worker := _Worker.of_this_thread()) is not None and time.monotonic() >= worker.step_ends:
         worker.wait_for_turn()

@@ -92,7 +92,7 @@ class Connection:
         self._descriptors.drop()
 
     def close(self) -> None:
-        """Close at once; idempotent. A task that waits on the socket gets `ConnectionGone`.
+        """Close at once; idempotent. Another task that waits on the socket by itself gets `ConnectionGone`.
 
         If there are unread descriptors, a thread closes the socket, and them with it.
         """
@@ -234,10 +234,8 @@ class Connection:
         One of them may be the peer's own end of this connection: holding it, we would never notice that the
         peer is gone.
         """
-        self.tenant.time_share.rest()
         if not self._descriptors.holds_any:
             await self._parked(self.tenant.wait_readable)
-            self.tenant.time_share.begin()
             return
         if self._rest_due is None:
             self._rest_due = trio.current_time() + REST_SECONDS

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import select
 import socket
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -25,40 +26,76 @@ class Crowd:
     """Holds an epoll instance and a task only while somebody waits."""
 
     def __init__(self) -> None:
-        self._waiting: dict[int, trio.lowlevel.Task] = {}
-        self._registered = 0
-        """Those that wait, and those that were woken and have not run yet."""
-        self._epoll: select.epoll | None = None
-        self._watching = trio.CancelScope()
+        self._watch: _Watch | None = None
 
     async def wait_readable(self, connection: socket.socket, nursery: trio.Nursery) -> None:
-        """Like trio's, for a connection that nobody closes meanwhile. `nursery` runs the task that wakes."""
-        descriptor = connection.fileno()
-        if self._epoll is None:
-            self._epoll, self._watching = select.epoll(), trio.CancelScope()
-            nursery.start_soon(self._watch, self._epoll, self._watching)
-        epoll = self._epoll
-        epoll.register(descriptor, READABLE)
-        self._registered += 1
+        """Like trio's, for a connection that nobody closes meanwhile. `nursery` runs the task that wakes.
+
+        If the system refuses an epoll instance, or the nursery ends, the connection waits by itself.
+        """
+        if self._watch is None or self._watch.over:
+            try:
+                self._watch = _Watch(select.epoll())
+            except OSError:
+                await trio.lowlevel.wait_readable(connection)
+                return
+            nursery.start_soon(self._watch.run)
+        watch = self._watch
+        try:
+            await watch.wait(connection.fileno())
+        finally:
+            if watch.leave(connection.fileno()) and self._watch is watch:
+                self._watch = None
+
+
+class _Watch:
+    """One epoll instance and its task, from the first that waits to the last."""
+
+    def __init__(self, epoll: select.epoll) -> None:
+        self.over = False
+        """Whether it wakes nobody any more."""
+        self._epoll = epoll
+        self._waiting: dict[int, trio.lowlevel.Task] = {}
+        self._inside: set[int] = set()
+        """Those that wait, and those that were woken and have not run yet."""
+        self._scope = trio.CancelScope()
+
+    async def run(self) -> None:
+        """Wake up a few per round, until the last one has left; if it ends earlier, all."""
+        try:
+            with self._scope:
+                while True:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    for descriptor, _ in self._epoll.poll(0, AT_ONCE):
+                        self._wake(descriptor)
+        finally:
+            self.over = True
+            for descriptor in list(self._waiting):
+                self._wake(descriptor)
+
+    async def wait(self, descriptor: int) -> None:
+        self._inside.add(descriptor)
+        self._epoll.register(descriptor, READABLE)
         self._waiting[descriptor] = trio.lowlevel.current_task()
 
         def abort(_: RaiseCancelT) -> Abort:
             del self._waiting[descriptor]
             return Abort.SUCCEEDED
 
-        try:
-            await trio.lowlevel.wait_task_rescheduled(abort)
-        finally:
-            epoll.unregister(descriptor)
-            self._registered -= 1
-            if not self._registered:
-                self._watching.cancel()
-                self._epoll = None
+        await trio.lowlevel.wait_task_rescheduled(abort)
 
-    async def _watch(self, epoll: select.epoll, watching: trio.CancelScope) -> None:
-        with watching, epoll:
-            while True:
-                await trio.lowlevel.wait_readable(epoll.fileno())
-                for descriptor, _ in epoll.poll(0, AT_ONCE):
-                    if (task := self._waiting.pop(descriptor, None)) is not None:
-                        trio.lowlevel.reschedule(task)
+    def leave(self, descriptor: int) -> bool:
+        """After `wait`, however it ended. Returns whether that was the last one: then all is closed."""
+        self._inside.remove(descriptor)
+        if self._inside:
+            with suppress(OSError):  # it could not be registered
+                self._epoll.unregister(descriptor)
+            return False
+        self._scope.cancel()
+        self._epoll.close()
+        return True
+
+    def _wake(self, descriptor: int) -> None:
+        task = self._waiting.pop(descriptor, None)
+        if task is not None:
+            trio.lowlevel.reschedule(task)

@@ -18,7 +18,7 @@ from interceptd.eager_lock import EagerLock
 from interceptd.log_share import LogShare
 from interceptd.quota import Quota
 from interceptd.scheduling.step_monitor import StepMonitor
-from interceptd.scheduling.time_share import OnePerRound, Turns
+from interceptd.scheduling.time_share import OnePerRound, TimeShares
 
 log = structlog.get_logger()
 
@@ -61,7 +61,9 @@ class Tenant:
     meanwhile. Nothing is lost, and no other uid waits.
     """
 
-    def __init__(self, uid: int, limits: Callable[[], UidLimits], gate: OnePerRound, turns: Turns) -> None:
+    def __init__(
+        self, uid: int, limits: Callable[[], UidLimits], gate: OnePerRound, turns: TimeShares
+    ) -> None:
         self.uid = uid
         self.time_share = turns.share()
         self._turns = turns
@@ -135,9 +137,9 @@ class Tenant:
 class Tenants:
     """All of them, by uid. `limits` is called whenever one is needed; `turns` divides the loop's time."""
 
-    def __init__(self, limits: Callable[[], UidLimits], turns: Turns | None = None) -> None:
+    def __init__(self, limits: Callable[[], UidLimits], turns: TimeShares | None = None) -> None:
         self._limits = limits
-        self._turns = turns or Turns(StepMonitor())
+        self._turns = turns or TimeShares(StepMonitor())
         self._gate = self._turns.one_per_round()  # each uid waits in it at most once: they take turns
         self._by_uid: dict[int, Tenant] = {}
 

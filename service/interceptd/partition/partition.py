@@ -86,7 +86,7 @@ class Partition:
         self._nursery: trio.Nursery | None = None
         self._serving = trio.CancelScope()
         self._joined: dict[_Joined, None] = {}
-        self._is_lost = False
+        self._is_losing = False
         self._vmm_left = trio.Event()
         self._left_latency = InterceptLatency()
 
@@ -291,9 +291,9 @@ class Partition:
         try:
             await task()
         except PartitionLost:
-            if self._is_lost:  # another task has noticed, and ends this one
+            if self._is_losing:  # another task has noticed, and ends this one
                 await trio.sleep_forever()
-            self._is_lost = True
+            self._is_losing = self.ending = True
             with trio.CancelScope(shield=True), trio.move_on_after(LAST_ANSWERS_SECONDS):
                 for vp in list(self.vps.values()):
                     vp.fail()

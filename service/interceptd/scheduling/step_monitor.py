@@ -3,8 +3,8 @@
 Owns the number of the round (trio runs each task that is ready once in a round), and the record of steps that
 took too long. Must not know what a task does, nor who waits for it.
 
-A hook for each step would cost an intercept some 6 %. So the rounds are measured, and the steps
-of connections other than VPs' (`time_share`). After a long one each step is measured for a while.
+A hook for each step would cost an intercept some 6 %. So the rounds are measured; after a long one each step
+is measured for a while.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class StepMonitor(trio.abc.Instrument):
         self.now = now
         self.round = 0
         self.last_round_ns = 0
-        """The last round, with the wait for something to do before this one."""
+        """What the tasks took in the last round."""
         self.long_steps: Counter[str] = Counter()
         """By the name of the task's function, or `ANY`."""
         self.worst: LongStep | None = None
@@ -89,8 +89,11 @@ class StepMonitor(trio.abc.Instrument):
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Measure the running event loop within the context."""
-        self._take_reading(self.now())
+        self.began = self.now()
+        self._take_reading(self.began)
         trio.lowlevel.add_instrument(self)
+        if self._named_until > self.began:
+            self._name_steps(self.began)
         try:
             yield
         finally:
@@ -102,42 +105,33 @@ class StepMonitor(trio.abc.Instrument):
         """A round begins."""
         now = self.now()
         self.round += 1
+        self.began = now
         if timeout:
             self._idle_waits += 1
         if now - self._read_at > USAGE_INTERVAL_NS:
-            self._look(now)
-        self.last_round_ns = now - self.began
-        self.began = now
-
-    def _look(self, now: int) -> None:
-        if now - self.began > STEP_LIMIT_NS and not self._naming:
-            self._record(ANY, now, now - self.began, None)
-        else:
             self._take_reading(now)
-        if self._naming is not (now < self._named_until):
-            self._naming = not self._naming
-            if self._naming:
-                self._steps.began = now
-                trio.lowlevel.add_instrument(self._steps)
-            else:
+            if self._naming and now > self._named_until:
+                self._naming = False
                 trio.lowlevel.remove_instrument(self._steps)
 
-    def step_ended(self, now: int, took: int) -> None:
-        """The running task is about to wait, after `took` ns: for those who measure it anyway."""
+    def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's signature
+        """A round is over."""
+        now = self.now()
+        self.last_round_ns = took = now - self.began
         if took > STEP_LIMIT_NS and not self._naming:
-            task = trio.lowlevel.current_task()
-            self._record(task.name, now, took, _suspended_in(task))
+            self._record(ANY, now, took, None)
 
     def _record(self, task: str, now: int, took: int, suspended_in: str | None) -> None:
-        """A step has taken longer than the limit, or a round together with the wait after it. Record it if
-        it was busy or blocked for so long."""
+        """A step, or a round, has taken longer than the limit. Record it if it was busy or blocked."""
         used = self._take_reading(now)
-        waited = used.waits > 0 or (task != ANY and not used.preemptions)
-        step = LongStep(task, used.cpu_ns, blocked=waited and used.cpu_ns < took // 2)
+        blocked = used.waits > 0 or not used.preemptions
+        step = LongStep(task, used.cpu_ns, blocked=blocked and used.cpu_ns < took // 2)
         if step.cpu_ns <= STEP_LIMIT_NS and not step.blocked:
             return
-        self.long_steps[task] += 1
         self._named_until = max(self._named_until, now + NAMING_NS)
+        if not self._naming:
+            self._name_steps(now)
+        self.long_steps[task] += 1
         if self.worst is None or step.cpu_ns > self.worst.cpu_ns:
             self.worst = step
         if now - self._logged_at >= LOG_INTERVAL_NS:
@@ -151,6 +145,10 @@ class StepMonitor(trio.abc.Instrument):
                 blocked=step.blocked,
                 long_steps=self.long_steps.total(),
             )
+
+    def _name_steps(self, now: int) -> None:
+        self._naming, self._steps.began = True, now
+        trio.lowlevel.add_instrument(self._steps)
 
     def _take_reading(self, now: int) -> Usage:
         """Read the usage; returns what was used since the last reading, without waits for work."""

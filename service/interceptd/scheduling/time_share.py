@@ -30,38 +30,28 @@ class TimeShare:
     __slots__ = (
         "_began",
         "_burst",
-        "_granted_in",
         "_monitor",
         "_next_burst_in",
         "_now",
         "_round",
         "_turns",
         "_waiting",
+        "_whole_slice_in",
     )
 
-    def __init__(self, monitor: StepMonitor, turns: Turns) -> None:
+    def __init__(self, monitor: StepMonitor, turns: TimeShares) -> None:
         self._monitor = monitor
         self._now = monitor.now
         self._turns = turns
         self._round = 0
         self._began = monitor.now()
         """When the task that runs in `_round` began, as far as it is known."""
-        self._granted_in = -1
-        """The last round in which a task had its turn."""
+        self._whole_slice_in = -1
+        """The round in which the running task has its whole slice, however long the round is."""
         self._waiting = trio.lowlevel.ParkingLot()
         self._burst = 0
         self._next_burst_in = 0
         """The round from which on the length of the last burst's round is known."""
-
-    def begin(self) -> None:
-        """The running task begins a step that is worth measuring, until `rest`."""
-        self._round, self._began = self._monitor.round, self._now()
-
-    def rest(self) -> None:
-        """It is about to wait. One that has waited elsewhere since its `begin` is not measured."""
-        if self._round == self._monitor.round:
-            now = self._now()
-            self._monitor.step_ended(now, now - self._began)
 
     @property
     def used_up(self) -> bool:
@@ -69,7 +59,7 @@ class TimeShare:
         if self._round != self._monitor.round:
             self._round, self._began = self._monitor.round, self._monitor.began
         now = self._now()
-        if self._granted_in == self._round:
+        if self._whole_slice_in == self._round:
             return now - self._began > SLICE_NS
         return now - self._began > SLICE_NS or now - self._monitor.began > self._turns.round_ns
 
@@ -84,8 +74,9 @@ class TimeShare:
                 await self._waiting.park()
         else:
             await trio.lowlevel.cancel_shielded_checkpoint()
-        self.begin()
-        self._granted_in = self._round
+        is_first = self._round != self._monitor.round
+        self._round, self._began = self._monitor.round, self._now()
+        self._whole_slice_in = self._round if is_first else -1
 
     def release(self) -> None:
         """Let tasks go on: twice as many as the last time if their round was short, else half as many. Does
@@ -102,7 +93,7 @@ class TimeShare:
         self._waiting.unpark_all()
 
 
-class Turns:
+class TimeShares:
     """Of the uids whose tasks wait, one has a turn per round of the event loop. `run` is its task."""
 
     def __init__(self, monitor: StepMonitor) -> None:
@@ -142,12 +133,19 @@ class Turns:
                     await self._any.wait()
                     self._any = trio.Event()
                     while self._line:
+                        before = self.monitor.round
                         self._give_turn()
                         await trio.lowlevel.checkpoint()
+                        if self.monitor.round == before:  # nobody counts the rounds any more
+                            self._let_all_go()
             finally:
                 self.nursery = None
-                for share in self._line:
-                    share.release_all()
+                self._let_all_go()
+
+    def _let_all_go(self) -> None:
+        for share in self._line:
+            share.release_all()
+        self._line.clear()
 
     def _give_turn(self) -> None:
         share = next(iter(self._line))

@@ -30,7 +30,7 @@ from interceptd.log_share import charge_lines_to
 from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
-from interceptd.scheduling.time_share import SHARE, Turns
+from interceptd.scheduling.time_share import SHARE, TimeShares
 from interceptd.sessions.attach import Attacher
 from interceptd.sessions.event_stream import EventStream
 from interceptd.sessions.handshake import Admission, Endpoint, Handshake, HelloRefused
@@ -51,7 +51,7 @@ class Dispatcher:
         overview: Overview,
         hello_reply: Callable[[], HelloReply],
         event_bus: EventBus,
-        turns: Turns,
+        turns: TimeShares,
     ) -> None:
         self._settings = settings
         self._factory = factory

@@ -25,7 +25,7 @@ from interceptd.config.schema import Config
 from interceptd.connections.connection import LAST_LOOK_SECONDS, Connection, ConnectionGone
 from interceptd.connections.peer import require_allowed
 from interceptd.connections.tenants import Tenants
-from interceptd.scheduling.time_share import Turns
+from interceptd.scheduling.time_share import TimeShares
 from interceptd.telemetry.event_bus import Publisher
 
 log = structlog.get_logger()
@@ -76,7 +76,7 @@ class Handshake(msgspec.Struct, frozen=True):
 class Admission:
     """One for both sockets. Limits are per uid, so that no uid can keep another out."""
 
-    def __init__(self, settings: Settings, event_bus: Publisher, turns: Turns) -> None:
+    def __init__(self, settings: Settings, event_bus: Publisher, turns: TimeShares) -> None:
         self._settings = settings
         self._event_bus = event_bus
         self.tenants = Tenants(lambda: settings.now.limits, turns)
