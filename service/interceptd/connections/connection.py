@@ -66,7 +66,7 @@ class Connection:
 
     def count(self) -> None:
         """Count it against its uid until it is closed. Raises ENOSPC at the uid's limit."""
-        self.tenant.connections.acquire()
+        self.tenant.count_connection()
         self._counted = True
 
     def peer_groups(self) -> frozenset[int]:
@@ -109,7 +109,7 @@ class Connection:
             else:
                 self._socket.close()
             if self._counted:
-                self.tenant.connections.release()
+                self.tenant.forget_connection()
 
     async def receive(self) -> rpc.Request | None:
         """The next request, as soon as the rate limit of its uid allows; None when the peer has closed.
@@ -154,7 +154,7 @@ class Connection:
                     may_yield = False
                     os.sched_yield()
                 else:
-                    await self._parked(self.tenant.wait_readable)
+                    await self._parked_readable()
             except OSError as error:
                 raise ConnectionGone(sentence(error)) from error
         if self._descriptors.received:
@@ -235,12 +235,12 @@ class Connection:
         peer is gone.
         """
         if not self._descriptors.holds_any:
-            await self._parked(self.tenant.wait_readable)
+            await self._parked_readable()
             return
         if self._rest_due is None:
             self._rest_due = trio.current_time() + REST_SECONDS
         with trio.move_on_at(self._rest_due) as patience:
-            await self._parked(self.tenant.wait_readable)
+            await self._parked_readable()
         if patience.cancelled_caught:
             self._descriptors.lose(_too_late())
 
@@ -258,6 +258,11 @@ class Connection:
             return data
         except OSError as error:
             raise ConnectionGone(sentence(error)) from error
+
+    def _parked_readable(self) -> Awaitable[None]:
+        return self._parked(
+            self.tenant.wait_readable if self.tenant.is_crowd else trio.lowlevel.wait_readable
+        )
 
     async def _parked(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
         try:

@@ -6,7 +6,7 @@ Owns the ledger of every limit per uid, and the rates. Must not know what is req
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -68,6 +68,8 @@ class Tenant:
         self.time_share = turns.share()
         self._turns = turns
         self._crowd = Crowd()
+        self.is_crowd = False
+        """Whether it has many connections, which use its own `wait_readable`."""
         self.connections = Quota(
             uid, "connections", "connections_per_uid", lambda: limits().connections_per_uid
         )
@@ -91,11 +93,21 @@ class Tenant:
         self._gate = gate
         self.log_share = LogShare(uid)
 
-    def wait_readable(self, connection: socket.socket) -> Awaitable[None]:
+    def count_connection(self) -> None:
+        """Raises ENOSPC at the limit."""
+        self.connections.acquire()
+        self.is_crowd = self.connections.count > FEW
+
+    def forget_connection(self) -> None:
+        self.connections.release()
+        self.is_crowd = self.connections.count > FEW
+
+    async def wait_readable(self, connection: socket.socket) -> None:
         """Block until a connection of this uid is readable. Of many that are, a few wake up per round."""
-        if self.connections.count <= FEW or self._turns.nursery is None:
-            return trio.lowlevel.wait_readable(connection)  # noqa: ASYNC105 - awaited by the caller, a frame less
-        return self._crowd.wait_readable(connection, self._turns.nursery)
+        if self._turns.nursery is None:
+            await trio.lowlevel.wait_readable(connection)
+        else:
+            await self._crowd.wait_readable(connection, self._turns.nursery)
 
     async def throttle(self) -> None:
         """Block until one more request is within the rate (the generic cell rate algorithm, ITU-T I.371), and
