@@ -132,16 +132,23 @@ class Daemon:
                     connections.start_soon(self._manager.feed_watchdog, self.status)
                     await self._drain_requested.wait()
                     listeners.cancel_scope.cancel()
-                # A client that connects now is refused, and need not wait for the end. A thread closes the
-                # listeners: closing what nobody accepted closes the descriptors that were sent there.
-                closer = self.dispatcher.admission.tenants.of(os.geteuid()).closer
-                closer.close([listener.detach() for listener in (vmm_socket, operator_socket)])
+                self._stop_listening(vmm_socket, operator_socket)
                 await self._manager.stopping(self.status(), self._drain_seconds + END_SECONDS)
                 await self._end_partitions()
                 with trio.move_on_after(LAST_EVENTS_SECONDS):
                     await self.event_bus.wait_drained()
                 connections.cancel_scope.cancel()
         log.info("daemon_ended")
+
+    def _stop_listening(self, vmm_socket: socket.socket, operator_socket: socket.socket) -> None:
+        """A client that connects now is refused, and need not wait for the end; unless a service manager
+        listens too. A thread closes the listeners: that closes the descriptors of what nobody accepted."""
+        listeners = {vmm_socket: self._passed.vmm, operator_socket: self._passed.operator}
+        for listener, passed in listeners.items():
+            if passed is None:
+                listener.shutdown(socket.SHUT_RDWR)
+        closer = self.dispatcher.admission.tenants.of(os.geteuid()).closer
+        closer.close([listener.detach() for listener in listeners])
 
     def drain(self, timeout: float | None = None) -> None:
         """End gracefully: answer what is in flight, unmap, close; cut off after `timeout` seconds."""

@@ -165,7 +165,7 @@ async def test_a_text_of_the_greatest_length_is_whole() -> None:
 
 
 PACKAGE = Path(interceptd.__file__).parent
-OWN_TASKS = {"accept_forever", "HangupWatch.run", "Turns.run"}
+OWN_TASKS = {"accept_forever", "HangupWatch.run", "TimeShares.run"}
 SCRAPERS_TASKS = {"LoopLag.run", "MetricsEndpoint.run"}
 OPERATORS_TASKS = {"Dispatcher.serve", "EventStream.run"}
 CLIENTS_TASKS = {
