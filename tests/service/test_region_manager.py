@@ -409,6 +409,16 @@ async def test_an_invalidation_that_cuts_no_mapping_in_two_takes_only_its_pages_
     assert regions.first_regions(1)[0].mapped_gfns == left
 
 
+async def test_at_a_limit_an_invalidation_may_begin_where_nothing_is_mapped(model: ModelPartition) -> None:
+    regions = limited(model, mappings=1)
+    await model.map_vma(PAGE, PAGES, PFN)
+    await regions.add(region_of(RegionKind.MMIO))
+    await touch(FaultHandler(regions, model.address_space, TIMEOUT), GFN, Access.READ)
+    for pages in (4, 6):
+        await invalidate(model, regions, PAGE, pages)
+    assert regions.first_regions(1)[0].mapped_gfns == PAGES - 6
+
+
 async def test_a_map_that_breaks_down_loses_the_partition(
     model: ModelPartition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
