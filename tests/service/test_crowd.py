@@ -94,6 +94,30 @@ async def test_one_that_is_cancelled_holds_up_no_other(pairs: Pairs, nursery: tr
     assert set(watcher.woken) == {1}
 
 
+@pytest.mark.parametrize("settled", [False, True])
+async def test_the_last_one_may_be_cancelled_at_any_time(
+    pairs: Pairs, nursery: trio.Nursery, *, settled: bool
+) -> None:
+    """Before the task that wakes has begun, and while it is about to find that the connection is readable."""
+    watcher = Watcher(pairs)
+    for number in range(8):
+        async with trio.open_nursery() as cancelled:
+            cancelled.start_soon(watcher.wait, number, nursery)
+            if settled:
+                await wait_all_tasks_blocked()
+            else:
+                await trio.lowlevel.checkpoint()
+            pairs[number][1].send(b"x")
+            if settled:
+                await trio.lowlevel.checkpoint()
+            cancelled.cancel_scope.cancel()
+        await wait_all_tasks_blocked()
+    async with trio.open_nursery() as waiting:
+        waiting.start_soon(watcher.wait, MANY - 1, nursery)
+        pairs[MANY - 1][1].send(b"x")
+    assert MANY - 1 in watcher.woken
+
+
 async def test_when_nobody_waits_any_more_nothing_is_left_and_it_may_begin_again(
     pairs: Pairs, nursery: trio.Nursery
 ) -> None:

@@ -63,7 +63,7 @@ class _Watch:
     async def run(self) -> None:
         """Wake up a few per round, until the last one has left; if it ends earlier, all."""
         try:
-            with self._scope:
+            with self._epoll, self._scope:
                 while True:
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
                     for descriptor, _ in self._epoll.poll(0, AT_ONCE):
@@ -85,15 +85,13 @@ class _Watch:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     def leave(self, descriptor: int) -> bool:
-        """After `wait`, however it ended. Returns whether that was the last one: then all is closed."""
+        """After `wait`, however it ended. Returns whether that was the last one: then `run` ends."""
         self._inside.remove(descriptor)
-        if self._inside:
-            with suppress(OSError):  # it could not be registered
-                self._epoll.unregister(descriptor)
-            return False
-        self._scope.cancel()
-        self._epoll.close()
-        return True
+        with suppress(OSError, ValueError):  # it could not be registered, or `run` has ended
+            self._epoll.unregister(descriptor)
+        if not self._inside:
+            self._scope.cancel()
+        return not self._inside
 
     def _wake(self, descriptor: int) -> None:
         task = self._waiting.pop(descriptor, None)
