@@ -30,7 +30,7 @@ class IntervalIndex(Generic[Value]):
     __slots__ = ("_classes", "_size")
 
     def __init__(self) -> None:
-        self._classes: dict[int, OrderedMap[_Entry[Value] | _Crowd[Value]]] = {}
+        self._classes: dict[int, OrderedMap[_Entry[Value] | _SameCentre[Value]]] = {}
         self._size = 0
 
     def __len__(self) -> int:
@@ -47,8 +47,8 @@ class IntervalIndex(Generic[Value]):
         if held is None:
             members[centre] = entry
         elif isinstance(held, _Entry):
-            crowd = members[centre] = _Crowd(SortedChunks.of(held), SortedChunks.of(held))
-            crowd.add(entry)
+            held = members[centre] = _SameCentre(SortedChunks.of(held), SortedChunks.of(held))
+            held.add(entry)
         else:
             held.add(entry)
         self._size += 1
@@ -58,7 +58,7 @@ class IntervalIndex(Generic[Value]):
         step, centre = _place(pages)
         members = self._classes[step]
         held = members.pop(centre)
-        if isinstance(held, _Crowd):
+        if isinstance(held, _SameCentre):
             held.remove(pages, alias)
             members[centre] = held.by_start.only or held
         else:
@@ -75,7 +75,7 @@ class IntervalIndex(Generic[Value]):
         start, end = pages.start, pages.end
         for step, members in self._classes.items():
             for held in members.between(start - 2 * step + 1, end + step - 1):
-                if isinstance(held, _Crowd):
+                if isinstance(held, _SameCentre):
                     yield from held.overlapping(start, end)
                 elif start < held.end and held.start < end:
                     yield held.value
@@ -101,8 +101,8 @@ def _by_end(entry: _Entry[Value]) -> Key:
     return entry.end, entry.start, entry.alias
 
 
-class _Crowd(msgspec.Struct, Generic[Value], eq=False, gc=False):
-    """The ranges of one class and centre where there are several. Most centres have one, without a crowd."""
+class _SameCentre(msgspec.Struct, Generic[Value], eq=False, gc=False):
+    """The ranges of one class and centre where there are several. Most centres have only one."""
 
     by_start: SortedChunks[_Entry[Value], Key]
     by_end: SortedChunks[_Entry[Value], Key]

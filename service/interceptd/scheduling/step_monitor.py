@@ -48,27 +48,14 @@ def thread_usage() -> Usage:
     return Usage(int((used.ru_utime + used.ru_stime) * 1e9), used.ru_nvcsw, used.ru_nivcsw)
 
 
-class LongStep(NamedTuple):
-    """A step or a round beyond `STEP_LIMIT_NS`. `cpu_ns` may include `USAGE_INTERVAL_NS` before it."""
-
-    task: str
-    cpu_ns: int
-    blocked: bool
-    """Whether it waited in the kernel, or for the interpreter."""
-
-
 class StepMonitor(trio.abc.Instrument):
-    """An instrument of `trio.run`. `now` reads a clock in nanoseconds; `naming` measures each step at once.
+    """An instrument of `trio.run`. `now` reads a clock in nanoseconds.
 
     Counts what a step does, not what is done to it: one that only had to wait for a CPU is not recorded.
     """
 
     def __init__(
-        self,
-        now: Callable[[], int] = perf_counter_ns,
-        usage: Callable[[], Usage] = thread_usage,
-        *,
-        naming: bool = False,
+        self, now: Callable[[], int] = perf_counter_ns, usage: Callable[[], Usage] = thread_usage
     ) -> None:
         self.now = now
         self.round = 0
@@ -76,11 +63,9 @@ class StepMonitor(trio.abc.Instrument):
         """The last round, with the wait for something to do that followed it."""
         self.long_steps: Counter[str] = Counter()
         """By the name of the task's function, or `ANY`."""
-        self.worst: LongStep | None = None
-        """The one that used most CPU time."""
         self._usage = usage
         self._steps = _Steps(self, self._record)
-        self._named_until = float("inf") if naming else 0.0
+        self._named_until = 0
         self._naming = False
         self.began = self._read_at = now()
         self._read = usage()
@@ -94,8 +79,6 @@ class StepMonitor(trio.abc.Instrument):
         self.began = self.now()
         self._take_reading(self.began)
         trio.lowlevel.add_instrument(self)
-        if self._named_until > self.began:
-            self._name_steps(self.began)
         try:
             yield
         finally:
@@ -124,19 +107,19 @@ class StepMonitor(trio.abc.Instrument):
             trio.lowlevel.remove_instrument(self._steps)
 
     def _record(self, task: str, now: int, took: int, suspended_in: str | None) -> None:
-        """A step, or a round with the wait after it, was longer than the limit. Record it if it was busy or
-        blocked."""
+        """A step, or a round with the wait after it, was longer than the limit. Record it if it was busy, or
+        blocked in the kernel or by the interpreter. Its CPU time may include `USAGE_INTERVAL_NS` before it.
+        """
         used = self._take_reading(now)
         blocked = used.waits > 0 or (task != ANY and not used.preemptions)
-        step = LongStep(task, used.cpu_ns, blocked=blocked and used.cpu_ns < took // 2)
-        if step.cpu_ns <= STEP_LIMIT_NS and not step.blocked:
+        blocked = blocked and used.cpu_ns < took // 2
+        if used.cpu_ns <= STEP_LIMIT_NS and not blocked:
             return
-        self._named_until = max(self._named_until, now + NAMING_NS)
+        self._named_until = now + NAMING_NS
         if not self._naming:
-            self._name_steps(now)
+            self._naming, self._steps.began = True, now
+            trio.lowlevel.add_instrument(self._steps)
         self.long_steps[task] += 1
-        if self.worst is None or step.cpu_ns > self.worst.cpu_ns:
-            self.worst = step
         if now - self._logged_at >= LOG_INTERVAL_NS:
             self._logged_at = now
             log.warning(
@@ -144,14 +127,10 @@ class StepMonitor(trio.abc.Instrument):
                 task=task,
                 suspended_in=suspended_in,
                 wall_ms=took / 1e6,
-                cpu_ms=step.cpu_ns / 1e6,
-                blocked=step.blocked,
+                cpu_ms=used.cpu_ns / 1e6,
+                blocked=blocked,
                 long_steps=self.long_steps.total(),
             )
-
-    def _name_steps(self, now: int) -> None:
-        self._naming, self._steps.began = True, now
-        trio.lowlevel.add_instrument(self._steps)
 
     def _take_reading(self, now: int) -> Usage:
         """Read the usage; returns what was used since the last reading, without waits for work."""
