@@ -56,3 +56,13 @@ def test_an_edit_moves_no_more_than_a_chunk() -> None:
     for item in range(1, 8 * CHUNK):
         kept.add(item, number)
     assert max(len(chunk) for chunk in kept._chunks) <= CHUNK
+
+
+def test_what_is_removed_leaves_no_empty_chunk() -> None:
+    kept: SortedChunks[int, Number] = SortedChunks.of(0)
+    for item in range(1, 4 * CHUNK):
+        kept.add(item, number)
+    assert len(kept._chunks) > 4
+    for item in range(4 * CHUNK - 1):
+        kept.remove(number(item), number)
+    assert (kept._chunks, kept.only) == ([[4 * CHUNK - 1]], 4 * CHUNK - 1)
