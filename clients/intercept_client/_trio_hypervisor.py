@@ -64,6 +64,7 @@ class TrioHypervisor:
         self._socket = sock
         self._session = session
         self._mapper = mapper
+        self._is_closed = False
 
     @classmethod
     @asynccontextmanager
@@ -101,12 +102,13 @@ class TrioHypervisor:
                     self._session.answer(await _carry_out(self._mapper, request))
                 self._session.receive_data(await self._exchange(self._session.data_to_send()))
         except FATAL as end:
-            return str(end)
+            return CLOSED_HERE if self._is_closed else str(end)
         finally:
             self.close()
 
     def close(self) -> None:
         """Close at once, also while another task is in `serve`, which then returns. May be repeated."""
+        self._is_closed = True
         self._socket.close()
 
     def fileno(self) -> int:

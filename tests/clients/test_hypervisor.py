@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgpack
@@ -16,11 +17,13 @@ import trio
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import PATIENCE
 from fakes.kvm_ports import FakeSlots
+from fakes.running import Running
 from intercept_client import (
     AddressSpaceKind,
     Answer,
     BlockingVmm,
     BlockingVp,
+    ConnectionLost,
     HypervisorKind,
     OwnRegions,
     TrioHypervisor,
@@ -322,6 +325,28 @@ async def test_a_hypervisor_of_trio_is_asked_to_map_what_the_guest_touches_and_t
             await vmm.unmap_vma(UADDRS)
             assert mapper.recording.calls == [MAPPED, ("unmap", GFNS)]
     assert ended == ["closed by this client"]
+
+
+async def test_a_hypervisor_of_trio_that_is_closed_while_it_maps_says_so(daemon: DaemonProcess) -> None:
+    class Closing(AsyncRecording):
+        async def map(
+            self, gfns: GfnRange, uaddrs: UaddrRange, access: Access, start_pfn: int | None
+        ) -> None:
+            await super().map(gfns, uaddrs, access, start_pfn)
+            hypervisor.close()
+
+    async with trio.open_nursery() as nursery, TrioVmm.open(daemon.socket) as vmm:
+        partition = await vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.VMM)
+        async with TrioHypervisor.open(
+            daemon.socket, partition, Closing(), regions=vmm.regions
+        ) as hypervisor:
+            served = Running(nursery, hypervisor.serve)
+            await vmm.map_vma(UADDRS, 0xE0000, Access.READ, io=True)
+            await vmm.add_region(GFNS, UADDRS, writable=False, executable=False)
+            async with TrioVp.open(daemon.socket, partition, vp_index=0) as vp:
+                with suppress(ConnectionLost):
+                    await vp.intercept(READ)
+            assert await served.result() == "closed by this client"
 
 
 def test_a_hypervisor_that_refuses_a_map_fails_the_intercept(daemon: DaemonProcess) -> None:
