@@ -8,6 +8,7 @@ trio runs what is ready, give or take two turns; a walk that takes none is far b
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Coroutine, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Final, cast
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 import interceptd
 from fakes.idle_vp import IdleVp
@@ -33,6 +35,8 @@ from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
 from interceptd.pages.ordered_map import CHUNK
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.partition.virtual_processor import VirtualProcessor
+from interceptd.scheduling.step_monitor import StepMonitor, Usage
+from interceptd.scheduling.time_share import SHARE, SLICE_NS, TimeShares
 from interceptd.sessions.notifier import NotifierSession
 from interceptd.sessions.operator import OperatorSession
 from interceptd.telemetry.event_bus import EventBus, Subscription
@@ -279,12 +283,38 @@ async def test_an_operators_view_of_many_partitions_takes_turns(nursery: trio.Nu
         assert others.turns - before >= TURNS - 2
 
 
+async def test_of_many_faults_that_waited_for_the_same_few_go_on_in_a_round(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    ticks = itertools.count(0, SLICE_NS + 1)
+    monitor = StepMonitor(now=lambda: next(ticks), usage=lambda: Usage(0, 0, 0))
+    turns, rounds = TimeShares(monitor), list[int]()
+
+    async def fault(gfn: int) -> None:
+        await model.fault(gfn)
+        rounds.append(monitor.round)
+
+    await model.map_vma(0, MANY, 0)
+    await model.add_region(0, MANY, 0)
+    await model.begin(0, MANY)
+    with monitor.installed():
+        nursery.start_soon(turns.run)
+        SHARE.set(turns.share())
+        async with trio.open_nursery() as faults:
+            for gfn in range(FEW):
+                faults.start_soon(fault, gfn)
+            await wait_all_tasks_blocked()
+            model.end(0, MANY)
+        SHARE.set(None)
+    assert len(rounds) == FEW
+    assert max(map(rounds.count, rounds)) <= FEW // 4
+
+
 # ------------------------------------------------ no other place
 
 ELSEWHERE: Final = {
     "address_space/process.py: ProcessAddressSpace._probe": "no work of its own: the probes take turns",
     "address_space/unmap_watch.py: UnmapWatch._read": "tests/live/test_storms.py",
-    "memory/fault_handler.py: FaultHandler.handle": "one that waited goes on in its turn",
     "partition/virtual_processor.py: VirtualProcessor._handle": "one that waited goes on in its turn",
     "partition/partition.py: Partition._telling_vps": "tests/service/test_partition.py",
 }
@@ -294,6 +324,7 @@ HERE: Final = {
     "address_space/declared.py: DeclaredAddressSpace.unmap_vma",
     "hypervisor/slat.py: SoftwareSlat.discard",
     "memory/fault_handler.py: FaultHandler._resolve_whole",
+    "memory/fault_handler.py: FaultHandler.handle",
     "memory/guest_mappings.py: GuestMappings._undo",
     "memory/long_lists.py: free",
     "memory/guest_mappings.py: GuestMappings.discard",
