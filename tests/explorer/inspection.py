@@ -12,6 +12,7 @@ from itertools import pairwise
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
+from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.pages.mapping import Frame, Mapping
 
 from .model_partition import ModelPartition
@@ -31,18 +32,27 @@ def disorder(model: ModelPartition) -> str | None:
     return None
 
 
+def being_changed(mappings: GuestMappings) -> list[GfnRange]:
+    """What the holder of the lock is mapping or unmapping now."""
+    busy: list[GfnRange] = []
+    change = mappings._change
+    while change is not None:
+        busy += change.gfns
+        change = change.around
+    return busy
+
+
 def misrecorded(model: ModelPartition, gfns: Iterable[int]) -> str | None:
     """I2 and I10: how the record of what is mapped lies outside its region, or differs from the SLAT at one
     of these gfns. Those that the holder of the lock is changing are not inspected."""
-    change = model.mappings._change
-    busy = GfnRange(start=0, end=0) if change is None else change.gfns
+    busy = being_changed(model.mappings)
     records = list(model.mappings._record)
     for record in records:
-        if not record.gfns.overlaps(busy) and (how := _out_of_region(model, record)):
+        if not _overlaps(busy, record.gfns) and (how := _out_of_region(model, record)):
             return how
     slat = model.software._slat.entries(EVERYWHERE)
     for gfn in gfns:
-        if gfn in busy:
+        if any(gfn in gfns for gfns in busy):
             continue
         recorded, reached = _held(records, gfn), _held(slat, gfn)
         if recorded != reached:
@@ -63,16 +73,20 @@ def _out_of_region(model: ModelPartition, record: Mapping) -> str | None:
     return None
 
 
-def _no_access_astray(model: ModelPartition, slat: list[Mapping], busy: GfnRange) -> str | None:
+def _no_access_astray(model: ModelPartition, slat: list[Mapping], busy: list[GfnRange]) -> str | None:
     for region in model.regions._regions:
-        settled = region.kind is RegionKind.MOVABLE and not region.gfns.overlaps(busy)
+        settled = region.kind is RegionKind.MOVABLE and not _overlaps(busy, region.gfns)
         if settled and (missing := model.software._slat.new_gfns(region.gfns)):
             return f"movable {region.gfns} has neither frames nor NO_ACCESS at {missing}"
     for entry in slat:
-        waiting = entry.access is Access.NONE and not entry.gfns.overlaps(busy)
+        waiting = entry.access is Access.NONE and not _overlaps(busy, entry.gfns)
         if waiting and model.regions._regions.find(entry.start) is None:
             return f"NO_ACCESS at {entry.gfns} was left behind"
     return None
+
+
+def _overlaps(busy: Iterable[GfnRange], gfns: GfnRange) -> bool:
+    return any(gfns.overlaps(each) for each in busy)
 
 
 def _held(mappings: Iterable[Mapping], gfn: int) -> tuple[Frame | None, Access] | None:

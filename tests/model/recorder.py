@@ -13,6 +13,7 @@ from types import TracebackType
 
 import trio
 
+from explorer.inspection import being_changed
 from explorer.pauses import Pauses, Point
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange, PageRange, UaddrRange
 from intercept_protocol.messages import MmioGranularity, Remap
@@ -118,7 +119,7 @@ class Recorder(trio.abc.Instrument):
             self._last = seen
 
     def _see(self) -> Seen:
-        change, serving = self.mappings._change, self.notifier._serving
+        serving = self.notifier._serving
         reached = {
             gfn - GFN: None if (frame := entry.frame_at(gfn)) is None else frame.page
             for entry in self.software._slat.entries(GfnRange(start=0, end=PAGE_LIMIT))
@@ -128,7 +129,7 @@ class Recorder(trio.abc.Instrument):
             ("lock", 0): self.lock.held_by,
             ("region", 0): joined(mask(region.uaddrs) for region in self.regions._regions),
             ("record", 0): joined(mask(each.gfns, GFN) for each in self.mappings._record),
-            ("changing", 0): 0 if change is None else mask(change.gfns, GFN),
+            ("changing", 0): joined(mask(gfns, GFN) for gfns in being_changed(self.mappings)),
             ("reached", 0): joined(1 << page for page in reached),
             ("old", 0): joined(1 << page for page, pfn in reached.items() if self.truth.get(page) != pfn),
             ("going", 0): joined(map(mask, self.notifier._pending.pieces)),

@@ -8,7 +8,7 @@ own changes need it too. Must not know which regions exist, or what is being inv
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,10 +36,14 @@ MAPPINGS_PER_PART = 16
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """The gfns that the lock's holder is mapping or unmapping right now."""
+    """The gfns that the lock's holder is changing right now; calls on some of them are changes within it."""
 
-    gfns: GfnRange
+    gfns: Sequence[GfnRange]
     over: trio.Event
+    around: _Change | None
+
+    def __contains__(self, gfn: int) -> bool:
+        return any(gfn in gfns for gfns in self.gfns)
 
 
 class GuestMappings:
@@ -54,7 +58,8 @@ class GuestMappings:
         self.lock = EagerLock()
         """A partition's region lock. Changing the mappings without it is an AssertionError."""
         self._record: CountedRangeMap[Mapping] = CountedRangeMap(quota)
-        self._change: _Change | None = None  # one slot: only the holder of the lock changes anything
+        self._change: _Change | None = None
+        """The innermost one. One slot: only the holder of the lock changes anything."""
 
     @property
     def may_block(self) -> bool:
@@ -65,8 +70,11 @@ class GuestMappings:
 
     def find(self, gfn: int) -> Mapping | trio.Event | None:
         """What is recorded of `gfn`; the end of its being mapped or unmapped, while that goes on."""
-        if self._change is not None and gfn in self._change.gfns:
-            return self._change.over
+        change = self._change
+        while change is not None:
+            if gfn in change:
+                return change.over
+            change = change.around
         return self._record.find(gfn)
 
     def some(self, gfns: GfnRange, count: int) -> list[Mapping]:
@@ -74,6 +82,16 @@ class GuestMappings:
         return self._record.clipped(self._record.head(gfns, count))
 
     # ------------------------------------------------ changing: the lock is held, and nothing is broken off
+
+    @contextmanager
+    def changing(self, gfns: Sequence[GfnRange]) -> Iterator[None]:
+        """Make faults on `gfns` wait until the end of the block. Blocks nest, and each wakes its waiters."""
+        self._change = change = _Change(gfns, trio.Event(), self._change)
+        try:
+            yield
+        finally:
+            self._change = change.around
+            change.over.set()
 
     async def map_gaps(self, region: Region, wanted: Iterable[Mapping], deadline: float) -> int:
         """Give the guest those parts of `wanted` that it has not got; returns how many parts that took.
@@ -103,7 +121,7 @@ class GuestMappings:
     async def map_no_access(self, region: Region) -> None:
         """NO_ACCESS over a whole new region. Raises `HypervisorError`."""
         assert self.lock.is_mine
-        with self._changing(region.gfns):
+        with self.changing([region.gfns]):
             await self._ask(self._hypervisor.map_gpa(region.no_access(region.gfns)))
 
     async def revoke(self, region: Region, gfns: GfnRange, *, exactly: bool = False) -> None:
@@ -117,7 +135,7 @@ class GuestMappings:
             gfns = self._without_another_piece(region, gfns)
         for part in self._parts(gfns):
             for run in _runs(self._record.clipped(part)):
-                with self._changing(run):
+                with self.changing([run]):
                     with _no_refusal(run):
                         if region.kind is RegionKind.MOVABLE:
                             await self._ask(self._hypervisor.map_gpa(region.no_access(run)))
@@ -133,7 +151,7 @@ class GuestMappings:
         for part in self._parts(region.gfns):
             movable = region.kind is RegionKind.MOVABLE  # whose NO_ACCESS entries go as well
             for run in [part] if movable else _runs(self._record.clipped(part)):
-                with self._changing(run):
+                with self.changing([run]):
                     with _no_refusal(run):
                         await self._ask(self._hypervisor.unmap_gpa(run))
                     self._forget(region, run)
@@ -154,16 +172,6 @@ class GuestMappings:
                 await call
         else:
             await call
-
-    @contextmanager
-    def _changing(self, gfns: GfnRange) -> Iterator[None]:
-        """Make faults on `gfns` wait while the hypervisor is being asked."""
-        self._change = _Change(gfns, trio.Event())
-        try:
-            yield
-        finally:
-            self._change.over.set()
-            self._change = None
 
     def _in_parts(self, wanted: Iterable[Mapping]) -> Iterator[Mapping]:
         """Cut so that few mappings are in the way of each part."""
@@ -191,7 +199,7 @@ class GuestMappings:
             await self.revoke(region, mapping.gfns)
         if self._full:
             raise self._no_room()
-        with self._changing(mapping.gfns):
+        with self.changing([mapping.gfns]):
             self._record.insert(mapping)
             region.mapped_gfns += mapping.end - mapping.start
             try:

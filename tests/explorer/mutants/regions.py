@@ -6,7 +6,7 @@ Owns the mutants. Each class is the daemon's except for the fault that its docst
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -79,7 +79,7 @@ class RecordsAfterwards(GuestMappings):
 class HidesNothing(GuestMappings):
     """No "being mapped": faults during a map call are answered from the record."""
 
-    def _changing(self, gfns: GfnRange) -> AbstractContextManager[None]:  # type: ignore[override] # noqa: ARG002
+    def changing(self, gfns: Sequence[GfnRange]) -> AbstractContextManager[None]:  # type: ignore[override] # noqa: ARG002
         return nullcontext()
 
 
