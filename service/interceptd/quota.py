@@ -16,7 +16,7 @@ class Quota:
     """The caller that acquires one releases it when it is gone. `limit` is asked at each acquisition.
 
     Of what is cut and joined, like mappings, `count` follows each change (`CountedRangeMap`); the caller asks
-    with `require` or `full` before it makes more.
+    with `require` or `has_room` before it makes more.
     """
 
     __slots__ = ("_limit", "_limit_name", "_noun", "_uid", "count")
@@ -28,10 +28,9 @@ class Quota:
         self._limit = limit
         self.count = 0
 
-    @property
-    def full(self) -> bool:
-        """Whether one more would be too many."""
-        return self.count >= self._limit()
+    def has_room(self, more: int) -> bool:
+        """Whether there may be so many more."""
+        return self.count + more <= self._limit()
 
     def acquire(self) -> None:
         """Count one more. Raises ENOSPC, with the limit's name, if that would be one too many."""
@@ -40,7 +39,7 @@ class Quota:
 
     def require(self, more: int) -> None:
         """Raise ENOSPC, with the limit's name, if `more` would be too many. Counts nothing."""
-        if self.count + more > self._limit():
+        if not self.has_room(more):
             raise self.refusal()
 
     def refusal(self) -> WireError:

@@ -189,10 +189,10 @@ async def announce(partition: Partition, pieces: list[UaddrRange]) -> None:
 def lose(partition: Partition) -> None:
     """From now on the hypervisor refuses to take anything away."""
 
-    async def refuse(_: GfnRange) -> None:
+    async def refuse(_: object) -> None:
         raise HypervisorError(5, "refused")
 
-    partition.hypervisor.unmap_gpa = refuse  # type: ignore[method-assign, assignment]
+    partition.hypervisor.unmap_gpas = refuse  # type: ignore[method-assign, assignment]
 
 
 def operators_requests(bench: Bench, partition_id: int) -> None:

@@ -29,6 +29,7 @@ class Held(Enum):
     BOTH = "as in real guests"
     ADDRESS_SPACE = "as with live memory"
     NEITHER = "as in the model"
+    LISTS = "as in real guests, whose VMM takes lists"
 
 
 def of(parts: Parts, held: Held = Held.BOTH) -> Build:
@@ -43,6 +44,7 @@ class _Held:
         self._stage = stage
         self._at_once = {
             Held.BOTH: frozenset[Point](),
+            Held.LISTS: frozenset[Point](),
             Held.ADDRESS_SPACE: frozenset(Point) - {Point.RESOLVE, Point.RESOLVED},
             Held.NEITHER: frozenset(Point),
         }[held]
@@ -61,7 +63,8 @@ class Core(Subject):
         self._parts = parts
         self._stage = stage
         self._model = ModelPartition(pauses=_Held(stage, held), parts=parts, failing_calls=play.failing)
-        self._model.hypervisor.may_block = held is Held.BOTH
+        self._model.hypervisor.may_block = held in (Held.BOTH, Held.LISTS)
+        self._model.hypervisor.pieces_per_call = 3 if held is Held.LISTS else 1
         self._model.address_space.may_block = held is Held.ADDRESS_SPACE
         self._model.hypervisor.refused_maps = play.refused
         self._lines: dict[int, Line] = {}

@@ -20,11 +20,11 @@ class Point(Enum):
 
     RESOLVE = "before resolve"
     RESOLVED = "after resolve"
-    MAP = "before map_gpa"
-    MAPPED = "after map_gpa"
-    REFUSED = "after map_gpa was refused"
-    UNMAP = "before unmap_gpa"
-    UNMAPPED = "after unmap_gpa"
+    MAP = "before a map"
+    MAPPED = "after a map"
+    REFUSED = "after a map was refused"
+    UNMAP = "before an unmap"
+    UNMAPPED = "after an unmap"
 
 
 class Pauses(Protocol):

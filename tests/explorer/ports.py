@@ -7,6 +7,8 @@ implementations inside.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
@@ -20,7 +22,7 @@ from .pauses import Pauses, Point
 
 @dataclass(frozen=True)
 class Mapped:
-    """A map_gpa that was asked for; `pfn` is that of the first gfn, None for NO_ACCESS."""
+    """A map that was asked for; `pfn` is that of the first gfn, None for NO_ACCESS."""
 
     start: int
     end: int
@@ -64,7 +66,7 @@ class RecordedAddressSpace:
 
 
 class RecordedHypervisor:
-    """`events` are the port calls in the order in which they were asked for."""
+    """`events` are the pieces of port calls in the order in which they were asked for."""
 
     def __init__(self, inner: Hypervisor, pauses: Pauses) -> None:
         self._inner = inner
@@ -76,22 +78,43 @@ class RecordedHypervisor:
         self.refused_maps: frozenset[int] = frozenset()
         """Which maps with access fail, counted from 1: none that takes something away."""
         self.failing_call = 0
-        """Which call of all fails, maps and unmaps counted together from 1; 0 for none."""
+        """Which piece of all fails, maps and unmaps counted together from 1; 0 for none."""
         self.events: list[Mapped | Unmapped] = []
+        self.calls: list[list[Mapped | Unmapped]] = []
+        """The same, by the call that asked for them."""
+        self.pieces_per_call = 1
         self.may_block = True
         """The reply to the core; the `pauses` may block."""
 
     def refuse_map(self, nth: int = 1, number: int = errno.EIO) -> None:
-        """The n-th map_gpa from now on fails, having changed nothing."""
+        """The n-th map from now on fails, having changed nothing."""
         self._maps_until_refusal = nth
         self._refused_number = number
 
     def refuse_unmaps(self) -> None:
         self._refuses_unmaps = True
 
-    async def map_gpa(self, mapping: Mapping) -> None:
+    async def map_gpas(self, mappings: Sequence[Mapping]) -> None:
+        assert 0 < len(mappings) <= self.pieces_per_call
+        self.calls.append([])
+        for done, mapping in enumerate(mappings):
+            with _done(done):
+                await self._map(mapping)
+
+    async def unmap_gpas(self, ranges: Sequence[GfnRange]) -> None:
+        assert 0 < len(ranges) <= self.pieces_per_call
+        self.calls.append([])
+        for done, gfns in enumerate(ranges):
+            with _done(done):
+                await self._unmap(gfns)
+
+    def _asked(self, event: Mapped | Unmapped) -> None:
+        self.events.append(event)
+        self.calls[-1].append(event)
+
+    async def _map(self, mapping: Mapping) -> None:
         pfn = None if mapping.frame is None else mapping.frame.page
-        self.events.append(Mapped(mapping.start, mapping.end, pfn, mapping.access))
+        self._asked(Mapped(mapping.start, mapping.end, pfn, mapping.access))
         await self._pauses.at(Point.MAP, mapping)
         self._maps_until_refusal -= 1
         self._maps_with_access += bool(mapping.access)
@@ -100,18 +123,18 @@ class RecordedHypervisor:
             await self._pauses.at(Point.REFUSED, mapping)
             raise HypervisorError(self._refused_number, "refused by order")
         try:
-            await self._inner.map_gpa(mapping)
+            await self._inner.map_gpas([mapping])
         except HypervisorError:
             await self._pauses.at(Point.REFUSED, mapping)
             raise
         await self._pauses.at(Point.MAPPED, mapping)
 
-    async def unmap_gpa(self, gfns: GfnRange) -> None:
-        self.events.append(Unmapped(gfns.start, gfns.end))
+    async def _unmap(self, gfns: GfnRange) -> None:
+        self._asked(Unmapped(gfns.start, gfns.end))
         await self._pauses.at(Point.UNMAP, gfns)
         if self._refuses_unmaps or len(self.events) == self.failing_call:
             raise HypervisorError(errno.EIO, "refused by order")
-        await self._inner.unmap_gpa(gfns)
+        await self._inner.unmap_gpas([gfns])
         await self._pauses.at(Point.UNMAPPED, gfns)
 
     def translate(self, gfn: int) -> Mapping | None:
@@ -127,3 +150,13 @@ class RecordedHypervisor:
         """What the guest reaches at `gfn`."""
         mapping = self._inner.translate(gfn)
         return None if mapping is None else mapping.frame_at(gfn)
+
+
+@contextmanager
+def _done(pieces: int) -> Iterator[None]:
+    """A refusal comes after so many pieces of the call were done."""
+    try:
+        yield
+    except HypervisorError as error:
+        error.done = pieces
+        raise

@@ -20,6 +20,7 @@ from explorer.system_under_test import Build
 from explorer.variants import CORE, CORES, Variant
 from intercept_protocol.outcomes import Answer
 from interceptd.memory.fault_handler import Fault, FaultHandler
+from interceptd.memory.guest_mappings import GuestMappings, Revocation
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch
 
@@ -53,8 +54,24 @@ def test_i1_an_unblocked_pass_that_is_never_made_is_detected(held: Held) -> None
     assert Rule.LEFT in found
 
 
+class _LeavesTheRest(Revocation):
+    async def finish(self) -> None:
+        """Only full lists are asked for."""
+
+
+class LeavesTheRest(GuestMappings):
+    def revocation(self) -> Revocation:
+        return _LeavesTheRest(self)
+
+
+def test_i1_a_list_that_is_not_full_and_is_never_asked_for_is_detected() -> None:
+    found = failures(core.of(Parts(mappings=LeavesTheRest), Held.LISTS), "movable", 0, 60)
+    assert Rule.LEFT in found
+
+
 @pytest.mark.parametrize(
-    ("held", "step_by_step"), [(Held.BOTH, True), (Held.ADDRESS_SPACE, True), (Held.NEITHER, False)]
+    ("held", "step_by_step"),
+    [(Held.BOTH, True), (Held.LISTS, True), (Held.ADDRESS_SPACE, True), (Held.NEITHER, False)],
 )
 def test_a_first_touch_is_one_step_unless_a_port_is_held(held: Held, *, step_by_step: bool) -> None:
     asked: list[bool] = []

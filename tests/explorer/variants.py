@@ -41,8 +41,11 @@ CORE_LIVE = Variant(
     "core-live", "the same with a hypervisor that never waits", core.of(Parts(), Held.ADDRESS_SPACE)
 )
 CORE_MODEL = Variant("core-model", "the same without waiting, one step each", core.of(Parts(), Held.NEITHER))
-CORES = (CORE, CORE_LIVE, CORE_MODEL)
-"""The daemon's own core in the three modes of its ports."""
+CORE_LISTS = Variant(
+    "core-lists", "the same with a hypervisor that takes three pieces at once", core.of(Parts(), Held.LISTS)
+)
+CORES = (CORE, CORE_LIVE, CORE_MODEL, CORE_LISTS)
+"""The daemon's own core in the four modes of its ports."""
 MUTANT_VARIANTS = tuple(
     Variant(_WITHOUT + name, mutant.about, core.of(mutant.parts)) for name, mutant in MUTANTS.items()
 )

@@ -7,7 +7,7 @@ and those of `interceptd`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,16 +25,16 @@ from interceptd.pages.mapping import Mapping as GuestMapping
 
 def in_the_hypervisor(barrier: Barrier) -> None:
     """Every taking away of movable memory stops, with the region lock held."""
-    map_gpa = SoftwareHypervisor.map_gpa
+    map_gpas = SoftwareHypervisor.map_gpas
 
-    async def held(self: SoftwareHypervisor, mapping: GuestMapping) -> None:
-        if mapping.access is Access.NONE and self.counters().mapped_gfns:
+    async def held(self: SoftwareHypervisor, mappings: Sequence[GuestMapping]) -> None:
+        if mappings[0].access is Access.NONE and self.counters().mapped_gfns:
             barrier.arrive()
             await trio.lowlevel.wait_readable(barrier.passes)
             barrier.pass_through()
-        await map_gpa(self, mapping)
+        await map_gpas(self, mappings)
 
-    SoftwareHypervisor.map_gpa = held  # type: ignore[method-assign]
+    SoftwareHypervisor.map_gpas = held  # type: ignore[method-assign]
 
 
 def in_resolve(barrier: Barrier) -> None:

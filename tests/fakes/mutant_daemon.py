@@ -13,6 +13,7 @@ from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.cli import main
 from interceptd.memory.attempt import Attempt
+from interceptd.memory.guest_mappings import Revocation
 from interceptd.memory.region import Region
 from interceptd.memory.region_manager import RegionManager
 from interceptd.pages.mapping import Extent
@@ -22,7 +23,7 @@ def without_invalidation() -> None:
     """Invalidations are announced, waited for and acknowledged, but revoke nothing (hazards k, H4)."""
 
     async def revoke_nothing(
-        manager: RegionManager, region: Region, uaddrs: UaddrRange, *, exact: bool
+        manager: RegionManager, region: Region, uaddrs: UaddrRange, going: Revocation, *, exact: bool
     ) -> None:
         pass
 

@@ -42,6 +42,10 @@ METHODS: tuple[Mapping[str, type], ...] = (
     messages.HYPERVISOR_METHODS,
     messages.OPERATOR_METHODS,
 )
+_ASKED: tuple[messages.HypervisorCall, ...] = (
+    messages.UnmapGpa(start_gfn=0, page_count=1),
+    messages.UnmapGpas(pieces=[messages.UnmapGpa(start_gfn=gfn, page_count=1) for gfn in (0, 2)]),
+)
 _KINDS = {rpc.REQUEST, rpc.RESPONSE, rpc.NOTIFICATION}
 
 
@@ -72,9 +76,11 @@ def receiver(data: bytes) -> None:
             if isinstance(message, rpc.Request):
                 assert rpc.encode_request(*message)
             if isinstance(message, rpc.Response):
-                passed_on = refusal("map_gpa", WireError.from_any(message.error))
-                assert 0 < passed_on.number < 4096
-                assert _fits(WireError(passed_on.number, str(passed_on)))
+                for asked in _ASKED:
+                    passed_on = refusal(asked, WireError.from_any(message.error))
+                    assert 0 < passed_on.number < 4096
+                    assert 0 <= passed_on.done <= 1
+                    assert _fits(WireError(passed_on.number, str(passed_on)))
 
 
 def intercept(data: bytes) -> None:

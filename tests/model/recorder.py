@@ -7,7 +7,7 @@ after each step of each task. It looks into private state on purpose. Must not k
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 
@@ -62,7 +62,7 @@ def joined(masks: Iterable[int]) -> int:
 class Recorder(trio.abc.Instrument):
     """Collects the trace of one partition. Give it to `trio.run`."""
 
-    def __init__(self, pages: int, vps: int, pauses: Pauses) -> None:
+    def __init__(self, pages: int, vps: int, pauses: Pauses, *, pieces_per_call: int = 1) -> None:
         self.trace: Trace = []
         self.truth: dict[int, int] = {}
         """The pfn behind each page that has memory: the driver says so."""
@@ -72,7 +72,7 @@ class Recorder(trio.abc.Instrument):
         self.software = SoftwareHypervisor(remap=Remap.REPLACE, pool_pages=256, pool_limit=lambda: 1 << 20)
         self.notifier = _Notifier(self)
         self.mappings = GuestMappings(
-            _Hypervisor(self, pauses),
+            _Hypervisor(self, pauses, pieces_per_call),
             lambda: 1 << 10,
             Quota(0, "mappings", "mappings_per_uid", lambda: 1 << 20),
         )
@@ -266,30 +266,33 @@ class _Hypervisor:
 
     may_block = True
 
-    def __init__(self, recorder: Recorder, pauses: Pauses) -> None:
+    def __init__(self, recorder: Recorder, pauses: Pauses, pieces_per_call: int) -> None:
+        self.pieces_per_call = pieces_per_call
         self._recorder = recorder
         self._pauses = pauses
 
-    async def map_gpa(self, mapping: Mapped) -> None:
+    async def map_gpas(self, mappings: Sequence[Mapped]) -> None:
         recorder, (_, vp) = self._recorder, WHO.get()
         if vp not in recorder.mapping:
             recorder.took("commit")
             recorder.mapping.add(vp)
-        recorder.took("map", pages=mask(mapping.gfns, GFN))
-        await self._pauses.at(Point.MAP, mapping)
-        await recorder.software.map_gpa(mapping)
+        recorder.took("map", pages=joined(mask(mapping.gfns, GFN) for mapping in mappings))
+        await self._pauses.at(Point.MAP, mappings[0])
+        for mapping in mappings:
+            await recorder.software.map_gpas([mapping])
         recorder.took("mapped")
-        await self._pauses.at(Point.MAPPED, mapping)
+        await self._pauses.at(Point.MAPPED, mappings[0])
         recorder.took("map_is_back")
 
-    async def unmap_gpa(self, gfns: GfnRange) -> None:
+    async def unmap_gpas(self, ranges: Sequence[GfnRange]) -> None:
         recorder, (actor, _) = self._recorder, WHO.get()
         out, done = ("take_away", "taken_away") if actor is Actor.MANAGER else ("unmap", "unmapped")
-        recorder.took(out, pages=mask(gfns, GFN))
-        await self._pauses.at(Point.UNMAP, gfns)
-        await recorder.software.unmap_gpa(gfns)
+        recorder.took(out, pages=joined(mask(gfns, GFN) for gfns in ranges))
+        await self._pauses.at(Point.UNMAP, ranges[0])
+        for gfns in ranges:
+            await recorder.software.unmap_gpas([gfns])
         recorder.took(done)
-        await self._pauses.at(Point.UNMAPPED, gfns)
+        await self._pauses.at(Point.UNMAPPED, ranges[0])
         recorder.took(f"{out}_is_back")
 
     def translate(self, gfn: int) -> Mapped | None:

@@ -57,6 +57,8 @@ class Schedule:
     sources: Sequence[Sequence[Change]]
     vps: Sequence[Sequence[Fault]]
     removals: int
+    pieces_per_call: int
+    """How many ranges the hypervisor takes at once."""
 
 
 def schedules() -> st.SearchStrategy[Schedule]:
@@ -73,6 +75,7 @@ def schedules() -> st.SearchStrategy[Schedule]:
         st.lists(st.lists(changes, min_size=1, max_size=5), min_size=1, max_size=2),
         st.lists(st.lists(faults, min_size=2, max_size=8), min_size=1, max_size=3),
         st.integers(0, 3),
+        st.sampled_from([1, 2, 64]),
     )
 
 
@@ -123,7 +126,7 @@ class _Run:
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
         self._pauses = DrawnPauses(schedule.pauses)
-        self.recorder = Recorder(PAGES, vps=3, pauses=self._pauses)
+        self.recorder = Recorder(PAGES, vps=3, pauses=self._pauses, pieces_per_call=schedule.pieces_per_call)
         self._faults = FaultHandler(
             self.recorder.regions, RecordedMemory(self.recorder, self._pauses), TIMEOUT
         )

@@ -162,10 +162,10 @@ async def test_i4_a_fault_decided_at_once_ends_at_its_deadline_too(
 async def test_a_vp_learns_of_a_partition_lost_at_once(
     prompt: ModelPartition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def breaks_down(_: Mapping) -> None:
+    async def breaks_down(_: object) -> None:
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr(prompt.software, "map_gpa", breaks_down)
+    monkeypatch.setattr(prompt.software, "map_gpas", breaks_down)
     lost: list[PartitionLost] = []
     with capture_logs():
         try:

@@ -135,11 +135,11 @@ async def test_a_wait_that_is_cancelled_is_timed_all_the_same(backed: ModelParti
 async def test_calls_of_the_hypervisor_are_timed_refused_ones_too(backed: ModelPartition) -> None:
     calls = PortCalls()
     measured = MeasuredHypervisor(backed.hypervisor, calls)
-    await measured.map_gpa(RESERVED)
+    await measured.map_gpas([RESERVED])
     backed.hypervisor.refuse_map()
     with pytest.raises(HypervisorError):
-        await measured.map_gpa(RESERVED)
-    await measured.unmap_gpa(RESERVED.gfns)
+        await measured.map_gpas([RESERVED])
+    await measured.unmap_gpas([RESERVED.gfns])
     assert (calls.map_gpa.count, calls.unmap_gpa.count) == (2, 1)
 
 

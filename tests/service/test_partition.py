@@ -235,7 +235,7 @@ async def test_the_msgid_of_a_request_to_the_vmm_is_never_0(nursery: trio.Nurser
     model, life = await living(nursery)
     async with linked(model) as (link, peer):
         link._msgid = rpc.MSGID_LIMIT - 1
-        unmapping = Running(nursery, link.unmap_gpa, GfnRange(start=0, end=1))
+        unmapping = Running(nursery, link.unmap_gpas, [GfnRange(start=0, end=1)])
         request = await peer.receive()
         assert isinstance(request, rpc.Request)
         await peer.send(rpc.encode_result(request.msgid, None))
@@ -388,7 +388,7 @@ async def test_i7_a_lost_partition_ends_alone_and_its_vmm_learns_why(
             await vps[-1].intercept(0x100)
         partition = served.daemon.partitions.find(doomed.partition_id)
         assert partition is not None
-        monkeypatch.setattr(partition.hypervisor, "unmap_gpa", refuse)
+        monkeypatch.setattr(partition.hypervisor, "unmap_gpas", refuse)
         with capture_logs() as logs:
             await doomed.vmm.request("unmap_vma", {"start_uaddr": 0x9000000, "page_count": 1})
             assert (await doomed.vmm.last_words()).number == errno.EIO

@@ -81,12 +81,10 @@ def test_a_quota_that_gets_back_more_than_it_gave_is_a_mistake() -> None:
         quota.release(2)
 
 
-def test_a_quota_is_full_where_one_more_would_be_too_many() -> None:
-    quota = Quota(7, "VPs", "vps_per_uid", lambda: 2)
-    seen = []
-    for quota.count in (1, 2, 3):
-        seen.append(quota.full)
-    assert seen == [False, True, True]
+def test_a_quota_has_room_up_to_its_limit() -> None:
+    quota = Quota(7, "VPs", "vps_per_uid", lambda: 3)
+    quota.add(1)
+    assert [quota.has_room(more) for more in (1, 2, 3)] == [True, True, False]
 
 
 # ------------------------------------------------ the regions of a partition

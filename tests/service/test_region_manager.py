@@ -81,10 +81,12 @@ async def test_mappings_of_the_guest_are_listed_in_order_in_chunks(model: ModelP
 CHANGES: list[Callable[[ModelPartition, Region], Awaitable[object]]] = [
     lambda model, region: model.mappings.map_gaps(region, [], math.inf),
     lambda model, region: model.mappings.map_no_access(region),
-    lambda model, region: model.mappings.revoke(region, region.gfns),
-    lambda model, region: model.mappings.unmap_all(region),
-    lambda model, region: model.regions._invalidate(region, region.uaddrs, exact=True),
-    lambda model, region: model.regions._remove(region),
+    lambda model, region: model.mappings.revocation().revoke(region, region.gfns),
+    lambda model, region: model.mappings.revocation().unmap_all(region),
+    lambda model, region: model.regions._invalidate(
+        region, region.uaddrs, model.mappings.revocation(), exact=True
+    ),
+    lambda model, region: model.regions._remove([region]),
 ]
 
 
@@ -424,11 +426,11 @@ async def test_a_map_that_breaks_down_loses_the_partition(
 ) -> None:
     """Our own mistake, not a refusal: who knows what the guest reaches now."""
 
-    async def break_down(_: Mapping) -> None:
+    async def break_down(_: object) -> None:
         raise ZeroDivisionError
 
     await with_region(model)
-    monkeypatch.setattr(model.hypervisor, "map_gpa", break_down)
+    monkeypatch.setattr(model.hypervisor, "map_gpas", break_down)
     with (
         capture_logs() as logs,
         pytest.raises(PartitionLost, match=r"mapping gfns \[0x100, 0x110\) broke down: ZeroDivisionError$"),
@@ -442,11 +444,11 @@ async def test_a_map_that_loses_the_partition_reports_its_own_reason(
 ) -> None:
     """A late map that could not be undone: no Python repr around the sentence."""
 
-    async def lose(_: Mapping) -> None:
+    async def lose(_: object) -> None:
         raise PartitionLost("it could not be undone")
 
     await with_region(model)
-    monkeypatch.setattr(model.hypervisor, "map_gpa", lose)
+    monkeypatch.setattr(model.hypervisor, "map_gpas", lose)
     with capture_logs() as logs, pytest.raises(PartitionLost, match=r"^it could not be undone$"):
         await model.fault(GFN)
     assert logs == []

@@ -64,59 +64,59 @@ def reach(hypervisor: SoftwareHypervisor, page_count: int = LONG + 10) -> Reach:
 @given(st.integers(1, 5000))
 async def test_map_takes_one_call_per_509_gfns_rounded_up(page_count: int) -> None:
     software = hypervisor()
-    await software.map_gpa(mapping(0, page_count))
+    await software.map_gpas([mapping(0, page_count)])
     assert software.counters().map_calls == -(-page_count // 509)
 
 
 @given(st.integers(1, 5000))
 async def test_unmap_takes_one_call_per_512_gfns_rounded_up(page_count: int) -> None:
     software = hypervisor()
-    await software.map_gpa(mapping(0, page_count))
-    await software.unmap_gpa(GfnRange(start=0, end=page_count))
+    await software.map_gpas([mapping(0, page_count)])
+    await software.unmap_gpas([GfnRange(start=0, end=page_count)])
     assert software.counters().unmap_calls == -(-page_count // 512)
 
 
 @pytest.mark.parametrize(("page_count", "calls"), [(509, 1), (510, 2), (1018, 2), (1019, 3)])
 async def test_a_map_call_takes_509_gfns_and_no_more(page_count: int, calls: int) -> None:
     software = hypervisor()
-    await software.map_gpa(mapping(0, page_count))
+    await software.map_gpas([mapping(0, page_count)])
     assert software.counters().map_calls == calls
 
 
 @pytest.mark.parametrize(("page_count", "calls"), [(512, 1), (513, 2), (1024, 2), (1025, 3)])
 async def test_an_unmap_call_takes_512_gfns_and_no_more(page_count: int, calls: int) -> None:
     software = hypervisor()
-    await software.map_gpa(mapping(0, page_count))
-    await software.unmap_gpa(GfnRange(start=0, end=page_count))
+    await software.map_gpas([mapping(0, page_count)])
+    await software.unmap_gpas([GfnRange(start=0, end=page_count)])
     assert software.counters().unmap_calls == calls
 
 
 @pytest.mark.parametrize(("table_pages", "deposits"), [(256, 1), (257, 2)])
 async def test_a_deposit_is_256_table_pages(table_pages: int, deposits: int) -> None:
     software = hypervisor(pool_pages=0)
-    await software.map_gpa(mapping(0, 512 * table_pages))
+    await software.map_gpas([mapping(0, 512 * table_pages)])
     assert software.counters().deposits == deposits
 
 
 async def test_unmap_of_unmapped_pages_makes_no_call() -> None:
     software = hypervisor()
-    await software.map_gpa(mapping(0, 4))
-    await software.unmap_gpa(GfnRange(start=0, end=8))
-    await software.unmap_gpa(GfnRange(start=0, end=8))
+    await software.map_gpas([mapping(0, 4)])
+    await software.unmap_gpas([GfnRange(start=0, end=8)])
+    await software.unmap_gpas([GfnRange(start=0, end=8)])
     assert software.counters().unmap_calls == 1
 
 
 async def test_unmap_calls_run_from_the_first_to_the_last_mapped_gfn() -> None:
     software = hypervisor()
-    await software.map_gpa(mapping(10_000, 1))
-    await software.map_gpa(mapping(10_000 + UNMAP_BATCH_GFNS, 1))
-    await software.unmap_gpa(GfnRange(start=0, end=1 << 30))
+    await software.map_gpas([mapping(10_000, 1)])
+    await software.map_gpas([mapping(10_000 + UNMAP_BATCH_GFNS, 1)])
+    await software.unmap_gpas([GfnRange(start=0, end=1 << 30)])
     assert software.counters().unmap_calls == 2
 
 
 async def test_no_access_is_counted_apart_and_translates_to_nothing() -> None:
     software = hypervisor()
-    await software.map_gpa(no_access(0, 8))
+    await software.map_gpas([no_access(0, 8)])
     counters = software.counters()
     assert (counters.no_access_gfns, counters.mapped_gfns, software.translate(3)) == (8, 0, None)
 
@@ -126,36 +126,36 @@ async def test_no_access_is_counted_apart_and_translates_to_nothing() -> None:
 
 async def test_map_beyond_the_pool_deposits_256_pages_at_a_time_and_counts_no_more_calls() -> None:
     software = hypervisor(pool_pages=0)
-    await software.map_gpa(mapping(0, DEPOSIT_PAGES * 512 + 1))
+    await software.map_gpas([mapping(0, DEPOSIT_PAGES * 512 + 1)])
     counters = software.counters()
     assert (counters.deposits, counters.map_calls) == (2, -(-(DEPOSIT_PAGES * 512 + 1) // 509))
 
 
 async def test_map_within_the_pool_deposits_nothing() -> None:
     software = hypervisor(pool_pages=1)
-    await software.map_gpa(mapping(0, 512))
+    await software.map_gpas([mapping(0, 512)])
     assert software.counters().deposits == 0
 
 
 async def test_mapping_over_mapped_pages_needs_no_more_room() -> None:
     software = hypervisor(pool_pages=1, pool_limit=1)
-    await software.map_gpa(no_access(0, 512))
-    await software.map_gpa(mapping(0, 512))
+    await software.map_gpas([no_access(0, 512)])
+    await software.map_gpas([mapping(0, 512)])
     assert software.counters().mapped_gfns == 512
 
 
 async def test_unmap_gives_its_room_back() -> None:
     software = hypervisor(pool_pages=1, pool_limit=1)
-    await software.map_gpa(mapping(0, 512))
-    await software.unmap_gpa(GfnRange(start=0, end=512))
-    await software.map_gpa(mapping(1024, 512))
+    await software.map_gpas([mapping(0, 512)])
+    await software.unmap_gpas([GfnRange(start=0, end=512)])
+    await software.map_gpas([mapping(1024, 512)])
     assert software.counters().mapped_gfns == 512
 
 
 async def test_map_beyond_the_pool_limit_is_enomem_and_leaves_nothing() -> None:
     software = hypervisor(pool_pages=1, pool_limit=1)
     with pytest.raises(HypervisorError, match="INSUFFICIENT_MEMORY after 512 of 513") as refused:
-        await software.map_gpa(mapping(0, 513))
+        await software.map_gpas([mapping(0, 513)])
     assert refused.value.number == errno.ENOMEM
     assert software.counters().slat_extents == 0
     assert software.counters().map_calls == 2
@@ -163,15 +163,15 @@ async def test_map_beyond_the_pool_limit_is_enomem_and_leaves_nothing() -> None:
 
 async def test_map_that_fills_the_pool_with_whole_calls_counts_the_one_that_is_refused_as_well() -> None:
     software = hypervisor(pool_pages=1, pool_limit=1)
-    await software.map_gpa(no_access(5000, 512 - MAP_BATCH_GFNS))
+    await software.map_gpas([no_access(5000, 512 - MAP_BATCH_GFNS)])
     with pytest.raises(HypervisorError, match="INSUFFICIENT_MEMORY after 509 of 510"):
-        await software.map_gpa(mapping(0, MAP_BATCH_GFNS + 1))
+        await software.map_gpas([mapping(0, MAP_BATCH_GFNS + 1)])
     assert software.counters().map_calls == 1 + 2
 
 
 async def test_deposits_reach_the_pool_limit_itself() -> None:
     software = hypervisor(pool_pages=0, pool_limit=DEPOSIT_PAGES)
-    await software.map_gpa(mapping(0, 512 * DEPOSIT_PAGES))
+    await software.map_gpas([mapping(0, 512 * DEPOSIT_PAGES)])
     assert software.counters().mapped_gfns == 512 * DEPOSIT_PAGES
 
 
@@ -181,19 +181,19 @@ async def test_map_beyond_the_pool_limit_reaches_as_far_as_new_gfns_find_room(
 ) -> None:
     """What has an entry already takes no room: of 512, so many are elsewhere and 100 in the range."""
     software = hypervisor(pool_pages=1, pool_limit=1)
-    await software.map_gpa(no_access(7100, 100))
-    await software.map_gpa(no_access(50_000, elsewhere))
+    await software.map_gpas([no_access(7100, 100)])
+    await software.map_gpas([no_access(50_000, elsewhere)])
     with pytest.raises(HypervisorError, match=f"after {reached} of 1000 gfns"):
-        await software.map_gpa(mapping(7000, 1000))
+        await software.map_gpas([mapping(7000, 1000)])
 
 
 async def test_map_beyond_the_pool_limit_puts_back_no_access_and_other_mappings() -> None:
     software = hypervisor(pool_pages=2, pool_limit=2)
-    await software.map_gpa(no_access(0, 100))
-    await software.map_gpa(mapping(200, 100, pfn=0x8000))
+    await software.map_gpas([no_access(0, 100)])
+    await software.map_gpas([mapping(200, 100, pfn=0x8000)])
     before, no_access_before = reach(software), software.counters().no_access_gfns
     with pytest.raises(HypervisorError):
-        await software.map_gpa(mapping(0, LONG))
+        await software.map_gpas([mapping(0, LONG)])
     assert reach(software) == before
     assert software.counters().no_access_gfns == no_access_before == 100
 
@@ -209,7 +209,7 @@ async def test_map_that_fails_at_the_nth_call_rolls_back_exactly_the_batches_bef
     software = hypervisor(failing_calls={failing: HvStatus.OPERATION_FAILED})
     completed = (failing - 1) * MAP_BATCH_GFNS
     with pytest.raises(HypervisorError, match=f"OPERATION_FAILED after {completed} of {LONG} gfns"):
-        await software.map_gpa(mapping(0, LONG))
+        await software.map_gpas([mapping(0, LONG)])
     counters = software.counters()
     assert (counters.slat_extents, counters.map_calls) == (0, failing)
     assert counters.unmap_calls == -(-completed // UNMAP_BATCH_GFNS)
@@ -218,12 +218,12 @@ async def test_map_that_fails_at_the_nth_call_rolls_back_exactly_the_batches_bef
 @pytest.mark.parametrize("failing", [1, 2, CALLS])
 async def test_map_that_fails_puts_back_no_access_and_frames_that_it_replaced(failing: int) -> None:
     software = hypervisor(failing_calls={3 + failing: HvStatus.OPERATION_FAILED})
-    await software.map_gpa(no_access(0, 300))
-    await software.map_gpa(mapping(400, 300, pfn=0x8000))
-    await software.map_gpa(no_access(1900, 100))
+    await software.map_gpas([no_access(0, 300)])
+    await software.map_gpas([mapping(400, 300, pfn=0x8000)])
+    await software.map_gpas([no_access(1900, 100)])
     before = reach(software)
     with pytest.raises(HypervisorError):
-        await software.map_gpa(mapping(0, LONG))
+        await software.map_gpas([mapping(0, LONG)])
     assert reach(software) == before
     assert (software.counters().no_access_gfns, software.counters().mapped_gfns) == (400, 300)
 
@@ -231,31 +231,31 @@ async def test_map_that_fails_puts_back_no_access_and_frames_that_it_replaced(fa
 async def test_map_over_several_failing_calls_fails_at_the_first_with_its_status() -> None:
     software = hypervisor(failing_calls={3: HvStatus.TIME_OUT, 2: HvStatus.NO_RESOURCES})
     with pytest.raises(HypervisorError, match="NO_RESOURCES after 509 of"):
-        await software.map_gpa(mapping(0, LONG))
+        await software.map_gpas([mapping(0, LONG)])
     assert software.counters().map_calls == 2
 
 
 async def test_map_that_fails_at_its_first_call_leaves_the_extents_in_one_piece() -> None:
     software = hypervisor(failing_calls={2: HvStatus.OPERATION_FAILED})
-    await software.map_gpa(no_access(0, 8))
+    await software.map_gpas([no_access(0, 8)])
     with pytest.raises(HypervisorError, match="after 0 of 2"):
-        await software.map_gpa(mapping(4, 2))
+        await software.map_gpas([mapping(4, 2)])
     assert software.counters().slat_extents == 1
 
 
 async def test_calls_of_a_roll_back_are_counted() -> None:
     software = hypervisor(failing_calls={3: HvStatus.OPERATION_FAILED})
-    await software.map_gpa(no_access(0, 300))
+    await software.map_gpas([no_access(0, 300)])
     with pytest.raises(HypervisorError):
-        await software.map_gpa(mapping(0, LONG))
+        await software.map_gpas([mapping(0, LONG)])
     assert (software.counters().map_calls, software.counters().unmap_calls) == (1 + 2 + 1, 1)
 
 
 async def test_map_after_a_failed_one_succeeds() -> None:
     software = hypervisor(failing_calls={2: HvStatus.OPERATION_FAILED})
     with pytest.raises(HypervisorError):
-        await software.map_gpa(mapping(0, LONG))
-    await software.map_gpa(mapping(0, LONG))
+        await software.map_gpas([mapping(0, LONG)])
+    await software.map_gpas([mapping(0, LONG)])
     assert software.counters().mapped_gfns == LONG
 
 
@@ -275,26 +275,26 @@ def test_every_status_of_a_wrong_argument_is_einval_and_the_rest_eio() -> None:
 
 async def test_remap_replace_lets_the_last_frame_win() -> None:
     software = hypervisor(remap=Remap.REPLACE)
-    await software.map_gpa(mapping(0, 8))
-    await software.map_gpa(mapping(4, 8, pfn=0x8000))
+    await software.map_gpas([mapping(0, 8)])
+    await software.map_gpas([mapping(4, 8, pfn=0x8000)])
     assert reach(software, 12) == [*range(0x5000, 0x5004), *range(0x8000, 0x8008)]
 
 
 async def test_remap_error_refuses_a_gfn_that_the_guest_reaches_and_changes_nothing() -> None:
     software = hypervisor(remap=Remap.ERROR)
-    await software.map_gpa(mapping(0, 8))
+    await software.map_gpas([mapping(0, 8)])
     before = reach(software)
     with pytest.raises(HypervisorError, match="INVALID_PARAMETER after 0 of 8 gfns") as refused:
-        await software.map_gpa(mapping(4, 8, pfn=0x8000))
+        await software.map_gpas([mapping(4, 8, pfn=0x8000)])
     assert refused.value.number == errno.EINVAL
     assert (reach(software), software.counters().map_calls) == (before, 2)
 
 
 async def test_remap_error_allows_no_access_to_be_mapped_and_put_back() -> None:
     software = hypervisor(remap=Remap.ERROR)
-    await software.map_gpa(no_access(0, 8))
-    await software.map_gpa(mapping(2, 4))
-    await software.map_gpa(no_access(0, 8))
+    await software.map_gpas([no_access(0, 8)])
+    await software.map_gpas([mapping(2, 4)])
+    await software.map_gpas([no_access(0, 8)])
     assert software.counters().no_access_gfns == 8
 
 
@@ -316,12 +316,12 @@ async def carry_out(software: SoftwareHypervisor, step: str, wanted: Mapping) ->
     """Ask for one step; returns what the guest is to reach there afterwards."""
     match step:
         case "map":
-            await software.map_gpa(wanted)
+            await software.map_gpas([wanted])
             return reach_of(wanted)
         case "no access":
-            await software.map_gpa(replace(wanted, frame=None, access=Access.NONE))
+            await software.map_gpas([replace(wanted, frame=None, access=Access.NONE)])
         case _:
-            await software.unmap_gpa(wanted.gfns)
+            await software.unmap_gpas([wanted.gfns])
     return [None] * wanted.gfns.page_count
 
 

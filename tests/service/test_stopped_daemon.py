@@ -51,7 +51,7 @@ async def test_a_hypervisors_answer_that_came_in_time_counts(nursery: trio.Nurse
     link = RemoteHypervisor(deadline=lambda: 5)
     answers = Running(nursery, link.serve, connection)
     await wait_all_tasks_blocked()
-    unmapping = Running(nursery, link.unmap_gpa, GfnRange(start=1, end=2))
+    unmapping = Running(nursery, link.unmap_gpas, [GfnRange(start=1, end=2)])
     request = await vmm.receive()
     assert isinstance(request, rpc.Request)
     vmm.send_now(rpc.encode_result(request.msgid, None))

@@ -23,7 +23,6 @@ from intercept_protocol.hv_message import MessageType, build_memory_intercept
 from intercept_protocol.messages import INTERCEPT_METHOD
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.errors import PartitionLost
-from interceptd.pages.mapping import Mapping
 
 SHORTEST = rpc.encode_request(
     7, INTERCEPT_METHOD, [build_memory_intercept(gpa=GFN << PAGE_SHIFT, access=Access.READ)]
@@ -339,10 +338,10 @@ async def test_vp_that_does_not_wait_when_the_partition_is_lost_continues(backed
 async def test_vp_whose_own_map_loses_the_partition_has_its_answer_first(
     backed: ModelPartition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def break_down(_: Mapping) -> None:
+    async def break_down(_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(backed.hypervisor, "map_gpa", break_down)
+    monkeypatch.setattr(backed.hypervisor, "map_gpas", break_down)
     answers: list[Answer] = []
     with pytest.RaisesGroup(PartitionLost, flatten_subgroups=True):
         async with attached_vp(backed) as vp:

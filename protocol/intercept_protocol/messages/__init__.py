@@ -27,7 +27,15 @@ from .hello import (
     HelloVp,
     PartitionHello,
 )
-from .hypervisor import HYPERVISOR_METHODS, HypervisorCall, MapGpa, UnmapGpa
+from .hypervisor import (
+    HYPERVISOR_METHODS,
+    PIECES_LIMIT,
+    HypervisorCall,
+    MapGpa,
+    MapGpas,
+    UnmapGpa,
+    UnmapGpas,
+)
 from .inspection import PartitionInspection, PartitionList, PartitionSummary, RegionView, VpView
 from .notifier import NOTIFIER_METHODS, Invalidate, InvalidateBegin, InvalidateEnd, NotifierCall
 from .operator import (
@@ -76,6 +84,7 @@ __all__ = [
     "LATENCY_BUCKETS",
     "NOTIFIER_METHODS",
     "OPERATOR_METHODS",
+    "PIECES_LIMIT",
     "PROTOCOL_VERSION",
     "VMM_METHODS",
     "AddRegion",
@@ -107,6 +116,7 @@ __all__ = [
     "Kick",
     "ListPartitions",
     "MapGpa",
+    "MapGpas",
     "MapVma",
     "MmioGranularity",
     "NotifierCall",
@@ -131,6 +141,7 @@ __all__ = [
     "Translate",
     "Translation",
     "UnmapGpa",
+    "UnmapGpas",
     "UnmapVma",
     "VmmCall",
     "VpHistogram",

@@ -50,6 +50,8 @@ class HelloNotifier(_Hello, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class HelloHypervisor(_Hello, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="hypervisor"):
     partition_id: U64
     token: Token
+    lists: bool = False
+    """Whether the VMM answers `map_gpas` and `unmap_gpas`."""
 
 
 class HelloOperator(_Hello, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="operator"):

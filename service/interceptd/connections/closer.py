@@ -73,7 +73,7 @@ class Closer:
             self._unclosed.release(-more)
         else:
             self._unclosed.add(more)
-        self.full = self._unclosed.full
+        self.full = not self._unclosed.has_room(1)
 
     def _put(self, count: int, close: Callable[[], None]) -> None:
         with self._changed:

@@ -6,6 +6,7 @@ regions or uaddr invalidations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -15,11 +16,13 @@ from interceptd.pages.mapping import Mapping
 
 
 class HypervisorError(Exception):
-    """The hypervisor refused; `number` is the errno of its status."""
+    """The hypervisor refused. `number` is the errno of its status; `done` counts the pieces, from the first,
+    that it did before."""
 
-    def __init__(self, number: int, message: str) -> None:
+    def __init__(self, number: int, message: str, *, done: int = 0) -> None:
         super().__init__(message)
         self.number = number
+        self.done = done
 
 
 class HypervisorCounters(msgspec.Struct):
@@ -33,21 +36,34 @@ class HypervisorCounters(msgspec.Struct):
     deposits: int = 0
 
 
-class Hypervisor(Protocol):
-    """Edits guest mappings. Both operations take ranges and may block, bounded by the implementation."""
+def named(ranges: Sequence[GfnRange]) -> str:
+    """The ranges of a call, for an error: the first, and how many more there are."""
+    more = f" and {len(ranges) - 1} more" if len(ranges) > 1 else ""
+    return f"gfns {ranges[0]}{more}"
 
-    async def map_gpa(self, mapping: Mapping) -> None:
-        """Map `mapping`, without access if it has no rights (NO_ACCESS).
+
+class Hypervisor(Protocol):
+    """Edits guest mappings. Both operations take a list of ranges, disjoint, at least one and at most
+    `pieces_per_call`, and do them in order. They may block, bounded by the implementation."""
+
+    @property
+    def pieces_per_call(self) -> int:
+        """How many pieces one call takes; it may change between calls."""
+
+    async def map_gpas(self, mappings: Sequence[Mapping]) -> None:
+        """Map each of `mappings`, without access if it has no rights (NO_ACCESS).
 
         Replaces existing mappings; under remap `error`, a gfn that the guest can access must not be mapped
-        again with access. On `HypervisorError` everything is as before the call: its own completed batches
-        are undone, and the extents that they replaced, NO_ACCESS included, are restored.
+        again with access. On `HypervisorError` the first `done` are mapped, and at all other gfns everything
+        is as before the call: of the one that was refused, its completed batches are undone, and the extents
+        that they replaced, NO_ACCESS included, are restored.
         """
 
-    async def unmap_gpa(self, gfns: GfnRange) -> None:
-        """Unmap everything in `gfns`. Skips gfns that are not mapped, so it may be repeated.
+    async def unmap_gpas(self, ranges: Sequence[GfnRange]) -> None:
+        """Unmap everything in `ranges`. Skips gfns that are not mapped, so it may be repeated.
 
-        After `HypervisorError` it is unknown what the guest can still access: the partition must end.
+        After `HypervisorError` the first `done` are unmapped, and it is unknown what of the others the guest
+        can still access: the partition must end.
         """
 
     @property

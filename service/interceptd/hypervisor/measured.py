@@ -5,6 +5,7 @@ Owns one wrapper with the behaviour of the hypervisor inside. Must not know who 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter_ns
 
 from intercept_protocol.addresses import GfnRange
@@ -21,17 +22,21 @@ class MeasuredHypervisor:
         self._calls = calls
         self.may_block = inner.may_block
 
-    async def map_gpa(self, mapping: Mapping) -> None:
+    @property
+    def pieces_per_call(self) -> int:
+        return self._inner.pieces_per_call
+
+    async def map_gpas(self, mappings: Sequence[Mapping]) -> None:
         began = perf_counter_ns()
         try:
-            await self._inner.map_gpa(mapping)
+            await self._inner.map_gpas(mappings)
         finally:
             self._calls.map_gpa.record(perf_counter_ns() - began)
 
-    async def unmap_gpa(self, gfns: GfnRange) -> None:
+    async def unmap_gpas(self, ranges: Sequence[GfnRange]) -> None:
         began = perf_counter_ns()
         try:
-            await self._inner.unmap_gpa(gfns)
+            await self._inner.unmap_gpas(ranges)
         finally:
             self._calls.unmap_gpa.record(perf_counter_ns() - began)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -19,7 +19,7 @@ from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import HypervisorCall
 from interceptd.connections.connection import LAST_LOOK_SECONDS, Connection, ConnectionGone
 from interceptd.errors import PartitionLost
-from interceptd.hypervisor import HypervisorCounters, HypervisorError
+from interceptd.hypervisor import HypervisorCounters, HypervisorError, named
 from interceptd.hypervisor.slat import SoftwareSlat
 from interceptd.pages.mapping import HOST_BACKING, Mapping
 
@@ -28,7 +28,11 @@ _QUOTED = 200
 quotes it must fit into a message."""
 
 
-class TimedOut(HypervisorError):
+class Undecided(HypervisorError):
+    """It is not known which pieces the VMM has done, or will do."""
+
+
+class TimedOut(Undecided):
     """No answer by the deadline: the VMM may still carry out the request."""
 
 
@@ -40,9 +44,16 @@ class _Request:
     error: WireError | None = None
 
 
-def refusal(method: str, error: WireError) -> HypervisorError:
-    """The VMM's error as it is passed on: its number, and a message that fits into an answer."""
-    return HypervisorError(error.number, f"{method}: {error.message:.{_QUOTED}}")
+def refusal(call: HypervisorCall, error: WireError) -> HypervisorError:
+    """The VMM's error as it is passed on: its number, a message that fits into an answer, and how many pieces
+    were done (Y-14)."""
+    message = f"{call.METHOD}: {error.message:.{_QUOTED}}"
+    if isinstance(call, messages.MapGpa | messages.UnmapGpa):
+        return HypervisorError(error.number, message)
+    done = error.details.get("done")
+    if type(done) is int and 0 <= done < len(call.pieces):
+        return HypervisorError(error.number, message, done=done)
+    return Undecided(error.number, message)
 
 
 class RemoteHypervisor:
@@ -52,6 +63,8 @@ class RemoteHypervisor:
         self._deadline = deadline
         self.claimed = False
         """Whether a hypervisor connection was accepted."""
+        self.takes_lists = False
+        """Whether its VMM said so in its hello (H-17)."""
         self._connection: Connection | None = None
         self._in_flight: dict[int, _Request] = {}
         self._late: deque[int] = deque()
@@ -79,34 +92,47 @@ class RemoteHypervisor:
 
     may_block = True
 
-    async def map_gpa(self, mapping: Mapping) -> None:
-        """See `Hypervisor.map_gpa`. A map that times out is unmapped before the error is raised."""
-        self._map_calls += 1
-        frame = mapping.frame
-        call = messages.MapGpa(
-            start_gfn=mapping.start,
-            page_count=mapping.end - mapping.start,
-            start_uaddr=mapping.start_uaddr_page << PAGE_SHIFT,
-            start_pfn=frame.page if frame is not None and frame.backing == HOST_BACKING else None,
-            access=int(mapping.access),
-        )
-        try:
-            await self._request(call)
-        except TimedOut:
-            try:
-                await self.unmap_gpa(mapping.gfns)
-            except HypervisorError as error:
-                raise PartitionLost(
-                    f"a late map of gfns {mapping.gfns} could not be undone: {error}"
-                ) from error
-            raise
-        self._mirror.replace(mapping)
+    @property
+    def pieces_per_call(self) -> int:
+        return messages.PIECES_LIMIT if self.takes_lists else 1
 
-    async def unmap_gpa(self, gfns: GfnRange) -> None:
-        """See `Hypervisor.unmap_gpa`."""
+    async def map_gpas(self, mappings: Sequence[Mapping]) -> None:
+        """See `Hypervisor.map_gpas`. If it is not known what was mapped, as after a timeout, everything is
+        unmapped before the error is raised."""
+        self._map_calls += 1
+        pieces = [_map_gpa(mapping) for mapping in mappings]
+        try:
+            await self._request(pieces[0] if len(pieces) == 1 else messages.MapGpas(pieces=pieces))
+        except Undecided:
+            gfns = [mapping.gfns for mapping in mappings]
+            try:
+                await self.unmap_gpas(gfns)
+            except HypervisorError as error:
+                raise PartitionLost(f"a late map of {named(gfns)} could not be undone: {error}") from error
+            raise
+        except HypervisorError as error:
+            self._mapped(mappings[: error.done])
+            raise
+        self._mapped(mappings)
+
+    async def unmap_gpas(self, ranges: Sequence[GfnRange]) -> None:
+        """See `Hypervisor.unmap_gpas`."""
         self._unmap_calls += 1
-        await self._request(messages.UnmapGpa(start_gfn=gfns.start, page_count=gfns.page_count))
-        self._mirror.clear(gfns)
+        pieces = [messages.UnmapGpa(start_gfn=gfns.start, page_count=gfns.page_count) for gfns in ranges]
+        try:
+            await self._request(pieces[0] if len(pieces) == 1 else messages.UnmapGpas(pieces=pieces))
+        except HypervisorError as error:
+            self._unmapped(ranges[: error.done])
+            raise
+        self._unmapped(ranges)
+
+    def _mapped(self, mappings: Sequence[Mapping]) -> None:
+        for mapping in mappings:
+            self._mirror.replace(mapping)
+
+    def _unmapped(self, ranges: Sequence[GfnRange]) -> None:
+        for gfns in ranges:
+            self._mirror.clear(gfns)
 
     def translate(self, gfn: int) -> Mapping | None:
         """See `Hypervisor.translate`: by the mappings that the VMM has confirmed."""
@@ -146,7 +172,7 @@ class RemoteHypervisor:
         finally:
             del self._in_flight[msgid]
         if request.error is not None:
-            raise refusal(call.METHOD, request.error)
+            raise refusal(call, request.error)
 
     def _complete(self, response: rpc.Response) -> None:
         request = self._in_flight.get(response.msgid)
@@ -160,3 +186,14 @@ class RemoteHypervisor:
         if response.error is not None:
             request.error = WireError.from_any(response.error)
         request.answered.set()
+
+
+def _map_gpa(mapping: Mapping) -> messages.MapGpa:
+    frame = mapping.frame
+    return messages.MapGpa(
+        start_gfn=mapping.start,
+        page_count=mapping.end - mapping.start,
+        start_uaddr=mapping.start_uaddr_page << PAGE_SHIFT,
+        start_pfn=frame.page if frame is not None and frame.backing == HOST_BACKING else None,
+        access=int(mapping.access),
+    )

@@ -7,7 +7,7 @@ only counted, because mapping a 64 GiB BAR takes 33,000. Must not know why somet
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from intercept_protocol.addresses import GfnRange
 from intercept_protocol.messages import Remap
@@ -47,9 +47,12 @@ class SoftwareHypervisor:
         self._deposits = 0
 
     may_block = False
+    pieces_per_call = 1
+    """A list would save nothing: a call is a function call."""
 
-    async def map_gpa(self, mapping: Mapping) -> None:
-        """See `Hypervisor.map_gpa`."""
+    async def map_gpas(self, mappings: Sequence[Mapping]) -> None:
+        """See `Hypervisor.map_gpas`."""
+        (mapping,) = mappings
         before = self._slat.entries(mapping.gfns)
         if self._remap is Remap.ERROR and mapping.access and any(entry.access for entry in before):
             self._map_calls += 1
@@ -61,8 +64,9 @@ class SoftwareHypervisor:
             self._roll_back(GfnRange(start=mapping.start, end=mapping.start + completed), before)
             raise _refused(status, mapping, completed)
 
-    async def unmap_gpa(self, gfns: GfnRange) -> None:
-        """See `Hypervisor.unmap_gpa`. One call per 512 gfns from the first to the last mapped one."""
+    async def unmap_gpas(self, ranges: Sequence[GfnRange]) -> None:
+        """See `Hypervisor.unmap_gpas`. One call per 512 gfns from the first to the last mapped one."""
+        (gfns,) = ranges
         entries = self._slat.entries(gfns)
         if entries:
             self._unmap_calls += _calls(entries[-1].end - entries[0].start, UNMAP_BATCH_GFNS)

@@ -11,6 +11,7 @@ import errno
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import structlog
 import trio
@@ -20,7 +21,7 @@ from intercept_protocol.messages import RegionKind
 from intercept_protocol.text import sentence
 from interceptd.eager_lock import EagerLock
 from interceptd.errors import PartitionLost
-from interceptd.hypervisor import Hypervisor, HypervisorError
+from interceptd.hypervisor import Hypervisor, HypervisorError, named
 from interceptd.memory import long_lists
 from interceptd.memory.region import Region
 from interceptd.pages.counted_range_map import CountedRangeMap
@@ -32,6 +33,9 @@ log = structlog.get_logger()
 
 MAPPINGS_PER_PART = 16
 """Mappings that are looked at together; those that continue each other are then revoked in one call."""
+
+
+_Piece = tuple[Region, GfnRange]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,11 @@ class GuestMappings:
     def may_block(self) -> bool:
         """Whether a change may wait for anybody."""
         return self._hypervisor.may_block
+
+    @property
+    def pieces_per_call(self) -> int:
+        """How many pieces the hypervisor takes at once."""
+        return self._hypervisor.pieces_per_call
 
     # ------------------------------------------------ looking
 
@@ -101,18 +110,21 @@ class GuestMappings:
         """
         assert self.lock.is_mine
         made: list[Mapping] = []
+        gaps = (gap for part in self._in_parts(wanted) for gap in self._gaps(part))
+        most = self._hypervisor.pieces_per_call
+        asked: list[Mapping] = []
         try:
-            for part in self._in_parts(wanted):
-                for gap in self._gaps(part):
-                    if made:
-                        await give_way_shielded()
-                    await self._map(region, gap)
-                    made.append(gap)
-                    if trio.current_time() > deadline:
-                        return len(made)
+            while asked := list(islice(gaps, most)):
+                if made:
+                    await give_way_shielded()
+                await self._map(region, asked)
+                made += asked
+                if trio.current_time() > deadline:
+                    break
             return len(made)
         except HypervisorError as error:
             log.warning("map_refused", region=str(region.gfns), error=str(error))
+            made += asked[: error.done]
             await self._undo(region, made, deadline)
             raise
         finally:
@@ -122,41 +134,11 @@ class GuestMappings:
         """NO_ACCESS over a whole new region. Raises `HypervisorError`."""
         assert self.lock.is_mine
         with self.changing([region.gfns]):
-            await self._ask(self._hypervisor.map_gpa(region.no_access(region.gfns)))
+            await self._ask(self._hypervisor.map_gpas([region.no_access(region.gfns)]))
 
-    async def revoke(self, region: Region, gfns: GfnRange, *, exactly: bool = False) -> None:
-        """Leave the guest nothing that was mapped in `gfns` of the region: movable goes back to NO_ACCESS.
-        At a limit of mappings more than `gfns` may go, unless `exactly`.
-
-        May not fail: the frames will be somebody else's. Raises `PartitionLost` if the hypervisor refuses.
-        """
-        assert self.lock.is_mine
-        if self._full and not exactly:
-            gfns = self._without_another_piece(region, gfns)
-        for part in self._parts(gfns):
-            for run in _runs(self._record.clipped(part)):
-                with self.changing([run]):
-                    with _no_refusal(run):
-                        if region.kind is RegionKind.MOVABLE:
-                            await self._ask(self._hypervisor.map_gpa(region.no_access(run)))
-                        else:
-                            await self._ask(self._hypervisor.unmap_gpa(run))
-                    self._forget(region, run)
-            if part.end < gfns.end:
-                await give_way_shielded()
-
-    async def unmap_all(self, region: Region) -> None:
-        """Leave the guest nothing of the region at all, for good. Raises like `revoke`."""
-        assert self.lock.is_mine
-        for part in self._parts(region.gfns):
-            movable = region.kind is RegionKind.MOVABLE  # whose NO_ACCESS entries go as well
-            for run in [part] if movable else _runs(self._record.clipped(part)):
-                with self.changing([run]):
-                    with _no_refusal(run):
-                        await self._ask(self._hypervisor.unmap_gpa(run))
-                    self._forget(region, run)
-            if part.end < region.gfns.end:
-                await give_way_shielded()
+    def revocation(self) -> Revocation:
+        """Begin to take something away from the guest."""
+        return Revocation(self)
 
     async def discard(self) -> None:
         """Free the record of a partition that has ended, and let others run meanwhile."""
@@ -190,49 +172,57 @@ class GuestMappings:
                 gaps.append(part)
         return gaps
 
-    async def _map(self, region: Region, mapping: Mapping) -> None:
+    async def _map(self, region: Region, mappings: list[Mapping]) -> None:
         """Record first, then call: while the call is out nobody is told RESUME, and nobody loses track of it.
 
         What is recorded there already (the VMA was given more rights, unannounced) is taken away before.
         """
-        if self._record.touches(mapping):
-            await self.revoke(region, mapping.gfns)
-        if self._full:
-            raise self._no_room()
-        with self.changing([mapping.gfns]):
-            self._record.insert(mapping)
-            region.mapped_gfns += mapping.end - mapping.start
+        if any(map(self._record.touches, mappings)):
+            going = self.revocation()
+            for mapping in mappings:
+                await going.revoke(region, mapping.gfns)
+            await going.finish()
+        if not self._has_room(len(mappings)):
+            raise self._no_room(len(mappings))
+        gfns = [mapping.gfns for mapping in mappings]
+        with self.changing(gfns):
+            for mapping in mappings:
+                self._record.insert(mapping)
+                region.mapped_gfns += mapping.end - mapping.start
             try:
-                await self._ask(self._hypervisor.map_gpa(mapping))
-            except HypervisorError:
-                self._forget(region, mapping.gfns)
+                await self._ask(self._hypervisor.map_gpas(mappings))
+            except HypervisorError as error:
+                for refused in gfns[error.done :]:
+                    self._forget(region, refused)
                 raise
             except PartitionLost:
                 raise
             except Exception as error:  # a mistake of ours: who knows what the guest reaches now
                 log.exception("map_broke_down", region=str(region.gfns))
-                raise PartitionLost(f"mapping gfns {mapping.gfns} broke down: {sentence(error)}") from error
-            join(self._record, mapping)
+                raise PartitionLost(f"mapping {named(gfns)} broke down: {sentence(error)}") from error
+            for mapping in mappings:
+                join(self._record, mapping)
 
     async def _undo(self, region: Region, made: list[Mapping], deadline: float) -> None:
+        going = self.revocation()
         for mapping in made:
             if trio.current_time() > deadline:
-                return
-            await self.revoke(region, mapping.gfns, exactly=True)
+                break
+            await going.revoke(region, mapping.gfns, exactly=True)
             await give_way_shielded()
+        await going.finish()
 
     def _forget(self, region: Region, gfns: GfnRange) -> None:
         before = self._record.page_count
         self._record.carve(gfns)
         region.mapped_gfns -= before - self._record.page_count
 
-    @property
-    def _full(self) -> bool:
-        """Whether one more mapping would be too many, for the partition or for its uid."""
-        return len(self._record) >= self._limit() or self._quota.full
+    def _has_room(self, more: int) -> bool:
+        """Whether the partition and its uid may have so many more mappings."""
+        return len(self._record) + more <= self._limit() and self._quota.has_room(more)
 
-    def _no_room(self) -> HypervisorError:
-        if len(self._record) >= (limit := self._limit()):
+    def _no_room(self, more: int) -> HypervisorError:
+        if len(self._record) + more > (limit := self._limit()):
             return HypervisorError(errno.ENOSPC, f"a partition may have {limit} mappings")
         return HypervisorError(errno.ENOSPC, self._quota.refusal().message)
 
@@ -255,12 +245,92 @@ class GuestMappings:
             rest = GfnRange(start=part.end, end=rest.end)
 
 
-@contextmanager
-def _no_refusal(gfns: GfnRange) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise PartitionLost(f"gfns {gfns} may still be reached by the guest: {sentence(error)}") from error
+class Revocation:
+    """What the guest is to lose. The hypervisor is asked for as many pieces at once as it takes, so nothing
+    is sure to be gone before `finish`.
+
+    It may not fail: the frames will be somebody else's. Raises `PartitionLost` if the hypervisor refuses.
+    """
+
+    __slots__ = ("_mappings", "_no_access", "_unmapped")
+
+    def __init__(self, mappings: GuestMappings) -> None:
+        """Use `GuestMappings.revocation`."""
+        self._mappings = mappings
+        self._no_access: list[_Piece] = []
+        """What the hypervisor is still to be asked for, to be mapped NO_ACCESS and to be unmapped."""
+        self._unmapped: list[_Piece] = []
+
+    async def revoke(self, region: Region, gfns: GfnRange, *, exactly: bool = False) -> None:
+        """Take away what was mapped in `gfns` of the region: movable goes back to NO_ACCESS. At a limit of
+        mappings more than `gfns` may go, unless `exactly`."""
+        mappings = self._mappings
+        assert mappings.lock.is_mine
+        if not (exactly or mappings._has_room(len(self._no_access) + len(self._unmapped) + 1)):
+            gfns = mappings._without_another_piece(region, gfns)
+            if any(gfns.overlaps(going) for _, going in chain(self._no_access, self._unmapped)):
+                await self.finish()  # no gfn goes twice
+        for part in mappings._parts(gfns):
+            for run in _runs(mappings._record.clipped(part)):
+                if region.kind is RegionKind.MOVABLE:
+                    await self._close(region, run)
+                else:
+                    await self._unmap(region, run)
+            if part.end < gfns.end:
+                await give_way_shielded()
+
+    async def unmap_all(self, region: Region) -> None:
+        """Take away all of the region, for good."""
+        mappings = self._mappings
+        assert mappings.lock.is_mine
+        for part in mappings._parts(region.gfns):
+            movable = region.kind is RegionKind.MOVABLE  # whose NO_ACCESS entries go as well
+            for run in [part] if movable else _runs(mappings._record.clipped(part)):
+                await self._unmap(region, run)
+            if part.end < region.gfns.end:
+                await give_way_shielded()
+
+    async def finish(self) -> None:
+        """Ask for the rest: then nothing is left of it."""
+        if self._no_access:
+            await self._ask_to_close()
+        if self._unmapped:
+            await self._ask_to_unmap()
+
+    async def _close(self, region: Region, gfns: GfnRange) -> None:
+        self._no_access.append((region, gfns))
+        if len(self._no_access) >= self._mappings._hypervisor.pieces_per_call:
+            await self._ask_to_close()
+
+    async def _unmap(self, region: Region, gfns: GfnRange) -> None:
+        self._unmapped.append((region, gfns))
+        if len(self._unmapped) >= self._mappings._hypervisor.pieces_per_call:
+            await self._ask_to_unmap()
+
+    async def _ask_to_close(self) -> None:
+        pieces, self._no_access = self._no_access, []
+        mappings = [region.no_access(gfns) for region, gfns in pieces]
+        await self._ask(pieces, self._mappings._hypervisor.map_gpas(mappings))
+
+    async def _ask_to_unmap(self) -> None:
+        pieces, self._unmapped = self._unmapped, []
+        await self._ask(pieces, self._mappings._hypervisor.unmap_gpas([gfns for _, gfns in pieces]))
+
+    async def _ask(self, pieces: list[_Piece], call: Awaitable[None]) -> None:
+        mappings = self._mappings
+        with mappings.changing([gfns for _, gfns in pieces]):
+            try:
+                await mappings._ask(call)
+            except Exception as error:
+                done = error.done if isinstance(error, HypervisorError) else 0
+                self._forget(pieces[:done])
+                left = named([gfns for _, gfns in pieces[done:]])
+                raise PartitionLost(f"{left} may still be reached by the guest: {sentence(error)}") from error
+            self._forget(pieces)
+
+    def _forget(self, pieces: list[_Piece]) -> None:
+        for region, gfns in pieces:
+            self._mappings._forget(region, gfns)
 
 
 def _runs(mappings: Iterable[Mapping]) -> list[GfnRange]:

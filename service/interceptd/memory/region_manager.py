@@ -12,7 +12,7 @@ Must not know address spaces, connections or intercept messages, nor how a mappi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import structlog
@@ -25,7 +25,7 @@ from intercept_protocol.outcomes import Access, Answer, allows
 from interceptd.hypervisor import HypervisorError
 from interceptd.memory import region_facts
 from interceptd.memory.attempt import Attempt, Busy, attempt_at, attempt_over
-from interceptd.memory.guest_mappings import GuestMappings
+from interceptd.memory.guest_mappings import GuestMappings, Revocation
 from interceptd.memory.region import Region, RegionState
 from interceptd.memory.region_list import RegionList
 from interceptd.mmu_notifier import Batch, MmuNotifier
@@ -163,12 +163,12 @@ class RegionManager:
         """Unlink, make stale and unmap under one hold of the lock: the gfns are free for another region only
         when nothing of this one is left to unmap."""
         async with self._lock:
-            await self._remove(region)
+            await self._remove([region])
 
     async def remove_exactly(self, gfns: GfnRange, uaddrs: UaddrRange) -> None:
         """Remove the region with just these ranges; ENOENT or EINVAL if there is none."""
         async with self._lock:
-            await self._remove(self._regions.exactly(gfns, uaddrs))
+            await self._remove([self._regions.exactly(gfns, uaddrs)])
 
     async def run(self) -> None:
         """The region manager task: serve invalidations until cancelled."""
@@ -181,11 +181,13 @@ class RegionManager:
         """Take away what is pending, and say so. The set is taken under the lock: one pass serves all."""
         async with self._lock:
             batch = self._notifier.take()
+            going = self._mappings.revocation()
             for uaddrs in batch.pieces:
                 for region in self._regions.behind(uaddrs):
-                    await self._invalidate(region, uaddrs, exact=not batch.collapsed)
+                    await self._invalidate(region, uaddrs, going, exact=not batch.collapsed)
                     await give_way_shielded()
                 await give_way_shielded()
+            await going.finish()
             self._notifier.served(batch)
 
     async def wait_served(self, batch: Batch) -> None:
@@ -201,8 +203,8 @@ class RegionManager:
     async def close(self) -> None:
         """Unmap everything and forget the regions: the end of the partition (I6)."""
         async with self._lock:
-            while (region := next(iter(self._regions), None)) is not None:
-                await self._remove(region)
+            while regions := self.first_regions(self._mappings.pieces_per_call):
+                await self._remove(regions)
 
     async def discard(self) -> None:
         """The partition has ended: forget what could not be removed, which no longer counts for its uid."""
@@ -213,7 +215,9 @@ class RegionManager:
 
     # ------------------------------------------------ helpers; the lock is held
 
-    async def _invalidate(self, region: Region, uaddrs: UaddrRange, *, exact: bool) -> None:
+    async def _invalidate(
+        self, region: Region, uaddrs: UaddrRange, going: Revocation, *, exact: bool
+    ) -> None:
         """A pinned region is dangling only if it is known to be hit; otherwise its pages are mapped again."""
         assert self._lock.is_mine
         clipped = region.uaddrs.clip(uaddrs)
@@ -228,15 +232,20 @@ class RegionManager:
                 invalidated=str(gfns),
             )
             self._event_bus.publish(region_facts.dangling(region))
-        await self._mappings.revoke(region, gfns)
+        await going.revoke(region, gfns)
 
-    async def _remove(self, region: Region) -> None:
+    async def _remove(self, regions: Sequence[Region]) -> None:
         assert self._lock.is_mine
-        self._unlink(region)
-        self._notifier.mark_stale(region.uaddrs)
-        await self._mappings.unmap_all(region)
-        self._event_bus.publish(region_facts.removed(region))
-        await give_way_shielded()
+        for region in regions:
+            self._unlink(region)
+            self._notifier.mark_stale(region.uaddrs)
+        going = self._mappings.revocation()
+        for region in regions:
+            await going.unmap_all(region)
+            await give_way_shielded()
+        await going.finish()
+        for region in regions:
+            self._event_bus.publish(region_facts.removed(region))
 
     def _unlink(self, region: Region) -> None:
         self._regions.remove(region)

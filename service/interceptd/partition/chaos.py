@@ -6,6 +6,7 @@ Owns two wrappers that behave like what they wrap, later. Off unless INTERCEPTD_
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import trio
 
@@ -62,14 +63,18 @@ class ChaoticHypervisor:
         self._inner = inner
         self._chaos = chaos
 
-    async def map_gpa(self, mapping: Mapping) -> None:
+    @property
+    def pieces_per_call(self) -> int:
+        return self._inner.pieces_per_call
+
+    async def map_gpas(self, mappings: Sequence[Mapping]) -> None:
         await self._chaos.pause()
-        await self._inner.map_gpa(mapping)
+        await self._inner.map_gpas(mappings)
         await self._chaos.pause()
 
-    async def unmap_gpa(self, gfns: GfnRange) -> None:
+    async def unmap_gpas(self, ranges: Sequence[GfnRange]) -> None:
         await self._chaos.pause()
-        await self._inner.unmap_gpa(gfns)
+        await self._inner.unmap_gpas(ranges)
         await self._chaos.pause()
 
     def translate(self, gfn: int) -> Mapping | None:

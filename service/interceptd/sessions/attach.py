@@ -43,7 +43,7 @@ class Attacher:
             case messages.HelloNotifier():
                 self._notifier(handshake, partition)
             case messages.HelloHypervisor():
-                self._link(handshake, partition)
+                self._link(handshake, partition, takes_lists=hello.lists)
 
     def _vp(self, handshake: Handshake, partition: Partition, vp_index: int) -> None:
         limit = self._settings.now.limits.vps_per_partition
@@ -67,11 +67,12 @@ class Attacher:
         handshake.connection.let_send_descriptors()  # an intercept that brings some is answered all the same
         partition.start_vp(vp, handshake.connection, handshake.hello_reply(self._hello_reply()))
 
-    def _link(self, handshake: Handshake, partition: Partition) -> None:
+    def _link(self, handshake: Handshake, partition: Partition, *, takes_lists: bool) -> None:
         if partition.link is None:
             raise WireError(errno.EINVAL, "the partition's hypervisor is not vmm", field="role")
         if partition.link.claimed:
             raise WireError(errno.EEXIST, "the partition has a hypervisor connection already")
+        partition.link.takes_lists = takes_lists
         partition.start_link(partition.link, handshake.connection, handshake.hello_reply(self._hello_reply()))
 
     def _notifier(self, handshake: Handshake, partition: Partition) -> None:

@@ -16,7 +16,7 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.memory.attempt import Attempt, Busy
-from interceptd.memory.guest_mappings import GuestMappings
+from interceptd.memory.guest_mappings import GuestMappings, Revocation
 from interceptd.memory.region import Region
 from interceptd.memory.region_list import RegionList
 from interceptd.memory.region_manager import RegionManager
@@ -70,10 +70,11 @@ class MapsTheWhole(GuestMappings):
 class RecordsAfterwards(GuestMappings):
     """The mapping is recorded only after the map call returns."""
 
-    async def _map(self, region: Region, mapping: Mapping) -> None:  # noqa: ARG002
-        await self._hypervisor.map_gpa(mapping)
-        self._record.carve(mapping)
-        insert_joined(self._record, mapping)
+    async def _map(self, region: Region, mappings: list[Mapping]) -> None:  # noqa: ARG002
+        await self._hypervisor.map_gpas(mappings)
+        for mapping in mappings:
+            self._record.carve(mapping)
+            insert_joined(self._record, mapping)
 
 
 class HidesNothing(GuestMappings):
@@ -92,7 +93,9 @@ class UnlinksFirst(RegionManager):
             self._regions.remove(region)
             self._notifier.mark_stale(region.uaddrs)
         async with self._lock:
-            await self._mappings.unmap_all(region)
+            going = self._mappings.revocation()
+            await going.unmap_all(region)
+            await going.finish()
 
 
 class _FirstAlias(RegionList):
@@ -131,23 +134,37 @@ class NeverFinishes(RegionManager):
 class UnmapsNothing(RegionManager):
     """Invalidations are acknowledged, but nothing is unmapped."""
 
-    async def _invalidate(self, region: Region, uaddrs: UaddrRange, *, exact: bool) -> None:
+    async def _invalidate(
+        self, region: Region, uaddrs: UaddrRange, going: Revocation, *, exact: bool
+    ) -> None:
         pass
 
 
 class ForgetsDangling(RegionManager):
     """A pinned region is not marked dangling when its memory is unmapped."""
 
-    async def _invalidate(self, region: Region, uaddrs: UaddrRange, *, exact: bool) -> None:  # noqa: ARG002
-        await super()._invalidate(region, uaddrs, exact=False)
+    async def _invalidate(
+        self,
+        region: Region,
+        uaddrs: UaddrRange,
+        going: Revocation,
+        *,
+        exact: bool,  # noqa: ARG002
+    ) -> None:
+        await super()._invalidate(region, uaddrs, going, exact=False)
+
+
+class _UnmapsMovable(Revocation):
+    async def revoke(self, region: Region, gfns: GfnRange, *, exactly: bool = False) -> None:
+        plain = _of_kind(region, RegionKind.MMIO)
+        await super().revoke(plain, gfns, exactly=exactly)
 
 
 class ForgetsNoAccess(GuestMappings):
     """Invalidated movable memory is unmapped instead of mapped NO_ACCESS."""
 
-    async def revoke(self, region: Region, gfns: GfnRange, *, exactly: bool = False) -> None:
-        plain = _of_kind(region, RegionKind.MMIO)
-        await super().revoke(plain, gfns, exactly=exactly)
+    def revocation(self) -> Revocation:
+        return _UnmapsMovable(self)
 
 
 def _of_kind(region: Region, kind: RegionKind) -> Region:

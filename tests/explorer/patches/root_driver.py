@@ -76,7 +76,7 @@ class RootDriver(Subject):
 
     async def live(self, vmm: Callable[[], Awaitable[None]]) -> None:
         await vmm()
-        await self.slat.unmap_gpa(EVERYWHERE)  # HVCALL_FINALIZE_PARTITION takes everything along
+        await self.slat.unmap_gpas([EVERYWHERE])  # HVCALL_FINALIZE_PARTITION takes everything along
 
     async def map_vma(self, verb: MapVma) -> None:
         self.mm.mmap(verb.pages, verb.pfn, verb.access)
@@ -139,7 +139,7 @@ class RootDriver(Subject):
         flags are; the pfn is not checked but for RAM."""
         wanted = Mapping(gfn, gfn + count, Frame(HOST_BACKING, pfn % U64), 0, RW, Cache.NOT_CACHED)
         try:
-            await self.hypervisor.map_gpa(wanted)
+            await self.hypervisor.map_gpas([wanted])
         except HypervisorError:
             return False
         return True
