@@ -6,12 +6,14 @@ Owns validation, field by field, and the wording of its errors. Must not know an
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from ._choices import choices_at
+from .elements import about_element
 from .errors import ProtocolViolation, WireError
 from .messages import HELLOS, PROTOCOL_VERSION, Call, Hello
 
@@ -26,6 +28,7 @@ Reply = TypeVar("Reply")
 
 _BYTES_ARE_BYTES = (bytes,)
 """For msgspec, which would otherwise decode a string as the base64 of bytes."""
+_MISSING, _UNKNOWN = "is missing", "unknown field"
 _QUOTED = 120
 """Characters of the peer's text that an error quotes."""
 _NOT_A_CHOICE = ("invalid enum value", "expected `str")
@@ -42,27 +45,55 @@ def decode_call(methods: Mapping[str, type[T]], method: str, params: list[object
 
 def decode_fields(struct: type[T], method: str, params: list[object]) -> T:
     """Convert `params`, an array of at most one map, to `struct`. Raises `WireError` EINVAL."""
-    fields = _fields(method, params)
+    try:
+        return _decode(struct, params)
+    except WireError as error:
+        raise WireError(error.number, f"{method}: {error.message}", **error.details) from None
+
+
+def _decode(struct: type[T], params: list[object]) -> T:
+    """The same. The error does not name the method."""
+    fields = _fields(params)
     if None in fields.values():
         optional = _optional(struct)
         fields = {name: item for name, item in fields.items() if item is not None or name not in optional}
     try:
         return msgspec.convert(fields, struct, builtin_types=_BYTES_ARE_BYTES)
     except msgspec.ValidationError as error:
+        _check_elements(struct, fields)
         path, why = _explain(str(error))
-        field = path.partition("[")[0]
+        field = path if why in (_MISSING, _UNKNOWN) else path.partition("[")[0]
         choices = choices_at(struct, path) if why.startswith(_NOT_A_CHOICE) else None
         if choices is None or not choices.words:
-            raise WireError(errno.EINVAL, f"{method}: {field}: {why}", field=field) from None
+            raise WireError(errno.EINVAL, f"{field}: {why}", field=field) from None
         why = f"must be {choices}; {why}"
-        raise WireError(
-            errno.EINVAL, f"{method}: {field}: {why}", field=field, choices=list(choices.words)
-        ) from None
+        raise WireError(errno.EINVAL, f"{field}: {why}", field=field, choices=list(choices.words)) from None
+
+
+def _check_elements(struct: type, fields: Mapping[object, object]) -> None:
+    """Raise the error about the first element of a list of maps that is wrong, if one is."""
+    for name, element in _lists_of_maps(struct):
+        items = fields.get(name)
+        for index, item in enumerate(items if isinstance(items, list) else ()):
+            with about_element(name, index):
+                _decode(element, [item])
+
+
+@cache
+def _lists_of_maps(struct: type) -> Sequence[tuple[str, type[msgspec.Struct]]]:
+    """The fields of a request that are lists of maps, with the type of an element."""
+    return [
+        (name, element)
+        for name, hint in get_type_hints(struct).items()
+        if get_origin(hint) is list
+        for element in get_args(hint)
+        if isinstance(element, type) and issubclass(element, msgspec.Struct)
+    ]
 
 
 def decode_hello(params: list[object]) -> Hello:
     """The typed hello. Another protocol version is EPROTONOSUPPORT, before any other field is checked."""
-    fields = _fields("hello", params)
+    fields = _fields(params)
     version = fields.get("protocol")
     if version is None:
         raise WireError(errno.EINVAL, "hello: protocol: is missing", field="protocol")
@@ -95,16 +126,14 @@ def to_fields(value: msgspec.Struct) -> dict[str, object]:
     return {name: item for name, item in fields.items() if item is not None}
 
 
-def _fields(method: str, params: list[object]) -> dict[object, object]:
+def _fields(params: list[object]) -> dict[object, object]:
     match params:
         case []:
             return {}
         case [dict(fields)]:
             return fields
         case _:
-            raise WireError(
-                errno.EINVAL, f"{method}: params must be an array of at most one map", field="params"
-            )
+            raise WireError(errno.EINVAL, "params must be an array of at most one map", field="params")
 
 
 def _optional(struct: type) -> frozenset[str]:
@@ -115,8 +144,8 @@ def _optional(struct: type) -> frozenset[str]:
 def _explain(text: str) -> tuple[str, str]:
     """msgspec's message as (field, problem), shortened: it quotes the peer, who may have sent 64 KiB."""
     for prefix, verdict in (
-        ("Object missing required field `", "is missing"),
-        ("Object contains unknown field `", "unknown field"),
+        ("Object missing required field `", _MISSING),
+        ("Object contains unknown field `", _UNKNOWN),
     ):
         if text.startswith(prefix):
             return text.removeprefix(prefix).removesuffix("`")[:_QUOTED], verdict

@@ -14,8 +14,8 @@ import msgpack
 
 METHODS: Final[Mapping[str, frozenset[str]]] = {
     "vmm": frozenset({
-        "create_partition", "add_region", "remove_region", "map_vma", "unmap_vma", "protect_vma", "kick",
-        "set_policy", "statistics", "translate", "attach_memory",
+        "create_partition", "add_region", "remove_region", "map_vma", "map_vmas", "unmap_vma", "protect_vma",
+        "kick", "set_policy", "statistics", "translate", "attach_memory",
     }),
     "vp": frozenset({"intercept"}),
     "notifier": frozenset({"invalidate_begin", "invalidate_end", "invalidate"}),

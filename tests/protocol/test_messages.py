@@ -18,6 +18,7 @@ from intercept_protocol import messages as m
 from intercept_protocol._frames import MESSAGE_LIMIT
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.events import EventName
+from intercept_protocol.messages.vmm import LIST_LIMIT
 from intercept_protocol.outcomes import Answer
 from wire_vectors.forms import ExchangeVector, load, map_from_json
 
@@ -72,6 +73,12 @@ NAMES = [(form, field.name) for form, field in FIELDS if field.name != "protocol
 INTEGERS = [(form, name) for form, name in NAMES if type(form.fields.get(name)) is int]
 BOOLEANS = [(form, name) for form, name in NAMES if type(form.fields.get(name)) is bool]
 WORDS = [(form, name) for form, name in NAMES if type(form.fields.get(name)) is str and name != "name"]
+
+LISTS = [
+    (form, name)
+    for form, name in NAMES
+    if isinstance(values := form.fields.get(name), list) and isinstance(values[0], dict)
+]
 
 each_form = pytest.mark.parametrize("form", FORMS, ids=str)
 
@@ -173,7 +180,7 @@ def test_non_string_key_is_refused(form: Form, key: object) -> None:
     assert error.details == {"field": "params"}
 
 
-@each(NAMES)
+@each([case for case in NAMES if case not in LISTS])
 @pytest.mark.parametrize("wrong", [[[]], [1], {}, {"a": 1}, 1.5], ids=repr)
 def test_field_of_a_type_that_no_field_has_is_named(form: Form, name: str, wrong: object) -> None:
     assert_names(form.refusal(form.fields | {name: wrong}), name)
@@ -215,6 +222,47 @@ def test_word_of_a_list_is_refused_with_the_choices() -> None:
 
     assert caught.value.details == {"field": "events", "choices": [name.value for name in EventName]}
     assert "'rain_started'" in caught.value.message
+
+
+@each(LISTS)
+@pytest.mark.parametrize(
+    "wrong", [{}, {"a": 1}, 1.5, 1, "", []], ids=["map", "full map", "float", "integer", "text", "too long"]
+)
+def test_list_field_with_no_list_is_named(form: Form, name: str, wrong: object) -> None:
+    element = form.fields[name][0]
+    wrong = [element] * (LIST_LIMIT + 1) if isinstance(wrong, list) else wrong
+
+    assert_names(form.refusal(form.fields | {name: wrong}), name)
+
+
+@each(LISTS)
+@pytest.mark.parametrize("wrong", [1, None, [], "x"], ids=repr)
+def test_element_that_is_no_map_is_named(form: Form, name: str, wrong: object) -> None:
+    error = form.refusal(form.fields | {name: [*form.fields[name], wrong]})
+
+    assert error.details == {"list": name, "index": len(form.fields[name]), "field": "params"}
+
+
+@each(LISTS)
+def test_each_field_of_an_element_is_named_with_its_place(form: Form, name: str) -> None:
+    """As a request with that element alone names it."""
+    elements = form.fields[name]
+    for field in elements[0]:
+        wrong = {key: value for key, value in elements[0].items() if key != field}
+        error = form.refusal(form.fields | {name: [*elements, wrong, {}]})
+
+        assert (error.number, error.details) == (
+            errno.EINVAL,
+            {"list": name, "index": len(elements), "field": field},
+        )
+        assert error.message == f"{form.method}: {name}[{len(elements)}]: {field}: is missing"
+
+
+@each(LISTS)
+def test_unknown_field_of_an_element_is_named_with_its_place(form: Form, name: str) -> None:
+    error = form.refusal(form.fields | {name: [form.fields[name][0] | {"a` - at `$.b[1]": 1}]})
+
+    assert error.details == {"list": name, "index": 0, "field": "a` - at `$.b[1]"}
 
 
 @each([(form, name) for form, name in INTEGERS if name.startswith("start_") or name in ("gfn", "length")])
@@ -280,7 +328,7 @@ def test_refusal_of_a_huge_request_is_small(method: str, params: list[object]) -
     assert len(rpc.encode_error(1, caught.value)) < 1024
 
 
-@pytest.mark.parametrize("key", ["a - at `$.b`", "`", "", "key`"])
+@pytest.mark.parametrize("key", ["a - at `$.b`", "a[1]", "`", "", "key`"])
 def test_unknown_field_with_an_odd_name_is_named_whole(key: str) -> None:
     with pytest.raises(WireError) as caught:
         codec.decode_call(m.VMM_METHODS, "statistics", [{key: 1}])

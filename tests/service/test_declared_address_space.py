@@ -135,6 +135,69 @@ async def test_protect_of_a_vmas_first_page_beside_another_at_the_limit_is_enosp
     assert refused.value.number == errno.ENOSPC
 
 
+# ------------------------------------------------ many at once: all or none
+
+
+def held(declared: DeclaredAddressSpace) -> list[tuple[int, int]]:
+    """What is mapped of the first pages."""
+    found = {vma.start: vma.end for page in range(100) if (vma := declared.vma_at(page)) is not None}
+    return sorted(found.items())
+
+
+@pytest.mark.parametrize(
+    ("vmas", "index", "overlapped"),
+    [
+        pytest.param([(0, 2), (5, 7), (8, 9)], 1, (6, 8), id="one that is there"),
+        pytest.param([(0, 2), (20, 30), (12, 14), (25, 26)], 3, (20, 30), id="an earlier element"),
+        pytest.param([(4, 5), (4, 5)], 1, (4, 5), id="itself"),
+        pytest.param([(7, 8)], 0, (6, 8), id="the first element"),
+    ],
+)
+def test_vmas_of_which_one_overlaps_are_eexist_that_says_which_and_none_is_mapped(
+    vmas: list[tuple[int, int]], index: int, overlapped: tuple[int, int]
+) -> None:
+    quota = uid()
+    declared = space(vma(6, 8), quota=quota)
+
+    with pytest.raises(WireError) as refused:
+        declared.map_vmas([vma(*pages) for pages in vmas])
+
+    start, end = overlapped
+    assert (refused.value.number, refused.value.details) == (
+        errno.EEXIST,
+        {"start_uaddr": start << 12, "page_count": end - start, "list": "vmas", "index": index},
+    )
+    assert (held(declared), declared.vma_count, quota.count) == ([(6, 8)], 1, 1)
+
+
+def test_vmas_in_any_order_are_mapped() -> None:
+    quota = uid(3)
+    declared = space(vma(6, 8), quota=quota, limit=3)
+
+    declared.map_vmas([vma(8, 9), vma(0, 6)])
+
+    assert (held(declared), quota.count) == ([(0, 6), (6, 8), (8, 9)], 3)
+
+
+@pytest.mark.parametrize(
+    ("limit", "of_uid", "named"), [(3, 100, "vmas_per_partition"), (100, 3, "vmas_per_uid")]
+)
+def test_one_of_many_vmas_beyond_a_limit_is_enospc_and_none_is_mapped(
+    limit: int, of_uid: int, named: str
+) -> None:
+    quota = uid(of_uid)
+    declared = space(vma(6, 8), quota=quota, limit=limit)
+
+    with pytest.raises(WireError) as refused:
+        declared.map_vmas([vma(0, 1), vma(1, 2), vma(2, 3)])
+
+    assert (refused.value.number, refused.value.details) == (
+        errno.ENOSPC,
+        {"limit": named, "list": "vmas", "index": 2},
+    )
+    assert (held(declared), declared.vma_count, quota.count) == ([(6, 8)], 1, 1)
+
+
 # ------------------------------------------------ the limit of the uid
 
 

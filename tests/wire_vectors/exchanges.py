@@ -137,6 +137,13 @@ def methods() -> list[ExchangeVector]:
          m.Translation(frame=("sysv 0:1:32768", 0), access=int(Access.READ))),
         ("vmm", "memory of its own", m.Translate(gfn=0x102),
          m.Translation(frame=("anonymous", 0x7F0000102), access=int(Access.READ | Access.WRITE))),
+        ("vmm", "memory and a device",
+         m.MapVmas(vmas=[
+             m.MapVma(start_uaddr=0x7F0000000000, page_count=16, start_pfn=0x100000, readable=True,
+                      writable=True, executable=True, io=False),
+             m.MapVma(start_uaddr=0x7F0000010000, page_count=1, start_pfn=0xC0000, readable=True,
+                      writable=True, executable=False, io=True),
+         ]), None),
     ]  # fmt: skip
     return [_exchange(msgid, *case) for msgid, case in enumerate(cases, start=1)]
 

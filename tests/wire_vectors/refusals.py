@@ -13,6 +13,10 @@ from wire_vectors.forms import MalformedVector, RefusalVector
 def refused() -> list[RefusalVector]:
     translate, kick = {"gfn": 1}, {"vp_index": 0}
     region = {"start_gfn": 1, "page_count": 1, "start_uaddr": 4096, "kind": "auto", "writable": True}
+    vma = {
+        "start_uaddr": 4096, "page_count": 1, "start_pfn": 1, "readable": True, "writable": True,
+        "executable": False, "io": False,
+    }  # fmt: skip
     cases: list[tuple[str, str, list[object], int, str | None]] = [
         ("vmm", "translate", [], errno.EINVAL, "gfn"),
         ("vmm", "translate", [{}], errno.EINVAL, "gfn"),
@@ -32,6 +36,9 @@ def refused() -> list[RefusalVector]:
         ("vmm", "add_region", [region], errno.EINVAL, "executable"),
         ("vmm", "add_region", [region | {"executable": 1}], errno.EINVAL, "executable"),
         ("vmm", "add_region", [region | {"executable": False, "kind": "ram"}], errno.EINVAL, "kind"),
+        ("vmm", "map_vmas", [{"vmas": {}}], errno.EINVAL, "vmas"),
+        ("vmm", "map_vmas", [{"vmas": [vma, vma | {"io": 1}]}], errno.EINVAL, "io"),
+        ("vmm", "map_vmas", [{"vmas": [vma, 1]}], errno.EINVAL, "params"),
         ("vmm", "create_partition", [{"address_space": "declared"}], errno.EINVAL, "hypervisor"),
         ("vmm", "invalidate_begin", [{"start_uaddr": 0, "length": 4096}], errno.ENOSYS, None),
         ("vmm", "no_such_method", [], errno.ENOSYS, None),

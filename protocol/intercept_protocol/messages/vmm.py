@@ -24,6 +24,9 @@ from .enums import (
 )
 from .statistics import PartitionStatistics
 
+LIST_LIMIT = 128
+"""Elements in a list of a request. All fields of 128 regions or VMAs fit into a request (F-6)."""
+
 
 class PartitionCredentials(msgspec.Struct, frozen=True, kw_only=True):
     """What opens a partition's other connections. The token is a secret: it lets its holder attach VPs."""
@@ -81,6 +84,15 @@ class MapVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     writable: bool
     executable: bool
     io: bool
+
+
+class MapVmas(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All or nothing."""
+
+    METHOD: ClassVar[str] = "map_vmas"
+    REPLY: ClassVar[object] = None
+
+    vmas: Annotated[list[MapVma], Meta(max_length=LIST_LIMIT)]
 
 
 class UnmapVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -146,13 +158,13 @@ class Translate(Call[Translation | None], frozen=True, kw_only=True, forbid_unkn
 
 
 VmmCall = (
-    CreatePartition | AddRegion | RemoveRegion | MapVma | UnmapVma | ProtectVma
+    CreatePartition | AddRegion | RemoveRegion | MapVma | MapVmas | UnmapVma | ProtectVma
     | AttachMemory | Kick | SetPolicy | Statistics | Translate
 )  # fmt: skip
 VMM_METHODS: Mapping[str, type[VmmCall]] = {
     call.METHOD: call
     for call in (
-        CreatePartition, AddRegion, RemoveRegion, MapVma, UnmapVma, ProtectVma,
+        CreatePartition, AddRegion, RemoveRegion, MapVma, MapVmas, UnmapVma, ProtectVma,
         AttachMemory, Kick, SetPolicy, Statistics, Translate,
     )
 }  # fmt: skip

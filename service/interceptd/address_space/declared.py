@@ -1,19 +1,20 @@
 """The declared address space: the VMM declares its VMAs and their host pages.
 
-Owns the VMA table; must not know who depends on it. `map_vma` is one synchronous step; `unmap_vma` and
+Owns the VMA table; must not know who depends on it. `map_vma` and `map_vmas` are one synchronous step; `unmap_vma` and
 `protect_vma` run under an open invalidation.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import trio
 from msgspec.structs import replace
 
 from intercept_protocol.addresses import PAGE_SHIFT, PageRange, UaddrRange
+from intercept_protocol.elements import about_element
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Caller
@@ -99,6 +100,19 @@ class DeclaredAddressSpace:
             )
         self._require_room(1)
         self._vmas.insert(vma)
+
+    def map_vmas(self, vmas: Sequence[Vma]) -> None:
+        """All of them in their order, or none: raises like `map_vma`, and says which was refused."""
+        mapped = 0
+        try:
+            for vma in vmas:
+                with about_element("vmas", mapped):
+                    self.map_vma(vma)
+                mapped += 1
+        except WireError:
+            for vma in vmas[:mapped]:
+                self._vmas.carve(vma)
+            raise
 
     async def unmap_vma(self, uaddrs: UaddrRange) -> None:
         """Remove everything in `uaddrs`, which may hold no VMA or parts of several.

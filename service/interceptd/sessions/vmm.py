@@ -13,6 +13,7 @@ import structlog
 
 from intercept_protocol import messages
 from intercept_protocol.addresses import GfnRange, Pfn, PfnRange, UaddrRange
+from intercept_protocol.elements import about_element
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import PolicySet
 from intercept_protocol.messages import RegionKind, RequestedKind, VmmCall, VpSelection
@@ -48,6 +49,8 @@ class VmmSession:
                 return self._partition.regions.remove_exactly(*_region_ranges(call))
             case messages.MapVma():
                 self._declared().map_vma(_vma(call))
+            case messages.MapVmas():
+                self._map_vmas(call)
             case messages.UnmapVma():
                 return self._unmap_vma(call)
             case messages.ProtectVma():
@@ -99,6 +102,14 @@ class VmmSession:
                 field="start_uaddr",
             )
         return kind_of_vma(io)
+
+    def _map_vmas(self, call: messages.MapVmas) -> None:
+        declared = self._declared()
+        vmas = []
+        for index, each in enumerate(call.vmas):
+            with about_element("vmas", index):
+                vmas.append(_vma(each))
+        declared.map_vmas(vmas)
 
     async def _protect_vma(self, call: messages.ProtectVma) -> None:
         access = _access(readable=call.readable, writable=call.writable, executable=call.executable)
