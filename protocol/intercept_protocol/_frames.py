@@ -8,14 +8,27 @@ fails as early as possible: at the header that announces a length over the limit
 from __future__ import annotations
 
 import errno
+from typing import NamedTuple
 
 from .errors import ProtocolViolation
 
 MESSAGE_LIMIT = 64 * 1024
 """Bytes in one message. An intercept takes 273; the largest control message a few hundred."""
-REQUEST_VALUES = 256
-"""Values in a request to the daemon, or in an answer to it. The largest have 30; decoding 64 KiB of one-byte
-values would delay every VP."""
+
+class ValueLimit(NamedTuple):
+    """How many values a message may hold, and the limit of section 10 that says so."""
+
+    values: int
+    name: str
+
+
+REQUEST_VALUES = ValueLimit(256, "request_values")
+"""Of a request to the daemon, or an answer to it. The largest have 30; decoding 64 KiB of one-byte values would
+delay every VP."""
+REQUEST_VALUES_VMM = ValueLimit(2048, "request_values_vmm")
+"""Of a VMM's request. The largest has 128 regions."""
+ANY_VALUES = ValueLimit(MESSAGE_LIMIT, "message_bytes")
+"""Each value takes a byte."""
 DEPTH_LIMIT = 16
 """Nesting levels. Requests need 3, inspection replies 6."""
 
@@ -43,61 +56,69 @@ def _tokens() -> list[tuple[int, int] | None]:
 
 
 _TOKENS = _tokens()
+_SCALAR_SIZES = bytes(token[0] if token is not None and not token[1] else 0 for token in _TOKENS)
+"""The size of each token without children; 0 for the others."""
 
 
 class FrameScanner:
     """Finds the end of the value that starts at offset 0 of a growing buffer. Use one scanner per value.
 
-    `value_limit` bounds the number of values, counting itself, keys and all levels.
+    `limit` bounds the number of values, counting itself, keys and all levels.
     """
 
-    __slots__ = ("_missing", "_open", "_position", "_room")
+    __slots__ = ("_left", "_limit", "_open", "_position", "_room", "_shortest")
 
-    def __init__(self, value_limit: int = MESSAGE_LIMIT) -> None:
+    def __init__(self, limit: ValueLimit = ANY_VALUES) -> None:
+        self._limit = limit
         self._position = 0
-        self._room = value_limit - 1
-        self._open = [1]  # values still missing, per nesting level
-        self._missing = 1  # their sum: each takes at least one byte
+        self._room = limit.values - 1
+        self._left = 1  # values still missing of the innermost level
+        self._open: list[int] = []  # the same, of each level around it
+        self._shortest = 1  # bytes of the whole value, if each that is still missing takes only one
 
     def scan(self, buffer: bytes | bytearray) -> int | None:
-        """The offset after the value, or None while bytes are missing. Raises `ProtocolViolation`."""
-        available = len(buffer)
-        open_ = self._open
-        while open_:
-            position = self._position
-            if position >= available:
-                return None
-            kind = buffer[position]
-            token = _TOKENS[kind] or _announced(buffer, position, kind)
-            if token is None:
-                return None
-            size, children = token
-            if position + size + children + self._missing - 1 > MESSAGE_LIMIT:
+        """The offset after the value, or None while bytes are missing. Raises `ProtocolViolation`, after which
+        the scanner is of no more use.
+
+        The loop works on local variables: a request of a VMM has up to 2,048 values, 0.15 us each.
+        """
+        position, room, left, shortest = self._position, self._room, self._left, self._shortest
+        open_, sizes, available = self._open, _SCALAR_SIZES, len(buffer)
+        while left and position < available:
+            size, children = sizes[kind := buffer[position]], 0
+            if not size:
+                token = _TOKENS[kind] or _announced(buffer, position, kind)
+                if token is None:
+                    break
+                size, children = token
+            whole = shortest + size - 1 + children
+            if whole > MESSAGE_LIMIT:
                 raise ProtocolViolation(
                     errno.EMSGSIZE, f"a message may have at most {MESSAGE_LIMIT} bytes", limit="message_bytes"
                 )
-            if children > self._room:
+            if children > room:
                 raise ProtocolViolation(
-                    errno.EMSGSIZE, "a message holds too many values", limit="request_values"
+                    errno.EMSGSIZE,
+                    f"a message on this connection may hold {self._limit.values} values",
+                    limit=self._limit.name,
                 )
             if position + size > available:
-                return None
-            self._room -= children
-            self._position = position + size
-            self._missing += children - 1
-            open_[-1] -= 1
+                break
+            position += size
+            shortest = whole
+            left -= 1
             if children:
-                self._descend(children)
-            while open_ and not open_[-1]:
-                open_.pop()
-        return self._position
-
-    def _descend(self, children: int) -> None:
-        if len(self._open) > DEPTH_LIMIT:
-            raise ProtocolViolation(
-                errno.EBADMSG, f"nested more than {DEPTH_LIMIT} levels deep", limit="nesting"
-            )
-        self._open.append(children)
+                if len(open_) == DEPTH_LIMIT:
+                    raise ProtocolViolation(
+                        errno.EBADMSG, f"nested more than {DEPTH_LIMIT} levels deep", limit="nesting"
+                    )
+                room -= children
+                open_.append(left)
+                left = children
+            while not left and open_:
+                left = open_.pop()
+        self._position, self._room, self._left, self._shortest = position, room, left, shortest
+        return None if left else position
 
 
 def _announced(buffer: bytes | bytearray, position: int, kind: int) -> tuple[int, int] | None:

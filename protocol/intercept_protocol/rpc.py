@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import msgpack
 
-from ._frames import MESSAGE_LIMIT, FrameScanner
+from ._frames import ANY_VALUES, FrameScanner, ValueLimit
 from .errors import EncodedError, ProtocolViolation
 
 REQUEST: Final = 0
@@ -70,19 +70,19 @@ def encode_notification(method: str, params: list[object]) -> bytes:
 
 
 class Receiver:
-    """Turns a peer's bytes into messages, each of at most `value_limit` values.
+    """Turns a peer's bytes into messages, each with at most as many values as `limit` says.
 
     Buffers at most one message beyond the bytes of one `receive_data`. A `ProtocolViolation` is final: every
     later call of `next_message` raises it again.
     """
 
-    __slots__ = ("_accepts", "_buffer", "_scanner", "_value_limit", "_violation")
+    __slots__ = ("_accepts", "_buffer", "_limit", "_scanner", "_violation")
 
-    def __init__(self, accepts: Container[int], value_limit: int = MESSAGE_LIMIT) -> None:
+    def __init__(self, accepts: Container[int], limit: ValueLimit = ANY_VALUES) -> None:
         self._accepts = accepts
-        self._value_limit = value_limit
+        self._limit = limit
         self._buffer = bytearray()
-        self._scanner = FrameScanner(value_limit)
+        self._scanner = FrameScanner(limit)
         self._violation: ProtocolViolation | None = None
 
     @property
@@ -115,7 +115,7 @@ class Receiver:
             return None
         frame = bytes(self._buffer[:end])
         del self._buffer[:end]
-        self._scanner = FrameScanner(self._value_limit)
+        self._scanner = FrameScanner(self._limit)
         return self._decode(frame)
 
     def _small_request(self) -> Request | None:
@@ -131,14 +131,14 @@ class Receiver:
                 _is_request(kind) and _is_msgid(msgid) and self._is_small(param)
             ):
                 self._buffer.clear()
-                self._scanner = FrameScanner(self._value_limit)
+                self._scanner = FrameScanner(self._limit)
                 return Request(msgid, method, [param])
             case _:
                 return None
 
     def _is_small(self, param: object) -> bool:
         """Whether the scan would accept it. Each value takes at least one byte."""
-        return type(param) is bytes or (type(param) is dict and len(self._buffer) <= self._value_limit)
+        return type(param) is bytes or (type(param) is dict and len(self._buffer) <= self._limit.values)
 
     def _check_prefix(self) -> None:
         """Reject at its first bytes what cannot become a message, without waiting for the rest."""

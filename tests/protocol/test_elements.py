@@ -27,8 +27,10 @@ def test_range_of_an_element_that_is_none_names_the_field() -> None:
     with pytest.raises(WireError) as caught, about_element("remove", 0):
         GfnRange.of(1, 0)
 
-    assert caught.value.number == errno.EINVAL
-    assert caught.value.details == {"field": "page_count", "list": "remove", "index": 0}
+    assert (caught.value.number, caught.value.details) == (
+        errno.EINVAL,
+        {"field": "page_count", "list": "remove", "index": 0},
+    )
     assert caught.value.message.startswith("remove[0]: page_count: ")
 
 

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intercept_protocol._frames import DEPTH_LIMIT, MESSAGE_LIMIT, FrameScanner
+from intercept_protocol._frames import (
+    DEPTH_LIMIT,
+    MESSAGE_LIMIT,
+    REQUEST_VALUES,
+    REQUEST_VALUES_VMM,
+    FrameScanner,
+    ValueLimit,
+)
 from intercept_protocol.errors import ProtocolViolation
 
 scalars = (
@@ -186,8 +193,10 @@ def test_ext_types_and_the_unused_byte_are_refused_at_their_first_byte(kind: int
     assert refusal(bytes([0x92, 0xC0, kind, 0, 0])) == (3, errno.EBADMSG)
 
 
-def test_one_value_too_many_is_refused_at_the_header_that_announces_it() -> None:
-    assert FrameScanner(value_limit=256).scan(bytes.fromhex("dc00ff")) is None
+@pytest.mark.parametrize("limit", [REQUEST_VALUES, REQUEST_VALUES_VMM], ids=lambda limit: limit.name)
+def test_one_value_too_many_is_refused_at_the_header_that_announces_it(limit: ValueLimit) -> None:
+    """The array itself is a value, too."""
+    assert FrameScanner(limit).scan(b"\xdc" + (limit.values - 1).to_bytes(2)) is None
     with pytest.raises(ProtocolViolation) as refused:
-        FrameScanner(value_limit=256).scan(bytes.fromhex("dc0100"))
-    assert (refused.value.number, refused.value.details) == (errno.EMSGSIZE, {"limit": "request_values"})
+        FrameScanner(limit).scan(b"\xdc" + limit.values.to_bytes(2))
+    assert (refused.value.number, refused.value.details) == (errno.EMSGSIZE, {"limit": limit.name})

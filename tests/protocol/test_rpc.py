@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from intercept_protocol._frames import DEPTH_LIMIT, MESSAGE_LIMIT
+from intercept_protocol._frames import DEPTH_LIMIT, MESSAGE_LIMIT, ValueLimit
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.rpc import (
     NOTIFICATION,
@@ -160,14 +160,15 @@ def test_message_byte_by_byte_is_complete_at_its_last_byte(sent: tuple[bytes, Me
 )
 @example([(msgpack.ExtType(1, b"\0"), 1)], 120)
 def test_a_map_is_taken_alike_whole_and_in_pieces_whatever_its_keys_are_or_hide(
-    pairs: list[tuple[object, object]], value_limit: int
+    pairs: list[tuple[object, object]], values: int
 ) -> None:
     """A key that comes twice hides what it held first, and that counts and may not be nested either; and an
     extension is no value of this protocol, in a key as little as anywhere."""
     packed = b"".join(msgpack.packb(part) for pair in pairs for part in pair)
     encoded = b"\x94\x00\x07\xa1m\x91" + bytes([0x80 + len(pairs)]) + packed
 
-    whole, in_pieces = Receiver((REQUEST,), value_limit), Receiver((REQUEST,), value_limit)
+    limit = ValueLimit(values, "request_values")
+    whole, in_pieces = Receiver((REQUEST,), limit), Receiver((REQUEST,), limit)
 
     assert taken(whole, [encoded]) == taken(in_pieces, [bytes([byte]) for byte in encoded])
 

@@ -19,10 +19,12 @@ from fakes.others import Others
 from fakes.raw_peer import RawPeer
 from fakes.rude_peers import slow_to_close
 from fakes.running import Running
+from fakes.used_up_time import time_used_up_every
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
 from interceptd.config.schema import Limits
 from interceptd.connections.connection import (
+    RECEIVE_BYTES,
     REST_SECONDS,
     Connection,
     ConnectionGone,
@@ -342,6 +344,32 @@ async def test_each_descriptor_costs_as_much_as_a_request(
     assert trio.current_time() == pytest.approx(began + 3 - BURST_SECONDS)
 
 
+@pytest.mark.parametrize(
+    ("lists", "requests"),
+    [([], 1), ([15], 1), ([16], 2), ([8, 8], 2), ([31], 2), ([128, 128], 17)],
+    ids=str,
+)
+async def test_the_elements_of_a_requests_lists_cost_as_much_as_a_request_for_every_16(
+    ends: tuple[socket.socket, socket.socket], lists: list[int], requests: int
+) -> None:
+    """Before it is answered, so that whoever sends the longest lists is read the least often."""
+    connection = Connection(ends[0], Tenants(lambda: Limits(control_requests_per_second=1)), HangupWatch())
+    connection.expect_long_requests()
+    fields: dict[str, object] = {f"list {n}": [0] * length for n, length in enumerate(lists)}
+    began = trio.current_time()
+    ends[1].send(rpc.encode_request(1, "many", [fields | {"text": "x" * 64}]))
+    assert await connection.receive() == rpc.Request(1, "many", [fields | {"text": "x" * 64}])
+    assert trio.current_time() == pytest.approx(began + requests - BURST_SECONDS)
+
+
+async def test_params_that_are_no_map_cost_one_request(ends: tuple[socket.socket, socket.socket]) -> None:
+    connection = Connection(ends[0], Tenants(lambda: Limits(control_requests_per_second=1)), HangupWatch())
+    began = trio.current_time()
+    ends[1].send(rpc.encode_request(1, "many", [[0] * 32, 1]))
+    assert await connection.receive() == rpc.Request(1, "many", [[0] * 32, 1])
+    assert trio.current_time() == pytest.approx(began + 1 - BURST_SECONDS)
+
+
 async def test_the_descriptor_of_an_urgent_byte_is_received_with_it(
     connection: Connection, ends: tuple[socket.socket, socket.socket]
 ) -> None:
@@ -405,6 +433,30 @@ async def test_refuse_does_not_wait_for_a_peer_that_does_not_read(
             ends[0].send(bytes(60_000))
     with trio.testing.assert_no_checkpoints():
         connection.refuse(WireError(errno.EPROTO, "no"))
+
+
+async def test_a_request_of_many_elements_is_scanned_in_pieces_that_yield(
+    connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
+) -> None:
+    """All of it is here, so that nothing else would park the task."""
+    connection.expect_long_requests()
+    request = rpc.encode_request(1, "many", [{"texts": ["x" * 500] * 120}])
+    ends[1].setblocking(False)
+    assert ends[1].send(request) == len(request)
+    others = Others(nursery)
+    assert await connection.receive() is not None
+    assert others.turns >= len(request) // RECEIVE_BYTES - 2
+
+
+@pytest.mark.parametrize(("elements", "yields"), [(15, False), (16, True)])
+async def test_a_request_with_a_long_list_is_carried_out_in_a_step_of_its_own_where_time_is_used_up(
+    connection: Connection, peer: RawPeer, nursery: trio.Nursery, elements: int, yields: bool
+) -> None:
+    await peer.send(rpc.encode_request(1, "many", [{"list": [0] * elements}]))
+    others = Others(nursery)
+    with time_used_up_every(1):
+        await connection.receive()
+    assert (others.turns > 0) is yields
 
 
 async def test_a_peer_that_never_pauses_does_not_starve_others(

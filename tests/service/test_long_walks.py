@@ -315,6 +315,7 @@ async def test_of_many_faults_that_waited_for_the_same_few_go_on_in_a_round(
 ELSEWHERE: Final = {
     "address_space/process.py: ProcessAddressSpace._probe": "no work of its own: the probes take turns",
     "address_space/unmap_watch.py: UnmapWatch._read": "tests/live/test_storms.py",
+    "connections/connection.py: Connection.receive": "tests/service/test_connection.py",
     "partition/virtual_processor.py: VirtualProcessor._handle": "one that waited goes on in its turn",
     "partition/partition.py: Partition._telling_vps": "tests/service/test_partition.py",
 }

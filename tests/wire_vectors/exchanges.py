@@ -16,7 +16,8 @@ FEATURES: dict[str, object] = {
     "architectures": list(m.Architecture),
 }
 LIMITS = {
-    "message_bytes": 65_536, "request_values": 256, "requests_in_flight_per_connection": 1,
+    "message_bytes": 65_536, "request_values": 256, "request_values_vmm": 2048,
+    "requests_in_flight_per_connection": 1,
     "connections_per_uid": 8192, "control_requests_per_second": 10_000, "connections_without_hello": 512,
     "hello_timeout_ms": 5000, "invalidate_timeout_ms": 5000, "hypervisor_timeout_ms": 5000,
     "vmms_per_uid": 128, "partitions_per_uid": 64, "vps_per_uid": 4096, "regions_per_uid": 1 << 20,

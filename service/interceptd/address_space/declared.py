@@ -90,7 +90,7 @@ class DeclaredAddressSpace:
 
     def map_vma(self, vma: Vma) -> None:
         """Raises EEXIST over another VMA, ENOSPC at the limit."""
-        overlapped = self._vmas.first(vma)
+        overlapped = self._vmas.first(vma) if self._vmas.touches(vma) else None
         if overlapped is not None:
             raise WireError(
                 errno.EEXIST,

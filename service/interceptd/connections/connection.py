@@ -16,7 +16,7 @@ from typing import TypeVar
 import trio
 
 from intercept_protocol import rpc
-from intercept_protocol._frames import REQUEST_VALUES
+from intercept_protocol._frames import REQUEST_VALUES, REQUEST_VALUES_VMM
 from intercept_protocol.errors import EncodedError, ProtocolViolation, WireError
 from intercept_protocol.text import sentence
 from interceptd.connections.fairness import ALONE, TURN, Turns
@@ -24,6 +24,7 @@ from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.peer import Peer, Pidfd, peer_groups
 from interceptd.connections.received_fds import ReceivedFds, let_send_descriptors, read_rest
 from interceptd.connections.tenants import Tenants
+from interceptd.scheduling.time_share import give_way
 
 RECEIVE_BYTES = 4096
 """Bytes per read: fifteen intercepts, or any usual control message."""
@@ -32,6 +33,8 @@ REST_SECONDS = 5.0
 LAST_LOOK_SECONDS = 0.1
 """After a peer's deadline, time to read what it sent in time: a peer must not pay for a pause of the daemon
 (a signal, a debugger, a suspended machine)."""
+BATCH = 16
+"""Elements of lists that cost as much as a request."""
 _HOT_PATH = Turns()
 """Shared by the VPs of all partitions, as they share one event loop."""
 
@@ -117,7 +120,9 @@ class Connection:
         if self._unpaid is None:
             self._unpaid = await self._receive()
         if self._unpaid is not None:
-            await self._pay()
+            await self._pay(batches := _batches(self._unpaid))
+            if batches:
+                await give_way()  # a long list took long to decode, and carrying it out will
         request, self._unpaid = self._unpaid, None
         return request
 
@@ -167,6 +172,10 @@ class Connection:
             return None
         self._receiver.receive_data(data)
         return await self._receive()
+
+    def expect_long_requests(self) -> None:
+        """From now on a request may hold lists, as a VMM's do."""
+        self._receiver = rpc.Receiver({rpc.REQUEST}, REQUEST_VALUES_VMM)
 
     def expect_responses(self) -> None:
         """From now on the daemon sends the requests and the peer answers."""
@@ -244,11 +253,9 @@ class Connection:
         if patience.cancelled_caught:
             self._descriptors.lose(_too_late())
 
-    async def _pay(self) -> None:
-        """Keep the pace of the uid's requests. A descriptor costs as much as one."""
-        if self._descriptors.received:
-            self.tenant.charge(self._descriptors.received)
-        await self.tenant.throttle()
+    async def _pay(self, batches: int = 0) -> None:
+        """Keep the pace of the uid's requests. A descriptor costs as much as one, and so does a batch."""
+        await self.tenant.throttle(1 + self._descriptors.received + batches)
 
     def _send_now(self, data: bytes) -> bytes:
         """Send as much as possible without blocking; returns the rest."""
@@ -275,6 +282,18 @@ class Connection:
             return self._socket.recv(1, socket.MSG_PEEK)
         except OSError:
             return b""
+
+
+def _batches(request: rpc.Request) -> int:
+    """How many requests its lists cost beside the request itself."""
+    elements = (
+        len(item)
+        for fields in request.params
+        if isinstance(fields, dict)
+        for item in fields.values()
+        if isinstance(item, list)
+    )
+    return sum(elements) // BATCH
 
 
 def _too_late() -> WireError:

@@ -109,12 +109,14 @@ class Tenant:
         else:
             await self._crowd.wait_readable(connection, self._turns.nursery)
 
-    async def throttle(self) -> None:
-        """Block until one more request is within the rate (the generic cell rate algorithm, ITU-T I.371), and
-        until it is this uid's turn: one waiting request goes ahead per round of the event loop."""
+    async def throttle(self, requests: int = 1) -> None:
+        """Block until one more request, which costs as much as `requests`, is within the rate (the generic cell
+        rate algorithm, ITU-T I.371), and until it is this uid's turn: one waiting request goes ahead per round
+        of the event loop."""
         async with self._queue:
             now = trio.current_time()
-            self._paid_until = max(self._paid_until, now) + 1 / self._limits().control_requests_per_second
+            cost = requests / self._limits().control_requests_per_second
+            self._paid_until = max(self._paid_until, now) + cost
             if self._paid_until > now + BURST_SECONDS:
                 await trio.sleep_until(self._paid_until - BURST_SECONDS)
             await self._gate.enter()

@@ -133,6 +133,7 @@ class Dispatcher:
         with handshake.refusing():
             connection.tenant.vmms.acquire()
         connection.let_send_descriptors()
+        connection.expect_long_requests()
         try:
             await connection.answer(handshake.hello_reply(self._hello_reply()))
             while (request := await connection.receive()) is not None:
