@@ -66,7 +66,7 @@ class FrameScanner:
     `limit` bounds the number of values, counting itself, keys and all levels.
     """
 
-    __slots__ = ("_left", "_limit", "_open", "_position", "_room", "_shortest")
+    __slots__ = ("_left", "_limit", "_missing", "_open", "_position", "_room")
 
     def __init__(self, limit: ValueLimit = ANY_VALUES) -> None:
         self._limit = limit
@@ -74,50 +74,56 @@ class FrameScanner:
         self._room = limit.values - 1
         self._left = 1  # values still missing of the innermost level
         self._open: list[int] = []  # the same, of each level around it
-        self._shortest = 1  # bytes of the whole value, if each that is still missing takes only one
+        self._missing = 1  # the sum of all: each takes at least one byte
 
     def scan(self, buffer: bytes | bytearray) -> int | None:
         """The offset after the value, or None while bytes are missing. Raises `ProtocolViolation`, after which
         the scanner is of no more use.
 
-        The loop works on local variables: a request of a VMM has up to 2,048 values, 0.15 us each.
+        The loop works on local variables: a VMM's request has up to 2,048 values, each of which takes 0.13 us.
         """
-        position, room, left, shortest = self._position, self._room, self._left, self._shortest
+        position, room, missing, left = self._position, self._room, self._missing, self._left
         open_, sizes, available = self._open, _SCALAR_SIZES, len(buffer)
+        unquestioned = 0  # scalars that end here or before can break no limit
         while left and position < available:
-            size, children = sizes[kind := buffer[position]], 0
-            if not size:
+            size = sizes[kind := buffer[position]]
+            if size and position + size <= unquestioned:
+                position += size
+            else:
                 token = _TOKENS[kind] or _announced(buffer, position, kind)
                 if token is None:
                     break
                 size, children = token
-            whole = shortest + size - 1 + children
-            if whole > MESSAGE_LIMIT:
-                raise ProtocolViolation(
-                    errno.EMSGSIZE, f"a message may have at most {MESSAGE_LIMIT} bytes", limit="message_bytes"
-                )
-            if children > room:
-                raise ProtocolViolation(
-                    errno.EMSGSIZE,
-                    f"a message on this connection may hold {self._limit.values} values",
-                    limit=self._limit.name,
-                )
-            if position + size > available:
-                break
-            position += size
-            shortest = whole
-            left -= 1
-            if children:
-                if len(open_) == DEPTH_LIMIT:
+                if position + size + children + missing - 1 > MESSAGE_LIMIT:
                     raise ProtocolViolation(
-                        errno.EBADMSG, f"nested more than {DEPTH_LIMIT} levels deep", limit="nesting"
+                        errno.EMSGSIZE,
+                        f"a message may have at most {MESSAGE_LIMIT} bytes",
+                        limit="message_bytes",
                     )
-                room -= children
-                open_.append(left)
-                left = children
+                if children > room:
+                    raise ProtocolViolation(
+                        errno.EMSGSIZE,
+                        f"a message on this connection may hold {self._limit.values} values",
+                        limit=self._limit.name,
+                    )
+                if position + size > available:
+                    break
+                position += size
+                if children:
+                    if len(open_) == DEPTH_LIMIT:
+                        raise ProtocolViolation(
+                            errno.EBADMSG, f"nested more than {DEPTH_LIMIT} levels deep", limit="nesting"
+                        )
+                    room -= children
+                    missing += children
+                    open_.append(left - 1)
+                    left = children + 1
+                unquestioned = available if available + missing <= MESSAGE_LIMIT else 0
+            left -= 1
+            missing -= 1
             while not left and open_:
                 left = open_.pop()
-        self._position, self._room, self._left, self._shortest = position, room, left, shortest
+        self._position, self._room, self._missing, self._left = position, room, missing, left
         return None if left else position
 
 

@@ -89,30 +89,35 @@ class DeclaredAddressSpace:
         return self._vmas.find(page)
 
     def map_vma(self, vma: Vma) -> None:
-        """Raises EEXIST over another VMA, ENOSPC at the limit."""
-        overlapped = self._vmas.first(vma) if self._vmas.touches(vma) else None
-        if overlapped is not None:
+        """Raises ENOSPC at the limit, EEXIST over another VMA."""
+        self._require_room(1)
+        self._insert(vma)
+
+    def map_vmas(self, vmas: Sequence[Vma]) -> None:
+        """All of them, or none: raises ENOSPC without room for all, and EEXIST that says which overlaps another
+        VMA, or one before it."""
+        self._require_room(len(vmas))
+        mapped = 0
+        try:
+            for vma in vmas:
+                self._insert(vma)
+                mapped += 1
+        except WireError:
+            for vma in vmas[:mapped]:
+                self._vmas.carve(vma)
+            with about_element("vmas", mapped):
+                raise
+
+    def _insert(self, vma: Vma) -> None:
+        if not self._vmas.insert_if_free(vma):
+            overlapped = self._vmas.first(vma)
+            assert overlapped is not None, "it overlaps one"
             raise WireError(
                 errno.EEXIST,
                 f"VMA {_uaddrs(vma)} overlaps {_uaddrs(overlapped)}",
                 start_uaddr=overlapped.start << PAGE_SHIFT,
                 page_count=overlapped.end - overlapped.start,
             )
-        self._require_room(1)
-        self._vmas.insert(vma)
-
-    def map_vmas(self, vmas: Sequence[Vma]) -> None:
-        """All of them in their order, or none: raises like `map_vma`, and says which was refused."""
-        mapped = 0
-        try:
-            for vma in vmas:
-                with about_element("vmas", mapped):
-                    self.map_vma(vma)
-                mapped += 1
-        except WireError:
-            for vma in vmas[:mapped]:
-                self._vmas.carve(vma)
-            raise
 
     async def unmap_vma(self, uaddrs: UaddrRange) -> None:
         """Remove everything in `uaddrs`, which may hold no VMA or parts of several.

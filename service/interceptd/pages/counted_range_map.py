@@ -20,9 +20,10 @@ class CountedRangeMap(RangeMap[Item]):
         super().__init__()
         self._quota = quota
 
-    def insert(self, item: Item) -> None:
-        super().insert(item)
-        self._quota.count += 1
+    def insert_if_free(self, item: Item) -> bool:
+        inserted = super().insert_if_free(item)
+        self._quota.count += inserted
+        return inserted
 
     def carve(self, pages: RangeItem | PageRange) -> list[Item]:
         before = len(self._items)

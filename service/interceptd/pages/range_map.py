@@ -103,10 +103,17 @@ class RangeMap(Generic[Item]):
         return pages.slice(pages.start, pages.end if following is None else following.start)
 
     def insert(self, item: Item) -> None:
-        """Insert an item. The caller has checked that it overlaps no other."""
-        assert not self.touches(item), f"{item} overlaps {self.overlapping(item)[0]}"
+        """Insert an item, which the caller knows to overlap no other."""
+        inserted = self.insert_if_free(item)
+        assert inserted, f"{item} overlaps {self.first(item)}"
+
+    def insert_if_free(self, item: Item) -> bool:
+        """Insert an item unless it overlaps another; False if it does."""
+        if self.touches(item):
+            return False
         self._items[item.start] = item
         self._page_count += item.end - item.start
+        return True
 
     def drop_some(self) -> bool:
         """Remove some items, and False if there are none: a large map is freed in pieces. `page_count` is
