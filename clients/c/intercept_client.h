@@ -27,11 +27,12 @@
 #include <unistd.h>
 
 enum {
-    IC_MESSAGE = 256,        /* bytes of an intercept message */
-    IC_TOKEN = 16,           /* bytes of a partition's token */
-    IC_REQUEST_LIMIT = 1024, /* the largest request is a hello with a name of 64 characters */
-    IC_ANSWER_LIMIT = 16384, /* the answer to hello takes 1 KiB, and later versions may add to it (T-6) */
-    IC_NESTING = 16          /* F-2 */
+    IC_MESSAGE = 256,         /* bytes of an intercept message */
+    IC_TOKEN = 16,            /* bytes of a partition's token */
+    IC_LIST = 128,            /* elements of a list in a request */
+    IC_REQUEST_LIMIT = 16384, /* the largest request has IC_LIST regions or VMAs, of at most 97 bytes each */
+    IC_ANSWER_LIMIT = 16384,  /* the answer to hello takes 1 KiB, and later versions may add to it (T-6) */
+    IC_NESTING = 16           /* F-2 */
 };
 
 enum ic_result { IC_OK, IC_REFUSED, IC_LOST };
@@ -140,6 +141,14 @@ static inline void ic__blob(struct ic_writer *to, const uint8_t *bytes, uint16_t
     }
     ic__byte(to, length & 0xff);
     ic__bytes(to, bytes, length);
+}
+
+/* The head of a list of maps; more elements than a request may have are not sent. */
+static inline void ic__list(struct ic_writer *to, size_t count) {
+    if (count > IC_LIST) to->full = true;
+    ic__byte(to, 0xdc);
+    ic__byte(to, (unsigned)(count >> 8 & 0xff));
+    ic__byte(to, (unsigned)(count & 0xff));
 }
 
 static inline void ic__integer_field(struct ic_writer *to, const char *name, uint64_t value) {
@@ -342,7 +351,7 @@ static inline enum ic_result ic__receive(struct ic_connection *connection, struc
 static inline enum ic_result ic__ask(
     struct ic_connection *connection, const struct ic_writer *request, struct ic_reader *result) {
     if (request->full) {
-        ic__fail(connection, EMSGSIZE, "request", "a text in it");
+        ic__fail(connection, EMSGSIZE, "request", "a text or list in it");
         return IC_REFUSED;
     }
     enum ic_result outcome = ic__send(connection, request);
@@ -502,6 +511,15 @@ static inline void ic__rights(struct ic_writer *request, bool readable, bool wri
     ic__flag_field(request, "executable", executable);
 }
 
+static inline void ic__vma(struct ic_writer *request, const struct ic_vma *vma) {
+    ic__byte(request, 0x87);
+    ic__integer_field(request, "start_uaddr", vma->start_uaddr);
+    ic__integer_field(request, "page_count", vma->page_count);
+    ic__integer_field(request, "start_pfn", vma->start_pfn);
+    ic__rights(request, vma->readable, vma->writable, vma->executable);
+    ic__flag_field(request, "io", vma->io);
+}
+
 static inline void ic__begin_vma(
     struct ic_connection *connection, struct ic_writer *request, const char *method, unsigned fields,
     uint64_t start_uaddr, uint64_t page_count) {
@@ -514,10 +532,19 @@ static inline void ic__begin_vma(
 /* IC_DECLARED only: declare a mapping where there is none yet. */
 static inline enum ic_result ic_map_vma(struct ic_connection *connection, const struct ic_vma *vma) {
     struct ic_writer request;
-    ic__begin_vma(connection, &request, "map_vma", 7, vma->start_uaddr, vma->page_count);
-    ic__integer_field(&request, "start_pfn", vma->start_pfn);
-    ic__rights(&request, vma->readable, vma->writable, vma->executable);
-    ic__flag_field(&request, "io", vma->io);
+    ic__request(connection, &request, "map_vma");
+    ic__vma(&request, vma);
+    return ic__tell(connection, &request);
+}
+
+/* IC_DECLARED only: declare up to IC_LIST mappings at once, all of them or, if one is refused, none (P-36). */
+static inline enum ic_result ic_map_vmas(struct ic_connection *connection, const struct ic_vma *vmas, size_t count) {
+    struct ic_writer request;
+    ic__request(connection, &request, "map_vmas");
+    ic__byte(&request, 0x81);
+    ic__text(&request, "vmas");
+    ic__list(&request, count);
+    for (size_t i = 0; i < count && !request.full; i++) ic__vma(&request, &vmas[i]);
     return ic__tell(connection, &request);
 }
 

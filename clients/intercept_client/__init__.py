@@ -51,6 +51,7 @@ from ._connecting import LONGEST_SOCKET_PATH
 from ._errors import ClientMisuse, ConnectionEnded, ConnectionLost
 from ._own_regions import OwnRegions
 from ._showing import show_as_from
+from ._vmm_requests import DeclaredVma
 
 if TYPE_CHECKING:
     __version__: str
@@ -78,6 +79,7 @@ __all__ = [
     "ConnectionEnded",
     "ConnectionLost",
     "DaemonStatistics",
+    "DeclaredVma",
     "Event",
     "EventName",
     "GfnRange",

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, RangeError, UaddrRange
 from intercept_protocol.errors import WireError
-from intercept_protocol.messages import AddRegion, MapVma, RemoveRegion, UnmapVma
+from intercept_protocol.messages import AddRegion, MapVma, MapVmas, RemoveRegion, UnmapVma
 from intercept_protocol.outcomes import Access, allows, spelled
 
 from ._exchange import Exchange, Progress, Reply
@@ -96,13 +96,19 @@ class OwnRegions:
                 case AddRegion(start_gfn=start, page_count=count):
                     gfns, uaddrs = GfnRange.of(start, count), UaddrRange.of_pages(call.start_uaddr, count)
                     region = _region(gfns, uaddrs, writable=call.writable, executable=call.executable)
-                    return lambda progress: self._added(self._regions, region, progress)
+                    return lambda progress: self._added(self._regions, [region], progress)
                 case RemoveRegion(start_gfn=start, page_count=count):
                     gfns = GfnRange.of(start, count)
                     return lambda progress: self._removed(lambda: self.remove(gfns), progress)
                 case MapVma(start_uaddr=start, page_count=count):
                     vma = _vma(UaddrRange.of_pages(start, count), call.start_pfn)
-                    return lambda progress: self._added(self._vmas, vma, progress)
+                    return lambda progress: self._added(self._vmas, [vma], progress)
+                case MapVmas(vmas=declared):
+                    vmas = [
+                        _vma(UaddrRange.of_pages(each.start_uaddr, each.page_count), each.start_pfn)
+                        for each in declared
+                    ]
+                    return lambda progress: self._added(self._vmas, vmas, progress)
                 case UnmapVma(start_uaddr=start, page_count=count):
                     uaddrs = UaddrRange.of_pages(start, count)
                     return lambda progress: self._removed(lambda: self.unmap_vma(uaddrs), progress)
@@ -110,12 +116,13 @@ class OwnRegions:
             pass
         return None
 
-    def _added(self, runs: PageRuns, run: PageRun, progress: Progress) -> None:
+    def _added(self, runs: PageRuns, added: Sequence[PageRun], progress: Progress) -> None:
         with self._lock:
-            if progress is Progress.IN_FLIGHT:
-                runs.insert(run)
-            elif progress in _NEVER_ADDED:
-                runs.discard(run)
+            for run in added:
+                if progress is Progress.IN_FLIGHT:
+                    runs.insert(run)
+                elif progress in _NEVER_ADDED:
+                    runs.discard(run)
 
     @staticmethod
     def _removed(remove: Callable[[], None], progress: Progress) -> None:

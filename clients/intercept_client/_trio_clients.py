@@ -99,6 +99,7 @@ class TrioVmm(_CallClient):
     add_region = _method(_vmm_requests.add_region)
     remove_region = _method(_vmm_requests.remove_region)
     map_vma = _method(_vmm_requests.map_vma)
+    map_vmas = _method(_vmm_requests.map_vmas)
     unmap_vma = _method(_vmm_requests.unmap_vma)
     protect_vma = _method(_vmm_requests.protect_vma)
     kick = _method(_vmm_requests.kick)

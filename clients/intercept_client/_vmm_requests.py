@@ -7,6 +7,10 @@ do I/O.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
+
 from intercept_protocol import messages
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import (
@@ -22,11 +26,22 @@ from intercept_protocol.messages import (
     Translation,
     VpSelection,
 )
+from intercept_protocol.messages.vmm import LIST_LIMIT
 from intercept_protocol.outcomes import Access, allows
 
 from ._errors import ClientMisuse
 from ._exchange import Exchange, call_exchange, field_exchange
 from ._own_memory import OwnMemory
+
+
+class DeclaredVma(msgspec.Struct, frozen=True):
+    """A VMA to declare: host pages from `start_pfn` on are mapped at `uaddrs`. `io` says that it is device
+    memory."""
+
+    uaddrs: UaddrRange
+    start_pfn: int
+    access: Access
+    io: bool = False
 
 
 def create_partition(
@@ -113,16 +128,28 @@ def map_vma(uaddrs: UaddrRange, start_pfn: int, access: Access, *, io: bool = Fa
 
     Only in a partition whose address space is declared. `io` says that it is device memory.
     """
-    return call_exchange(
-        messages.MapVma(
-            start_uaddr=uaddrs.start_uaddr,
-            page_count=uaddrs.page_count,
-            start_pfn=start_pfn,
-            readable=allows(access, Access.READ),
-            writable=allows(access, Access.WRITE),
-            executable=allows(access, Access.EXECUTE),
-            io=io,
-        )
+    return call_exchange(_declaration(DeclaredVma(uaddrs, start_pfn, access, io)))
+
+
+def map_vmas(vmas: Sequence[DeclaredVma]) -> Exchange[None]:
+    """Declare up to 128 VMAs at once, as `map_vma` does each: all of them, or none if one is refused.
+
+    The error's `details` then say which: `index`, from 0.
+    """
+    if len(vmas) > LIST_LIMIT:
+        raise ClientMisuse(f"map_vmas: {len(vmas)} VMAs; a request takes {LIST_LIMIT}")
+    return call_exchange(messages.MapVmas(vmas=[_declaration(vma) for vma in vmas]))
+
+
+def _declaration(vma: DeclaredVma) -> messages.MapVma:
+    return messages.MapVma(
+        start_uaddr=vma.uaddrs.start_uaddr,
+        page_count=vma.uaddrs.page_count,
+        start_pfn=vma.start_pfn,
+        readable=allows(vma.access, Access.READ),
+        writable=allows(vma.access, Access.WRITE),
+        executable=allows(vma.access, Access.EXECUTE),
+        io=vma.io,
     )
 
 

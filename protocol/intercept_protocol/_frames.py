@@ -15,6 +15,7 @@ from .errors import ProtocolViolation
 MESSAGE_LIMIT = 64 * 1024
 """Bytes in one message. An intercept takes 273; the largest control message a few hundred."""
 
+
 class ValueLimit(NamedTuple):
     """How many values a message may hold, and the limit of section 10 that says so."""
 

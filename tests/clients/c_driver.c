@@ -37,6 +37,15 @@ static enum ic_result call(const char *path, const char *verb, const uint64_t n[
     }
     if (!strcmp(verb, "remove_region")) return ic_remove_region(&connection, n[0], n[1], n[2]);
     if (!strcmp(verb, "map_vma")) return ic_map_vma(&connection, &vma);
+    if (!strcmp(verb, "map_vmas")) {
+        static struct ic_vma vmas[2 * IC_LIST];
+        for (size_t i = 0; i < n[0] && i < 2 * IC_LIST; i++) {
+            vmas[i] = vma;
+            vmas[i].start_uaddr = UINT64_MAX - i;
+            vmas[i].page_count = vmas[i].start_pfn = UINT64_MAX;
+        }
+        return ic_map_vmas(&connection, vmas, (size_t)n[0]);
+    }
     if (!strcmp(verb, "unmap_vma")) return ic_unmap_vma(&connection, n[0], n[1]);
     if (!strcmp(verb, "protect_vma")) return ic_protect_vma(&connection, n[0], n[1], false, true, false);
     if (!strcmp(verb, "kick")) return ic_kick(&connection, (uint32_t)n[0]);

@@ -138,6 +138,30 @@ def test_a_call_goes_out_with_the_names_and_values_it_was_given(
     assert (printed, request) == ("ok", [0, 1, method, [fields]])
 
 
+@pytest.mark.parametrize("count", [0, 1, 128])
+def test_a_list_goes_out_whole_however_long_its_numbers_are(
+    binaries: Path, socket_path: Path, count: int
+) -> None:
+    printed, request = asked(binaries, socket_path, "map_vmas", count, answer=[1, 1, None, None])
+    longest = 2**64 - 1
+    rights = {"readable": True, "writable": False, "executable": True, "io": False}
+    vmas = [
+        {"start_uaddr": longest - n, "page_count": longest, "start_pfn": longest, **rights}
+        for n in range(count)
+    ]
+    assert (printed, request) == ("ok", [0, 1, "map_vmas", [{"vmas": vmas}]])
+
+
+def test_a_list_that_the_daemon_would_not_take_is_refused_before_it_is_sent(
+    binaries: Path, socket_path: Path
+) -> None:
+    """It would end the connection, and the partition with it (F-6)."""
+    with AnsweringPeer(socket_path, [b""]) as peer:
+        [printed] = run(binaries / "c_driver", socket_path, "map_vmas", 129)
+    assert printed == "refused 90 request a text or list in it: Message too long"
+    assert peer.requests == []
+
+
 def test_a_partition_is_read_wherever_its_fields_stand(binaries: Path, socket_path: Path) -> None:
     reply = {"later": [{"a": 1.5, "b": -3}, b"x"], "token": TOKEN, "partition_id": 2**64 - 1}
     printed, request = asked(binaries, socket_path, "create_partition", answer=[1, 1, None, reply])
@@ -202,7 +226,7 @@ def test_a_text_that_no_request_can_hold_is_refused_before_it_is_sent(
 ) -> None:
     with AnsweringPeer(socket_path, [b""]):
         [printed] = run(binaries / "c_driver", socket_path, "open_vmm_named_too_long")
-    assert printed == "lost 90 request a text in it: Message too long"
+    assert printed == "lost 90 request a text or list in it: Message too long"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import msgpack
+import msgspec
 import pytest
 import trio
 
@@ -34,10 +35,17 @@ from intercept_client import (
 from intercept_client._exchange import Exchange, call_exchange
 from intercept_client._hypervisor_session import LOGGED_REFUSALS, HypervisorSession, MapRequest
 from intercept_client._session import ClientSession
-from intercept_client._vmm_requests import add_region, map_vma, remove_region, unmap_vma
+from intercept_client._vmm_requests import (
+    DeclaredVma,
+    add_region,
+    map_vma,
+    map_vmas,
+    remove_region,
+    unmap_vma,
+)
 from intercept_protocol import rpc
 from intercept_protocol.errors import WireError
-from intercept_protocol.messages import AddRegion, AddRegionReply, RegionKind, RequestedKind
+from intercept_protocol.messages import AddRegion, AddRegionReply, MapVmas, RegionKind, RequestedKind
 
 MEMORY: Final = UaddrRange.of_pages(0x7000_0000, 16)
 UADDRS: Final = uaddrs_of(RAM, MEMORY)
@@ -324,6 +332,41 @@ def test_host_pages_whose_declaration_was_refused_do_not_count() -> None:
     vmm.come(WireError(errno.ENOSPC, "too many"))
 
     assert not pfn_allowed(vmm.regions)
+
+
+def declaring_all(*vmas: tuple[UaddrRange, int]) -> Exchange[object]:
+    return map_vmas([DeclaredVma(uaddrs, pfn, RW) for uaddrs, pfn in vmas])  # type: ignore[return-value]
+
+
+def test_the_host_pages_of_many_vmas_count_from_before_they_are_declared() -> None:
+    vmm = Conversation().added()
+
+    vmm.send(declaring_all((FIRST, PFN), (SECOND, PFN + 9)))
+
+    assert (pfn_allowed(vmm.regions, FIRST), pfn_allowed(vmm.regions, SECOND, PFN + 9)) == (True, True)
+    assert not pfn_allowed(vmm.regions, SECOND, PFN + 2)
+
+
+def test_if_one_of_many_vmas_was_refused_the_host_pages_of_none_count() -> None:
+    vmm = Conversation().added()
+    vmm.send(declaring(FIRST, PFN))
+    vmm.come(None)
+    vmm.send(declaring_all((SECOND, PFN + 2), (FIRST, PFN + 9)))
+
+    vmm.come(WireError(errno.EEXIST, "vmas[1]: overlaps", list="vmas", index=1))
+
+    assert (pfn_allowed(vmm.regions, FIRST), pfn_allowed(vmm.regions, SECOND, PFN + 2)) == (True, False)
+
+
+def test_host_pages_of_vmas_of_which_one_is_no_range_do_not_count() -> None:
+    """The daemon has to refuse them all."""
+    wrong = msgspec.structs.replace(declaring(SECOND, PFN).call, page_count=0)  # type: ignore[type-var]
+    right = declaring(FIRST, PFN).call
+    vmm = Conversation().added()
+
+    vmm.send(call_exchange(MapVmas(vmas=[right, wrong])))  # type: ignore[arg-type, list-item]
+
+    assert not pfn_allowed(vmm.regions, FIRST)
 
 
 @pytest.mark.parametrize(("second", "is_allowed"), [(PFN + 2, True), (PFN + 9, False)])

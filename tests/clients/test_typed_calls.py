@@ -19,6 +19,7 @@ from intercept_client import (
     BlockingOperator,
     BlockingVmm,
     ClientMisuse,
+    DeclaredVma,
     EventName,
     GfnRange,
     HypervisorKind,
@@ -77,6 +78,18 @@ def test_the_clients_of_a_role_agree_in_methods_and_parameters(role: str) -> Non
             "map_vma",
             VMA | {"start_pfn": 0xE0000, "readable": True, "writable": True, "executable": False, "io": True},
         ),
+        (
+            lambda vmm: vmm.map_vmas(
+                [DeclaredVma(UADDRS, 0xE0000, Access.READ), DeclaredVma(UADDRS, 0, Access.EXECUTE, io=True)]
+            ),
+            "map_vmas",
+            {
+                "vmas": [
+                    VMA | {"start_pfn": 0xE0000, "readable": True, "writable": False, "executable": False, "io": False},
+                    VMA | {"start_pfn": 0, "readable": False, "writable": False, "executable": True, "io": True},
+                ]
+            },
+        ),
         (lambda vmm: vmm.unmap_vma(UADDRS), "unmap_vma", VMA),
         (
             lambda vmm: vmm.protect_vma(UADDRS, Access.READ | Access.EXECUTE),
@@ -126,6 +139,18 @@ def test_a_region_of_unequal_ranges_is_refused_before_anything_is_sent(socket_pa
         pytest.raises(ClientMisuse, match="add_region: 4 gfns from 0x100, but 3 pages at"),
     ):
         vmm.add_region(GFNS, UaddrRange.of_pages(0x7000_0000, 3), writable=True, executable=False)
+    assert daemon.methods == ["hello"]
+
+
+def test_more_vmas_than_a_request_takes_are_refused_before_anything_is_sent(socket_path: Path) -> None:
+    """The daemon would end the connection, and the partition with it (F-6)."""
+    vma = DeclaredVma(UADDRS, 0, Access.READ)
+    with (
+        ScriptedDaemon(socket_path, (hello(),)) as daemon,
+        BlockingVmm.open(socket_path) as vmm,
+        pytest.raises(ClientMisuse, match="map_vmas: 129 VMAs; a request takes 128"),
+    ):
+        vmm.map_vmas([vma] * 129)
     assert daemon.methods == ["hello"]
 
 
