@@ -46,9 +46,10 @@ from intercept_protocol.messages import (
 from intercept_protocol.outcomes import Access, Answer, AnyAnswer, LaterAnswer, Outcome
 
 from ._blocking_clients import BlockingNotifier, BlockingOperator, BlockingVmm, BlockingVp
-from ._blocking_hypervisor import BlockingHypervisor, GuestMapper
+from ._blocking_hypervisor import BlockingHypervisor, GuestMapper, ListMapper
 from ._connecting import LONGEST_SOCKET_PATH
 from ._errors import ClientMisuse, ConnectionEnded, ConnectionLost
+from ._hypervisor_session import MapRequest, refused_after
 from ._own_regions import OwnRegions
 from ._showing import show_as_from
 from ._vmm_requests import DeclaredVma
@@ -87,6 +88,8 @@ __all__ = [
     "HelloReply",
     "HypervisorKind",
     "LaterAnswer",
+    "ListMapper",
+    "MapRequest",
     "MmioGranularity",
     "Outcome",
     "OwnRegions",
@@ -110,6 +113,7 @@ __all__ = [
     "VpSelection",
     "WireError",
     "build_memory_intercept",
+    "refused_after",
 ]
 
 _OF_TRIO = {

@@ -7,9 +7,10 @@ library, so it goes on whatever the VMM's other threads hold or wait for (K-1).
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, runtime_checkable
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
@@ -27,6 +28,7 @@ from ._hypervisor_session import (
     MapRequest,
     Request,
     UnmapRequest,
+    refused_after,
 )
 from ._own_regions import OwnRegions
 
@@ -51,6 +53,21 @@ class GuestMapper(Protocol):
 
     def unmap(self, gfns: GfnRange) -> None:
         """Let the guest reach nothing at `gfns`; return when no access to what was there is under way."""
+
+
+@runtime_checkable
+class ListMapper(GuestMapper, Protocol):
+    """A mapper that does several pieces at once for less than one after the other, for example because it
+    stops the vCPUs once.
+
+    Either does the pieces in order. A refusal says how many it did: raise `refused_after(done, refusal)`.
+    """
+
+    def map_list(self, pieces: Sequence[MapRequest]) -> None:
+        """`map` each. The piece that is refused must leave everything as it was."""
+
+    def unmap_list(self, ranges: Sequence[GfnRange]) -> None:
+        """`unmap` each."""
 
 
 class BlockingHypervisor:
@@ -148,12 +165,27 @@ class BlockingHypervisor:
 
 def _carry_out(mapper: GuestMapper, request: Request) -> WireError | None:
     """Do as the daemon asks; returns the refusal, if it is refused."""
+    if len(request) > 1 and isinstance(mapper, ListMapper):
+        return _carry_out_together(mapper, request)
+    for done, piece in enumerate(request):
+        try:
+            match piece:
+                case MapRequest(gfns, uaddrs, access, start_pfn):
+                    mapper.map(gfns, uaddrs, access, start_pfn)
+                case UnmapRequest(gfns):
+                    mapper.unmap(gfns)
+        except WireError as refusal:
+            return refused_after(done, refusal)
+    return None
+
+
+def _carry_out_together(mapper: ListMapper, request: Request) -> WireError | None:
+    maps = [piece for piece in request if isinstance(piece, MapRequest)]
     try:
-        match request:
-            case MapRequest(gfns, uaddrs, access, start_pfn):
-                mapper.map(gfns, uaddrs, access, start_pfn)
-            case UnmapRequest(gfns):
-                mapper.unmap(gfns)
+        if maps:
+            mapper.map_list(maps)
+        else:
+            mapper.unmap_list([piece.gfns for piece in request])
     except WireError as refusal:
         return refusal
     return None

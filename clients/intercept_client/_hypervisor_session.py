@@ -11,13 +11,22 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Final
 
 from intercept_protocol import codec, messages, rpc
 from intercept_protocol.addresses import GfnRange, RangeError, UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
-from intercept_protocol.messages import HelloHypervisor, MapGpa, PartitionCredentials, UnmapGpa
+from intercept_protocol.messages import (
+    HelloHypervisor,
+    MapGpa,
+    MapGpas,
+    PartitionCredentials,
+    UnmapGpa,
+    UnmapGpas,
+)
 from intercept_protocol.outcomes import Access
 
 from ._errors import ConnectionEnded, ConnectionLost
@@ -48,7 +57,15 @@ class UnmapRequest:
     gfns: GfnRange
 
 
-Request = MapRequest | UnmapRequest
+Request = Sequence[MapRequest] | Sequence[UnmapRequest]
+"""What the daemon asks in one request, in order: often one piece."""
+
+
+def refused_after(done: int, refusal: WireError) -> WireError:
+    """The refusal of a request of which so many pieces, from the first, were done (Y-14)."""
+    told = copy(refusal)
+    told.details = {**refusal.details, "done": done}
+    return told
 
 
 class HypervisorSession:
@@ -59,7 +76,7 @@ class HypervisorSession:
     """
 
     def __init__(self, partition: PartitionCredentials, regions: OwnRegions) -> None:
-        self._hello = HelloHypervisor(partition_id=partition.partition_id, token=partition.token)
+        self._hello = HelloHypervisor(partition_id=partition.partition_id, token=partition.token, lists=True)
         self._receiver = rpc.Receiver({rpc.REQUEST, rpc.RESPONSE})
         self._answers = b""
         self._msgid = 0
@@ -86,7 +103,7 @@ class HypervisorSession:
     def next_request(self) -> Request | None:
         """What the daemon asks next; None until more data arrives.
 
-        A malformed request is refused here, and so is a map that no region covers.
+        A malformed request is refused here, and so is one with a map that no region covers: all of it.
 
         Raises as `receive_data` does.
         """
@@ -94,15 +111,16 @@ class HypervisorSession:
             self._msgid = _request(message).msgid
             try:
                 request = _decode(_request(message))
-                self._require_own(request)
+                for piece in request:
+                    self._require_own(piece)
             except WireError as refusal:
-                self.answer(refusal)
+                self.answer(refused_after(0, refusal))
             else:
                 return request
         return None
 
     def answer(self, refusal: WireError | None) -> None:
-        """The request that `next_request` returned last was carried out, or refused."""
+        """The request that `next_request` returned last was carried out, or refused: see `refused_after`."""
         self._answers += (
             rpc.encode_result(self._msgid, None)
             if refusal is None
@@ -114,12 +132,12 @@ class HypervisorSession:
         answers, self._answers = self._answers, b""
         return answers
 
-    def _require_own(self, request: Request) -> None:
+    def _require_own(self, piece: MapRequest | UnmapRequest) -> None:
         """Raise `WireError` for a map of what is in no region. An unmap takes nothing from the VMM."""
-        if not isinstance(request, MapRequest):
+        if not isinstance(piece, MapRequest):
             return
         try:
-            self._regions.require(request.gfns, request.uaddrs, request.access, request.start_pfn)
+            self._regions.require(piece.gfns, piece.uaddrs, piece.access, piece.start_pfn)
         except WireError as refusal:
             self._refusals += 1
             if self._refusals <= LOGGED_REFUSALS:
@@ -153,12 +171,24 @@ def _decode(request: rpc.Request) -> Request:
     """Raises `WireError` for a request of another form, or whose ranges are none."""
     call = codec.decode_call(messages.HYPERVISOR_METHODS, request.method, request.params)
     try:
-        gfns = GfnRange.of(call.start_gfn, call.page_count)
         match call:
             case MapGpa():
-                uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
-                return MapRequest(gfns, uaddrs, Access(call.access), call.start_pfn)
+                return [_map_request(call)]
             case UnmapGpa():
-                return UnmapRequest(gfns)
+                return [_unmap_request(call)]
+            case MapGpas(pieces=maps):
+                return [_map_request(piece) for piece in maps]
+            case UnmapGpas(pieces=unmaps):
+                return [_unmap_request(piece) for piece in unmaps]
     except RangeError as error:
         raise WireError(errno.EINVAL, f"{call.METHOD}: {error}", field=error.field) from error
+
+
+def _map_request(piece: MapGpa) -> MapRequest:
+    gfns = GfnRange.of(piece.start_gfn, piece.page_count)
+    uaddrs = UaddrRange.of_pages(piece.start_uaddr, piece.page_count)
+    return MapRequest(gfns, uaddrs, Access(piece.access), piece.start_pfn)
+
+
+def _unmap_request(piece: UnmapGpa) -> UnmapRequest:
+    return UnmapRequest(GfnRange.of(piece.start_gfn, piece.page_count))

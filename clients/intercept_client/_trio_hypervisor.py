@@ -26,6 +26,7 @@ from ._hypervisor_session import (
     MapRequest,
     Request,
     UnmapRequest,
+    refused_after,
 )
 from ._own_regions import OwnRegions
 from ._trio_connection import connect
@@ -129,12 +130,13 @@ class TrioHypervisor:
 
 async def _carry_out(mapper: AsyncGuestMapper, request: Request) -> WireError | None:
     """Do as the daemon asks; returns the refusal, if it is refused."""
-    try:
-        match request:
-            case MapRequest(gfns, uaddrs, access, start_pfn):
-                await mapper.map(gfns, uaddrs, access, start_pfn)
-            case UnmapRequest(gfns):
-                await mapper.unmap(gfns)
-    except WireError as refusal:
-        return refusal
+    for done, piece in enumerate(request):
+        try:
+            match piece:
+                case MapRequest(gfns, uaddrs, access, start_pfn):
+                    await mapper.map(gfns, uaddrs, access, start_pfn)
+                case UnmapRequest(gfns):
+                    await mapper.unmap(gfns)
+        except WireError as refusal:
+            return refused_after(done, refusal)
     return None

@@ -89,7 +89,7 @@ def test_the_hello_names_the_partition_and_its_token() -> None:
         0,
         1,
         "hello",
-        [{"role": "hypervisor", "protocol": 1, "partition_id": 7, "token": PARTITION.token}],
+        [{"role": "hypervisor", "protocol": 1, "partition_id": 7, "token": PARTITION.token, "lists": True}],
     ]
 
 

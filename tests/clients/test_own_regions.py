@@ -82,8 +82,7 @@ class Served:
         """The error of the answer; None if it was carried out."""
         self._session.receive_data(rpc.encode_request(9, method, [fields]))
         while (request := self._session.next_request()) is not None:
-            if isinstance(request, MapRequest):
-                self.mapped.append(request)
+            self.mapped += [piece for piece in request if isinstance(piece, MapRequest)]
             self._session.answer(None)
         _, _, error, _ = msgpack.unpackb(self._session.data_to_send())
         return error

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
+from intercept_client._hypervisor_session import MapRequest, refused_after
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, Uaddr, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access, spelled
@@ -112,6 +113,27 @@ class GuestMemory:
         with self._lock:
             self._change(gfns, self._table.plan_unmap(gfns))
 
+    def map_list(self, pieces: Sequence[MapRequest]) -> None:
+        """`map` each. Where all are to lose their memory, the vCPUs stop once."""
+        if all(piece.access == Access.NONE for piece in pieces):
+            self.unmap_list([piece.gfns for piece in pieces])
+            return
+        for done, piece in enumerate(pieces):
+            try:
+                self.map(piece.gfns, piece.uaddrs, piece.access)
+            except WireError as refusal:
+                raise refused_after(done, refusal) from refusal
+
+    def unmap_list(self, ranges: Sequence[GfnRange]) -> None:
+        """`unmap` each, while the vCPUs stop once."""
+        with self._lock:
+            try:
+                with self.gate.closed():
+                    for done, gfns in enumerate(ranges):
+                        self._unmap_at(done, gfns)
+            finally:  # with the gate open: what is under way may have to walk the guest's page tables
+                self._wait_released(lambda claim: any(claim.gfn in gfns for gfns in ranges))
+
     # ------------------------------------------------ without the daemon
 
     def freeze(self, why: str) -> None:
@@ -170,6 +192,14 @@ class GuestMemory:
         if change:
             self._replace(change)
         self._wait_released(lambda claim: claim.gfn in gfns)
+
+    def _unmap_at(self, done: int, gfns: GfnRange) -> None:
+        """Unmap one piece of a list, after so many others."""
+        try:
+            if change := self._table.plan_unmap(gfns):
+                self._replace(change)
+        except WireError as refusal:
+            raise refused_after(done, refusal) from refusal
 
     def _replace(self, change: Change) -> None:
         with self.gate.closed() if change.removed else nullcontext():

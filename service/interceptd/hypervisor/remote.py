@@ -87,7 +87,7 @@ class RemoteHypervisor:
         finally:
             self._connection = None
             for request in self._in_flight.values():
-                request.error = WireError(errno.ENOTCONN, "the hypervisor connection closed")
+                request.error = WireError(errno.ENOTCONN, "the hypervisor connection closed", done=0)
                 request.answered.set()
 
     may_block = True

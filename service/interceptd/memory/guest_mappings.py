@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from itertools import chain, islice
 
 import structlog
@@ -38,16 +37,34 @@ MAPPINGS_PER_PART = 16
 _Piece = tuple[Region, GfnRange]
 
 
-@dataclass(frozen=True, slots=True)
 class _Change:
-    """The gfns that the lock's holder is changing right now; calls on some of them are changes within it."""
+    """The gfns that the lock's holder is changing until the end of a `with` block. Blocks nest: calls on some
+    of the gfns are changes within."""
 
-    gfns: Sequence[GfnRange]
-    over: trio.Event
-    around: _Change | None
+    __slots__ = ("_mappings", "_over", "around", "gfns")
+
+    def __init__(self, mappings: GuestMappings, gfns: Sequence[GfnRange]) -> None:
+        self._mappings = mappings
+        self._over: trio.Event | None = None
+        self.gfns = gfns
+        self.around: _Change | None = None
+
+    def __enter__(self) -> None:
+        self.around, self._mappings._change = self._mappings._change, self
+
+    def __exit__(self, *_: object) -> None:
+        self._mappings._change = self.around
+        if self._over is not None:
+            self._over.set()
 
     def __contains__(self, gfn: int) -> bool:
         return any(gfn in gfns for gfns in self.gfns)
+
+    def over(self) -> trio.Event:
+        """Set at the end; created by the first fault that waits for it."""
+        if self._over is None:
+            self._over = trio.Event()
+        return self._over
 
 
 class GuestMappings:
@@ -82,7 +99,7 @@ class GuestMappings:
         change = self._change
         while change is not None:
             if gfn in change:
-                return change.over
+                return change.over()
             change = change.around
         return self._record.find(gfn)
 
@@ -92,15 +109,9 @@ class GuestMappings:
 
     # ------------------------------------------------ changing: the lock is held, and nothing is broken off
 
-    @contextmanager
-    def changing(self, gfns: Sequence[GfnRange]) -> Iterator[None]:
-        """Make faults on `gfns` wait until the end of the block. Blocks nest, and each wakes its waiters."""
-        self._change = change = _Change(gfns, trio.Event(), self._change)
-        try:
-            yield
-        finally:
-            self._change = change.around
-            change.over.set()
+    def changing(self, gfns: Sequence[GfnRange]) -> AbstractContextManager[None]:
+        """Make faults on `gfns` wait until the end of a `with` block."""
+        return _Change(self, gfns)
 
     async def map_gaps(self, region: Region, wanted: Iterable[Mapping], deadline: float) -> int:
         """Give the guest those parts of `wanted` that it has not got; returns how many parts that took.
@@ -110,7 +121,7 @@ class GuestMappings:
         """
         assert self.lock.is_mine
         made: list[Mapping] = []
-        gaps = (gap for part in self._in_parts(wanted) for gap in self._gaps(part))
+        gaps = self._all_gaps(wanted)
         most = self._hypervisor.pieces_per_call
         asked: list[Mapping] = []
         try:
@@ -155,11 +166,11 @@ class GuestMappings:
         else:
             await call
 
-    def _in_parts(self, wanted: Iterable[Mapping]) -> Iterator[Mapping]:
-        """Cut so that few mappings are in the way of each part."""
+    def _all_gaps(self, wanted: Iterable[Mapping]) -> Iterator[Mapping]:
+        """The gaps of all that is wanted, cut so that few mappings are in the way of each part."""
         for mapping in wanted:
             for gfns in self._parts(mapping.gfns):
-                yield mapping.slice(gfns.start, gfns.end)
+                yield from self._gaps(mapping.slice(gfns.start, gfns.end))
 
     def _gaps(self, wanted: Mapping) -> list[Mapping]:
         """The parts of `wanted` that the guest does not have yet, with the rights that it is to have."""
@@ -177,11 +188,10 @@ class GuestMappings:
 
         What is recorded there already (the VMA was given more rights, unannounced) is taken away before.
         """
-        if any(map(self._record.touches, mappings)):
-            going = self.revocation()
-            for mapping in mappings:
-                await going.revoke(region, mapping.gfns)
-            await going.finish()
+        for mapping in mappings:
+            if self._record.touches(mapping):
+                await self._take_back(region, mappings)
+                break
         if not self._has_room(len(mappings)):
             raise self._no_room(len(mappings))
         gfns = [mapping.gfns for mapping in mappings]
@@ -200,8 +210,15 @@ class GuestMappings:
             except Exception as error:  # a mistake of ours: who knows what the guest reaches now
                 log.exception("map_broke_down", region=str(region.gfns))
                 raise PartitionLost(f"mapping {named(gfns)} broke down: {sentence(error)}") from error
-            for mapping in mappings:
-                join(self._record, mapping)
+            for mapping in mappings:  # but for those that were joined with the one before
+                if mapping is mappings[0] or self._record.find(mapping.start) is mapping:
+                    join(self._record, mapping)
+
+    async def _take_back(self, region: Region, mappings: list[Mapping]) -> None:
+        going = self.revocation()
+        for mapping in mappings:
+            await going.revoke(region, mapping.gfns)
+        await going.finish()
 
     async def _undo(self, region: Region, made: list[Mapping], deadline: float) -> None:
         going = self.revocation()
@@ -267,9 +284,11 @@ class Revocation:
         mappings = self._mappings
         assert mappings.lock.is_mine
         if not (exactly or mappings._has_room(len(self._no_access) + len(self._unmapped) + 1)):
-            gfns = mappings._without_another_piece(region, gfns)
-            if any(gfns.overlaps(going) for _, going in chain(self._no_access, self._unmapped)):
+            whole = mappings._without_another_piece(region, gfns)
+            if any(whole.overlaps(going) for _, going in chain(self._no_access, self._unmapped)):
                 await self.finish()  # no gfn goes twice
+                whole = mappings._without_another_piece(region, gfns)
+            gfns = whole
         for part in mappings._parts(gfns):
             for run in _runs(mappings._record.clipped(part)):
                 if region.kind is RegionKind.MOVABLE:

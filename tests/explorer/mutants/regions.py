@@ -80,7 +80,7 @@ class RecordsAfterwards(GuestMappings):
 class HidesNothing(GuestMappings):
     """No "being mapped": faults during a map call are answered from the record."""
 
-    def changing(self, gfns: Sequence[GfnRange]) -> AbstractContextManager[None]:  # type: ignore[override] # noqa: ARG002
+    def changing(self, gfns: Sequence[GfnRange]) -> AbstractContextManager[None]:  # noqa: ARG002
         return nullcontext()
 
 
