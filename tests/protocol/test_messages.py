@@ -152,6 +152,7 @@ def test_defaults_are_those_of_the_wire_specification() -> None:
         "vmm-create_partition.invalidate_timeout_ms": None,
         "vmm-attach_memory.promise_begin_end": None,
         "vmm-set_policy.mmio_granularity": None,
+        "hypervisor-hello.lists": False,
         "hypervisor-map_gpa.start_pfn": None,
         "operator-histograms.after": None,
         "operator-list_partitions.after": 0,

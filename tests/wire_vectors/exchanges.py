@@ -145,6 +145,14 @@ def methods() -> list[ExchangeVector]:
              m.MapVma(start_uaddr=0x7F0000010000, page_count=1, start_pfn=0xC0000, readable=True,
                       writable=True, executable=False, io=True),
          ]), None),
+        ("hypervisor", "lists", m.HelloHypervisor(partition_id=1, token=TOKEN, lists=True), hello),
+        ("hypervisor", "a window and NO_ACCESS",
+         m.MapGpas(pieces=[m.MapGpa(**bar, start_pfn=0xC0000, access=3),
+                           m.MapGpa(start_gfn=0x200, page_count=512, start_uaddr=0x7F0000200000, access=0)]),
+         None),
+        ("hypervisor", "two pieces",
+         m.UnmapGpas(pieces=[m.UnmapGpa(start_gfn=0xFEB00, page_count=16),
+                             m.UnmapGpa(start_gfn=0xFEB20, page_count=1)]), None),
     ]  # fmt: skip
     return [_exchange(msgid, *case) for msgid, case in enumerate(cases, start=1)]
 

@@ -22,6 +22,7 @@ def responses() -> list[ResponseVector]:
         WireError(errno.EINVAL, "translate: gfn: is missing", field="gfn"),
         WireError(errno.ENOSPC, "a partition may have 64 regions", limit="regions_per_partition"),
         WireError(errno.EACCES, "no such partition, or not its token"),
+        WireError(errno.ENOSPC, "no memslot is free", done=3),
     ]
     return [_answer(answer) for answer in Answer] + [_error(error) for error in errors]
 

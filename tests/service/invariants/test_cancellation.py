@@ -50,6 +50,20 @@ async def with_vma(model: ModelPartition) -> None:
     await model.map_vma(PAGE, PAGES, PFN)
 
 
+async def with_lists_and_vmas(model: ModelPartition, gap: int = 0) -> None:
+    """Four VMAs, for a hypervisor that takes three pieces at once."""
+    model.hypervisor.pieces_per_call = 3
+    for page in range(0, PAGES, 4):
+        await model.map_vma(PAGE + page, 4 - gap, PFN + 2 * page)
+
+
+async def with_lists_and_memory_mapped(model: ModelPartition) -> None:
+    await with_lists_and_vmas(model, gap=1)
+    await model.add_region(GFN, PAGES, PAGE)
+    for page in range(0, PAGES, 4):
+        await model.fault(GFN + page)
+
+
 async def with_memory_half_of_it_mapped(model: ModelPartition) -> None:
     await model.map_vma(PAGE, 3, PFN)
     await with_memory_beyond(model)
@@ -146,6 +160,16 @@ OPERATIONS: Final[dict[str, Operation]] = {
     **dict(of_kind("a begin and its end", with_memory_mapped, announced)),
     **dict(of_kind("an invalidate", with_memory_mapped, invalidated)),
     **{f"an add, {kind}": adding(kind) for kind in RegionKind},
+    "an unmap_vma of lists": Operation(
+        with_lists_and_memory_mapped, lambda model: model.unmap_vma(PAGE, PAGES)
+    ),
+    "a remove of lists": Operation(
+        with_lists_and_memory_mapped, lambda model: model.remove_region(GFN, PAGES, PAGE)
+    ),
+    "an add of lists": Operation(
+        with_lists_and_vmas, lambda model: model.add_region(GFN, PAGES, PAGE, RegionKind.PINNED)
+    ),
+    "an add of lists that is refused": Operation(with_lists_and_vmas, refused_pinned_add),
     "an add that is refused": Operation(with_vma, refused_pinned_add),
     **dict(of_kind("a remove", with_memory_mapped, lambda model: model.remove_region(GFN, PAGES, PAGE))),
 }

@@ -1,7 +1,7 @@
-"""The hypervisor fails at the n-th call of a life, for each n: what was asked fails, or the partition is
+"""The hypervisor fails at the n-th piece of a life, for each n: what was asked fails, or the partition is
 lost, and nothing else ever.
 
-The calls are counted in a life that none fails in.
+The pieces are counted in a life that none fails in.
 """
 
 from __future__ import annotations
@@ -73,25 +73,42 @@ async def lived(model: ModelPartition) -> tuple[Told, WireError | None]:
     return told, None
 
 
-def calls_of_a_life() -> int:
+def partition(pieces_per_call: int) -> ModelPartition:
     model = ModelPartition()
+    model.hypervisor.pieces_per_call = pieces_per_call
+    return model
+
+
+def pieces_of_a_life(pieces_per_call: int) -> int:
+    model = partition(pieces_per_call)
     with capture_logs():
         trio.run(lived, model, clock=MockClock(autojump_threshold=0))
     return len(model.hypervisor.events)
 
 
-CALLS: Final = calls_of_a_life()
+FAILING: Final = [
+    (pieces_per_call, nth)
+    for pieces_per_call in (1, 3)
+    for nth in range(1, pieces_of_a_life(pieces_per_call) + 1)
+]
+"""Each piece of a life, for a hypervisor that takes one at a time and for one that takes three."""
 
 
-async def test_without_failing_calls_there_are_many_calls_and_no_error() -> None:
-    told, end = await lived(ModelPartition())
-    assert (told.errors, end, len(told.answers), CALLS > 15) == ([], None, ASKED, True)
+@pytest.mark.parametrize("pieces_per_call", [1, 3])
+async def test_without_failing_calls_there_are_many_pieces_and_no_error(pieces_per_call: int) -> None:
+    model = partition(pieces_per_call)
+    told, end = await lived(model)
+    assert (told.errors, end, len(told.answers)) == ([], None, ASKED)
     assert Answer.HYPERVISOR_ERROR not in told.answers
+    assert len(model.hypervisor.events) > 15
+    assert max(map(len, model.hypervisor.calls)) == pieces_per_call
 
 
-@pytest.mark.parametrize("nth", range(1, CALLS + 1))
-async def test_a_failed_call_is_reported_to_its_caller_or_loses_the_partition(nth: int) -> None:
-    model = ModelPartition()
+@pytest.mark.parametrize(("pieces_per_call", "nth"), FAILING)
+async def test_a_failed_call_is_reported_to_its_caller_or_loses_the_partition(
+    pieces_per_call: int, nth: int
+) -> None:
+    model = partition(pieces_per_call)
     model.hypervisor.failing_call = nth
     before = trio.lowlevel.current_statistics().tasks_living
     with capture_logs() as logs:
@@ -106,9 +123,11 @@ async def test_a_failed_call_is_reported_to_its_caller_or_loses_the_partition(nt
     assert (end is not None) == lost == model.partition.lost
 
 
-@pytest.mark.parametrize("nth", range(1, CALLS + 1))
-async def test_a_partition_whose_call_failed_is_consistent_after_every_step(nth: int) -> None:
-    model = ModelPartition()
+@pytest.mark.parametrize(("pieces_per_call", "nth"), FAILING)
+async def test_a_partition_whose_call_failed_is_consistent_after_every_step(
+    pieces_per_call: int, nth: int
+) -> None:
+    model = partition(pieces_per_call)
     model.hypervisor.failing_call = nth
     violations: list[object] = []
 
