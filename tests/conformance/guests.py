@@ -73,10 +73,10 @@ class RawVmm:
         vp.say_hello("vp", vp_index=vp_index, **self.credentials)
         return vp
 
-    def link(self) -> RawConnection:
+    def link(self, **fields: object) -> RawConnection:
         """The hypervisor connection: the server sends requests, and the test answers."""
         link = self._connections.enter_context(RawConnection(self.path))
-        link.say_hello("hypervisor", **self.credentials)
+        link.say_hello("hypervisor", **self.credentials, **fields)
         return link
 
     def notifier(self) -> RawConnection:

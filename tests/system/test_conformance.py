@@ -65,6 +65,14 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
                 "no_answer_in_time_loses_the_partition",
             }
         ),
+        "unmap_gpas": frozenset(
+            {
+                "a_refusal_loses_the_partition_however_much_was_done",
+                "a_single_piece_may_come_as_either_request",
+                "a_vmm_that_does_not_take_lists_is_asked_for_each_piece",
+                "an_invalidate_is_answered_when_all_pieces_are_unmapped",
+            }
+        ),
     },
     "forward-for-retry": {
         "intercept": frozenset(
