@@ -88,7 +88,7 @@ class Core:
         if isinstance(found, Busy | Region):
             fault = Fault(page, Access.READ, found)
             if await self.faults.handle_nowait(fault) is None:
-                await self.faults.handle(fault, lambda: None)
+                await self.faults.handle(fault, lambda _: None)
 
     async def invalidate(self, page: int) -> None:
         self.notifier.invalidate(UaddrRange(start=page, end=page + 1))

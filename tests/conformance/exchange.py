@@ -15,13 +15,14 @@ import msgpack
 METHODS: Final[Mapping[str, frozenset[str]]] = {
     "vmm": frozenset({
         "create_partition", "add_region", "remove_region", "map_vma", "map_vmas", "unmap_vma", "protect_vma",
-        "kick", "set_policy", "statistics", "translate", "attach_memory",
+        "kick", "set_policy", "statistics", "translate", "attach_memory", "prefault", "list_regions",
+        "list_vmas", "list_mappings",
     }),
     "vp": frozenset({"intercept"}),
     "notifier": frozenset({"invalidate_begin", "invalidate_end", "invalidate"}),
     "operator": frozenset({
         "list_partitions", "inspect_partition", "statistics", "set_policy", "drain", "subscribe",
-        "histograms",
+        "histograms", "list_regions", "list_vmas", "list_mappings",
     }),
 }  # fmt: skip
 """By role. ENOSYS to one of these means that it is missing; to any other it is the right answer (P-3)."""

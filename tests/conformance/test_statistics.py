@@ -6,7 +6,7 @@ from conformance.guests import GFN, PAGES, UADDR, WHOLE_MEMORY, RawVmm
 from conformance.statements import needs, statement
 
 GAUGES = {"regions", "vmas", "vps", "open_invalidations", "mapped_gfns", "no_access_gfns", "slat_extents"}
-COUNTERS = {"map_calls", "unmap_calls", "deposits", "invalidations", "stale_attempts"}
+COUNTERS = {"map_calls", "unmap_calls", "deposits", "invalidations", "stale_attempts", "split_large_pages"}
 
 
 @statement("P-25")

@@ -68,7 +68,10 @@ class Parts:
 
 
 async def touch(
-    faults: FaultHandler, gfn: int, access: Access, interrupted: Callable[[], Answer | None] = lambda: None
+    faults: FaultHandler,
+    gfn: int,
+    access: Access,
+    interrupted: Callable[[Answer], Answer | None] = lambda _: None,
 ) -> Answer:
     """One access, from the look-up to its answer."""
     match faults.lookup(gfn, access):
@@ -202,6 +205,12 @@ class ModelPartition:
         await self._ask(
             messages.RemoveRegion(start_gfn=gfn, page_count=page_count, start_uaddr=page << PAGE_SHIFT)
         )
+
+    async def prefault(self, gfn: int, page_count: int) -> tuple[int, int]:
+        """One request: how many pages were gone through, and how many of them the guest could read."""
+        reply = await self._ask(messages.Prefault(start_gfn=gfn, page_count=page_count))
+        assert isinstance(reply, messages.PrefaultReply)
+        return reply.page_count, reply.mapped_gfns
 
     async def begin(self, page: int, page_count: int) -> None:
         """An invalidate_begin, from the request to the acknowledgement."""

@@ -54,6 +54,9 @@ class Form:
         return f"{self.role}-{self.method}"
 
 
+LISTS = "regions", "vmas", "mappings"
+
+
 def fullest(role: str, method: str) -> dict[str, object]:
     """The fields of the vector that has most of them."""
     found = [vector.fields for vector in VECTORS if (vector.role, vector.method) == (role, method)]
@@ -153,6 +156,7 @@ def test_defaults_are_those_of_the_wire_specification() -> None:
         "vmm-attach_memory.promise_begin_end": None,
         "vmm-set_policy.mmio_granularity": None,
         "hypervisor-hello.lists": False,
+        **{f"{role}-list_{what}.after": None for role in ("vmm", "operator") for what in LISTS},
         "hypervisor-map_gpa.start_pfn": None,
         "operator-histograms.after": None,
         "operator-list_partitions.after": 0,
@@ -544,6 +548,24 @@ def test_largest_page_of_histograms_fits_in_one_message() -> None:
     )
 
     assert wire_size(reply) <= MESSAGE_LIMIT
+
+
+def test_largest_pages_of_regions_vmas_and_mappings_fit_in_one_message() -> None:
+    vma = m.VmaView(
+        start_uaddr=U64_MAX, page_count=U64_MAX, start_pfn=U64_MAX, readable=True, writable=True,
+        executable=True, io=True,
+    )  # fmt: skip
+    backing = f"file {2**32 - 1}:{2**32 - 1}:{U64_MAX}"
+    mapping = m.MappingView(
+        start_gfn=U64_MAX, page_count=U64_MAX, start_uaddr=U64_MAX, frame=(backing, U64_MAX), access=7
+    )
+    replies = (
+        m.RegionPage(regions=[LARGEST_REGION] * m.RegionPage.PAGE, more=True),
+        m.VmaPage(vmas=[vma] * m.VmaPage.PAGE, more=True),
+        m.MappingPage(mappings=[mapping] * m.MappingPage.PAGE, more=True),
+    )
+
+    assert max(map(wire_size, replies)) <= MESSAGE_LIMIT
 
 
 def test_largest_inspection_fits_in_one_message() -> None:

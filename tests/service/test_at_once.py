@@ -156,7 +156,7 @@ async def test_i4_a_fault_decided_at_once_ends_at_its_deadline_too(
     assert now - began < pages // 2
     assert len(prompt.hypervisor.events) > before + 1
     await prompt.remove_region(GFN + 0x100, pages, PAGE + 0x100)
-    assert await prompt.faults.handle(fault, lambda: None) is Answer.NO_REGION, "it is looked up again"
+    assert await prompt.faults.handle(fault, lambda _: None) is Answer.NO_REGION, "it is looked up again"
 
 
 async def test_a_vp_learns_of_a_partition_lost_at_once(

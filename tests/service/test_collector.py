@@ -32,7 +32,7 @@ FRAME = Frame(HOST_BACKING, 70)
         GfnRange(start=1, end=3),
         UADDRS,
         FRAME,
-        Extent(UADDRS, FRAME, Access.READ, io=False),
+        Extent(UADDRS, FRAME, Access.READ, io=False, vma=UADDRS),
         Mapping(1, 3, FRAME, 7, Access.READ),
         Mapping(1, 3, FRAME, 7, Access.READ).slice(2, 3),
         Region(GfnRange(start=1, end=3), UADDRS, RegionKind.MMIO, KindOrigin.STATED, Access.READ),

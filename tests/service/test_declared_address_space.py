@@ -49,7 +49,8 @@ def vma(start: int, end: int, pfn: int = 7000, access: Access = RW, *, io: bool 
 async def test_resolve_answers_with_the_part_of_the_vma_in_the_window() -> None:
     declared = space(vma(10, 30, 7000, io=True))
     extent = await declared.resolve(20, UaddrRange(start=15, end=100), EVERYWHERE)
-    assert extent == Extent(UaddrRange(start=15, end=30), Frame(HOST_BACKING, 7005), RW, io=True)
+    whole = UaddrRange(start=10, end=30)
+    assert extent == Extent(UaddrRange(start=15, end=30), Frame(HOST_BACKING, 7005), RW, True, whole)
 
 
 async def test_resolve_stops_at_the_vmas_ends_even_where_neighbours_touch() -> None:

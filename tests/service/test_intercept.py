@@ -61,7 +61,7 @@ def handler(model: ModelPartition, address_space: AddressSpace) -> FaultHandler:
     return FaultHandler(model.regions, address_space, TIMEOUT)
 
 
-def kicked() -> Answer:
+def kicked(_unless: Answer) -> Answer:
     """What a VP that keeps a kick says when it is about to wait."""
     return Answer.KICKED
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import itertools
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final, cast
@@ -24,7 +24,13 @@ from fakes.model_partition import RW, ModelPartition
 from fakes.others import Others
 from fakes.used_up_time import time_used_up_every
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
-from intercept_protocol.messages import InvalidateBegin, ListPartitions, OperatorStatistics, RegionKind
+from intercept_protocol.messages import (
+    InvalidateBegin,
+    ListPartitions,
+    MmioGranularity,
+    OperatorStatistics,
+    RegionKind,
+)
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.config.live import Settings
 from interceptd.config.schema import Config
@@ -33,10 +39,12 @@ from interceptd.memory import long_lists
 from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
 from interceptd.pages.ordered_map import CHUNK
+from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.scheduling.step_monitor import StepMonitor, Usage
 from interceptd.scheduling.time_share import SHARE, SLICE_NS, TimeShares
+from interceptd.sessions import views
 from interceptd.sessions.notifier import NotifierSession
 from interceptd.sessions.operator import OperatorSession
 from interceptd.telemetry.event_bus import EventBus, Subscription
@@ -50,8 +58,8 @@ MANY = TURNS * QUESTIONS
 def scattered(count: int) -> list[Extent]:
     """Pages of which no two can be one mapping."""
     return [
-        Extent(UaddrRange.at_page(page, 1), Frame(HOST_BACKING, 2 * page), Access.READ, None)
-        for page in range(count)
+        Extent(uaddrs, Frame(HOST_BACKING, 2 * uaddrs.start), Access.READ, None, uaddrs)
+        for uaddrs in (UaddrRange.at_page(page, 1) for page in range(count))
     ]
 
 
@@ -283,6 +291,34 @@ async def test_an_operators_view_of_many_partitions_takes_turns(nursery: trio.Nu
         assert others.turns - before >= TURNS - 2
 
 
+async def test_a_prefault_of_many_pages_takes_turns(model: ModelPartition, nursery: trio.Nursery) -> None:
+    model.regions.mmio_granularity = MmioGranularity.PAGE
+    model.hypervisor.may_block = False
+    await model.map_vma(0, MANY, 0)
+    await model.add_region(0, MANY, 0)
+    others = Others(nursery)
+    with time_used_up_every(QUESTIONS):
+        assert await model.prefault(0, MANY) == (MANY, MANY)
+    assert others.turns >= TURNS - 2
+
+
+@pytest.mark.parametrize("list_page", [views.region_page, views.vma_page, views.mapping_page])
+async def test_a_page_of_a_list_takes_turns(
+    model: ModelPartition,
+    nursery: trio.Nursery,
+    list_page: Callable[[Partition, int | None], Awaitable[object]],
+) -> None:
+    model.regions.mmio_granularity = MmioGranularity.PAGE
+    for page in range(0, 2 * MANY, 2):
+        await model.map_vma(page, 1, page)
+        await model.add_region(page, 1, page)
+        await model.fault(page)
+    others = Others(nursery)
+    with time_used_up_every(QUESTIONS):
+        await list_page(model.partition, None)
+    assert others.turns >= TURNS - 2
+
+
 async def test_of_many_faults_that_waited_for_the_same_few_go_on_in_a_round(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
@@ -328,6 +364,7 @@ HERE: Final = {
     "memory/fault_handler.py: FaultHandler.handle",
     "memory/guest_mappings.py: GuestMappings._undo",
     "memory/long_lists.py: free",
+    "memory/prefault.py: prefault",
     "memory/guest_mappings.py: GuestMappings.discard",
     "memory/guest_mappings.py: GuestMappings.map_gaps",
     "memory/guest_mappings.py: Revocation.revoke",
@@ -340,6 +377,7 @@ HERE: Final = {
     "partition/registry.py: PartitionRegistry.totals",
     "sessions/notifier.py: NotifierSession.close",
     "sessions/operator.py: OperatorSession._list",
+    "sessions/views.py: _views",
 }
 
 

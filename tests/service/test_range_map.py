@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from fakes.drawn import SPACE, ranges
 from intercept_protocol.addresses import PageRange
+from interceptd.pages import ordered_map
 from interceptd.pages.range_map import RangeMap
 
 
@@ -98,6 +101,40 @@ def test_head_holds_few_beginnings_and_walks_to_the_end(
     assert head.start == asked.start < head.end <= asked.end
     assert len(begun) <= few
     assert head.end == asked.end or len(begun) == few
+
+
+@given(st.lists(ranges()), st.integers(0, SPACE), st.integers(0, 5))
+def test_starting_from_lists_the_next_few_that_begin_there_or_behind(
+    drawn: list[PageRange], page: int, few: int
+) -> None:
+    items, _ = filled(drawn)
+    assert items.starting_from(page, few) == [item for item in items if item.start >= page][:few]
+
+
+def test_starting_from_looks_at_few_chunks_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of a list costs the same wherever it starts."""
+    monkeypatch.setattr(ordered_map, "CHUNK", 8)
+    items: RangeMap[Item] = RangeMap()
+    for start in range(4000):
+        items.insert(Item(start, start + 1))
+    looked_at = CountedReads(items._items._values)
+    items._items._values = looked_at
+    assert [item.start for item in items.starting_from(2000, 8)] == [*range(2000, 2008)]
+    assert looked_at.reads <= 4
+
+
+class CountedReads(list[list[Item]]):
+    """How many of the elements are read."""
+
+    reads = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        self.reads += 1
+        return super().__getitem__(at)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        self.reads += len(self)
+        return super().__iter__()
 
 
 def test_insert_over_another_item_is_refused_as_our_own_mistake() -> None:

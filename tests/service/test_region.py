@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import MmioGranularity, RegionKind
@@ -31,7 +32,8 @@ def region(
 
 
 def extent(access: Access = RWX, *, io: bool = False) -> Extent:
-    return Extent(UaddrRange(start=0x9004, end=0x9008), Frame(HOST_BACKING, 70), access, io)
+    uaddrs = UaddrRange(start=0x9004, end=0x9008)
+    return Extent(uaddrs, Frame(HOST_BACKING, 70), access, io, vma=uaddrs)
 
 
 @given(st.integers(0, 15), st.integers(1, 16))
@@ -124,5 +126,5 @@ def test_an_inferred_kind_fits_only_a_vma_of_that_kind(kind: RegionKind, *, io: 
 
 @pytest.mark.parametrize("kind", [RegionKind.MMIO, RegionKind.MOVABLE])
 def test_an_inferred_kind_does_not_fit_a_vma_that_was_not_looked_at(kind: RegionKind) -> None:
-    unknown = Extent(UaddrRange(start=0x9004, end=0x9008), Frame(HOST_BACKING, 70), RWX, None)
+    unknown = replace(extent(), io=None)
     assert not region(kind, kind_origin=KindOrigin.INFERRED).fits(unknown)

@@ -60,6 +60,14 @@ def test_find_answers_with_the_region_that_covers_the_gfn(
     assert regions.find(gfn) is next((held for held in oracle if gfn in held.gfns), None)
 
 
+@given(drawn_regions, st.integers(0, SPACE))
+def test_starting_from_gives_the_regions_that_begin_there_or_behind(
+    drawn: list[tuple[PageRange, int]], gfn: int
+) -> None:
+    regions, oracle = listed(drawn)
+    assert list(regions.starting_from(gfn)) == [held for held in oracle if held.gfns.start >= gfn]
+
+
 @given(drawn_regions, ranges())
 def test_behind_finds_every_region_of_a_uaddr_aliases_included(
     drawn: list[tuple[PageRange, int]], asked: PageRange

@@ -43,12 +43,20 @@ def methods() -> list[ExchangeVector]:
     intercepts = {"resume": {"mapped": 1, "already_mapped": 1}, "forward": {"no_region": 1}}
     counters = m.PartitionStatistics(
         regions=1, vmas=1, vps=1, open_invalidations=0, mapped_gfns=16, no_access_gfns=0, slat_extents=1,
-        map_calls=1, unmap_calls=0, deposits=0, invalidations=0, stale_attempts=0, intercepts=intercepts,
+        map_calls=1, unmap_calls=0, deposits=0, invalidations=0, stale_attempts=0, split_large_pages=2,
+        intercepts=intercepts,
         latency=buckets, latency_waited=waited,
     )  # fmt: skip
     region = m.RegionView(
         **bar, kind=m.RegionKind.MMIO, state="live", writable=True, executable=False, mapped_gfns=16
     )
+    vma = m.VmaView(
+        start_uaddr=0x7F0000000000, page_count=16, start_pfn=0xC0000, readable=True, writable=True,
+        executable=False, io=True,
+    )  # fmt: skip
+    vmas = m.VmaPage(vmas=[vma], more=True)
+    mapping = m.MappingView(**bar, frame=("host", 0xC0000), access=int(Access.READ | Access.WRITE))
+    mappings = m.MappingPage(mappings=[mapping], more=True)
     inspection = m.PartitionInspection(
         summary=summary, architecture=m.Architecture.X86_64, mmio_granularity=m.MmioGranularity.VMA,
         statistics=counters,
@@ -153,6 +161,26 @@ def methods() -> list[ExchangeVector]:
         ("hypervisor", "two pieces",
          m.UnmapGpas(pieces=[m.UnmapGpa(start_gfn=0xFEB00, page_count=16),
                              m.UnmapGpa(start_gfn=0xFEB20, page_count=1)]), None),
+        ("vmm", "all of a region", m.Prefault(start_gfn=0xFEB00, page_count=16),
+         m.PrefaultReply(page_count=16, mapped_gfns=16)),
+        ("vmm", "a part of a region", m.Prefault(start_gfn=0, page_count=2**52),
+         m.PrefaultReply(page_count=2**21, mapped_gfns=2**21 - 1)),
+        ("vmm", "first page", m.ListRegions(), m.RegionPage(regions=[region], more=True)),
+        ("vmm", "next page", m.ListRegions(after=0xFEB00), m.RegionPage(regions=[], more=False)),
+        ("vmm", "first page", m.ListVmas(), vmas),
+        ("vmm", "next page", m.ListVmas(after=0x7F0000000000), m.VmaPage(vmas=[], more=False)),
+        ("vmm", "first page", m.ListMappings(), mappings),
+        ("vmm", "next page", m.ListMappings(after=0xFEB00), m.MappingPage(mappings=[], more=False)),
+        ("operator", "first page", m.OperatorListRegions(partition_id=1),
+         m.RegionPage(regions=[region], more=True)),
+        ("operator", "next page", m.OperatorListRegions(partition_id=1, after=0xFEB00),
+         m.RegionPage(regions=[], more=False)),
+        ("operator", "first page", m.OperatorListVmas(partition_id=1), vmas),
+        ("operator", "next page", m.OperatorListVmas(partition_id=1, after=0x7F0000000000),
+         m.VmaPage(vmas=[], more=False)),
+        ("operator", "first page", m.OperatorListMappings(partition_id=1), mappings),
+        ("operator", "next page", m.OperatorListMappings(partition_id=1, after=0xFEB00),
+         m.MappingPage(mappings=[], more=False)),
     ]  # fmt: skip
     return [_exchange(msgid, *case) for msgid, case in enumerate(cases, start=1)]
 

@@ -1,4 +1,4 @@
-"""The operator's views of partitions: a list, and one partition in full.
+"""Views of partitions: the operator's list, one partition in full, and what a partition consists of.
 
 Owns those views; must not know how they are made or shown. Enumerated fields are plain text here: a later
 version may have other values, which the operator's tool shows unchanged.
@@ -44,6 +44,8 @@ class PartitionList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RegionView(msgspec.Struct, frozen=True, kw_only=True):
+    """A region, and how many of its gfns are mapped; `start_uaddr` is in bytes."""
+
     start_gfn: int
     page_count: int
     start_uaddr: int
@@ -52,6 +54,55 @@ class RegionView(msgspec.Struct, frozen=True, kw_only=True):
     writable: bool
     executable: bool
     mapped_gfns: int
+
+
+class RegionPage(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of a partition's regions, by ascending gfn; `more` says whether another page follows."""
+
+    PAGE: ClassVar[int] = 256
+
+    regions: list[RegionView]
+    more: bool
+
+
+class VmaView(msgspec.Struct, frozen=True, kw_only=True):
+    """Pages of the VMM as it declared them; `start_uaddr` is in bytes, `io` says that it is device memory."""
+
+    start_uaddr: int
+    page_count: int
+    start_pfn: int
+    readable: bool
+    writable: bool
+    executable: bool
+    io: bool
+
+
+class VmaPage(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of the VMAs that a VMM declared, by ascending uaddr."""
+
+    PAGE: ClassVar[int] = 256
+
+    vmas: list[VmaView]
+    more: bool
+
+
+class MappingView(msgspec.Struct, frozen=True, kw_only=True):
+    """Gfns that the guest reaches, with the frame of the first, and the access bits r 1, w 2, x 4."""
+
+    start_gfn: int
+    page_count: int
+    start_uaddr: int
+    frame: tuple[str, int]
+    access: int
+
+
+class MappingPage(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of what a guest reaches, by ascending gfn."""
+
+    PAGE: ClassVar[int] = 256
+
+    mappings: list[MappingView]
+    more: bool
 
 
 class VpView(msgspec.Struct, frozen=True, kw_only=True):

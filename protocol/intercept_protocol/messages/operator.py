@@ -12,7 +12,7 @@ from intercept_protocol.events import EventName, Reason
 
 from .base import U32, U64, Call
 from .enums import MmioGranularity
-from .inspection import PartitionInspection, PartitionList
+from .inspection import MappingPage, PartitionInspection, PartitionList, RegionPage, VmaPage
 from .statistics import DaemonStatistics, HistogramPage
 
 
@@ -71,13 +71,39 @@ class Subscribe(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=Tru
     reasons: list[Reason] | None = None
 
 
+class OperatorListRegions(Call[RegionPage], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "list_regions"
+    REPLY: ClassVar[object] = RegionPage
+
+    partition_id: U64
+    after: U64 | None = None
+
+
+class OperatorListVmas(Call[VmaPage], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "list_vmas"
+    REPLY: ClassVar[object] = VmaPage
+
+    partition_id: U64
+    after: U64 | None = None
+
+
+class OperatorListMappings(Call[MappingPage], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "list_mappings"
+    REPLY: ClassVar[object] = MappingPage
+
+    partition_id: U64
+    after: U64 | None = None
+
+
 OperatorCall = (
     ListPartitions | InspectPartition | OperatorStatistics | Histograms
     | OperatorSetPolicy | Drain | Subscribe
+    | OperatorListRegions | OperatorListVmas | OperatorListMappings
 )  # fmt: skip
 OPERATOR_METHODS: Mapping[str, type[OperatorCall]] = {
     call.METHOD: call
     for call in (
         ListPartitions, InspectPartition, OperatorStatistics, Histograms, OperatorSetPolicy, Drain, Subscribe,
+        OperatorListRegions, OperatorListVmas, OperatorListMappings,
     )
 }  # fmt: skip

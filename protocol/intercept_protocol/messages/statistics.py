@@ -30,6 +30,8 @@ class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     deposits: int
     invalidations: int
     stale_attempts: int
+    split_large_pages: int = 0
+    """0 from a server that does not count them."""
     intercepts: dict[str, dict[str, int]]
     latency: Buckets = ()
     """Of the intercepts of all its VPs, past and present."""

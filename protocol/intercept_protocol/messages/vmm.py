@@ -22,6 +22,7 @@ from .enums import (
     RequestedKind,
     VpSelection,
 )
+from .inspection import MappingPage, RegionPage, VmaPage
 from .statistics import PartitionStatistics
 
 LIST_LIMIT = 128
@@ -157,14 +158,55 @@ class Translate(Call[Translation | None], frozen=True, kw_only=True, forbid_unkn
     gfn: U64
 
 
+class PrefaultReply(msgspec.Struct, frozen=True, kw_only=True):
+    """How many pages from the first were gone through, and how many of those the guest could then read."""
+
+    page_count: int
+    mapped_gfns: int
+
+
+class Prefault(Call[PrefaultReply], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "prefault"
+    REPLY: ClassVar[object] = PrefaultReply
+
+    start_gfn: U64
+    page_count: U64
+
+
+class ListRegions(Call[RegionPage], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "list_regions"
+    REPLY: ClassVar[object] = RegionPage
+
+    after: U64 | None = None
+    """The last element's `start_gfn`; absent for the first page."""
+
+
+class ListVmas(Call[VmaPage], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "list_vmas"
+    REPLY: ClassVar[object] = VmaPage
+
+    after: U64 | None = None
+    """The last element's `start_uaddr`; absent for the first page."""
+
+
+class ListMappings(Call[MappingPage], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    METHOD: ClassVar[str] = "list_mappings"
+    REPLY: ClassVar[object] = MappingPage
+
+    after: U64 | None = None
+    """The last element's `start_gfn`; absent for the first page."""
+
+
 VmmCall = (
     CreatePartition | AddRegion | RemoveRegion | MapVma | MapVmas | UnmapVma | ProtectVma
-    | AttachMemory | Kick | SetPolicy | Statistics | Translate
+    | AttachMemory | Kick | SetPolicy | Statistics | Translate | Prefault
+    | ListRegions | ListVmas | ListMappings
 )  # fmt: skip
 VMM_METHODS: Mapping[str, type[VmmCall]] = {
     call.METHOD: call
     for call in (
         CreatePartition, AddRegion, RemoveRegion, MapVma, MapVmas, UnmapVma, ProtectVma,
-        AttachMemory, Kick, SetPolicy, Statistics, Translate,
+        AttachMemory, Kick, SetPolicy, Statistics, Translate, Prefault,
+        ListRegions, ListVmas, ListMappings,
     )
 }  # fmt: skip

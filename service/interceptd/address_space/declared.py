@@ -67,7 +67,8 @@ class DeclaredAddressSpace:
             return None
         backed = vma.slice(max(vma.start, window.start), min(vma.end, window.end))
         uaddrs = UaddrRange(start=backed.start, end=backed.end)
-        return Extent(uaddrs, Frame(HOST_BACKING, backed.start_pfn), backed.access, backed.io)
+        whole = UaddrRange(start=vma.start, end=vma.end)
+        return Extent(uaddrs, Frame(HOST_BACKING, backed.start_pfn), backed.access, backed.io, whole)
 
     async def run(self) -> None:
         """Never returns: declared memory lasts as long as its VMM's connection."""
@@ -87,6 +88,10 @@ class DeclaredAddressSpace:
 
     def vma_at(self, page: int) -> Vma | None:
         return self._vmas.find(page)
+
+    def first_vmas(self, count: int, start_page: int = 0) -> list[Vma]:
+        """Up to `count` VMAs that start at `start_page` or behind it, in order."""
+        return self._vmas.starting_from(start_page, count)
 
     def map_vma(self, vma: Vma) -> None:
         """Raises ENOSPC at the limit, EEXIST over another VMA."""

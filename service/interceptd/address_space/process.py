@@ -134,7 +134,8 @@ class ProcessAddressSpace:
             return None
         frame = Frame(found.vma.backing, found.vma.backing_page(found.uaddrs.start))
         io = False if found.watched else _known_io(attachment.smaps, found.vma, page)
-        return Extent(found.uaddrs, frame, found.vma.access, io)
+        whole = UaddrRange(start=found.vma.start, end=found.vma.end)
+        return Extent(found.uaddrs, frame, found.vma.access, io, whole)
 
     async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:
         """See `AddressSpace.is_io`."""

@@ -57,6 +57,8 @@ class FaultHandler:
         self.lookup = regions.lookup
         """`RegionManager.lookup`, unwrapped: most accesses need nothing else."""
         self.stages = Stages()
+        self.split_large_pages = 0
+        """Maps of only a part of a large page that could have been mapped whole."""
 
     async def handle_nowait(self, fault: Fault) -> Answer | None:
         """Begin, resolve and commit in one step, if nothing can block; None if `handle` must decide.
@@ -72,11 +74,12 @@ class FaultHandler:
         fault.found = None
         return await self._try(step, trio.current_time() + self._timeout)
 
-    async def handle(self, fault: Fault, interrupted: Callable[[], Answer | None]) -> Answer:
+    async def handle(self, fault: Fault, interrupted: Callable[[Answer], Answer | None]) -> Answer:
         """Decide a fault; bounded by the timeout and by `ROUNDS`.
 
-        `interrupted` is called before each wait; an answer of its own ends the fault without that wait.
-        Cancelling is safe at any time: an attempt is finished, and a commit that has begun is completed.
+        `interrupted` is called before each wait, with the answer if that never ends; an answer of its own
+        ends the fault without that wait. Cancelling is safe at any time: an attempt is finished, and a commit
+        that has begun is completed.
         """
         answer = Answer.CONTENDED
         deadline = trio.current_time() + self._timeout
@@ -88,7 +91,7 @@ class FaultHandler:
                     case Answer() as decided:
                         return decided
                     case Busy(until, answer):
-                        if (instead := interrupted()) is not None:
+                        if (instead := interrupted(answer)) is not None:
                             return instead
                         fault.waited = True
                         with _timed(self.stages.wait):
@@ -96,7 +99,7 @@ class FaultHandler:
                         await give_way()  # many may have waited for the same
                     case attempt:
                         answer = Answer.CONTENDED
-                        if self._may_wait() and (instead := interrupted()) is not None:
+                        if self._may_wait() and (instead := interrupted(answer)) is not None:
                             self._regions.finish(attempt)
                             return instead
                         if (verdict := await self._try(attempt, deadline)) is not None:
@@ -153,9 +156,13 @@ class FaultHandler:
             if not allows(region.rights(extent), attempt.access):
                 return Answer.PERMISSION
             with _timed(self.stages.map):
-                return await self._regions.commit(attempt, [extent], deadline)
+                answer = await self._regions.commit(attempt, [extent], deadline)
+            if answer is Answer.MAPPED:
+                self.split_large_pages += region.splits_large_page(extent)
         except Undecided:
             pass
+        else:
+            return answer
         finally:
             self._regions.finish(attempt)
         await trio.sleep(UNDECIDED_PAUSE)  # after the attempt: an invalidate may be waiting for its end

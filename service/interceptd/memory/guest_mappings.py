@@ -107,6 +107,10 @@ class GuestMappings:
         """The first mappings in `gfns`, in order and cut to them: all, or `count` and perhaps one more."""
         return self._record.clipped(self._record.head(gfns, count))
 
+    def starting_from(self, gfn: int, count: int) -> list[Mapping]:
+        """Up to `count` mappings that start at `gfn` or behind it, in order."""
+        return self._record.starting_from(gfn, count)
+
     # ------------------------------------------------ changing: the lock is held, and nothing is broken off
 
     def changing(self, gfns: Sequence[GfnRange]) -> AbstractContextManager[None]:

@@ -25,6 +25,10 @@ _ACCESSES = tuple(Access(bits) for bits in range(8))
 _READ_WRITE = (Access.READ | Access.WRITE).value
 
 
+LARGE_PAGE = 512
+"""Pages of a large page, 2 MiB, which a second-level table maps by one entry where gfn and frame allow it."""
+
+
 class RegionState(Enum):
     POPULATING = "populating"
     """A pinned region that is not whole yet: its faults are told RETRY."""
@@ -78,6 +82,20 @@ class Region(msgspec.Struct, eq=False, gc=False):
         """Whether the VMA is still of the kind that `auto` saw."""
         return self.kind_origin is KindOrigin.STATED or (
             extent.io is not None and kind_of_vma(extent.io) is self.kind
+        )
+
+    def splits_large_page(self, extent: Extent) -> bool:
+        """Whether the extent has only a part of a large page that region and VMA have whole.
+
+        A large page is one of gfns and of uaddrs at once. Only the first and the last can be cut.
+        """
+        if (self.gfns.start - self.uaddrs.start) % LARGE_PAGE:
+            return False
+        first = extent.uaddrs.start // LARGE_PAGE * LARGE_PAGE
+        last = (extent.uaddrs.end - 1) // LARGE_PAGE * LARGE_PAGE
+        start, end = max(self.uaddrs.start, extent.vma.start), min(self.uaddrs.end, extent.vma.end)
+        return (start <= first < extent.uaddrs.start and first + LARGE_PAGE <= end) or (
+            start <= last and extent.uaddrs.end < last + LARGE_PAGE <= end
         )
 
     def rights(self, extent: Extent) -> Access:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 
-from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.addresses import PAGE_LIMIT, GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from interceptd.memory.region import Region
 from interceptd.pages.interval_index import IntervalIndex
@@ -36,6 +36,10 @@ class RegionList:
         """The region that covers `gfn`."""
         region = self._by_gfn.floor(gfn)
         return region if region is not None and gfn < region.gfns.end else None
+
+    def starting_from(self, gfn: int) -> Iterator[Region]:
+        """The regions that start at `gfn` or behind it, in order; do not edit under it."""
+        return self._by_gfn.between(gfn, PAGE_LIMIT)
 
     def behind(self, uaddrs: UaddrRange) -> Iterator[Region]:
         """Every region that is backed by some of these pages, aliases included; do not edit under it."""

@@ -77,9 +77,17 @@ class RegionManager:
     def region_count(self) -> int:
         return len(self._regions)
 
-    def first_regions(self, count: int) -> list[Region]:
-        """Up to `count` regions in the order of their gfns."""
-        return list(islice(self._regions, count))
+    def first_regions(self, count: int, start_gfn: int = 0) -> list[Region]:
+        """Up to `count` regions that start at `start_gfn` or behind it, in the order of their gfns."""
+        return list(islice(self._regions.starting_from(start_gfn), count))
+
+    def first_mappings(self, count: int, start_gfn: int = 0) -> list[Mapping]:
+        """The same of what is mapped, or is being mapped right now."""
+        return self._mappings.starting_from(start_gfn, count)
+
+    def region_at_or_behind(self, gfn: int) -> Region | None:
+        """The region that covers `gfn`, else the next one."""
+        return self._regions.find(gfn) or next(self._regions.starting_from(gfn), None)
 
     def lookup(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Region:
         """Classify an access to `gfn`, atomically.

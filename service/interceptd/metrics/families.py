@@ -109,6 +109,11 @@ def _hypervisor(seen: Observation) -> Iterator[Metric]:
         {(call,): taken for call, taken in asdict(totals.port_calls).items()},
         "call",
     )
+    yield _counter(
+        "split_large_pages",
+        "Maps of a part of a 2 MiB page that could have been mapped whole.",
+        totals.split_large_pages,
+    )
     yield _counter("deposits", "Deposits of pages for second-level tables.", totals.deposits)
 
 

@@ -41,13 +41,15 @@ class Cache(Enum):
 class Extent(msgspec.Struct, frozen=True, gc=False):
     """The pages around a fault that one VMA backs, with contiguous frames from `frame` on.
 
-    `access` is the rights of the VMA; `io` is its VM_IO | VM_PFNMAP flag, None if unknown.
+    `access` is the rights of the VMA; `io` is its VM_IO | VM_PFNMAP flag, None if unknown; `vma` is all of
+    its pages, of which the question may have wanted only some.
     """
 
     uaddrs: UaddrRange
     frame: Frame
     access: Access
     io: bool | None
+    vma: UaddrRange
 
 
 class Mapping(msgspec.Struct, frozen=True, gc=False):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Generic, Protocol, Self, TypeVar
 
-from intercept_protocol.addresses import PageRange
+from intercept_protocol.addresses import PAGE_LIMIT, PageRange
 from interceptd.pages.ordered_map import OrderedMap
 
 
@@ -96,6 +96,10 @@ class RangeMap(Generic[Item]):
         if position < pages.end:
             gaps.append((position, pages.end))
         return gaps
+
+    def starting_from(self, page: int, count: int) -> list[Item]:
+        """Up to `count` items that start at `page` or behind it, in order."""
+        return list(islice(self._items.between(page, PAGE_LIMIT), count))
 
     def head(self, pages: PageRange, items: int) -> PageRange:
         """The longest prefix of `pages` in which at most `items` items start, for walks that yield."""

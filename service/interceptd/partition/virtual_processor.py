@@ -172,7 +172,7 @@ class VirtualProcessor:
             self._waiting = None
         return answer or self._interrupted_by or Answer.CONTENDED
 
-    def _take_kick(self) -> Answer | None:
+    def _take_kick(self, _unless: Answer) -> Answer | None:
         """KICKED instead of the wait to come, if a kick was kept for it."""
         kept, self._kick_kept = self._kick_kept, False
         return Answer.KICKED if kept else None

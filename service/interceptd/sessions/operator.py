@@ -18,6 +18,7 @@ from interceptd.connections.request_loop import Reply
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.scheduling.time_share import give_way
+from interceptd.sessions import views
 from interceptd.sessions.vmm import set_policy
 from interceptd.telemetry.event_bus import EventBus, EventFilter, Subscription
 from interceptd.telemetry.histogram import BOUNDARIES_NS
@@ -57,6 +58,12 @@ class OperatorSession:
                 set_policy(self._find(call.partition_id), call)
             case messages.Drain():
                 self._overview.drain(call.timeout_ms / 1000)
+            case messages.OperatorListRegions():
+                return views.region_page(self._find(call.partition_id), call.after)
+            case messages.OperatorListVmas():
+                return views.vma_page(self._find(call.partition_id), call.after)
+            case messages.OperatorListMappings():
+                return views.mapping_page(self._find(call.partition_id), call.after)
             case messages.Subscribe():
                 self._event_bus.subscribe(self._subscription, _filter(call))
         return None
@@ -134,19 +141,7 @@ def _inspect(partition: Partition) -> messages.PartitionInspection:
         architecture=partition.request.architecture,
         mmio_granularity=partition.regions.mmio_granularity,
         statistics=partition.statistics(),
-        regions=[
-            messages.RegionView(
-                start_gfn=region.gfns.start,
-                page_count=region.gfns.page_count,
-                start_uaddr=region.uaddrs.start_uaddr,
-                kind=region.kind,
-                state=region.state.value,
-                writable=bool(region.access & region.access.WRITE),
-                executable=bool(region.access & region.access.EXECUTE),
-                mapped_gfns=region.mapped_gfns,
-            )
-            for region in regions
-        ],
+        regions=[views.region_view(region) for region in regions],
         virtual_processors=[
             messages.VpView(vp_index=vp.index, state=vp.state, intercepts=vp.intercepts)
             for vp in partition.vps.values()

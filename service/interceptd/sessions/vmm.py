@@ -25,9 +25,11 @@ from interceptd.address_space.handover import Handover
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.request_loop import Reply
+from interceptd.memory.prefault import prefault
 from interceptd.memory.region import KindOrigin, Region, RegionState, kind_of_vma
 from interceptd.pages.mapping import HOST_BACKING
 from interceptd.partition.partition import Partition
+from interceptd.sessions import views
 from interceptd.telemetry.counters import Source
 
 log = structlog.get_logger()
@@ -70,11 +72,32 @@ class VmmSession:
                 return self._kick(call)
             case messages.SetPolicy():
                 set_policy(self._partition, call)
+            case messages.Prefault():
+                return self._prefault(GfnRange.of(call.start_gfn, call.page_count))
+            case _:
+                return self._view(call)
+        return None
+
+    def _view(
+        self,
+        call: messages.Statistics
+        | messages.Translate
+        | messages.ListRegions
+        | messages.ListVmas
+        | messages.ListMappings,
+    ) -> Reply | Coroutine[object, object, Reply]:
+        """What changes nothing."""
+        match call:
             case messages.Statistics():
                 return self._partition.statistics()
             case messages.Translate():
                 return self._translate(call.gfn)
-        return None
+            case messages.ListRegions():
+                return views.region_page(self._partition, call.after)
+            case messages.ListVmas():
+                return views.vma_page(self._partition, call.after)
+            case messages.ListMappings():
+                return views.mapping_page(self._partition, call.after)
 
     async def _add_region(self, call: messages.AddRegion) -> messages.AddRegionReply:
         gfns, uaddrs = _region_ranges(call)
@@ -178,11 +201,12 @@ class VmmSession:
         pfn = Pfn(frame.page) if frame.backing == HOST_BACKING else None
         return messages.Translation(frame=(frame.backing, frame.page), access=int(mapping.access), pfn=pfn)
 
+    async def _prefault(self, gfns: GfnRange) -> messages.PrefaultReply:
+        done = await prefault(gfns, self._partition.faults, self._partition.regions)
+        return messages.PrefaultReply(page_count=done.page_count, mapped_gfns=done.mapped_gfns)
+
     def _declared(self) -> DeclaredAddressSpace:
-        memory = self._partition.memory
-        if not isinstance(memory, DeclaredAddressSpace):
-            raise WireError(errno.EINVAL, "VMAs are declared only with address_space declared")
-        return memory
+        return views.declared(self._partition)
 
 
 def set_policy(partition: Partition, call: messages.SetPolicy | messages.OperatorSetPolicy) -> None:

@@ -27,7 +27,8 @@ class Source(Enum):
 
 
 class Stages(msgspec.Struct, frozen=True):
-    """Durations of the stages of those intercepts that the first look-up did not decide.
+    """Durations of the stages of those intercepts, and of prefaulted pages, that the first look-up did not
+    decide.
 
     The others are too short for clock reads between their stages (`make bench`).
     """
@@ -68,6 +69,7 @@ class Totals(msgspec.Struct):
     passes: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
     """Of the region manager: from the oldest invalidation of a pass to the acknowledgement of all of them."""
     stale_attempts: int = 0
+    split_large_pages: int = 0
     map_calls: int = 0
     unmap_calls: int = 0
     deposits: int = 0
@@ -81,6 +83,7 @@ class Totals(msgspec.Struct):
         self.invalidations.update(other.invalidations)
         self.passes.add(other.passes)
         self.stale_attempts += other.stale_attempts
+        self.split_large_pages += other.split_large_pages
         self.map_calls += other.map_calls
         self.unmap_calls += other.unmap_calls
         self.deposits += other.deposits

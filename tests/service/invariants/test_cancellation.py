@@ -155,6 +155,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "a fault whose map is refused": Operation(with_region, refused_fault),
     "a fault behind an invalidation": Operation(with_memory_mapped, fault_behind_an_invalidation),
+    "a prefault": Operation(with_memory_half_of_it_mapped, lambda model: model.prefault(GFN - 1, PAGES + 2)),
     "an unmap_vma": Operation(with_memory_mapped, lambda model: model.unmap_vma(PAGE, PAGES)),
     "a protect_vma": Operation(with_memory_mapped, lambda model: model.protect_vma(PAGE, PAGES, Access.READ)),
     **dict(of_kind("a begin and its end", with_memory_mapped, announced)),
