@@ -10,8 +10,8 @@
  * on `connection->socket`; a call that times out loses its connection, because a late answer would be mistaken for the
  * next call's. Signals do not interrupt a call: to make a VP return, kick it.
  *
- * Not included: the `hypervisor` and `operator` roles, and attach_memory, which passes descriptors. Code that adds
- * the former must refuse each map_gpa that none of the VMM's regions covers (Y-12).
+ * Not included: the `hypervisor` and `operator` roles, attach_memory, which passes descriptors, and the lists of P-38,
+ * a page of which does not fit into IC_ANSWER_LIMIT. Code that adds the former must refuse each map_gpa that none of the VMM's regions covers (Y-12).
  */
 #ifndef INTERCEPT_CLIENT_H
 #define INTERCEPT_CLIENT_H
@@ -503,6 +503,31 @@ static inline enum ic_result ic_remove_region(
     ic__integer_field(&request, "page_count", page_count);
     ic__integer_field(&request, "start_uaddr", start_uaddr);
     return ic__tell(connection, &request);
+}
+
+/* Map what the guest would reach if it had read each page (P-37). One call goes through some of the pages, at least one,
+ * and stores how many: ask again for the rest. Stores how many of those the guest can read in `mapped`, if not NULL. */
+static inline enum ic_result ic_prefault(
+    struct ic_connection *connection, uint64_t start_gfn, uint64_t page_count, uint64_t *done, uint64_t *mapped) {
+    static const char *const keys[] = {"page_count", "mapped_gfns"};
+    struct ic_writer request;
+    struct ic_reader reply;
+    uint64_t values[2] = {0};
+    ic__request(connection, &request, "prefault");
+    ic__byte(&request, 0x82);
+    ic__integer_field(&request, "start_gfn", start_gfn);
+    ic__integer_field(&request, "page_count", page_count);
+    enum ic_result result = ic__ask(connection, &request, &reply);
+    if (result != IC_OK) return result;
+    for (uint64_t fields = ic__expect(&reply, IC__MAP); fields && !reply.wrong; fields--) {
+        unsigned key = ic__word(&reply, keys, 2);
+        if (key < 2) values[key] = ic__expect(&reply, IC__INTEGER);
+        else ic__skip(&reply);
+    }
+    if (!values[0] || values[0] > page_count || reply.wrong) return ic__lose(connection, EBADMSG, "answer", "to prefault");
+    *done = values[0];
+    if (mapped) *mapped = values[1];
+    return IC_OK;
 }
 
 static inline void ic__rights(struct ic_writer *request, bool readable, bool writable, bool executable) {

@@ -14,7 +14,7 @@ from intercept_protocol import messages
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import Event
-from intercept_protocol.messages import HelloReply, PartitionCredentials, PartitionSummary
+from intercept_protocol.messages import HelloReply, PartitionCredentials
 from intercept_protocol.outcomes import AnyAnswer
 from intercept_protocol.rpc import Notification
 
@@ -30,6 +30,7 @@ from ._exchange import (
     intercept_exchange,
 )
 from ._own_regions import OwnRegions
+from ._series import Result, Series
 from ._showing import as_function
 
 
@@ -101,6 +102,25 @@ def _method(build: Callable[_P, Exchange[Reply]]) -> Callable[Concatenate[_CallC
     return method
 
 
+def _series_method(
+    build: Callable[_P, Series[Result]],
+) -> Callable[Concatenate[_CallClient, _P], Result]:
+    """A method that makes one request after the other, as `build` describes them."""
+
+    def method(self: _CallClient, /, *args: _P.args, **kwargs: _P.kwargs) -> Result:
+        series, reply = build(*args, **kwargs), None
+        while True:
+            try:
+                request = series.send(reply)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            reply = self._run(request)
+
+    as_function(method, build, __name__, first="self", wrapper="Series")
+    return method
+
+
 class BlockingVmm(_CallClient):
     """A VMM's main connection, for threads. It is the partition: closing it ends the partition.
 
@@ -122,6 +142,10 @@ class BlockingVmm(_CallClient):
     set_policy = _method(_vmm_requests.set_policy)
     statistics = _method(_vmm_requests.statistics)
     translate = _method(_vmm_requests.translate)
+    prefault = _series_method(_vmm_requests.prefault)
+    list_regions = _series_method(_vmm_requests.list_regions)
+    list_vmas = _series_method(_vmm_requests.list_vmas)
+    list_mappings = _series_method(_vmm_requests.list_mappings)
 
     def __init__(self, path: StrPath, hello: messages.Call[HelloReply], timeout: float | None) -> None:
         """Use `open`."""
@@ -226,7 +250,11 @@ class BlockingOperator(_CallClient):
     Every method may be called by any thread, and raises as `call` does.
     """
 
+    list_partitions = _series_method(_operator_requests.list_partitions)
     inspect_partition = _method(_operator_requests.inspect_partition)
+    list_regions = _series_method(_operator_requests.list_regions)
+    list_vmas = _series_method(_operator_requests.list_vmas)
+    list_mappings = _series_method(_operator_requests.list_mappings)
     statistics = _method(_operator_requests.statistics)
     set_policy = _method(_operator_requests.set_policy)
     drain = _method(_operator_requests.drain)
@@ -236,13 +264,6 @@ class BlockingOperator(_CallClient):
     def open(cls, path: StrPath, *, timeout: float | None = None) -> Self:
         """Connect to the operators' socket. Raises as `BlockingVmm.open` does."""
         return cls(path, messages.HelloOperator(), timeout)
-
-    def list_partitions(self) -> list[PartitionSummary]:
-        """Every partition, by ascending id, in as many requests as it takes."""
-        pages = _operator_requests.PartitionPages()
-        while (request := pages.next_page()) is not None:
-            pages.take(self._run(request))
-        return pages.partitions
 
     def next_events(self) -> list[Event]:
         """Wait for events that `subscribe` asked for; returns at least one, oldest first.

@@ -7,22 +7,22 @@ do I/O.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable
-from typing import Final
 
 from intercept_protocol import messages
-from intercept_protocol.errors import ProtocolViolation
 from intercept_protocol.events import EventName, Reason
 from intercept_protocol.messages import (
     DaemonStatistics,
+    MappingView,
     MmioGranularity,
     PartitionInspection,
-    PartitionList,
     PartitionSummary,
+    RegionView,
+    VmaView,
 )
 
 from ._exchange import Exchange, call_exchange
+from ._series import Series, pages
 
 
 def inspect_partition(partition_id: int) -> Exchange[PartitionInspection]:
@@ -71,25 +71,40 @@ def subscribe(
     )
 
 
-class PartitionPages:
-    """Asking for every partition, page after page: run `next_page` until it is None."""
+def list_partitions() -> Series[list[PartitionSummary]]:
+    """Every partition, by ascending id, in as many requests as it takes."""
+    return pages(
+        lambda after: messages.ListPartitions(after=after or 0),
+        lambda page: page.partitions,
+        lambda partition: partition.partition_id,
+    )
 
-    def __init__(self) -> None:
-        self.partitions: Final[list[PartitionSummary]] = []
-        self._after: int | None = 0
 
-    def next_page(self) -> Exchange[PartitionList] | None:
-        """The next request; None when `partitions` is complete."""
-        return None if self._after is None else call_exchange(messages.ListPartitions(after=self._after))
+def list_regions(partition_id: int) -> Series[list[RegionView]]:
+    """Every region of a partition, by ascending gfn, in as many requests as it takes."""
+    return pages(
+        lambda after: messages.OperatorListRegions(partition_id=partition_id, after=after),
+        lambda page: page.regions,
+        lambda region: region.start_gfn,
+    )
 
-    def take(self, page: PartitionList) -> None:
-        """Take in the reply. Raises `ProtocolViolation` for one that would be asked for forever."""
-        self.partitions.extend(page.partitions)
-        if not page.more:
-            self._after = None
-            return
-        before, self._after = self._after or 0, page.partitions[-1].partition_id if page.partitions else 0
-        if self._after <= before:
-            raise ProtocolViolation(
-                errno.EPROTO, f"list_partitions: page does not advance past partition {before}"
-            )
+
+def list_vmas(partition_id: int) -> Series[list[VmaView]]:
+    """Every VMA that a VMM declared, by ascending uaddr, in as many requests as it takes.
+
+    Only of a partition whose address space is declared.
+    """
+    return pages(
+        lambda after: messages.OperatorListVmas(partition_id=partition_id, after=after),
+        lambda page: page.vmas,
+        lambda vma: vma.start_uaddr,
+    )
+
+
+def list_mappings(partition_id: int) -> Series[list[MappingView]]:
+    """What a guest reaches, by ascending gfn, in as many requests as it takes."""
+    return pages(
+        lambda after: messages.OperatorListMappings(partition_id=partition_id, after=after),
+        lambda page: page.mappings,
+        lambda mapping: mapping.start_gfn,
+    )

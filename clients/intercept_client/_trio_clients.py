@@ -15,7 +15,7 @@ from intercept_protocol import messages
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import Event
-from intercept_protocol.messages import HelloReply, PartitionCredentials, PartitionSummary
+from intercept_protocol.messages import HelloReply, PartitionCredentials
 from intercept_protocol.outcomes import AnyAnswer
 from intercept_protocol.rpc import Notification
 
@@ -24,6 +24,7 @@ from ._connecting import StrPath
 from ._errors import FATAL, ConnectionLost
 from ._exchange import END_TIMEOUT, Exchange, Reply, call_exchange, intercept_exchange
 from ._own_regions import OwnRegions
+from ._series import Result, Series
 from ._showing import as_function
 from ._trio_connection import TrioConnection
 
@@ -85,6 +86,25 @@ def _method(build: Callable[_P, Exchange[Reply]]) -> Callable[Concatenate[_CallC
     return method
 
 
+def _series_method(
+    build: Callable[_P, Series[Result]],
+) -> Callable[Concatenate[_CallClient, _P], Awaitable[Result]]:
+    """A method that makes one request after the other, as `build` describes them."""
+
+    async def method(self: _CallClient, /, *args: _P.args, **kwargs: _P.kwargs) -> Result:
+        series, reply = build(*args, **kwargs), None
+        while True:
+            try:
+                request = series.send(reply)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            reply = await self._run(request)
+
+    as_function(method, build, __name__, first="self", wrapper="Series")
+    return method
+
+
 class TrioVmm(_CallClient):
     """A VMM's main connection, for trio. It is the partition: closing it ends the partition.
 
@@ -106,6 +126,10 @@ class TrioVmm(_CallClient):
     set_policy = _method(_vmm_requests.set_policy)
     statistics = _method(_vmm_requests.statistics)
     translate = _method(_vmm_requests.translate)
+    prefault = _series_method(_vmm_requests.prefault)
+    list_regions = _series_method(_vmm_requests.list_regions)
+    list_vmas = _series_method(_vmm_requests.list_vmas)
+    list_mappings = _series_method(_vmm_requests.list_mappings)
 
     @classmethod
     def open(cls, path: StrPath, *, name: str = "") -> AbstractAsyncContextManager[Self]:
@@ -209,7 +233,11 @@ class TrioOperator(_CallClient):
     Every method raises as `call` does.
     """
 
+    list_partitions = _series_method(_operator_requests.list_partitions)
     inspect_partition = _method(_operator_requests.inspect_partition)
+    list_regions = _series_method(_operator_requests.list_regions)
+    list_vmas = _series_method(_operator_requests.list_vmas)
+    list_mappings = _series_method(_operator_requests.list_mappings)
     statistics = _method(_operator_requests.statistics)
     set_policy = _method(_operator_requests.set_policy)
     drain = _method(_operator_requests.drain)
@@ -219,13 +247,6 @@ class TrioOperator(_CallClient):
     def open(cls, path: StrPath) -> AbstractAsyncContextManager[Self]:
         """Connect to the operators' socket. Raises as `TrioVmm.open` does."""
         return cls._open(path, messages.HelloOperator())
-
-    async def list_partitions(self) -> list[PartitionSummary]:
-        """Every partition, by ascending id, in as many requests as it takes."""
-        pages = _operator_requests.PartitionPages()
-        while (request := pages.next_page()) is not None:
-            pages.take(await self._connection.run(request))
-        return pages.partitions
 
     async def next_events(self) -> list[Event]:
         """Wait for events that `subscribe` asked for; returns at least one, oldest first.

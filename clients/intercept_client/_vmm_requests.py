@@ -7,23 +7,28 @@ do I/O.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from intercept_protocol import messages
 from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.errors import ProtocolViolation
 from intercept_protocol.messages import (
     AddressSpaceKind,
     Architecture,
     HypervisorKind,
+    MappingView,
     MmioGranularity,
     PartitionCredentials,
     PartitionStatistics,
     RegionKind,
+    RegionView,
     Remap,
     RequestedKind,
     Translation,
+    VmaView,
     VpSelection,
 )
 from intercept_protocol.messages.vmm import LIST_LIMIT
@@ -32,6 +37,7 @@ from intercept_protocol.outcomes import Access, allows
 from ._errors import ClientMisuse
 from ._exchange import Exchange, call_exchange, field_exchange
 from ._own_memory import OwnMemory
+from ._series import Series, pages
 
 
 class DeclaredVma(msgspec.Struct, frozen=True):
@@ -201,3 +207,55 @@ def translate(gfn: int) -> Exchange[Translation | None]:
     Only with the software hypervisor. It is for tests and tools: the answer may be outdated when it arrives.
     """
     return call_exchange(messages.Translate(gfn=gfn))
+
+
+def prefault(gfns: GfnRange, *, progress: Callable[[int, int], None] | None = None) -> Series[int]:
+    """Map what the guest would reach if it had read each page of `gfns`; returns how many it then could read.
+
+    Takes as many requests as are needed, each of which the daemon answers after some 100 ms. After each,
+    `progress` is called with the number of pages gone through so far, and of those that the guest could read.
+    Pages that no region has, that are not backed or are being invalidated are passed over.
+    """
+    done, mapped = 0, 0
+    while done < gfns.page_count:
+        call = messages.Prefault(start_gfn=gfns.start + done, page_count=gfns.page_count - done)
+        reply: messages.PrefaultReply = yield call_exchange(call)
+        if not 1 <= reply.page_count <= call.page_count:
+            raise ProtocolViolation(errno.EPROTO, f"prefault: {reply.page_count} of {call.page_count} pages")
+        done, mapped = done + reply.page_count, mapped + reply.mapped_gfns
+        if progress is not None:
+            progress(done, mapped)
+    return mapped
+
+
+def list_regions() -> Series[list[RegionView]]:
+    """Every region, by ascending gfn, in as many requests as it takes."""
+    return pages(
+        lambda after: messages.ListRegions(after=after),
+        lambda page: page.regions,
+        lambda region: region.start_gfn,
+    )
+
+
+def list_vmas() -> Series[list[VmaView]]:
+    """Every VMA that was declared, by ascending uaddr, in as many requests as it takes.
+
+    Only in a partition whose address space is declared.
+    """
+    return pages(
+        lambda after: messages.ListVmas(after=after),
+        lambda page: page.vmas,
+        lambda vma: vma.start_uaddr,
+    )
+
+
+def list_mappings() -> Series[list[MappingView]]:
+    """What the guest reaches, by ascending gfn, in as many requests as it takes.
+
+    It changes at any time: each request shows its own moment.
+    """
+    return pages(
+        lambda after: messages.ListMappings(after=after),
+        lambda page: page.mappings,
+        lambda mapping: mapping.start_gfn,
+    )

@@ -35,6 +35,12 @@ static enum ic_result call(const char *path, const char *verb, const uint64_t n[
         if (result == IC_OK) printf("kind %d ", (int)region.kind);
         return result;
     }
+    if (!strcmp(verb, "prefault")) {
+        uint64_t done = 0, mapped = 0;
+        enum ic_result result = ic_prefault(&connection, n[0], n[1], &done, &mapped);
+        if (result == IC_OK) printf("%llu %llu ", (unsigned long long)done, (unsigned long long)mapped);
+        return result;
+    }
     if (!strcmp(verb, "remove_region")) return ic_remove_region(&connection, n[0], n[1], n[2]);
     if (!strcmp(verb, "map_vma")) return ic_map_vma(&connection, &vma);
     if (!strcmp(verb, "map_vmas")) {

@@ -188,6 +188,21 @@ def test_the_kind_inferred_for_auto_is_returned(binaries: Path, socket_path: Pat
     assert request == [0, 1, "add_region", [fields | {"writable": True, "executable": False}]]
 
 
+def test_prefault_says_how_far_it_came(binaries: Path, socket_path: Path) -> None:
+    reply = {"later": 1, "mapped_gfns": 0, "page_count": 300}
+    printed, request = asked(binaries, socket_path, "prefault", 2**40, 4096, answer=[1, 1, None, reply])
+    assert printed == "300 0 ok"
+    assert request == [0, 1, "prefault", [{"start_gfn": 2**40, "page_count": 4096}]]
+
+
+@pytest.mark.parametrize("reply", [{}, {"page_count": 0}, {"page_count": 5}, {"page_count": "4"}, [4]])
+def test_a_prefault_reply_that_nobody_could_go_on_from_is_invalid(
+    binaries: Path, socket_path: Path, reply: object
+) -> None:
+    printed, _ = asked(binaries, socket_path, "prefault", 0, 4, answer=[1, 1, None, reply])
+    assert printed.startswith("lost 74 answer to prefault: ")
+
+
 def test_an_intercept_carries_the_message_that_the_daemon_reads(binaries: Path, socket_path: Path) -> None:
     from intercept_protocol.hv_message import memory_access  # noqa: PLC0415 - of this test alone
     from intercept_protocol.messages import Architecture  # noqa: PLC0415

@@ -202,6 +202,98 @@ def test_a_page_that_leads_nowhere_is_a_violation(socket_path: Path, stuck: dict
     assert caught.value.number == errno.EPROTO
 
 
+LISTED: Final[dict[str, tuple[str, str, dict[str, object]]]] = {
+    "list_regions": (
+        "regions",
+        "start_gfn",
+        {
+            "page_count": 4, "start_uaddr": 4096, "kind": "mmio", "state": "live", "writable": True,
+            "executable": False, "mapped_gfns": 0,
+        },
+    ),
+    "list_vmas": (
+        "vmas",
+        "start_uaddr",
+        {"page_count": 4, "start_pfn": 9, "readable": True, "writable": True, "executable": True, "io": True},
+    ),
+    "list_mappings": (
+        "mappings",
+        "start_gfn",
+        {"page_count": 4, "start_uaddr": 4096, "frame": ["host", 9], "access": 3},
+    ),
+}  # fmt: skip
+"""By method: its list, the key that the list is ordered by, and the other fields of an element."""
+
+
+@pytest.mark.parametrize("method", LISTED)
+@pytest.mark.parametrize("role", ["vmm", "operator"])
+async def test_a_list_is_asked_for_page_by_page_with_threads_and_with_trio(
+    socket_path: Path, method: str, role: str
+) -> None:
+    what, key, fields = LISTED[method]
+    sent = [
+        {what: [{key: n, **fields} for n in starts], "more": more}
+        for starts, more in (((0, 2), True), ((7,), False))
+    ]
+    script = [*hello(), *replies(*sent)]
+    of, asked = ((), {}) if role == "vmm" else ((7,), {"partition_id": 7})
+    blocking_client, trio_client = (
+        (BlockingVmm, TrioVmm) if role == "vmm" else (BlockingOperator, TrioOperator)
+    )
+    with ScriptedDaemon(socket_path, (script, script)) as daemon:
+        with blocking_client.open(socket_path) as blocking:
+            listed = getattr(blocking, method)(*of)
+        async with trio_client.open(socket_path) as client:
+            assert await getattr(client, method)(*of) == listed
+    assert [getattr(each, key) for each in listed] == [0, 2, 7]
+    assert [request for request in daemon.heard if request[0] != "hello"] == 2 * [
+        (method, [asked]),
+        (method, [asked | {"after": 2}]),
+    ]
+
+
+@pytest.mark.parametrize("starts", [[], [5], [4]])
+def test_a_later_page_of_a_list_that_leads_nowhere_is_a_violation(
+    socket_path: Path, starts: list[int]
+) -> None:
+    what, key, fields = LISTED["list_regions"]
+    sent = [{what: [{key: n, **fields} for n in page], "more": True} for page in ([1, 5], starts)]
+    with (
+        ScriptedDaemon(socket_path, ([*hello(), *replies(*sent)],)),
+        BlockingVmm.open(socket_path) as vmm,
+        pytest.raises(ProtocolViolation, match="does not advance past 0x5"),
+    ):
+        vmm.list_regions()
+
+
+async def test_prefault_goes_on_where_an_answer_stopped_and_tells_how_far_it_came(socket_path: Path) -> None:
+    sent = [{"page_count": 3, "mapped_gfns": 3}, {"page_count": 1, "mapped_gfns": 0}]
+    script = [*hello(), *replies(*sent)]
+    told: list[tuple[int, int]] = []
+    with ScriptedDaemon(socket_path, (script, script)) as daemon:
+        with BlockingVmm.open(socket_path) as blocking:
+            assert blocking.prefault(GFNS, progress=lambda *far: told.append(far)) == 3
+        async with TrioVmm.open(socket_path) as vmm:
+            assert await vmm.prefault(GFNS) == 3
+    assert told == [(3, 3), (4, 3)]
+    assert [request for request in daemon.heard if request[0] != "hello"] == 2 * [
+        ("prefault", [{"start_gfn": 0x100, "page_count": 4}]),
+        ("prefault", [{"start_gfn": 0x103, "page_count": 1}]),
+    ]
+
+
+@pytest.mark.parametrize("page_count", [0, 5])
+def test_prefault_of_none_or_of_more_than_was_asked_is_a_violation(
+    socket_path: Path, page_count: int
+) -> None:
+    with (
+        ScriptedDaemon(socket_path, ([*hello(), *replies({"page_count": page_count, "mapped_gfns": 0})],)),
+        BlockingVmm.open(socket_path) as vmm,
+        pytest.raises(ProtocolViolation, match="prefault"),
+    ):
+        vmm.prefault(GFNS)
+
+
 def test_an_operators_calls_send_their_methods_and_fields(socket_path: Path) -> None:
     with (
         ScriptedDaemon(socket_path, ([*hello(), *replies(None, None, None)],)) as daemon,

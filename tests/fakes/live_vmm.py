@@ -29,6 +29,7 @@ from intercept_protocol.messages import (
     AddressSpaceKind,
     AttachMemory,
     HypervisorKind,
+    MappingView,
     RequestedKind,
     Translation,
 )
@@ -138,6 +139,12 @@ class LiveVmm:
 
     def fault(self, gfn: int, access: int = READ, vp_index: int = 0) -> AnyAnswer:
         return self.open_vp(vp_index).intercept(intercept_message(gfn, access))
+
+    def prefault(self, start_gfn: int, page_count: int) -> int:
+        return self.vmm.prefault(GfnRange.of(start_gfn, page_count))
+
+    def list_mappings(self) -> list[MappingView]:
+        return self.vmm.list_mappings()
 
     def translate(self, gfn: int) -> Translation | None:
         return self.vmm.translate(gfn)

@@ -50,6 +50,19 @@ def assert_same_frames(vmm: Puppet, uaddrs: UaddrRange, pages: list[int]) -> Non
         assert tuple(held.frame) == frame_at(vmm.pid, uaddrs.start + page)
 
 
+def test_prefault_maps_what_is_there_and_passes_over_what_is_not(vmm: Puppet) -> None:
+    uaddrs = vmm.do(LiveVmm.map, PAGES)
+    vmm.do(LiveVmm.munmap, UaddrRange(start=uaddrs.start + 4, end=uaddrs.start + 6))
+    vmm.do(LiveVmm.add_region, GFN, uaddrs)
+    assert vmm.do(LiveVmm.prefault, GFN - 1, PAGES + 2) == PAGES - 2
+    pages = [*range(4), *range(6, PAGES)]
+    assert reached(vmm) == pages
+    assert_same_frames(vmm, uaddrs, pages)
+    listed = vmm.do(LiveVmm.list_mappings)
+    assert [(each.start_gfn - GFN, each.page_count) for each in listed] == [(0, 4), (6, PAGES - 6)]
+    assert [each.frame for each in listed] == [frame_at(vmm.pid, uaddrs.start + page) for page in (0, 6)]
+
+
 def test_a_memfds_frame_holds_what_was_written_at_that_offset(vmm: Puppet) -> None:
     file = vmm.do(LiveVmm.memfd, PAGES)
     uaddrs = vmm.do(LiveVmm.map, 8, file=file, first_page=5)
