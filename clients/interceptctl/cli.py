@@ -83,21 +83,28 @@ def list_partitions(path: str, *, as_json: bool) -> None:
     """List the partitions."""
     with operator_client.operator(path) as operator:
         summaries = operator.list_partitions()
-    if as_json:
-        _print_json({"partitions": summaries})
-    else:
-        render.show(render.partitions(summaries))
+    _print_list("partitions", summaries, render.partitions, as_json=as_json)
 
 
 @main.command("show")
 @_partition_id
+@click.option("--regions", "what", flag_value="regions", help="Show all regions instead.")
+@click.option("--vmas", "what", flag_value="vmas", help="Show all VMAs that its VMM declared instead.")
+@click.option("--mappings", "what", flag_value="mappings", help="Show all that its guest reaches instead.")
 @_as_json
 @click.pass_obj
-def show_partition(path: str, partition_id: int, *, as_json: bool) -> None:
-    """Show one partition: its configuration, regions and virtual processors."""
+def show_partition(path: str, partition_id: int, what: str | None, *, as_json: bool) -> None:
+    """Show one partition: its configuration, the first 256 regions, and its virtual processors."""
     with operator_client.operator(path) as operator:
-        inspection = operator.inspect_partition(partition_id)
-    _print(inspection, render.inspection, as_json=as_json)
+        match what:
+            case "regions":
+                _print_list(what, operator.list_regions(partition_id), render.regions, as_json=as_json)
+            case "vmas":
+                _print_list(what, operator.list_vmas(partition_id), render.vmas, as_json=as_json)
+            case "mappings":
+                _print_list(what, operator.list_mappings(partition_id), render.mappings, as_json=as_json)
+            case _:
+                _print(operator.inspect_partition(partition_id), render.inspection, as_json=as_json)
 
 
 @main.command("stats")
@@ -161,6 +168,16 @@ def _print(reply: _ReplyT, table: Callable[[_ReplyT], RenderableType], *, as_jso
         _print_json(reply)
     else:
         render.show(table(reply))
+
+
+def _print_list(
+    name: str, items: list[_ReplyT], table: Callable[[list[_ReplyT]], RenderableType], *, as_json: bool
+) -> None:
+    """`name` is that of the list in the protocol."""
+    if as_json:
+        _print_json({name: items})
+    else:
+        render.show(table(items))
 
 
 def _confirm(request: messages.Fields, sentence: str, *, as_json: bool) -> None:

@@ -14,14 +14,18 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.messages import (
     DaemonStatistics,
+    MappingView,
     PartitionInspection,
     PartitionStatistics,
     PartitionSummary,
     RegionView,
+    VmaView,
     VpView,
 )
+from intercept_protocol.outcomes import Access, allows
 from intercept_protocol.text import visible
 
 from . import units
@@ -82,7 +86,7 @@ def inspection(view: PartitionInspection) -> RenderableType:
         Text(f"partition {summary.partition_id}"),
         Padding(_facts(facts), (0, 0, 0, 2), expand=False),
         *_section("statistics", statistics_table(view.statistics)),
-        *_section(_of("regions", len(view.regions), view.statistics.regions), _regions(view.regions)),
+        *_section(_of("regions", len(view.regions), view.statistics.regions), regions(view.regions)),
         *_section(
             _of("virtual processors", len(view.virtual_processors), summary.vps),
             _vps(view.virtual_processors),
@@ -119,22 +123,62 @@ def _waited(counted: Counted) -> Quantiles:
     return quantiles((), counted.latency_waited)
 
 
-def _regions(regions: Iterable[RegionView]) -> Table:
+def regions(views: Iterable[RegionView]) -> Table:
     """Regions: where the guest sees them and where they start in the VMM."""
     table = _table("GUEST PHYSICAL>", "VMM ADDRESS>", "KIND", "STATE", "RIGHTS", "SIZE>", "MAPPED>")
-    for region in regions:
-        rights = "r" + ("w" if region.writable else "-") + ("x" if region.executable else "-")
+    for region in views:
         _row(
             table,
             units.span(region.start_gfn, region.page_count),
             f"{region.start_uaddr:#x}",
             region.kind,
             region.state,
-            rights,
+            _rights(readable=True, writable=region.writable, executable=region.executable),
             units.pages(region.page_count),
             units.pages(region.mapped_gfns),
         )
     return table
+
+
+def vmas(views: Iterable[VmaView]) -> Table:
+    """What a VMM declared: addresses, and the host pages behind them."""
+    table = _table("VMM ADDRESSES>", "HOST PHYSICAL>", "RIGHTS", "DEVICE", "SIZE>")
+    for vma in views:
+        _row(
+            table,
+            units.span(vma.start_uaddr >> PAGE_SHIFT, vma.page_count),
+            units.address(vma.start_pfn),
+            _rights(readable=vma.readable, writable=vma.writable, executable=vma.executable),
+            "yes" if vma.io else "no",
+            units.pages(vma.page_count),
+        )
+    return table
+
+
+def mappings(views: Iterable[MappingView]) -> Table:
+    """What a guest reaches, and the frame of each first page."""
+    table = _table("GUEST PHYSICAL>", "VMM ADDRESS>", "BACKING", "PAGE>", "RIGHTS", "SIZE>")
+    for mapping in views:
+        backing, page = mapping.frame
+        access = Access(mapping.access & 7)
+        _row(
+            table,
+            units.span(mapping.start_gfn, mapping.page_count),
+            f"{mapping.start_uaddr:#x}",
+            backing,
+            f"{page:#x}",
+            _rights(
+                readable=allows(access, Access.READ),
+                writable=allows(access, Access.WRITE),
+                executable=allows(access, Access.EXECUTE),
+            ),
+            units.pages(mapping.page_count),
+        )
+    return table
+
+
+def _rights(*, readable: bool, writable: bool, executable: bool) -> str:
+    return ("r" if readable else "-") + ("w" if writable else "-") + ("x" if executable else "-")
 
 
 def _vps(vps: Iterable[VpView]) -> Table:

@@ -24,13 +24,18 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.messages import (
     Architecture,
     DaemonStatistics,
+    MappingPage,
+    MappingView,
     MmioGranularity,
     PartitionInspection,
     PartitionList,
     PartitionStatistics,
     PartitionSummary,
     RegionKind,
+    RegionPage,
     RegionView,
+    VmaPage,
+    VmaView,
     VpView,
 )
 from interceptctl.cli import main
@@ -158,7 +163,7 @@ def test_ls_gives_up_if_a_page_does_not_advance(socket_path: Path) -> None:
     result, _ = run_against(socket_path, replies(PartitionList(partitions=[], more=True)), "ls")
 
     assert result.exit_code == 3
-    assert "list_partitions: page does not advance past partition 0" in result.stderr
+    assert "list_partitions: page does not advance past 0x0" in result.stderr
 
 
 def test_ls_without_partitions_says_so(socket_path: Path) -> None:
@@ -287,6 +292,55 @@ def test_show_json_is_the_whole_inspection(socket_path: Path) -> None:
         "virtual_processors",
     ]
     assert shown["regions"][0]["start_uaddr"] == 0x7FFF_1234_5000
+
+
+VMA = VmaView(
+    start_uaddr=0x7000_0000, page_count=16, start_pfn=0xC0000, readable=True, writable=False, executable=True,
+    io=True,
+)  # fmt: skip
+MAPPING = MappingView(
+    start_gfn=0x100, page_count=4, start_uaddr=0x7000_0000, frame=("file 0:1:1374", 7), access=3
+)
+LISTS: dict[str, tuple[list[object], list[str], int]] = {
+    "regions": (
+        [RegionPage(regions=INSPECTION.regions, more=True), RegionPage(regions=[], more=False)],
+        ["0x100000000-0x140000000", "0x7fff12345000", "movable", "populating", "rw-", *("1", "GiB") * 2],
+        0x10_0000,
+    ),
+    "vmas": (
+        [VmaPage(vmas=[VMA], more=True), VmaPage(vmas=[], more=False)],
+        ["0x70000000-0x70010000", "0xc0000000", "r-x", "yes", "64", "KiB"],
+        0x7000_0000,
+    ),
+    "mappings": (
+        [MappingPage(mappings=[MAPPING], more=True), MappingPage(mappings=[], more=False)],
+        ["0x100000-0x104000", "0x70000000", "file", "0:1:1374", "0x7", "rw-", "16", "KiB"],
+        0x100,
+    ),
+}
+"""By option: the pages, the line of the one element, and its key."""
+
+
+@pytest.mark.parametrize("what", LISTS)
+def test_show_pages_through_all_regions_vmas_or_mappings(socket_path: Path, what: str) -> None:
+    pages, line, key = LISTS[what]
+    result, daemon = run_against(socket_path, replies(*pages), "show", "7", f"--{what}")
+
+    assert daemon.heard[1:] == [
+        (f"list_{what}", [{"partition_id": 7}]),
+        (f"list_{what}", [{"partition_id": 7, "after": key}]),
+    ]
+    assert [each.split() for each in result.stdout.splitlines()][1:] == [line]
+    assert max(len(each) for each in result.stdout.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("what", LISTS)
+def test_show_json_of_a_list_has_the_fields_of_the_protocol(socket_path: Path, what: str) -> None:
+    pages, _, key = LISTS[what]
+    result, _ = run_against(socket_path, replies(*pages), "show", "7", f"--{what}", "--json")
+
+    [shown] = json.loads(result.stdout)[what]
+    assert shown["start_uaddr" if what == "vmas" else "start_gfn"] == key
 
 
 def test_stats_are_the_daemons(socket_path: Path) -> None:
