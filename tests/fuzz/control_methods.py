@@ -114,6 +114,21 @@ class ControlMethods(RuleBasedStateMachine):
             lambda: self.vmm.ask("remove_region", start_gfn=gfn, page_count=count, start_uaddr=page << SHIFT),
         )
 
+    @rule(gfn=starts, count=counts)
+    def prefault(self, gfn: int, count: int) -> None:
+        self.same(
+            lambda: self.plain.prefault(range(gfn, gfn + count)),
+            lambda: self.prefaulted(gfn, count),
+        )
+
+    def prefaulted(self, gfn: int, count: int) -> dict[str, int]:
+        """In as many requests as it takes: the machine's speed decides how far one comes."""
+        done, mapped = 0, 0
+        while not done or done < count:
+            reply = self.vmm.ask("prefault", start_gfn=gfn + done, page_count=count - done)
+            done, mapped = done + reply["page_count"], mapped + reply["mapped_gfns"]
+        return {"page_count": done, "mapped_gfns": mapped}
+
     @rule(granularity=st.sampled_from(["vma", "page"]))
     def set_policy(self, granularity: str) -> None:
         self.plain.granularity = granularity
@@ -150,6 +165,33 @@ class ControlMethods(RuleBasedStateMachine):
             if held is not None:
                 expected = {"frame": ["host", held[0]], "pfn": held[0], "access": held[1]}
             assert self.vmm.ask("translate", gfn=gfn) == expected
+
+    @invariant()
+    def the_lists_are_the_same(self) -> None:
+        """Page by page: how neighbours are joined is the daemon's affair."""
+        if not hasattr(self, "vmm"):
+            return
+        regions = self.vmm.ask("list_regions")["regions"]
+        areas = sorted(self.plain.areas, key=lambda area: area.gfn)
+        assert [
+            (each["start_gfn"], each["page_count"], each["start_uaddr"], each["kind"]) for each in regions
+        ] == [(area.gfn, area.page_count, area.page << SHIFT, area.kind) for area in areas]
+        assert [each["mapped_gfns"] for each in regions] == [
+            len(self.plain.reached.keys() & set(area.gfns)) for area in areas
+        ]
+        assert [each["state"] == "dangling" for each in regions] == [area.dangling for area in areas]
+        mapped = {
+            each["start_gfn"] + n: (each["frame"][1] + n, each["access"])
+            for each in self.vmm.ask("list_mappings")["mappings"]
+            for n in range(each["page_count"])
+        }
+        assert mapped == self.plain.reached
+        declared = {
+            (each["start_uaddr"] >> SHIFT) + n: (each["start_pfn"] + n, each["io"])
+            for each in self.vmm.ask("list_vmas")["vmas"]
+            for n in range(each["page_count"])
+        }
+        assert declared == {page: (held.pfn, held.io) for page, held in self.plain.memory.items()}
 
     @invariant()
     def the_counts_are_the_same(self) -> None:
