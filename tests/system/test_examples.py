@@ -5,13 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fakes.daemon_process import DaemonProcess, StartDaemon
-from fakes.documents import HANDING_OVER, HEARING, at, printed
+from fakes.documents import ADDING_RAM, HANDING_OVER, HEARING, at, printed
 from fakes.eventually import PATIENCE, eventually
 from fakes.raw_vmm import RawVmm
+from intercept_client import (
+    Access,
+    AddressSpaceKind,
+    BlockingVmm,
+    GfnRange,
+    HypervisorKind,
+    RegionKind,
+    UaddrRange,
+)
 
 
 @pytest.fixture
@@ -30,6 +40,24 @@ def test_the_handover_example_prints_what_its_comments_say(daemon: DaemonProcess
     )
     assert (run.stdout.splitlines(), run.stderr) == (said, "")
     assert said[0] == "resume mapped"
+
+
+def test_the_example_of_adding_ram_splits_no_large_page_where_one_region_would(daemon: DaemonProcess) -> None:
+    names: dict[str, Any] = {}
+    exec(ADDING_RAM, names)
+    gfns, ram = GfnRange.of(0x100, 0x700), UaddrRange.of_pages(0x7000_0010_0000, 0x700)
+    splits = []
+    for laid_out in (True, False):
+        with BlockingVmm.open(daemon.socket) as vmm:
+            vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.SOFTWARE)
+            vmm.map_vma(ram, 0x10_0000, Access.READ | Access.WRITE)
+            if laid_out:
+                names["add_ram"](vmm, gfns, ram)
+            else:
+                vmm.add_region(gfns, ram, RegionKind.MOVABLE, writable=True, executable=True)
+            assert vmm.prefault(gfns) == gfns.page_count
+            splits.append(vmm.statistics().split_large_pages)
+    assert splits == [0, 4]
 
 
 def test_the_example_of_hearing_tells_of_a_lost_partition(daemon: DaemonProcess, tmp_path: Path) -> None:
