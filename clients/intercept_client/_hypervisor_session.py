@@ -108,6 +108,8 @@ class HypervisorSession:
         Raises as `receive_data` does.
         """
         while self.welcomed and (message := self._receiver.next_message()) is not None:
+            if isinstance(message, rpc.Response) and message.msgid == _HELLO_MSGID:
+                continue  # it had its answer, which comes again after a restart (T-12)
             self._msgid = _request(message).msgid
             try:
                 request = _decode(_request(message))

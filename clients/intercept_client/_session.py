@@ -27,16 +27,17 @@ from ._exchange import RESPONSE_HEAD, Exchange, Progress, Reply
 
 NOTIFICATION_LIMIT: Final = 1024
 """Notifications kept for `take_notifications`; beyond it the oldest are dropped and counted."""
-_MSGID_LIMIT: Final = 0x80
-"""Msgids 1 to 127 take one byte, and one request in flight needs no more.
-The daemon says its last words under 0."""
+_LAST_MSGID: Final = 0x7F
+"""Msgids go from 1 to 127, and begin again: they take one byte. A daemon repeats no answer but the last of a
+connection (T-12), so even two would do. It says its last words under 0."""
 
 
 class ClientSession:
     """The client's side of one connection. Not thread-safe: a shell's lock covers it."""
 
     __slots__ = (
-        "_dropped", "_in_flight", "_loss", "_msgid", "_notifications", "_receiver", "_sent", "_unsent",
+        "_dropped", "_has_wrapped", "_in_flight", "_loss", "_msgid", "_notifications", "_receiver",
+        "_sent", "_unsent",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -44,6 +45,9 @@ class ClientSession:
         self._notifications: deque[rpc.Notification] = deque(maxlen=NOTIFICATION_LIMIT)
         self._dropped = 0
         self._msgid = 0
+        """Of the last request."""
+        self._has_wrapped = False
+        """Whether the msgids began again: all were used."""
         self._in_flight: Exchange[object] | None = None
         self._unsent = b""
         self._sent = 0
@@ -78,8 +82,10 @@ class ClientSession:
             )
         if exchange.progress is not Progress.NEW:
             raise ClientMisuse(f"{exchange.method}: runs once, and this one: {exchange.progress.value}")
-        self._msgid = self._msgid % (_MSGID_LIMIT - 1) + 1
-        self._unsent = _encode(self._msgid, exchange)
+        if self._msgid == _LAST_MSGID:
+            self._msgid, self._has_wrapped = 0, True
+        self._unsent = _encode(self._msgid + 1, exchange)
+        self._msgid += 1
         self._sent = 0
         exchange.advance(Progress.IN_FLIGHT)
         self._in_flight = exchange  # type: ignore[assignment]  # read only through its own decode
@@ -103,6 +109,7 @@ class ClientSession:
             self._in_flight.advance(Progress.WITHDRAWN)
             self._in_flight = None
             self._unsent = b""
+            self._msgid -= 1  # never asked
 
     def lose(self, reason: str) -> None:
         """End the conversation from this side."""
@@ -184,13 +191,18 @@ class ClientSession:
             case rpc.Response(msgid=0, error=error) if error is not None:
                 self._lose(ConnectionEnded(WireError.from_any(error)))
             case rpc.Response(msgid=msgid, error=error, result=result):
-                self._complete(self._answered(msgid), error, result)
+                if (exchange := self._answered(msgid)) is not None:
+                    self._complete(exchange, error, result)
 
-    def _answered(self, msgid: int) -> Exchange[object]:
+    def _answered(self, msgid: int) -> Exchange[object] | None:
+        """The request in flight, or None if that is not what was answered, but an earlier one, again (T-12)."""
         exchange = self._in_flight
-        if exchange is None or msgid != self._msgid or self._unsent:
-            raise ProtocolViolation(errno.EBADMSG, f"an answer under msgid {msgid}, which was not asked")
-        return exchange
+        if exchange is None or msgid != self._msgid:
+            if 0 < msgid <= (_LAST_MSGID if self._has_wrapped else self._msgid):
+                return None
+        elif not self._unsent:
+            return exchange
+        raise ProtocolViolation(errno.EBADMSG, f"an answer under msgid {msgid}, which was not asked")
 
     def _complete(self, exchange: Exchange[object], error: object, result: object) -> None:
         if error is not None:

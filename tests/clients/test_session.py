@@ -185,6 +185,62 @@ def test_a_done_under_another_msgid_is_a_violation() -> None:
         exchange.reply()
 
 
+def test_an_answer_that_comes_again_reaches_no_other_call_wherever_it_is_cut() -> None:
+    """After a restart (T-12). The early one is right behind the first time, the late one around the next answer."""
+    added, done = rpc.encode_result(1, ADDED), rpc.encode_result(2, None)
+    refused = rpc.encode_error(3, WireError(errno.EEXIST, "overlaps"))
+    streams = added + added, added + done + done + added, done + refused + added + refused
+    for cut in range(max(map(len, streams)) + 1):
+        session = ClientSession()
+        exchanges = call_exchange(ADD), call_exchange(END), call_exchange(ADD)
+        for exchange, stream in zip(exchanges, streams, strict=True):
+            started(session, exchange)
+            for piece in filter(None, (stream[:cut], stream[cut:])):
+                session.receive_data(piece)
+        assert [exchange.progress for exchange in exchanges] == [
+            Progress.ANSWERED, Progress.ANSWERED, Progress.REFUSED,
+        ]  # fmt: skip
+        assert not session.is_lost
+
+
+@pytest.mark.parametrize("exchange", [intercept_exchange(bytes(256)), call_exchange(END)])
+def test_a_known_answer_that_comes_again_is_not_the_next_calls(exchange: Exchange[object]) -> None:
+    session, first = ClientSession(), intercept_exchange(bytes(256))
+    again = rpc.encode_result(started(session, first).msgid, ["resume", "mapped"])
+    session.receive_data(again)
+    started(session, exchange)
+
+    session.receive_data(again)
+
+    assert exchange.is_owed
+    assert not session.is_lost
+
+
+def test_once_all_msgids_were_used_any_of_them_may_come_again_and_no_other() -> None:
+    session = ClientSession()
+    for _ in range(127 + 1):
+        session.receive_data(rpc.encode_result(started(session, call_exchange(END)).msgid, None))
+
+    for msgid in range(1, 128):
+        session.receive_data(rpc.encode_result(msgid, None))
+    assert not session.is_lost
+    session.receive_data(rpc.encode_result(128, None))
+
+    with pytest.raises(ProtocolViolation, match="msgid 128, which was not asked"):
+        session.require_going_on()
+
+
+def test_an_answer_to_a_request_that_was_withdrawn_is_a_violation() -> None:
+    session = ClientSession()
+    session.start(call_exchange(END))
+    session.withdraw_unsent()
+
+    session.receive_data(rpc.encode_result(1, None))
+
+    with pytest.raises(ProtocolViolation, match="msgid 1, which was not asked"):
+        session.require_going_on()
+
+
 def test_nil_is_invalid_for_a_call_with_a_reply() -> None:
     session, exchange = ClientSession(), call_exchange(ADD)
 

@@ -185,6 +185,14 @@ def test_requests_keep_the_pace_of_their_uid_and_are_all_answered(
     assert time.monotonic() - started >= (asked - at_once) / pace
 
 
+@statement("T-12")
+def test_a_request_is_answered_once(vmm: RawVmm) -> None:
+    for msgid in (5, 6, 7):
+        assert vmm.connection.ask("statistics", msgid=msgid)["regions"] == 0
+    vmm.connection.half_close()
+    assert vmm.connection.receive_all() == []
+
+
 @statement("T-10")
 def test_a_peer_that_shuts_down_its_sending_side_has_closed(connect: Connect) -> None:
     connection = connect()

@@ -106,7 +106,8 @@ def hello() -> list[Step]:
 class ScriptedDaemon:
     """Listens at `path`; the first connection follows the first script, and so on.
 
-    After its script a connection only listens until the client closes. `heard` holds every request of every
+    After its script a connection only listens until the client closes. With `answers_twice` each answer is
+    repeated at once, and the one before it too, as after restarts (T-12). `heard` holds every request of every
     connection as (method, params), and `answered` the error of every answer to an `Ask`, None for none.
     Leaving the block waits for all clients to close, and raises what went wrong in a script.
     """
@@ -114,6 +115,7 @@ class ScriptedDaemon:
     path: Path
     scripts: tuple[Sequence[Step], ...]
     backlog: int = 16
+    answers_twice: bool = False
     heard: list[tuple[str, list[object]]] = field(default_factory=list)
     answered: list[object] = field(default_factory=list)
     _failures: list[BaseException] = field(default_factory=list)
@@ -127,7 +129,6 @@ class ScriptedDaemon:
     def __enter__(self) -> Self:
         self._listener.bind(str(self.path))
         self._listener.listen(self.backlog)
-        self._listener.settimeout(PATIENCE)
         self._start(self._accept)
         return self
 
@@ -170,18 +171,26 @@ class ScriptedDaemon:
     def _serve(self, connection: socket.socket, script: Sequence[Step]) -> None:
         with connection:
             connection.settimeout(PATIENCE)
-            _Conversation(connection, self.heard, self.answered).follow(script)
+            conversation = _Conversation(connection, self.heard, self.answered, repeats=self.answers_twice)
+            conversation.follow(script)
 
 
 class _Conversation:
     def __init__(
-        self, connection: socket.socket, heard: list[tuple[str, list[object]]], answered: list[object]
+        self,
+        connection: socket.socket,
+        heard: list[tuple[str, list[object]]],
+        answered: list[object],
+        *,
+        repeats: bool,
     ) -> None:
         self._connection = connection
         self._heard = heard
         self._answered = answered
         self._receiver = rpc.Receiver({rpc.REQUEST, rpc.RESPONSE})
         self._msgid = 0
+        self._repeats = repeats
+        self._last_answer = b""
 
     def follow(self, script: Sequence[Step]) -> None:
         for step in script:
@@ -189,11 +198,9 @@ class _Conversation:
                 case Hear():
                     assert self._hear(), "the client closed, but the script expects a request"
                 case Answer(result):
-                    self._check_one_in_flight()
-                    self._connection.sendall(rpc.encode_result(self._msgid, _to_wire(result)))
+                    self._answer(rpc.encode_result(self._msgid, _to_wire(result)))
                 case Refuse(error):
-                    self._check_one_in_flight()
-                    self._connection.sendall(rpc.encode_error(self._msgid, error))
+                    self._answer(rpc.encode_error(self._msgid, error))
                 case Say(data):
                     self._connection.sendall(data)
                 case Ask(method, fields):
@@ -208,6 +215,14 @@ class _Conversation:
                     self._connection.close()
         while self._connection.fileno() >= 0 and self._hear():
             pass
+
+    def _answer(self, answer: bytes) -> None:
+        self._check_one_in_flight()
+        if self._repeats:
+            self._connection.sendall(self._last_answer + answer + answer)
+        else:
+            self._connection.sendall(answer)
+        self._last_answer = answer
 
     def _ask(self, method: str, fields: dict[str, int]) -> None:
         self._msgid += 1
