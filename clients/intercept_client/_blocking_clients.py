@@ -51,12 +51,7 @@ class _Client:
         """Use `open`."""
         deadline = deadline_in(timeout)
         self.timeout = timeout
-        self._connection = BlockingConnection.open(path, deadline)
-        try:
-            self.hello = self._connection.run(call_exchange(hello), deadline)
-        except BaseException:
-            self._connection.close()
-            raise
+        self._connection, self.hello = BlockingConnection.open(path, lambda: call_exchange(hello), deadline)
 
     def close(self) -> None:
         """Close at once; a call in another thread raises `ConnectionLost`. May be repeated."""

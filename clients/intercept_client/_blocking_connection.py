@@ -9,17 +9,20 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from socket import MSG_NOSIGNAL
+from typing import Self, TypeVar
 
 from intercept_protocol.events import Event
 from intercept_protocol.rpc import Notification
 
-from ._connecting import RETRY_DELAY, StrPath, connect_now, rights
+from ._connecting import RESTART_PAUSE, RETRY_DELAY, RestartWindow, StrPath, connect_now, rights
 from ._exchange import Exchange, Reply
 from ._session import ClientSession
 
 _RECEIVE_BYTES = 4096
+_Opened = TypeVar("_Opened")
 
 
 def deadline_in(seconds: float | None) -> float | None:
@@ -33,8 +36,22 @@ def connect(path: StrPath, deadline: float | None) -> socket.socket:
         try:
             return connect_now(path)
         except BlockingIOError:
-            _remaining(deadline)
-            time.sleep(RETRY_DELAY)
+            _sleep(RETRY_DELAY, deadline)
+
+
+def open_despite_restart(attempt: Callable[[], _Opened], deadline: float | None) -> _Opened:
+    """What `attempt` returns, which connects and says hello; it is called again as `RestartWindow` says.
+
+    Raises what the last attempt raises, and `TimeoutError`.
+    """
+    window = RestartWindow()
+    while True:
+        try:
+            return attempt()
+        except OSError as failure:
+            if not window.covers(failure, time.monotonic()):
+                raise
+            _sleep(RESTART_PAUSE, deadline)
 
 
 class BlockingConnection:
@@ -47,9 +64,23 @@ class BlockingConnection:
         self._turn = threading.Lock()
 
     @classmethod
-    def open(cls, path: StrPath, deadline: float | None) -> BlockingConnection:
-        """As `connect`."""
-        return cls(connect(path, deadline))
+    def open(
+        cls, path: StrPath, hello: Callable[[], Exchange[Reply]], deadline: float | None
+    ) -> tuple[Self, Reply]:
+        """Connect and say hello, also while the daemon is restarted; the connection, and the daemon's answer.
+
+        Raises as `connect` and `run` do.
+        """
+
+        def attempt() -> tuple[Self, Reply]:
+            connection = cls(connect(path, deadline))
+            try:
+                return connection, connection.run(hello(), deadline)
+            except BaseException:
+                connection.close()
+                raise
+
+        return open_despite_restart(attempt, deadline)
 
     def run(self, exchange: Exchange[Reply], deadline: float | None) -> Reply:
         """Send the request and wait for its answer; `TimeoutError` at the deadline.
@@ -109,7 +140,7 @@ class BlockingConnection:
 
     def _take_turn(self, deadline: float | None) -> None:
         """Acquire the lock; not a context manager, since a generator would cost an intercept 2 us."""
-        remaining = _remaining(deadline)
+        remaining = remaining_until(deadline)
         if not self._turn.acquire(timeout=-1 if remaining is None else remaining):
             raise TimeoutError("other threads' requests took until the deadline")
 
@@ -124,7 +155,7 @@ class BlockingConnection:
         """Send once, if anything remains to be sent; otherwise receive once."""
         session, sock = self._session, self._socket
         if deadline is not None or sock.gettimeout() is not None:  # settimeout is a system call
-            sock.settimeout(_remaining(deadline))
+            sock.settimeout(remaining_until(deadline))
         try:
             if data := session.data_to_send():
                 if descriptors := session.descriptors_to_send():
@@ -147,7 +178,13 @@ class BlockingConnection:
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
-def _remaining(deadline: float | None) -> float | None:
+def _sleep(seconds: float, deadline: float | None) -> None:
+    """Sleep, but not beyond the deadline. Raises `TimeoutError` if there is no time left."""
+    remaining = remaining_until(deadline)
+    time.sleep(seconds if remaining is None else min(seconds, remaining))
+
+
+def remaining_until(deadline: float | None) -> float | None:
     """Seconds left, never 0, which a socket takes for "do not block"; raises `TimeoutError` at the end."""
     if deadline is None:
         return None

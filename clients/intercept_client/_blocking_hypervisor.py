@@ -18,7 +18,7 @@ from intercept_protocol.messages import PartitionCredentials
 from intercept_protocol.outcomes import Access
 from intercept_protocol.text import sentence
 
-from ._blocking_connection import connect, deadline_in
+from ._blocking_connection import connect, deadline_in, open_despite_restart, remaining_until
 from ._connecting import StrPath
 from ._errors import FATAL, ConnectionLost
 from ._hypervisor_session import (
@@ -103,18 +103,24 @@ class BlockingHypervisor:
         Raises an `OSError` that names the path, `WireError` if the daemon refuses, `TimeoutError`,
         `ConnectionLost` and `ProtocolViolation`.
         """
-        session = HypervisorSession(partition, regions)
-        sock = connect(path, deadline_in(timeout))
-        try:
-            sock.settimeout(timeout)
-            sock.sendall(session.hello())
-            while not session.welcomed:
-                session.receive_data(sock.recv(RECEIVE_BYTES))
-            sock.settimeout(None)
-        except BaseException:
-            sock.close()
-            raise
-        return cls(sock, session, mapper)
+        deadline = deadline_in(timeout)
+
+        def attempt() -> Self:
+            session = HypervisorSession(partition, regions)
+            sock = connect(path, deadline)
+            try:
+                unsent = session.hello()
+                while not session.welcomed:
+                    sock.settimeout(remaining_until(deadline))
+                    session.receive_data(_exchange(sock, unsent))
+                    unsent = b""
+                sock.settimeout(None)
+            except BaseException:
+                sock.close()
+                raise
+            return cls(sock, session, mapper)
+
+        return open_despite_restart(attempt, deadline)
 
     def __enter__(self) -> Self:
         return self
@@ -135,7 +141,7 @@ class BlockingHypervisor:
             while True:
                 while (request := self._session.next_request()) is not None:
                     self._session.answer(_carry_out(self._mapper, request))
-                self._session.receive_data(self._exchange(self._session.data_to_send()))
+                self._session.receive_data(_exchange(self._socket, self._session.data_to_send()))
         except FATAL as end:
             return CLOSED_HERE if self._is_closed else str(end)
         finally:
@@ -153,14 +159,18 @@ class BlockingHypervisor:
         """The socket's descriptor, which is readable when the daemon asks for something, or is gone."""
         return self._socket.fileno()
 
-    def _exchange(self, answers: bytes) -> bytes:
-        """Send the answers, and wait for what the daemon sends next."""
-        try:
-            if answers:
-                self._socket.sendall(answers)
-            return self._socket.recv(RECEIVE_BYTES)
-        except OSError as error:
-            raise ConnectionLost(f"the connection failed: {sentence(error)}") from error
+
+def _exchange(sock: socket.socket, data: bytes) -> bytes:
+    """Send all of `data`, and wait for what the daemon sends next."""
+    try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # its last words may still be readable
+            if data:
+                sock.sendall(data)
+        return sock.recv(RECEIVE_BYTES)
+    except TimeoutError:
+        raise TimeoutError("the daemon did not answer in time") from None
+    except OSError as error:
+        raise ConnectionLost(f"the connection failed: {sentence(error)}") from error
 
 
 def _carry_out(mapper: GuestMapper, request: Request) -> WireError | None:

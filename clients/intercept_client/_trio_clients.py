@@ -48,9 +48,9 @@ class _Client:
     @classmethod
     @asynccontextmanager
     async def _open(cls, path: StrPath, hello: messages.Call[HelloReply]) -> AsyncIterator[Self]:
-        connection = await TrioConnection.open(path)
+        connection, answer = await TrioConnection.open(path, lambda: call_exchange(hello))
         try:
-            yield cls(connection, await connection.run(call_exchange(hello)))
+            yield cls(connection, answer)
         finally:
             connection.close()
 

@@ -5,18 +5,21 @@ Owns the socket and the lock that makes tasks take turns; must not know roles or
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from socket import MSG_NOSIGNAL
+from typing import Self, TypeVar
 
 import trio
 
 from intercept_protocol.events import Event
 from intercept_protocol.rpc import Notification
 
-from ._connecting import RETRY_DELAY, StrPath, connect_now, rights
+from ._connecting import RESTART_PAUSE, RETRY_DELAY, RestartWindow, StrPath, connect_now, rights
 from ._exchange import Exchange, Reply
 from ._session import ClientSession
 
 _RECEIVE_BYTES = 4096
+_Opened = TypeVar("_Opened")
 
 
 async def connect(path: StrPath) -> trio.socket.SocketType:
@@ -29,6 +32,21 @@ async def connect(path: StrPath) -> trio.socket.SocketType:
             await trio.sleep(RETRY_DELAY)
 
 
+async def open_despite_restart(attempt: Callable[[], Awaitable[_Opened]]) -> _Opened:
+    """What `attempt` returns, which connects and says hello; it is called again as `RestartWindow` says.
+
+    May be cancelled. Raises what the last attempt raises.
+    """
+    window = RestartWindow()
+    while True:
+        try:
+            return await attempt()
+        except OSError as failure:
+            if not window.covers(failure, trio.current_time()):
+                raise
+        await trio.sleep(RESTART_PAUSE)
+
+
 class TrioConnection:
     """A connected socket and its conversation. Tasks may share it: their requests take turns, in order."""
 
@@ -38,9 +56,21 @@ class TrioConnection:
         self._turn = trio.Lock()
 
     @classmethod
-    async def open(cls, path: StrPath) -> TrioConnection:
-        """As `connect`."""
-        return cls(await connect(path))
+    async def open(cls, path: StrPath, hello: Callable[[], Exchange[Reply]]) -> tuple[Self, Reply]:
+        """Connect and say hello, also while the daemon is restarted; the connection, and the daemon's answer.
+
+        Raises as `connect` and `run` do.
+        """
+
+        async def attempt() -> tuple[Self, Reply]:
+            connection = cls(await connect(path))
+            try:
+                return connection, await connection.run(hello())
+            except BaseException:
+                connection.close()
+                raise
+
+        return await open_despite_restart(attempt)
 
     async def run(self, exchange: Exchange[Reply]) -> Reply:
         """Send the request and wait for its answer.

@@ -6,7 +6,7 @@ Owns the socket and serving it; must not know how a guest is mapped.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol, Self
 
 import trio
@@ -29,7 +29,7 @@ from ._hypervisor_session import (
     refused_after,
 )
 from ._own_regions import OwnRegions
-from ._trio_connection import connect
+from ._trio_connection import connect, open_despite_restart
 
 
 class AsyncGuestMapper(Protocol):
@@ -80,13 +80,22 @@ class TrioHypervisor:
         Raises an `OSError` that names the path, `WireError` if the daemon refuses, `ConnectionLost` and
         `ProtocolViolation`.
         """
-        session = HypervisorSession(partition, regions)
-        hypervisor = cls(await connect(path), session, mapper)
+
+        async def attempt() -> Self:
+            session = HypervisorSession(partition, regions)
+            hypervisor = cls(await connect(path), session, mapper)
+            try:
+                unsent = session.hello()
+                while not session.welcomed:
+                    session.receive_data(await hypervisor._exchange(unsent))
+                    unsent = b""
+            except BaseException:
+                hypervisor.close()
+                raise
+            return hypervisor
+
+        hypervisor = await open_despite_restart(attempt)
         try:
-            unsent = session.hello()
-            while not session.welcomed:
-                session.receive_data(await hypervisor._exchange(unsent))
-                unsent = b""
             yield hypervisor
         finally:
             hypervisor.close()
@@ -119,8 +128,9 @@ class TrioHypervisor:
     async def _exchange(self, data: bytes) -> bytes:
         """Send all of `data`, and wait for what the daemon sends next."""
         try:
-            while data:
-                data = data[await self._socket.send(data) :]
+            with suppress(BrokenPipeError, ConnectionResetError):  # its last words may still be readable
+                while data:
+                    data = data[await self._socket.send(data) :]
             return await self._socket.recv(RECEIVE_BYTES)
         except OSError as error:
             raise ConnectionLost(f"the connection failed: {sentence(error)}") from error

@@ -44,6 +44,38 @@ def fill(sock: socket.socket) -> None:
         sock.send(bytes(4096))
 
 
+@pytest.fixture
+def packet_sockets() -> Iterator[SocketPair]:
+    """A pair that keeps apart what was sent by different system calls."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def is_a_whole_request(data: bytes) -> bool:
+    receiver = rpc.Receiver({rpc.REQUEST})
+    receiver.receive_data(data)
+    return receiver.next_message() is not None
+
+
+def test_a_blocking_request_is_one_system_call(packet_sockets: SocketPair) -> None:
+    ours, theirs = packet_sockets
+    theirs.send(rpc.encode_result(1, None))
+
+    BlockingConnection(ours).run(call_exchange(KICK), None)
+
+    assert is_a_whole_request(theirs.recv(4096))
+
+
+async def test_a_trio_request_is_one_system_call(packet_sockets: SocketPair) -> None:
+    ours, theirs = packet_sockets
+    theirs.send(rpc.encode_result(1, None))
+
+    await TrioConnection(trio.socket.from_stdlib_socket(ours)).run(call_exchange(KICK))
+
+    assert is_a_whole_request(theirs.recv(4096))
+
+
 async def test_a_trio_call_cancelled_while_the_socket_is_full_is_withdrawn(full_sockets: SocketPair) -> None:
     connection = TrioConnection(trio.socket.from_stdlib_socket(full_sockets[0]))
     exchange = call_exchange(KICK)

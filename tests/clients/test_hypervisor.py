@@ -31,7 +31,7 @@ from intercept_client import (
     TrioVp,
     build_memory_intercept,
 )
-from intercept_client._blocking_hypervisor import BlockingHypervisor, _carry_out
+from intercept_client._blocking_hypervisor import BlockingHypervisor, _carry_out, _exchange
 from intercept_client._errors import ConnectionEnded
 from intercept_client._hypervisor_session import HypervisorSession
 from intercept_client.kvm._guest_memory import GuestMemory
@@ -108,6 +108,17 @@ def test_requests_right_behind_the_welcome_are_answered() -> None:
     assert link.answers(WELCOME + ask(1, "map_gpa", MAP)) == [[1, 1, None, None]]
 
 
+def test_a_welcome_that_comes_again_is_passed_over_wherever_it_is_cut() -> None:
+    """After a restart of the daemon (T-12)."""
+    stream = WELCOME + WELCOME + ask(1, "map_gpa", MAP) + WELCOME + ask(2, "unmap_gpa", UNMAP) + WELCOME
+    for cut in range(len(stream) + 1):
+        link = Link()
+        answers = [
+            answer for piece in (stream[:cut], stream[cut:]) if piece for answer in link.answers(piece)
+        ]
+        assert answers == [[1, 1, None, None], [1, 2, None, None]]
+
+
 @pytest.mark.parametrize(
     ("method", "fields", "number"),
     [
@@ -166,6 +177,37 @@ def test_the_daemons_last_word_ends_the_session() -> None:
 def test_what_does_not_belong_is_a_violation(data: bytes) -> None:
     with pytest.raises(ProtocolViolation):
         Link().take(data)
+
+
+def test_an_answer_to_what_was_never_asked_is_a_violation() -> None:
+    with pytest.raises(ProtocolViolation):
+        Link().welcomed().take(rpc.encode_result(2, None))
+
+
+LAST_WORDS = rpc.encode_error(0, WireError(errno.EAGAIN, "too many connections"))
+
+
+@pytest.fixture
+def closed_by_the_daemon() -> Iterator[socket.socket]:
+    """A connection that the daemon has closed, with its last words in it: nothing can be sent."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.sendall(LAST_WORDS)
+        theirs.close()
+        yield ours
+
+
+def test_what_the_daemon_said_before_it_closed_is_read_by_threads(
+    closed_by_the_daemon: socket.socket,
+) -> None:
+    assert _exchange(closed_by_the_daemon, b"hello") == LAST_WORDS
+
+
+async def test_what_the_daemon_said_before_it_closed_is_read_in_trio(
+    closed_by_the_daemon: socket.socket,
+) -> None:
+    link, sock = Link(), trio.socket.from_stdlib_socket(closed_by_the_daemon)
+    assert await TrioHypervisor(sock, link.session, AsyncRecording())._exchange(b"hello") == LAST_WORDS
 
 
 # ------------------------------------------------ with its thread

@@ -536,7 +536,10 @@ def test_a_server_of_another_protocol_is_reported_as_no_operator_socket(socket_p
     assert f"{socket_path}: not an operator socket" in result.stderr
 
 
-def test_a_server_that_hangs_up_at_once_is_reported_as_no_operator_socket(socket_path: Path) -> None:
+def test_a_server_that_hangs_up_at_once_is_reported_as_no_operator_socket(
+    socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("intercept_client._connecting.RESTART_SECONDS", 0)
     with ScriptedDaemon(socket_path, ([Hear(), HangUp()],)):
         result = run(socket_path, "ls")
 

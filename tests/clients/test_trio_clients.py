@@ -358,9 +358,9 @@ async def test_connecting_waits_while_the_backlog_is_full(socket_path: Path) -> 
             second, _ = await listener.accept()
             with first, second:
                 assert await second.recv(4096)
+                nursery.cancel_scope.cancel()
 
 
 async def connect_and_leave(path: Path) -> None:
-    with pytest.raises(ConnectionLost):
-        async with TrioVmm.open(path):
-            pass
+    async with TrioVmm.open(path):
+        pass
