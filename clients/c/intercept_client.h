@@ -7,8 +7,11 @@
  * Only one thread may use a connection at a time, and every call blocks until the daemon has answered. A call returns
  * IC_OK; IC_REFUSED, when the daemon answered with an error and the connection stays open; or IC_LOST, when the
  * connection is closed for good. After the last two, `connection->error` says why. To bound the wait, set SO_RCVTIMEO
- * on `connection->socket`; a call that times out loses its connection, because a late answer would be mistaken for the
- * next call's. Signals do not interrupt a call: to make a VP return, kick it.
+ * on `connection->socket`; a call that times out loses its connection, because its request is still being carried out and
+ * a second one is not allowed (T-7). Signals do not interrupt a call: to make a VP return, kick it.
+ *
+ * A restart of the daemon shows as a wait: an answer that comes twice is passed over (T-12), and a connection that ends
+ * before its hello was answered is begun again for 10 s (H-16).
  *
  * Not included: the `hypervisor` and `operator` roles, attach_memory, which passes descriptors, and the lists of P-38,
  * a page of which does not fit into IC_ANSWER_LIMIT. Code that adds the former must refuse each map_gpa that none of the VMM's regions covers (Y-12).
@@ -17,6 +20,7 @@
 #define INTERCEPT_CLIENT_H
 
 #include <errno.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -32,7 +36,10 @@ enum {
     IC_LIST = 128,            /* elements of a list in a request */
     IC_REQUEST_LIMIT = 16384, /* the largest request has IC_LIST regions or VMAs, of at most 97 bytes each */
     IC_ANSWER_LIMIT = 16384,  /* the answer to hello takes 1 KiB, and later versions may add to it (T-6) */
-    IC_NESTING = 16           /* F-2 */
+    IC_NESTING = 16,          /* F-2 */
+    IC_LAST_MSGID = 127,      /* from 1 on; they take a byte. A daemon repeats no answer but the last (T-12) */
+    IC_ATTEMPTS = 200,        /* to open a connection while the daemon is restarted (H-16): for 10 s */
+    IC_PAUSE = 50             /* milliseconds between them */
 };
 
 enum ic_result { IC_OK, IC_REFUSED, IC_LOST };
@@ -48,8 +55,8 @@ struct ic_error {
 /* Callers only read its fields; `socket` is -1 when closed. */
 struct ic_connection {
     int socket;
-    uint8_t msgid;
-    size_t received;
+    uint8_t msgid, msgids_used; /* of the last request; the highest of all */
+    size_t received, consumed;  /* bytes in `answer`; those of them that were taken */
     struct ic_error error;
     uint8_t answer[IC_ANSWER_LIMIT];
 };
@@ -288,8 +295,8 @@ static inline enum ic_result ic_connect(struct ic_connection *connection, const 
     memset(&address, 0, sizeof address);
     address.sun_family = AF_UNIX;
     connection->socket = -1;
-    connection->msgid = 0;
-    connection->received = 0;
+    connection->msgid = connection->msgids_used = 0;
+    connection->received = connection->consumed = 0;
     memset(&connection->error, 0, sizeof connection->error);
     if (strlen(path) >= sizeof address.sun_path) return ic__lose(connection, ENAMETOOLONG, "connect", path);
     memcpy(address.sun_path, path, strlen(path) + 1);
@@ -302,7 +309,7 @@ static inline enum ic_result ic_connect(struct ic_connection *connection, const 
 static inline void ic__request(struct ic_connection *connection, struct ic_writer *to, const char *method) {
     to->length = 0;
     to->full = false;
-    connection->msgid = connection->msgid % 127 + 1; /* one request in flight (T-7): a byte is enough; 0 is the daemon's (T-17) */
+    connection->msgid = (uint8_t)(connection->msgid % IC_LAST_MSGID + 1);
     ic__byte(to, 0x94);
     ic__byte(to, 0);
     ic__byte(to, connection->msgid);
@@ -310,6 +317,7 @@ static inline void ic__request(struct ic_connection *connection, struct ic_write
     ic__byte(to, 0x91);
 }
 
+/* One system call, unless the socket is full (T-13). */
 static inline enum ic_result ic__send(struct ic_connection *connection, const struct ic_writer *request) {
     if (connection->socket < 0) return ic__lose(connection, ENOTCONN, "send", NULL);
     for (size_t sent = 0; sent < request->length;) {
@@ -324,10 +332,24 @@ static inline enum ic_result ic__send(struct ic_connection *connection, const st
     return IC_OK;
 }
 
-/* Wait for one whole message, and set `reader` to its start. */
+/* Wait for one whole message, and set `reader` to it. What came behind it is kept for the next call. */
 static inline enum ic_result ic__receive(struct ic_connection *connection, struct ic_reader *reader) {
-    connection->received = 0;
+    const uint8_t *begin = connection->answer;
+    connection->received -= connection->consumed;
+    if (connection->received) memmove(connection->answer, connection->answer + connection->consumed, connection->received);
+    connection->consumed = 0;
     for (;;) {
+        reader->at = begin;
+        reader->end = begin + connection->received;
+        reader->missing = reader->wrong = false;
+        ic__skip(reader);
+        if (reader->wrong) return ic__lose(connection, EBADMSG, "answer", NULL);
+        if (!reader->missing) {
+            connection->consumed = (size_t)(reader->at - begin);
+            reader->end = reader->at;
+            reader->at = begin;
+            return IC_OK;
+        }
         size_t room = sizeof connection->answer - connection->received;
         if (!room) return ic__lose(connection, EMSGSIZE, "answer", NULL);
         ssize_t count = recv(connection->socket, connection->answer + connection->received, room, 0);
@@ -335,31 +357,34 @@ static inline enum ic_result ic__receive(struct ic_connection *connection, struc
         if (count < 0) return ic__lose(connection, errno, "receive", NULL);
         if (!count) return ic__lose(connection, ECONNRESET, "receive", "the daemon closed");
         connection->received += (size_t)count;
-        const uint8_t *begin = connection->answer, *end = begin + connection->received;
-        reader->at = begin;
-        reader->end = end;
-        reader->missing = reader->wrong = false;
-        ic__skip(reader);
-        if (reader->wrong || (!reader->missing && reader->at != end)) return ic__lose(connection, EBADMSG, "answer", NULL);
-        if (reader->missing) continue;
-        reader->at = begin;
-        return IC_OK;
     }
+}
+
+/* Wait for the answer to the last request, or for the daemon's last words (F-7), and set `result` behind its msgid. */
+static inline enum ic_result ic__answer(struct ic_connection *connection, struct ic_reader *result, uint64_t *msgid) {
+    for (;;) {
+        enum ic_result outcome = ic__receive(connection, result);
+        if (outcome != IC_OK) return outcome;
+        bool response = ic__expect(result, IC__ARRAY) == 4 && ic__expect(result, IC__INTEGER) == 1;
+        *msgid = ic__expect(result, IC__INTEGER);
+        if (!response || result->wrong || *msgid > connection->msgids_used) return ic__lose(connection, EBADMSG, "answer", NULL);
+        if (!*msgid || *msgid == connection->msgid) return IC_OK;
+    } /* an earlier request's, again (T-12) */
 }
 
 /* Send the request; on IC_OK `result` is at the daemon's result (T-8). */
 static inline enum ic_result ic__ask(
     struct ic_connection *connection, const struct ic_writer *request, struct ic_reader *result) {
     if (request->full) {
+        connection->msgid--; /* never asked */
         ic__fail(connection, EMSGSIZE, "request", "a text or list in it");
         return IC_REFUSED;
     }
+    uint64_t msgid;
+    if (connection->msgids_used < connection->msgid) connection->msgids_used = connection->msgid;
     enum ic_result outcome = ic__send(connection, request);
-    if (outcome == IC_OK) outcome = ic__receive(connection, result);
+    if (outcome == IC_OK) outcome = ic__answer(connection, result, &msgid);
     if (outcome != IC_OK) return outcome;
-    bool response = ic__expect(result, IC__ARRAY) == 4 && ic__expect(result, IC__INTEGER) == 1;
-    uint64_t msgid = ic__expect(result, IC__INTEGER);
-    if (!response || result->wrong || (msgid && msgid != connection->msgid)) return ic__lose(connection, EBADMSG, "answer", NULL);
     if (*result->at == 0xc0) {
         result->at++;
         return msgid ? IC_OK : ic__lose(connection, EBADMSG, "answer", "to no request");
@@ -383,14 +408,31 @@ static inline enum ic_result ic__tell(struct ic_connection *connection, const st
 
 /* ------------------------------------------------ hello: a refusal closes the connection (H-4) */
 
-static inline enum ic_result ic__hello(struct ic_connection *connection, const struct ic_writer *request) {
-    enum ic_result result = ic__tell(connection, request);
-    if (result == IC_REFUSED) ic_close(connection);
-    return result == IC_REFUSED ? IC_LOST : result;
+static inline bool ic__failed(const struct ic_connection *connection, const char *what, int number) {
+    return connection->error.number == number && !strcmp(connection->error.name, what);
+}
+
+/* Connect and say hello. If the connection ends without an answer, the daemon may be restarting: it is begun again (H-16),
+ * also while nobody listens yet. A socket that is absent at first is an error at once. */
+static inline enum ic_result ic__hello(struct ic_connection *connection, const char *path, const struct ic_writer *request) {
+    bool ended = false;
+    for (unsigned attempt = 1;; attempt++) {
+        enum ic_result result = ic_connect(connection, path);
+        connection->msgid = 1;
+        if (result == IC_OK) result = ic__tell(connection, request);
+        if (result == IC_OK) return IC_OK;
+        ic_close(connection);
+        bool unanswered = result == IC_LOST && ic__failed(connection, "receive", ECONNRESET);
+        bool absent = ic__failed(connection, "connect", ENOENT) || ic__failed(connection, "connect", ECONNREFUSED);
+        ended |= unanswered;
+        if (!ended || !(unanswered || absent) || attempt == IC_ATTEMPTS) return IC_LOST;
+        poll(NULL, 0, IC_PAUSE);
+    }
 }
 
 static inline void ic__begin_hello(
     struct ic_connection *connection, struct ic_writer *request, unsigned fields, const char *role) {
+    connection->msgid = 0;
     ic__request(connection, request, "hello");
     ic__byte(request, 0x80 | fields);
     ic__integer_field(request, "protocol", 1);
@@ -400,25 +442,21 @@ static inline void ic__begin_hello(
 /* Connect as a VMM. `name` is for logs, at most 64 characters. The partition lives as long as this connection. */
 static inline enum ic_result ic_open_vmm(struct ic_connection *connection, const char *path, const char *name) {
     struct ic_writer request;
-    enum ic_result result = ic_connect(connection, path);
-    if (result != IC_OK) return result;
     ic__begin_hello(connection, &request, 3, "vmm");
     ic__text_field(&request, "name", name);
-    return ic__hello(connection, &request);
+    return ic__hello(connection, path, &request);
 }
 
 static inline enum ic_result ic__join(
     struct ic_connection *connection, const char *path, const struct ic_partition *partition, const char *role,
     const uint32_t *vp_index) {
     struct ic_writer request;
-    enum ic_result result = ic_connect(connection, path);
-    if (result != IC_OK) return result;
     ic__begin_hello(connection, &request, vp_index ? 5 : 4, role);
     ic__integer_field(&request, "partition_id", partition->partition_id);
     ic__text(&request, "token");
     ic__blob(&request, partition->token, IC_TOKEN);
     if (vp_index) ic__integer_field(&request, "vp_index", *vp_index);
-    return ic__hello(connection, &request);
+    return ic__hello(connection, path, &request);
 }
 
 /* Connect and attach one VP of the partition; closing the connection detaches it. */

@@ -32,12 +32,12 @@ RESUMED = [1, 1, None, ["resume", "mapped"]]
 
 @pytest.fixture(scope="session")
 def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example and the driver."""
+    """The example, the driver, and the one without sockets."""
     gcc = shutil.which("gcc")
     if gcc is None:
         pytest.skip("gcc is missing: the C client cannot be built")
     directory = tmp_path_factory.mktemp("c")
-    for source in (HEADER / "example.c", HERE / "c_driver.c"):
+    for source in (HEADER / "example.c", HERE / "c_driver.c", HERE / "c_restarts.c"):
         command: list[str | Path] = [gcc, *STRICT, f"-I{HEADER}", "-o", directory / source.stem, source]
         subprocess.run(command, check=True, timeout=PATIENCE)
     return directory
@@ -253,7 +253,6 @@ def test_a_text_that_no_request_can_hold_is_refused_before_it_is_sent(
         (b"\xc1", "lost 74 answer Bad message"),
         (b"\x91" * 18, "lost 74 answer Bad message"),
         (b"\xdb\xff\xff\xff\xff" + bytes(20_000), "lost 90 answer Message too long"),
-        (msgpack.packb(RESUMED) * 2, "lost 74 answer Bad message"),
         (msgpack.packb([1, 2, None, ["resume", "mapped"]]), "lost 74 answer Bad message"),
         (msgpack.packb([1, 0, None, ["resume", "mapped"]]), "lost 74 answer to no request: "),
         (msgpack.packb([0, 1, None, ["resume", "mapped"]]), "lost 74 answer Bad message"),
@@ -269,6 +268,77 @@ def test_an_invalid_answer_loses_the_connection(
     with AnsweringPeer(socket_path, [answer]):
         [printed] = run(binaries / "c_driver", socket_path, "intercept")
     assert printed.startswith(why)
+
+
+def answer(msgid: int, outcome: str, reason: str) -> str:
+    """In hex, as a script has it."""
+    packed: bytes = msgpack.packb([1, msgid, None, [outcome, reason]])
+    return packed.hex()
+
+
+def error(msgid: int, number: int) -> str:
+    packed: bytes = msgpack.packb([1, msgid, [number, "E", "no", {}], None])
+    return packed.hex()
+
+
+FIRST, SECOND, THIRD = answer(1, "resume", "mapped"), answer(2, "retry", "kicked"), error(3, 5)
+
+
+def test_answers_that_come_again_are_passed_over_wherever_they_are_cut(binaries: Path) -> None:
+    """Each right behind the first time, and late, around the later ones. Each request is one system call (T-13)."""
+    scripts = FIRST + FIRST, FIRST + SECOND + SECOND + FIRST, SECOND + FIRST + THIRD + SECOND
+    printed = run(binaries / "c_restarts", "ask", *scripts)
+    assert len(printed) == len("".join(scripts)) // 2 + 1
+    assert set(printed) == {"resume mapped, retry kicked, refused 5 E"}
+
+
+def test_msgids_begin_again_and_their_answers_too(binaries: Path) -> None:
+    numbers = [number % 127 + 1 for number in range(130)]
+    answers = [2 * answer(number, "resume", f"{number}") for number in numbers]
+    assert run(binaries / "c_restarts", "ask_uncut", *answers) == [
+        ", ".join(f"resume {number}" for number in numbers)
+    ]
+
+
+@pytest.mark.parametrize("stray", [answer(3, "resume", "mapped"), answer(255, "resume", "mapped"), "c1"])
+def test_behind_an_answer_what_was_never_asked_loses_the_connection(binaries: Path, stray: str) -> None:
+    printed = run(binaries / "c_restarts", "ask", FIRST + stray, SECOND)
+    assert set(printed) == {"resume mapped, lost 74 answer"}
+
+
+WELCOME = msgpack.packb([1, 1, None, {"protocol": 1}]).hex()
+
+
+@pytest.mark.parametrize(
+    ("fates", "end"),
+    [
+        (["", "", "", WELCOME], "ok, attempts 4, paused 150"),
+        ([WELCOME[:-2], WELCOME], "ok, attempts 2, paused 50"),
+        (["", "ENOENT", "ECONNREFUSED", "", WELCOME], "ok, attempts 5, paused 200"),
+        (["ENOENT"], "lost 2 connect, attempts 1, paused 0"),
+        (["ECONNREFUSED"], "lost 111 connect, attempts 1, paused 0"),
+        (["", "EACCES"], "lost 13 connect, attempts 2, paused 50"),
+        (["", error(1, 13)], "lost 13 E, attempts 2, paused 50"),
+        ([error(0, 11)], "lost 11 E, attempts 1, paused 0"),
+        (["c1"], "lost 74 answer, attempts 1, paused 0"),
+        ([""], "lost 104 receive, attempts 200, paused 9950"),
+        (["", "ENOENT"], "lost 2 connect, attempts 200, paused 9950"),
+    ],
+)
+def test_a_hello_without_an_answer_is_begun_again_for_ten_seconds(
+    binaries: Path, fates: list[str], end: str
+) -> None:
+    assert run(binaries / "c_restarts", "open", *fates) == [end]
+
+
+@pytest.mark.parametrize("verb", [("open_vmm",), ("open_vp", 7, 1), ("open_notifier", 7)])
+def test_every_role_is_opened_despite_a_restart(
+    binaries: Path, socket_path: Path, verb: tuple[object, ...]
+) -> None:
+    with AnsweringPeer(socket_path, [b"", b"", bytes.fromhex(WELCOME)]) as peer:
+        assert run(binaries / "c_driver", socket_path, *verb) == ["ok"]
+    first, *others = peer.requests
+    assert (first[2], others) == ("hello", [first, first])
 
 
 def test_damaged_answers_end_as_a_result_and_never_beyond_a_buffer(binaries: Path, socket_path: Path) -> None:
