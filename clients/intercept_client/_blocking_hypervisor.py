@@ -105,7 +105,7 @@ class BlockingHypervisor:
         """
         deadline = deadline_in(timeout)
 
-        def attempt() -> Self:
+        def attempt() -> tuple[socket.socket, HypervisorSession]:
             session = HypervisorSession(partition, regions)
             sock = connect(path, deadline)
             try:
@@ -118,9 +118,9 @@ class BlockingHypervisor:
             except BaseException:
                 sock.close()
                 raise
-            return cls(sock, session, mapper)
+            return sock, session
 
-        return open_despite_restart(attempt, deadline)
+        return cls(*open_despite_restart(attempt, deadline), mapper)
 
     def __enter__(self) -> Self:
         return self

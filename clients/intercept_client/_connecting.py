@@ -1,7 +1,7 @@
 """Reaching the daemon's socket.
 
-Owns one connection attempt and its errors, which failures a restart of the daemon explains, and how descriptors
-accompany bytes; must not know how a shell waits between attempts, nor what a hello says.
+Owns one connection attempt and its errors, which failures a restart of the daemon explains, and how
+descriptors accompany bytes; must not know how a shell waits between attempts, nor what a hello says.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ LONGEST_SOCKET_PATH: Final = 107
 RESTART_SECONDS: Final = 10.0
 """How long a connection is begun again because it ended before its hello was answered (H-16)."""
 RESTART_PAUSE: Final = 0.05
-"""Seconds between these attempts. A restart takes some tenths of a second, and each attempt counts as five requests
-(T-11)."""
+"""Seconds between these attempts. A restart takes some tenths of a second, and each attempt counts as five
+requests (T-11)."""
 
 StrPath = str | os.PathLike[str]
 

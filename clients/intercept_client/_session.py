@@ -195,7 +195,7 @@ class ClientSession:
                     self._complete(exchange, error, result)
 
     def _answered(self, msgid: int) -> Exchange[object] | None:
-        """The request in flight, or None if that is not what was answered, but an earlier one, again (T-12)."""
+        """The request in flight if that was answered; None if an earlier one was, again (T-12)."""
         exchange = self._in_flight
         if exchange is None or msgid != self._msgid:
             if 0 < msgid <= (_LAST_MSGID if self._has_wrapped else self._msgid):

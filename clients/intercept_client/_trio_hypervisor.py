@@ -81,20 +81,20 @@ class TrioHypervisor:
         `ProtocolViolation`.
         """
 
-        async def attempt() -> Self:
+        async def attempt() -> tuple[trio.socket.SocketType, HypervisorSession]:
             session = HypervisorSession(partition, regions)
-            hypervisor = cls(await connect(path), session, mapper)
+            sock = await connect(path)
             try:
                 unsent = session.hello()
                 while not session.welcomed:
-                    session.receive_data(await hypervisor._exchange(unsent))
+                    session.receive_data(await _exchange(sock, unsent))
                     unsent = b""
             except BaseException:
-                hypervisor.close()
+                sock.close()
                 raise
-            return hypervisor
+            return sock, session
 
-        hypervisor = await open_despite_restart(attempt)
+        hypervisor = cls(*await open_despite_restart(attempt), mapper)
         try:
             yield hypervisor
         finally:
@@ -110,7 +110,7 @@ class TrioHypervisor:
             while True:
                 while (request := self._session.next_request()) is not None:
                     self._session.answer(await _carry_out(self._mapper, request))
-                self._session.receive_data(await self._exchange(self._session.data_to_send()))
+                self._session.receive_data(await _exchange(self._socket, self._session.data_to_send()))
         except FATAL as end:
             return CLOSED_HERE if self._is_closed else str(end)
         finally:
@@ -125,17 +125,18 @@ class TrioHypervisor:
         """The socket's descriptor, which is readable when the daemon asks for something, or is gone."""
         return self._socket.fileno()
 
-    async def _exchange(self, data: bytes) -> bytes:
-        """Send all of `data`, and wait for what the daemon sends next."""
-        try:
-            with suppress(BrokenPipeError, ConnectionResetError):  # its last words may still be readable
-                while data:
-                    data = data[await self._socket.send(data) :]
-            return await self._socket.recv(RECEIVE_BYTES)
-        except OSError as error:
-            raise ConnectionLost(f"the connection failed: {sentence(error)}") from error
-        except trio.ClosedResourceError:
-            raise ConnectionLost(CLOSED_HERE) from None
+
+async def _exchange(sock: trio.socket.SocketType, data: bytes) -> bytes:
+    """Send all of `data`, and wait for what the daemon sends next."""
+    try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # its last words may still be readable
+            while data:
+                data = data[await sock.send(data) :]
+        return await sock.recv(RECEIVE_BYTES)
+    except OSError as error:
+        raise ConnectionLost(f"the connection failed: {sentence(error)}") from error
+    except trio.ClosedResourceError:
+        raise ConnectionLost(CLOSED_HERE) from None
 
 
 async def _carry_out(mapper: AsyncGuestMapper, request: Request) -> WireError | None:

@@ -285,7 +285,7 @@ FIRST, SECOND, THIRD = answer(1, "resume", "mapped"), answer(2, "retry", "kicked
 
 
 def test_answers_that_come_again_are_passed_over_wherever_they_are_cut(binaries: Path) -> None:
-    """Each right behind the first time, and late, around the later ones. Each request is one system call (T-13)."""
+    """Right behind the first time, and late, around later ones. A request is one system call (T-13)."""
     scripts = FIRST + FIRST, FIRST + SECOND + SECOND + FIRST, SECOND + FIRST + THIRD + SECOND
     printed = run(binaries / "c_restarts", "ask", *scripts)
     assert len(printed) == len("".join(scripts)) // 2 + 1

@@ -29,9 +29,11 @@ from intercept_client import (
     TrioHypervisor,
     TrioVmm,
     TrioVp,
+    _blocking_hypervisor,
+    _trio_hypervisor,
     build_memory_intercept,
 )
-from intercept_client._blocking_hypervisor import BlockingHypervisor, _carry_out, _exchange
+from intercept_client._blocking_hypervisor import BlockingHypervisor, _carry_out
 from intercept_client._errors import ConnectionEnded
 from intercept_client._hypervisor_session import HypervisorSession
 from intercept_client.kvm._guest_memory import GuestMemory
@@ -200,14 +202,14 @@ def closed_by_the_daemon() -> Iterator[socket.socket]:
 def test_what_the_daemon_said_before_it_closed_is_read_by_threads(
     closed_by_the_daemon: socket.socket,
 ) -> None:
-    assert _exchange(closed_by_the_daemon, b"hello") == LAST_WORDS
+    assert _blocking_hypervisor._exchange(closed_by_the_daemon, b"hello") == LAST_WORDS
 
 
 async def test_what_the_daemon_said_before_it_closed_is_read_in_trio(
     closed_by_the_daemon: socket.socket,
 ) -> None:
-    link, sock = Link(), trio.socket.from_stdlib_socket(closed_by_the_daemon)
-    assert await TrioHypervisor(sock, link.session, AsyncRecording())._exchange(b"hello") == LAST_WORDS
+    sock = trio.socket.from_stdlib_socket(closed_by_the_daemon)
+    assert await _trio_hypervisor._exchange(sock, b"hello") == LAST_WORDS
 
 
 # ------------------------------------------------ with its thread

@@ -1,4 +1,4 @@
-"""The Python clients while their daemon is restarted: answers that come twice, and hellos without an answer."""
+"""The Python clients and a restarted daemon: answers that come twice, hellos without an answer."""
 
 from __future__ import annotations
 
@@ -214,6 +214,7 @@ REFUSALS: list[tuple[list[Step], type[Exception]]] = [
     ([Hear(), Say(BUSY)], ConnectionEnded),
     ([Say(BUSY), HangUp()], ConnectionEnded),
 ]
+BEGAN_AGAIN: list[Step] = [Hear(), Refuse(WireError(errno.EIO, "began again"))]
 refused = pytest.mark.parametrize(("refusal", "error"), REFUSALS, ids=["hello", "under msgid 0", "unread"])
 
 
@@ -222,8 +223,10 @@ refused = pytest.mark.parametrize(("refusal", "error"), REFUSALS, ids=["hello", 
 def test_a_blocking_client_that_is_refused_does_not_begin_again(
     socket_path: Path, opening: Opening, refusal: list[Step], error: type[Exception]
 ) -> None:
-    scripts = [Hear(), HangUp()], refusal, [Hear(), Refuse(WireError(errno.EIO, "began again"))]
-    with ScriptedDaemon(socket_path, scripts) as daemon, pytest.raises(error, match=r"EACCES|EAGAIN"):
+    with (
+        ScriptedDaemon(socket_path, (UNANSWERED[1], refusal, BEGAN_AGAIN)) as daemon,
+        pytest.raises(error, match=r"EACCES|EAGAIN"),
+    ):
         opening(socket_path)
     assert len(daemon.heard) == 1 + (Hear() in refusal)
 
@@ -233,8 +236,10 @@ def test_a_blocking_client_that_is_refused_does_not_begin_again(
 async def test_a_trio_client_that_is_refused_does_not_begin_again(
     socket_path: Path, opening: AsyncOpening, refusal: list[Step], error: type[Exception]
 ) -> None:
-    scripts = [Hear(), HangUp()], refusal, [Hear(), Refuse(WireError(errno.EIO, "began again"))]
-    with ScriptedDaemon(socket_path, scripts) as daemon, pytest.raises(error, match=r"EACCES|EAGAIN"):
+    with (
+        ScriptedDaemon(socket_path, (UNANSWERED[1], refusal, BEGAN_AGAIN)) as daemon,
+        pytest.raises(error, match=r"EACCES|EAGAIN"),
+    ):
         async with opening(socket_path):
             pass
     assert len(daemon.heard) == 1 + (Hear() in refusal)

@@ -24,7 +24,7 @@ NOT_CHECKED: Final[Mapping[str, str]] = {
     "T-14": "the server would have to run out of descriptors, which no method of the wire brings about",
     "T-15": "every run would wait five seconds, and the clock would decide",
     "H-9": "a peer of another uid is needed, and access to the server's configuration",
-    "H-16": "binds clients, in how they connect, and no method of the wire ends a connection before its answer",
+    "H-16": "binds clients, and no method of the wire ends a connection without an answer",
     "P-28": "a kernel is needed whose userfaultfd lacks a feature",
     "K-1": "binds the VMM, which deadlocks itself if it breaks the rule",
     "K-2": "binds the VMM, which waits until its own timeout if it breaks the rule",

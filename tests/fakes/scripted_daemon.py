@@ -107,8 +107,8 @@ class ScriptedDaemon:
     """Listens at `path`; the first connection follows the first script, and so on.
 
     After its script a connection only listens until the client closes. With `answers_twice` each answer is
-    repeated at once, and the one before it too, as after restarts (T-12). `heard` holds every request of every
-    connection as (method, params), and `answered` the error of every answer to an `Ask`, None for none.
+    repeated at once, and the one before it too, as after restarts (T-12). `heard` holds every request of
+    every connection as (method, params), and `answered` the error of every answer to an `Ask`, None for none.
     Leaving the block waits for all clients to close, and raises what went wrong in a script.
     """
 
