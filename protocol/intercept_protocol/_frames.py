@@ -67,7 +67,7 @@ class FrameScanner:
     `limit` bounds the number of values, counting itself, keys and all levels.
     """
 
-    __slots__ = ("_left", "_limit", "_missing", "_open", "_position", "_room")
+    __slots__ = ("_left", "_limit", "_missing", "_open", "_position", "_room", "missing_bytes")
 
     def __init__(self, limit: ValueLimit = ANY_VALUES) -> None:
         self._limit = limit
@@ -76,6 +76,8 @@ class FrameScanner:
         self._left = 1  # values still missing of the innermost level
         self._open: list[int] = []  # the same, of each level around it
         self._missing = 1  # the sum of all: each takes at least one byte
+        self.missing_bytes = 1
+        """How many more bytes the value has at least, as of the last scan that returned None."""
 
     def scan(self, buffer: bytes | bytearray) -> int | None:
         """The offset after the value, or None while bytes are missing. Raises `ProtocolViolation`, after which
@@ -85,6 +87,7 @@ class FrameScanner:
         """
         position, room, missing, left = self._position, self._room, self._missing, self._left
         open_, sizes, available = self._open, _SCALAR_SIZES, len(buffer)
+        announced = 0  # bytes of an incomplete token and its children, beyond the one that counts already
         unquestioned = 0  # scalars that end here or before can break no limit
         while left and position < available:
             size = sizes[kind := buffer[position]]
@@ -108,6 +111,7 @@ class FrameScanner:
                         limit=self._limit.name,
                     )
                 if position + size > available:
+                    announced = size + children - 1
                     break
                 position += size
                 if children:
@@ -125,6 +129,7 @@ class FrameScanner:
             while not left and open_:
                 left = open_.pop()
         self._position, self._room, self._missing, self._left = position, room, missing, left
+        self.missing_bytes = max(1, position + missing + announced - available)
         return None if left else position
 
 

@@ -90,6 +90,17 @@ class Receiver:
         """Whether the buffer holds a message, or part of one."""
         return bool(self._buffer)
 
+    @property
+    def missing_bytes(self) -> int:
+        """How many more bytes the message under way has at least."""
+        return self._scanner.missing_bytes
+
+    def drop_rest(self) -> int:
+        """Drop what is buffered behind the last message, unseen; returns how many bytes that was."""
+        rest = len(self._buffer)
+        self._buffer.clear()
+        return rest
+
     def receive_data(self, data: bytes) -> None:
         """Buffer what the peer sent; drops it after a `ProtocolViolation`."""
         if self._violation is None:

@@ -37,6 +37,7 @@ async def attached_vp(
     ours, theirs = socket.socketpair()
     watch = HangupWatch()
     connection = Connection(ours, Tenants(Limits), watch)
+    connection.forbid_pipelining()
     processor = VirtualProcessor(
         0,
         connection,

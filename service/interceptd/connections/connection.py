@@ -1,7 +1,7 @@
-"""One accepted connection: requests in, answers out, one at a time.
+"""One accepted connection: requests in, answers out, one after the other.
 
-Owns the socket, the receive buffer and the rule of one request in flight per connection. Must not know roles
-or methods.
+Owns the socket, the receive buffer, and what a peer may send before it has its answer. Must not know roles or
+methods.
 """
 
 from __future__ import annotations
@@ -20,16 +20,23 @@ from intercept_protocol._frames import REQUEST_VALUES, REQUEST_VALUES_VMM
 from intercept_protocol.errors import EncodedError, ProtocolViolation, WireError
 from intercept_protocol.text import sentence
 from interceptd.connections.fairness import ALONE, TURN, Turns
-from interceptd.connections.hangup_watch import HangupWatch
+from interceptd.connections.hangup_watch import HUNG_UP, READABLE_OR_HUNG_UP, HangupWatch
 from interceptd.connections.peer import Peer, Pidfd, peer_groups
-from interceptd.connections.received_fds import ReceivedFds, let_send_descriptors, read_rest
+from interceptd.connections.received_fds import (
+    ReceivedFds,
+    are_unread,
+    let_send_descriptors,
+    read_rest,
+)
+from interceptd.connections.request_reader import RequestReader
 from interceptd.connections.tenants import Tenants
 from interceptd.scheduling.time_share import give_way
 
 RECEIVE_BYTES = 4096
-"""Bytes per read: fifteen intercepts, or any usual control message."""
+"""Bytes per read: fifteen intercepts."""
 REST_SECONDS = 5.0
-"""How long the rest of a request may take once its descriptors are here. Usually both come in one message."""
+"""How long the rest of a request may take once its descriptors are here. Usually both come in one message. So
+long, too, may descriptors stay unread because their peer reads no answers."""
 LAST_LOOK_SECONDS = 0.1
 """After a peer's deadline, time to read what it sent in time: a peer must not pay for a pause of the daemon
 (a signal, a debugger, a suspended machine)."""
@@ -48,7 +55,11 @@ Answered = TypeVar("Answered")
 
 
 class Connection:
-    """A stream of requests from one peer. `receive` and `answer_watched` are for one task only."""
+    """A stream of requests from one peer. `receive` and `answer_watched` are for one task only.
+
+    A request is taken out of the socket, with its descriptors, when the one before it is answered: nothing is
+    queued here. After `forbid_pipelining` a second request before the answer is a violation.
+    """
 
     def __init__(self, accepted: socket.socket, tenants: Tenants, watch: HangupWatch) -> None:
         accepted.setblocking(False)
@@ -60,7 +71,10 @@ class Connection:
         self._socket = accepted
         self._watch = watch
         self._receiver = rpc.Receiver({rpc.REQUEST}, REQUEST_VALUES)
+        self._requests = RequestReader(accepted)
         self._turn = 0
+        self._ends_wait = HUNG_UP
+        """What ends the wait for an answer."""
         self._unpaid: rpc.Request | None = None
         """A request that was received and waits for its turn."""
         self._descriptors = ReceivedFds(self.tenant.closer, 0)
@@ -88,6 +102,12 @@ class Connection:
     def let_send_descriptors(self) -> None:
         """The kernel may refuse them on an accepted connection, see `listen_unix`."""
         let_send_descriptors(self._socket, may=True)
+
+    def forbid_pipelining(self) -> None:
+        """Raises `ProtocolViolation` for a second request, also for one that is here already."""
+        self._ends_wait = READABLE_OR_HUNG_UP
+        if self._peek():
+            raise _second_request()
 
     def drop_descriptors(self) -> None:
         """Close the descriptors that came with the last request and were not taken."""
@@ -127,15 +147,36 @@ class Connection:
         return request
 
     async def _receive(self) -> rpc.Request | None:
-        self._turn += 1
-        if self._turn >= TURN:
-            self._turn = 0
-            await trio.lowlevel.checkpoint()
+        await self._let_others_run()
+        while True:
+            try:
+                request = self._requests.read(self._receiver, self._descriptors)
+            except BlockingIOError:
+                await self._wait_readable()
+            except EOFError:
+                return None
+            except OSError as error:
+                raise ConnectionGone(sentence(error)) from error
+            else:
+                if request is not None:
+                    return request
+                await trio.lowlevel.checkpoint()  # a long message takes long to scan
+
+    async def _receive_only(self) -> rpc.Request | None:
+        """Where nothing may follow the request."""
+        await self._let_others_run()
         message = await self._next_message()
         assert isinstance(message, rpc.Request | None), "the receiver accepts nothing else"
         if message is not None and self._receiver.has_bytes:
             raise _second_request()
         return message
+
+    async def _let_others_run(self) -> None:
+        """A socket that is never found empty parks no task."""
+        self._turn += 1
+        if self._turn >= TURN:
+            self._turn = 0
+            await trio.lowlevel.checkpoint()
 
     async def receive_whole(self, recognise: Callable[[bytes], Whole | None]) -> Whole | rpc.Request | None:
         """Like `receive`, for the hot path: if `recognise` accepts one whole read, return its result.
@@ -149,7 +190,7 @@ class Connection:
         if not may_yield or not running % TURN:
             await trio.lowlevel.checkpoint()
         if self._receiver.has_bytes:
-            return await self._receive()
+            return await self._receive_only()
         while True:
             try:
                 data = self._descriptors.receive(self._socket, RECEIVE_BYTES)
@@ -171,7 +212,7 @@ class Connection:
         if not data:
             return None
         self._receiver.receive_data(data)
-        return await self._receive()
+        return await self._receive_only()
 
     def expect_long_requests(self) -> None:
         """From now on a request may hold lists, as a VMM's do."""
@@ -188,29 +229,34 @@ class Connection:
         return message
 
     async def send(self, data: bytes) -> None:
-        """Send a message; blocks while the peer does not read. Raises `ConnectionGone`."""
+        """Send a message; blocks while the peer does not read. Raises `ConnectionGone`.
+
+        Descriptors that the peer has sent must not stay unread for ever: one may be its own end of this
+        connection, which would keep the connection open after the peer's death.
+        """
         while data := self._send_now(data):
-            await self._parked(trio.lowlevel.wait_writable)
+            with trio.move_on_after(REST_SECONDS) as patience:
+                await self._parked(trio.lowlevel.wait_writable)
+            if patience.cancelled_caught:
+                self._break_if_descriptors_are_unread()
 
     async def answer(self, data: bytes) -> None:
-        """Send an answer; blocks while the peer does not read. Raises `ConnectionGone` when the peer leaves,
-        and `ProtocolViolation` when it sends meanwhile.
-
-        What it sends must not stay unread: it may carry the peer's own end of this connection, which would
-        keep the connection open after the peer's death.
-        """
+        """Send an answer; blocks while the peer does not read. Raises like `answer_watched`."""
         if rest := self._send_now(data):
             await self.answer_watched(self.send(rest))
 
     async def answer_watched(self, answering: Awaitable[Answered]) -> Answered:
-        """Await `answering`; cancel it when the peer closes or sends a second request meanwhile."""
+        """Await `answering`. When the peer closes meanwhile, cancel it, and raise `ConnectionGone`; when it
+        sends what it may not, `ProtocolViolation`."""
         with trio.CancelScope() as wait:
-            self._watch.add(descriptor := self._socket.fileno(), wait)
+            self._watch.add(descriptor := self._socket.fileno(), self._ends_wait, wait)
             try:
                 return await answering
             finally:
                 self._watch.remove(descriptor)
-        raise ConnectionGone("closed before the answer") if self._peek() == b"" else _second_request()
+        if self._ends_wait == READABLE_OR_HUNG_UP and self._peek():
+            raise _second_request()
+        raise ConnectionGone("closed before the answer")
 
     def refuse(self, error: EncodedError, msgid: int = 0) -> None:
         """Send the reason why the connection ends: as the answer to `msgid`, or under msgid 0. Never blocks;
@@ -265,6 +311,12 @@ class Connection:
             return data
         except OSError as error:
             raise ConnectionGone(sentence(error)) from error
+
+    def _break_if_descriptors_are_unread(self) -> None:
+        with suppress(OSError):  # nothing is unread
+            if are_unread(self._socket):
+                self._socket.shutdown(socket.SHUT_RDWR)  # its other tasks find it broken, too
+                raise ConnectionGone("it reads no answers, and has sent descriptors")
 
     def _parked_readable(self) -> Awaitable[None]:
         return self._parked(

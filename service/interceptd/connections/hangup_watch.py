@@ -1,4 +1,4 @@
-"""Notices peers that hang up, or send, while they wait for an answer.
+"""Notices peers that hang up, or send what they may not, while they wait for an answer.
 
 Owns a second epoll instance and the one task that waits on it, for all connections: an entry in it and a
 cancel scope are cheaper than a nursery with a task per request. Must not know requests.
@@ -11,8 +11,10 @@ from typing import NoReturn
 
 import trio
 
-READABLE_OR_HUNG_UP = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
-"""One-shot, because a cancelled wait may go on for a while in a shielded section: the task must not spin."""
+HUNG_UP = select.EPOLLRDHUP | select.EPOLLONESHOT
+READABLE_OR_HUNG_UP = select.EPOLLIN | HUNG_UP
+"""What ends a wait. One-shot, because a cancelled wait may go on for a while in a shielded section: the task
+must not spin."""
 AT_ONCE = 64
 """Waits that one step cancels, some 10 us each: a process with thousands of connections may exit."""
 
@@ -25,15 +27,15 @@ class HangupWatch:
         self._waits: dict[int, trio.CancelScope] = {}
 
     async def run(self) -> NoReturn:
-        """Cancel the waits of peers that send or hang up, until cancelled itself."""
+        """Cancel the waits whose events happen, until cancelled itself."""
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             for descriptor, _ in self._epoll.poll(0, AT_ONCE):
                 self._waits[descriptor].cancel()
 
-    def add(self, descriptor: int, wait: trio.CancelScope) -> None:
-        """Cancel `wait` when the peer of this socket sends or hangs up."""
-        self._epoll.register(descriptor, READABLE_OR_HUNG_UP)
+    def add(self, descriptor: int, events: int, wait: trio.CancelScope) -> None:
+        """Cancel `wait` when one of these events happens to this socket."""
+        self._epoll.register(descriptor, events)
         self._waits[descriptor] = wait
 
     def remove(self, descriptor: int) -> None:

@@ -19,7 +19,8 @@ KEPT_LIMIT = 4
 """Descriptors kept at a time: one more than any method takes, so that the method can report a surplus."""
 SCM_MAX_FD = 253
 """Descriptors in one message, include/net/scm.h."""
-_REST_BYTES = 1 << 14
+_REST_BYTES = 1 << 16
+_REST_READS = 2
 _MSG_CTRUNC = int(socket.MSG_CTRUNC)
 """A plain number: with a member of an enum, `&` costs ten times as much, on every intercept."""
 _ANCILLARY_BYTES = socket.CMSG_SPACE(SCM_MAX_FD * array.array("i").itemsize)
@@ -40,18 +41,28 @@ def let_send_descriptors(connection: socket.socket, *, may: bool) -> None:
 
 
 def read_rest(source: socket.socket) -> bool:
-    """Read what was sent, before a close, up to the first descriptors; returns whether there are any.
+    """Read what was sent, before a close. Returns whether a thread must read the rest: it is long, or brings
+    descriptors.
 
     With unread data the connection would be reset, and the peer would get ECONNRESET instead of our error. To
     close or read the descriptors here may block; a look (MSG_PEEK) takes none.
     """
     with suppress(OSError):  # all was read, or it is broken
-        data = b"unread"
-        while data:
+        for _ in range(_REST_READS):
             if _brings_descriptors(source, _REST_BYTES):
                 return True
-            data = source.recv(_REST_BYTES)
+            if not source.recv(_REST_BYTES):
+                return False
+        return True
     return False
+
+
+def are_unread(source: socket.socket) -> bool:
+    """Whether descriptors lie anywhere in what was sent and not read. Raises `OSError` if nothing was sent.
+
+    A look (MSG_PEEK) goes through all that is unread, up to the first descriptors, however little it returns.
+    """
+    return _brings_descriptors(source, 1)
 
 
 class ReceivedFds:
@@ -139,7 +150,7 @@ class ReceivedFds:
 
 
 def _brings_descriptors(source: socket.socket, size: int) -> bool:
-    """Whether `receive` would install descriptors. A look takes none."""
+    """Whether `receive` would install descriptors, or a later one; a look takes none. Raises `OSError`."""
     return bool(source.recvmsg(size, 0, socket.MSG_PEEK)[2] & _MSG_CTRUNC)
 
 

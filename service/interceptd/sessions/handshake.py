@@ -32,6 +32,8 @@ log = structlog.get_logger()
 
 LEFT: Final = "left"
 """The peer left before its hello was complete."""
+ONE_AT_A_TIME: Final = (messages.HelloVp, messages.HelloHypervisor)
+"""The roles that may not send a request before the last one is answered."""
 REFUSAL_NUMBERS = (
     errno.EACCES, errno.EAGAIN, errno.EBADMSG, errno.EEXIST, errno.EINVAL, errno.EMSGSIZE, errno.ENOSPC,
     errno.EPROTO, errno.EPROTONOSUPPORT, errno.ETIMEDOUT,
@@ -159,6 +161,8 @@ async def _receive_hello(
         if not isinstance(hello, endpoint.value):
             role = codec.role_of(hello)
             raise WireError(errno.EACCES, f"role {role} is not served on this socket", role=role)
+    if isinstance(hello, ONE_AT_A_TIME):
+        connection.forbid_pipelining()
     return Handshake(connection, hello, request.msgid, event_bus)
 
 
