@@ -60,6 +60,21 @@ def attach(vmm: RawVmm, paths: Sequence[str], *more: int, **fields: object) -> R
     return Refusal(*error) if error is not None else None
 
 
+@statement("T-19", "P-19")
+@pytest.mark.parametrize("others", [(0, 0), (1, 0), (0, 1), (2, 3)], ids=str)
+def test_a_request_between_others_has_its_own_descriptors(live: RawVmm, others: tuple[int, int]) -> None:
+    """One too many would be refused, and one too few."""
+    before, behind = others
+    with ExitStack() as opened:
+        files = [opened.enter_context(Path(path).open("rb")).fileno() for path in MAPS]
+        null = opened.enter_context(Path(os.devnull).open("rb")).fileno()
+        live.connection.send(request("statistics", {}, 1), [null] * before)
+        live.connection.send(request("attach_memory", {"promise_begin_end": True}, 2), files)
+        live.connection.send(request("statistics", {}, 3), [null] * behind)
+    answers = [live.connection.receive() for _ in range(3)]
+    assert [(msgid, error) for _, msgid, error, _ in answers] == [(1, None), (2, None), (3, None)]
+
+
 def userfaultfd() -> int:
     """A new userfaultfd of this process."""
     number = USERFAULTFD.get(platform.machine())

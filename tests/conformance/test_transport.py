@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from conformance.guests import GFN, WHOLE_MEMORY, RawVmm
+from conformance.guests import GFN, MODEL, UADDR, WHOLE_MEMORY, RawVmm, vma
 from conformance.statements import needs, statement
 from conformance.wire import READ, RawConnection, intercept_message, pack, request
 
@@ -146,6 +146,62 @@ def test_a_second_request_before_the_answer_is_eproto_and_closes(
     vp.send(head + request("intercept", intercept_message(GFN, READ))[1:])
     vp.send(second)
     assert vp.farewell().name == "EPROTO"
+
+
+@statement("T-7")
+@pytest.mark.parametrize("second", [b"\x94", request("intercept", bytes(256), 2)], ids=["a byte", "whole"])
+def test_a_request_of_a_vp_before_the_answer_to_its_hello_is_eproto_and_closes(
+    vmm: RawVmm, connect: Connect, second: bytes
+) -> None:
+    connection = connect()
+    fields = {"protocol": 1, "role": "vp", "vp_index": 0, **vmm.credentials}
+    connection.send(request("hello", fields) + second)
+    assert connection.farewell().name == "EPROTO"
+
+
+@statement("T-19")
+@pytest.mark.parametrize("pieces", [1, 2, 1000], ids=["at once", "in two", "byte by byte"])
+def test_requests_before_the_answer_are_answered_in_order(vmm: RawVmm, pieces: int) -> None:
+    stream = b"".join(request("translate", {"gfn": gfn}, gfn) for gfn in range(1, 21))
+    size = -(-len(stream) // pieces)
+    for at in range(0, len(stream), size):
+        vmm.connection.send(stream[at : at + size])
+    assert [vmm.connection.receive() for _ in range(20)] == [[1, msgid, None, None] for msgid in range(1, 21)]
+
+
+@statement("T-19")
+def test_a_whole_session_may_be_sent_at_once(connect: Connect) -> None:
+    """Each request is carried out in the state that those before it left."""
+    connection = connect()
+    asked = [("hello", HELLO), ("create_partition", MODEL), ("map_vma", vma(UADDR, 1)), ("statistics", {})]
+    connection.send(b"".join(request(method, fields, msgid) for msgid, (method, fields) in enumerate(asked)))
+    replies = [connection.answer(msgid) for msgid in range(4)]
+    assert (replies[2], replies[3]["vmas"]) == (None, 1)
+
+
+@statement("T-19")
+@needs("notifier")
+def test_requests_of_a_notifier_before_the_answer_are_answered_in_order(vmm: RawVmm) -> None:
+    notifier = vmm.notifier()
+    methods = ["invalidate_begin", "invalidate", "invalidate_end", "invalidate_end"]
+    notifier.send(b"".join(request(method, WHOLE_MEMORY, msgid) for msgid, method in enumerate(methods)))
+    answers = [notifier.receive() for _ in methods]
+    assert [(msgid, error and error[1]) for _, msgid, error, _ in answers] == [
+        (0, None), (1, None), (2, None), (3, "ENOENT"),
+    ]  # fmt: skip
+
+
+@statement("T-19")
+def test_requests_of_an_operator_before_the_answer_are_answered_in_order(operator: RawConnection) -> None:
+    operator.send(b"".join(request("list_partitions", {}, msgid) for msgid in range(10)))
+    assert [operator.receive()[:3] for _ in range(10)] == [[1, msgid, None] for msgid in range(10)]
+
+
+@statement("T-19", "F-4")
+def test_an_error_under_msgid_0_follows_the_answers_to_the_requests_before(vmm: RawVmm) -> None:
+    vmm.connection.send(request("translate", {"gfn": 1}, 7) + b"\xc1" + request("translate", {"gfn": 1}, 8))
+    answer, farewell = vmm.connection.receive_all()
+    assert (answer, farewell[:2], farewell[2][1]) == ([1, 7, None, None], [1, 0], "EBADMSG")
 
 
 @statement("T-8")

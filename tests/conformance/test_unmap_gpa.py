@@ -10,6 +10,9 @@ from conformance.statements import needs, statement
 from conformance.wire import request
 
 
+UNMAPPING = request("unmap_vma", {"start_uaddr": UADDR, "page_count": 1}, 1)
+
+
 @pytest.fixture
 def host(hosted: RawVmm) -> Host:
     """A host with its memory mapped."""
@@ -89,3 +92,28 @@ def test_a_vp_that_waits_has_its_answer_when_the_partition_is_lost(host: Host) -
     host.vmm.ask("statistics")
     host.answer(msgid, REFUSAL)
     assert host.vp.answer() == ["fail", "hypervisor_error"]
+
+
+@statement("T-19")
+@needs("notifier")
+def test_requests_behind_one_that_waits_are_carried_out_when_it_is_answered(host: Host) -> None:
+    host.vmm.connection.send(UNMAPPING + request("kick", {"vp_index": 9}, 2) + request("statistics", {}, 3))
+    msgid, method, _ = host.asked()
+    assert (method, host.vmm.connection.is_readable()) == ("unmap_gpa", False)
+    host.answer(msgid)
+    answers = [host.vmm.connection.receive() for _ in range(3)]
+    assert [(answered, error and error[1]) for _, answered, error, _ in answers] == [
+        (1, None), (2, "ENOENT"), (3, None),
+    ]  # fmt: skip
+
+
+@statement("T-19", "T-10")
+@needs("notifier")
+def test_a_vmm_that_closes_while_a_request_waits_ends_its_partition_whatever_it_sent_before(
+    host: Host,
+) -> None:
+    host.vmm.connection.send(UNMAPPING + request("statistics", {}, 2))
+    msgid, _, _ = host.asked()
+    host.vmm.connection.close()
+    host.answer(msgid)
+    assert [message for message in host.vp.receive_all() if message[0] == 1] == []

@@ -101,6 +101,23 @@ def test_scan_of_a_pipelined_stream_ends_behind_the_first_value(first: object, s
     assert FrameScanner().scan(one + two) == len(one)
 
 
+@given(values)
+def test_a_scan_that_reads_no_more_than_is_missing_ends_with_the_value(value: object) -> None:
+    """Most tokens take two reads, a header and the rest; an array or a map has nothing but its header."""
+    encoded = msgpack.packb(value)
+    scanner, available = FrameScanner(), 0
+    while scanner.scan(encoded[:available]) is None:
+        assert 1 <= scanner.missing_bytes <= len(encoded) - available
+        available += scanner.missing_bytes
+    assert available == len(encoded)
+
+
+def test_the_whole_rest_of_a_long_text_is_known_to_be_missing() -> None:
+    encoded = msgpack.packb(["x" * 1000, 1])
+    scanner = FrameScanner()
+    assert (scanner.scan(encoded[:5]), scanner.missing_bytes) == (None, len(encoded) - 5)
+
+
 @given(values, st.data())
 def test_scan_resumes_at_every_split(value: object, data: st.DataObject) -> None:
     encoded = msgpack.packb(value)

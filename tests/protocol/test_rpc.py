@@ -191,6 +191,17 @@ def test_has_bytes_tells_of_a_second_request_behind_the_first(more: bytes) -> No
     assert receiver.has_bytes
 
 
+@pytest.mark.parametrize("more", [b"", INTERCEPT[:1], INTERCEPT, b"\xc1"])
+def test_what_is_behind_a_message_can_be_dropped_unseen(more: bytes) -> None:
+    receiver = Receiver((REQUEST,))
+    receiver.receive_data(INTERCEPT + more)
+    first = receiver.next_message()
+
+    assert receiver.drop_rest() == len(more)
+    receiver.receive_data(INTERCEPT)
+    assert receiver.next_message() == first
+
+
 def test_message_of_exactly_the_limit_is_received() -> None:
     overhead = len(encode_request(1, "m", [bytes(65_000)])) - 65_000
     data = encode_request(1, "m", [bytes(MESSAGE_LIMIT - overhead)])

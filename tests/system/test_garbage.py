@@ -132,9 +132,10 @@ def test_garbage_from_a_vmm_ends_its_partition_alone(daemon: DaemonProcess, vmm:
     eventually(lambda: vmm.partition_id in daemon.partition_ids(), False)
 
 
-def test_a_second_request_of_a_vmm_before_the_answer_is_eproto(vmm: RawVmm) -> None:
-    vmm.connection.send(request("statistics") + request("statistics", msgid=2))
-    assert vmm.connection.farewell().name == "EPROTO"
+def test_garbage_behind_a_request_ends_the_connection_after_its_answer(vmm: RawVmm) -> None:
+    vmm.connection.send(request("statistics") + b"\xc1" + request("statistics", msgid=2))
+    answer, farewell = vmm.connection.receive_all()
+    assert (answer[:2], farewell[:2], farewell[2][1]) == ([1, 1], [1, 0], "EBADMSG")
 
 
 def test_a_second_intercept_before_the_answer_is_eproto_and_frees_the_vp(vmm: RawVmm) -> None:

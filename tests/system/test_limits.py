@@ -308,7 +308,8 @@ def test_message_bytes_and_requests_in_flight_are_errors_that_say_how_many(
 ) -> None:
     with RawConnection(daemon.socket) as long, RawConnection(daemon.socket) as hasty:
         long.send(pack([0, 1, "hello", [bytes(limits["message_bytes"])]]))
-        hasty.send(request("hello", {"protocol": 1, "role": "vmm"}) * 2)
+        vp = {"role": "vp", "partition_id": 1, "token": bytes(16), "vp_index": 0}
+        hasty.send(request("hello", {"protocol": 1, **vp}) * 2)
         assert [long.farewell().name, hasty.farewell().name] == ["EMSGSIZE", "EPROTO"]
 
 

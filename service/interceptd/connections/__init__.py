@@ -1,1 +1,1 @@
-"""Sockets: listeners, peers, framing, one request at a time, fairness between uids."""
+"""Sockets: listeners, peers, framing, one request after the other, fairness between uids."""
