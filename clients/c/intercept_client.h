@@ -628,7 +628,7 @@ static inline enum ic_result ic_protect_vma(
     return ic__tell(connection, &request);
 }
 
-/* Make a VP that may wait inside ic_intercept return with IC_RETRY (P-16). */
+/* Make a VP that may wait inside ic_intercept return with IC_RETRY (P-16). Also on a `notifier` connection. */
 static inline enum ic_result ic_kick(struct ic_connection *connection, uint32_t vp_index) {
     struct ic_writer request;
     ic__request(connection, &request, "kick");

@@ -184,7 +184,7 @@ class BlockingVp(_Client):
 
         Act on the answer's `outcome`, as `clients/VCPU_LOOP.md` shows: a `LaterAnswer` has a reason that only
         a later daemon knows. The daemon answers in bounded time, some seconds at most. To get a vCPU back
-        that waits here, call `kick` of the VMM's client: the answer is then `KICKED`.
+        that waits here, call `kick` of a notifier or of the VMM's client: the answer is then `KICKED`.
 
         Raises as `BlockingVmm.call` does. If the daemon said why it closed the connection, the error is a
         `ConnectionEnded`, which holds its words.
@@ -199,6 +199,7 @@ class BlockingNotifier(_CallClient):
     """
 
     invalidate = _method(_notifier_requests.invalidate)
+    kick = _method(_vmm_requests.kick)
 
     @classmethod
     def open(cls, path: StrPath, partition: PartitionCredentials, *, timeout: float | None = None) -> Self:

@@ -173,7 +173,7 @@ class TrioVp(_Client):
 
         Act on the answer's `outcome`, as `clients/VCPU_LOOP.md` shows: a `LaterAnswer` has a reason that only
         a later daemon knows. The daemon answers in bounded time, some seconds at most. To get a vCPU back
-        that waits here, call `kick` of the VMM's client: the answer is then `KICKED`.
+        that waits here, call `kick` of a notifier or of the VMM's client: the answer is then `KICKED`.
 
         Raises as `TrioVmm.call` does. If the daemon said why it closed the connection, the error is a
         `ConnectionEnded`, which holds its words.
@@ -188,6 +188,7 @@ class TrioNotifier(_CallClient):
     """
 
     invalidate = _method(_notifier_requests.invalidate)
+    kick = _method(_vmm_requests.kick)
 
     @classmethod
     def open(cls, path: StrPath, partition: PartitionCredentials) -> AbstractAsyncContextManager[Self]:

@@ -19,7 +19,7 @@ METHODS: Final[Mapping[str, frozenset[str]]] = {
         "list_vmas", "list_mappings",
     }),
     "vp": frozenset({"intercept"}),
-    "notifier": frozenset({"invalidate_begin", "invalidate_end", "invalidate"}),
+    "notifier": frozenset({"invalidate_begin", "invalidate_end", "invalidate", "kick"}),
     "operator": frozenset({
         "list_partitions", "inspect_partition", "statistics", "set_policy", "drain", "subscribe",
         "histograms", "list_regions", "list_vmas", "list_mappings",

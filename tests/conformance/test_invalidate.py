@@ -37,9 +37,9 @@ def test_a_pinned_region_that_is_hit_is_not_mapped_again(vmm: RawVmm) -> None:
 @statement("P-3")
 def test_another_method_on_a_notifier_is_enosys(vmm: RawVmm) -> None:
     notifier = vmm.notifier()
-    refusal = notifier.refusal("kick", {"vp_index": "all"})
+    refusal = notifier.refusal("translate", {"gfn": 1})
     assert (refusal.name, set(refusal.details["methods"])) == (
         "ENOSYS",
-        {"invalidate_begin", "invalidate_end", "invalidate"},
+        {"invalidate_begin", "invalidate_end", "invalidate", "kick"},
     )
     assert notifier.ask("invalidate", WHOLE_MEMORY) is None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conformance.guests import GFN, WHOLE_MEMORY, RawVmm
+from conformance.guests import GFN, UADDR, WHOLE_MEMORY, RawVmm
+from conformance.hosts import Host
 from conformance.statements import needs, statement
 from conformance.wire import READ, intercept_message, request
 
@@ -27,6 +28,30 @@ def test_the_intercept_that_waits_or_is_about_to_is_kicked(vmm: RawVmm, whom: ob
     vp.send(WAITING)
     assert vmm.ask("kick", vp_index=whom) is None
     assert vp.answer() == ["retry", "kicked"]
+
+
+@statement("P-16")
+@needs("notifier")
+def test_a_notifier_kicks_too(vmm: RawVmm) -> None:
+    vp, notifier = vmm.vp(2), vmm.notifier()
+    vp.send(WAITING)
+    assert notifier.ask("kick", {"vp_index": 2}) is None
+    assert vp.answer() == ["retry", "kicked"]
+    assert notifier.refusal("kick", {"vp_index": 9}).name == "ENOENT"
+
+
+@statement("P-16", "T-19")
+@needs("hypervisor", "notifier")
+def test_a_kick_of_a_notifier_does_not_wait_for_the_vmms_request(hosted: RawVmm) -> None:
+    host = Host(hosted)
+    host.map()
+    hosted.connection.send(request("unmap_vma", {"start_uaddr": UADDR, "page_count": 1}))
+    msgid, _, _ = host.asked()
+    host.fault()
+    assert hosted.notifier().ask("kick", {"vp_index": 0}) is None
+    assert host.vp.answer() == ["retry", "kicked"]
+    host.answer(msgid)
+    assert hosted.connection.answer() is None
 
 
 @statement("P-16")

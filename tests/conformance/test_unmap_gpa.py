@@ -9,7 +9,6 @@ from conformance.hosts import REFUSAL, Host
 from conformance.statements import needs, statement
 from conformance.wire import request
 
-
 UNMAPPING = request("unmap_vma", {"start_uaddr": UADDR, "page_count": 1}, 1)
 
 

@@ -6,6 +6,8 @@ the software one.
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 from structlog.testing import capture_logs
@@ -25,6 +27,7 @@ from interceptd.memory.fault_handler import Fault
 from interceptd.memory.region import Region
 from interceptd.pages.mapping import Mapping
 from interceptd.sessions.notifier import NotifierSession
+from interceptd.sessions.vmm import kick
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
 RANGE = {"start_uaddr": PAGE << PAGE_SHIFT, "length": PAGES << PAGE_SHIFT}
@@ -185,7 +188,7 @@ async def test_an_uncontended_announcement_is_served_by_its_caller(
     prompt: ModelPartition, call: messages.NotifierCall
 ) -> None:
     await prompt.fault(GFN)
-    answering = NotifierSession(prompt.notifier, prompt.regions).answer(call)
+    answering = NotifierSession(prompt.notifier, prompt.regions, partial(kick, prompt.partition)).answer(call)
     assert answering is not None
     with assert_no_checkpoints():
         await answering

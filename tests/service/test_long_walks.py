@@ -47,6 +47,7 @@ from interceptd.scheduling.time_share import SHARE, SLICE_NS, TimeShares
 from interceptd.sessions import views
 from interceptd.sessions.notifier import NotifierSession
 from interceptd.sessions.operator import OperatorSession
+from interceptd.sessions.vmm import kick
 from interceptd.telemetry.event_bus import EventBus, Subscription
 
 TURNS = 8
@@ -221,7 +222,7 @@ async def test_an_edit_of_many_vmas_takes_turns(
 async def test_a_connection_that_leaves_many_begins_open_takes_turns(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    session = NotifierSession(model.notifier, model.regions)
+    session = NotifierSession(model.notifier, model.regions, partial(kick, model.partition))
     for page in range(4 * TURNS):
         begun = session.answer(InvalidateBegin(start_uaddr=page << PAGE_SHIFT, length=1 << PAGE_SHIFT))
         assert begun is not None

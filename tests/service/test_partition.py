@@ -36,6 +36,7 @@ from interceptd.hypervisor import HypervisorError
 from interceptd.hypervisor.remote import RemoteHypervisor
 from interceptd.partition.partition import LAST_ANSWERS_SECONDS
 from interceptd.sessions.notifier import NotifierSession
+from interceptd.sessions.vmm import kick
 
 
 def attached_notifier(model: ModelPartition) -> RawPeer:
@@ -43,7 +44,7 @@ def attached_notifier(model: ModelPartition) -> RawPeer:
     ours, theirs = socket.socketpair()
     connection, session = (
         Connection(ours, Tenants(Limits), HangupWatch()),
-        NotifierSession(model.notifier, model.regions),
+        NotifierSession(model.notifier, model.regions, partial(kick, model.partition)),
     )
     announcements = model.partition.announcements
     serve = partial(serve_calls, connection, NOTIFIER_METHODS, session.answer, in_flight=announcements)

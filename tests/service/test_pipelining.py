@@ -9,24 +9,26 @@ import os
 import socket
 import termios
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from fakes.eventually import eventually
 from fakes.others import Others
 from fakes.raw_peer import RawPeer
 from fakes.running import Running
 from intercept_protocol import rpc
-from intercept_protocol.errors import ProtocolViolation
+from intercept_protocol.errors import ProtocolViolation, WireError
 from interceptd.config.schema import Limits
 from interceptd.connections import request_reader
 from interceptd.connections.connection import REST_SECONDS, Connection, ConnectionGone
 from interceptd.connections.fairness import TURN
 from interceptd.connections.hangup_watch import HangupWatch
-from interceptd.connections.received_fds import are_unread
+from interceptd.connections.received_fds import ReceivedFds, are_unread
+from interceptd.connections.request_reader import RequestReader
 from interceptd.connections.tenants import Tenants
 
 FIRST, SECOND, THIRD = (rpc.encode_request(msgid, "statistics", [{"a": 1}]) for msgid in (1, 2, 3))
@@ -244,6 +246,45 @@ async def test_a_descriptor_of_an_urgent_byte_comes_with_the_request_of_that_byt
             counts.append(len(inodes_of(fds.take())))
             connection.drop_descriptors()
     assert counts == ([1, 0] if at < len(FIRST) else [0, 1])
+
+
+# ------------------------------------------------ a long queue
+
+
+class CountingLooks(socket.socket):
+    looks = 0
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        self.looks += bool(flags & socket.MSG_PEEK)
+        return super().recv(size, flags)
+
+
+async def test_a_long_queue_is_read_without_looks_until_it_is_empty(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_reader, "LONG_LOOK_NS", -1)
+    with CountingLooks(fileno=os.dup(ends[0].fileno())) as source:
+        source.setblocking(False)
+        reader, receiver = RequestReader(source), rpc.Receiver({rpc.REQUEST})
+        fds = ReceivedFds(Tenants(Limits).of(0).closer)
+        for looks in (1, 2):
+            ends[1].send(FIRST * 100)
+            received = 0
+            with suppress(BlockingIOError):
+                while True:
+                    received += reader.read(receiver, fds) is not None
+            assert (received, source.looks) == (100, looks)
+
+
+async def test_closing_leaves_much_that_is_unread_to_a_thread(
+    connection: Connection, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    ends[1].send(bytes(300_000))
+    connection.refuse(WireError(errno.EPROTO, "no"))
+    connection.close()
+    assert connection.tenant.unclosed.count == 1
+    assert (await RawPeer.of(ends[1]).last_words()).number == errno.EPROTO
+    eventually(lambda: connection.tenant.unclosed.count, 0)
 
 
 # ------------------------------------------------ while an answer is awaited

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 import trio
@@ -22,6 +23,7 @@ from interceptd.address_space.handover import Handover
 from interceptd.address_space.refusals import Cause
 from interceptd.quota import Quota
 from interceptd.sessions.notifier import NotifierSession
+from interceptd.sessions.vmm import kick
 
 RANGE = {"start_uaddr": 0x9000000, "length": 0x4000}
 
@@ -105,7 +107,7 @@ async def test_a_range_that_is_not_whole_pages_or_wraps_is_einval_by_its_field(
 
 async def test_i7_endless_begins_and_ends_accumulate_nothing() -> None:
     async with ModelPartition().running() as model:
-        session = NotifierSession(model.notifier, model.regions)
+        session = NotifierSession(model.notifier, model.regions, partial(kick, model.partition))
         for page in range(200):
             where = {"start_uaddr": page << 12, "length": 0x1000}
             begun = session.answer(messages.InvalidateBegin(**where))
@@ -119,7 +121,9 @@ async def test_i7_endless_begins_and_ends_accumulate_nothing() -> None:
 async def test_invalidate_is_answered_after_catching_up_with_unannounced_changes() -> None:
     async with ModelPartition().running() as model:
         caught_up = trio.Event()
-        session = NotifierSession(model.notifier, model.regions, caught_up.wait)
+        session = NotifierSession(
+            model.notifier, model.regions, partial(kick, model.partition), caught_up.wait
+        )
         answering = session.answer(messages.Invalidate(**RANGE))
         assert answering is not None
         answered: list[str] = []
@@ -141,7 +145,7 @@ async def test_an_invalidate_that_cannot_catch_up_is_etimedout_but_its_range_is_
         raise Undecided("the process does not answer")
 
     async with ModelPartition().running() as model:
-        session = NotifierSession(model.notifier, model.regions, catch_up)
+        session = NotifierSession(model.notifier, model.regions, partial(kick, model.partition), catch_up)
         answering = session.answer(messages.Invalidate(**RANGE))
         assert answering is not None
         with pytest.raises(WireError, match="the process does not answer") as refused:

@@ -52,6 +52,7 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         "kick": frozenset(
             {
                 "a_kick_while_idle_is_kept_once",
+                "a_notifier_kicks_too",
                 "the_intercept_that_waits_or_is_about_to_is_kicked",
                 "a_kick_does_not_change_answers_given_without_waiting",
             }
@@ -85,6 +86,8 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         "kick": frozenset(
             {
                 "a_kick_while_idle_is_kept_once",
+                "a_kick_of_a_notifier_does_not_wait_for_the_vmms_request",
+                "a_notifier_kicks_too",
                 "the_intercept_that_waits_or_is_about_to_is_kicked",
                 "a_kick_does_not_change_answers_given_without_waiting",
             }

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ class Caller:
 
 
 def test_of_two_threads_on_a_connection_each_has_all_of_its_answers(vmm: RawVmm) -> None:
-    answers: list[list[object]] = []
+    answers: list[list[Any]] = []
     with socket.socket(fileno=os.dup(vmm.connection.fileno())) as duplicate, ThreadPoolExecutor(2) as threads:
         duplicate.settimeout(RawConnection.patience)
         sending = threading.Lock()

@@ -181,6 +181,7 @@ def methods() -> list[ExchangeVector]:
         ("operator", "first page", m.OperatorListMappings(partition_id=1), mappings),
         ("operator", "next page", m.OperatorListMappings(partition_id=1, after=0xFEB00),
          m.MappingPage(mappings=[], more=False)),
+        ("notifier", "plain", m.Kick(vp_index=3), None),
     ]  # fmt: skip
     return [_exchange(msgid, *case) for msgid, case in enumerate(cases, start=1)]
 

@@ -11,7 +11,7 @@ from wire_vectors.forms import MalformedVector, RefusalVector
 
 
 def refused() -> list[RefusalVector]:
-    translate, kick = {"gfn": 1}, {"vp_index": 0}
+    translate = {"gfn": 1}
     region = {"start_gfn": 1, "page_count": 1, "start_uaddr": 4096, "kind": "auto", "writable": True}
     vma = {
         "start_uaddr": 4096, "page_count": 1, "start_pfn": 1, "readable": True, "writable": True,
@@ -45,7 +45,7 @@ def refused() -> list[RefusalVector]:
         ("operator", "list_regions", [], errno.EINVAL, "partition_id"),
         ("vmm", "invalidate_begin", [{"start_uaddr": 0, "length": 4096}], errno.ENOSYS, None),
         ("vmm", "no_such_method", [], errno.ENOSYS, None),
-        ("notifier", "kick", [kick], errno.ENOSYS, None),
+        ("notifier", "translate", [translate], errno.ENOSYS, None),
         ("notifier", "invalidate", [{"start_uaddr": 0}], errno.EINVAL, "length"),
         ("operator", "drain", [{}], errno.EINVAL, "timeout_ms"),
         ("operator", "drain", [{"timeout_ms": 2**32}], errno.EINVAL, "timeout_ms"),

@@ -1,4 +1,4 @@
-"""A notifier's requests: they announce ranges whose frames are going or gone.
+"""A notifier's requests: they announce ranges whose frames are going or gone, and kick VPs.
 
 Owns those requests; must not know how one is carried out.
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from .base import U64, Call
+from .vmm import Kick
 
 
 class InvalidateBegin(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,7 +36,7 @@ class Invalidate(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=Tr
     length: U64
 
 
-NotifierCall = InvalidateBegin | InvalidateEnd | Invalidate
+NotifierCall = InvalidateBegin | InvalidateEnd | Invalidate | Kick
 NOTIFIER_METHODS: Mapping[str, type[NotifierCall]] = {
-    call.METHOD: call for call in (InvalidateBegin, InvalidateEnd, Invalidate)
+    call.METHOD: call for call in (InvalidateBegin, InvalidateEnd, Invalidate, Kick)
 }

@@ -2,8 +2,8 @@
 
 Owns how far to read: it looks (MSG_PEEK) for the request's end. Must not know methods, and never blocks.
 
-The kernel attaches descriptors to the bytes that were sent with them (SCM_RIGHTS, unix(7)), and gives them to
-whoever reads the first of these.
+The kernel attaches descriptors to the bytes that were sent with them (SCM_RIGHTS, unix(7)): they come with
+the first of these that is read.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from interceptd.partition.registry import PartitionRegistry
 from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.sessions.handshake import Handshake
 from interceptd.sessions.notifier import NotifierSession
+from interceptd.sessions.vmm import kick
 
 
 class Attacher:
@@ -85,7 +86,7 @@ class Attacher:
             )
         memory = partition.memory
         catch_up = memory.catch_up if isinstance(memory, ProcessAddressSpace) else None
-        session = NotifierSession(partition.notifier, partition.regions, catch_up)
+        session = NotifierSession(partition.notifier, partition.regions, partial(kick, partition), catch_up)
         partition.start_notifier(
             handshake.connection,
             handshake.hello_reply(self._hello_reply()),

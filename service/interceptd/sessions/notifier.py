@@ -20,21 +20,26 @@ from interceptd.scheduling.time_share import give_way_shielded
 
 
 class NotifierSession:
-    """`catch_up` takes in what changed before without a word, where memory can; it may raise `Undecided`."""
+    """`kick` carries out a kick. `catch_up` takes in what changed before without a word, where memory can; it
+    may raise `Undecided`."""
 
     def __init__(
         self,
         notifier: MmuNotifier,
         regions: RegionManager,
+        kick: Callable[[messages.Kick], Coroutine[object, object, None]],
         catch_up: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._notifier = notifier
         self._regions = regions
+        self._kick = kick
         self._catch_up = catch_up
         self._begun: Counter[UaddrRange] = Counter()
 
     def answer(self, call: NotifierCall) -> Coroutine[object, object, None] | None:
         """Begin and invalidate are answered once the guest can no longer reach the range."""
+        if isinstance(call, messages.Kick):
+            return self._kick(call)
         uaddrs = UaddrRange.of_bytes(call.start_uaddr, call.length)
         match call:
             case messages.InvalidateBegin():

@@ -69,7 +69,7 @@ class VmmSession:
             case messages.AttachMemory():
                 return self._attach_memory(call)
             case messages.Kick():
-                return self._kick(call)
+                return kick(self._partition, call)
             case messages.SetPolicy():
                 set_policy(self._partition, call)
             case messages.Prefault():
@@ -187,12 +187,6 @@ class VmmSession:
         except Undecided as error:
             raise WireError(error.number, f"attach_memory: {error}") from None
 
-    async def _kick(self, call: messages.Kick) -> None:
-        if call.vp_index is VpSelection.ALL:
-            await self._partition.kick_all()
-        elif not self._partition.kick(call.vp_index):
-            raise WireError(errno.ENOENT, f"no VP {call.vp_index} is attached", vp_index=call.vp_index)
-
     def _translate(self, gfn: int) -> messages.Translation | None:
         mapping = self._partition.hypervisor.translate(gfn)
         frame = None if mapping is None else mapping.frame_at(gfn)
@@ -207,6 +201,14 @@ class VmmSession:
 
     def _declared(self) -> DeclaredAddressSpace:
         return views.declared(self._partition)
+
+
+async def kick(partition: Partition, call: messages.Kick) -> None:
+    """Raises ENOENT for a VP that is not attached."""
+    if call.vp_index is VpSelection.ALL:
+        await partition.kick_all()
+    elif not partition.kick(call.vp_index):
+        raise WireError(errno.ENOENT, f"no VP {call.vp_index} is attached", vp_index=call.vp_index)
 
 
 def set_policy(partition: Partition, call: messages.SetPolicy | messages.OperatorSetPolicy) -> None:

@@ -27,6 +27,7 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.messages import Invalidate, InvalidateBegin, RegionKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.sessions.notifier import NotifierSession
+from interceptd.sessions.vmm import kick
 
 LOOKED_AT = range(GFN - 1, GFN + PAGES + 1)
 ANOTHER_PFN = 0xB000
@@ -96,7 +97,7 @@ async def refused_fault(model: ModelPartition) -> None:
 
 async def fault_behind_an_invalidation(model: ModelPartition) -> None:
     """It waits for an invalidation that another task ends."""
-    session = NotifierSession(model.notifier, model.regions)
+    session = NotifierSession(model.notifier, model.regions, partial(kick, model.partition))
     announced = session.answer(InvalidateBegin(start_uaddr=PAGE << PAGE_SHIFT, length=1 << PAGE_SHIFT))
     assert announced is not None
 
@@ -113,7 +114,7 @@ async def fault_behind_an_invalidation(model: ModelPartition) -> None:
 
 async def announced(model: ModelPartition) -> None:
     """A notifier connection's begin, and the end that comes with the connection's."""
-    session = NotifierSession(model.notifier, model.regions)
+    session = NotifierSession(model.notifier, model.regions, partial(kick, model.partition))
     try:
         begun = session.answer(InvalidateBegin(start_uaddr=PAGE << PAGE_SHIFT, length=PAGES << PAGE_SHIFT))
         assert begun is not None
@@ -124,7 +125,7 @@ async def announced(model: ModelPartition) -> None:
 
 
 async def invalidated(model: ModelPartition) -> None:
-    done = NotifierSession(model.notifier, model.regions).answer(
+    done = NotifierSession(model.notifier, model.regions, partial(kick, model.partition)).answer(
         Invalidate(start_uaddr=PAGE << PAGE_SHIFT, length=PAGES << PAGE_SHIFT)
     )
     assert done is not None
