@@ -65,3 +65,15 @@ class Quota:
         except BaseException:
             self.release()
             raise
+
+    @contextmanager
+    def reserved(self, count: int) -> Iterator[None]:
+        """Keep room for `count` more until the end of the block. Raises like `require`, but never for none:
+        what exceeds a lowered limit stays."""
+        if count:
+            self.require(count)
+        self.count += count
+        try:
+            yield
+        finally:
+            self.count -= count

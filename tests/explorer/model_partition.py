@@ -188,23 +188,20 @@ class ModelPartition:
         access: Access = RW,
     ) -> RegionKind:
         """`kind` None is `auto`; returns the kind that it became."""
-        reply = await self._ask(
-            messages.AddRegion(
-                start_gfn=gfn,
-                page_count=page_count,
-                start_uaddr=page << PAGE_SHIFT,
-                kind=RequestedKind.AUTO if kind is None else RequestedKind(kind),
-                writable=Access.WRITE in access,
-                executable=Access.EXECUTE in access,
-            )
-        )
+        reply = await self._ask(addition(gfn, page_count, page, kind, access))
         assert isinstance(reply, messages.AddRegionReply)
         return reply.kind
 
     async def remove_region(self, gfn: int, page_count: int, page: int) -> None:
-        await self._ask(
-            messages.RemoveRegion(start_gfn=gfn, page_count=page_count, start_uaddr=page << PAGE_SHIFT)
-        )
+        await self._ask(removal(gfn, page_count, page))
+
+    async def change_regions(
+        self, remove: Iterable[messages.RemoveRegion] = (), add: Iterable[messages.AddRegion] = ()
+    ) -> list[RegionKind]:
+        """Of what `removal` and `addition` say; returns the kinds."""
+        reply = await self._ask(messages.ChangeRegions(remove=list(remove), add=list(add)))
+        assert isinstance(reply, messages.ChangeRegionsReply)
+        return reply.kinds
 
     async def prefault(self, gfn: int, page_count: int) -> tuple[int, int]:
         """One request: how many pages were gone through, and how many of them the guest could read."""
@@ -241,3 +238,26 @@ class ModelPartition:
 
     def pfns(self, gfn: int, page_count: int) -> list[int | None]:
         return [self.pfn(page) for page in range(gfn, gfn + page_count)]
+
+
+def addition(
+    gfn: int,
+    page_count: int,
+    page: int,
+    kind: RegionKind | None = RegionKind.MMIO,
+    access: Access = RW,
+) -> messages.AddRegion:
+    """The region that a VMM asks for; `kind` None is `auto`."""
+    return messages.AddRegion(
+        start_gfn=gfn,
+        page_count=page_count,
+        start_uaddr=page << PAGE_SHIFT,
+        kind=RequestedKind.AUTO if kind is None else RequestedKind(kind),
+        writable=Access.WRITE in access,
+        executable=Access.EXECUTE in access,
+    )
+
+
+def removal(gfn: int, page_count: int, page: int) -> messages.RemoveRegion:
+    """The region that a VMM wants to be gone."""
+    return messages.RemoveRegion(start_gfn=gfn, page_count=page_count, start_uaddr=page << PAGE_SHIFT)

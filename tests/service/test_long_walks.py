@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, cast
@@ -19,11 +20,13 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 import interceptd
+from explorer.model_partition import addition, removal
 from fakes.idle_vp import IdleVp
 from fakes.model_partition import RW, ModelPartition
 from fakes.others import Others
 from fakes.used_up_time import time_used_up_every
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
+from intercept_protocol.errors import WireError
 from intercept_protocol.messages import (
     InvalidateBegin,
     ListPartitions,
@@ -31,6 +34,7 @@ from intercept_protocol.messages import (
     OperatorStatistics,
     RegionKind,
 )
+from intercept_protocol.messages.vmm import LIST_LIMIT
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.config.live import Settings
 from interceptd.config.schema import Config
@@ -132,6 +136,53 @@ async def test_revoking_many_mappings_of_one_region_yields(
         await changes[change]()
     assert others.turns >= TURNS - 2
     assert model.hypervisor.counters().mapped_gfns == 0
+
+
+async def test_counting_the_many_mappings_that_a_change_keeps_takes_turns(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await committed(model, scattered(MANY))
+    region = model.regions.first_regions(1)[0]
+    region.kind, region.state = RegionKind.MMIO, RegionState.LIVE
+    others = Others(nursery)
+    with time_used_up_every(2):  # it asks after each part
+        await model.change_regions([removal(0, MANY, 0)], [addition(0, MANY, 0)])
+    assert others.turns >= TURNS - 2
+    assert len(model.hypervisor.events) == MANY, "nothing was mapped or unmapped"
+
+
+async def test_a_change_of_many_regions_takes_turns(model: ModelPartition, nursery: trio.Nursery) -> None:
+    """To read what is asked for, to take away and to make; if that is refused, to unmake and to put back."""
+    here, there = (
+        [addition(2 * gfn, 1, 0, RegionKind.MOVABLE) for gfn in range(first, first + LIST_LIMIT)]
+        for first in (0, LIST_LIMIT)
+    )
+    gone = [removal(each.start_gfn, 1, 0) for each in here]
+    others = Others(nursery)
+    turns: list[int] = []
+    for remove, add in (([], here), (gone, there), (gone, [])):
+        before = others.turns
+        model.hypervisor.refuse_map(nth=LIST_LIMIT if remove else 0)
+        with time_used_up_every(LIST_LIMIT // TURNS), suppress(WireError):
+            await model.change_regions(remove, add)
+        turns.append(others.turns - before)
+    assert turns[0] >= 2 * TURNS - 3
+    assert turns[1] >= 5 * TURNS - 6
+    assert turns[2] >= TURNS - 2
+    assert model.regions.region_count == 0
+
+
+async def test_a_change_of_many_pinned_mappings_and_its_undoing_take_turns(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """To look at them, to take them away, and to map them again."""
+    await committed(model, scattered(MANY))
+    others = Others(nursery)
+    model.hypervisor.refuse_map()
+    with time_used_up_every(2), pytest.raises(WireError):
+        await model.change_regions([removal(0, MANY, 0)], [addition(0, 1, 1, RegionKind.MOVABLE)])
+    assert others.turns >= 2 * (TURNS - 2) + MANY // 2 - 2
+    assert model.hypervisor.counters().mapped_gfns == MANY
 
 
 async def test_closing_many_regions_takes_turns(model: ModelPartition, nursery: trio.Nursery) -> None:
@@ -364,12 +415,17 @@ HERE: Final = {
     "memory/fault_handler.py: FaultHandler._resolve_whole",
     "memory/fault_handler.py: FaultHandler.handle",
     "memory/guest_mappings.py: GuestMappings._undo",
+    "memory/guest_mappings.py: GuestMappings.all",
+    "memory/guest_mappings.py: GuestMappings.count",
     "memory/long_lists.py: free",
     "memory/prefault.py: prefault",
     "memory/guest_mappings.py: GuestMappings.discard",
     "memory/guest_mappings.py: GuestMappings.map_gaps",
+    "memory/guest_mappings.py: GuestMappings.map_again",
+    "memory/guest_mappings.py: GuestMappings.map_no_access",
     "memory/guest_mappings.py: Revocation.revoke",
     "memory/guest_mappings.py: Revocation.unmap_all",
+    "memory/mapping_change.py: MappingChange._unmap",
     "memory/region_manager.py: RegionManager._remove",
     "memory/region_manager.py: RegionManager.discard",
     "memory/region_manager.py: RegionManager.serve_pending",
@@ -379,6 +435,7 @@ HERE: Final = {
     "sessions/notifier.py: NotifierSession.close",
     "sessions/operator.py: OperatorSession._list",
     "sessions/views.py: _views",
+    "sessions/region_calls.py: RegionCalls._change",
 }
 
 

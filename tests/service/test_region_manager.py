@@ -80,9 +80,9 @@ async def test_mappings_of_the_guest_are_listed_in_order_in_chunks(model: ModelP
 
 CHANGES: list[Callable[[ModelPartition, Region], Awaitable[object]]] = [
     lambda model, region: model.mappings.map_gaps(region, [], math.inf),
-    lambda model, region: model.mappings.map_no_access(region),
+    lambda model, region: model.mappings.map_no_access([(region, region.gfns)]),
     lambda model, region: model.mappings.revocation().revoke(region, region.gfns),
-    lambda model, region: model.mappings.revocation().unmap_all(region),
+    lambda model, region: model.mappings.revocation().unmap_all(region, region.gfns),
     lambda model, region: model.regions._invalidate(
         region, region.uaddrs, model.mappings.revocation(), exact=True
     ),

@@ -182,6 +182,13 @@ def methods() -> list[ExchangeVector]:
         ("operator", "next page", m.OperatorListMappings(partition_id=1, after=0xFEB00),
          m.MappingPage(mappings=[], more=False)),
         ("notifier", "plain", m.Kick(vp_index=3), None),
+        ("vmm", "a BAR moves",
+         m.ChangeRegions(
+             remove=[m.RemoveRegion(**bar)],
+             add=[m.AddRegion(**bar | {"start_gfn": 0xFEC00}, kind=m.RequestedKind.AUTO, writable=True,
+                              executable=False)]),
+         m.ChangeRegionsReply(kinds=[m.RegionKind.MMIO])),
+        ("vmm", "nothing", m.ChangeRegions(), m.ChangeRegionsReply(kinds=[])),
     ]  # fmt: skip
     return [_exchange(msgid, *case) for msgid, case in enumerate(cases, start=1)]
 

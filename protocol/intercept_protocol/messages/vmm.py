@@ -74,6 +74,22 @@ class RemoveRegion(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=
     start_uaddr: U64
 
 
+class ChangeRegionsReply(msgspec.Struct, frozen=True, kw_only=True):
+    """`kinds` has those of the added regions, in order."""
+
+    kinds: list[RegionKind]
+
+
+class ChangeRegions(Call[ChangeRegionsReply], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Remove regions and add others in one step, all or nothing."""
+
+    METHOD: ClassVar[str] = "change_regions"
+    REPLY: ClassVar[object] = ChangeRegionsReply
+
+    remove: Annotated[list[RemoveRegion], Meta(max_length=LIST_LIMIT)] = msgspec.field(default_factory=list)
+    add: Annotated[list[AddRegion], Meta(max_length=LIST_LIMIT)] = msgspec.field(default_factory=list)
+
+
 class MapVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "map_vma"
     REPLY: ClassVar[object] = None
@@ -198,14 +214,14 @@ class ListMappings(Call[MappingPage], frozen=True, kw_only=True, forbid_unknown_
 
 
 VmmCall = (
-    CreatePartition | AddRegion | RemoveRegion | MapVma | MapVmas | UnmapVma | ProtectVma
+    CreatePartition | AddRegion | RemoveRegion | ChangeRegions | MapVma | MapVmas | UnmapVma | ProtectVma
     | AttachMemory | Kick | SetPolicy | Statistics | Translate | Prefault
     | ListRegions | ListVmas | ListMappings
 )  # fmt: skip
 VMM_METHODS: Mapping[str, type[VmmCall]] = {
     call.METHOD: call
     for call in (
-        CreatePartition, AddRegion, RemoveRegion, MapVma, MapVmas, UnmapVma, ProtectVma,
+        CreatePartition, AddRegion, RemoveRegion, ChangeRegions, MapVma, MapVmas, UnmapVma, ProtectVma,
         AttachMemory, Kick, SetPolicy, Statistics, Translate, Prefault,
         ListRegions, ListVmas, ListMappings,
     )

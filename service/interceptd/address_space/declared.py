@@ -1,7 +1,7 @@
 """The declared address space: the VMM declares its VMAs and their host pages.
 
-Owns the VMA table; must not know who depends on it. `map_vma` and `map_vmas` are one synchronous step; `unmap_vma` and
-`protect_vma` run under an open invalidation.
+Owns the VMA table; must not know who depends on it. `map_vma` and `map_vmas` are one synchronous step;
+`unmap_vma` and `protect_vma` run under an open invalidation.
 """
 
 from __future__ import annotations

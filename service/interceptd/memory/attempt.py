@@ -7,6 +7,7 @@ are, or what is mapped of them.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import trio
@@ -17,6 +18,7 @@ from intercept_protocol.messages import MmioGranularity
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.memory.region import Region
 from interceptd.mmu_notifier import MmuNotifier, Window
+from interceptd.pages.mapping import Extent, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,20 @@ class Attempt:
     @property
     def stale(self) -> bool:
         return self.window.stale
+
+    def wanted(self, extents: Iterable[Extent]) -> Iterator[Mapping]:
+        """What the extents are to map."""
+        for extent in extents:
+            assert self.window.uaddrs.covers(extent.uaddrs), "an address space answers within the window"
+            yield self.region.mapping(extent)
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What backs all of a pinned region that is not in the list yet; good until the attempt is stale."""
+
+    attempt: Attempt
+    extents: list[Extent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +79,10 @@ def attempt_at(
 def attempt_over(notifier: MmuNotifier, region: Region) -> Attempt:
     """Begin to rely on all of a pinned region; EFAULT if some of it is being invalidated."""
     if notifier.is_invalidating(region.uaddrs):
-        raise WireError(
-            errno.EFAULT, f"pinned region {region.gfns} cannot be populated: it is being invalidated"
-        )
+        raise unpopulated(region, "it is being invalidated")
     return Attempt(region, region.gfns.start, Access.READ, notifier.open_window(region.uaddrs))
+
+
+def unpopulated(region: Region, why: str, number: int = errno.EFAULT) -> WireError:
+    """The error about a pinned region that cannot be mapped in full."""
+    return WireError(number, f"pinned region {region.gfns} cannot be populated: {why}")

@@ -5,20 +5,21 @@ Owns the decision, and is all that a VP asks. Must not know connections or messa
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 
 import trio
 from msgspec.structs import replace
 
-from intercept_protocol.addresses import PAGE_SHIFT
-from intercept_protocol.errors import WireError
+from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
+from intercept_protocol.elements import about_element
+from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer, allows
 from interceptd.address_space import AddressSpace, Caller, Undecided
 from interceptd.memory import long_lists
-from interceptd.memory.attempt import Attempt, Busy
+from interceptd.memory.attempt import Attempt, Busy, Whole, unpopulated
 from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.memory.region_manager import RegionManager
 from interceptd.pages.mapping import Extent, Mapping
@@ -29,6 +30,9 @@ from interceptd.telemetry.histogram import LatencyHistogram
 ROUNDS = 16
 """Times that one access is tried before the answer is RETRY. A VMM that invalidates without end keeps only
 its own VPs busy."""
+CHANGED_PIECES = 4096
+"""Extents that the pinned regions of one change may have. They are kept until all are resolved, and many
+regions may be backed by the same VMAs, so nothing else bounds them."""
 UNDECIDED_PAUSE = 0.02
 """Seconds before an undecided fault is answered RETRY. They limit a VP that asks again at once to 50 times
 per second, and short-lived causes, such as a userfaultfd being closed, are over by then."""
@@ -130,9 +134,9 @@ class FaultHandler:
                 await self._resolve_whole(region, extents)
                 answer = await self._regions.commit(attempt, extents)
                 if attempt.stale:
-                    raise _unpopulated(region, "its memory was invalidated meanwhile")
+                    raise unpopulated(region, "its memory was invalidated meanwhile")
                 if answer is Answer.HYPERVISOR_ERROR:
-                    raise _unpopulated(region, "the hypervisor refused the map")
+                    raise unpopulated(region, "the hypervisor refused the map")
                 region.state = RegionState.LIVE
             finally:
                 self._regions.finish(attempt)
@@ -142,6 +146,29 @@ class FaultHandler:
             raise
         finally:
             await long_lists.free(extents)
+
+    async def change_regions(
+        self, remove: Sequence[tuple[GfnRange, UaddrRange]], add: Sequence[Region]
+    ) -> None:
+        """`RegionManager.change`, with the pinned regions resolved before, one after the other.
+
+        Raises what it raises, and for a pinned region what `populate` does. Cancelling is safe at any time:
+        before the change nothing is kept, and a change that has begun is completed.
+        """
+        wholes: list[Whole] = []
+        pieces = CHANGED_PIECES
+        try:
+            for index, region in enumerate(add):
+                if region.kind is RegionKind.PINNED:
+                    with about_element("add", index):
+                        wholes.append(Whole(self._regions.begin_whole(region), []))
+                        await self._resolve_whole(region, wholes[-1].extents, pieces)
+                        pieces -= len(wholes[-1].extents)
+            await self._regions.change(remove, add, wholes)
+        finally:
+            for whole in wholes:
+                self._regions.finish(whole.attempt)
+                await long_lists.free(whole.extents)
 
     async def _try(self, attempt: Attempt, deadline: float) -> Answer | None:
         """One round; None if the attempt went stale, which leaves even a negative result undecided."""
@@ -176,18 +203,20 @@ class FaultHandler:
             return replace(extent, io=await self._address_space.is_io(page))
         return extent
 
-    async def _resolve_whole(self, region: Region, extents: list[Extent]) -> None:
-        """Append what backs the region."""
+    async def _resolve_whole(self, region: Region, extents: list[Extent], pieces: float = math.inf) -> None:
+        """Append what backs the region, unless that takes more than so many pieces."""
         page = region.uaddrs.start
         while page < region.uaddrs.end:
+            if len(extents) >= pieces:
+                raise unpopulated(region, f"one change may pin {CHANGED_PIECES} pieces of memory")
             try:
                 extent = await self._address_space.resolve(page, region.uaddrs, region.uaddrs, Caller.VMM)
             except Undecided as error:
-                raise _unpopulated(region, str(error), error.number) from error
+                raise unpopulated(region, str(error), error.number) from error
             if extent is None:
-                raise _unpopulated(region, f"nothing is mapped at uaddr {page << PAGE_SHIFT:#x}")
+                raise unpopulated(region, f"nothing is mapped at uaddr {page << PAGE_SHIFT:#x}")
             if Access.READ not in extent.access:
-                raise _unpopulated(region, f"uaddr {page << PAGE_SHIFT:#x} may not be read")
+                raise unpopulated(region, f"uaddr {page << PAGE_SHIFT:#x} may not be read")
             extents.append(extent)
             page = extent.uaddrs.end
             await give_way()
@@ -206,7 +235,3 @@ class _timed:  # lower case, because it is used like a function: `with _timed(hi
 
     def __exit__(self, *_: object) -> None:
         self._histogram.record(perf_counter_ns() - self._began)
-
-
-def _unpopulated(region: Region, why: str, number: int = errno.EFAULT) -> WireError:
-    return WireError(number, f"pinned region {region.gfns} cannot be populated: {why}")

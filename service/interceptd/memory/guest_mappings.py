@@ -16,13 +16,14 @@ import structlog
 import trio
 
 from intercept_protocol.addresses import GfnRange
+from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.text import sentence
 from interceptd.eager_lock import EagerLock
 from interceptd.errors import PartitionLost
 from interceptd.hypervisor import Hypervisor, HypervisorError, named
 from interceptd.memory import long_lists
-from interceptd.memory.region import Region
+from interceptd.memory.region import Piece, Region
 from interceptd.pages.counted_range_map import CountedRangeMap
 from interceptd.pages.mapping import Mapping, join
 from interceptd.quota import Quota
@@ -32,9 +33,6 @@ log = structlog.get_logger()
 
 MAPPINGS_PER_PART = 16
 """Mappings that are looked at together; those that continue each other are then revoked in one call."""
-
-
-_Piece = tuple[Region, GfnRange]
 
 
 class _Change:
@@ -111,6 +109,38 @@ class GuestMappings:
         """Up to `count` mappings that start at `gfn` or behind it, in order."""
         return self._record.starting_from(gfn, count)
 
+    async def all(self, gfns: GfnRange) -> list[Mapping]:
+        """All mappings in `gfns`, cut to them. The lock is held: they do not change meanwhile."""
+        assert self.lock.is_mine
+        found: list[Mapping] = []
+        for part in self._parts(gfns):
+            found += self._record.clipped(part)
+            if part.end < gfns.end:
+                await give_way_shielded()
+        return found
+
+    async def count(self, gfns: GfnRange) -> int:
+        """How many of `gfns` are mapped. The lock is held, as for `all`."""
+        assert self.lock.is_mine
+        count = 0
+        for part in self._parts(gfns):
+            count += sum(mapping.end - mapping.start for mapping in self._record.clipped(part))
+            if part.end < gfns.end:
+                await give_way_shielded()
+        return count
+
+    def require_room_to_cut(self, pieces: Iterable[GfnRange]) -> None:
+        """Raise ENOSPC if taking away `pieces` would leave more mappings than there may be.
+
+        One that is cut in two becomes two. Else changes that cut regions, and join them again, would cut
+        what is mapped into ever more.
+        """
+        more = sum(map(self._is_inside_one, pieces))
+        if more and len(self._record) + more > (limit := self._limit()):
+            raise WireError(errno.ENOSPC, _too_many(limit), limit="mappings_per_partition")
+        if more:
+            self._quota.require(more)
+
     # ------------------------------------------------ changing: the lock is held, and nothing is broken off
 
     def changing(self, gfns: Sequence[GfnRange]) -> AbstractContextManager[None]:
@@ -145,11 +175,31 @@ class GuestMappings:
         finally:
             await long_lists.free(made)
 
-    async def map_no_access(self, region: Region) -> None:
-        """NO_ACCESS over a whole new region. Raises `HypervisorError`."""
+    async def map_no_access(self, pieces: Sequence[Piece]) -> None:
+        """NO_ACCESS over pieces of movable regions that nothing is mapped in. Raises `HypervisorError`, whose
+        `done` counts the pieces."""
         assert self.lock.is_mine
-        with self.changing([region.gfns]):
-            await self._ask(self._hypervisor.map_gpas([region.no_access(region.gfns)]))
+        done = 0
+        while asked := pieces[done : done + self._hypervisor.pieces_per_call]:
+            with self.changing([gfns for _, gfns in asked]):
+                try:
+                    await self._ask(
+                        self._hypervisor.map_gpas([region.no_access(gfns) for region, gfns in asked])
+                    )
+                except HypervisorError as error:
+                    error.done += done
+                    raise
+            done += len(asked)
+            await give_way_shielded()
+
+    async def map_again(self, region: Region, taken: Sequence[Mapping]) -> None:
+        """Give back what was taken away, whatever the limits are now. Raises `HypervisorError`."""
+        assert self.lock.is_mine
+        done = 0
+        while asked := taken[done : done + self._hypervisor.pieces_per_call]:
+            await self._map(region, asked, limited=False)
+            done += len(asked)
+            await give_way_shielded()
 
     def revocation(self) -> Revocation:
         """Begin to take something away from the guest."""
@@ -187,7 +237,7 @@ class GuestMappings:
                 gaps.append(part)
         return gaps
 
-    async def _map(self, region: Region, mappings: list[Mapping]) -> None:
+    async def _map(self, region: Region, mappings: Sequence[Mapping], *, limited: bool = True) -> None:
         """Record first, then call: while the call is out nobody is told RESUME, and nobody loses track of it.
 
         What is recorded there already (the VMA was given more rights, unannounced) is taken away before.
@@ -196,7 +246,7 @@ class GuestMappings:
             if self._record.touches(mapping):
                 await self._take_back(region, mappings)
                 break
-        if not self._has_room(len(mappings)):
+        if limited and not self._has_room(len(mappings)):
             raise self._no_room(len(mappings))
         gfns = [mapping.gfns for mapping in mappings]
         with self.changing(gfns):
@@ -218,7 +268,7 @@ class GuestMappings:
                 if mapping is mappings[0] or self._record.find(mapping.start) is mapping:
                     join(self._record, mapping)
 
-    async def _take_back(self, region: Region, mappings: list[Mapping]) -> None:
+    async def _take_back(self, region: Region, mappings: Sequence[Mapping]) -> None:
         going = self.revocation()
         for mapping in mappings:
             await going.revoke(region, mapping.gfns)
@@ -244,18 +294,24 @@ class GuestMappings:
 
     def _no_room(self, more: int) -> HypervisorError:
         if len(self._record) + more > (limit := self._limit()):
-            return HypervisorError(errno.ENOSPC, f"a partition may have {limit} mappings")
+            return HypervisorError(errno.ENOSPC, _too_many(limit))
         return HypervisorError(errno.ENOSPC, self._quota.refusal().message)
 
     def _without_another_piece(self, region: Region, gfns: GfnRange) -> GfnRange:
         """What goes if `gfns` must, and no other mapping may be made: all of a mapping that they would cut
         in two. Else invalidations would cut mappings into ever more. What goes too much faults again."""
-        around = self._record.find(gfns.start)
-        if around is None or around.start == gfns.start or around.end <= gfns.end:
+        if not self._is_inside_one(gfns):
             return gfns
+        around = self._record.find(gfns.start)
+        assert around is not None
         whole = region.gfns.clip(around.gfns)  # neighbours that continue each other share a mapping
         assert whole is not None, "the mapping overlaps the region"
         return whole
+
+    def _is_inside_one(self, gfns: GfnRange) -> bool:
+        """Whether one mapping reaches beyond `gfns` at both ends: without them it would be two."""
+        around = self._record.find(gfns.start)
+        return around is not None and around.start < gfns.start and gfns.end < around.end
 
     def _parts(self, gfns: GfnRange) -> Iterator[GfnRange]:
         """`gfns` cut so that few mappings begin in each part; the caller gives way in between."""
@@ -278,9 +334,9 @@ class Revocation:
     def __init__(self, mappings: GuestMappings) -> None:
         """Use `GuestMappings.revocation`."""
         self._mappings = mappings
-        self._no_access: list[_Piece] = []
+        self._no_access: list[Piece] = []
         """What the hypervisor is still to be asked for, to be mapped NO_ACCESS and to be unmapped."""
-        self._unmapped: list[_Piece] = []
+        self._unmapped: list[Piece] = []
 
     async def revoke(self, region: Region, gfns: GfnRange, *, exactly: bool = False) -> None:
         """Take away what was mapped in `gfns` of the region: movable goes back to NO_ACCESS. At a limit of
@@ -302,15 +358,15 @@ class Revocation:
             if part.end < gfns.end:
                 await give_way_shielded()
 
-    async def unmap_all(self, region: Region) -> None:
-        """Take away all of the region, for good."""
+    async def unmap_all(self, region: Region, gfns: GfnRange) -> None:
+        """Take away all that there is in `gfns` of the region, for good."""
         mappings = self._mappings
         assert mappings.lock.is_mine
-        for part in mappings._parts(region.gfns):
+        for part in mappings._parts(gfns):
             movable = region.kind is RegionKind.MOVABLE  # whose NO_ACCESS entries go as well
             for run in [part] if movable else _runs(mappings._record.clipped(part)):
                 await self._unmap(region, run)
-            if part.end < region.gfns.end:
+            if part.end < gfns.end:
                 await give_way_shielded()
 
     async def finish(self) -> None:
@@ -339,7 +395,7 @@ class Revocation:
         pieces, self._unmapped = self._unmapped, []
         await self._ask(pieces, self._mappings._hypervisor.unmap_gpas([gfns for _, gfns in pieces]))
 
-    async def _ask(self, pieces: list[_Piece], call: Awaitable[None]) -> None:
+    async def _ask(self, pieces: list[Piece], call: Awaitable[None]) -> None:
         mappings = self._mappings
         with mappings.changing([gfns for _, gfns in pieces]):
             try:
@@ -351,9 +407,13 @@ class Revocation:
                 raise PartitionLost(f"{left} may still be reached by the guest: {sentence(error)}") from error
             self._forget(pieces)
 
-    def _forget(self, pieces: list[_Piece]) -> None:
+    def _forget(self, pieces: list[Piece]) -> None:
         for region, gfns in pieces:
             self._mappings._forget(region, gfns)
+
+
+def _too_many(limit: int) -> str:
+    return f"a partition may have {limit} mappings"
 
 
 def _runs(mappings: Iterable[Mapping]) -> list[GfnRange]:

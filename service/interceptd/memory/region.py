@@ -116,6 +116,10 @@ class Region(msgspec.Struct, eq=False, gc=False):
         return Mapping(gfns.start, gfns.end, None, self.uaddrs_of(gfns).start, Access.NONE)
 
 
+Piece = tuple[Region, GfnRange]
+"""Gfns of one region."""
+
+
 def kind_of_vma(io: bool) -> RegionKind:
     """How mshv tells MMIO from memory: VM_IO | VM_PFNMAP on the VMA (mshv_map_user_memory)."""
     return RegionKind.MMIO if io else RegionKind.MOVABLE

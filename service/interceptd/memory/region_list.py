@@ -7,9 +7,10 @@ uaddr range. Must not know locks, mappings or faults.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange, UaddrRange
+from intercept_protocol.elements import about_element
 from intercept_protocol.errors import WireError
 from interceptd.memory.region import Region
 from interceptd.pages.interval_index import IntervalIndex
@@ -49,19 +50,29 @@ class RegionList:
         """Raises EEXIST on overlap of the half-open gfn ranges, ENOSPC at the limit."""
         overlapped = self._overlapping(region.gfns)
         if overlapped is not None:
-            raise WireError(
-                errno.EEXIST,
-                f"region {region.gfns} overlaps {overlapped.gfns}",
-                start_gfn=overlapped.gfns.start,
-                page_count=overlapped.gfns.page_count,
-            )
+            raise _overlap(region, overlapped)
         limit = self._limit()
         if len(self._by_gfn) >= limit:
-            raise WireError(
-                errno.ENOSPC, f"a partition may have {limit} regions", limit="regions_per_partition"
-            )
+            raise _too_many(limit)
+        self.link(region)
+
+    def link(self, region: Region) -> None:
+        """Add a region for which there is room."""
         self._by_gfn[region.gfns.start] = region
         self._by_uaddr.add(region.uaddrs, region.gfns.start, region)
+
+    def require_room(self, new: Sequence[Region], old: Set[Region]) -> None:
+        """Raise what adding `new` in order would raise if `old` were gone; EEXIST names the element."""
+        coming: OrderedMap[Region] = OrderedMap()
+        for index, region in enumerate(new):
+            overlapped = _reaching(coming, region.gfns) or self._reaching_besides(old, region.gfns)
+            if overlapped is not None:
+                with about_element("add", index):
+                    raise _overlap(region, overlapped)
+            coming[region.gfns.start] = region
+        limit = self._limit()
+        if len(new) > len(old) and len(self._by_gfn) - len(old) + len(new) > limit:
+            raise _too_many(limit)
 
     def remove(self, region: Region) -> None:
         del self._by_gfn[region.gfns.start]
@@ -85,6 +96,31 @@ class RegionList:
         return region
 
     def _overlapping(self, gfns: GfnRange) -> Region | None:
-        """The last region that starts below the end of `gfns`, if it reaches into them."""
-        region = self._by_gfn.floor(gfns.end - 1)
-        return region if region is not None and region.gfns.overlaps(gfns) else None
+        return _reaching(self._by_gfn, gfns)
+
+    def _reaching_besides(self, old: Set[Region], gfns: GfnRange) -> Region | None:
+        """A region that overlaps `gfns` and is not in `old`; looks at no more of `old` than overlap them."""
+        for region in self._by_gfn.between(gfns.start, gfns.end):
+            if region not in old:
+                return region
+        first = self._by_gfn.floor(gfns.start)
+        return first if first is not None and first.gfns.overlaps(gfns) and first not in old else None
+
+
+def _reaching(regions: OrderedMap[Region], gfns: GfnRange) -> Region | None:
+    """The last region that starts below the end of `gfns`, if it reaches into them."""
+    region = regions.floor(gfns.end - 1)
+    return region if region is not None and region.gfns.overlaps(gfns) else None
+
+
+def _overlap(region: Region, overlapped: Region) -> WireError:
+    return WireError(
+        errno.EEXIST,
+        f"region {region.gfns} overlaps {overlapped.gfns}",
+        start_gfn=overlapped.gfns.start,
+        page_count=overlapped.gfns.page_count,
+    )
+
+
+def _too_many(limit: int) -> WireError:
+    return WireError(errno.ENOSPC, f"a partition may have {limit} regions", limit="regions_per_partition")

@@ -11,22 +11,26 @@ Must not know address spaces, connections or intercept messages, nor how a mappi
 
 from __future__ import annotations
 
+import errno
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 import structlog
 import trio
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.elements import about_element
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer, allows
 from interceptd.hypervisor import HypervisorError
 from interceptd.memory import region_facts
-from interceptd.memory.attempt import Attempt, Busy, attempt_at, attempt_over
+from interceptd.memory.attempt import Attempt, Busy, Whole, attempt_at, attempt_over, unpopulated
 from interceptd.memory.guest_mappings import GuestMappings, Revocation
+from interceptd.memory.mapping_change import MappingChange, Refused
 from interceptd.memory.region import Region, RegionState
+from interceptd.memory.region_change import RegionChange
 from interceptd.memory.region_list import RegionList
 from interceptd.mmu_notifier import Batch, MmuNotifier
 from interceptd.pages.mapping import Extent, Mapping
@@ -142,7 +146,7 @@ class RegionManager:
             if attempt.stale:
                 return None
             try:
-                made = await self._mappings.map_gaps(attempt.region, _wanted(attempt, extents), deadline)
+                made = await self._mappings.map_gaps(attempt.region, attempt.wanted(extents), deadline)
             except HypervisorError:
                 return Answer.HYPERVISOR_ERROR
             if not made:
@@ -161,7 +165,7 @@ class RegionManager:
                 self._regions.add(region)
             if region.kind is RegionKind.MOVABLE:
                 try:
-                    await self._mappings.map_no_access(region)
+                    await self._mappings.map_no_access([(region, region.gfns)])
                 except HypervisorError as error:
                     self._unlink(region)
                     raise WireError(error.number, f"region {region.gfns}: {error}") from error
@@ -177,6 +181,43 @@ class RegionManager:
         """Remove the region with just these ranges; ENOENT or EINVAL if there is none."""
         async with self._lock:
             await self._remove([self._regions.exactly(gfns, uaddrs)])
+
+    async def change(
+        self,
+        remove: Sequence[tuple[GfnRange, UaddrRange]],
+        add: Sequence[Region],
+        wholes: Sequence[Whole] = (),
+    ) -> None:
+        """Replace the regions that have just the ranges of `remove` by those of `add`, of which `wholes` has
+        the pinned ones. All or nothing, and nobody sees anything between.
+
+        Raises `WireError` as `remove_exactly` and `add` do, about the element, and EFAULT about a pinned
+        region. What old and new regions have in common stays mapped. Faults on the rest wait: first it is
+        taken away, then the regions are exchanged in one step, then what must be mapped at once is mapped. If
+        the hypervisor refuses that, the old regions are put back; if they cannot be, the partition is lost.
+        """
+        async with self._lock:
+            change = self._checked(remove, add, wholes)
+            mapping_change = MappingChange(self._mappings, change)
+            try:
+                with self._mappings.changing(change.changing):
+                    with self._quota.reserved(max(0, len(change.new) - len(change.old))):
+                        await mapping_change.take_away()
+                    self._exchange(change.old, change.new)
+                    try:
+                        await mapping_change.make(wholes)
+                    except Refused as refused:
+                        await mapping_change.unmake()
+                        self._exchange(change.new, change.old)
+                        await mapping_change.put_back()
+                        with about_element("add", add.index(refused.region)):
+                            raise refused.error from refused
+            finally:
+                await mapping_change.free()
+            for region in change.old:
+                self._event_bus.publish(region_facts.removed(region))
+            for region in change.new:
+                self._event_bus.publish(region_facts.added(region))
 
     async def run(self) -> None:
         """The region manager task: serve invalidations until cancelled."""
@@ -249,19 +290,41 @@ class RegionManager:
             self._notifier.mark_stale(region.uaddrs)
         going = self._mappings.revocation()
         for region in regions:
-            await going.unmap_all(region)
+            await going.unmap_all(region, region.gfns)
             await give_way_shielded()
         await going.finish()
         for region in regions:
             self._event_bus.publish(region_facts.removed(region))
 
+    def _checked(
+        self, remove: Sequence[tuple[GfnRange, UaddrRange]], add: Sequence[Region], wholes: Sequence[Whole]
+    ) -> RegionChange:
+        """The plan of a change that is possible; raises what speaks against it."""
+        old: dict[Region, None] = {}
+        for index, (gfns, uaddrs) in enumerate(remove):
+            with about_element("remove", index):
+                region = self._regions.exactly(gfns, uaddrs)
+                if region in old:
+                    raise WireError(errno.ENOENT, f"region {gfns} is removed twice", start_gfn=gfns.start)
+                old[region] = None
+        self._regions.require_room(add, old.keys())
+        change = RegionChange(old, add)
+        self._mappings.require_room_to_cut(gfns for _, gfns in change.going)
+        for whole in wholes:
+            if whole.attempt.stale:
+                with about_element("add", add.index(whole.attempt.region)):
+                    raise unpopulated(whole.attempt.region, "its memory was invalidated meanwhile")
+        return change
+
+    def _exchange(self, old: Iterable[Region], new: Iterable[Region]) -> None:
+        """One step, after which attempts in the old regions come to nothing."""
+        for region in old:
+            self._unlink(region)
+            self._notifier.mark_stale(region.uaddrs)
+        for region in new:
+            self._regions.link(region)
+            self._quota.add(1)
+
     def _unlink(self, region: Region) -> None:
         self._regions.remove(region)
         self._quota.release()
-
-
-def _wanted(attempt: Attempt, extents: Iterable[Extent]) -> Iterator[Mapping]:
-    """What the extents are to map."""
-    for extent in extents:
-        assert attempt.window.uaddrs.covers(extent.uaddrs), "an address space answers within the window"
-        yield attempt.region.mapping(extent)

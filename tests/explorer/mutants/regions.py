@@ -70,7 +70,13 @@ class MapsTheWhole(GuestMappings):
 class RecordsAfterwards(GuestMappings):
     """The mapping is recorded only after the map call returns."""
 
-    async def _map(self, region: Region, mappings: list[Mapping]) -> None:  # noqa: ARG002
+    async def _map(
+        self,
+        region: Region,  # noqa: ARG002
+        mappings: Sequence[Mapping],
+        *,
+        limited: bool = True,  # noqa: ARG002
+    ) -> None:
         await self._hypervisor.map_gpas(mappings)
         for mapping in mappings:
             self._record.carve(mapping)
@@ -94,7 +100,7 @@ class UnlinksFirst(RegionManager):
             self._notifier.mark_stale(region.uaddrs)
         async with self._lock:
             going = self._mappings.revocation()
-            await going.unmap_all(region)
+            await going.unmap_all(region, region.gfns)
             await going.finish()
 
 
