@@ -7,7 +7,7 @@ implementations inside.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -77,8 +77,8 @@ class RecordedHypervisor:
         self._maps_with_access = 0
         self.refused_maps: frozenset[int] = frozenset()
         """Which maps with access fail, counted from 1: none that takes something away."""
-        self.failing_call = 0
-        """Which piece of all fails, maps and unmaps counted together from 1; 0 for none."""
+        self.failing_calls: Collection[int] = ()
+        """Which pieces of all fail, maps and unmaps counted together from 1."""
         self.events: list[Mapped | Unmapped] = []
         self.calls: list[list[Mapped | Unmapped]] = []
         """The same, by the call that asked for them."""
@@ -118,7 +118,7 @@ class RecordedHypervisor:
         await self._pauses.at(Point.MAP, mapping)
         self._maps_until_refusal -= 1
         self._maps_with_access += bool(mapping.access)
-        ordered = self._maps_until_refusal == 0 or len(self.events) == self.failing_call
+        ordered = self._maps_until_refusal == 0 or len(self.events) in self.failing_calls
         if ordered or (mapping.access and self._maps_with_access in self.refused_maps):
             await self._pauses.at(Point.REFUSED, mapping)
             raise HypervisorError(self._refused_number, "refused by order")
@@ -132,7 +132,7 @@ class RecordedHypervisor:
     async def _unmap(self, gfns: GfnRange) -> None:
         self._asked(Unmapped(gfns.start, gfns.end))
         await self._pauses.at(Point.UNMAP, gfns)
-        if self._refuses_unmaps or len(self.events) == self.failing_call:
+        if self._refuses_unmaps or len(self.events) in self.failing_calls:
             raise HypervisorError(errno.EIO, "refused by order")
         await self._inner.unmap_gpas([gfns])
         await self._pauses.at(Point.UNMAPPED, gfns)

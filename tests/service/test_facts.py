@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from explorer.model_partition import addition, removal
 from fakes.model_partition import RW, ModelPartition
 from fakes.one_region import GFN, PAGE, PAGES, PFN
 from intercept_protocol.addresses import UaddrRange
@@ -68,6 +69,34 @@ async def test_a_region_refused_by_the_hypervisor_sends_no_event(model: ModelPar
     model.hypervisor.refuse_map()
     with pytest.raises(WireError):
         await model.add_region(GFN, PAGES, PAGE, RegionKind.MOVABLE)
+    assert heard(told) == []
+
+
+async def test_a_change_tells_of_what_went_and_then_of_what_came(model: ModelPartition) -> None:
+    await model.add_region(GFN, PAGES, PAGE)
+    told = listening(model, "region_added", "region_removed")
+    await model.change_regions([removal(GFN, PAGES, PAGE)], [addition(GFN + 1, 2, PAGE, access=Access.READ)])
+    assert heard(told) == [
+        RegionRemoved(start_gfn=GFN, page_count=PAGES, start_uaddr=START_UADDR),
+        RegionAdded(
+            start_gfn=GFN + 1,
+            page_count=2,
+            start_uaddr=START_UADDR,
+            kind="mmio",
+            writable=False,
+            executable=False,
+        ),
+    ]
+
+
+async def test_a_change_that_is_refused_sends_no_event(model: ModelPartition) -> None:
+    await model.add_region(GFN, PAGES, PAGE)
+    told = listening(model, "region_added", "region_removed")
+    model.hypervisor.refuse_map()
+    with pytest.raises(WireError):
+        await model.change_regions(
+            [removal(GFN, PAGES, PAGE)], [addition(GFN, PAGES, PAGE, RegionKind.MOVABLE)]
+        )
     assert heard(told) == []
 
 

@@ -260,7 +260,7 @@ async def test_a_list_of_unmaps_that_is_refused_loses_the_partition_and_records_
     model.hypervisor.pieces_per_call = MOST
     await with_scattered(model, len(REFUSED))
     region = model.regions.first_regions(1)[0]
-    model.hypervisor.failing_call = len(model.hypervisor.events) + nth
+    model.hypervisor.failing_calls = {len(model.hypervisor.events) + nth}
     named = rf"gfns \[{GFN + 2 * nth - 2:#x}, {GFN + 2 * nth - 1:#x}\)" + (
         f" and {len(REFUSED) - nth} more" if nth < len(REFUSED) else ""
     )

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from explorer.inspection import misrecorded
+from explorer.model_partition import addition, removal
 from fakes.cancelling import cut_off
 from fakes.model_partition import RW, ModelPartition
 from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
@@ -137,6 +138,20 @@ async def refused_pinned_add(model: ModelPartition) -> None:
         await model.add_region(GFN, PAGES, PAGE, RegionKind.PINNED)
 
 
+async def changed(model: ModelPartition) -> None:
+    """What stays, what goes, and what comes, in one region each."""
+    kind = model.regions.first_regions(1)[0].kind
+    await model.change_regions(
+        [removal(GFN, PAGES, PAGE)],
+        [addition(GFN, 4, PAGE, kind), addition(GFN + 4, PAGES - 8, PAGE + 4, kind, Access.READ)],
+    )
+
+
+async def refused_change(model: ModelPartition) -> None:
+    with refusing(model), pytest.raises(WireError):
+        await changed(model)
+
+
 def of_kind(
     name: str, prepare: Callable[..., Awaitable[object]], call: Act
 ) -> Iterator[tuple[str, Operation]]:
@@ -174,6 +189,10 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "an add of lists that is refused": Operation(with_lists_and_vmas, refused_pinned_add),
     "an add that is refused": Operation(with_vma, refused_pinned_add),
     **dict(of_kind("a remove", with_memory_mapped, lambda model: model.remove_region(GFN, PAGES, PAGE))),
+    **dict(of_kind("a change", with_memory_mapped, changed)),
+    "a change that is refused": Operation(
+        partial(with_memory_mapped, kind=RegionKind.MOVABLE), refused_change
+    ),
 }
 
 

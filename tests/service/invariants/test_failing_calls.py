@@ -109,7 +109,7 @@ async def test_a_failed_call_is_reported_to_its_caller_or_loses_the_partition(
     pieces_per_call: int, nth: int
 ) -> None:
     model = partition(pieces_per_call)
-    model.hypervisor.failing_call = nth
+    model.hypervisor.failing_calls = {nth}
     before = trio.lowlevel.current_statistics().tasks_living
     with capture_logs() as logs:
         told, end = await lived(model)
@@ -128,7 +128,7 @@ async def test_a_partition_whose_call_failed_is_consistent_after_every_step(
     pieces_per_call: int, nth: int
 ) -> None:
     model = partition(pieces_per_call)
-    model.hypervisor.failing_call = nth
+    model.hypervisor.failing_calls = {nth}
     violations: list[object] = []
 
     async def inspected(told: Told, step: Awaitable[object]) -> None:
