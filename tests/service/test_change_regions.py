@@ -23,9 +23,10 @@ from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.pauses import DrawnPauses
 from fakes.running import Running
 from intercept_protocol.errors import WireError
-from intercept_protocol.messages import AddRegion, RegionKind, RemoveRegion
+from intercept_protocol.messages import AddRegion, RegionKind, RemoveRegion, RequestedKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.memory import fault_handler
+from interceptd.memory.attempt import Busy
 from interceptd.memory.region import RegionState
 from interceptd.pages.mapping import Mapping
 
@@ -188,6 +189,28 @@ async def test_a_fault_on_what_changes_waits_and_is_answered_for_the_new_region(
     await change.result()
     assert await fault.result() in SERVED
     assert model.pfn(GFN + 1) == ROM_PFN + 1
+
+
+async def test_faults_on_all_that_changes_wait_while_one_piece_goes_after_the_other(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """Those on what is gone already, and those on what is still mapped."""
+    await with_mapped(model)
+    await model.add_region(ELSEWHERE, PAGES, ROM)
+    await model.fault(ELSEWHERE)
+    gates = [model.gates.hold(Point.UNMAPPED) for _ in range(2)]
+    swap = [addition(GFN, PAGES, ROM), addition(ELSEWHERE, PAGES, PAGE)]
+    change = Running(nursery, model.change_regions, [THE_REGION, removal(ELSEWHERE, PAGES, ROM)], swap)
+    faults = []
+    for gate in gates:
+        await gate.wait_reached()
+        faults += [Running(nursery, model.fault, gfn) for gfn in (GFN, ELSEWHERE)]
+        await wait_all_tasks_blocked()
+        assert not any(fault.done for fault in faults)
+        assert [isinstance(model.regions.lookup(gfn, RW), Busy) for gfn in (GFN, ELSEWHERE)] == [True, True]
+        gate.open()
+    await change.result()
+    assert [await fault.result() in SERVED for fault in faults] == [True] * 4
 
 
 @pytest.mark.parametrize("kind", [RegionKind.MOVABLE, RegionKind.PINNED])
@@ -473,8 +496,12 @@ async def test_a_mapping_is_not_cut_in_two_where_there_may_be_no_more(
 # ------------------------------------------------ the hypervisor refuses
 
 
+FAR: Final = GFN + len(RegionKind) * PAGES + 2
+
+
 async def everything(model: ModelPartition, pieces_per_call: int = 1) -> Asked:
-    """A partition with a region of each kind, each of which gives way to others; and that change."""
+    """A partition with a region of each kind, each of which gives way to three, and that change: one keeps
+    what is mapped, one replaces it, and one is far away."""
     model.hypervisor.pieces_per_call = pieces_per_call
     await model.map_vma(PAGE, PAGES, PFN)
     await model.map_vma(ROM, PAGES, ROM_PFN)
@@ -487,6 +514,7 @@ async def everything(model: ModelPartition, pieces_per_call: int = 1) -> Asked:
         remove.append(removal(at, PAGES, PAGE))
         add.append(addition(at, 4, PAGE, kind))
         add.append(addition(at + 4, PAGES - 6, ROM, kind))
+        add.append(addition(FAR + 4 * place, 2, ROM, kind))
     model.hypervisor.events.clear()
     return remove, add
 
@@ -496,7 +524,7 @@ async def changed(model: ModelPartition, asked: Asked) -> None:
     await model.change_regions(*asked)
 
 
-ALL: Final = range(GFN - 1, GFN + len(RegionKind) * PAGES + 1)
+ALL: Final = range(GFN - 1, FAR + 4 * len(RegionKind))
 EVERY_PFN = MEMORY * len(RegionKind)
 
 
@@ -516,7 +544,7 @@ UNMAPS: Final = [nth for nth, call in enumerate(CALLS, start=1) if isinstance(ca
 
 
 def test_all_that_goes_goes_before_anything_comes() -> None:
-    assert (len(UNMAPS), len(MAPS), max(UNMAPS) < min(MAPS)) == (3, 2, True)
+    assert (len(UNMAPS), len(MAPS), max(UNMAPS) < min(MAPS)) == (3, 4, True)
 
 
 async def test_a_hypervisor_that_takes_lists_is_asked_once_for_what_goes_and_for_what_comes(
@@ -546,14 +574,12 @@ async def test_a_map_that_is_refused_leaves_the_old_regions_and_names_the_elemen
     refused = add[caught.value.details["index"]]  # type: ignore[call-overload]
     call = CALLS[nth - 1]
     assert caught.value.details["list"] == "add"
-    assert (refused.start_gfn, caught.value.number) == (
-        call.start,
-        errno.EFAULT if call.start > pinned else errno.EIO,
-    )
+    number = errno.EFAULT if refused.kind is RequestedKind.PINNED else errno.EIO
+    assert (refused.start_gfn, caught.value.number) == (call.start, number)
     assert [(each.gfns, each.kind, each.state) for each in model.regions.first_regions(9)] == before
     assert model.pfns(pinned, PAGES) == MEMORY, "without a fault"
     assert [await model.fault(each.start_gfn + PAGES - 1) in SERVED for each in remove] == [True] * 3
-    assert [model.pfn(gfn) for gfn in ALL] == [None, *EVERY_PFN, None]
+    assert [model.pfn(gfn) for gfn in ALL] == [None, *EVERY_PFN, *[None] * (len(ALL) - len(EVERY_PFN) - 1)]
     assert misrecorded(model, ALL) is None
     assert is_consistent(model)
 
@@ -595,6 +621,19 @@ async def test_an_undoing_that_is_refused_loses_the_partition(nth: int, pieces_p
         await model.partition.run(partial(changed, model, asked))
     assert (caught.value.number, model.partition.lost) == (errno.EIO, True)
     assert "partition_lost" in [entry["event"] for entry in logs]
+
+
+async def test_what_a_refused_change_mapped_of_what_it_keeps_is_counted(model: ModelPartition) -> None:
+    """It fills a gap of the region that is put back, as a fault would."""
+    await with_mapped(model, RegionKind.PINNED)
+    model.notifier._pending.collapsed = True
+    await model.invalidate(PAGE + 1, 1)
+    model.hypervisor.refuse_map(nth=2)
+    both = [addition(at, PAGES, PAGE, RegionKind.PINNED) for at in (GFN, ELSEWHERE)]
+    with pytest.raises(WireError), capture_logs():
+        await model.change_regions([THE_REGION], both)
+    assert model.pfns(GFN, PAGES) == MEMORY
+    assert is_consistent(model)
 
 
 # ------------------------------------------------ the VMM leaves
