@@ -496,12 +496,12 @@ async def test_a_mapping_is_not_cut_in_two_where_there_may_be_no_more(
 # ------------------------------------------------ the hypervisor refuses
 
 
-FAR: Final = GFN + len(RegionKind) * PAGES + 2
+BELOW: Final = GFN - 16
 
 
 async def everything(model: ModelPartition, pieces_per_call: int = 1) -> Asked:
     """A partition with a region of each kind, each of which gives way to three, and that change: one keeps
-    what is mapped, one replaces it, and one is far away."""
+    what is mapped, one replaces it, and one is where nothing was."""
     model.hypervisor.pieces_per_call = pieces_per_call
     await model.map_vma(PAGE, PAGES, PFN)
     await model.map_vma(ROM, PAGES, ROM_PFN)
@@ -514,7 +514,7 @@ async def everything(model: ModelPartition, pieces_per_call: int = 1) -> Asked:
         remove.append(removal(at, PAGES, PAGE))
         add.append(addition(at, 4, PAGE, kind))
         add.append(addition(at + 4, PAGES - 6, ROM, kind))
-        add.append(addition(FAR + 4 * place, 2, ROM, kind))
+        add.append(addition(BELOW + 4 * place, 2, ROM, kind))
     model.hypervisor.events.clear()
     return remove, add
 
@@ -524,7 +524,7 @@ async def changed(model: ModelPartition, asked: Asked) -> None:
     await model.change_regions(*asked)
 
 
-ALL: Final = range(GFN - 1, FAR + 4 * len(RegionKind))
+ALL: Final = range(BELOW - 1, GFN + len(RegionKind) * PAGES + 1)
 EVERY_PFN = MEMORY * len(RegionKind)
 
 
@@ -579,7 +579,7 @@ async def test_a_map_that_is_refused_leaves_the_old_regions_and_names_the_elemen
     assert [(each.gfns, each.kind, each.state) for each in model.regions.first_regions(9)] == before
     assert model.pfns(pinned, PAGES) == MEMORY, "without a fault"
     assert [await model.fault(each.start_gfn + PAGES - 1) in SERVED for each in remove] == [True] * 3
-    assert [model.pfn(gfn) for gfn in ALL] == [None, *EVERY_PFN, *[None] * (len(ALL) - len(EVERY_PFN) - 1)]
+    assert [model.pfn(gfn) for gfn in ALL] == [*[None] * (len(ALL) - len(EVERY_PFN) - 1), *EVERY_PFN, None]
     assert misrecorded(model, ALL) is None
     assert is_consistent(model)
 
