@@ -34,7 +34,7 @@ enum {
     IC_MESSAGE = 256,         /* bytes of an intercept message */
     IC_TOKEN = 16,            /* bytes of a partition's token */
     IC_LIST = 128,            /* elements of a list in a request */
-    IC_REQUEST_LIMIT = 16384, /* the largest request has IC_LIST regions or VMAs, of at most 97 bytes each */
+    IC_REQUEST_LIMIT = 20480, /* the largest request removes and adds IC_LIST regions, at most 62 and 97 bytes each */
     IC_ANSWER_LIMIT = 16384,  /* the answer to hello takes 1 KiB, and later versions may add to it (T-6) */
     IC_NESTING = 16,          /* F-2 */
     IC_LAST_MSGID = 127,      /* from 1 on; they take a byte. A daemon repeats no answer but the last (T-12) */
@@ -505,25 +505,36 @@ static inline enum ic_result ic_create_partition(
     return found == 3 && !reply.wrong ? IC_OK : ic__lose(connection, EBADMSG, "answer", "to create_partition");
 }
 
+/* A region's place, as the head of a map of so many fields. */
+static inline void ic__place(struct ic_writer *request, unsigned fields, const struct ic_region *region) {
+    ic__byte(request, 0x80 | fields);
+    ic__integer_field(request, "start_gfn", region->start_gfn);
+    ic__integer_field(request, "page_count", region->page_count);
+    ic__integer_field(request, "start_uaddr", region->start_uaddr);
+}
+
+static const char *const ic__kinds[] = {"auto", "mmio", "movable", "pinned"};
+
+static inline void ic__region(struct ic_writer *request, const struct ic_region *region) {
+    ic__place(request, 6, region);
+    ic__text_field(request, "kind", ic__kinds[region->kind]);
+    ic__flag_field(request, "writable", region->writable);
+    ic__flag_field(request, "executable", region->executable);
+}
+
 /* Back guest pages with a range of the address space. Stores the kind that IC_AUTO became in `kind`, if not NULL. */
 static inline enum ic_result ic_add_region(
     struct ic_connection *connection, const struct ic_region *region, enum ic_kind *kind) {
-    static const char *const kinds[] = {"auto", "mmio", "movable", "pinned"}, *const keys[] = {"kind"};
+    static const char *const keys[] = {"kind"};
     struct ic_writer request;
     struct ic_reader reply;
     ic__request(connection, &request, "add_region");
-    ic__byte(&request, 0x86);
-    ic__integer_field(&request, "start_gfn", region->start_gfn);
-    ic__integer_field(&request, "page_count", region->page_count);
-    ic__integer_field(&request, "start_uaddr", region->start_uaddr);
-    ic__text_field(&request, "kind", kinds[region->kind]);
-    ic__flag_field(&request, "writable", region->writable);
-    ic__flag_field(&request, "executable", region->executable);
+    ic__region(&request, region);
     enum ic_result result = ic__ask(connection, &request, &reply);
     if (result != IC_OK || !kind) return result;
     unsigned decided = 4;
     for (uint64_t fields = ic__expect(&reply, IC__MAP); fields && !reply.wrong; fields--) {
-        if (ic__word(&reply, keys, 1) == 0) decided = ic__word(&reply, kinds, 4);
+        if (ic__word(&reply, keys, 1) == 0) decided = ic__word(&reply, ic__kinds, 4);
         else ic__skip(&reply);
     }
     if (decided == 4 || reply.wrong) return ic__lose(connection, EBADMSG, "answer", "to add_region");
@@ -534,13 +545,54 @@ static inline enum ic_result ic_add_region(
 /* Returns when the guest can no longer reach any of it. All three numbers must be those of the region (P-12). */
 static inline enum ic_result ic_remove_region(
     struct ic_connection *connection, uint64_t start_gfn, uint64_t page_count, uint64_t start_uaddr) {
+    struct ic_region region = {start_gfn, page_count, start_uaddr, IC_AUTO, false, false};
     struct ic_writer request;
     ic__request(connection, &request, "remove_region");
-    ic__byte(&request, 0x83);
-    ic__integer_field(&request, "start_gfn", start_gfn);
-    ic__integer_field(&request, "page_count", page_count);
-    ic__integer_field(&request, "start_uaddr", start_uaddr);
+    ic__place(&request, 3, &region);
     return ic__tell(connection, &request);
+}
+
+/* Remove up to IC_LIST regions, of which only the numbers count, and add as many others: in one step, all of it or,
+ * if one is refused, nothing (P-33). No access of the guest finds neither. Stores the kind of each added region in
+ * `kinds`, if not NULL. */
+static inline enum ic_result ic_change_regions(
+    struct ic_connection *connection, const struct ic_region *removed, size_t removed_count,
+    const struct ic_region *added, size_t added_count, enum ic_kind *kinds) {
+    static const char *const keys[] = {"kinds"};
+    struct ic_writer request;
+    struct ic_reader reply;
+    ic__request(connection, &request, "change_regions");
+    ic__byte(&request, 0x82);
+    ic__text(&request, "remove");
+    ic__list(&request, removed_count);
+    for (size_t i = 0; i < removed_count && !request.full; i++) ic__place(&request, 3, &removed[i]);
+    ic__text(&request, "add");
+    ic__list(&request, added_count);
+    for (size_t i = 0; i < added_count && !request.full; i++) ic__region(&request, &added[i]);
+    enum ic_result result = ic__ask(connection, &request, &reply);
+    if (result != IC_OK || !kinds) return result;
+    bool told = false;
+    for (uint64_t fields = ic__expect(&reply, IC__MAP); fields && !reply.wrong; fields--) {
+        if (ic__word(&reply, keys, 1) != 0) {
+            ic__skip(&reply);
+            continue;
+        }
+        told = ic__expect(&reply, IC__ARRAY) == added_count;
+        for (size_t i = 0; i < added_count && told && !reply.wrong; i++) {
+            unsigned decided = ic__word(&reply, ic__kinds, 4);
+            told = decided < 4;
+            if (told) kinds[i] = (enum ic_kind)decided;
+        }
+        if (!told) break;
+    }
+    if (!told || reply.wrong) return ic__lose(connection, EBADMSG, "answer", "to change_regions");
+    return IC_OK;
+}
+
+/* Add up to IC_LIST regions, all of them or none, in one request. */
+static inline enum ic_result ic_add_regions(
+    struct ic_connection *connection, const struct ic_region *regions, size_t count, enum ic_kind *kinds) {
+    return ic_change_regions(connection, NULL, 0, regions, count, kinds);
 }
 
 /* Map what the guest would reach if it had read each page (P-37). One call goes through some of the pages, at least one,

@@ -55,7 +55,7 @@ from ._errors import ClientMisuse, ConnectionEnded, ConnectionLost
 from ._hypervisor_session import MapRequest, refused_after
 from ._own_regions import OwnRegions
 from ._showing import show_as_from
-from ._vmm_requests import DeclaredVma
+from ._vmm_requests import DeclaredVma, NewRegion
 
 if TYPE_CHECKING:
     __version__: str
@@ -95,6 +95,7 @@ __all__ = [
     "MapRequest",
     "MappingView",
     "MmioGranularity",
+    "NewRegion",
     "Outcome",
     "OwnRegions",
     "PartitionCredentials",

@@ -129,6 +129,8 @@ class BlockingVmm(_CallClient):
     attach_memory = _method(_vmm_requests.attach_memory)
     add_region = _method(_vmm_requests.add_region)
     remove_region = _method(_vmm_requests.remove_region)
+    change_regions = _method(_vmm_requests.change_regions)
+    add_regions = _method(_vmm_requests.add_regions)
     map_vma = _method(_vmm_requests.map_vma)
     map_vmas = _method(_vmm_requests.map_vmas)
     unmap_vma = _method(_vmm_requests.unmap_vma)

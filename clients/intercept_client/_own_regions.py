@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, RangeError, UaddrRange
 from intercept_protocol.errors import WireError
-from intercept_protocol.messages import AddRegion, MapVma, MapVmas, RemoveRegion, UnmapVma
+from intercept_protocol.messages import AddRegion, ChangeRegions, MapVma, MapVmas, RemoveRegion, UnmapVma
 from intercept_protocol.outcomes import Access, allows, spelled
 
 from ._exchange import Exchange, Progress, Reply
 from ._page_runs import PageRun, PageRuns
+from ._vmm_requests import NewRegion
 
 _NEVER_ADDED: Final = (Progress.REFUSED, Progress.WITHDRAWN)
 
@@ -34,6 +35,8 @@ class OwnRegions:
 
     def __init__(self) -> None:
         self._regions = PageRuns()
+        self._changes: list[_Change] = []
+        """What is being changed, or was when the connection broke; the old regions are still in `_regions`."""
         self._vmas = PageRuns()
         self._lock = threading.Lock()
 
@@ -49,6 +52,20 @@ class OwnRegions:
         """Let the daemon map nothing there any more; call it when the daemon has removed the region."""
         with self._lock:
             self._regions.discard_at(gfns.start)
+
+    def change(self, remove: Iterable[GfnRange], add: Iterable[NewRegion]) -> Callable[[bool], None]:
+        """Let the daemon map the regions of `add` too from now on; call it before the daemon is asked for
+        the change. Call what it returns when the daemon has answered: with True if the change was made, or
+        False if it was refused."""
+        change = _Change(
+            [gfns.start for gfns in remove],
+            [
+                _region(each.gfns, each.uaddrs, writable=each.writable, executable=each.executable)
+                for each in add
+            ],
+        )
+        self._changing(change, Progress.IN_FLIGHT)
+        return lambda made: self._changing(change, Progress.ANSWERED if made else Progress.REFUSED)
 
     def map_vma(self, uaddrs: UaddrRange, start_pfn: int) -> None:
         """Let the daemon say that `uaddrs` are the host pages from `start_pfn` on; call it before declaring
@@ -93,13 +110,15 @@ class OwnRegions:
         to refuse them (P-4)."""
         try:
             match call:
-                case AddRegion(start_gfn=start, page_count=count):
-                    gfns, uaddrs = GfnRange.of(start, count), UaddrRange.of_pages(call.start_uaddr, count)
-                    region = _region(gfns, uaddrs, writable=call.writable, executable=call.executable)
+                case AddRegion():
+                    region = _asked(call)
                     return lambda progress: self._added(self._regions, [region], progress)
                 case RemoveRegion(start_gfn=start, page_count=count):
                     gfns = GfnRange.of(start, count)
                     return lambda progress: self._removed(lambda: self.remove(gfns), progress)
+                case ChangeRegions(remove=removed, add=added):
+                    change = _Change([each.start_gfn for each in removed], [_asked(each) for each in added])
+                    return lambda progress: self._changing(change, progress)
                 case MapVma(start_uaddr=start, page_count=count):
                     vma = _vma(UaddrRange.of_pages(start, count), call.start_pfn)
                     return lambda progress: self._added(self._vmas, [vma], progress)
@@ -124,6 +143,19 @@ class OwnRegions:
                 elif progress in _NEVER_ADDED:
                     runs.discard(run)
 
+    def _changing(self, change: _Change, progress: Progress) -> None:
+        """Both its old and its new regions count until it is answered. If it never is, they go on."""
+        with self._lock:
+            if progress is Progress.IN_FLIGHT:
+                self._changes.append(change)
+            elif progress is not Progress.LOST and change in self._changes:
+                self._changes.remove(change)
+            if progress is Progress.ANSWERED:
+                for start in change.remove:
+                    self._regions.discard_at(start)
+                for run in change.add:
+                    self._regions.insert(run)
+
     @staticmethod
     def _removed(remove: Callable[[], None], progress: Progress) -> None:
         if progress is Progress.ANSWERED:
@@ -131,16 +163,12 @@ class OwnRegions:
 
     def _to_region(self, gfns: GfnRange, uaddrs: UaddrRange, access: Access) -> str | None:
         """What speaks against it; the lock is held."""
-        region = self._regions.find(gfns.start)
-        if region is None:
-            return f"no region of this VMM has gfn {gfns.start:#x}"
-        if not region.pages.covers(gfns):
-            return f"the region ends at gfn {region.pages.end:#x}"
-        if (page := region.page_behind(gfns.start)) != uaddrs.start:
-            return f"the region has uaddr {page << PAGE_SHIFT:#x} at gfn {gfns.start:#x}"
-        if not allows(region.access, access):
-            return f"the region has {spelled(region.access)}"
-        return None
+        objection = _to_run(self._regions, gfns, uaddrs, access)
+        if objection is not None and any(
+            _to_run(change.coming, gfns, uaddrs, access) is None for change in self._changes
+        ):
+            return None
+        return objection
 
     def _to_pfn(self, uaddrs: UaddrRange, start_pfn: int) -> str | None:
         """Likewise. Several VMAs will do, if their host pages are contiguous."""
@@ -151,6 +179,38 @@ class OwnRegions:
                 return f"pfn {pfn:#x} is not declared for uaddr {page << PAGE_SHIFT:#x}"
             page = vma.pages.end
         return None
+
+
+class _Change:
+    """A change of regions: where those begin that it removes, and those that it adds."""
+
+    def __init__(self, remove: Sequence[int], add: Sequence[PageRun]) -> None:
+        self.remove = remove
+        self.add = add
+        self.coming = PageRuns()
+        for run in add:
+            self.coming.insert(run)
+
+
+def _to_run(regions: PageRuns, gfns: GfnRange, uaddrs: UaddrRange, access: Access) -> str | None:
+    """What speaks against a map into one of these regions."""
+    region = regions.find(gfns.start)
+    if region is None:
+        return f"no region of this VMM has gfn {gfns.start:#x}"
+    if not region.pages.covers(gfns):
+        return f"the region ends at gfn {region.pages.end:#x}"
+    if (page := region.page_behind(gfns.start)) != uaddrs.start:
+        return f"the region has uaddr {page << PAGE_SHIFT:#x} at gfn {gfns.start:#x}"
+    if not allows(region.access, access):
+        return f"the region has {spelled(region.access)}"
+    return None
+
+
+def _asked(call: AddRegion) -> PageRun:
+    """Raises `RangeError` for ranges that are none."""
+    gfns = GfnRange.of(call.start_gfn, call.page_count)
+    uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
+    return _region(gfns, uaddrs, writable=call.writable, executable=call.executable)
 
 
 def _region(gfns: GfnRange, uaddrs: UaddrRange, *, writable: bool, executable: bool) -> PageRun:

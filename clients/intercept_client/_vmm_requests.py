@@ -40,6 +40,16 @@ from ._own_memory import OwnMemory
 from ._series import Series, pages
 
 
+class NewRegion(msgspec.Struct, frozen=True, kw_only=True):
+    """A region to add: the guest reaches `uaddrs` at `gfns`, which have as many pages."""
+
+    gfns: GfnRange
+    uaddrs: UaddrRange
+    kind: RequestedKind | RegionKind = RequestedKind.AUTO
+    writable: bool
+    executable: bool
+
+
 class DeclaredVma(msgspec.Struct, frozen=True):
     """A VMA to declare: host pages from `start_pfn` on are mapped at `uaddrs`. `io` says that it is device
     memory."""
@@ -101,20 +111,8 @@ def add_region(
 
     A pinned region is mapped when this returns, any other at the first touch.
     """
-    if gfns.page_count != uaddrs.page_count:
-        raise ClientMisuse(
-            f"add_region: {gfns.page_count} gfns from {gfns.start:#x}, but "
-            f"{uaddrs.page_count} pages at {uaddrs}"
-        )
-    call = messages.AddRegion(
-        start_gfn=gfns.start,
-        page_count=gfns.page_count,
-        start_uaddr=uaddrs.start_uaddr,
-        kind=RequestedKind(kind),
-        writable=writable,
-        executable=executable,
-    )
-    return field_exchange(call, lambda reply: reply.kind)
+    region = NewRegion(gfns=gfns, uaddrs=uaddrs, kind=kind, writable=writable, executable=executable)
+    return field_exchange(_addition("add_region", region), lambda reply: reply.kind)
 
 
 def remove_region(gfns: GfnRange, uaddrs: UaddrRange) -> Exchange[None]:
@@ -122,10 +120,59 @@ def remove_region(gfns: GfnRange, uaddrs: UaddrRange) -> Exchange[None]:
 
     When this returns, the guest reaches nothing of it.
     """
-    return call_exchange(
-        messages.RemoveRegion(
-            start_gfn=gfns.start, page_count=gfns.page_count, start_uaddr=uaddrs.start_uaddr
+    return call_exchange(_removal(gfns, uaddrs))
+
+
+def change_regions(
+    *, remove: Sequence[tuple[GfnRange, UaddrRange]] = (), add: Sequence[NewRegion] = ()
+) -> Exchange[list[RegionKind]]:
+    """Remove regions and add others in one step, all or nothing; at most 128 of each. Returns the kinds of
+    the added ones, in order.
+
+    An access that the guest makes meanwhile is answered for the old regions or for the new ones. What both
+    give it alike stays mapped. If one is refused, the error's `details` say which: `list` is "remove" or
+    "add", and `index` its place, from 0.
+    """
+    return _region_change("change_regions", remove, add)
+
+
+def add_regions(regions: Sequence[NewRegion]) -> Exchange[list[RegionKind]]:
+    """Add up to 128 regions, all or none, in one request: `change_regions` that removes none."""
+    return _region_change("add_regions", (), regions)
+
+
+def _region_change(
+    name: str, remove: Sequence[tuple[GfnRange, UaddrRange]], add: Sequence[NewRegion]
+) -> Exchange[list[RegionKind]]:
+    for elements in (remove, add):
+        if len(elements) > LIST_LIMIT:
+            raise ClientMisuse(f"{name}: {len(elements)} regions; a request takes {LIST_LIMIT}")
+    call = messages.ChangeRegions(
+        remove=[_removal(gfns, uaddrs) for gfns, uaddrs in remove],
+        add=[_addition(name, region) for region in add],
+    )
+    return field_exchange(call, lambda reply: reply.kinds)
+
+
+def _addition(name: str, region: NewRegion) -> messages.AddRegion:
+    gfns, uaddrs = region.gfns, region.uaddrs
+    if gfns.page_count != uaddrs.page_count:
+        raise ClientMisuse(
+            f"{name}: {gfns.page_count} gfns from {gfns.start:#x}, but {uaddrs.page_count} pages at {uaddrs}"
         )
+    return messages.AddRegion(
+        start_gfn=gfns.start,
+        page_count=gfns.page_count,
+        start_uaddr=uaddrs.start_uaddr,
+        kind=RequestedKind(region.kind),
+        writable=region.writable,
+        executable=region.executable,
+    )
+
+
+def _removal(gfns: GfnRange, uaddrs: UaddrRange) -> messages.RemoveRegion:
+    return messages.RemoveRegion(
+        start_gfn=gfns.start, page_count=gfns.page_count, start_uaddr=uaddrs.start_uaddr
     )
 
 

@@ -42,6 +42,20 @@ static enum ic_result call(const char *path, const char *verb, const uint64_t n[
         return result;
     }
     if (!strcmp(verb, "remove_region")) return ic_remove_region(&connection, n[0], n[1], n[2]);
+    if (!strcmp(verb, "change_regions") || !strcmp(verb, "add_regions")) {
+        static struct ic_region regions[2 * IC_LIST];
+        enum ic_kind kinds[2 * IC_LIST] = {IC_AUTO};
+        size_t removed = (size_t)n[0], added = (size_t)n[1];
+        for (size_t i = 0; i < 2 * IC_LIST; i++) {
+            struct ic_region longest = {UINT64_MAX - i, UINT64_MAX, UINT64_MAX, IC_MOVABLE, true, false};
+            regions[i] = longest;
+        }
+        enum ic_result result = strcmp(verb, "add_regions")
+            ? ic_change_regions(&connection, regions, removed, regions, added, n[2] ? NULL : kinds)
+            : ic_add_regions(&connection, regions, added, kinds);
+        for (size_t i = 0; i < added && result == IC_OK && !n[2]; i++) printf("kind %d ", (int)kinds[i]);
+        return result;
+    }
     if (!strcmp(verb, "map_vma")) return ic_map_vma(&connection, &vma);
     if (!strcmp(verb, "map_vmas")) {
         static struct ic_vma vmas[2 * IC_LIST];

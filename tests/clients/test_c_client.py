@@ -152,6 +152,64 @@ def test_a_list_goes_out_whole_however_long_its_numbers_are(
     assert (printed, request) == ("ok", [0, 1, "map_vmas", [{"vmas": vmas}]])
 
 
+@pytest.mark.parametrize(("removed", "added"), [(0, 0), (1, 2), (128, 128)])
+def test_a_change_of_regions_goes_out_whole_and_the_kinds_come_back(
+    binaries: Path, socket_path: Path, removed: int, added: int
+) -> None:
+    kinds = [("mmio", "movable", "pinned")[n % 3] for n in range(added)]
+    reply = {"later": [kinds], "kinds": kinds}
+    printed, request = asked(
+        binaries, socket_path, "change_regions", removed, added, answer=[1, 1, None, reply]
+    )
+    assert printed == "".join(f"kind {1 + n % 3} " for n in range(added)) + "ok"
+    longest = 2**64 - 1
+    places = [
+        {"start_gfn": longest - n, "page_count": longest, "start_uaddr": longest}
+        for n in range(max(removed, added))
+    ]
+    add = [place | {"kind": "movable", "writable": True, "executable": False} for place in places[:added]]
+    assert request == [0, 1, "change_regions", [{"remove": places[:removed], "add": add}]]
+
+
+def test_regions_that_are_only_added_are_a_change_that_removes_none(
+    binaries: Path, socket_path: Path
+) -> None:
+    printed, request = asked(
+        binaries, socket_path, "add_regions", 0, 1, answer=[1, 1, None, {"kinds": ["pinned"]}]
+    )
+    assert printed == "kind 3 ok"
+    longest = 2**64 - 1
+    place = {"start_gfn": longest, "page_count": longest, "start_uaddr": longest}
+    add = [place | {"kind": "movable", "writable": True, "executable": False}]
+    assert request == [0, 1, "change_regions", [{"remove": [], "add": add}]]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [{}, {"kinds": ["mmio"]}, {"kinds": ["mmio", "ram"]}, {"kinds": ["mmio"] * 3}, {"kinds": 2}, ["mmio"]],
+)
+def test_an_answer_without_the_kind_of_each_added_region_closes_the_connection(
+    binaries: Path, socket_path: Path, reply: object
+) -> None:
+    printed, _ = asked(binaries, socket_path, "change_regions", 0, 2, answer=[1, 1, None, reply])
+    assert printed == "lost 74 answer to change_regions: Bad message"
+
+
+def test_a_caller_who_wants_no_kinds_gets_none(binaries: Path, socket_path: Path) -> None:
+    printed, _ = asked(binaries, socket_path, "change_regions", 0, 2, 1, answer=[1, 1, None, {}])
+    assert printed == "ok"
+
+
+@pytest.mark.parametrize("counts", [(129, 0), (0, 129)])
+def test_a_change_of_more_regions_than_the_daemon_takes_is_refused_before_it_is_sent(
+    binaries: Path, socket_path: Path, counts: tuple[int, int]
+) -> None:
+    with AnsweringPeer(socket_path, [b""]) as peer:
+        [printed] = run(binaries / "c_driver", socket_path, "change_regions", *counts)
+    assert printed == "refused 90 request a text or list in it: Message too long"
+    assert peer.requests == []
+
+
 def test_a_list_that_the_daemon_would_not_take_is_refused_before_it_is_sent(
     binaries: Path, socket_path: Path
 ) -> None:

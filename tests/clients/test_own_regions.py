@@ -37,7 +37,9 @@ from intercept_client._hypervisor_session import LOGGED_REFUSALS, HypervisorSess
 from intercept_client._session import ClientSession
 from intercept_client._vmm_requests import (
     DeclaredVma,
+    NewRegion,
     add_region,
+    change_regions,
     map_vma,
     map_vmas,
     remove_region,
@@ -88,10 +90,15 @@ class Served:
         return error
 
 
-def allowed(regions: OwnRegions, gfns: GfnRange = RAM, uaddrs: UaddrRange = UADDRS) -> bool:
+def allowed(
+    regions: OwnRegions,
+    gfns: GfnRange = RAM,
+    uaddrs: UaddrRange = UADDRS,
+    access: Access = Access.READ,
+) -> bool:
     """Whether a daemon may map this."""
     try:
-        regions.require(gfns, uaddrs, Access.READ, None)
+        regions.require(gfns, uaddrs, access, None)
     except WireError:
         return False
     return True
@@ -291,6 +298,102 @@ def test_a_region_can_be_added_again_elsewhere_once_it_was_removed() -> None:
 
     assert allowed(vmm.regions, uaddrs=elsewhere)
     assert not allowed(vmm.regions)
+
+
+# ------------------------------------------------ which regions count while they are changed
+
+NEW_UADDRS: Final = UaddrRange.of_pages(0x6000_0000, 4)
+ADDED_MOVABLE: Final = {"kinds": ["movable"]}
+
+
+def changing(uaddrs: UaddrRange = NEW_UADDRS, *, writable: bool = True) -> Exchange[object]:
+    """To other memory behind the same gfns."""
+    add = [NewRegion(gfns=RAM, uaddrs=uaddrs, writable=writable, executable=False)]
+    return change_regions(remove=[(RAM, UADDRS)], add=add)  # type: ignore[return-value]
+
+
+def old_and_new(regions: OwnRegions) -> tuple[bool, bool]:
+    """Which of the two a daemon may map."""
+    return allowed(regions), allowed(regions, uaddrs=NEW_UADDRS)
+
+
+def test_both_the_old_and_the_new_regions_count_while_they_are_changed() -> None:
+    """The daemon maps the new ones before it answers, and puts the old ones back if that is refused."""
+    vmm = Conversation().added()
+
+    vmm.send(changing())
+
+    assert old_and_new(vmm.regions) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "count"),
+    [(ADDED_MOVABLE, (False, True)), (WireError(errno.EEXIST, "add[0]: overlaps"), (True, False))],
+    ids=["made", "refused"],
+)
+def test_after_a_change_exactly_the_regions_count_that_the_daemon_has(
+    answer: object, count: tuple[bool, bool]
+) -> None:
+    vmm = Conversation().added()
+    vmm.send(changing())
+
+    vmm.come(answer)
+
+    assert old_and_new(vmm.regions) == count
+
+
+def test_after_a_change_whose_answer_is_lost_both_count() -> None:
+    vmm = Conversation().added()
+    vmm.send(changing())
+
+    vmm.break_off()
+
+    assert old_and_new(vmm.regions) == (True, True)
+
+
+def test_after_a_change_that_was_never_sent_the_old_regions_count() -> None:
+    vmm = Conversation().added()
+
+    vmm.give_up_unsent(changing())
+
+    assert old_and_new(vmm.regions) == (True, False)
+
+
+def test_no_mixture_of_an_old_and_a_new_region_may_be_mapped_meanwhile() -> None:
+    vmm = Conversation().added()
+    vmm.send(changing(writable=False))
+
+    assert allowed(vmm.regions, access=RW)
+    assert allowed(vmm.regions, uaddrs=NEW_UADDRS, access=Access.READ)
+    assert not allowed(vmm.regions, uaddrs=NEW_UADDRS, access=RW)
+
+
+def test_regions_that_are_changed_one_way_and_back_are_those_from_before() -> None:
+    vmm = Conversation().added()
+    back = change_regions(
+        remove=[(RAM, NEW_UADDRS)],
+        add=[NewRegion(gfns=RAM, uaddrs=UADDRS, writable=True, executable=False)],
+    )
+    vmm.send(changing())
+    vmm.come(ADDED_MOVABLE)
+    vmm.send(back)  # type: ignore[arg-type]
+    vmm.come(ADDED_MOVABLE)
+
+    assert old_and_new(vmm.regions) == (True, False)
+
+
+@pytest.mark.parametrize(("made", "count"), [(True, (False, True)), (False, (True, False))])
+def test_a_list_kept_by_hand_follows_a_change(*, made: bool, count: tuple[bool, bool]) -> None:
+    regions = OwnRegions()
+    regions.add(RAM, UADDRS, writable=True, executable=False)
+
+    answered = regions.change(
+        [RAM], [NewRegion(gfns=RAM, uaddrs=NEW_UADDRS, writable=True, executable=False)]
+    )
+    assert old_and_new(regions) == (True, True)
+    answered(made)
+
+    assert old_and_new(regions) == count
 
 
 # ------------------------------------------------ which host pages count, and when

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import pytest
 
 import intercept_client
@@ -24,6 +25,7 @@ from intercept_client import (
     GfnRange,
     HypervisorKind,
     MmioGranularity,
+    NewRegion,
     PartitionCredentials,
     ProtocolViolation,
     Reason,
@@ -130,6 +132,56 @@ async def test_adding_a_region_returns_its_kind_with_threads_and_with_trio(
     assert added is RegionKind.MMIO
     asked = ("add_region", [REGION | {"kind": "mmio", "writable": True, "executable": False}])
     assert [request for request in daemon.heard if request[0] != "hello"] == [asked, asked]
+
+
+SHADOW: Final = NewRegion(gfns=GFNS, uaddrs=UADDRS, kind=RegionKind.PINNED, writable=False, executable=True)
+ADDED: Final = {"kind": "pinned", "writable": False, "executable": True}
+
+
+async def test_a_change_of_regions_returns_the_kinds_with_threads_and_with_trio(socket_path: Path) -> None:
+    script = [*hello(), *replies({"kinds": ["pinned"]}, {"kinds": ["pinned"]})]
+    with ScriptedDaemon(socket_path, (script, script)) as daemon:
+        with BlockingVmm.open(socket_path) as blocking:
+            kinds = [
+                blocking.change_regions(remove=[(GFNS, UADDRS)], add=[SHADOW]),
+                blocking.add_regions([SHADOW]),
+            ]
+        async with TrioVmm.open(socket_path) as vmm:
+            kinds.append(await vmm.change_regions(remove=[(GFNS, UADDRS)], add=[SHADOW]))
+            kinds.append(await vmm.add_regions([SHADOW]))
+    assert kinds == [[RegionKind.PINNED]] * 4
+    asked = [
+        ("change_regions", [{"remove": [REGION], "add": [REGION | ADDED]}]),
+        ("change_regions", [{"remove": [], "add": [REGION | ADDED]}]),
+    ]
+    assert [request for request in daemon.heard if request[0] != "hello"] == asked * 2
+
+
+@pytest.mark.parametrize(
+    ("ask", "why"),
+    [
+        (
+            lambda vmm: vmm.change_regions(remove=[(GFNS, UADDRS)] * 129),
+            "change_regions: 129 regions; a request takes 128",
+        ),
+        (lambda vmm: vmm.add_regions([SHADOW] * 129), "add_regions: 129 regions; a request takes 128"),
+        (
+            lambda vmm: vmm.add_regions([msgspec.structs.replace(SHADOW, gfns=GfnRange.of(0x100, 5))]),
+            "add_regions: 5 gfns from 0x100, but 4 pages at",
+        ),
+    ],
+)
+def test_a_change_that_no_request_can_hold_is_refused_before_anything_is_sent(
+    socket_path: Path, ask: Callable[[BlockingVmm], object], why: str
+) -> None:
+    """The daemon would end the connection, and the partition with it (F-6)."""
+    with (
+        ScriptedDaemon(socket_path, (hello(),)) as daemon,
+        BlockingVmm.open(socket_path) as vmm,
+        pytest.raises(ClientMisuse, match=why),
+    ):
+        ask(vmm)
+    assert daemon.methods == ["hello"]
 
 
 def test_a_region_of_unequal_ranges_is_refused_before_anything_is_sent(socket_path: Path) -> None:
