@@ -14,7 +14,8 @@
  * before its hello was answered is begun again for 10 s (H-16).
  *
  * Not included: the `hypervisor` and `operator` roles, attach_memory, which passes descriptors, and the lists of P-38,
- * a page of which does not fit into IC_ANSWER_LIMIT. Code that adds the former must refuse each map_gpa that none of the VMM's regions covers (Y-12).
+ * a page of which does not fit into IC_ANSWER_LIMIT. Code that adds the `hypervisor` role must refuse each map_gpa that
+ * none of the VMM's regions covers (Y-12); it need not take lists (H-17).
  */
 #ifndef INTERCEPT_CLIENT_H
 #define INTERCEPT_CLIENT_H

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,7 +35,8 @@ from intercept_client import (
 )
 from intercept_client._blocking_hypervisor import BlockingHypervisor, _carry_out
 from intercept_client._errors import ConnectionEnded
-from intercept_client._hypervisor_session import HypervisorSession
+from intercept_client._hypervisor_session import HypervisorSession, MapRequest, UnmapRequest, refused_after
+from intercept_client._trio_hypervisor import _carry_out as carry_out_for_trio
 from intercept_client.kvm._guest_memory import GuestMemory
 from intercept_client.kvm._hypervisor_thread import HypervisorThread
 from intercept_protocol import rpc
@@ -82,7 +83,7 @@ class Link:
         return list(unpacker)
 
 
-def ask(msgid: int, method: str, fields: dict[str, int]) -> bytes:
+def ask(msgid: int, method: str, fields: Mapping[str, object]) -> bytes:
     return rpc.encode_request(msgid, method, [fields])
 
 
@@ -159,6 +160,75 @@ def test_exhausted_memslots_refuse_the_map_and_change_nothing() -> None:
         case _:
             pytest.fail(f"no refusal: {refused!r}")
     assert sorted(link.slots.reached()) == [0x10, 0x11, 0x12, 0x13]
+
+
+# ------------------------------------------------ lists
+
+
+def pieces(*start_gfns: int, access: int = 3) -> list[dict[str, int]]:
+    """Maps of a page each."""
+    return [
+        {
+            "start_gfn": gfn,
+            "page_count": 1,
+            "start_uaddr": (0x7000 + gfn % 0x10) * PAGE_SIZE,
+            "access": access,
+        }
+        for gfn in start_gfns
+    ]
+
+
+def test_a_list_is_carried_out_in_order_and_answered_once() -> None:
+    link = Link().welcomed()
+
+    answered = link.answers(
+        ask(1, "map_gpas", {"pieces": pieces(0x10, 0x12, 0x13)})
+        + ask(2, "unmap_gpas", {"pieces": [{"start_gfn": gfn, "page_count": 1} for gfn in (0x12, 0x11)]})
+    )
+
+    assert answered == [[1, 1, None, None], [1, 2, None, None]]
+    assert sorted(link.slots.reached()) == [0x10, 0x13]
+
+
+@pytest.mark.parametrize(("call", "done"), [(1, 0), (2, 1), (3, 2)])
+def test_a_refused_piece_of_a_list_ends_it_and_says_how_many_were_done(call: int, done: int) -> None:
+    link = Link().welcomed()
+    link.slots.refuse_at = {call}
+
+    (answer,) = link.answers(ask(1, "map_gpas", {"pieces": pieces(0x10, 0x12, 0x13)}))
+
+    match answer:
+        case [1, 1, [errno.ENOMEM, "ENOMEM", str(), details], None]:
+            assert details == {"done": done}
+        case _:
+            pytest.fail(f"no refusal: {answer!r}")
+    assert sorted(link.slots.reached()) == [0x10, 0x12, 0x13][:done]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [],
+        [{}],
+        pieces(0x10) * 65,
+        [*pieces(0x10), {"start_gfn": 1}],
+        [*pieces(0x10), MAP | {"page_count": 0}],
+    ],
+    ids=["none", "an empty one", "65", "no map", "no range"],
+)
+def test_a_malformed_list_is_refused_before_anything_is_done(wrong: list[object]) -> None:
+    link = Link().welcomed()
+
+    (answer,) = link.answers(ask(1, "map_gpas", {"pieces": wrong}))
+
+    match answer:
+        case [1, 1, [errno.EINVAL, "EINVAL", str(), {"done": 0}], None]:
+            assert link.slots.calls == 0
+        case _:
+            pytest.fail(f"no refusal: {answer!r}")
+
+
+# ------------------------------------------------ what ends it
 
 
 def test_a_refused_hello_raises_the_daemons_reason() -> None:
@@ -324,6 +394,56 @@ class AsyncRecording:
     async def unmap(self, gfns: GfnRange) -> None:
         await trio.lowlevel.checkpoint()
         self.recording.unmap(gfns)
+
+
+def test_a_mapper_of_single_pieces_is_called_for_each() -> None:
+    recording = Recording()
+    requests = [MapRequest(GFNS, UADDRS, Access.READ, None), MapRequest(GFNS, UADDRS, Access.NONE, None)]
+
+    assert _carry_out(recording, requests) is None
+    assert _carry_out(recording, [UnmapRequest(GFNS), UnmapRequest(GFNS)]) is None
+
+    maps = [("map", GFNS, UADDRS, access, None) for access in (Access.READ, Access.NONE)]
+    assert recording.calls == [*maps, ("unmap", GFNS), ("unmap", GFNS)]
+
+
+async def test_a_mapper_of_trio_that_refuses_a_piece_is_called_for_no_other() -> None:
+    mapper = AsyncRecording(Recording(refusal=WireError(errno.ENOSPC, "no slot", limit="slots")))
+    piece = MapRequest(GFNS, UADDRS, Access.READ, None)
+
+    assert await carry_out_for_trio(mapper, [UnmapRequest(GFNS), UnmapRequest(GFNS)]) is None
+    refusal = await carry_out_for_trio(mapper, [piece, piece])
+
+    assert refusal is not None
+    assert refusal.to_wire() == [errno.ENOSPC, "ENOSPC", "no slot", {"limit": "slots", "done": 0}]
+    assert [call[0] for call in mapper.recording.calls] == ["unmap", "unmap", "map"]
+
+
+class Together(Recording):
+    """A mapper that does lists at once."""
+
+    def map_list(self, pieces: Sequence[MapRequest]) -> None:
+        self.calls.append(("map_list", len(pieces)))
+        if self.refusal is not None:
+            raise refused_after(1, self.refusal)
+
+    def unmap_list(self, ranges: Sequence[GfnRange]) -> None:
+        self.calls.append(("unmap_list", *ranges))
+
+
+def test_a_mapper_of_lists_is_called_once_for_a_list_and_not_for_a_single_piece() -> None:
+    mapper = Together()
+    piece = MapRequest(GFNS, UADDRS, Access.READ, None)
+
+    assert [_carry_out(mapper, request) for request in ([piece], [piece] * 3, [UnmapRequest(GFNS)] * 2)] == [
+        None, None, None,
+    ]  # fmt: skip
+    mapper.refusal = WireError(errno.ENOSPC, "no slot")
+    refusal = _carry_out(mapper, [piece, piece])
+
+    assert [call[0] for call in mapper.calls] == ["map", "map_list", "unmap_list", "map_list"]
+    assert refusal is not None
+    assert refusal.details == {"done": 1}
 
 
 @pytest.fixture(scope="module")

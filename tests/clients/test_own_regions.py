@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -80,7 +80,7 @@ class Served:
         self._session.receive_data(rpc.encode_result(1, {}))
         self.mapped: list[MapRequest] = []
 
-    def ask(self, method: str, fields: dict[str, int]) -> object:
+    def ask(self, method: str, fields: Mapping[str, object]) -> object:
         """The error of the answer; None if it was carried out."""
         self._session.receive_data(rpc.encode_request(9, method, [fields]))
         while (request := self._session.next_request()) is not None:
@@ -141,9 +141,32 @@ def test_what_a_region_covers_is_mapped(fields: dict[str, int], caplog: pytest.L
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("at_place", [0, 1, 2])
+def test_one_lie_in_a_list_refuses_all_of_it_before_anything_is_carried_out(
+    at_place: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = Served(regions_of_a_guest())
+    pieces = [WHOLE_RAM | {"page_count": 1}, WHOLE_RAM | {"page_count": 1, "access": 0}]
+    pieces.insert(at_place, HEAP)
+
+    refused = served.ask("map_gpas", {"pieces": pieces})
+
+    match refused:
+        case [errno.EPERM, "EPERM", str(), {"done": 0}]:
+            assert len(caplog.records) == 1
+        case _:
+            pytest.fail(f"no refusal: {refused!r}")
+    assert served.mapped == []
+    pieces.remove(HEAP)
+    assert served.ask("map_gpas", {"pieces": pieces}) is None
+    assert len(served.mapped) == 2
+
+
 def test_an_unmap_is_carried_out_wherever_it_is() -> None:
     """It takes nothing from the VMM, and a refused one would end the partition."""
-    assert Served(OwnRegions()).ask("unmap_gpa", {"start_gfn": 0, "page_count": 1 << 40}) is None
+    everything = {"start_gfn": 0, "page_count": 1 << 40}
+    assert Served(OwnRegions()).ask("unmap_gpa", everything) is None
+    assert Served(OwnRegions()).ask("unmap_gpas", {"pieces": [everything]}) is None
 
 
 def test_a_daemon_that_goes_on_asking_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from fakes.eventually import PATIENCE, eventually
 from fakes.kvm_ports import FakeSlots
+from intercept_client._hypervisor_session import MapRequest
 from intercept_client.kvm._guest_memory import GuestMemory
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
@@ -195,3 +196,86 @@ def test_slots_that_only_come_disturb_no_vcpu() -> None:
     memory.map(WHOLE, MEMORY, RW)
 
     assert racer.saw == []
+
+
+# ------------------------------------------------ lists
+
+
+PAGES = [GfnRange(start=gfn, end=gfn + 1) for gfn in (1, 3, 6)]
+
+
+def requests(access: Access) -> list[MapRequest]:
+    return [
+        MapRequest(gfns, UaddrRange(start=0x9000 + gfns.start, end=0x9001 + gfns.start), access, None)
+        for gfns in PAGES
+    ]
+
+
+@pytest.mark.parametrize("is_unmap", [True, False], ids=["unmapped", "inaccessible"])
+def test_a_list_that_takes_away_stops_the_vcpus_once(*, is_unmap: bool) -> None:
+    slots = FakeSlots()
+    memory = memory_with_one_slot(slots)
+    racer = Racer(memory, slots)
+    memory.gate.enter(racer)
+
+    if is_unmap:
+        memory.unmap_list(PAGES)
+    else:
+        memory.map_list(requests(Access.NONE))
+
+    assert racer.saw == [1]
+    assert sorted(slots.reached()) == [0, 2, 4, 5, 7]
+
+
+def test_a_list_of_maps_is_carried_out_piece_by_piece() -> None:
+    slots = FakeSlots()
+    memory = GuestMemory(slots)
+    racer = Racer(memory, slots)
+    memory.gate.enter(racer)
+
+    memory.map_list(requests(RW))
+
+    assert (sorted(slots.reached()), racer.saw) == ([1, 3, 6], [])
+
+
+@pytest.mark.parametrize(("call", "done"), [(1, 0), (2, 1), (3, 2)])
+def test_a_refused_list_of_maps_says_how_many_were_done_and_those_stay(call: int, done: int) -> None:
+    slots = FakeSlots()
+    memory = GuestMemory(slots)
+    slots.refuse_at = {call}
+
+    with pytest.raises(WireError) as caught:
+        memory.map_list(requests(RW))
+
+    assert (caught.value.number, caught.value.details) == (errno.ENOMEM, {"done": done})
+    assert sorted(slots.reached()) == [1, 3, 6][:done]
+
+
+@pytest.mark.parametrize(("call", "done"), [(1, 0), (4, 1), (7, 2)])
+def test_a_refused_list_of_unmaps_says_how_many_were_done(call: int, done: int) -> None:
+    slots = FakeSlots()
+    memory = memory_with_one_slot(slots)
+    slots.refuse_at = {call}
+
+    with pytest.raises(WireError) as caught:
+        memory.unmap_list(PAGES)
+
+    assert (caught.value.number, caught.value.details) == (errno.ENOMEM, {"done": done})
+    assert sorted(set(range(8)) - set(slots.reached())) == [1, 3, 6][:done]
+
+
+@pytest.mark.parametrize("gfns", PAGES, ids=str)
+def test_a_list_returns_when_no_access_to_any_of_it_is_under_way_and_lets_vcpus_run_meanwhile(
+    gfns: GfnRange,
+) -> None:
+    """An access may have to walk the guest's page tables, for which its vCPU enters the gate."""
+    memory = memory_with_one_slot(FakeSlots())
+    claim = memory.claim(gfns.start, Access.READ)
+    assert claim is not None
+    with ThreadPoolExecutor(1) as threads:
+        unmapping = threads.submit(memory.unmap_list, PAGES)
+        eventually(lambda: len(memory.slots), 4)
+        with memory.gate.inside(Racer(memory, FakeSlots())):
+            assert not unmapping.done()
+        memory.release(claim)
+        unmapping.result(PATIENCE)
