@@ -54,7 +54,7 @@ class Form:
         return f"{self.role}-{self.method}"
 
 
-LISTS = "regions", "vmas", "mappings"
+LISTED = "regions", "vmas", "mappings"
 
 
 def fullest(role: str, method: str) -> dict[str, object]:
@@ -162,7 +162,7 @@ def test_defaults_are_those_of_the_wire_specification() -> None:
         "vmm-attach_memory.promise_begin_end": None,
         "vmm-set_policy.mmio_granularity": None,
         "hypervisor-hello.lists": False,
-        **{f"{role}-list_{what}.after": None for role in ("vmm", "operator") for what in LISTS},
+        **{f"{role}-list_{what}.after": None for role in ("vmm", "operator") for what in LISTED},
         "hypervisor-map_gpa.start_pfn": None,
         "operator-histograms.after": None,
         "operator-list_partitions.after": 0,
