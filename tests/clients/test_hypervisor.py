@@ -26,6 +26,7 @@ from intercept_client import (
     ConnectionLost,
     HypervisorKind,
     OwnRegions,
+    RequestedKind,
     TrioHypervisor,
     TrioVmm,
     TrioVp,
@@ -428,7 +429,7 @@ class Together(Recording):
             raise refused_after(1, self.refusal)
 
     def unmap_list(self, ranges: Sequence[GfnRange]) -> None:
-        self.calls.append(("unmap_list", *ranges))
+        self.calls.append(("unmap_list", len(ranges)))
 
 
 def test_a_mapper_of_lists_is_called_once_for_a_list_and_not_for_a_single_piece() -> None:
@@ -525,6 +526,32 @@ def test_a_hypervisor_that_refuses_a_map_fails_the_intercept(daemon: DaemonProce
             assert vp.intercept(READ) is Answer.HYPERVISOR_ERROR
         hypervisor.close()
         assert served.result(PATIENCE) == "closed by this client"
+
+
+@pytest.mark.parametrize(
+    ("movable", "calls"), [(0, [("unmap_list", 64)]), (32, [("map_list", 32), ("unmap_list", 32)])]
+)
+def test_an_invalidation_of_64_pieces_is_one_request_or_two_where_some_are_movable(
+    daemon: DaemonProcess, movable: int, calls: list[tuple[str, int]]
+) -> None:
+    mapper, threads = Together(), ThreadPoolExecutor(1)
+    pages = [(GfnRange.of(0x100 + page, 1), UADDRS.start + page) for page in range(0, 128, 2)]
+    with BlockingVmm.open(daemon.socket) as vmm:
+        partition = vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.VMM)
+        hypervisor = BlockingHypervisor.open(daemon.socket, partition, mapper, regions=vmm.regions)
+        served = threads.submit(hypervisor.serve)
+        memory = UaddrRange.at_page(UADDRS.start, 128)
+        vmm.map_vma(memory, 0xE0000, Access.READ, io=True)
+        with BlockingVp.open(daemon.socket, partition, vp_index=0) as vp:
+            for number, (gfns, page) in enumerate(pages):
+                kind = RequestedKind.MOVABLE if number < movable else RequestedKind.MMIO
+                vmm.add_region(gfns, UaddrRange.at_page(page, 1), kind, writable=False, executable=False)
+                touch = build_memory_intercept(gpa=gfns.start << 12, access=Access.READ)
+                assert vp.intercept(touch) is Answer.MAPPED
+        mapper.calls.clear()
+        vmm.unmap_vma(memory)
+        assert mapper.calls == calls
+    assert served.result(PATIENCE) == "the daemon closed the hypervisor connection"
 
 
 def test_a_partition_has_one_hypervisor_connection(daemon: DaemonProcess) -> None:
