@@ -368,14 +368,16 @@ MAPPED = ("map", GFNS, UADDRS, Access.READ | Access.WRITE, 0xE0000)
 
 @dataclass
 class Recording:
-    """A hypervisor that maps nothing and remembers what it was asked; `refusal` refuses its maps."""
+    """A hypervisor that maps nothing and remembers what it was asked; `refusal` refuses its maps, but for the
+    `allowed` first ones."""
 
     calls: list[tuple[object, ...]] = field(default_factory=list)
     refusal: WireError | None = None
+    allowed: int = 0
 
     def map(self, gfns: GfnRange, uaddrs: UaddrRange, access: Access, start_pfn: int | None) -> None:
         self.calls.append(("map", gfns, uaddrs, access, start_pfn))
-        if self.refusal is not None:
+        if self.refusal is not None and len(self.calls) > self.allowed:
             raise self.refusal
 
     def unmap(self, gfns: GfnRange) -> None:
@@ -408,16 +410,30 @@ def test_a_mapper_of_single_pieces_is_called_for_each() -> None:
     assert recording.calls == [*maps, ("unmap", GFNS), ("unmap", GFNS)]
 
 
-async def test_a_mapper_of_trio_that_refuses_a_piece_is_called_for_no_other() -> None:
-    mapper = AsyncRecording(Recording(refusal=WireError(errno.ENOSPC, "no slot", limit="slots")))
-    piece = MapRequest(GFNS, UADDRS, Access.READ, None)
+@pytest.mark.parametrize("done", range(3))
+async def test_a_mapper_that_refuses_a_piece_is_called_for_no_other(done: int) -> None:
+    recordings = [
+        Recording(refusal=WireError(errno.ENOSPC, "no slot", limit="slots"), allowed=done) for _ in range(2)
+    ]
+    maps = [MapRequest(GFNS, UADDRS, Access.READ, None)] * 3
+
+    refusals = [
+        _carry_out(recordings[0], maps),
+        await carry_out_for_trio(AsyncRecording(recordings[1]), maps),
+    ]
+
+    for refusal, recording in zip(refusals, recordings, strict=True):
+        assert refusal is not None
+        assert refusal.to_wire() == [errno.ENOSPC, "ENOSPC", "no slot", {"limit": "slots", "done": done}]
+        assert len(recording.calls) == done + 1
+
+
+async def test_a_mapper_of_trio_is_called_for_each_piece() -> None:
+    mapper = AsyncRecording()
 
     assert await carry_out_for_trio(mapper, [UnmapRequest(GFNS), UnmapRequest(GFNS)]) is None
-    refusal = await carry_out_for_trio(mapper, [piece, piece])
 
-    assert refusal is not None
-    assert refusal.to_wire() == [errno.ENOSPC, "ENOSPC", "no slot", {"limit": "slots", "done": 0}]
-    assert [call[0] for call in mapper.recording.calls] == ["unmap", "unmap", "map"]
+    assert mapper.recording.calls == [("unmap", GFNS)] * 2
 
 
 class Together(Recording):

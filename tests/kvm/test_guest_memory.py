@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -13,6 +14,7 @@ from fakes.eventually import PATIENCE, eventually
 from fakes.kvm_ports import FakeSlots
 from intercept_client._hypervisor_session import MapRequest
 from intercept_client.kvm._guest_memory import GuestMemory
+from intercept_client.kvm._run_gate import RunGate
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Access
@@ -211,20 +213,44 @@ def requests(access: Access) -> list[MapRequest]:
     ]
 
 
-@pytest.mark.parametrize("is_unmap", [True, False], ids=["unmapped", "inaccessible"])
-def test_a_list_that_takes_away_stops_the_vcpus_once(*, is_unmap: bool) -> None:
-    slots = FakeSlots()
-    memory = memory_with_one_slot(slots)
-    racer = Racer(memory, slots)
-    memory.gate.enter(racer)
+class CountedGate(RunGate):
+    """Counts how often vCPUs have to stop."""
 
-    if is_unmap:
-        memory.unmap_list(PAGES)
-    else:
-        memory.map_list(requests(Access.NONE))
+    def __init__(self) -> None:
+        super().__init__()
+        self.stops = 0
+        self._depth = 0
 
-    assert racer.saw == [1]
-    assert sorted(slots.reached()) == [0, 2, 4, 5, 7]
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        self.stops += self._depth == 0
+        self._depth += 1
+        with super().closed():
+            yield
+        self._depth -= 1
+
+
+def test_lists_that_take_away_stop_the_vcpus_once() -> None:
+    def one_by_one(memory: GuestMemory) -> None:
+        for gfns in PAGES:
+            memory.unmap(gfns)
+
+    unmaps: list[Callable[[GuestMemory], None]] = [
+        lambda memory: memory.unmap_list(PAGES),
+        lambda memory: memory.map_list(requests(Access.NONE)),
+        one_by_one,
+    ]
+    stops = []
+    for unmap in unmaps:
+        slots = FakeSlots()
+        memory = memory_with_one_slot(slots)
+        memory.gate = gate = CountedGate()
+        racer = Racer(memory, slots)
+        gate.enter(racer)
+        unmap(memory)
+        stops.append(gate.stops)
+        assert (racer.saw, sorted(slots.reached())) == ([1], [0, 2, 4, 5, 7])
+    assert stops == [1, 1, 3]
 
 
 def test_a_list_of_maps_is_carried_out_piece_by_piece() -> None:
