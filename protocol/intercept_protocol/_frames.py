@@ -24,8 +24,8 @@ class ValueLimit(NamedTuple):
 
 
 REQUEST_VALUES = ValueLimit(256, "request_values")
-"""Of a request to the daemon, or an answer to it. The largest have 30; decoding 64 KiB of one-byte values would
-delay every VP."""
+"""Of a request to the daemon, or an answer to it. The largest have 30; decoding 64 KiB of one-byte values
+would delay every VP."""
 REQUEST_VALUES_VMM = ValueLimit(2048, "request_values_vmm")
 """Of a VMM's request. The largest has 128 regions."""
 ANY_VALUES = ValueLimit(MESSAGE_LIMIT, "message_bytes")
@@ -80,10 +80,10 @@ class FrameScanner:
         """How many more bytes the value has at least, as of the last scan that returned None."""
 
     def scan(self, buffer: bytes | bytearray) -> int | None:
-        """The offset after the value, or None while bytes are missing. Raises `ProtocolViolation`, after which
-        the scanner is of no more use.
+        """The offset after the value, or None while bytes are missing. Raises `ProtocolViolation`, after
+        which the scanner is of no more use.
 
-        The loop works on local variables: a VMM's request has up to 2,048 values, each of which takes 0.13 us.
+        The loop works on local variables: a VMM's request has up to 2,048 values, and each takes 0.1 us.
         """
         position, room, missing, left = self._position, self._room, self._missing, self._left
         open_, sizes, available = self._open, _SCALAR_SIZES, len(buffer)

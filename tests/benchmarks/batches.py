@@ -1,7 +1,7 @@
-"""What an element of a list costs, beside a request of its own: CPU time of the daemon, and of both ends on one CPU.
+"""What an element of a list costs, beside a request of its own: CPU time of the daemon, and time.
 
-Owns these measurements, with declared memory and the software table. The requests are encoded before, so that the
-client takes little. Can be run by itself.
+Owns these measurements, with declared memory and the software table. The requests are encoded before, so that
+the client takes little. Can be run by itself.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ HELLO = {"protocol": 1, "role": "vmm"}
 MESSAGE_BYTES = 65536
 HELLO_VALUES = 12
 """Values of a hello with one more field: itself, its elements, map, two keys and values, a key, its list."""
+VALUES_BESIDE_A_LIST = 8
+"""Of a request with one field, a list: itself, its elements, the map, the key and the list."""
 NESTED = 13
 """Arrays and maps that may lie within a field of hello: 16, less message, params and map."""
 
@@ -297,6 +299,18 @@ def test_256_values_are_read_and_257_are_emsgsize(connect: Connect, limits: dict
     many.send(request("hello", {**HELLO, "x": [None] * spare}))
     too_many.send(request("hello", {**HELLO, "x": [None] * (spare + 1)}))
     assert many.farewell(msgid=1).details.get("field") == "x"
+    assert too_many.farewell().name == "EMSGSIZE"
+
+
+@statement("F-6", "L-1")
+def test_a_vmm_that_has_said_hello_may_send_2048_values(connect: Connect, limits: dict[str, int]) -> None:
+    spare = limits["request_values_vmm"] - VALUES_BESIDE_A_LIST
+    many, too_many = connect(), connect()
+    for connection in (many, too_many):
+        connection.say_hello("vmm")
+    refusal = many.refusal("statistics", {"x": [None] * spare})
+    assert (refusal.name, refusal.details.get("field")) == ("EINVAL", "x")
+    too_many.send(request("statistics", {"x": [None] * (spare + 1)}))
     assert too_many.farewell().name == "EMSGSIZE"
 
 

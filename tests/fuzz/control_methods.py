@@ -69,6 +69,21 @@ class ControlMethods(RuleBasedStateMachine):
             ),
         )  # fmt: skip
 
+    @rule(vmas=st.lists(st.tuples(starts, counts, flags, flags, flags, flags), max_size=3))
+    def map_vmas(self, vmas: list[tuple[int, int, bool, bool, bool, bool]]) -> None:
+        plain, fields = [], []
+        for start, count, readable, writable, executable, io in vmas:
+            self.pfn += 1000
+            access = readable * R | writable * W | executable * X
+            plain.append((range(start, start + count), self.pfn, access, io))
+            fields.append(
+                {
+                    "start_uaddr": start << SHIFT, "page_count": count, "start_pfn": self.pfn,
+                    "readable": readable, "writable": writable, "executable": executable, "io": io,
+                }
+            )  # fmt: skip
+        self.same(lambda: self.plain.map_vmas(plain), lambda: self.vmm.ask("map_vmas", vmas=fields))
+
     @rule(start=starts, count=counts)
     def unmap_vma(self, start: int, count: int) -> None:
         self.same(

@@ -76,6 +76,17 @@ class PlainPartition:
         piece = object()
         self.memory |= {page: Backing(pfn + page - pages.start, access, io, piece) for page in pages}
 
+    def map_vmas(self, vmas: list[tuple[range, int, int, bool]]) -> None:
+        for pages, _, _, _ in vmas:
+            _require_pages(pages)
+        before = dict(self.memory)
+        try:
+            for pages, pfn, access, io in vmas:
+                self.map_vma(pages, pfn, access, io=io)
+        except Refusal:
+            self.memory = before
+            raise
+
     def unmap_vma(self, pages: range) -> None:
         _require_pages(pages)
         for page in pages:

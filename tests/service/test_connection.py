@@ -356,7 +356,7 @@ async def test_each_descriptor_costs_as_much_as_a_request(
 async def test_the_elements_of_a_requests_lists_cost_as_much_as_a_request_for_every_16(
     ends: tuple[socket.socket, socket.socket], lists: list[int], requests: int
 ) -> None:
-    """Before it is answered, so that whoever sends the longest lists is read the least often."""
+    """Before it is answered, so that who sends the longest lists is read the least often."""
     connection = Connection(ends[0], Tenants(lambda: Limits(control_requests_per_second=1)), HangupWatch())
     connection.expect_long_requests()
     fields: dict[str, object] = {f"list {n}": [0] * length for n, length in enumerate(lists)}

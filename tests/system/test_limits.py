@@ -329,6 +329,18 @@ def test_a_request_of_as_many_values_as_it_may_hold_is_looked_at_and_one_more_is
     assert (refusal.name, refusal.details) == ("EMSGSIZE", {"limit": "request_values"})
 
 
+def test_a_vmm_may_send_as_many_values_as_it_is_told_and_one_more_is_the_end_of_its_connection_alone(
+    daemon: DaemonProcess, witness: Witness, limits: dict[str, int]
+) -> None:
+    spare = limits["request_values_vmm"] - 8  # the request, its four, the map, the key and the list
+    with RawVmm(daemon.socket) as vmm:
+        assert vmm.connection.refusal("map_vmas", {"vmas": [0] * spare}).name == "EINVAL"
+        vmm.connection.send(request("map_vmas", {"vmas": [0] * (spare + 1)}))
+        refusal = vmm.connection.farewell()
+    assert (refusal.name, refusal.details) == ("EMSGSIZE", {"limit": "request_values_vmm"})
+    assert witness.serve() == Witness.SERVED
+
+
 def test_requests_over_the_pace_are_all_answered(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(config="limits.control_requests_per_second = 40")
     with Witness(daemon.socket) as witness:
@@ -341,7 +353,7 @@ def test_requests_over_the_pace_are_all_answered(start_daemon: StartDaemon) -> N
 def test_every_limit_that_hello_states_is_reached_by_a_test(limits: dict[str, int]) -> None:
     others = {
         "connections_without_hello", "hello_timeout_ms", "invalidate_timeout_ms",
-        "message_bytes", "request_values", "requests_in_flight_per_connection",
+        "message_bytes", "request_values", "request_values_vmm", "requests_in_flight_per_connection",
         "control_requests_per_second",  # no error: tests/service/test_tenants.py, and below
         "hypervisor_timeout_ms",  # by the bad hypervisors
         "mappings_per_partition", "mappings_per_uid",  # an answer to an intercept, below

@@ -99,8 +99,8 @@ class DeclaredAddressSpace:
         self._insert(vma)
 
     def map_vmas(self, vmas: Sequence[Vma]) -> None:
-        """All of them, or none: raises ENOSPC without room for all, and EEXIST that says which overlaps another
-        VMA, or one before it."""
+        """All of them, or none: raises ENOSPC without room for all, and EEXIST that says which overlaps
+        another VMA, or one before it."""
         self._require_room(len(vmas))
         mapped = 0
         try:

@@ -110,9 +110,9 @@ class Tenant:
             await self._crowd.wait_readable(connection, self._turns.nursery)
 
     async def throttle(self, requests: int = 1) -> None:
-        """Block until one more request, which costs as much as `requests`, is within the rate (the generic cell
-        rate algorithm, ITU-T I.371), and until it is this uid's turn: one waiting request goes ahead per round
-        of the event loop."""
+        """Block until one more request, which costs as much as `requests`, is within the rate (the generic
+        cell rate algorithm, ITU-T I.371), and until it is this uid's turn: one waiting request goes ahead per
+        round of the event loop."""
         async with self._queue:
             now = trio.current_time()
             cost = requests / self._limits().control_requests_per_second
