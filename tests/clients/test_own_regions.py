@@ -489,7 +489,7 @@ def test_host_pages_of_vmas_of_which_one_is_no_range_do_not_count() -> None:
     right = declaring(FIRST, PFN).call
     vmm = Conversation().added()
 
-    vmm.send(call_exchange(MapVmas(vmas=[right, wrong])))  # type: ignore[arg-type, list-item]
+    vmm.send(call_exchange(MapVmas(vmas=[right, wrong])))  # type: ignore[list-item]
 
     assert not pfn_allowed(vmm.regions, FIRST)
 

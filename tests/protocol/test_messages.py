@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
+from typing import get_args, get_type_hints
 
 import msgspec
 import pytest
@@ -235,43 +236,49 @@ def test_word_of_a_list_is_refused_with_the_choices() -> None:
     assert "'rain_started'" in caught.value.message
 
 
-@each(LISTS)
-@pytest.mark.parametrize(
-    "wrong", [{}, {"a": 1}, 1.5, 1, "", []], ids=["map", "full map", "float", "integer", "text", "too long"]
-)
-def test_list_field_with_no_list_is_named(form: Form, name: str, wrong: object) -> None:
-    element = form.fields[name][0]
-    wrong = [element] * (LIST_LIMIT + 1) if isinstance(wrong, list) else wrong
+def elements(form: Form, name: str) -> list[dict[str, object]]:
+    return msgspec.convert(form.fields[name], list[dict[str, object]])
 
+
+@each(LISTS)
+@pytest.mark.parametrize("wrong", [{}, {"a": 1}, 1.5, 1, ""], ids=repr)
+def test_list_field_with_no_list_is_named(form: Form, name: str, wrong: object) -> None:
     assert_names(form.refusal(form.fields | {name: wrong}), name)
+
+
+@each(LISTS)
+def test_list_field_with_too_many_elements_is_named(form: Form, name: str) -> None:
+    assert_names(form.refusal(form.fields | {name: elements(form, name)[:1] * (LIST_LIMIT + 1)}), name)
 
 
 @each(LISTS)
 @pytest.mark.parametrize("wrong", [1, None, [], "x"], ids=repr)
 def test_element_that_is_no_map_is_named(form: Form, name: str, wrong: object) -> None:
-    error = form.refusal(form.fields | {name: [*form.fields[name], wrong]})
+    right = elements(form, name)
+    error = form.refusal(form.fields | {name: [*right, wrong]})
 
-    assert error.details == {"list": name, "index": len(form.fields[name]), "field": "params"}
+    assert error.details == {"list": name, "index": len(right), "field": "params"}
 
 
 @each(LISTS)
-def test_each_field_of_an_element_is_named_with_its_place(form: Form, name: str) -> None:
+def test_each_required_field_of_an_element_is_named_with_its_place(form: Form, name: str) -> None:
     """As a request with that element alone names it."""
-    elements = form.fields[name]
-    for field in elements[0]:
-        wrong = {key: value for key, value in elements[0].items() if key != field}
-        error = form.refusal(form.fields | {name: [*elements, wrong, {}]})
+    right = elements(form, name)
+    (element,) = get_args(get_type_hints(form.type)[name])
+    for field in (field.name for field in msgspec.structs.fields(element) if field.required):
+        wrong = {key: value for key, value in right[0].items() if key != field}
+        error = form.refusal(form.fields | {name: [*right, wrong, {}]})
 
         assert (error.number, error.details) == (
             errno.EINVAL,
-            {"list": name, "index": len(elements), "field": field},
+            {"list": name, "index": len(right), "field": field},
         )
-        assert error.message == f"{form.method}: {name}[{len(elements)}]: {field}: is missing"
+        assert error.message == f"{form.method}: {name}[{len(right)}]: {field}: is missing"
 
 
 @each(LISTS)
 def test_unknown_field_of_an_element_is_named_with_its_place(form: Form, name: str) -> None:
-    error = form.refusal(form.fields | {name: [form.fields[name][0] | {"a` - at `$.b[1]": 1}]})
+    error = form.refusal(form.fields | {name: [elements(form, name)[0] | {"a` - at `$.b[1]": 1}]})
 
     assert error.details == {"list": name, "index": 0, "field": "a` - at `$.b[1]"}
 
