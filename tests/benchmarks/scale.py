@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, median
 
+import batches
 import click
 import first_touches
 import inside
@@ -78,6 +79,7 @@ def main(most: int, seconds: float) -> None:
         _show_memory(Path(directory), load)
         for curve in curves(most):
             _show_curve(curve, _measure_curve(curve, Path(directory), load, seconds))
+        batches.show(Path(directory))
         first_touches.show(Path(directory), most)
         _show_lag(Path(directory), load)
         _show_two_daemons(Path(directory), load)

@@ -7,8 +7,8 @@ import errno
 import os
 import select
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, suppress
 
 import pytest
 import trio
@@ -452,15 +452,18 @@ async def test_a_request_of_many_elements_is_scanned_in_pieces_that_yield(
     assert others.turns >= len(request) // RECEIVE_BYTES - 2
 
 
-@pytest.mark.parametrize(("elements", "yields"), [(15, False), (16, True)])
+@pytest.mark.parametrize(
+    ("elements", "step"),
+    [(15, trio.testing.assert_no_checkpoints), (16, trio.testing.assert_checkpoints)],
+    ids=["short", "long"],
+)
 async def test_a_request_with_a_long_list_is_carried_out_in_a_step_of_its_own_where_time_is_used_up(
-    connection: Connection, peer: RawPeer, nursery: trio.Nursery, elements: int, yields: bool
+    connection: Connection, peer: RawPeer, elements: int, step: Callable[[], AbstractContextManager[None]]
 ) -> None:
     await peer.send(rpc.encode_request(1, "many", [{"list": [0] * elements}]))
-    others = Others(nursery)
-    with time_used_up_every(1):
-        await connection.receive()
-    assert (others.turns > 0) is yields
+    with time_used_up_every(1), step():
+        request = await connection.receive()
+    assert request == rpc.Request(1, "many", [{"list": [0] * elements}])
 
 
 async def test_a_peer_that_never_pauses_does_not_starve_others(
