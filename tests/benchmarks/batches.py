@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -20,7 +21,7 @@ from rich.table import Table
 from running import Place, daemon_command, server
 
 from intercept_protocol import codec, messages, rpc
-from intercept_protocol.messages import AddressSpaceKind, HypervisorKind
+from intercept_protocol.messages import AddressSpaceKind, HypervisorKind, RequestedKind
 
 BATCH = 128
 BATCHES = 4
@@ -46,8 +47,25 @@ def _vma(number: int) -> messages.MapVma:
     )  # fmt: skip
 
 
+def _region(number: int, kind: RequestedKind) -> messages.AddRegion:
+    return messages.AddRegion(
+        start_gfn=START_GFN + 2 * number, page_count=1, start_uaddr=START_UADDR + (number << 13), kind=kind,
+        writable=True, executable=False,
+    )  # fmt: skip
+
+
+def _adding(kind: RequestedKind) -> Subject:
+    return Subject(
+        f"add_region, {kind}",
+        partial(_region, kind=kind),
+        lambda numbers: messages.ChangeRegions(add=[_region(number, kind) for number in numbers]),
+    )
+
+
 SUBJECTS = (
     Subject("map_vma", _vma, lambda numbers: messages.MapVmas(vmas=[_vma(number) for number in numbers])),
+    _adding(RequestedKind.MMIO),
+    _adding(RequestedKind.MOVABLE),
 )
 
 
