@@ -312,6 +312,26 @@ def reach_of(wanted: Mapping) -> Reach:
     return [None if frame is None else frame.page for frame in frames]
 
 
+async def test_of_several_pieces_those_before_a_refused_one_are_mapped_and_no_others() -> None:
+    software = hypervisor(failing_calls={3: HvStatus.INSUFFICIENT_MEMORY})
+
+    with pytest.raises(HypervisorError) as refused:
+        await software.map_gpas([mapping(0, 1, 10), no_access(2, 1), mapping(4, 1, 30), mapping(6, 1, 40)])
+
+    assert refused.value.done == 2
+    assert reach(software, 8) == [10, *[None] * 7]
+    assert (software.counters().mapped_gfns, software.counters().no_access_gfns) == (1, 1)
+
+
+async def test_several_pieces_are_unmapped_and_nothing_between_them() -> None:
+    software = hypervisor()
+    await software.map_gpas([mapping(0, 6, 10)])
+
+    await software.unmap_gpas([GfnRange.of(0, 1), GfnRange.of(2, 2), GfnRange.of(7, 1)])
+
+    assert reach(software, 8) == [None, 11, None, None, 14, 15, None, None]
+
+
 async def carry_out(software: SoftwareHypervisor, step: str, wanted: Mapping) -> Reach:
     """Ask for one step; returns what the guest is to reach there afterwards."""
     match step:

@@ -48,11 +48,17 @@ class SoftwareSlat:
         """The parts of `gfns` without an entry, which would need table space."""
         return self._entries.gaps(gfns)
 
+    def insert(self, mapping: Mapping) -> bool:
+        """Write the entries of `mapping` if there are none yet; False if there is one."""
+        inserted = insert_joined(self._entries, mapping)
+        if inserted:
+            self._no_access_gfns += _no_access(mapping)
+        return inserted
+
     def replace(self, mapping: Mapping) -> None:
         """Write the entries of `mapping`, replacing existing ones."""
         self.clear(mapping.gfns)
-        self._no_access_gfns += _no_access(mapping)
-        insert_joined(self._entries, mapping)
+        self.insert(mapping)
 
     async def discard(self) -> None:
         """Free all entries in pieces; for the end."""

@@ -179,18 +179,17 @@ class GuestMappings:
         """NO_ACCESS over pieces of movable regions that nothing is mapped in. Raises `HypervisorError`, whose
         `done` counts the pieces."""
         assert self.lock.is_mine
+        mappings = [region.no_access(gfns) for region, gfns in pieces]
         done = 0
-        while asked := pieces[done : done + self._hypervisor.pieces_per_call]:
-            with self.changing([gfns for _, gfns in asked]):
+        with self.changing([gfns for _, gfns in pieces]):
+            while asked := mappings[done : done + self._hypervisor.pieces_per_call]:
                 try:
-                    await self._ask(
-                        self._hypervisor.map_gpas([region.no_access(gfns) for region, gfns in asked])
-                    )
+                    await self._ask(self._hypervisor.map_gpas(asked))
                 except HypervisorError as error:
                     error.done += done
                     raise
-            done += len(asked)
-            await give_way_shielded()
+                done += len(asked)
+                await give_way_shielded()
 
     async def map_again(self, region: Region, taken: Sequence[Mapping]) -> None:
         """Give back what was taken away, whatever the limits are now. Raises `HypervisorError`."""

@@ -98,11 +98,13 @@ class Mapping(msgspec.Struct, frozen=True, gc=False):
         return self.frame_at(other.start) == other.frame and other.access in self.access
 
 
-def insert_joined(mappings: RangeMap[Mapping], mapping: Mapping) -> None:
+def insert_joined(mappings: RangeMap[Mapping], mapping: Mapping) -> bool:
     """Insert a mapping, merged with the neighbours that it continues: memory that comes and goes page by page
-    must not leave an entry per page."""
-    mappings.insert(mapping)
-    join(mappings, mapping)
+    must not leave an entry per page. False if it overlaps another: then it is not inserted."""
+    inserted = mappings.insert_if_free(mapping)
+    if inserted:
+        join(mappings, mapping)
+    return inserted
 
 
 def join(mappings: RangeMap[Mapping], mapping: Mapping) -> None:
