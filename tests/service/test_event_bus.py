@@ -136,6 +136,23 @@ def test_intercepts_are_wanted_only_with_a_listener_for_them() -> None:
     assert wanted == [False, False, True, False]
 
 
+def test_a_fact_about_each_of_many_is_published_in_order_and_made_for_listeners_only() -> None:
+    event_bus = EventBus()
+    made: list[int] = []
+
+    def attached(index: int) -> VpAttached:
+        made.append(index)
+        return VpAttached(vp_index=index)
+
+    PartitionPublisher(event_bus, 7).publish_each(attached, [1, 2])
+    assert made == []
+    subscription = listening(event_bus, replace(ATTACHES, partition_id=7))
+    PartitionPublisher(event_bus, 7).publish_each(attached, [3, 4])
+    PartitionPublisher(event_bus, 8).publish_each(attached, [5])
+
+    assert heard(subscription) == [VpAttached(vp_index=3), VpAttached(vp_index=4)]
+
+
 def test_a_closed_listener_gets_no_more_events() -> None:
     event_bus = EventBus()
     subscription = listening(event_bus, ATTACHES)

@@ -158,6 +158,7 @@ async def test_a_change_of_many_regions_takes_turns(model: ModelPartition, nurse
         for first in (0, LIST_LIMIT)
     )
     gone = [removal(each.start_gfn, 1, 0) for each in here]
+    model.hypervisor.pieces_per_call = 1
     others = Others(nursery)
     turns: list[int] = []
     for remove, add in (([], here), (gone, there), (gone, [])):

@@ -113,7 +113,8 @@ class Region(msgspec.Struct, eq=False, gc=False):
 
     def no_access(self, gfns: GfnRange) -> Mapping:
         """NO_ACCESS over part of the region: how movable memory waits for its first touch."""
-        return Mapping(gfns.start, gfns.end, None, self.uaddrs_of(gfns).start, Access.NONE)
+        start_uaddr_page = gfns.start + self.uaddrs.start - self.gfns.start
+        return Mapping(gfns.start, gfns.end, None, start_uaddr_page, Access.NONE)
 
 
 Piece = tuple[Region, GfnRange]

@@ -6,7 +6,7 @@ Owns which of a region's values are told. Must not know when, or to whom.
 from __future__ import annotations
 
 from intercept_protocol.events import PinnedRegionDangling, RegionAdded, RegionRemoved
-from intercept_protocol.outcomes import Access
+from intercept_protocol.outcomes import Access, allows
 from interceptd.memory.region import Region
 
 
@@ -16,8 +16,8 @@ def added(region: Region) -> RegionAdded:
         page_count=region.gfns.page_count,
         start_uaddr=region.uaddrs.start_uaddr,
         kind=region.kind,
-        writable=bool(region.access & Access.WRITE),
-        executable=bool(region.access & Access.EXECUTE),
+        writable=allows(region.access, Access.WRITE),
+        executable=allows(region.access, Access.EXECUTE),
     )
 
 

@@ -7,7 +7,8 @@ uaddr range. Must not know locks, mappings or faults.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from itertools import pairwise
 
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange, UaddrRange
 from intercept_protocol.elements import about_element
@@ -63,6 +64,14 @@ class RegionList:
 
     def require_room(self, new: Sequence[Region], old: Set[Region]) -> None:
         """Raise what adding `new` in order would raise if `old` were gone; EEXIST names the element."""
+        if not _disjoint(new) or any(self._reaching_besides(old, region.gfns) for region in new):
+            self._refuse(new, old)
+        limit = self._limit()
+        if len(new) > len(old) and len(self._by_gfn) - len(old) + len(new) > limit:
+            raise _too_many(limit)
+
+    def _refuse(self, new: Sequence[Region], old: Set[Region]) -> None:
+        """Raise EEXIST about the first of `new` that overlaps one before it, or one that stays."""
         coming: OrderedMap[Region] = OrderedMap()
         for index, region in enumerate(new):
             overlapped = _reaching(coming, region.gfns) or self._reaching_besides(old, region.gfns)
@@ -70,9 +79,6 @@ class RegionList:
                 with about_element("add", index):
                     raise _overlap(region, overlapped)
             coming[region.gfns.start] = region
-        limit = self._limit()
-        if len(new) > len(old) and len(self._by_gfn) - len(old) + len(new) > limit:
-            raise _too_many(limit)
 
     def remove(self, region: Region) -> None:
         del self._by_gfn[region.gfns.start]
@@ -100,6 +106,8 @@ class RegionList:
 
     def _reaching_besides(self, old: Set[Region], gfns: GfnRange) -> Region | None:
         """A region that overlaps `gfns` and is not in `old`; looks at no more of `old` than overlap them."""
+        if self._overlapping(gfns) is None:
+            return None
         for region in self._by_gfn.between(gfns.start, gfns.end):
             if region not in old:
                 return region
@@ -111,6 +119,11 @@ def _reaching(regions: OrderedMap[Region], gfns: GfnRange) -> Region | None:
     """The last region that starts below the end of `gfns`, if it reaches into them."""
     region = regions.floor(gfns.end - 1)
     return region if region is not None and region.gfns.overlaps(gfns) else None
+
+
+def _disjoint(regions: Iterable[Region]) -> bool:
+    ordered = sorted(region.gfns for region in regions)
+    return all(before.end <= after.start for before, after in pairwise(ordered))
 
 
 def _overlap(region: Region, overlapped: Region) -> WireError:

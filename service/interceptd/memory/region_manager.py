@@ -214,10 +214,8 @@ class RegionManager:
                             raise refused.error from refused
             finally:
                 await mapping_change.free()
-            for region in change.old:
-                self._event_bus.publish(region_facts.removed(region))
-            for region in change.new:
-                self._event_bus.publish(region_facts.added(region))
+            self._event_bus.publish_each(region_facts.removed, change.old)
+            self._event_bus.publish_each(region_facts.added, change.new)
 
     async def run(self) -> None:
         """The region manager task: serve invalidations until cancelled."""
@@ -293,8 +291,7 @@ class RegionManager:
             await going.unmap_all(region, region.gfns)
             await give_way_shielded()
         await going.finish()
-        for region in regions:
-            self._event_bus.publish(region_facts.removed(region))
+        self._event_bus.publish_each(region_facts.removed, regions)
 
     def _checked(
         self, remove: Sequence[tuple[GfnRange, UaddrRange]], add: Sequence[Region], wholes: Sequence[Whole]

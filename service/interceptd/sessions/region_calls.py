@@ -29,6 +29,12 @@ _RIGHTS = {
 }
 """By what may be done: a request may bring 128 of them, and uniting flags takes 0.4 us each."""
 
+_STATED = {
+    RequestedKind.MMIO: RegionKind.MMIO,
+    RequestedKind.MOVABLE: RegionKind.MOVABLE,
+    RequestedKind.PINNED: RegionKind.PINNED,
+}
+
 RegionCall = messages.AddRegion | messages.RemoveRegion | messages.ChangeRegions
 
 
@@ -62,9 +68,9 @@ class RegionCalls:
             with about_element("remove", index):
                 remove.append(_ranges(element))
         add: list[Region] = []
-        for index, region in enumerate(call.add):
+        for index, asked in enumerate(call.add):
             with about_element("add", index):
-                add.append(await self._region(region))
+                add.append(await self._region(asked))
             await give_way()
         await self._partition.faults.change_regions(remove, add)
         return messages.ChangeRegionsReply(kinds=[region.kind for region in add])
@@ -78,14 +84,12 @@ class RegionCalls:
         return Region(
             gfns=gfns,
             uaddrs=uaddrs,
-            kind=await self._kind(asked.kind, uaddrs),
+            kind=_STATED.get(asked.kind) or await self._inferred_kind(uaddrs),
             kind_origin=KindOrigin.INFERRED if asked.kind is RequestedKind.AUTO else KindOrigin.STATED,
             access=access_of(readable=True, writable=asked.writable, executable=asked.executable),
         )
 
-    async def _kind(self, requested: RequestedKind, uaddrs: UaddrRange) -> RegionKind:
-        if requested is not RequestedKind.AUTO:
-            return RegionKind(requested)
+    async def _inferred_kind(self, uaddrs: UaddrRange) -> RegionKind:
         try:
             io = await self._partition.address_space.is_io(uaddrs.start, Caller.VMM)
         except KindUnknown as error:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
 
 import msgspec
 import trio
 
 from intercept_protocol.events import AnyFact, Event, EventName, EventsDropped, InterceptAnswered
 
+Item = TypeVar("Item")
 EVENTS_KEPT = 1024
 """Events queued per subscription, some 300 KiB. All subscriptions share one object per event."""
 
@@ -98,6 +100,7 @@ class Publisher(Protocol):
     """The side of an event bus that publishes."""
 
     def publish(self, fact: AnyFact, /) -> None: ...
+    def publish_each(self, fact_of: Callable[[Item], AnyFact], items: Iterable[Item], /) -> None: ...
 
 
 class EventBus:
@@ -112,6 +115,14 @@ class EventBus:
             event = Event(_now_ms(), fact, partition_id)
             for subscription in self._subscriptions:
                 subscription.offer(event)
+
+    def publish_each(
+        self, fact_of: Callable[[Item], AnyFact], items: Iterable[Item], /, partition_id: int | None = None
+    ) -> None:
+        """Publish a fact about each item. None is made while nobody subscribes."""
+        if self._subscriptions:
+            for item in items:
+                self.publish(fact_of(item), partition_id)
 
     def subscribe(self, subscription: Subscription, wanted: EventFilter) -> None:
         """Set what a subscription receives from now on, in place of its earlier filter."""
@@ -146,6 +157,9 @@ class PartitionPublisher:
 
     def publish(self, fact: AnyFact, /) -> None:
         self._event_bus.publish(fact, self._partition_id)
+
+    def publish_each(self, fact_of: Callable[[Item], AnyFact], items: Iterable[Item], /) -> None:
+        self._event_bus.publish_each(fact_of, items, self._partition_id)
 
 
 def _now_ms() -> int:
