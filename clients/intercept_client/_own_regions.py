@@ -36,7 +36,7 @@ class OwnRegions:
     def __init__(self) -> None:
         self._regions = PageRuns()
         self._changes: list[_Change] = []
-        """What is being changed, or was when the connection broke; the old regions are still in `_regions`."""
+        """What is being changed, or was when the connection broke. The old regions stay in `_regions`."""
         self._vmas = PageRuns()
         self._lock = threading.Lock()
 
