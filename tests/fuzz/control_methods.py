@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from fakes.raw_client import Refused
 from fakes.raw_vmm import RawVmm
@@ -143,6 +143,55 @@ class ControlMethods(RuleBasedStateMachine):
             reply = self.vmm.ask("prefault", start_gfn=gfn + done, page_count=count - done)
             done, mapped = done + reply["page_count"], mapped + reply["mapped_gfns"]
         return {"page_count": done, "mapped_gfns": mapped}
+
+    @rule(
+        target=regions,
+        removed=st.lists(st.tuples(regions, st.sampled_from([0, 0, 0, 0, 0, 1])), max_size=3),
+        added=st.lists(st.tuples(starts, counts, starts, kinds, flags, flags), max_size=3),
+        around=st.booleans(),
+    )
+    def change_regions(
+        self,
+        removed: list[tuple[tuple[int, int, int], int]],
+        added: list[tuple[int, int, int, str, bool, bool]],
+        *,
+        around: bool,
+    ) -> Any:
+        """If `around`, the added ones give the gfns of the removed ones again, but for a page of each."""
+        remove = [(gfn, count + more, page) for (gfn, count, page), more in removed]
+        add = (
+            [(range(gfn, gfn + count - 1), page, "movable", True, True) for gfn, count, page in remove]
+            if around
+            else [
+                (range(gfn, gfn + count), page, kind, writable, executable)
+                for gfn, count, page, kind, writable, executable in added
+            ]
+        )
+        self.same(
+            lambda: {
+                "kinds": self.plain.change_regions(
+                    [(range(gfn, gfn + count), page) for gfn, count, page in remove],
+                    [
+                        (gfns, page, kind, R | writable * W | executable * X)
+                        for gfns, page, kind, writable, executable in add
+                    ],
+                )
+            },
+            lambda: self.vmm.ask(
+                "change_regions",
+                remove=[
+                    {"start_gfn": gfn, "page_count": count, "start_uaddr": page << SHIFT}
+                    for gfn, count, page in remove
+                ],
+                add=[
+                    {"start_gfn": gfns.start, "page_count": len(gfns), "start_uaddr": page << SHIFT,
+                     "kind": kind, "writable": writable, "executable": executable}
+                    for gfns, page, kind, writable, executable in add
+                ],
+            ),
+        )  # fmt: skip
+        self.intercept(1 << 40, 0, 1)  # whether what stays mapped is still the same mapping is not specified
+        return multiple(*((gfns.start, len(gfns), page) for gfns, page, *_ in add))
 
     @rule(granularity=st.sampled_from(["vma", "page"]))
     def set_policy(self, granularity: str) -> None:

@@ -103,38 +103,76 @@ class PlainPartition:
         self.invalidate(pages)
 
     def add_region(self, gfns: range, page: int, kind: str, access: int) -> str:
-        _require_pages(gfns)
-        _require_pages(range(page, page + len(gfns)))
+        area = self._asked(gfns, page, kind, access)
+        if any(_meet(area.gfns, each.gfns) for each in self.areas):
+            raise Refusal("EEXIST")
+        self._populate(area)
+        self.areas.append(area)
+        return area.kind
+
+    def remove_region(self, gfns: range, page: int) -> None:
+        _require_place(gfns, page)
+        area = self._found(gfns, page, self.areas)
+        self.areas.remove(area)
+        for gfn in area.gfns:
+            self.reached.pop(gfn, None)
+
+    def change_regions(
+        self, remove: list[tuple[range, int]], add: list[tuple[range, int, str, int]]
+    ) -> list[str]:
+        """Where several elements are wrong, the order of the checks is the daemon's, and not specified."""
+        for gfns, page in remove:
+            _require_place(gfns, page)
+        new = [self._asked(*each) for each in add]
+        for area in new:
+            self._require_populatable(area)
+        stay = list(self.areas)
+        for gfns, page in remove:
+            stay.remove(self._found(gfns, page, stay))
+        for index, area in enumerate(new):
+            if any(_meet(area.gfns, each.gfns) for each in (*stay, *new[:index])):
+                raise Refusal("EEXIST")
+        for old in self.areas:
+            for gfn in old.gfns if old not in stay else ():
+                if not any(_alike(old, area, gfn) for area in new):
+                    self.reached.pop(gfn, None)
+        self.areas = stay + new
+        for area in new:
+            self._populate(area)
+        return [area.kind for area in new]
+
+    def _asked(self, gfns: range, page: int, kind: str, access: int) -> Area:
+        _require_place(gfns, page)
         inferred = kind == "auto"
         if inferred:
             if page not in self.memory:
                 raise Refusal("EINVAL")
             kind = "mmio" if self.memory[page].io else "movable"
-        area = Area(gfns.start, len(gfns), page, kind, inferred, access | R)
-        if any(_meet(area.gfns, each.gfns) for each in self.areas):
-            raise Refusal("EEXIST")
-        if kind == "pinned":
-            backed = all(each in self.memory and self.memory[each].access & R for each in area.pages)
-            if not backed or any(_meet(area.pages, each) for each in self.opened):
-                raise Refusal("EFAULT")
-            for gfn in area.gfns:
-                backing = self.memory[area.page_of(gfn)]
-                self.reached[gfn] = backing.pfn, area.rights(backing)
-            self._changed()
-        self.areas.append(area)
-        return kind
+        return Area(gfns.start, len(gfns), page, kind, inferred, access | R)
 
-    def remove_region(self, gfns: range, page: int) -> None:
-        _require_pages(gfns)
-        _require_pages(range(page, page + len(gfns)))
-        area = next((each for each in self.areas if each.gfn == gfns.start), None)
+    @staticmethod
+    def _found(gfns: range, page: int, areas: list[Area]) -> Area:
+        area = next((each for each in areas if each.gfn == gfns.start), None)
         if area is None:
             raise Refusal("ENOENT")
         if (area.page_count, area.page) != (len(gfns), page):
             raise Refusal("EINVAL")
-        self.areas.remove(area)
-        for gfn in area.gfns:
-            self.reached.pop(gfn, None)
+        return area
+
+    def _require_populatable(self, area: Area) -> None:
+        if area.kind == "pinned":
+            backed = all(each in self.memory and self.memory[each].access & R for each in area.pages)
+            if not backed or any(_meet(area.pages, each) for each in self.opened):
+                raise Refusal("EFAULT")
+
+    def _populate(self, area: Area) -> None:
+        """Map a pinned region in full."""
+        self._require_populatable(area)
+        if area.kind == "pinned":
+            for gfn in area.gfns:
+                backing = self.memory[area.page_of(gfn)]
+                self.reached[gfn] = backing.pfn, area.rights(backing)
+            self._changed()
 
     def prefault(self, gfns: range) -> dict[str, int]:
         """All of them at once: few enough pages for one answer."""
@@ -233,6 +271,21 @@ class PlainPartition:
 def _require_pages(pages: range) -> None:
     if not pages or pages.stop > PAGE_LIMIT:
         raise Refusal("EINVAL")
+
+
+def _require_place(gfns: range, page: int) -> None:
+    _require_pages(gfns)
+    _require_pages(range(page, page + len(gfns)))
+
+
+def _alike(old: Area, new: Area, gfn: int) -> bool:
+    """Whether both regions give the guest the same at this gfn, so that what is mapped stays."""
+    return (
+        gfn in new.gfns
+        and old.page_of(gfn) == new.page_of(gfn)
+        and (old.kind, old.inferred, old.access) == (new.kind, new.inferred, new.access)
+        and not old.dangling
+    )
 
 
 def _meet(one: range, other: range) -> bool:

@@ -109,6 +109,7 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
                 "auto_over_nothing_is_einval",
             }
         ),
+        "change_regions": frozenset({"what_is_refused_names_the_element_and_changes_nothing"}),
         "create_partition": frozenset(
             {
                 "a_wrong_field_is_einval_that_names_it",
