@@ -19,7 +19,7 @@ from typing import Any, Final
 from fakes.raw_client import READ, WRITE, RawConnection, intercept_message, pack, request
 from fakes.raw_vmm import GFN, MODEL, PAGE, PAGES, PATIENT, UADDR, WHOLE_MEMORY, region, vma
 
-MESSAGES: Final = {"software": 25, "vmm": 36}
+MESSAGES: Final = {"software": 26, "vmm": 39}
 """Of a whole session, by who the hypervisor is; its answers count."""
 ALIAS: Final = GFN + PAGES
 RIGHTS: Final = {"readable": True, "writable": False, "executable": False}
@@ -80,6 +80,9 @@ class Session:
         told += [self._intercept(vp, GFN, WRITE), self._ask(vmm, "translate", {"gfn": GFN})]
         self._ask(vmm, "unmap_vma", WHOLE)
         told.append(self._intercept(vp, GFN, READ))
+        moved = region(ALIAS + PAGES, PAGES, UADDR)
+        alias = {"start_gfn": ALIAS, "page_count": PAGES, "start_uaddr": UADDR}
+        told.append(self._ask(vmm, "change_regions", {"remove": [alias], "add": [moved]}))
         self._ask(vmm, "remove_region", {"start_gfn": GFN, "page_count": PAGES, "start_uaddr": UADDR})
         told.append(self._ask(vmm, "statistics", {})["regions"])
         return told
@@ -116,7 +119,8 @@ class Session:
 TOLD: Final = [
     {"kind": "movable"}, {"kind": "movable"},
     ["resume", "mapped"], ["resume", "already_mapped"], ["resume", "mapped"], ["forward", "no_region"],
-    ["retry", "kicked"], ["resume", "mapped"], ["forward", "permission"], None, ["forward", "unbacked"], 1,
+    ["retry", "kicked"], ["resume", "mapped"], ["forward", "permission"], None, ["forward", "unbacked"],
+    {"kinds": ["movable"]}, 1,
 ]  # fmt: skip
 """The answers to an undisturbed session."""
 
