@@ -10,17 +10,20 @@ from typing import Any
 import pytest
 
 from fakes.daemon_process import DaemonProcess, StartDaemon
-from fakes.documents import ADDING_RAM, HANDING_OVER, HEARING, at, printed
+from fakes.documents import ADDING_RAM, HANDING_OVER, HEARING, SHADOWING, at, printed
 from fakes.eventually import PATIENCE, eventually
 from fakes.raw_vmm import RawVmm
 from intercept_client import (
     Access,
     AddressSpaceKind,
+    Answer,
     BlockingVmm,
+    BlockingVp,
     GfnRange,
     HypervisorKind,
     RegionKind,
     UaddrRange,
+    build_memory_intercept,
 )
 
 
@@ -58,6 +61,23 @@ def test_the_example_of_adding_ram_splits_no_large_page_where_one_region_would(d
             assert vmm.prefault(gfns) == gfns.page_count
             splits.append(vmm.statistics().split_large_pages)
     assert splits == [0, 4]
+
+
+def test_the_example_of_a_rom_shadow_lets_the_guest_write_where_it_only_read(daemon: DaemonProcess) -> None:
+    names: dict[str, Any] = {}
+    exec(SHADOWING, names)
+    gfns = GfnRange.of(0xF0, 16)
+    rom, ram = UaddrRange.of_pages(0x7000_0000, 16), UaddrRange.of_pages(0x6000_0000, 16)
+    with BlockingVmm.open(daemon.socket) as vmm:
+        partition = vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.SOFTWARE)
+        vmm.map_vma(rom, 0x1000, Access.READ)
+        vmm.map_vma(ram, 0x2000, Access.READ | Access.WRITE)
+        vmm.add_region(gfns, rom, RegionKind.MOVABLE, writable=False, executable=True)
+        with BlockingVp.open(daemon.socket, partition, vp_index=0) as vp:
+            write = build_memory_intercept(gpa=0xF0 << 12, access=Access.WRITE)
+            assert vp.intercept(write) is Answer.PERMISSION
+            names["shadow_rom"](vmm, gfns, rom, ram)
+            assert vp.intercept(write) is Answer.MAPPED
 
 
 def test_the_example_of_hearing_tells_of_a_lost_partition(daemon: DaemonProcess, tmp_path: Path) -> None:
