@@ -1,8 +1,9 @@
-"""When the cyclic garbage collector makes a full pass, which stops everything: 0.2 us for each object kept.
+"""When the cyclic garbage collector makes a full pass, which stops everything: 50 us for each connection.
 
 Owns the moments. Must not know what is collected. Left to itself, the collector makes a pass whenever the
 objects have become a quarter more, so a client that attaches VPs and detaches them decides when. A daemon
-hardly makes cycles (tests/service/test_collector.py); young ones are collected as ever, in passes of 1 ms.
+hardly makes cycles (tests/service/test_collector.py); young ones are collected as ever, in passes of 1 ms. It
+does not visit regions, mappings and VMAs, nor the lists that they lie in (`pages/untracked.py`).
 """
 
 from __future__ import annotations

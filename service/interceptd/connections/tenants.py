@@ -132,12 +132,6 @@ class Tenant:
             log.info("lines_not_logged", uid=self.log_share.uid, not_logged=not_logged)
 
     @property
-    def kept_objects(self) -> int:
-        """About how many Python objects are kept for this uid."""
-        items = self.regions.count + self.mappings.count + self.vmas.count
-        return OBJECTS_PER_CONNECTION * self.connections.count + items
-
-    @property
     def idle(self) -> bool:
         """Whether there is nothing to remember: it has nothing, and its whole bursts again."""
         quotas = (
@@ -173,8 +167,8 @@ class Tenants:
 
     @property
     def kept_objects(self) -> int:
-        """About how many Python objects are kept for clients."""
-        return sum(tenant.kept_objects for tenant in self._by_uid.values())
+        """About how many objects that the garbage collector visits are kept for clients."""
+        return OBJECTS_PER_CONNECTION * self.connections
 
     @property
     def connections(self) -> int:

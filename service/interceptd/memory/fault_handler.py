@@ -23,6 +23,7 @@ from interceptd.memory.attempt import Attempt, Busy, Whole, unpopulated
 from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.memory.region_manager import RegionManager
 from interceptd.pages.mapping import Extent, Mapping
+from interceptd.pages.untracked import untracked
 from interceptd.scheduling.time_share import give_way
 from interceptd.telemetry.counters import Stages
 from interceptd.telemetry.histogram import LatencyHistogram
@@ -127,7 +128,7 @@ class FaultHandler:
         The region is in the list and not live yet. One attempt spans it, so any invalidation meanwhile fails
         the add.
         """
-        extents: list[Extent] = []
+        extents: list[Extent] = untracked([])
         try:
             attempt = self._regions.begin_whole(region)
             try:

@@ -26,6 +26,7 @@ from interceptd.memory import long_lists
 from interceptd.memory.region import Piece, Region
 from interceptd.pages.counted_range_map import CountedRangeMap
 from interceptd.pages.mapping import Mapping, join
+from interceptd.pages.untracked import untracked
 from interceptd.quota import Quota
 from interceptd.scheduling.time_share import give_way_shielded
 
@@ -154,7 +155,7 @@ class GuestMappings:
         Beyond the deadline the rest is left, and what is mapped stays.
         """
         assert self.lock.is_mine
-        made: list[Mapping] = []
+        made: list[Mapping] = untracked([])
         gaps = self._all_gaps(wanted)
         most = self._hypervisor.pieces_per_call
         asked: list[Mapping] = []

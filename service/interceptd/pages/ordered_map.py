@@ -13,6 +13,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
+from interceptd.pages.untracked import untracked
+
 CHUNK = 512
 """Entries at which a chunk is split. A million entries make 2,000 to 4,000 chunks, so a split moves up to 32
 KiB of first keys, at most once in 256 edits."""
@@ -116,7 +118,7 @@ class OrderedMap(Generic[Value]):
     def _put_in_chunk(self, at: int, keys: array[int], values: list[Value]) -> None:
         self._firsts.insert(at, keys[0])
         self._keys.insert(at, keys)
-        self._values.insert(at, values)
+        self._values.insert(at, untracked(values))
 
     def _join_with_neighbour(self, chunk: int) -> None:
         """Merge a short chunk with a neighbour if both fit into one, so that chunks stay few."""

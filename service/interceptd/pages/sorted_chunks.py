@@ -13,6 +13,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from interceptd.pages.untracked import untracked
+
 CHUNK = 512
 """Items at which a chunk is split."""
 Item = TypeVar("Item")
@@ -27,7 +29,7 @@ class SortedChunks(msgspec.Struct, Generic[Item, Key], eq=False, gc=False):
 
     @classmethod
     def of(cls, item: Item) -> SortedChunks[Item, Key]:
-        return cls([[item]])
+        return cls(untracked([untracked([item])]))
 
     def __iter__(self) -> Iterator[Item]:
         for chunk in self._chunks:
@@ -53,7 +55,7 @@ class SortedChunks(msgspec.Struct, Generic[Item, Key], eq=False, gc=False):
         chunk = self._chunks[at]
         chunk.insert(bisect_left(chunk, wanted, key=key), item)
         if len(chunk) > CHUNK:
-            self._chunks.insert(at + 1, chunk[CHUNK // 2 :])
+            self._chunks.insert(at + 1, untracked(chunk[CHUNK // 2 :]))
             del chunk[CHUNK // 2 :]
 
     def remove(self, wanted: Key, key: Callable[[Item], Key]) -> None:
