@@ -2,11 +2,13 @@
 
 Owns the process, and what the attacks have in common. An attack is a generator of three parts: it prepares,
 it does what its figures are compared with, and it attacks; then it waits at a `yield`, or its process ends
-with everything that it has. Must not know who is served meanwhile.
+with everything that it has. Its `Size` says how much of the limits it uses. Must not know who is served
+meanwhile.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import threading
@@ -16,26 +18,55 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from fakes.good_vp import FORK
 from fakes.other_user import become
 from fakes.raw_client import RawConnection
 
-Attack = Callable[[Path], Iterator[None]]
 PATIENCE: Final = 120.0
 FILES: Final = 20_000
 """Descriptors that a hostile process may have open."""
-SECONDS: Final = 2.0
-"""How long each part lasts that does not end by itself."""
+
+
+class Size(NamedTuple):
+    """How much an attack does."""
+
+    part: float
+    """Of what the limits allow."""
+    seconds: float
+    """How long a thing is done again and again, or nothing is done."""
+    times: int
+    """How often it is done, at least."""
+
+    def of(self, most: int, least: int = 1) -> int:
+        """How many there are of what there may be `most`."""
+        return max(least, int(self.part * most))
+
+    def again_and_again(self) -> Iterator[None]:
+        end = time.monotonic() + self.seconds
+        for done in itertools.count():
+            if done >= self.times and time.monotonic() >= end:
+                return
+            yield
+
+    def rest(self) -> None:
+        """Be there, and do nothing."""
+        threading.Event().wait(self.seconds)
+
+
+FULL: Final = Size(part=1, seconds=2.0, times=1)
+QUICK: Final = Size(part=1 / 32, seconds=0, times=3)
+"""For a daemon whose work is counted: its verdict needs no more."""
+Attack = Callable[[Path, Size], Iterator[None]]
 
 
 class HostileTenant:
     """A child process of the user `uid` that carries out an attack, part by part."""
 
-    def __init__(self, attack: Attack, path: Path, uid: int) -> None:
+    def __init__(self, attack: Attack, path: Path, uid: int, size: Size = FULL) -> None:
         self._control, theirs = FORK.Pipe()
-        self._process = FORK.Process(target=_carry_out, args=(attack, path, uid, theirs))
+        self._process = FORK.Process(target=_carry_out, args=(attack, path, uid, size, theirs))
         self._process.start()
         theirs.close()
 
@@ -62,27 +93,16 @@ class HostileTenant:
         return True
 
 
-def _carry_out(attack: Attack, path: Path, uid: int, control: Connection) -> None:
+def _carry_out(attack: Attack, path: Path, uid: int, size: Size, control: Connection) -> None:
     RawConnection.patience = PATIENCE
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
     become(uid, uid)
     try:
         control.recv()
-        for _ in attack(path):
+        for _ in attack(path, size):
             control.send(None)
             control.recv()
     except BaseException:  # whatever it is, the parent sees the exit status
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
-
-
-def for_a_while(seconds: float = SECONDS) -> Iterator[None]:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        yield
-
-
-def rest() -> None:
-    """Be there, and do nothing."""
-    threading.Event().wait(SECONDS)

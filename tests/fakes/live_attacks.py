@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from fakes.hostile_tenant import SECONDS, for_a_while, rest
+from fakes.hostile_tenant import Size
 from fakes.live_vmm import GFN, LiveVmm
 from intercept_client import libc
 from intercept_client.memory import Watch
@@ -25,9 +25,9 @@ VMAS: Final = 60_000
 MADV_POPULATE_READ: Final = 22
 
 
-def unmaps_watched_memory(path: Path) -> Iterator[None]:
+def unmaps_watched_memory(path: Path, size: Size) -> Iterator[None]:
     """512 threads unmap pages, unwatched ones and then watched ones."""
-    threads, each = 512, 20
+    threads, each = size.of(512, 128), 20
     vmm = LiveVmm()
     vmm.connect(path)
     vmm.attach(Watch.REQUIRED, promise=False)
@@ -37,17 +37,18 @@ def unmaps_watched_memory(path: Path) -> Iterator[None]:
     threading.stack_size(1 << 16)
     yield
     storm(unwatched, threads)
-    rest()
+    size.rest()
     yield
     storm(watched, threads)
     yield
 
 
-def has_smaps_searched(path: Path) -> Iterator[None]:
+def has_smaps_searched(path: Path, size: Size) -> Iterator[None]:
     """Six partitions of a process with 60,000 VMAs have the last of them searched."""
     vmms = [LiveVmm() for _ in range(6)]
-    memory = vmms[0].map(2 * VMAS)
-    for page in range(memory.start, memory.start + VMAS, 2):
+    vmas = size.of(VMAS)
+    memory = vmms[0].map(2 * vmas)
+    for page in range(memory.start, memory.start + vmas, 2):
         libc.mprotect(UaddrRange(start=page, end=page + 1), Access.READ)
     for vmm in vmms:
         vmm.connect(path)
@@ -56,20 +57,20 @@ def has_smaps_searched(path: Path) -> Iterator[None]:
 
     def search(vmm: LiveVmm) -> None:
         gfns = iter(range(1 << 20))
-        for _ in for_a_while(2 * SECONDS):
+        for _ in size.again_and_again():
             with suppress(WireError):  # its turn did not come in time
                 vmm.vmm.add_region(
                     GfnRange.of(next(gfns), 1), last, RequestedKind.AUTO, writable=True, executable=False
                 )
 
     yield
-    rest()
+    size.rest()
     yield
     at_once([lambda vmm=vmm: search(vmm) for vmm in vmms])  # type: ignore[misc]
     yield
 
 
-def leaves_while_its_memory_is_locked(path: Path) -> Iterator[None]:
+def leaves_while_its_memory_is_locked(path: Path, size: Size) -> Iterator[None]:
     """VMMs leave while a thread populates memory, which holds the lock that their userfaultfds need."""
     vmms = [LiveVmm() for _ in range(8)]
     for vmm in vmms:
@@ -77,9 +78,9 @@ def leaves_while_its_memory_is_locked(path: Path) -> Iterator[None]:
         vmm.attach(Watch.REQUIRED, promise=False)
         vmm.add_region(GFN, vmms[0].map(16))
         assert vmm.fault(GFN) is Answer.MAPPED
-    large = vmms[0].map(4 << 20)
+    large = vmms[0].map(size.of(4 << 20))
     yield
-    rest()
+    size.rest()
     yield
     populating = threading.Thread(target=libc.madvise, args=(large, MADV_POPULATE_READ))
     populating.start()
@@ -87,6 +88,9 @@ def leaves_while_its_memory_is_locked(path: Path) -> Iterator[None]:
         vmm.vmm.close()
     populating.join()
     yield
+
+
+ATTACKS: Final = (unmaps_watched_memory, has_smaps_searched, leaves_while_its_memory_is_locked)
 
 
 def at_once(acts: Sequence[Callable[[], None]]) -> None:

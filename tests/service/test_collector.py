@@ -4,7 +4,7 @@ numerous."""
 from __future__ import annotations
 
 import gc
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import FrameType
 
 import pytest
@@ -70,15 +70,15 @@ async def test_no_pass_visits_what_a_partition_has_many_of(
         RegionState.POPULATING,
     )  # fmt: skip
     await model.regions.add(pinned)
-    map_gpa, before = model.hypervisor.map_gpa, references_of_lists()
+    map_gpas, before = model.hypervisor.map_gpas, references_of_lists()
 
-    async def visiting(mapping: Mapping) -> None:
-        await map_gpa(mapping)
+    async def visiting(mappings: Sequence[Mapping]) -> None:
+        await map_gpas(mappings)
         model.address_space.extents.clear()  # the fake's own record
-        if mapping.end == many:
+        if mappings[-1].end == many:
             visited.append(references_of_lists())
 
-    monkeypatch.setattr(model.hypervisor, "map_gpa", visiting)
+    monkeypatch.setattr(model.hypervisor, "map_gpas", visiting)
     await model.faults.populate(pinned)
     visited.append(references_of_lists())
     assert before < many / 4, "behind one page"

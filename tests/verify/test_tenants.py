@@ -1,8 +1,8 @@
 """A well-behaved VP beside a tenant that does all it may to cost it time, at the limits of the defaults.
 
 Its waits are compared with those before the attack, on the same daemon. The bounds are far beyond a busy
-machine's noise, and far below what each of these attacks once cost. The figures are printed. Turns and counts
-are judged in `tests/service/test_long_walks.py`, crowds of connections in `test_crowd.py`.
+machine's noise, and far below what each of these attacks once cost. The figures are printed. What work the
+same attacks cause, smaller, is judged in `tests/system/test_hostile_tenants.py`, crowds in `test_crowd.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fakes import attacks, before_passrights, live_attacks
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import eventually
 from fakes.good_vp import NICE, GoodVp, Waits
-from fakes.hostile_tenant import FILES, Attack, HostileTenant, for_a_while
+from fakes.hostile_tenant import FILES, FULL, Attack, HostileTenant
 from fakes.scraper import scrape
 from interceptd.log_share import BURST_SECONDS, BYTES_PER_SECOND
 
@@ -100,20 +100,7 @@ def long_steps(daemon: DaemonProcess) -> list[str]:
     return [f"{line['task'].rpartition('.')[2]} {line['cpu_ms']:.1f} ms" for line in lines]
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [
-        attacks.answers_and_leaves,
-        attacks.cuts_vmas,
-        attacks.ends_with_begins,
-        attacks.invalidates_nothing,
-        attacks.intercepts_beside_begins,
-        attacks.is_refused_over_many_vmas,
-        live_attacks.unmaps_watched_memory,
-        live_attacks.has_smaps_searched,
-        live_attacks.leaves_while_its_memory_is_locked,
-    ],
-)
+@pytest.mark.parametrize("attack", [*attacks.ATTACKS, *live_attacks.ATTACKS])
 def test_a_vp_is_served_beside_a_hostile_tenant(
     daemon: DaemonProcess, good_vp: GoodVp, attack: Attack
 ) -> None:
@@ -131,7 +118,7 @@ def test_a_vp_is_served_while_an_operator_looks_at_many_mappings(
     daemon: DaemonProcess, good_vp: GoodVp, directory: Path
 ) -> None:
     def look() -> None:
-        for _ in for_a_while():
+        for _ in FULL.again_and_again():
             for partition_id in daemon.partition_ids():
                 daemon.vp_states(partition_id)
             scrape(directory / "metrics.sock")

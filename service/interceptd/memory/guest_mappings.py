@@ -113,7 +113,7 @@ class GuestMappings:
     async def all(self, gfns: GfnRange) -> list[Mapping]:
         """All mappings in `gfns`, cut to them. The lock is held: they do not change meanwhile."""
         assert self.lock.is_mine
-        found: list[Mapping] = []
+        found: list[Mapping] = untracked([])
         for part in self._parts(gfns):
             found += self._record.clipped(part)
             if part.end < gfns.end:
