@@ -223,13 +223,14 @@ class GuestMappings:
     def _all_gaps(self, wanted: Iterable[Mapping]) -> Iterator[Mapping]:
         """The gaps of all that is wanted, cut so that few mappings are in the way of each part."""
         for mapping in wanted:
+            if not self._record.touches(mapping):
+                yield mapping
+                continue
             for gfns in self._parts(mapping.gfns):
                 yield from self._gaps(mapping.slice(gfns.start, gfns.end))
 
     def _gaps(self, wanted: Mapping) -> list[Mapping]:
         """The parts of `wanted` that the guest does not have yet, with the rights that it is to have."""
-        if not self._record.touches(wanted):
-            return [wanted]
         gaps = [wanted.slice(start, end) for start, end in self._record.gaps(wanted)]
         for held in self._record.clipped(wanted):
             part = wanted.slice(held.start, held.end)
