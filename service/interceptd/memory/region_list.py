@@ -72,12 +72,17 @@ class RegionList:
 
     def _refuse(self, new: Sequence[Region], old: Set[Region]) -> None:
         """Raise EEXIST about the first of `new` that overlaps one before it, or one that stays."""
+        [(index, overlapped), *_] = self._overlaps(new, old)
+        with about_element("add", index):
+            raise _overlap(new[index], overlapped)
+
+    def _overlaps(self, new: Sequence[Region], old: Set[Region]) -> Iterator[tuple[int, Region]]:
+        """Which of `new` overlap something, and what."""
         coming: OrderedMap[Region] = OrderedMap()
         for index, region in enumerate(new):
             overlapped = _reaching(coming, region.gfns) or self._reaching_besides(old, region.gfns)
             if overlapped is not None:
-                with about_element("add", index):
-                    raise _overlap(region, overlapped)
+                yield index, overlapped
             coming[region.gfns.start] = region
 
     def remove(self, region: Region) -> None:
