@@ -5,7 +5,7 @@ Owns the translation of verbs into the calls that a VMM makes. Must not know wha
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import Enum
 from functools import cache, partial
 
@@ -17,7 +17,7 @@ from interceptd.connections.peer import Peer
 
 from .inspection import disorder, misrecorded
 from .line import WELCOME, Line
-from .model_partition import VMM, ModelPartition, Parts
+from .model_partition import VMM, ModelPartition, Parts, addition, removal
 from .pauses import Asked, Point
 from .script import Bar, MapVma, Pages, ProtectVma, Script, Touch
 from .system_under_test import Build, Stage, Subject
@@ -110,6 +110,12 @@ class Core(Subject):
 
     async def remove_region(self, bar: Bar) -> None:
         await self._model.remove_region(bar.gfn, bar.count, bar.page)
+
+    async def change_regions(self, remove: Sequence[Bar], add: Sequence[Bar]) -> None:
+        await self._model.change_regions(
+            [removal(bar.gfn, bar.count, bar.page) for bar in remove],
+            [addition(bar.gfn, bar.count, bar.page, bar.kind, bar.access) for bar in add],
+        )
 
     async def begin(self, pages: Pages) -> None:
         await self._model.begin(pages.start, pages.count)

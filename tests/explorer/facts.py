@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from intercept_protocol.outcomes import Access, Answer
 
-from .script import Pages, rights
+from .script import Bar, Pages, rights
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,26 @@ class Watch:
     began: int
     rightly: set[Answer] = field(default_factory=set)
     was_going: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """Regions that are replaced by others, since the moment at which that `began`."""
+
+    old: tuple[Bar, ...]
+    new: tuple[Bar, ...]
+    began: int
+
+    def covers_throughout(self, gfn: int) -> bool:
+        return any(bar.covers(gfn) for bar in self.old) and any(bar.covers(gfn) for bar in self.new)
+
+    def alike(self, gfn: int) -> Bar | None:
+        """The old region, if a new one gives the guest the same at `gfn`."""
+        for before in self.old:
+            for after in self.new:
+                if before.covers(gfn) and after.covers(gfn) and before.gives_as(after):
+                    return before
+        return None
 
 
 @dataclass(slots=True)

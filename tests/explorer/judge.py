@@ -17,7 +17,7 @@ from interceptd.pages.mapping import Mapping
 from .facts import Reached, Watch
 from .pauses import Point
 from .rules import Finding, Rule
-from .scheduler import DAEMON
+from .scheduler import DAEMON, VMM
 from .script import Touch, rights
 from .system_under_test import Subject
 from .truth import Truth
@@ -61,18 +61,19 @@ class Judge:
         if not self.truth.dirty:
             return
         self.truth.dirty = False
-        for gfn, mapping in self._reached.items():
-            frame = mapping.frame_at(gfn)
-            assert frame is not None, "what is reached has a frame"
-            reached = Reached(gfn, frame.page, mapping.access, self._mapped_at[gfn], self._mapped_for[gfn])
+        all_reached = [self._reached_at(gfn, mapping) for gfn, mapping in self._reached.items()]
+        for reached in all_reached:
             verdict = self.truth.wrong(reached)
             if verdict is not None:
                 self.find(*verdict)
+        if (how := self.truth.mixed(all_reached)) is not None:
+            self.find(Rule.MIXED, how)
         if (how := subject.misrecorded(self.gfns)) is not None:
             self.find(Rule.UNKNOWN, how)
         if (how := subject.disorder()) is not None:
             self.find(Rule.DISORDER, how)
         self._look_for_stranded(subject.slat)
+        self._look_for_unpinned()
 
     def everybody_stands(self) -> None:
         """All notifications have been delivered by now."""
@@ -85,6 +86,17 @@ class Judge:
             for gfn in self.gfns:
                 if bar.covers(gfn) and slat._slat.entry(gfn) is None:
                     self.find(Rule.STRANDED, f"gfn {gfn} of {bar.name}")
+
+    def _look_for_unpinned(self) -> None:
+        for bar in self.truth.pinned():
+            for gfn in self.gfns:
+                if bar.covers(gfn) and gfn not in self._reached:
+                    self.find(Rule.UNPINNED, f"gfn {gfn} of {bar.name}")
+
+    def _reached_at(self, gfn: int, mapping: Mapping) -> Reached:
+        frame = mapping.frame_at(gfn)
+        assert frame is not None, "what is reached has a frame"
+        return Reached(gfn, frame.page, mapping.access, self._mapped_at[gfn], self._mapped_for[gfn])
 
     # ------------------------------------------------ port calls
 
@@ -123,6 +135,8 @@ class Judge:
             owner = self._mapped_by[gfn]
             if who != owner and who.startswith("VP") and owner.startswith("VP"):
                 self.find(Rule.UNDONE, f"gfn {gfn}, which {owner} had mapped, was unmapped by {who}")
+            if who == VMM and self.truth.stays(gfn):
+                self.find(Rule.DISTURBED, f"gfn {gfn} was unmapped by {who}")
         if point is Point.MAPPED and mapping is not None and mapping.access:
             for gfn in reached:
                 if mapping.start <= gfn < mapping.end:

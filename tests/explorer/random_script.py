@@ -6,6 +6,7 @@ Owns what is drawn. Must not know what it is for.
 from __future__ import annotations
 
 import random
+from collections.abc import Collection, Iterable
 
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
@@ -15,6 +16,7 @@ from .script import (
     AddRegion,
     Bar,
     Begin,
+    ChangeRegions,
     End,
     Invalidate,
     MapVma,
@@ -34,8 +36,11 @@ CROWD = (
     Bar("D", 8, 16, 20, access=Access.READ),
     Bar("E", 16, 8, 0, RegionKind.MOVABLE),
     Bar("F", 30, 4, 28),
+    Bar("A, shorter", 0, 8, 0),
+    Bar("B, read-only", 16, 12, 8, RegionKind.MOVABLE, Access.READ),
+    Bar("C, longer", 32, 12, 4, RegionKind.PINNED),
 )
-"""They overlap in gfns, alias each other's pages, and are of every kind."""
+"""They overlap in gfns, alias each other's pages, and are of every kind. No two have the same ranges."""
 CROWD_PAGES = 36
 
 
@@ -46,8 +51,20 @@ def random_script(rng: random.Random) -> Script:
         start = rng.randrange(CROWD_PAGES)
         return Pages(start, min(start + rng.randint(4, 20), CROWD_PAGES))
 
+    there = list(CROWD[:3])  # if nothing is refused
+
+    def replace(old: Collection[Bar], candidates: Iterable[Bar]) -> list[Bar]:
+        """Those of the candidates for which there is room then."""
+        there[:] = [bar for bar in there if bar not in old]
+        new: list[Bar] = []
+        for bar in candidates:
+            if not any(bar.meets(other) for other in there):
+                new.append(bar)
+                there.append(bar)
+        return new
+
     def edit(number: int) -> Verb:
-        match rng.randrange(6):
+        match rng.randrange(8):
             case 0 | 1:
                 return UnmapVma(pages())
             case 2:
@@ -55,9 +72,16 @@ def random_script(rng: random.Random) -> Script:
             case 3:
                 return ProtectVma(pages(), rng.choice((Access.READ, RW)))
             case 4:
-                return RemoveRegion(rng.choice(CROWD))
+                gone = rng.choice(CROWD)
+                replace((gone,), ())
+                return RemoveRegion(gone)
+            case 5:
+                added = rng.choice(CROWD)
+                replace((), (added,))
+                return AddRegion(added)
             case _:
-                return AddRegion(rng.choice(CROWD))
+                old = [bar for bar in there if rng.random() < 0.6]
+                return ChangeRegions(tuple(old), tuple(replace(old, rng.sample(CROWD, 4))))
 
     def thread() -> tuple[Verb, ...]:
         verbs: list[Verb] = []

@@ -1,7 +1,8 @@
 """What must never happen, in any schedule.
 
-Owns the rules: each names the invariant of ARCHITECTURE.md that it checks, the hazards of the review that
-break it (the letters and H-numbers of the design), and a sentence. Must not know how it is checked.
+Owns the rules: each names the invariant of ARCHITECTURE.md that it checks, or the statement of the protocol,
+the hazards of the review that break it (the letters and H-numbers of the design), and a sentence. Must not
+know how it is checked.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class Rule(Enum):
     LIED = ("I10", "", "a VP was resumed, but does not reach the page")
     UNKNOWN = ("I10", "", "record and SLAT differ")
     STRANDED = ("I10", "", "movable memory has neither a frame nor NO_ACCESS")
+    MIXED = ("P-34", "", "parts of the regions before and after a change are reached at the same time")
+    DISTURBED = ("P-34", "", "a change of regions took away what it was to leave")
+    UNPINNED = ("P-35", "", "pinned memory is not mapped, though it has not gone")
     TORN = ("core", "H6", "the region list was walked while it was being edited")
     FREED = ("core", "c s", "a region was used after it had been freed")
     BROKE = ("core", "", "the code raised an unexpected error")

@@ -22,8 +22,8 @@ from .judge import Judge
 from .model_partition import TIMEOUT
 from .pauses import Asked, Point
 from .rules import Finding, Rule
-from .scheduler import TIME, Chooser, Scheduler, youngest_first
-from .script import Script, Touch, Verb
+from .scheduler import TIME, VMM, Chooser, Scheduler, youngest_first
+from .script import Bar, Script, Touch, Verb
 from .system_under_test import Build
 from .timeline import Side, Story, port_call
 from .verbs import Verbs
@@ -32,8 +32,14 @@ EXPECTED_REFUSALS = {errno.EEXIST, errno.ENOENT, errno.EINVAL, errno.EFAULT, err
 """Errors that a VMM may get when its calls conflict, or when the hypervisor was ordered to refuse."""
 MOST_RETRIES = 3
 """Answers RETRY after which a VP does something else."""
-VMM = "VMM"
-TAKES_AWAY = (script.UnmapVma, script.ProtectVma, script.RemoveRegion, script.Begin, script.Invalidate)
+TAKES_AWAY = (
+    script.UnmapVma,
+    script.ProtectVma,
+    script.RemoveRegion,
+    script.ChangeRegions,
+    script.Begin,
+    script.Invalidate,
+)
 """Verbs after whose answer the VMM relies on something: that moment is always told."""
 
 
@@ -248,6 +254,8 @@ class Run:
         now = trio.current_time()
         if now - asked_at > TIMEOUT + 0.001:
             self._judge.find(Rule.LATE_ANSWER, f"{touch}: told {answer} after {now - asked_at:.0f} s")
+        elif now - asked_at >= TIMEOUT and TIME not in self._scheduler.trace:
+            self._judge.find(Rule.LATE_ANSWER, f"{touch}: waited for a timeout, and nobody was at work")
         kicked_at = self._verbs.kicked_at.pop(n, None)
         if kicked_at is not None and now > max(kicked_at, asked_at) and TIME not in self._scheduler.trace:
             self._judge.find(Rule.LATE_ANSWER, f"{touch}: VP {n} was kicked, and had to wait for a timeout")
@@ -274,10 +282,19 @@ def _looked_at(play: Script) -> list[int]:
     gfns = {touch.gfn for touches in play.vps for touch in touches}
     for verbs in (play.given, play.vmm):
         for verb in verbs:
-            if isinstance(verb, script.AddRegion):
-                bar = verb.bar
+            for bar in _added(verb):
                 gfns |= {bar.gfn, bar.gfn + bar.count // 2, bar.gfn + bar.count - 1, bar.gfn + bar.count}
     return sorted(gfns)
+
+
+def _added(verb: Verb) -> Sequence[Bar]:
+    match verb:
+        case script.AddRegion(bar):
+            return [bar]
+        case script.ChangeRegions(_, bars):
+            return bars
+        case _:
+            return []
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> BaseException:

@@ -31,6 +31,7 @@ class Scenario:
 
 MMIO_AND_MOVABLE = frozenset({RegionKind.MMIO, RegionKind.MOVABLE})
 MOVABLE = frozenset({RegionKind.MOVABLE})
+ANY = frozenset(RegionKind)
 _ALL = (
     Scenario(
         "two-vps-and-an-unmap", "VPs fault on a BAR while the VMM unmaps it", situations.two_vps_and_an_unmap
@@ -72,6 +73,11 @@ _ALL = (
         situations.pinned_add,
         frozenset({RegionKind.PINNED}),
     ),
+    Scenario("shadow", "a ROM takes the place of RAM in one step", situations.shadow, ANY),
+    Scenario("bar-move-at-once", "the same move of a BAR in one step", situations.bar_move_at_once, ANY),
+    Scenario("swap", "two regions exchange their memory in one step", situations.swap, ANY),
+    Scenario("resize", "some of a region stays, and the rest changes in one step", situations.resize, ANY),
+    Scenario("refused-change", "the hypervisor refuses a change of regions", situations.refused_change, ANY),
     Scenario("aliases", "two regions over the same memory", situations.aliases),
     Scenario("msix-hole", "a BAR of two VMAs with an unmapped page between", situations.msix_hole),
     Scenario(
@@ -87,8 +93,6 @@ _ALL = (
     Scenario("kick", "the VMM kicks a VP that waits", situations.kick),
     Scenario("another-process", "a VP is run by another process than the VMM's", situations.another_process),
     Scenario("flood", "more simultaneous invalidations than the pending set holds", situations.flood),
-    Scenario(
-        "random", "a VMM, its threads and its guest act at random", random_script, frozenset(RegionKind)
-    ),
+    Scenario("random", "a VMM, its threads and its guest act at random", random_script, ANY),
 )
 SCENARIOS = {scenario.name: scenario for scenario in _ALL}

@@ -15,6 +15,8 @@ import trio
 import trio._core._run as trio_run
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+VMM = "VMM"
+"""The actor that edits memory and regions."""
 DAEMON = "daemon"
 """The actor of all unnamed tasks: the region manager, the end of the partition."""
 TIME = "time"

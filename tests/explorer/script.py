@@ -63,8 +63,19 @@ class Bar:
     def covers(self, gfn: int) -> bool:
         return self.gfn <= gfn < self.gfn + self.count
 
+    def meets(self, other: Bar) -> bool:
+        return self.gfn < other.gfn + other.count and other.gfn < self.gfn + self.count
+
     def page_of(self, gfn: int) -> int:
         return gfn - self.gfn + self.page
+
+    def gives_as(self, other: Bar) -> bool:
+        """Whether gfns that both cover are given the guest alike."""
+        return (self.page - self.gfn, self.kind, self.access) == (
+            other.page - other.gfn,
+            other.kind,
+            other.access,
+        )
 
     def __str__(self) -> str:
         return (
@@ -133,6 +144,18 @@ class RemoveRegion:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeRegions:
+    """In one step, or not at all."""
+
+    remove: tuple[Bar, ...]
+    add: tuple[Bar, ...]
+
+    def __str__(self) -> str:
+        old = " and ".join(f"{bar.name} at gfn {bar.gfn}" for bar in self.remove) or "nothing"
+        return f"replaces {old} by {' and '.join(map(str, self.add)) or 'nothing'}"
+
+
+@dataclass(frozen=True, slots=True)
 class Kick:
     vp: int
 
@@ -192,6 +215,7 @@ Verb = (
     | ProtectVma
     | AddRegion
     | RemoveRegion
+    | ChangeRegions
     | Kick
     | AwaitVp
     | Die

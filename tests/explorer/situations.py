@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access
@@ -18,6 +19,7 @@ from .script import (
     AwaitVp,
     Bar,
     Begin,
+    ChangeRegions,
     Die,
     End,
     Invalidate,
@@ -68,6 +70,96 @@ def remove_and_add_again(rng: random.Random) -> Script:
         vmm=(RemoveRegion(BAR), AddRegion(back)),
         vps=(_vp(rng, 2, 100, 108, 115), _vp(rng, 2, 104, 110)),
     )
+
+
+def _shadow(kind: RegionKind) -> Bar:
+    """Other memory behind the gfns of `BAR`."""
+    return Bar("ROM", BAR.gfn, BAR.count, 32, kind, Access.READ)
+
+
+def _beside(rng: random.Random) -> tuple[tuple[Verb, ...], ...]:
+    """What threads of the VMM do meanwhile, if anything."""
+    pages = rng.choice((ALL, Pages(4, 8), Pages(0, 2), Pages(36, 40)))
+    return rng.choice(((), ((Invalidate(pages),),), ((Begin(pages), End(pages)),)))
+
+
+def shadow(rng: random.Random) -> Script:
+    """A ROM takes the place of RAM, and may give it back."""
+    ram, rom = (replace(bar, kind=rng.choice(list(RegionKind))) for bar in (BAR, _shadow(RegionKind.MMIO)))
+    there, gone = ChangeRegions((ram,), (rom,)), ChangeRegions((rom,), (ram,))
+    vp = _vp(rng, 2, 100, 108, 115)
+    return Script(
+        given=(MapVma(ALL, 1000), MapVma(rom.pages, 3000), AddRegion(ram)),
+        vmm=rng.choice(((there,), (there, gone), (there, Kick(0), gone))),
+        notifiers=_beside(rng),
+        vps=(vp, _vp(rng, 2, 104, 108)),
+    )
+
+
+def bar_move_at_once(rng: random.Random) -> Script:
+    kind = rng.choice(list(RegionKind))
+    here, there = replace(BAR, kind=kind), replace(MOVED, kind=kind)
+    overlapping = replace(there, gfn=BAR.gfn + 8)
+    return Script(
+        given=(MapVma(ALL, 1000), AddRegion(here)),
+        vmm=(ChangeRegions((here,), (rng.choice((there, overlapping)),)),),
+        notifiers=_beside(rng),
+        vps=(_vp(rng, 2, 100, 107, 108), _vp(rng, 2, 115, 116, 200, 207)),
+    )
+
+
+def swap(rng: random.Random) -> Script:
+    kinds = rng.choice(list(RegionKind)), rng.choice(list(RegionKind))
+    one, other = (Bar(f"BAR {n}", 100 + 100 * n, 16, 32 * n, kind) for n, kind in enumerate(kinds))
+    exchanged = replace(one, gfn=other.gfn), replace(other, gfn=one.gfn)
+    return Script(
+        given=(MapVma(ALL, 1000), MapVma(other.pages, 3000), AddRegion(one), AddRegion(other)),
+        vmm=(ChangeRegions((one, other), exchanged),),
+        notifiers=_beside(rng),
+        vps=(_vp(rng, 2, 100, 108, 200), _vp(rng, 2, 107, 200, 208)),
+    )
+
+
+def resize(rng: random.Random) -> Script:
+    """A region grows, shrinks, is given a hole or other rights: some of what is mapped stays."""
+    kind = rng.choice(list(RegionKind))
+    whole = replace(BAR, kind=kind)
+    short, tail = replace(whole, count=6), Bar("the end of BAR 0", 110, 6, 10, kind)
+    read_only = replace(tail, access=Access.READ)
+    before, after = rng.choice(
+        (
+            ((whole,), (short,)),
+            ((short,), (whole,)),
+            ((whole,), (short, tail)),
+            ((whole,), (short, read_only)),
+            ((short, read_only), (short, tail)),
+            ((short, tail), (whole,)),
+        )
+    )
+    return Script(
+        given=(MapVma(ALL, 1000), *map(AddRegion, before)),
+        vmm=(ChangeRegions(before, after),),
+        notifiers=_beside(rng),
+        vps=(_vp(rng, 3, 100, 105, 107, 112), _vp(rng, 2, 102, 110, 115)),
+    )
+
+
+def refused_change(rng: random.Random) -> Script:
+    """The hypervisor refuses what one of the new regions needs, or the map of a fault before."""
+    old = replace(BAR, kind=rng.choice(list(RegionKind)))
+    beside = Bar("RAM", 200, 8, 8, RegionKind.MOVABLE)
+    play = Script(
+        given=(MapVma(ALL, 1000), MapVma(_shadow(RegionKind.PINNED).pages, 3000), AddRegion(old)),
+        vmm=(),
+        vps=(_vp(rng, 2, 100, 108, 115), _vp(rng, 2, 104, 200)),
+    )
+    if rng.random() < 0.5:
+        change = ChangeRegions((old,), (beside, _shadow(RegionKind.PINNED)))
+        refused = frozenset({2 if old.kind is RegionKind.PINNED else rng.choice((1, 2))})
+        return replace(play, vmm=(change,), notifiers=_beside(rng), refused=refused)
+    change = ChangeRegions((old,), (_shadow(RegionKind.MOVABLE), beside))
+    failing = {rng.choice((2, 3, 4)): HvStatus.INSUFFICIENT_MEMORY}  # with 1, RAM is made NO_ACCESS at first
+    return replace(play, vmm=(change,), failing=failing)
 
 
 def remove_and_invalidate(rng: random.Random) -> Script:

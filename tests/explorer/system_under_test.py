@@ -6,7 +6,7 @@ play on. Must not know how any of them works.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from intercept_protocol.outcomes import Answer
@@ -64,6 +64,8 @@ class Subject(Protocol):
     async def add_region(self, bar: Bar) -> None: ...
 
     async def remove_region(self, bar: Bar) -> None: ...
+
+    async def change_regions(self, remove: Sequence[Bar], add: Sequence[Bar]) -> None: ...
 
     async def begin(self, pages: Pages) -> None: ...
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
 import pytest
 
 from explorer.facts import Reached
@@ -14,7 +18,9 @@ from intercept_protocol.outcomes import Access, Answer
 ALL = Pages(0, 16)
 BAR = Bar("BAR", gfn=100, count=16, page=0)
 PINNED = Bar("RAM", gfn=100, count=16, page=0, kind=RegionKind.PINNED)
-PFN = 1000
+MOVED = Bar("BAR", gfn=200, count=16, page=0)
+ROM = Bar("ROM", gfn=100, count=16, page=32, access=Access.READ)
+PFN, ROM_PFN = 1000, 3000
 
 
 class Clock:
@@ -160,6 +166,110 @@ def test_a_pinned_region_added_again_after_a_failure_is_not_dangling(truth: Trut
         pass
     truth.added(PINNED)
     assert rule(truth, at=99) is None
+
+
+# ------------------------------------------------ a change of regions
+
+
+def reached(gfn: int, pfn: int, access: Access = RW) -> Reached:
+    return Reached(gfn, pfn, access, 0, mapped_for=None)
+
+
+@contextmanager
+def refused_change(truth: Truth, old: Sequence[Bar], new: Sequence[Bar]) -> Iterator[None]:
+    """It is refused at the end of the block."""
+    with suppress(OSError), truth.change(old, new):
+        yield
+        raise OSError
+
+
+@pytest.fixture
+def changing(truth: Truth) -> Truth:
+    """`BAR` is there, and so is the memory of the ROM that takes its place."""
+    truth.mapped(ROM.pages, ROM_PFN, Access.READ)
+    truth.added(BAR)
+    return truth
+
+
+@pytest.mark.parametrize("gfn", [105, 107])
+def test_a_gfn_covered_before_and_after_a_change_is_covered_throughout(changing: Truth, gfn: int) -> None:
+    with changing.change([BAR], [ROM]), changing.watching(gfn, Access.READ) as watch:
+        assert watch.rightly == set()
+
+
+@pytest.mark.parametrize(
+    "bars", [([BAR], [MOVED]), ([], [MOVED]), ([ROM], [MOVED])], ids=["both ends of a move", "an add", "none"]
+)
+def test_a_gfn_covered_only_before_or_after_a_change_may_be_without_region(
+    changing: Truth, bars: tuple[list[Bar], list[Bar]]
+) -> None:
+    with changing.change(*bars), changing.watching(205, Access.READ) as watch:
+        assert watch.rightly == {Answer.NO_REGION}
+
+
+def test_either_regions_may_be_reached_during_a_change_and_the_new_ones_after_it(changing: Truth) -> None:
+    frames = (PFN + 5, ROM_PFN + 5)
+    with changing.change([BAR], [ROM]):
+        meanwhile = [rule(changing, pfn=pfn, access=Access.READ) for pfn in frames]
+    afterwards = [rule(changing, pfn=pfn, access=Access.READ) for pfn in frames]
+    assert (meanwhile, afterwards) == ([None, None], [Rule.WRONG_FRAME, None])
+
+
+def test_the_old_regions_are_reached_after_a_change_that_was_refused(changing: Truth) -> None:
+    with refused_change(changing, [BAR], [ROM]):
+        pass
+    found = [rule(changing, pfn=pfn, access=Access.READ) for pfn in (PFN + 5, ROM_PFN + 5)]
+    assert found == [None, Rule.WRONG_FRAME]
+
+
+def test_what_only_one_side_of_a_change_gives_is_not_reached_beside_what_the_other_does(
+    changing: Truth,
+) -> None:
+    old, new = reached(105, PFN + 5), reached(106, ROM_PFN + 6, Access.READ)
+    with changing.change([BAR], [ROM]):
+        assert changing.mixed([old, new]) is not None
+        assert changing.mixed([old, reached(106, PFN + 6)]) is None
+    assert changing.mixed([old, new]) is None
+
+
+def test_what_is_mapped_alike_before_and_after_a_change_stays(changing: Truth) -> None:
+    short = replace(BAR, count=8)
+    read_only = Bar("rest", 108, 8, 8, access=Access.READ)
+    with changing.change([BAR], [short, read_only]):
+        assert [changing.stays(gfn) for gfn in (107, 108)] == [True, False]
+    assert not changing.stays(107)
+
+
+def test_a_pinned_region_is_whole_until_its_memory_goes(truth: Truth) -> None:
+    with truth.change([], [PINNED]):
+        assert list(truth.pinned()) == []
+    whole = list(truth.pinned())
+    with truth.motion(Pages(4, 6)):
+        pass
+    assert (whole, list(truth.pinned())) == ([PINNED], [])
+
+
+def test_what_is_left_of_a_dangling_region_is_mapped_again_by_a_refused_change_alone(truth: Truth) -> None:
+    truth.added(PINNED)
+    with truth.motion(Pages(4, 6)):
+        pass
+    with refused_change(truth, [PINNED], [ROM]):
+        mapped_at = truth._now()
+        meanwhile = rule(truth, gfn=108, pfn=PFN + 8, at=mapped_at)
+    assert (meanwhile, rule(truth, gfn=108, pfn=PFN + 8, at=mapped_at)) == (None, None)
+    assert rule(truth, gfn=108, pfn=PFN + 8, at=99) is Rule.DANGLING
+
+
+def test_a_pinned_region_that_replaces_a_dangling_one_is_whole(truth: Truth) -> None:
+    truth.added(PINNED)
+    with truth.motion(Pages(4, 6)):
+        pass
+    with truth.change([PINNED], [PINNED]):
+        pass
+    assert list(truth.pinned()) == [PINNED]
+
+
+# ------------------------------------------------ rights and reasons
 
 
 def test_removed_rights_are_not_kept(truth: Truth) -> None:

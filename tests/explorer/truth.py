@@ -6,13 +6,13 @@ While a call about a page is in progress, nothing is asserted of it. Must not kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
 
-from .facts import Gone, Memory, Reached, Watch
+from .facts import Change, Gone, Memory, Reached, Watch
 from .rules import Rule
 from .script import RW, Bar, Pages, rights
 
@@ -27,6 +27,8 @@ class Truth:
         self._past: list[Memory] = []
         self._regions: list[Bar] = []
         self._in_doubt: list[Bar] = []
+        self._change: Change | None = None
+        """The one under way: there is one VMM."""
         self._dangling: dict[Bar, int] = {}
         """Pinned regions that lost memory, and when the VMM was told that it is out of reach."""
         self._removed: list[tuple[Bar, int]] = []
@@ -96,6 +98,27 @@ class Truth:
         self._removed.append((bar, self._now()))
         self._dangling.pop(bar, None)  # one that is added again is another
 
+    @contextmanager
+    def change(self, remove: Sequence[Bar], add: Sequence[Bar]) -> Iterator[None]:
+        """While a call is out that replaces regions: those before are true, or those after if it succeeds."""
+        change = Change(tuple(bar for bar in remove if bar in self._regions), tuple(add), self._now())
+        self._change = change
+        self._in_doubt += [*change.old, *change.new]
+        self._changed()
+        succeeded = False
+        try:
+            yield
+            succeeded = True
+        finally:
+            self._change = None
+            for bar in (*change.old, *change.new):
+                self._in_doubt.remove(bar)
+            if succeeded:
+                self._succeed(change)
+            else:
+                self._come_to_nothing(change)
+            self._changed()
+
     # ------------------------------------------------ what may be said of it
 
     @contextmanager
@@ -117,6 +140,31 @@ class Truth:
         """The movable regions of which nothing is in doubt."""
         return (bar for bar in self._regions if bar.kind is RegionKind.MOVABLE and bar not in self._in_doubt)
 
+    def pinned(self) -> Iterator[Bar]:
+        """The pinned regions that are whole."""
+        return (
+            bar
+            for bar in self._regions
+            if bar.kind is RegionKind.PINNED and bar not in self._in_doubt and bar not in self._dangling
+        )
+
+    def stays(self, gfn: int) -> bool:
+        """Whether a change is under way that leaves `gfn` as it is mapped."""
+        before = self._change and self._change.alike(gfn)
+        return before is not None and before not in self._dangling
+
+    def mixed(self, reached: Iterable[Reached]) -> str | None:
+        """What is reached of the regions before the change under way besides what is of those after it."""
+        if self._change is None:
+            return None
+        before = after = None
+        for each in reached:
+            if not self._is_of(self._change.new, each):
+                before = each if self._is_of(self._change.old, each) else before
+            elif not self._is_of(self._regions, each):
+                after = each
+        return f"{after}, while {before} as before" if before and after else None
+
     def wrong(self, reached: Reached) -> tuple[Rule, str] | None:
         """Why the guest must not reach this, if it must not."""
         bars = [bar for bar in (*self._regions, *self._in_doubt) if bar.covers(reached.gfn)]
@@ -126,6 +174,32 @@ class Truth:
         return verdicts[0] if all(verdicts) else None
 
     # ------------------------------------------------ helpers
+
+    def _succeed(self, change: Change) -> None:
+        for bar in change.old:
+            self.removed(bar)
+        for bar in change.new:
+            self.added(bar)
+            gone = [*self._moving, *(each.pages for each in self._gone if each.since >= change.began)]
+            if any(_is_pinned(bar, pages) for pages in gone):
+                self._dangling[bar] = 0  # unless it was before the region was looked at
+
+    def _come_to_nothing(self, change: Change) -> None:
+        """What was mapped of a dangling region may have been mapped again."""
+        self._dangling |= {bar: self._now() for bar in change.old if self._dangling.get(bar)}
+        for bar in change.new:
+            if bar not in self._regions:
+                self._dangling.pop(bar, None)
+
+    def _is_of(self, bars: Sequence[Bar], reached: Reached) -> bool:
+        """Whether one of these regions gives the guest this, or did when its memory was there."""
+        memories = [*self._memory, *self._past]
+        for bar in bars:
+            if bar.covers(reached.gfn) and not reached.access & ~bar.access:
+                page = bar.page_of(reached.gfn)
+                if any(page in memory.pages and memory.pfn_of(page) == reached.pfn for memory in memories):
+                    return True
+        return False
 
     def _changed(self) -> None:
         self.dirty = True
@@ -179,7 +253,8 @@ class Truth:
         if reached.access & ~_rights(bar, memory.access):
             return self._excess(bar, page, memory, reached)
         told = self._dangling.get(bar)
-        if told and reached.mapped_at > told:
+        replaced = self._change is not None and bar in self._change.old
+        if told and not replaced and reached.mapped_at > told:
             return Rule.DANGLING, f"{reached}, in {bar.name}, whose memory had gone"
         if any(page in each.pages and reached.mapped_at < each.announced for each in self._gone):
             return Rule.LEFT, f"{reached}, page {page}, as it did before the invalidation"
@@ -229,7 +304,8 @@ class Truth:
     def _say_what_is_right(self, watch: Watch) -> None:
         """Every FORWARD that would be right at this instant."""
         covering = [bar for bar in (*self._regions, *self._in_doubt) if bar.covers(watch.gfn)]
-        if all(bar in self._in_doubt for bar in covering):
+        throughout = self._change is not None and self._change.covers_throughout(watch.gfn)
+        if not throughout and all(bar in self._in_doubt for bar in covering):
             watch.rightly.add(Answer.NO_REGION)
         for bar in covering:
             page = bar.page_of(watch.gfn)

@@ -39,14 +39,8 @@ class Verbs:
                 with truth.motion(pages), _Announcing(self._judge):
                     await subject.protect_vma(verb)
                     truth.protected(pages, access)
-            case script.AddRegion(bar):
-                with truth.doubt(bar):
-                    await subject.add_region(bar)
-                    truth.added(bar)
-            case script.RemoveRegion(bar):
-                with truth.doubt(bar):
-                    await subject.remove_region(bar)
-                    truth.removed(bar)
+            case script.AddRegion() | script.RemoveRegion() | script.ChangeRegions():
+                await self._edit_regions(verb)
             case script.Begin(pages):
                 with truth.motion(pages), _Announcing(self._judge):
                     await subject.begin(pages)
@@ -64,6 +58,23 @@ class Verbs:
                 await self.out[vp].wait()
             case script.Die():
                 raise AssertionError("the dead do nothing")
+
+    async def _edit_regions(
+        self, verb: script.AddRegion | script.RemoveRegion | script.ChangeRegions
+    ) -> None:
+        truth, subject = self._judge.truth, self._subject
+        match verb:
+            case script.AddRegion(bar):
+                with truth.doubt(bar):
+                    await subject.add_region(bar)
+                    truth.added(bar)
+            case script.RemoveRegion(bar):
+                with truth.doubt(bar):
+                    await subject.remove_region(bar)
+                    truth.removed(bar)
+            case script.ChangeRegions(remove, add):
+                with truth.change(remove, add):
+                    await subject.change_regions(remove, add)
 
 
 class _Announcing:

@@ -8,7 +8,7 @@ Must not know how an intercept is handled: that is the patch's.
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from explorer.failing_hypervisor import FailingHypervisor
 from explorer.judge import EVERYWHERE
@@ -112,6 +112,9 @@ class RootDriver(Subject):
                 raise WireError(errno.ENOENT, "no region")
             await self.regions.delete(region, self.stage)
         self.put(region)
+
+    async def change_regions(self, remove: Sequence[Bar], add: Sequence[Bar]) -> None:  # noqa: ARG002
+        raise AssertionError("the driver has no such ioctl")
 
     async def begin(self, pages: Pages) -> None:
         """VFIO disables the memory: mmu_notifier_invalidate_range_start, without subscriber for MMIO."""
