@@ -9,6 +9,18 @@ from dataclasses import dataclass
 
 from explorer.model_partition import Parts
 
+from .changes import (
+    ExchangesUnmarked,
+    ForgetsWhatWasPinned,
+    KeepsNothing,
+    KeepsTheRefused,
+    KeepsWhateverTheRights,
+    LetsFaultsThrough,
+    MapsTheNewFirst,
+    RemovesThenAdds,
+    TrustsStaleWholes,
+    WakesNobody,
+)
 from .others import (
     AcknowledgesEarly,
     DropsOverflow,
@@ -67,6 +79,16 @@ MUTANTS = {
     "being-mapped-slot": _mutant(Parts(mappings=HidesNothing), HidesNothing),
     "unlink-and-unmap-at-once": _mutant(Parts(regions=UnlinksFirst), UnlinksFirst),
     "stale-on-remove": _mutant(Parts(notifier=LeavesAttemptsFresh), LeavesAttemptsFresh),
+    "change-in-one-step": _mutant(Parts(regions=RemovesThenAdds), RemovesThenAdds),
+    "old-before-new": _mutant(Parts(regions=MapsTheNewFirst), MapsTheNewFirst),
+    "kept-mappings": _mutant(Parts(regions=KeepsNothing), KeepsNothing),
+    "kept-rights": _mutant(Parts(regions=KeepsWhateverTheRights), KeepsWhateverTheRights),
+    "change-waits": _mutant(Parts(regions=LetsFaultsThrough), LetsFaultsThrough),
+    "stale-on-change": _mutant(Parts(regions=ExchangesUnmarked), ExchangesUnmarked),
+    "fresh-pinned-on-change": _mutant(Parts(regions=TrustsStaleWholes), TrustsStaleWholes),
+    "regions-on-refusal": _mutant(Parts(regions=KeepsTheRefused), KeepsTheRefused),
+    "pinned-on-refusal": _mutant(Parts(mappings=ForgetsWhatWasPinned), ForgetsWhatWasPinned),
+    "woken-on-change": _mutant(Parts(mappings=WakesNobody), WakesNobody),
     "unmap-on-invalidation": _mutant(Parts(regions=UnmapsNothing), UnmapsNothing),
     "acknowledge-after-unmap": _mutant(Parts(notifier=AcknowledgesEarly), AcknowledgesEarly),
     "pending-after-lock": _mutant(Parts(notifier=TakesBeforeTheLock), TakesBeforeTheLock),
