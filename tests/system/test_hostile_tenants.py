@@ -72,7 +72,7 @@ def attacked(daemon: DaemonProcess, attack: Attack, meanwhile: Callable[[], obje
     found = longest(daemon)
     print(f"{attack.__name__}: {found}")
     assert figures[0].asked
-    assert found["step_ns"] <= STEP_LIMIT_NS, found["task"]
+    assert 0 < found["step_ns"] <= STEP_LIMIT_NS, found["task"]
     assert found["round_ns"] <= ROUND_LIMIT_NS
     assert found["slow_closes"] == 0, "on the thread of the event loop"
 
