@@ -35,7 +35,8 @@ enum {
     IC_MESSAGE = 256,         /* bytes of an intercept message */
     IC_TOKEN = 16,            /* bytes of a partition's token */
     IC_LIST = 128,            /* elements of a list in a request */
-    IC_REQUEST_LIMIT = 20480, /* the largest request removes and adds IC_LIST regions, at most 62 and 97 bytes each */
+    IC_VALUES = 2048,         /* values in a request (F-6) */
+    IC_REQUEST_LIMIT = 16384, /* the largest request removes and adds 101 regions, at most 62 and 97 bytes each */
     IC_ANSWER_LIMIT = 16384,  /* the answer to hello takes 1 KiB, and later versions may add to it (T-6) */
     IC_NESTING = 16,          /* F-2 */
     IC_LAST_MSGID = 127,      /* from 1 on; they take a byte. A daemon repeats no answer but the last (T-12) */
@@ -553,8 +554,8 @@ static inline enum ic_result ic_remove_region(
     return ic__tell(connection, &request);
 }
 
-/* Remove up to IC_LIST regions, of which only the numbers count, and add as many others: in one step, all of it or,
- * if one is refused, nothing (P-33). No access of the guest finds neither. Stores the kind of each added region in
+/* Remove up to IC_LIST regions, of which only the numbers count, and add as many others, but together no more than fit
+ * into a request (101 of each): in one step, all of it or, if one is refused, nothing (P-33). No access of the guest finds neither. Stores the kind of each added region in
  * `kinds`, if not NULL. */
 static inline enum ic_result ic_change_regions(
     struct ic_connection *connection, const struct ic_region *removed, size_t removed_count,
@@ -564,6 +565,7 @@ static inline enum ic_result ic_change_regions(
     struct ic_reader reply;
     ic__request(connection, &request, "change_regions");
     ic__byte(&request, 0x82);
+    if (10 + 7 * removed_count + 13 * added_count > IC_VALUES) request.full = true;
     ic__text(&request, "remove");
     ic__list(&request, removed_count);
     for (size_t i = 0; i < removed_count && !request.full; i++) ic__place(&request, 3, &removed[i]);

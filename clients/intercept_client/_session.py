@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from intercept_protocol import rpc
-from intercept_protocol._frames import MESSAGE_LIMIT
+from intercept_protocol._frames import MESSAGE_LIMIT, REQUEST_VALUES_VMM, FrameScanner
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.events import EVENT_METHOD, Event, decode_event
 from intercept_protocol.text import sentence
@@ -228,4 +228,9 @@ def _encode(msgid: int, exchange: Exchange[Reply]) -> bytes:
         raise ClientMisuse(f"{exchange.method}: cannot be encoded: {error}") from error
     if len(data) > MESSAGE_LIMIT:
         raise ClientMisuse(f"{exchange.method}: {len(data)} bytes; a message may have {MESSAGE_LIMIT}")
+    if len(data) > REQUEST_VALUES_VMM.values:  # each takes a byte
+        try:
+            FrameScanner(REQUEST_VALUES_VMM).scan(data)
+        except ProtocolViolation as violation:  # the daemon would end the connection
+            raise ClientMisuse(f"{exchange.method}: {violation.message}") from violation
     return data

@@ -126,8 +126,8 @@ def remove_region(gfns: GfnRange, uaddrs: UaddrRange) -> Exchange[None]:
 def change_regions(
     *, remove: Sequence[tuple[GfnRange, UaddrRange]] = (), add: Sequence[NewRegion] = ()
 ) -> Exchange[list[RegionKind]]:
-    """Remove regions and add others in one step, all or nothing; at most 128 of each. Returns the kinds of
-    the added ones, in order.
+    """Remove regions and add others in one step, all or nothing; at most 128 of each, and of both together no
+    more than a request may hold: 101 of each. Returns the kinds of the added ones, in order.
 
     An access that the guest makes meanwhile is answered for the old regions or for the new ones. What both
     give it alike stays mapped. If one is refused, the error's `details` say which: `list` is "remove" or

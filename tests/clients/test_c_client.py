@@ -152,7 +152,7 @@ def test_a_list_goes_out_whole_however_long_its_numbers_are(
     assert (printed, request) == ("ok", [0, 1, "map_vmas", [{"vmas": vmas}]])
 
 
-@pytest.mark.parametrize(("removed", "added"), [(0, 0), (1, 2), (128, 128)])
+@pytest.mark.parametrize(("removed", "added"), [(0, 0), (1, 2), (101, 101), (53, 128)])
 def test_a_change_of_regions_goes_out_whole_and_the_kinds_come_back(
     binaries: Path, socket_path: Path, removed: int, added: int
 ) -> None:
@@ -200,7 +200,7 @@ def test_a_caller_who_wants_no_kinds_gets_none(binaries: Path, socket_path: Path
     assert printed == "ok"
 
 
-@pytest.mark.parametrize("counts", [(129, 0), (0, 129)])
+@pytest.mark.parametrize("counts", [(129, 0), (0, 129), (102, 102), (54, 128)])
 def test_a_change_of_more_regions_than_the_daemon_takes_is_refused_before_it_is_sent(
     binaries: Path, socket_path: Path, counts: tuple[int, int]
 ) -> None:

@@ -165,6 +165,10 @@ async def test_a_change_of_regions_returns_the_kinds_with_threads_and_with_trio(
             lambda vmm: vmm.change_regions(remove=[(GFNS, UADDRS)] * 129),
             "change_regions: 129 regions; a request takes 128",
         ),
+        (
+            lambda vmm: vmm.change_regions(remove=[(GFNS, UADDRS)] * 102, add=[SHADOW] * 102),
+            "change_regions: a message on this connection may hold 2048 values",
+        ),
         (lambda vmm: vmm.add_regions([SHADOW] * 129), "add_regions: 129 regions; a request takes 128"),
         (
             lambda vmm: vmm.add_regions([msgspec.structs.replace(SHADOW, gfns=GfnRange.of(0x100, 5))]),
