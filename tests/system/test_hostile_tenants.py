@@ -57,8 +57,8 @@ def longest(daemon: DaemonProcess) -> dict[str, Any]:
     return told()[-1]
 
 
-def attacked(daemon: DaemonProcess, attack: Attack, meanwhile: Callable[[], object] = lambda: None) -> None:
-    """Assert that every step is within its bound, and that a good VP is answered beside them."""
+def is_bounded(daemon: DaemonProcess, attack: Attack, meanwhile: Callable[[], object] = lambda: None) -> bool:
+    """Whether every step is within its bound. Asserts the rest: that a good VP is answered meanwhile."""
     longest(daemon)
     with HostileTenant(attack, daemon.socket, TENANT, QUICK) as hostile:
         assert hostile.go_on()
@@ -71,15 +71,15 @@ def attacked(daemon: DaemonProcess, attack: Attack, meanwhile: Callable[[], obje
     eventually(lambda: daemon.statistics()["partitions"], 0)
     found = longest(daemon)
     print(f"{attack.__name__}: {found}")
-    assert figures[0].asked
-    assert 0 < found["step_ns"] <= STEP_LIMIT_NS, found["task"]
-    assert found["round_ns"] <= ROUND_LIMIT_NS
+    assert figures[0].asked, "no good VP was served"
     assert found["slow_closes"] == 0, "on the thread of the event loop"
+    step_ns, round_ns = int(found["step_ns"]), int(found["round_ns"])
+    return 0 < step_ns <= STEP_LIMIT_NS and round_ns <= ROUND_LIMIT_NS
 
 
 @pytest.mark.parametrize("attack", [*attacks.ATTACKS, *live_attacks.ATTACKS, attacks.sends_descriptors])
 def test_no_step_is_long_beside_a_hostile_tenant(daemon: DaemonProcess, attack: Attack) -> None:
-    attacked(daemon, attack)
+    assert is_bounded(daemon, attack)
 
 
 def test_no_step_is_long_while_an_operator_looks_at_many_mappings(daemon: DaemonProcess) -> None:
@@ -88,11 +88,11 @@ def test_no_step_is_long_while_an_operator_looks_at_many_mappings(daemon: Daemon
             daemon.vp_states(partition_id)
         scrape(daemon.socket.with_name("metrics.sock"))
 
-    attacked(daemon, attacks.has_many_mappings, look)
+    assert is_bounded(daemon, attacks.has_many_mappings, look)
 
 
 def test_a_tenant_that_is_refused_without_end_writes_its_share_of_the_log(daemon: DaemonProcess) -> None:
     before = len(daemon.log_text())
-    attacked(daemon, attacks.fills_the_log)
+    assert is_bounded(daemon, attacks.fills_the_log)
     written = len(daemon.log_text()) - before
     assert 0 < written < 2 * BURST_SECONDS * BYTES_PER_SECOND
