@@ -623,6 +623,21 @@ async def test_an_undoing_that_is_refused_loses_the_partition(nth: int, pieces_p
     assert "partition_lost" in [entry["event"] for entry in logs]
 
 
+async def test_undoing_maps_what_the_guest_cannot_be_without_and_leaves_the_rest_to_faults(
+    model: ModelPartition,
+) -> None:
+    asked = await everything(model)
+    model.hypervisor.failing_calls = {MAPS[-1]}
+    with capture_logs(), pytest.raises(WireError):
+        await model.change_regions(*asked)
+    undone = [call for call in model.hypervisor.events[MAPS[-1] :] if isinstance(call, Mapped)]
+    movable, pinned = GFN + PAGES, GFN + 2 * PAGES
+    assert undone == [
+        Mapped(movable + 4, movable + PAGES, None, Access.NONE),
+        Mapped(pinned + 4, pinned + PAGES, PFN + 4, RW),
+    ]
+
+
 async def test_what_a_refused_change_mapped_of_what_it_keeps_is_counted(model: ModelPartition) -> None:
     """It fills a gap of the region that is put back, as a fault would."""
     await with_mapped(model, RegionKind.PINNED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,10 +113,24 @@ def test_a_hole_in_a_region_keeps_both_sides() -> None:
     assert (change.going, change.coming) == ([(whole, GfnRange.of(3, 2))], [])
 
 
-def test_other_rights_keep_nothing() -> None:
-    readable, writable = region(0, 4), region(0, 4, access=Access.READ | Access.WRITE)
-    change = RegionChange([readable], [writable])
-    assert (change.kept, change.changing) == ([], [readable.gfns])
+@pytest.mark.parametrize(
+    "other",
+    [
+        region(0, 4, shift=1),
+        region(0, 4, kind=RegionKind.MOVABLE),
+        region(0, 4, origin=KindOrigin.INFERRED),
+        region(0, 4, access=Access.READ | Access.WRITE),
+    ],
+    ids=["uaddr", "kind", "origin", "rights"],
+)
+def test_a_region_that_gives_something_else_keeps_nothing(other: Region) -> None:
+    change = RegionChange([region(0, 4)], [other])
+    assert (change.kept, change.changing) == ([], [other.gfns])
+
+
+def test_regions_that_are_alike_and_do_not_meet_keep_nothing() -> None:
+    change = RegionChange([region(0, 4)], [region(4, 4)])
+    assert (change.kept, change.changing) == ([], [GfnRange.of(0, 8)])
 
 
 def test_nothing_of_a_dangling_region_is_kept() -> None:

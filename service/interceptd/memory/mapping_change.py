@@ -35,13 +35,14 @@ class Refused(Exception):
 class MappingChange:
     """One change. The lock is held throughout, nothing is broken off, and faults on what changes wait."""
 
+    _inaccessible: list[Piece]
+    """What was made known of new movable regions; `make` sets it."""
+
     def __init__(self, mappings: GuestMappings, change: RegionChange) -> None:
         self._mappings = mappings
         self._change = change
         self._pinned: list[tuple[Region, list[Mapping]]] = []
         """What was taken away of old pinned regions: it is not left to a fault to map it again."""
-        self._inaccessible: list[Piece] = []
-        """What was made known of new movable regions."""
 
     async def take_away(self) -> None:
         """Leave the guest nothing of the old regions but what stays. Raises `PartitionLost`."""
