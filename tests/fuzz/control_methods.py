@@ -31,6 +31,10 @@ accesses = st.sampled_from([0, 1, 2])
 """As the intercept message has them: read, write, execute."""
 
 
+Asked = tuple[int, int, int, str, bool, bool]
+"""A region that was asked for: gfn, count, page, kind, writable, executable."""
+
+
 class ControlMethods(RuleBasedStateMachine):
     """`socket` is set by who runs it: a daemon that serves there."""
 
@@ -107,7 +111,7 @@ class ControlMethods(RuleBasedStateMachine):
     @rule(target=regions, gfn=starts, count=counts, page=starts, kind=kinds, writable=flags, executable=flags)
     def add_region(
         self, gfn: int, count: int, page: int, kind: str, *, writable: bool, executable: bool
-    ) -> tuple[int, int, int]:
+    ) -> Asked:
         self.same(
             lambda: {
                 "kind": self.plain.add_region(
@@ -119,10 +123,10 @@ class ControlMethods(RuleBasedStateMachine):
                 kind=kind, writable=writable, executable=executable,
             ),
         )  # fmt: skip
-        return gfn, count, page
+        return gfn, count, page, kind, writable, executable
 
     @rule(region=regions, more=st.sampled_from([0, 0, 0, 1]), aside=st.sampled_from([0, 0, 0, 1]))
-    def remove_region(self, region: tuple[int, int, int], more: int, aside: int) -> None:
+    def remove_region(self, region: Asked, more: int, aside: int) -> None:
         gfn, count, page = region[0], region[1] + more, region[2] ^ aside
         self.same(
             lambda: self.plain.remove_region(range(gfn, gfn + count), page),
@@ -148,32 +152,26 @@ class ControlMethods(RuleBasedStateMachine):
         target=regions,
         removed=st.lists(st.tuples(regions, st.sampled_from([0, 0, 0, 0, 0, 1])), max_size=3),
         added=st.lists(st.tuples(starts, counts, starts, kinds, flags, flags), max_size=3),
-        around=st.booleans(),
+        shrunk=st.sampled_from([None, 0, 1]),
+        read_only=st.sampled_from([False, False, True]),
     )
     def change_regions(
-        self,
-        removed: list[tuple[tuple[int, int, int], int]],
-        added: list[tuple[int, int, int, str, bool, bool]],
-        *,
-        around: bool,
+        self, removed: list[tuple[Asked, int]], added: list[Asked], shrunk: int | None, *, read_only: bool
     ) -> Any:
-        """If `around`, the added ones give the gfns of the removed ones again, but for a page of each."""
-        remove = [(gfn, count + more, page) for (gfn, count, page), more in removed]
-        add = (
-            [(range(gfn, gfn + count - 1), page, "movable", True, True) for gfn, count, page in remove]
-            if around
-            else [
-                (range(gfn, gfn + count), page, kind, writable, executable)
-                for gfn, count, page, kind, writable, executable in added
+        """Unless `shrunk` is None, those that are removed come again, so many pages smaller, or read-only."""
+        remove = [(region[0], region[1] + more, region[2]) for region, more in removed]
+        if shrunk is not None:
+            added = [
+                (gfn, count - shrunk, page, kind, writable and not read_only, executable)
+                for (gfn, count, page, kind, writable, executable), _ in removed
             ]
-        )
         self.same(
             lambda: {
                 "kinds": self.plain.change_regions(
                     [(range(gfn, gfn + count), page) for gfn, count, page in remove],
                     [
-                        (gfns, page, kind, R | writable * W | executable * X)
-                        for gfns, page, kind, writable, executable in add
+                        (range(gfn, gfn + count), page, kind, R | writable * W | executable * X)
+                        for gfn, count, page, kind, writable, executable in added
                     ],
                 )
             },
@@ -184,14 +182,14 @@ class ControlMethods(RuleBasedStateMachine):
                     for gfn, count, page in remove
                 ],
                 add=[
-                    {"start_gfn": gfns.start, "page_count": len(gfns), "start_uaddr": page << SHIFT,
+                    {"start_gfn": gfn, "page_count": count, "start_uaddr": page << SHIFT,
                      "kind": kind, "writable": writable, "executable": executable}
-                    for gfns, page, kind, writable, executable in add
+                    for gfn, count, page, kind, writable, executable in added
                 ],
             ),
         )  # fmt: skip
         self.intercept(1 << 40, 0, 1)  # whether what stays mapped is still the same mapping is not specified
-        return multiple(*((gfns.start, len(gfns), page) for gfns, page, *_ in add))
+        return multiple(*added)
 
     @rule(granularity=st.sampled_from(["vma", "page"]))
     def set_policy(self, granularity: str) -> None:

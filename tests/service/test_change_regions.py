@@ -368,6 +368,11 @@ REFUSED: Final[dict[str, tuple[Asked, int, dict[str, object]]]] = {
         errno.ENOENT,
         {"start_gfn": GFN, "list": "remove", "index": 1},
     ),
+    "a region that is removed already, by another length": (
+        ([THE_REGION, removal(GFN, PAGES - 1, PAGE)], []),
+        errno.ENOENT,
+        {"start_gfn": GFN, "list": "remove", "index": 1},
+    ),
     "a region of another length": (
         ([removal(GFN, PAGES - 1, PAGE)], []),
         errno.EINVAL,

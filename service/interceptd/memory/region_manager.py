@@ -297,15 +297,14 @@ class RegionManager:
         self, remove: Sequence[tuple[GfnRange, UaddrRange]], add: Sequence[Region], wholes: Sequence[Whole]
     ) -> RegionChange:
         """The plan of a change that is possible; raises what speaks against it."""
-        old: dict[Region, None] = {}
+        old: dict[int, Region] = {}
         for index, (gfns, uaddrs) in enumerate(remove):
             with about_element("remove", index):
-                region = self._regions.exactly(gfns, uaddrs)
-                if region in old:
+                if gfns.start in old:
                     raise WireError(errno.ENOENT, f"region {gfns} is removed twice", start_gfn=gfns.start)
-                old[region] = None
-        self._regions.require_room(add, old.keys())
-        change = RegionChange(old, add)
+                old[gfns.start] = self._regions.exactly(gfns, uaddrs)
+        self._regions.require_room(add, set(old.values()))
+        change = RegionChange(old.values(), add)
         self._mappings.require_room_to_cut(gfns for _, gfns in change.going)
         for whole in wholes:
             if whole.attempt.stale:
