@@ -5,10 +5,8 @@ Owns the mutants. Each class is the daemon's except for the fault that its docst
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-
-import trio
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
 from explorer.script import RW
 from intercept_protocol.addresses import GfnRange, UaddrRange
@@ -132,15 +130,22 @@ class ForgetsWhatWasPinned(GuestMappings):
         pass
 
 
+class _Unwaking(guest_mappings._Change):
+    _has_calls = False
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        if isinstance(self.around, _Unwaking):
+            self.around._has_calls = True
+
+    def __exit__(self, *error: object) -> None:
+        if self._has_calls:
+            self._over = None
+        super().__exit__(*error)
+
+
 class WakesNobody(GuestMappings):
     """Faults that waited for a change of regions are not woken at its end."""
 
-    @contextmanager
-    def changing(self, gfns: Sequence[GfnRange]) -> Iterator[None]:
-        self._change = self._latest = change = guest_mappings._Change(gfns, trio.Event(), self._change)
-        try:
-            yield
-        finally:
-            self._change = change.around
-            if self._latest is change:  # no call was made within it
-                change.over.set()
+    def changing(self, gfns: Sequence[GfnRange]) -> AbstractContextManager[None]:
+        return _Unwaking(self, gfns)
