@@ -28,7 +28,6 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
             {
                 "a_vp_that_closes_while_it_waits_is_gone_and_its_memory_stays_consistent",
                 "a_wait_ends_in_bounded_time_with_retry",
-                "an_intercept_in_flight_is_answered_when_its_vmm_leaves",
                 "nothing_is_forwarded_because_its_memory_is_busy",
             }
         ),
@@ -55,6 +54,12 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
                 "a_notifier_kicks_too",
                 "the_intercept_that_waits_or_is_about_to_is_kicked",
                 "a_kick_does_not_change_answers_given_without_waiting",
+            }
+        ),
+        "prefault": frozenset(
+            {
+                "pages_that_are_being_invalidated_are_passed_over_without_waiting",
+                "what_was_invalidated_since_is_mapped_again",
             }
         ),
         "unmap_gpa": frozenset(
@@ -150,12 +155,20 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
                 "names_that_were_sent_as_bytes_are_einval_as_keys_and_ebadmsg_as_the_method",
             }
         ),
+        "lists": frozenset({"another_after_is_einval"}),
         "map_vma": frozenset(
             {
                 "a_field_that_is_missing_is_einval_that_names_it",
                 "a_range_that_is_empty_misaligned_or_ends_beyond_its_space_is_einval",
             }
         ),
+        "map_vmas": frozenset(
+            {
+                "an_element_that_is_wrong_is_einval_that_says_where_and_none_is_declared",
+                "more_than_128_vmas_are_einval",
+            }
+        ),
+        "prefault": frozenset({"a_range_that_is_none_is_einval"}),
         "remove_region": frozenset(
             {
                 "a_region_of_another_extent_is_einval_that_names_the_field",
@@ -177,6 +190,7 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
                 "256_values_are_read_and_257_are_emsgsize",
                 "a_message_of_exactly_64_kib_is_read",
                 "a_required_field_that_is_absent_or_nil_is_einval_that_names_it",
+                "a_vmm_that_has_said_hello_may_send_2048_values",
                 "an_unknown_field_is_einval_that_names_it",
                 "params_of_another_form_are_einval_and_the_connection_stays_open",
                 "text_for_bytes_and_bytes_for_text_are_einval",
@@ -206,6 +220,7 @@ FOUND_OUT: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
 """Lie to the cases that find it out, by their files."""
 RACES: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
     "hasty-acknowledgement": {
+        "intercept": frozenset({"an_intercept_in_flight_is_answered_when_its_vmm_leaves"}),
         "transport": frozenset({"a_second_request_before_the_answer_is_eproto_and_closes"}),
     },
 }
