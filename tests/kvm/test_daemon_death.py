@@ -12,11 +12,14 @@ import pytest
 
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import PATIENCE
-from fakes.small_vmms import OURS
-from intercept_client import libc, memory
+from fakes.small_vmms import OURS, run
+from intercept_client import NewRegion, libc, memory
 from intercept_client.kvm import Coverage, OnDaemonLoss, PartitionSetting, StopReason
+from intercept_protocol.addresses import PAGE_SHIFT, GfnRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import RegionKind, RequestedKind
 from intercept_protocol.outcomes import Access
-from interceptctl.guest.programs import COUNT, WATCH
+from interceptctl.guest.programs import COUNT, STORE, WATCH
 from interceptctl.guest.small_vmm import Bar, SmallVmm
 
 FOR_EVER = 0xFFFFFFFF
@@ -44,6 +47,17 @@ def doomed(daemon: DaemonProcess, setting: PartitionSetting) -> Iterator[tuple[S
         yield vmm, bar, told
 
 
+def new_region(gfns: GfnRange, memory: Bar, kind: RequestedKind = RequestedKind.MMIO) -> NewRegion:
+    """The first page of that memory."""
+    return NewRegion(
+        gfns=gfns.slice(gfns.start, gfns.start + 1),
+        uaddrs=memory.uaddrs.slice(memory.uaddrs.start, memory.uaddrs.start + 1),
+        kind=kind,
+        writable=True,
+        executable=False,
+    )
+
+
 def kill(daemon: DaemonProcess, told: Told) -> None:
     daemon.signal(signal.SIGKILL)
     daemon.wait_ended()
@@ -69,6 +83,28 @@ def test_mmio_is_unmapped_ram_kept_and_the_vmm_learns_why(
         assert not reaches(vmm, bar)
         assert reaches(vmm, vmm.ram)
         assert told.why == vmm.partition.lost_because != ""
+
+
+def test_regions_that_were_changed_in_one_step_go_or_stay_by_what_they_are_now(
+    own_daemon: DaemonProcess,
+) -> None:
+    with doomed(own_daemon, PartitionSetting()) as (vmm, bar, told):
+        removed = [(bar.gfns, bar.uaddrs)]
+        moved = new_region(GfnRange.of(0x300, 1), bar, RequestedKind.MMIO)
+        ram = new_region(bar.gfns, vmm.ram, RequestedKind.AUTO)
+        with pytest.raises(WireError, match=r"add\[1\]"):
+            vmm.partition.change_regions(remove=removed, add=[moved, new_region(vmm.ram.gfns, bar)])
+        kinds = vmm.partition.change_regions(remove=removed, add=[moved, ram])
+        assert kinds == [RegionKind.MMIO, RegionKind.MOVABLE]
+        for gfns in (moved.gfns, ram.gfns):
+            run(vmm.add_vcpu(STORE, esi=gfns.start << PAGE_SHIFT, ebx=OURS))
+        assert vmm.partition.memory.reaches(moved.gfns.start, Access.READ)
+
+        kill(own_daemon, told)
+
+        assert not vmm.partition.memory.reaches(moved.gfns.start, Access.READ)
+        assert reaches(vmm, bar), "there is RAM now"
+        assert reaches(vmm, vmm.ram), "what was refused is forgotten"
 
 
 def test_a_vmm_may_ask_that_ram_goes_too(own_daemon: DaemonProcess) -> None:

@@ -12,7 +12,7 @@ Memory is changed through `intercept_client.memory` with `partition.notifier`, w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -23,6 +23,7 @@ from intercept_client._blocking_clients import BlockingVmm, BlockingVp
 from intercept_client._blocking_hypervisor import BlockingHypervisor
 from intercept_client._connecting import StrPath
 from intercept_client._own_memory import Watch, own_memory
+from intercept_client._vmm_requests import NewRegion
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import (
@@ -184,6 +185,24 @@ class GuestPartition:
         """Remove a region. Returns when the guest reaches nothing of it; raises as `add_region`."""
         self.vmm.remove_region(gfns, uaddrs)
         self._loss.region_removed(gfns)
+
+    def change_regions(
+        self, *, remove: Sequence[tuple[GfnRange, UaddrRange]] = (), add: Sequence[NewRegion] = ()
+    ) -> list[RegionKind]:
+        """Remove regions and add others in one step, as `BlockingVmm.change_regions` does. Raises as
+        `add_region`, and then nothing was removed either."""
+        coming = [self._loss.region_added(each.gfns, _PRESUMED[RequestedKind(each.kind)]) for each in add]
+        try:
+            kinds = self.vmm.change_regions(remove=remove, add=add)
+        except WireError:
+            for region in coming:
+                self._loss.region_refused(region)
+            raise
+        for region, kind in zip(coming, kinds, strict=True):
+            region.kind = kind
+        for gfns, _ in remove:
+            self._loss.region_removed(gfns)
+        return kinds
 
     def add_vcpu(
         self, index: int, start: StartState, *, devices: Bus | None = None, ports: Bus | None = None
