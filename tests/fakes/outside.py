@@ -22,7 +22,7 @@ class Truth(NamedTuple):
     rights: int
 
 
-def truth_of(pid: int, pages: Collection[int]) -> dict[int, Truth]:
+def truth_of(pid: int | str, pages: Collection[int]) -> dict[int, Truth]:
     """What the process has at those of `pages` where it has anything, all of one instant."""
     found = {}
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():

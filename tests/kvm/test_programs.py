@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from interceptctl.guest.programs import PROGRAMS, Program
+from fakes.guest_region_race import PROBE
+from interceptctl.guest.programs import PROGRAMS as SHIPPED
+from interceptctl.guest.programs import Program
 from interceptctl.guest.small_vmm import PROGRAM_BYTES
 
+PROGRAMS = (*SHIPPED, PROBE)
 needs_assembler = pytest.mark.skipif(
     not (shutil.which("as") and shutil.which("objcopy")), reason="there is no assembler here to check with"
 )
