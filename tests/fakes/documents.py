@@ -21,7 +21,7 @@ def examples(document: str) -> list[str]:
 
 
 [VMM] = examples("README.md")
-[HEARING, HANDING_OVER, SHADOWING, ADDING_RAM] = examples("clients/README.md")
+[HEARING, HANDING_OVER, CHANGING, ADDING_RAM] = examples("clients/README.md")
 
 
 def at(example: str, directory: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fakes.daemon_process import DaemonProcess, StartDaemon
-from fakes.documents import ADDING_RAM, HANDING_OVER, HEARING, SHADOWING, at, printed
+from fakes.documents import ADDING_RAM, CHANGING, HANDING_OVER, HEARING, at, printed
 from fakes.eventually import PATIENCE, eventually
 from fakes.raw_vmm import RawVmm
 from intercept_client import (
@@ -65,7 +65,7 @@ def test_the_example_of_adding_ram_splits_no_large_page_where_one_region_would(d
 
 def test_the_example_of_a_rom_shadow_lets_the_guest_write_where_it_only_read(daemon: DaemonProcess) -> None:
     names: dict[str, Any] = {}
-    exec(SHADOWING, names)
+    exec(CHANGING, names)
     gfns = GfnRange.of(0xF0, 16)
     rom, ram = UaddrRange.of_pages(0x7000_0000, 16), UaddrRange.of_pages(0x6000_0000, 16)
     with BlockingVmm.open(daemon.socket) as vmm:
@@ -78,6 +78,23 @@ def test_the_example_of_a_rom_shadow_lets_the_guest_write_where_it_only_read(dae
             assert vp.intercept(write) is Answer.PERMISSION
             names["shadow_rom"](vmm, gfns, rom, ram)
             assert vp.intercept(write) is Answer.MAPPED
+
+
+def test_the_example_of_a_moving_bar_leaves_the_overlap_and_gives_up_the_rest(daemon: DaemonProcess) -> None:
+    names: dict[str, Any] = {}
+    exec(CHANGING, names)
+    bar, old, new = UaddrRange.of_pages(0x7000_0000, 4), GfnRange.of(0xF0, 4), GfnRange.of(0xF2, 4)
+    with BlockingVmm.open(daemon.socket) as vmm:
+        partition = vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.SOFTWARE)
+        vmm.map_vma(bar, 0x1000, Access.READ | Access.WRITE, io=True)
+        vmm.add_region(old, bar, RegionKind.MMIO, writable=True, executable=False)
+        with BlockingVp.open(daemon.socket, partition, vp_index=0) as vp:
+            names["move_bar"](vmm, bar, old, new)
+            reads = [build_memory_intercept(gpa=gfn << 12, access=Access.READ) for gfn in (0xF1, 0xF2)]
+            assert [vp.intercept(read) for read in reads] == [Answer.NO_REGION, Answer.MAPPED]
+            translation = vmm.translate(0xF2)
+            assert translation is not None
+            assert translation.pfn == 0x1000
 
 
 def test_the_example_of_hearing_tells_of_a_lost_partition(daemon: DaemonProcess, tmp_path: Path) -> None:
