@@ -180,7 +180,7 @@ class Truth:
             self.removed(bar)
         for bar in change.new:
             self.added(bar)
-            gone = [*self._moving, *(each.pages for each in self._gone if each.since >= change.began)]
+            gone = [*self._moving, *(each.pages for each in self._gone if each.since > change.began)]
             if any(_is_pinned(bar, pages) for pages in gone):
                 self._dangling[bar] = 0  # unless it was before the region was looked at
 
@@ -312,9 +312,12 @@ class Truth:
             memory = self._at(page)
             if watch.access not in bar.access:
                 watch.rightly.add(Answer.PERMISSION)
-            elif bar in self._dangling:
+                continue
+            if bar in self._dangling:
                 watch.rightly.add(Answer.UNBACKED)
-            elif self._is_moving(page) or self._closed_since(page) is not None:
+            if self._dangling.get(bar):
+                continue
+            if self._is_moving(page) or self._closed_since(page) is not None:
                 watch.was_going = True
             elif memory is None:
                 watch.rightly.add(Answer.UNBACKED)
