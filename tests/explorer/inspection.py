@@ -6,8 +6,8 @@ not know what the VMM did: that is the truth's to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import chain, pairwise
 
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange
 from intercept_protocol.messages import RegionKind
@@ -32,20 +32,20 @@ def disorder(model: ModelPartition) -> str | None:
     return None
 
 
-def being_changed(mappings: GuestMappings) -> list[GfnRange]:
-    """What the holder of the lock is mapping or unmapping now."""
-    busy: list[GfnRange] = []
+def being_changed(mappings: GuestMappings) -> list[Sequence[GfnRange]]:
+    """What the holder of the lock is changing now: blocks within blocks, the innermost first."""
+    blocks: list[Sequence[GfnRange]] = []
     change = mappings._change
     while change is not None:
-        busy += change.gfns
+        blocks.append(change.gfns)
         change = change.around
-    return busy
+    return blocks
 
 
 def misrecorded(model: ModelPartition, gfns: Iterable[int]) -> str | None:
     """I2 and I10: how the record of what is mapped lies outside its region, or differs from the SLAT at one
     of these gfns. Those that the holder of the lock is changing are not inspected."""
-    busy = being_changed(model.mappings)
+    busy = list(chain.from_iterable(being_changed(model.mappings)))
     records = list(model.mappings._record)
     for record in records:
         if not _overlaps(busy, record.gfns) and (how := _out_of_region(model, record)):

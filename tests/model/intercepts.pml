@@ -4,6 +4,7 @@
 #define LOCK_VP 1
 #define LOCK_MANAGER 2
 #define LOCK_REMOVER 3
+#define LOCK_CHANGER 4
 #define PHASE_IDLE 0
 #define PHASE_RESOLVING 1
 #define PHASE_RESOLVED 2
@@ -25,6 +26,8 @@
 
 byte lock = LOCK_FREE;
 byte region = 0;
+byte covered = 0;
+byte turning = 0;
 byte backed = EVERYTHING;
 byte record = 0;
 byte changing = 0;
@@ -48,7 +51,7 @@ inline keep_promises() {
   assert(WITHIN(reached, (backed | old)));  /* I2: what the guest reaches is memory */
   assert((WITHIN(reached, region) || lock == LOCK_REMOVER));  /* I2: what the guest reaches lies in the region, unless that is being removed */
   assert(WITHIN(reached, record));  /* I10: what the guest reaches is on record */
-  assert(((lock == LOCK_FREE || lock == LOCK_MANAGER || lock == LOCK_REMOVER) || (phase[0] == PHASE_MAPPING || phase[1] == PHASE_MAPPING)));  /* the lock is let go of */
+  assert(((lock == LOCK_FREE || lock == LOCK_MANAGER || lock == LOCK_REMOVER || lock == LOCK_CHANGER) || (phase[0] == PHASE_MAPPING || phase[1] == PHASE_MAPPING)));  /* the lock is let go of */
 }
 
 inline resume(me, the_page) { d_step {
@@ -56,6 +59,13 @@ inline resume(me, the_page) { d_step {
   printf("STEP vp %d resume page %d\n", me, the_page);
   assert(WITHIN(the_page, reached));  /* I10: who is told resume reaches it */
   assert(!MEET((the_page & old), (going | serving)));  /* nobody is told resume for what is known to be gone */
+  keep_promises()
+} }
+
+inline no_region(me, the_page) { d_step {
+  !MEET(the_page, region) ->
+  printf("STEP vp %d no_region page %d\n", me, the_page);
+  assert(!MEET(the_page, covered));  /* P-34: what a region covers before and after a change is said to be in one */
   keep_promises()
 } }
 
@@ -270,25 +280,26 @@ inline remove(me) { d_step {
 } }
 
 inline unmap(me, the_pages) { d_step {
-  lock == LOCK_REMOVER && WITHIN(changing, 0) && WITHIN(the_pages, record) ->
+  (lock == LOCK_REMOVER || WITHIN(the_pages, turning)) && WITHIN(changing, 0) && WITHIN(the_pages, record) ->
   printf("STEP vmm %d unmap pages %d\n", me, the_pages);
+  assert((lock == LOCK_REMOVER || WITHIN(the_pages, turning)));  /* P-34: a change takes away what it turns, and nothing else */
   changing = the_pages;
   keep_promises()
 } }
 
 inline unmapped(me) { d_step {
-  lock == LOCK_REMOVER ->
+  (lock == LOCK_REMOVER || lock == LOCK_CHANGER) ->
   printf("STEP vmm %d unmapped\n", me);
-  assert(lock == LOCK_REMOVER);  /* I5: the hypervisor is asked, and its answer taken, under the lock */
+  assert((lock == LOCK_REMOVER || lock == LOCK_CHANGER));  /* I5: the hypervisor is asked, and its answer taken, under the lock */
   reached = (reached & ~changing);
   old = (old & ~changing);
   keep_promises()
 } }
 
 inline unmap_is_back(me) { d_step {
-  lock == LOCK_REMOVER && !MEET(changing, reached) ->
+  (lock == LOCK_REMOVER || lock == LOCK_CHANGER) && !MEET(changing, reached) ->
   printf("STEP vmm %d unmap_is_back\n", me);
-  assert(lock == LOCK_REMOVER);  /* I5: the hypervisor is asked, and its answer taken, under the lock */
+  assert((lock == LOCK_REMOVER || lock == LOCK_CHANGER));  /* I5: the hypervisor is asked, and its answer taken, under the lock */
   record = (record & ~changing);
   changing = 0;
   keep_promises()
@@ -309,9 +320,39 @@ inline add(me) { d_step {
   keep_promises()
 } }
 
+inline change_regions(me, the_pages, the_kept) { d_step {
+  lock == LOCK_FREE && WITHIN(the_kept, region) && WITHIN((region & ~the_pages), the_kept) ->
+  printf("STEP vmm %d change_regions pages %d kept %d\n", me, the_pages, the_kept);
+  lock = LOCK_CHANGER;
+  turning = the_pages;
+  covered = the_kept;
+  keep_promises()
+} }
+
+inline exchange(me, the_found) { d_step {
+  lock == LOCK_CHANGER && !MEET(record, turning) && WITHIN(covered, the_found) ->
+  printf("STEP vmm %d exchange found %d\n", me, the_found);
+  assert(WITHIN(reached, (region & ~turning)));  /* P-34: regions are exchanged where nothing is left of what turns */
+  reliance[0] = (MEET(window[0], region) -> RELIANCE_STALE : reliance[0]);
+  reliance[1] = (MEET(window[1], region) -> RELIANCE_STALE : reliance[1]);
+  region = the_found;
+  keep_promises()
+} }
+
+inline changed(me) { d_step {
+  lock == LOCK_CHANGER && !MEET(record, turning) ->
+  printf("STEP vmm %d changed\n", me);
+  lock = LOCK_FREE;
+  turning = 0;
+  covered = 0;
+  keep_promises()
+} }
+
 active proctype vp_0() { do
   :: resume(0, 1)
   :: resume(0, 2)
+  :: no_region(0, 1)
+  :: no_region(0, 2)
   :: begin(0, 1, 1)
   :: begin(0, 1, 2)
   :: begin(0, 1, 3)
@@ -336,6 +377,8 @@ od }
 active proctype vp_1() { do
   :: resume(1, 1)
   :: resume(1, 2)
+  :: no_region(1, 1)
+  :: no_region(1, 2)
   :: begin(1, 1, 1)
   :: begin(1, 1, 2)
   :: begin(1, 1, 3)
@@ -393,4 +436,21 @@ active proctype vmm_0() { do
   :: unmap_is_back(0)
   :: removed(0)
   :: add(0)
+  :: change_regions(0, 1, 0)
+  :: change_regions(0, 1, 1)
+  :: change_regions(0, 1, 2)
+  :: change_regions(0, 1, 3)
+  :: change_regions(0, 2, 0)
+  :: change_regions(0, 2, 1)
+  :: change_regions(0, 2, 2)
+  :: change_regions(0, 2, 3)
+  :: change_regions(0, 3, 0)
+  :: change_regions(0, 3, 1)
+  :: change_regions(0, 3, 2)
+  :: change_regions(0, 3, 3)
+  :: exchange(0, 0)
+  :: exchange(0, 1)
+  :: exchange(0, 2)
+  :: exchange(0, 3)
+  :: changed(0)
 od }

@@ -28,6 +28,7 @@ from model.transitions.table import (
     SERVING,
     SOME,
     TABLE,
+    TURNING,
     WINDOW,
     Batch,
     Lock,
@@ -114,6 +115,30 @@ def a_region_added_while_another_is_unmapped() -> t.Table:
     return without_condition(TABLE, "add", FREE)
 
 
+def a_change_of_regions_that_takes_the_old_ones_out_first() -> t.Table:
+    """The list is without them until the new ones are added."""
+    without = t.Put(REGION, REGION - SOME)
+    return edited(TABLE, "change_regions", lambda row: replace(row, then=(*row.then, without)))
+
+
+def exchanged_before_the_unmap() -> t.Table:
+    return without_condition(TABLE, "exchange", t.Apart(RECORD, TURNING))
+
+
+def exchanged_without_calling_attempts_stale() -> t.Table:
+    return edited(TABLE, "exchange", lambda row: replace(row, then=_but(row.then, RELIANCE)))
+
+
+def a_change_of_regions_that_unmaps_everything() -> t.Table:
+    """What stays is mapped again by faults."""
+    [condition] = (each for each in TABLE["unmap"].when if isinstance(each, t.Either))
+    return without_condition(TABLE, "unmap", condition)
+
+
+def a_change_of_regions_that_does_not_wait_for_the_lock() -> t.Table:
+    return without_condition(TABLE, "change_regions", FREE)
+
+
 def resumed_while_the_map_is_out() -> t.Table:
     return without_condition(TABLE, "resume", t.Apart(ONE, CHANGING))
 
@@ -152,6 +177,11 @@ NAMED_MUTANTS: Mapping[str, Mutant] = {
         unlinked_after_the_unmap,
         removed_without_calling_attempts_stale,
         a_region_added_while_another_is_unmapped,
+        a_change_of_regions_that_takes_the_old_ones_out_first,
+        exchanged_before_the_unmap,
+        exchanged_without_calling_attempts_stale,
+        a_change_of_regions_that_unmaps_everything,
+        a_change_of_regions_that_does_not_wait_for_the_lock,
         resumed_while_the_map_is_out,
         every_vp_maps_the_whole_extent,
         one_frame_extrapolated_over_the_window,

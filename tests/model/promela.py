@@ -28,6 +28,8 @@ class Scope:
     pages: int = 2
     vps: int = 2
     sources: int = 1
+    without: frozenset[str] = frozenset()
+    """Rows that nobody takes in it."""
 
     @property
     def everything(self) -> int:
@@ -39,6 +41,7 @@ class Scope:
 
 def model(scope: Scope, table: t.Table = TABLE, promises: Sequence[t.Promise] = PROMISES) -> str:
     """The whole text."""
+    table = {name: row for name, row in table.items() if name not in scope.without}
     return "\n".join(
         [
             "/* Written by tests/model/promela.py from tests/model/transitions/table.py: edit that.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
+from enum import IntEnum
 from types import TracebackType
 
 import trio
@@ -23,9 +24,10 @@ from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.eager_lock import EagerLock
 from interceptd.hypervisor import HypervisorCounters
 from interceptd.hypervisor.software import SoftwareHypervisor
-from interceptd.memory.attempt import Attempt, Busy
+from interceptd.memory.attempt import Attempt, Busy, Whole
 from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.region import Region
+from interceptd.memory.region_change import RegionChange
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch, MmuNotifier
 from interceptd.pages.mapping import Extent
@@ -41,6 +43,16 @@ GFN = 0x100
 """The gfn of page 0 of the region, whose uaddrs begin at page 0."""
 WHO: ContextVar[tuple[Actor, int]] = ContextVar("WHO")
 """Whose task this is, and its number."""
+
+
+class Edit(IntEnum):
+    """What the VMM is about to ask for, as the number of its task."""
+
+    REMOVE = 0
+    ADD = 1
+    CHANGE = 2
+
+
 _LOCKS = {Actor.VP: Lock.VP, Actor.MANAGER: Lock.MANAGER, Actor.VMM: Lock.REMOVER}
 
 Seen = Mapping[Key, Value]
@@ -80,6 +92,8 @@ class Recorder(trio.abc.Instrument):
         self.mappings.lock = self.lock
         self.regions = _RegionManager(self)
         self.attempts: dict[int, Attempt] = {}
+        self.covered = 0
+        """What is asked for in the change of regions under way covers before and after it."""
         self.mapping: set[int] = set()
         """VPs that are in the middle of a commit."""
         self._leaving: list[int] = []
@@ -120,6 +134,8 @@ class Recorder(trio.abc.Instrument):
 
     def _see(self) -> Seen:
         serving = self.notifier._serving
+        blocks = being_changed(self.mappings)
+        turning = blocks.pop() if self.lock.held_by is Lock.CHANGER else []
         reached = {
             gfn - GFN: None if (frame := entry.frame_at(gfn)) is None else frame.page
             for entry in self.software._slat.entries(GfnRange(start=0, end=PAGE_LIMIT))
@@ -129,7 +145,9 @@ class Recorder(trio.abc.Instrument):
             ("lock", 0): self.lock.held_by,
             ("region", 0): joined(mask(region.uaddrs) for region in self.regions._regions),
             ("record", 0): joined(mask(each.gfns, GFN) for each in self.mappings._record),
-            ("changing", 0): joined(mask(gfns, GFN) for gfns in being_changed(self.mappings)),
+            ("covered", 0): self.covered,
+            ("turning", 0): joined(mask(gfns, GFN) for gfns in turning),
+            ("changing", 0): joined(mask(gfns, GFN) for block in blocks for gfns in block),
             ("reached", 0): joined(1 << page for page in reached),
             ("old", 0): joined(1 << page for page, pfn in reached.items() if self.truth.get(page) != pfn),
             ("going", 0): joined(map(mask, self.notifier._pending.pieces)),
@@ -157,15 +175,20 @@ class _Lock(EagerLock):
         await self._lock.acquire()  # always a checkpoint: one more place where others may come between
         self._holder = trio.lowlevel.current_task()
         actor, number = WHO.get()
-        if actor is Actor.VMM:
-            self._recorder.took("remove" if number == 0 else "add")
         self.held_by = _LOCKS[actor]
+        if (actor, number) == (Actor.VMM, Edit.CHANGE):
+            self.held_by = Lock.CHANGER
+        elif actor is Actor.VMM:
+            self._recorder.took("remove" if number == Edit.REMOVE else "add")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if WHO.get() == (Actor.VMM, 0):
+        if WHO.get() == (Actor.VMM, Edit.REMOVE):
             self._recorder.took("removed")
+        elif self.held_by is Lock.CHANGER:
+            self._recorder.took("changed")
+            self._recorder.covered = 0
         self.held_by = Lock.FREE
         await super().__aexit__(kind, error, trace)
 
@@ -212,6 +235,8 @@ class _RegionManager(RegionManager):
         found = super().lookup(gfn, access)
         if isinstance(found, Mapped):
             self._recorder.took("resume", page=1 << gfn - GFN)
+        elif found is Answer.NO_REGION:
+            self._recorder.took("no_region", page=1 << gfn - GFN)
         return found
 
     def begin(self, region: Region, gfn: int, access: Access) -> Busy | Attempt:
@@ -233,6 +258,20 @@ class _RegionManager(RegionManager):
     def finish(self, attempt: Attempt) -> None:
         super().finish(attempt)
         self._recorder.left(attempt)
+
+    def _checked(
+        self, remove: Sequence[tuple[GfnRange, UaddrRange]], add: Sequence[Region], wholes: Sequence[Whole]
+    ) -> RegionChange:
+        change = super()._checked(remove, add, wholes)
+        covered = joined(mask(uaddrs) for _, uaddrs in remove) & joined(mask(each.uaddrs) for each in add)
+        turning = joined(mask(gfns, GFN) for gfns in change.changing)
+        self._recorder.took("change_regions", pages=turning, kept=covered)
+        self._recorder.covered = covered
+        return change
+
+    def _exchange(self, old: Iterable[Region], new: Iterable[Region]) -> None:
+        super()._exchange(old, new)
+        self._recorder.took("exchange", found=joined(mask(each.uaddrs) for each in self._regions))
 
 
 class RecordedMemory:

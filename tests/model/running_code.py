@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import trio
 from hypothesis import HealthCheck, Phase, given, settings
@@ -24,7 +25,7 @@ from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.declared import Vma
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.region import KindOrigin, Region
-from model.recorder import GFN, WHO, RecordedMemory, Recorder, Trace, mask
+from model.recorder import GFN, WHO, Edit, RecordedMemory, Recorder, Trace, mask
 from model.shadow import Shadow, Step
 from model.transitions import terms as t
 from model.transitions.table import OPENED, TABLE
@@ -32,6 +33,8 @@ from model.transitions.terms import Actor
 
 PAGES = 5
 RW = Access.READ | Access.WRITE
+WHOLE = "w" * PAGES
+"""The layout of one region, which may be written."""
 TIMEOUT = 5.0
 
 
@@ -56,6 +59,8 @@ class Schedule:
     pauses: Sequence[int]
     sources: Sequence[Sequence[Change]]
     vps: Sequence[Sequence[Fault]]
+    layouts: Sequence[str]
+    """One letter per page: the changes of the regions after they were added."""
     removals: int
     pieces_per_call: int
     """How many ranges the hypervisor takes at once."""
@@ -74,6 +79,7 @@ def schedules() -> st.SearchStrategy[Schedule]:
         pauses(),
         st.lists(st.lists(changes, min_size=1, max_size=5), min_size=1, max_size=2),
         st.lists(st.lists(faults, min_size=2, max_size=8), min_size=1, max_size=3),
+        st.lists(st.text("-rw", min_size=PAGES, max_size=PAGES), max_size=3),
         st.integers(0, 3),
         st.sampled_from([1, 2, 64]),
     )
@@ -122,6 +128,18 @@ def traces(count: int) -> list[Trace]:
     return collected
 
 
+def _regions(layout: str) -> list[Region]:
+    regions = []
+    page = 0
+    for letter, run in groupby(layout):
+        start, page = page, page + len(list(run))
+        if letter != "-":
+            gfns, uaddrs = GfnRange(start=GFN + start, end=GFN + page), UaddrRange(start=start, end=page)
+            access = RW if letter == "w" else Access.READ
+            regions.append(Region(gfns, uaddrs, RegionKind.MMIO, KindOrigin.STATED, access))
+    return regions
+
+
 class _Run:
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
@@ -138,7 +156,7 @@ class _Run:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._as, Actor.MANAGER, 0, recorder.regions.run)
             async with trio.open_nursery() as actors:
-                actors.start_soon(self._as, Actor.VMM, 1, self._vmm)
+                actors.start_soon(self._as, Actor.VMM, Edit.ADD, self._vmm)
                 for number, faults in enumerate(self._schedule.vps):
                     actors.start_soon(self._as, Actor.VP, number, self._vp, faults)
                 for number, changes in enumerate(self._schedule.sources):
@@ -156,18 +174,30 @@ class _Run:
 
     async def _vmm(self) -> None:
         regions = self.recorder.regions
-        gfns, uaddrs = GfnRange(start=GFN, end=GFN + PAGES), UaddrRange(start=0, end=PAGES)
         for _ in range(self._schedule.removals + 1):
             await self._step()
-            await regions.add(Region(gfns, uaddrs, RegionKind.MMIO, KindOrigin.STATED, RW))
+            [there] = whole = _regions(WHOLE)
+            await regions.add(there)
             for _ in range(6):
                 await self._step()
-            WHO.set((Actor.VMM, 0))
+            if layouts := self._schedule.layouts:
+                await self._change(whole, [*layouts, WHOLE])
+            WHO.set((Actor.VMM, Edit.REMOVE))
             if self._schedule.removals:
-                await regions.remove_exactly(gfns, uaddrs)
+                await regions.remove_exactly(there.gfns, there.uaddrs)
             else:
                 return
-            WHO.set((Actor.VMM, 1))
+            WHO.set((Actor.VMM, Edit.ADD))
+
+    async def _change(self, old: Sequence[Region], layouts: Sequence[str]) -> None:
+        """Lay the regions out anew, one way after the other."""
+        WHO.set((Actor.VMM, Edit.CHANGE))
+        for layout in layouts:
+            new = _regions(layout)
+            await self.recorder.regions.change([(each.gfns, each.uaddrs) for each in old], new)
+            old = new
+            for _ in range(3):
+                await self._step()
 
     async def _vp(self, faults: Sequence[Fault]) -> None:
         for fault in faults:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import trio
@@ -10,6 +10,8 @@ from hypothesis import given, settings
 
 from intercept_protocol.addresses import UaddrRange
 from interceptd.memory.attempt import Attempt
+from interceptd.memory.mapping_change import MappingChange
+from interceptd.memory.region import Region
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch, MmuNotifier
 from model.promela import KEPT, Scope, model
@@ -77,6 +79,24 @@ def nobody_is_called_stale(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MmuNotifier, "mark_stale", lambda *_: None)
 
 
+def exchanged_unmarked(patch: pytest.MonkeyPatch) -> None:
+    exchange = RegionManager._exchange
+
+    def unmarked(regions: RegionManager, old: Iterable[Region], new: Iterable[Region]) -> None:
+        with pytest.MonkeyPatch.context() as meanwhile:
+            nobody_is_called_stale(meanwhile)
+            exchange(regions, old, new)
+
+    patch.setattr(RegionManager, "_exchange", unmarked)
+
+
+def nothing_is_taken_away(patch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    patch.setattr(MappingChange, "take_away", nothing)
+
+
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [
@@ -85,6 +105,8 @@ def nobody_is_called_stale(patch: pytest.MonkeyPatch) -> None:
         (nothing_is_unmapped, "not allowed, for record apart from serving does not hold"),
         (acknowledged_at_once, "not allowed, for batch is done does not hold"),
         (nobody_is_called_stale, "is Reliance.FRESH, and Reliance.STALE in the table"),
+        (exchanged_unmarked, "is Reliance.FRESH, and Reliance.STALE in the table"),
+        (nothing_is_taken_away, "not allowed, for record apart from turning does not hold"),
     ],
 )
 def test_a_mutant_takes_a_step_that_the_table_forbids(

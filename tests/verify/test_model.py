@@ -17,29 +17,31 @@ from model.recorder import Trace
 from model.running_code import problems, traces
 from model.spin import needs_spin, search
 from model.transitions.promises import PROMISES
-from model.transitions.table import BACKED, DUE, OLD, OUTDATED
+from model.transitions.table import BACKED, DUE, OF_A_CHANGE, OLD, OUTDATED
 from model.transitions.terms import OfAll, Table, Within
 
 pytestmark = [pytest.mark.verify, needs_spin]
 
-WORLDS = (
-    Scope(pages=2, vps=2, sources=1),
-    Scope(pages=2, vps=1, sources=2),
-    Scope(pages=3, vps=1, sources=1),
-)
 SMALL = Scope(pages=2, vps=1, sources=1)
 """Large enough for every mutant below to be detected."""
+WORLDS = (
+    (SMALL, 200_000),
+    (Scope(pages=2, vps=2, sources=1, without=OF_A_CHANGE), 1_000_000),
+    (Scope(pages=2, vps=1, sources=2, without=OF_A_CHANGE), 1_000_000),
+    (Scope(pages=3, vps=1, sources=1, without=OF_A_CHANGE), 1_000_000),
+)
+"""With the least states that each has. Changes of regions make four times as many."""
 MUTANTS = dict(mutants())
 MEMORY = "change: each outdated stays as it is"
 """The one effect that only a named mutant needs: it remembers which frames are no longer the VMM's."""
 
 
-@pytest.mark.parametrize("world", WORLDS, ids=str)
-def test_no_order_of_steps_breaks_a_promise(tmp_path: Path, world: Scope) -> None:
+@pytest.mark.parametrize(("world", "states"), WORLDS, ids=str)
+def test_no_order_of_steps_breaks_a_promise(tmp_path: Path, world: Scope, states: int) -> None:
     found = search(model(world), tmp_path)
     print(f"\n{world}: {found}")
     assert found.errors == 0
-    assert found.states > 1_000_000, "the search has become another"
+    assert found.states > states, "the search has become another"
 
 
 @pytest.mark.parametrize("mutant", NAMED_MUTANTS.values(), ids=NAMED_MUTANTS.keys())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from model.transitions.table import (
     BACKED,
+    COVERED,
     DUE,
     GOING,
     LOCK,
@@ -21,18 +22,19 @@ from model.transitions.table import (
     REGION,
     SERVING,
     SOME,
+    TURNING,
     Lock,
     Phase,
 )
 from model.transitions.terms import NOTHING, AnyIs, Apart, Either, Is, OfAll, Promise, Within
 
 _UNDER_THE_LOCK = {
-    "mapped": Lock.VP,
-    "map_is_back": Lock.VP,
-    "taken_away": Lock.MANAGER,
-    "take_away_is_back": Lock.MANAGER,
-    "unmapped": Lock.REMOVER,
-    "unmap_is_back": Lock.REMOVER,
+    "mapped": (Lock.VP,),
+    "map_is_back": (Lock.VP,),
+    "taken_away": (Lock.MANAGER,),
+    "take_away_is_back": (Lock.MANAGER,),
+    "unmapped": (Lock.REMOVER, Lock.CHANGER),
+    "unmap_is_back": (Lock.REMOVER, Lock.CHANGER),
 }
 
 PROMISES = (
@@ -45,7 +47,7 @@ PROMISES = (
     Promise("I10: what the guest reaches is on record", Within(REACHED, RECORD)),
     Promise(
         "the lock is let go of",
-        Either(Is(LOCK, (Lock.FREE, Lock.MANAGER, Lock.REMOVER)), AnyIs(PHASE, Phase.MAPPING)),
+        Either(Is(LOCK, tuple(lock for lock in Lock if lock is not Lock.VP)), AnyIs(PHASE, Phase.MAPPING)),
     ),
     Promise("I10: who is told resume reaches it", Within(ONE, REACHED), at="resume"),
     Promise(
@@ -65,10 +67,25 @@ PROMISES = (
     ),
     *(
         Promise(
-            "I5: the hypervisor is asked, and its answer taken, under the lock", Is(LOCK, (holder,)), at=row
+            "I5: the hypervisor is asked, and its answer taken, under the lock", Is(LOCK, holders), at=row
         )
-        for row, holder in _UNDER_THE_LOCK.items()
+        for row, holders in _UNDER_THE_LOCK.items()
     ),
     Promise("a pass takes away what is going, and nothing else", Within(SOME, SERVING), at="take_away"),
     Promise("a region is added where nothing of another is left", Within(REACHED, NOTHING), at="add"),
+    Promise(
+        "P-34: what a region covers before and after a change is said to be in one",
+        Apart(ONE, COVERED),
+        at="no_region",
+    ),
+    Promise(
+        "P-34: a change takes away what it turns, and nothing else",
+        Either(Is(LOCK, (Lock.REMOVER,)), Within(SOME, TURNING)),
+        at="unmap",
+    ),
+    Promise(
+        "P-34: regions are exchanged where nothing is left of what turns",
+        Within(REACHED, REGION - TURNING),
+        at="exchange",
+    ),
 )

@@ -1,11 +1,11 @@
-"""The algorithm of begin, resolve, commit and invalidate as a table of steps, conditions and effects.
+"""The algorithm of begin, resolve, commit, invalidate and a change of regions as a table of steps.
 
 Owns the variables and the rows; `promises` says what must hold whatever order they are taken in. A row states
 the least that safety needs: what the daemon asks for besides, to save a call or a wait, is its own affair.
 Nothing of the daemon runs it. `tests/model` holds the running code against it step by step, and prints it as
 the Promela model that spin searches: a row that allows too much breaks a promise there, one that allows too
-little is broken by the code. Must not know tasks, ranges, rights, or kinds of regions: one region of MMIO, a
-few pages.
+little is broken by the code. Must not know tasks, ranges, rights, or kinds of regions: all are MMIO, and
+lie in a few pages, each of which stands for one uaddr.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from model.transitions.terms import (
     NOTHING,
     Actor,
     Apart,
+    Either,
     Is,
     Meet,
     OfAll,
@@ -35,6 +36,7 @@ class Lock(Enum):
     VP = "vp"
     MANAGER = "manager"
     REMOVER = "remover"
+    CHANGER = "changer"
 
 
 class Phase(Enum):
@@ -75,7 +77,11 @@ class Batch(Enum):
 
 LOCK = Variable("lock", initially=Lock.FREE)
 REGION = Variable("region")
-"""The pages of the region that is in the list."""
+"""The pages of the regions that are in the list."""
+COVERED = Variable("covered")
+"""The pages that lie in a region before and after the change of regions under way."""
+TURNING = Variable("turning")
+"""The pages that this change gives to the guest differently, or not at all, before or after."""
 BACKED = Variable("backed", initially=EVERYTHING)
 """The pages behind which the VMM has memory."""
 RECORD = Variable("record")
@@ -107,7 +113,7 @@ DUE = Variable("due", Actor.SOURCE)
 BATCH = Variable("batch", Actor.SOURCE, Batch.DONE)
 
 VARIABLES = (
-    LOCK, REGION, BACKED, RECORD, CHANGING, REACHED, OLD, GOING, SERVING,
+    LOCK, REGION, COVERED, TURNING, BACKED, RECORD, CHANGING, REACHED, OLD, GOING, SERVING,
     PHASE, PAGE, WINDOW, RELIANCE, EXTENT, OUTDATED, NOTICE, OPENED, DUE, BATCH,
 )  # fmt: skip
 
@@ -115,16 +121,25 @@ OPEN = OfAll(OPENED)
 ONE = Parameter("page", most=1)
 SOME = Parameter("pages")
 FOUND = Parameter("found", may_be_empty=True)
+KEPT = Parameter("kept", may_be_empty=True)
 
 _LEAVE = (Put(PHASE, Phase.IDLE), Put(WINDOW, NOTHING), Put(EXTENT, NOTHING), Put(OUTDATED, NOTHING))
 """Every attempt is finished, however it went."""
 
+
+OF_A_CHANGE = frozenset({"change_regions", "exchange", "changed"})
+"""The rows that replace regions by others."""
 
 TABLE: Table = {
     # ------------------------------------------------ a VP
     "resume": Row(  # one look: what is mapped is the answer, unless it is going
         Actor.VP, (ONE,),
         when=(Within(ONE, RECORD), Apart(ONE, CHANGING), Apart(ONE, GOING | SERVING)),
+        then=(),
+    ),
+    "no_region": Row(
+        Actor.VP, (ONE,),
+        when=(Apart(ONE, REGION),),
         then=(),
     ),
     "begin": Row(
@@ -264,17 +279,20 @@ TABLE: Table = {
     ),
     "unmap": Row(
         Actor.VMM, (SOME,),
-        when=(Is(LOCK, (Lock.REMOVER,)), Within(CHANGING, NOTHING), Within(SOME, RECORD)),
+        when=(
+            Either(Is(LOCK, (Lock.REMOVER,)), Within(SOME, TURNING)),
+            Within(CHANGING, NOTHING), Within(SOME, RECORD),
+        ),
         then=(Put(CHANGING, SOME),),
     ),
     "unmapped": Row(
         Actor.VMM, (),
-        when=(Is(LOCK, (Lock.REMOVER,)),),
+        when=(Is(LOCK, (Lock.REMOVER, Lock.CHANGER)),),
         then=(Put(REACHED, REACHED - CHANGING), Put(OLD, OLD - CHANGING)),
     ),
     "unmap_is_back": Row(
         Actor.VMM, (),
-        when=(Is(LOCK, (Lock.REMOVER,)), Apart(CHANGING, REACHED)),
+        when=(Is(LOCK, (Lock.REMOVER, Lock.CHANGER)), Apart(CHANGING, REACHED)),
         then=(Put(RECORD, RECORD - CHANGING), Put(CHANGING, NOTHING)),
     ),
     "removed": Row(
@@ -286,5 +304,20 @@ TABLE: Table = {
         Actor.VMM, (),
         when=(Is(LOCK, (Lock.FREE,)), Within(REGION, NOTHING)),
         then=(Put(REGION, EVERYTHING),),
+    ),
+    "change_regions": Row(
+        Actor.VMM, (SOME, KEPT),
+        when=(Is(LOCK, (Lock.FREE,)), Within(KEPT, REGION), Within(REGION - SOME, KEPT)),
+        then=(Put(LOCK, Lock.CHANGER), Put(TURNING, SOME), Put(COVERED, KEPT)),
+    ),
+    "exchange": Row(  # the old regions out, the new ones in, and attempts stale, in one step
+        Actor.VMM, (FOUND,),
+        when=(Is(LOCK, (Lock.CHANGER,)), Apart(RECORD, TURNING), Within(COVERED, FOUND)),
+        then=(PutEach(RELIANCE, Reliance.STALE, (Meet(WINDOW, REGION),)), Put(REGION, FOUND)),
+    ),
+    "changed": Row(
+        Actor.VMM, (),
+        when=(Is(LOCK, (Lock.CHANGER,)), Apart(RECORD, TURNING)),
+        then=(Put(LOCK, Lock.FREE), Put(TURNING, NOTHING), Put(COVERED, NOTHING)),
     ),
 }  # fmt: skip
