@@ -222,6 +222,17 @@ async def test_a_cut_at_the_limit_of_the_uid_is_enospc_and_changes_nothing() -> 
     assert (declared.vma_count, quota.count, await declared.is_io(4)) == (1, 2, False)
 
 
+async def test_where_the_limit_was_lowered_vmas_may_be_unmapped_and_protected() -> None:
+    limits = iter([3, 3, 3])  # at each VMA that is mapped
+    declared = DeclaredAddressSpace(lambda: next(limits, 1), uid())
+    for each in (vma(0, 2), vma(2, 4), vma(4, 6)):
+        declared.map_vma(each)
+    await declared.protect_vma(UaddrRange(start=2, end=4), Access.READ)
+    await declared.unmap_vma(UaddrRange(start=1, end=2))
+    await declared.unmap_vma(UaddrRange(start=4, end=6))
+    assert [(each.start, each.end) for each in declared.first_vmas(3)] == [(0, 1), (2, 4)]
+
+
 async def test_what_makes_no_vma_more_needs_no_room_where_a_limit_was_lowered() -> None:
     limits = iter([2, 2])  # at each VMA that is mapped
     quota = Quota(7, "VMAs", "vmas_per_uid", lambda: next(limits, 0))

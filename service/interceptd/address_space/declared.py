@@ -161,10 +161,11 @@ class DeclaredAddressSpace:
         return at_start + at_end
 
     def _require_room(self, more: int) -> None:
+        if more <= 0:  # what exceeds a lowered limit stays, and may be given back
+            return
         if len(self._vmas) + more > (limit := self._vma_limit()):
             raise WireError(errno.ENOSPC, f"a partition may have {limit} VMAs", limit="vmas_per_partition")
-        if more > 0:
-            self._quota.require(more)
+        self._quota.require(more)
 
 
 def _uaddrs(vma: Vma) -> UaddrRange:
