@@ -324,6 +324,36 @@ async def test_at_a_limit_of_mappings_no_gfn_goes_twice_in_a_list(model: ModelPa
     assert region.mapped_gfns == 2
 
 
+async def test_what_goes_too_much_at_a_limit_does_not_go_again_when_there_is_room(
+    model: ModelPartition,
+) -> None:
+    """All of a movable mapping has to go; then a full list of other pieces goes, and leaves room."""
+    model.hypervisor.pieces_per_call = 2
+    mappings = GuestMappings(
+        model.hypervisor, lambda: 3, Quota(0, "mappings", "mappings_per_uid", lambda: 1 << 20)
+    )
+    cut, first, second = (
+        Region(GfnRange.of(gfn, 8), UaddrRange.at_page(gfn, 8), kind, KindOrigin.STATED, RW)
+        for gfn, kind in ((GFN, MOVABLE), (GFN + 16, MMIO), (GFN + 32, MMIO))
+    )
+    async with mappings.lock:
+        for region in (cut, first, second):
+            start, end = region.gfns.start, region.gfns.end
+            await mappings.map_gaps(region, [Mapping(start, end, Frame("host", start), start, RW)], math.inf)
+        model.hypervisor.calls.clear()
+        going = mappings.revocation()
+        for region, gfns in (
+            (cut, GfnRange.of(GFN + 2, 1)),
+            (first, first.gfns),
+            (second, second.gfns),
+            (cut, GfnRange.of(GFN + 6, 1)),
+        ):
+            await going.revoke(region, gfns)
+        await going.finish()
+    asked = [(piece.start, piece.end) for call in model.hypervisor.calls for piece in call]
+    assert sorted(asked) == [(each.gfns.start, each.gfns.end) for each in (cut, first, second)]
+
+
 async def test_there_is_room_for_all_of_a_list_or_for_none(model: ModelPartition) -> None:
     mappings = GuestMappings(
         model.hypervisor, lambda: 5, Quota(0, "mappings", "mappings_per_uid", lambda: 1 << 20)

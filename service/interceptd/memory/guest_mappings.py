@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from itertools import chain, islice
+from itertools import islice
 
 import structlog
 import trio
@@ -344,12 +344,11 @@ class Revocation:
         mappings more than `gfns` may go, unless `exactly`."""
         mappings = self._mappings
         assert mappings.lock.is_mine
-        if not (exactly or mappings._has_room(len(self._no_access) + len(self._unmapped) + 1)):
-            whole = mappings._without_another_piece(region, gfns)
-            if any(whole.overlaps(going) for _, going in chain(self._no_access, self._unmapped)):
-                await self.finish()  # no gfn goes twice
-                whole = mappings._without_another_piece(region, gfns)
-            gfns = whole
+        room = exactly or mappings._has_room(len(self._no_access) + len(self._unmapped) + 1)
+        alone = not room and mappings._is_inside_one(gfns)
+        if alone:
+            await self.finish()
+            gfns = mappings._without_another_piece(region, gfns)
         for part in mappings._parts(gfns):
             for run in _runs(mappings._record.clipped(part)):
                 if region.kind is RegionKind.MOVABLE:
@@ -358,6 +357,8 @@ class Revocation:
                     await self._unmap(region, run)
             if part.end < gfns.end:
                 await give_way_shielded()
+        if alone:  # a piece to come may be part of what goes too much, and no gfn goes twice
+            await self.finish()
 
     async def unmap_all(self, region: Region, gfns: GfnRange) -> None:
         """Take away all that there is in `gfns` of the region, for good."""
