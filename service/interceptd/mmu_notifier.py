@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter_ns
@@ -204,6 +204,17 @@ class MmuNotifier:
         self._call_listeners(uaddrs)
         for window in self._windows:
             if not window.stale and window.uaddrs.overlaps(uaddrs):
+                window.stale = True
+                self.stale_windows += 1
+
+    def mark_all_stale(self, ranges: Iterable[UaddrRange]) -> None:
+        """`mark_stale` of many ranges, with one look at each window."""
+        bounds = RangeBounds()
+        for uaddrs in ranges:
+            self._call_listeners(uaddrs)
+            bounds.add(uaddrs)
+        for window in self._windows:
+            if not window.stale and bounds.touches(window.uaddrs):
                 window.stale = True
                 self.stale_windows += 1
 

@@ -18,12 +18,15 @@ from explorer.model_partition import addition, removal
 from explorer.pauses import Point
 from explorer.ports import Mapped, Unmapped
 from fakes.cancelling import cut_off
+from fakes.counted_bounds import Counted
 from fakes.model_partition import RW, ModelPartition
 from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.pauses import DrawnPauses
 from fakes.running import Running
+from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import AddRegion, RegionKind, RemoveRegion, RequestedKind
+from intercept_protocol.messages.vmm import LIST_LIMIT
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.memory import fault_handler
 from interceptd.memory.attempt import Busy
@@ -296,6 +299,18 @@ async def test_an_invalidation_of_what_is_kept_is_served_after_the_change(
     await invalidation.result()
     assert model.pfns(GFN, PAGES) == [None, *MEMORY[1:4], *NOTHING[4:]]
     assert is_consistent(model)
+
+
+async def test_a_change_of_many_regions_does_not_compare_each_with_each_attempt(
+    model: ModelPartition,
+) -> None:
+    """256 VPs may be in flight. It took 5 ms."""
+    places = range(0, 2 * LIST_LIMIT, 2)
+    await model.change_regions([], [addition(GFN + place, 1, PAGE + place) for place in places])
+    attempt = Counted(UaddrRange.at_page(PAGE + LIST_LIMIT + 1, 1))
+    model.notifier.open_window(attempt.pages)
+    await model.change_regions([removal(GFN + place, 1, PAGE + place) for place in places])
+    assert 0 < attempt.looks <= 2 * LIST_LIMIT.bit_length()
 
 
 # ------------------------------------------------ pinned regions

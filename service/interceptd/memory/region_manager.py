@@ -314,9 +314,10 @@ class RegionManager:
 
     def _exchange(self, old: Iterable[Region], new: Iterable[Region]) -> None:
         """One step, after which attempts in the old regions come to nothing."""
-        for region in old:
+        gone = list(old)
+        for region in gone:
             self._unlink(region)
-            self._notifier.mark_stale(region.uaddrs)
+        self._notifier.mark_all_stale(region.uaddrs for region in gone)
         for region in new:
             self._regions.link(region)
             self._quota.add(1)
