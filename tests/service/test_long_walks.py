@@ -187,6 +187,20 @@ async def test_a_change_of_many_pinned_mappings_and_its_undoing_take_turns(
     assert model.hypervisor.counters().mapped_gfns == MANY
 
 
+async def test_a_change_that_adds_many_pinned_regions_takes_turns(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """To read what is asked for, to resolve, and to map."""
+    await model.map_vma(0, 1, 0)
+    others = Others(nursery)
+    with time_used_up_every(LIST_LIMIT // TURNS):
+        await model.change_regions(
+            [], [addition(2 * gfn, 1, 0, RegionKind.PINNED) for gfn in range(LIST_LIMIT)]
+        )
+    assert others.turns >= 3 * TURNS - 4
+    assert model.hypervisor.counters().mapped_gfns == LIST_LIMIT
+
+
 async def test_closing_many_regions_takes_turns(model: ModelPartition, nursery: trio.Nursery) -> None:
     for gfn in range(MANY):
         await model.add_region(gfn, 1, gfn)
@@ -428,6 +442,7 @@ HERE: Final = {
     "memory/guest_mappings.py: Revocation.revoke",
     "memory/guest_mappings.py: Revocation.unmap_all",
     "memory/mapping_change.py: MappingChange._unmap",
+    "memory/mapping_change.py: MappingChange.make",
     "memory/region_manager.py: RegionManager._remove",
     "memory/region_manager.py: RegionManager.discard",
     "memory/region_manager.py: RegionManager.serve_pending",

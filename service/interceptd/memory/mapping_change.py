@@ -69,6 +69,7 @@ class MappingChange:
             except HypervisorError as error:
                 why = unpopulated(region, f"the hypervisor refused the map: {error}")
                 raise Refused(region, why) from error
+            await give_way_shielded()
 
     async def unmake(self) -> None:
         """Take away what was mapped of the new regions. Raises `PartitionLost`."""
