@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from itertools import islice
+from itertools import chain, islice
 
 import structlog
 import trio
@@ -161,6 +161,9 @@ class GuestMappings:
         asked: list[Mapping] = []
         try:
             while asked := list(islice(gaps, most)):
+                if len(asked) > 1 and not self._has_room(len(asked)):  # one by one they may be joined
+                    gaps, most = chain(asked, gaps), 1
+                    continue
                 if made:
                     await give_way_shielded()
                 await self._map(region, asked)
