@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from intercept_protocol.addresses import UaddrRange
 from interceptd.memory.attempt import Attempt
 from interceptd.memory.mapping_change import MappingChange
-from interceptd.memory.region import Region
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import Batch, MmuNotifier
 from model.promela import KEPT, Scope, model
@@ -80,14 +79,7 @@ def nobody_is_called_stale(patch: pytest.MonkeyPatch) -> None:
 
 
 def exchanged_unmarked(patch: pytest.MonkeyPatch) -> None:
-    exchange = RegionManager._exchange
-
-    def unmarked(regions: RegionManager, old: Iterable[Region], new: Iterable[Region]) -> None:
-        with pytest.MonkeyPatch.context() as meanwhile:
-            nobody_is_called_stale(meanwhile)
-            exchange(regions, old, new)
-
-    patch.setattr(RegionManager, "_exchange", unmarked)
+    patch.setattr(MmuNotifier, "mark_all_stale", lambda *_: None)
 
 
 def nothing_is_taken_away(patch: pytest.MonkeyPatch) -> None:

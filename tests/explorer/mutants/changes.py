@@ -17,6 +17,7 @@ from interceptd.memory.mapping_change import MappingChange
 from interceptd.memory.region import Region
 from interceptd.memory.region_change import RegionChange
 from interceptd.memory.region_manager import RegionManager
+from interceptd.mmu_notifier import MmuNotifier
 from interceptd.pages.mapping import Mapping
 
 Ranges = Sequence[tuple[GfnRange, UaddrRange]]
@@ -95,13 +96,11 @@ class LetsFaultsThrough(RegionManager):
         return change
 
 
-class ExchangesUnmarked(RegionManager):
+class ExchangesUnmarked(MmuNotifier):
     """A change does not mark the attempts in the old regions stale."""
 
-    def _exchange(self, old: Iterable[Region], new: Iterable[Region]) -> None:
-        for region in old:
-            self._unlink(region)
-        super()._exchange([], new)
+    def mark_all_stale(self, ranges: Iterable[UaddrRange]) -> None:
+        pass
 
 
 class KeepsTheRefused(RegionManager):
