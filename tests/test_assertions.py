@@ -85,6 +85,17 @@ def test_no_assertion_of_a_file_is_there_to_use_an_argument(file: Path) -> None:
     assert idle == []
 
 
+@pytest.mark.parametrize("file", TEST_FILES, ids=[str(file.relative_to(TESTS)) for file in TEST_FILES])
+def test_no_assertion_of_a_file_is_a_choice_between_two(file: Path) -> None:
+    """`assert a == b if c else d` asserts `d`, not `a == d`, where `c` is false."""
+    choices = [
+        f"line {node.lineno}"
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Assert) and isinstance(node.test, ast.IfExp)
+    ]
+    assert choices == []
+
+
 @pytest.mark.parametrize("name", HELPERS)
 def test_every_helper_that_asserts_for_a_test_does_assert(name: str) -> None:
     (helper,) = [function for function in functions(TESTS / HELPERS[name]) if function.name == name]

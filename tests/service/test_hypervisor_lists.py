@@ -218,7 +218,7 @@ async def test_a_list_of_maps_that_is_refused_half_way_leaves_all_as_it_was(
     assert (after.mapped_gfns, after.no_access_gfns) == (before.mapped_gfns, before.no_access_gfns)
     assert (region.mapped_gfns, model.mappings.find(GFN)) == (0, None)
     assert misrecorded(model, LOOKED_AT) is None
-    assert sizes(model) == [nth] if nth == 1 else [nth, nth - 1]
+    assert sizes(model) == ([nth] if nth == 1 else [nth, nth - 1])
 
 
 @pytest.mark.parametrize("nth", REFUSED)
