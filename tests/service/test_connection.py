@@ -31,6 +31,7 @@ from interceptd.connections.connection import (
 )
 from interceptd.connections.fairness import ALONE, TURN
 from interceptd.connections.hangup_watch import HangupWatch
+from interceptd.connections.request_reader import STEPS
 from interceptd.connections.tenants import BURST_SECONDS, Tenants
 
 REQUEST = rpc.encode_request(1, "statistics", [{}])
@@ -439,17 +440,26 @@ async def test_refuse_does_not_wait_for_a_peer_that_does_not_read(
         connection.refuse(WireError(errno.EPROTO, "no"))
 
 
+@pytest.mark.parametrize(
+    ("elements", "pieces"),
+    [([1 << 40] * 1700, 1700 * 9 // RECEIVE_BYTES), (["x" * 300] * 200, 200 // STEPS)],
+    ids=["by looks", "in steps"],
+)
 async def test_a_request_of_many_elements_is_scanned_in_pieces_that_yield(
-    connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
+    connection: Connection,
+    ends: tuple[socket.socket, socket.socket],
+    nursery: trio.Nursery,
+    elements: list[object],
+    pieces: int,
 ) -> None:
     """All of it is here, so that nothing else would park the task."""
     connection.expect_long_requests()
-    request = rpc.encode_request(1, "many", [{"texts": ["x" * 500] * 120}])
+    request = rpc.encode_request(1, "many", [{"list": elements}])
     ends[1].setblocking(False)
     assert ends[1].send(request) == len(request)
     others = Others(nursery)
     assert await connection.receive() is not None
-    assert others.turns >= len(request) // RECEIVE_BYTES - 2
+    assert others.turns >= pieces - 1
 
 
 @pytest.mark.parametrize(

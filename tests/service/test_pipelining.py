@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import array
 import errno
-import fcntl
 import os
 import socket
-import termios
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import pairwise
@@ -27,9 +25,10 @@ from interceptd.connections import request_reader
 from interceptd.connections.connection import REST_SECONDS, Connection, ConnectionGone
 from interceptd.connections.fairness import TURN
 from interceptd.connections.hangup_watch import HangupWatch
-from interceptd.connections.received_fds import ReceivedFds, are_unread
+from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.request_reader import RequestReader
 from interceptd.connections.tenants import Tenants
+from interceptd.connections.unread import LOOK_LIMIT, may_bring_descriptors, unread_bytes
 
 FIRST, SECOND, THIRD = (rpc.encode_request(msgid, "statistics", [{"a": 1}]) for msgid in (1, 2, 3))
 LARGEST = rpc.encode_request(4, "statistics", [bytes(65_400)])
@@ -53,7 +52,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the end of a request is found by a look, or reached in small steps, as in a long queue."""
     if request.param == "does not look":
-        monkeypatch.setattr(request_reader, "LONG_LOOK_NS", -1)
+        monkeypatch.setattr(request_reader, "is_long", lambda _: True)
 
 
 @pytest.fixture
@@ -61,12 +60,6 @@ async def connection(ends: tuple[socket.socket, socket.socket], nursery: trio.Nu
     watch = HangupWatch()
     nursery.start_soon(watch.run)
     return Connection(ends[0], Tenants(lambda: UNHURRIED), watch)
-
-
-def unread(end: socket.socket) -> int:
-    count = array.array("i", [0])
-    fcntl.ioctl(end.fileno(), termios.FIONREAD, count)
-    return count[0]
 
 
 async def msgids(connection: Connection, count: int) -> list[int]:
@@ -93,9 +86,9 @@ async def test_a_later_request_stays_in_the_socket(
 ) -> None:
     ends[1].send(FIRST + SECOND + THIRD[:5])
     await connection.receive()
-    assert unread(ends[0]) == len(SECOND) + 5
+    assert unread_bytes(ends[0]) == len(SECOND) + 5
     await connection.receive()
-    assert unread(ends[0]) == 5
+    assert unread_bytes(ends[0]) == 5
 
 
 async def test_requests_are_received_wherever_the_stream_was_cut(
@@ -115,7 +108,7 @@ async def test_the_largest_request_is_received_without_what_follows_it(
 ) -> None:
     ends[1].send(LARGEST + FIRST)
     assert await msgids(connection, 1) == [4]
-    assert unread(ends[0]) == len(FIRST)
+    assert unread_bytes(ends[0]) == len(FIRST)
     assert await msgids(connection, 1) == [1]
 
 
@@ -259,30 +252,61 @@ class CountingLooks(socket.socket):
         return super().recv(size, flags)
 
 
-async def test_a_long_queue_is_read_without_looks_until_it_is_empty(
-    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+class Reading:
+    """A reader of the daemon's end, whose looks are counted."""
+
+    def __init__(self, source: CountingLooks) -> None:
+        source.setblocking(False)
+        self._source = source
+        self._reader = RequestReader(source)
+        self._receiver = rpc.Receiver({rpc.REQUEST})
+        self._fds = ReceivedFds(Tenants(Limits).of(0).closer)
+
+    def read_all(self) -> tuple[int, int]:
+        """How many requests were unread, and how many looks it took to read them."""
+        requests, self._source.looks = 0, 0
+        with suppress(BlockingIOError):
+            while True:
+                requests += self._reader.read(self._receiver, self._fds) is not None
+        return requests, self._source.looks
+
+
+@pytest.fixture
+def reader(ends: tuple[socket.socket, socket.socket]) -> Iterator[Reading]:
+    with CountingLooks(fileno=os.dup(ends[0].fileno())) as source:
+        yield Reading(source)
+
+
+@pytest.mark.parametrize("reading", ["looks"], indirect=True)
+def test_after_a_slow_look_no_look_is_made_until_all_is_read(
+    ends: tuple[socket.socket, socket.socket], reader: Reading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request_reader, "LONG_LOOK_NS", -1)
-    with CountingLooks(fileno=os.dup(ends[0].fileno())) as source:
-        source.setblocking(False)
-        reader, receiver = RequestReader(source), rpc.Receiver({rpc.REQUEST})
-        fds = ReceivedFds(Tenants(Limits).of(0).closer)
-        for looks in (1, 2):
-            ends[1].send(FIRST * 100)
-            received = 0
-            with suppress(BlockingIOError):
-                while True:
-                    received += reader.read(receiver, fds) is not None
-            assert (received, source.looks) == (100, looks)
+    for _ in range(2):
+        ends[1].send(FIRST * 100)
+        assert reader.read_all() == (100, 1)
 
 
-async def test_closing_leaves_much_that_is_unread_to_a_thread(
-    connection: Connection, ends: tuple[socket.socket, socket.socket]
+@pytest.mark.parametrize("reading", ["looks"], indirect=True)
+def test_where_much_is_unread_no_look_is_made_until_all_is_read(
+    ends: tuple[socket.socket, socket.socket], reader: Reading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ends[1].send(bytes(300_000))
+    """Each byte may be a send(2) of its own, and a look would go through all of them."""
+    monkeypatch.setattr(request_reader, "LONG_LOOK_NS", 1 << 60)
+    fitting = LOOK_LIMIT // len(FIRST)
+    for requests, looks in ((fitting + 1, 0), (fitting, fitting + 1), (fitting + 1, 0)):
+        ends[1].send(FIRST * requests)
+        assert reader.read_all() == (requests, looks)
+
+
+@pytest.mark.parametrize(("unread", "in_thread"), [(LOOK_LIMIT, 0), (LOOK_LIMIT + 1, 1)])
+async def test_closing_leaves_much_that_is_unread_to_a_thread(
+    connection: Connection, ends: tuple[socket.socket, socket.socket], unread: int, in_thread: int
+) -> None:
+    ends[1].send(bytes(unread))
     connection.refuse(WireError(errno.EPROTO, "no"))
     connection.close()
-    assert connection.tenant.unclosed.count == 1
+    assert connection.tenant.unclosed.count == in_thread
     assert (await RawPeer.of(ends[1]).last_words()).number == errno.EPROTO
     eventually(lambda: connection.tenant.unclosed.count, 0)
 
@@ -373,19 +397,31 @@ async def test_a_peer_that_leaves_its_own_end_unread_as_its_answers_is_noticed_i
         await answering.result()
 
 
+async def test_a_peer_that_reads_no_answers_may_not_leave_too_much_to_look_at(
+    connection: Connection, ends: tuple[socket.socket, socket.socket], nursery: trio.Nursery
+) -> None:
+    answering = await blocked_answer(connection, nursery)
+    ends[1].send(bytes(LOOK_LIMIT))
+    await trio.sleep(2 * REST_SECONDS)
+    assert not answering.done
+    ends[1].send(b"\0")
+    await trio.sleep(REST_SECONDS)
+    with pytest.raises(ConnectionGone, match="reads no answers"):
+        await answering.result()
+
+
 async def test_a_look_for_unread_descriptors_takes_none(
     connection: Connection, ends: tuple[socket.socket, socket.socket]
 ) -> None:
+    assert not may_bring_descriptors(ends[0])
     ends[1].send(FIRST)
-    assert not are_unread(ends[0])
+    assert not may_bring_descriptors(ends[0])
     fds = connection.keep_descriptors()
     with ExitStack() as kept:
         inodes = send(ends[1], SECOND, 1, kept)
-        assert are_unread(ends[0])
+        assert may_bring_descriptors(ends[0])
         await msgids(connection, 2)
         assert inodes_of(fds.take()) == inodes
-    with pytest.raises(BlockingIOError):
-        are_unread(ends[0])
 
 
 async def test_a_full_uid_is_refused_before_it_is_sent_more(

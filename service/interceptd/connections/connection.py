@@ -22,14 +22,10 @@ from intercept_protocol.text import sentence
 from interceptd.connections.fairness import ALONE, TURN, Turns
 from interceptd.connections.hangup_watch import HUNG_UP, READABLE_OR_HUNG_UP, HangupWatch
 from interceptd.connections.peer import Peer, Pidfd, peer_groups
-from interceptd.connections.received_fds import (
-    ReceivedFds,
-    are_unread,
-    let_send_descriptors,
-    read_rest,
-)
+from interceptd.connections.received_fds import ReceivedFds, let_send_descriptors, read_rest
 from interceptd.connections.request_reader import RequestReader
 from interceptd.connections.tenants import Tenants
+from interceptd.connections.unread import may_bring_descriptors, unread_bytes
 from interceptd.scheduling.time_share import give_way
 
 RECEIVE_BYTES = 4096
@@ -106,7 +102,7 @@ class Connection:
     def forbid_pipelining(self) -> None:
         """Raises `ProtocolViolation` for a second request, also for one that is here already."""
         self._ends_wait = READABLE_OR_HUNG_UP
-        if self._peek():
+        if unread_bytes(self._socket):
             raise _second_request()
 
     def drop_descriptors(self) -> None:
@@ -237,8 +233,9 @@ class Connection:
         while data := self._send_now(data):
             with trio.move_on_after(REST_SECONDS) as patience:
                 await self._parked(trio.lowlevel.wait_writable)
-            if patience.cancelled_caught:
-                self._break_if_descriptors_are_unread()
+            if patience.cancelled_caught and may_bring_descriptors(self._socket):
+                self._socket.shutdown(socket.SHUT_RDWR)  # its other tasks find it broken, too
+                raise ConnectionGone("it reads no answers, and descriptors may lie unread")
 
     async def answer(self, data: bytes) -> None:
         """Send an answer; blocks while the peer does not read. Raises like `answer_watched`."""
@@ -254,7 +251,7 @@ class Connection:
                 return await answering
             finally:
                 self._watch.remove(descriptor)
-        if self._ends_wait == READABLE_OR_HUNG_UP and self._peek():
+        if self._ends_wait == READABLE_OR_HUNG_UP and unread_bytes(self._socket):
             raise _second_request()
         raise ConnectionGone("closed before the answer")
 
@@ -312,12 +309,6 @@ class Connection:
         except OSError as error:
             raise ConnectionGone(sentence(error)) from error
 
-    def _break_if_descriptors_are_unread(self) -> None:
-        with suppress(OSError):  # nothing is unread
-            if are_unread(self._socket):
-                self._socket.shutdown(socket.SHUT_RDWR)  # its other tasks find it broken, too
-                raise ConnectionGone("it reads no answers, and has sent descriptors")
-
     def _parked_readable(self) -> Awaitable[None]:
         return self._parked(
             self.tenant.wait_readable if self.tenant.is_crowd else trio.lowlevel.wait_readable
@@ -328,12 +319,6 @@ class Connection:
             await wait(self._socket)
         except (trio.ClosedResourceError, OSError) as error:
             raise ConnectionGone("closed here") from error
-
-    def _peek(self) -> bytes:
-        try:
-            return self._socket.recv(1, socket.MSG_PEEK)
-        except OSError:
-            return b""
 
 
 def _batches(request: rpc.Request) -> int:

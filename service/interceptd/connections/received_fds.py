@@ -14,13 +14,12 @@ from contextlib import suppress
 
 from intercept_protocol.errors import ProtocolViolation, WireError
 from interceptd.connections.closer import Closer
+from interceptd.connections.unread import LOOK_LIMIT, may_bring_descriptors, unread_bytes
 
 KEPT_LIMIT = 4
 """Descriptors kept at a time: one more than any method takes, so that the method can report a surplus."""
 SCM_MAX_FD = 253
 """Descriptors in one message, include/net/scm.h."""
-_REST_BYTES = 1 << 16
-_REST_READS = 2
 _MSG_CTRUNC = int(socket.MSG_CTRUNC)
 """A plain number: with a member of an enum, `&` costs ten times as much, on every intercept."""
 _ANCILLARY_BYTES = socket.CMSG_SPACE(SCM_MAX_FD * array.array("i").itemsize)
@@ -47,22 +46,12 @@ def read_rest(source: socket.socket) -> bool:
     With unread data the connection would be reset, and the peer would get ECONNRESET instead of our error. To
     close or read the descriptors here may block; a look (MSG_PEEK) takes none.
     """
-    with suppress(OSError):  # all was read, or it is broken
-        for _ in range(_REST_READS):
-            if _brings_descriptors(source, _REST_BYTES):
+    with suppress(OSError):  # it is broken
+        while unread_bytes(source):
+            if may_bring_descriptors(source):
                 return True
-            if not source.recv(_REST_BYTES):
-                return False
-        return True
+            source.recv(LOOK_LIMIT)
     return False
-
-
-def are_unread(source: socket.socket) -> bool:
-    """Whether descriptors lie anywhere in what was sent and not read. Raises `OSError` if nothing was sent.
-
-    A look (MSG_PEEK) goes through all that is unread, up to the first descriptors, however little it returns.
-    """
-    return _brings_descriptors(source, 1)
 
 
 class ReceivedFds:
@@ -88,7 +77,7 @@ class ReceivedFds:
         Used even where none are wanted: `recv` would close them in this thread, which may block. Raises
         `OSError`, and like `drop`.
         """
-        if self._closer.full and _brings_descriptors(source, size):
+        if self._closer.full and may_bring_descriptors(source):
             self._refuse()
         data, ancillary, flags, _ = source.recvmsg(size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         if ancillary:
@@ -147,11 +136,6 @@ class ReceivedFds:
             raise ProtocolViolation(
                 error.number, f"{error.message}: those that were sent take too long to close", **error.details
             ) from None
-
-
-def _brings_descriptors(source: socket.socket, size: int) -> bool:
-    """Whether `receive` would install descriptors, or a later one; a look takes none. Raises `OSError`."""
-    return bool(source.recvmsg(size, 0, socket.MSG_PEEK)[2] & _MSG_CTRUNC)
 
 
 def _cut_off(received: int) -> WireError:
