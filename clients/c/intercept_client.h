@@ -7,15 +7,16 @@
  * Only one thread may use a connection at a time, and every call blocks until the daemon has answered. A call returns
  * IC_OK; IC_REFUSED, when the daemon answered with an error and the connection stays open; or IC_LOST, when the
  * connection is closed for good. After the last two, `connection->error` says why. To bound the wait, set SO_RCVTIMEO
- * on `connection->socket`; a call that times out loses its connection, because its request is still being carried out and
- * a second one is not allowed (T-7). Signals do not interrupt a call: to make a VP return, kick it.
+ * on `connection->socket`; a call that times out loses its connection, because nobody would take its answer. Signals do
+ * not interrupt a call: to make a VP return, kick it.
  *
  * A restart of the daemon shows as a wait: an answer that comes twice is passed over (T-12), and a connection that ends
  * before its hello was answered is begun again for 10 s (H-16).
  *
- * Not included: the `hypervisor` and `operator` roles, attach_memory, which passes descriptors, and the lists of P-38,
- * a page of which does not fit into IC_ANSWER_LIMIT. Code that adds the `hypervisor` role must refuse each map_gpa that
- * none of the VMM's regions covers (Y-12); it need not take lists (H-17).
+ * Not included: the `hypervisor` and `operator` roles; attach_memory, which passes descriptors; statistics, translate and
+ * the lists of P-38, which are for tools and tests; set_policy, and the optional fields of create_partition; kick with
+ * "all". Code that adds the `hypervisor` role must refuse each map that none of the VMM's regions covers (Y-12, Y-13); it
+ * need not take lists (H-17).
  */
 #ifndef INTERCEPT_CLIENT_H
 #define INTERCEPT_CLIENT_H
@@ -554,9 +555,9 @@ static inline enum ic_result ic_remove_region(
     return ic__tell(connection, &request);
 }
 
-/* Remove up to IC_LIST regions, of which only the numbers count, and add as many others, but together no more than fit
- * into a request (101 of each): in one step, all of it or, if one is refused, nothing (P-33). No access of the guest finds neither. Stores the kind of each added region in
- * `kinds`, if not NULL. */
+/* Remove regions, of which only the numbers count, and add others, in one step: all of it or, if one is refused, nothing
+ * (P-33). The guest finds the old regions or the new ones, never neither. Up to IC_LIST of each, but no more than fit into
+ * one request: 101 of each. Stores the kind of each added region in `kinds`, if not NULL. */
 static inline enum ic_result ic_change_regions(
     struct ic_connection *connection, const struct ic_region *removed, size_t removed_count,
     const struct ic_region *added, size_t added_count, enum ic_kind *kinds) {

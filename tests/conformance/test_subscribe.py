@@ -158,7 +158,7 @@ def test_a_wrong_field_is_einval_that_names_it(
     assert (refusal.name, str(refusal.details.get("field")).split("[")[0]) == ("EINVAL", field)
 
 
-@statement("O-10", "T-7")
+@statement("O-10", "T-19")
 def test_requests_continue_between_events(operator: RawConnection, vmm: RawVmm) -> None:
     subscribe(operator, "intercept_answered", partition_id=vmm.partition_id)
     vp = vmm.vp()
