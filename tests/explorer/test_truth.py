@@ -263,8 +263,10 @@ def test_what_is_left_of_a_dangling_region_is_mapped_again_by_a_refused_change_a
 def test_of_a_pinned_region_that_was_hit_while_it_was_added_it_is_not_known_whether_it_dangles(
     truth: Truth,
 ) -> None:
-    with truth.change([], [PINNED]), truth.motion(Pages(4, 6)):
-        truth.protected(Pages(4, 6), Access.READ)
+    with truth.change([], [PINNED]):
+        with truth.motion(Pages(4, 6)):
+            truth.protected(Pages(4, 6), Access.READ)
+        assert rule(truth, gfn=108, pfn=PFN + 8, at=99) is None
     with truth.watching(105, Access.WRITE) as watch:
         assert watch.rightly == {Answer.UNBACKED, Answer.PERMISSION}
     assert list(truth.pinned()) == []

@@ -253,8 +253,8 @@ class Truth:
         if reached.access & ~_rights(bar, memory.access):
             return self._excess(bar, page, memory, reached)
         told = self._dangling.get(bar)
-        replaced = self._change is not None and bar in self._change.old
-        if told and not replaced and reached.mapped_at > told:
+        changes = self._change is not None and bar in (*self._change.old, *self._change.new)
+        if told and not changes and reached.mapped_at > told:
             return Rule.DANGLING, f"{reached}, in {bar.name}, whose memory had gone"
         if any(page in each.pages and reached.mapped_at < each.announced for each in self._gone):
             return Rule.LEFT, f"{reached}, page {page}, as it did before the invalidation"
