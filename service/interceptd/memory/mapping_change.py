@@ -1,7 +1,7 @@
-"""Carries out a change of regions on what the guest is given: one after the other, and back if it is refused.
+"""Carries out a change of regions on the guest's mappings, and undoes it if the hypervisor refuses.
 
 Owns the order of the calls and what must be given back. Must not know the region list, nor decide what stays.
-Between two of its steps the region manager exchanges the regions.
+The region manager exchanges the regions between two of its steps.
 """
 
 from __future__ import annotations
@@ -35,14 +35,13 @@ class Refused(Exception):
 class MappingChange:
     """One change. The lock is held throughout, nothing is broken off, and faults on what changes wait."""
 
-    _inaccessible: list[Piece]
-    """What was made known of new movable regions; `make` sets it."""
-
     def __init__(self, mappings: GuestMappings, change: RegionChange) -> None:
         self._mappings = mappings
         self._change = change
         self._pinned: list[tuple[Region, list[Mapping]]] = []
         """What was taken away of old pinned regions: it is not left to a fault to map it again."""
+        self._no_access: Sequence[Piece] = ()
+        """What was mapped NO_ACCESS of new movable regions."""
 
     async def take_away(self) -> None:
         """Leave the guest nothing of the old regions but what stays. Raises `PartitionLost`."""
@@ -58,10 +57,10 @@ class MappingChange:
         try:
             await self._mappings.map_no_access(movable)
         except HypervisorError as error:
-            self._inaccessible = movable[: error.done]
+            self._no_access = movable[: error.done]
             region, _ = movable[error.done]
             raise Refused(region, WireError(error.number, f"region {region.gfns}: {error}")) from error
-        self._inaccessible = movable
+        self._no_access = movable
         for whole in wholes:
             region = whole.attempt.region
             try:
@@ -73,7 +72,7 @@ class MappingChange:
 
     async def unmake(self) -> None:
         """Take away what was mapped of the new regions. Raises `PartitionLost`."""
-        await self._unmap([*self._inaccessible, *_of_kind(RegionKind.PINNED, self._change.coming)])
+        await self._unmap([*self._no_access, *_of_kind(RegionKind.PINNED, self._change.coming)])
         await self._count(self._change.old, lambda kept: kept.old)
 
     async def put_back(self) -> None:
