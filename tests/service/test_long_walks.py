@@ -27,6 +27,7 @@ from fakes.others import Others
 from fakes.used_up_time import time_used_up_every
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
+from intercept_protocol.events import Event, EventName
 from intercept_protocol.messages import (
     InvalidateBegin,
     ListPartitions,
@@ -52,7 +53,7 @@ from interceptd.sessions import views
 from interceptd.sessions.notifier import NotifierSession
 from interceptd.sessions.operator import OperatorSession
 from interceptd.sessions.vmm import kick
-from interceptd.telemetry.event_bus import EventBus, Subscription
+from interceptd.telemetry.event_bus import EventBus, EventFilter, Subscription
 
 TURNS = 8
 QUESTIONS = 32
@@ -199,6 +200,24 @@ async def test_a_change_that_adds_many_pinned_regions_takes_turns(
         )
     assert others.turns >= 3 * TURNS - 4
     assert model.hypervisor.counters().mapped_gfns == LIST_LIMIT
+
+
+async def test_telling_subscribers_of_many_regions_takes_turns(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """As many operators as there may be would take 4 ms."""
+    others = Others(nursery)
+    turns: list[int] = []
+
+    class Subscriber(Subscription):
+        def offer(self, event: Event) -> None:  # noqa: ARG002 - only when it comes counts
+            turns.append(others.turns)
+
+    model.event_bus.subscribe(Subscriber(), EventFilter(frozenset({EventName.REGION_ADDED})))
+    with time_used_up_every(1):
+        await model.change_regions([], [addition(2 * gfn, 1, 0) for gfn in range(LIST_LIMIT)])
+    assert len(turns) == LIST_LIMIT
+    assert len(set(turns)) >= TURNS - 2
 
 
 async def test_closing_many_regions_takes_turns(model: ModelPartition, nursery: trio.Nursery) -> None:
@@ -443,6 +462,7 @@ HERE: Final = {
     "memory/guest_mappings.py: Revocation.unmap_all",
     "memory/mapping_change.py: MappingChange._unmap",
     "memory/mapping_change.py: MappingChange.make",
+    "memory/region_manager.py: RegionManager._publish",
     "memory/region_manager.py: RegionManager._remove",
     "memory/region_manager.py: RegionManager.discard",
     "memory/region_manager.py: RegionManager.serve_pending",

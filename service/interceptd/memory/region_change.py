@@ -22,7 +22,7 @@ class Kept(NamedTuple):
 
 
 class RegionChange:
-    """From the regions `old` to `new`. Those of either are disjoint. Everything is in the order of the gfns."""
+    """From the regions `old` to `new`. Those of either are disjoint. Everything is in the order of gfns."""
 
     __slots__ = ("changing", "coming", "going", "kept", "new", "old")
 

@@ -22,6 +22,7 @@ import trio
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.elements import about_element
 from intercept_protocol.errors import WireError
+from intercept_protocol.events import AnyFact
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer, allows
 from interceptd.hypervisor import HypervisorError
@@ -40,6 +41,8 @@ from interceptd.telemetry.event_bus import Publisher
 
 log = structlog.get_logger()
 
+EVENTS_PER_PART = 16
+"""Events that are published before the time is looked at."""
 _STATE_ANSWERS = {RegionState.POPULATING: Answer.CONTENDED, RegionState.DANGLING: Answer.UNBACKED}
 """The answers to a fault in a region that is not live."""
 
@@ -214,8 +217,8 @@ class RegionManager:
                             raise refused.error from refused
             finally:
                 await mapping_change.free()
-            self._event_bus.publish_each(region_facts.removed, change.old)
-            self._event_bus.publish_each(region_facts.added, change.new)
+            await self._publish(region_facts.removed, change.old)
+            await self._publish(region_facts.added, change.new)
 
     async def run(self) -> None:
         """The region manager task: serve invalidations until cancelled."""
@@ -291,7 +294,7 @@ class RegionManager:
             await going.unmap_all(region, region.gfns)
             await give_way_shielded()
         await going.finish()
-        self._event_bus.publish_each(region_facts.removed, regions)
+        await self._publish(region_facts.removed, regions)
 
     def _checked(
         self, remove: Sequence[tuple[GfnRange, UaddrRange]], add: Sequence[Region], wholes: Sequence[Whole]
@@ -321,6 +324,12 @@ class RegionManager:
         for region in new:
             self._regions.link(region)
             self._quota.add(1)
+
+    async def _publish(self, fact_of: Callable[[Region], AnyFact], regions: Sequence[Region]) -> None:
+        """An event about each region, and let others run meanwhile: each is offered to every subscriber."""
+        for first in range(0, len(regions), EVENTS_PER_PART):
+            self._event_bus.publish_each(fact_of, regions[first : first + EVENTS_PER_PART])
+            await give_way_shielded()
 
     def _unlink(self, region: Region) -> None:
         self._regions.remove(region)
