@@ -19,7 +19,8 @@ class Choices(msgspec.Struct, frozen=True):
     numbers: bool
 
     def __str__(self) -> str:
-        return f"{'a number or ' if self.numbers else ''}one of {', '.join(self.words)}"
+        words = ", ".join(self.words)
+        return f"{'a number or ' if self.numbers else ''}{'one of ' if len(self.words) > 1 else ''}{words}"
 
 
 def choices_at(struct: type, path: str) -> Choices:

@@ -76,6 +76,8 @@ def _check_elements(struct: type, fields: Mapping[object, object]) -> None:
         items = fields.get(name)
         for index, item in enumerate(items if isinstance(items, list) else ()):
             with about_element(name, index):
+                if not isinstance(item, dict):
+                    raise WireError(errno.EINVAL, "must be a map of fields", field="params")
                 _decode(element, [item])
 
 

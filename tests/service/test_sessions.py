@@ -196,6 +196,25 @@ async def test_remove_region_of_no_region_is_enoent(guest: Guest) -> None:
         await guest.vmm.ask("remove_region", start_gfn=0x101, page_count=1, start_uaddr=0)
 
 
+@pytest.mark.parametrize(
+    ("element", "why"),
+    [
+        ({"start_gfn": 1, "page_count": 1, "start_uaddr": 0}, "no region starts at gfn 0x1"),
+        ({"start_gfn": 1, "page_count": 0, "start_uaddr": 0}, "page_count: must be at least 1 page, got 0"),
+        ({"start_gfn": 1, "page_count": 1}, "start_uaddr: is missing"),
+        (7, "must be a map of fields"),
+        ([], "must be a map of fields"),
+    ],
+    ids=["refused", "no range", "incomplete", "a number", "an array"],
+)
+async def test_an_error_about_an_element_names_the_method_the_element_and_what_is_wrong(
+    guest: Guest, element: object, why: str
+) -> None:
+    with pytest.raises(WireError) as refusal:
+        await guest.vmm.ask("change_regions", remove=[element])
+    assert refusal.value.message == f"change_regions: remove[0]: {why}"
+
+
 async def test_a_vmm_that_leaves_during_a_pinned_add_leaves_nothing_behind() -> None:
     async with serving(chaos=20) as served:
         guest = await served.guest()

@@ -114,12 +114,18 @@ async def _reply(
     connection: Connection, methods: Mapping[str, type[Call]], answer: Handler[Call], request: rpc.Request
 ) -> bytes:
     try:
-        result = answer(codec.decode_call(methods, request.method, request.params))
+        call = codec.decode_call(methods, request.method, request.params)
+    except WireError as error:
+        return rpc.encode_error(request.msgid, error)
+    try:
+        result = answer(call)
         if isinstance(result, Coroutine):  # only an answer that may wait needs the watch
             result = await connection.answer_watched(result)
     except RangeError as error:
         refusal = WireError(errno.EINVAL, f"{request.method}: {error}", field=error.field)
         return rpc.encode_error(request.msgid, refusal)
     except WireError as error:
+        if "list" in error.details:  # says "add[3]", which by itself names nothing
+            error = WireError(error.number, f"{request.method}: {error.message}", **error.details)
         return rpc.encode_error(request.msgid, error)
     return rpc.encode_result(request.msgid, None if result is None else codec.to_fields(result))
