@@ -114,7 +114,7 @@ class StatementReport:
             cases = len(tally.cases) + self._deselected[number]
             counted = f"{tally.held} of {cases} case{'' if cases == 1 else 's'}"
             sentence = first_sentence(self._texts.get(number, ""))
-            terminalreporter.line(f"{number:<5}{counted:<16}{tally.verdict:<16}{sentence}"[:width].rstrip())
+            terminalreporter.line(f"{number:<5}{counted:<18}{tally.verdict:<16}{sentence}"[:width].rstrip())
         words = ("holds", "BROKEN", MISSING, "skipped", "no case")
         terminalreporter.line(", ".join(f"{verdicts.count(word)} {word}" for word in words))
         if "BROKEN" in verdicts:
