@@ -78,7 +78,7 @@ class ClientSession:
         self.require_going_on()
         if self._in_flight is not None:
             raise ClientMisuse(
-                f"{exchange.method}: {self._in_flight.method} is in flight, and a client sends one request at a time"
+                f"{exchange.method}: {self._in_flight.method} is in flight, and requests take turns"
             )
         if exchange.progress is not Progress.NEW:
             raise ClientMisuse(f"{exchange.method}: runs once, and this one: {exchange.progress.value}")
