@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Self
@@ -43,10 +44,13 @@ class RawPeer:
     async def send(self, data: bytes) -> None:
         await self._stream.send_all(data)
 
-    def send_now(self, data: bytes) -> None:
+    def send_now(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send without a checkpoint; the socket has room."""
         with socket.socket(fileno=os.dup(self._stream.socket.fileno())) as end:
-            end.send(data, socket.MSG_NOSIGNAL)
+            if descriptors:
+                socket.send_fds(end, [data], descriptors)
+            else:
+                end.send(data, socket.MSG_NOSIGNAL)
 
     def try_send(self, data: bytes) -> None:
         """Like `send_now`, whether or not anyone is there to read it."""

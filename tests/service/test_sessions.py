@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from fakes.model_partition import ModelPartition
 from fakes.served import Guest, Served, serving
-from intercept_protocol import codec, messages
+from intercept_protocol import codec, messages, rpc
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.outcomes import Answer
@@ -21,6 +21,8 @@ from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.declared import DeclaredAddressSpace
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.refusals import Cause
+from interceptd.config.schema import Limits
+from interceptd.connections import received_fds
 from interceptd.quota import Quota
 from interceptd.sessions.notifier import NotifierSession
 from interceptd.sessions.vmm import kick
@@ -194,6 +196,26 @@ async def test_statistics_count_what_happened(served: Served, guest: Guest) -> N
 async def test_remove_region_of_no_region_is_enoent(guest: Guest) -> None:
     with pytest.raises(WireError, match="ENOENT"):
         await guest.vmm.ask("remove_region", start_gfn=0x101, page_count=1, start_uaddr=0)
+
+
+@pytest.mark.parametrize("brings_them", ["hello", "statistics"])
+async def test_descriptors_that_come_before_there_is_a_partition_are_charged_once(
+    monkeypatch: pytest.MonkeyPatch, brings_them: str
+) -> None:
+    """On a clock of the test's, and as before Linux 6.16, which refuses those of a hello."""
+    monkeypatch.setattr(received_fds, "SO_PASSRIGHTS", 9999)
+    pace = 10
+    calls = {"hello": {"protocol": 1, "role": "vmm"}, "statistics": {}, "kick": {"vp_index": 0}}
+    async with serving(Limits(control_requests_per_second=pace)) as served:
+        vmm = await served.connect()
+        took = {}
+        for method, fields in calls.items():
+            began = trio.current_time()
+            stderrs = [2] * 30 if method == brings_them else []
+            vmm.send_now(rpc.encode_request(1, method, [fields]), stderrs)
+            await vmm.response()
+            took[method] = trio.current_time() - began
+    assert [method for method in calls if took[method] > 2] == [brings_them]
 
 
 @pytest.mark.parametrize(

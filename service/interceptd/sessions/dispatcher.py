@@ -137,6 +137,7 @@ class Dispatcher:
         try:
             await connection.answer(handshake.hello_reply(self._hello_reply()))
             while (request := await connection.receive()) is not None:
+                connection.drop_descriptors()  # nothing takes any before there is a partition
                 try:
                     call = codec.decode_call(messages.VMM_METHODS, request.method, request.params)
                     partition = self._create_partition(call, hello.name, connection)

@@ -154,6 +154,7 @@ async def _receive_hello(
             break
     if request is None:
         raise ProtocolViolation(errno.ETIMEDOUT, f"no hello within {config.timeouts.hello_ms} ms")
+    connection.drop_descriptors()
     if request.method != "hello":
         raise ProtocolViolation(errno.EPROTO, f"the first request must be hello, not {request.method!r:.80}")
     with _refusing(connection, request.msgid, event_bus):
