@@ -293,10 +293,23 @@ def test_where_much_is_unread_no_look_is_made_until_all_is_read(
 ) -> None:
     """Each byte may be a send(2) of its own, and a look would go through all of them."""
     monkeypatch.setattr(request_reader, "LONG_LOOK_NS", 1 << 60)
+    monkeypatch.setattr(request_reader, "SHORT_PAUSE_NS", -1)
     fitting = LOOK_LIMIT // len(FIRST)
     for requests, looks in ((fitting + 1, 0), (fitting, fitting + 1), (fitting + 1, 0)):
         ends[1].send(FIRST * requests)
         assert reader.read_all() == (requests, looks)
+
+
+@pytest.mark.parametrize("reading", ["looks"], indirect=True)
+def test_right_after_a_look_the_next_is_made_without_asking_how_much_is_unread(
+    ends: tuple[socket.socket, socket.socket], reader: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Little can have been sent since."""
+    monkeypatch.setattr(request_reader, "LONG_LOOK_NS", 1 << 60)
+    monkeypatch.setattr(request_reader, "SHORT_PAUSE_NS", 1 << 62)
+    requests = LOOK_LIMIT // len(FIRST) + 1
+    ends[1].send(FIRST * requests)
+    assert reader.read_all() == (requests, requests + 1)
 
 
 @pytest.mark.parametrize(("unread", "in_thread"), [(LOOK_LIMIT, 0), (LOOK_LIMIT + 1, 1)])

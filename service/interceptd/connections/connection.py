@@ -323,14 +323,11 @@ class Connection:
 
 def _batches(request: rpc.Request) -> int:
     """How many requests its lists cost beside the request itself."""
-    elements = (
-        len(item)
-        for fields in request.params
-        if isinstance(fields, dict)
-        for item in fields.values()
-        if isinstance(item, list)
-    )
-    return sum(elements) // BATCH
+    elements = 0
+    for fields in request.params:
+        if isinstance(fields, dict):
+            elements += sum(len(item) for item in fields.values() if isinstance(item, list))
+    return elements // BATCH
 
 
 def _too_late() -> WireError:

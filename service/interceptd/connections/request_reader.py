@@ -19,6 +19,8 @@ LOOK_BYTES = 4096
 """Bytes per look: fifteen intercepts, or any usual control message."""
 LONG_LOOK_NS = 200_000
 """Some thousand sends of the peer: a look is made for each request."""
+SHORT_PAUSE_NS = 1_000_000
+"""Since the last look so little can have been sent that the next one need not be guarded (1 us)."""
 STEPS = 64
 """Reads of one call where no look is made. Each takes some 4 us; a usual request takes 30."""
 
@@ -26,12 +28,14 @@ STEPS = 64
 class RequestReader:
     """Of one connection."""
 
-    __slots__ = ("_may_look", "_source")
+    __slots__ = ("_looked_at", "_may_look", "_source")
 
     def __init__(self, source: socket.socket) -> None:
         self._source = source
         self._may_look = True
         """Whether what is unread is not known to be long."""
+        self._looked_at = 0
+        """Nanoseconds of `perf_counter_ns`."""
 
     def read(self, receiver: rpc.Receiver, descriptors: ReceivedFds) -> rpc.Request | None:
         """Read what has arrived of a request, with its descriptors; None while the rest is missing.
@@ -39,12 +43,14 @@ class RequestReader:
         Raises `BlockingIOError` if nothing has arrived, `EOFError` if the peer has closed, `OSError`, and
         `ProtocolViolation`. Cheapest if the request is all that has arrived, in one piece.
         """
-        self._may_look = self._may_look and not is_long(self._source)
+        now = perf_counter_ns()
+        if self._may_look and now - self._looked_at > SHORT_PAUSE_NS:
+            self._may_look = not is_long(self._source)
         if not self._may_look:
             return self._read_in_steps(receiver, descriptors)
-        began = perf_counter_ns()
         data = self._source.recv(LOOK_BYTES, socket.MSG_PEEK)
-        self._may_look = perf_counter_ns() - began <= LONG_LOOK_NS
+        self._looked_at = perf_counter_ns()
+        self._may_look = self._looked_at - now <= LONG_LOOK_NS
         request = _decoded(receiver, data)
         unread = len(data)
         if request is not None:
