@@ -50,7 +50,7 @@ _KINDS = {rpc.REQUEST, rpc.RESPONSE, rpc.NOTIFICATION}
 
 
 def frames(data: bytes) -> None:
-    """The scan ends where msgpack ends, or refuses; in one piece and byte by byte alike."""
+    """The scan ends where msgpack ends, or refuses; in one piece, byte by byte, and in steps alike."""
     whole = _scanned([data])
     assert whole == _scanned(data[:size] for size in range(len(data) + 1))
     if whole != "refused":
@@ -62,6 +62,8 @@ def frames(data: bytes) -> None:
         except msgpack.OutOfData:
             end = None
         assert whole == end, (whole, end)
+        if end is not None:
+            assert _read_in_steps(data) == end
 
 
 def receiver(data: bytes) -> None:
@@ -203,6 +205,14 @@ def _records_line_by_line(smaps_text: bytes) -> Iterator[tuple[int, int, bool]]:
         elif vma is not None and line.startswith(b"VmFlags:"):
             yield *vma, bool({b"io", b"pf"} & set(line.removeprefix(b"VmFlags:").split()))
             vma = None
+
+
+def _read_in_steps(data: bytes) -> int:
+    """Where a reader stops that always takes as many bytes as are missing at least."""
+    scanner, taken = FrameScanner(), 0
+    while scanner.scan(data[:taken]) is None:
+        taken += scanner.missing_bytes
+    return taken
 
 
 def _scanned(pieces: Iterator[bytes] | list[bytes]) -> int | str | None:
