@@ -301,13 +301,11 @@ class GuestMappings:
             return HypervisorError(errno.ENOSPC, _too_many(limit))
         return HypervisorError(errno.ENOSPC, self._quota.refusal().message)
 
-    def _without_another_piece(self, region: Region, gfns: GfnRange) -> GfnRange:
-        """What goes if `gfns` must, and no other mapping may be made: all of a mapping that they would cut
-        in two. Else invalidations would cut mappings into ever more. What goes too much faults again."""
-        if not self._is_inside_one(gfns):
-            return gfns
+    def _whole_piece(self, region: Region, gfns: GfnRange) -> GfnRange:
+        """All of the mapping that `gfns` would cut in two: it goes where no other mapping may be made. Else
+        invalidations would cut mappings into ever more. What goes too much faults again."""
         around = self._record.find(gfns.start)
-        assert around is not None
+        assert around is not None, "the caller asked `_is_inside_one`"
         whole = region.gfns.clip(around.gfns)  # neighbours that continue each other share a mapping
         assert whole is not None, "the mapping overlaps the region"
         return whole
@@ -351,7 +349,7 @@ class Revocation:
         alone = not room and mappings._is_inside_one(gfns)
         if alone:
             await self.finish()
-            gfns = mappings._without_another_piece(region, gfns)
+            gfns = mappings._whole_piece(region, gfns)
         for part in mappings._parts(gfns):
             for run in _runs(mappings._record.clipped(part)):
                 if region.kind is RegionKind.MOVABLE:
