@@ -217,12 +217,13 @@ async def test_telling_subscribers_of_many_regions_takes_turns(
     with time_used_up_every(1):
         await model.change_regions([], [addition(2 * gfn, 1, 0) for gfn in range(LIST_LIMIT)])
     assert len(turns) == LIST_LIMIT
-    assert len(set(turns)) >= TURNS - 2
+    assert len(set(turns)) >= TURNS // 2, "in two rounds the other task has at least one between"
 
 
 async def test_closing_many_regions_takes_turns(model: ModelPartition, nursery: trio.Nursery) -> None:
     for gfn in range(MANY):
         await model.add_region(gfn, 1, gfn)
+    model.hypervisor.pieces_per_call = 64
     others = Others(nursery)
     with time_used_up_every(QUESTIONS):
         await model.regions.close()

@@ -54,12 +54,9 @@ async def prefault(gfns: GfnRange, faults: FaultHandler, regions: RegionManager)
             case Mapping():
                 end = min(found.end, gfns.end)
                 mapped += end - gfn
-            case Answer():  # for all of the region, or of the gap before the next one
-                region = regions.region_at_or_behind(gfn)
-                if region is None:
-                    end = gfns.end
-                else:
-                    end = min(region.gfns.end if gfn in region.gfns else region.gfns.start, gfns.end)
+            case Answer():  # of all pages before the next region
+                following = regions.first_regions(1, gfn + 1)
+                end = min(following[0].gfns.start, gfns.end) if following else gfns.end
             case _:
                 end = gfn + 1
         gfn = end

@@ -92,10 +92,6 @@ class RegionManager:
         """The same of what is mapped, or is being mapped right now."""
         return self._mappings.starting_from(start_gfn, count)
 
-    def region_at_or_behind(self, gfn: int) -> Region | None:
-        """The region that covers `gfn`, else the next one."""
-        return self._regions.find(gfn) or next(self._regions.starting_from(gfn), None)
-
     def lookup(self, gfn: int, access: Access) -> Mapping | Answer | Busy | Region:
         """Classify an access to `gfn`, atomically.
 
