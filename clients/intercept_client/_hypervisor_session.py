@@ -1,10 +1,9 @@
 """The VMM's side of a hypervisor connection, without any I/O: hello first, then the daemon asks.
 
-Owns the order of that conversation, what each request says, and that no map is carried out which the VMM's
-regions do not cover (Y-12); must not know sockets, nor what mapping means.
-A shell sends `hello`, receives until `welcomed`, and then serves: after each `receive_data` it carries out
-what `next_request` returns, gives the outcome to `answer`, and sends `data_to_send`. After `ConnectionEnded`
-or a `ProtocolViolation` the conversation is over.
+Owns the order of that conversation, what each request says, and the rule that the VMM's regions must cover a
+map (Y-12); must not know sockets, nor what mapping means. A shell sends `hello`, receives until `welcomed`,
+and then serves: after each `receive_data` it carries out what `next_request` returns, gives the outcome to
+`answer`, and sends `data_to_send`. After `ConnectionEnded` or a `ProtocolViolation` the conversation is over.
 """
 
 from __future__ import annotations

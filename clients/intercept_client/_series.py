@@ -1,6 +1,6 @@
-"""Calls that take several requests, one after the other, each made of the answer before it.
+"""Calls that take several requests, each made from the answer before it.
 
-Owns their form, a generator that both shells run, and the pages of lists, which most of them are. Must not
+Owns their form, a generator that both shells run, and paging through lists, which most of them do. Must not
 know what is listed, nor do I/O.
 """
 

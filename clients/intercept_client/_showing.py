@@ -1,6 +1,6 @@
 """What `help`, reprs and tracebacks show of the public names.
 
-Owns the modules that they seem to come from, and the signatures of functions that are made of another. Must
+Owns the modules that they seem to come from, and the signatures of functions that are made from others. Must
 not know what any of them does.
 """
 

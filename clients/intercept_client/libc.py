@@ -1,4 +1,4 @@
-"""The system calls that change mappings, on bare addresses, as Python's own modules do not offer them.
+"""The system calls that change mappings, on bare addresses, which Python's own modules do not offer.
 
 For memory that no guest reaches, or not yet: `intercept_client.memory` has those that change a guest's
 memory. Every function raises the `OSError` of its system call, and lets other threads run meanwhile: a munmap

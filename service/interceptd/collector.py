@@ -1,9 +1,9 @@
-"""When the cyclic garbage collector makes a full pass, which stops everything: 50 us for each connection.
+"""When the cyclic garbage collector makes a full pass, which stops everything: 50 us per connection.
 
-Owns the moments. Must not know what is collected. Left to itself, the collector makes a pass whenever the
-objects have become a quarter more, so a client that attaches VPs and detaches them decides when. A daemon
-hardly makes cycles (tests/service/test_collector.py); young ones are collected as ever, in passes of 1 ms. It
-does not visit regions, mappings and VMAs, nor the lists that they lie in (`pages/untracked.py`).
+Owns the moments. Must not know what is collected. Left to itself, the collector makes one whenever objects
+have increased by a quarter, so a client that attaches and detaches VPs decides when. The daemon hardly makes
+cycles (tests/service/test_collector.py); young ones are collected as usual, in passes of 1 ms. The collector
+visits neither regions, mappings and VMAs nor their lists (`pages/untracked.py`).
 """
 
 from __future__ import annotations

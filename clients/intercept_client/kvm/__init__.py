@@ -4,9 +4,8 @@ daemon.
 Begin with `GuestPartition.open`: it creates the partition, hands over this process's memory and serves the
 daemon's map and unmap requests with memslots. `add_vcpu` then returns a `GuestVcpu` that only has to be run.
 
-What KVM cannot do: withhold execution from memory that may be read. And what the CPU reads by itself (page
-tables, descriptor tables) is no access that could be completed, so it must be mapped already: pin it, or
-touch it first.
+KVM cannot withhold execution from readable memory. What the CPU reads by itself (page tables, descriptor
+tables) cannot be completed for it, so it must be mapped already: pin it, or touch it first.
 """
 
 from __future__ import annotations

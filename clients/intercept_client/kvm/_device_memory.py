@@ -1,6 +1,6 @@
 """Which of this process's memory is a device's, and may be touched by a load or store of our own.
 
-Owns the decision, which the VMA makes and no errno. Must not know who wants to touch it.
+Owns the decision, which depends on the VMA and on no errno. Must not know who wants to touch it.
 """
 
 from __future__ import annotations

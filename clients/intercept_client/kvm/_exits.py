@@ -1,4 +1,4 @@
-"""Why KVM_RUN came back.
+"""Why KVM_RUN returned.
 
 Owns the exits that this VMM distinguishes, and their layout in the kvm_run page; must not know how they are
 handled.

@@ -2,9 +2,9 @@
 
 Owns the recognition and its errors, which name anything else. Must not know how the descriptors are used.
 
-Opens no file of another process: a daemon of root may open what the VMM may not, such as the smaps of a
-set-uid program that the VMM has called exec on. Whose a file is, the numbers of its process and its inode
-tell (`_is_of`), which stat(2) shows without opening anything.
+Opens no file of another process: a root daemon may open what the VMM may not, such as the smaps of a set-uid
+program that the VMM has called exec on. The numbers of a file's process and inode tell whose it is
+(`_is_of`); stat(2) shows them without opening anything.
 """
 
 from __future__ import annotations

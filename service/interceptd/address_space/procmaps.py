@@ -1,4 +1,4 @@
-"""Finds the VMA of another process that covers an address, by its /proc/PID/maps.
+"""Finds the VMA of another process that covers an address, in its /proc/PID/maps.
 
 Owns the two ways: PROCMAP_QUERY (Linux 6.11), and reading the file on kernels without it. The descriptor
 stays bound to the mm on which it was opened. Must not know trio: both ways wait for the mmap lock of that

@@ -1,8 +1,8 @@
-"""The connections of one uid that wait for bytes, when they are many: a few of them wake up in each round.
+"""The waiting connections of one uid, when they are many: a few of them wake up in each round.
 
-Owns an epoll instance and the task that waits on it. trio would wake all that are readable in one round of
-the event loop, and to wake thousands takes long even if each goes back to wait for its turn. Must not know
-what the connections are for.
+Owns an epoll instance and the task that waits on it. trio would wake all readable ones in one round of the
+event loop, and waking thousands takes long even if each then waits for its turn. Must not know what the
+connections are for.
 """
 
 from __future__ import annotations

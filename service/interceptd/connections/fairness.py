@@ -1,7 +1,7 @@
-"""Whose turn it is, among the connections of the process that are answered without waiting.
+"""Fairness among the connections of the process that are answered without waiting.
 
-Owns who was answered last and how often running. trio parks a task only when its socket is empty: a peer that
-never lets it be empty would starve the rest, so everybody hands on at times. Must not know what is answered.
+Owns who was answered last and how often running. trio parks a task only when its socket is empty. A peer that
+keeps it filled would starve the rest, so every connection yields at times. Must not know what is answered.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The process at the other end of a Unix socket, by the credentials that the kernel gives.
 
-Owns reading the credentials, and the rule which of them may connect; must not know roles or partitions.
+Owns reading the credentials, and the rule that says who may connect; must not know roles or partitions.
 """
 
 from __future__ import annotations

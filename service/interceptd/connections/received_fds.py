@@ -1,7 +1,7 @@
 """Descriptors received with the bytes of a connection, until a method takes them.
 
-Owns receiving them (SCM_RIGHTS, unix(7)), having those closed that were not taken, and the error if some were
-lost. Must not know what they are.
+Owns receiving them (SCM_RIGHTS, unix(7)), closing those that were not taken, and the error if some were lost.
+Must not know what they are.
 """
 
 from __future__ import annotations

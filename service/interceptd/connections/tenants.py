@@ -1,4 +1,4 @@
-"""One uid's share of the daemon: how much it has of what is limited, its request rate, its share of the log.
+"""One uid's share of the daemon: its use of what is limited, its request rate, its share of the log.
 
 Owns the ledger of every limit per uid, and the rates. Must not know what is requested, nor who may connect.
 """

@@ -1,8 +1,8 @@
 """What lies unread in a socket, without reading it.
 
-Owns how far a look (MSG_PEEK) may go. A look goes through all that is unread, up to the first descriptors,
-however little it returns: 0.2 us for each send(2) of the peer. How many there may be is the peer's to say
-(SO_SNDBUF, up to the kernel's net.core.wmem_max), but each brings a byte.
+Owns how far a look (MSG_PEEK) may go. A look walks through all that is unread, up to the first descriptors,
+however little it returns: 0.2 us for each send(2) of the peer. The peer decides how many there are
+(SO_SNDBUF, up to the kernel's net.core.wmem_max), but each carries a byte.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lists as long as a client likes, which one task fills, uses and frees.
+"""Lists whose length a client chooses, and which one task fills, uses and frees.
 
 Owns how they are freed, which takes 70 ms for a million items. Must not know what they hold.
 """

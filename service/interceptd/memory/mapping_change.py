@@ -1,7 +1,7 @@
 """Carries out a change of regions on the guest's mappings, and undoes it if the hypervisor refuses.
 
-Owns the order of the calls and what must be given back. Must not know the region list, nor decide what stays.
-The region manager exchanges the regions between two of its steps.
+Owns the order of the calls, and what must be restored after a refusal. Must not know the region list, nor
+decide what stays: the region manager exchanges the regions between two of its steps.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Maps guest pages before a guest touches them, as if each had been read.
 
-Owns the order in which pages are gone through, and when to stop. Each page is a fault of its own in the fault
-handler, as a VP's would be. Must not know VPs, connections or messages.
+Owns the order of the pages, and when to stop. Each page is a separate fault in the fault handler, as a VP's
+would be. Must not know VPs, connections or messages.
 """
 
 from __future__ import annotations

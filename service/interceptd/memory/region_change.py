@@ -1,7 +1,7 @@
 """The plan of a change from some regions to others: what stays, what goes and what comes.
 
-Owns the comparison of the regions before with those after. Pages that both give the guest alike stay as they
-are mapped. Must not know what is mapped, nor how a change is carried out.
+Owns the comparison of the regions before with those after. Pages that both give the guest alike stay mapped.
+Must not know what is mapped, nor how a change is carried out.
 """
 
 from __future__ import annotations

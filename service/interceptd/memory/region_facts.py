@@ -1,6 +1,6 @@
-"""What operators are told of a region: one fact for each end of its life, and for its memory's.
+"""The events of a region that operators see: it was added or removed, or its pinned memory went.
 
-Owns which of a region's values are told. Must not know when, or to whom.
+Owns which of a region's values they show. Must not know when they are published, or to whom.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The region manager: one partition's regions, and the lock around changing them or what is mapped from them.
 
-Owns the region list, the lock, and the order of each change: what is marked stale, unlinked, mapped or taken
-away before what. The lock serialises everything that changes the list, the guest's mappings or the SLAT;
+Owns the region list, the lock, and the order of each change: what is marked stale, unlinked, mapped or
+revoked before what. The lock serialises everything that changes the list, the guest's mappings or the SLAT;
 looking up is one synchronous step and takes no lock. It is never held across `resolve`, a stream or a
 channel: under it only the hypervisor is awaited, shielded from cancellation, because the hypervisor bounds
-its own calls and a half-made change is what nobody may see.
+its own calls and nobody may see a half-made change.
 
 Must not know address spaces, connections or intercept messages, nor how a mapping is made.
 """

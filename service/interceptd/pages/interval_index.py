@@ -4,8 +4,8 @@ Owns the search; must not know what it indexes. A range is filed by its size cla
 `step`, and by its centre, the first multiple of `step` in it. A class holds the ranges that are longer than
 `step` and at most twice as long (and single pages, where `step` is 1). So each range has a centre, and the
 ranges that overlap [a, b) have theirs in (a - 2 * step, b + step - 1). An ordered scan of these finds at most
-three outside [a, b). The ranges of one centre all hold it: those of them that overlap [a, b) are all, or the
-last by their ends, or the first by their starts. A search thus costs O(classes * log n) plus its results,
+three outside [a, b). All ranges of one centre contain it, so those of them that overlap [a, b) are all, or
+the last by their ends, or the first by their starts. A search thus costs O(classes * log n) plus its results,
 whatever ranges are stored. There are at most 52 classes.
 """
 

@@ -1,6 +1,6 @@
-"""Where page ranges, which may overlap, begin and end: whether one is near, without looking at each.
+"""Where page ranges, which may overlap, begin and end: tells whether one is near without looking at each.
 
-Owns the starts and the ends, sorted apart; must not know which of them belong together. The ranges that
+Owns the starts and the ends, sorted separately; must not know which of them belong together. The ranges that
 overlap [a, b) are those that start before b without those that end at or before a, so they need only be
 counted: O(log n). An edit moves up to n numbers.
 """

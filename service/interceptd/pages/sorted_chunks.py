@@ -1,8 +1,8 @@
-"""A sorted sequence that may get very long: an edit moves what lies in one chunk, and not all that follows.
+"""A sorted sequence that may get very long: an edit moves only the items of one chunk.
 
 Owns the order. Must not know what the items are: the caller passes in the key by which they are sorted,
-always the same one. In one list, an edit among a million items would move 8 MB; there are many sequences of
-two items, for which sortedcontainers' SortedKeyList takes 0.8 KiB.
+always the same one. In one list, an edit among a million items would move 8 MB. Many sequences have two
+items; sortedcontainers' SortedKeyList would take 0.8 KiB for each.
 """
 
 from __future__ import annotations

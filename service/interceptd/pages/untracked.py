@@ -1,8 +1,8 @@
 """Long lists that the cyclic garbage collector does not visit: a pass stops everything for 20 ns per item.
 
-Owns taking a list out of the collector's sight. Must not know what it holds. What a client may have a million
-of is made without the collector already (`gc=False`), but it visits each item of the lists they lie in, and
-a pass over young objects, which nobody schedules, may meet thousands of such lists.
+Owns hiding a list from the collector. Must not know what it holds. Objects of which a client may have a
+million are hidden already (`gc=False`), but the collector would visit every item of their lists. A pass over
+young objects, which may come at any time, may meet thousands of such lists.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Extra checkpoints around every port call, so that races can be reached from outside.
 
-Owns two wrappers that behave like what they wrap, later. Off unless INTERCEPTD_CHAOS is set; `hello` says so.
+Owns two wrappers that behave like what they wrap, only later. Off unless INTERCEPTD_CHAOS is set; `hello`
+says so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A partition: one guest, all that is held for it, and the nursery that its tasks live in.
+"""A partition: one guest, everything held for it, and the nursery that its tasks live in.
 
 Owns the lifetimes: the region manager, the notifier connections and the VPs end with the partition, and the
 partition ends with its VMM's connection, in order. Must not know how a client gets in.

@@ -1,4 +1,4 @@
-"""The progress guard (I8): a VP that asks again for what it was just told it has, is not spun for ever.
+"""The progress guard (I8): a VP that keeps asking for what is mapped already does not spin forever.
 
 Owns the count of one VP. Must not know how the answer came about.
 """

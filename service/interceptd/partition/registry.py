@@ -1,6 +1,7 @@
 """The partitions of a daemon, from creation to end.
 
-Owns who is there and the totals of those that were. Must not know how they are built or served.
+Owns the list of the current ones, and the totals of those that have ended. Must not know how they are built
+or served.
 """
 
 from __future__ import annotations

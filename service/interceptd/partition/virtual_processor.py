@@ -1,7 +1,7 @@
 """One virtual processor: a task that consumes intercept messages from its socket.
 
 Owns the order of one intercept, from the 256 bytes to the answer, and the ways to interrupt its waiting. Must
-not know the region list's inside or how mappings are made.
+not know how regions are kept or mappings are made.
 """
 
 from __future__ import annotations

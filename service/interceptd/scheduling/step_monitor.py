@@ -3,10 +3,10 @@
 Owns the number of the round (trio runs each task that is ready once in a round), and the record of steps that
 took too long. Must not know what a task does, nor who waits for it.
 
-Two hooks for each round would cost an intercept 4 % and more, one for each step 6 %. So there is one, and
-after a long round each step is measured for a while. A round is measured together with the wait for something
-to do that follows it. If it did not compute, the thread's voluntary switches tell whether it was blocked,
-which may be missed while there is much traffic.
+Two hooks per round would cost an intercept 4 % and more, one per step 6 %. So there is one per round, and
+after a long round each step is measured for a while. A round is measured together with the idle wait that
+follows it. If it did not compute, the thread's voluntary switches tell whether it was blocked; much traffic
+may hide that.
 """
 
 from __future__ import annotations

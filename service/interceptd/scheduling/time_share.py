@@ -1,8 +1,8 @@
 """A uid's share of the event loop's time: when its tasks must let others run, and when they go on.
 
 Owns the bound on a uid's part of a round, and whose turn is next. Must not know what the time is spent on.
-Work that grows with what a client chooses asks after each piece whether the time is used up: the clock bounds
-it, not a count, so it holds whatever a piece costs.
+Work whose length a client chooses asks after each piece whether the time is used up. The clock bounds it, not
+a count, so the bound holds whatever a piece costs.
 """
 
 from __future__ import annotations

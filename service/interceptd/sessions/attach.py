@@ -1,4 +1,4 @@
-"""How a VP, a notifier or a hypervisor connection comes into its partition, which owns it from then on.
+"""How a VP, a notifier or a hypervisor connection joins its partition, which owns it from then on.
 
 Owns the right to join, by token and uid, and the limits of what joins. Must not know what is served there.
 """

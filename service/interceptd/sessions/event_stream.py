@@ -1,7 +1,7 @@
 """The sending side of an operator's connection: answers, and the events in between.
 
-Owns that two messages never mix, and how many events go out in one turn. Must not know what is published, nor
-what an operator may ask.
+Owns the rule that two messages never mix, and how many events are sent in one turn. Must not know what is
+published, nor what an operator may ask.
 """
 
 from __future__ import annotations

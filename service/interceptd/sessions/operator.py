@@ -1,4 +1,4 @@
-"""What an operator may ask: read every partition, steer a few things.
+"""What an operator may ask: to read every partition and control a few things.
 
 Owns the `operator` methods. It sees the daemon through `Overview` and its event bus.
 """

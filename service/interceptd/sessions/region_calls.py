@@ -1,6 +1,6 @@
 """What a VMM may ask about the regions of its partition.
 
-Owns those methods, and what a region is made of that a request asks for. Must not know how regions are kept.
+Owns those methods, and making a region of what a request says. Must not know how regions are kept.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What VMMs and operators see of a partition: pages of its regions, VMAs and mappings.
 
-Owns the shape of those pages and where each starts. A page starts behind a key and not at an index, so it is
+Owns the shape of those pages and where each starts. A page starts after a key, not at an index, so it is
 right whatever changed since the last one, and costs the same however long the list is. Must not know who
 asks.
 """

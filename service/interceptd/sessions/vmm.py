@@ -1,7 +1,7 @@
 """What a VMM may ask of its partition.
 
-Owns the `vmm` methods, one line each or a helper; those about regions are in `region_calls`. The partition's
-life is the caller's; so is the connection.
+Owns the `vmm` methods, one line each or a helper; those about regions are in `region_calls`. The caller owns
+the partition's lifetime and the connection.
 """
 
 from __future__ import annotations
