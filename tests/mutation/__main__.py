@@ -55,6 +55,7 @@ TESTS = (
     "tests/service/test_facts.py",
     "tests/service/test_intercept.py",
     "tests/service/test_interval_index.py",
+    "tests/service/test_large_pages.py",
     "tests/service/test_event_bus.py",
     "tests/service/test_histogram.py",
     "tests/service/test_hypervisor_lists.py",
