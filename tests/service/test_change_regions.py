@@ -494,16 +494,21 @@ async def test_room_for_regions_that_come_is_kept_while_others_go(
     assert is_consistent(model)
 
 
-@pytest.mark.parametrize("limit", ["mappings_per_partition", "mappings_per_uid"])
+MAPPING_LIMITS = pytest.mark.parametrize("limit", ["mappings_per_partition", "mappings_per_uid"])
+
+
+def limit_mappings(model: ModelPartition, monkeypatch: pytest.MonkeyPatch, limit: str, count: int) -> None:
+    counted = model.mappings if limit == "mappings_per_partition" else model.tenant.mappings
+    monkeypatch.setattr(counted, "_limit", lambda: count)
+
+
+@MAPPING_LIMITS
 async def test_a_mapping_is_not_cut_in_two_where_there_may_be_no_more(
     model: ModelPartition, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     """Or cuts, and joins of the regions, would make ever more of it."""
     await with_mapped(model)
-    if limit == "mappings_per_partition":
-        monkeypatch.setattr(model.mappings, "_limit", lambda: 1)
-    else:
-        monkeypatch.setattr(model.tenant.mappings, "_limit", lambda: 1)
+    limit_mappings(model, monkeypatch, limit, 1)
     hole = [addition(GFN, 4, PAGE), addition(GFN + 6, PAGES - 6, PAGE + 6)]
     with pytest.raises(WireError) as caught:
         await model.change_regions([THE_REGION], hole)
@@ -511,6 +516,40 @@ async def test_a_mapping_is_not_cut_in_two_where_there_may_be_no_more(
     assert (model.pfns(GFN, PAGES), is_consistent(model)) == (MEMORY, True)
     await model.change_regions([THE_REGION], hole[:1])
     assert (model.pfns(GFN, PAGES), is_consistent(model)) == ([*MEMORY[:4], *NOTHING[4:]], True)
+
+
+@MAPPING_LIMITS
+async def test_a_mapping_is_cut_in_two_where_there_may_be_just_two(
+    model: ModelPartition, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    await with_mapped(model)
+    limit_mappings(model, monkeypatch, limit, 2)
+    await model.change_regions(
+        [THE_REGION], [addition(GFN, 4, PAGE), addition(GFN + 6, PAGES - 6, PAGE + 6)]
+    )
+    assert model.pfns(GFN, PAGES) == [*MEMORY[:4], None, None, *MEMORY[6:]]
+
+
+@MAPPING_LIMITS
+async def test_a_change_that_cuts_no_mapping_is_made_beyond_a_lowered_limit(
+    model: ModelPartition, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    await with_mapped(model)
+    limit_mappings(model, monkeypatch, limit, 0)
+    await model.change_regions([THE_REGION], [addition(GFN, 4, PAGE)])
+    assert (model.pfns(GFN, PAGES), is_consistent(model)) == ([*MEMORY[:4], *NOTHING[4:]], True)
+
+
+@MAPPING_LIMITS
+async def test_a_change_that_a_lowered_limit_refuses_gives_back_what_it_took(
+    model: ModelPartition, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """Of a pinned region, which faults would not map again."""
+    await with_mapped(model, RegionKind.PINNED)
+    limit_mappings(model, monkeypatch, limit, 0)
+    with pytest.raises(WireError, match="mappings"), capture_logs():
+        await model.change_regions([THE_REGION], [addition(ELSEWHERE, PAGES, ROM, RegionKind.PINNED)])
+    assert (model.pfns(GFN, PAGES), is_consistent(model)) == (MEMORY, True)
 
 
 # ------------------------------------------------ the hypervisor refuses

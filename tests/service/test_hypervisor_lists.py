@@ -114,6 +114,18 @@ async def test_the_end_of_a_partition_is_a_call_for_64_pieces(model: ModelPartit
     assert (model.regions.region_count, model.hypervisor.counters().slat_extents) == (0, 0)
 
 
+async def test_at_the_end_of_a_partition_the_regions_go_as_many_at_once_as_a_call_takes(
+    model: ModelPartition,
+) -> None:
+    """Those behind a call that is refused are still in the list."""
+    model.hypervisor.pieces_per_call = 2
+    await with_regions(model, 6)
+    model.hypervisor.failing_calls = {len(model.hypervisor.events) + 3}
+    with pytest.raises(PartitionLost):
+        await model.regions.close()
+    assert model.regions.region_count == 2
+
+
 async def test_a_pinned_add_is_a_call_for_64_pieces(model: ModelPartition) -> None:
     for page in range(MOST + 8):
         await model.map_vma(PAGE + page, 1, PFN + 2 * page)
@@ -287,6 +299,19 @@ async def test_a_list_of_no_access_that_is_refused_loses_the_partition_and_recor
     assert misrecorded(model, LOOKED_AT) is None
 
 
+async def test_a_list_of_unmaps_that_breaks_down_loses_the_partition_and_forgets_nothing(
+    model: ModelPartition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(_: object) -> None:
+        raise RuntimeError("a mistake")
+
+    await with_scattered(model, 3)
+    monkeypatch.setattr(model.hypervisor, "unmap_gpas", broken)
+    with pytest.raises(PartitionLost, match="and 2 more may still be reached by the guest: a mistake"):
+        await served(model)
+    assert model.regions.first_regions(1)[0].mapped_gfns == 3
+
+
 # ------------------------------------------------ the record
 
 
@@ -354,26 +379,36 @@ async def test_what_goes_too_much_at_a_limit_does_not_go_again_when_there_is_roo
     assert sorted(asked) == [(each.gfns.start, each.gfns.end) for each in (cut, first, second)]
 
 
-async def test_near_a_limit_what_is_joined_with_its_neighbours_needs_no_room(model: ModelPartition) -> None:
-    """Three gaps in one mapping: each that is filled makes one mapping of three."""
+@pytest.mark.parametrize("gaps", [2, 3])
+async def test_near_a_limit_what_is_joined_with_its_neighbours_needs_no_room(
+    model: ModelPartition, gaps: int
+) -> None:
+    """Gaps in one mapping: each that is filled makes one mapping of three."""
     mappings = GuestMappings(
-        model.hypervisor, lambda: 5, Quota(0, "mappings", "mappings_per_uid", lambda: 1 << 20)
+        model.hypervisor, lambda: gaps + 2, Quota(0, "mappings", "mappings_per_uid", lambda: 1 << 20)
     )
-    region = Region(GfnRange.of(GFN, 7), UaddrRange.at_page(PAGE, 7), MMIO, KindOrigin.STATED, RW)
+    pages = 2 * gaps + 1
+    region = Region(GfnRange.of(GFN, pages), UaddrRange.at_page(PAGE, pages), MMIO, KindOrigin.STATED, RW)
     async with mappings.lock:
-        await mappings.map_gaps(region, wanted(4), math.inf)
-        whole = Mapping(GFN, GFN + 7, Frame("host", PFN), PAGE, RW)
-        assert await mappings.map_gaps(region, [whole], math.inf) == 3
+        await mappings.map_gaps(region, wanted(gaps + 1), math.inf)
+        whole = Mapping(GFN, GFN + pages, Frame("host", PFN), PAGE, RW)
+        assert await mappings.map_gaps(region, [whole], math.inf) == gaps
         assert mappings.some(region.gfns, 8) == [whole]
 
 
-async def test_there_is_room_for_all_that_is_wanted_or_nothing_is_mapped(model: ModelPartition) -> None:
+@pytest.mark.parametrize(
+    ("limit", "limit_of_uid", "refusal"),
+    [(5, 1 << 20, "a partition may have 5 mappings"), (6, 5, "uid 0 may have 5 mappings")],
+)
+async def test_there_is_room_for_all_that_is_wanted_or_nothing_is_mapped(
+    model: ModelPartition, limit: int, limit_of_uid: int, refusal: str
+) -> None:
     mappings = GuestMappings(
-        model.hypervisor, lambda: 5, Quota(0, "mappings", "mappings_per_uid", lambda: 1 << 20)
+        model.hypervisor, lambda: limit, Quota(0, "mappings", "mappings_per_uid", lambda: limit_of_uid)
     )
     region = Region(GfnRange.of(GFN, 16), UaddrRange.at_page(PAGE, 16), MMIO, KindOrigin.STATED, RW)
     async with mappings.lock:
-        with capture_logs(), pytest.raises(HypervisorError, match="a partition may have 5 mappings"):
+        with capture_logs(), pytest.raises(HypervisorError, match=refusal):
             await mappings.map_gaps(region, wanted(6), math.inf)
         assert (model.hypervisor.counters().mapped_gfns, region.mapped_gfns) == (0, 0)
         assert await mappings.map_gaps(region, wanted(5), math.inf) == 5

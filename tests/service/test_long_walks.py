@@ -268,6 +268,18 @@ async def test_what_populating_was_made_from_is_freed_in_turns(
     assert others.turns >= 4 * TURNS - 5
 
 
+async def test_what_a_change_pinned_is_freed_in_turns(
+    model: ModelPartition, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_lists, "PART", 1)
+    for page in range(MANY):
+        await model.map_vma(page, 1, 2 * page)
+    others = Others(nursery)
+    with time_used_up_every(QUESTIONS):
+        await model.change_regions([], [addition(0, MANY, 0, RegionKind.PINNED)])
+    assert others.turns >= 4 * TURNS - 5
+
+
 async def test_populating_from_few_vmas_does_not_yield(model: ModelPartition, nursery: trio.Nursery) -> None:
     for page in range(FEW):
         await model.map_vma(page, 1, 2 * page)

@@ -46,10 +46,10 @@ class _Change:
         self._mappings = mappings
         self._over: trio.Event | None = None
         self.gfns = gfns
-        self.around: _Change | None = None
 
     def __enter__(self) -> None:
-        self.around, self._mappings._change = self._mappings._change, self
+        self.around: _Change | None = self._mappings._change
+        self._mappings._change = self
 
     def __exit__(self, *_: object) -> None:
         self._mappings._change = self.around
@@ -246,10 +246,8 @@ class GuestMappings:
 
         What is recorded there already (the VMA was given more rights, unannounced) is taken away before.
         """
-        for mapping in mappings:
-            if self._record.touches(mapping):
-                await self._take_back(region, mappings)
-                break
+        if any(map(self._record.touches, mappings)):
+            await self._take_back(region, mappings)
         if limited and not self._has_room(len(mappings)):
             raise self._no_room(len(mappings))
         gfns = [mapping.gfns for mapping in mappings]

@@ -40,8 +40,6 @@ class MappingChange:
         self._change = change
         self._pinned: list[tuple[Region, list[Mapping]]] = []
         """What was taken away of old pinned regions: it is not left to a fault to map it again."""
-        self._no_access: Sequence[Piece] = ()
-        """What was mapped NO_ACCESS of new movable regions."""
 
     async def take_away(self) -> None:
         """Leave the guest nothing of the old regions but what stays. Raises `PartitionLost`."""
@@ -57,7 +55,7 @@ class MappingChange:
         try:
             await self._mappings.map_no_access(movable)
         except HypervisorError as error:
-            self._no_access = movable[: error.done]
+            self._no_access: list[Piece] = movable[: error.done]  # what `unmake` takes away
             region, _ = movable[error.done]
             raise Refused(region, WireError(error.number, f"region {region.gfns}: {error}")) from error
         self._no_access = movable
