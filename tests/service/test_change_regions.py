@@ -524,9 +524,7 @@ async def test_a_mapping_is_cut_in_two_where_there_may_be_just_two(
 ) -> None:
     await with_mapped(model)
     limit_mappings(model, monkeypatch, limit, 2)
-    await model.change_regions(
-        [THE_REGION], [addition(GFN, 4, PAGE), addition(GFN + 6, PAGES - 6, PAGE + 6)]
-    )
+    await model.change_regions([THE_REGION], [addition(GFN, 4, PAGE), addition(GFN + 6, PAGES - 6, PAGE + 6)])
     assert model.pfns(GFN, PAGES) == [*MEMORY[:4], None, None, *MEMORY[6:]]
 
 
