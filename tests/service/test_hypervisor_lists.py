@@ -332,6 +332,19 @@ async def test_neighbours_of_one_list_that_continue_each_other_become_one_mappin
     assert model.mappings.some(region.gfns, 8) == [whole]
 
 
+async def test_one_mapping_of_a_list_that_gets_more_rights_is_taken_away_before(
+    model: ModelPartition,
+) -> None:
+    region = Region(GfnRange.of(GFN, 3), UaddrRange.at_page(PAGE, 3), MMIO, KindOrigin.STATED, RW)
+    whole = Mapping(GFN, GFN + 3, Frame("host", PFN), PAGE, RW)
+    held = replace(whole.slice(GFN + 1, GFN + 2), access=Access.READ)
+    async with model.mappings.lock:
+        await model.mappings.map_gaps(region, [held], math.inf)
+        await model.mappings.map_gaps(region, [whole], math.inf)
+    assert sizes(model) == [1, 1, 3]
+    assert (model.mappings.some(region.gfns, 4), region.mapped_gfns) == ([whole], 3)
+
+
 async def test_at_a_limit_of_mappings_no_gfn_goes_twice_in_a_list(model: ModelPartition) -> None:
     """The first cuts the mapping, the second has to take all of it."""
     mappings = GuestMappings(
