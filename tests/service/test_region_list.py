@@ -118,6 +118,28 @@ def test_add_at_the_limit_is_enospc_and_names_the_limit() -> None:
     assert refused.value.details == {"limit": "regions_per_partition"}
 
 
+def with_regions(*starts: int, limit: int) -> tuple[RegionList, list[Region]]:
+    """Regions of four gfns each."""
+    regions = RegionList(limit=lambda: limit)
+    for start in starts:
+        regions.add(region(PageRange(start=start, end=start + 4)))
+    return regions, list(regions)
+
+
+def test_a_change_may_reach_the_limit_itself_and_what_it_removes_makes_room() -> None:
+    regions, (first, second, _) = with_regions(0, 8, 16, limit=4)
+    new = [region(PageRange(start=start, end=start + 1)) for start in (100, 101, 102, 103)]
+    regions.require_room(new[:3], {first, second})
+    with pytest.raises(WireError) as refused:
+        regions.require_room(new, {first, second})
+    assert refused.value.details == {"limit": "regions_per_partition"}
+
+
+def test_a_change_may_go_from_what_stays_to_behind_the_start_of_what_it_removes() -> None:
+    regions, (_, removed) = with_regions(0, 8, limit=2)
+    regions.require_room([region(PageRange(start=4, end=12))], {removed})
+
+
 def test_exactly_with_another_start_is_enoent() -> None:
     regions = RegionList(limit=lambda: 1)
     regions.add(region(PageRange(start=0, end=8)))

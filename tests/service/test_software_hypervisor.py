@@ -228,6 +228,14 @@ async def test_map_that_fails_puts_back_no_access_and_frames_that_it_replaced(fa
     assert (software.counters().no_access_gfns, software.counters().mapped_gfns) == (400, 300)
 
 
+@pytest.mark.parametrize("status", sorted(set(HvStatus) - {HvStatus.SUCCESS}))
+async def test_map_fails_at_any_status_but_success(status: HvStatus) -> None:
+    software = hypervisor(failing_calls={1: status})
+    with pytest.raises(HypervisorError, match=f"HV_STATUS_{status.name} after 0 of 8"):
+        await software.map_gpas([mapping(0, 8)])
+    assert software.counters().slat_extents == 0
+
+
 async def test_map_over_several_failing_calls_fails_at_the_first_with_its_status() -> None:
     software = hypervisor(failing_calls={3: HvStatus.TIME_OUT, 2: HvStatus.NO_RESOURCES})
     with pytest.raises(HypervisorError, match="NO_RESOURCES after 509 of"):
