@@ -32,6 +32,15 @@ HALF: Final = L // 2
         pytest.param((0, 4 * L), (HALF, 4 * L), (HALF, L), False, id="the VMA begins in it"),
         pytest.param((0, 4 * L), (0, L + HALF), (L, L + HALF), False, id="the VMA ends in it"),
         pytest.param((HALF, 4 * L), (0, 4 * L), (HALF, L + HALF), True, id="the next one is cut"),
+        pytest.param(
+            (L, 2 * L), (L, 2 * L), (L + 1, 2 * L), True, id="all but the first page of the only one"
+        ),
+        pytest.param(
+            (L, 2 * L), (L, 2 * L), (L, 2 * L - 1), True, id="all but the last page of the only one"
+        ),
+        pytest.param((HALF, 4 * L), (0, 4 * L), (HALF, L - 1), False, id="part of where the region begins"),
+        pytest.param((0, L + HALF), (0, 4 * L), (L + 1, L + HALF), False, id="part of where it ends"),
+        pytest.param((1, 4 * L), (0, 4 * L), (L, L + 1), True, id="the region begins one page behind one"),
     ],
 )
 def test_a_large_page_is_split_if_region_and_vma_have_all_of_it_and_the_extent_a_part(
