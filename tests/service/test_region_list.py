@@ -137,7 +137,11 @@ def test_a_change_may_reach_the_limit_itself_and_what_it_removes_makes_room() ->
 
 def test_a_change_may_go_from_what_stays_to_behind_the_start_of_what_it_removes() -> None:
     regions, (_, removed) = with_regions(0, 8, limit=2)
-    regions.require_room([region(PageRange(start=4, end=12))], {removed})
+    new = [region(PageRange(start=4, end=12))]
+    regions.require_room(new, {removed})
+    with pytest.raises(WireError) as refused:
+        regions.require_room(new, set())
+    assert refused.value.number == errno.EEXIST
 
 
 def test_exactly_with_another_start_is_enoent() -> None:
