@@ -19,6 +19,7 @@ import trio
 from intercept_protocol.addresses import PAGE_LIMIT, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import InvalidationBegun, InvalidationEnded, RangeInvalidated
+from interceptd.ledger.journal import Journal
 from interceptd.pages.interval_index import IntervalIndex
 from interceptd.pages.range_bounds import RangeBounds
 from interceptd.pages.range_map import RangeMap
@@ -29,6 +30,8 @@ from interceptd.telemetry.histogram import LatencyHistogram
 PENDING_PIECES = 1024
 """Beyond this many disjoint pieces the pending set becomes "everything": memory stays bounded, and
 invalidating too much is still correct."""
+UNREPEATED = frozenset({Source.USERFAULTFD, Source.COMPARISON})
+"""What a successor must be told; the other sources are requests, which it finds and carries out."""
 EVERYTHING = UaddrRange(start=0, end=PAGE_LIMIT)
 
 
@@ -57,7 +60,7 @@ class OpenInvalidation:
 class Batch:
     """The invalidations that one pass of the region manager serves."""
 
-    __slots__ = ("_pieces", "began_ns", "collapsed", "done")
+    __slots__ = ("_pieces", "began_ns", "collapsed", "done", "gone_count")
 
     def __init__(self) -> None:
         self._pieces: RangeMap[UaddrRange] = RangeMap()
@@ -65,6 +68,8 @@ class Batch:
         """When the oldest one was announced, by the performance counter; None while the batch is empty."""
         self.collapsed = False
         """Whether there were too many pieces, so that the batch stands for everything."""
+        self.gone_count = 0
+        """What the journal has counted by the time it was taken."""
         self.done = trio.Event()
         """Set once no SLAT entry made from the old frames is left."""
 
@@ -96,8 +101,11 @@ class Batch:
 class MmuNotifier:
     """One partition's channel from the invalidation sources to its region manager."""
 
-    def __init__(self, open_limit: Callable[[], int], event_bus: Publisher) -> None:
+    def __init__(
+        self, open_limit: Callable[[], int], event_bus: Publisher, journal: Journal | None = None
+    ) -> None:
         self._open_limit = open_limit
+        self._journal = journal
         self._event_bus = event_bus
         self._windows: set[Window] = set()
         self._listeners: list[Callable[[UaddrRange], None]] = []
@@ -131,6 +139,8 @@ class MmuNotifier:
 
     def _invalidate(self, uaddrs: UaddrRange, source: Source) -> Batch:
         self.by_source[source] += 1
+        if self._journal is not None and source in UNREPEATED:
+            self._journal.gone(uaddrs.start, uaddrs.end)
         self.mark_stale(uaddrs)
         self._pending.add(uaddrs)
         self._unserved = True
@@ -146,6 +156,10 @@ class MmuNotifier:
                 f"a partition may have {limit} open invalidations",
                 limit="open_invalidations_per_partition",
             )
+        return self.reopen(uaddrs, source)
+
+    def reopen(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
+        """`begin`, whatever the limit is: a predecessor has done so."""
         entry = self._open.get(uaddrs)
         if entry is None:
             entry = self._open[uaddrs] = OpenInvalidation(uaddrs)
@@ -272,12 +286,16 @@ class MmuNotifier:
     def take(self) -> Batch:
         """Take the pending batch. Call it under the region lock: one pass then serves all of it."""
         self._serving, self._pending = self._pending, Batch()
+        if self._journal is not None:
+            self._serving.gone_count = self._journal.gone_count
         return self._serving
 
     def served(self, batch: Batch) -> None:
         """Nothing made from the old frames is left: wake the tasks that wait for the batch."""
         if batch.began_ns is not None:
             self.passes.record(perf_counter_ns() - batch.began_ns)
+        if self._journal is not None:
+            self._journal.served(batch.gone_count)
         self._serving = None
         self._unserved = not self._pending.empty
         batch.done.set()

@@ -50,7 +50,7 @@ def misrecorded(model: ModelPartition, gfns: Iterable[int]) -> str | None:
     for record in records:
         if not _overlaps(busy, record.gfns) and (how := _out_of_region(model, record)):
             return how
-    slat = model.software._slat.entries(EVERYWHERE)
+    slat = model.software.table.entries(EVERYWHERE)
     for gfn in gfns:
         if any(gfn in gfns for gfns in busy):
             continue
@@ -76,7 +76,7 @@ def _out_of_region(model: ModelPartition, record: Mapping) -> str | None:
 def _no_access_astray(model: ModelPartition, slat: list[Mapping], busy: list[GfnRange]) -> str | None:
     for region in model.regions._regions:
         settled = region.kind is RegionKind.MOVABLE and not _overlaps(busy, region.gfns)
-        if settled and (missing := model.software._slat.new_gfns(region.gfns)):
+        if settled and (missing := model.software.table.new_gfns(region.gfns)):
             return f"movable {region.gfns} has neither frames nor NO_ACCESS at {missing}"
     for entry in slat:
         waiting = entry.access is Access.NONE and not _overlaps(busy, entry.gfns)

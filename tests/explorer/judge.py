@@ -84,7 +84,7 @@ class Judge:
     def _look_for_stranded(self, slat: SoftwareHypervisor) -> None:
         for bar in self.truth.movable():
             for gfn in self.gfns:
-                if bar.covers(gfn) and slat._slat.entry(gfn) is None:
+                if bar.covers(gfn) and slat.table.entry(gfn) is None:
                     self.find(Rule.STRANDED, f"gfn {gfn} of {bar.name}")
 
     def _look_for_unpinned(self) -> None:
@@ -126,7 +126,7 @@ class Judge:
         self._moment += 1
         self.truth.dirty = True
         reached: dict[int, Mapping] = {}
-        for entry in slat._slat.entries(EVERYWHERE):
+        for entry in slat.table.entries(EVERYWHERE):
             if entry.access:
                 for gfn in self.gfns:
                     if entry.start <= gfn < entry.end:

@@ -127,6 +127,7 @@ class ModelPartition:
             address_space=self.address_space,
             memory=self.declared,
             hypervisor=self.hypervisor,
+            table=self.software.table,
             link=None,
             notifier=self.notifier,
             regions=self.regions,

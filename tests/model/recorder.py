@@ -138,7 +138,7 @@ class Recorder(trio.abc.Instrument):
         turning = blocks.pop() if self.lock.held_by is Lock.CHANGER else []
         reached = {
             gfn - GFN: None if (frame := entry.frame_at(gfn)) is None else frame.page
-            for entry in self.software._slat.entries(GfnRange(start=0, end=PAGE_LIMIT))
+            for entry in self.software.table.entries(GfnRange(start=0, end=PAGE_LIMIT))
             for gfn in range(entry.start, entry.end)
         }
         seen: dict[Key, Value] = {

@@ -247,7 +247,8 @@ OWN_LINES = {
 CLIENTS_LINES = {
     "connection_failed", "connection_gone", "connection_refused", "faults_undecided", "hello_refused",
     "map_broke_down", "map_refused", "mappings_left", "memory_gone", "metrics_failed", "partition_created",
-    "partition_end_cut_short", "partition_ended", "partition_lost", "pinned_region_dangling", "policy_set",
+    "partition_end_cut_short", "partition_ended", "partition_lost", "partition_not_kept",
+    "pinned_region_dangling", "policy_set",
 }  # fmt: skip
 """Of tasks that have a share."""
 

@@ -199,11 +199,9 @@ async def linked(model: ModelPartition) -> AsyncIterator[tuple[RemoteHypervisor,
     """With a hypervisor connection, as the partition and as the VMM see it; it has been welcomed."""
     ours, theirs = socket.socketpair()
     link, peer = RemoteHypervisor(deadline=lambda: 1.0), RawPeer.of(theirs)
-    model.partition.start_link(
-        link,
-        Connection(ours, Tenants(Limits), HangupWatch()),
-        rpc.encode_result(1, None),
-    )
+    connection = Connection(ours, Tenants(Limits), HangupWatch())
+    connection.expect_responses()
+    model.partition.start_link(link, connection, rpc.encode_result(1, None))
     await peer.response()
     yield link, peer
     peer.close()

@@ -100,6 +100,7 @@ async def vmm(nursery: trio.Nursery) -> AsyncIterator[Vmm]:
     link = RemoteHypervisor(deadline=lambda: 5)
     link.takes_lists = True
     connection = Connection(ours, Tenants(Limits), HangupWatch())
+    connection.expect_responses()
     served = Running(nursery, link.serve, connection)
     await wait_all_tasks_blocked()
     vmm = Vmm(link, RawPeer.of(theirs), served, nursery)

@@ -49,6 +49,7 @@ async def test_a_hypervisors_answer_that_came_in_time_counts(nursery: trio.Nurse
         RawPeer.of(theirs),
     )
     link = RemoteHypervisor(deadline=lambda: 5)
+    connection.expect_responses()
     answers = Running(nursery, link.serve, connection)
     await wait_all_tasks_blocked()
     unmapping = Running(nursery, link.unmap_gpas, [GfnRange(start=1, end=2)])

@@ -20,6 +20,7 @@ from intercept_protocol.outcomes import Access
 from interceptd.address_space import Caller
 from interceptd.pages.counted_range_map import CountedRangeMap
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
+from interceptd.pages.range_map import RangeMap
 from interceptd.quota import Quota
 from interceptd.scheduling.time_share import give_way, give_way_shielded
 
@@ -85,6 +86,10 @@ class DeclaredAddressSpace:
     async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:  # noqa: ARG002 - as above
         vma = self.vma_at(page)
         return None if vma is None else vma.io
+
+    def take_over(self, vmas: RangeMap[Vma]) -> None:
+        """Have the VMAs that a predecessor recorded, whatever the limits are now."""
+        self._vmas.take_over(vmas)
 
     def vma_at(self, page: int) -> Vma | None:
         return self._vmas.find(page)

@@ -1,7 +1,7 @@
 """One accepted connection: requests in, answers out, one after the other.
 
-Owns the socket, the receive buffer, and what a peer may send before it has its answer. Must not know roles or
-methods.
+Owns the socket, the receive buffer, and what a peer may send before it has its answer. The buffer of a
+connection that outlives the daemon is an `Inbox`. Must not know roles or methods.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from interceptd.connections.hangup_watch import HUNG_UP, READABLE_OR_HUNG_UP, Ha
 from interceptd.connections.peer import Peer, Pidfd, peer_groups
 from interceptd.connections.received_fds import ReceivedFds, let_send_descriptors, read_rest
 from interceptd.connections.request_reader import RequestReader
+from interceptd.connections.socket_cookie import cookie_of
 from interceptd.connections.tenants import Tenants
 from interceptd.connections.unread import may_bring_descriptors, unread_bytes
+from interceptd.ledger.inbox import Inbox
 from interceptd.scheduling.time_share import give_way
 
 RECEIVE_BYTES = 4096
@@ -68,6 +70,9 @@ class Connection:
         self._watch = watch
         self._receiver = rpc.Receiver({rpc.REQUEST}, REQUEST_VALUES)
         self._requests = RequestReader(accepted)
+        self._inbox: Inbox | None = None
+        self._has_response = False
+        """Whether the inbox holds a response that was returned."""
         self._turn = 0
         self._ends_wait = HUNG_UP
         """What ends the wait for an answer."""
@@ -105,6 +110,40 @@ class Connection:
         if unread_bytes(self._socket):
             raise _second_request()
 
+    def expect_one_at_a_time(self) -> None:
+        """The same, of a connection whose peer may have sent one while no daemon ran."""
+        self._ends_wait = READABLE_OR_HUNG_UP
+
+    @property
+    def descriptor(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def cookie(self) -> int:
+        """The kernel's number of the socket, which is never used again (SO_COOKIE)."""
+        return cookie_of(self._socket)
+
+    @property
+    def inbox(self) -> Inbox | None:
+        return self._inbox
+
+    def use(self, inbox: Inbox) -> None:
+        """From now on receive into `inbox`, which a successor finds."""
+        self._inbox = self._requests.inbox = inbox
+
+    def feed(self, received: bytes) -> None:
+        """Take what a predecessor had received and not answered as if it came now."""
+        self._receiver.receive_data(received)
+
+    def mark_answered(self) -> None:
+        """Nothing is owed to the peer; `answer` says so by itself."""
+        if self._inbox is not None:
+            self._inbox.answered()
+
+    def lose_descriptors(self, why: WireError) -> None:
+        """Those of the request that is received next are lost."""
+        self._descriptors.lose(why)
+
     def drop_descriptors(self) -> None:
         """Close the descriptors that came with the last request and were not taken."""
         self._rest_due = None
@@ -121,7 +160,8 @@ class Connection:
                 self.tenant.charge(self._descriptors.received)
             self._descriptors.close()
             with suppress(OSError):  # it is broken
-                # Nothing can come any more, and the peer reads the end behind our last message.
+                # Nothing can come any more, and the peer reads the end behind our last message. It also ends
+                # the keeper's duplicate.
                 self._socket.shutdown(socket.SHUT_RDWR)
             if read_rest(self._socket):
                 self.tenant.closer.close_connection(self._socket.detach())
@@ -144,9 +184,16 @@ class Connection:
 
     async def _receive(self) -> rpc.Request | None:
         await self._let_others_run()
-        while True:
+        message = await self._receive_one()
+        assert isinstance(message, rpc.Request | None), "the receiver accepts nothing else"
+        return message
+
+    async def _receive_one(self) -> rpc.Message | None:
+        """The next message, taken out of the socket without a byte of the one behind it."""
+        message = self._receiver.next_message() if self._receiver.has_bytes else None
+        while message is None:
             try:
-                request = self._requests.read(self._receiver, self._descriptors)
+                message = self._requests.read(self._receiver, self._descriptors)
             except BlockingIOError:
                 await self._wait_readable()
             except EOFError:
@@ -154,9 +201,9 @@ class Connection:
             except OSError as error:
                 raise ConnectionGone(sentence(error)) from error
             else:
-                if request is not None:
-                    return request
-                await trio.lowlevel.checkpoint()  # a long message takes long to scan
+                if message is None:
+                    await trio.lowlevel.checkpoint()  # a long message takes long to scan
+        return message
 
     async def _receive_only(self) -> rpc.Request | None:
         """Where nothing may follow the request."""
@@ -189,7 +236,7 @@ class Connection:
             return await self._receive_only()
         while True:
             try:
-                data = self._descriptors.receive(self._socket, RECEIVE_BYTES)
+                data = self._descriptors.receive(self._socket, RECEIVE_BYTES, self._inbox)
                 break
             except BlockingIOError:
                 if may_yield:
@@ -207,6 +254,8 @@ class Connection:
             return whole
         if not data:
             return None
+        if self._inbox is not None:
+            self._inbox.note(len(data))
         self._receiver.receive_data(data)
         return await self._receive_only()
 
@@ -219,8 +268,11 @@ class Connection:
         self._receiver = rpc.Receiver({rpc.RESPONSE}, REQUEST_VALUES)
 
     async def receive_response(self) -> rpc.Response | None:
-        """The peer's next answer; None when it has closed. Raises like `receive`."""
-        message = await self._next_message()
+        """The peer's next answer; None when it has closed. Raises like `receive`. Forgets the one before."""
+        if self._has_response:
+            self.mark_answered()
+        message = await self._receive_one()
+        self._has_response = True
         assert isinstance(message, rpc.Response | None), "the receiver accepts nothing else"
         return message
 
@@ -241,6 +293,8 @@ class Connection:
         """Send an answer; blocks while the peer does not read. Raises like `answer_watched`."""
         if rest := self._send_now(data):
             await self.answer_watched(self.send(rest))
+        if self._inbox is not None:
+            self._inbox.answered()
 
     async def answer_watched(self, answering: Awaitable[Answered]) -> Answered:
         """Await `answering`. When the peer closes meanwhile, cancel it, and raise `ConnectionGone`; when it
@@ -262,6 +316,7 @@ class Connection:
             self._socket.send(rpc.encode_error(msgid, error), socket.MSG_NOSIGNAL)
 
     async def _next_message(self) -> rpc.Message | None:
+        """Where no second message may follow."""
         while (message := self._receiver.next_message()) is None:
             if self._receiver.has_bytes:
                 await trio.lowlevel.checkpoint()  # a long message takes long to scan
@@ -274,11 +329,15 @@ class Connection:
     async def _read(self) -> bytes:
         while True:
             try:
-                return self._descriptors.receive(self._socket, RECEIVE_BYTES)
+                data = self._descriptors.receive(self._socket, RECEIVE_BYTES, self._inbox)
             except BlockingIOError:
                 await self._wait_readable()
             except OSError as error:
                 raise ConnectionGone(sentence(error)) from error
+            else:
+                if self._inbox is not None:
+                    self._inbox.note(len(data))
+                return data
 
     async def _wait_readable(self) -> None:
         """Wait for more bytes. Descriptors whose request stays incomplete are closed after `REST_SECONDS`.

@@ -15,6 +15,7 @@ from contextlib import suppress
 from intercept_protocol.errors import ProtocolViolation, WireError
 from interceptd.connections.closer import Closer
 from interceptd.connections.unread import LOOK_LIMIT, may_bring_descriptors, unread_bytes
+from interceptd.ledger.inbox import Inbox
 
 KEPT_LIMIT = 4
 """Descriptors kept at a time: one more than any method takes, so that the method can report a surplus."""
@@ -71,15 +72,22 @@ class ReceivedFds:
         """Whether descriptors wait to be taken. One may be the peer's end of this very connection."""
         return bool(self._kept)
 
-    def receive(self, source: socket.socket, size: int) -> bytes:
-        """Like `recv`, but keeps the descriptors that come along, and closes those beyond the limit.
+    def receive(self, source: socket.socket, size: int, inbox: Inbox | None = None) -> bytes:
+        """Like `recv`, but keeps the descriptors that come along, and closes those beyond the limit. With an
+        inbox, the bytes are there as soon as they are received; the caller notes them.
 
         Used even where none are wanted: `recv` would close them in this thread, which may block. Raises
-        `OSError`, and like `drop`.
+        `OSError`, `ProtocolViolation` if the inbox is full, and like `drop`.
         """
         if self._closer.full and may_bring_descriptors(source):
             self._refuse()
-        data, ancillary, flags, _ = source.recvmsg(size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        if inbox is None:
+            data, ancillary, flags, _ = source.recvmsg(size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        else:
+            if not (space := inbox.space(size)):
+                raise _too_long(inbox.capacity)
+            count, ancillary, flags, _ = source.recvmsg_into(space, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+            data = inbox.received(count)
         if ancillary:
             self._keep(_passed(ancillary))
         if flags & _MSG_CTRUNC:
@@ -136,6 +144,14 @@ class ReceivedFds:
             raise ProtocolViolation(
                 error.number, f"{error.message}: those that were sent take too long to close", **error.details
             ) from None
+
+
+def _too_long(limit: int) -> ProtocolViolation:
+    return ProtocolViolation(
+        errno.EMSGSIZE,
+        f"a request of this role has more than {limit} bytes",
+        limit="request_bytes",
+    )
 
 
 def _cut_off(received: int) -> WireError:

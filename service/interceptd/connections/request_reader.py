@@ -1,6 +1,6 @@
-"""Takes requests out of a socket one at a time, and not a byte of the next: its descriptors would come along.
+"""Takes messages out of a socket one at a time, and not a byte of the next: its descriptors would come along.
 
-Owns how far to read: it looks (MSG_PEEK) for the request's end. Must not know methods, and never blocks.
+Owns how far to read: it looks (MSG_PEEK) for the message's end. Must not know methods, and never blocks.
 
 The kernel attaches descriptors to the bytes that were sent with them (SCM_RIGHTS, unix(7)): they come with
 the first of these that is read.
@@ -14,6 +14,7 @@ from time import perf_counter_ns
 from intercept_protocol import rpc
 from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.unread import is_long
+from interceptd.ledger.inbox import Inbox
 
 LOOK_BYTES = 4096
 """Bytes per look: fifteen intercepts, or any usual control message."""
@@ -26,19 +27,20 @@ STEPS = 64
 
 
 class RequestReader:
-    """Of one connection."""
+    """Of one connection. What it reads goes to the `inbox`, if there is one."""
 
-    __slots__ = ("_looked_at", "_may_look", "_source")
+    __slots__ = ("_looked_at", "_may_look", "_source", "inbox")
 
     def __init__(self, source: socket.socket) -> None:
         self._source = source
+        self.inbox: Inbox | None = None
         self._may_look = True
         """Whether what is unread is not known to be long."""
         self._looked_at = 0
         """Nanoseconds of `perf_counter_ns`."""
 
-    def read(self, receiver: rpc.Receiver, descriptors: ReceivedFds) -> rpc.Request | None:
-        """Read what has arrived of a request, with its descriptors; None while the rest is missing.
+    def read(self, receiver: rpc.Receiver, descriptors: ReceivedFds) -> rpc.Message | None:
+        """Read what has arrived of a message, with its descriptors; None while the rest is missing.
 
         Raises `BlockingIOError` if nothing has arrived, `EOFError` if the peer has closed, `OSError`, and
         `ProtocolViolation`. Cheapest if the request is all that has arrived, in one piece.
@@ -56,14 +58,20 @@ class RequestReader:
         if request is not None:
             unread -= receiver.drop_rest()
         while unread:
-            unread -= len(descriptors.receive(self._source, unread))
+            unread -= len(self._receive(descriptors, unread))
         return request
 
-    def _read_in_steps(self, receiver: rpc.Receiver, descriptors: ReceivedFds) -> rpc.Request | None:
+    def _receive(self, descriptors: ReceivedFds, size: int) -> bytes:
+        data = descriptors.receive(self._source, size, self.inbox)
+        if self.inbox is not None:
+            self.inbox.note(len(data))
+        return data
+
+    def _read_in_steps(self, receiver: rpc.Receiver, descriptors: ReceivedFds) -> rpc.Message | None:
         """Read, several times, what the request has at least: a few bytes."""
         try:
             for _ in range(STEPS):
-                request = _decoded(receiver, descriptors.receive(self._source, receiver.missing_bytes))
+                request = _decoded(receiver, self._receive(descriptors, receiver.missing_bytes))
                 if request is not None:
                     return request
         except BlockingIOError:
@@ -72,10 +80,8 @@ class RequestReader:
         return None
 
 
-def _decoded(receiver: rpc.Receiver, data: bytes) -> rpc.Request | None:
+def _decoded(receiver: rpc.Receiver, data: bytes) -> rpc.Message | None:
     if not data:
         raise EOFError
     receiver.receive_data(data)
-    message = receiver.next_message()
-    assert isinstance(message, rpc.Request | None), "the receiver accepts nothing else"
-    return message
+    return receiver.next_message()

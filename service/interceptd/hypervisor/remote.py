@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -21,6 +22,8 @@ from interceptd.connections.connection import LAST_LOOK_SECONDS, Connection, Con
 from interceptd.errors import PartitionLost
 from interceptd.hypervisor import HypervisorCounters, HypervisorError, named
 from interceptd.hypervisor.slat import SoftwareSlat
+from interceptd.ledger.journal import Journal
+from interceptd.ledger.records import Changing, Settled
 from interceptd.pages.mapping import HOST_BACKING, Mapping
 
 _QUOTED = 200
@@ -59,8 +62,9 @@ def refusal(call: HypervisorCall, error: WireError) -> HypervisorError:
 class RemoteHypervisor:
     """See `Hypervisor`. `deadline` returns the timeout of a request, in seconds, and is called for each."""
 
-    def __init__(self, deadline: Callable[[], float]) -> None:
+    def __init__(self, deadline: Callable[[], float], journal: Journal | None = None) -> None:
         self._deadline = deadline
+        self._journal = journal
         self.claimed = False
         """Whether a hypervisor connection was accepted."""
         self.takes_lists = False
@@ -68,8 +72,10 @@ class RemoteHypervisor:
         self._connection: Connection | None = None
         self._in_flight: dict[int, _Request] = {}
         self._late: deque[int] = deque()
-        self._msgid = 0
-        self._mirror = SoftwareSlat()
+        self._first_msgid = self._msgid = 0 if journal is None else journal.ledger.last_msgid
+        """What the predecessor asked is answered with its msgids: from those after the first, it is ours."""
+        self.table = SoftwareSlat(journal)
+        """The mirror."""
         self._map_calls = 0
         self._unmap_calls = 0
 
@@ -78,8 +84,8 @@ class RemoteHypervisor:
         return self._connection is not None
 
     async def serve(self, connection: Connection) -> None:
-        """Process the VMM's answers until it closes. Raises `ProtocolViolation`, `ConnectionGone`."""
-        connection.expect_responses()
+        """Process the VMM's answers, which `connection` must expect, until it closes. Raises
+        `ProtocolViolation`, `ConnectionGone`."""
         self._connection = connection
         try:
             while (response := await connection.receive_response()) is not None:
@@ -99,6 +105,10 @@ class RemoteHypervisor:
     async def map_gpas(self, mappings: Sequence[Mapping]) -> None:
         """See `Hypervisor.map_gpas`. If it is not known what was mapped, as after a timeout, everything is
         unmapped before the error is raised."""
+        with self._recorded([(mapping.start, mapping.end) for mapping in mappings]):
+            await self._map(mappings)
+
+    async def _map(self, mappings: Sequence[Mapping]) -> None:
         self._map_calls += 1
         pieces = [_map_gpa(mapping) for mapping in mappings]
         try:
@@ -106,7 +116,7 @@ class RemoteHypervisor:
         except Undecided:
             gfns = [mapping.gfns for mapping in mappings]
             try:
-                await self.unmap_gpas(gfns)
+                await self._unmap(gfns)
             except HypervisorError as error:
                 raise PartitionLost(f"a late map of {named(gfns)} could not be undone: {error}") from error
             raise
@@ -117,6 +127,10 @@ class RemoteHypervisor:
 
     async def unmap_gpas(self, ranges: Sequence[GfnRange]) -> None:
         """See `Hypervisor.unmap_gpas`."""
+        with self._recorded([(gfns.start, gfns.end) for gfns in ranges]):
+            await self._unmap(ranges)
+
+    async def _unmap(self, ranges: Sequence[GfnRange]) -> None:
         self._unmap_calls += 1
         pieces = [messages.UnmapGpa(start_gfn=gfns.start, page_count=gfns.page_count) for gfns in ranges]
         try:
@@ -126,27 +140,42 @@ class RemoteHypervisor:
             raise
         self._unmapped(ranges)
 
+    @contextmanager
+    def _recorded(self, gfns: list[tuple[int, int]]) -> Iterator[None]:
+        """Record before the VMM is asked, and when the outcome is recorded. A successor that finds only the
+        former unmaps them, since the VMM may or may not have carried it out."""
+        if self._journal is None:
+            yield
+            return
+        self._journal.append(Changing(gfns))
+        try:
+            yield
+        except HypervisorError:
+            self._journal.append(Settled())
+            raise
+        self._journal.append(Settled())
+
     def _mapped(self, mappings: Sequence[Mapping]) -> None:
         for mapping in mappings:
-            self._mirror.replace(mapping)
+            self.table.replace(mapping)
 
     def _unmapped(self, ranges: Sequence[GfnRange]) -> None:
         for gfns in ranges:
-            self._mirror.clear(gfns)
+            self.table.clear(gfns)
 
     def translate(self, gfn: int) -> Mapping | None:
         """See `Hypervisor.translate`: by the mappings that the VMM has confirmed."""
-        entry = self._mirror.entry(gfn)
+        entry = self.table.entry(gfn)
         return entry if entry is not None and entry.access else None
 
     async def discard(self) -> None:
-        await self._mirror.discard()
+        await self.table.discard()
 
     def counters(self) -> HypervisorCounters:
         return HypervisorCounters(
-            mapped_gfns=self._mirror.gfn_count - self._mirror.no_access_gfns,
-            no_access_gfns=self._mirror.no_access_gfns,
-            slat_extents=len(self._mirror),
+            mapped_gfns=self.table.gfn_count - self.table.no_access_gfns,
+            no_access_gfns=self.table.no_access_gfns,
+            slat_extents=len(self.table),
             map_calls=self._map_calls,
             unmap_calls=self._unmap_calls,
         )
@@ -155,6 +184,8 @@ class RemoteHypervisor:
         if self._connection is None:
             raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: no hypervisor connection")
         self._msgid = self._msgid % (rpc.MSGID_LIMIT - 1) + 1  # 0 is not used for requests
+        if self._journal is not None:
+            self._journal.ledger.last_msgid = self._msgid
         msgid, deadline = self._msgid, self._deadline()
         request = self._in_flight[msgid] = _Request()
         try:
@@ -179,6 +210,8 @@ class RemoteHypervisor:
         if self._late and response.msgid == self._late[0]:
             self._late.popleft()
             return
+        if request is None and self._is_predecessors(response.msgid):
+            return
         if request is None or request.answered.is_set():
             raise ProtocolViolation(errno.EPROTO, f"no request {response.msgid} waits for an answer")
         if self._late:  # the VMM may still carry out the late request, after the one that undoes it
@@ -186,6 +219,13 @@ class RemoteHypervisor:
         if response.error is not None:
             request.error = WireError.from_any(response.error)
         request.answered.set()
+
+    def _is_predecessors(self, msgid: int) -> bool:
+        """Whether it is none of the msgids that were given out since the start."""
+        if not self._first_msgid:
+            return False
+        ours = (self._msgid - self._first_msgid) % (rpc.MSGID_LIMIT - 1)
+        return not 0 < (msgid - self._first_msgid) % (rpc.MSGID_LIMIT - 1) <= ours
 
 
 def _map_gpa(mapping: Mapping) -> messages.MapGpa:

@@ -1,14 +1,18 @@
 """The software second-level table: gfn -> (frame, access), stored as extents.
 
-Owns the entries and the capacity of a table page; must not know hypercalls. An edit is
-synchronous and costs what its extents cost, whether it spans a page or 64 GiB.
+Owns the entries, the capacity of a table page, and that a successor learns of every edit; must not know
+hypercalls. An edit is synchronous and costs what its extents cost, whether it spans a page or 64 GiB.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from intercept_protocol.addresses import GfnRange
 from intercept_protocol.outcomes import Access
-from interceptd.pages.mapping import Mapping, insert_joined
+from interceptd.ledger import records
+from interceptd.ledger.journal import Journal
+from interceptd.pages.mapping import Cache, Mapping, insert_joined
 from interceptd.pages.range_map import RangeMap
 from interceptd.scheduling.time_share import give_way_shielded
 
@@ -19,10 +23,11 @@ GFNS_PER_TABLE_PAGE = 512
 class SoftwareSlat:
     """What the guest can access. Entries without rights are NO_ACCESS."""
 
-    __slots__ = ("_entries", "_no_access_gfns")
+    __slots__ = ("_entries", "_journal", "_no_access_gfns")
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal | None = None) -> None:
         self._entries: RangeMap[Mapping] = RangeMap()
+        self._journal = journal
         self._no_access_gfns = 0
 
     def __len__(self) -> int:
@@ -53,12 +58,22 @@ class SoftwareSlat:
         inserted = insert_joined(self._entries, mapping)
         if inserted:
             self._no_access_gfns += _no_access(mapping)
+            if self._journal is not None:
+                self._journal.append(mapped(mapping))
         return inserted
 
     def replace(self, mapping: Mapping) -> None:
         """Write the entries of `mapping`, replacing existing ones."""
         self.clear(mapping.gfns)
         self.insert(mapping)
+
+    def take_over(self, table: SoftwareSlat) -> None:
+        """Have the entries of `table`, which a predecessor recorded; it must not be used any more."""
+        self._entries, self._no_access_gfns = table._entries, table._no_access_gfns
+
+    def __iter__(self) -> Iterator[Mapping]:
+        """The entries in order; do not edit under it."""
+        return iter(self._entries)
 
     async def discard(self) -> None:
         """Free all entries in pieces; for the end."""
@@ -67,7 +82,23 @@ class SoftwareSlat:
 
     def clear(self, gfns: GfnRange) -> None:
         """Remove the entries in `gfns`."""
-        self._no_access_gfns -= sum(_no_access(entry) for entry in self._entries.carve(gfns))
+        removed = self._entries.carve(gfns)
+        self._no_access_gfns -= sum(map(_no_access, removed))
+        if removed and self._journal is not None:
+            self._journal.append(records.Unmapped(gfns.start, gfns.end))
+
+
+def mapped(entry: Mapping) -> records.Mapped:
+    """The record of an entry."""
+    frame = entry.frame
+    cached = entry.cache is Cache.NORMAL
+    if frame is None:
+        return records.Mapped(
+            entry.start, entry.end, entry.start_uaddr_page, entry.access.value, None, 0, cached
+        )
+    return records.Mapped(
+        entry.start, entry.end, entry.start_uaddr_page, entry.access.value, frame.backing, frame.page, cached
+    )
 
 
 def _no_access(entry: Mapping) -> int:

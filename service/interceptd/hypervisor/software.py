@@ -15,6 +15,7 @@ from intercept_protocol.outcomes import spelled
 from interceptd.hypervisor import HypervisorCounters, HypervisorError
 from interceptd.hypervisor.hv_status import HvStatus
 from interceptd.hypervisor.slat import GFNS_PER_TABLE_PAGE, SoftwareSlat
+from interceptd.ledger.journal import Journal
 from interceptd.pages.mapping import Mapping
 
 MAP_BATCH_GFNS = 509
@@ -37,11 +38,12 @@ class SoftwareHypervisor:
         remap: Remap,
         pool_pages: int,
         pool_limit: Callable[[], int],
+        journal: Journal | None = None,
     ) -> None:
         self._remap = remap
         self._pool_pages = pool_pages
         self._pool_limit = pool_limit
-        self._slat = SoftwareSlat()
+        self.table = SoftwareSlat(journal)
         self._map_calls = 0
         self._unmap_calls = 0
         self._deposits = 0
@@ -61,11 +63,11 @@ class SoftwareHypervisor:
             self._map_calls += 1
             raise _refused(HvStatus.INVALID_PARAMETER, mapping, 0, done)
         completed, status = self._map_hypercalls(mapping)
-        if status is HvStatus.SUCCESS and self._slat.insert(mapping):  # as a rule there was nothing
+        if status is HvStatus.SUCCESS and self.table.insert(mapping):  # as a rule there was nothing
             return
-        before = self._slat.entries(mapping.gfns)
+        before = self.table.entries(mapping.gfns)
         if completed:
-            self._slat.replace(mapping.slice(mapping.start, mapping.start + completed))
+            self.table.replace(mapping.slice(mapping.start, mapping.start + completed))
         if status is not HvStatus.SUCCESS:
             self._roll_back(GfnRange(start=mapping.start, end=mapping.start + completed), before)
             raise _refused(status, mapping, completed, done)
@@ -74,23 +76,23 @@ class SoftwareHypervisor:
         """See `Hypervisor.unmap_gpas`. Of each range, one call per 512 gfns from the first to the last mapped
         one."""
         for gfns in ranges:
-            entries = self._slat.entries(gfns)
+            entries = self.table.entries(gfns)
             if entries:
                 self._unmap_calls += _calls(entries[-1].end - entries[0].start, UNMAP_BATCH_GFNS)
-                self._slat.clear(gfns)
+                self.table.clear(gfns)
 
     def translate(self, gfn: int) -> Mapping | None:
-        entry = self._slat.entry(gfn)
+        entry = self.table.entry(gfn)
         return entry if entry is not None and entry.access else None
 
     async def discard(self) -> None:
-        await self._slat.discard()
+        await self.table.discard()
 
     def counters(self) -> HypervisorCounters:
         return HypervisorCounters(
-            mapped_gfns=self._slat.gfn_count - self._slat.no_access_gfns,
-            no_access_gfns=self._slat.no_access_gfns,
-            slat_extents=len(self._slat),
+            mapped_gfns=self.table.gfn_count - self.table.no_access_gfns,
+            no_access_gfns=self.table.no_access_gfns,
+            slat_extents=len(self.table),
             map_calls=self._map_calls,
             unmap_calls=self._unmap_calls,
             deposits=self._deposits,
@@ -98,7 +100,7 @@ class SoftwareHypervisor:
 
     def _is_accessible(self, gfns: GfnRange) -> bool:
         """Whether the guest can access some of `gfns`."""
-        return any(entry.access for entry in self._slat.entries(gfns))
+        return any(entry.access for entry in self.table.entries(gfns))
 
     def _map_hypercalls(self, mapping: Mapping) -> tuple[int, HvStatus]:
         """Count the calls that map `mapping`; returns the gfns completed and the last call's status.
@@ -113,13 +115,13 @@ class SoftwareHypervisor:
 
     def _make_room(self, gfns: GfnRange) -> tuple[int, HvStatus]:
         """Deposit until the table can hold `gfns`; returns how many of them, from the start, surely fit."""
-        if self._slat.gfn_count + gfns.page_count <= self._pool_pages * GFNS_PER_TABLE_PAGE:
+        if self.table.gfn_count + gfns.page_count <= self._pool_pages * GFNS_PER_TABLE_PAGE:
             return gfns.page_count, HvStatus.SUCCESS  # even if none of them has an entry
-        new = self._slat.new_gfns(gfns)
-        wanted = self._slat.gfn_count + sum(end - start for start, end in new)
+        new = self.table.new_gfns(gfns)
+        wanted = self.table.gfn_count + sum(end - start for start, end in new)
         while (capacity := self._pool_pages * GFNS_PER_TABLE_PAGE) < wanted:
             if self._pool_pages + DEPOSIT_PAGES > self._pool_limit():
-                return _reach(gfns, new, capacity - self._slat.gfn_count), HvStatus.INSUFFICIENT_MEMORY
+                return _reach(gfns, new, capacity - self.table.gfn_count), HvStatus.INSUFFICIENT_MEMORY
             self._pool_pages += DEPOSIT_PAGES
             self._deposits += 1
         return gfns.page_count, HvStatus.SUCCESS
@@ -128,12 +130,12 @@ class SoftwareHypervisor:
         """Unmap what the completed batches mapped, and restore the extents that they replaced."""
         if done.page_count:
             self._unmap_calls += _calls(done.page_count, UNMAP_BATCH_GFNS)
-            self._slat.clear(done)
+            self.table.clear(done)
         for entry in before:
             restored = entry.gfns.clip(done)
             if restored is not None:
                 self._map_calls += _calls(restored.page_count, MAP_BATCH_GFNS)
-                self._slat.replace(entry.slice(restored.start, restored.end))
+                self.table.replace(entry.slice(restored.start, restored.end))
 
 
 def _reach(gfns: GfnRange, new: list[tuple[int, int]], room: int) -> int:

@@ -25,7 +25,7 @@ from interceptd.hypervisor import Hypervisor, HypervisorError, named
 from interceptd.memory import long_lists
 from interceptd.memory.region import Piece, Region
 from interceptd.pages.counted_range_map import CountedRangeMap
-from interceptd.pages.mapping import Mapping, join
+from interceptd.pages.mapping import Mapping, insert_joined, join
 from interceptd.pages.untracked import untracked
 from interceptd.quota import Quota
 from interceptd.scheduling.time_share import give_way_shielded
@@ -207,6 +207,17 @@ class GuestMappings:
     def revocation(self) -> Revocation:
         """Begin to take something away from the guest."""
         return Revocation(self)
+
+    # ------------------------------------------------ taking over from a predecessor
+
+    def take_over(self, region: Region, mapping: Mapping) -> None:
+        """Record what the guest has, whatever the limits are now."""
+        insert_joined(self._record, mapping)
+        region.mapped_gfns += mapping.end - mapping.start
+
+    def doubt(self, region: Region, gfns: GfnRange) -> None:
+        """Record no longer what the guest may or may not have."""
+        self._forget(region, gfns)
 
     async def discard(self) -> None:
         """Free the record of a partition that has ended, and let others run meanwhile."""

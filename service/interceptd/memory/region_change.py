@@ -35,7 +35,7 @@ class RegionChange:
         """What the guest must lose."""
         self.coming = list(_without(self.new, stays))
         """What the guest gets instead."""
-        self.changing = _union(gfns for _, gfns in (*self.going, *self.coming))
+        self.changing = union(gfns for _, gfns in (*self.going, *self.coming))
         """The gfns of either, on which faults wait."""
 
 
@@ -82,7 +82,7 @@ def _without(regions: Sequence[Region], stays: Sequence[GfnRange]) -> Iterator[P
             yield region, GfnRange(start=start, end=end)
 
 
-def _union(ranges: Iterable[GfnRange]) -> list[GfnRange]:
+def union(ranges: Iterable[GfnRange]) -> list[GfnRange]:
     """The same pages, as few ranges."""
     union: list[GfnRange] = []
     for gfns in sorted(ranges):

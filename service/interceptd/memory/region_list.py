@@ -43,6 +43,10 @@ class RegionList:
         """The regions that start at `gfn` or behind it, in order; do not edit under it."""
         return self._by_gfn.between(gfn, PAGE_LIMIT)
 
+    def between(self, start_gfn: int, end_gfn: int) -> Iterator[Region]:
+        """The regions that start in [start_gfn, end_gfn), in order; do not edit under it."""
+        return self._by_gfn.between(start_gfn, end_gfn)
+
     def behind(self, uaddrs: UaddrRange) -> Iterator[Region]:
         """Every region that is backed by some of these pages, aliases included; do not edit under it."""
         return self._by_uaddr.overlapping(uaddrs)

@@ -26,6 +26,9 @@ from intercept_protocol.events import AnyFact
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer, allows
 from interceptd.hypervisor import HypervisorError
+from interceptd.hypervisor.slat import SoftwareSlat
+from interceptd.ledger.journal import Journal
+from interceptd.ledger.records import Dangling
 from interceptd.memory import region_facts
 from interceptd.memory.attempt import Attempt, Busy, Whole, attempt_at, attempt_over, unpopulated
 from interceptd.memory.guest_mappings import GuestMappings, Revocation
@@ -59,8 +62,10 @@ class RegionManager:
         quota: Quota,
         mmio_granularity: MmioGranularity,
         event_bus: Publisher,
+        journal: Journal | None = None,
     ) -> None:
         self.mmio_granularity = mmio_granularity
+        self._journal = journal
         self._event_bus = event_bus
         self._mappings = mappings
         self._notifier = notifier
@@ -259,6 +264,54 @@ class RegionManager:
             await give_way_shielded()
         await self._mappings.discard()
 
+    # ------------------------------------------------ taking over from a predecessor
+
+    def take_over(self, region: Region) -> None:
+        """Have a region, whatever the limits are now."""
+        self._regions.link(region)
+        self._quota.add(1)
+
+    def take_over_mapping(self, entry: Mapping) -> list[GfnRange]:
+        """Record an entry of the SLAT as far as a region explains it; returns the rest, which must go."""
+        strays: list[GfnRange] = []
+        at = entry.start
+        for region in self._over(entry.gfns):
+            part = region.gfns.clip(entry.gfns)
+            assert part is not None, "it overlaps"
+            if at < part.start:
+                strays.append(GfnRange(start=at, end=part.start))
+            at = part.end
+            mapping = entry.slice(part.start, part.end)
+            if mapping.start_uaddr_page != region.uaddrs_of(part).start:
+                strays.append(part)
+            elif mapping.access:
+                self._mappings.take_over(region, mapping)
+        if at < entry.end:
+            strays.append(GfnRange(start=at, end=entry.end))
+        return strays
+
+    def doubt(self, gfns: GfnRange) -> None:
+        """Nobody knows what the guest has there, until it is unmapped."""
+        for region in self._over(gfns):
+            part = region.gfns.clip(gfns)
+            assert part is not None, "it overlaps"
+            self._mappings.doubt(region, part)
+
+    async def close_gaps(self, table: SoftwareSlat) -> None:
+        """Map NO_ACCESS what a movable region has no entry for in the SLAT. Raises `HypervisorError`."""
+        async with self._lock:
+            for region in self._regions:
+                if region.kind is RegionKind.MOVABLE:
+                    gaps = [GfnRange(start=start, end=end) for start, end in table.new_gfns(region.gfns)]
+                    await self._mappings.map_no_access([(region, gfns) for gfns in gaps])
+                await give_way_shielded()
+
+    def _over(self, gfns: GfnRange) -> list[Region]:
+        """The regions that overlap `gfns`, in order."""
+        first = self._regions.find(gfns.start)
+        rest = self._regions.between(gfns.start + 1, gfns.end)
+        return [*rest] if first is None else [first, *rest]
+
     # ------------------------------------------------ helpers; the lock is held
 
     async def _invalidate(
@@ -271,6 +324,8 @@ class RegionManager:
         gfns = region.gfns_of(clipped)
         if exact and region.kind is RegionKind.PINNED and region.state is RegionState.LIVE:
             region.state = RegionState.DANGLING
+            if self._journal is not None:
+                self._journal.append(Dangling(region.gfns.start))
             log.warning(
                 "pinned_region_dangling",
                 start_gfn=region.gfns.start,

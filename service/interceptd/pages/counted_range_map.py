@@ -31,6 +31,12 @@ class CountedRangeMap(RangeMap[Item]):
         self._quota.count += len(self._items) - before
         return removed
 
+    def take_over(self, items: RangeMap[Item]) -> None:
+        """Have the items of another map, which must not be used any more, instead of none."""
+        assert not self._items, "an empty map"
+        self._items, self._page_count = items._items, items._page_count
+        self._quota.count += len(self._items)
+
     def drop_some(self) -> bool:
         before = len(self._items)
         more = super().drop_some()

@@ -78,6 +78,7 @@ class PartitionFactory:
             address_space=address_space,
             memory=memory,
             hypervisor=hypervisor,
+            table=built.table,
             link=built if isinstance(built, RemoteHypervisor) else None,
             notifier=notifier,
             regions=regions,

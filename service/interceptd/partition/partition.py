@@ -32,6 +32,7 @@ from interceptd.connections.tenants import Tenant
 from interceptd.errors import PartitionLost
 from interceptd.hypervisor import Hypervisor
 from interceptd.hypervisor.remote import RemoteHypervisor
+from interceptd.hypervisor.slat import SoftwareSlat
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
@@ -63,6 +64,8 @@ class Partition:
     memory: DeclaredAddressSpace | ProcessAddressSpace
     """The address space itself, for the VMM's calls that concern it; `address_space` may be a wrapper."""
     hypervisor: Hypervisor
+    table: SoftwareSlat
+    """What the hypervisor has mapped."""
     link: RemoteHypervisor | None
     """The hypervisor itself, where it is the VMM's."""
     notifier: MmuNotifier

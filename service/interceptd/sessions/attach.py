@@ -74,6 +74,7 @@ class Attacher:
         if partition.link.claimed:
             raise WireError(errno.EEXIST, "the partition has a hypervisor connection already")
         partition.link.takes_lists = takes_lists
+        handshake.connection.expect_responses()
         partition.start_link(partition.link, handshake.connection, handshake.hello_reply(self._hello_reply()))
 
     def _notifier(self, handshake: Handshake, partition: Partition) -> None:

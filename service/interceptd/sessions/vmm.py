@@ -49,7 +49,7 @@ class VmmSession:
             case messages.AddRegion() | messages.RemoveRegion() | messages.ChangeRegions():
                 return self._regions.answer(call)
             case messages.MapVma():
-                self._declared().map_vma(_vma(call))
+                self._declared().map_vma(vma_of(call))
             case messages.MapVmas():
                 self._map_vmas(call)
             case messages.UnmapVma():
@@ -94,7 +94,7 @@ class VmmSession:
         vmas = []
         for index, each in enumerate(call.vmas):
             with about_element("vmas", index):
-                vmas.append(_vma(each))
+                vmas.append(vma_of(each))
         declared.map_vmas(vmas)
 
     async def _protect_vma(self, call: messages.ProtectVma) -> None:
@@ -175,7 +175,7 @@ def set_policy(partition: Partition, call: messages.SetPolicy | messages.Operato
         partition.event_bus.publish(PolicySet(mmio_granularity=call.mmio_granularity))
 
 
-def _vma(call: messages.MapVma) -> Vma:
+def vma_of(call: messages.MapVma) -> Vma:
     uaddrs = UaddrRange.of_pages(call.start_uaddr, call.page_count)
     PfnRange.of(call.start_pfn, call.page_count)  # the host's page numbers may not wrap either
     access = access_of(readable=call.readable, writable=call.writable, executable=call.executable)

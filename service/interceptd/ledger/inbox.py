@@ -1,0 +1,153 @@
+"""What one connection has received and not answered, in memory that outlives the daemon.
+
+Owns the receive buffer and the marks around it. Must not know what a request means.
+
+A kept connection reads straight into its inbox, so whatever the kernel has handed out is there. Byte 0 is
+`IDLE`, which MessagePack never uses, while no answer is owed. One request at a time is in an inbox.
+
+The hot path stores nothing else: a whole intercept comes with one read, and one byte says that it is
+answered. Everything else notes the length after each read. To mark a request as answered, the byte comes
+first and the rest is wiped afterwards: in the other order a kill in between would leave half a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgpack
+
+from intercept_protocol._frames import MESSAGE_LIMIT
+
+IDLE = 0xC1
+_HEADER = 64
+SMALL_INBOX = 1280
+"""The longest request on a connection other than the VMM's: four intercepts."""
+LARGE_INBOXES = 2
+"""The first two hold a message of any length: the VMM's, and its hypervisor's."""
+VMM_INBOX, HYPERVISOR_INBOX = range(LARGE_INBOXES)
+INBOX_AREA = 16 << 20
+_LARGE, _SMALL = _HEADER + MESSAGE_LIMIT, _HEADER + SMALL_INBOX
+"""A small one has 21 cache lines: with a power of two, all would lie in the same sets of the cache."""
+INBOXES = LARGE_INBOXES + (INBOX_AREA - LARGE_INBOXES * _LARGE) // _SMALL
+_IDLE_BYTES = bytes([IDLE]) * MESSAGE_LIMIT
+_LENGTH, _HELLO, _STRIKES = range(3)
+"""The words of the header: bytes noted, whether the hello is owed, and see `Inbox.strikes`."""
+
+
+def inbox_place(number: int) -> tuple[int, int]:
+    """Start and end of an inbox in the area."""
+    if number < LARGE_INBOXES:
+        start = number * _LARGE
+        return start, start + _LARGE
+    start = LARGE_INBOXES * _LARGE + (number - LARGE_INBOXES) * _SMALL
+    return start, start + _SMALL
+
+
+class Inbox:
+    """One connection's. A new one must be cleared before it is used."""
+
+    __slots__ = ("_buffer", "_marked", "_whole", "_words", "number")
+
+    def __init__(self, number: int, memory: memoryview) -> None:
+        self.number = number
+        self._words = memory[:_HEADER].cast("I")
+        self._buffer = memory[_HEADER:]
+        self._whole: Sequence[memoryview] = [self._buffer]
+        self._marked = bool(self._words[_LENGTH] or self._words[_HELLO] or self._words[_STRIKES])
+        """Whether there is more to wipe than the first byte."""
+
+    @property
+    def capacity(self) -> int:
+        return len(self._buffer)
+
+    def clear(self) -> None:
+        """Owe nothing, and forget what was there."""
+        self._buffer[0] = IDLE
+        self._words[_LENGTH] = self._words[_HELLO] = self._words[_STRIKES] = 0
+        self._buffer[:] = _IDLE_BYTES[: len(self._buffer)]
+        self._marked = False
+
+    # ------------------------------------------------ receiving
+
+    def space(self, size: int) -> Sequence[memoryview]:
+        """Where to read up to `size` bytes more; empty if the inbox is full."""
+        if not self._marked and size >= len(self._buffer):
+            return self._whole
+        at = self._words[_LENGTH]
+        return [self._buffer[at : at + size]] if at < len(self._buffer) else []
+
+    def received(self, count: int) -> bytes:
+        """The `count` bytes that were just read to `space`."""
+        at = self._words[_LENGTH] if self._marked else 0
+        return bytes(self._buffer[at : at + count])
+
+    def note(self, count: int) -> None:
+        """So many bytes more are there; a request may be incomplete."""
+        if not self._marked and len(self._buffer) == SMALL_INBOX:  # behind them may be an older intercept
+            self._buffer[count:] = _IDLE_BYTES[: SMALL_INBOX - count]
+        self._words[_LENGTH] += count
+        self._marked = True
+
+    def owe_hello(self) -> None:
+        """The hello was received, and is not answered yet."""
+        self._words[_HELLO] = 1
+        self._marked = True
+
+    def answered(self) -> None:
+        """Nothing is owed any more."""
+        self._buffer[0] = IDLE
+        if self._marked:
+            self._wipe()
+
+    def _wipe(self) -> None:
+        length = self._words[_LENGTH]
+        self._words[_HELLO] = 0
+        self._buffer[:length] = _IDLE_BYTES[:length]
+        self._words[_LENGTH] = self._words[_STRIKES] = 0
+        self._marked = False
+
+    # ------------------------------------------------ a successor
+
+    @property
+    def owes_hello(self) -> bool:
+        return bool(self._words[_HELLO])
+
+    @property
+    def strikes(self) -> int:
+        """How many daemons have died since this request came, this one's predecessor included."""
+        return self._words[_STRIKES]
+
+    def strike(self) -> None:
+        self._words[_STRIKES] += 1
+        self._marked = True
+
+    def take_over(self) -> bytes:
+        """What was received and not answered: a request or the beginning of one, or nothing.
+
+        Notes its length, or wipes an inbox that owes nothing: the predecessor may have died before it did.
+        """
+        if self._buffer[0] == IDLE:
+            if not self._words[_HELLO]:
+                self.clear()
+            return b""
+        owed = self._owed()
+        self._words[_LENGTH] = len(owed)
+        self._buffer[len(owed) :] = _IDLE_BYTES[: len(self._buffer) - len(owed)]
+        self._marked = True
+        return owed
+
+    def _owed(self) -> bytes:
+        """One whole message if there is one, else all that may have been received.
+
+        Where no length was noted, the daemon died between the kernel's read and the note, or it was an
+        intercept. A peer that sends a request in pieces may be misread in that instant (T-13).
+        """
+        data = bytes(self._buffer)
+        unpacker = msgpack.Unpacker(strict_map_key=False)
+        unpacker.feed(data)
+        try:
+            unpacker.skip()
+        except (msgpack.OutOfData, ValueError, msgpack.UnpackException):
+            length = self._words[_LENGTH]
+            return data[:length] + data[length:].rstrip(bytes([IDLE]))
+        return data[: unpacker.tell()]

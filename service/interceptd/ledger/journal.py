@@ -1,0 +1,73 @@
+"""What the parts of a partition record for a successor.
+
+Owns when the log is long, and the numbers of what went. Must not know what a successor makes of a record.
+
+If a record cannot be written, the ledger is void: it would no longer say what the guest has. The partition
+goes on, and ends with this daemon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from interceptd.ledger import records
+from interceptd.ledger.ledger import Ledger, LedgerFull
+from interceptd.ledger.records import Record
+
+log = structlog.get_logger()
+
+COMPACT_BYTES = 1 << 20
+"""A shorter log is not compacted. A longer one is, once it is twice as long as after the last compaction."""
+
+
+class Journal:
+    """One ledger's. `on_long` is called when a compaction is worth its time, and may be called again."""
+
+    def __init__(self, ledger: Ledger, on_long: Callable[[Journal], None], *, gone_count: int = 0) -> None:
+        self.ledger = ledger
+        self.is_void = False
+        self._on_long = on_long
+        self._long_bytes = COMPACT_BYTES
+        self._gone_count = gone_count
+        self._served_count = gone_count
+
+    def append(self, record: Record) -> None:
+        """Record something. It counts from this step on."""
+        if self.is_void:
+            return
+        try:
+            self.ledger.append(records.encode(record))
+        except LedgerFull:
+            self.give_up("its log is full")
+            return
+        if self.ledger.log_bytes > self._long_bytes:
+            self._on_long(self)
+
+    def compacted(self) -> None:
+        """The log is as short as it can be."""
+        self._long_bytes = max(COMPACT_BYTES, 2 * self.ledger.log_bytes)
+
+    def give_up(self, why: str) -> None:
+        """From now on no successor can take over."""
+        if not self.is_void:
+            self.is_void = True
+            self.ledger.void()
+            log.warning("partition_not_kept", reason=why)
+
+    def gone(self, start_page: int, end_page: int) -> None:
+        """Memory went that no request will announce again."""
+        self._gone_count += 1
+        self.append(records.Gone(self._gone_count, start_page, end_page))
+
+    @property
+    def gone_count(self) -> int:
+        """The number of the last one, for `served`."""
+        return self._gone_count
+
+    def served(self, number: int) -> None:
+        """Nothing made from the frames of what had gone up to `number` is left."""
+        if number > self._served_count:
+            self._served_count = number
+            self.append(records.Served(number))

@@ -1,0 +1,164 @@
+"""The records of a ledger's log: what a successor must know.
+
+Owns their encoding: MessagePack arrays, of which the first element is the kind. A later version may add
+kinds, which need another `LEDGER_FORMAT`, and elements at the end, which this version skips. Must not know
+who writes them or what follows from them. All page numbers are of 4 KiB pages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+Fields = dict[str, Any]
+"""A request or a reply, as on the wire."""
+
+
+class _Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One thing that happened."""
+
+
+class Opened(_Record, frozen=True, tag="opened"):
+    """The VMM said hello; its connection has the VMM's inbox."""
+
+    cookie: int
+    """SO_COOKIE of the connection: a successor finds its descriptor by it."""
+    name: str
+    msgid: int
+
+
+class Created(_Record, frozen=True, tag="created"):
+    """The VMM's `create_partition` was carried out."""
+
+    msgid: int
+    partition_id: int
+    token: bytes
+    request: Fields
+
+
+class Joined(_Record, frozen=True, tag="joined"):
+    """A connection joined; its descriptor is with the keeper. Its hello may be owed."""
+
+    inbox: int
+    cookie: int
+    role: str
+    msgid: int
+    vp_index: int = 0
+    lists: bool = False
+
+
+class Left(_Record, frozen=True, tag="left"):
+    """The connection of that inbox ended, and with it what it had begun."""
+
+    inbox: int
+
+
+class Done(_Record, frozen=True, tag="done"):
+    """A request that changes something was carried out. Its answer may be owed."""
+
+    inbox: int
+    msgid: int
+    method: str
+    request: Fields
+    reply: Fields | None
+
+
+class Changing(_Record, frozen=True, tag="changing"):
+    """The VMM's hypervisor is being asked to change these gfns, each (start, end)."""
+
+    gfns: list[tuple[int, int]]
+
+
+class Settled(_Record, frozen=True, tag="settled"):
+    """The outcome of the last `Changing` is in the log."""
+
+
+class Mapped(_Record, frozen=True, tag="mapped"):
+    """The guest got these gfns; what was there before is gone. No backing: known and inaccessible."""
+
+    start: int
+    end: int
+    uaddr_page: int
+    access: int
+    backing: str | None = None
+    page: int = 0
+    cached: bool = True
+
+
+class Unmapped(_Record, frozen=True, tag="unmapped"):
+    """The guest has nothing at these gfns any more."""
+
+    start: int
+    end: int
+
+
+class Gone(_Record, frozen=True, tag="gone"):
+    """Memory changed, and no request says so: the guest is to lose it."""
+
+    number: int
+    """They are counted from 1 on."""
+    start_page: int
+    end_page: int
+
+
+class Served(_Record, frozen=True, tag="served"):
+    """The guest has lost what every `Gone` up to this number is about."""
+
+    number: int
+
+
+class Dangling(_Record, frozen=True, tag="dangling"):
+    """Memory of this pinned region went: nothing is mapped from it again."""
+
+    start_gfn: int
+
+
+class Policy(_Record, frozen=True, tag="policy"):
+    """An operator changed the granularity of faults on device memory."""
+
+    mmio_granularity: str
+
+
+# ------------------------------------------------ what is left of older records by a compaction
+
+
+class KeptRegion(_Record, frozen=True, tag="region"):
+    start_gfn: int
+    end_gfn: int
+    uaddr_page: int
+    kind: str
+    inferred: bool
+    access: int
+    dangling: bool = False
+
+
+class KeptVma(_Record, frozen=True, tag="vma"):
+    start_page: int
+    end_page: int
+    start_pfn: int
+    access: int
+    io: bool
+
+
+class KeptBegin(_Record, frozen=True, tag="begin"):
+    """A connection has begun to invalidate a range, `depth` times, and not ended it."""
+
+    inbox: int
+    start_page: int
+    end_page: int
+    depth: int
+
+
+class Attached(_Record, frozen=True, tag="attached"):
+    """The VMM's memory is attached."""
+
+    promised: bool
+
+
+Record = (
+    Opened | Created | Joined | Left | Done | Changing | Settled | Mapped | Unmapped | Gone | Served
+    | Dangling | Policy | KeptRegion | KeptVma | KeptBegin | Attached
+)  # fmt: skip
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(Record).decode

@@ -1,0 +1,1 @@
+"""Goes on where a daemon that died has stopped."""

@@ -1,0 +1,72 @@
+"""Shortens the logs of ledgers that have grown long, one after the other.
+
+Owns the order of a compaction. It reads the log itself, so it needs nothing of the running partition, and
+does not see what is half done.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import NoReturn
+
+import trio
+
+from interceptd.ledger import records
+from interceptd.ledger.journal import Journal
+from interceptd.ledger.ledger import LedgerFull
+from interceptd.recovery.fold import Fold
+from interceptd.scheduling.time_share import SHARE, TimeShare, give_way
+
+
+class Compactor:
+    """One for all ledgers, so that one fold at a time takes memory."""
+
+    def __init__(self) -> None:
+        self._long: dict[Journal, TimeShare] = {}
+        self._is_wanted = trio.Event()
+
+    def request(self, journal: Journal, share: TimeShare) -> None:
+        """Compact this one when it is its turn, in the time of the uid that `share` is of."""
+        self._long[journal] = share
+        self._is_wanted.set()
+
+    def forget(self, journal: Journal) -> None:
+        """Its ledger will be closed in this step."""
+        self._long.pop(journal, None)
+
+    async def run(self) -> NoReturn:
+        """Compact until cancelled."""
+        while True:
+            await self._is_wanted.wait()
+            self._is_wanted = trio.Event()
+            while self._long:
+                journal, share = next(iter(self._long.items()))
+                SHARE.set(share)
+                with suppress(LedgerFull):  # it stays as it is
+                    await self._compact(journal)
+                if self._long.pop(journal, None) is not None:
+                    journal.compacted()
+                await trio.lowlevel.checkpoint()
+
+    async def _compact(self, journal: Journal) -> None:
+        """Fold the log to its end, write the fold to the other half, copy what was recorded meanwhile, and
+        exchange the halves in the step that reaches the end."""
+        fold, place = Fold(), None
+        for record, place in journal.ledger.frames():  # noqa: B007 - the place is used below
+            fold.apply(records.decode(record))
+            if not await self._still_wanted(journal):
+                return
+        rewriting = journal.ledger.rewrite()
+        for each in fold.shortest_log():
+            rewriting.append(records.encode(each))
+            if not await self._still_wanted(journal):
+                return
+        for record, _ in journal.ledger.frames(place):
+            rewriting.append(record)
+            if not await self._still_wanted(journal):
+                return
+        rewriting.commit()
+
+    async def _still_wanted(self, journal: Journal) -> bool:
+        await give_way()
+        return journal in self._long

@@ -1,0 +1,68 @@
+"""Gives a new partition the state that a log says.
+
+Owns what of it may be believed: a mapping that no region explains is a part of something that was not
+finished, and goes. Must not know connections. Nobody else uses the partition yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.messages import MmioGranularity
+from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.hypervisor import Hypervisor
+from interceptd.memory.region_change import union
+from interceptd.partition.partition import Partition
+from interceptd.recovery.fold import Fold, region_of
+from interceptd.scheduling.time_share import give_way
+from interceptd.telemetry.counters import Source
+
+
+async def restore(partition: Partition, fold: Fold) -> list[GfnRange]:
+    """Install the fold, which must not be used any more. Returns the gfns that `settle` must unmap before a
+    VP or the VMM is served. Lets others run meanwhile."""
+    regions = partition.regions
+    if fold.mmio_granularity is not None:
+        regions.mmio_granularity = MmioGranularity(fold.mmio_granularity)
+    for kept in fold.regions.values():
+        regions.take_over(region_of(kept))
+        await give_way()
+    if isinstance(partition.memory, DeclaredAddressSpace):
+        partition.memory.take_over(fold.vmas)
+    partition.table.take_over(fold.table)
+    strays: list[GfnRange] = []
+    for entry in partition.table:
+        strays += regions.take_over_mapping(entry)
+        await give_way()
+    for start, end in () if fold.in_doubt is None else fold.in_doubt.gfns:
+        strays.append(gfns := GfnRange(start=start, end=end))
+        regions.doubt(gfns)
+    return union(strays)
+
+
+def announce(partition: Partition, fold: Fold) -> None:
+    """Open the ranges that were open, and invalidate what went and was not served. After `restore`."""
+    for begun in fold.begun.values():
+        for uaddrs in begun.elements():
+            partition.notifier.reopen(uaddrs)
+    for gone in fold.gone.values():
+        uaddrs = UaddrRange(start=gone.start_page, end=gone.end_page)
+        partition.notifier.invalidate(uaddrs, Source.USERFAULTFD)
+
+
+async def settle(partition: Partition, strays: Sequence[GfnRange]) -> None:
+    """Take from the guest what `restore` has set aside, and make movable regions whole. Raises
+    `HypervisorError`: then the partition must end."""
+    hypervisor = partition.hypervisor
+    for part in _parts(strays, hypervisor):
+        await hypervisor.unmap_gpas(part)
+        await give_way()
+    await partition.regions.close_gaps(partition.table)
+
+
+def _parts(ranges: Sequence[GfnRange], hypervisor: Hypervisor) -> Iterator[list[GfnRange]]:
+    rest = iter(ranges)
+    while part := list(islice(rest, hypervisor.pieces_per_call)):
+        yield part
