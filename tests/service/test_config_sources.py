@@ -111,6 +111,8 @@ def test_a_dotted_name_in_quotes_is_not_a_key(file: Path) -> None:
         load(file)
 
 
-def test_chaos_and_other_programs_variables_are_not_keys() -> None:
-    config, origins = load(None, {CHAOS_VARIABLE: "3", "INTERCEPT": "1", "PATH": "/bin"})
+def test_chaos_the_store_and_other_programs_variables_are_not_keys() -> None:
+    config, origins = load(
+        None, {CHAOS_VARIABLE: "3", "INTERCEPTD_KEEP": "yes", "INTERCEPT": "1", "PATH": "/bin"}
+    )
     assert (config, origins) == (Config(), {})

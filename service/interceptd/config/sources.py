@@ -21,6 +21,8 @@ from interceptd.connections.listen_address import ListenAddress
 PREFIX: Final = "INTERCEPTD_"
 CHAOS_VARIABLE: Final = "INTERCEPTD_CHAOS"
 """For tests. It is not a key, so that no file can turn it on."""
+NOT_KEYS: Final = frozenset({CHAOS_VARIABLE, "INTERCEPTD_KEEP"})
+"""Variables of ours that set no key; the second one belongs to `systemd/fd_store.py`."""
 NOT_SET: Final = "default"
 
 Table = dict[str, object]
@@ -119,7 +121,7 @@ def _read(file: Path) -> dict[str, object]:
 
 def _from_environment(environment: Mapping[str, str]) -> Iterable[Setting]:
     for name, text in sorted(environment.items()):
-        if name.startswith(PREFIX) and name != CHAOS_VARIABLE:
+        if name.startswith(PREFIX) and name not in NOT_KEYS:
             key = name.removeprefix(PREFIX).lower().replace("__", ".")
             yield Setting(f"environment: {name}", key, text)
 

@@ -23,6 +23,13 @@ SEND_SECONDS: Final = 1.0
 """How long a manager may take to make room for a datagram."""
 
 
+def manager_address(environment: Mapping[str, str]) -> str | None:
+    """The address in $NOTIFY_SOCKET; None without one, or if it is invalid."""
+    name = environment.get("NOTIFY_SOCKET", "")
+    address = f"\0{name[1:]}" if name.startswith("@") else name  # @: in the abstract namespace, unix(7)
+    return address if address.startswith(("/", "\0")) else None
+
+
 class ServiceManager:
     """Without an `address` there is no manager, and nothing is sent. `watchdog` is its period in seconds,
     None without a watchdog."""
@@ -36,14 +43,10 @@ class ServiceManager:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], pid: int) -> ServiceManager:
         """Follows sd_notify(3) and sd_watchdog_enabled(3); an invalid address is ignored."""
-        name = environment.get("NOTIFY_SOCKET", "")
-        address = f"\0{name[1:]}" if name.startswith("@") else name  # @: in the abstract namespace, unix(7)
         period = environment.get("WATCHDOG_USEC", "")
         is_ours = environment.get("WATCHDOG_PID", str(pid)) == str(pid)
         watched = is_ours and period.isdecimal() and int(period) > 0
-        return cls(
-            address if address.startswith(("/", "\0")) else None, int(period) / 1e6 if watched else None
-        )
+        return cls(manager_address(environment), int(period) / 1e6 if watched else None)
 
     async def ready(self, status: str) -> None:
         await self._send("READY=1", f"STATUS={status}")

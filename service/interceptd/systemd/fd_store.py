@@ -1,0 +1,154 @@
+"""The descriptor store of a service manager: FDSTORE of sd_pid_notify_with_fds(3), without libsystemd.
+
+Owns $FDSTORE and $INTERCEPTD_KEEP, the socket to the manager, and the count of what lies in the store. Knows
+names and not what they mean, and does not hear what the manager did: a datagram has no answer.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import socket
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import structlog
+import trio
+
+from intercept_protocol.text import sentence
+from interceptd.systemd.notify import manager_address
+
+log = structlog.get_logger()
+
+CAPACITY: Final = 4096
+"""Descriptors that a store takes if its manager does not say: FileDescriptorStoreMax= of our units."""
+SEND_SECONDS: Final = 1.0
+"""How long a manager may take to make room for a datagram."""
+KEEP_VARIABLE: Final = "INTERCEPTD_KEEP"
+"""`yes`: the manager has a store. Only systemd 254 or newer says so itself, by $FDSTORE."""
+
+
+class StoreRefused(Exception):
+    """Descriptors were not stored; the text says why."""
+
+
+class FdStore:
+    """Duplicates of our descriptors, which the next daemon gets. Names are short: ASCII without a colon."""
+
+    def __init__(self, address: str, capacity: int = CAPACITY) -> None:
+        self._capacity = capacity
+        self._held: Counter[str] = Counter()
+        self._unremoved: list[str] = []
+        """Names whose FDSTOREREMOVE found no room."""
+        self._logged = False
+        self.works = True
+        """Whether the manager that holds our descriptors lives. With it, everything that it held is gone."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._waiting = trio.socket.from_stdlib_socket(self._socket)
+        """The same, for a call that may wait."""
+        try:
+            self._socket.connect(address)  # only looks the peer up
+        except OSError as error:
+            self._lose(sentence(error))
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> FdStore | None:
+        """None without a manager, or with one that does not keep descriptors."""
+        address, stated = manager_address(environment), environment.get("FDSTORE", "")
+        promised = environment.get(KEEP_VARIABLE) == "yes"
+        capacity = int(stated) if stated.isdecimal() else (CAPACITY if promised else 0)
+        return cls(address, capacity) if address is not None and capacity else None
+
+    def close(self) -> None:
+        """Call it when no `store` waits."""
+        self._socket.close()
+
+    def adopt(self, names: Iterable[str]) -> None:
+        """Count what a predecessor stored: a name for each descriptor."""
+        self._held.update(names)
+
+    @property
+    def held(self) -> int:
+        """How many descriptors lie in the store, by our own count."""
+        return self._held.total()
+
+    async def store(self, name: str, descriptors: Sequence[int], *, poll: bool) -> None:
+        """Have duplicates of `descriptors` kept: all, or with `StoreRefused` or if cancelled, none.
+
+        With `poll` the manager drops one that hangs up; then call `hung_up`. Waits at most `SEND_SECONDS` for
+        a manager that is slow.
+        """
+        if not self.works:
+            raise StoreRefused("the service manager that kept descriptors is gone")
+        if self.held + len(descriptors) > self._capacity:
+            raise self._refusal(f"the store holds {self.held} of {self._capacity}")
+        self._send_unremoved()
+        self._held[name] += len(descriptors)  # before the wait: others may store meanwhile
+        try:
+            with trio.fail_after(SEND_SECONDS):
+                await self._waiting.sendmsg([_stored(name, poll)], [_passing(descriptors)])
+        except BaseException as error:
+            self._give_back(name, len(descriptors))
+            match error:
+                case trio.TooSlowError():
+                    raise self._refusal(f"the service manager has not read for {SEND_SECONDS} s") from None
+                case OSError():
+                    raise self._refusal_after(error) from None
+            raise
+        self._logged = False
+
+    def remove(self, name: str) -> None:
+        """Have everything dropped that was stored under `name`. Does not wait: what finds no room is sent
+        before what is stored next."""
+        if self.works and name in self._held:
+            self._unremoved.append(name)
+            self._send_unremoved()
+
+    def hung_up(self, name: str) -> None:
+        """Give back the room of a polled descriptor: it was shut down, so the manager drops it by itself."""
+        self._give_back(name, 1)
+
+    # ------------------------------------------------ helpers
+
+    def _give_back(self, name: str, count: int) -> None:
+        self._held[name] -= count
+        if self._held[name] <= 0:
+            del self._held[name]
+
+    def _send_unremoved(self) -> None:
+        while self._unremoved:
+            name = self._unremoved[0]
+            try:
+                self._socket.send(f"FDSTOREREMOVE=1\nFDNAME={name}".encode())
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._lose(sentence(error))
+                return
+            del self._unremoved[0], self._held[name]
+
+    def _refusal_after(self, error: OSError) -> StoreRefused:
+        if error.errno in (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE):
+            self._lose(sentence(error))
+        return self._refusal(sentence(error))
+
+    def _lose(self, why: str) -> None:
+        self.works = False
+        self._refusal(why)
+
+    def _refusal(self, why: str) -> StoreRefused:
+        """Logged once, until something is stored again."""
+        if not self._logged:
+            log.error("descriptors_not_stored", error=why, stored=self.held)
+        self._logged = True
+        return StoreRefused(why)
+
+
+def _stored(name: str, poll: bool) -> bytes:
+    facts = ["FDSTORE=1", f"FDNAME={name}", *([] if poll else ["FDPOLL=0"])]
+    return "\n".join(facts).encode()
+
+
+def _passing(descriptors: Sequence[int]) -> tuple[int, int, array.array[int]]:
+    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors)
