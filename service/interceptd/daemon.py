@@ -97,9 +97,18 @@ class Daemon:
         with (
             _telling_not_logged(self.dispatcher),
             listen_unix(
-                config.socket, config.socket_mode, self._passed.vmm, group=config.socket_group
+                config.socket,
+                config.socket_mode,
+                self._passed.vmm,
+                group=config.socket_group,
+                kept=self._passed.own_vmm,
             ) as vmm_socket,
-            listen_unix(config.operator_path, OPERATOR_SOCKET_MODE, self._passed.operator) as operator_socket,
+            listen_unix(
+                config.operator_path,
+                OPERATOR_SOCKET_MODE,
+                self._passed.operator,
+                kept=self._passed.own_operator,
+            ) as operator_socket,
             _metrics_listening(config) as metrics,
         ):
             async with trio.open_nursery() as connections:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import grp
 import os
+import select
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,73 @@ def test_the_socket_is_given_to_its_group_by_name(path: str) -> None:
         pytest.skip(f"gid {os.getegid()} has no name on this machine")
     with listen_unix(path, 0o660, group=group):
         assert os.stat(path).st_gid == os.getegid()
+
+
+# ------------------------------------------------ a listener that an earlier daemon bound
+
+
+@pytest.fixture
+def kept(path: str) -> Iterator[socket.socket]:
+    """What a daemon had stored that was killed."""
+    listening = listen_unix(path, 0o600)
+    bound = listening.__enter__()
+    kept = bound.dup()
+    bound.detach()
+    yield kept
+    kept.close()
+
+
+def test_a_kept_listener_is_used_again_with_what_waits_in_it_and_its_file_is_removed(
+    path: str, kept: socket.socket
+) -> None:
+    with connect(path) as client:
+        client.send(b"waits")
+        with listen_unix(path, 0o640, kept=kept) as listener:
+            assert listener is kept
+            assert stat.S_IMODE(os.stat(path).st_mode) == 0o640
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.recv(5) == b"waits"
+    assert not os.path.exists(path)
+
+
+def test_a_kept_listener_is_given_to_the_group_of_now(path: str, kept: socket.socket) -> None:
+    with pytest.raises(ListenError, match="socket_group: no group 'no-such'"):
+        listen_unix(path, 0o660, group="no-such", kept=kept).__enter__()
+    assert kept.fileno() == -1
+
+
+@pytest.mark.parametrize("file", ["gone", "not a socket", "of another path"])
+def test_a_kept_listener_that_cannot_be_reached_at_the_path_is_shut_down(
+    path: str, tmp_path: Path, kept: socket.socket, file: str
+) -> None:
+    with kept.dup() as stored:
+        match file:
+            case "gone":
+                os.unlink(path)
+            case "not a socket":
+                os.unlink(path)
+                Path(path).write_text("precious")
+                path = str(tmp_path / "other.sock")
+            case _:
+                path = str(tmp_path / "other.sock")
+                leave_stale(path)
+        with listen_unix(path, 0o600, kept=kept) as listener, connect(path) as client:
+            assert client.getpeername() == listener.getsockname()
+            assert (listener is kept, kept.fileno()) == (False, -1)
+            polled = select.poll()
+            polled.register(stored)
+            assert polled.poll(0) == [(stored.fileno(), select.POLLIN | select.POLLHUP)]  # its store drops it
+
+
+def test_a_socket_of_a_service_manager_takes_the_place_of_a_kept_one(
+    path: str, tmp_path: Path, kept: socket.socket
+) -> None:
+    with (
+        listen_unix(str(tmp_path / "unit.sock"), 0o600) as passed,
+        listen_unix(path, 0o600, passed, kept=kept) as listener,
+    ):
+        assert (listener is passed, kept.fileno()) == (True, -1)
 
 
 # ------------------------------------------------ peers

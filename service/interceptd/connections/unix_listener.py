@@ -38,25 +38,39 @@ class ListenError(Exception):
 
 @contextmanager
 def listen_unix(
-    path: str, mode: int, passed: socket.socket | None = None, *, group: str | None = None
+    path: str,
+    mode: int,
+    passed: socket.socket | None = None,
+    *,
+    group: str | None = None,
+    kept: socket.socket | None = None,
 ) -> Iterator[socket.socket]:
     """A listening AF_UNIX socket at `path` with the file mode `mode` and the group `group` (None: our own).
     Closes it and removes the file afterwards.
 
     Blocks, for up to `LOCK_SECONDS`, while other daemons bind in the same directory. `passed` is a socket
-    that a service manager already listens on: it is closed afterwards, and its file stays. No connection may
-    send descriptors unless `let_send_descriptors` permits it.
+    that a service manager already listens on: it is closed afterwards, and its file stays. `kept` is one that
+    an earlier daemon bound here: it is used if it can still be reached at `path`, and closed otherwise. No
+    connection may send descriptors unless `let_send_descriptors` permits it.
     """
+    if kept is not None and (passed is not None or not _reached_at(path, kept)):
+        kept.shutdown(socket.SHUT_RDWR)  # what the store has of it, too: what waits there sees the end
+        kept.close()
+        kept = None
     if passed is not None:
         with passed:
             let_send_descriptors(passed, may=False)
             yield passed
         return
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = kept or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         let_send_descriptors(listener, may=False)
         try:
-            identity = _bind(listener, path, mode, group)
+            if kept is None:
+                _bind(listener, path, mode, group)
+            else:
+                _open_to(path, mode, group)
+            identity = _identity(path)
         except OSError as error:
             raise ListenError(f"{path}: {error.strerror or error}") from error
         try:
@@ -69,14 +83,34 @@ def listen_unix(
         listener.close()
 
 
-def _bind(listener: socket.socket, path: str, mode: int, group: str | None) -> tuple[int, int]:
+def _reached_at(path: str, kept: socket.socket) -> bool:
+    """Whether `kept` was bound for `path`, and a socket still is there."""
+    try:
+        return kept.getsockname() == _unready(path) and stat.S_ISSOCK(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _open_to(path: str, mode: int, group: str | None) -> None:
+    """The configuration may have changed since it was bound."""
+    if group is not None:
+        _change_group(path, group)
+    os.chmod(path, mode)
+
+
+def _unready(path: str) -> str:
+    """The name that a socket is bound by, until it listens. It remains its getsockname(2)."""
+    return os.fsdecode(os.fsencode(path)[: LONGEST_PATH - 1] + b"~")
+
+
+def _bind(listener: socket.socket, path: str, mode: int, group: str | None) -> None:
     """Bind and listen under a lock on the directory, so that of two daemons started at once the second finds
     the first. The path appears only once the socket listens: a process that sees it can connect."""
     if not path or "\0" in path:
         raise ListenError(f"{path!r}: not a path")
     if (length := len(os.fsencode(path))) > LONGEST_PATH:
         raise ListenError(f"{path}: is {length} bytes long; a socket path may have {LONGEST_PATH}")
-    unready = os.fsdecode(os.fsencode(path)[: LONGEST_PATH - 1] + b"~")
+    unready = _unready(path)
     with _locked(Path(path).parent):
         _require_free(path)
         _require_free(unready)
@@ -95,7 +129,6 @@ def _bind(listener: socket.socket, path: str, mode: int, group: str | None) -> t
         except BaseException:
             os.unlink(unready)
             raise
-        return _identity(path)
 
 
 @contextmanager
