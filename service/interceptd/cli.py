@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
+from typing import Any, Concatenate
 
 import click
 import trio
@@ -23,9 +24,11 @@ from interceptd.config.live import Settings
 from interceptd.config.sources import CHAOS_VARIABLE, ConfigError, Setting, Sources, set_flag
 from interceptd.connections.unix_listener import ListenError
 from interceptd.daemon import Daemon
+from interceptd.ledger.ledger_format import LEDGER_FORMAT, READABLE_FORMATS
 from interceptd.logs import configure_logs
 from interceptd.process import SIGNALS, Reloader, run_until_signalled
-from interceptd.systemd.notify import ServiceManager
+from interceptd.systemd.fd_store import FdStore
+from interceptd.systemd.notify import LEDGER_FORMAT_FACT, ServiceManager
 from interceptd.systemd.socket_activation import PassedSockets, take_passed_sockets
 
 Flags = tuple[Setting, ...]
@@ -71,16 +74,15 @@ _CONFIGURATION = (
 )
 
 
-def _configured(command: Callable[[Sources], None]) -> Callable[..., None]:
+def _configured(command: Callable[Concatenate[Sources, ...], None]) -> Callable[..., None]:
     """Add the arguments that a configuration is read from to a command."""
 
     @wraps(command)
-    def configured(
-        file: Path | None, config_file: Path | None, settings: Flags, **addresses: str | None
-    ) -> None:
+    def configured(file: Path | None, config_file: Path | None, settings: Flags, **rest: Any) -> None:
         if file is not None and config_file is not None:
             raise click.UsageError(f"two configuration files: {file} and --config {config_file}")
-        command(_sources(file or config_file, settings, addresses))
+        addresses = {name: rest.pop(name) for name in ADDRESS_KEYS}
+        command(_sources(file or config_file, settings, addresses), **rest)
 
     for parameter in reversed(_CONFIGURATION):
         configured = parameter(configured)
@@ -105,20 +107,33 @@ def serve(sources: Sources) -> None:
     configure_logs(settings.now.log)
     _raise_descriptor_limit()
     try:
-        passed = take_passed_sockets(os.environ, os.getpid())
-        status = trio.run(_run, settings, sources, chaos, passed)
+        store = FdStore.from_environment(os.environ)
+        passed = take_passed_sockets(os.environ, os.getpid(), keeps=store is not None)
+        status = trio.run(_run, settings, sources, chaos, passed, store)
     except ListenError as error:
         raise click.ClickException(str(error)) from None
     sys.exit(status)
 
 
 @main.command("check-config")
+@click.option(
+    "--ledger-format",
+    type=int,
+    default=LEDGER_FORMAT,
+    metavar="N",
+    help="Also check that this version can go on from a daemon that keeps its state in this format.",
+)
 @_configured
-def check_config(sources: Sources) -> None:
+def check_config(sources: Sources, ledger_format: int) -> None:
     """Show what `serve` would do with the same arguments: every key, its value and its source.
 
     Exit status: 0 valid, 1 invalid (the error names source, key and what was expected), 2 usage error.
     """
+    if ledger_format not in READABLE_FORMATS:
+        readable = ", ".join(map(str, sorted(READABLE_FORMATS)))
+        raise click.ClickException(
+            f"ledger format {ledger_format} cannot be read: version {__version__} reads {readable}"
+        )
     try:
         loaded = sources.load()
         _chaos()
@@ -145,8 +160,11 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _run(settings: Settings, sources: Sources, chaos: int, passed: PassedSockets) -> int:
-    manager = ServiceManager.from_environment(os.environ, os.getpid())
+async def _run(
+    settings: Settings, sources: Sources, chaos: int, passed: PassedSockets, store: FdStore | None
+) -> int:
+    facts = () if store is None else (f"{LEDGER_FORMAT_FACT}={LEDGER_FORMAT}",)
+    manager = ServiceManager.from_environment(os.environ, os.getpid(), facts)
     reloader = Reloader(settings, lambda: sources.load().config, manager)
     return await run_until_signalled(Daemon(settings, chaos=chaos, passed=passed, manager=manager), reloader)
 

@@ -19,6 +19,7 @@ from fakes.eventually import PATIENCE
 from interceptd.cli import main
 from interceptd.config.schema import Config, Limits
 from interceptd.config.sources import load_config
+from interceptd.ledger.ledger_format import LEDGER_FORMAT, READABLE_FORMATS
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "interceptd.toml"
 SHOWN = re.compile(r"^#(?=\w+ = )", re.MULTILINE)
@@ -153,3 +154,12 @@ def test_check_config_binds_nothing(tmp_path: Path) -> None:
     file.write_text(f'socket = "{tmp_path}/vmm.sock"')
     assert check_config(file).returncode == 0
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_check_config_says_which_ledgers_it_can_go_on_from() -> None:
+    readable, unknown = (
+        CliRunner().invoke(main, ["check-config", "--ledger-format", str(number)])
+        for number in (LEDGER_FORMAT, max(READABLE_FORMATS) + 1)
+    )
+    assert (readable.exit_code, unknown.exit_code) == (0, 1)
+    assert f"ledger format {max(READABLE_FORMATS) + 1} cannot be read" in unknown.stderr

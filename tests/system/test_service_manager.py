@@ -14,7 +14,8 @@ import trio
 
 from fakes.daemon_process import DaemonProcess, StartDaemon
 from fakes.eventually import PATIENCE
-from interceptd.systemd.notify import ServiceManager
+from interceptd.ledger.ledger_format import LEDGER_FORMAT
+from interceptd.systemd.notify import LEDGER_FORMAT_FACT, ServiceManager
 
 
 class FakeManager:
@@ -68,6 +69,15 @@ def test_a_manager_that_hears_ready_can_connect(tmp_path: Path) -> None:
     with manager.socket, DaemonProcess(tmp_path, environment={"NOTIFY_SOCKET": manager.name}) as daemon:
         assert "READY" in manager.hear()
         assert daemon.statistics()["partitions"] == 0
+
+
+def test_a_manager_that_keeps_descriptors_hears_which_ledgers_a_successor_has_to_read(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    manager = FakeManager(str(tmp_path / "notify"))
+    with manager.socket:
+        start_daemon(environment={"NOTIFY_SOCKET": manager.name, "INTERCEPTD_KEEP": "yes"})
+        assert manager.hear_of("READY")[LEDGER_FORMAT_FACT] == str(LEDGER_FORMAT)
 
 
 def test_a_watchdog_that_is_meant_for_another_process_is_not_fed(

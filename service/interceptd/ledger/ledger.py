@@ -30,10 +30,8 @@ from contextlib import suppress
 from struct import Struct
 
 from interceptd.ledger.inbox import INBOX_AREA, Inbox, inbox_place
+from interceptd.ledger.ledger_format import LEDGER_FORMAT, READABLE_FORMATS
 
-LEDGER_FORMAT = 1
-READABLE_FORMATS = frozenset({1})
-"""The formats that this version of the daemon can take over."""
 MAGIC = b"ICPTKEPT"
 PAGE = 4096
 EVENT_PLACE = slice(64, 96)

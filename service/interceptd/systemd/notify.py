@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -21,6 +21,8 @@ from intercept_protocol.text import sentence
 log = structlog.get_logger()
 SEND_SECONDS: Final = 1.0
 """How long a manager may take to make room for a datagram."""
+LEDGER_FORMAT_FACT: Final = "X_INTERCEPTD_LEDGER_FORMAT"
+"""What a successor has to read; `interceptd keep` asks the next version before it ends this one."""
 
 
 def manager_address(environment: Mapping[str, str]) -> str | None:
@@ -32,24 +34,29 @@ def manager_address(environment: Mapping[str, str]) -> str | None:
 
 class ServiceManager:
     """Without an `address` there is no manager, and nothing is sent. `watchdog` is its period in seconds,
-    None without a watchdog."""
+    None without a watchdog; `facts` are what else READY states, as assignments."""
 
-    def __init__(self, address: str | None = None, watchdog: float | None = None) -> None:
+    def __init__(
+        self, address: str | None = None, watchdog: float | None = None, facts: Sequence[str] = ()
+    ) -> None:
         self._address = address
+        self._facts = facts
         self.watchdog = watchdog
         self.watchdog_notifications = 0
         self._reachable = True
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str], pid: int) -> ServiceManager:
+    def from_environment(
+        cls, environment: Mapping[str, str], pid: int, facts: Sequence[str] = ()
+    ) -> ServiceManager:
         """Follows sd_notify(3) and sd_watchdog_enabled(3); an invalid address is ignored."""
         period = environment.get("WATCHDOG_USEC", "")
         is_ours = environment.get("WATCHDOG_PID", str(pid)) == str(pid)
         watched = is_ours and period.isdecimal() and int(period) > 0
-        return cls(manager_address(environment), int(period) / 1e6 if watched else None)
+        return cls(manager_address(environment), int(period) / 1e6 if watched else None, facts)
 
     async def ready(self, status: str) -> None:
-        await self._send("READY=1", f"STATUS={status}")
+        await self._send("READY=1", *self._facts, f"STATUS={status}")
 
     async def reloading(self) -> None:
         """A reload has begun; `ready` ends it."""
