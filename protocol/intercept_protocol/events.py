@@ -27,6 +27,7 @@ class EventName(StrEnum):
     PARTITION_CREATED = "partition_created"
     PARTITION_ENDED = "partition_ended"
     PARTITION_LOST = "partition_lost"
+    PARTITION_RECOVERED = "partition_recovered"
     VP_ATTACHED = "vp_attached"
     VP_DETACHED = "vp_detached"
     REGION_ADDED = "region_added"
@@ -40,6 +41,7 @@ class EventName(StrEnum):
     HELLO_REFUSED = "hello_refused"
     CONNECTION_REFUSED = "connection_refused"
     DRAIN_STARTED = "drain_started"
+    DAEMON_RESTARTED = "daemon_restarted"
 
 
 EVENTS_DROPPED: Final = "events_dropped"
@@ -58,6 +60,7 @@ class Reason(StrEnum):
     CONTENDED = "contended"
     KICKED = "kicked"
     DRAINING = "draining"
+    RESTARTED = "restarted"
     NO_PROGRESS = "no_progress"
     HYPERVISOR_ERROR = "hypervisor_error"
 
@@ -84,6 +87,14 @@ class PartitionEnded(Fact, frozen=True, kw_only=True, tag="partition_ended"):
 
 class PartitionLost(Fact, frozen=True, kw_only=True, tag="partition_lost"):
     error: str
+
+
+class PartitionRecovered(Fact, frozen=True, kw_only=True, tag="partition_recovered"):
+    """It survived a restart of the daemon; with how much of it."""
+
+    regions: int
+    mappings: int
+    connections: int
 
 
 class VpAttached(Fact, frozen=True, kw_only=True, tag="vp_attached"):
@@ -172,6 +183,13 @@ class DrainStarted(Fact, frozen=True, kw_only=True, tag="drain_started"):
     partitions: int
 
 
+class DaemonRestarted(Fact, frozen=True, kw_only=True, tag="daemon_restarted"):
+    """This daemon went on where another ended; with how many partitions, and connections of theirs."""
+
+    partitions: int
+    connections: int
+
+
 class EventsDropped(Fact, frozen=True, kw_only=True, tag=EVENTS_DROPPED):
     """At this position, so many events did not fit into the subscriber's queue."""
 
@@ -179,9 +197,10 @@ class EventsDropped(Fact, frozen=True, kw_only=True, tag=EVENTS_DROPPED):
 
 
 AnyFact = (
-    PartitionCreated | PartitionEnded | PartitionLost | VpAttached | VpDetached | RegionAdded | RegionRemoved
-    | PinnedRegionDangling | InvalidationBegun | InvalidationEnded | RangeInvalidated | InterceptAnswered
-    | PolicySet | HelloRefused | ConnectionRefused | DrainStarted | EventsDropped
+    PartitionCreated | PartitionEnded | PartitionLost | PartitionRecovered | VpAttached | VpDetached
+    | RegionAdded | RegionRemoved | PinnedRegionDangling
+    | InvalidationBegun | InvalidationEnded | RangeInvalidated | InterceptAnswered
+    | PolicySet | HelloRefused | ConnectionRefused | DrainStarted | DaemonRestarted | EventsDropped
 )  # fmt: skip
 _NAMES: Final = frozenset(EventName) | {EVENTS_DROPPED}
 

@@ -58,6 +58,7 @@ class Answer(Enum):
     CONTENDED = (Outcome.RETRY, "contended")
     KICKED = (Outcome.RETRY, "kicked")
     DRAINING = (Outcome.RETRY, "draining")
+    RESTARTED = (Outcome.RETRY, "restarted")
     NO_PROGRESS = (Outcome.FAIL, "no_progress")
     HYPERVISOR_ERROR = (Outcome.FAIL, "hypervisor_error")
 

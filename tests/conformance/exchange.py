@@ -21,8 +21,8 @@ METHODS: Final[Mapping[str, frozenset[str]]] = {
     "vp": frozenset({"intercept"}),
     "notifier": frozenset({"invalidate_begin", "invalidate_end", "invalidate", "kick"}),
     "operator": frozenset({
-        "list_partitions", "inspect_partition", "statistics", "set_policy", "drain", "subscribe",
-        "histograms", "list_regions", "list_vmas", "list_mappings",
+        "list_partitions", "inspect_partition", "statistics", "set_policy", "drain", "restart",
+        "subscribe", "histograms", "list_regions", "list_vmas", "list_mappings",
     }),
 }  # fmt: skip
 """By role. ENOSYS to one of these means that it is missing; to any other it is the right answer (P-3)."""

@@ -25,12 +25,14 @@ NOT_CHECKED: Final[Mapping[str, str]] = {
     "T-15": "every run would wait five seconds, and the clock would decide",
     "H-9": "a peer of another uid is needed, and access to the server's configuration",
     "H-16": "binds clients, and no method of the wire ends a connection without an answer",
+    "H-18": "the server would have to be restarted in the middle of the run",
     "P-28": "a kernel is needed whose userfaultfd lacks a feature",
     "K-1": "binds the VMM, which deadlocks itself if it breaks the rule",
     "K-2": "binds the VMM, which waits until its own timeout if it breaks the rule",
     "N-9": "a process is needed that holds its mmap lock for as long as the test wants",
     "L-3": "the server's configuration would have to change meanwhile, and the wire has no method for that",
     "E-4": "binds clients, in how they decide",
+    "Y-9": "the server would have to be restarted in the middle of the run",
     "Y-12": "binds the VMM, which protects itself from the server",
 }
 """Statements without a case, each with the reason."""

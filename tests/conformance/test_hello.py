@@ -267,6 +267,7 @@ def test_the_answer_says_protocol_server_version_limits_and_features(hello: dict
     features = hello["features"]
     assert set(features["architectures"]) <= {"x86_64", "arm64"}
     assert ("declared" in features["address_spaces"], "software" in features["hypervisors"]) == (True, True)
+    assert type(features["kept"]) is bool
     assert features.get("chaos", 1), "chaos is there only if the server adds delays"
 
 

@@ -1,6 +1,10 @@
-"""`statistics` and `set_policy` of an operator."""
+"""`statistics`, `set_policy` and `restart` of an operator."""
 
 from __future__ import annotations
+
+from typing import Any
+
+import pytest
 
 from conformance.guests import GFN, PAGES, UADDR, RawVmm
 from conformance.statements import statement
@@ -36,6 +40,16 @@ def test_an_operator_changes_the_policy_of_any_partition(operator: RawConnection
 @statement("O-4")
 def test_the_policy_of_no_such_partition_is_enoent(operator: RawConnection) -> None:
     assert operator.refusal("set_policy", {"partition_id": 2**63}).name == "ENOENT"
+
+
+@statement("O-16", "E-3")
+def test_a_server_that_does_not_survive_a_restart_refuses_it(
+    operator: RawConnection, hello: dict[str, Any]
+) -> None:
+    if hello["features"]["kept"]:
+        pytest.skip("it would restart the server")
+    assert operator.refusal("restart").name == "EOPNOTSUPP"
+    assert operator.ask("statistics")["uptime_ms"] >= 0
 
 
 @statement("P-3")

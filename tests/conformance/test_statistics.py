@@ -12,8 +12,13 @@ COUNTERS = {"map_calls", "unmap_calls", "deposits", "invalidations", "stale_atte
 @statement("P-25")
 def test_they_are_integers_by_the_names_that_are_given(vmm: RawVmm) -> None:
     seen = vmm.ask("statistics")
-    assert seen.keys() >= GAUGES | COUNTERS | {"intercepts"}
+    assert seen.keys() >= GAUGES | COUNTERS | {"restarts", "intercepts"}
     assert {type(seen[name]) for name in GAUGES | COUNTERS} == {int}
+
+
+@statement("P-25")
+def test_a_new_partition_has_survived_no_restart(vmm: RawVmm) -> None:
+    assert (type(vmm.ask("statistics")["restarts"]), vmm.ask("statistics")["restarts"]) == (int, 0)
 
 
 @statement("P-25")

@@ -17,7 +17,12 @@ from typing import Any, Final
 import msgpack
 
 LIMITS: Final = {"message_bytes": 65536, "vps_per_partition": 256, "hello_timeout_ms": 5000}
-FEATURES: Final = {"address_spaces": ["declared"], "hypervisors": ["software"], "architectures": ["x86_64"]}
+FEATURES: Final = {
+    "address_spaces": ["declared"],
+    "hypervisors": ["software"],
+    "architectures": ["x86_64"],
+    "kept": False,
+}
 HELLO: Final = {"protocol": 1, "server": "first-day", "version": "0", "limits": LIMITS, "features": FEATURES}
 
 

@@ -264,6 +264,7 @@ class ControlMethods(RuleBasedStateMachine):
         assert counted["regions"] == len(self.plain.areas)
         assert counted["mapped_gfns"] == len(self.plain.reached)
         assert counted["no_access_gfns"] == len(movable - self.plain.reached.keys())
+        assert counted["restarts"] == 0
         assert counted["open_invalidations"] == self.plain.opened.total()
 
     def notify(self, method: str, pages: range, plainly: Callable[[range], None]) -> None:

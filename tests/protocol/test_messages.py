@@ -98,6 +98,25 @@ def assert_names(error: WireError, field: str) -> None:
     assert field in error.message
 
 
+# ---------------------------------------------------------------- restarts
+
+
+def test_every_request_says_what_a_restarted_daemon_does_with_it() -> None:
+    assert [str(form) for form in FORMS if not hasattr(form.type, "RESTART")] == []
+
+
+def test_what_changes_a_partition_is_logged_and_all_else_is_repeatable() -> None:
+    logged = {form.method for form in FORMS if form.type.RESTART == "logged"}
+    operator = {form.type.RESTART for form in FORMS if form.role == "operator"}
+
+    assert logged == {
+        *("create_partition", "attach_memory", "add_region", "remove_region", "change_regions"),
+        *("map_vma", "map_vmas", "unmap_vma", "protect_vma", "set_policy"),
+        *("invalidate_begin", "invalidate_end"),
+    }
+    assert operator == {"repeatable"}
+
+
 # ---------------------------------------------------------------- every field
 
 

@@ -19,6 +19,7 @@ def test_answers_are_the_pairs_of_the_wire_specification() -> None:
         ("retry", "contended"),
         ("retry", "kicked"),
         ("retry", "draining"),
+        ("retry", "restarted"),
         ("fail", "no_progress"),
         ("fail", "hypervisor_error"),
     }

@@ -7,6 +7,7 @@ from intercept_protocol.events import (
     EVENT_METHOD,
     AnyFact,
     ConnectionRefused,
+    DaemonRestarted,
     DrainStarted,
     Event,
     EventsDropped,
@@ -17,6 +18,7 @@ from intercept_protocol.events import (
     PartitionCreated,
     PartitionEnded,
     PartitionLost,
+    PartitionRecovered,
     PinnedRegionDangling,
     PolicySet,
     RangeInvalidated,
@@ -39,6 +41,7 @@ def told() -> list[EventVector]:
         PartitionCreated(name="guest-a", address_space="declared", hypervisor="software", **peer),
         PartitionEnded(intercepts=3),
         PartitionLost(error="the hypervisor connection closed"),
+        PartitionRecovered(regions=5, mappings=2, connections=4),
         VpAttached(vp_index=3),
         VpDetached(vp_index=3, intercepts=3),
         RegionAdded(**bar, kind="mmio", writable=True, executable=False),
@@ -57,6 +60,7 @@ def told() -> list[EventVector]:
         HelloRefused(error="EACCES: no such partition, or it is not yours to join", **peer),
         ConnectionRefused(error="ETIMEDOUT: no hello within 5000 ms", **peer),
         DrainStarted(timeout_ms=5000, partitions=1),
+        DaemonRestarted(partitions=2, connections=2**32),
         EventsDropped(count=2**32),
     ]
     events = [Event(AT, fact, 1) for fact in within] + [Event(AT, fact) for fact in beside]

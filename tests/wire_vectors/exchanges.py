@@ -14,6 +14,7 @@ FEATURES: dict[str, object] = {
     "address_spaces": list(m.AddressSpaceKind),
     "hypervisors": list(m.HypervisorKind),
     "architectures": list(m.Architecture),
+    "kept": False,
 }
 LIMITS = {
     "message_bytes": 65_536, "request_values": 256, "request_values_vmm": 2048,
@@ -44,7 +45,7 @@ def methods() -> list[ExchangeVector]:
     counters = m.PartitionStatistics(
         regions=1, vmas=1, vps=1, open_invalidations=0, mapped_gfns=16, no_access_gfns=0, slat_extents=1,
         map_calls=1, unmap_calls=0, deposits=0, invalidations=0, stale_attempts=0, split_large_pages=2,
-        intercepts=intercepts,
+        restarts=3, intercepts=intercepts,
         latency=buckets, latency_waited=waited,
     )  # fmt: skip
     region = m.RegionView(
@@ -188,6 +189,7 @@ def methods() -> list[ExchangeVector]:
                               executable=False)]),
          m.ChangeRegionsReply(kinds=[m.RegionKind.MMIO])),
         ("vmm", "nothing", m.ChangeRegions(), m.ChangeRegionsReply(kinds=[])),
+        ("operator", "plain", m.Restart(), None),
     ]  # fmt: skip
     return [_exchange(msgid, *case) for msgid, case in enumerate(cases, start=1)]
 

@@ -23,6 +23,7 @@ def responses() -> list[ResponseVector]:
         WireError(errno.ENOSPC, "a partition may have 64 regions", limit="regions_per_partition"),
         WireError(errno.EACCES, "no such partition, or not its token"),
         WireError(errno.ENOSPC, "no memslot is free", done=3),
+        WireError(errno.EOPNOTSUPP, "no keeper would start this daemon again"),
     ]
     return [_answer(answer) for answer in Answer] + [_error(error) for error in errors]
 

@@ -4,7 +4,7 @@ Owns the names to import. Must not know how a request is carried out. `codec` va
 field.
 """
 
-from .base import Call, Fields
+from .base import AfterRestart, Call, Fields
 from .enums import (
     AddressSpaceKind,
     Architecture,
@@ -61,6 +61,7 @@ from .operator import (
     OperatorListVmas,
     OperatorSetPolicy,
     OperatorStatistics,
+    Restart,
     Subscribe,
 )
 from .statistics import (
@@ -112,6 +113,7 @@ __all__ = [
     "AddRegion",
     "AddRegionReply",
     "AddressSpaceKind",
+    "AfterRestart",
     "Architecture",
     "AttachMemory",
     "Buckets",
@@ -171,6 +173,7 @@ __all__ = [
     "Remap",
     "RemoveRegion",
     "RequestedKind",
+    "Restart",
     "SetPolicy",
     "Statistics",
     "Subscribe",

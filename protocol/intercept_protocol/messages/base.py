@@ -6,7 +6,7 @@ their sign is checked here; the service checks values in context (overlap, limit
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Generic, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,11 @@ U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Name = Annotated[str, Meta(max_length=64, pattern="^[^\x00-\x1f\x7f-\x9f]*$")]
 """Without control characters: terminals show it."""
+AfterRestart = Literal["logged", "repeatable"]
+"""What a restarted daemon does with a request that was carried out, and perhaps not answered.
+
+`logged`: it finds that in its log, and only answers. `repeatable`: it carries the request out again, because
+that changes nothing more."""
 Reply_co = TypeVar("Reply_co", covariant=True)
 
 
@@ -29,3 +34,4 @@ class Call(Fields, Generic[Reply_co], frozen=True, kw_only=True, forbid_unknown_
 
     METHOD: ClassVar[str]
     REPLY: ClassVar[object]
+    RESTART: ClassVar[AfterRestart]

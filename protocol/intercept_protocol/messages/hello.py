@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
-from .base import U32, U64, Call, Name, Token
+from .base import U32, U64, AfterRestart, Call, Name, Token
 
 PROTOCOL_VERSION = 1
 
@@ -28,6 +28,7 @@ class HelloReply(msgspec.Struct, frozen=True, kw_only=True):
 class _Hello(Call[HelloReply], frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="role"):
     METHOD: ClassVar[str] = "hello"
     REPLY: ClassVar[object] = HelloReply
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     protocol: U64 = PROTOCOL_VERSION
 

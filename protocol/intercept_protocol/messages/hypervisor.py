@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
-from .base import U32, U64, Call
+from .base import U32, U64, AfterRestart, Call
 
 PIECES_LIMIT = 64
 """The most pieces in a list (Y-13)."""
@@ -19,6 +19,7 @@ PIECES_LIMIT = 64
 class MapGpa(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     METHOD: ClassVar[str] = "map_gpa"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     start_gfn: U64
     page_count: U64
@@ -30,6 +31,7 @@ class MapGpa(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True, 
 class UnmapGpa(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "unmap_gpa"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     start_gfn: U64
     page_count: U64
@@ -40,6 +42,7 @@ class MapGpas(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     METHOD: ClassVar[str] = "map_gpas"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     pieces: Annotated[list[MapGpa], Meta(min_length=1, max_length=PIECES_LIMIT)]
 
@@ -49,6 +52,7 @@ class UnmapGpas(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     METHOD: ClassVar[str] = "unmap_gpas"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     pieces: Annotated[list[UnmapGpa], Meta(min_length=1, max_length=PIECES_LIMIT)]
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from .base import U64, Call
+from .base import U64, AfterRestart, Call
 from .vmm import Kick
 
 
 class InvalidateBegin(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "invalidate_begin"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "logged"
 
     start_uaddr: U64
     length: U64
@@ -23,6 +24,7 @@ class InvalidateBegin(Call[None], frozen=True, kw_only=True, forbid_unknown_fiel
 class InvalidateEnd(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "invalidate_end"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "logged"
 
     start_uaddr: U64
     length: U64
@@ -31,6 +33,7 @@ class InvalidateEnd(Call[None], frozen=True, kw_only=True, forbid_unknown_fields
 class Invalidate(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "invalidate"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     start_uaddr: U64
     length: U64

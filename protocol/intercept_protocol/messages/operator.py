@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from intercept_protocol.events import EventName, Reason
 
-from .base import U32, U64, Call
+from .base import U32, U64, AfterRestart, Call
 from .enums import MmioGranularity
 from .inspection import MappingPage, PartitionInspection, PartitionList, RegionPage, VmaPage
 from .statistics import DaemonStatistics, HistogramPage
@@ -19,6 +19,7 @@ from .statistics import DaemonStatistics, HistogramPage
 class ListPartitions(Call[PartitionList], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "list_partitions"
     REPLY: ClassVar[object] = PartitionList
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     after: U64 = 0
 
@@ -26,6 +27,7 @@ class ListPartitions(Call[PartitionList], frozen=True, kw_only=True, forbid_unkn
 class InspectPartition(Call[PartitionInspection], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "inspect_partition"
     REPLY: ClassVar[object] = PartitionInspection
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     partition_id: U64
 
@@ -33,11 +35,13 @@ class InspectPartition(Call[PartitionInspection], frozen=True, kw_only=True, for
 class OperatorStatistics(Call[DaemonStatistics], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "statistics"
     REPLY: ClassVar[object] = DaemonStatistics
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
 
 class Histograms(Call[HistogramPage], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "histograms"
     REPLY: ClassVar[object] = HistogramPage
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     partition_id: U64
     after: U32 | None = None
@@ -47,6 +51,7 @@ class Histograms(Call[HistogramPage], frozen=True, kw_only=True, forbid_unknown_
 class OperatorSetPolicy(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "set_policy"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     partition_id: U64
     mmio_granularity: MmioGranularity | None = None
@@ -55,8 +60,17 @@ class OperatorSetPolicy(Call[None], frozen=True, kw_only=True, forbid_unknown_fi
 class Drain(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "drain"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     timeout_ms: U32
+
+
+class Restart(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Exchange the daemon for its successor, which goes on with all partitions."""
+
+    METHOD: ClassVar[str] = "restart"
+    REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
 
 class Subscribe(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,6 +78,7 @@ class Subscribe(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     METHOD: ClassVar[str] = "subscribe"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     events: list[EventName]
     partition_id: U64 | None = None
@@ -74,6 +89,7 @@ class Subscribe(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class OperatorListRegions(Call[RegionPage], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "list_regions"
     REPLY: ClassVar[object] = RegionPage
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     partition_id: U64
     after: U64 | None = None
@@ -82,6 +98,7 @@ class OperatorListRegions(Call[RegionPage], frozen=True, kw_only=True, forbid_un
 class OperatorListVmas(Call[VmaPage], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "list_vmas"
     REPLY: ClassVar[object] = VmaPage
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     partition_id: U64
     after: U64 | None = None
@@ -90,6 +107,7 @@ class OperatorListVmas(Call[VmaPage], frozen=True, kw_only=True, forbid_unknown_
 class OperatorListMappings(Call[MappingPage], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "list_mappings"
     REPLY: ClassVar[object] = MappingPage
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     partition_id: U64
     after: U64 | None = None
@@ -97,13 +115,13 @@ class OperatorListMappings(Call[MappingPage], frozen=True, kw_only=True, forbid_
 
 OperatorCall = (
     ListPartitions | InspectPartition | OperatorStatistics | Histograms
-    | OperatorSetPolicy | Drain | Subscribe
+    | OperatorSetPolicy | Drain | Restart | Subscribe
     | OperatorListRegions | OperatorListVmas | OperatorListMappings
 )  # fmt: skip
 OPERATOR_METHODS: Mapping[str, type[OperatorCall]] = {
     call.METHOD: call
     for call in (
-        ListPartitions, InspectPartition, OperatorStatistics, Histograms, OperatorSetPolicy, Drain, Subscribe,
-        OperatorListRegions, OperatorListVmas, OperatorListMappings,
+        ListPartitions, InspectPartition, OperatorStatistics, Histograms, OperatorSetPolicy, Drain, Restart,
+        Subscribe, OperatorListRegions, OperatorListVmas, OperatorListMappings,
     )
 }  # fmt: skip

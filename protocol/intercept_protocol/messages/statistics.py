@@ -16,7 +16,8 @@ Buckets = tuple[int, ...]
 
 
 class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """One partition: gauges of its current state, and counters since it was created."""
+    """One partition: gauges of its current state, and counters since the later of its creation and the
+    daemon's last restart."""
 
     regions: int
     vmas: int
@@ -32,6 +33,8 @@ class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     stale_attempts: int
     split_large_pages: int = 0
     """0 from a server that does not count them."""
+    restarts: int = 0
+    """Of the daemon, which the partition survived; 0 from a server that does not survive one."""
     intercepts: dict[str, dict[str, int]]
     latency: Buckets = ()
     """Of the intercepts of all its VPs, past and present."""

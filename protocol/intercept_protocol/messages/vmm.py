@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 import msgspec
 from msgspec import Meta
 
-from .base import U32, U64, Call
+from .base import U32, U64, AfterRestart, Call
 from .enums import (
     AddressSpaceKind,
     Architecture,
@@ -39,6 +39,7 @@ class PartitionCredentials(msgspec.Struct, frozen=True, kw_only=True):
 class CreatePartition(Call[PartitionCredentials], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "create_partition"
     REPLY: ClassVar[object] = PartitionCredentials
+    RESTART: ClassVar[AfterRestart] = "logged"
 
     address_space: AddressSpaceKind
     hypervisor: HypervisorKind
@@ -56,6 +57,7 @@ class AddRegionReply(msgspec.Struct, frozen=True, kw_only=True):
 class AddRegion(Call[AddRegionReply], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "add_region"
     REPLY: ClassVar[object] = AddRegionReply
+    RESTART: ClassVar[AfterRestart] = "logged"
 
     start_gfn: U64
     page_count: U64
@@ -68,6 +70,7 @@ class AddRegion(Call[AddRegionReply], frozen=True, kw_only=True, forbid_unknown_
 class RemoveRegion(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "remove_region"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "logged"
 
     start_gfn: U64
     page_count: U64
@@ -85,6 +88,7 @@ class ChangeRegions(Call[ChangeRegionsReply], frozen=True, kw_only=True, forbid_
 
     METHOD: ClassVar[str] = "change_regions"
     REPLY: ClassVar[object] = ChangeRegionsReply
+    RESTART: ClassVar[AfterRestart] = "logged"
 
     remove: Annotated[list[RemoveRegion], Meta(max_length=LIST_LIMIT)] = msgspec.field(default_factory=list)
     add: Annotated[list[AddRegion], Meta(max_length=LIST_LIMIT)] = msgspec.field(default_factory=list)
@@ -93,6 +97,7 @@ class ChangeRegions(Call[ChangeRegionsReply], frozen=True, kw_only=True, forbid_
 class MapVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "map_vma"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "logged"
 
     start_uaddr: U64
     page_count: U64
@@ -108,6 +113,7 @@ class MapVmas(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     METHOD: ClassVar[str] = "map_vmas"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "logged"
 
     vmas: Annotated[list[MapVma], Meta(max_length=LIST_LIMIT)]
 
@@ -115,6 +121,7 @@ class MapVmas(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True)
 class UnmapVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "unmap_vma"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "logged"
 
     start_uaddr: U64
     page_count: U64
@@ -123,6 +130,7 @@ class UnmapVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True
 class ProtectVma(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "protect_vma"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "logged"
 
     start_uaddr: U64
     page_count: U64
@@ -136,6 +144,7 @@ class AttachMemory(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=
 
     METHOD: ClassVar[str] = "attach_memory"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "logged"
 
     promise_begin_end: bool | None = None
 
@@ -143,6 +152,7 @@ class AttachMemory(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=
 class Kick(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "kick"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     vp_index: U32 | VpSelection
 
@@ -150,6 +160,7 @@ class Kick(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
 class SetPolicy(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "set_policy"
     REPLY: ClassVar[object] = None
+    RESTART: ClassVar[AfterRestart] = "logged"
 
     mmio_granularity: MmioGranularity | None = None
 
@@ -157,6 +168,7 @@ class SetPolicy(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Statistics(Call[PartitionStatistics], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "statistics"
     REPLY: ClassVar[object] = PartitionStatistics
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
 
 class Translation(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,6 +182,7 @@ class Translation(msgspec.Struct, frozen=True, kw_only=True):
 class Translate(Call[Translation | None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "translate"
     REPLY: ClassVar[object] = Translation | None
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     gfn: U64
 
@@ -184,6 +197,7 @@ class PrefaultReply(msgspec.Struct, frozen=True, kw_only=True):
 class Prefault(Call[PrefaultReply], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "prefault"
     REPLY: ClassVar[object] = PrefaultReply
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     start_gfn: U64
     page_count: U64
@@ -192,6 +206,7 @@ class Prefault(Call[PrefaultReply], frozen=True, kw_only=True, forbid_unknown_fi
 class ListRegions(Call[RegionPage], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "list_regions"
     REPLY: ClassVar[object] = RegionPage
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     after: U64 | None = None
     """The last element's `start_gfn`; absent for the first page."""
@@ -200,6 +215,7 @@ class ListRegions(Call[RegionPage], frozen=True, kw_only=True, forbid_unknown_fi
 class ListVmas(Call[VmaPage], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "list_vmas"
     REPLY: ClassVar[object] = VmaPage
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     after: U64 | None = None
     """The last element's `start_uaddr`; absent for the first page."""
@@ -208,6 +224,7 @@ class ListVmas(Call[VmaPage], frozen=True, kw_only=True, forbid_unknown_fields=T
 class ListMappings(Call[MappingPage], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "list_mappings"
     REPLY: ClassVar[object] = MappingPage
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     after: U64 | None = None
     """The last element's `start_gfn`; absent for the first page."""
