@@ -166,7 +166,9 @@ async def _run(
     facts = () if store is None else (f"{LEDGER_FORMAT_FACT}={LEDGER_FORMAT}",)
     manager = ServiceManager.from_environment(os.environ, os.getpid(), facts)
     reloader = Reloader(settings, lambda: sources.load().config, manager)
-    return await run_until_signalled(Daemon(settings, chaos=chaos, passed=passed, manager=manager), reloader)
+    return await run_until_signalled(
+        Daemon(settings, chaos=chaos, passed=passed, manager=manager, store=store), reloader
+    )
 
 
 def _chaos() -> int:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import NoReturn
 
 import structlog
 import trio
 
 from intercept_protocol import messages
-from intercept_protocol.events import DrainStarted
+from intercept_protocol.events import DaemonRestarted, DrainStarted
 from intercept_protocol.messages import PROTOCOL_VERSION, AddressSpaceKind, Architecture, HypervisorKind
+from intercept_protocol.text import sentence
 from interceptd import __version__
 from interceptd.config.live import Settings
 from interceptd.config.schema import Config
@@ -26,15 +28,20 @@ from interceptd.connections.accept import accept_forever
 from interceptd.connections.listen_address import ListenAddress
 from interceptd.connections.unix_listener import ListenError, listen_unix
 from interceptd.partition.factory import PartitionFactory
+from interceptd.partition.keeping import LAST_ID, Keeper
 from interceptd.partition.partition import by_outcome
 from interceptd.partition.registry import PartitionRegistry
+from interceptd.recovery.compactor import Compactor
+from interceptd.recovery.recover import Recovery
 from interceptd.scheduling.step_monitor import StepMonitor
 from interceptd.scheduling.time_share import TimeShares
 from interceptd.sessions.dispatcher import Dispatcher
 from interceptd.sessions.handshake import Endpoint
+from interceptd.systemd.fd_store import FdStore, StoreRefused
 from interceptd.systemd.notify import ServiceManager
-from interceptd.systemd.socket_activation import PassedSockets
+from interceptd.systemd.socket_activation import OWN_OPERATOR, OWN_VMM, PassedSockets
 from interceptd.telemetry.event_bus import EventBus
+from interceptd.vital import EX_TEMPFAIL, leave, vital
 
 log = structlog.get_logger()
 OPERATOR_SOCKET_MODE = 0o600
@@ -55,12 +62,15 @@ class Daemon:
         chaos: int = 0,
         passed: PassedSockets = NONE_PASSED,
         manager: ServiceManager | None = None,
+        store: FdStore | None = None,
     ) -> None:
         self.partitions = PartitionRegistry()
         self.event_bus = EventBus()
         self._settings = settings
         self._passed = passed
         self._manager = manager or ServiceManager()
+        self._compactor = Compactor()
+        self._keeper = Keeper(store, self._compactor.request, self._compactor.forget)
         self.monitor = StepMonitor()
         self._turns = TimeShares(self.monitor)
         self.dispatcher = Dispatcher(
@@ -68,9 +78,10 @@ class Daemon:
             PartitionFactory(settings, chaos, self.event_bus),
             self.partitions,
             overview=self,
-            hello_reply=partial(_hello_reply, settings, chaos),
+            hello_reply=partial(_hello_reply, settings, chaos, lambda: self.keeps),
             event_bus=self.event_bus,
             turns=self._turns,
+            keeper=self._keeper,
         )
         self.started = trio.Event()
         self._drain_requested = trio.Event()
@@ -81,7 +92,7 @@ class Daemon:
         """Serve until drained. Raises `ListenError` if a socket path cannot be used."""
         failure: ListenError | None = None
         async with trio.open_nursery() as turns:
-            turns.start_soon(self._turns.run)
+            turns.start_soon(self._vital, self._turns.run)
             try:
                 with ExitStack() as monitoring:
                     await self._serve(task_status, monitoring)
@@ -112,15 +123,16 @@ class Daemon:
             _metrics_listening(config) as metrics,
         ):
             async with trio.open_nursery() as connections:
-                connections.start_soon(self.dispatcher.watch.run)
+                connections.start_soon(self._vital, self.dispatcher.watch.run)
+                connections.start_soon(self._vital, self._compactor.run)
+                await self._go_on(vmm_socket, operator_socket, connections)
                 async with trio.open_nursery() as listeners:
                     for endpoint, listener in (
                         (Endpoint.VMM, vmm_socket),
                         (Endpoint.OPERATOR, operator_socket),
                     ):
-                        listeners.start_soon(
-                            accept_forever, listener, partial(self.dispatcher.serve, endpoint), connections
-                        )
+                        serve = partial(self.dispatcher.serve, endpoint)
+                        listeners.start_soon(self._vital, accept_forever, listener, serve, connections)
                     log.info(
                         "daemon_started",
                         socket=_place(self._passed.vmm, config.socket),
@@ -133,12 +145,12 @@ class Daemon:
                         metrics_endpoint = MetricsEndpoint(
                             self.partitions, self.dispatcher, self._manager, self.monitor
                         )
-                        connections.start_soon(metrics_endpoint.run, *metrics)
+                        connections.start_soon(self._vital, metrics_endpoint.run, *metrics)
                     task_status.started()
                     await self._manager.ready(self.status())
                     self.started.set()
                     monitoring.enter_context(self.monitor.installed())
-                    connections.start_soon(self._manager.feed_watchdog, self.status)
+                    connections.start_soon(self._vital, self._manager.feed_watchdog, self.status)
                     await self._drain_requested.wait()
                     listeners.cancel_scope.cancel()
                 self._stop_listening(vmm_socket, operator_socket)
@@ -147,7 +159,56 @@ class Daemon:
                 with trio.move_on_after(LAST_EVENTS_SECONDS):
                     await self.event_bus.wait_drained()
                 connections.cancel_scope.cancel()
+            if (store := self._keeper.store) is not None:
+                for name in (OWN_VMM, OWN_OPERATOR, LAST_ID):
+                    store.remove(name)
         log.info("daemon_ended")
+
+    async def _go_on(
+        self, vmm_socket: socket.socket, operator_socket: socket.socket, connections: trio.Nursery
+    ) -> None:
+        """Have the sockets kept, and bring back what a predecessor left, before anybody new can connect."""
+        store, passed = self._keeper.store, self._passed
+        if store is None:
+            return
+        own = {OWN_VMM: passed.own_vmm, OWN_OPERATOR: passed.own_operator}
+        store.adopt([*(kept.name for kept in passed.kept), *(name for name in own if own[name] is not None)])
+        last_id = next((kept.descriptor for kept in passed.kept if kept.name == LAST_ID), None)
+        try:
+            self.partitions.created = await self._keeper.keep_last_id(last_id)
+            for name, listener, given in (
+                (OWN_VMM, vmm_socket, passed.vmm),
+                (OWN_OPERATOR, operator_socket, passed.operator),
+            ):
+                if given is None and own[name] is not listener:
+                    store.remove(name)  # one that was bound elsewhere
+                    await store.store(name, [listener.fileno()], poll=False)
+        except (StoreRefused, OSError) as error:
+            log.warning("nothing_kept", error=sentence(error))
+        recovery = Recovery(self.dispatcher, self._keeper)
+        recovery.start(passed.kept, connections)
+        async with trio.open_nursery() as starting:
+            starting.start_soon(self._manager.keep_starting, self.status)
+            await recovery.wait_found()
+            starting.cancel_scope.cancel()
+        if passed.kept:
+            log.info("daemon_restarted", partitions=len(self.partitions))
+            self.event_bus.publish(
+                DaemonRestarted(partitions=len(self.partitions), connections=recovery.connections)
+            )
+
+    async def _vital(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
+        await vital(lambda: self.keeps, task, *args)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is connected outlives this daemon."""
+        return self._keeper.works
+
+    def rest(self) -> NoReturn:
+        """End the process, and no partition: the service manager starts the next daemon, which goes on."""
+        log.info("daemon_rests", partitions=len(self.partitions))
+        leave(EX_TEMPFAIL)
 
     def _stop_listening(self, vmm_socket: socket.socket, operator_socket: socket.socket) -> None:
         """A client that connects now is refused, and need not wait for the end; unless a service manager
@@ -245,7 +306,7 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _hello_reply(settings: Settings, chaos: int) -> messages.HelloReply:
+def _hello_reply(settings: Settings, chaos: int, keeping: Callable[[], bool]) -> messages.HelloReply:
     config = settings.now
     limits = config.limits.stated() | {
         "hello_timeout_ms": config.timeouts.hello_ms,
@@ -256,6 +317,7 @@ def _hello_reply(settings: Settings, chaos: int) -> messages.HelloReply:
         "address_spaces": [kind.value for kind in AddressSpaceKind],
         "hypervisors": [kind.value for kind in HypervisorKind],
         "architectures": [architecture.value for architecture in Architecture],
+        "kept": keeping(),
     }
     if chaos:
         features["chaos"] = chaos

@@ -76,6 +76,8 @@ async def run_until_signalled(daemon: Daemon, reloader: Reloader) -> int:
                     log.warning("daemon_ended_at_once", signal=signal.Signals(number).name)
                     status = 128 + number
                     scope.cancel()
+                elif number == signal.SIGTERM and daemon.keeps:
+                    daemon.rest()
                 else:
                     daemon.drain()
 

@@ -37,6 +37,11 @@ class Attachment:
         self._lock = threading.Lock()
         self._users = 1  # the owner
 
+    @property
+    def descriptors(self) -> list[int]:
+        """All of them, while it is open."""
+        return [each.fileno() for each in (self.maps, self.smaps, self.userfaultfd) if each is not None]
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Keep the descriptors open; for worker threads. Raises `MmGone` once they are closed."""

@@ -94,6 +94,28 @@ def attach(
     return Attachment(maps, flags, userfaultfd, promised=promised, closer=closer)
 
 
+def adopt(descriptors: list[int], *, promised: bool, closer: Closer) -> Attachment:
+    """Build an attachment of descriptors that a predecessor examined. Raises `KeyError` without a maps file,
+    and `OSError`."""
+    found: dict[DescriptorKind, int] = {}
+    for descriptor in descriptors:
+        link = os.readlink(f"/proc/self/fd/{descriptor}")
+        file = _PROCESS_FILE.search(link)
+        if file is not None:
+            found[DescriptorKind.MAPS if file["name"] == "maps" else DescriptorKind.SMAPS] = descriptor
+        else:
+            found[DescriptorKind.USERFAULTFD] = descriptor
+    maps, smaps = ProcMaps(found[DescriptorKind.MAPS]), found.get(DescriptorKind.SMAPS)
+    userfaultfd = found.get(DescriptorKind.USERFAULTFD)
+    return Attachment(
+        maps,
+        None if smaps is None else Smaps(smaps),
+        None if userfaultfd is None else Userfaultfd(userfaultfd, negotiated=True),
+        promised=promised,
+        closer=closer,
+    )
+
+
 def _sort(descriptors: list[int], received: int, peer: Peer) -> dict[DescriptorKind, int]:
     if received > len(DescriptorKind):
         raise WireError(errno.EINVAL, f"attach_memory takes {_TAKEN}, not {received} descriptors")

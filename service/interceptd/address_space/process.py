@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import trio
 
@@ -50,12 +50,25 @@ PROBE_SECONDS = 1.0
 T = TypeVar("T")
 
 
+class KeptMemory(Protocol):
+    """Who has a successor get the VMM's memory."""
+
+    @property
+    def event(self) -> memoryview:
+        """Where an event of the userfaultfd is read to."""
+
+    async def keep_memory(self, attachment: Attachment) -> None: ...
+
+    def forget_memory(self) -> None: ...
+
+
 class ProcessAddressSpace:
     """See `AddressSpace`. Nothing is backed before `attach`.
 
     `given` returns the guest's mappings of this memory. `timeout`, in seconds, bounds each question of the
     VMM's own calls; the intercept's deadline bounds those of a fault. `name` names the threads, for people;
-    `closer` counts those that were abandoned. A long question goes on in `turn`.
+    `closer` counts those that were abandoned. A long question goes on in `turn`. `kept` is how a
+    successor gets what is attached.
     """
 
     def __init__(
@@ -68,8 +81,10 @@ class ProcessAddressSpace:
         *,
         closer: Closer,
         turn: Turn = nullcontext,
+        kept: KeptMemory | None = None,
     ) -> None:
         self._notifier = notifier
+        self._kept = kept
         self._given = given
         self._timeout = timeout
         self._vmm = vmm
@@ -95,7 +110,11 @@ class ProcessAddressSpace:
         """`attach` what a VMM handed over. Raises like `Handover.attachment` and `attach`."""
         workers = self._workers[Caller.VMM]
         try:
-            await self.attach(await handover.attachment(self._timeout, workers))
+            attachment = await handover.attachment(self._timeout, workers)
+            if self._kept is None:
+                await self.attach(attachment)
+            else:
+                await self._attach_kept(attachment, self._kept)
         except BaseException:
             workers.end_idle()  # without memory nothing is asked, and `_probe` does not run to trim them
             raise
@@ -109,15 +128,34 @@ class ProcessAddressSpace:
         except BaseException:
             attachment.close()
             raise
+        self.adopt(attachment)
+
+    def adopt(self, attachment: Attachment) -> None:
+        """`attach` what a predecessor had attached: the process is asked nothing."""
         self._attachment = attachment
         if attachment.smaps is not None:
             self._notifier.listen(attachment.smaps.forget)
         if attachment.userfaultfd is not None:
+            if self._kept is not None:
+                attachment.userfaultfd.read_into(self._kept.event)
             self._watch = UnmapWatch(attachment.userfaultfd, self._notifier)
             self._comparison = Comparison(
                 self._notifier, self._given, partial(self._compare, attachment), self._watch.drain
             )
         self._attached.set()
+
+    async def _attach_kept(self, attachment: Attachment, kept: KeptMemory) -> None:
+        """Kept first: a successor that did not get it could not know what of it is mapped."""
+        try:
+            await kept.keep_memory(attachment)
+        except BaseException:
+            attachment.close()
+            raise
+        try:
+            await self.attach(attachment)
+        except BaseException:
+            kept.forget_memory()
+            raise
 
     async def resolve(
         self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST

@@ -64,6 +64,9 @@ class ProcMaps:
     def close(self) -> None:
         self._text.close()
 
+    def fileno(self) -> int:
+        return self._text.fileno()
+
     def detach(self) -> int:
         """Give up the descriptor, which is the caller's to close."""
         return self._text.detach()

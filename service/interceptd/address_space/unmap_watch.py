@@ -54,5 +54,6 @@ class UnmapWatch:
                 return count
             for uaddrs in events:
                 self._notifier.invalidate(uaddrs, Source.USERFAULTFD)
+            self._userfaultfd.forget_event()
             await give_way()
         return most

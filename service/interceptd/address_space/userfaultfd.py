@@ -35,6 +35,7 @@ _RANGE = struct.Struct("<2Q")
 """struct uffdio_range: start, len."""
 _EVENT = struct.Struct("<B7xQQQ")
 """struct uffd_msg, 32 bytes: the event, and for UNMAP its start and end."""
+EVENT_BYTES = _EVENT.size
 EVENTS_PER_READ = 1
 """Each event that is read wakes all threads that wait for theirs (userfaultfd_event_complete(),
 fs/userfaultfd.c). With a thousand of them a read of 64 events would take tens of milliseconds."""
@@ -71,13 +72,17 @@ class NotReadable(Exception):
 class Userfaultfd:
     """Owns the descriptor. Does not rely on O_NONBLOCK: the VMM can change the flags of the open file."""
 
-    def __init__(self, descriptor: int) -> None:
-        """Negotiate. Raises `AlreadyInitialised`, `FeaturesMissing`, `NotReadable`, and `OSError` for passing
-        errors; the caller then keeps the descriptor."""
-        if lacking := missing(*_negotiate(descriptor)):
+    def __init__(self, descriptor: int, *, negotiated: bool = False) -> None:
+        """Negotiate, unless a predecessor has. Raises `AlreadyInitialised`, `FeaturesMissing`, `NotReadable`,
+        and `OSError` for passing errors; the caller then keeps the descriptor."""
+        if not negotiated and (lacking := missing(*_negotiate(descriptor))):
             raise FeaturesMissing(lacking)
         self._descriptor = descriptor
-        self._buffer = bytearray(EVENTS_PER_READ * _EVENT.size)
+        self._buffer: bytearray | memoryview = bytearray(EVENTS_PER_READ * _EVENT.size)
+        if not negotiated:
+            self._require_readable()
+
+    def _require_readable(self) -> None:
         try:
             self.read_events()
         except OSError as error:
@@ -119,6 +124,15 @@ class Userfaultfd:
         except BlockingIOError:
             return []
         return parse_events(memoryview(self._buffer)[:size])
+
+    def read_into(self, buffer: memoryview) -> None:
+        """From now on read events to `buffer`, of `EVENT_BYTES`, where a successor finds one that was read
+        and not forgotten."""
+        self._buffer = buffer
+
+    def forget_event(self) -> None:
+        """The events of the last read are recorded."""
+        self._buffer[:] = bytes(len(self._buffer))
 
     def restore_nonblocking(self) -> bool:
         """Set O_NONBLOCK, without which poll(2) reports an error forever; returns whether it was cleared."""

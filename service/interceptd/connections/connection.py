@@ -87,6 +87,11 @@ class Connection:
         self.tenant.count_connection()
         self._counted = True
 
+    def count_kept(self) -> None:
+        """Count it whatever the limit is: a predecessor has accepted it."""
+        self.tenant.count_kept_connection()
+        self._counted = True
+
     def peer_groups(self) -> frozenset[int]:
         return peer_groups(self._socket)
 
@@ -135,10 +140,10 @@ class Connection:
         """Take what a predecessor had received and not answered as if it came now."""
         self._receiver.receive_data(received)
 
-    def mark_answered(self) -> None:
-        """Nothing is owed to the peer; `answer` says so by itself."""
+    def mark_answered(self, *, put_off: bool = False) -> None:
+        """Nothing is owed to the peer, see `Inbox.answered`; `answer` says so by itself."""
         if self._inbox is not None:
-            self._inbox.answered()
+            self._inbox.answered(put_off=put_off)
 
     def lose_descriptors(self, why: WireError) -> None:
         """Those of the request that is received next are lost."""

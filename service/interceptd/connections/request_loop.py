@@ -9,7 +9,7 @@ import errno
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -21,6 +21,8 @@ from intercept_protocol.errors import EncodedError, WireError
 from intercept_protocol.events import ERROR_LENGTH, ConnectionRefused
 from interceptd.connections.connection import Connection, ConnectionGone
 from interceptd.errors import PartitionLost
+from interceptd.ledger.journal import Journal
+from interceptd.ledger.records import Done
 from interceptd.telemetry.event_bus import Publisher
 
 log = structlog.get_logger()
@@ -28,6 +30,10 @@ Call = TypeVar("Call")
 Reply = msgspec.Struct | None
 Handler = Callable[[Call], Reply | Coroutine[object, object, Reply]]
 """Answers a call at once, or by a coroutine that may wait."""
+LOGGED = frozenset({
+    "attach_memory", "add_region", "remove_region", "change_regions", "map_vma", "map_vmas", "unmap_vma",
+    "protect_vma", "invalidate_begin", "invalidate_end",
+})  # fmt: skip
 Send = Callable[[bytes], Awaitable[None]]
 
 
@@ -61,15 +67,17 @@ async def serve_calls(
     *,
     send: Send | None = None,
     in_flight: CallsInFlight | None = None,
+    journal: Journal | None = None,
 ) -> None:
     """Answer calls until the peer closes. A `WireError` or a `RangeError` becomes the answer.
 
-    `send` replaces the connection's own where another task sends on it too.
+    `send` replaces the connection's own where another task sends on it too. What was carried out is recorded
+    in the `journal` before its answer is sent: a successor then answers, and carries out nothing.
     """
     while (request := await connection.receive()) is not None:
         with in_flight.one() if in_flight is not None else nullcontext():
             try:
-                reply = await _reply(connection, methods, answer, request)
+                reply = await _reply(connection, methods, answer, request, journal)
             finally:
                 connection.drop_descriptors()
             if send is None:
@@ -111,7 +119,11 @@ class report_and_close:  # lower case: it reads as a verb, `with report_and_clos
 
 
 async def _reply(
-    connection: Connection, methods: Mapping[str, type[Call]], answer: Handler[Call], request: rpc.Request
+    connection: Connection,
+    methods: Mapping[str, type[Call]],
+    answer: Handler[Call],
+    request: rpc.Request,
+    journal: Journal | None,
 ) -> bytes:
     try:
         call = codec.decode_call(methods, request.method, request.params)
@@ -128,4 +140,8 @@ async def _reply(
         if "list" in error.details:  # says "add[3]", which by itself names nothing
             error = WireError(error.number, f"{request.method}: {error.message}", **error.details)
         return rpc.encode_error(request.msgid, error)
-    return rpc.encode_result(request.msgid, None if result is None else codec.to_fields(result))
+    reply = None if result is None else codec.to_fields(result)
+    if journal is not None and connection.inbox is not None and request.method in LOGGED:
+        fields: Any = request.params[0] if request.params else {}
+        journal.append(Done(connection.inbox.number, connection.inbox.serial, request.method, fields, reply))
+    return rpc.encode_result(request.msgid, reply)

@@ -98,6 +98,11 @@ class Tenant:
         self.connections.acquire()
         self.is_crowd = self.connections.count > FEW
 
+    def count_kept_connection(self) -> None:
+        """The same, beyond the limit too."""
+        self.connections.add(1)
+        self.is_crowd = self.connections.count > FEW
+
     def forget_connection(self) -> None:
         self.connections.release()
         self.is_crowd = self.connections.count > FEW

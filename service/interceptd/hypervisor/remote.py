@@ -70,6 +70,7 @@ class RemoteHypervisor:
         self.takes_lists = False
         """Whether its VMM said so in its hello (H-17)."""
         self._connection: Connection | None = None
+        self._is_served = trio.Event()
         self._in_flight: dict[int, _Request] = {}
         self._late: deque[int] = deque()
         self._first_msgid = self._msgid = 0 if journal is None else journal.ledger.last_msgid
@@ -79,6 +80,10 @@ class RemoteHypervisor:
         self._map_calls = 0
         self._unmap_calls = 0
 
+    async def wait_connected(self) -> None:
+        """Block until the connection is served."""
+        await self._is_served.wait()
+
     @property
     def connected(self) -> bool:
         return self._connection is not None
@@ -87,6 +92,7 @@ class RemoteHypervisor:
         """Process the VMM's answers, which `connection` must expect, until it closes. Raises
         `ProtocolViolation`, `ConnectionGone`."""
         self._connection = connection
+        self._is_served.set()
         try:
             while (response := await connection.receive_response()) is not None:
                 self._complete(response)

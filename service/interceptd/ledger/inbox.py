@@ -30,8 +30,8 @@ _LARGE, _SMALL = _HEADER + MESSAGE_LIMIT, _HEADER + SMALL_INBOX
 """A small one has 21 cache lines: with a power of two, all would lie in the same sets of the cache."""
 INBOXES = LARGE_INBOXES + (INBOX_AREA - LARGE_INBOXES * _LARGE) // _SMALL
 _IDLE_BYTES = bytes([IDLE]) * MESSAGE_LIMIT
-_LENGTH, _HELLO, _STRIKES = range(3)
-"""The words of the header: bytes noted, whether the hello is owed, and see `Inbox.strikes`."""
+_LENGTH, _HELLO, _STRIKES, _SERIAL = range(4)
+"""The words of the header: bytes noted, whether the hello is owed, and see `Inbox`."""
 
 
 def inbox_place(number: int) -> tuple[int, int]:
@@ -93,18 +93,29 @@ class Inbox:
         self._words[_HELLO] = 1
         self._marked = True
 
-    def answered(self) -> None:
-        """Nothing is owed any more."""
+    def answered(self, *, put_off: bool = False) -> None:
+        """Nothing is owed any more. `put_off` if the peer will ask again, which keeps the strikes."""
         self._buffer[0] = IDLE
         if self._marked:
-            self._wipe()
+            self._wipe(self._words[_STRIKES] if put_off else 0)
 
-    def _wipe(self) -> None:
+    def _wipe(self, strikes: int) -> None:
         length = self._words[_LENGTH]
         self._words[_HELLO] = 0
         self._buffer[:length] = _IDLE_BYTES[:length]
-        self._words[_LENGTH] = self._words[_STRIKES] = 0
-        self._marked = False
+        self._words[_LENGTH] = 0
+        self._words[_STRIKES] = strikes
+        self._next_serial()
+        self._marked = bool(strikes)
+
+    @property
+    def serial(self) -> int:
+        """The number of the request that is here, if its length was noted. What was carried out is recorded
+        with it: not every client gives each request another msgid."""
+        return self._words[_SERIAL]
+
+    def _next_serial(self) -> None:
+        self._words[_SERIAL] = (self._words[_SERIAL] + 1) & 0xFFFF_FFFF
 
     # ------------------------------------------------ a successor
 
@@ -114,7 +125,7 @@ class Inbox:
 
     @property
     def strikes(self) -> int:
-        """How many daemons have died since this request came, this one's predecessor included."""
+        """How many daemons have begun to carry out this request of a predecessor's."""
         return self._words[_STRIKES]
 
     def strike(self) -> None:
@@ -129,6 +140,7 @@ class Inbox:
         if self._buffer[0] == IDLE:
             if not self._words[_HELLO]:
                 self.clear()
+                self._next_serial()
             return b""
         owed = self._owed()
         self._words[_LENGTH] = len(owed)

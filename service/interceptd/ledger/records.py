@@ -31,7 +31,7 @@ class Opened(_Record, frozen=True, tag="opened"):
 class Created(_Record, frozen=True, tag="created"):
     """The VMM's `create_partition` was carried out."""
 
-    msgid: int
+    serial: int
     partition_id: int
     token: bytes
     request: Fields
@@ -58,7 +58,8 @@ class Done(_Record, frozen=True, tag="done"):
     """A request that changes something was carried out. Its answer may be owed."""
 
     inbox: int
-    msgid: int
+    serial: int
+    """`Inbox.serial` of the request."""
     method: str
     request: Fields
     reply: Fields | None
@@ -115,7 +116,7 @@ class Dangling(_Record, frozen=True, tag="dangling"):
 
 
 class Policy(_Record, frozen=True, tag="policy"):
-    """An operator changed the granularity of faults on device memory."""
+    """The granularity of faults on device memory was changed."""
 
     mmio_granularity: str
 

@@ -21,11 +21,13 @@ from interceptd.hypervisor import Hypervisor
 from interceptd.hypervisor.measured import MeasuredHypervisor
 from interceptd.hypervisor.remote import RemoteHypervisor
 from interceptd.hypervisor.software import DEPOSIT_PAGES, SoftwareHypervisor
+from interceptd.ledger.journal import Journal
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.chaos import Chaos, ChaoticAddressSpace, ChaoticHypervisor
+from interceptd.partition.keeping import Keeping
 from interceptd.partition.partition import Partition
 from interceptd.telemetry.counters import PortCalls
 from interceptd.telemetry.event_bus import EventBus, PartitionPublisher
@@ -41,15 +43,23 @@ class PartitionFactory:
         self._chaos = Chaos(chaos, random.Random()) if chaos else None
 
     def create(
-        self, request: CreatePartition, name: str, connection: Connection, partition_id: int
+        self,
+        request: CreatePartition,
+        name: str,
+        connection: Connection,
+        partition_id: int,
+        keeping: Keeping | None = None,
     ) -> Partition:
         """Raises ENOSPC for more deposited pages than a partition may have."""
         settings = self._settings
-        built = self._hypervisor(request)
+        journal = None if keeping is None else keeping.journal
+        built = self._hypervisor(request, journal)
         port_calls = PortCalls()
         hypervisor: Hypervisor = MeasuredHypervisor(built, port_calls)
         event_bus = PartitionPublisher(self._event_bus, partition_id)
-        notifier = MmuNotifier(lambda: settings.now.limits.open_invalidations_per_partition, event_bus)
+        notifier = MmuNotifier(
+            lambda: settings.now.limits.open_invalidations_per_partition, event_bus, journal
+        )
         timeout = (request.invalidate_timeout_ms or settings.now.timeouts.invalidate_ms) / 1000
         if self._chaos is not None:
             hypervisor = ChaoticHypervisor(hypervisor, self._chaos)
@@ -57,7 +67,9 @@ class PartitionFactory:
         mappings = GuestMappings(
             hypervisor, lambda: settings.now.limits.mappings_per_partition, tenant.mappings
         )
-        memory = self._memory(request, notifier, mappings, timeout, vmm=connection, partition_id=partition_id)
+        memory = self._memory(
+            request, notifier, mappings, timeout, vmm=connection, partition_id=partition_id, kept=keeping
+        )
         address_space: AddressSpace = memory
         if self._chaos is not None:
             address_space = ChaoticAddressSpace(address_space, self._chaos)
@@ -68,6 +80,7 @@ class PartitionFactory:
             quota=tenant.regions,
             mmio_granularity=request.mmio_granularity,
             event_bus=event_bus,
+            journal=journal,
         )
         return Partition(
             partition_id=partition_id,
@@ -84,6 +97,7 @@ class PartitionFactory:
             regions=regions,
             faults=FaultHandler(regions, address_space, timeout),
             event_bus=event_bus,
+            keeping=keeping,
             port_calls=port_calls,
             end_timeout=lambda: settings.now.timeouts.drain_ms / 1000,
         )
@@ -97,6 +111,7 @@ class PartitionFactory:
         *,
         vmm: Connection,
         partition_id: int,
+        kept: Keeping | None,
     ) -> DeclaredAddressSpace | ProcessAddressSpace:
         match request.address_space:
             case AddressSpaceKind.DECLARED:
@@ -112,16 +127,19 @@ class PartitionFactory:
                     str(partition_id),
                     closer=vmm.tenant.closer,
                     turn=partial(self._turns.turn, vmm.peer.uid),
+                    kept=kept,
                 )
 
-    def _hypervisor(self, request: CreatePartition) -> SoftwareHypervisor | RemoteHypervisor:
+    def _hypervisor(
+        self, request: CreatePartition, journal: Journal | None
+    ) -> SoftwareHypervisor | RemoteHypervisor:
         match request.hypervisor:
             case HypervisorKind.SOFTWARE:
-                return self._software(request)
+                return self._software(request, journal)
             case HypervisorKind.VMM:
-                return RemoteHypervisor(lambda: self._settings.now.timeouts.hypervisor_ms / 1000)
+                return RemoteHypervisor(lambda: self._settings.now.timeouts.hypervisor_ms / 1000, journal)
 
-    def _software(self, request: CreatePartition) -> SoftwareHypervisor:
+    def _software(self, request: CreatePartition, journal: Journal | None) -> SoftwareHypervisor:
         pool_limit = self._settings.now.limits.deposit_pages_per_partition
         pool_pages = DEPOSIT_PAGES if request.deposit_pages is None else request.deposit_pages
         if pool_pages > pool_limit:
@@ -134,4 +152,5 @@ class PartitionFactory:
             remap=request.remap,
             pool_pages=pool_pages,
             pool_limit=lambda: self._settings.now.limits.deposit_pages_per_partition,
+            journal=journal,
         )

@@ -33,9 +33,11 @@ from interceptd.errors import PartitionLost
 from interceptd.hypervisor import Hypervisor
 from interceptd.hypervisor.remote import RemoteHypervisor
 from interceptd.hypervisor.slat import SoftwareSlat
+from interceptd.ledger.journal import Journal
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
+from interceptd.partition.keeping import Hello, Keeping
 from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.scheduling.time_share import give_way
 from interceptd.telemetry.counters import PortCalls, Totals
@@ -73,6 +75,10 @@ class Partition:
     faults: FaultHandler
     event_bus: PartitionPublisher
     end_timeout: Callable[[], float]
+    keeping: Keeping | None = None
+    """How a successor of the daemon gets it."""
+    restarts: int = 0
+    """How many daemons have taken it over."""
     port_calls: PortCalls = field(default_factory=PortCalls)
     """What `hypervisor` measures, if it does."""
     token: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
@@ -93,6 +99,10 @@ class Partition:
         self._vmm_left = trio.Event()
         self._left_latency = InterceptLatency()
 
+    @property
+    def journal(self) -> Journal | None:
+        return None if self.keeping is None else self.keeping.journal
+
     def admits(self, token: bytes, peer: Peer) -> bool:
         """Whether a connection with this token, of this peer, may join. The token's time is constant."""
         return hmac.compare_digest(token, self.token) and peer.uid == self.owner.uid and not self.ending
@@ -103,7 +113,8 @@ class Partition:
         Raises what serving the VMM raised, after the end; EIO if a mapping could not be taken away.
         """
         structlog.contextvars.bind_contextvars(partition_id=self.partition_id)
-        self._tell_created()
+        if not self.restarts:
+            self._tell_created()
         failure: Exception | None = None
         try:
             async with trio.open_nursery() as self._nursery:
@@ -144,8 +155,15 @@ class Partition:
         """Begin the partition's end; `run` returns when it is over."""
         self._serving.cancel()
 
-    def start_vp(self, vp: VirtualProcessor, connection: Connection, hello_reply: bytes) -> None:
-        """Run a VP as a task of this partition. Raises ENOSPC if its uid has too many."""
+    def start_vp(
+        self, vp: VirtualProcessor, connection: Connection, owed: bytes, hello: Hello | None = None
+    ) -> None:
+        """Run a VP as a task of this partition. Raises ENOSPC if its uid has too many, unless a predecessor
+        had it.
+
+        Here and below, `owed` is the answer that the peer waits for: to its `hello`, which is None if a
+        predecessor has kept the connection.
+        """
 
         async def leave() -> None:
             del self.vps[vp.index]
@@ -153,17 +171,21 @@ class Partition:
             self._left_latency.add(vp.latency)
             self.event_bus.publish(events.VpDetached(vp_index=vp.index, intercepts=vp.intercepts))
 
-        self.tenant.vps.acquire()
+        if hello is None:
+            self.tenant.vps.add(1)
+        else:
+            self.tenant.vps.acquire()
         self.vps[vp.index] = vp
         self.event_bus.publish(events.VpAttached(vp_index=vp.index))
-        self._spawn(connection, hello_reply, vp.run, leave, vp_index=vp.index)
+        self._spawn(connection, owed, hello, vp.run, leave, vp_index=vp.index)
 
     def start_notifier(
         self,
         connection: Connection,
-        hello_reply: bytes,
+        owed: bytes,
         serve: Callable[[], Awaitable[None]],
         close: Callable[[], Awaitable[None]],
+        hello: Hello | None = None,
     ) -> None:
         """Run a notifier connection as a task of this partition; `close` is called when it ends."""
 
@@ -172,9 +194,11 @@ class Partition:
             await close()
 
         self.notifiers += 1
-        self._spawn(connection, hello_reply, serve, leave)
+        self._spawn(connection, owed, hello, serve, leave)
 
-    def start_link(self, link: RemoteHypervisor, connection: Connection, hello_reply: bytes) -> None:
+    def start_link(
+        self, link: RemoteHypervisor, connection: Connection, owed: bytes, hello: Hello | None = None
+    ) -> None:
         """Run the hypervisor connection as a task of this partition, which is lost with it."""
 
         async def serve() -> None:
@@ -189,7 +213,7 @@ class Partition:
             link.claimed = False  # for another, if this one left before it was welcomed
 
         link.claimed = True
-        self._spawn(connection, hello_reply, serve, leave)
+        self._spawn(connection, owed, hello, serve, leave)
 
     def kick(self, vp_index: int) -> bool:
         """Kick one VP; False if there is no such VP."""
@@ -256,7 +280,8 @@ class Partition:
     def _spawn(
         self,
         connection: Connection,
-        hello_reply: bytes,
+        owed: bytes,
+        hello: Hello | None,
         serve: Callable[[], Awaitable[None]],
         leave: Callable[[], Awaitable[None]],
         **context: int,
@@ -268,10 +293,16 @@ class Partition:
             structlog.contextvars.bind_contextvars(partition_id=self.partition_id, **context)
             try:
                 with joined.scope, report_and_close(connection, self.event_bus):
-                    await connection.send(hello_reply)
+                    if hello is not None and self.keeping is not None:
+                        await self.keeping.join(connection, hello)
+                    if owed:
+                        await connection.send(owed)
+                        connection.mark_answered(put_off=hello is None)
                     await self._telling_vps(serve, joined)
             finally:
                 await leave()
+                if self.keeping is not None and not self.ending:
+                    self.keeping.leave(connection)
                 del self._joined[joined]
                 joined.left.set()
 

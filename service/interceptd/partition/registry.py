@@ -24,6 +24,7 @@ class PartitionRegistry:
         self._left = trio.Event()
         self._ended = Totals()
         self.created = 0
+        """Also those of predecessors: the last id."""
         self.lost = 0
         self.closed = False
         """Whether the daemon is ending: nothing is to be added any more."""
@@ -42,7 +43,7 @@ class PartitionRegistry:
 
     def add(self, partition: Partition) -> None:
         self._partitions[partition.partition_id] = partition
-        self.created = partition.partition_id
+        self.created = max(self.created, partition.partition_id)
 
     def remove(self, partition: Partition) -> None:
         """Forget an ended partition; its totals stay."""

@@ -179,11 +179,6 @@ class Fold:
     def _attached(self, record: records.Attached) -> None:
         self.attached = record
 
-    def _set_policy(self, done: records.Done) -> None:
-        granularity = _call(messages.SetPolicy, done).mmio_granularity
-        if granularity is not None:
-            self.mmio_granularity = granularity.value
-
     def _policy(self, record: records.Policy) -> None:
         self.mmio_granularity = record.mmio_granularity
 
@@ -244,7 +239,6 @@ _DONE: Mapping[str, Callable[[Fold, records.Done], None]] = {
     "map_vmas": Fold._map_vmas,
     "unmap_vma": Fold._unmap_vma,
     "protect_vma": Fold._protect_vma,
-    "set_policy": Fold._set_policy,
     "attach_memory": Fold._attach_memory,
     "invalidate_begin": Fold._invalidate_begin,
     "invalidate_end": Fold._invalidate_end,

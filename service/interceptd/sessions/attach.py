@@ -6,7 +6,7 @@ Owns the right to join, by token and uid, and the limits of what joins. Must not
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from intercept_protocol import messages
@@ -14,7 +14,9 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.messages import HelloReply, PartitionHello
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.config.live import Settings
+from interceptd.connections.connection import Connection
 from interceptd.connections.request_loop import serve_calls
+from interceptd.partition.keeping import Hello
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.partition.virtual_processor import VirtualProcessor
@@ -57,16 +59,14 @@ class Attacher:
             )
         if vp_index in partition.vps:
             raise WireError(errno.EEXIST, f"VP {vp_index} is attached already", vp_index=vp_index)
-        vp = VirtualProcessor(
-            vp_index,
-            handshake.connection,
-            architecture=partition.request.architecture,
-            faults=partition.faults,
-            answers=partition.answers,
-            event_bus=partition.event_bus,
-        )
+        vp = virtual_processor(partition, vp_index, handshake.connection)
         handshake.connection.let_send_descriptors()  # an intercept that brings some is answered all the same
-        partition.start_vp(vp, handshake.connection, handshake.hello_reply(self._hello_reply()))
+        partition.start_vp(
+            vp,
+            handshake.connection,
+            handshake.hello_reply(self._hello_reply()),
+            Hello("vp", handshake.msgid, vp_index),
+        )
 
     def _link(self, handshake: Handshake, partition: Partition, *, takes_lists: bool) -> None:
         if partition.link is None:
@@ -75,7 +75,12 @@ class Attacher:
             raise WireError(errno.EEXIST, "the partition has a hypervisor connection already")
         partition.link.takes_lists = takes_lists
         handshake.connection.expect_responses()
-        partition.start_link(partition.link, handshake.connection, handshake.hello_reply(self._hello_reply()))
+        partition.start_link(
+            partition.link,
+            handshake.connection,
+            handshake.hello_reply(self._hello_reply()),
+            Hello("hypervisor", handshake.msgid, lists=takes_lists),
+        )
 
     def _notifier(self, handshake: Handshake, partition: Partition) -> None:
         limit = self._settings.now.limits.notifiers_per_partition
@@ -85,18 +90,42 @@ class Attacher:
                 f"a partition may have {limit} notifier connections",
                 limit="notifiers_per_partition",
             )
-        memory = partition.memory
-        catch_up = memory.catch_up if isinstance(memory, ProcessAddressSpace) else None
-        session = NotifierSession(partition.notifier, partition.regions, partial(kick, partition), catch_up)
+        session = notifier_session(partition)
         partition.start_notifier(
             handshake.connection,
             handshake.hello_reply(self._hello_reply()),
-            partial(
-                serve_calls,
-                handshake.connection,
-                messages.NOTIFIER_METHODS,
-                session.answer,
-                in_flight=partition.announcements,
-            ),
+            serving_notifier(partition, session, handshake.connection),
             session.close,
+            Hello("notifier", handshake.msgid),
         )
+
+
+def virtual_processor(partition: Partition, vp_index: int, connection: Connection) -> VirtualProcessor:
+    return VirtualProcessor(
+        vp_index,
+        connection,
+        architecture=partition.request.architecture,
+        faults=partition.faults,
+        answers=partition.answers,
+        event_bus=partition.event_bus,
+    )
+
+
+def notifier_session(partition: Partition) -> NotifierSession:
+    memory = partition.memory
+    catch_up = memory.catch_up if isinstance(memory, ProcessAddressSpace) else None
+    return NotifierSession(partition.notifier, partition.regions, partial(kick, partition), catch_up)
+
+
+def serving_notifier(
+    partition: Partition, session: NotifierSession, connection: Connection
+) -> Callable[[], Awaitable[None]]:
+    """What answers the calls of a notifier connection."""
+    return partial(
+        serve_calls,
+        connection,
+        messages.NOTIFIER_METHODS,
+        session.answer,
+        in_flight=partition.announcements,
+        journal=partition.journal,
+    )

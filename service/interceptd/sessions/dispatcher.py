@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 
 import trio
@@ -26,8 +26,10 @@ from interceptd.connections.connection import Connection
 from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.request_loop import report_and_close, serve_calls
+from interceptd.ledger.records import Created
 from interceptd.log_share import charge_lines_to
 from interceptd.partition.factory import PartitionFactory
+from interceptd.partition.keeping import Keeper, Keeping
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.scheduling.time_share import SHARE, TimeShares
@@ -52,13 +54,15 @@ class Dispatcher:
         hello_reply: Callable[[], HelloReply],
         event_bus: EventBus,
         turns: TimeShares,
+        keeper: Keeper,
     ) -> None:
         self._settings = settings
         self._factory = factory
         self._partitions = partitions
         self._overview = overview
-        self._hello_reply = hello_reply
-        self._event_bus = event_bus
+        self.hello_reply = hello_reply
+        self.event_bus = event_bus
+        self._keeper = keeper
         self.admission = Admission(settings, event_bus, turns)
         self._attacher = Attacher(settings, partitions, hello_reply)
         self.watch = HangupWatch()
@@ -71,7 +75,7 @@ class Dispatcher:
             connection = Connection(accepted, self.admission.tenants, self.watch)
             SHARE.set(connection.tenant.time_share)
             charge_lines_to(connection.tenant.log_share)
-            held.enter_context(report_and_close(connection, self._event_bus))
+            held.enter_context(report_and_close(connection, self.event_bus))
             try:
                 handshake = await self.admission.admit(connection, endpoint)
                 match handshake.hello:
@@ -100,7 +104,7 @@ class Dispatcher:
         self.operators += 1
         charge_lines_to(None)
         try:
-            await handshake.connection.answer(handshake.hello_reply(self._hello_reply()))
+            await handshake.connection.answer(handshake.hello_reply(self.hello_reply()))
             await self._serve_calls(handshake.connection)
         finally:
             self.operators -= 1
@@ -108,7 +112,7 @@ class Dispatcher:
     async def _serve_calls(self, connection: Connection) -> None:
         """Answer an operator, and send it the events that it subscribed to, until it leaves."""
         subscription = Subscription()
-        session = OperatorSession(self._overview, self._event_bus, subscription)
+        session = OperatorSession(self._overview, self.event_bus, subscription)
         stream = EventStream(connection, subscription)
         failure: Exception | None = None
         try:
@@ -120,7 +124,7 @@ class Dispatcher:
                     failure = error
                 nursery.cancel_scope.cancel()
         finally:
-            self._event_bus.unsubscribe(subscription)
+            self.event_bus.unsubscribe(subscription)
         if failure is not None:
             try:
                 raise failure
@@ -134,22 +138,34 @@ class Dispatcher:
             connection.tenant.vmms.acquire()
         connection.let_send_descriptors()
         connection.expect_long_requests()
+        keeping: Keeping | None = None
         try:
-            await connection.answer(handshake.hello_reply(self._hello_reply()))
-            while (request := await connection.receive()) is not None:
-                connection.drop_descriptors()  # nothing takes any before there is a partition
-                try:
-                    call = codec.decode_call(messages.VMM_METHODS, request.method, request.params)
-                    partition = self._create_partition(call, hello.name, connection)
-                except WireError as error:
-                    await connection.answer(rpc.encode_error(request.msgid, error))
-                    continue
-                await self._live(partition, connection, request.msgid)
-                return
+            keeping = await self._keeper.open(connection, hello.name, handshake.msgid)
+            await connection.answer(handshake.hello_reply(self.hello_reply()))
+            await self.serve_new_vmm(connection, hello.name, keeping)
         finally:
+            if keeping is not None:
+                keeping.end()
             connection.tenant.vmms.release()
 
-    def _create_partition(self, call: messages.VmmCall, name: str, connection: Connection) -> Partition:
+    async def serve_new_vmm(self, connection: Connection, name: str, keeping: Keeping | None) -> None:
+        """Serve a VMM that has no partition yet, and then the partition that it creates, to its end."""
+        while (request := await connection.receive()) is not None:
+            connection.drop_descriptors()  # nothing takes any before there is a partition
+            try:
+                call = codec.decode_call(messages.VMM_METHODS, request.method, request.params)
+                partition = self._create_partition(call, name, connection, keeping)
+            except WireError as error:
+                await connection.answer(rpc.encode_error(request.msgid, error))
+                continue
+            if keeping is not None:
+                keeping.created(partition.partition_id, partition.token, request.params)
+            await self.live(partition, connection, owed=created(partition, request.msgid))
+            return
+
+    def _create_partition(
+        self, call: messages.VmmCall, name: str, connection: Connection, keeping: Keeping | None
+    ) -> Partition:
         if not isinstance(call, CreatePartition):
             raise WireError(errno.ENOENT, f"{call.METHOD}: there is no partition yet, create_partition first")
         if self._partitions.closed:
@@ -157,21 +173,50 @@ class Dispatcher:
         if call.address_space is AddressSpaceKind.PROCESS:
             connection.tenant.closer.require_room()
         with connection.tenant.partitions.acquired():
-            partition = self._factory.create(call, name, connection, self._partitions.next_id())
+            partition = self._factory.create(call, name, connection, self._partitions.next_id(), keeping)
+        self._partitions.add(partition)
+        self._keeper.created(partition.partition_id)
+        return partition
+
+    def recreate(self, record: Created, name: str, connection: Connection, keeping: Keeping) -> Partition:
+        """A partition that a predecessor had, whatever the limits are now; its state is to be restored.
+        Raises `WireError` for a request that makes no sense."""
+        request = codec.decode_fields(CreatePartition, CreatePartition.METHOD, [record.request])
+        partition = self._factory.create(request, name, connection, record.partition_id, keeping)
+        partition.token = record.token
+        partition.restarts = keeping.ledger.restarts
+        connection.tenant.partitions.add(1)
         self._partitions.add(partition)
         return partition
 
-    async def _live(self, partition: Partition, connection: Connection, msgid: int) -> None:
-        created = messages.PartitionCredentials(partition_id=partition.partition_id, token=partition.token)
+    async def live(
+        self,
+        partition: Partition,
+        connection: Connection,
+        *,
+        owed: bytes = b"",
+        before: Callable[[ReceivedFds], Awaitable[bytes]] | None = None,
+    ) -> None:
+        """Run a partition to its end. `owed` is the answer that its VMM waits for. What a predecessor had is
+        brought back by `before`, which gets where descriptors are received, and returns what is owed."""
         live = partition.request.address_space is AddressSpaceKind.PROCESS
         descriptors = connection.keep_descriptors() if live else ReceivedFds(connection.tenant.closer)
 
         async def serve() -> None:
-            await connection.answer(rpc.encode_result(msgid, codec.to_fields(created)))
-            await serve_calls(connection, messages.VMM_METHODS, VmmSession(partition, descriptors).answer)
+            reply = owed if before is None else await before(descriptors)
+            if reply:
+                await connection.answer(reply)
+            session = VmmSession(partition, descriptors)
+            await serve_calls(connection, messages.VMM_METHODS, session.answer, journal=partition.journal)
 
         try:
             await partition.run(serve)
         finally:
             self._partitions.remove(partition)
             connection.tenant.partitions.release()
+
+
+def created(partition: Partition, msgid: int) -> bytes:
+    """The answer to `create_partition`."""
+    credentials = messages.PartitionCredentials(partition_id=partition.partition_id, token=partition.token)
+    return rpc.encode_result(msgid, codec.to_fields(credentials))

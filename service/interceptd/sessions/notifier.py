@@ -50,6 +50,10 @@ class NotifierSession:
                 self._end(uaddrs)
         return None
 
+    def take_over(self, begun: Counter[UaddrRange]) -> None:
+        """What a predecessor's session had begun, and is open, is this one's."""
+        self._begun = begun
+
     async def close(self) -> None:
         """End what this connection began: it cannot any more."""
         for uaddrs in list(self._begun.elements()):

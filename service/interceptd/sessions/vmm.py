@@ -24,6 +24,7 @@ from interceptd.address_space.handover import Handover
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.request_loop import Reply
+from interceptd.ledger.records import Policy
 from interceptd.memory.prefault import prefault
 from interceptd.pages.mapping import HOST_BACKING
 from interceptd.partition.partition import Partition
@@ -169,6 +170,8 @@ def set_policy(partition: Partition, call: messages.SetPolicy | messages.Operato
     """Change what was given, for faults from now on."""
     if call.mmio_granularity is not None:
         partition.regions.mmio_granularity = call.mmio_granularity
+        if partition.journal is not None:
+            partition.journal.append(Policy(call.mmio_granularity.value))
         log.info(
             "policy_set", partition_id=partition.partition_id, mmio_granularity=call.mmio_granularity.value
         )

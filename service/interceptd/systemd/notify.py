@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 import structlog
 import trio
@@ -21,6 +21,7 @@ from intercept_protocol.text import sentence
 log = structlog.get_logger()
 SEND_SECONDS: Final = 1.0
 """How long a manager may take to make room for a datagram."""
+EXTEND_SECONDS: Final = 6.0
 LEDGER_FORMAT_FACT: Final = "X_INTERCEPTD_LEDGER_FORMAT"
 """What a successor has to read; `interceptd keep` asks the next version before it ends this one."""
 
@@ -65,6 +66,12 @@ class ServiceManager:
     async def stopping(self, status: str, seconds: float) -> None:
         """The daemon is ending, which may take `seconds`: extends the manager's timeout."""
         await self._send("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}", f"STATUS={status}")
+
+    async def keep_starting(self, status: Callable[[], str]) -> NoReturn:
+        """Say that the start goes on, until cancelled: extends the manager's timeout."""
+        while True:
+            await self._send(f"EXTEND_TIMEOUT_USEC={int(EXTEND_SECONDS * 1e6)}", f"STATUS={status()}")
+            await trio.sleep(EXTEND_SECONDS / 3)
 
     async def feed_watchdog(self, status: Callable[[], str]) -> None:
         """Report a live event loop twice per period; returns at once without a watchdog."""

@@ -1,0 +1,211 @@
+"""What of one VMM the service manager keeps for the next daemon: its ledger, its connections, its memory.
+
+Owns the order in which things are stored and recorded, and the numbers of the inboxes. If the manager refuses
+something, nothing of this VMM outlives the daemon: a successor that had half of it could not go on.
+
+A connection is stored, then recorded, then welcomed: what a successor finds stored and not recorded had no
+welcome, and begins again (H-16 of the protocol).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import structlog
+
+from interceptd.address_space.attachment import Attachment
+from interceptd.connections.connection import Connection
+from interceptd.ledger import records
+from interceptd.ledger.inbox import HYPERVISOR_INBOX, INBOXES, LARGE_INBOXES, VMM_INBOX
+from interceptd.ledger.journal import Journal
+from interceptd.ledger.last_id import LastId
+from interceptd.ledger.ledger import Ledger
+from interceptd.scheduling.time_share import TimeShare
+from interceptd.systemd.fd_store import FdStore, StoreRefused
+
+log = structlog.get_logger()
+
+LAST_ID = "d"
+"""Its name in the store."""
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+class Hello(NamedTuple):
+    """What a successor must know of a connection's hello."""
+
+    role: str
+    msgid: int
+    vp_index: int = 0
+    lists: bool = False
+
+
+class Keeper:
+    """Where the daemon has things kept. `store` is None if nothing outlives it; `on_long` is called for a
+    journal whose log is worth a compaction, and `on_end` when it ends."""
+
+    def __init__(
+        self,
+        store: FdStore | None,
+        on_long: Callable[[Journal, TimeShare], None],
+        on_end: Callable[[Journal], None],
+    ) -> None:
+        self.store = store
+        self.on_long = on_long
+        self.on_end = on_end
+        self._last_id: LastId | None = None
+
+    @property
+    def works(self) -> bool:
+        """Whether what is connected now would outlive the daemon."""
+        return self.store is not None and self.store.works
+
+    async def keep_last_id(self, kept: int | None) -> int:
+        """Keep the last partition id; `kept` is the descriptor of a predecessor's. Returns it, 0 if there is
+        none. Raises `StoreRefused`, `OSError`."""
+        assert self.store is not None, "else nothing is kept"
+        self._last_id = LastId(kept)
+        if kept is None:
+            await self.store.store(LAST_ID, [self._last_id.descriptor], poll=False)
+        return self._last_id.value
+
+    def created(self, partition_id: int) -> None:
+        """This id was given out."""
+        if self._last_id is not None:
+            self._last_id.value = partition_id
+
+    def remove(self, key: str) -> None:
+        """Have everything dropped that is stored of one VMM."""
+        if self.store is not None:
+            for letter in "cmp":
+                self.store.remove(f"{letter}{key}")
+
+    async def open(self, vmm: Connection, name: str, msgid: int) -> Keeping | None:
+        """Have a VMM kept that said hello. None if nothing is kept."""
+        if self.store is None:
+            return None
+        try:
+            ledger = Ledger.create()
+        except OSError as error:
+            log.warning("partition_not_kept", reason=str(error))
+            return None
+        keeping = Keeping(self, ledger, vmm)
+        await keeping.open(vmm, name, msgid)
+        return keeping
+
+
+class Keeping:
+    """One VMM's."""
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        ledger: Ledger,
+        vmm: Connection,
+        *,
+        inboxes: Iterable[int] = (),
+        gone_count: int = 0,
+    ) -> None:
+        """`inboxes` are those that a predecessor used, and `gone_count` what it had counted."""
+        assert keeper.store is not None, "the keeper keeps"
+        share = vmm.tenant.time_share
+        self.ledger = ledger
+        self.journal = Journal(ledger, lambda long: keeper.on_long(long, share), gone_count=gone_count)
+        self.key = key_of(vmm.cookie)
+        """Its name in the store."""
+        self._keeper = keeper
+        self._store: FdStore = keeper.store
+        self._used = set(inboxes)
+
+    async def open(self, vmm: Connection, name: str, msgid: int) -> None:
+        """Keep the ledger and the VMM's connection, whose hello is not answered yet."""
+        inbox = self.ledger.inbox(VMM_INBOX)
+        inbox.clear()
+        inbox.owe_hello()
+        vmm.use(inbox)
+        await self._keep("p", self.ledger.descriptor, poll=False)
+        await self._keep("c", vmm.descriptor, poll=True)
+        self.journal.append(records.Opened(vmm.cookie, name, msgid))
+
+    def created(self, partition_id: int, token: bytes, request: Sequence[Any]) -> None:
+        """The VMM's partition was created; its answer is owed."""
+        fields = request[0] if request else {}
+        serial = self.ledger.inbox(VMM_INBOX).serial
+        self.journal.append(records.Created(serial, partition_id, token, fields))
+
+    async def join(self, connection: Connection, hello: Hello) -> None:
+        """Keep a connection that joins, whose hello is not answered yet."""
+        if self.journal.is_void:
+            return
+        number = self._free_inbox(hello.role)
+        if number is None:
+            self.give_up(f"more than {INBOXES - LARGE_INBOXES} connections joined")
+            return
+        self._used.add(number)
+        inbox = self.ledger.inbox(number)
+        inbox.clear()
+        inbox.owe_hello()
+        connection.use(inbox)
+        await self._keep("c", connection.descriptor, poll=True)
+        self.journal.append(
+            records.Joined(number, connection.cookie, hello.role, hello.msgid, hello.vp_index, hello.lists)
+        )
+
+    def leave(self, connection: Connection) -> None:
+        """A connection ended, and its partition goes on."""
+        if connection.inbox is not None:
+            self.left(connection.inbox.number)
+            self._store.hung_up(f"c{self.key}")
+
+    def left(self, inbox: int) -> None:
+        """The connection of that inbox has ended, perhaps while no daemon ran."""
+        self._used.discard(inbox)
+        self.journal.append(records.Left(inbox))
+
+    @property
+    def event(self) -> memoryview:
+        """Where an event of the VMM's userfaultfd is read to."""
+        return self.ledger.event
+
+    async def keep_memory(self, attachment: Attachment) -> None:
+        """Keep what the VMM handed over, before it is used."""
+        await self._keep("m", *attachment.descriptors, poll=False)
+
+    def forget_memory(self) -> None:
+        """It was not attached after all."""
+        self._store.remove(f"m{self.key}")
+
+    def give_up(self, why: str) -> None:
+        """Nothing of this VMM outlives the daemon."""
+        self.journal.give_up(why)
+        self._keeper.remove(self.key)
+
+    def end(self) -> None:
+        """The VMM is gone, or its partition has ended in order: nothing is left to go on with."""
+        self._keeper.on_end(self.journal)
+        self.journal.is_void = True
+        self.ledger.void()
+        self._keeper.remove(self.key)
+        self.ledger.close()
+
+    async def _keep(self, letter: str, *descriptors: int, poll: bool) -> None:
+        if self.journal.is_void:
+            return
+        try:
+            await self._store.store(f"{letter}{self.key}", descriptors, poll=poll)
+        except StoreRefused as refused:
+            self.give_up(str(refused))
+
+    def _free_inbox(self, role: str) -> int | None:
+        if role == "hypervisor":
+            return HYPERVISOR_INBOX
+        return next((number for number in range(LARGE_INBOXES, INBOXES) if number not in self._used), None)
+
+
+def key_of(cookie: int) -> str:
+    """A short name: all names of the store are one variable of the next daemon's environment."""
+    digits = ""
+    while cookie:
+        cookie, digit = divmod(cookie, len(_DIGITS))
+        digits = _DIGITS[digit] + digits
+    return digits or "0"

@@ -1,0 +1,123 @@
+"""Goes on with what a predecessor left: its partitions, on the connections that the service manager has kept.
+
+Owns finding them, and which of them cannot go on. Must not know how one comes back (`returning`).
+
+Each comes back in a task of its own, so one that is huge or broken holds up no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+import structlog
+import trio
+
+from intercept_protocol.errors import WireError
+from intercept_protocol.text import sentence
+from interceptd.connections.connection import Connection
+from interceptd.connections.peer import Peer
+from interceptd.ledger import records
+from interceptd.ledger.inbox import VMM_INBOX
+from interceptd.ledger.ledger import Ledger, LedgerUnreadable
+from interceptd.log_share import charge_lines_to
+from interceptd.partition.keeping import Keeper, Keeping
+from interceptd.recovery.fold import Fold
+from interceptd.recovery.remains import Remains, sort
+from interceptd.recovery.returning import Left, ReturningVmm
+from interceptd.scheduling.time_share import SHARE, give_way
+from interceptd.sessions.dispatcher import Dispatcher
+from interceptd.systemd.socket_activation import Kept
+
+log = structlog.get_logger()
+
+
+class NotRecovered(Exception):
+    """A VMM cannot go on; the text says why."""
+
+
+class Recovery:
+    """One start's. `dispatcher` serves what comes back."""
+
+    def __init__(self, dispatcher: Dispatcher, keeper: Keeper) -> None:
+        self._dispatcher = dispatcher
+        self._keeper = keeper
+        self._missing: set[str] = set()
+        self._changed = trio.Event()
+        self.partitions = 0
+        self.connections = 0
+
+    def start(self, kept: Iterable[Kept], connections: trio.Nursery) -> None:
+        """Begin to bring back everything, in tasks of `connections`."""
+        for key, found in sort(kept).items():
+            self._missing.add(key)
+            connections.start_soon(self._recover, key, found)
+
+    async def wait_found(self) -> None:
+        """Block until each partition can be joined, or is given up. No VMM can hold this up."""
+        while self._missing:
+            await self._changed.wait()
+
+    def found(self, key: str) -> None:
+        self._missing.discard(key)
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _recover(self, key: str, remains: Remains) -> None:
+        ledger: Ledger | None = None
+        try:
+            ledger = _ledger(remains)
+            vmm, fold = await self._vmm(remains, ledger)
+        except (
+            NotRecovered,
+            LedgerUnreadable,
+            WireError,
+            msgspec.MsgspecError,
+            LookupError,
+            ValueError,
+        ) as why:
+            log.error("partition_not_recovered", key=key, error=sentence(why))  # noqa: TRY400 - not our fault
+            if ledger is not None:
+                ledger.close()
+            self._keeper.remove(key)
+            remains.let_go()
+            self.found(key)
+            return
+        ledger.count_restart()
+        inboxes = [VMM_INBOX, *fold.joined]
+        keeping = Keeping(self._keeper, ledger, vmm, inboxes=inboxes, gone_count=fold.gone_count)
+        left = Left(remains, fold, keeping)
+        await ReturningVmm(self._dispatcher, left, vmm, lambda: self.found(key), self._count).run()
+
+    def _count(self, partitions: int, connections: int) -> None:
+        self.partitions += partitions
+        self.connections += connections
+
+    async def _vmm(self, remains: Remains, ledger: Ledger) -> tuple[Connection, Fold]:
+        """The VMM's connection, and what the log says. From here on its uid pays for the time."""
+        fold = Fold()
+        first = next(iter(remains.connections.values()), None)
+        if first is None:
+            raise NotRecovered("its VMM has left")
+        tenants, watch = self._dispatcher.admission.tenants, self._dispatcher.watch
+        tenant = tenants.of(Peer.of(first).uid)
+        SHARE.set(tenant.time_share)
+        charge_lines_to(tenant.log_share)
+        for record, _ in ledger.frames():
+            fold.apply(records.decode(record))
+            await give_way()
+        if fold.opened is None:
+            raise NotRecovered("its VMM was not welcomed")
+        vmm = remains.connections.pop(fold.opened.cookie, None)
+        if vmm is None:
+            raise NotRecovered("its VMM has left")
+        return Connection(vmm, tenants, watch), fold
+
+
+def _ledger(remains: Remains) -> Ledger:
+    """Takes over its descriptor. Raises `NotRecovered`, `LedgerUnreadable`."""
+    if len(remains.ledgers) != 1:
+        raise NotRecovered(f"it has {len(remains.ledgers)} ledgers")
+    ledger = Ledger.open(remains.ledgers[0])
+    remains.ledgers.clear()
+    return ledger
