@@ -115,6 +115,30 @@ def serve(sources: Sources) -> None:
     sys.exit(status)
 
 
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long VMMs wait for a daemon that does not become ready, before their connections end.",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="-- serve [ARGUMENTS]...")
+def keep(patience: float, arguments: tuple[str, ...]) -> None:
+    """Run `serve`, and start it again whenever it ends, killed or not: VMMs notice nothing but a wait.
+
+    SIGUSR1 restarts it, in the version that is installed by then, if that accepts the configuration. SIGTERM
+    or SIGINT drains it and ends. SIGHUP reloads.
+
+    Exit status: that of `serve` when it has drained, or when it could not start at first.
+    """
+    if arguments[:1] != ("serve",):
+        raise click.UsageError("expected -- serve and its arguments")
+    # Another process image: this one has loaded everything that a daemon needs, and a keeper does not.
+    os.execv(sys.executable, [sys.executable, "-m", "interceptd.keeper", str(patience), *arguments])
+
+
 @main.command("check-config")
 @click.option(
     "--ledger-format",

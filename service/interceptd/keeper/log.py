@@ -1,0 +1,24 @@
+"""One JSON line on standard error for each event, in the form of the daemon's own log."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+
+PIECE_BYTES = select.PIPE_BUF
+"""What a pipe that is writable takes without blocking."""
+
+
+def log(level: str, event: str, **fields: object) -> None:
+    """Never blocks: a line that finds no room is lost."""
+    now = datetime.now(UTC).isoformat()
+    line = json.dumps({**fields, "event": event, "level": level, "timestamp": now}) + "\n"
+    writable = select.poll()
+    with suppress(OSError, ValueError):
+        writable.register(sys.stderr.fileno(), select.POLLOUT)
+        if writable.poll(0):
+            os.write(sys.stderr.fileno(), line.encode()[:PIECE_BYTES])
