@@ -272,6 +272,7 @@ class Partition:
             invalidations=self.notifier.invalidations,
             stale_attempts=self.notifier.stale_windows,
             split_large_pages=self.faults.split_large_pages,
+            restarts=self.restarts,
             intercepts=by_outcome(self.answers),
             latency=latency.all.buckets,
             latency_waited=latency.waited.buckets,
