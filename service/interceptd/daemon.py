@@ -92,7 +92,7 @@ class Daemon:
         """Serve until drained. Raises `ListenError` if a socket path cannot be used."""
         failure: ListenError | None = None
         async with trio.open_nursery() as turns:
-            turns.start_soon(self._vital, self._turns.run)
+            turns.start_soon(self.vital, self._turns.run)
             try:
                 with ExitStack() as monitoring:
                     await self._serve(task_status, monitoring)
@@ -123,8 +123,8 @@ class Daemon:
             _metrics_listening(config) as metrics,
         ):
             async with trio.open_nursery() as connections:
-                connections.start_soon(self._vital, self.dispatcher.watch.run)
-                connections.start_soon(self._vital, self._compactor.run)
+                connections.start_soon(self.vital, self.dispatcher.watch.run)
+                connections.start_soon(self.vital, self._compactor.run)
                 await self._go_on(vmm_socket, operator_socket, connections)
                 async with trio.open_nursery() as listeners:
                     for endpoint, listener in (
@@ -132,7 +132,7 @@ class Daemon:
                         (Endpoint.OPERATOR, operator_socket),
                     ):
                         serve = partial(self.dispatcher.serve, endpoint)
-                        listeners.start_soon(self._vital, accept_forever, listener, serve, connections)
+                        listeners.start_soon(self.vital, accept_forever, listener, serve, connections)
                     log.info(
                         "daemon_started",
                         socket=_place(self._passed.vmm, config.socket),
@@ -145,12 +145,12 @@ class Daemon:
                         metrics_endpoint = MetricsEndpoint(
                             self.partitions, self.dispatcher, self._manager, self.monitor
                         )
-                        connections.start_soon(self._vital, metrics_endpoint.run, *metrics)
+                        connections.start_soon(self.vital, metrics_endpoint.run, *metrics)
                     task_status.started()
                     await self._manager.ready(self.status())
                     self.started.set()
                     monitoring.enter_context(self.monitor.installed())
-                    connections.start_soon(self._vital, self._manager.feed_watchdog, self.status)
+                    connections.start_soon(self.vital, self._manager.feed_watchdog, self.status)
                     await self._drain_requested.wait()
                     listeners.cancel_scope.cancel()
                 self._stop_listening(vmm_socket, operator_socket)
@@ -197,7 +197,8 @@ class Daemon:
                 DaemonRestarted(partitions=len(self.partitions), connections=recovery.connections)
             )
 
-    async def _vital(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
+    async def vital(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Run a task without which the daemon is of no use."""
         await vital(lambda: self.keeps, task, *args)
 
     @property

@@ -91,9 +91,11 @@ async def run_until_signalled(daemon: Daemon, reloader: Reloader) -> int:
                     await reloader.reload(daemon.status)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(end, nursery.cancel_scope)
-        nursery.start_soon(reload)
-        nursery.start_soon(collect_while_few, lambda: daemon.dispatcher.admission.tenants.kept_objects)
+        nursery.start_soon(daemon.vital, end, nursery.cancel_scope)
+        nursery.start_soon(daemon.vital, reload)
+        nursery.start_soon(
+            daemon.vital, collect_while_few, lambda: daemon.dispatcher.admission.tenants.kept_objects
+        )
         try:
             await daemon.run()
         except ListenError as error:  # carried out of the nursery, which would wrap it in a group

@@ -16,6 +16,8 @@ from interceptd.pages.mapping import Cache, Mapping, insert_joined
 from interceptd.pages.range_map import RangeMap
 from interceptd.scheduling.time_share import give_way_shielded
 
+ENTRIES_PER_PART = 16
+"""Entries that a walk looks at before it lets others run."""
 GFNS_PER_TABLE_PAGE = 512
 """A 4 KiB table page holds 512 entries of 8 bytes."""
 
@@ -52,6 +54,15 @@ class SoftwareSlat:
     def new_gfns(self, gfns: GfnRange) -> list[tuple[int, int]]:
         """The parts of `gfns` without an entry, which would need table space."""
         return self._entries.gaps(gfns)
+
+    def gaps(self, gfns: GfnRange) -> Iterator[list[GfnRange]]:
+        """The parts of `gfns` without an entry, a few at a time; edit it between two only in what it gave."""
+        rest = gfns
+        while rest.page_count:
+            part = self._entries.head(rest, ENTRIES_PER_PART)
+            gaps = self._entries.gaps(part)
+            rest = GfnRange(start=part.end, end=rest.end)
+            yield [GfnRange(start=start, end=end) for start, end in gaps]
 
     def insert(self, mapping: Mapping) -> bool:
         """Write the entries of `mapping` if there are none yet; False if there is one."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import structlog
@@ -271,7 +271,7 @@ class RegionManager:
         self._regions.link(region)
         self._quota.add(1)
 
-    def take_over_mapping(self, entry: Mapping) -> list[GfnRange]:
+    async def take_over_mapping(self, entry: Mapping) -> list[GfnRange]:
         """Record an entry of the SLAT as far as a region explains it; returns the rest, which must go."""
         strays: list[GfnRange] = []
         at = entry.start
@@ -286,31 +286,35 @@ class RegionManager:
                 strays.append(part)
             elif mapping.access:
                 self._mappings.take_over(region, mapping)
+            await give_way_shielded()
         if at < entry.end:
             strays.append(GfnRange(start=at, end=entry.end))
         return strays
 
-    def doubt(self, gfns: GfnRange) -> None:
+    async def doubt(self, gfns: GfnRange) -> None:
         """Nobody knows what the guest has there, until it is unmapped."""
         for region in self._over(gfns):
             part = region.gfns.clip(gfns)
             assert part is not None, "it overlaps"
             self._mappings.doubt(region, part)
+            await give_way_shielded()
 
     async def close_gaps(self, table: SoftwareSlat) -> None:
         """Map NO_ACCESS what a movable region has no entry for in the SLAT. Raises `HypervisorError`."""
         async with self._lock:
             for region in self._regions:
                 if region.kind is RegionKind.MOVABLE:
-                    gaps = [GfnRange(start=start, end=end) for start, end in table.new_gfns(region.gfns)]
-                    await self._mappings.map_no_access([(region, gfns) for gfns in gaps])
+                    for gaps in table.gaps(region.gfns):
+                        await self._mappings.map_no_access([(region, gfns) for gfns in gaps])
+                        await give_way_shielded()
                 await give_way_shielded()
 
-    def _over(self, gfns: GfnRange) -> list[Region]:
+    def _over(self, gfns: GfnRange) -> Iterator[Region]:
         """The regions that overlap `gfns`, in order."""
         first = self._regions.find(gfns.start)
-        rest = self._regions.between(gfns.start + 1, gfns.end)
-        return [*rest] if first is None else [first, *rest]
+        if first is not None:
+            yield first
+        yield from self._regions.between(gfns.start + 1, gfns.end)
 
     # ------------------------------------------------ helpers; the lock is held
 

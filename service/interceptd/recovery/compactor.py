@@ -51,7 +51,14 @@ class Compactor:
     async def _compact(self, journal: Journal) -> None:
         """Fold the log to its end, write the fold to the other half, copy what was recorded meanwhile, and
         exchange the halves in the step that reaches the end."""
-        fold, place = Fold(), None
+        fold = Fold()
+        try:
+            await self._rewrite(journal, fold)
+        finally:
+            await fold.discard()
+
+    async def _rewrite(self, journal: Journal, fold: Fold) -> None:
+        place = None
         for record, place in journal.ledger.frames():  # noqa: B007 - the place is used below
             fold.apply(records.decode(record))
             if not await self._still_wanted(journal):

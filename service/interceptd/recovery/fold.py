@@ -25,6 +25,7 @@ from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.pages.mapping import Cache, Frame
 from interceptd.pages.mapping import Mapping as GuestMapping
 from interceptd.pages.range_map import RangeMap
+from interceptd.scheduling.time_share import give_way_shielded
 from interceptd.sessions.region_calls import access_of
 from interceptd.sessions.vmm import vma_of
 
@@ -50,7 +51,10 @@ class Fold:
         self.gone: dict[int, records.Gone] = {}
         """By number, what went and was not served."""
         self.gone_count = 0
-        self.in_doubt: records.Changing | None = None
+        self.doubt: RangeMap[GfnRange] = RangeMap()
+        """The gfns of changes that were asked of the VMM's hypervisor and have no outcome."""
+        self._changing: list[GfnRange] = []
+        """Those of the last one."""
         self.mmio_granularity: str | None = None
         self.attached: records.Attached | None = None
 
@@ -61,7 +65,7 @@ class Fold:
     def shortest_log(self) -> Iterator[Record]:
         """A log with the same meaning, as short as it can be. Those that `last` has come first: they may be
         needed for an answer, and what they did is told again."""
-        yield from (record for record in (self.opened, self.created, self.in_doubt) if record is not None)
+        yield from (record for record in (self.opened, self.created) if record is not None)
         yield from self.joined.values()
         yield from self.last.values()
         yield from self.gone.values()
@@ -77,6 +81,25 @@ class Fold:
                 yield records.KeptBegin(inbox, uaddrs.start, uaddrs.end, depth)
         for entry in self.table:
             yield mapped(entry)
+        yield from self._doubtful()
+
+    def _doubtful(self) -> Iterator[records.Changing]:
+        """What may settle comes last: the record of that is about the last one."""
+        last = {gfns for gfns in self._changing if self.doubt.touches(gfns)}
+        before = [(gfns.start, gfns.end) for gfns in self.doubt if gfns not in last]
+        if before:
+            yield records.Changing(before)
+        if last:
+            yield records.Changing([(gfns.start, gfns.end) for gfns in self._changing])
+
+    async def discard(self) -> None:
+        """Free it in pieces, and let others run meanwhile."""
+        while self.regions:
+            self.regions.popitem()
+            await give_way_shielded()
+        while self.vmas.drop_some():
+            await give_way_shielded()
+        await self.table.discard()
 
     # ------------------------------------------------ connections
 
@@ -170,8 +193,11 @@ class Fold:
     def _invalidate_end(self, done: records.Done) -> None:
         call = _call(messages.InvalidateEnd, done)
         begun = self.begun.get(done.inbox, Counter())
-        begun[UaddrRange.of_bytes(call.start_uaddr, call.length)] -= 1
-        self.begun[done.inbox] = +begun
+        uaddrs = UaddrRange.of_bytes(call.start_uaddr, call.length)
+        if begun[uaddrs] > 1:
+            begun[uaddrs] -= 1
+        else:
+            del begun[uaddrs]
 
     def _attach_memory(self, done: records.Done) -> None:
         self.attached = records.Attached(bool(_call(messages.AttachMemory, done).promise_begin_end))
@@ -184,11 +210,16 @@ class Fold:
 
     # ------------------------------------------------ the guest's mappings
 
-    def _changing(self, record: records.Changing) -> None:
-        self.in_doubt = record
+    def _asked(self, record: records.Changing) -> None:
+        self._changing = [GfnRange(start=start, end=end) for start, end in record.gfns]
+        for gfns in self._changing:
+            self.doubt.carve(gfns)
+            self.doubt.insert(gfns)
 
     def _settled(self, _: records.Settled) -> None:
-        self.in_doubt = None
+        for gfns in self._changing:
+            self.doubt.carve(gfns)
+        self._changing = []
 
     def _mapped(self, record: records.Mapped) -> None:
         frame = None if record.backing is None else Frame(record.backing, record.page)
@@ -204,8 +235,8 @@ class Fold:
         self.gone[record.number] = record
 
     def _served(self, record: records.Served) -> None:
-        for number in [number for number in self.gone if number <= record.number]:
-            del self.gone[number]
+        while self.gone and (first := next(iter(self.gone))) <= record.number:
+            del self.gone[first]
 
 
 def _call(struct: type[Call], done: records.Done) -> Call:
@@ -218,7 +249,7 @@ _APPLY: Mapping[type, Callable[..., None]] = {
     records.Joined: Fold._joined,
     records.Left: Fold._left,
     records.Done: Fold._done,
-    records.Changing: Fold._changing,
+    records.Changing: Fold._asked,
     records.Settled: Fold._settled,
     records.Mapped: Fold._mapped,
     records.Unmapped: Fold._unmapped,

@@ -21,12 +21,13 @@ from interceptd.telemetry.counters import Source
 
 
 async def restore(partition: Partition, fold: Fold) -> list[GfnRange]:
-    """Install the fold, which must not be used any more. Returns the gfns that `settle` must unmap before a
-    VP or the VMM is served. Lets others run meanwhile."""
+    """Install the fold, whose regions, VMAs and table must not be used any more. Returns the gfns that
+    `settle` must unmap before a VP or the VMM is served. Lets others run meanwhile."""
     regions = partition.regions
     if fold.mmio_granularity is not None:
         regions.mmio_granularity = MmioGranularity(fold.mmio_granularity)
-    for kept in fold.regions.values():
+    while fold.regions:
+        _, kept = fold.regions.popitem()
         regions.take_over(region_of(kept))
         await give_way()
     if isinstance(partition.memory, DeclaredAddressSpace):
@@ -34,11 +35,11 @@ async def restore(partition: Partition, fold: Fold) -> list[GfnRange]:
     partition.table.take_over(fold.table)
     strays: list[GfnRange] = []
     for entry in partition.table:
-        strays += regions.take_over_mapping(entry)
+        strays += await regions.take_over_mapping(entry)
         await give_way()
-    for start, end in () if fold.in_doubt is None else fold.in_doubt.gfns:
-        strays.append(gfns := GfnRange(start=start, end=end))
-        regions.doubt(gfns)
+    for gfns in fold.doubt:
+        strays.append(gfns)
+        await regions.doubt(gfns)
     return union(strays)
 
 

@@ -128,13 +128,13 @@ class ReturningVmm:
         opened = self._fold.opened
         assert opened is not None, "else it was not welcomed"
         partition = self._dispatcher.recreate(record, opened.name, self._vmm, self._keeping)
-        self._strays = await restore(partition, self._fold)
-        announce(partition, self._fold)
-        self._invalidate_event(partition)
-        owed = self._take_over(self._vmm, VMM_INBOX)
 
         async def before(descriptors: ReceivedFds) -> bytes:
+            self._strays = await restore(partition, self._fold)
+            announce(partition, self._fold)
+            self._invalidate_event(partition)
             self._found()
+            owed = self._take_over(self._vmm, VMM_INBOX)
             await self._bring_back(partition, owed)
             return await self._owed_to_vmm(partition, record, owed, descriptors)
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 
 import trio
+from msgspec.structs import replace
 
 from intercept_protocol import codec, messages, rpc
 from intercept_protocol.errors import WireError
@@ -182,6 +183,9 @@ class Dispatcher:
         """A partition that a predecessor had, whatever the limits are now; its state is to be restored.
         Raises `WireError` for a request that makes no sense."""
         request = codec.decode_fields(CreatePartition, CreatePartition.METHOD, [record.request])
+        if request.deposit_pages is not None:  # the table takes more when it needs them
+            most = self._settings.now.limits.deposit_pages_per_partition
+            request = replace(request, deposit_pages=min(request.deposit_pages, most))
         partition = self._factory.create(request, name, connection, record.partition_id, keeping)
         partition.token = record.token
         partition.restarts = keeping.ledger.restarts
