@@ -130,6 +130,12 @@ class MmuNotifier:
 
     def invalidate(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
         """The frames behind `uaddrs` are going or gone. Wait for the batch's `done` before acknowledging."""
+        if self._journal is not None and source in UNREPEATED:
+            self._journal.gone(uaddrs.start, uaddrs.end)
+        return self.invalidate_again(uaddrs, source)
+
+    def invalidate_again(self, uaddrs: UaddrRange, source: Source) -> Batch:
+        """`invalidate`, of what a predecessor has recorded and not served."""
         self._event_bus.publish(
             RangeInvalidated(
                 source=source.value, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count
@@ -139,8 +145,6 @@ class MmuNotifier:
 
     def _invalidate(self, uaddrs: UaddrRange, source: Source) -> Batch:
         self.by_source[source] += 1
-        if self._journal is not None and source in UNREPEATED:
-            self._journal.gone(uaddrs.start, uaddrs.end)
         self.mark_stale(uaddrs)
         self._pending.add(uaddrs)
         self._unserved = True

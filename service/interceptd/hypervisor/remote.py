@@ -111,7 +111,8 @@ class RemoteHypervisor:
     async def map_gpas(self, mappings: Sequence[Mapping]) -> None:
         """See `Hypervisor.map_gpas`. If it is not known what was mapped, as after a timeout, everything is
         unmapped before the error is raised."""
-        with self._recorded([(mapping.start, mapping.end) for mapping in mappings]):
+        gfns = [(mapping.start, mapping.end) for mapping in mappings]
+        with self._recorded(gfns, known_after=HypervisorError):
             await self._map(mappings)
 
     async def _map(self, mappings: Sequence[Mapping]) -> None:
@@ -147,16 +148,19 @@ class RemoteHypervisor:
         self._unmapped(ranges)
 
     @contextmanager
-    def _recorded(self, gfns: list[tuple[int, int]]) -> Iterator[None]:
-        """Record before the VMM is asked, and when the outcome is recorded. A successor that finds only the
-        former unmaps them, since the VMM may or may not have carried it out."""
+    def _recorded(
+        self, gfns: list[tuple[int, int]], *, known_after: type[Exception] | tuple[()] = ()
+    ) -> Iterator[None]:
+        """Record before the VMM is asked, and when the outcome is recorded, which it is too after an error
+        of `known_after`. A successor that finds only the former unmaps them, since the VMM may or may not
+        have carried it out."""
         if self._journal is None:
             yield
             return
         self._journal.append(Changing(gfns))
         try:
             yield
-        except HypervisorError:
+        except known_after:
             self._journal.append(Settled())
             raise
         self._journal.append(Settled())

@@ -31,7 +31,7 @@ class Journal:
         self._on_long = on_long
         self._long_bytes = COMPACT_BYTES
         self._gone_count = gone_count
-        self._served_count = gone_count
+        self._served_count = 0
 
     def append(self, record: Record) -> None:
         """Record something. It counts from this step on."""

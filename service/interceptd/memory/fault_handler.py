@@ -126,7 +126,8 @@ class FaultHandler:
         """Map a whole pinned region. If that fails, remove it and raise EFAULT, or the errno of `Undecided`.
 
         The region is in the list and not live yet. One attempt spans it, so any invalidation meanwhile fails
-        the add.
+        the add. Once it is live nothing waits: the VMM's request must be recorded as carried out before the
+        region can be recorded as dangling.
         """
         extents: list[Extent] = untracked([])
         try:
@@ -134,6 +135,7 @@ class FaultHandler:
             try:
                 await self._resolve_whole(region, extents)
                 answer = await self._regions.commit(attempt, extents)
+                await long_lists.free(extents)
                 if attempt.stale:
                     raise unpopulated(region, "its memory was invalidated meanwhile")
                 if answer is Answer.HYPERVISOR_ERROR:

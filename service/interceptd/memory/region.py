@@ -111,6 +111,16 @@ class Region(msgspec.Struct, eq=False, gc=False):
         cache = Cache.NOT_CACHED if self.kind is RegionKind.MMIO else Cache.NORMAL
         return Mapping(gfns.start, gfns.end, extent.frame, extent.uaddrs.start, self.rights(extent), cache)
 
+    def explains(self, mapping: Mapping) -> bool:
+        """Whether a mapping within the region can be one of it: of its memory, kind and rights."""
+        if not mapping.access:
+            return self.kind is RegionKind.MOVABLE and mapping.frame is None
+        return (
+            mapping.start_uaddr_page - mapping.start == self.uaddrs.start - self.gfns.start
+            and mapping.access in self.access
+            and (mapping.cache is Cache.NOT_CACHED) is (self.kind is RegionKind.MMIO)
+        )
+
     def no_access(self, gfns: GfnRange) -> Mapping:
         """NO_ACCESS over part of the region: how movable memory waits for its first touch."""
         start_uaddr_page = gfns.start + self.uaddrs.start - self.gfns.start

@@ -29,7 +29,7 @@ from interceptd.hypervisor import HypervisorError
 from interceptd.hypervisor.slat import SoftwareSlat
 from interceptd.ledger.journal import Journal
 from interceptd.ledger.records import Dangling
-from interceptd.memory import region_facts
+from interceptd.memory import long_lists, region_facts
 from interceptd.memory.attempt import Attempt, Busy, Whole, attempt_at, attempt_over, unpopulated
 from interceptd.memory.guest_mappings import GuestMappings, Revocation
 from interceptd.memory.mapping_change import MappingChange, Refused
@@ -199,6 +199,7 @@ class RegionManager:
         region. What old and new regions have in common stays mapped. Faults on the rest wait: first it is
         taken away, then the regions are exchanged in one step, then what must be mapped at once is mapped. If
         the hypervisor refuses that, the old regions are put back; if they cannot be, the partition is lost.
+        What `wholes` hold is freed. After the lock is released nothing waits, see `FaultHandler.populate`.
         """
         async with self._lock:
             change = self._checked(remove, add, wholes)
@@ -218,6 +219,8 @@ class RegionManager:
                             raise refused.error from refused
             finally:
                 await mapping_change.free()
+                for whole in wholes:
+                    await long_lists.free(whole.extents)
             await self._publish(region_facts.removed, change.old)
             await self._publish(region_facts.added, change.new)
 
@@ -282,7 +285,7 @@ class RegionManager:
                 strays.append(GfnRange(start=at, end=part.start))
             at = part.end
             mapping = entry.slice(part.start, part.end)
-            if mapping.start_uaddr_page != region.uaddrs_of(part).start:
+            if not region.explains(mapping):
                 strays.append(part)
             elif mapping.access:
                 self._mappings.take_over(region, mapping)

@@ -6,14 +6,14 @@ does not see what is half done.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import NoReturn
 
 import trio
 
-from interceptd.ledger import records
+from intercept_protocol.text import sentence
 from interceptd.ledger.journal import Journal
-from interceptd.ledger.ledger import LedgerFull
+from interceptd.ledger.ledger import LedgerFull, LedgerUnreadable
+from interceptd.ledger.records import encode
 from interceptd.recovery.fold import Fold
 from interceptd.scheduling.time_share import SHARE, TimeShare, give_way
 
@@ -42,8 +42,15 @@ class Compactor:
             while self._long:
                 journal, share = next(iter(self._long.items()))
                 SHARE.set(share)
-                with suppress(LedgerFull):  # it stays as it is
+                try:
                     await self._compact(journal)
+                except LedgerFull:
+                    pass  # it stays as it is
+                except LedgerUnreadable as error:
+                    journal.give_up(sentence(error))
+                for _ in journal.ledger.give_back():
+                    if not await self._still_wanted(journal):
+                        break
                 if self._long.pop(journal, None) is not None:
                     journal.compacted()
                 await trio.lowlevel.checkpoint()
@@ -60,12 +67,12 @@ class Compactor:
     async def _rewrite(self, journal: Journal, fold: Fold) -> None:
         place = None
         for record, place in journal.ledger.frames():  # noqa: B007 - the place is used below
-            fold.apply(records.decode(record))
+            fold.read(record)
             if not await self._still_wanted(journal):
                 return
         rewriting = journal.ledger.rewrite()
         for each in fold.shortest_log():
-            rewriting.append(records.encode(each))
+            rewriting.append(encode(each))
             if not await self._still_wanted(journal):
                 return
         for record, _ in journal.ledger.frames(place):

@@ -11,15 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import msgspec
 from msgspec.structs import replace
 
 from intercept_protocol import codec, messages
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
+from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind, RequestedKind
 from intercept_protocol.outcomes import Access
+from intercept_protocol.text import sentence
 from interceptd.address_space.declared import Vma
 from interceptd.hypervisor.slat import SoftwareSlat, mapped
 from interceptd.ledger import records
+from interceptd.ledger.ledger import LedgerUnreadable
 from interceptd.ledger.records import KeptRegion, Record
 from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.pages.mapping import Cache, Frame
@@ -50,7 +54,6 @@ class Fold:
         """By inbox, the ranges that its connection has begun to invalidate and not ended."""
         self.gone: dict[int, records.Gone] = {}
         """By number, what went and was not served."""
-        self.gone_count = 0
         self.doubt: RangeMap[GfnRange] = RangeMap()
         """The gfns of changes that were asked of the VMM's hypervisor and have no outcome."""
         self._changing: list[GfnRange] = []
@@ -58,9 +61,21 @@ class Fold:
         self.mmio_granularity: str | None = None
         self.attached: records.Attached | None = None
 
+    def read(self, frame: bytes) -> None:
+        """Take the next record of a log. Raises `LedgerUnreadable` for one that makes no sense."""
+        try:
+            self.apply(records.decode(frame))
+        except (msgspec.MsgspecError, WireError, KeyError, ValueError) as error:
+            raise LedgerUnreadable(f"a record makes no sense: {sentence(error)}") from error
+
     def apply(self, record: Record) -> None:
-        """Take the next record. Raises `WireError` or `KeyError` for a request that makes no sense."""
+        """Take the next record. Raises `WireError`, `KeyError`, `ValueError` for one that makes no sense."""
         _APPLY[type(record)](self, record)
+
+    @property
+    def gone_count(self) -> int:
+        """From which number on the next `Gone` is counted."""
+        return max(self.gone, default=0)
 
     def shortest_log(self) -> Iterator[Record]:
         """A log with the same meaning, as short as it can be. Those that `last` has come first: they may be
@@ -137,7 +152,6 @@ class Fold:
             self._add(asked, kind)
 
     def _add(self, call: messages.AddRegion, kind: str) -> None:
-        before = self.regions.get(call.start_gfn)
         self.regions[call.start_gfn] = KeptRegion(
             start_gfn=call.start_gfn,
             end_gfn=call.start_gfn + call.page_count,
@@ -145,7 +159,6 @@ class Fold:
             kind=kind,
             inferred=call.kind is RequestedKind.AUTO,
             access=access_of(readable=True, writable=call.writable, executable=call.executable).value,
-            dangling=before is not None and before.dangling,
         )
 
     def _region(self, record: KeptRegion) -> None:
@@ -231,7 +244,6 @@ class Fold:
         self.table.clear(GfnRange(start=record.start, end=record.end))
 
     def _gone(self, record: records.Gone) -> None:
-        self.gone_count = record.number
         self.gone[record.number] = record
 
     def _served(self, record: records.Served) -> None:

@@ -50,7 +50,7 @@ def announce(partition: Partition, fold: Fold) -> None:
             partition.notifier.reopen(uaddrs)
     for gone in fold.gone.values():
         uaddrs = UaddrRange(start=gone.start_page, end=gone.end_page)
-        partition.notifier.invalidate(uaddrs, Source.USERFAULTFD)
+        partition.notifier.invalidate_again(uaddrs, Source.USERFAULTFD)
 
 
 async def settle(partition: Partition, strays: Sequence[GfnRange]) -> None:
