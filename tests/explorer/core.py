@@ -5,7 +5,7 @@ Owns the translation of verbs into the calls that a VMM makes. Must not know wha
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from functools import cache, partial
 
@@ -14,12 +14,14 @@ from intercept_protocol.hv_message import build_memory_intercept
 from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.connections.peer import Peer
+from interceptd.telemetry.counters import Source
 
 from .inspection import disorder, misrecorded
 from .line import WELCOME, Line
 from .model_partition import VMM, ModelPartition, Parts, addition, removal
 from .pauses import Asked, Point
 from .script import Bar, MapVma, Pages, ProtectVma, Script, Touch
+from .successor import Successor, unlogged
 from .system_under_test import Build, Stage, Subject
 
 
@@ -62,7 +64,10 @@ class Core(Subject):
     def __init__(self, parts: Parts, held: Held, play: Script, stage: Stage) -> None:
         self._parts = parts
         self._stage = stage
-        self._model = ModelPartition(pauses=_Held(stage, held), parts=parts, failing_calls=play.failing)
+        self._log = parts.log()
+        self._model = ModelPartition(
+            pauses=_Held(stage, held), parts=parts, failing_calls=play.failing, log=self._log
+        )
         self._model.hypervisor.may_block = held in (Held.BOTH, Held.LISTS)
         self._model.hypervisor.pieces_per_call = 3 if held is Held.LISTS else 1
         self._model.address_space.may_block = held is Held.ADDRESS_SPACE
@@ -70,10 +75,20 @@ class Core(Subject):
         self._lines: dict[int, Line] = {}
         self._touches: dict[int, Touch] = {}
         self._peers: dict[int, Peer] = {}
+        self._going: list[Pages] = []
+        """What a userfaultfd has announced, and is not served."""
+        self._has_vmm = True
+        self._recovered_at: object = None
         self.slat = self._model.software
 
     async def live(self, vmm: Callable[[], Awaitable[None]]) -> None:
-        await self._model.partition.run(vmm)
+        async def to_its_end() -> None:
+            try:
+                await vmm()
+            finally:
+                self._has_vmm = False
+
+        await self._model.partition.run(to_its_end)
 
     def attach(self, vp: int, judge: Callable[[Touch, Answer], None]) -> None:
         model = self._model
@@ -124,10 +139,13 @@ class Core(Subject):
         self._model.end(pages.start, pages.count)
 
     async def invalidate(self, pages: Pages) -> None:
+        """As a userfaultfd does, which tells no successor again."""
+        self._going.append(pages)
         if pages.step == 1:
-            await self._model.invalidate(pages.start, pages.count)
+            await self._model.invalidate(pages.start, pages.count, Source.USERFAULTFD)
         else:
             await self._model.invalidate_each(range(pages.start, pages.end, pages.step))
+        self._going.remove(pages)
 
     def kick(self, vp: int) -> None:
         self._model.partition.kick(vp)
@@ -144,6 +162,21 @@ class Core(Subject):
 
     def disorder(self) -> str | None:
         return disorder(self._model)
+
+    def unlogged(self) -> str | None:
+        return unlogged(self._model, self._log, at_rest=self._has_vmm and not self._log.under_way)
+
+    def successors(self) -> Iterator[Successor]:
+        frames, asked = self._log.frames, list(self._log.under_way)
+        now = (len(frames), asked, list(self._going))
+        if now == self._recovered_at:
+            return
+        self._recovered_at = now
+        at_once = self._model.hypervisor.pieces_per_call
+        first = Successor(self._parts, frames, asked, self._going, at_once)
+        yield first
+        for count in range(len(frames) + 1, len(first.frames)):
+            yield Successor(self._parts, first.frames[:count], asked, self._going, at_once)
 
     def remains(self) -> str | None:
         extents = self._model.hypervisor.counters().slat_extents

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from intercept_protocol.messages import Remap
 from interceptd.hypervisor.hv_status import HvStatus
 from interceptd.hypervisor.software import MAP_BATCH_GFNS, SoftwareHypervisor
+from interceptd.ledger.journal import Journal
 from interceptd.pages.mapping import Mapping as MappedPages
 
 
@@ -25,8 +26,9 @@ class FailingHypervisor(SoftwareHypervisor):
         pool_pages: int,
         pool_limit: Callable[[], int],
         failing_calls: Mapping[int, HvStatus] | None = None,
+        journal: Journal | None = None,
     ) -> None:
-        super().__init__(remap=remap, pool_pages=pool_pages, pool_limit=pool_limit)
+        super().__init__(remap=remap, pool_pages=pool_pages, pool_limit=pool_limit, journal=journal)
         self._failing_calls = failing_calls or {}
 
     def _map_hypercalls(self, mapping: MappedPages) -> tuple[int, HvStatus]:

@@ -19,6 +19,7 @@ from .pauses import Point
 from .rules import Finding, Rule
 from .scheduler import DAEMON, VMM
 from .script import Touch, rights
+from .successor import Successor
 from .system_under_test import Subject
 from .truth import Truth
 
@@ -72,8 +73,40 @@ class Judge:
             self.find(Rule.UNKNOWN, how)
         if (how := subject.disorder()) is not None:
             self.find(Rule.DISORDER, how)
+        if (how := subject.unlogged()) is not None:
+            self.find(Rule.UNLOGGED, how)
+        for successor in subject.successors():
+            self._look_at(successor)
         self._look_for_stranded(subject.slat)
         self._look_for_unpinned()
+
+    def _look_at(self, successor: Successor) -> None:
+        """What it has, and what its VPs would be answered."""
+        if (how := successor.wrong(self.gfns)) is not None:
+            self.find(Rule.UNRECOVERED, how)
+        left = [gfn for gfn in self.gfns if successor.mapping(gfn) is not None]
+        for gfn in self.gfns:
+            mapped_at = self._mapped_at.get(gfn, 0) if gfn in left else self._moment + 1
+            for access in (Access.READ, Access.WRITE):
+                if (how := self._touched(successor, Touch(gfn, access), mapped_at)) is not None:
+                    self.find(Rule.UNRECOVERED, how)
+
+    def _touched(self, successor: Successor, touch: Touch, mapped_at: int) -> str | None:
+        """What is wrong with what a guest is answered, or reaches then."""
+        with self.truth.watching(touch.gfn, touch.access) as watch:
+            answer = successor.touch(touch.gfn, touch.access)
+        mapping = successor.mapping(touch.gfn)
+        frame = None if mapping is None else mapping.frame_at(touch.gfn)
+        if mapping is not None and frame is not None:
+            verdict = self.truth.wrong(Reached(touch.gfn, frame.page, mapping.access, mapped_at, watch))
+            if verdict is not None:
+                return f"{verdict[0].name}: {verdict[1]}"
+        match answer and answer.outcome:
+            case Outcome.FORWARD if answer not in watch.rightly and not watch.was_going:
+                return f"{touch}: told {answer}"
+            case Outcome.RESUME if mapping is None or touch.access not in mapping.access:
+                return f"{touch}: told {answer}, and does not reach it"
+        return None
 
     def everybody_stands(self) -> None:
         """All notifications have been delivered by now."""

@@ -7,7 +7,7 @@ they are told to. Must not know what is right.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -40,9 +40,11 @@ from interceptd.pages.mapping import Mapping as MappedPages
 from interceptd.partition.partition import Partition
 from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.sessions.vmm import VmmSession
+from interceptd.telemetry.counters import Source
 from interceptd.telemetry.event_bus import EventBus, PartitionPublisher
 
 from .failing_hypervisor import FailingHypervisor
+from .kept_log import KeptLog, LoggedCall
 from .pauses import Pauses
 from .ports import RecordedAddressSpace, RecordedHypervisor
 
@@ -65,6 +67,7 @@ class Parts:
     session: type[VmmSession] = VmmSession
     address_space: type[DeclaredAddressSpace] = DeclaredAddressSpace
     hypervisor: type[FailingHypervisor] = FailingHypervisor
+    log: type[KeptLog] = KeptLog
 
 
 async def touch(
@@ -84,7 +87,8 @@ async def touch(
 
 
 class ModelPartition:
-    """Ranges are given as first page and page count, of gfns or of the VMM's pages."""
+    """Ranges are given as first page and page count, of gfns or of the VMM's pages. What changes is recorded
+    in `log`, if there is one."""
 
     def __init__(
         self,
@@ -95,17 +99,19 @@ class ModelPartition:
         failing_calls: Mapping[int, HvStatus] | None = None,
         vma_limit: int = 1 << 20,
         partition_id: int = 1,
+        log: KeptLog | None = None,
     ) -> None:
+        self._log = log
         self.tenant = Tenants(Limits).of(VMM.uid)
         self.declared = parts.address_space(lambda: vma_limit, self.tenant.vmas)
         self.address_space = RecordedAddressSpace(self.declared, pauses)
         self.software = parts.hypervisor(
-            remap=remap, pool_pages=256, pool_limit=lambda: 1 << 20, failing_calls=failing_calls
+            remap=remap, pool_pages=256, pool_limit=lambda: 1 << 20, failing_calls=failing_calls, journal=log
         )
         self.hypervisor = RecordedHypervisor(self.software, pauses)
         self.event_bus = EventBus()
         event_bus = PartitionPublisher(self.event_bus, partition_id)
-        self.notifier = parts.notifier(open_limit=lambda: 64, event_bus=event_bus)
+        self.notifier = parts.notifier(open_limit=lambda: 64, event_bus=event_bus, journal=log)
         self.mappings = parts.mappings(self.hypervisor, lambda: 1 << 20, self.tenant.mappings)
         self.regions = parts.regions(
             mappings=self.mappings,
@@ -114,6 +120,7 @@ class ModelPartition:
             quota=self.tenant.regions,
             mmio_granularity=MmioGranularity.VMA,
             event_bus=event_bus,
+            journal=log,
         )
         self.faults = parts.faults(self.regions, self.address_space, TIMEOUT)
         self.partition = Partition(
@@ -148,8 +155,13 @@ class ModelPartition:
     # ------------------------------------------------ what a VMM does
 
     async def _ask(self, call: messages.VmmCall) -> Reply:
-        result = self._session.answer(call)
-        return await result if isinstance(result, Coroutine) else result
+        with self._recorded(call) as replies:
+            result = self._session.answer(call)
+            replies.append(await result if isinstance(result, Coroutine) else result)
+        return replies[0]
+
+    def _recorded(self, call: LoggedCall) -> AbstractContextManager[list[Reply]]:
+        return nullcontext([]) if self._log is None else self._log.carrying_out(call)
 
     async def map_vma(
         self, page: int, page_count: int, pfn: int, access: Access = RW, *, io: bool = False
@@ -212,17 +224,27 @@ class ModelPartition:
 
     async def begin(self, page: int, page_count: int) -> None:
         """An invalidate_begin, from the request to the acknowledgement."""
-        await self.regions.wait_served(self.notifier.begin(UaddrRange.at_page(page, page_count)))
+        uaddrs = UaddrRange.at_page(page, page_count)
+        call = messages.InvalidateBegin(start_uaddr=uaddrs.start_uaddr, length=page_count << PAGE_SHIFT)
+        with self._recorded(call) as replies:
+            await self.regions.wait_served(self.notifier.begin(uaddrs))
+            replies.append(None)
 
     def end(self, page: int, page_count: int) -> None:
-        self.notifier.end(UaddrRange.at_page(page, page_count))
+        uaddrs = UaddrRange.at_page(page, page_count)
+        call = messages.InvalidateEnd(start_uaddr=uaddrs.start_uaddr, length=page_count << PAGE_SHIFT)
+        with self._recorded(call) as replies:
+            self.notifier.end(uaddrs)
+            replies.append(None)
 
-    async def invalidate(self, page: int, page_count: int) -> None:
-        await self.regions.wait_served(self.notifier.invalidate(UaddrRange.at_page(page, page_count)))
+    async def invalidate(self, page: int, page_count: int, source: Source = Source.NOTIFIER) -> None:
+        await self.regions.wait_served(self.notifier.invalidate(UaddrRange.at_page(page, page_count), source))
 
     async def invalidate_each(self, pages: Iterable[int]) -> None:
         """Announced one by one without waiting, as a userfaultfd does, and then waited for."""
-        batches = {self.notifier.invalidate(UaddrRange.at_page(page, 1)) for page in pages}
+        batches = {
+            self.notifier.invalidate(UaddrRange.at_page(page, 1), Source.USERFAULTFD) for page in pages
+        }
         for batch in batches:
             await batch.done.wait()
 

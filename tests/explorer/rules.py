@@ -39,6 +39,8 @@ class Rule(Enum):
     MIXED = ("P-34", "", "parts of the regions before and after a change are reached at the same time")
     DISTURBED = ("P-34", "", "a change of regions took away what it was to leave")
     UNPINNED = ("P-35", "", "pinned memory is not mapped, though it has not gone")
+    UNLOGGED = ("I11", "", "the log says something other than what is")
+    UNRECOVERED = ("I11", "", "a successor of the daemon would break a rule")
     TORN = ("core", "H6", "the region list was walked while it was being edited")
     FREED = ("core", "c s", "a region was used after it had been freed")
     BROKE = ("core", "", "the code raised an unexpected error")

@@ -15,6 +15,7 @@ from interceptd.hypervisor.software import SoftwareHypervisor
 from .pauses import Asked, Pauses, Point
 from .rules import Rule
 from .script import Bar, MapVma, Pages, ProtectVma, Script, Touch
+from .successor import Successor
 
 
 class Stage(Pauses, Protocol):
@@ -87,6 +88,14 @@ class Subject(Protocol):
 
     def disorder(self) -> str | None:
         """How the subject's list of regions is not as it must be, if it keeps it in order."""
+
+    def unlogged(self) -> str | None:
+        """How the subject differs from what its log says, if it keeps one."""
+
+    def successors(self) -> Iterable[Successor]:
+        """What would go on if the subject were killed at this moment, and what if that were killed too. None
+        if that is nothing new."""
+        return ()
 
     def remains(self) -> str | None:
         """What is left after `live`, if anything."""

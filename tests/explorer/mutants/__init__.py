@@ -37,6 +37,18 @@ from .others import (
     StaysFresh,
     TakesBeforeTheLock,
 )
+from .recovery import (
+    AnnouncesNothingAgain,
+    BelievesRights,
+    BelievesStrays,
+    LeavesGaps,
+    RecordsDoneFirst,
+    RecordsNoDangling,
+    RecordsNothingGone,
+    RecordsNoUnmaps,
+    RecordsServedEarly,
+    ReopensNothing,
+)
 from .regions import (
     AcceptsOverlaps,
     BelievesStaleNo,
@@ -105,4 +117,14 @@ MUTANTS = {
     "no-access-on-roll-back": _mutant(Parts(hypervisor=RollsBackToNothing), RollsBackToNothing),
     "progress-guard": _mutant(Parts(processor=NeverGivesUp), NeverGivesUp),
     "kept-kick": _mutant(Parts(processor=ForgetsKicks), ForgetsKicks),
+    "gone-recorded": _mutant(Parts(log=RecordsNothingGone), RecordsNothingGone),
+    "served-recorded-late": _mutant(Parts(notifier=RecordsServedEarly), RecordsServedEarly),
+    "done-recorded-late": _mutant(Parts(log=RecordsDoneFirst), RecordsDoneFirst),
+    "unmaps-recorded": _mutant(Parts(hypervisor=RecordsNoUnmaps), RecordsNoUnmaps),
+    "dangling-recorded": _mutant(Parts(regions=RecordsNoDangling), RecordsNoDangling),
+    "strays-set-aside": _mutant(Parts(regions=BelievesStrays), BelievesStrays),
+    "excess-set-aside": _mutant(Parts(regions=BelievesRights), BelievesRights),
+    "gaps-closed": _mutant(Parts(regions=LeavesGaps), LeavesGaps),
+    "open-ranges-reopened": _mutant(Parts(notifier=ReopensNothing), ReopensNothing),
+    "gone-announced-again": _mutant(Parts(notifier=AnnouncesNothingAgain), AnnouncesNothingAgain),
 }
