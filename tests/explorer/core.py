@@ -34,6 +34,11 @@ class Held(Enum):
     LISTS = "as in real guests, whose VMM takes lists"
 
 
+LONG_LOG = 300
+"""Records. A longer one takes most of a schedule's time, and of its moments fewer are looked at."""
+FEW_OF_LONG = 16
+
+
 def of(parts: Parts, held: Held = Held.BOTH) -> Build:
     """A subject made of these parts."""
     return partial(Core, parts, held)
@@ -79,6 +84,7 @@ class Core(Subject):
         """What a userfaultfd has announced, and is not served."""
         self._has_vmm = True
         self._recovered_at: object = None
+        self._moments = 0
         self.slat = self._model.software
 
     async def live(self, vmm: Callable[[], Awaitable[None]]) -> None:
@@ -172,6 +178,9 @@ class Core(Subject):
         if now == self._recovered_at:
             return
         self._recovered_at = now
+        self._moments += 1
+        if len(frames) > LONG_LOG and self._moments % FEW_OF_LONG:
+            return
         at_once = self._model.hypervisor.pieces_per_call
         first = Successor(self._parts, frames, asked, self._going, at_once)
         yield first
