@@ -151,15 +151,18 @@ class Inbox:
     def _owed(self) -> bytes:
         """One whole message if there is one, else all that may have been received.
 
-        Where no length was noted, the daemon died between the kernel's read and the note, or it was an
-        intercept. A peer that sends a request in pieces may be misread in that instant (T-13).
+        Where no length was noted, or something lies behind it, the daemon died between the kernel's read and
+        the note, or it was an intercept. A peer that sends a request in pieces may be misread in that instant
+        (T-13). Else exactly what was noted is there: idle bytes behind it would pass for the rest of a string.
         """
-        data = bytes(self._buffer)
+        data, length = bytes(self._buffer), self._words[_LENGTH]
+        received = data[:length] + data[length:].rstrip(_IDLE_BYTES[:1])
+        if len(received) == length:
+            return received
         unpacker = msgpack.Unpacker(strict_map_key=False)
         unpacker.feed(data)
         try:
             unpacker.skip()
         except (msgpack.OutOfData, ValueError, msgpack.UnpackException):
-            length = self._words[_LENGTH]
-            return data[:length] + data[length:].rstrip(bytes([IDLE]))
+            return received
         return data[: unpacker.tell()]
