@@ -156,7 +156,7 @@ class Fold:
             start_gfn=call.start_gfn,
             end_gfn=call.start_gfn + call.page_count,
             uaddr_page=call.start_uaddr >> PAGE_SHIFT,
-            kind=kind,
+            kind=RegionKind(kind).value,
             inferred=call.kind is RequestedKind.AUTO,
             access=access_of(readable=True, writable=call.writable, executable=call.executable).value,
         )

@@ -1,4 +1,4 @@
-"""An inbox: whatever the kernel has handed out is there until it is answered, at whichever store the daemon dies.
+"""An inbox: whatever the kernel has handed out is there until it is answered, wherever the daemon dies.
 
 A death is a second inbox over the same memory.
 """
@@ -9,6 +9,7 @@ import errno
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import msgpack
 import pytest
@@ -78,7 +79,7 @@ def pieces(message: bytes, size: int) -> list[bytes]:
 def test_the_inboxes_lie_side_by_side_in_their_area() -> None:
     places = [inbox_place(number) for number in range(INBOXES)]
     assert places[0][0] == 0
-    assert all(before[1] == after[0] for before, after in zip(places, places[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(places))
     assert 0 <= INBOX_AREA - places[-1][1] < SMALL_INBOX + 64
     assert all(start % 64 == 0 for start, _ in places), "whole cache lines"
 
@@ -132,9 +133,7 @@ def test_a_piece_that_nobody_noted_is_there_behind_those_that_were(memory: tuple
 
 
 @pytest.mark.parametrize("noted", [0, 3])
-def test_the_last_byte_of_a_request_may_be_the_idle_one(
-    memory: tuple[int, memoryview], noted: int
-) -> None:
+def test_the_last_byte_of_a_request_may_be_the_idle_one(memory: tuple[int, memoryview], noted: int) -> None:
     message = msgpack.packb([0, 1, "unmap", [{"page_count": 0x1C1}]])
     assert message[-1] == IDLE
     inbox = new(memory)

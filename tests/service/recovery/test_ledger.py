@@ -74,7 +74,7 @@ def test_a_frame_that_the_commit_word_does_not_cover_does_not_exist(ledger: Ledg
 def test_reading_goes_on_to_what_is_appended_meanwhile(ledger: Ledger) -> None:
     ledger.append(b"1")
     read = []
-    for record, place in ledger.frames():
+    for record, place in ledger.frames():  # noqa: B007 - the last one is used below
         read.append(record)
         if len(read) < 4:
             ledger.append(b"%d" % (len(read) + 1))
@@ -248,9 +248,7 @@ def test_a_ledger_of_another_size_is_refused(ledger: Ledger, size: int) -> None:
 def test_a_ledger_that_its_daemon_gave_up_is_refused(ledger: Ledger) -> None:
     ledger.append(b"a record")
     ledger.void()
-    assert unreadable(ledger.descriptor) == (
-        "its daemon gave it up, because it could not record everything"
-    )
+    assert unreadable(ledger.descriptor) == ("its daemon gave it up, because it could not record everything")
 
 
 @pytest.mark.parametrize("length", [2, 100, 1 << 31, (1 << 32) - 1])
@@ -279,7 +277,7 @@ def test_an_inbox_in_use_outlives_the_ledgers_end(ledger: Ledger) -> None:
     inbox.clear()
     descriptor = ledger.descriptor
     ledger.close()
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
     inbox.note(5)
     inbox.answered()
