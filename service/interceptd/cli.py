@@ -27,6 +27,7 @@ from interceptd.daemon import Daemon
 from interceptd.ledger.ledger_format import LEDGER_FORMAT, READABLE_FORMATS
 from interceptd.logs import configure_logs
 from interceptd.process import SIGNALS, Reloader, run_until_signalled
+from interceptd.successor import check_command
 from interceptd.systemd.fd_store import FdStore
 from interceptd.systemd.notify import LEDGER_FORMAT_FACT, ServiceManager
 from interceptd.systemd.socket_activation import PassedSockets, take_passed_sockets
@@ -190,9 +191,15 @@ async def _run(
     facts = () if store is None else (f"{LEDGER_FORMAT_FACT}={LEDGER_FORMAT}",)
     manager = ServiceManager.from_environment(os.environ, os.getpid(), facts)
     reloader = Reloader(settings, lambda: sources.load().config, manager)
-    return await run_until_signalled(
-        Daemon(settings, chaos=chaos, passed=passed, manager=manager, store=store), reloader
+    daemon = Daemon(
+        settings,
+        chaos=chaos,
+        passed=passed,
+        manager=manager,
+        store=store,
+        check_successor=check_command(sys.argv[2:]),  # behind `interceptd serve`
     )
+    return await run_until_signalled(daemon, reloader)
 
 
 def _chaos() -> int:

@@ -6,10 +6,11 @@ methods or signals.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import NoReturn
@@ -18,6 +19,7 @@ import structlog
 import trio
 
 from intercept_protocol import messages
+from intercept_protocol.errors import WireError
 from intercept_protocol.events import DaemonRestarted, DrainStarted
 from intercept_protocol.messages import PROTOCOL_VERSION, AddressSpaceKind, Architecture, HypervisorKind
 from intercept_protocol.text import sentence
@@ -37,6 +39,7 @@ from interceptd.scheduling.step_monitor import StepMonitor
 from interceptd.scheduling.time_share import TimeShares
 from interceptd.sessions.dispatcher import Dispatcher
 from interceptd.sessions.handshake import Endpoint
+from interceptd.successor import require_successor
 from interceptd.systemd.fd_store import FdStore, StoreRefused
 from interceptd.systemd.notify import ServiceManager
 from interceptd.systemd.socket_activation import OWN_OPERATOR, OWN_VMM, PassedSockets
@@ -63,12 +66,15 @@ class Daemon:
         passed: PassedSockets = NONE_PASSED,
         manager: ServiceManager | None = None,
         store: FdStore | None = None,
+        check_successor: Sequence[str] = (),
     ) -> None:
+        """`check_successor` is the command that finds out whether a restart would succeed."""
         self.partitions = PartitionRegistry()
         self.event_bus = EventBus()
         self._settings = settings
         self._passed = passed
         self._manager = manager or ServiceManager()
+        self._check_successor = check_successor
         self._compactor = Compactor()
         self._keeper = Keeper(store, self._compactor.request, self._compactor.forget)
         self.monitor = StepMonitor()
@@ -231,6 +237,18 @@ class Daemon:
             )
             self.partitions.closed = True
             self._drain_requested.set()
+
+    async def restart(self) -> None:
+        """Find out whether a successor could go on; then the caller may `rest`. Raises `WireError` if not."""
+        self._require_restartable()
+        await require_successor(self._check_successor)
+        self._require_restartable()  # still
+
+    def _require_restartable(self) -> None:
+        if not self.keeps:
+            raise WireError(errno.EOPNOTSUPP, "nothing would start the daemon again and keep its partitions")
+        if self.draining:
+            raise WireError(errno.ESHUTDOWN, "the daemon is draining")
 
     @property
     def draining(self) -> bool:

@@ -6,7 +6,7 @@ Owns the sockets' paths and what has to be closed. Must not know what is right.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +85,7 @@ async def serving(
     *,
     chaos: int = 0,
     metrics: Metrics | None = None,
+    check_successor: Sequence[str] = (),
 ) -> AsyncIterator[Served]:
     """A daemon with its own sockets; remaining connections are closed at the end."""
     with tempfile.TemporaryDirectory() as directory:
@@ -94,7 +95,7 @@ async def serving(
             timeouts=timeouts or Timeouts(),
             metrics=metrics or Metrics(),
         )
-        served = Served(Daemon(Settings(config), chaos=chaos), config)
+        served = Served(Daemon(Settings(config), chaos=chaos, check_successor=check_successor), config)
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
             await served.daemon.run(task_status=task_status)

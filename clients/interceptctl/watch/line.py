@@ -33,6 +33,9 @@ def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case per event
             return units.of(fact.intercepts, "intercept")
         case events.PartitionLost():
             return fact.error
+        case events.PartitionRecovered():
+            kept = (fact.regions, "region"), (fact.mappings, "mapping"), (fact.connections, "connection")
+            return ", ".join(units.of(number, noun) for number, noun in kept)
         case events.VpAttached():
             return f"vp {fact.vp_index}"
         case events.VpDetached():
@@ -52,6 +55,8 @@ def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case per event
             return f"uid {fact.uid} pid {fact.pid} {fact.error}"
         case events.DrainStarted():
             return f"{units.of(fact.partitions, 'partition')}, {fact.timeout_ms:,} ms"
+        case events.DaemonRestarted():
+            return f"{units.of(fact.partitions, 'partition')}, {units.of(fact.connections, 'connection')}"
         case events.EventsDropped():
             return f"{units.of(fact.count, 'event')} dropped"
 

@@ -153,7 +153,7 @@ class Inbox:
 
         Where no length was noted, or something lies behind it, the daemon died between the kernel's read and
         the note, or it was an intercept. A peer that sends a request in pieces may be misread in that instant
-        (T-13). Else exactly what was noted is there: idle bytes behind it would pass for the rest of a string.
+        (T-13). Else exactly what was noted is there: idle bytes behind it would pass for the rest of a text.
         """
         data, length = bytes(self._buffer), self._words[_LENGTH]
         received = data[:length] + data[length:].rstrip(_IDLE_BYTES[:1])

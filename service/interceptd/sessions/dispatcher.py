@@ -116,11 +116,16 @@ class Dispatcher:
         session = OperatorSession(self._overview, self.event_bus, subscription)
         stream = EventStream(connection, subscription)
         failure: Exception | None = None
+
+        async def send(answer: bytes) -> None:
+            await stream.send(answer)
+            session.answered()
+
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stream.run)
                 try:
-                    await serve_calls(connection, messages.OPERATOR_METHODS, session.answer, send=stream.send)
+                    await serve_calls(connection, messages.OPERATOR_METHODS, session.answer, send=send)
                 except Exception as error:  # carried out of the nursery, which would wrap it in a group
                     failure = error
                 nursery.cancel_scope.cancel()

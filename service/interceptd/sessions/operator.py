@@ -35,6 +35,15 @@ class Overview(Protocol):
     def drain(self, timeout: float) -> None:
         """Begin the daemon's end; it is over after at most `timeout` seconds."""
 
+    async def restart(self) -> None:
+        """Find out whether a successor could go on. Raises `WireError` if not, or if nothing would start it.
+
+        Takes up to half a minute.
+        """
+
+    def rest(self) -> None:
+        """Exit, and leave all partitions to the successor. Does not return."""
+
 
 class OperatorSession:
     """One operator's; `subscription` is what is sent to it."""
@@ -43,6 +52,12 @@ class OperatorSession:
         self._overview = overview
         self._event_bus = event_bus
         self._subscription = subscription
+        self._restarting = False
+
+    def answered(self) -> None:
+        """The answer was sent. Exits where that was to `restart`."""
+        if self._restarting:
+            self._overview.rest()
 
     def answer(self, call: OperatorCall) -> Reply | Coroutine[object, object, Reply]:
         match call:
@@ -58,6 +73,8 @@ class OperatorSession:
                 set_policy(self._find(call.partition_id), call)
             case messages.Drain():
                 self._overview.drain(call.timeout_ms / 1000)
+            case messages.Restart():
+                return self._restart()
             case messages.OperatorListRegions():
                 return views.region_page(self._find(call.partition_id), call.after)
             case messages.OperatorListVmas():
@@ -67,6 +84,10 @@ class OperatorSession:
             case messages.Subscribe():
                 self._event_bus.subscribe(self._subscription, _filter(call))
         return None
+
+    async def _restart(self) -> None:
+        await self._overview.restart()
+        self._restarting = True
 
     async def _list(self, after: int) -> messages.PartitionList:
         following = (p for p in self._overview.partitions if p.partition_id > after)
