@@ -256,6 +256,7 @@ class BlockingOperator(_CallClient):
     statistics = _method(_operator_requests.statistics)
     set_policy = _method(_operator_requests.set_policy)
     drain = _method(_operator_requests.drain)
+    restart = _method(_operator_requests.restart)
     subscribe = _method(_operator_requests.subscribe)
 
     @classmethod

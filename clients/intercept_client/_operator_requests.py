@@ -50,6 +50,15 @@ def drain(timeout_ms: int) -> Exchange[None]:
     return call_exchange(messages.Drain(timeout_ms=timeout_ms))
 
 
+def restart() -> Exchange[None]:
+    """Exchange the daemon for one that is started anew, and goes on with all partitions.
+
+    Returns once that one is known to be able to; the daemon then closes the connection. Trying takes up to
+    half a minute. Refused where a restart is not survived: see `features["kept"]` in `hello`.
+    """
+    return call_exchange(messages.Restart())
+
+
 def subscribe(
     events: Iterable[EventName],
     *,

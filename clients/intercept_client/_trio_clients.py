@@ -244,6 +244,7 @@ class TrioOperator(_CallClient):
     statistics = _method(_operator_requests.statistics)
     set_policy = _method(_operator_requests.set_policy)
     drain = _method(_operator_requests.drain)
+    restart = _method(_operator_requests.restart)
     subscribe = _method(_operator_requests.subscribe)
 
     @classmethod

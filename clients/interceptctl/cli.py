@@ -14,9 +14,7 @@ import msgspec
 from rich.console import RenderableType
 
 from intercept_protocol import messages
-from intercept_protocol.messages import (
-    Drain,
-)
+from intercept_protocol.messages import Drain, Restart
 
 from . import operator_client, render, units
 from .completion import SOCKET_PATH, partition_ids
@@ -30,6 +28,9 @@ from .watch.command import watch_command
 DEFAULT_SOCKET: Final = "/run/interceptd/operator.sock"
 HEALTH_TIMEOUT: Final = 3.0
 """Seconds; shorter than the timeouts of the probes in deploy/."""
+
+CHECK_TIMEOUT: Final = 30.0 + operator_client.ANSWER_TIMEOUT
+"""Seconds: the daemon tries for 30 whether a successor could go on."""
 
 _HELP = """Inspect and control a running interceptd.
 
@@ -161,6 +162,22 @@ def drain(path: str, timeout: float, *, as_json: bool) -> None:
         operator.call(request)
         operator_client.wait_ended(operator)
     _confirm(request, "drained", as_json=as_json)
+
+
+@main.command("restart")
+@_as_json
+@click.pass_obj
+def restart(path: str, *, as_json: bool) -> None:
+    """Restart the daemon, which goes on with all partitions, and wait until it serves.
+
+    It starts the program and reads the configuration that are installed now. If those cannot go on, or if no
+    keeper would start the daemon again, nothing happens."""
+    request = Restart()
+    with operator_client.operator(path, CHECK_TIMEOUT) as operator:
+        operator.call(request)
+        operator_client.wait_ended(operator)
+    operator_client.wait_successor(path)
+    _confirm(request, "restarted", as_json=as_json)
 
 
 def _print(reply: _ReplyT, table: Callable[[_ReplyT], RenderableType], *, as_json: bool) -> None:

@@ -1,24 +1,32 @@
-"""One connection to the daemon; every way it can fail becomes an error message and an exit code.
+"""Connections to the daemon; every way one can fail becomes an error message and an exit code.
 
-Owns the wording of errors and the paging of lists; must not know commands or tables.
+Owns the wording of errors, and connecting again to the daemon's successor; must not know commands or tables.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
 import click
 
-from intercept_client import BlockingOperator, ConnectionLost
+from intercept_client import BlockingOperator, ConnectionEnded, ConnectionLost
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.text import sentence as sentence_of
 from intercept_protocol.text import visible_lines
 
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds to wait for an answer. The daemon answers operators without waiting for anything."""
+SHORTEST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 2.0
+"""Seconds between two attempts to reach a successor; each pause is twice as long as the last."""
+
+SUCCESSOR_ATTEMPTS: Final = 100
+SUCCESSOR_PAUSE: Final = 0.2
+"""Seconds between two of them. A keeper waits 10 s for its daemon, unless told otherwise."""
 
 
 class Failure(click.ClickException):
@@ -40,6 +48,10 @@ class Unreachable(Failure):
     exit_code = 3
 
 
+class Gone(Unreachable):
+    """The daemon went away, or is not there: it, or a successor, may come."""
+
+
 @contextmanager
 def operator(path: str, timeout: float = ANSWER_TIMEOUT) -> Iterator[BlockingOperator]:
     """A connected operator. Errors, here or in the block, become `Refused` or `Unreachable`."""
@@ -52,15 +64,52 @@ def operator(path: str, timeout: float = ANSWER_TIMEOUT) -> Iterator[BlockingOpe
             raise Refused(f"refused: {refusal}") from refusal
         except TimeoutError as error:
             raise _unreachable(path, f"no answer within {timeout:g} s") from error
-        except ConnectionLost as error:
+        except ConnectionEnded as error:
             raise _unreachable(path, str(error)) from error
+        except ConnectionLost as error:
+            raise _gone(path, str(error)) from error
+
+
+def outlast(path: str, use: Callable[[BlockingOperator], None], wait: Callable[[float], bool]) -> None:
+    """Run `use` with a connection until it returns; begin again with another whenever the daemon goes away.
+
+    The first connection must succeed. `wait` is called with the seconds to let pass between two attempts, of
+    which there is no limit; it returns False to give up. Raises as `operator` does, but not `Gone`.
+    """
+    used = False
+    pause = SHORTEST_PAUSE
+    while True:
+        try:
+            with operator(path) as client:
+                used, pause = True, SHORTEST_PAUSE
+                use(client)
+                return
+        except Gone:
+            if not used:
+                raise
+        if not wait(pause):
+            return
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def wait_ended(client: BlockingOperator) -> None:
-    """Block until a draining daemon closes the connection, which it does once its partitions are gone."""
+    """Block until a daemon that drains, or is about to be restarted, closes the connection."""
     with suppress(ConnectionLost):
         while True:
             client.next_events()
+
+
+def wait_successor(path: str) -> None:
+    """Block until a daemon answers that was started after another went away; at most some 20 s.
+
+    Raises as `operator` does.
+    """
+    for _ in range(SUCCESSOR_ATTEMPTS):
+        with suppress(Gone), operator(path):
+            return
+        time.sleep(SUCCESSOR_PAUSE)
+    with operator(path):
+        return
 
 
 def _connect(path: str, timeout: float) -> BlockingOperator:
@@ -73,11 +122,11 @@ def _connect(path: str, timeout: float) -> BlockingOperator:
             raise _unreachable(path, refusal.message) from refusal
         raise _unreachable(path, f"not an operator socket, or access denied: {refusal}") from refusal
     except ConnectionLost as error:
-        raise _unreachable(path, f"not an operator socket: {error}") from error
+        raise _gone(path, f"not an operator socket: {error}") from error
     except TimeoutError as error:
-        raise _unreachable(
-            path, f"not an operator socket, or busy: no answer within {timeout:g} s"
-        ) from error
+        raise _gone(path, f"not an operator socket, or busy: no answer within {timeout:g} s") from error
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise _gone(path, _cause(error, "operator-socket")) from error
     except OSError as error:
         raise _unreachable(path, _cause(error, "operator-socket")) from error
 
@@ -111,3 +160,7 @@ def _cause(error: OSError, option: str) -> str:
 
 def _unreachable(path: str, cause: str) -> Unreachable:
     return Unreachable(f"{path}: {cause}")
+
+
+def _gone(path: str, cause: str) -> Gone:
+    return Gone(f"{path}: {cause}")

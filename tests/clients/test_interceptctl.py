@@ -9,7 +9,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import interceptd
-from fakes.scripted_daemon import HangUp, Hear, Refuse, Say, ScriptedDaemon, Step, hello, replies
+from fakes.scripted_daemon import HangUp, Hear, Look, Refuse, Say, ScriptedDaemon, Step, hello, replies
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import (
     Architecture,
@@ -38,6 +38,7 @@ from intercept_protocol.messages import (
     VmaView,
     VpView,
 )
+from interceptctl import operator_client
 from interceptctl.cli import main
 
 LATENCY = (97, 0, 1, 3, *[0] * 20)
@@ -408,6 +409,57 @@ def test_drain_passes_its_timeout_in_milliseconds(socket_path: Path) -> None:
 
     assert daemon.heard[1:] == [("drain", [{"timeout_ms": 2500}])]
     assert json.loads(result.stdout) == {"timeout_ms": 2500}
+
+
+RESTARTING: list[Step] = [*hello(), *replies(None)]
+
+
+class Pauses:
+    """In place of sleeping: counts, and runs something in one of them."""
+
+    def __init__(self, number: int = 0, action: Callable[[], object] = int) -> None:
+        self.count = 0
+        self._number, self._action = number, action
+
+    def sleep(self, _: float) -> None:
+        self.count += 1
+        if self.count == self._number:
+            self._action()
+
+
+def test_restart_waits_for_the_successor(socket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    successor = ScriptedDaemon(socket_path, (hello(),))
+    pauses = Pauses(3, successor.__enter__)
+    monkeypatch.setattr(operator_client, "time", pauses)
+    script = [*RESTARTING, Look(socket_path.unlink), HangUp()]
+    try:
+        with ScriptedDaemon(socket_path, (script,)) as daemon:
+            result = run(socket_path, "restart")
+    finally:
+        successor.__exit__(None, None, None)
+
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "restarted\n", "")
+    assert (daemon.heard[1:], successor.methods, pauses.count) == ([("restart", [{}])], ["hello"], 3)
+
+
+def test_a_restart_without_a_successor_is_exit_code_3(
+    socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = Pauses()
+    monkeypatch.setattr(operator_client, "time", pauses)
+    with ScriptedDaemon(socket_path, ([*RESTARTING, Look(socket_path.unlink), HangUp()],)):
+        result = run(socket_path, "restart")
+
+    assert (result.exit_code, result.stdout, pauses.count) == (3, "", operator_client.SUCCESSOR_ATTEMPTS)
+    assert "no such file" in result.stderr
+
+
+def test_a_restart_that_is_refused_is_exit_code_1(socket_path: Path) -> None:
+    refusal = WireError(errno.EINVAL, "a daemon started now could not go on: limits.vps: unknown key")
+    result, _ = run_against(socket_path, [Hear(), Refuse(refusal)], "restart")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "limits.vps: unknown key" in result.stderr
 
 
 def test_a_drain_that_does_not_end_is_exit_code_3(socket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

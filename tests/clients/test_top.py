@@ -21,7 +21,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from fakes.eventually import PATIENCE
-from fakes.scripted_daemon import Hear, Refuse, ScriptedDaemon, Step, hello, replies
+from fakes.scripted_daemon import HangUp, Hear, Look, Refuse, ScriptedDaemon, Step, hello, replies
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import (
     LATENCY_BUCKETS,
@@ -236,6 +236,16 @@ def test_lines_are_in_the_requested_order() -> None:
     assert orders == {"rate": [2, 3, 1], "p99": [1, 2, 3], "id": [1, 2, 3]}
 
 
+def test_a_rate_after_the_daemons_end_begins_at_0_however_long_the_successor_runs() -> None:
+    rates = Rates()
+    rates.take(sample(1000, summary(1, 100)))
+    rates.forget()
+    (partition,) = rates.take(sample(2000, summary(1, 350)))
+    assert (partition.intercepts, partition.history) == (0.0, [0.0, 0.0])
+    (partition,) = rates.take(sample(3000, summary(1, 370)))
+    assert partition.intercepts == 20.0
+
+
 # ------------------------------------------------ the frame
 
 
@@ -430,6 +440,35 @@ def test_keys_switch_the_view_sort_and_quit(socket_path: Path) -> None:
         terminal.press(b"q")
         assert terminal.wait_ended() == 0
     assert b"Traceback" not in terminal.seen
+
+
+def test_top_goes_on_with_the_successor_whose_rates_begin_anew(socket_path: Path) -> None:
+    before: list[Step] = [*hello(), *asked(1000, 100), HangUp()]
+    after = [*hello(), *asked_of_vps(1900, 5), *asked(2000, 350)]
+    with ScriptedDaemon(socket_path, (before, after)):
+        terminal = Terminal(socket_path)
+        terminal.wait_shown(b"TREND")
+        terminal.press(b"v")
+        terminal.wait_shown(b"daemon went away, waiting")
+        terminal.wait_shown(b"MEAN")
+        terminal.seen = b""
+        terminal.press(b"p")
+        terminal.wait_shown(b"FORWARD")
+        terminal.press(b"q")
+        assert terminal.wait_ended() == 0
+    assert b"per second: 0 intercepts" in terminal.seen
+
+
+def test_q_ends_top_while_there_is_no_daemon(socket_path: Path) -> None:
+    steps: list[Step] = [*hello(), *asked(1000, 100), Look(socket_path.unlink), HangUp()]
+    with ScriptedDaemon(socket_path, (steps,)):
+        terminal = Terminal(socket_path)
+        terminal.wait_shown(b"TREND")
+        terminal.press(b"v")
+        terminal.wait_shown(b"daemon went away, waiting")
+        terminal.press(b"q")
+        assert terminal.wait_ended() == 0
+    assert terminal.seen.rindex(b"\x1b[?25l") < terminal.seen.rindex(b"\x1b[?25h")
 
 
 def test_top_on_a_terminal_shows_a_frame_and_ends_when_interrupted(socket_path: Path) -> None:

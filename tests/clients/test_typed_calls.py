@@ -353,14 +353,16 @@ def test_prefault_of_none_or_of_more_than_was_asked_is_a_violation(
 
 def test_an_operators_calls_send_their_methods_and_fields(socket_path: Path) -> None:
     with (
-        ScriptedDaemon(socket_path, ([*hello(), *replies(None, None, None)],)) as daemon,
+        ScriptedDaemon(socket_path, ([*hello(), *replies(None, None, None, None)],)) as daemon,
         BlockingOperator.open(socket_path) as operator,
     ):
         operator.set_policy(4, mmio_granularity=MmioGranularity.VMA)
         operator.subscribe([EventName.PARTITION_LOST], partition_id=4, reasons=[Reason.KICKED])
         operator.drain(250)
+        operator.restart()
     assert daemon.heard[1:] == [
         ("set_policy", [{"partition_id": 4, "mmio_granularity": "vma"}]),
         ("subscribe", [{"events": ["partition_lost"], "partition_id": 4, "reasons": ["kicked"]}]),
         ("drain", [{"timeout_ms": 250}]),
+        ("restart", [{}]),
     ]

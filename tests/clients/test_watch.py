@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,12 +19,26 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fakes.eventually import PATIENCE
-from fakes.scripted_daemon import Answer, Await, HangUp, Hear, Say, ScriptedDaemon, Signal, Step, hello
+from fakes.scripted_daemon import (
+    Answer,
+    Await,
+    HangUp,
+    Hear,
+    Look,
+    Refuse,
+    Say,
+    ScriptedDaemon,
+    Signal,
+    Step,
+    hello,
+)
 from intercept_protocol import rpc
+from intercept_protocol.errors import WireError
 from intercept_protocol.events import (
     EVENT_METHOD,
     AnyFact,
     ConnectionRefused,
+    DaemonRestarted,
     DrainStarted,
     Event,
     EventName,
@@ -34,6 +49,7 @@ from intercept_protocol.events import (
     PartitionCreated,
     PartitionEnded,
     PartitionLost,
+    PartitionRecovered,
     PolicySet,
     RegionAdded,
     RegionRemoved,
@@ -47,6 +63,34 @@ from interceptctl.watch.line import line, particulars
 AT = 1_764_000_000_123
 ALL_BUT_INTERCEPTS = [name.value for name in EventName if name is not EventName.INTERCEPT_ANSWERED]
 ATTACHED = Event(AT, VpAttached(vp_index=3), 7)
+
+
+class Absence:
+    """Time that a watch lets pass without a daemon. Unless a test says otherwise, Ctrl-C ends it at once."""
+
+    def __init__(self) -> None:
+        self.pauses: list[float] = []
+        self.at_pause: Callable[[], None] = self.interrupt
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.at_pause()
+
+    def time_ns(self) -> int:
+        return AT * 1_000_000
+
+    def interrupt(self, at: int = 0) -> None:
+        """Ctrl-C in the pause of that number, or a later one."""
+        if len(self.pauses) >= at:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(autouse=True)
+def absence(monkeypatch: pytest.MonkeyPatch) -> Absence:
+    fake = Absence()
+    monkeypatch.setattr(command, "time", fake)
+    monkeypatch.setattr(command, "_is_unread", lambda: False)
+    return fake
 
 
 def notification(event: Event) -> bytes:
@@ -122,18 +166,101 @@ def test_a_filter_that_matches_nothing_is_exit_code_2_and_lists_the_choices(
     assert said in result.stderr
 
 
-def test_each_event_is_a_line_and_the_daemons_end_is_exit_code_3(socket_path: Path) -> None:
+def test_each_event_is_a_line_and_the_daemons_end_is_waited_out_until_ctrl_c(socket_path: Path) -> None:
     gone = Event(AT + 1, PartitionEnded(intercepts=5), 7)
     with ScriptedDaemon(socket_path, (telling(ATTACHED, gone),)):
         result = watch(socket_path)
 
-    assert result.exit_code == 3
+    assert (result.exit_code, result.stderr) == (0, "daemon went away, waiting\n")
     assert [text.split()[1:] for text in result.stdout.splitlines()] == [
         ["7", "vp_attached", "vp", "3"],
         ["7", "partition_ended", "5", "intercepts"],
     ]
     assert re.match(r"\d\d:\d\d:\d\d\.123 ", result.stdout)
-    assert "the connection ended" in result.stderr
+
+
+RESTARTED = Event(AT, DaemonRestarted(partitions=2, connections=1))
+
+
+def test_a_watch_goes_on_with_the_successor_and_says_where_events_may_be_missing(
+    socket_path: Path, absence: Absence
+) -> None:
+    absence.at_pause = lambda: absence.interrupt(2)
+    with ScriptedDaemon(socket_path, (telling(ATTACHED), telling(RESTARTED))) as daemon:
+        result = watch(socket_path, "--partition", "7")
+
+    assert (result.exit_code, result.stderr) == (0, "daemon went away, waiting\n" * 2)
+    assert [text.split(maxsplit=3)[1:] for text in result.stdout.splitlines()] == [
+        ["7", "vp_attached", "vp 3"],
+        ["-", "reconnected", "events before this may be missing"],
+        ["-", "daemon_restarted", "2 partitions, 1 connection"],
+    ]
+    (_, first), (_, second) = (asked for asked in daemon.heard if asked[0] == "subscribe")
+    assert first == second == [{"events": ALL_BUT_INTERCEPTS, "partition_id": 7}]
+
+
+def test_json_says_too_where_events_may_be_missing(socket_path: Path, absence: Absence) -> None:
+    absence.at_pause = lambda: absence.interrupt(2)
+    with ScriptedDaemon(socket_path, (telling(ATTACHED), telling(RESTARTED))):
+        result = watch(socket_path, "--json")
+
+    assert [json.loads(text) for text in result.stdout.splitlines()] == [
+        ATTACHED.to_fields(),
+        {"event": "reconnected", "time_ms": AT},
+        RESTARTED.to_fields(),
+    ]
+    assert "reconnected" not in {*EventName}
+
+
+def test_the_pauses_grow_and_are_bounded_and_the_absence_is_told_once(
+    socket_path: Path, absence: Absence
+) -> None:
+    absence.at_pause = lambda: absence.interrupt(8)
+    script: list[Step] = [*hello(), Hear(), Answer(), Look(socket_path.unlink), HangUp()]
+    with ScriptedDaemon(socket_path, (script,)):
+        result = watch(socket_path)
+
+    assert absence.pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
+    assert (result.exit_code, result.stderr) == (0, "daemon went away, waiting\n")
+
+
+def test_the_first_daemon_is_not_waited_for(socket_path: Path, absence: Absence) -> None:
+    result = watch(socket_path)
+
+    assert (result.exit_code, absence.pauses) == (3, [])
+
+
+LAST_WORDS = rpc.encode_error(0, WireError(errno.EPROTO, "that is enough"))
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ([Hear(), Refuse(WireError(errno.EPROTONOSUPPORT, "not this version"))], 3),
+        ([*hello(), Hear(), Refuse(WireError(errno.EINVAL, "no such event"))], 1),
+        ([*hello(), Hear(), Answer(), Say(LAST_WORDS), HangUp()], 3),
+    ],
+    ids=["of the hello", "of the subscription", "under msgid 0"],
+)
+def test_a_refusal_by_the_successor_ends_the_watch(
+    socket_path: Path, absence: Absence, words: list[Step], status: int
+) -> None:
+    absence.at_pause = lambda: absence.interrupt(2)
+    with ScriptedDaemon(socket_path, (telling(), words)):
+        result = watch(socket_path)
+
+    assert (result.exit_code, absence.pauses) == (status, [0.1])
+
+
+def test_a_reader_that_leaves_while_there_is_no_daemon_ends_the_watch(
+    socket_path: Path, absence: Absence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absence.at_pause = lambda: absence.interrupt(2)
+    monkeypatch.setattr(command, "_is_unread", lambda: True)
+    with ScriptedDaemon(socket_path, (telling(),)):
+        result = watch(socket_path)
+
+    assert (result.exit_code, absence.pauses) == (0, [0.1])
 
 
 def test_json_is_the_wires_map_a_line(socket_path: Path) -> None:
@@ -178,14 +305,16 @@ FACTS: list[AnyFact] = [
     InterceptAnswered(vp_index=255, outcome="fail", reason="hypervisor_error", gfn=0xFFFFFFF, access=4),
     InterceptAnswered(vp_index=255, outcome="forward", reason="not_memory"),
     PolicySet(mmio_granularity="page"),
+    PartitionRecovered(regions=10**6, mappings=10**6, connections=321),
+    DaemonRestarted(partitions=64, connections=8192),
     DrainStarted(timeout_ms=2**32 - 1, partitions=64),
     EventsDropped(count=2**40),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.event_name)
-def test_line_fits_80_columns_and_that_of_a_region_a_hundred(fact: AnyFact) -> None:
-    columns = 100 if isinstance(fact, RegionAdded | RegionRemoved) else 80
+def test_line_fits_80_columns_and_one_with_regions_a_hundred(fact: AnyFact) -> None:
+    columns = 100 if isinstance(fact, RegionAdded | RegionRemoved | PartitionRecovered) else 80
     assert len(line(Event(AT, fact, 123))) <= columns
 
 
@@ -213,6 +342,7 @@ def test_line_fits_80_columns_and_that_of_a_region_a_hundred(fact: AnyFact) -> N
         ),
         (PartitionEnded(intercepts=1), "1 intercept"),
         (DrainStarted(timeout_ms=5000, partitions=1), "1 partition, 5,000 ms"),
+        (PartitionRecovered(regions=1, mappings=2, connections=3), "1 region, 2 mappings, 3 connections"),
         (EventsDropped(count=12345), "12,345 events dropped"),
     ],
     ids=lambda value: getattr(value, "event_name", ""),

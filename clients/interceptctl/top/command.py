@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import suppress
-from typing import Final
+from contextlib import ExitStack, suppress
+from typing import Final, Self
 
 import click
 import msgspec
@@ -20,7 +20,7 @@ from intercept_client import BlockingOperator
 from intercept_protocol.messages import DaemonStatistics
 from interceptctl import operator_client, render
 
-from .frame import frame, vp_frame
+from .frame import away, frame, vp_frame
 from .keys import END, key_within, single_keys
 from .rates import Rate, Rates, Sample, Sort, VpRate, in_order
 from .sampling import View, sample
@@ -56,6 +56,8 @@ def top_command(path: str, interval: float, *, vps: bool, sort: str, once: bool,
     and of those that WAITED for an invalidation or for another VP. RETRY, FORWARD and FAIL are per second;
     all other intercepts resumed.
 
+    When the daemon ends, waits for the next, whose counters begin anew, and goes on.
+
     \b
     Keys: q or Ctrl-C quits, v shows VPs, p shows partitions, s changes the order
     """
@@ -64,11 +66,12 @@ def top_command(path: str, interval: float, *, vps: bool, sort: str, once: bool,
     if not once and (not sys.stdout.isatty() or render.console().is_dumb_terminal):
         raise click.UsageError("output is not a terminal that can be redrawn; use --once to print one frame")
     shown = _Shown(View.VPS if vps else View.PARTITIONS, Sort(sort))
-    with operator_client.operator(path) as operator:
-        if once:
+    if once:
+        with operator_client.operator(path) as operator:
             _print_one(operator, interval, shown, as_json=as_json)
-        else:
-            _show(operator, interval, shown)
+    else:
+        with _Screen(interval, shown) as screen, suppress(KeyboardInterrupt):
+            operator_client.outlast(path, screen.follow, screen.wait)
 
 
 class _Shown:
@@ -88,6 +91,11 @@ class _Shown:
             self._vps = self._rates[self.view].take_vps(taken)
         else:
             self._partitions = self._rates[self.view].take(taken)
+
+    def forget(self) -> None:
+        """The next sample is another daemon's."""
+        for rates in self._rates.values():
+            rates.forget()
 
     def lines(self) -> list[Rate] | list[VpRate]:
         if self.view is View.VPS:
@@ -125,21 +133,44 @@ def _print_one(operator: BlockingOperator, interval: float, shown: _Shown, *, as
         render.show(shown.draw(sys.maxsize, keys=False))
 
 
-def _show(operator: BlockingOperator, interval: float, shown: _Shown) -> None:
-    """Run until q or Ctrl-C on the terminal's alternate screen."""
-    console = render.console()
-    due, view = time.monotonic(), shown.view
-    with (
-        suppress(KeyboardInterrupt),
-        single_keys(),
-        Live(console=console, screen=True, auto_refresh=False) as live,
-    ):
+class _Screen:
+    """The terminal's alternate screen, from the first connection until q or Ctrl-C."""
+
+    def __init__(self, interval: float, shown: _Shown) -> None:
+        self._interval = interval
+        self._shown = shown
+        self._terminal = ExitStack()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._terminal.close()
+
+    def follow(self, operator: BlockingOperator) -> None:
+        """Draw frames until q."""
+        shown, live = self._shown, self._opened()
+        shown.forget()
+        due, view = time.monotonic(), shown.view
         while True:
             if time.monotonic() >= due or view is not shown.view:
                 shown.take(sample(operator, shown.view))
-                due, view = time.monotonic() + interval, shown.view
-            live.update(shown.draw(console.height, keys=True), refresh=True)
+                due, view = time.monotonic() + self._interval, shown.view
+            live.update(shown.draw(live.console.height, keys=True), refresh=True)
             key = key_within(max(0.0, due - time.monotonic()))
             if key in QUITS:
                 return
             shown.obey(key or "")
+
+    def wait(self, seconds: float) -> bool:
+        """Say that the daemon went away, and let the time pass, or less; False at q."""
+        self._opened().update(away(), refresh=True)
+        return key_within(seconds) not in QUITS
+
+    def _opened(self) -> Live:
+        if self._live is None:
+            self._terminal.enter_context(single_keys())
+            live = Live(console=render.console(), screen=True, auto_refresh=False)
+            self._live = self._terminal.enter_context(live)
+        return self._live

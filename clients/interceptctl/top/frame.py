@@ -53,6 +53,11 @@ def vp_frame(
     return _around(daemon, doing, table, len(lines) - len(shown), _keys(sort, "p partitions"))
 
 
+def away() -> RenderableType:
+    """What is shown while there is no daemon."""
+    return Group(Text("daemon went away, waiting"), Text(""), Text("q quit", style="dim"))
+
+
 def sparkline(history: Sequence[float]) -> str:
     """The rates relative to their maximum, the latest on the right."""
     highest = max(history, default=0.0)

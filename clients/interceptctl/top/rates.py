@@ -133,6 +133,10 @@ class Rates:
         self._partitions: _Histories[int] = _Histories()
         self._vps: _Histories[tuple[int, int]] = _Histories()
 
+    def forget(self) -> None:
+        """The next sample is of a daemon that has begun to count anew; each rate begins again at 0."""
+        self._before = None
+
     def take(self, sample: Sample) -> list[Rate]:
         """The partitions of `sample`; a new one starts from 0."""
         seconds, before = self._since(sample)

@@ -9,6 +9,7 @@ import json
 import select
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Final
@@ -23,7 +24,7 @@ from interceptctl import operator_client
 from interceptctl.completion import partition_ids
 from interceptctl.output import ReaderGone
 
-from .line import line
+from .line import line, reconnected
 
 LOOK_SECONDS: Final = 1.0
 """How long a closed output goes unnoticed while there are no events."""
@@ -94,19 +95,36 @@ def watch_command(
     Intercepts are shown only with --event intercept_answered, --vp, --outcome or --reason. Events that come
     faster than they can be printed are dropped; a line events_dropped says how many.
 
-    Exit code 0 after Ctrl-C or when the output is closed; 3 when the daemon exits.
+    When the daemon ends, waits for the next and goes on. Where events may be missing, there is a line
+    "reconnected", which no daemon sends; JSON too has one.
+
+    Exit code 0 after Ctrl-C or when the output is closed.
     """
     answered = [
         Reason(answer.reason) for answer in Answer if answer.outcome in outcomes or answer.reason in reasons
     ]
     events = _events(names, vp_index, answered)
-    with suppress(KeyboardInterrupt), operator_client.operator(path) as operator:
+    is_away = False
+
+    def follow(operator: BlockingOperator) -> None:
+        nonlocal is_away
         operator.subscribe(events, partition_id=partition_id, vp_index=vp_index, reasons=answered or None)
-        try:
-            for event in _happening(operator):
-                print(json.dumps(event.to_fields()) if as_json else _fitting(line(event)), flush=True)
-        except ReaderGone:
-            return
+        if is_away:
+            is_away = False
+            print(reconnected(_now_ms(), as_json=as_json), flush=True)
+        for event in _happening(operator):
+            print(json.dumps(event.to_fields()) if as_json else _fitting(line(event)), flush=True)
+
+    def wait(seconds: float) -> bool:
+        nonlocal is_away
+        if not is_away:
+            is_away = True
+            click.echo("daemon went away, waiting", err=True)
+        time.sleep(seconds)
+        return not _is_unread()
+
+    with suppress(KeyboardInterrupt, ReaderGone):
+        operator_client.outlast(path, follow, wait)
 
 
 def _events(names: Sequence[str], vp_index: int | None, answered: Sequence[str]) -> list[EventName]:
@@ -133,6 +151,10 @@ def _happening(operator: BlockingOperator) -> Iterator[Event]:
         except TimeoutError:
             if _is_unread():
                 raise ReaderGone from None
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _is_unread() -> bool:

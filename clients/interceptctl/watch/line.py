@@ -5,7 +5,9 @@ Owns the wording; must not know where the line goes. `--json` has every field of
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
+from typing import Final
 
 from intercept_protocol import events
 from intercept_protocol.addresses import PAGE_SHIFT
@@ -14,15 +16,26 @@ from intercept_protocol.outcomes import Access
 from intercept_protocol.text import visible
 from interceptctl import units
 
+RECONNECTED: Final = "reconnected"
 _ACCESSES = {int(Access.READ): "r", int(Access.WRITE): "w", int(Access.EXECUTE): "x"}
 
 
 def line(event: Event) -> str:
-    """Time, partition, event name and details; 80 columns except for regions, names and errors."""
-    at = datetime.fromtimestamp(event.time_ms / 1000)
-    clock = f"{at:%H:%M:%S}.{event.time_ms % 1000:03}"
+    """Time, partition, event name and details; 80 columns except with regions, names and errors."""
     where = "-" if event.partition_id is None else str(event.partition_id)
-    return f"{clock} {where:>3} {event.fact.event_name:<18} {visible(particulars(event.fact))}".rstrip()
+    return _line(event.time_ms, where, event.fact.event_name, visible(particulars(event.fact)))
+
+
+def reconnected(time_ms: int, *, as_json: bool) -> str:
+    """The line between the events of two connections. It has the form of an event, and none has its name."""
+    if as_json:
+        return json.dumps({"event": RECONNECTED, "time_ms": time_ms})
+    return _line(time_ms, "-", RECONNECTED, "events before this may be missing")
+
+
+def _line(time_ms: int, where: str, name: str, text: str) -> str:
+    at = datetime.fromtimestamp(time_ms / 1000)
+    return f"{at:%H:%M:%S}.{time_ms % 1000:03} {where:>3} {name:<18} {text}".rstrip()
 
 
 def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case per event
