@@ -10,8 +10,9 @@
  * on `connection->socket`; a call that times out loses its connection, because nobody would take its answer. Signals do
  * not interrupt a call: to make a VP return, kick it.
  *
- * A restart of the daemon shows as a wait: an answer that comes twice is passed over (T-12), and a connection that ends
- * before its hello was answered is begun again for 10 s (H-16).
+ * A restart of the daemon shows as a wait where `connection->kept` says that it is survived (H-18): an answer that comes
+ * twice is passed over (T-12), an intercept may be IC_RETRY with the reason `restarted`, and a connection that ends before
+ * its hello was answered is begun again for 10 s (H-16).
  *
  * Not included: the `hypervisor` and `operator` roles; attach_memory, which passes descriptors; statistics, translate and
  * the lists of P-38, which are for tools and tests; set_policy, and the optional fields of create_partition; kick with
@@ -59,6 +60,7 @@ struct ic_error {
 struct ic_connection {
     int socket;
     uint8_t msgid, msgids_used; /* of the last request; the highest of all */
+    bool kept;                  /* partitions survive a restart of the daemon (H-18) */
     size_t received, consumed;  /* bytes in `answer`; those of them that were taken */
     struct ic_error error;
     uint8_t answer[IC_ANSWER_LIMIT];
@@ -300,6 +302,7 @@ static inline enum ic_result ic_connect(struct ic_connection *connection, const 
     connection->socket = -1;
     connection->msgid = connection->msgids_used = 0;
     connection->received = connection->consumed = 0;
+    connection->kept = false;
     memset(&connection->error, 0, sizeof connection->error);
     if (strlen(path) >= sizeof address.sun_path) return ic__lose(connection, ENAMETOOLONG, "connect", path);
     memcpy(address.sun_path, path, strlen(path) + 1);
@@ -415,15 +418,33 @@ static inline bool ic__failed(const struct ic_connection *connection, const char
     return connection->error.number == number && !strcmp(connection->error.name, what);
 }
 
+/* Whether the answer to hello says `features.kept` (H-15). An earlier daemon does not. */
+static inline bool ic__is_kept(struct ic_reader *hello) {
+    static const char *const features[] = {"features"}, *const kept[] = {"kept"};
+    uint64_t found = 0;
+    for (uint64_t fields = ic__expect(hello, IC__MAP); fields && !hello->wrong; fields--) {
+        if (ic__word(hello, features, 1) != 0) {
+            ic__skip(hello); /* T-6 */
+            continue;
+        }
+        for (uint64_t inner = ic__expect(hello, IC__MAP); inner && !hello->wrong; inner--) {
+            if (ic__word(hello, kept, 1) == 0) found = ic__expect(hello, IC__FLAG);
+            else ic__skip(hello);
+        }
+    }
+    return found && !hello->wrong;
+}
+
 /* Connect and say hello. If the connection ends without an answer, the daemon may be restarting: it is begun again (H-16),
  * also while nobody listens yet. A socket that is absent at first is an error at once. */
 static inline enum ic_result ic__hello(struct ic_connection *connection, const char *path, const struct ic_writer *request) {
     bool ended = false;
+    struct ic_reader reply;
     for (unsigned attempt = 1;; attempt++) {
         enum ic_result result = ic_connect(connection, path);
         connection->msgid = 1;
-        if (result == IC_OK) result = ic__tell(connection, request);
-        if (result == IC_OK) return IC_OK;
+        if (result == IC_OK) result = ic__ask(connection, request, &reply);
+        if (result == IC_OK) return connection->kept = ic__is_kept(&reply), IC_OK;
         ic_close(connection);
         bool unanswered = result == IC_LOST && ic__failed(connection, "receive", ECONNRESET);
         bool absent = ic__failed(connection, "connect", ENOENT) || ic__failed(connection, "connect", ECONNREFUSED);

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
-from typing import Concatenate, ParamSpec, Self
+from typing import Any, Concatenate, ParamSpec, Self
 
 from intercept_protocol import messages
 from intercept_protocol.addresses import UaddrRange
@@ -103,14 +104,18 @@ def _series_method(
     """A method that makes one request after the other, as `build` describes them."""
 
     def method(self: _CallClient, /, *args: _P.args, **kwargs: _P.kwargs) -> Result:
-        series, reply = build(*args, **kwargs), None
+        series = build(*args, **kwargs)
+        step: Callable[[], Exchange[Any]] = partial(next, series)
         while True:
             try:
-                request = series.send(reply)
+                request = step()
             except StopIteration as end:
                 result: Result = end.value
                 return result
-            reply = self._run(request)
+            try:
+                step = partial(series.send, self._run(request))
+            except WireError as refusal:
+                step = partial(series.throw, refusal)
 
     as_function(method, build, __name__, first="self", wrapper="Series")
     return method
@@ -126,7 +131,7 @@ class BlockingVmm(_CallClient):
     """What was added and not removed, for `BlockingHypervisor`: it lets the daemon map nothing else."""
 
     create_partition = _method(_vmm_requests.create_partition)
-    attach_memory = _method(_vmm_requests.attach_memory)
+    attach_memory = _series_method(_vmm_requests.attach_memory)
     add_region = _method(_vmm_requests.add_region)
     remove_region = _method(_vmm_requests.remove_region)
     change_regions = _method(_vmm_requests.change_regions)

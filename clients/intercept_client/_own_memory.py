@@ -36,6 +36,18 @@ class OwnMemory:
     descriptors: tuple[int, ...]
     unwatched_because: UserfaultfdUnavailable | None
     """Why there is no userfaultfd, with `Watch.IF_POSSIBLE`."""
+    userfaultfd: int | None = None
+    """One of the descriptors."""
+
+    def renew_userfaultfd(self) -> None:
+        """Put a new one in its place, if there is one: a daemon that took it may have initialised it.
+
+        Raises as `own_memory`.
+        """
+        if self.userfaultfd is not None:
+            new = open_userfaultfd()
+            os.dup2(new, self.userfaultfd, inheritable=False)  # closes the old one
+            os.close(new)
 
 
 @contextmanager
@@ -54,15 +66,16 @@ def own_memory(watch: Watch) -> Iterator[OwnMemory]:
 
         directory = _proc_directory()
         descriptors = [own(os.open(f"{directory}/{name}", os.O_RDONLY)) for name in ("maps", "smaps")]
-        refusal = None
+        refusal, userfaultfd = None, None
         if watch is not Watch.NONE:
             try:
-                descriptors.append(own(open_userfaultfd()))
+                userfaultfd = own(open_userfaultfd())
+                descriptors.append(userfaultfd)
             except UserfaultfdUnavailable as unavailable:
                 if watch is Watch.REQUIRED:
                     raise
                 refusal = unavailable
-        yield OwnMemory(tuple(descriptors), refusal)
+        yield OwnMemory(tuple(descriptors), refusal, userfaultfd)
 
 
 def _proc_directory() -> str:

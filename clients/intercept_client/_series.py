@@ -18,7 +18,7 @@ from ._exchange import Exchange, call_exchange
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 Series = Generator[Exchange[Any], Any, Result]
-"""Yields each request, is sent its reply, and returns the result of the call."""
+"""Yields each request, is sent its reply, or thrown the refusal, and returns the result of the call."""
 
 
 class Page(Protocol):

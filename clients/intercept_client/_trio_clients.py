@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Concatenate, ParamSpec, Self
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, Self
 
 import trio
 
@@ -92,14 +93,18 @@ def _series_method(
     """A method that makes one request after the other, as `build` describes them."""
 
     async def method(self: _CallClient, /, *args: _P.args, **kwargs: _P.kwargs) -> Result:
-        series, reply = build(*args, **kwargs), None
+        series = build(*args, **kwargs)
+        step: Callable[[], Exchange[Any]] = partial(next, series)
         while True:
             try:
-                request = series.send(reply)
+                request = step()
             except StopIteration as end:
                 result: Result = end.value
                 return result
-            reply = await self._run(request)
+            try:
+                step = partial(series.send, await self._run(request))
+            except WireError as refusal:
+                step = partial(series.throw, refusal)
 
     as_function(method, build, __name__, first="self", wrapper="Series")
     return method
@@ -115,7 +120,7 @@ class TrioVmm(_CallClient):
     """What was added and not removed, for `TrioHypervisor`: it lets the daemon map nothing else."""
 
     create_partition = _method(_vmm_requests.create_partition)
-    attach_memory = _method(_vmm_requests.attach_memory)
+    attach_memory = _series_method(_vmm_requests.attach_memory)
     add_region = _method(_vmm_requests.add_region)
     remove_region = _method(_vmm_requests.remove_region)
     change_regions = _method(_vmm_requests.change_regions)

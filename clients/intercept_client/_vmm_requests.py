@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
 from intercept_protocol import messages
 from intercept_protocol.addresses import GfnRange, UaddrRange
-from intercept_protocol.errors import ProtocolViolation
+from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.messages import (
     AddressSpaceKind,
     Architecture,
@@ -88,15 +89,28 @@ def create_partition(
     )
 
 
-def attach_memory(own_memory: OwnMemory, *, promise_begin_end: bool) -> Exchange[None]:
+HANDOVERS: Final = 3
+"""How often memory is handed over before an EAGAIN is the answer."""
+
+
+def attach_memory(own_memory: OwnMemory, *, promise_begin_end: bool) -> Series[None]:
     """Hand over this process's memory, as `memory.own_memory` opened it; once, before the first region.
 
     `promise_begin_end` promises that every change of the memory will be announced by begin and end, as the
-    functions of `intercept_client.memory` do it.
+    functions of `intercept_client.memory` do it. If the daemon was restarted meanwhile, or another obstacle
+    may pass (EAGAIN), it is handed over again, up to three times in all, with a new userfaultfd.
     """
-    return call_exchange(
-        messages.AttachMemory(promise_begin_end=promise_begin_end), descriptors=own_memory.descriptors
-    )
+    call = messages.AttachMemory(promise_begin_end=promise_begin_end)
+    for _ in range(HANDOVERS - 1):
+        try:
+            yield call_exchange(call, own_memory.descriptors)
+        except WireError as refusal:
+            if refusal.number != errno.EAGAIN:
+                raise
+        else:
+            return
+        own_memory.renew_userfaultfd()
+    yield call_exchange(call, own_memory.descriptors)
 
 
 def add_region(

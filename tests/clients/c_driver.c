@@ -16,7 +16,11 @@ static enum ic_result call(const char *path, const char *verb, const uint64_t n[
     struct ic_region region = {n[0], n[1], n[2], IC_AUTO, true, false};
     struct ic_vma vma = {n[0], n[1], n[2], true, false, true, false};
     memcpy(partition.token, token, IC_TOKEN);
-    if (!strcmp(verb, "open_vmm")) return ic_open_vmm(&connection, path, "a VMM whose name is longer than thirty-one characters");
+    if (!strcmp(verb, "open_vmm")) {
+        enum ic_result result = ic_open_vmm(&connection, path, "a VMM whose name is longer than thirty-one characters");
+        if (result == IC_OK && connection.kept) printf("kept ");
+        return result;
+    }
     if (!strcmp(verb, "open_vmm_named_too_long")) {
         char name[IC_REQUEST_LIMIT + 1] = {0};
         memset(name, 'x', IC_REQUEST_LIMIT);

@@ -278,6 +278,29 @@ def test_a_reason_that_is_not_known_and_too_long_is_cut(binaries: Path, socket_p
     assert printed == f"retry {'x' * 23} ok"
 
 
+def test_a_restart_of_the_daemon_is_a_retry(binaries: Path, socket_path: Path) -> None:
+    printed, _ = asked(binaries, socket_path, "intercept", answer=[1, 1, None, ["retry", "restarted"]])
+    assert printed == "retry restarted ok"
+
+
+@pytest.mark.parametrize(
+    ("hello", "printed"),
+    [
+        ({"protocol": 1, "features": {"x": [1], "kept": True, "y": {}}, "later": {"kept": False}}, "kept ok"),
+        ({"features": {"kept": False}, "later": {"kept": True}}, "ok"),
+        ({"kept": True, "features": {"chaos": 5}}, "ok"),
+        ({"features": {"kept": 1}}, "ok"),
+        ({"features": [["kept", True]]}, "ok"),
+        ({"protocol": 1}, "ok"),
+        (None, "ok"),
+    ],
+)
+def test_hello_says_whether_a_restart_is_survived(
+    binaries: Path, socket_path: Path, hello: object, printed: str
+) -> None:
+    assert asked(binaries, socket_path, "open_vmm", answer=[1, 1, None, hello])[0] == printed
+
+
 def test_a_refused_call_keeps_the_connection_and_says_why(binaries: Path, socket_path: Path) -> None:
     error = [17, "EEXIST", "region overlaps " + "y" * 300, {"start_gfn": 1}]
     printed, _ = asked(binaries, socket_path, "add_region", 1, 1, answer=[1, 1, error, None])

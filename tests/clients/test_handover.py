@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
 
 import pytest
 import trio
 
-from intercept_client import ClientMisuse
+from fakes.eventually import PATIENCE
+from fakes.scripted_daemon import Answer, Hear, Look, Refuse, ScriptedDaemon, Step, hello
+from intercept_client import BlockingVmm, ClientMisuse, TrioVmm, _own_memory
 from intercept_client._blocking_connection import BlockingConnection
 from intercept_client._exchange import call_exchange
 from intercept_client._trio_connection import TrioConnection
-from intercept_client.memory import Watch, own_memory
+from intercept_client.memory import OwnMemory, Watch, own_memory
 from intercept_protocol import rpc
+from intercept_protocol.errors import WireError
 from intercept_protocol.messages import AttachMemory, Kick
 
 CALL = AttachMemory(promise_begin_end=True)
@@ -129,3 +135,67 @@ def test_own_memory_leaves_no_copy_open_however_its_block_ends(error: Exception 
     assert os.listdir("/proc/self/fd") == before
     assert links[:2] == [f"/proc/{os.getpid()}/maps", f"/proc/{os.getpid()}/smaps"]
     assert not any(inherited)
+
+
+# ------------------------------------------------ once more (P-19)
+
+AGAIN = WireError(errno.EAGAIN, "the daemon was restarted")
+
+
+def attach_blocking(path: Path, own: OwnMemory) -> None:
+    with BlockingVmm.open(path, timeout=PATIENCE) as vmm:
+        vmm.attach_memory(own, promise_begin_end=True)
+
+
+def attach_trio(path: Path, own: OwnMemory) -> None:
+    async def attach() -> None:
+        with trio.fail_after(PATIENCE):
+            async with TrioVmm.open(path) as vmm:
+                await vmm.attach_memory(own, promise_begin_end=True)
+
+    trio.run(attach)
+
+
+shells = pytest.mark.parametrize("attach", [attach_blocking, attach_trio], ids=["blocking", "trio"])
+Attach = Callable[[Path, OwnMemory], None]
+
+
+@pytest.fixture
+def numbered_userfaultfds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files in their place, by whose names a test tells one from the next."""
+    numbers = count(1)
+    monkeypatch.setattr(_own_memory, "open_userfaultfd", lambda: os.memfd_create(f"uffd-{next(numbers)}"))
+
+
+@shells
+@pytest.mark.usefixtures("numbered_userfaultfds")
+def test_memory_is_handed_over_again_with_a_new_userfaultfd(socket_path: Path, attach: Attach) -> None:
+    brought: list[list[str]] = []
+    before = os.listdir("/proc/self/fd")
+    with own_memory(Watch.REQUIRED) as own:
+
+        def look() -> None:
+            brought.append([os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in own.descriptors])
+            assert not any(map(os.get_inheritable, own.descriptors))
+
+        refusal: list[Step] = [Hear(), Look(look), Refuse(AGAIN)]
+        script = [*hello(), *refusal, *refusal, Hear(), Look(look), Answer()]
+        with ScriptedDaemon(socket_path, (script,)) as daemon:
+            attach(socket_path, own)
+    assert daemon.heard[1:] == [("attach_memory", [{"promise_begin_end": True}])] * 3
+    maps = [f"/proc/{os.getpid()}/{name}" for name in ("maps", "smaps")]
+    assert brought == [[*maps, f"/memfd:uffd-{number} (deleted)"] for number in (1, 2, 3)]
+    assert os.listdir("/proc/self/fd") == before
+
+
+@shells
+@pytest.mark.parametrize(("number", "times"), [(errno.EAGAIN, 3), (errno.EINVAL, 1)])
+def test_a_refusal_that_stays_is_raised(socket_path: Path, attach: Attach, number: int, times: int) -> None:
+    refusal: list[Step] = [Hear(), Refuse(WireError(number, "no"))]
+    with (
+        own_memory(Watch.NONE) as own,
+        ScriptedDaemon(socket_path, ([*hello(), *refusal * times],)) as daemon,
+        pytest.raises(WireError, match=errno.errorcode[number]),
+    ):
+        attach(socket_path, own)
+    assert len(daemon.heard) == 1 + times

@@ -127,6 +127,7 @@ def test_retry_is_asked_again_until_it_is_decided(rig: Rig) -> None:
         Answer.CONTENDED,
         Answer.KICKED,
         Answer.DRAINING,
+        Answer.RESTARTED,
         LaterAnswer(Outcome.RETRY, "later"),
         Answer.NO_REGION,
     ]
