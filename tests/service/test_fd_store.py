@@ -191,6 +191,32 @@ async def test_a_removal_can_be_what_finds_the_manager_gone(store: FdStore, mana
     assert store.works is False
 
 
+async def test_settling_waits_until_the_manager_has_read_all_that_was_sent(
+    store: FdStore, manager: Manager, descriptors: list[int]
+) -> None:
+    await store.store("m1", descriptors, poll=False)
+    store.remove("m1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.settle)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 1
+        assert manager.hear_all()[-2:] == ["FDSTOREREMOVE=1\nFDNAME=m1", "BARRIER=1"]
+
+
+@pytest.mark.parametrize("state", ["slow", "silent", "gone"])
+async def test_settling_gives_a_manager_a_second(
+    store: FdStore, manager: Manager, state: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    match state:
+        case "slow":
+            manager.stop_reading()
+        case "gone":
+            manager.socket.close()
+    await store.settle()
+    assert trio.current_time() == pytest.approx(0 if state == "gone" else SEND_SECONDS)
+    assert autojump_clock.rate == 0
+
+
 def test_a_manager_that_was_never_there_keeps_nothing(tmp_path: Path) -> None:
     store = FdStore(str(tmp_path / "gone"))
     assert store.works is False

@@ -11,6 +11,7 @@ import errno
 import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -108,6 +109,18 @@ class FdStore:
     def hung_up(self, name: str) -> None:
         """Give back the room of a polled descriptor: it was shut down, so the manager drops it by itself."""
         self._give_back(name, 1)
+
+    async def settle(self) -> None:
+        """Wait until the manager has done what it was sent: sd_notify_barrier(3); at most `SEND_SECONDS`.
+
+        Call it between `remove` and closing what may wait for a peer: the last close has to be ours. A
+        manager would wait with everyone whom it serves.
+        """
+        ours, theirs = socket.socketpair()
+        with ours, trio.move_on_after(SEND_SECONDS), suppress(OSError):
+            with theirs:
+                await self._waiting.sendmsg([b"BARRIER=1"], [_passing([theirs.fileno()])])
+            await trio.lowlevel.wait_readable(ours)  # the manager has closed the other end
 
     # ------------------------------------------------ helpers
 
