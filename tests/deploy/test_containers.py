@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -32,6 +33,14 @@ def test_the_container_compiles_the_standard_library_of_the_python_that_it_runs(
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     named = subprocess.check_output(["sh", "-c", f"echo {line[1]}"], text=True, env={"PATH": path})
     assert (Path(named.strip()) / "asyncio").is_dir()
+
+
+def test_the_containers_first_process_keeps_the_daemon() -> None:
+    """With the arguments of both files, which follow the entry point."""
+    entry = re.search(r"^ENTRYPOINT (.+)$", CONTAINERFILE, re.MULTILINE)
+    assert entry is not None
+    assert json.loads(entry[1]) == ["interceptd", "keep", "--", "serve"]
+    assert "command:\n" not in MANIFEST.read_text()
 
 
 def test_everything_that_the_container_copies_is_there() -> None:

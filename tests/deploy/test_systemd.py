@@ -16,6 +16,8 @@ import pytest
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import eventually
 from fakes.scraper import scrape
+from interceptd.keeper import store as keeper_store
+from interceptd.systemd import fd_store
 
 SYSTEMD = Path(__file__).parents[2] / "deploy" / "systemd"
 ANALYZE = shutil.which("systemd-analyze")
@@ -85,6 +87,17 @@ def test_the_instances_are_hardened_as_the_service_is() -> None:
         for name in ("interceptd.service", "interceptd@.service")
     )
     assert instance == shared
+
+
+@pytest.mark.parametrize("name", ["interceptd.service", "interceptd@.service"])
+def test_a_service_that_makes_way_or_dies_is_followed_at_once_by_one_that_gets_its_descriptors(
+    name: str,
+) -> None:
+    unit = dict(directives(name))
+    assert (unit["Restart"], unit["RestartSec"]) == ("on-failure", "0")
+    assert (unit["SuccessExitStatus"], unit["RestartForceExitStatus"]) == ("75", "75")
+    assert unit["Environment"] == f"{fd_store.KEEP_VARIABLE}=yes"  # systemd 253 and older set no $FDSTORE
+    assert int(unit["FileDescriptorStoreMax"]) == fd_store.CAPACITY == keeper_store.CAPACITY
 
 
 def test_the_socket_unit_passes_the_vmms_socket_under_its_name() -> None:
