@@ -465,7 +465,7 @@ HERE: Final = {
     "memory/guest_mappings.py: GuestMappings._undo",
     "memory/guest_mappings.py: GuestMappings.all",
     "memory/guest_mappings.py: GuestMappings.count",
-    "memory/long_lists.py: free",
+    "memory/long_lists.py: LongList.free",
     "memory/prefault.py: prefault",
     "memory/guest_mappings.py: GuestMappings.discard",
     "memory/guest_mappings.py: GuestMappings.map_gaps",

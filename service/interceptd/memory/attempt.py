@@ -16,6 +16,7 @@ from intercept_protocol.addresses import GfnRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity
 from intercept_protocol.outcomes import Access, Answer
+from interceptd.memory.long_lists import LongList
 from interceptd.memory.region import Region
 from interceptd.mmu_notifier import MmuNotifier, Window
 from interceptd.pages.mapping import Extent, Mapping
@@ -50,7 +51,7 @@ class Whole:
     """What backs all of a pinned region that is not in the list yet; good until the attempt is stale."""
 
     attempt: Attempt
-    extents: list[Extent]
+    extents: LongList[Extent]
 
 
 @dataclass(frozen=True, slots=True)

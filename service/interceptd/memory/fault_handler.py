@@ -18,12 +18,11 @@ from intercept_protocol.elements import about_element
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer, allows
 from interceptd.address_space import AddressSpace, Caller, Undecided
-from interceptd.memory import long_lists
 from interceptd.memory.attempt import Attempt, Busy, Whole, unpopulated
+from interceptd.memory.long_lists import LongList
 from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.memory.region_manager import RegionManager
 from interceptd.pages.mapping import Extent, Mapping
-from interceptd.pages.untracked import untracked
 from interceptd.scheduling.time_share import give_way
 from interceptd.telemetry.counters import Stages
 from interceptd.telemetry.histogram import LatencyHistogram
@@ -129,7 +128,7 @@ class FaultHandler:
         the add. Once it is live nothing waits: the VMM's request must be recorded as carried out before the
         region can be recorded as dangling.
         """
-        extents: list[Extent] = untracked([])
+        extents: LongList[Extent] = LongList()
         try:
             attempt = self._regions.begin_whole(region)
             try:
@@ -148,7 +147,7 @@ class FaultHandler:
                 await self._regions.remove(region)
             raise
         finally:
-            await long_lists.free(extents)
+            await extents.free()
 
     async def change_regions(
         self, remove: Sequence[tuple[GfnRange, UaddrRange]], add: Sequence[Region]
@@ -164,14 +163,14 @@ class FaultHandler:
             for index, region in enumerate(add):
                 if region.kind is RegionKind.PINNED:
                     with about_element("add", index):
-                        wholes.append(Whole(self._regions.begin_whole(region), []))
+                        wholes.append(Whole(self._regions.begin_whole(region), LongList()))
                         await self._resolve_whole(region, wholes[-1].extents, pieces)
                         pieces -= len(wholes[-1].extents)
             await self._regions.change(remove, add, wholes)
         finally:
             for whole in wholes:
                 self._regions.finish(whole.attempt)
-                await long_lists.free(whole.extents)
+                await whole.extents.free()
 
     async def _try(self, attempt: Attempt, deadline: float) -> Answer | None:
         """One round; None if the attempt went stale, which leaves even a negative result undecided."""
@@ -206,7 +205,9 @@ class FaultHandler:
             return replace(extent, io=await self._address_space.is_io(page))
         return extent
 
-    async def _resolve_whole(self, region: Region, extents: list[Extent], pieces: float = math.inf) -> None:
+    async def _resolve_whole(
+        self, region: Region, extents: LongList[Extent], pieces: float = math.inf
+    ) -> None:
         """Append what backs the region, unless that takes more than so many pieces."""
         page = region.uaddrs.start
         while page < region.uaddrs.end:

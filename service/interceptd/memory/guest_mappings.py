@@ -22,11 +22,10 @@ from intercept_protocol.text import sentence
 from interceptd.eager_lock import EagerLock
 from interceptd.errors import PartitionLost
 from interceptd.hypervisor import Hypervisor, HypervisorError, named
-from interceptd.memory import long_lists
+from interceptd.memory.long_lists import LongList
 from interceptd.memory.region import Piece, Region
 from interceptd.pages.counted_range_map import CountedRangeMap
 from interceptd.pages.mapping import Mapping, insert_joined, join
-from interceptd.pages.untracked import untracked
 from interceptd.quota import Quota
 from interceptd.scheduling.time_share import give_way_shielded
 
@@ -110,12 +109,13 @@ class GuestMappings:
         """Up to `count` mappings that start at `gfn` or behind it, in order."""
         return self._record.starting_from(gfn, count)
 
-    async def all(self, gfns: GfnRange) -> list[Mapping]:
+    async def all(self, gfns: GfnRange) -> LongList[Mapping]:
         """All mappings in `gfns`, cut to them. The lock is held: they do not change meanwhile."""
         assert self.lock.is_mine
-        found: list[Mapping] = untracked([])
+        found: LongList[Mapping] = LongList()
         for part in self._parts(gfns):
-            found += self._record.clipped(part)
+            for mapping in self._record.clipped(part):
+                found.append(mapping)
             if part.end < gfns.end:
                 await give_way_shielded()
         return found
@@ -155,7 +155,7 @@ class GuestMappings:
         Beyond the deadline the rest is left, and what is mapped stays.
         """
         assert self.lock.is_mine
-        made: list[Mapping] = untracked([])
+        made: LongList[Mapping] = LongList()
         gaps = self._all_gaps(wanted)
         most = self._hypervisor.pieces_per_call
         asked: list[Mapping] = []
@@ -167,17 +167,17 @@ class GuestMappings:
                 if made:
                     await give_way_shielded()
                 await self._map(region, asked)
-                made += asked
+                made.extend(asked)
                 if trio.current_time() > deadline:
                     break
             return len(made)
         except HypervisorError as error:
             log.warning("map_refused", region=str(region.gfns), error=str(error))
-            made += asked[: error.done]
+            made.extend(asked[: error.done])
             await self._undo(region, made, deadline)
             raise
         finally:
-            await long_lists.free(made)
+            await made.free()
 
     async def map_no_access(self, pieces: Sequence[Piece]) -> None:
         """NO_ACCESS over pieces of movable regions that nothing is mapped in. Raises `HypervisorError`, whose
@@ -195,13 +195,12 @@ class GuestMappings:
                 done += len(asked)
                 await give_way_shielded()
 
-    async def map_again(self, region: Region, taken: Sequence[Mapping]) -> None:
+    async def map_again(self, region: Region, taken: Iterable[Mapping]) -> None:
         """Give back what was taken away, whatever the limits are now. Raises `HypervisorError`."""
         assert self.lock.is_mine
-        done = 0
-        while asked := taken[done : done + self._hypervisor.pieces_per_call]:
+        rest = iter(taken)
+        while asked := list(islice(rest, self._hypervisor.pieces_per_call)):
             await self._map(region, asked, limited=False)
-            done += len(asked)
             await give_way_shielded()
 
     def revocation(self) -> Revocation:
@@ -287,7 +286,7 @@ class GuestMappings:
             await going.revoke(region, mapping.gfns)
         await going.finish()
 
-    async def _undo(self, region: Region, made: list[Mapping], deadline: float) -> None:
+    async def _undo(self, region: Region, made: Iterable[Mapping], deadline: float) -> None:
         going = self.revocation()
         for mapping in made:
             if trio.current_time() > deadline:

@@ -14,9 +14,9 @@ from intercept_protocol.messages import RegionKind
 from intercept_protocol.text import sentence
 from interceptd.errors import PartitionLost
 from interceptd.hypervisor import HypervisorError
-from interceptd.memory import long_lists
 from interceptd.memory.attempt import Whole, unpopulated
 from interceptd.memory.guest_mappings import GuestMappings
+from interceptd.memory.long_lists import LongList
 from interceptd.memory.region import Piece, Region
 from interceptd.memory.region_change import Kept, RegionChange
 from interceptd.pages.mapping import Mapping
@@ -38,7 +38,7 @@ class MappingChange:
     def __init__(self, mappings: GuestMappings, change: RegionChange) -> None:
         self._mappings = mappings
         self._change = change
-        self._pinned: list[tuple[Region, list[Mapping]]] = []
+        self._pinned: list[tuple[Region, LongList[Mapping]]] = []
         """What was taken away of old pinned regions: it is not left to a fault to map it again."""
 
     async def take_away(self) -> None:
@@ -85,7 +85,7 @@ class MappingChange:
     async def free(self) -> None:
         """Forget what was taken away."""
         for _, mappings in self._pinned:
-            await long_lists.free(mappings)
+            await mappings.free()
 
     async def _count(self, regions: Iterable[Region], side: Callable[[Kept], Region]) -> None:
         """Let the old or the new regions count what is mapped of them, which is what stays."""

@@ -125,7 +125,7 @@ class TrustsStaleWholes(RegionManager):
 class ForgetsWhatWasPinned(GuestMappings):
     """A refused change does not map again what it took away of pinned regions."""
 
-    async def map_again(self, region: Region, taken: Sequence[Mapping]) -> None:
+    async def map_again(self, region: Region, taken: Iterable[Mapping]) -> None:
         pass
 
 
