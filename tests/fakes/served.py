@@ -17,6 +17,7 @@ from fakes.raw_peer import RawPeer
 from interceptd.config.live import Settings
 from interceptd.config.schema import Config, Limits, Metrics, Timeouts
 from interceptd.daemon import Daemon
+from interceptd.systemd.fd_store import FdStore
 
 
 @dataclass
@@ -86,6 +87,7 @@ async def serving(
     chaos: int = 0,
     metrics: Metrics | None = None,
     check_successor: Sequence[str] = (),
+    store: FdStore | None = None,
 ) -> AsyncIterator[Served]:
     """A daemon with its own sockets; remaining connections are closed at the end."""
     with tempfile.TemporaryDirectory() as directory:
@@ -95,7 +97,9 @@ async def serving(
             timeouts=timeouts or Timeouts(),
             metrics=metrics or Metrics(),
         )
-        served = Served(Daemon(Settings(config), chaos=chaos, check_successor=check_successor), config)
+        served = Served(
+            Daemon(Settings(config), chaos=chaos, check_successor=check_successor, store=store), config
+        )
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
             await served.daemon.run(task_status=task_status)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,26 @@ from intercept_protocol import rpc
 from intercept_protocol.errors import WireError
 from interceptd.config.live import Settings
 from interceptd.config.schema import Config
-from interceptd.daemon import REST_STATUS, Daemon
+from interceptd.daemon import Daemon
 from interceptd.successor import CHECK_SECONDS, check_command, require_successor
+from interceptd.systemd.fd_store import FdStore
+from interceptd.vital import EX_TEMPFAIL
 
 SUCCEEDS = (sys.executable, "-c", "")
+
+
+@contextmanager
+def manager() -> Iterator[FdStore]:
+    """A store whose manager never reads."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind("")  # in the abstract namespace, unix(7)
+        yield FdStore(listening.getsockname().decode())
+
+
+@pytest.fixture
+def store() -> Iterator[FdStore]:
+    with manager() as store:
+        yield store
 
 
 def failing(program: str) -> tuple[str, ...]:
@@ -32,9 +49,9 @@ def failing(program: str) -> tuple[str, ...]:
 @asynccontextmanager
 async def kept(command: tuple[str, ...]) -> AsyncIterator[tuple[Served, RawPeer]]:
     """A daemon with a keeper, and an operator."""
-    async with serving(check_successor=command) as served:
-        served.daemon._store = object()
-        yield served, await served.operator()
+    with manager() as store:
+        async with serving(check_successor=command, store=store) as served:
+            yield served, await served.operator()
 
 
 async def refusal(operator: RawPeer) -> WireError:
@@ -87,17 +104,16 @@ async def test_the_answer_is_on_its_way_before_the_daemon_exits(monkeypatch: pyt
         msgid = await operator.request("restart")
         await exited.wait()
 
-        assert exits == [(REST_STATUS, True)]
+        assert exits == [(EX_TEMPFAIL, True)]
         assert await operator.receive() == rpc.Response(msgid, None, None)
 
 
-async def test_a_drain_that_begins_during_the_check_is_not_cut_off(tmp_path: Path) -> None:
+async def test_a_drain_that_begins_during_the_check_is_not_cut_off(tmp_path: Path, store: FdStore) -> None:
     started, go_on = tmp_path / "started", tmp_path / "go_on"
     for pipe in (started, go_on):
         os.mkfifo(pipe)
     program = f"open({str(started)!r}, 'w').close(); open({str(go_on)!r}).close()"
-    daemon = Daemon(Settings(Config()), check_successor=failing(program))
-    daemon._store = object()
+    daemon = Daemon(Settings(Config()), check_successor=failing(program), store=store)
 
     async def drain() -> None:
         await trio.to_thread.run_sync(started.read_bytes, abandon_on_cancel=True)

@@ -134,7 +134,7 @@ class FaultHandler:
             try:
                 await self._resolve_whole(region, extents)
                 answer = await self._regions.commit(attempt, extents)
-                await long_lists.free(extents)
+                await extents.free()
                 if attempt.stale:
                     raise unpopulated(region, "its memory was invalidated meanwhile")
                 if answer is Answer.HYPERVISOR_ERROR:

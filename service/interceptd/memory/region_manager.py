@@ -29,7 +29,7 @@ from interceptd.hypervisor import HypervisorError
 from interceptd.hypervisor.slat import SoftwareSlat
 from interceptd.ledger.journal import Journal
 from interceptd.ledger.records import Dangling
-from interceptd.memory import long_lists, region_facts
+from interceptd.memory import region_facts
 from interceptd.memory.attempt import Attempt, Busy, Whole, attempt_at, attempt_over, unpopulated
 from interceptd.memory.guest_mappings import GuestMappings, Revocation
 from interceptd.memory.mapping_change import MappingChange, Refused
@@ -220,7 +220,7 @@ class RegionManager:
             finally:
                 await mapping_change.free()
                 for whole in wholes:
-                    await long_lists.free(whole.extents)
+                    await whole.extents.free()
             await self._publish(region_facts.removed, change.old)
             await self._publish(region_facts.added, change.new)
 
