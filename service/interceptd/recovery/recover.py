@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import msgspec
 import structlog
 import trio
 
-from intercept_protocol.errors import WireError
 from intercept_protocol.text import sentence
 from interceptd.connections.connection import Connection
 from interceptd.connections.peer import Peer
-from interceptd.ledger import records
 from interceptd.ledger.inbox import VMM_INBOX
 from interceptd.ledger.ledger import Ledger, LedgerUnreadable
 from interceptd.log_share import charge_lines_to
@@ -68,14 +65,7 @@ class Recovery:
         try:
             ledger = _ledger(remains)
             vmm, fold = await self._vmm(remains, ledger)
-        except (
-            NotRecovered,
-            LedgerUnreadable,
-            WireError,
-            msgspec.MsgspecError,
-            LookupError,
-            ValueError,
-        ) as why:
+        except (NotRecovered, LedgerUnreadable) as why:
             log.error("partition_not_recovered", key=key, error=sentence(why))  # noqa: TRY400 - not our fault
             if ledger is not None:
                 ledger.close()
@@ -103,8 +93,8 @@ class Recovery:
         tenant = tenants.of(Peer.of(first).uid)
         SHARE.set(tenant.time_share)
         charge_lines_to(tenant.log_share)
-        for record, _ in ledger.frames():
-            fold.apply(records.decode(record))
+        for frame, _ in ledger.frames():
+            fold.read(frame)
             await give_way()
         if fold.opened is None:
             raise NotRecovered("its VMM was not welcomed")

@@ -76,24 +76,24 @@ class RecordsNoDangling(RegionManager):
 class BelievesStrays(RegionManager):
     """A successor believes every mapping that lies in a region, whatever memory it is of."""
 
-    def take_over_mapping(self, entry: Mapping) -> list[GfnRange]:
-        for region in self._over(entry.gfns):
+    async def take_over_mapping(self, entry: Mapping) -> list[GfnRange]:
+        regions = list(self._over(entry.gfns))
+        for region in regions:
             part = region.gfns.clip(entry.gfns)
             if part is not None and entry.access:
                 self._mappings.take_over(region, entry.slice(part.start, part.end))
-        return [] if self._over(entry.gfns) else [entry.gfns]
+        return [] if regions else [entry.gfns]
 
 
 class BelievesRights(RegionManager):
     """A successor believes a mapping that has rights which its region has not."""
 
-    def take_over_mapping(self, entry: Mapping) -> list[GfnRange]:
-        regions = self._over(entry.gfns)
-        before = [region.access for region in regions]
-        for region in regions:
-            region.access |= entry.access
-        strays = super().take_over_mapping(entry)
-        for region, access in zip(regions, before, strict=True):
+    async def take_over_mapping(self, entry: Mapping) -> list[GfnRange]:
+        before = [(region, region.access) for region in self._over(entry.gfns)]
+        for region, access in before:
+            region.access = access | entry.access
+        strays = await super().take_over_mapping(entry)
+        for region, access in before:
             region.access = access
         return strays
 

@@ -31,7 +31,7 @@ def state(fold: Fold) -> dict[str, object]:
         "table": list(fold.table),
         "begun": {inbox: begun for inbox, begun in fold.begun.items() if begun},
         "gone": (fold.gone, fold.gone_count),
-        "in doubt": list(fold.in_doubt),
+        "in doubt": list(fold.doubt),
         "granularity": fold.mmio_granularity,
         "attached": fold.attached,
     }

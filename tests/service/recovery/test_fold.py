@@ -189,7 +189,7 @@ def test_what_went_is_known_until_it_is_served() -> None:
 
 
 def gfns(fold: Fold) -> list[tuple[int, int]]:
-    return [(each.start, each.end) for each in fold.in_doubt]
+    return [(each.start, each.end) for each in fold.doubt]
 
 
 def test_what_the_hypervisor_was_asked_for_is_in_doubt_until_it_is_settled() -> None:
