@@ -59,7 +59,8 @@ class KeptMemory(Protocol):
 
     async def keep_memory(self, attachment: Attachment) -> None: ...
 
-    def forget_memory(self) -> None: ...
+    async def forget_memory(self) -> None:
+        """It has no duplicates any more when this returns: the last close, which may wait, is ours."""
 
 
 class ProcessAddressSpace:
@@ -146,16 +147,17 @@ class ProcessAddressSpace:
 
     async def _attach_kept(self, attachment: Attachment, kept: KeptMemory) -> None:
         """Kept first: a successor that did not get it could not know what of it is mapped."""
-        try:
-            await kept.keep_memory(attachment)
-        except BaseException:
-            attachment.close()
-            raise
-        try:
-            await self.attach(attachment)
-        except BaseException:
-            kept.forget_memory()
-            raise
+        with attachment.in_use():
+            try:
+                await kept.keep_memory(attachment)
+            except BaseException:
+                attachment.close()
+                raise
+            try:
+                await self.attach(attachment)
+            except BaseException:
+                await kept.forget_memory()
+                raise
 
     async def resolve(
         self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import structlog
+import trio
 
 from interceptd.address_space.attachment import Attachment
 from interceptd.connections.connection import Connection
@@ -79,6 +80,12 @@ class Keeper:
         if self.store is not None:
             for letter in "cmp":
                 self.store.remove(f"{letter}{key}")
+
+    async def forget(self, key: str) -> None:
+        """The same, and wait until it is done."""
+        if self.store is not None:
+            self.remove(key)
+            await self.store.settle()
 
     async def open(self, vmm: Connection, name: str, msgid: int) -> Keeping | None:
         """Have a VMM kept that said hello. None if nothing is kept."""
@@ -171,9 +178,18 @@ class Keeping:
         """Keep what the VMM handed over, before it is used."""
         await self._keep("m", *attachment.descriptors, poll=False)
 
-    def forget_memory(self) -> None:
-        """It was not attached after all."""
-        self._store.remove(f"m{self.key}")
+    async def forget_memory(self) -> None:
+        """Have the memory's duplicates closed, before ours are: the last close of a userfaultfd waits for its
+        VMM. Nothing breaks it off."""
+        if self._store.remove(f"m{self.key}"):
+            with trio.CancelScope(shield=True):
+                await self._store.settle()
+
+    async def let_go(self) -> None:
+        """The partition ends, and nothing of it is mapped any more: no successor goes on with it."""
+        self.journal.is_void = True
+        self.ledger.void()
+        await self.forget_memory()
 
     def give_up(self, why: str) -> None:
         """Nothing of this VMM outlives the daemon."""
@@ -181,7 +197,7 @@ class Keeping:
         self._keeper.remove(self.key)
 
     def end(self) -> None:
-        """The VMM is gone, or its partition has ended in order: nothing is left to go on with."""
+        """The VMM's connection ends."""
         self._keeper.on_end(self.journal)
         self.journal.is_void = True
         self.ledger.void()

@@ -139,6 +139,8 @@ class Partition:
             failure = WireError(errno.EIO, f"the partition is lost: {why}")
         finally:
             self.ending = True
+            if self.keeping is not None:
+                await self.keeping.let_go()
             self.memory.close()
             await self.memory.discard()
             await self.regions.discard()

@@ -7,6 +7,7 @@ Each comes back in a task of its own, so one that is huge or broken holds up no 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import structlog
@@ -69,8 +70,8 @@ class Recovery:
             log.error("partition_not_recovered", key=key, error=sentence(why))  # noqa: TRY400 - not our fault
             if ledger is not None:
                 ledger.close()
-            self._keeper.remove(key)
-            remains.let_go()
+            await self._keeper.forget(key)
+            remains.let_go(self._dispatcher.admission.tenants.of(os.geteuid()).closer)
             self.found(key)
             return
         ledger.count_restart()

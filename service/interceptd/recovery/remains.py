@@ -5,13 +5,13 @@ Owns the letters of the names in the store, and letting go of what nobody goes o
 
 from __future__ import annotations
 
-import os
 import socket
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from interceptd.connections.closer import Closer
 from interceptd.connections.socket_cookie import cookie_of
 from interceptd.systemd.socket_activation import Kept
 
@@ -25,13 +25,14 @@ class Remains:
     """By cookie."""
     memory: list[int] = field(default_factory=list)
 
-    def let_go(self) -> None:
-        """Close what was not taken. The peers see the end, although the store may have duplicates."""
+    def let_go(self, closer: Closer) -> None:
+        """Close what was not taken. The peers see the end, although the store may have duplicates. The store
+        must have no duplicate of the memory any more."""
         for connection in self.connections.values():
-            with connection, suppress(OSError):  # it may have hung up
+            with suppress(OSError):  # it may have hung up
                 connection.shutdown(socket.SHUT_RDWR)
-        for descriptor in (*self.ledgers, *self.memory):
-            os.close(descriptor)
+        connections = [connection.detach() for connection in self.connections.values()]
+        closer.close([*connections, *self.ledgers, *self.memory])
         self.connections, self.ledgers, self.memory = {}, [], []
 
 

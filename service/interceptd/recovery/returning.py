@@ -103,7 +103,7 @@ class ReturningVmm:
                     await self._live(self._fold.created)
             finally:
                 self._found()
-                self._remains.let_go()
+                self._remains.let_go(self._vmm.tenant.closer)
                 self._keeping.end()
                 vmm.tenant.vmms.release()
 
@@ -113,7 +113,7 @@ class ReturningVmm:
         opened = self._fold.opened
         assert opened is not None, "else it was not welcomed"
         owed = self._take_over(self._vmm, VMM_INBOX)
-        self._remains.let_go()
+        self._remains.let_go(self._vmm.tenant.closer)
         self._found()
         self._count(0, 1)
         if owed.hello:
@@ -143,7 +143,7 @@ class ReturningVmm:
     async def _bring_back(self, partition: Partition, owed: Owed) -> None:
         """Everything but the VMM's calls."""
         await self._link(partition)
-        self._attach_memory(partition, owed)
+        await self._attach_memory(partition, owed)
         try:
             await settle(partition, self._strays)
         except HypervisorError as error:
@@ -154,7 +154,7 @@ class ReturningVmm:
             if joined.inbox != HYPERVISOR_INBOX:
                 connections += await self._join(partition, joined)
             await give_way()
-        self._remains.let_go()  # stored and not recorded: never welcomed
+        self._remains.let_go(self._vmm.tenant.closer)  # stored and not recorded: never welcomed
         self._count(1, connections)
         statistics = partition.statistics()
         log.info("partition_recovered", regions=statistics.regions, connections=connections)
@@ -188,7 +188,7 @@ class ReturningVmm:
         if not partition.link.connected:
             raise PartitionLost("the hypervisor connection closed")
 
-    def _attach_memory(self, partition: Partition, owed: Owed) -> None:
+    async def _attach_memory(self, partition: Partition, owed: Owed) -> None:
         """Watch the VMM's memory again. A handover that was complete, but for its record, is completed."""
         memory, attached = partition.memory, self._fold.attached
         if not isinstance(memory, ProcessAddressSpace):
@@ -202,7 +202,7 @@ class ReturningVmm:
             self._fold.apply(done)
             attached = self._fold.attached
         if attached is None:
-            self._keeping.forget_memory()
+            await self._keeping.forget_memory()
             return
         if not self._remains.memory:
             raise PartitionLost("the VMM's memory was not kept")

@@ -99,12 +99,15 @@ class FdStore:
             raise
         self._logged = False
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str) -> bool:
         """Have everything dropped that was stored under `name`. Does not wait: what finds no room is sent
-        before what is stored next."""
-        if self.works and name in self._held:
-            self._unremoved.append(name)
-            self._send_unremoved()
+        before what is stored next. Returns whether there was anything.
+        """
+        if not (self.works and name in self._held):
+            return False
+        self._unremoved.append(name)
+        self._send_unremoved()
+        return True
 
     def hung_up(self, name: str) -> None:
         """Give back the room of a polled descriptor: it was shut down, so the manager drops it by itself."""
