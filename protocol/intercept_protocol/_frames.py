@@ -16,19 +16,23 @@ MESSAGE_LIMIT = 64 * 1024
 """Bytes in one message. An intercept takes 273; the largest control message a few hundred."""
 
 
-class ValueLimit(NamedTuple):
-    """How many values a message may hold, and the limit of section 10 that says so."""
+class MessageLimits(NamedTuple):
+    """How many values and bytes a message may have, and the limits of section 10 that say so."""
 
     values: int
     name: str
+    bytes: int = MESSAGE_LIMIT
+    bytes_name: str = "message_bytes"
 
 
-REQUEST_VALUES = ValueLimit(256, "request_values")
+REQUEST_VALUES = MessageLimits(256, "request_values")
 """Of a request to the daemon, or an answer to it. The largest have 30; decoding 64 KiB of one-byte values
 would delay every VP."""
-REQUEST_VALUES_VMM = ValueLimit(2048, "request_values_vmm")
+SHORT_REQUESTS = MessageLimits(256, "request_values", 1280, "request_bytes")
+"""Of a VP's or a notifier's request: four intercepts. The daemon keeps room for one of each connection."""
+REQUEST_VALUES_VMM = MessageLimits(2048, "request_values_vmm")
 """Of a VMM's request. The largest has 128 regions."""
-ANY_VALUES = ValueLimit(MESSAGE_LIMIT, "message_bytes")
+ANY_VALUES = MessageLimits(MESSAGE_LIMIT, "message_bytes")
 """Each value takes a byte."""
 DEPTH_LIMIT = 16
 """Nesting levels. Requests need 3, inspection replies 6."""
@@ -64,12 +68,12 @@ _SCALAR_SIZES = bytes(token[0] if token is not None and not token[1] else 0 for 
 class FrameScanner:
     """Finds the end of the value that starts at offset 0 of a growing buffer. Use one scanner per value.
 
-    `limit` bounds the number of values, counting itself, keys and all levels.
+    `limit` bounds its bytes and the number of values, counting itself, keys and all levels.
     """
 
     __slots__ = ("_left", "_limit", "_missing", "_open", "_position", "_room", "missing_bytes")
 
-    def __init__(self, limit: ValueLimit = ANY_VALUES) -> None:
+    def __init__(self, limit: MessageLimits = ANY_VALUES) -> None:
         self._limit = limit
         self._position = 0
         self._room = limit.values - 1
@@ -86,7 +90,7 @@ class FrameScanner:
         The loop works on local variables: a VMM's request has up to 2,048 values, and each takes 0.1 us.
         """
         position, room, missing, left = self._position, self._room, self._missing, self._left
-        open_, sizes, available = self._open, _SCALAR_SIZES, len(buffer)
+        open_, sizes, available, most = self._open, _SCALAR_SIZES, len(buffer), self._limit.bytes
         announced = 0  # bytes of an incomplete token and its children, beyond the one that counts already
         unquestioned = 0  # scalars that end here or before can break no limit
         while left and position < available:
@@ -98,11 +102,11 @@ class FrameScanner:
                 if token is None:
                     break
                 size, children = token
-                if position + size + children + missing - 1 > MESSAGE_LIMIT:
+                if position + size + children + missing - 1 > most:
                     raise ProtocolViolation(
                         errno.EMSGSIZE,
-                        f"a message may have at most {MESSAGE_LIMIT} bytes",
-                        limit="message_bytes",
+                        f"a message on this connection may have at most {most} bytes",
+                        limit=self._limit.bytes_name,
                     )
                 if children > room:
                     raise ProtocolViolation(
@@ -123,7 +127,7 @@ class FrameScanner:
                     missing += children
                     open_.append(left - 1)
                     left = children + 1
-                unquestioned = available if available + missing <= MESSAGE_LIMIT else 0
+                unquestioned = available if available + missing <= most else 0
             left -= 1
             missing -= 1
             while not left and open_:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import msgpack
 
-from ._frames import ANY_VALUES, FrameScanner, ValueLimit
+from ._frames import ANY_VALUES, FrameScanner, MessageLimits
 from .errors import EncodedError, ProtocolViolation
 
 REQUEST: Final = 0
@@ -78,7 +78,7 @@ class Receiver:
 
     __slots__ = ("_accepts", "_buffer", "_limit", "_scanner", "_violation")
 
-    def __init__(self, accepts: Container[int], limit: ValueLimit = ANY_VALUES) -> None:
+    def __init__(self, accepts: Container[int], limit: MessageLimits = ANY_VALUES) -> None:
         self._accepts = accepts
         self._limit = limit
         self._buffer = bytearray()

@@ -314,6 +314,20 @@ def test_a_vmm_that_has_said_hello_may_send_2048_values(connect: Connect, limits
     assert too_many.farewell().name == "EMSGSIZE"
 
 
+@needs("notifier")
+@statement("F-8", "L-1")
+@pytest.mark.parametrize("role", ["vp", "notifier"])
+def test_a_request_of_a_connection_that_joins_may_have_1280_bytes(
+    vmm: RawVmm, limits: dict[str, int], role: str
+) -> None:
+    joined = vmm.vp() if role == "vp" else vmm.notifier()
+    beside = len(request("x", {"x": bytes(256)})) - 256
+    blob = bytes(limits["request_bytes"] - beside)
+    assert joined.refusal("x", {"x": blob}).name == "ENOSYS"
+    joined.send(request("x", {"x": blob + b"\0"}))
+    assert joined.farewell().name == "EMSGSIZE"
+
+
 @statement("F-6")
 @pytest.mark.parametrize("header", [b"\xdc\x40\x00", b"\xde\x20\x00"], ids=["elements", "pairs"])
 def test_too_many_values_are_emsgsize_at_the_header_that_announces_them(

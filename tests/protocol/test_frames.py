@@ -15,7 +15,7 @@ from intercept_protocol._frames import (
     REQUEST_VALUES,
     REQUEST_VALUES_VMM,
     FrameScanner,
-    ValueLimit,
+    MessageLimits,
 )
 from intercept_protocol.errors import ProtocolViolation
 
@@ -211,7 +211,7 @@ def test_ext_types_and_the_unused_byte_are_refused_at_their_first_byte(kind: int
 
 
 @pytest.mark.parametrize("limit", [REQUEST_VALUES, REQUEST_VALUES_VMM], ids=lambda limit: limit.name)
-def test_one_value_too_many_is_refused_at_the_header_that_announces_it(limit: ValueLimit) -> None:
+def test_one_value_too_many_is_refused_at_the_header_that_announces_it(limit: MessageLimits) -> None:
     """The array itself is a value, too."""
     assert FrameScanner(limit).scan(b"\xdc" + (limit.values - 1).to_bytes(2)) is None
     with pytest.raises(ProtocolViolation) as refused:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from intercept_protocol._frames import DEPTH_LIMIT, MESSAGE_LIMIT, ValueLimit
+from intercept_protocol._frames import DEPTH_LIMIT, MESSAGE_LIMIT, MessageLimits
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.rpc import (
     NOTIFICATION,
@@ -167,7 +167,7 @@ def test_a_map_is_taken_alike_whole_and_in_pieces_whatever_its_keys_are_or_hide(
     packed = b"".join(msgpack.packb(part) for pair in pairs for part in pair)
     encoded = b"\x94\x00\x07\xa1m\x91" + bytes([0x80 + len(pairs)]) + packed
 
-    limit = ValueLimit(values, "request_values")
+    limit = MessageLimits(values, "request_values")
     whole, in_pieces = Receiver((REQUEST,), limit), Receiver((REQUEST,), limit)
 
     assert taken(whole, [encoded]) == taken(in_pieces, [bytes([byte]) for byte in encoded])

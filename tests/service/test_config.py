@@ -97,6 +97,7 @@ def test_limits_as_stated_name_each_configurable_one_and_the_fixed_ones() -> Non
     assert stated.keys() == {
         *Limits.__struct_fields__,
         "message_bytes",
+        "request_bytes",
         "request_values",
         "request_values_vmm",
         "requests_in_flight_per_connection",

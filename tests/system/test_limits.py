@@ -329,6 +329,20 @@ def test_a_request_of_as_many_values_as_it_may_hold_is_looked_at_and_one_more_is
     assert (refusal.name, refusal.details) == ("EMSGSIZE", {"limit": "request_values"})
 
 
+@pytest.mark.parametrize("role", ["vp", "notifier"])
+def test_a_request_that_joins_may_have_as_many_bytes_as_hello_says(
+    daemon: DaemonProcess, witness: Witness, limits: dict[str, int], role: str
+) -> None:
+    with RawVmm(daemon.socket) as vmm:
+        joined = vmm.vp() if role == "vp" else vmm.notifier()
+        blob = bytes(limits["request_bytes"] - len(request("x", {"x": bytes(256)})) + 256)
+        assert joined.refusal("x", {"x": blob}).name in ("ENOSYS", "EINVAL")
+        joined.send(request("x", {"x": blob + b"\0"}))
+        refusal = joined.farewell()
+    assert (refusal.name, refusal.details) == ("EMSGSIZE", {"limit": "request_bytes"})
+    assert witness.serve() == Witness.SERVED
+
+
 def test_a_vmm_may_send_as_many_values_as_it_is_told_and_one_more_is_the_end_of_its_connection_alone(
     daemon: DaemonProcess, witness: Witness, limits: dict[str, int]
 ) -> None:
@@ -353,7 +367,8 @@ def test_requests_over_the_pace_are_all_answered(start_daemon: StartDaemon) -> N
 def test_every_limit_that_hello_states_is_reached_by_a_test(limits: dict[str, int]) -> None:
     others = {
         "connections_without_hello", "hello_timeout_ms", "invalidate_timeout_ms",
-        "message_bytes", "request_values", "request_values_vmm", "requests_in_flight_per_connection",
+        "message_bytes", "request_bytes", "request_values", "request_values_vmm",
+        "requests_in_flight_per_connection",
         "control_requests_per_second",  # no error: tests/service/test_tenants.py, and below
         "hypervisor_timeout_ms",  # by the bad hypervisors
         "mappings_per_partition", "mappings_per_uid",  # an answer to an intercept, below

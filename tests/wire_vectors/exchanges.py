@@ -17,7 +17,7 @@ FEATURES: dict[str, object] = {
     "kept": False,
 }
 LIMITS = {
-    "message_bytes": 65_536, "request_values": 256, "request_values_vmm": 2048,
+    "message_bytes": 65_536, "request_bytes": 1280, "request_values": 256, "request_values_vmm": 2048,
     "requests_in_flight_per_connection": 1,
     "connections_per_uid": 8192, "control_requests_per_second": 10_000, "connections_without_hello": 512,
     "hello_timeout_ms": 5000, "invalidate_timeout_ms": 5000, "hypervisor_timeout_ms": 5000,

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from intercept_protocol._frames import MESSAGE_LIMIT, REQUEST_VALUES, REQUEST_VALUES_VMM
+from intercept_protocol._frames import MESSAGE_LIMIT, REQUEST_VALUES, REQUEST_VALUES_VMM, SHORT_REQUESTS
 from interceptd.connections.listen_address import ListenAddress
 from interceptd.connections.peer import overflow_uid
 
@@ -60,6 +60,7 @@ class Limits(_Table, frozen=True, kw_only=True):
         stated: dict[str, int] = msgspec.to_builtins(self)
         return stated | {
             "message_bytes": MESSAGE_LIMIT,
+            SHORT_REQUESTS.bytes_name: SHORT_REQUESTS.bytes,
             REQUEST_VALUES.name: REQUEST_VALUES.values,
             REQUEST_VALUES_VMM.name: REQUEST_VALUES_VMM.values,
             "requests_in_flight_per_connection": 1,

@@ -16,7 +16,7 @@ from typing import TypeVar
 import trio
 
 from intercept_protocol import rpc
-from intercept_protocol._frames import REQUEST_VALUES, REQUEST_VALUES_VMM
+from intercept_protocol._frames import REQUEST_VALUES, REQUEST_VALUES_VMM, SHORT_REQUESTS
 from intercept_protocol.errors import EncodedError, ProtocolViolation, WireError
 from intercept_protocol.text import sentence
 from interceptd.connections.fairness import ALONE, TURN, Turns
@@ -263,6 +263,10 @@ class Connection:
             self._inbox.note(len(data))
         self._receiver.receive_data(data)
         return await self._receive_only()
+
+    def expect_short_requests(self) -> None:
+        """From now on a request fits into a small inbox, as a VP's and a notifier's do."""
+        self._receiver = rpc.Receiver({rpc.REQUEST}, SHORT_REQUESTS)
 
     def expect_long_requests(self) -> None:
         """From now on a request may hold lists, as a VMM's do."""

@@ -77,16 +77,16 @@ class ReceivedFds:
         inbox, the bytes are there as soon as they are received; the caller notes them.
 
         Used even where none are wanted: `recv` would close them in this thread, which may block. Raises
-        `OSError`, `ProtocolViolation` if the inbox is full, and like `drop`.
+        `OSError`, and like `drop`.
         """
         if self._closer.full and may_bring_descriptors(source):
             self._refuse()
         if inbox is None:
             data, ancillary, flags, _ = source.recvmsg(size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         else:
-            if not (space := inbox.space(size)):
-                raise _too_long(inbox.capacity)
-            count, ancillary, flags, _ = source.recvmsg_into(space, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+            count, ancillary, flags, _ = source.recvmsg_into(
+                inbox.space(size), _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            )
             data = inbox.received(count)
         if ancillary:
             self._keep(_passed(ancillary))
@@ -144,14 +144,6 @@ class ReceivedFds:
             raise ProtocolViolation(
                 error.number, f"{error.message}: those that were sent take too long to close", **error.details
             ) from None
-
-
-def _too_long(limit: int) -> ProtocolViolation:
-    return ProtocolViolation(
-        errno.EMSGSIZE,
-        f"a request of this role has more than {limit} bytes",
-        limit="request_bytes",
-    )
 
 
 def _cut_off(received: int) -> WireError:

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 
 import msgpack
 
-from intercept_protocol._frames import MESSAGE_LIMIT
+from intercept_protocol._frames import MESSAGE_LIMIT, SHORT_REQUESTS
 
 IDLE = 0xC1
 _HEADER = 64
-SMALL_INBOX = 1280
-"""The longest request on a connection other than the VMM's: four intercepts."""
+SMALL_INBOX = SHORT_REQUESTS.bytes
+"""The longest request of a VP or a notifier."""
 LARGE_INBOXES = 2
 """The first two hold a message of any length: the VMM's, and its hypervisor's."""
 VMM_INBOX, HYPERVISOR_INBOX = range(LARGE_INBOXES)

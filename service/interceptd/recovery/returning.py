@@ -218,6 +218,7 @@ class ReturningVmm:
             session.take_over(self._begun(joined.inbox))
             await session.close()
             return 0
+        connection.expect_short_requests()
         owed = self._take_over(connection, joined.inbox)
         if joined.role == "vp":
             self._join_vp(partition, connection, joined, owed)

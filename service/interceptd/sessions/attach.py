@@ -60,6 +60,7 @@ class Attacher:
         if vp_index in partition.vps:
             raise WireError(errno.EEXIST, f"VP {vp_index} is attached already", vp_index=vp_index)
         vp = virtual_processor(partition, vp_index, handshake.connection)
+        handshake.connection.expect_short_requests()
         handshake.connection.let_send_descriptors()  # an intercept that brings some is answered all the same
         partition.start_vp(
             vp,
@@ -91,6 +92,7 @@ class Attacher:
                 limit="notifiers_per_partition",
             )
         session = notifier_session(partition)
+        handshake.connection.expect_short_requests()
         partition.start_notifier(
             handshake.connection,
             handshake.hello_reply(self._hello_reply()),

@@ -267,6 +267,7 @@ async def test_a_request_that_an_inbox_cannot_hold_ends_the_connection(
     nursery: trio.Nursery, receive: Callable[[Connection], Awaitable[rpc.Request | None]], first: int
 ) -> None:
     with connected(new((2, memoryview(bytearray(64 + SMALL_INBOX))))) as (connection, theirs):
+        connection.expect_short_requests()
         theirs.sendall(string(SMALL_INBOX))
         assert await receive(connection) is not None
         connection.mark_answered()
