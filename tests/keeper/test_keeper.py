@@ -266,58 +266,6 @@ def test_after_the_patience_all_is_let_go_and_the_next_program_starts_with_empty
             assert client.connect_ex(listener.getsockname()) == 0
 
 
-def test_a_program_that_is_not_ready_in_time_ends_with_what_is_let_go(
-    start: StartKeeper,
-) -> None:
-    """It has duplicates too: of a userfaultfd, for example."""
-    keeper = start(patience=0.5)
-    program = keeper.next().ready()
-    reading, writing = os.pipe()
-    program.tell("FDSTORE=1", "FDNAME=m1", "FDPOLL=0", descriptors=[writing])
-    os.close(writing)
-    program.kill()
-    stuck = keeper.next()
-    assert os.read(reading, 1) == b""
-    os.close(reading)
-    stuck.wait_end()
-    assert keeper.next().passed == []
-
-
-def let_go_elsewhere(start: StartKeeper, connection: Pair) -> None:
-    """Wait until another keeper, whose patience begins now, has let go."""
-    program = start(patience=0.3).next().ready()
-    ours, peer = connection
-    program.store("c1", ours)
-    program.kill()
-    assert peer.recv(1) == b""
-
-
-@pytest.mark.parametrize("fact", ["EXTEND_TIMEOUT_USEC=600000000", "READY=1"])
-def test_a_program_that_asks_for_time_or_is_ready_gets_more(
-    fact: str, start: StartKeeper, pair: MakePair
-) -> None:
-    keeper = start(patience=0.3)
-    program = keeper.next().ready()
-    ours, _ = pair()
-    program.store("c1", ours)
-    program.kill()
-    program = keeper.next()
-    program.tell(fact)
-    let_go_elsewhere(start, pair())
-    program.kill()
-    assert keeper.next().passed == [kept("c1", ours)]
-    assert "descriptors_let_go" not in keeper.events()
-
-
-def test_while_nothing_is_kept_a_program_may_take_its_time(start: StartKeeper) -> None:
-    keeper = start(patience=0)
-    keeper.next().ready().kill()
-    slow = keeper.next()
-    slow.ready().kill()
-    keeper.next()
-    assert "descriptors_let_go" not in keeper.events()
-
-
 # ------------------------------------------------ how it ends
 
 
