@@ -1,0 +1,154 @@
+"""`interceptd keep` around daemons that kill themselves where a test says (`fakes.killed_daemon`).
+
+Owns the keeper's process, the plan, and what can be seen of both. Must not know what a daemon does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from fakes.eventually import PATIENCE, eventually
+from fakes.keeper_process import children
+from fakes.killed_daemon import MUTANT_VARIABLE, Plan
+from fakes.puppet import ENVIRONMENT
+
+LAUNCH: Final = """
+import sys
+from interceptd.keeper.keeper import Keeper
+plan, patience, *arguments = sys.argv[1:]
+daemon = [sys.executable, "-m", "fakes.killed_daemon", plan]
+sys.exit(Keeper(daemon, arguments, float(patience)).run())
+"""
+"""What `interceptd keep` becomes, with another program to keep."""
+TROUBLE: Final = frozenset({
+    "connection_failed", "descriptors_let_go", "descriptors_not_stored", "descriptors_refused", "map_broke_down",
+    "message_ignored", "nothing_kept", "partition_lost", "partition_not_kept", "partition_not_recovered",
+    "passed_descriptor_not_used", "vital_task_failed",
+})  # fmt: skip
+"""What nobody logs whose daemons are only killed."""
+
+Steps = Sequence[tuple[str, int]]
+
+
+class KeptDaemon:
+    """A keeper in `directory`, which the sockets, the plan and the log are put in."""
+
+    def __init__(
+        self, directory: Path, *, patience: float = PATIENCE, config: str = "", mutant: str = ""
+    ) -> None:
+        self.socket = directory / "vmm.sock"
+        self.operator_socket = directory / "operator.sock"
+        self._log = directory / "log"
+        self._plan = Plan(directory / "plan")
+        self.kills = 0
+        """Of daemons, since the start."""
+        config_file = directory / "interceptd.toml"
+        config_file.write_text(config)
+        serve = ["serve", "--socket", str(self.socket), "--config", str(config_file)]
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", LAUNCH, str(directory / "plan"), str(patience), *serve],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=os.environ | ENVIRONMENT | {MUTANT_VARIABLE: mutant},
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Neither keeper nor daemon outlives its test, in any state."""
+        daemons = children(self.keeper) if self._process.poll() is None else []
+        self._process.kill()
+        self._process.wait(PATIENCE)
+        for daemon in daemons:
+            os.kill(daemon, signal.SIGKILL)
+
+    # ------------------------------------------------ their lives
+
+    @property
+    def keeper(self) -> int:
+        """The keeper's pid."""
+        return self._process.pid
+
+    @property
+    def daemon(self) -> int:
+        """The pid of the daemon that runs."""
+        eventually(lambda: len(self._living()), 1)
+        return self._living()[0]
+
+    def _living(self) -> list[int]:
+        return [pid for pid in children(self.keeper) if " Z " not in Path(f"/proc/{pid}/stat").read_text()]
+
+    def wait_serving(self) -> Self:
+        """Block until one more daemon has started than were killed."""
+        eventually(lambda: self.count("daemon_started") > self.kills or self._process.poll() is not None, True)
+        assert self._process.poll() is None, self.log_text()
+        return self
+
+    def plan(self, *steps: tuple[str, int]) -> None:
+        """Let the daemon, and those that follow, die at these points."""
+        self._plan.set(*steps)
+        self.kills += len(steps)
+
+    @property
+    def reached(self) -> bool:
+        """Whether each point of the plan was reached."""
+        return self._plan.is_over
+
+    def kill(self) -> None:
+        """Kill the daemon that runs, and let another one start."""
+        self.kills += 1
+        os.kill(self.daemon, signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        """To the keeper."""
+        self._process.send_signal(number)
+
+    def kill_keeper(self) -> None:
+        self._process.kill()
+        self._process.wait(PATIENCE)
+
+    def wait_ended(self) -> int:
+        """Block until the keeper is gone; returns its exit status."""
+        return self._process.wait(PATIENCE)
+
+    def stop(self) -> int:
+        """End it as a service manager does."""
+        self.signal(signal.SIGTERM)
+        return self.wait_ended()
+
+    # ------------------------------------------------ what can be seen of them
+
+    def log_text(self) -> str:
+        return self._log.read_text()
+
+    def log(self) -> list[dict[str, Any]]:
+        """Every whole line; a killed process may have left half of one."""
+        lines = []
+        for line in self.log_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+        return lines
+
+    def count(self, event: str) -> int:
+        return sum(line["event"] == event for line in self.log())
+
+    def troubles(self) -> list[dict[str, Any]]:
+        return [line for line in self.log() if line["event"] in TROUBLE]
+
+    def wait_event(self, event: str, count: int = 1) -> None:
+        eventually(lambda: self.count(event) >= count, True)
