@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -35,8 +37,6 @@ TROUBLE: Final = frozenset({
 })  # fmt: skip
 """What nobody logs whose daemons are only killed."""
 
-Steps = Sequence[tuple[str, int]]
-
 
 class KeptDaemon:
     """A keeper in `directory`, which the sockets, the plan and the log are put in."""
@@ -44,13 +44,13 @@ class KeptDaemon:
     def __init__(
         self, directory: Path, *, patience: float = PATIENCE, config: str = "", mutant: str = ""
     ) -> None:
+        self._directory, self._patience = directory, patience
         self.socket = directory / "vmm.sock"
         self.operator_socket = directory / "operator.sock"
         self._log = directory / "log"
         self._plan = Plan(directory / "plan")
-        self.kills = 0
-        """Of daemons, since the start."""
-        config_file = directory / "interceptd.toml"
+        self._orphans: list[int] = []
+        self.config = config_file = directory / "interceptd.toml"
         config_file.write_text(config)
         serve = ["serve", "--socket", str(self.socket), "--config", str(config_file)]
         with self._log.open("ab") as output:
@@ -69,11 +69,15 @@ class KeptDaemon:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Neither keeper nor daemon outlives its test, in any state."""
-        daemons = children(self.keeper) if self._process.poll() is None else []
+        orphans = self._orphans
+        if self._process.poll() is None:
+            self.signal(signal.SIGSTOP)  # it starts no other
+            orphans = children(self.keeper)
+        for daemon in orphans:
+            with suppress(ProcessLookupError):
+                os.kill(daemon, signal.SIGKILL)
         self._process.kill()
         self._process.wait(PATIENCE)
-        for daemon in daemons:
-            os.kill(daemon, signal.SIGKILL)
 
     # ------------------------------------------------ their lives
 
@@ -92,15 +96,16 @@ class KeptDaemon:
         return [pid for pid in children(self.keeper) if " Z " not in Path(f"/proc/{pid}/stat").read_text()]
 
     def wait_serving(self) -> Self:
-        """Block until one more daemon has started than were killed."""
-        eventually(lambda: self.count("daemon_started") > self.kills or self._process.poll() is not None, True)
+        """Block until one more daemon has started than have ended."""
+        eventually(
+            lambda: self.count("daemon_started") > self.deaths or self._process.poll() is not None, True
+        )
         assert self._process.poll() is None, self.log_text()
         return self
 
     def plan(self, *steps: tuple[str, int]) -> None:
-        """Let the daemon, and those that follow, die at these points."""
+        """Let the daemon, and those that follow, die at these points, and no others."""
         self._plan.set(*steps)
-        self.kills += len(steps)
 
     @property
     def reached(self) -> bool:
@@ -108,21 +113,52 @@ class KeptDaemon:
         return self._plan.is_over
 
     def kill(self) -> None:
-        """Kill the daemon that runs, and let another one start."""
-        self.kills += 1
-        os.kill(self.daemon, signal.SIGKILL)
+        """Kill the daemon that runs, and block until it is dead."""
+        daemon = os.pidfd_open(self.daemon)
+        try:
+            signal.pidfd_send_signal(daemon, signal.SIGKILL)
+            assert select.select([daemon], [], [], PATIENCE)[0]
+        finally:
+            os.close(daemon)
+
+    @contextmanager
+    def down(self) -> Iterator[None]:
+        """Kill the daemon, and let no other start within the block."""
+        daemon = self.daemon
+        self.signal(signal.SIGSTOP)
+        os.kill(daemon, signal.SIGKILL)
+        eventually(lambda: " Z " in Path(f"/proc/{daemon}/stat").read_text(), True)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
+    @property
+    def deaths(self) -> int:
+        """Of daemons, since the start."""
+        return self.count("daemon_process_ended")
 
     def signal(self, number: int) -> None:
         """To the keeper."""
         self._process.send_signal(number)
 
-    def kill_keeper(self) -> None:
+    def signal_daemon(self, number: int) -> None:
+        os.kill(self.daemon, number)
+
+    def kill_keeper(self) -> int:
+        """Returns the pid of its daemon, which lives on."""
+        self._orphans = [daemon := self.daemon]
         self._process.kill()
         self._process.wait(PATIENCE)
+        return daemon
 
     def wait_ended(self) -> int:
         """Block until the keeper is gone; returns its exit status."""
         return self._process.wait(PATIENCE)
+
+    def another(self) -> KeptDaemon:
+        """A second keeper with the same arguments."""
+        return KeptDaemon(self._directory, patience=self._patience, config=self.config.read_text())
 
     def stop(self) -> int:
         """End it as a service manager does."""

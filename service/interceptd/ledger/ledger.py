@@ -48,7 +48,11 @@ _FORMAT, _RESTARTS, _MSGID, _VOID = 0, 1, 4, 5
 
 
 class LedgerUnreadable(Exception):
-    """It is not a ledger, or of a format that this version cannot read, or its predecessor gave it up."""
+    """It is not a ledger, or of a format that this version cannot read, or it makes no sense."""
+
+
+class LedgerVoid(Exception):
+    """Its daemon gave it up: the partition has ended, or not all of it could be recorded, as was logged then."""
 
 
 class LedgerFull(Exception):
@@ -85,7 +89,7 @@ class Ledger:
 
     @classmethod
     def open(cls, descriptor: int) -> Ledger:
-        """A predecessor's. Raises `LedgerUnreadable`, and the descriptor stays the caller's."""
+        """A predecessor's. Raises `LedgerUnreadable`, `LedgerVoid`, and the descriptor stays the caller's."""
         try:
             head = os.pread(descriptor, 32, 0)
         except OSError:  # not a file
@@ -101,7 +105,7 @@ class Ledger:
         if not _LOG <= int.from_bytes(head[16:24], sys.byteorder) < SIZE:
             raise LedgerUnreadable("its log ends outside it")
         if any(head[28:32]):
-            raise LedgerUnreadable("its daemon gave it up, because it could not record everything")
+            raise LedgerVoid("its daemon ended it, or gave it up")
         ledger = cls(descriptor)
         for _ in ledger.give_back():  # the predecessor may have died in a compaction
             pass

@@ -17,7 +17,7 @@ from intercept_protocol.text import sentence
 from interceptd.connections.connection import Connection
 from interceptd.connections.peer import Peer
 from interceptd.ledger.inbox import VMM_INBOX
-from interceptd.ledger.ledger import Ledger, LedgerUnreadable
+from interceptd.ledger.ledger import Ledger, LedgerUnreadable, LedgerVoid
 from interceptd.log_share import charge_lines_to
 from interceptd.partition.keeping import Keeper, Keeping
 from interceptd.recovery.fold import Fold
@@ -32,6 +32,10 @@ log = structlog.get_logger()
 
 class NotRecovered(Exception):
     """A VMM cannot go on; the text says why."""
+
+
+class NobodyLeft(Exception):
+    """Nobody waits to go on; the text says why."""
 
 
 class Recovery:
@@ -66,13 +70,13 @@ class Recovery:
         try:
             ledger = _ledger(remains)
             vmm, fold = await self._vmm(remains, ledger)
+        except (LedgerVoid, NobodyLeft) as why:
+            log.info("partition_not_continued", key=key, reason=sentence(why))
+            await self._let_go(key, remains, ledger)
+            return
         except (NotRecovered, LedgerUnreadable) as why:
             log.error("partition_not_recovered", key=key, error=sentence(why))  # noqa: TRY400 - not our fault
-            if ledger is not None:
-                ledger.close()
-            await self._keeper.forget(key)
-            remains.let_go(self._dispatcher.admission.tenants.of(os.geteuid()).closer)
-            self.found(key)
+            await self._let_go(key, remains, ledger)
             return
         ledger.count_restart()
         inboxes = [VMM_INBOX, *fold.joined]
@@ -80,16 +84,25 @@ class Recovery:
         left = Left(remains, fold, keeping)
         await ReturningVmm(self._dispatcher, left, vmm, lambda: self.found(key), self._count).run()
 
+    async def _let_go(self, key: str, remains: Remains, ledger: Ledger | None) -> None:
+        if ledger is not None:
+            ledger.close()
+        await self._keeper.forget(key)
+        remains.let_go(self._dispatcher.admission.tenants.of(os.geteuid()).closer)
+        self.found(key)
+
     def _count(self, partitions: int, connections: int) -> None:
         self.partitions += partitions
         self.connections += connections
 
     async def _vmm(self, remains: Remains, ledger: Ledger) -> tuple[Connection, Fold]:
-        """The VMM's connection, and what the log says. From here on its uid pays for the time."""
+        """The VMM's connection, and what the log says. From here on its uid pays for the time.
+
+        Raises `NobodyLeft`, and `LedgerUnreadable` for a log that makes no sense."""
         fold = Fold()
         first = next(iter(remains.connections.values()), None)
         if first is None:
-            raise NotRecovered("its VMM has left")
+            raise NobodyLeft("its VMM has left")
         tenants, watch = self._dispatcher.admission.tenants, self._dispatcher.watch
         tenant = tenants.of(Peer.of(first).uid)
         SHARE.set(tenant.time_share)
@@ -98,15 +111,15 @@ class Recovery:
             fold.read(frame)
             await give_way()
         if fold.opened is None:
-            raise NotRecovered("its VMM was not welcomed")
+            raise NobodyLeft("its VMM was not welcomed")
         vmm = remains.connections.pop(fold.opened.cookie, None)
         if vmm is None:
-            raise NotRecovered("its VMM has left")
+            raise NobodyLeft("its VMM has left")
         return Connection(vmm, tenants, watch), fold
 
 
 def _ledger(remains: Remains) -> Ledger:
-    """Takes over its descriptor. Raises `NotRecovered`, `LedgerUnreadable`."""
+    """Takes over its descriptor. Raises `NotRecovered`, `LedgerUnreadable`, `LedgerVoid`."""
     if len(remains.ledgers) != 1:
         raise NotRecovered(f"it has {len(remains.ledgers)} ledgers")
     ledger = Ledger.open(remains.ledgers[0])

@@ -1,0 +1,168 @@
+"""Daemons that survive worse: the real one without one safeguard of its restart, for tests that must detect it.
+
+Owns the mutants. `fakes.killed_daemon` runs them; a kill between two steps that a mutant has turned round is
+planned as usual.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from fakes.killed_daemon import Plan
+from interceptd.connections.connection import Connection
+from interceptd.hypervisor.remote import RemoteHypervisor
+from interceptd.ledger.inbox import _LENGTH, IDLE, Inbox
+from interceptd.ledger.journal import Journal
+from interceptd.ledger.records import Done, Record
+from interceptd.partition.keeping import Hello, Keeping
+from interceptd.partition.virtual_processor import VirtualProcessor
+from interceptd.recovery.fold import Fold
+from interceptd.recovery.returning import ReturningVmm
+
+Mutant = Callable[[Plan], None]
+
+
+def without_inboxes(_: Plan) -> None:
+    """What was received and not answered is lost."""
+    take_over = Inbox.take_over
+
+    def forget(inbox: Inbox) -> bytes:
+        if not inbox.owes_hello:
+            inbox.clear()
+        return take_over(inbox)
+
+    Inbox.take_over = forget  # type: ignore[method-assign]
+
+
+def wiping_before_marking(plan: Plan) -> None:
+    """An answered request is forgotten before the inbox says that nothing is owed."""
+
+    def answered(inbox: Inbox, *, put_off: bool = False) -> None:
+        if inbox._marked:
+            strikes = inbox.strikes if put_off else 0
+            first = inbox._buffer[0]
+            inbox._wipe(strikes)
+            inbox._buffer[0] = first
+        plan.reach("marked")
+        inbox._buffer[0] = IDLE
+
+    Inbox.answered = answered  # type: ignore[method-assign]
+    assert _LENGTH == 0
+
+
+def answering_before_recording(_: Plan) -> None:
+    """What was carried out is recorded when its answer is sent."""
+    append, answer = Journal.append, Connection.answer
+    held: list[tuple[Journal, Record]] = []
+
+    def hold(journal: Journal, record: Record) -> None:
+        if isinstance(record, Done):
+            held.append((journal, record))
+        else:
+            append(journal, record)
+
+    async def answer_first(connection: Connection, data: bytes) -> None:
+        inbox = connection.inbox
+        if not held or inbox is None:
+            await answer(connection, data)
+            return
+        await connection.send(data)
+        while held:
+            append(*held.pop())
+        inbox.answered()
+
+    Journal.append = hold  # type: ignore[method-assign]
+    Connection.answer = answer_first  # type: ignore[method-assign]
+
+
+def welcoming_before_storing(_: Plan) -> None:
+    """A connection is kept once it was welcomed."""
+    join, send = Keeping.join, Connection.send
+    coming: dict[Connection, tuple[Keeping, Hello]] = {}
+
+    async def note(keeping: Keeping, connection: Connection, hello: Hello) -> None:
+        coming[connection] = keeping, hello
+
+    async def send_first(connection: Connection, data: bytes) -> None:
+        await send(connection, data)
+        if connection in coming:
+            keeping, hello = coming.pop(connection)
+            await join(keeping, connection, hello)
+
+    Keeping.join = note  # type: ignore[method-assign]
+    Connection.send = send_first  # type: ignore[method-assign]
+
+
+def closing_without_shutdown(_: Plan) -> None:
+    """The keeper's duplicate keeps a closed connection open."""
+    socket.socket.shutdown = lambda *_: None  # type: ignore[method-assign, assignment]
+
+
+def without_kept_kicks(_: Plan) -> None:
+    """A kick that nobody waited for dies with its daemon."""
+    join, kick = ReturningVmm._join_vp, VirtualProcessor.kick
+    is_returning = False
+
+    def join_unkicked(*args: Any) -> None:
+        nonlocal is_returning
+        is_returning = True
+        join(*args)
+        is_returning = False
+
+    def kick_later(vp: VirtualProcessor) -> None:
+        if not is_returning:
+            kick(vp)
+
+    ReturningVmm._join_vp = join_unkicked  # type: ignore[method-assign]
+    VirtualProcessor.kick = kick_later  # type: ignore[method-assign]
+
+
+def confusing_answers(_: Plan) -> None:
+    """An answer to what a predecessor had asked is a violation."""
+    RemoteHypervisor._is_predecessors = lambda *_: False  # type: ignore[method-assign, assignment]
+
+
+def without_doubt(_: Plan) -> None:
+    """What the VMM was being asked is taken for not done."""
+
+    @contextmanager
+    def unrecorded(_: RemoteHypervisor, __: Sequence[tuple[int, int]]) -> Iterator[None]:
+        yield
+
+    RemoteHypervisor._recorded = unrecorded  # type: ignore[method-assign, assignment]
+
+
+def forgetting_what_went(_: Plan) -> None:
+    """Events of the userfaultfd are not recorded."""
+    Journal.gone = lambda *_: None  # type: ignore[method-assign, assignment]
+
+
+def forgetting_the_event_read(_: Plan) -> None:
+    """An event that was read and not recorded is lost."""
+    ReturningVmm._invalidate_event = lambda *_: None  # type: ignore[method-assign, assignment]
+
+
+def forgetting_begins(_: Plan) -> None:
+    """Ranges that were begun are open no more."""
+    Fold._invalidate_begin = lambda *_: None  # type: ignore[method-assign, assignment]
+    from interceptd.recovery import fold  # noqa: PLC0415
+
+    fold._DONE = {**fold._DONE, "invalidate_begin": lambda *_: None}  # type: ignore[misc]
+
+
+MUTANTS: Final[Mapping[str, Mutant]] = {
+    "without inboxes": without_inboxes,
+    "wiping before marking": wiping_before_marking,
+    "answering before recording": answering_before_recording,
+    "welcoming before storing": welcoming_before_storing,
+    "closing without shutdown": closing_without_shutdown,
+    "without kept kicks": without_kept_kicks,
+    "confusing answers": confusing_answers,
+    "without doubt": without_doubt,
+    "forgetting what went": forgetting_what_went,
+    "forgetting the event read": forgetting_the_event_read,
+    "forgetting begins": forgetting_begins,
+}

@@ -1,0 +1,367 @@
+"""Kills that need a VMM which does what no library does, or somebody beside it.
+
+Owns the scenarios; each raises what its VMM meets if the daemons do not survive as they should.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from fakes.eventually import PATIENCE, eventually
+from fakes.kept_daemon import KeptDaemon
+from fakes.kill_deeds import adds, do, joins_a_vp, killed, partitions, touches
+from fakes.raw_client import READ, RawConnection, intercept_message, request
+from fakes.raw_vmm import GFN, WHOLE_MEMORY, RawVmm, vma
+from fakes.surviving_vmm import Mode, SurvivingVmm
+from intercept_client import ConnectionLost, libc
+from intercept_protocol.messages import VpSelection
+from intercept_protocol.outcomes import Outcome
+
+Scenario = Callable[[KeptDaemon], None]
+
+
+class Doing:
+    """Something that may block, done in a thread."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        self._failure: BaseException | None = None
+
+        def run() -> None:
+            try:
+                do()
+            except BaseException as error:  # noqa: BLE001 - raised by `wait`
+                self._failure = error
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_over(self) -> bool:
+        return not self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Until it is over; raises what it raised."""
+        self._thread.join(PATIENCE)
+        assert self.is_over, "it still waits"
+        if self._failure is not None:
+            raise self._failure
+
+
+def has_ended(connection: RawConnection) -> bool:
+    """Whether the peer has closed, as far as is known by now, whatever it said before."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def answer(connection: RawConnection, msgid: int) -> Any:
+    """The answer to a request; one that came before may come again (T-12)."""
+    while (message := connection.receive())[1] == msgid - 1:
+        pass
+    kind, answered, error, result = message
+    assert (kind, answered, error) == (1, msgid, None), message
+    return result
+
+
+def is_waiting(vmm: RawVmm, vp: RawConnection) -> bool:
+    """Whether an access to `GFN` waits; a VP may be sent back once, as by a kick."""
+    for _ in range(2):
+        vp.send(request("intercept", intercept_message(GFN, READ)))
+        for _ in range(5):
+            vmm.ask("statistics")
+        if not vp.is_readable():
+            return True
+        if vp.answer()[0] != "retry":
+            return False
+    return False
+
+
+def nothing_happens(kept: KeptDaemon) -> None:
+    """Nobody is killed."""
+    with SurvivingVmm(kept.socket, Mode.WATCHED_VMM) as vmm:
+        do(kept, vmm, touches)
+
+
+# ------------------------------------------------ requests
+
+
+def no_request_is_lost(kept: KeptDaemon) -> None:
+    """Of two requests the first one was received when the daemon died."""
+    with RawVmm(kept.socket) as vmm:
+        kept.plan(("noted", 1))
+        vmm.connection.send(request("statistics", {}, 7))
+        eventually(lambda: kept.reached, True)
+        vmm.connection.send(request("statistics", {}, 8))
+        vmm.connection.answer(7)
+        vmm.connection.answer(8)
+
+
+def an_intercept_is_sent_back(kept: KeptDaemon) -> None:
+    with RawVmm(kept.socket) as vmm:
+        vp = vmm.vp()
+        kept.plan(("intercept read", 1))
+        assert vp.intercept(GFN) == ["retry", "restarted"]
+        assert vp.intercept(GFN) == ["forward", "no_region"]
+
+
+def nothing_is_carried_out_twice(kept: KeptDaemon) -> None:
+    """A begin that counted twice would never end."""
+    for point in ("done", "sent", "marked"):
+        with RawVmm(kept.socket) as vmm:
+            vmm.add_memory()
+            notifier = vmm.notifier()
+            kept.plan((point, 1))
+            notifier.send(request("invalidate_begin", WHOLE_MEMORY, 5))
+            answer(notifier, 5)
+            eventually(lambda: kept.reached, True)
+            notifier.send(request("kick", {"vp_index": "all"}, 6))
+            answer(notifier, 6)
+            assert vmm.ask("statistics")["open_invalidations"] == 1
+
+
+def a_request_that_kills_daemons_ends_its_partition_alone(kept: KeptDaemon) -> None:
+    with SurvivingVmm(kept.socket, Mode.DECLARED) as other, RawVmm(kept.socket) as vmm:
+        kept.plan(*[("carried out", 1)] * 3)
+        vmm.connection.send(request("map_vma", vma(0x1000, 1)))
+        assert (vmm.connection.farewell().name, kept.reached) == ("EIO", True)
+        killed(kept, other, touches)
+        assert other.vmm.statistics().restarts == kept.deaths
+
+
+def many_requests_of_a_client_survive_one_death_each(kept: KeptDaemon) -> None:
+    """Strikes are counted for each request by itself."""
+    with SurvivingVmm(kept.socket, Mode.DECLARED) as vmm:
+        for _ in range(4):
+            assert killed(kept, vmm, adds, ("carried out", 1))
+
+
+# ------------------------------------------------ VPs and notifiers
+
+
+def a_kick_is_kept(kept: KeptDaemon) -> None:
+    """It came while its VP waited for nothing. After the restart it ends the next wait."""
+    with RawVmm(kept.socket) as vmm:
+        vmm.add_memory()
+        vp, notifier = vmm.vp(), vmm.notifier()
+        notifier.ask("kick", {"vp_index": 0})
+        notifier.ask("invalidate_begin", WHOLE_MEMORY)
+        kept.kill()
+        vp.send(request("intercept", intercept_message(GFN, READ)))
+        for _ in range(5):
+            vmm.ask("statistics")
+        assert vp.is_readable()
+        assert vp.answer() == ["retry", "kicked"]
+
+
+def an_open_range_stays_closed(kept: KeptDaemon) -> None:
+    with RawVmm(kept.socket) as vmm:
+        vmm.add_memory()
+        vp, notifier = vmm.vp(), vmm.notifier()
+        assert vp.intercept(GFN) == ["resume", "mapped"]
+        notifier.ask("invalidate_begin", WHOLE_MEMORY)
+        kept.kill()
+        assert vmm.ask("translate", gfn=GFN) is None
+        assert is_waiting(vmm, vp)
+        notifier.ask("invalidate_end", WHOLE_MEMORY)
+        assert vp.answer() == ["resume", "mapped"]
+
+
+def a_refused_peer_sees_the_end(kept: KeptDaemon) -> None:
+    """Although the keeper has a duplicate of its connection."""
+    with RawVmm(kept.socket) as vmm:
+        vp = vmm.vp()
+        vp.send(b"\xc1")
+        assert vp.receive()[1] == 0
+        vmm.ask("statistics")
+        assert has_ended(vp)
+
+
+def a_new_vp_is_welcomed_once_it_is_kept(kept: KeptDaemon) -> None:
+    with SurvivingVmm(kept.socket, Mode.DECLARED) as vmm:
+        assert killed(kept, vmm, joins_a_vp, ("sent", 1))
+
+
+def framing_is_kept(kept: KeptDaemon) -> None:
+    with SurvivingVmm(kept.socket, Mode.DECLARED) as vmm:
+        assert killed(kept, vmm, adds, ("marked", 1))
+
+
+# ------------------------------------------------ what the guest reaches
+
+
+def a_map_in_doubt_is_undone(kept: KeptDaemon) -> None:
+    """The VMM carries out a map, and answers, when the daemon that asked is dead. The memory goes before the
+    guest touches it again: it must not reach it."""
+    with SurvivingVmm(kept.socket, Mode.WATCHED_VMM) as vmm:
+        region = vmm.add(vmm.new_region(2))
+
+        def kill_once() -> None:
+            vmm.table.meanwhile = lambda: None
+            kept.kill()
+
+        vmm.table.meanwhile = kill_once
+        asked = vmm.vps[0].intercept(intercept_message(region.gfns.start, READ))
+        assert asked.outcome is Outcome.RETRY
+        vmm.check()
+        vmm.unmap(region.uaddrs)
+        vmm.check_reaches_nothing_of(region.uaddrs)
+        vmm.check()
+        assert kept.troubles() == []
+
+
+def reaches_nothing_that_went_at(kept: KeptDaemon, point: str) -> None:
+    """A munmap has returned. The first access after it is not served from what was there."""
+    with SurvivingVmm(kept.socket, Mode.WATCHED) as vmm:
+        region = vmm.add(vmm.new_region(1))
+        vmm.touch(region)
+        kept.plan((point, 1))
+        libc.munmap(region.uaddrs)
+        eventually(lambda: kept.reached, True)
+        assert vmm.ask(region.gfns.start) == ("forward", "unbacked")
+        vmm.check()
+
+
+def what_was_read_has_gone(kept: KeptDaemon) -> None:
+    """The event was read, and is not in the log."""
+    reaches_nothing_that_went_at(kept, "event read")
+
+
+def what_was_recorded_has_gone(kept: KeptDaemon) -> None:
+    """The event is in the log alone."""
+    reaches_nothing_that_went_at(kept, "event forgotten")
+
+
+# ------------------------------------------------ while no daemon runs
+
+
+def peers_leave_while_it_is_down(kept: KeptDaemon) -> None:
+    """A VP, a notifier that has begun, and a whole VMM with its link and its memory."""
+    with SurvivingVmm(kept.socket, Mode.DECLARED_VMM) as vmm:
+        region = vmm.add(vmm.new_region(2))
+        vmm.touch(region)
+        vmm.open_vp()
+        with SurvivingVmm(kept.socket, Mode.WATCHED_VMM) as leaving:
+            leaving.touch(leaving.add(leaving.new_region(2)))
+            notifier = vmm.open_notifier()
+            notifier.invalidation(region.uaddrs).__enter__()
+            with kept.down():
+                vmm.vps.pop(1).close()
+                notifier.close()
+                leaving.vmm.close()
+        vmm.touch(region)
+        vmm.check()
+        vmm.open_vp()
+        vmm.check()
+        eventually(lambda: partitions(kept), 1)
+        assert kept.troubles() == []
+
+
+def its_hypervisor_leaves_while_it_is_down(kept: KeptDaemon) -> None:
+    """Then nobody can take anything from the guest: that partition is lost, and no other."""
+    with SurvivingVmm(kept.socket, Mode.DECLARED) as other:
+        with RawVmm(kept.socket, hypervisor="vmm") as vmm:
+            link = vmm.link()
+            with kept.down():
+                link.close()
+            assert vmm.connection.farewell().name == "EIO"
+        do(kept, other, touches)
+
+
+def requests_that_came_meanwhile_are_answered(kept: KeptDaemon) -> None:
+    """Also hellos: the listener outlives the daemon."""
+    with SurvivingVmm(kept.socket, Mode.WATCHED_VMM) as vmm:
+        region = vmm.add(vmm.new_region(2))
+        vmm.touch(region)
+        gone = vmm.add(vmm.new_region(2))
+        vmm.touch(gone)
+        with kept.down():
+            doings = [
+                Doing(lambda: vmm.ask(region.gfns.start)),
+                Doing(lambda: vmm.vmm.translate(region.gfns.start)),
+                Doing(lambda: vmm.notifier.invalidate(region.uaddrs)),
+                Doing(lambda: SurvivingVmm(kept.socket, Mode.DECLARED).__enter__().__exit__(None, None, None)),
+                Doing(lambda: libc.munmap(gone.uaddrs)),
+            ]
+        for doing in doings:
+            doing.wait()
+        vmm.check_reaches_nothing_of(gone.uaddrs)
+        vmm.touch(region)
+        vmm.check()
+
+
+# ------------------------------------------------ planned restarts, and ends
+
+
+def restarts_as_planned(kept: KeptDaemon) -> None:
+    """By the keeper's SIGUSR1, and by a SIGTERM to the daemon: it rests."""
+    with SurvivingVmm(kept.socket, Mode.WATCHED_VMM) as vmm:
+        region = vmm.add(vmm.new_region(2))
+        vmm.touch(region)
+        kept.signal(signal.SIGUSR1)
+        kept.wait_event("daemon_process_ended")
+        vmm.check()
+        kept.signal_daemon(signal.SIGTERM)
+        kept.wait_event("daemon_process_ended", 2)
+        vmm.touch(region)
+        vmm.check()
+        assert (vmm.vmm.statistics().restarts, kept.count("daemon_rests")) == (2, 2)
+
+
+def its_keeper_dies(kept: KeptDaemon) -> None:
+    """The daemon goes on, and says that it is not kept any more. Its own death is the end, as without one."""
+    with SurvivingVmm(kept.socket, Mode.WATCHED) as vmm:
+        region = vmm.add(vmm.new_region(2))
+        vmm.touch(region)
+        assert vmm.vmm.hello.features["kept"] is True
+        daemon = kept.kill_keeper()
+        vmm.open_vp()
+        with SurvivingVmm(kept.socket, Mode.DECLARED) as other:
+            other.touch(other.add(other.new_region(1)))
+            assert other.notifier.hello.features["kept"] is False
+        vmm.touch(region)
+        vmm.check()
+        os.kill(daemon, signal.SIGKILL)
+        Doing(lambda: libc.munmap(region.uaddrs)).wait()
+        assert raises_loss(vmm)
+
+
+def no_successor_can_start(kept: KeptDaemon) -> None:
+    """After the patience all VMMs see the end, and a munmap that waited returns. Once a daemon starts again,
+    VMMs can begin anew."""
+    with SurvivingVmm(kept.socket, Mode.WATCHED) as vmm:
+        region = vmm.add(vmm.new_region(2))
+        vmm.touch(region)
+        config = kept.config.read_text()
+        kept.config.write_text("this is none")
+        kept.kill()
+        Doing(lambda: libc.munmap(region.uaddrs)).wait()
+        assert raises_loss(vmm)
+    kept.config.write_text(config)
+    kept.wait_event("daemon_started", 2)
+    with SurvivingVmm(kept.socket, Mode.WATCHED) as vmm:
+        vmm.touch(vmm.add(vmm.new_region(2)))
+        vmm.check()
+
+
+def raises_loss(vmm: SurvivingVmm) -> bool:
+    """Whether each of its connections has ended."""
+    for use in (vmm.vmm.statistics, lambda: vmm.ask(0), lambda: vmm.notifier.kick(VpSelection.ALL)):
+        try:
+            use()
+        except ConnectionLost:
+            continue
+        return False
+    return True
+
+
+def a_second_keeper_is_refused(kept: KeptDaemon) -> None:
+    """It finds the socket in use, and lets the first one's daemons alone."""
+    with SurvivingVmm(kept.socket, Mode.DECLARED) as vmm:
+        with kept.another() as second:
+            assert second.wait_ended() == 1
+        killed(kept, vmm, touches, ("edited", 1))

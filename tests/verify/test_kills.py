@@ -1,0 +1,131 @@
+"""Daemons that are killed at every step, and their successors at every step of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from fakes import kill_scenarios
+from fakes.kept_daemon import KeptDaemon
+from fakes.kill_deeds import (
+    DEEDS,
+    Deed,
+    adds,
+    announces,
+    changes,
+    comes_and_goes,
+    joins_a_vp,
+    killed,
+    touches,
+    unmaps,
+)
+from fakes.kill_scenarios import Scenario
+from fakes.raw_client import ConnectionClosed
+from fakes.killed_daemon import POINTS
+from fakes.surviving_vmm import Mode, SurvivingVmm
+from intercept_client import ConnectionLost
+
+pytestmark = pytest.mark.verify
+
+MOST_CALLS: Final = 3
+"""Of one point in one deed, at which daemons are killed."""
+SUCCESSOR: Final = list(POINTS)[list(POINTS).index("taking over") :]
+SCENARIOS: Final[Sequence[Scenario]] = [
+    kill_scenarios.no_request_is_lost,
+    kill_scenarios.an_intercept_is_sent_back,
+    kill_scenarios.nothing_is_carried_out_twice,
+    kill_scenarios.many_requests_of_a_client_survive_one_death_each,
+    kill_scenarios.a_kick_is_kept,
+    kill_scenarios.an_open_range_stays_closed,
+    kill_scenarios.a_refused_peer_sees_the_end,
+    kill_scenarios.a_new_vp_is_welcomed_once_it_is_kept,
+    kill_scenarios.framing_is_kept,
+    kill_scenarios.a_map_in_doubt_is_undone,
+    kill_scenarios.what_was_read_has_gone,
+    kill_scenarios.what_was_recorded_has_gone,
+    kill_scenarios.its_hypervisor_leaves_while_it_is_down,
+    kill_scenarios.restarts_as_planned,
+    kill_scenarios.a_second_keeper_is_refused,
+]
+FOUND_BY: Final[Mapping[str, Scenario]] = {
+    "without inboxes": kill_scenarios.no_request_is_lost,
+    "wiping before marking": kill_scenarios.framing_is_kept,
+    "answering before recording": kill_scenarios.nothing_is_carried_out_twice,
+    "welcoming before storing": kill_scenarios.a_new_vp_is_welcomed_once_it_is_kept,
+    "closing without shutdown": kill_scenarios.a_refused_peer_sees_the_end,
+    "without kept kicks": kill_scenarios.a_kick_is_kept,
+    "confusing answers": kill_scenarios.a_map_in_doubt_is_undone,
+    "without doubt": kill_scenarios.a_map_in_doubt_is_undone,
+    "forgetting what went": kill_scenarios.what_was_recorded_has_gone,
+    "forgetting the event read": kill_scenarios.what_was_read_has_gone,
+    "forgetting begins": kill_scenarios.an_open_range_stays_closed,
+}
+"""The scenario that each mutant fails."""
+FIRST: Final[Sequence[tuple[Mode, Deed, str, int]]] = [
+    (Mode.DECLARED, adds, "carried out", 1),
+    (Mode.DECLARED, announces, "done", 1),
+    (Mode.ANNOUNCED, announces, "sent", 1),
+    (Mode.WATCHED, unmaps, "gone", 1),
+    (Mode.WATCHED_VMM, touches, "asked", 1),
+    (Mode.WATCHED_VMM, changes, "edited", 3),
+    (Mode.WATCHED_VMM, unmaps, "event read", 1),
+    (Mode.DECLARED_VMM, joins_a_vp, "joined", 1),
+    (Mode.ANNOUNCED_VMM, comes_and_goes, "memory stored", 1),
+]
+"""Where the first daemon of a pair is killed."""
+
+
+def kill_everywhere(
+    kept: KeptDaemon, vmm: SurvivingVmm, deed: Deed, points: Sequence[str], *before: tuple[str, int]
+) -> set[str]:
+    """Do it once for each point, and each of its first calls; returns the points that it has."""
+    reached = set()
+    for point in points:
+        for call in range(1, MOST_CALLS + 1):
+            if not killed(kept, vmm, deed, *before, (point, call)):
+                break
+            reached.add(point)
+    return reached
+
+
+@pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.name)
+@pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.__name__)
+def test_a_kill_at_any_step_costs_a_wait(tmp_path: Path, mode: Mode, deed: Deed) -> None:
+    if mode not in DEEDS[deed]:
+        pytest.skip("it cannot be done in this mode")
+    with KeptDaemon(tmp_path) as kept, SurvivingVmm(kept.wait_serving().socket, mode) as vmm:
+        reached = kill_everywhere(kept, vmm, deed, list(POINTS))
+    print(f"\n{deed.__name__}, {mode.value}: {kept.deaths} deaths at {sorted(reached)}")
+    assert reached >= {"intercept read", "sent"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "deed", "point", "call"),
+    FIRST,
+    ids=[f"{mode.name}-{deed.__name__}-{point}" for mode, deed, point, _ in FIRST],
+)
+def test_a_successor_that_is_killed_has_a_successor(
+    tmp_path: Path, mode: Mode, deed: Deed, point: str, call: int
+) -> None:
+    with KeptDaemon(tmp_path) as kept, SurvivingVmm(kept.wait_serving().socket, mode) as vmm:
+        reached = kill_everywhere(kept, vmm, deed, SUCCESSOR, (point, call))
+    print(f"\n{deed.__name__}, {mode.value}: {kept.deaths} deaths at {sorted(reached)}")
+    assert reached >= set(SUCCESSOR) - {"linked", "memory attached"}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_it_survives(tmp_path: Path, scenario: Scenario) -> None:
+    with KeptDaemon(tmp_path) as kept:
+        scenario(kept.wait_serving())
+
+
+@pytest.mark.parametrize("mutant", FOUND_BY)
+def test_a_daemon_without_a_safeguard_does_not(tmp_path: Path, mutant: str) -> None:
+    """But it serves as well as any while it lives."""
+    with KeptDaemon(tmp_path, mutant=mutant) as kept:
+        kill_scenarios.nothing_happens(kept.wait_serving())
+        with pytest.raises((AssertionError, ConnectionLost, ConnectionClosed)):
+            FOUND_BY[mutant](kept)
