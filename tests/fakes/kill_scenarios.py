@@ -130,7 +130,6 @@ def a_request_that_kills_daemons_ends_its_partition_alone(kept: KeptDaemon) -> N
         vmm.connection.send(request("map_vma", vma(0x1000, 1)))
         assert (vmm.connection.farewell().name, kept.reached) == ("EIO", True)
         killed(kept, other, touches)
-        assert other.vmm.statistics().restarts == kept.deaths
 
 
 def many_requests_of_a_client_survive_one_death_each(kept: KeptDaemon) -> None:

@@ -97,6 +97,8 @@ POINTS: Final[Mapping[str, Point]] = {
     # an end
     "ending": _before("partition.partition:Partition._end"),
     "unmapped all": _after("memory.region_manager:RegionManager.close"),
+    "to be let go": _before("partition.keeping:Keeping.let_go"),
+    "let go": _after("partition.keeping:Keeping.let_go"),
     "ended": _before("partition.keeping:Keeping.end"),
     "dropping": _before("systemd.fd_store:FdStore.remove"),
     "dropped": _after("partition.keeping:Keeping.end"),
@@ -105,8 +107,8 @@ POINTS: Final[Mapping[str, Point]] = {
     # a compaction
     "compacting": _after("ledger.ledger:Rewriting.append"),
     "to be committed": _before("ledger.ledger:Rewriting.commit"),
-    "committed": _before("ledger.ledger:_punch_hole"),
-    "compacted": _after("ledger.ledger:Rewriting.commit"),
+    "committed": _after("ledger.ledger:Rewriting.commit"),
+    "compacted": _after("ledger.journal:Journal.compacted"),
     # a successor
     "taking over": _before("ledger.ledger:Ledger.open"),
     "counted": _after("ledger.ledger:Ledger.count_restart"),

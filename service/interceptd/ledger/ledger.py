@@ -51,7 +51,7 @@ class LedgerUnreadable(Exception):
     """It is not a ledger, or of a format that this version cannot read, or it makes no sense."""
 
 
-class LedgerVoid(Exception):
+class LedgerVoid(LedgerUnreadable):
     """Its daemon gave it up: the partition has ended, or not all of it could be recorded, as was logged then."""
 
 
@@ -89,7 +89,7 @@ class Ledger:
 
     @classmethod
     def open(cls, descriptor: int) -> Ledger:
-        """A predecessor's. Raises `LedgerUnreadable`, `LedgerVoid`, and the descriptor stays the caller's."""
+        """A predecessor's. Raises `LedgerUnreadable`, and the descriptor stays the caller's."""
         try:
             head = os.pread(descriptor, 32, 0)
         except OSError:  # not a file

@@ -119,7 +119,7 @@ class Recovery:
 
 
 def _ledger(remains: Remains) -> Ledger:
-    """Takes over its descriptor. Raises `NotRecovered`, `LedgerUnreadable`, `LedgerVoid`."""
+    """Takes over its descriptor. Raises `NotRecovered`, `LedgerUnreadable`."""
     if len(remains.ledgers) != 1:
         raise NotRecovered(f"it has {len(remains.ledgers)} ledgers")
     ledger = Ledger.open(remains.ledgers[0])
