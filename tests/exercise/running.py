@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from fakes import mutant_daemon
-from interceptctl.exercise.daemon_process import REAL_DAEMON, running_daemon
+from interceptctl.exercise.daemon_process import KEPT_DAEMON, running_daemon
 from interceptctl.exercise.exercise import exercise
 from interceptctl.exercise.live import watch_nothing
 from interceptctl.exercise.report import Report
@@ -22,7 +22,7 @@ WITHOUT_INVALIDATION: Final = (*_MUTANT, "without-invalidation")
 WITHOUT_STALENESS_CHECK: Final = (*_MUTANT, "without-staleness-check")
 
 
-async def exercised(scenario: Scenario, command: Sequence[str] = REAL_DAEMON, *, chaos: int = 0) -> Report:
+async def exercised(scenario: Scenario, command: Sequence[str] = KEPT_DAEMON, *, chaos: int = 0) -> Report:
     """Exercise a daemon whose ports yield up to `chaos` times."""
-    async with running_daemon(("env", f"INTERCEPTD_CHAOS={chaos}", *command)) as path:
-        return await exercise(path, scenario, watch_nothing)
+    async with running_daemon(("env", f"INTERCEPTD_CHAOS={chaos}", *command)) as daemon:
+        return await exercise(daemon.path, scenario, watch_nothing, daemon.kill)

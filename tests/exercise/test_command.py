@@ -17,6 +17,7 @@ from fakes.eventually import eventually
 from interceptctl.cli import main
 from interceptctl.exercise import live, program
 from interceptctl.exercise.daemon_process import running_daemon
+from interceptctl.exercise.scenario import DEFAULT_KILLS
 
 
 def run(*arguments: str) -> Result:
@@ -45,18 +46,20 @@ def test_a_good_daemon_is_status_0_with_progress_a_summary_and_a_verdict(
     assert re.search(r"^ +\d+ s  steps [\d,]+  intercepts ", result.stdout, re.MULTILINE)
     assert ["stale", "reads", "0"] in [line.split() for line in result.stdout.splitlines()]
     assert result.stdout.splitlines()[-1].startswith("PASS")
+    assert result.stdout.splitlines()[-1].endswith(f" page checks and {DEFAULT_KILLS} kills")
+    assert re.search(r"^ +\d+ s  daemon killed: \d+ intercepts? waited", result.stdout, re.MULTILINE)
 
 
 @pytest.mark.usefixtures("broken")
 def test_a_bad_daemon_is_status_1_with_counterexamples() -> None:
-    result = run("--steps", "100", "--quiet")
+    result = run("--steps", "100", "--kills", "0", "--quiet")
     assert result.exit_code == 1
     assert "got: reaches file " in result.stdout
     assert result.stdout.splitlines()[-1].startswith("FAIL")
 
 
 def test_json_is_the_report_alone() -> None:
-    result = run("--steps", "30", "--vps", "2", "--seed", "7", "--json")
+    result = run("--steps", "30", "--vps", "2", "--seed", "7", "--kills", "0", "--json")
     report = json.loads(result.stdout)
     assert (report["seed"], report["vps"], report["stale_reads"]) == (7, 2, 0)
     assert report["intercepts"]["resume"]["mapped"] > 0
@@ -74,6 +77,13 @@ def test_a_daemon_that_refuses_is_status_1_with_its_reason(daemon: DaemonProcess
     result = run("--vmm-socket", str(daemon.socket), "--vps", "4")
     assert result.exit_code == 1
     assert "refused: EINVAL: vp_index must be below 3" in result.stderr
+
+
+def test_only_a_private_daemon_is_killed(daemon: DaemonProcess) -> None:
+    result = run("--vmm-socket", str(daemon.socket), "--kills", "1")
+    assert result.exit_code == 2
+    assert "--kills is for a private daemon" in result.stderr
+    assert daemon.status is None
 
 
 def test_an_absent_socket_is_status_3_and_says_what_to_check(tmp_path: Path) -> None:

@@ -40,9 +40,9 @@ async def open_slowly(pipe: Path, clock: MockClock) -> None:
 
 
 async def test_a_running_daemon_answers_at_once_and_leaves_nothing() -> None:
-    async with running_daemon() as path, TrioVmm.open(path) as vmm:
+    async with running_daemon() as daemon, TrioVmm.open(daemon.path) as vmm:
         assert vmm.hello.server == "interceptd"
-    assert not Path(path).parent.exists()
+    assert not Path(daemon.path).parent.exists()
 
 
 async def test_a_private_daemon_inherits_no_variable_meant_for_another(
@@ -51,9 +51,9 @@ async def test_a_private_daemon_inherits_no_variable_meant_for_another(
     """Not another daemon's configuration, the operator's socket, nor our service manager's."""
     for name in ("INTERCEPTD_OPERATOR_SOCKET", "INTERCEPTCTL_SOCKET", "NOTIFY_SOCKET"):
         monkeypatch.setenv(name, str(tmp_path / "of-another"))
-    async with running_daemon() as path, TrioVmm.open(path):
+    async with running_daemon() as daemon, TrioVmm.open(daemon.path):
         assert os.listdir(tmp_path) == []
-        assert sorted(os.listdir(Path(path).parent)) == ["log", "operator.sock", "vmm.sock"]
+        assert sorted(os.listdir(Path(daemon.path).parent)) == ["log", "operator.sock", "vmm.sock"]
 
 
 async def test_a_daemon_that_cannot_start_is_shown_with_its_log() -> None:
@@ -79,7 +79,7 @@ async def test_a_daemon_that_starts_slowly_is_waited_for_as_long_as_it_lives(
     script.write_text(f"open({str(pipe)!r}).read()\nfrom interceptd.cli import main\nmain()\n")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(open_slowly, pipe, mock_clock)
-        async with running_daemon((sys.executable, str(script))) as path, TrioVmm.open(path) as vmm:
+        async with running_daemon((sys.executable, str(script))) as daemon, TrioVmm.open(daemon.path) as vmm:
             assert vmm.hello.server == "interceptd"
 
 
@@ -89,10 +89,10 @@ async def test_a_daemon_that_ends_slowly_is_not_killed(tmp_path: Path, mock_cloc
     script.write_text(LISTEN_UNTIL_SIGTERM + f"open({str(pipe)!r}).read()\n")
     async with trio.open_nursery() as nursery:
         mock_clock.rate = 1
-        async with running_daemon((sys.executable, str(script))) as path:
+        async with running_daemon((sys.executable, str(script))) as daemon:
             mock_clock.rate = 0
             nursery.start_soon(open_slowly, pipe, mock_clock)
-        assert not Path(path).parent.exists()
+        assert not Path(daemon.path).parent.exists()
 
 
 async def test_an_exception_in_the_block_carries_the_daemons_log() -> None:

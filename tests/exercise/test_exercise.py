@@ -25,6 +25,16 @@ async def test_an_exercise_reaches_every_outcome_except_fail() -> None:
 
 
 @pytest.mark.parametrize("mode", list(Mode))
+async def test_a_daemon_that_is_killed_costs_its_guests_a_wait_and_nothing_else(mode: Mode) -> None:
+    report = await exercised(Scenario(steps=200, mode=mode, kills=1))
+    assert report.findings == []
+    assert report.passed
+    assert report.kills.count == 1
+    assert report.kills.waited > 0
+    assert report.kills.longest_wait_ms > 0
+
+
+@pytest.mark.parametrize("mode", list(Mode))
 async def test_k_a_mutant_that_revokes_nothing_is_detected(mode: Mode) -> None:
     report = await exercised(Scenario(steps=100, mode=mode), WITHOUT_INVALIDATION)
     assert report.stale_reads > 0

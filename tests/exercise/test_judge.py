@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from exercise.worlds import GFN, READ, READ_WRITE, WRITE, Scene, backing, region
+from exercise.worlds import GFN, READ, READ_WRITE, WRITE, Scene, backing, region, statistics
 from intercept_protocol.outcomes import Access, Answer, AnyAnswer, LaterAnswer, Outcome
+from interceptctl.exercise.clock import During
 from interceptctl.exercise.judge import Judge
-from interceptctl.exercise.tally import FINDINGS_KEPT, Tally, Wrong
+from interceptctl.exercise.kills import Kills
+from interceptctl.exercise.tally import FINDINGS_KEPT, Tally, VpTally, Wrong
 from interceptctl.exercise.world import Frame, Sight
 
 
@@ -16,13 +18,19 @@ class Court(Scene):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tally = Tally(vps=[])
-        self.judge = Judge(self.truth, self.tally)
+        self.tally = Tally(vps=[VpTally()])
+        self.kills = Kills(self.clock, self.tally, lambda: None)
+        self.judge = Judge(self.truth, self.tally, self.kills)
         self.add(region())
         self.map(backing(0x50, READ))
 
     def answer(self, answer: AnyAnswer, access: Access = READ) -> dict[Wrong, int]:
         self.judge.answer("VP 0", GFN, access, answer, self.now())
+        return dict(self.tally.wrongs)
+
+    def retry(self, answer: Answer, during: During) -> dict[Wrong, int]:
+        self.tally.answered(0, answer)
+        self.judge.retry(0, answer, during)
         return dict(self.tally.wrongs)
 
     def sight(self, seen: Sight | None, *, resumed: bool = False) -> dict[Wrong, int]:
@@ -32,8 +40,33 @@ class Court(Scene):
 
 
 @pytest.mark.parametrize("answer", [answer for answer in Answer if answer.outcome is Outcome.RETRY])
-def test_retry_is_never_wrong(answer: Answer) -> None:
+def test_retry_is_true_at_all_times(answer: Answer) -> None:
     assert Court().answer(answer) == {}
+
+
+def test_restarted_is_right_around_a_kill_alone() -> None:
+    court = Court()
+    before, asked = court.now(), court.clock.tick()
+    court.kills.strike(statistics())
+    around, after = During(asked, court.clock.tick()), court.now()
+    assert court.retry(Answer.RESTARTED, around) == {}
+    assert court.retry(Answer.RESTARTED, before) == {Wrong.UNCAUSED: 1}
+    assert court.retry(Answer.RESTARTED, after) == {Wrong.UNCAUSED: 2}
+
+
+def test_kicked_is_right_once_for_each_kick_and_each_kill() -> None:
+    court = Court()
+    court.tally.kicked(0)
+    court.tally.kicked(None)
+    court.kills.strike(statistics())
+    assert [court.retry(Answer.KICKED, court.now()) for _ in range(4)] == [{}, {}, {}, {Wrong.UNCAUSED: 1}]
+
+
+def test_the_daemon_of_somebody_else_may_be_restarted_at_any_time() -> None:
+    court = Court()
+    court.judge = Judge(court.truth, court.tally, Kills(court.clock, court.tally, None))
+    assert court.retry(Answer.RESTARTED, court.now()) == {}
+    assert court.retry(Answer.KICKED, court.now()) == {}
 
 
 @pytest.mark.parametrize("answer", [answer for answer in Answer if answer.outcome is Outcome.FAIL])

@@ -10,12 +10,13 @@ from rich.console import Console, RenderableType
 
 from intercept_protocol.outcomes import Answer, Outcome
 from interceptctl.exercise.clock import During
-from interceptctl.exercise.report import Report, Took
+from interceptctl.exercise.report import Killed, Report, Took
 from interceptctl.exercise.summary import FINDINGS_SHOWN, summary, verdict
 from interceptctl.exercise.tally import Finding, Wrong
 from interceptctl.quantiles import Quantiles
 
 HUGE = 10**9
+NO_KILLS = Killed(count=0, waited=0, longest_wait_ms=0)
 
 
 def report(*findings: Finding) -> Report:
@@ -36,6 +37,7 @@ def report(*findings: Finding) -> Report:
         stale_attempts=HUGE,
         looks=HUGE,
         stale_reads=len(findings),
+        kills=Killed(count=HUGE, waited=HUGE, longest_wait_ms=HUGE),
         wrongs={Wrong.UNTRUE_SIGHT: len(findings)} if findings else {},
         answered_at_once=Took(intercepts=HUGE, quantiles=Quantiles(HUGE, HUGE)),
         waited=Took(intercepts=HUGE, quantiles=Quantiles(HUGE, HUGE)),
@@ -79,13 +81,26 @@ def test_summary_of_a_daemon_without_histograms_shows_no_latency() -> None:
     assert "p50" not in shown(summary(figures))
 
 
+def test_summary_and_verdict_say_what_guests_noticed_of_kills() -> None:
+    killed = msgspec.structs.replace(report(), kills=Killed(count=2, waited=1, longest_wait_ms=412))
+    text = " ".join(shown(summary(killed)).split())
+    assert "kills 2: 1 intercept waited, the longest 412ms" in text
+    assert "requests 0 lost, 0 carried out twice" in text
+    assert text.endswith(" page checks and 2 kills")
+
+
+def test_summary_without_kills_does_not_mention_them() -> None:
+    assert "kill" not in shown(summary(msgspec.structs.replace(report(), kills=NO_KILLS)))
+
+
 def test_summary_names_every_outcome_and_reason() -> None:
     text = shown(summary(report()))
     assert all(answer.reason in text for answer in Answer)
 
 
 def test_verdict_of_a_good_daemon_is_one_line() -> None:
-    (line,) = shown(verdict(report())).splitlines()
+    figures = msgspec.structs.replace(report(), kills=NO_KILLS)
+    (line,) = shown(verdict(figures)).splitlines()
     assert line.startswith("PASS")
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
-from intercept_protocol.messages import RegionKind
+from intercept_protocol.messages import PartitionStatistics, RegionKind
 from intercept_protocol.outcomes import Access
 from interceptctl.exercise.clock import Clock, During
 from interceptctl.exercise.truth import Truth
@@ -32,6 +32,14 @@ def region(
 
 def backing(pfn: int, access: Access = READ_WRITE, *, io: bool = True) -> Backing:
     return Backing(Frame("host", pfn), access, io)
+
+
+def statistics(**figures: Any) -> PartitionStatistics:
+    """What a daemon says of a partition, where all is 0 but for `figures`."""
+    nothing = dict.fromkeys(PartitionStatistics.__struct_fields__, 0)
+    return PartitionStatistics(
+        **{**nothing, "intercepts": {}, "latency": (), "latency_waited": (), **figures}
+    )
 
 
 class Scene:

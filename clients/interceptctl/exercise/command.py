@@ -16,7 +16,7 @@ from interceptctl import units
 from interceptctl.completion import SOCKET_PATH
 
 from .memory import Mode
-from .scenario import DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scenario
+from .scenario import DEFAULT_KILLS, DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scenario
 
 
 @click.command("exercise")
@@ -41,6 +41,11 @@ from .scenario import DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scen
     type=click.FloatRange(0, min_open=True),
     help=f"Stop after this time.  [default: {DEFAULT_SECONDS:g}, or no limit with --steps]",
 )
+@click.option(
+    "--kills",
+    type=click.IntRange(0),
+    help=f"Kill the private daemon so often, at drawn instants.  [default: {DEFAULT_KILLS}]",
+)
 @click.option("--quiet", is_flag=True, help="Print only the verdict.")
 @click.option("--json", "as_json", is_flag=True, help="Print only the report, as JSON.")
 def exercise_command(
@@ -51,6 +56,7 @@ def exercise_command(
     seed: int,
     steps: int | None,
     seconds: float | None,
+    kills: int | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -58,14 +64,19 @@ def exercise_command(
 
     The VMM maps, unmaps, protects and remaps parts of several BARs and of RAM while its VPs run. Every answer
     must have been true at some instant between request and reply, and after an acknowledged invalidation no
-    guest may reach the old frames. Exit code 1 if any check fails.
+    guest may reach the old frames. A private daemon is killed meanwhile, and started again by its keeper:
+    guests may wait for it, no more. Exit code 1 if any check fails.
     """
     from . import program, summary  # noqa: PLC0415 - they import trio, which slows the start
 
     if steps is None and seconds is None:
         seconds = DEFAULT_SECONDS
+    if kills is None:
+        kills = DEFAULT_KILLS if vmm_socket is None else 0
+    elif kills and vmm_socket is not None:
+        raise click.UsageError("--kills is for a private daemon, and --vmm-socket names another")
     mode = Mode.LIVE if memory == "live" else Mode.DECLARED
-    scenario = Scenario(seed=seed, vps=vps, steps=steps, seconds=seconds, mode=mode)
+    scenario = Scenario(seed=seed, vps=vps, steps=steps, seconds=seconds, mode=mode, kills=kills)
     console = Console(highlight=False, emoji=False, markup=False)
     if not (quiet or as_json):
         console.print(f"{_daemon(vmm_socket)}: {units.of(vps, 'VP')}, seed {seed}")

@@ -1,16 +1,20 @@
-"""A private daemon, for the duration of an exercise.
+"""A private daemon, for the duration of an exercise, under a keeper that starts it again.
 
-Owns the process, its temporary directory and its log; must not know what requests it gets. It is started by
-name: the tool shares no code with the daemon. Settings meant for another daemon are not passed on.
+Owns the processes, their temporary directory and their log; must not know what requests the daemon gets. It
+is started by name: the tool shares no code with the daemon. Settings meant for another daemon are not passed
+on.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Final
@@ -25,16 +29,33 @@ killed. Far beyond what a busy machine takes: no verdict depends on how fast a d
 _LOOK_AGAIN: Final = 0.02
 _LOG_SHOWN: Final = 2000
 
-REAL_DAEMON: Final = (sys.executable, "-m", "interceptd")
+UNKEPT_DAEMON: Final = (sys.executable, "-m", "interceptd")
+KEPT_DAEMON: Final = (*UNKEPT_DAEMON, "keep", "--")
 
 
 class DaemonFailed(Exception):
     """The daemon did not start or end properly; the message ends with the tail of its log."""
 
 
+@dataclass(frozen=True, slots=True)
+class PrivateDaemon:
+    path: str
+    """Of its socket for VMMs."""
+    log: Path
+
+    def kill(self) -> None:
+        """End the daemon by SIGKILL; its keeper starts the next one. Call it while the daemon answers."""
+        os.kill(self._pid(), signal.SIGKILL)
+
+    def _pid(self) -> int:
+        """Of the daemon that was started last, as its keeper says in the log."""
+        started = [line for line in self.log.read_text().splitlines() if '"daemon_process_started"' in line]
+        return int(json.loads(started[-1])["pid"])
+
+
 @asynccontextmanager
-async def running_daemon(command: Sequence[str] = REAL_DAEMON) -> AsyncIterator[str]:
-    """Run a daemon; yields the path of its VMM socket. It is ended by SIGTERM and must exit with status 0.
+async def running_daemon(command: Sequence[str] = KEPT_DAEMON) -> AsyncIterator[PrivateDaemon]:
+    """Run a daemon by a command that `serve` follows. It is ended by SIGTERM and must exit with status 0.
 
     Exceptions of the block propagate, with the tail of the daemon's log as a note. Our uid is put into
     allowed_uids: in many containers it is the overflow uid, which is refused by default.
@@ -51,7 +72,7 @@ async def running_daemon(command: Sequence[str] = REAL_DAEMON) -> AsyncIterator[
             )
         try:
             await _wait_until_it_listens(process, path, log)
-            yield str(path)
+            yield PrivateDaemon(str(path), log)
         except BaseException as error:
             await _end(process)
             error.add_note(_end_of(log))

@@ -6,6 +6,7 @@ shown.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -15,6 +16,7 @@ from typing import Final
 import trio
 
 from intercept_client import TrioNotifier, TrioVmm, TrioVp
+from intercept_protocol.messages import PartitionStatistics
 from intercept_protocol.outcomes import Access, Answer
 
 from . import live_memory
@@ -22,6 +24,7 @@ from .clock import Clock, During
 from .declared_memory import DeclaredMemory
 from .guest import Guest, Touch
 from .judge import Judge
+from .kills import Kills, Schedule, share_over
 from .link import Link
 from .live_memory import LiveMemory
 from .memory import Memory, Mode
@@ -41,6 +44,7 @@ class Progress:
     scenario: Scenario
     tally: Tally
     vmm: FakeVmm
+    kills: Kills
 
 
 FINAL_TOUCH_EVERY: Final = 8
@@ -49,8 +53,11 @@ FINAL_TOUCH_EVERY: Final = 8
 Watch = Callable[[Progress], Awaitable[None]]
 
 
-async def exercise(path: str, scenario: Scenario, watch: Watch) -> Report:
-    """Exercise the daemon whose VMMs' socket is at `path`; `watch` runs concurrently until cancelled.
+async def exercise(
+    path: str, scenario: Scenario, watch: Watch, kill: Callable[[], None] | None = None
+) -> Report:
+    """Exercise the daemon whose VMMs' socket is at `path`; `watch` runs concurrently until cancelled. `kill`
+    is called as often as the scenario says, and the daemon is then started again; None if it is not ours.
 
     Raises what the clients raise if the daemon refuses a request or goes away. The report has its faults.
     """
@@ -58,7 +65,8 @@ async def exercise(path: str, scenario: Scenario, watch: Watch) -> Report:
     clock = Clock()
     truth = Truth(clock)
     tally = Tally([VpTally() for _ in range(scenario.vps)])
-    judge = Judge(truth, tally)
+    kills = Kills(clock, tally, kill)
+    judge = Judge(truth, tally, kills)
     async with AsyncExitStack() as connections:
         client = await connections.enter_async_context(TrioVmm.open(path, name="exercise"))
         partition = await client.call(scenario.mode.partition)
@@ -80,40 +88,48 @@ async def exercise(path: str, scenario: Scenario, watch: Watch) -> Report:
         async def guest(index: int) -> Guest:
             vp = await connections.enter_async_context(TrioVp.open(path, partition, vp_index=index))
             rng = scenario.rng(f"guest {index}")
-            return Guest(index, vp, vmm, clock=clock, judge=judge, tally=tally, rng=rng)
+            return Guest(index, vp, vmm, clock=clock, judge=judge, tally=tally, kills=kills, rng=rng)
 
         guests = [await guest(index) for index in range(scenario.vps)]
         workload = Workload(vmm, await notifier(), truth, tally, scenario.rng("workload"))
         disturber = await notifier()
         await workload.set_up()
         async with trio.open_nursery() as watching:
-            watching.start_soon(watch, Progress(scenario, tally, vmm))
-            await _run(scenario, tally, workload, guests, disturber)
+            progress = Progress(scenario, tally, vmm, kills)
+            watching.start_soon(watch, progress)
+            await _run(progress, workload, guests, disturber)
             await workload.wait_idle()
             await _compare_all(vmm, truth, guests[0])
             watching.cancel_scope.cancel()
         statistics = await vmm.statistics()
-    _compare_counts(tally, statistics.intercepts)
+    _compare_counts(tally, kills, statistics)
     seconds = time.perf_counter() - started
-    return Report.of(scenario.mode.title, scenario, tally, statistics, seconds)
+    return Report.of(scenario, tally, kills, statistics, seconds)
 
 
-async def _run(
-    scenario: Scenario, tally: Tally, workload: Workload, guests: list[Guest], disturber: FakeNotifier
-) -> None:
-    """Run the VMM, its guests and its notifiers concurrently, at the same pace.
+async def _run(progress: Progress, workload: Workload, guests: list[Guest], disturber: FakeNotifier) -> None:
+    """Run the VMM, its guests and its notifiers concurrently, at the same pace, and kill the daemon.
 
     The VMM waits for guests that fall behind, but never while a range is shut: they may be waiting for it."""
+    scenario, tally, kills = progress.scenario, progress.tally, progress.kills
     turns, guests_turns = trio.open_memory_channel[None](len(guests))
     nudges, disturbers_turns = trio.open_memory_channel[None](0)
-    async with trio.open_nursery() as nursery, turns, nudges:
+    orders, due = trio.open_memory_channel[None](math.inf)
+    async with trio.open_nursery() as nursery, turns, nudges, orders:
         for guest in guests:
             nursery.start_soon(guest.run, guests_turns)
         nursery.start_soon(disturb, disturber, disturbers_turns, scenario.rng("disturber"))
+        nursery.start_soon(kills.run, due, progress.vmm.statistics, scenario.rng("kills"))
+        schedule = Schedule(scenario.kills, scenario.rng("schedule of kills"))
         rng, owed, burst = scenario.rng("bursts"), 0, 1
-        deadline = trio.current_time() + scenario.time_limit
-        while tally.steps < scenario.step_limit and trio.current_time() < deadline:
+        began, over = trio.current_time(), 0.0
+        while over < 1 or kills.count < scenario.kills:
             await workload.go_on()
+            over = share_over(
+                (tally.steps, scenario.step_limit), (trio.current_time() - began, scenario.time_limit)
+            )
+            for _ in range(schedule.due(over)):
+                orders.send_nowait(None)
             owed += scenario.touches_per_action
             if owed >= burst:
                 for _ in range(owed):
@@ -133,18 +149,21 @@ async def _compare_all(vmm: FakeVmm, truth: Truth, guest: Guest) -> None:
             await guest.touch(Touch(gfn, Access.READ))
 
 
-def _compare_counts(tally: Tally, counted: dict[str, dict[str, int]]) -> None:
-    """Every intercept was answered once, and the daemon's counters agree with the answers received."""
+def _compare_counts(tally: Tally, kills: Kills, counted: PartitionStatistics) -> None:
+    """Every intercept was answered once, and the daemon's counters agree with the answers received since it
+    was started. It was started as often as it was killed, and every begin was ended once."""
+
+    def found(wrong: Wrong, told: str, right: str) -> None:
+        tally.found(Finding(wrong, "statistics", None, told, (right,), During(0, 0)))
+
+    if counted.open_invalidations:
+        found(Wrong.LEFT_OPEN, f"{counted.open_invalidations} invalidations are open", "none")
+    if counted.restarts != kills.count:
+        if kills.are_ours:
+            found(Wrong.RESTARTED, f"{counted.restarts} restarts", f"{kills.count} kills")
+        return
     for answer in Answer:
-        heard, said = tally.answers[answer], counted[answer.outcome][answer.reason]
-        if heard != said:
-            tally.found(
-                Finding(
-                    Wrong.MISCOUNTED,
-                    "statistics",
-                    None,
-                    f"{answer}: {said} counted by the daemon",
-                    (f"{heard} received by guests",),
-                    During(0, 0),
-                )
-            )
+        said, least = counted.intercepts[answer.outcome][answer.reason], kills.surely[answer]
+        if not least <= said <= least + kills.perhaps[answer]:
+            heard = f"{least} to {least + kills.perhaps[answer]}" if kills.perhaps[answer] else f"{least}"
+            found(Wrong.MISCOUNTED, f"{answer}: {said} counted by the daemon", f"{heard} received by guests")

@@ -6,6 +6,7 @@ Owns what it touches, and the check after every resume; must not know what is ri
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -19,7 +20,9 @@ from intercept_protocol.outcomes import Access, AnyAnswer, Outcome
 
 from .clock import Clock, During
 from .judge import Judge
+from .kills import Kills
 from .layout import NOWHERE, SLOTS
+from .patience import answered_in_time
 from .tally import Tally
 from .vmm import FakeVmm
 
@@ -62,6 +65,7 @@ class Guest:
         clock: Clock,
         judge: Judge,
         tally: Tally,
+        kills: Kills,
         rng: random.Random,
     ) -> None:
         self._index = index
@@ -71,6 +75,7 @@ class Guest:
         self._clock = clock
         self._judge = judge
         self._tally = tally
+        self._kills = kills
         self._rng = rng
 
     async def run(self, turns: trio.MemoryReceiveChannel[None]) -> None:
@@ -84,8 +89,9 @@ class Guest:
 
     async def touch(self, touch: Touch) -> None:
         """Touch a page until the answer is not RETRY."""
-        while await self._fault(touch) is Outcome.RETRY:
-            pass
+        with answered_in_time():
+            while await self._fault(touch) is Outcome.RETRY:
+                pass
 
     async def _fault(self, touch: Touch) -> Outcome:
         gfn, access = touch.gfn, touch.access
@@ -93,8 +99,7 @@ class Guest:
             gpa=gfn << PAGE_SHIFT, access=access, message_type=self._rng.choice(_FAULTS)
         )
         with self._clock.question() as asked:
-            answer = await self._ask(message)
-            during = During(asked, self._clock.tick())
+            answer, during = await self._ask(message, asked)
             self._judge.answer(self._name, gfn, access, answer, during)
             if answer.outcome is Outcome.RESUME:
                 await self._vmm.look(self._name, gfn, resumed_since=asked)
@@ -102,13 +107,18 @@ class Guest:
 
     async def _do_something_else(self) -> None:
         with self._clock.question() as asked:
-            answer = await self._ask(_NO_MEMORY)
-            self._judge.not_memory(self._name, answer, During(asked, self._clock.tick()))
+            with answered_in_time():
+                answer, during = await self._ask(_NO_MEMORY, asked)
+            self._judge.not_memory(self._name, answer, during)
 
-    async def _ask(self, message: bytes) -> AnyAnswer:
+    async def _ask(self, message: bytes, asked: int) -> tuple[AnyAnswer, During]:
+        began = time.perf_counter()
         answer = await self._vp.intercept(message)
+        during = During(asked, self._clock.tick())
         self._tally.answered(self._index, answer)
-        return answer
+        self._kills.answered(answer, during, time.perf_counter() - began)
+        self._judge.retry(self._index, answer, during)
+        return answer, during
 
     def _pick(self) -> Touch | None:
         """Mostly where something is changing or mapped; now and then elsewhere."""

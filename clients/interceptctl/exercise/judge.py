@@ -10,6 +10,7 @@ from collections.abc import Set
 from intercept_protocol.outcomes import Access, Answer, AnyAnswer, LaterAnswer, Outcome
 
 from .clock import During
+from .kills import Kills
 from .tally import Finding, Tally, Wrong
 from .truth import State, Truth
 from .world import Sight, rights_text
@@ -18,13 +19,28 @@ from .world import Sight, rights_text
 class Judge:
     """Judges while the question is open: afterwards the truth may drop that history."""
 
-    def __init__(self, truth: Truth, tally: Tally) -> None:
+    def __init__(self, truth: Truth, tally: Tally, kills: Kills) -> None:
         self._truth = truth
         self._tally = tally
+        self._kills = kills
+
+    def retry(self, vp_index: int, answer: AnyAnswer, during: During) -> None:
+        """Judge whether an answer that says why a VP must ask again has that cause, after it was counted."""
+        if self._kills.may_explain(answer, during):
+            return
+        if answer is Answer.RESTARTED:
+            cause = "a restart of the daemon meanwhile"
+        elif answer is Answer.KICKED and self._tally.vps[vp_index].kicks < 0:
+            cause = "a kick, or a restart, which counts as one"
+        else:
+            return
+        self._tally.found(
+            Finding(Wrong.UNCAUSED, f"VP {vp_index}", None, f"{answer}", (f"after {cause}",), during)
+        )
 
     def not_memory(self, who: str, answer: AnyAnswer, during: During) -> None:
         """Judge the answer to a message that is not a memory fault."""
-        if not _is_one_of(answer, {Answer.NOT_MEMORY}):
+        if not _is_one_of(answer, {Answer.NOT_MEMORY, Answer.RESTARTED}):
             right = (str(Answer.NOT_MEMORY),)
             self._tally.found(Finding(Wrong.UNTRUE_ANSWER, who, None, f"no memory: {answer}", right, during))
 

@@ -18,6 +18,7 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.messages import Call
 
 from .clock import Clock, During
+from .patience import answered_in_time
 from .tally import Tally
 
 Reply = TypeVar("Reply")
@@ -46,7 +47,8 @@ class Link:
     async def ask(self, call: Call[Reply]) -> Reply:
         """A request that changes nothing."""
         async with self._turn:
-            return await self._client.call(call)
+            with answered_in_time():
+                return await self._client.call(call)
 
     async def change(self, call: Call[Reply], ask: Callable[[int], Edit]) -> Reply:
         """A request that changes the truth: `ask` records how, given the tick at which it is sent.
@@ -61,7 +63,8 @@ class Link:
         async with self._turn:
             edit = ask(self._clock.tick())
             try:
-                reply = await act()
+                with answered_in_time():
+                    reply = await act()
             except WireError:
                 edit.refuse(self._clock.tick())
                 raise
@@ -71,6 +74,6 @@ class Link:
     async def look(self, call: Call[Reply], judge: Callable[[Reply, During], None]) -> None:
         """A question about the truth: `judge` gets the reply and its time while the question is open."""
         async with self._turn:
-            with self._clock.question() as asked:
+            with self._clock.question() as asked, answered_in_time():
                 reply = await self._client.call(call)
                 judge(reply, During(asked, self._clock.tick()))

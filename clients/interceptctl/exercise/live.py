@@ -18,6 +18,8 @@ from rich.text import Text
 from intercept_protocol.messages import PartitionStatistics
 
 from .exercise import Progress
+from .lives import added
+from .summary import waited_text
 from .tally import EVENTS_KEPT
 
 REFRESH: Final = 0.25
@@ -37,10 +39,18 @@ async def watch_in_terminal(console: Console, progress: Progress) -> None:
 async def watch_by_lines(console: Console, progress: Progress) -> None:
     """Print one line per second until cancelled."""
     started = time.perf_counter()
+    kills = 0
+
+    def tell(what: str) -> None:
+        console.print(f"{time.perf_counter() - started:4.0f} s  {what}")
+
     while True:
         await trio.sleep(LINE_EVERY)
         statistics = await progress.vmm.statistics()
-        console.print(f"{time.perf_counter() - started:4.0f} s  {_counters(progress, statistics)}")
+        if progress.kills.count > kills:
+            kills = progress.kills.count
+            tell(f"daemon killed: {waited_text(progress.kills.waited, progress.kills.longest_wait)}")
+        tell(_counters(progress, statistics))
 
 
 async def watch_nothing(progress: Progress) -> None:  # noqa: ARG001 - the signature of all watchers
@@ -84,8 +94,8 @@ class _View:
 
 
 def _counters(progress: Progress, statistics: PartitionStatistics) -> str:
-    tally = progress.tally
+    tally, counted = progress.tally, added([*progress.kills.lives, statistics])
     return (
-        f"steps {tally.steps:,}  intercepts {tally.answers.total():,}  maps {statistics.map_calls:,}  "
-        f"invalidations {statistics.invalidations:,}  stale {tally.stale_reads}"
+        f"steps {tally.steps:,}  intercepts {tally.answers.total():,}  maps {counted.map_calls:,}  "
+        f"invalidations {counted.invalidations:,}  stale {tally.stale_reads}"
     )

@@ -17,6 +17,7 @@ from intercept_protocol.addresses import UaddrRange
 from .clock import Clock
 from .history import FOREVER
 from .layout import MEMORIES, SHARED
+from .patience import answered_in_time
 from .tally import Tally
 from .truth import Truth
 from .vmm import FakeVmm
@@ -37,7 +38,8 @@ class FakeNotifier:
         self._tally.steps += 1
         self._vmm.heat(uaddrs)
         invalidation = self._truth.ask_invalidation(uaddrs, self._clock.tick())
-        await self._client.invalidate(uaddrs)
+        with answered_in_time():
+            await self._client.invalidate(uaddrs)
         invalidation.gone = self._clock.tick()
         await self._vmm.probe(uaddrs, "probe after invalidate")
 
@@ -47,14 +49,15 @@ class FakeNotifier:
         self._tally.steps += 1
         self._vmm.heat(uaddrs)
         invalidation = self._truth.ask_invalidation(uaddrs, self._clock.tick())
-        async with self._client.invalidation(uaddrs):
-            invalidation.gone = self._clock.tick()
-            invalidation.shut_until = FOREVER
-            await self._vmm.probe(uaddrs, "probe after begin")
-            yield
-            await self._vmm.probe(uaddrs, "probe before end")
-            self._tally.steps += 1
-            invalidation.shut_until = self._clock.tick()
+        with answered_in_time():
+            async with self._client.invalidation(uaddrs):
+                invalidation.gone = self._clock.tick()
+                invalidation.shut_until = FOREVER
+                await self._vmm.probe(uaddrs, "probe after begin")
+                yield
+                await self._vmm.probe(uaddrs, "probe before end")
+                self._tally.steps += 1
+                invalidation.shut_until = self._clock.tick()
 
 
 async def disturb(notifier: FakeNotifier, turns: trio.MemoryReceiveChannel[None], rng: random.Random) -> None:

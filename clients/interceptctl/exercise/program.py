@@ -19,10 +19,11 @@ from interceptctl import operator_client
 from .daemon_process import DaemonFailed, running_daemon
 from .exercise import Watch, exercise
 from .live import watch_by_lines, watch_in_terminal, watch_nothing
+from .patience import Unanswered
 from .report import Report
 from .scenario import Scenario
 
-_UNREACHABLE: Final = (ConnectionLost, ProtocolViolation, DaemonFailed, OSError)
+_UNREACHABLE: Final = (ConnectionLost, ProtocolViolation, DaemonFailed, Unanswered, OSError)
 
 
 def run(path: str | None, scenario: Scenario, watching: Console | None) -> Report:
@@ -45,7 +46,7 @@ async def _exercise(path: str | None, scenario: Scenario, watch: Watch) -> Repor
     if path is not None:
         return await exercise(path, scenario, watch)
     async with running_daemon() as own:
-        return await exercise(own, scenario, watch)
+        return await exercise(own.path, scenario, watch, own.kill)
 
 
 def _watch(console: Console | None) -> Watch:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import msgspec
 
 from intercept_protocol.messages import PartitionStatistics
+from intercept_protocol.outcomes import Answer, Outcome
 from interceptctl.quantiles import Counts, Quantiles, at_once, quantiles
 
+from .kills import Kills
+from .lives import added
 from .scenario import Scenario
 from .tally import Finding, Tally, Wrong
 
@@ -25,8 +28,22 @@ class Took(msgspec.Struct, frozen=True, kw_only=True):
         return cls(intercepts=sum(counts), quantiles=quantiles((), counts))
 
 
+class Killed(msgspec.Struct, frozen=True, kw_only=True):
+    """How often the daemon was killed, and the intercepts that met a kill: those answered late because of it,
+    and for how many milliseconds the longest waited."""
+
+    count: int
+    waited: int
+    longest_wait_ms: int
+
+    @classmethod
+    def of(cls, kills: Kills) -> Killed:
+        return cls(count=kills.count, waited=kills.waited, longest_wait_ms=round(1000 * kills.longest_wait))
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """`intercepts` is by outcome and reason, as counted by the daemon.
+    """`intercepts` is by outcome and reason. What a daemon counted just before it was killed is not in
+    `map_calls`, `invalidations`, `stale_attempts` and the times.
 
     `answered_at_once` shows how fast the daemon is; `waited`, how long the VMM kept its invalidations open.
     """
@@ -43,6 +60,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     stale_attempts: int
     looks: int
     stale_reads: int
+    kills: Killed
     wrongs: dict[Wrong, int]
     answered_at_once: Took
     waited: Took
@@ -58,26 +76,28 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(
-        cls,
-        mode: str,
-        scenario: Scenario,
-        tally: Tally,
-        daemon: PartitionStatistics,
-        seconds: float,
+        cls, scenario: Scenario, tally: Tally, kills: Kills, last: PartitionStatistics, seconds: float
     ) -> Report:
+        daemon = added([*kills.lives, last])
         return cls(
-            mode=mode,
+            mode=scenario.mode.title,
             seed=scenario.seed,
             vps=scenario.vps,
             steps=tally.steps,
             seconds=round(seconds, 2),
-            intercepts=daemon.intercepts,
+            intercepts={
+                outcome.value: {
+                    answer.reason: tally.answers[answer] for answer in Answer if answer.outcome is outcome
+                }
+                for outcome in Outcome
+            },
             map_calls=daemon.map_calls,
             pages_mapped=daemon.mapped_gfns,
             invalidations=daemon.invalidations,
             stale_attempts=daemon.stale_attempts,
             looks=tally.looks,
             stale_reads=tally.stale_reads,
+            kills=Killed.of(kills),
             wrongs=dict(tally.wrongs),
             answered_at_once=Took.of(at_once(daemon.latency, daemon.latency_waited)),
             waited=Took.of(daemon.latency_waited),

@@ -15,13 +15,16 @@ from .memory import Mode
 DEFAULT_SEED: Final = 1
 DEFAULT_VPS: Final = 8
 DEFAULT_SECONDS: Final = 12.0
+DEFAULT_KILLS: Final = 2
+"""Of a private daemon."""
 MOST_VPS: Final = 256
 """The most VPs that a daemon allows per partition, unless configured lower."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Ends after `steps` or `seconds`, whichever comes first; None is no limit.
+    """Ends after `steps` or `seconds`, whichever comes first, but not before the daemon was killed `kills`
+    times; None is no limit.
 
     A step is one request of the VMM or of a notifier that changes something.
     """
@@ -31,6 +34,7 @@ class Scenario:
     steps: int | None = None
     seconds: float | None = None
     mode: Mode = Mode.LIVE
+    kills: int = 0
     touches_per_action: int = 3
     """Touches by guests per action of the VMM, so that both keep pace."""
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from interceptctl import units
 
-from .report import Report, Took
+from .report import Killed, Report, Took
 from .tally import Finding
 
 FINDINGS_SHOWN: Final = 5
@@ -28,7 +28,7 @@ def verdict(report: Report) -> RenderableType:
     """The counterexamples, if any, and one line."""
     if report.passed:
         return Text(
-            f"PASS: no stale read in {report.intercept_count:,} intercepts and {report.looks:,} page checks",
+            f"PASS: no stale read in {report.intercept_count:,} intercepts{_page_checks(report)}",
             style="bold green",
         )
     wrongs = ", ".join(f"{count} x {wrong}" for wrong, count in report.wrongs.items())
@@ -61,6 +61,7 @@ def _figures(report: Report) -> RenderableType:
         ("invalidations", f"{report.invalidations:,}, which made {report.stale_attempts:,} attempts stale"),
         ("page checks", f"{report.looks:,}"),
         ("stale reads", stale),
+        *_kills(report.kills),
         ("answered at once", _took(report.answered_at_once)),
         ("waited", _took(report.waited)),
         ("time", f"{report.seconds:.1f} s"),
@@ -68,6 +69,29 @@ def _figures(report: Report) -> RenderableType:
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def waited_text(waited: int, longest_seconds: float) -> str:
+    """What guests noticed of kills."""
+    longest = f", the longest {units.latency(longest_seconds * 1e9)}" if waited else ""
+    return f"{units.of(waited, 'intercept')} waited{longest}"
+
+
+def _kills(killed: Killed) -> tuple[tuple[str, str], ...]:
+    """All requests were answered, or there would be no report; what is carried out twice is refused."""
+    if not killed.count:
+        return ()
+    noticed = waited_text(killed.waited, killed.longest_wait_ms / 1e3)
+    return (
+        ("kills", f"{killed.count:,}: {noticed}"),
+        ("requests", "0 lost, 0 carried out twice"),
+    )
+
+
+def _page_checks(report: Report) -> str:
+    kills = report.kills.count
+    checks = f"{report.looks:,} page checks"
+    return f", {checks} and {units.of(kills, 'kill')}" if kills else f" and {checks}"
 
 
 def _took(took: Took) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from intercept_protocol.outcomes import AnyAnswer
+from intercept_protocol.outcomes import Answer, AnyAnswer
 
 from .clock import During
 
@@ -34,6 +34,12 @@ class Wrong(StrEnum):
     """A region that should have been added was refused, or the other way round."""
     MISCOUNTED = "miscounted"
     """The numbers of intercepts sent, answered and counted by the daemon differ."""
+    UNCAUSED = "retry without a cause"
+    """Of the restarted daemon without a restart, or of a kick without a kick."""
+    RESTARTED = "unexpected restart"
+    """The daemon ended, or the partition survived, another number of times than it was killed."""
+    LEFT_OPEN = "left open"
+    """Every begin was ended, and the daemon has one open: it carried it out twice."""
 
 
 STALE = frozenset({Wrong.UNTRUE_ANSWER, Wrong.UNTRUE_SIGHT})
@@ -55,6 +61,8 @@ class Finding:
 class VpTally:
     intercepts: int = 0
     last: AnyAnswer | None = None
+    kicks: int = 0
+    """How often it may yet be answered `kicked`; several kicks may come as one."""
 
 
 @dataclass(slots=True)
@@ -72,12 +80,18 @@ class Tally:
         vp = self.vps[vp_index]
         vp.intercepts += 1
         vp.last = answer
+        vp.kicks -= answer is Answer.KICKED
         self.answers[answer] += 1
 
     def found(self, finding: Finding) -> None:
         self.wrongs[finding.wrong] += 1
         if len(self.findings) < FINDINGS_KEPT:
             self.findings.append(finding)
+
+    def kicked(self, vp_index: int | None) -> None:
+        """One VP may be answered `kicked` once more, or all for None."""
+        for vp in self.vps if vp_index is None else (self.vps[vp_index],):
+            vp.kicks += 1
 
     @property
     def stale_reads(self) -> int:

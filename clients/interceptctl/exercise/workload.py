@@ -99,6 +99,7 @@ class Workload:
                 return granularity
             case Action.KICK:
                 vp_index = rng.choice([None, rng.randrange(len(self._tally.vps))])
+                self._tally.kicked(vp_index)
                 await vmm.kick(vp_index)
                 return "all" if vp_index is None else f"VP {vp_index}"
             case _:

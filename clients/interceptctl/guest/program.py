@@ -58,8 +58,8 @@ def run(
 
 
 async def _with_private_daemon(play: Callable[[str], GuestReport]) -> GuestReport:
-    async with running_daemon() as path:
-        return await trio.to_thread.run_sync(play, path)
+    async with running_daemon() as daemon:
+        return await trio.to_thread.run_sync(play, daemon.path)
 
 
 def _text(error: BaseException, path: str | None) -> str:
