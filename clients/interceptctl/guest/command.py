@@ -50,7 +50,7 @@ def guest_command(
     """
     from . import program, summary  # noqa: PLC0415 - they import trio, which slows the start
 
-    scenarios = program.select(names)
+    scenarios = program.select(names, may_kill=vmm_socket is None)
     console = Console(highlight=False, emoji=False, markup=False)
     if only_list:
         for scenario in scenarios:

@@ -22,6 +22,7 @@ class Reports:
     def __init__(self) -> None:
         self._news = threading.Condition()
         self._kept: deque[int] = deque(maxlen=REPORTS_KEPT)
+        self._values: set[int] = set()
         self._count = 0
 
     def read(self, offset: int, size: int) -> bytes:  # noqa: ARG002 - nothing to be read
@@ -29,7 +30,9 @@ class Reports:
 
     def write(self, offset: int, data: bytes) -> None:  # noqa: ARG002 - one port
         with self._news:
-            self._kept.append(int.from_bytes(data, "little"))
+            value = int.from_bytes(data, "little")
+            self._kept.append(value)
+            self._values.add(value)
             self._count += 1
             self._news.notify_all()
 
@@ -44,6 +47,12 @@ class Reports:
         """The latest reports, oldest first."""
         with self._news:
             return list(self._kept)
+
+    def take_values(self) -> set[int]:
+        """Each value that was reported since this was called last."""
+        with self._news:
+            values, self._values = self._values, set()
+            return values
 
     def clear(self) -> None:
         """Drop the recorded reports; the count continues."""

@@ -12,35 +12,35 @@ from contextlib import ExitStack, closing
 from intercept_client.kvm import Coverage, PartitionSetting
 
 from .outcome import GuestReport, ScenarioOutcome, vcpu_outcome
-from .scenarios import Scenario, Unexpected
+from .scenarios import Kill, Scenario, Unexpected
 from .small_vmm import SmallVmm
 
 MMIO_EXITS = "mmio_exits"
 
 
 def play_all(
-    path: str, coverage: Coverage, scenarios: Sequence[Scenario], tell: Callable[[str], None]
+    path: str, kill: Kill, *, coverage: Coverage, scenarios: Sequence[Scenario], tell: Callable[[str], None]
 ) -> GuestReport:
-    """Run them one after the other with the daemon at `path`.
+    """Run them one after the other with the daemon at `path`, which `kill` kills.
 
     `tell` is called with a line for each as it ends. Raises `KvmUnavailable`, or what a connection raises.
     """
     outcomes = []
     for scenario in scenarios:
-        outcome = _play(path, coverage, scenario)
+        outcome = _play(path, kill, coverage, scenario)
         tell(f"{outcome.name}: {outcome.found}")
         outcomes.append(outcome)
     return GuestReport(coverage=coverage.name.lower(), scenarios=outcomes)
 
 
-def _play(path: str, coverage: Coverage, scenario: Scenario) -> ScenarioOutcome:
+def _play(path: str, kill: Kill, coverage: Coverage, scenario: Scenario) -> ScenarioOutcome:
     setting = PartitionSetting(
         name=f"guest {scenario.name}", mmio_granularity=scenario.granularity, coverage=coverage
     )
     with SmallVmm(path, setting) as vmm:
         began = time.perf_counter()
         try:
-            found, passed = scenario.play(vmm), True
+            found, passed = scenario.play(vmm, kill), True
         except (Unexpected, TimeoutError) as error:
             found, passed = str(error), False
         seconds = time.perf_counter() - began

@@ -20,7 +20,7 @@ from interceptctl.exercise.daemon_process import DaemonFailed, running_daemon
 
 from .outcome import GuestReport
 from .playing import play_all
-from .scenarios import SCENARIOS, Scenario
+from .scenarios import SCENARIOS, Kill, Scenario
 
 _UNREACHABLE: Final = (ConnectionLost, ProtocolViolation, DaemonFailed, OSError)
 
@@ -29,13 +29,13 @@ class NoKvm(click.ClickException):
     exit_code = 4
 
 
-def select(names: Sequence[str]) -> Sequence[Scenario]:
-    """The scenarios with these names, or all; raises UsageError for an unknown name."""
-    known = {scenario.name: scenario for scenario in SCENARIOS}
+def select(names: Sequence[str], *, may_kill: bool) -> Sequence[Scenario]:
+    """The scenarios with these names, or all that may be run; raises UsageError for an unknown name."""
+    known = {scenario.name: scenario for scenario in SCENARIOS if may_kill or not scenario.kills}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise click.UsageError(f"unknown guest {unknown[0]!r}; the guests are: {', '.join(known)}")
-    return [known[name] for name in names] or SCENARIOS
+    return [known[name] for name in names or known]
 
 
 def run(
@@ -48,7 +48,7 @@ def run(
     play = partial(play_all, coverage=Coverage[coverage.upper()], scenarios=scenarios, tell=tell)
     try:
         Machine.open().close()
-        return play(path) if path is not None else trio.run(_with_private_daemon, play)
+        return play(path, _kill_nobody) if path is not None else trio.run(_with_private_daemon, play)
     except KvmUnavailable as error:
         raise NoKvm(f"cannot run guests: {error}") from error
     except _UNREACHABLE as error:
@@ -57,9 +57,13 @@ def run(
         raise operator_client.Refused(f"refused: {_text(error, path)}") from error
 
 
-async def _with_private_daemon(play: Callable[[str], GuestReport]) -> GuestReport:
+async def _with_private_daemon(play: Callable[[str, Kill], GuestReport]) -> GuestReport:
     async with running_daemon() as daemon:
-        return await trio.to_thread.run_sync(play, daemon.path)
+        return await trio.to_thread.run_sync(play, daemon.path, daemon.kill)
+
+
+def _kill_nobody() -> None:
+    raise AssertionError("the daemon is somebody else's")
 
 
 def _text(error: BaseException, path: str | None) -> str:

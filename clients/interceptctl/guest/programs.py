@@ -55,6 +55,17 @@ next:
     bytes.fromhex("f0ff06 49 75fa f4"),
 )
 
+COUNT_ON: Final = Program(
+    "count on",
+    "adds 1 to the word at esi, forever",
+    """
+next:
+    inc   dword ptr [esi]
+    jmp   next
+""",
+    bytes.fromhex("ff06 ebfc"),
+)
+
 PATTERN: Final = Program(
     "pattern",
     "writes each word's own address from esi to edx; then 1 and 2 bytes, and 4 and 8 across a page boundary",
@@ -130,4 +141,4 @@ TRIPLE_FAULT: Final = Program(
     bytes.fromhex("0f0b"),
 )
 
-PROGRAMS: Final = (SWEEP, COUNT, PATTERN, WATCH, STORE, COPY, JUMP, TRIPLE_FAULT)
+PROGRAMS: Final = (SWEEP, COUNT, COUNT_ON, PATTERN, WATCH, STORE, COPY, JUMP, TRIPLE_FAULT)

@@ -6,6 +6,7 @@ Owns the expectations; must not know how they are shown. Each starts with a fres
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from intercept_protocol.messages import MmioGranularity, RequestedKind
 from intercept_protocol.outcomes import Answer
 
 from .programs import COUNT, JUMP, PATTERN, STORE, SWEEP, TRIPLE_FAULT, WATCH
+from .restarts import HandedOver, Wrong
 from .small_vmm import READ_WRITE, SCRATCH_GPA, Bar, SmallVmm
 
 STOP_SECONDS: Final = 60.0
@@ -30,6 +32,12 @@ ELSEWHERE: Final = 0x800
 """A gfn at which no scenario places its BAR initially."""
 INCREMENTS: Final = 2000
 READS: Final = 50
+KILLS: Final = 2
+SEED: Final = 1
+
+
+Kill = Callable[[], None]
+"""Kills the daemon."""
 
 
 class Unexpected(Exception):
@@ -40,9 +48,11 @@ class Unexpected(Exception):
 class Scenario:
     name: str
     expects: str
-    play: Callable[[SmallVmm], str]
+    play: Callable[[SmallVmm, Kill], str]
     """Run it; returns what was observed, or raises `Unexpected`."""
     granularity: MmioGranularity = MmioGranularity.VMA
+    kills: bool = False
+    """Whether it kills the daemon, which then has to be started again."""
 
 
 def _sweep(vmm: SmallVmm, intercepts: int) -> str:
@@ -55,16 +65,16 @@ def _sweep(vmm: SmallVmm, intercepts: int) -> str:
     return f"{taken} intercept{'s' if taken > 1 else ''} for {2 * BAR_PAGES} accesses"
 
 
-def _count(vmm: SmallVmm) -> str:
+def _count(vmm: SmallVmm, _: Kill) -> str:
     bar = vmm.add_bar(1)
-    for _ in range(2):
+    for _vcpu in range(2):
         vmm.add_vcpu(COUNT, esi=bar.gpa, ecx=INCREMENTS)
     _ended(vmm.start())
     _require(bar.word(0) == 2 * INCREMENTS, f"the counter is {bar.word(0)}")
     return f"the counter is {bar.word(0)}"
 
 
-def _pattern(vmm: SmallVmm) -> str:
+def _pattern(vmm: SmallVmm, _: Kill) -> str:
     bar = vmm.add_bar(4)
     vmm.add_vcpu(PATTERN, esi=bar.gpa, edx=bar.gpa + 4 * PAGE_SIZE)
     _ended(vmm.start())
@@ -75,7 +85,7 @@ def _pattern(vmm: SmallVmm) -> str:
     return "every byte arrived"
 
 
-def _device(vmm: SmallVmm) -> str:
+def _device(vmm: SmallVmm, _: Kill) -> str:
     guest = vmm.add_vcpu(STORE, esi=SCRATCH_GPA, ebx=7)
     _ended(vmm.start())
     _require(vmm.reports.kept == [7], f"the guest read {vmm.reports.kept}")
@@ -83,7 +93,7 @@ def _device(vmm: SmallVmm) -> str:
     return f"{vmm.scratch.accesses} accesses answered by the VMM alone"
 
 
-def _read_only(vmm: SmallVmm) -> str:
+def _read_only(vmm: SmallVmm, _: Kill) -> str:
     rom = vmm.add_bar(1, writable=False)
     rom.write(0, bytes([OURS]))
     guest = vmm.add_vcpu(STORE, esi=rom.gpa, ebx=7)
@@ -93,7 +103,7 @@ def _read_only(vmm: SmallVmm) -> str:
     return "the write was forwarded, the memory is unchanged"
 
 
-def _void(vmm: SmallVmm) -> str:
+def _void(vmm: SmallVmm, _: Kill) -> str:
     vmm.add_vcpu(JUMP, esi=ELSEWHERE << PAGE_SHIFT)
     vmm.add_vcpu(TRIPLE_FAULT)
     reasons = [running.result(STOP_SECONDS).reason for running in vmm.start()]
@@ -101,7 +111,7 @@ def _void(vmm: SmallVmm) -> str:
     return "each vCPU stopped with its reason"
 
 
-def _move(vmm: SmallVmm) -> str:
+def _move(vmm: SmallVmm, _: Kill) -> str:
     bar = _watched_bar(vmm)
     vmm.partition.remove_region(bar.gfns, bar.uaddrs)
     vmm.partition.add_region(
@@ -119,7 +129,7 @@ def _move(vmm: SmallVmm) -> str:
     return "unmapped at the old address, mapped at the new"
 
 
-def _unmap(vmm: SmallVmm) -> str:
+def _unmap(vmm: SmallVmm, _: Kill) -> str:
     bar = _watched_bar(vmm)
     memory.munmap(vmm.partition.notifier, bar.uaddrs)
     vmm.partition.remove_region(bar.gfns, bar.uaddrs)
@@ -130,12 +140,19 @@ def _unmap(vmm: SmallVmm) -> str:
     return "the guest reads all ones, never the memory that reused the address"
 
 
+def _restart(vmm: SmallVmm, kill: Kill) -> str:
+    try:
+        return str(HandedOver(vmm, kill, random.Random(SEED)).run(KILLS))
+    except Wrong as wrong:
+        raise Unexpected(str(wrong)) from wrong
+
+
 SCENARIOS: Final = (
-    Scenario("sweep", "1 intercept per VMA", lambda vmm: _sweep(vmm, 1)),
+    Scenario("sweep", "1 intercept per VMA", lambda vmm, _: _sweep(vmm, 1)),
     Scenario(
         "sweep by page",
         f"{BAR_PAGES} intercepts",
-        lambda vmm: _sweep(vmm, BAR_PAGES),
+        lambda vmm, _: _sweep(vmm, BAR_PAGES),
         granularity=MmioGranularity.PAGE,
     ),
     Scenario("count", f"two vCPUs count to {2 * INCREMENTS} together", _count),
@@ -145,6 +162,7 @@ SCENARIOS: Final = (
     Scenario("void", "a jump to unmapped memory and a triple fault stop their vCPUs", _void),
     Scenario("move", "a moved BAR is reachable at the new address only", _move),
     Scenario("unmap", "the guest never reads what was unmapped", _unmap),
+    Scenario("restart", "a daemon that is killed costs a wait, and nothing stale", _restart, kills=True),
 )
 
 
