@@ -24,7 +24,7 @@ def test_all_guests_pass_at_a_daemon_of_their_own(kvm: None) -> None:  # noqa: A
     done = guest()
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "PASS: 9 guests, memory announced" in done.stdout
+    assert "PASS: 10 guests, memory announced" in done.stdout
     assert done.stderr == ""
 
 
@@ -59,6 +59,13 @@ def test_an_unknown_name_is_a_usage_error() -> None:
 
     assert result.exit_code == 2
     assert "unknown guest 'nobody'; the guests are: sweep," in result.output
+
+
+def test_somebody_elses_daemon_is_not_killed(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["guest", "restart", "--vmm-socket", str(tmp_path / "vmm.sock")])
+
+    assert result.exit_code == 2
+    assert "unknown guest 'restart'" in result.output
 
 
 def test_an_absent_daemon_is_named(kvm: None, tmp_path: Path) -> None:  # noqa: ARG001
