@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import report
+import restart
 import start
 from comparing import compared
 from report import CONSOLE, Rounds
@@ -52,10 +53,16 @@ def main(
                 report.show(title, results[title])
         memory = live.measure(Path(directory), rounds)
         live.show(memory)
+        kept = restart.measure(Path(directory), load)
+        restart.show(kept)
     starts = start.measure()
     start.show(starts)
     if json_file is not None:
-        beside = {"live": live.as_json(memory), "start": start.as_json(starts)}
+        beside = {
+            "live": live.as_json(memory),
+            "start": start.as_json(starts),
+            "restart": restart.as_json(kept),
+        }
         figures = {"machine": facts, "results": report.as_json(results), **beside}
         json_file.write_text(json.dumps(figures) + "\n")
     if picture is not None:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -122,11 +122,40 @@ def server(command: Command, path: Path, place: Place) -> Iterator[subprocess.Po
         process.wait()
 
 
-def daemon_command(path: Path) -> list[str | Path]:
+@contextmanager
+def kept_daemon(
+    path: Path, place: Place, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A daemon with a keeper, which the block gets; both are gone after it."""
+    keeper = subprocess.Popen(
+        daemon_command(path, "keep", "--"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment or private_environment(),
+        preexec_fn=place.before_exec,  # noqa: PLW1509 - no threads here
+    )
+    try:
+        wait_connectable(keeper, path)
+        yield keeper
+    finally:
+        keeper.terminate()
+        keeper.wait()
+
+
+def child_of(keeper: subprocess.Popen[bytes]) -> int:
+    return int(Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text())
+
+
+def daemon_command(path: Path, *keep: str) -> list[str | Path]:
     """Without a log, and with room for what the scale asks for."""
     configuration = path.with_suffix(".toml")
     configuration.write_text(ROOM)
-    return [sys.executable, "-m", "interceptd", "serve", "--socket", path, "--config", configuration]
+    return [sys.executable, "-m", "interceptd", *keep, "serve", "--socket", path, "--config", configuration]
+
+
+def resident_kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
 
 def wait_connectable(process: subprocess.Popen[bytes], path: Path) -> None:

@@ -24,7 +24,7 @@ import inside
 import longest_step
 from report import CONSOLE
 from rich.table import Table
-from running import Load, Place, Sample, daemon_command, server, wait_connectable
+from running import Load, Place, Sample, daemon_command, resident_kib, server, wait_connectable
 
 from intercept_client import BlockingOperator
 
@@ -154,9 +154,10 @@ def _show_memory(scratch: Path, load: Load) -> None:
         ("extent, mapped and in the software table", 20_000, (*regions, "-m", "20000")),
     ):
         with _daemon(scratch, Place.ANY_CPU) as path, load.holding(path):
-            before = _resident_kib(path)
+            pid = int(path.with_suffix(".pid").read_text())
+            before = resident_kib(pid)
             with load.holding(path, *options):
-                table.add_row(name, f"{count:,}", f"{(_resident_kib(path) - before) / count:.2f}")
+                table.add_row(name, f"{count:,}", f"{(resident_kib(pid) - before) / count:.2f}")
     CONSOLE.print(table)
     CONSOLE.print("a partition is counted with its region and a VP; an extent with its region\n")
 
@@ -225,11 +226,6 @@ def _daemon(scratch: Path, place: Place) -> Iterator[Path]:
             path.with_suffix(".pid").write_text(str(process.pid))
             wait_connectable(process, path.with_name("operator.sock"))
             yield path
-
-
-def _resident_kib(path: Path) -> int:
-    lines = Path(f"/proc/{path.with_suffix('.pid').read_text()}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from interceptctl.private_environment import private_environment
 ROUNDS = 15
 PAGES = 512
 READY_SECONDS = 20
+MODULE = (sys.executable, "-m", "interceptd")
 Environment = Mapping[str, str]
 
 
@@ -61,7 +62,7 @@ def show(costs: Costs) -> None:
     table = Table("", "wall ms", "CPU ms", title=title, title_justify="left")
     for name, taken in costs.items():
         wall, cpu = zip(*taken, strict=True)
-        table.add_row(name, _spread(wall), _spread(cpu))
+        table.add_row(name, spread(wall), spread(cpu))
     CONSOLE.print(table)
 
 
@@ -70,19 +71,21 @@ def as_json(costs: Costs) -> dict[str, object]:
 
 
 def _subjects(scratch: Path) -> Mapping[str, Callable[[], Cost]]:
-    others = {
-        name: value for name, value in private_environment().items() if name != "PYTHONDONTWRITEBYTECODE"
-    }
-    kept = others | {"PYTHONPYCACHEPREFIX": str(scratch / "kept")}
-    none = others | {"PYTHONPYCACHEPREFIX": str(scratch / "none"), "PYTHONDONTWRITEBYTECODE": "1"}
-    module = (sys.executable, "-m", "interceptd")
+    kept = keeping_byte_code(scratch)
+    none = {**kept, "PYTHONPYCACHEPREFIX": str(scratch / "none"), "PYTHONDONTWRITEBYTECODE": "1"}
     return {
         "an interpreter that does nothing": partial(_interpreter, kept, "import os; os._exit(0)"),
         "import trio": partial(_interpreter, kept, "import os, trio; os._exit(0)"),
-        "interceptd serve": partial(_daemon, kept, Path(sys.executable).with_name("interceptd")),
-        "python -m interceptd serve": partial(_daemon, kept, *module),
-        "python -m interceptd serve, no byte code": partial(_daemon, none, *module),
+        "interceptd serve": partial(start_daemon, kept, Path(sys.executable).with_name("interceptd")),
+        "python -m interceptd serve": partial(start_daemon, kept, *MODULE),
+        "python -m interceptd serve, no byte code": partial(start_daemon, none, *MODULE),
     }
+
+
+def keeping_byte_code(scratch: Path) -> Environment:
+    inherited = private_environment()
+    inherited.pop("PYTHONDONTWRITEBYTECODE", None)
+    return inherited | {"PYTHONPYCACHEPREFIX": str(scratch / "kept")}
 
 
 def _interpreter(environment: Environment, program: str) -> Cost:
@@ -93,7 +96,7 @@ def _interpreter(environment: Environment, program: str) -> Cost:
     return Cost(time.perf_counter() - began, cpu)
 
 
-def _daemon(environment: Environment, *command: str | Path) -> Cost:
+def start_daemon(environment: Environment, *command: str | Path) -> Cost:
     """Until its first answer. That it listens is heard as a service manager hears it: nobody polls."""
     with TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         path, notify = f"{directory}/vmm.sock", f"{directory}/notify.sock"
@@ -133,7 +136,7 @@ def _cpu_until_ended(process: subprocess.Popen[bytes]) -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _spread(seconds: Iterable[float]) -> str:
+def spread(seconds: Iterable[float]) -> str:
     least, *_, most = ordered = sorted(1000 * value for value in seconds)
     return f"{median(ordered):.0f} ({least:.0f} to {most:.0f})"
 
