@@ -191,3 +191,29 @@ def test_a_system_that_refuses_a_process_is_asked_again_later(
     assert rig.wait() == pytest.approx(SHORTEST_PAUSE)
     rig.pass_time(SHORTEST_PAUSE)
     assert rig.started == 2
+
+
+@pytest.mark.usefixtures("down")
+def test_a_reload_waits_for_a_program_that_takes_over(rig: Rig) -> None:
+    """Before it handles SIGHUP, the signal would kill it."""
+    for _ in range(2):
+        rig.keeper._obey_signal(signal.SIGHUP)
+    assert rig.signals == []
+    rig.hear("READY=1")
+    assert rig.signals == [(-2, signal.SIGHUP)]
+
+
+def test_what_a_program_said_before_it_ended_is_heard_before_it_is_reaped(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end may be found by the signal of another process's."""
+    ours = os.getpid()
+    reaped = iter([(ours, signal.SIGKILL), (0, 0)])
+    monkeypatch.setattr(os, "waitpid", lambda *_: next(reaped))
+    rig.keeper._pid = ours
+    first, second = socket.socketpair()
+    with first, second, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.connect("\0" + rig.keeper._notify.name[1:])
+        socket.send_fds(notify, [b"FDSTORE=1\nFDNAME=c1\nREADY=1"], [first.fileno()])
+        rig.keeper._reap()
+    assert (len(rig.keeper._store), rig.started) == (1, 2)
