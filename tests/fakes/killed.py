@@ -20,6 +20,8 @@ from interceptd.ledger.ledger import Ledger
 
 SPINS = 3000
 """Turns of an empty loop, some 100 us: about two requests, or a hundred records."""
+COPYING = 300
+"""Turns before a server that copies has copied: else few kills would hit it."""
 HEAD = b"\x94\x00\x07\xa9intercept\x91\xc5\x01\x00"
 """Of a request, whose 256 bytes follow."""
 ANSWER = 8
@@ -165,6 +167,8 @@ class KilledServer:
         if not self._copies:
             return inbox.received(self._ours.recv_into(space))
         data = self._ours.recv(len(space))
+        for _ in range(COPYING):
+            pass
         space[: len(data)] = data
         return data
 

@@ -70,5 +70,11 @@ def test_i10_record_and_slat_agree_at_every_step_despite_cancellation(broken: di
     assert of("I10", broken) == []
 
 
+def test_i11_what_is_logged_adds_up_to_what_is_and_a_successor_goes_on_rightly(
+    broken: dict[Rule, Failure],
+) -> None:
+    assert of("I11", broken) == []
+
+
 def test_no_other_rule_is_broken(broken: dict[Rule, Failure]) -> None:
     assert broken == {}

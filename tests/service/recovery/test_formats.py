@@ -14,7 +14,8 @@ from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import Vma
 from interceptd.ledger import ledger as layout
 from interceptd.ledger import records
-from interceptd.ledger.ledger import LEDGER_FORMAT, READABLE_FORMATS, Ledger, LedgerUnreadable
+from interceptd.ledger.ledger import Ledger, LedgerUnreadable
+from interceptd.ledger.ledger_format import LEDGER_FORMAT, READABLE_FORMATS
 from interceptd.ledger.records import KeptRegion
 from interceptd.pages.mapping import Cache, Frame, Mapping
 from interceptd.recovery.fold import Fold
