@@ -8,15 +8,19 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from explorer.model_partition import addition
 from explorer.pauses import Point
 from explorer.ports import Mapped
 from fakes.model_partition import RW, ModelPartition
 from fakes.one_region import GFN, PAGE, PAGES, PFN
 from fakes.running import Running
+from fakes.used_up_time import time_used_up_every
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer
+from interceptd.memory import long_lists
+from interceptd.memory.region import RegionState
 
 NOTHING = [None] * PAGES
 
@@ -152,3 +156,31 @@ async def test_an_add_pinned_cancelled_while_waiting_for_the_lock_leaves_nothing
     mapping.open()
     assert (await given_up.result(), await fault.result()) == (True, Answer.MAPPED)
     assert model.regions.lookup(GFN, Access.READ) is Answer.NO_REGION
+
+
+@pytest.mark.parametrize("how", ["added", "changed to"])
+async def test_behind_the_step_in_which_a_pinned_region_is_live_nothing_waits(
+    model: ModelPartition, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its request is recorded for a successor when it is complete: what is recorded of the region before that
+    would be of a region that nobody knows."""
+    monkeypatch.setattr(long_lists, "PART", 1)
+    for page in range(16):
+        await model.map_vma(page, 1, 2 * page)
+    asked = True
+
+    async def watch() -> None:
+        while asked:
+            regions = model.regions.first_regions(1)
+            live_and_free = regions and regions[0].state is RegionState.LIVE and not model.regions.busy
+            assert not live_and_free, "it could be invalidated now, and be dangling"
+            await trio.lowlevel.checkpoint()
+
+    nursery.start_soon(watch)
+    with time_used_up_every(1):
+        if how == "added":
+            await model.add_region(0, 16, 0, RegionKind.PINNED)
+        else:
+            await model.change_regions([], [addition(0, 16, 0, RegionKind.PINNED)])
+    asked = False
+    assert model.regions.first_regions(1)[0].state is RegionState.LIVE

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import pytest
 import trio
 
+from explorer.model_partition import Parts
+from explorer.successor import Successor
 from fakes.model_partition import ModelPartition
 from fakes.others import Others
 from fakes.used_up_time import time_used_up_every
@@ -14,7 +16,18 @@ from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import MmioGranularity
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.hypervisor import HypervisorError
-from interceptd.ledger.records import Changing, Dangling, Gone, Mapped, Policy, Record
+from interceptd.ledger.records import (
+    Changing,
+    Dangling,
+    Gone,
+    Mapped,
+    Policy,
+    Record,
+    Served,
+    Unmapped,
+    decode,
+    encode,
+)
 from interceptd.memory.region import RegionState
 from interceptd.recovery.restore import announce, restore, settle
 
@@ -138,6 +151,19 @@ async def test_what_had_gone_goes_before_a_vp_is_served() -> None:
     await model.regions.serve_pending()
     assert record(model) == [(100, 103), (105, 108), (201, 204)]
     assert model.regions.first_regions(9)[1].state is RegionState.DANGLING
+
+
+async def test_what_had_gone_is_not_recorded_again_by_each_successor() -> None:
+    """One that dies in its recovery would else leave twice as much to the next."""
+    log = [
+        ALL,
+        added(100, 8, 0),
+        mapped(100, 8, 0),
+        *(Gone(number, number, number + 1) for number in range(1, 5)),
+    ]
+    frames = [encode(record) for record in log]
+    left = Successor(Parts(), frames, [], [], 1).frames[len(frames) :]
+    assert [decode(frame) for frame in left] == [Unmapped(101, 105), Served(4)]
 
 
 async def test_what_was_open_is_open_and_as_often() -> None:
