@@ -148,6 +148,30 @@ async def test_a_manager_that_reads_in_time_gets_what_waited(
     assert manager.hear() == ("FDSTORE=1\nFDNAME=m1\nFDPOLL=0", inodes(descriptors))
 
 
+async def test_several_may_wait_for_a_manager_at_once(
+    store: FdStore, manager: Manager, descriptors: list[int]
+) -> None:
+    store.adopt(["p1"])
+    manager.stop_reading()
+    store.remove("p1")
+    async with trio.open_nursery() as nursery:
+        for name in ("c1", "c2"):
+            nursery.start_soon(lambda name=name: store.store(name, descriptors[:1], poll=True))
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(store.settle)
+        await trio.testing.wait_all_tasks_blocked()
+        heard: list[str] = []
+        while "BARRIER=1" not in heard:
+            heard += manager.hear_all()
+            await trio.testing.wait_all_tasks_blocked()
+    assert [each for each in heard if each != "X=1"] == [
+        "FDSTOREREMOVE=1\nFDNAME=p1",
+        "FDSTORE=1\nFDNAME=c1",
+        "FDSTORE=1\nFDNAME=c2",
+        "BARRIER=1",
+    ]
+
+
 async def test_a_store_that_is_cancelled_stored_nothing(
     store: FdStore, manager: Manager, descriptors: list[int]
 ) -> None:

@@ -48,6 +48,8 @@ class FdStore:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._waiting = trio.socket.from_stdlib_socket(self._socket)
         """The same, for a call that may wait."""
+        self._turn = trio.Lock()
+        """Only one task may wait for room."""
         try:
             self._socket.connect(address)  # only looks the peer up
         except OSError as error:
@@ -77,18 +79,18 @@ class FdStore:
     async def store(self, name: str, descriptors: Sequence[int], *, poll: bool) -> None:
         """Have duplicates of `descriptors` kept: all, or with `StoreRefused` or if cancelled, none.
 
-        With `poll` the manager drops one that hangs up; then call `hung_up`. Waits at most `SEND_SECONDS` for
-        a manager that is slow.
+        With `poll` the manager drops one that hangs up; then call `hung_up`. Waits for its turn, and then at
+        most `SEND_SECONDS` for a manager that is slow.
         """
         if not self.works:
             raise StoreRefused("the service manager that kept descriptors is gone")
         if self.held + len(descriptors) > self._capacity:
             raise self._refusal(f"the store holds {self.held} of {self._capacity}")
-        self._send_unremoved()
         self._held[name] += len(descriptors)  # before the wait: others may store meanwhile
         try:
-            with trio.fail_after(SEND_SECONDS):
-                await self._waiting.sendmsg([_stored(name, poll)], [_passing(descriptors)])
+            async with self._turn:
+                with trio.fail_after(SEND_SECONDS):
+                    await self._send(_stored(name, poll), descriptors)
         except BaseException as error:
             self._give_back(name, len(descriptors))
             match error:
@@ -122,7 +124,8 @@ class FdStore:
         ours, theirs = socket.socketpair()
         with ours, trio.move_on_after(SEND_SECONDS), suppress(OSError):
             with theirs:
-                await self._waiting.sendmsg([b"BARRIER=1"], [_passing([theirs.fileno()])])
+                async with self._turn:
+                    await self._send(b"BARRIER=1", [theirs.fileno()])
             await trio.lowlevel.wait_readable(ours)  # the manager has closed the other end
 
     # ------------------------------------------------ helpers
@@ -132,17 +135,25 @@ class FdStore:
         if self._held[name] <= 0:
             del self._held[name]
 
-    def _send_unremoved(self) -> None:
+    async def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
+        """Wait until the manager has room. What is to be removed goes first: it may have the same name."""
+        while not self._send_unremoved():
+            await trio.lowlevel.wait_writable(self._socket)
+        await self._waiting.sendmsg([message], [_passing(descriptors)])
+
+    def _send_unremoved(self) -> bool:
+        """Whether there was room for all."""
         while self._unremoved:
             name = self._unremoved[0]
             try:
                 self._socket.send(f"FDSTOREREMOVE=1\nFDNAME={name}".encode())
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 self._lose(sentence(error))
-                return
+                break
             del self._unremoved[0], self._held[name]
+        return True
 
     def _refusal_after(self, error: OSError) -> StoreRefused:
         if error.errno in (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE):
