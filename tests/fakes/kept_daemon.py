@@ -11,7 +11,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +42,13 @@ class KeptDaemon:
     """A keeper in `directory`, which the sockets, the plan and the log are put in."""
 
     def __init__(
-        self, directory: Path, *, patience: float = PATIENCE, config: str = "", mutant: str = ""
+        self,
+        directory: Path,
+        *,
+        patience: float = PATIENCE,
+        config: str = "",
+        mutant: str = "",
+        launch: Sequence[str] = (sys.executable, "-c", LAUNCH),
     ) -> None:
         self._directory, self._patience = directory, patience
         self.socket = directory / "vmm.sock"
@@ -55,7 +61,7 @@ class KeptDaemon:
         serve = ["serve", "--socket", str(self.socket), "--config", str(config_file)]
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", LAUNCH, str(directory / "plan"), str(patience), *serve],
+                [*launch, str(directory / "plan"), str(patience), *serve],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -10,6 +10,8 @@ import select
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from fakes.eventually import PATIENCE, eventually
@@ -17,6 +19,7 @@ from fakes.kept_daemon import KeptDaemon
 from fakes.kill_deeds import adds, do, joins_a_vp, killed, partitions, touches
 from fakes.raw_client import READ, RawConnection, intercept_message, request
 from fakes.raw_vmm import GFN, WHOLE_MEMORY, RawVmm, vma
+from fakes.spoiling_keeper import SPOILT
 from fakes.surviving_vmm import Mode, SurvivingVmm
 from intercept_client import ConnectionLost, libc
 from intercept_protocol.messages import VpSelection
@@ -364,3 +367,29 @@ def a_second_keeper_is_refused(kept: KeptDaemon) -> None:
         with kept.another() as second:
             assert second.wait_ended() == 1
         killed(kept, vmm, touches, ("edited", 1))
+
+
+def what_is_spoilt_ends_alone(kept: KeptDaemon) -> None:
+    """Of a `fakes.spoiling_keeper`: a ledger that makes no sense ends its VMM, with a reason in the log. So
+    does what no ledger knows, and all others go on."""
+    with ExitStack() as opened:
+        whole = opened.enter_context(SurvivingVmm(kept.socket, Mode.WATCHED_VMM))
+        region = whole.add(whole.new_region(2))
+        whole.touch(region)
+        spoilt = [opened.enter_context(SurvivingVmm(kept.socket, Mode.WATCHED)) for _ in SPOILT]
+        regions = [vmm.add(vmm.new_region(2)) for vmm in spoilt]
+        for vmm, each in zip(spoilt, regions, strict=True):
+            vmm.touch(each)
+        kept.kill()
+        for vmm, each in zip(spoilt, regions, strict=True):
+            assert raises_loss(vmm)
+            Doing(partial(libc.munmap, each.uaddrs)).wait()
+        whole.touch(region)
+        whole.check()
+        assert kept.count("partition_not_recovered") == len(SPOILT) + 2
+        assert kept.count("passed_descriptor_not_used") == 2
+        with SurvivingVmm(kept.socket, Mode.DECLARED) as other:
+            do(kept, other, touches)
+        kept.kill()  # nothing of it is kept any more
+        whole.check()
+        assert kept.count("partition_not_recovered") == len(SPOILT) + 2

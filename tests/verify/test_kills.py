@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -120,6 +121,11 @@ def test_a_successor_that_is_killed_has_a_successor(
 def test_it_survives(tmp_path: Path, scenario: Scenario) -> None:
     with KeptDaemon(tmp_path) as kept:
         scenario(kept.wait_serving())
+
+
+def test_what_is_spoilt_ends_alone(tmp_path: Path) -> None:
+    with KeptDaemon(tmp_path, launch=(sys.executable, "-m", "fakes.spoiling_keeper")) as kept:
+        kill_scenarios.what_is_spoilt_ends_alone(kept.wait_serving())
 
 
 @pytest.mark.parametrize("mutant", FOUND_BY)
