@@ -109,8 +109,9 @@ class Daemon:
             raise failure
 
     async def _serve(self, task_status: trio.TaskStatus[None], monitoring: ExitStack) -> None:
-        """`monitoring` begins when the start, which keeps nobody waiting, is over."""
+        """`monitoring` begins when somebody may wait: who was kept, or else who connects after the start."""
         config = self._settings.now
+        is_successor = bool(self._passed.kept)
         with (
             _telling_not_logged(self.dispatcher),
             listen_unix(
@@ -131,6 +132,8 @@ class Daemon:
             async with trio.open_nursery() as connections:
                 connections.start_soon(self.vital, self.dispatcher.watch.run)
                 connections.start_soon(self.vital, self._compactor.run)
+                if is_successor:
+                    monitoring.enter_context(self.monitor.installed())
                 await self._go_on(vmm_socket, operator_socket, connections)
                 async with trio.open_nursery() as listeners:
                     for endpoint, listener in (
@@ -155,7 +158,8 @@ class Daemon:
                     task_status.started()
                     await self._manager.ready(self.status())
                     self.started.set()
-                    monitoring.enter_context(self.monitor.installed())
+                    if not is_successor:
+                        monitoring.enter_context(self.monitor.installed())
                     connections.start_soon(self.vital, self._manager.feed_watchdog, self.status)
                     await self._drain_requested.wait()
                     listeners.cancel_scope.cancel()

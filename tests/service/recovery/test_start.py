@@ -1,0 +1,42 @@
+"""The start of a daemon that somebody already waits for."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import trio
+
+from interceptd.config.live import Settings
+from interceptd.config.schema import Config
+from interceptd.daemon import Daemon
+from interceptd.recovery.recover import Recovery
+from interceptd.systemd.fd_store import FdStore
+from interceptd.systemd.socket_activation import Kept, PassedSockets
+
+
+async def test_rounds_are_counted_while_partitions_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else long work gives way whenever it asks whether it should: its share knows its time by the round."""
+    rounds: list[int] = []
+
+    async def wait_found(_recovery: Recovery) -> None:
+        for _ in range(4):
+            rounds.append(daemon.monitor.round)
+            await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(Recovery, "wait_found", wait_found)
+    left = Kept("m1", os.open(os.devnull, os.O_RDONLY))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        with closing(FdStore(str(tmp_path / "notify"))) as store:
+            settings = Settings(Config(socket=str(tmp_path / "vmm.sock")))
+            daemon = Daemon(settings, passed=PassedSockets(kept=(left,)), store=store)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(daemon.run)
+                nursery.cancel_scope.cancel()
+    assert rounds[-1] > rounds[0]
