@@ -182,7 +182,10 @@ class Daemon:
         if store is None:
             return
         own = {OWN_VMM: passed.own_vmm, OWN_OPERATOR: passed.own_operator}
-        store.adopt([*(kept.name for kept in passed.kept), *(name for name in own if own[name] is not None)])
+        own_names = [name for name, listener in own.items() if listener is not None]
+        store.adopt([*(kept.name for kept in passed.kept), *own_names, *passed.unused])
+        for name in passed.unused:
+            store.remove(name)
         last_id = next((kept.descriptor for kept in passed.kept if kept.name == LAST_ID), None)
         try:
             self.partitions.created = await self._keeper.keep_last_id(last_id)

@@ -37,7 +37,7 @@ class Doing:
         def run() -> None:
             try:
                 do()
-            except BaseException as error:  # noqa: BLE001 - raised by `wait`
+            except BaseException as error:
                 self._failure = error
 
         self._thread = threading.Thread(target=run, daemon=True)
@@ -286,7 +286,9 @@ def requests_that_came_meanwhile_are_answered(kept: KeptDaemon) -> None:
                 Doing(lambda: vmm.ask(region.gfns.start)),
                 Doing(lambda: vmm.vmm.translate(region.gfns.start)),
                 Doing(lambda: vmm.notifier.invalidate(region.uaddrs)),
-                Doing(lambda: SurvivingVmm(kept.socket, Mode.DECLARED).__enter__().__exit__(None, None, None)),
+                Doing(
+                    lambda: SurvivingVmm(kept.socket, Mode.DECLARED).__enter__().__exit__(None, None, None)
+                ),
                 Doing(lambda: libc.munmap(gone.uaddrs)),
             ]
         for doing in doings:

@@ -40,7 +40,11 @@ def spoil(store: Store) -> None:
             os.pwrite(descriptor, data, place)
     here, there = socket.socketpair()
     with tempfile.TemporaryFile() as file:
-        for name, descriptor in (("cnobody", here.fileno()), ("mnobody", file.fileno()), ("pno", file.fileno())):
+        for name, descriptor in (
+            ("cnobody", here.fileno()),
+            ("mnobody", file.fileno()),
+            ("pno", file.fileno()),
+        ):
             store.add(name, [os.dup(descriptor)], polled=False)
         store.add("unheard-of", [os.dup(file.fileno())], polled=False)
         store.add("own-vmm", [os.dup(file.fileno())], polled=False)

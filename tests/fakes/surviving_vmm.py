@@ -109,9 +109,7 @@ class Region:
     kind: RequestedKind
 
     def new(self) -> NewRegion:
-        return NewRegion(
-            gfns=self.gfns, uaddrs=self.uaddrs, kind=self.kind, writable=True, executable=False
-        )
+        return NewRegion(gfns=self.gfns, uaddrs=self.uaddrs, kind=self.kind, writable=True, executable=False)
 
 
 @cache
@@ -206,9 +204,7 @@ class SurvivingVmm:
         raise AssertionError("its memory is never attached")
 
     def open_notifier(self) -> BlockingNotifier:
-        return self._opened.enter_context(
-            BlockingNotifier.open(self.path, self.partition, timeout=PATIENCE)
-        )
+        return self._opened.enter_context(BlockingNotifier.open(self.path, self.partition, timeout=PATIENCE))
 
     def open_vp(self) -> BlockingVp:
         index = len(self.vps)
@@ -260,9 +256,7 @@ class SurvivingVmm:
         return Region(gfns, self.memory(page_count) if uaddrs is None else uaddrs, kind)
 
     def add(self, region: Region) -> Region:
-        self.vmm.add_region(
-            region.gfns, region.uaddrs, region.kind, writable=True, executable=False
-        )
+        self.vmm.add_region(region.gfns, region.uaddrs, region.kind, writable=True, executable=False)
         self.regions[region.gfns.start] = region
         return region
 

@@ -24,8 +24,8 @@ from fakes.kill_deeds import (
     unmaps,
 )
 from fakes.kill_scenarios import Scenario
-from fakes.raw_client import ConnectionClosed
 from fakes.killed_daemon import POINTS
+from fakes.raw_client import ConnectionClosed
 from fakes.surviving_vmm import Mode, SurvivingVmm
 from intercept_client import ConnectionLost
 

@@ -52,7 +52,7 @@ class LedgerUnreadable(Exception):
 
 
 class LedgerVoid(LedgerUnreadable):
-    """Its daemon gave it up: the partition has ended, or not all of it could be recorded, as was logged then."""
+    """Its daemon gave it up: the partition has ended, or not all of it could be recorded."""
 
 
 class LedgerFull(Exception):
