@@ -106,6 +106,11 @@ def test_behind_a_short_request_an_older_and_longer_one_is_not_seen() -> None:
     assert successor(inbox).take_over() == CALL
     inbox.note(len(CALL))
     assert successor(inbox).take_over() == CALL
+    inbox.answered()
+    kernel_writes(inbox, INTERCEPT)
+    inbox.answered()
+    received(inbox, CALL[:20])
+    assert successor(inbox).take_over() == CALL[:20]
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
