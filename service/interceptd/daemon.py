@@ -98,7 +98,7 @@ class Daemon:
         """Serve until drained. Raises `ListenError` if a socket path cannot be used."""
         failure: ListenError | None = None
         async with trio.open_nursery() as turns:
-            turns.start_soon(self.vital, self._turns.run)
+            self.start_vital(turns, self._turns.run)
             try:
                 with ExitStack() as monitoring:
                     await self._serve(task_status, monitoring)
@@ -130,8 +130,8 @@ class Daemon:
             _metrics_listening(config) as metrics,
         ):
             async with trio.open_nursery() as connections:
-                connections.start_soon(self.vital, self.dispatcher.watch.run)
-                connections.start_soon(self.vital, self._compactor.run)
+                self.start_vital(connections, self.dispatcher.watch.run)
+                self.start_vital(connections, self._compactor.run)
                 if is_successor:
                     monitoring.enter_context(self.monitor.installed())
                 await self._go_on(vmm_socket, operator_socket, connections)
@@ -141,7 +141,7 @@ class Daemon:
                         (Endpoint.OPERATOR, operator_socket),
                     ):
                         serve = partial(self.dispatcher.serve, endpoint)
-                        listeners.start_soon(self.vital, accept_forever, listener, serve, connections)
+                        self.start_vital(listeners, accept_forever, listener, serve, connections)
                     log.info(
                         "daemon_started",
                         socket=_place(self._passed.vmm, config.socket),
@@ -154,13 +154,13 @@ class Daemon:
                         metrics_endpoint = MetricsEndpoint(
                             self.partitions, self.dispatcher, self._manager, self.monitor
                         )
-                        connections.start_soon(self.vital, metrics_endpoint.run, *metrics)
+                        self.start_vital(connections, metrics_endpoint.run, *metrics)
                     task_status.started()
                     await self._manager.ready(self.status())
                     self.started.set()
                     if not is_successor:
                         monitoring.enter_context(self.monitor.installed())
-                    connections.start_soon(self.vital, self._manager.feed_watchdog, self.status)
+                    self.start_vital(connections, self._manager.feed_watchdog, self.status)
                     await self._drain_requested.wait()
                     listeners.cancel_scope.cancel()
                 self._stop_listening(vmm_socket, operator_socket)
@@ -210,9 +210,11 @@ class Daemon:
                 DaemonRestarted(partitions=len(self.partitions), connections=recovery.connections)
             )
 
-    async def vital(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
-        """Run a task without which the daemon is of no use."""
-        await vital(lambda: self.keeps, task, *args)
+    def start_vital(
+        self, nursery: trio.Nursery, task: Callable[..., Awaitable[object]], *args: object
+    ) -> None:
+        """Start a task without which the daemon is of no use."""
+        nursery.start_soon(vital, lambda: self.keeps, task, *args, name=task)
 
     @property
     def keeps(self) -> bool:

@@ -91,8 +91,8 @@ async def run_until_signalled(daemon: Daemon, reloader: Reloader) -> int:
                     await reloader.reload(daemon.status)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon.vital, end, nursery.cancel_scope)
-        nursery.start_soon(daemon.vital, reload)
+        daemon.start_vital(nursery, end, nursery.cancel_scope)
+        daemon.start_vital(nursery, reload)
         nursery.start_soon(
             daemon.vital, collect_while_few, lambda: daemon.dispatcher.admission.tenants.kept_objects
         )

@@ -13,8 +13,8 @@ WALL_CLOCK: Final = {
     "datetime.now", "datetime.utcnow", "datetime.today", "datetime.datetime.now", "date.today",
 }  # fmt: skip
 
-DATING: Final = {"event_bus.py"}
-"""An event says when it happened, for people."""
+DATING: Final = {"event_bus.py", "log.py"}
+"""An event, and a line of the keeper, say when it happened, for people."""
 
 
 def names_read(source: str) -> set[str]:

@@ -165,8 +165,11 @@ async def test_a_text_of_the_greatest_length_is_whole() -> None:
 
 
 PACKAGE = Path(interceptd.__file__).parent
-OWN_TASKS = {"accept_forever", "HangupWatch.run", "TimeShares.run"}
-SCRAPERS_TASKS = {"LoopLag.run", "MetricsEndpoint.run"}
+OWN_TASKS = {
+    "connections.accept.accept_forever", "connections.hangup_watch.HangupWatch.run",
+    "recovery.compactor.Compactor.run", "scheduling.time_share.TimeShares.run",
+}  # fmt: skip
+SCRAPERS_TASKS = {"LoopLag.run", "metrics.endpoint.MetricsEndpoint.run"}
 OPERATORS_TASKS = {"Dispatcher.serve", "EventStream.run"}
 CLIENTS_TASKS = {
     "Dispatcher.serve",
@@ -203,7 +206,9 @@ async def test_every_task_that_serves_a_client_has_the_share_of_its_uid_and_no_o
             code = task.coro.cr_code
             if PACKAGE in Path(code.co_filename).parents:
                 share = task.context.run(current_share)
-                whose["nobody" if share is None else share.uid][code.co_qualname] += 1
+                vital = code.co_qualname == "vital"
+                name = task.name.removeprefix("interceptd.") if vital else code.co_qualname
+                whose["nobody" if share is None else share.uid][name] += 1
     assert {who: set(tasks) for who, tasks in whose.items()} == {
         "nobody": OWN_TASKS | OPERATORS_TASKS, os.getuid(): CLIENTS_TASKS, None: SCRAPERS_TASKS
     }  # fmt: skip
@@ -238,16 +243,18 @@ async def test_the_daemons_last_line_but_one_says_what_was_not_logged() -> None:
 
 OWN_LINES = {
     "configuration_not_reloaded", "configuration_reloaded", "connection_not_accepted", "daemon_ended",
-    "daemon_ended_at_once", "daemon_started", "drain_cut_short", "drain_started", "lines_not_logged",
-    "long_step", "metrics_served", "service_manager_not_told",
+    "daemon_ended_at_once", "daemon_restarted", "daemon_rests", "daemon_started", "drain_cut_short",
+    "drain_started", "lines_not_logged", "long_step", "metrics_served", "nothing_kept",
+    "partition_not_continued", "partition_not_recovered", "passed_descriptor_not_used", "service_manager_not_told", "vital_task_failed",
 }  # fmt: skip
 """Of the daemon's own tasks, and `drain_started` of an operator's. What clients could cause has a pace:
 `accept_forever` and the step monitor wait between two lines, and a uid is forgotten, with its
 `lines_not_logged`, only when its share is whole again."""
 CLIENTS_LINES = {
-    "connection_failed", "connection_gone", "connection_refused", "faults_undecided", "hello_refused",
+    "connection_failed", "connection_gone", "connection_refused", "descriptors_not_stored",
+    "faults_undecided", "hello_refused",
     "map_broke_down", "map_refused", "mappings_left", "memory_gone", "metrics_failed", "partition_created",
-    "partition_end_cut_short", "partition_ended", "partition_lost", "partition_not_kept",
+    "partition_end_cut_short", "partition_ended", "partition_lost", "partition_not_kept", "partition_recovered",
     "pinned_region_dangling", "policy_set",
 }  # fmt: skip
 """Of tasks that have a share."""
