@@ -18,9 +18,9 @@ from typing import NoReturn
 from interceptd.ledger.inbox import Inbox
 from interceptd.ledger.ledger import Ledger
 
-SPINS = 3000
-"""Turns of an empty loop, some 100 us: about two requests, or a hundred records."""
-COPYING = 300
+SPINS = 1000
+"""Turns of an empty loop, some 30 us: about a request, or ten records."""
+COPYING = 3000
 """Turns before a server that copies has copied: else few kills would hit it."""
 HEAD = b"\x94\x00\x07\xa9intercept\x91\xc5\x01\x00"
 """Of a request, whose 256 bytes follow."""
@@ -105,6 +105,8 @@ class KilledServer:
         self._pieces = pieces
         self._copies = copies
         self._ours, self._theirs = socket.socketpair()
+        self._steps = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+        """How often it has received or sent something."""
 
     def close(self) -> None:
         self._ours.close()
@@ -120,7 +122,10 @@ class KilledServer:
                 assert self._theirs.recv(ANSWER) == request[-ANSWER:]
                 before = request
             request = self._request()
+            at = self._steps[0] + self._rng.randrange(3)
             self._send(request)
+            while self._steps[0] < at:
+                os.sched_yield()
             spin(self._rng)
         self._look(before, request)
 
@@ -160,13 +165,17 @@ class KilledServer:
                     inbox.note(len(piece))
                 received += piece
             self._ours.send(received[-ANSWER:])
+            self._steps[0] += 1
             inbox.answered()
 
     def _receive(self, inbox: Inbox) -> bytes:
         [space] = inbox.space(4096)
         if not self._copies:
-            return inbox.received(self._ours.recv_into(space))
+            data = inbox.received(self._ours.recv_into(space))
+            self._steps[0] += 1
+            return data
         data = self._ours.recv(len(space))
+        self._steps[0] += 1
         for _ in range(COPYING):
             pass
         space[: len(data)] = data
