@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,8 @@ def manager() -> Iterator[FdStore]:
     """A store whose manager never reads."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind("")  # in the abstract namespace, unix(7)
-        yield FdStore(listening.getsockname().decode())
+        with closing(FdStore(listening.getsockname().decode())) as store:
+            yield store
 
 
 @pytest.fixture
