@@ -93,8 +93,8 @@ async def run_until_signalled(daemon: Daemon, reloader: Reloader) -> int:
     async with trio.open_nursery() as nursery:
         daemon.start_vital(nursery, end, nursery.cancel_scope)
         daemon.start_vital(nursery, reload)
-        nursery.start_soon(
-            daemon.vital, collect_while_few, lambda: daemon.dispatcher.admission.tenants.kept_objects
+        daemon.start_vital(
+            nursery, collect_while_few, lambda: daemon.dispatcher.admission.tenants.kept_objects
         )
         try:
             await daemon.run()

@@ -35,7 +35,7 @@ def test_a_mutant_daemon_answers_differently_from_the_plain_partition(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: str
 ) -> None:
     drawn = settings(
-        max_examples=100,
+        max_examples=300,
         stateful_step_count=40,
         derandomize=True,
         database=None,
