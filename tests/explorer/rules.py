@@ -51,6 +51,11 @@ class Rule(Enum):
         self.sentence = sentence
 
     @property
+    def is_of_recovery(self) -> bool:
+        """Whether it is about the log and what a successor makes of it."""
+        return self.invariant == "I11"
+
+    @property
     def title(self) -> str:
         """Like `LEFT (I1; H3 H4 k)`."""
         return f"{self.name} ({'; '.join(part for part in (self.invariant, self.hazards) if part)})"

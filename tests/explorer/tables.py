@@ -5,8 +5,9 @@ Owns their figures and their Markdown, which a test compares with the page. Must
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 
 from .mutants import MUTANTS
 from .rules import Rule
@@ -72,15 +73,17 @@ def hunted_mutants(
     hunted = []
     for variant in variants:
         watching(variant.name)
-        hunted.append(Hunted(variant, exploring(variant.build, _first_failure)))
+        hunted.append(Hunted(variant, exploring(variant.build, partial(_first_failure, variant.rules))))
     return hunted
 
 
-async def _first_failure(explorer: Explorer) -> Failure | None:
+async def _first_failure(rules: Set[Rule], explorer: Explorer) -> Failure | None:
     while explorer.schedules < MOST_PER_MUTANT:
         number = explorer.schedules // len(SCENARIOS)
         for scenario in SCENARIOS.values():
-            for failure in (await explorer.numbered(scenario, number)).values():
+            for rule, failure in (await explorer.numbered(scenario, number)).items():
+                if rule not in rules:
+                    continue
                 return replace(failure, tried=explorer.schedules)
     return None
 

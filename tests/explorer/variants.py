@@ -15,18 +15,20 @@ from .model_partition import Parts
 from .mutants import MUTANTS
 from .patches.v0 import PatchV0
 from .patches.v3 import PatchV3
+from .rules import Rule
 from .scenarios import Scenario
 from .system_under_test import Build
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`kinds` are the regions that it deals with."""
+    """`kinds` are the regions that it deals with, `rules` those that it is looked at for."""
 
     name: str
     about: str
     build: Build
     kinds: frozenset[RegionKind] = frozenset(RegionKind)
+    rules: frozenset[Rule] = frozenset(Rule)
 
     def applies_to(self, scenario: Scenario) -> bool:
         return scenario.kinds <= self.kinds
@@ -47,6 +49,12 @@ CORE_LISTS = Variant(
 CORES = (CORE, CORE_LIVE, CORE_MODEL, CORE_LISTS)
 """The daemon's own core in the four modes of its ports."""
 MUTANT_VARIANTS = tuple(
-    Variant(_WITHOUT + name, mutant.about, core.of(mutant.parts)) for name, mutant in MUTANTS.items()
+    Variant(
+        _WITHOUT + name,
+        mutant.about,
+        core.of(mutant.parts),
+        rules=frozenset(rule for rule in Rule if rule.is_of_recovery is mutant.is_of_recovery),
+    )
+    for name, mutant in MUTANTS.items()
 )
 VARIANTS = {variant.name: variant for variant in (PATCH_V0, PATCH_V3, *CORES, *MUTANT_VARIANTS)}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from explorer.model_partition import Parts
 
+from . import recovery
 from .changes import (
     ExchangesUnmarked,
     ForgetsWhatWasPinned,
@@ -72,11 +73,14 @@ class Mutant:
 
     about: str
     parts: Parts
+    is_of_recovery: bool = False
+    """Whether it is the log that shows it, or what a successor makes of that: else a rule must that is about
+    the running partition."""
 
 
 def _mutant(parts: Parts, faulty: type[object]) -> Mutant:
     about = (faulty.__doc__ or "").strip()
-    return Mutant(about, parts)
+    return Mutant(about, parts, is_of_recovery=faulty.__module__ == recovery.__name__)
 
 
 MUTANTS = {
