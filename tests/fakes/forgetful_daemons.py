@@ -1,4 +1,4 @@
-"""Daemons that survive worse: the real one without one safeguard of its restart, for tests that must detect it.
+"""Daemons that survive worse: the real one without one safeguard of its restart, for tests that detect it.
 
 Owns the mutants. `fakes.killed_daemon` runs them; a kill between two steps that a mutant has turned round is
 planned as usual.
@@ -19,10 +19,14 @@ from interceptd.ledger.journal import Journal
 from interceptd.ledger.records import Done, Record
 from interceptd.partition.keeping import Hello, Keeping
 from interceptd.partition.virtual_processor import VirtualProcessor
-from interceptd.recovery.fold import Fold
+from interceptd.recovery import fold
 from interceptd.recovery.returning import ReturningVmm
 
 Mutant = Callable[[Plan], None]
+
+
+def _replace(owner: object, name: str, by: object) -> None:
+    setattr(owner, name, by)
 
 
 def without_inboxes(_: Plan) -> None:
@@ -34,7 +38,7 @@ def without_inboxes(_: Plan) -> None:
             inbox.clear()
         return take_over(inbox)
 
-    Inbox.take_over = forget  # type: ignore[method-assign]
+    _replace(Inbox, "take_over", forget)
 
 
 def wiping_before_marking(plan: Plan) -> None:
@@ -50,7 +54,7 @@ def wiping_before_marking(plan: Plan) -> None:
         plan.reach("marked")
         inbox._buffer[0] = IDLE
 
-    Inbox.answered = answered  # type: ignore[method-assign]
+    _replace(Inbox, "answered", answered)
 
 
 def answering_before_recording(_: Plan) -> None:
@@ -74,8 +78,8 @@ def answering_before_recording(_: Plan) -> None:
             append(*held.pop())
         inbox.answered()
 
-    Journal.append = hold  # type: ignore[method-assign]
-    Connection.answer = answer_first  # type: ignore[method-assign]
+    _replace(Journal, "append", hold)
+    _replace(Connection, "answer", answer_first)
 
 
 def welcoming_before_storing(_: Plan) -> None:
@@ -92,13 +96,13 @@ def welcoming_before_storing(_: Plan) -> None:
             keeping, hello = coming.pop(connection)
             await join(keeping, connection, hello)
 
-    Keeping.join = note  # type: ignore[method-assign]
-    Connection.send = send_first  # type: ignore[method-assign]
+    _replace(Keeping, "join", note)
+    _replace(Connection, "send", send_first)
 
 
 def closing_without_shutdown(_: Plan) -> None:
     """The keeper's duplicate keeps a closed connection open."""
-    socket.socket.shutdown = lambda *_: None  # type: ignore[method-assign, assignment]
+    _replace(socket.socket, "shutdown", lambda *_: None)
 
 
 def without_kept_kicks(_: Plan) -> None:
@@ -116,13 +120,13 @@ def without_kept_kicks(_: Plan) -> None:
         if not is_returning:
             kick(vp)
 
-    ReturningVmm._join_vp = join_unkicked  # type: ignore[method-assign]
-    VirtualProcessor.kick = kick_later  # type: ignore[method-assign]
+    _replace(ReturningVmm, "_join_vp", join_unkicked)
+    _replace(VirtualProcessor, "kick", kick_later)
 
 
 def confusing_answers(_: Plan) -> None:
     """An answer to what a predecessor had asked is a violation."""
-    RemoteHypervisor._is_predecessors = lambda *_: False  # type: ignore[method-assign, assignment]
+    _replace(RemoteHypervisor, "_is_predecessors", lambda *_: False)
 
 
 def without_doubt(_: Plan) -> None:
@@ -132,25 +136,22 @@ def without_doubt(_: Plan) -> None:
     def unrecorded(*_: object, **__: object) -> Iterator[None]:
         yield
 
-    RemoteHypervisor._recorded = unrecorded  # type: ignore[method-assign, assignment]
+    _replace(RemoteHypervisor, "_recorded", unrecorded)
 
 
 def forgetting_what_went(_: Plan) -> None:
     """Events of the userfaultfd are not recorded."""
-    Journal.gone = lambda *_: None  # type: ignore[method-assign, assignment]
+    _replace(Journal, "gone", lambda *_: None)
 
 
 def forgetting_the_event_read(_: Plan) -> None:
     """An event that was read and not recorded is lost."""
-    ReturningVmm._invalidate_event = lambda *_: None  # type: ignore[method-assign, assignment]
+    _replace(ReturningVmm, "_invalidate_event", lambda *_: None)
 
 
 def forgetting_begins(_: Plan) -> None:
     """Ranges that were begun are open no more."""
-    Fold._invalidate_begin = lambda *_: None  # type: ignore[method-assign, assignment]
-    from interceptd.recovery import fold  # noqa: PLC0415
-
-    fold._DONE = {**fold._DONE, "invalidate_begin": lambda *_: None}  # type: ignore[misc]
+    _replace(fold, "_DONE", {**fold._DONE, "invalidate_begin": lambda *_: None})
 
 
 MUTANTS: Final[Mapping[str, Mutant]] = {

@@ -31,9 +31,9 @@ sys.exit(Keeper(daemon, arguments, float(patience)).run())
 """
 """What `interceptd keep` becomes, with another program to keep."""
 TROUBLE: Final = frozenset({
-    "connection_failed", "descriptors_let_go", "descriptors_not_stored", "descriptors_refused", "map_broke_down",
-    "message_ignored", "nothing_kept", "partition_lost", "partition_not_kept", "partition_not_recovered",
-    "passed_descriptor_not_used", "vital_task_failed",
+    "connection_failed", "descriptors_let_go", "descriptors_not_stored", "descriptors_refused",
+    "map_broke_down", "message_ignored", "nothing_kept", "partition_lost", "partition_not_kept",
+    "partition_not_recovered", "passed_descriptor_not_used", "vital_task_failed",
 })  # fmt: skip
 """What nobody logs whose daemons are only killed."""
 
@@ -189,8 +189,9 @@ class KeptDaemon:
     def count(self, event: str) -> int:
         return sum(line["event"] == event for line in self.log())
 
-    def troubles(self) -> list[dict[str, Any]]:
-        return [line for line in self.log() if line["event"] in TROUBLE]
+    def troubles(self) -> set[str]:
+        """What was logged of `TROUBLE`."""
+        return {line["event"] for line in self.log()} & TROUBLE
 
     def wait_event(self, event: str, count: int = 1) -> None:
         eventually(lambda: self.count(event) >= count, True)

@@ -1,7 +1,8 @@
 """A VMM whose daemons are killed, made of the client library, and what it may rely on.
 
 Owns the VMM's own books: its regions, its memory, what its hypervisor has mapped. It looks whether the daemon
-agrees with them, and whether the guest reaches all that it may and nothing else. Its memory is this process's.
+agrees with them, and whether the guest reaches all that it may and nothing else. Its memory is that of this
+process.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from intercept_client import (
     BlockingNotifier,
     BlockingVmm,
     BlockingVp,
+    DeclaredVma,
     NewRegion,
     libc,
     refused_after,
@@ -64,8 +66,7 @@ class Mode(Enum):
         return "vmm" in self.value
 
 
-LIVE: Final = [mode for mode in Mode if mode.is_live]
-WATCHED: Final = [mode for mode in Mode if mode.is_watched]
+DECLARED: Final = [mode for mode in Mode if not mode.is_live]
 OWN_HYPERVISOR: Final = [mode for mode in Mode if mode.has_own_hypervisor]
 
 
@@ -225,6 +226,16 @@ class SurvivingVmm:
         self._pages, self._pfn = uaddrs.end + HOLE, self._pfn + page_count + HOLE
         return uaddrs
 
+    def declare(self, count: int) -> None:
+        """New memory in so many VMAs, by one request."""
+        vmas = []
+        for _ in range(count):
+            uaddrs = UaddrRange(start=self._pages, end=self._pages + 1)
+            vmas.append(DeclaredVma(uaddrs=uaddrs, start_pfn=self._pfn, access=RW))
+            self._pages, self._pfn = uaddrs.end + HOLE, self._pfn + 1 + HOLE
+        self.vmm.map_vmas(vmas)
+        self.frames |= {vma.uaddrs.start: vma.start_pfn for vma in vmas}
+
     def unmap(self, uaddrs: UaddrRange) -> None:
         """Give memory back, as the mode has it: when this returns, the guest must not reach it."""
         if not self.mode.is_live:
@@ -338,7 +349,7 @@ class SurvivingVmm:
             assert {gfn for gfn, (_, access) in self.table.pages.items() if not access} == closed
 
     def check_reaches_nothing_of(self, uaddrs: UaddrRange) -> None:
-        """What was given back is nowhere, whoever one asks."""
+        """What was given back is nowhere, by the daemon's word and by the hypervisor's."""
         for mapping in self.vmm.list_mappings():
             start = mapping.start_uaddr >> PAGE_SHIFT
             assert not uaddrs.overlaps(UaddrRange(start=start, end=start + mapping.page_count))

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,7 +157,7 @@ async def test_several_may_wait_for_a_manager_at_once(
     store.remove("p1")
     async with trio.open_nursery() as nursery:
         for name in ("c1", "c2"):
-            nursery.start_soon(lambda name=name: store.store(name, descriptors[:1], poll=True))
+            nursery.start_soon(partial(store.store, name, descriptors[:1], poll=True))
             await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(store.settle)
         await trio.testing.wait_all_tasks_blocked()
