@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from intercept_protocol.messages import PartitionStatistics
+from interceptctl import units
 
 from .exercise import Progress
 from .lives import added
@@ -49,7 +50,8 @@ async def watch_by_lines(console: Console, progress: Progress) -> None:
         statistics = await progress.vmm.statistics()
         if progress.kills.count > kills:
             kills = progress.kills.count
-            tell(f"daemon killed: {waited_text(progress.kills.waited, progress.kills.longest_wait)}")
+            noticed = waited_text(progress.kills.waited, progress.kills.longest_wait)
+            tell(f"{units.of(kills, 'kill')} of the daemon: {noticed}")
         tell(_counters(progress, statistics))
 
 

@@ -59,10 +59,8 @@ class Noticed:
     """What the daemon told the reader."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.kills} kills, nothing stale in {units.of(self.changes, 'change')}, "
-            f"{self.longest_stall:.1f} s of waiting at most while RAM was reached"
-        )
+        kills, stall = units.of(self.kills, "kill"), units.latency(1e9 * self.longest_stall)
+        return f"nothing stale in {kills}; RAM went on, the BAR waited {stall} at most"
 
 
 class HandedOver:
