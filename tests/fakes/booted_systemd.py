@@ -1,0 +1,250 @@
+"""systemd as process 1 of namespaces of its own, with the repository's units and this checkout's daemon. For root.
+
+Owns the namespaces, their mounts and their cgroup, and leaves nothing behind. The units are changed in their
+paths alone. Must not know what a unit does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from fakes.eventually import PATIENCE, eventually
+from fakes.keeper_process import children
+
+REPOSITORY: Final = Path(__file__).parents[2]
+UNITS: Final = REPOSITORY / "deploy" / "systemd"
+SYSTEMD: Final = Path("/lib/systemd/systemd")
+PLACE: Final = "/mnt"
+"""Where the namespaces have what the units need: a daemon sees no /home, /root or /tmp of the host."""
+PATHS: Final = {"/usr/bin/interceptd": f"{PLACE}/bin/interceptd", "/etc/interceptd": f"{PLACE}/etc"}
+USER: Final = "interceptd"
+UID: Final = 64123
+EMPTY_UNITS: Final = ("basic", "default", "exit", "poweroff", "reboot", "rescue", "shutdown", "sockets", "sysinit")
+FLAGS: Final = ("--pid", "--fork", "--kill-child", "--mount", "--ipc", "--uts", "--cgroup", "--net")
+
+INTERPRETER: Final = f"""#!/bin/sh
+export LD_LIBRARY_PATH={PLACE}/python/lib PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH={":".join(f"{PLACE}/repository/{part}" for part in ("clients", "protocol", "service", "tests"))}:{PLACE}/site
+exec {PLACE}/python/bin/{Path(os.path.realpath(sys.executable)).name} -m "$(basename "$0")" "$@"
+"""
+BOOT: Final = f"""
+set -e
+mount -t proc proc /proc
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs {PLACE}
+mkdir -p /run/systemd /run/lock {PLACE}/python {PLACE}/site {PLACE}/repository {PLACE}/bin {PLACE}/etc {PLACE}/log
+mount --bind "$1" {PLACE}/python
+mount --bind "$2" {PLACE}/site
+mount --bind "$3" {PLACE}/repository
+mount --bind "$4/bin" {PLACE}/bin
+mount --bind "$4/etc" {PLACE}/etc
+mount --bind "$4/log" {PLACE}/log
+mount --bind "$4/lib" /usr/lib/systemd/system
+mount --bind "$4/systemd" /etc/systemd
+mount --bind "$4/passwd" /etc/passwd
+mount --bind "$4/group" /etc/group
+mount --bind "$5" /dev/console
+for generators in /lib/systemd/system-generators /usr/lib/systemd/system-generators; do
+  [ ! -d "$generators" ] || mount -t tmpfs tmpfs "$generators"
+done
+cd /
+exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
+  {SYSTEMD} --system --log-target=console --log-level=info --log-color=no --show-status=no
+"""
+
+
+@cache
+def obstacle() -> str:
+    """Why systemd cannot be booted here; empty if it can."""
+    if os.geteuid() != 0:
+        return "systemd as process 1 of its own namespaces is for root"
+    if not SYSTEMD.exists():
+        return f"needs {SYSTEMD}, of Debian's systemd package"
+    for command in ("nsenter", "setpriv", "systemctl", "unshare"):
+        if shutil.which(command) is None:
+            return f"needs {command}, of Debian's systemd and util-linux"
+    if _cgroup() is None:
+        return "no cgroup2 is mounted that this process may make a group in"
+    mounts = 'mount -t cgroup2 cgroup2 /sys/fs/cgroup && mount -t tmpfs tmpfs "$1" && mount --bind /dev/null /dev/console'
+    tried = subprocess.run(
+        ["unshare", *FLAGS, "sh", "-c", mounts, "sh", PLACE], capture_output=True, text=True, check=False
+    )
+    return f"no namespaces of its own: {tried.stderr.strip()}" if tried.returncode else ""
+
+
+def _cgroup() -> Path | None:
+    """The cgroup2 that this process is in, as a directory."""
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    own = next(
+        (line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), None
+    )
+    for fields in mounts if own is not None else ():
+        if "cgroup2" in fields[fields.index("-") :]:
+            place = Path(fields[4], str(own).removeprefix(fields[3]).lstrip("/"))
+            if os.access(place, os.W_OK):
+                return place
+    return None
+
+
+class BootedSystemd:
+    """Boots in `directory`, which is to be empty; `with` ends it, in any state."""
+
+    def __init__(self, directory: Path, units: Sequence[str], *, config: str = "") -> None:
+        self._directory = directory
+        self._prepare(units)
+        self.configure(config)
+        parent = _cgroup()
+        assert parent is not None
+        self._cgroup = parent / f"interceptd-test-{os.getpid()}-{directory.name}"
+        self._cgroup.mkdir()
+        self._said: list[str] = []
+        self._terminal, console = pty.openpty()
+        self._reader = threading.Thread(target=self._read_console)
+        self._reader.start()
+        site = sysconfig.get_path("purelib")
+        boot = ["sh", "-c", BOOT, "boot", sys.base_prefix, site, str(REPOSITORY), str(directory), os.ttyname(console)]
+        enter = 'echo $$ > "$0/cgroup.procs" && exec setpriv --pdeathsig KILL unshare "$@"'
+        self._unshare = subprocess.Popen(
+            ["sh", "-c", enter, str(self._cgroup), *FLAGS, *boot],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+        )
+        os.close(console)
+
+    def __enter__(self) -> Self:
+        try:
+            eventually(lambda: self._unshare.poll() is not None or bool(children(self._unshare.pid)), True)
+            (self.pid,) = children(self._unshare.pid)
+            self.root = Path(f"/proc/{self.pid}/root")
+            """Its file system, as it is reached from outside."""
+            eventually(lambda: self._unshare.poll() is not None or self._is_up(), True)
+            assert self._unshare.poll() is None
+        except BaseException as error:
+            self.close()
+            error.add_note(self.said)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        if error is not None:
+            error.add_note(self.said)
+            error.add_note(self.log_text())
+
+    def close(self) -> None:
+        self._unshare.kill()  # and with it, by --kill-child, its process 1, and so everything
+        self._unshare.wait(PATIENCE)
+        eventually(lambda: "populated 0" in (self._cgroup / "cgroup.events").read_text(), True)
+        for group, _, _ in os.walk(self._cgroup, topdown=False):
+            os.rmdir(group)
+        self._reader.join(PATIENCE)
+        os.close(self._terminal)
+
+    # ------------------------------------------------ commands
+
+    def configure(self, config: str) -> None:
+        """Write interceptd.toml and web.toml."""
+        for name in ("interceptd", "web"):
+            (self._directory / "etc" / f"{name}.toml").write_text(config)
+
+    def override(self, unit: str, section: str, **settings: str) -> None:
+        """A drop-in of an administrator's."""
+        folder = self._directory / "systemd/system" / f"{unit}.d"
+        folder.mkdir()
+        lines = [f"[{section}]", *(f"{key}={value}" for key, value in settings.items())]
+        (folder / "override.conf").write_text("\n".join(lines))
+        self.systemctl("daemon-reload")
+
+    def run(self, *command: str, status: int | None = 0) -> str:
+        """Run a command in the namespaces and return its output; any exit status does with `status` None."""
+        entered = ["nsenter", f"--target={self.pid}", "--all", *command]
+        ended = subprocess.run(
+            entered, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert status in (None, ended.returncode), (command, ended)
+        return ended.stdout + ended.stderr
+
+    def systemctl(self, *arguments: str, status: int | None = 0) -> str:
+        return self.run("systemctl", *arguments, status=status)
+
+    def show(self, unit: str, name: str) -> str:
+        return self.systemctl("show", "--value", f"--property={name}", unit).strip()
+
+    def main_pid(self, unit: str) -> int:
+        """In the namespace; 0 if there is none."""
+        return int(self.show(unit, "MainPID"))
+
+    def passed(self, unit: str) -> list[str]:
+        """The names of the descriptors that its main process was started with."""
+        environment = self.run("cat", f"/proc/{self.main_pid(unit)}/environ").split("\0")
+        named = [each.partition("=")[2] for each in environment if each.startswith("LISTEN_FDNAMES=")]
+        return [name for names in named for name in names.split(":")]
+
+    # ------------------------------------------------ what can be seen
+
+    @property
+    def said(self) -> str:
+        """What systemd has logged."""
+        return "".join(self._said).replace("\r", "")
+
+    def log_text(self) -> str:
+        return (self._directory / "log" / "log").read_text()
+
+    def log(self, event: str) -> list[dict[str, Any]]:
+        """What the services have logged under that name."""
+        lines = [json.loads(line) for line in self.log_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == event]
+
+    def wait_state(self, unit: str, state: str) -> None:
+        eventually(lambda: self.show(unit, "ActiveState"), state)
+
+    # ------------------------------------------------ helpers
+
+    def _is_up(self) -> bool:
+        answers = (self.root / "run/systemd/private").exists()
+        return answers and self.systemctl("is-system-running", status=None).strip() in ("running", "degraded")
+
+    def _prepare(self, units: Sequence[str]) -> None:
+        directory = self._directory
+        for name in ("bin", "etc", "lib", "log", "systemd/system/service.d"):
+            (directory / name).mkdir(parents=True)
+        for name in ("interceptd", "interceptctl"):
+            (directory / "bin" / name).write_text(INTERPRETER)
+            (directory / "bin" / name).chmod(0o755)
+        for name in EMPTY_UNITS:
+            (directory / "lib" / f"{name}.target").write_text("[Unit]\nDefaultDependencies=no\n")
+        for name in units:
+            text = (UNITS / name).read_text()
+            for path, ours in PATHS.items():
+                text = text.replace(path, ours)
+            (directory / "systemd/system" / name).write_text(text)
+        output = f"append:{PLACE}/log/log"
+        (directory / "systemd/system/service.d/log.conf").write_text(
+            f"[Service]\nStandardOutput={output}\nStandardError={output}\n"
+        )
+        (directory / "log" / "log").touch()
+        for name, line in (("passwd", f"{USER}:x:{UID}:{UID}::/:/bin/false\n"), ("group", f"{USER}:x:{UID}:\n")):
+            (directory / name).write_text(Path("/etc", name).read_text() + line)
+
+    def _read_console(self) -> None:
+        """Until every process has closed it."""
+        with suppress(OSError):
+            while data := os.read(self._terminal, 4096):
+                self._said.append(data.decode(errors="replace"))
