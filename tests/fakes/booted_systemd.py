@@ -32,7 +32,17 @@ PLACE: Final = "/mnt"
 PATHS: Final = {"/usr/bin/interceptd": f"{PLACE}/bin/interceptd", "/etc/interceptd": f"{PLACE}/etc"}
 USER: Final = "interceptd"
 UID: Final = 64123
-EMPTY_UNITS: Final = ("basic", "default", "exit", "poweroff", "reboot", "rescue", "shutdown", "sockets", "sysinit")
+EMPTY_UNITS: Final = (
+    "basic",
+    "default",
+    "exit",
+    "poweroff",
+    "reboot",
+    "rescue",
+    "shutdown",
+    "sockets",
+    "sysinit",
+)
 FLAGS: Final = ("--pid", "--fork", "--kill-child", "--mount", "--ipc", "--uts", "--cgroup", "--net")
 
 INTERPRETER: Final = f"""#!/bin/sh
@@ -90,7 +100,8 @@ def _cgroup() -> Path | None:
     """The cgroup2 that this process is in, as a directory."""
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     own = next(
-        (line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), None
+        (line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")),
+        None,
     )
     for fields in mounts if own is not None else ():
         if "cgroup2" in fields[fields.index("-") :]:
@@ -116,7 +127,17 @@ class BootedSystemd:
         self._reader = threading.Thread(target=self._read_console)
         self._reader.start()
         site = sysconfig.get_path("purelib")
-        boot = ["sh", "-c", BOOT, "boot", sys.base_prefix, site, str(REPOSITORY), str(directory), os.ttyname(console)]
+        boot = [
+            "sh",
+            "-c",
+            BOOT,
+            "boot",
+            sys.base_prefix,
+            site,
+            str(REPOSITORY),
+            str(directory),
+            os.ttyname(console),
+        ]
         enter = 'echo $$ > "$0/cgroup.procs" && exec setpriv --pdeathsig KILL unshare "$@"'
         self._unshare = subprocess.Popen(
             ["sh", "-c", enter, str(self._cgroup), *FLAGS, *boot],
@@ -240,7 +261,10 @@ class BootedSystemd:
             f"[Service]\nStandardOutput={output}\nStandardError={output}\n"
         )
         (directory / "log" / "log").touch()
-        for name, line in (("passwd", f"{USER}:x:{UID}:{UID}::/:/bin/false\n"), ("group", f"{USER}:x:{UID}:\n")):
+        for name, line in (
+            ("passwd", f"{USER}:x:{UID}:{UID}::/:/bin/false\n"),
+            ("group", f"{USER}:x:{UID}:\n"),
+        ):
             (directory / name).write_text(Path("/etc", name).read_text() + line)
 
     def _read_console(self) -> None:

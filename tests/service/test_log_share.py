@@ -245,7 +245,8 @@ OWN_LINES = {
     "configuration_not_reloaded", "configuration_reloaded", "connection_not_accepted", "daemon_ended",
     "daemon_ended_at_once", "daemon_restarted", "daemon_rests", "daemon_started", "drain_cut_short",
     "drain_started", "lines_not_logged", "long_step", "metrics_served", "nothing_kept",
-    "partition_not_continued", "partition_not_recovered", "passed_descriptor_not_used", "service_manager_not_told", "vital_task_failed",
+    "partition_not_continued", "partition_not_recovered", "passed_descriptor_not_used",
+    "service_manager_not_told", "vital_task_failed",
 }  # fmt: skip
 """Of the daemon's own tasks, and `drain_started` of an operator's. What clients could cause has a pace:
 `accept_forever` and the step monitor wait between two lines, and a uid is forgotten, with its
@@ -254,7 +255,8 @@ CLIENTS_LINES = {
     "connection_failed", "connection_gone", "connection_refused", "descriptors_not_stored",
     "faults_undecided", "hello_refused",
     "map_broke_down", "map_refused", "mappings_left", "memory_gone", "metrics_failed", "partition_created",
-    "partition_end_cut_short", "partition_ended", "partition_lost", "partition_not_kept", "partition_recovered",
+    "partition_end_cut_short", "partition_ended", "partition_lost", "partition_not_kept",
+    "partition_recovered",
     "pinned_region_dangling", "policy_set",
 }  # fmt: skip
 """Of tasks that have a share."""
