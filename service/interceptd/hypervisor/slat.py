@@ -74,8 +74,8 @@ class SoftwareSlat:
         return inserted
 
     def replace(self, mapping: Mapping) -> None:
-        """Write the entries of `mapping`, replacing existing ones."""
-        self.clear(mapping.gfns)
+        """Write the entries of `mapping`, replacing existing ones. One record tells both."""
+        self._carve(mapping)
         self.insert(mapping)
 
     def take_over(self, table: SoftwareSlat) -> None:
@@ -93,10 +93,13 @@ class SoftwareSlat:
 
     def clear(self, gfns: GfnRange) -> None:
         """Remove the entries in `gfns`."""
-        removed = self._entries.carve(gfns)
-        self._no_access_gfns -= sum(map(_no_access, removed))
-        if removed and self._journal is not None:
+        if self._carve(gfns) and self._journal is not None:
             self._journal.append(records.Unmapped(gfns.start, gfns.end))
+
+    def _carve(self, pages: Mapping | GfnRange) -> bool:
+        removed = self._entries.carve(pages)
+        self._no_access_gfns -= sum(map(_no_access, removed))
+        return bool(removed)
 
 
 def mapped(entry: Mapping) -> records.Mapped:

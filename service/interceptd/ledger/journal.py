@@ -38,12 +38,10 @@ class Journal:
         if self.is_void:
             return
         try:
-            self.ledger.append(records.encode(record))
+            if self.ledger.append(records.encode(record)) > self._long_bytes:
+                self._on_long(self)
         except LedgerFull:
             self.give_up("its log is full")
-            return
-        if self.ledger.log_bytes > self._long_bytes:
-            self._on_long(self)
 
     def compacted(self) -> None:
         """The log is as short as it can be."""

@@ -148,10 +148,11 @@ class Ledger:
     def log_bytes(self) -> int:
         return self._end - self._limit + HALF
 
-    def append(self, record: bytes) -> None:
-        """Add a record. Raises `LedgerFull`."""
+    def append(self, record: bytes) -> int:
+        """Add a record; returns how long the log is. Raises `LedgerFull`."""
         end = self._write(self._end, record, self._limit)
         self._end_word[0] = self._end = end  # one aligned store: now it is there, and whole
+        return end - self._limit + HALF
 
     def frames(self, at: int | None = None) -> Iterator[tuple[bytes, int]]:
         """The records from the beginning, or from `at`, to the end that the log has when the last one is
