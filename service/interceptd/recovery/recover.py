@@ -74,8 +74,12 @@ class Recovery:
             log.info("partition_not_continued", key=key, reason=sentence(why))
             await self._let_go(key, remains, ledger)
             return
-        except (NotRecovered, LedgerUnreadable) as why:
-            log.error("partition_not_recovered", key=key, error=sentence(why))  # noqa: TRY400 - not our fault
+        except Exception as why:
+            # Whatever it is, it is this VMM's alone: here it would end all the others.
+            ours = None if isinstance(why, NotRecovered | LedgerUnreadable | OSError) else why
+            log.error(  # noqa: TRY400 - as a rule not a fault of ours
+                "partition_not_recovered", key=key, error=sentence(why), exc_info=ours
+            )
             await self._let_go(key, remains, ledger)
             return
         ledger.count_restart()

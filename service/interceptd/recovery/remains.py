@@ -24,6 +24,8 @@ class Remains:
     connections: dict[int, socket.socket] = field(default_factory=dict)
     """By cookie."""
     memory: list[int] = field(default_factory=list)
+    unusable: list[int] = field(default_factory=list)
+    """What has the name of a connection and is none."""
 
     def let_go(self, closer: Closer) -> None:
         """Close what was not taken. The peers see the end, although the store may have duplicates. The store
@@ -32,8 +34,8 @@ class Remains:
             with suppress(OSError):  # it may have hung up
                 connection.shutdown(socket.SHUT_RDWR)
         connections = [connection.detach() for connection in self.connections.values()]
-        closer.close([*connections, *self.ledgers, *self.memory])
-        self.connections, self.ledgers, self.memory = {}, [], []
+        closer.close([*connections, *self.ledgers, *self.memory, *self.unusable])
+        self.connections, self.ledgers, self.memory, self.unusable = {}, [], [], []
 
 
 def sort(kept: Iterable[Kept]) -> Mapping[str, Remains]:
@@ -45,8 +47,12 @@ def sort(kept: Iterable[Kept]) -> Mapping[str, Remains]:
             case "p":
                 found[key].ledgers.append(descriptor)
             case "c":
-                connection = socket.socket(fileno=descriptor)
-                found[key].connections[cookie_of(connection)] = connection
+                try:
+                    connection = socket.socket(fileno=descriptor)
+                except OSError:
+                    found[key].unusable.append(descriptor)
+                else:
+                    found[key].connections[cookie_of(connection)] = connection
             case "m":
                 found[key].memory.append(descriptor)
     return found

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 
+from intercept_protocol.text import sentence
 from interceptd.config.live import Settings
 from interceptd.config.schema import Config
 from interceptd.daemon import Daemon
+from interceptd.ledger.ledger import Ledger
+from interceptd.partition.keeping import Keeper
 from interceptd.recovery.recover import Recovery
 from interceptd.systemd.fd_store import FdStore
 from interceptd.systemd.socket_activation import Kept, PassedSockets
@@ -40,3 +45,23 @@ async def test_rounds_are_counted_while_partitions_come_back(
                 await nursery.start(daemon.run)
                 nursery.cancel_scope.cancel()
     assert rounds[-1] > rounds[0]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOMEM, "Cannot allocate memory"), TypeError("a mistake of ours")]
+)
+async def test_a_return_that_fails_in_any_way_fails_alone(
+    error: Exception, ledger: Ledger, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its nursery are the connections of all others."""
+
+    def fail(_descriptor: int) -> Ledger:
+        raise error
+
+    monkeypatch.setattr(Ledger, "open", fail)
+    kept = [Kept("p1", os.dup(ledger.descriptor)), Kept("c1", os.open(os.devnull, os.O_RDONLY))]
+    recovery = Recovery(Daemon(Settings(Config())).dispatcher, Keeper(None, lambda *_: None, lambda _: None))
+    with structlog.testing.capture_logs() as logs:
+        recovery.start(kept, nursery)
+        await recovery.wait_found()
+    assert [(line["event"], line["error"]) for line in logs] == [("partition_not_recovered", sentence(error))]
