@@ -20,13 +20,14 @@ from fakes.kill_deeds import adds, do, joins_a_vp, killed, partitions, touches
 from fakes.live_vmm import LiveVmm
 from fakes.puppet import Puppet
 from fakes.raw_client import READ, RawConnection, intercept_message, request
-from fakes.raw_vmm import GFN, WHOLE_MEMORY, RawVmm, vma
+from fakes.raw_vmm import GFN, PAGE, PAGES, UADDR, WHOLE_MEMORY, RawVmm, vma
 from fakes.spoiling_keeper import SPOILT
 from fakes.surviving_vmm import FIRST_GFN, Mode, SurvivingVmm
 from intercept_client import ConnectionLost, libc
 from intercept_client.memory import Watch
 from intercept_protocol.messages import VpSelection
 from intercept_protocol.outcomes import Outcome
+from interceptd.config.schema import Limits
 
 Scenario = Callable[[KeptDaemon], None]
 
@@ -379,6 +380,27 @@ def raises_loss(vmm: SurvivingVmm) -> bool:
             continue
         return False
     return True
+
+
+def limits_are_lower_for_the_successor(kept: KeptDaemon) -> None:
+    """Of everything there is more than there may be. It stays."""
+    with RawVmm(kept.socket) as first, RawVmm(kept.socket) as vmm:
+        vmm.add_memory()
+        vmm.map_vma(elsewhere := UADDR + (1 << 30), 1)
+        vmm.add_region(GFN + PAGES, 1, elsewhere)
+        vps, notifiers = [vmm.vp(index) for index in range(2)], [vmm.notifier() for _ in range(2)]
+        assert [vp.intercept(GFN + PAGES * vp_index)[0] for vp_index, vp in enumerate(vps)] == ["resume"] * 2
+        for notifier in notifiers:
+            notifier.ask("invalidate_begin", {"start_uaddr": UADDR + (2 << 30), "length": PAGE})
+        before = vmm.ask("statistics")
+        lowered = (field for field in Limits.__struct_fields__ if field != "control_requests_per_second")
+        kept.config.write_text("\n".join(["[limits]", *(f"{field} = 1" for field in lowered)]))
+        kept.kill()
+        after = vmm.ask("statistics")
+        for what in ("regions", "vmas", "vps", "open_invalidations", "mapped_gfns", "slat_extents"):
+            assert after[what] == before[what] >= 2, what
+        assert first.ask("statistics")["restarts"] == 1
+        assert vmm.ask("translate", gfn=GFN) is not None
 
 
 def a_second_keeper_is_refused(kept: KeptDaemon) -> None:

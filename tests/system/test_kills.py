@@ -70,6 +70,7 @@ def test_a_kill_at_a_step_costs_a_wait(
         (kill_scenarios.peers_leave_while_it_is_down, set()),
         (kill_scenarios.requests_that_came_meanwhile_are_answered, set()),
         (kill_scenarios.its_keeper_dies, {"descriptors_not_stored", "partition_not_kept"}),
+        (kill_scenarios.limits_are_lower_for_the_successor, set()),
     ],
     ids=lambda scenario: getattr(scenario, "__name__", ""),
 )

@@ -27,6 +27,7 @@ from interceptd.connections.connection import Connection
 from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.request_loop import report_and_close, serve_calls
+from interceptd.hypervisor.software import DEPOSIT_PAGES
 from interceptd.ledger.records import Created
 from interceptd.log_share import charge_lines_to
 from interceptd.partition.factory import PartitionFactory
@@ -188,9 +189,10 @@ class Dispatcher:
         """A partition that a predecessor had, whatever the limits are now; its state is to be restored.
         Raises `WireError` for a request that makes no sense."""
         request = codec.decode_fields(CreatePartition, CreatePartition.METHOD, [record.request])
-        if request.deposit_pages is not None:  # the table takes more when it needs them
-            most = self._settings.now.limits.deposit_pages_per_partition
-            request = replace(request, deposit_pages=min(request.deposit_pages, most))
+        # The limit may be lower now, and the table takes more when it needs them.
+        pages = DEPOSIT_PAGES if request.deposit_pages is None else request.deposit_pages
+        most = self._settings.now.limits.deposit_pages_per_partition
+        request = replace(request, deposit_pages=min(pages, most))
         partition = self._factory.create(request, name, connection, record.partition_id, keeping)
         partition.token = record.token
         partition.restarts = keeping.ledger.restarts
