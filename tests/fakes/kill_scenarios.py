@@ -14,12 +14,14 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import pytest
+
 from fakes.eventually import PATIENCE, eventually
 from fakes.kept_daemon import KeptDaemon
 from fakes.kill_deeds import adds, do, joins_a_vp, killed, partitions, touches
 from fakes.live_vmm import LiveVmm
 from fakes.puppet import Puppet
-from fakes.raw_client import READ, RawConnection, intercept_message, request
+from fakes.raw_client import READ, RawConnection, Refused, intercept_message, pack, request
 from fakes.raw_vmm import GFN, PAGE, PAGES, UADDR, WHOLE_MEMORY, RawVmm, vma
 from fakes.spoiling_keeper import SPOILT
 from fakes.surviving_vmm import FIRST_GFN, Mode, SurvivingVmm
@@ -175,6 +177,26 @@ def an_open_range_stays_closed(kept: KeptDaemon) -> None:
         assert is_waiting(vmm, vp)
         notifier.ask("invalidate_end", WHOLE_MEMORY)
         assert vp.answer() == ["resume", "mapped"]
+
+
+def a_vp_that_is_not_back_yet_has_its_index(kept: KeptDaemon) -> None:
+    """The VMM's hypervisor is slow to undo what is in doubt. Meanwhile nobody else can be this VP, and who
+    kicks it is not told that it does not exist."""
+    with RawVmm(kept.socket, hypervisor="vmm") as vmm:
+        link, vp = vmm.link(), vmm.vp()
+        vmm.map_vma(UADDR, PAGES)
+        vmm.add_region(GFN, PAGES, UADDR, kind="mmio")
+        vp.send(request("intercept", intercept_message(GFN, READ), 5))
+        assert link.receive()[2] == "map_gpa"
+        kept.kill()
+        _, msgid, method, _ = link.receive()
+        assert method == "unmap_gpa"
+        with pytest.raises(Refused, match="EEXIST"):
+            vmm.vp()
+        vmm.notifier().ask("kick", {"vp_index": 0})
+        link.send(pack([1, msgid, None, None]))
+        assert answer(vp, 5) == ["retry", "restarted"]
+        assert vmm.vp(1).intercept(GFN + PAGES) == ["forward", "no_region"]
 
 
 def a_refused_peer_sees_the_end(kept: KeptDaemon) -> None:

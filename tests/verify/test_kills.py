@@ -91,6 +91,7 @@ SCENARIOS: Final[Sequence[Scenario]] = [
     kill_scenarios.many_requests_of_a_client_survive_one_death_each,
     kill_scenarios.a_kick_is_kept,
     kill_scenarios.an_open_range_stays_closed,
+    kill_scenarios.a_vp_that_is_not_back_yet_has_its_index,
     kill_scenarios.a_refused_peer_sees_the_end,
     kill_scenarios.a_new_vp_is_welcomed_once_it_is_kept,
     kill_scenarios.framing_is_kept,

@@ -84,6 +84,8 @@ class Partition:
     token: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
     created_at: float = field(default_factory=time.monotonic)
     vps: dict[int, VirtualProcessor] = field(default_factory=dict)
+    returning: set[int] = field(default_factory=set)
+    """Indices of VPs that a predecessor had and that are not served yet; each starts with a kept kick."""
     notifiers: int = 0
     announcements: CallsInFlight = field(default_factory=CallsInFlight)
     """What notifier connections asked and were not answered yet."""
@@ -222,7 +224,7 @@ class Partition:
         vp = self.vps.get(vp_index)
         if vp is not None:
             vp.kick()
-        return vp is not None
+        return vp is not None or vp_index in self.returning
 
     async def kick_all(self) -> None:
         for vp in list(self.vps.values()):

@@ -133,6 +133,8 @@ class ReturningVmm:
             self._strays = await restore(partition, self._fold)
             announce(partition, self._fold)
             self._invalidate_event(partition)
+            joined = self._fold.joined.values()
+            partition.returning.update(each.vp_index for each in joined if each.role == "vp")
             self._found()
             owed = self._take_over(self._vmm, VMM_INBOX)
             await self._bring_back(partition, owed)
@@ -211,6 +213,8 @@ class ReturningVmm:
 
     async def _join(self, partition: Partition, joined: records.Joined) -> int:
         """Bring back a VP or a notifier connection; returns how many connections came back."""
+        if joined.role == "vp":
+            partition.returning.discard(joined.vp_index)  # it is there in this step, or has left
         connection = self._connection(joined)
         if connection is None:
             self._keeping.left(joined.inbox)

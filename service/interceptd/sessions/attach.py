@@ -57,7 +57,7 @@ class Attacher:
                 field="vp_index",
                 limit="vps_per_partition",
             )
-        if vp_index in partition.vps:
+        if vp_index in partition.vps or vp_index in partition.returning:
             raise WireError(errno.EEXIST, f"VP {vp_index} is attached already", vp_index=vp_index)
         vp = virtual_processor(partition, vp_index, handshake.connection)
         handshake.connection.expect_short_requests()
