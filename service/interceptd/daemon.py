@@ -224,6 +224,7 @@ class Daemon:
     def rest(self) -> NoReturn:
         """End the process, and no partition: the service manager starts the next daemon, which goes on."""
         log.info("daemon_rests", partitions=len(self.partitions))
+        self._keeper.rest()
         leave(EX_TEMPFAIL)
 
     def _stop_listening(self, vmm_socket: socket.socket, operator_socket: socket.socket) -> None:

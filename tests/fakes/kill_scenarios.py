@@ -22,7 +22,7 @@ from fakes.kill_deeds import adds, do, joins_a_vp, killed, partitions, touches
 from fakes.live_vmm import LiveVmm
 from fakes.puppet import Puppet
 from fakes.raw_client import READ, RawConnection, Refused, intercept_message, pack, request
-from fakes.raw_vmm import GFN, PAGE, PAGES, UADDR, WHOLE_MEMORY, RawVmm, vma
+from fakes.raw_vmm import GFN, PAGE, PAGES, UADDR, WHOLE_MEMORY, RawVmm, region, vma
 from fakes.spoiling_keeper import SPOILT
 from fakes.surviving_vmm import FIRST_GFN, Mode, SurvivingVmm
 from intercept_client import ConnectionLost, libc
@@ -30,6 +30,7 @@ from intercept_client.memory import Watch
 from intercept_protocol.messages import VpSelection
 from intercept_protocol.outcomes import Outcome
 from interceptd.config.schema import Limits
+from interceptd.recovery.returning import STRIKES
 
 Scenario = Callable[[KeptDaemon], None]
 
@@ -355,6 +356,22 @@ def restarts_as_planned(kept: KeptDaemon) -> None:
         vmm.touch(region)
         vmm.check()
         assert (vmm.vmm.statistics().restarts, kept.count("daemon_rests")) == (2, 2)
+
+
+def a_long_request_survives_any_number_of_restarts(kept: KeptDaemon) -> None:
+    """Daemons that rest have not died of it. The VMM's hypervisor is slow to map what the request adds."""
+    with RawVmm(kept.socket, hypervisor="vmm") as vmm:
+        link = vmm.link()
+        vmm.connection.send(request("add_region", region(GFN, PAGES, UADDR, kind="movable"), 5))
+        for _ in range(STRIKES + 1):
+            assert link.receive()[2] == "map_gpa"
+            kept.signal_daemon(signal.SIGTERM)
+            _, msgid, method, _ = link.receive()
+            assert method == "unmap_gpa"
+            link.send(pack([1, msgid, None, None]))
+        _, msgid, _, _ = link.receive()
+        link.send(pack([1, msgid, None, None]))
+        assert answer(vmm.connection, 5) == {"kind": "movable"}
 
 
 def its_keeper_dies(kept: KeptDaemon) -> None:

@@ -100,6 +100,7 @@ SCENARIOS: Final[Sequence[Scenario]] = [
     kill_scenarios.what_was_recorded_has_gone,
     kill_scenarios.its_vmm_dies_while_it_is_down,
     kill_scenarios.restarts_as_planned,
+    kill_scenarios.a_long_request_survives_any_number_of_restarts,
     kill_scenarios.a_second_keeper_is_refused,
 ]
 FOUND_BY: Final[Mapping[str, Scenario]] = {

@@ -1,4 +1,5 @@
-"""The last partition id that was given out, in memory that outlives the daemon: ids are never used again."""
+"""What a daemon leaves to its successor beside the ledgers: the last partition id that was given out (ids are
+never used again), and whether it rested."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ SIZE = mmap.PAGESIZE
 
 
 class LastId:
-    """A memfd with one number. `descriptor` is a predecessor's, None for a new one. Raises `OSError`."""
+    """A memfd with two numbers. `descriptor` is a predecessor's, None for a new one. Raises `OSError`."""
 
     def __init__(self, descriptor: int | None = None) -> None:
         if descriptor is None:
@@ -17,12 +18,21 @@ class LastId:
         os.ftruncate(descriptor, SIZE)
         self.descriptor = descriptor
         self._map = mmap.mmap(descriptor, SIZE)
-        self._word = memoryview(self._map)[:8].cast("Q")
+        self._words = memoryview(self._map)[:16].cast("Q")
 
     @property
     def value(self) -> int:
-        return self._word[0]
+        return self._words[0]
 
     @value.setter
     def value(self, partition_id: int) -> None:
-        self._word[0] = partition_id
+        self._words[0] = partition_id
+
+    def rest(self) -> None:
+        """The daemon ends, and not because of any request."""
+        self._words[1] = 1
+
+    def take_rest(self) -> bool:
+        """Whether the predecessor rested; to be asked once."""
+        rested, self._words[1] = self._words[1], 0
+        return bool(rested)

@@ -55,6 +55,7 @@ class Keeper:
         self.on_long = on_long
         self.on_end = on_end
         self._last_id: LastId | None = None
+        self.predecessor_rested = False
 
     @property
     def works(self) -> bool:
@@ -66,6 +67,7 @@ class Keeper:
         none. Raises `StoreRefused`, `OSError`."""
         assert self.store is not None, "else nothing is kept"
         self._last_id = LastId(kept)
+        self.predecessor_rested = self._last_id.take_rest()
         if kept is None:
             await self.store.store(LAST_ID, [self._last_id.descriptor], poll=False)
         return self._last_id.value
@@ -74,6 +76,11 @@ class Keeper:
         """This id was given out."""
         if self._last_id is not None:
             self._last_id.value = partition_id
+
+    def rest(self) -> None:
+        """The daemon rests: its successor need not suspect any request of having killed it."""
+        if self._last_id is not None:
+            self._last_id.rest()
 
     def remove(self, key: str) -> None:
         """Have everything dropped that is stored of one VMM."""

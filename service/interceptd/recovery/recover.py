@@ -85,7 +85,7 @@ class Recovery:
         ledger.count_restart()
         inboxes = [VMM_INBOX, *fold.joined]
         keeping = Keeping(self._keeper, ledger, vmm, inboxes=inboxes, gone_count=fold.gone_count)
-        left = Left(remains, fold, keeping)
+        left = Left(remains, fold, keeping, self._keeper.predecessor_rested)
         await ReturningVmm(self._dispatcher, left, vmm, lambda: self.found(key), self._count).run()
 
     async def _let_go(self, key: str, remains: Remains, ledger: Ledger | None) -> None:

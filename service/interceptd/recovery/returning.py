@@ -59,6 +59,8 @@ class Left(NamedTuple):
     remains: Remains
     fold: Fold
     keeping: Keeping
+    rested: bool
+    """Whether the predecessor rested: then no request has killed it."""
 
 
 class Owed(NamedTuple):
@@ -83,7 +85,7 @@ class ReturningVmm:
         count: Callable[[int, int], None],
     ) -> None:
         self._dispatcher = dispatcher
-        self._remains, self._fold, self._keeping = left
+        self._remains, self._fold, self._keeping, self._predecessor_rested = left
         self._vmm = vmm
         self._found = found
         self._count = count
@@ -311,6 +313,8 @@ class ReturningVmm:
 
     def _strike(self, connection: Connection) -> None:
         assert connection.inbox is not None, "it was taken over"
+        if self._predecessor_rested:
+            return
         connection.inbox.strike()
         if connection.inbox.strikes >= STRIKES:
             raise ProtocolViolation(
