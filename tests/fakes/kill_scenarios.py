@@ -12,20 +12,22 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Final
+
+import pytest
 
 import pytest
 
 from fakes.eventually import PATIENCE, eventually
 from fakes.kept_daemon import KeptDaemon
-from fakes.kill_deeds import adds, do, joins_a_vp, killed, partitions, touches
+from fakes.kill_deeds import adds, announces, do, joins_a_vp, killed, partitions, touches
 from fakes.live_vmm import LiveVmm
 from fakes.puppet import Puppet
 from fakes.raw_client import READ, RawConnection, Refused, intercept_message, pack, request
 from fakes.raw_vmm import GFN, PAGE, PAGES, UADDR, WHOLE_MEMORY, RawVmm, region, vma
 from fakes.spoiling_keeper import SPOILT
 from fakes.surviving_vmm import FIRST_GFN, Mode, SurvivingVmm
-from intercept_client import ConnectionLost, libc
+from intercept_client import ConnectionEnded, ConnectionLost, libc
 from intercept_client.memory import Watch
 from intercept_protocol.messages import VpSelection
 from intercept_protocol.outcomes import Outcome
@@ -33,6 +35,8 @@ from interceptd.config.schema import Limits
 from interceptd.recovery.returning import STRIKES
 
 Scenario = Callable[[KeptDaemon], None]
+STRIKES: Final = 3
+"""Daemons that may die of one request."""
 
 
 class Doing:
@@ -136,9 +140,19 @@ def nothing_is_carried_out_twice(kept: KeptDaemon) -> None:
 
 def a_request_that_kills_daemons_ends_its_partition_alone(kept: KeptDaemon) -> None:
     with SurvivingVmm(kept.socket, Mode.DECLARED) as other, RawVmm(kept.socket) as vmm:
-        kept.plan(*[("carried out", 1)] * 3)
+        region = other.add(other.new_region(2))
+        is_over = threading.Event()
+
+        def touch_all_the_time() -> None:
+            while not is_over.is_set():
+                other.touch(region)
+
+        busy = Doing(touch_all_the_time)
+        kept.plan(*[("carried out", 1)] * STRIKES)
         vmm.connection.send(request("map_vma", vma(0x1000, 1)))
         assert (vmm.connection.farewell().name, kept.reached) == ("EIO", True)
+        is_over.set()
+        busy.wait()
         killed(kept, other, touches)
 
 
@@ -147,6 +161,30 @@ def many_requests_of_a_client_survive_one_death_each(kept: KeptDaemon) -> None:
     with SurvivingVmm(kept.socket, Mode.DECLARED) as vmm:
         for _ in range(4):
             assert killed(kept, vmm, adds, ("carried out", 1))
+
+
+def a_request_is_not_to_blame_before_it_is_carried_out(kept: KeptDaemon) -> None:
+    """It was owed when three daemons died, of something else."""
+    with SurvivingVmm(kept.socket, Mode.DECLARED) as vmm:
+        for deed, point, again in (
+            (adds, ("noted", 1), ("about to answer", 1)),
+            (announces, ("noted", 1), ("joined again", 2)),
+            (touches, ("intercept read", 1), ("joined again", 2)),
+        ):
+            assert killed(kept, vmm, deed, point, *[again] * STRIKES)
+
+
+def an_intercept_that_kills_daemons_ends_its_vp(kept: KeptDaemon) -> None:
+    with SurvivingVmm(kept.socket, Mode.DECLARED) as vmm:
+        region = vmm.add(vmm.new_region(1))
+        poisoned = vmm.open_vp()
+        kept.plan(*[("to be edited", 1)] * STRIKES)
+        with pytest.raises(ConnectionEnded, match="EIO"):
+            while True:
+                poisoned.intercept(intercept_message(region.gfns.start, READ))
+        del vmm.vps[1]
+        assert kept.reached
+        do(kept, vmm, touches)
 
 
 # ------------------------------------------------ VPs and notifiers

@@ -77,6 +77,7 @@ POINTS: Final[Mapping[str, Point]] = {
     "changing": _after(_APPEND, _recording("Changing")),
     "asked": _after("connections.connection:Connection._send_now", lambda _, data: data[:2] == b"\x94\0"),
     "told": _after("connections.connection:Connection.receive_response"),
+    "to be edited": _before(_APPEND, _recording("Mapped", "Unmapped")),
     "edited": _after(_APPEND, _recording("Mapped", "Unmapped")),
     "settled": _after(_APPEND, _recording("Settled")),
     "exchanging": _before("memory.region_manager:RegionManager._exchange"),

@@ -44,7 +44,17 @@ pytestmark = pytest.mark.verify
 
 REQUEST: Final = ("peeked", "read", "noted", "to be sent", "sent", "marked", "wiped", "intercept read")
 """Points that every request has, the same in each mode."""
-SEVERAL: Final = ("changing", "asked", "told", "edited", "settled", "connection stored", "joined", "dropping")
+SEVERAL: Final = (
+    "changing",
+    "asked",
+    "told",
+    "to be edited",
+    "edited",
+    "settled",
+    "connection stored",
+    "joined",
+    "dropping",
+)
 """Points of which a deed has several."""
 MOST_CALLS: Final = 3
 """Of those, at which daemons are killed."""
@@ -63,7 +73,7 @@ CERTAIN: Final[Mapping[Deed, frozenset[str]]] = {
     joins_a_notifier: JOINING | {"leaving", "left"},
     loses_a_vp: JOINING | {"leaving", "left"},
     loses_a_notifier_that_has_begun: frozenset({"leaving", "left"}),
-    touches: frozenset({"edited"}),
+    touches: frozenset({"to be edited", "edited"}),
     announces: LOGGED,
     works_for_long: frozenset({"compacting", "to be committed", "committed", "compacted"}),
     adds: LOGGED,
@@ -89,6 +99,8 @@ SCENARIOS: Final[Sequence[Scenario]] = [
     kill_scenarios.an_intercept_is_sent_back,
     kill_scenarios.nothing_is_carried_out_twice,
     kill_scenarios.many_requests_of_a_client_survive_one_death_each,
+    kill_scenarios.a_request_is_not_to_blame_before_it_is_carried_out,
+    kill_scenarios.an_intercept_that_kills_daemons_ends_its_vp,
     kill_scenarios.a_kick_is_kept,
     kill_scenarios.an_open_range_stays_closed,
     kill_scenarios.a_vp_that_is_not_back_yet_has_its_index,

@@ -78,6 +78,8 @@ class Connection:
         """What ends the wait for an answer."""
         self._unpaid: rpc.Request | None = None
         """A request that was received and waits for its turn."""
+        self._begin: Callable[[], None] | None = None
+        """What is to be done when it has its turn."""
         self._descriptors = ReceivedFds(self.tenant.closer, 0)
         self._rest_due: float | None = None
         """When the descriptors of an incomplete request are closed."""
@@ -136,9 +138,11 @@ class Connection:
         """From now on receive into `inbox`, which a successor finds."""
         self._inbox = self._requests.inbox = inbox
 
-    def feed(self, received: bytes) -> None:
-        """Take what a predecessor had received and not answered as if it came now."""
+    def feed(self, received: bytes, begin: Callable[[], None] | None = None) -> None:
+        """Take what a predecessor had received and not answered as if it came now. `begin` is called when
+        `receive` returns it; what it raises, `receive` raises."""
         self._receiver.receive_data(received)
+        self._begin = begin
 
     def mark_answered(self, *, put_off: bool = False) -> None:
         """Nothing is owed to the peer, see `Inbox.answered`; `answer` says so by itself."""
@@ -175,6 +179,10 @@ class Connection:
             if self._counted:
                 self.tenant.forget_connection()
 
+    async def wait_readable(self) -> None:
+        """Block until something was sent, or the peer has closed. Raises `ConnectionGone`."""
+        await self._parked_readable()
+
     async def receive(self) -> rpc.Request | None:
         """The next request, as soon as the rate limit of its uid allows; None when the peer has closed.
         Raises `ProtocolViolation`, `ConnectionGone`. A cancelled call loses nothing: call it again."""
@@ -185,6 +193,9 @@ class Connection:
             if batches:
                 await give_way()  # a long list took long to decode, and carrying it out will
         request, self._unpaid = self._unpaid, None
+        begin, self._begin = self._begin, None
+        if begin is not None:
+            begin()
         return request
 
     async def _receive(self) -> rpc.Request | None:

@@ -160,10 +160,16 @@ class Partition:
         self._serving.cancel()
 
     def start_vp(
-        self, vp: VirtualProcessor, connection: Connection, owed: bytes, hello: Hello | None = None
+        self,
+        vp: VirtualProcessor,
+        connection: Connection,
+        owed: bytes,
+        hello: Hello | None = None,
+        *,
+        before: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Run a VP as a task of this partition. Raises ENOSPC if its uid has too many, unless a predecessor
-        had it.
+        """Run a VP as a task of this partition, once `before` has returned. Raises ENOSPC if its uid has too
+        many, unless a predecessor had it.
 
         Here and below, `owed` is the answer that the peer waits for: to its `hello`, which is None if a
         predecessor has kept the connection.
@@ -181,7 +187,13 @@ class Partition:
             self.tenant.vps.acquire()
         self.vps[vp.index] = vp
         self.event_bus.publish(events.VpAttached(vp_index=vp.index))
-        self._spawn(connection, owed, hello, vp.run, leave, vp_index=vp.index)
+
+        async def serve() -> None:
+            if before is not None:
+                await before()
+            await vp.run()
+
+        self._spawn(connection, owed, hello, serve, leave, vp_index=vp.index)
 
     def start_notifier(
         self,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import structlog
@@ -47,7 +48,7 @@ from interceptd.telemetry.counters import Source
 log = structlog.get_logger()
 
 STRIKES = 3
-"""Daemons that may die of one request. Then it is not carried out again, and its partition ends alone."""
+"""Daemons that may die of one request. Then it is not carried out again, and its connection ends."""
 LINK_SECONDS = 5.0
 """How long the hypervisor connection may take to be served again: it waits for nobody but a peer that has not
 read the answer to its hello."""
@@ -240,10 +241,15 @@ class ReturningVmm:
         vp.kick()  # one may have been lost
         reply = self._owed_hello(owed, joined)
         if owed.request is not None and owed.request.method == INTERCEPT_METHOD:
-            self._strike(connection)
             reply = rpc.encode_result(owed.request.msgid, Answer.RESTARTED.value)
-        else:
-            self._receive_again(connection, owed)
+
+            async def ask_again() -> None:
+                await connection.wait_readable()
+                self._strike(connection)
+
+            partition.start_vp(vp, connection, reply, before=ask_again)
+            return
+        self._receive_again(connection, owed)
         partition.start_vp(vp, connection, reply)
 
     def _join_notifier(
@@ -307,9 +313,9 @@ class ReturningVmm:
         return rpc.encode_result(owed.request.msgid, last.reply)
 
     def _receive_again(self, connection: Connection, owed: Owed) -> None:
-        if owed.request is not None:
-            self._strike(connection)
-        connection.feed(owed.received)
+        """The request counts a strike once it is carried out: until then it is not to blame for a death."""
+        begin = None if owed.request is None else partial(self._strike, connection)
+        connection.feed(owed.received, begin)
 
     def _strike(self, connection: Connection) -> None:
         assert connection.inbox is not None, "it was taken over"
