@@ -1,4 +1,4 @@
-"""systemd as process 1 of namespaces of its own, with the repository's units and this checkout's daemon. For root.
+"""systemd as process 1 of its own namespaces, with the units of this repository and their daemon; for root.
 
 Owns the namespaces, their mounts and their cgroup, and leaves nothing behind. The units are changed in their
 paths alone. Must not know what a unit does.
@@ -14,8 +14,8 @@ import subprocess
 import sys
 import sysconfig
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,7 @@ PLACE: Final = "/mnt"
 PATHS: Final = {"/usr/bin/interceptd": f"{PLACE}/bin/interceptd", "/etc/interceptd": f"{PLACE}/etc"}
 USER: Final = "interceptd"
 UID: Final = 64123
+INSTANCES: Final = ("web", "other")
 EMPTY_UNITS: Final = (
     "basic",
     "default",
@@ -46,17 +47,23 @@ EMPTY_UNITS: Final = (
 FLAGS: Final = ("--pid", "--fork", "--kill-child", "--mount", "--ipc", "--uts", "--cgroup", "--net")
 
 INTERPRETER: Final = f"""#!/bin/sh
+cd {PLACE}/repository
 export LD_LIBRARY_PATH={PLACE}/python/lib PYTHONDONTWRITEBYTECODE=1
-export PYTHONPATH={":".join(f"{PLACE}/repository/{part}" for part in ("clients", "protocol", "service", "tests"))}:{PLACE}/site
+export PYTHONPATH="$PWD/clients:$PWD/protocol:$PWD/service:{PLACE}/site"
 exec {PLACE}/python/bin/{Path(os.path.realpath(sys.executable)).name} -m "$(basename "$0")" "$@"
 """
-BOOT: Final = f"""
-set -e
+MOUNTS: Final = f"""
 mount -t proc proc /proc
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs {PLACE}
-mkdir -p /run/systemd /run/lock {PLACE}/python {PLACE}/site {PLACE}/repository {PLACE}/bin {PLACE}/etc {PLACE}/log
+mount --bind /dev/null /dev/console
+"""
+BOOT: Final = f"""
+set -e
+{MOUNTS}
+cd {PLACE}
+mkdir -p /run/systemd /run/lock python site repository bin etc log
 mount --bind "$1" {PLACE}/python
 mount --bind "$2" {PLACE}/site
 mount --bind "$3" {PLACE}/repository
@@ -89,9 +96,8 @@ def obstacle() -> str:
             return f"needs {command}, of Debian's systemd and util-linux"
     if _cgroup() is None:
         return "no cgroup2 is mounted that this process may make a group in"
-    mounts = 'mount -t cgroup2 cgroup2 /sys/fs/cgroup && mount -t tmpfs tmpfs "$1" && mount --bind /dev/null /dev/console'
     tried = subprocess.run(
-        ["unshare", *FLAGS, "sh", "-c", mounts, "sh", PLACE], capture_output=True, text=True, check=False
+        ["unshare", *FLAGS, "sh", "-e", "-c", MOUNTS], capture_output=True, text=True, check=False
     )
     return f"no namespaces of its own: {tried.stderr.strip()}" if tried.returncode else ""
 
@@ -181,9 +187,13 @@ class BootedSystemd:
     # ------------------------------------------------ commands
 
     def configure(self, config: str) -> None:
-        """Write interceptd.toml and web.toml."""
-        for name in ("interceptd", "web"):
+        """Write the file of each daemon."""
+        for name in ("interceptd", *INSTANCES):
             (self._directory / "etc" / f"{name}.toml").write_text(config)
+
+    def replace_daemon(self, script: str) -> None:
+        """What starts in place of the next one."""
+        (self._directory / "bin" / "interceptd").write_text(script)
 
     def override(self, unit: str, section: str, **settings: str) -> None:
         """A drop-in of an administrator's."""
@@ -195,12 +205,31 @@ class BootedSystemd:
 
     def run(self, *command: str, status: int | None = 0) -> str:
         """Run a command in the namespaces and return its output; any exit status does with `status` None."""
-        entered = ["nsenter", f"--target={self.pid}", "--all", *command]
         ended = subprocess.run(
-            entered, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False
+            self._entered(command),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
         )
         assert status in (None, ended.returncode), (command, ended)
         return ended.stdout + ended.stderr
+
+    @contextmanager
+    def running(self, *command: str) -> Iterator[subprocess.Popen[str]]:
+        """A command that runs meanwhile in the namespaces, with its output in one pipe."""
+        with subprocess.Popen(
+            self._entered(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def systemctl(self, *arguments: str, status: int | None = 0) -> str:
         return self.run("systemctl", *arguments, status=status)
@@ -237,6 +266,9 @@ class BootedSystemd:
         eventually(lambda: self.show(unit, "ActiveState"), state)
 
     # ------------------------------------------------ helpers
+
+    def _entered(self, command: Sequence[str]) -> Sequence[str]:
+        return ["nsenter", f"--target={self.pid}", "--all", *command]
 
     def _is_up(self) -> bool:
         answers = (self.root / "run/systemd/private").exists()
