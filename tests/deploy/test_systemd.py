@@ -18,6 +18,7 @@ from fakes.eventually import eventually
 from fakes.scraper import scrape
 from interceptd.keeper import store as keeper_store
 from interceptd.systemd import fd_store
+from interceptd.vital import EX_SOFTWARE, EX_TEMPFAIL
 
 SYSTEMD = Path(__file__).parents[2] / "deploy" / "systemd"
 ANALYZE = shutil.which("systemd-analyze")
@@ -79,9 +80,8 @@ def test_settings_that_would_break_the_daemon_are_not_in_the_unit(name: str, bre
 
 
 def test_the_instances_are_hardened_as_the_service_is() -> None:
-    own = {"Description", "After", "User", "Group", "DynamicUser", "ExecStart", "ExecStartPre", "LimitNOFILE"}
-    own |= {"ExecReload"}
-    own |= {"RuntimeDirectory", "RuntimeDirectoryPreserve", "Also"}
+    own = {"Description", "After", "ExecStart", "ExecReload", "LimitNOFILE", "Also"}
+    own |= {"RuntimeDirectory", "RuntimeDirectoryPreserve", "TemporaryFileSystem", "BindPaths"}
     shared, instance = (
         [pair for pair in directives(name) if pair[0] not in own]
         for name in ("interceptd.service", "interceptd@.service")
@@ -94,8 +94,9 @@ def test_a_service_that_makes_way_or_dies_is_followed_at_once_by_one_that_gets_i
     name: str,
 ) -> None:
     unit = dict(directives(name))
-    assert (unit["Restart"], unit["RestartSec"]) == ("on-failure", "0")
-    assert (unit["SuccessExitStatus"], unit["RestartForceExitStatus"]) == ("75", "75")
+    assert (unit["Restart"], unit["RestartSec"]) == ("on-abort", "0")
+    assert unit["SuccessExitStatus"] == str(EX_TEMPFAIL)
+    assert unit["RestartForceExitStatus"] == f"1 {EX_SOFTWARE} {EX_TEMPFAIL} SIGABRT"
     assert unit["Environment"] == f"{fd_store.KEEP_VARIABLE}=yes"  # systemd 253 and older set no $FDSTORE
     assert int(unit["FileDescriptorStoreMax"]) == fd_store.CAPACITY == keeper_store.CAPACITY
 
