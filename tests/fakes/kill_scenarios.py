@@ -412,6 +412,21 @@ def a_long_request_survives_any_number_of_restarts(kept: KeptDaemon) -> None:
         assert answer(vmm.connection, 5) == {"kind": "movable"}
 
 
+def a_uid_wants_all_of_the_store(kept: KeptDaemon) -> None:
+    """The VMM that would take the room of others is not kept any more. It goes on, and so does the next."""
+    with RawVmm(kept.socket) as greedy, SurvivingVmm(kept.socket, Mode.DECLARED) as other:
+        while not kept.count("partition_not_kept"):
+            greedy.notifier()
+        greedy.ask("statistics")
+        assert (
+            "others need room"
+            in next(line for line in kept.log() if line["event"] == "partition_not_kept")["reason"]
+        )
+        do(kept, other, touches, ("edited", 1))
+        assert kept.reached
+        assert greedy.connection.receive_all() == []
+
+
 def its_keeper_dies(kept: KeptDaemon) -> None:
     """The daemon goes on, and says that it is not kept any more. Its own death is the end, as without one."""
     with SurvivingVmm(kept.socket, Mode.WATCHED) as vmm:

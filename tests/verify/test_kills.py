@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from fakes import kill_scenarios
-from fakes.kept_daemon import KeptDaemon
+from fakes.kept_daemon import LAUNCH, KeptDaemon
 from fakes.kill_deeds import (
     DEEDS,
     Deed,
@@ -210,6 +210,13 @@ def test_the_loss_of_its_hypervisor_meanwhile_ends_a_partition_alone(tmp_path: P
     with KeptDaemon(tmp_path) as kept:
         kill_scenarios.its_hypervisor_leaves_while_it_is_down(kept.wait_serving())
         assert kept.troubles() == {"partition_lost"}
+
+
+def test_no_uid_takes_all_of_the_store(tmp_path: Path) -> None:
+    launch = ("prlimit", "--nofile=160", sys.executable, "-c", LAUNCH)  # room for 48 in the store
+    with KeptDaemon(tmp_path, launch=launch) as kept:
+        kill_scenarios.a_uid_wants_all_of_the_store(kept.wait_serving())
+        assert kept.troubles() == {"partition_not_kept"}
 
 
 def test_what_is_spoilt_ends_alone(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ welcome, and begins again (H-16 of the protocol).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ log = structlog.get_logger()
 
 LAST_ID = "d"
 """Its name in the store."""
+SHARE = 3
+"""A uid may have so many times as much of the store as it leaves free: so there is room for the next uid."""
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -56,6 +59,8 @@ class Keeper:
         self.on_end = on_end
         self._last_id: LastId | None = None
         self.predecessor_rested = False
+        self._names: defaultdict[int, set[str]] = defaultdict(set)
+        """Under which each uid has something in the store."""
 
     @property
     def works(self) -> bool:
@@ -82,11 +87,28 @@ class Keeper:
         if self._last_id is not None:
             self._last_id.rest()
 
+    def begin(self, uid: int, key: str) -> None:
+        """From now on the names of this VMM are its uid's."""
+        self._names[uid].update(_names(key))
+
+    def end(self, uid: int, key: str) -> None:
+        """Its names are nobody's any more."""
+        self._names[uid].difference_update(_names(key))
+        if not self._names[uid]:
+            del self._names[uid]
+
+    def require_share(self, uid: int, more: int) -> None:
+        """Raises `StoreRefused` if so many more would be beyond the uid's share of the store."""
+        assert self.store is not None, "else nothing is kept"
+        held = self.store.held_as(self._names[uid])
+        if held + more > SHARE * (self.store.room - more):
+            raise StoreRefused(f"uid {uid} has {held} descriptors in the store, and others need room, too")
+
     def remove(self, key: str) -> None:
         """Have everything dropped that is stored of one VMM."""
         if self.store is not None:
-            for letter in "cmp":
-                self.store.remove(f"{letter}{key}")
+            for name in _names(key):
+                self.store.remove(name)
 
     async def forget(self, key: str) -> None:
         """The same, and wait until it is done."""
@@ -127,8 +149,10 @@ class Keeping:
         self.journal = Journal(ledger, lambda long: keeper.on_long(long, share), gone_count=gone_count)
         self.key = key_of(vmm.cookie)
         """Its name in the store."""
+        self._uid = vmm.peer.uid
         self._keeper = keeper
         self._store: FdStore = keeper.store
+        keeper.begin(self._uid, self.key)
         self._used = set(inboxes)
 
     async def open(self, vmm: Connection, name: str, msgid: int) -> None:
@@ -209,12 +233,14 @@ class Keeping:
         self.journal.is_void = True
         self.ledger.void()
         self._keeper.remove(self.key)
+        self._keeper.end(self._uid, self.key)
         self.ledger.close()
 
     async def _keep(self, letter: str, *descriptors: int, poll: bool) -> None:
         if self.journal.is_void:
             return
         try:
+            self._keeper.require_share(self._uid, len(descriptors))
             await self._store.store(f"{letter}{self.key}", descriptors, poll=poll)
         except StoreRefused as refused:
             self.give_up(str(refused))
@@ -223,6 +249,11 @@ class Keeping:
         if role == "hypervisor":
             return HYPERVISOR_INBOX
         return next((number for number in range(LARGE_INBOXES, INBOXES) if number not in self._used), None)
+
+
+def _names(key: str) -> list[str]:
+    """All that is stored of one VMM."""
+    return [f"{letter}{key}" for letter in "cmp"]
 
 
 def key_of(cookie: int) -> str:

@@ -76,6 +76,15 @@ class FdStore:
         """How many descriptors lie in the store, by our own count."""
         return self._held.total()
 
+    @property
+    def room(self) -> int:
+        """How many more it takes."""
+        return self._capacity - self.held
+
+    def held_as(self, names: Iterable[str]) -> int:
+        """How many descriptors lie in it under these names."""
+        return sum(self._held[name] for name in names)
+
     async def store(self, name: str, descriptors: Sequence[int], *, poll: bool) -> None:
         """Have duplicates of `descriptors` kept: all, or with `StoreRefused` or if cancelled, none.
 
