@@ -7,11 +7,14 @@ connections.
 from __future__ import annotations
 
 import _thread
+import array
+import fcntl
 import os
 import re
 import select
 import socket
 import stat
+import termios
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
@@ -52,7 +55,7 @@ class Store:
         for descriptor in descriptors:
             inode = _inode_of_socket(descriptor)
             if not fits or (inode is not None and (name, inode) in self._sockets):
-                close(descriptor)
+                _close(descriptor, inode)
                 continue
             if inode is not None:
                 self._sockets.add((name, inode))
@@ -70,7 +73,7 @@ class Store:
             self._sockets.remove((entry.name, entry.inode))
         if entry.polled:
             self._epoll.unregister(descriptor)  # a close alone would not do while others have duplicates
-        close(descriptor)
+        _close(descriptor, entry.inode)
 
     def let_go(self) -> None:
         """Drop all. The peers of connections see the end first, whatever duplicates there are."""
@@ -105,9 +108,24 @@ def hang_up(descriptor: int) -> None:
 
 
 def close(descriptor: int) -> None:
-    """Close without waiting: the last close of a userfaultfd waits for the mmap lock of its process."""
-    if _inode_of_socket(descriptor) is not None:
-        os.close(descriptor)
-        return
+    """Close without waiting: the last close of a userfaultfd waits for the mmap lock of its process. Does not
+    even look at it: it may be a stranger's, on a file system that does not answer."""
     with suppress(RuntimeError):  # no thread to be had: it stays open
         _thread.start_new_thread(os.close, (descriptor,))
+
+
+def _close(descriptor: int, inode: int | None) -> None:
+    """`close`, without a thread for a socket that nothing lies unread in: that may be another descriptor."""
+    if inode is not None and _is_read(descriptor):
+        os.close(descriptor)
+    else:
+        close(descriptor)
+
+
+def _is_read(descriptor: int) -> bool:
+    unread = array.array("i", [0])
+    try:
+        fcntl.ioctl(descriptor, termios.FIONREAD, unread)
+    except OSError:  # it listens, and nobody knows what lies in connections that were not accepted
+        return False
+    return not unread[0]
