@@ -173,6 +173,24 @@ async def test_several_may_wait_for_a_manager_at_once(
     ]
 
 
+async def test_all_who_wait_for_a_slow_manager_wait_together(
+    store: FdStore, manager: Manager, descriptors: list[int]
+) -> None:
+    """A VMM attaches hundreds of VPs at once, and each waits for an answer."""
+    manager.stop_reading()
+
+    async def refused(descriptor: int) -> None:
+        with pytest.raises(StoreRefused, match="has not read"):
+            await store.store("c1", [descriptor], poll=True)
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for descriptor in descriptors:
+            nursery.start_soon(refused, descriptor)
+    assert trio.current_time() - began == SEND_SECONDS
+    assert store.held == 0
+
+
 async def test_a_store_that_is_cancelled_stored_nothing(
     store: FdStore, manager: Manager, descriptors: list[int]
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import errno
+import math
 import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,6 +51,8 @@ class FdStore:
         """The same, for a call that may wait."""
         self._turn = trio.Lock()
         """Only one task may wait for room."""
+        self._sent_at = -math.inf
+        """When the manager last had room for what was stored."""
         try:
             self._socket.connect(address)  # only looks the peer up
         except OSError as error:
@@ -88,18 +91,20 @@ class FdStore:
     async def store(self, name: str, descriptors: Sequence[int], *, poll: bool) -> None:
         """Have duplicates of `descriptors` kept: all, or with `StoreRefused` or if cancelled, none.
 
-        With `poll` the manager drops one that hangs up; then call `hung_up`. Waits for its turn, and then at
-        most `SEND_SECONDS` for a manager that is slow.
+        With `poll` the manager drops one that hangs up; then call `hung_up`. Waits at most `SEND_SECONDS` for
+        a manager that reads nothing meanwhile; several tasks wait for it together.
         """
         if not self.works:
             raise StoreRefused("the service manager that kept descriptors is gone")
         if self.held + len(descriptors) > self._capacity:
             raise self._refusal(f"the store holds {self.held} of {self._capacity}")
         self._held[name] += len(descriptors)  # before the wait: others may store meanwhile
+        asked_at = trio.current_time()
         try:
             async with self._turn:
-                with trio.fail_after(SEND_SECONDS):
+                with trio.fail_at(max(asked_at, self._sent_at) + SEND_SECONDS):
                     await self._send(_stored(name, poll), descriptors)
+                self._sent_at = trio.current_time()
         except BaseException as error:
             self._give_back(name, len(descriptors))
             match error:
