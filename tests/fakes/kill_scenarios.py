@@ -427,6 +427,15 @@ def a_uid_wants_all_of_the_store(kept: KeptDaemon) -> None:
         assert greedy.connection.receive_all() == []
 
 
+def a_vmm_that_is_not_kept_is_told(kept: KeptDaemon) -> None:
+    with ExitStack() as opened:
+        replies = []
+        for _ in range(30):
+            vmm = opened.enter_context(RawConnection(kept.socket))
+            replies.append(vmm.say_hello("vmm", name="one of many")["features"]["kept"])
+        assert replies == [True] * 16 + [False] * 14
+
+
 def its_keeper_dies(kept: KeptDaemon) -> None:
     """The daemon goes on, and says that it is not kept any more. Its own death is the end, as without one."""
     with SurvivingVmm(kept.socket, Mode.WATCHED) as vmm:

@@ -212,10 +212,15 @@ def test_the_loss_of_its_hypervisor_meanwhile_ends_a_partition_alone(tmp_path: P
         assert kept.troubles() == {"partition_lost"}
 
 
-def test_no_uid_takes_all_of_the_store(tmp_path: Path) -> None:
-    launch = ("prlimit", "--nofile=160", sys.executable, "-c", LAUNCH)  # room for 48 in the store
+@pytest.mark.parametrize(
+    "scenario",
+    [kill_scenarios.a_uid_wants_all_of_the_store, kill_scenarios.a_vmm_that_is_not_kept_is_told],
+    ids=lambda scenario: scenario.__name__,
+)
+def test_a_store_that_is_small_is_shared(tmp_path: Path, scenario: Scenario) -> None:
+    launch = ("prlimit", "--nofile=160", sys.executable, "-c", LAUNCH)  # room for 48
     with KeptDaemon(tmp_path, launch=launch) as kept:
-        kill_scenarios.a_uid_wants_all_of_the_store(kept.wait_serving())
+        scenario(kept.wait_serving())
         assert kept.troubles() == {"partition_not_kept"}
 
 

@@ -148,7 +148,10 @@ class Dispatcher:
         keeping: Keeping | None = None
         try:
             keeping = await self._keeper.open(connection, hello.name, handshake.msgid)
-            await connection.answer(handshake.hello_reply(self.hello_reply()))
+            reply = self.hello_reply()
+            if keeping is None or keeping.journal.is_void:  # the store may have no room for this one
+                reply = replace(reply, features={**reply.features, "kept": False})
+            await connection.answer(handshake.hello_reply(reply))
             await self.serve_new_vmm(connection, hello.name, keeping)
         finally:
             if keeping is not None:
