@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import NoReturn
 
 import structlog
@@ -32,5 +33,6 @@ async def vital(keeps: Callable[[], bool], task: Callable[..., Awaitable[object]
 def leave(status: int) -> NoReturn:
     """End the process without unwinding: partitions are not ended, and connections not shut down."""
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with suppress(Exception):  # it may be closed, full, or None: nothing may stop us now
+            stream.flush()
     os._exit(status)

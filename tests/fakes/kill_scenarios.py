@@ -12,9 +12,8 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Final
-
-import pytest
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,8 +34,6 @@ from interceptd.config.schema import Limits
 from interceptd.recovery.returning import STRIKES
 
 Scenario = Callable[[KeptDaemon], None]
-STRIKES: Final = 3
-"""Daemons that may die of one request."""
 
 
 class Doing:
@@ -113,6 +110,21 @@ def no_request_is_lost(kept: KeptDaemon) -> None:
         vmm.connection.send(request("statistics", {}, 8))
         vmm.connection.answer(7)
         vmm.connection.answer(8)
+
+
+def descriptors_are_not_lost_unnoticed(kept: KeptDaemon) -> None:
+    """Half of a request was received, and with it what it hands over."""
+    with RawVmm(kept.socket, address_space="process") as vmm:
+        kept.plan(("noted", 1))
+        data = request("attach_memory", {"promise_begin_end": True}, 5)
+        with Path("/proc/self/maps").open() as maps:
+            vmm.connection.send(data[:10], [maps.fileno()])
+            eventually(lambda: kept.reached, True)
+            vmm.connection.send(data[10:])
+            with pytest.raises(Refused, match="EAGAIN"):
+                vmm.connection.answer(5)
+            vmm.connection.send(data, [maps.fileno()])
+            answer(vmm.connection, 5)
 
 
 def an_intercept_is_sent_back(kept: KeptDaemon) -> None:

@@ -96,6 +96,7 @@ CERTAIN_IF_OWN: Final[Mapping[Deed, frozenset[str]]] = {
 """With a hypervisor of the VMM's own."""
 SCENARIOS: Final[Sequence[Scenario]] = [
     kill_scenarios.no_request_is_lost,
+    kill_scenarios.descriptors_are_not_lost_unnoticed,
     kill_scenarios.an_intercept_is_sent_back,
     kill_scenarios.nothing_is_carried_out_twice,
     kill_scenarios.many_requests_of_a_client_survive_one_death_each,

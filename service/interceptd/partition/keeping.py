@@ -183,8 +183,12 @@ class Keeping:
         inbox = self.ledger.inbox(number)
         inbox.clear()
         inbox.owe_hello()
-        connection.use(inbox)
-        await self._keep("c", connection.descriptor, poll=True)
+        try:
+            await self._keep("c", connection.descriptor, poll=True)
+        except BaseException:
+            self._used.discard(number)
+            raise
+        connection.use(inbox)  # from here on it is to leave
         self.journal.append(
             records.Joined(number, connection.cookie, hello.role, hello.msgid, hello.vp_index, hello.lists)
         )

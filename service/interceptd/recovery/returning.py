@@ -269,6 +269,8 @@ class ReturningVmm:
         """The answer that the VMM waits for; empty if its request is received once more."""
         request = owed.request
         if request is None:
+            if owed.received:  # with the beginning of a request its descriptors have come
+                descriptors.lose(_handed_over_too_late())
             self._receive_again(self._vmm, owed)
             return b""
         if self._keeping.ledger.inbox(VMM_INBOX).serial == record.serial:
