@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from intercept_protocol.addresses import PAGE_LIMIT, GfnRange
 from intercept_protocol.outcomes import Access, Answer, Outcome
+from intercept_protocol.text import sentence
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.pages.mapping import Mapping
 
@@ -75,8 +76,11 @@ class Judge:
             self.find(Rule.DISORDER, how)
         if (how := subject.unlogged()) is not None:
             self.find(Rule.UNLOGGED, how)
-        for successor in subject.successors():
-            self._look_at(successor)
+        try:
+            for successor in subject.successors():
+                self._look_at(successor)
+        except Exception as error:  # any is a fault of what brings it back
+            self.find(Rule.UNRECOVERED, f"{type(error).__name__}: {sentence(error)}")
         self._look_for_stranded(subject.slat)
         self._look_for_unpinned()
 

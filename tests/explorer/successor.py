@@ -88,7 +88,8 @@ class Successor:
         self._log.go_on_from(frames, fold)
         self._asked = asked
         self._going = going
-        self.model = ModelPartition(pauses=_NoPauses(), parts=parts, log=self._log)
+        own = Parts(regions=parts.regions, notifier=parts.notifier)  # those that bring it back
+        self.model = ModelPartition(pauses=_NoPauses(), parts=own, log=self._log)
         self.model.hypervisor.may_block = self.model.address_space.may_block = False
         self.model.hypervisor.pieces_per_call = pieces_per_call
         _at_once(self._bring_back(fold))
