@@ -117,6 +117,55 @@ def test_what_changes_a_partition_is_logged_and_all_else_is_repeatable() -> None
     assert operator == {"repeatable"}
 
 
+BEFORE_RESTARTS = {
+    "create_partition": "address_space hypervisor architecture mmio_granularity remap deposit_pages"
+    " invalidate_timeout_ms",
+    "add_region": "start_gfn page_count start_uaddr kind writable executable",
+    "remove_region": "start_gfn page_count start_uaddr",
+    "change_regions": "remove add",
+    "map_vma": "start_uaddr page_count start_pfn readable writable executable io",
+    "map_vmas": "vmas",
+    "unmap_vma": "start_uaddr page_count",
+    "protect_vma": "start_uaddr page_count readable writable executable",
+    "attach_memory": "promise_begin_end",
+    "kick": "vp_index",
+    "set_policy": "mmio_granularity",
+    "statistics": "",
+    "translate": "gfn",
+    "prefault": "start_gfn page_count",
+    "list_regions": "after",
+    "list_vmas": "after",
+    "list_mappings": "after",
+    "invalidate_begin": "start_uaddr length",
+    "invalidate_end": "start_uaddr length",
+    "invalidate": "start_uaddr length",
+}
+"""The fields of each request of a VMM of the version before restarts."""
+HELLOS_BEFORE_RESTARTS: dict[type[msgspec.Struct], str] = {
+    m.HelloVmm: "protocol role name",
+    m.HelloVp: "protocol role partition_id vp_index token",
+    m.HelloNotifier: "protocol role partition_id token",
+    m.HelloHypervisor: "protocol role partition_id token lists",
+}
+
+
+def fields_of(call: type[msgspec.Struct]) -> tuple[set[str], set[str]]:
+    """Those that a request must have, and all."""
+    fields = msgspec.structs.fields(call)
+    return {field.encode_name for field in fields if field.required}, {field.encode_name for field in fields}
+
+
+def test_a_vmm_that_knows_nothing_of_restarts_asks_what_is_served() -> None:
+    """So it survives them unchanged, and so do the tests' VMMs, which ask nothing else."""
+    calls: list[tuple[type[msgspec.Struct], str]] = [*HELLOS_BEFORE_RESTARTS.items()]
+    for methods in (m.VMM_METHODS, m.NOTIFIER_METHODS):
+        calls += [(call, BEFORE_RESTARTS[name]) for name, call in methods.items() if name in BEFORE_RESTARTS]
+    assert len(calls) > len(BEFORE_RESTARTS)
+    for call, names in calls:
+        required, known = fields_of(call)
+        assert required <= set(names.split()) <= known | {"role"}, call
+
+
 # ---------------------------------------------------------------- every field
 
 
