@@ -33,7 +33,6 @@ STEPS: Sequence[tuple[Mode, Sequence[tuple[Deed, str, int]]]] = [
     (Mode.DECLARED, [
         (joins_a_vp, "joined", 1),
         (adds, "read", 1),
-        (adds, "carried out", 1),
         (announces, "sent", 1),
         (works_for_long, "committed", 1),
     ]),
@@ -41,7 +40,6 @@ STEPS: Sequence[tuple[Mode, Sequence[tuple[Deed, str, int]]]] = [
         (comes_and_goes, "memory to be stored", 1),
         (comes_and_goes, "memory stored", 1),
         (touches, "asked", 1),
-        (unmaps, "event unread", 1),
         (unmaps, "gone", 1),
         (changes, "edited", 3),
         (changes_in_vain, "to be put back", 1),

@@ -54,6 +54,9 @@ SEVERAL: Final = (
     "connection stored",
     "joined",
     "dropping",
+    "connection taken over",
+    "joining again",
+    "joined again",
 )
 """Points of which a deed has several."""
 MOST_CALLS: Final = 3
