@@ -38,7 +38,10 @@ async def test_fake_guests_notice_nothing_but_a_wait(mode: Mode) -> None:
 
 async def test_daemons_that_forget_what_their_predecessor_had_begun_are_detected(tmp_path: Path) -> None:
     with KeptDaemon(tmp_path, mutant="forgetting begins") as kept:
-        path, scenario = str(kept.wait_serving().socket), Scenario(seed=3, mode=Mode.DECLARED, kills=KILLS)
+        path, scenario = (
+            str(kept.wait_serving().socket),
+            Scenario(seed=3, steps=KILLS, mode=Mode.DECLARED, kills=KILLS),
+        )
         with pytest.raises(ExceptionGroup) as caught:
             await exercise(path, scenario, watch_nothing, kept.kill)
     assert caught.group_contains(WireError, match="no begin of just")
