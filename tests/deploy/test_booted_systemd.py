@@ -3,16 +3,22 @@ everything is let go."""
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from fakes.booted_systemd import PLACE, BootedSystemd, obstacle
+from fakes.booted_systemd import PLACE, UNITS, BootedSystemd, obstacle
 from fakes.eventually import PATIENCE, eventually
+from fakes.live_attacks import MADV_POPULATE_READ
+from fakes.live_vmm import LiveVmm
+from fakes.puppet import Puppet
 from fakes.surviving_vmm import Mode, SurvivingVmm
 from fakes.witness import Witness
-from intercept_client import ConnectionLost
+from intercept_client import ConnectionLost, libc
+from intercept_client.memory import Watch
+from intercept_protocol.outcomes import Access
 
 pytestmark = pytest.mark.skipif(bool(obstacle()), reason=obstacle())
 
@@ -27,6 +33,7 @@ RESTARTS = (
     (CONTROL, "restart"),
 )
 """The ways in which a daemon is followed by another."""
+KEEP = (UNITS / "interceptd-keep.conf").read_text()
 HANGS = "#!/bin/sh\nexec sleep infinity\n"
 
 
@@ -162,7 +169,7 @@ def test_a_wrong_configuration_that_nobody_repairs_lets_everything_go(system: Bo
 def test_a_daemon_that_hangs_at_its_start_is_not_followed_and_lets_everything_go(
     system: BootedSystemd,
 ) -> None:
-    system.override(SERVICE, "Service", TimeoutStartSec="2s")
+    system.override(SERVICE, "[Service]\nTimeoutStartSec=2s\n")
     with SurvivingVmm(vmm_socket(system), Mode.DECLARED) as vmm:
         system.replace_daemon(HANGS)
         system.systemctl("kill", "--signal=KILL", SERVICE)
@@ -172,7 +179,7 @@ def test_a_daemon_that_hangs_at_its_start_is_not_followed_and_lets_everything_go
 
 @pytest.mark.verify
 def test_a_daemon_whose_loop_hangs_is_killed_and_followed(system: BootedSystemd) -> None:
-    system.override(SERVICE, "Service", WatchdogSec="1s", TimeoutAbortSec="1s")
+    system.override(SERVICE, "[Service]\nWatchdogSec=1s\nTimeoutAbortSec=1s\n")
     with SurvivingVmm(vmm_socket(system), Mode.DECLARED) as vmm:
         succeed(system, vmm, ("systemctl", "kill", "--signal=STOP", "--kill-who=main", SERVICE))
     eventually(lambda: "Watchdog timeout" in system.said, True)
@@ -180,7 +187,7 @@ def test_a_daemon_whose_loop_hangs_is_killed_and_followed(system: BootedSystemd)
 
 @pytest.mark.verify
 def test_what_the_store_has_no_room_for_is_logged(system: BootedSystemd) -> None:
-    system.override(SERVICE, "Service", FileDescriptorStoreMax="4", Environment="FDSTORE=4")
+    system.override(SERVICE, "[Service]\nFileDescriptorStoreMax=4\nEnvironment=FDSTORE=4\n")
     with SurvivingVmm(vmm_socket(system), Mode.DECLARED) as vmm:
         vmm.check()
     assert "the store holds " in system.log("descriptors_not_stored")[0]["error"]
@@ -200,3 +207,55 @@ def test_the_sockets_of_an_instance_outlive_its_daemon_and_no_other_instance_rea
         assert kinds(system.passed(WEB)) == ["c", "d", "m", "own-operator", "own-vmm", "p"]
         seen = system.run("nsenter", "--mount", f"--target={system.main_pid(OTHER)}", "ls", "/run/interceptd")
         assert seen.split() == ["other"]
+
+
+@pytest.mark.verify
+def test_with_a_keeper_of_its_own_a_partition_outlives_the_daemon_and_a_stop_drains(
+    system: BootedSystemd,
+) -> None:
+    system.override(SERVICE, KEEP)
+    with SurvivingVmm(vmm_socket(system), Mode.WATCHED) as vmm:
+        vmm.touch(vmm.add(vmm.new_region(3)))
+        (daemon,) = children_in(system, system.main_pid(SERVICE))
+        for end in (("kill", "-KILL", daemon), (CONTROL, "restart")):
+            system.run(*end)
+            vmm.check()
+        assert vmm.vmm.statistics().restarts == 2
+        system.systemctl("stop", SERVICE)
+        assert is_let_go(vmm)
+    assert system.log("daemon_ended")
+    assert system.show(SERVICE, "Result") == "success"
+
+
+@pytest.mark.verify
+def test_with_a_keeper_of_its_own_no_vmm_that_holds_its_mmap_lock_keeps_process_1_waiting(
+    system: BootedSystemd,
+) -> None:
+    system.override(SERVICE, KEEP)
+    with Puppet() as vmm:
+        vmm.do(LiveVmm.connect, vmm_socket(system))
+        vmm.do(LiveVmm.attach, Watch.REQUIRED, promise=False)
+        holding = vmm.start(hold_the_mmap_lock)
+        eventually(lambda: page_table_kib(vmm.pid) > 1024, True)
+        system.systemctl("stop", "--no-block", SERVICE)
+        eventually(lambda: len(system.log("daemon_ended")), 1)  # but for closing what the VMM handed over
+        assert system.show(SERVICE, "ActiveState") == "deactivating"
+        with pytest.raises(TimeoutError):
+            holding.result(patience=0.001)  # it still held the lock when process 1 answered
+
+
+def children_in(system: BootedSystemd, pid: int) -> list[str]:
+    return system.run("cat", f"/proc/{pid}/task/{pid}/children").split()
+
+
+def hold_the_mmap_lock(vmm: LiveVmm) -> None:
+    """For some ten seconds, unless the process is killed."""
+    memory = vmm.map(1 << 26, access=Access.READ)
+    libc.madvise(memory, mmap.MADV_NOHUGEPAGE)
+    libc.madvise(memory, MADV_POPULATE_READ)
+
+
+def page_table_kib(pid: int) -> int:
+    """Read without the lock."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmPTE")).split()[1])

@@ -117,6 +117,13 @@ def _cgroup() -> Path | None:
     return None
 
 
+def _adapted(text: str) -> str:
+    """A unit's, with the places that its paths have in the namespaces."""
+    for path, ours in PATHS.items():
+        text = text.replace(path, ours)
+    return text
+
+
 class BootedSystemd:
     """Boots in `directory`, which is to be empty; `with` ends it, in any state."""
 
@@ -195,12 +202,11 @@ class BootedSystemd:
         """What starts in place of the next one."""
         (self._directory / "bin" / "interceptd").write_text(script)
 
-    def override(self, unit: str, section: str, **settings: str) -> None:
+    def override(self, unit: str, text: str) -> None:
         """A drop-in of an administrator's."""
         folder = self._directory / "systemd/system" / f"{unit}.d"
         folder.mkdir()
-        lines = [f"[{section}]", *(f"{key}={value}" for key, value in settings.items())]
-        (folder / "override.conf").write_text("\n".join(lines))
+        (folder / "override.conf").write_text(_adapted(text))
         self.systemctl("daemon-reload")
 
     def run(self, *command: str, status: int | None = 0) -> str:
@@ -284,10 +290,7 @@ class BootedSystemd:
         for name in EMPTY_UNITS:
             (directory / "lib" / f"{name}.target").write_text("[Unit]\nDefaultDependencies=no\n")
         for name in units:
-            text = (UNITS / name).read_text()
-            for path, ours in PATHS.items():
-                text = text.replace(path, ours)
-            (directory / "systemd/system" / name).write_text(text)
+            (directory / "systemd/system" / name).write_text(_adapted((UNITS / name).read_text()))
         output = f"append:{PLACE}/log/log"
         (directory / "systemd/system/service.d/log.conf").write_text(
             f"[Service]\nStandardOutput={output}\nStandardError={output}\n"
