@@ -34,7 +34,8 @@ RESTARTS = (
 )
 """The ways in which a daemon is followed by another."""
 KEEP = (UNITS / "interceptd-keep.conf").read_text()
-HANGS = "#!/bin/sh\nexec sleep infinity\n"
+HANGS = "#!/bin/sh\ntrap 'exit 75' TERM\nsleep infinity & wait\n"
+"""In its start; a daemon makes way when it gets a SIGTERM."""
 
 
 @pytest.fixture

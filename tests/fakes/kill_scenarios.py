@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fakes.eventually import PATIENCE, eventually
 from fakes.kept_daemon import KeptDaemon
 from fakes.kill_deeds import adds, announces, do, joins_a_vp, killed, partitions, touches
