@@ -192,8 +192,7 @@ def an_intercept_that_kills_daemons_ends_its_vp(kept: KeptDaemon) -> None:
         poisoned = vmm.open_vp()
         kept.plan(*[("to be edited", 1)] * STRIKES)
         with pytest.raises(ConnectionEnded, match="EIO"):
-            while True:
-                poisoned.intercept(intercept_message(region.gfns.start, READ))
+            _intercept_for_ever(poisoned, intercept_message(region.gfns.start, READ))
         del vmm.vps[1]
         assert kept.reached
         do(kept, vmm, touches)

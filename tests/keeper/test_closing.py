@@ -54,7 +54,7 @@ def test_a_connection_is_closed_at_once(
 def test_a_connection_with_something_unread_is_closed_by_a_thread(
     store: Store, pair: tuple[int, socket.socket], by_threads: list[int]
 ) -> None:
-    """A descriptor may have come with it. Of a peer that hung up while no daemon ran, this is the last close."""
+    """A descriptor may have come with it. Of a peer that hung up meanwhile, this is the last close."""
     ours, theirs = pair
     with socket.socket() as brought:
         socket.send_fds(theirs, [b"x"], [brought.fileno()])
