@@ -12,12 +12,12 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from fakes.eventually import PATIENCE, eventually
+from fakes.doing import Doing
+from fakes.eventually import eventually
 from fakes.kept_daemon import KeptDaemon
 from fakes.kill_deeds import adds, announces, do, joins_a_vp, killed, partitions, touches
 from fakes.live_vmm import LiveVmm
@@ -26,7 +26,7 @@ from fakes.raw_client import READ, RawConnection, Refused, intercept_message, pa
 from fakes.raw_vmm import GFN, PAGE, PAGES, UADDR, WHOLE_MEMORY, RawVmm, region, vma
 from fakes.spoiling_keeper import SPOILT
 from fakes.surviving_vmm import FIRST_GFN, Mode, SurvivingVmm
-from intercept_client import ConnectionEnded, ConnectionLost, libc
+from intercept_client import BlockingVp, ConnectionEnded, ConnectionLost, libc
 from intercept_client.memory import Watch
 from intercept_protocol.messages import VpSelection
 from intercept_protocol.outcomes import Outcome
@@ -34,33 +34,6 @@ from interceptd.config.schema import Limits
 from interceptd.recovery.returning import STRIKES
 
 Scenario = Callable[[KeptDaemon], None]
-
-
-class Doing:
-    """Something that may block, done in a thread."""
-
-    def __init__(self, do: Callable[[], object]) -> None:
-        self._failure: BaseException | None = None
-
-        def run() -> None:
-            try:
-                do()
-            except BaseException as error:
-                self._failure = error
-
-        self._thread = threading.Thread(target=run, daemon=True)
-        self._thread.start()
-
-    @property
-    def is_over(self) -> bool:
-        return not self._thread.is_alive()
-
-    def wait(self) -> None:
-        """Until it is over; raises what it raised."""
-        self._thread.join(PATIENCE)
-        assert self.is_over, "it still waits"
-        if self._failure is not None:
-            raise self._failure
 
 
 def has_ended(connection: RawConnection) -> bool:
@@ -110,21 +83,6 @@ def no_request_is_lost(kept: KeptDaemon) -> None:
         vmm.connection.send(request("statistics", {}, 8))
         vmm.connection.answer(7)
         vmm.connection.answer(8)
-
-
-def descriptors_are_not_lost_unnoticed(kept: KeptDaemon) -> None:
-    """Half of a request was received, and with it what it hands over."""
-    with RawVmm(kept.socket, address_space="process") as vmm:
-        kept.plan(("noted", 1))
-        data = request("attach_memory", {"promise_begin_end": True}, 5)
-        with Path("/proc/self/maps").open() as maps:
-            vmm.connection.send(data[:10], [maps.fileno()])
-            eventually(lambda: kept.reached, True)
-            vmm.connection.send(data[10:])
-            with pytest.raises(Refused, match="EAGAIN"):
-                vmm.connection.answer(5)
-            vmm.connection.send(data, [maps.fileno()])
-            answer(vmm.connection, 5)
 
 
 def an_intercept_is_sent_back(kept: KeptDaemon) -> None:
@@ -186,13 +144,18 @@ def a_request_is_not_to_blame_before_it_is_carried_out(kept: KeptDaemon) -> None
             assert killed(kept, vmm, deed, point, *[again] * STRIKES)
 
 
+def keep_asking(vp: BlockingVp, gfn: int) -> NoReturn:
+    while True:
+        vp.intercept(intercept_message(gfn, READ))
+
+
 def an_intercept_that_kills_daemons_ends_its_vp(kept: KeptDaemon) -> None:
     with SurvivingVmm(kept.socket, Mode.DECLARED) as vmm:
         region = vmm.add(vmm.new_region(1))
         poisoned = vmm.open_vp()
         kept.plan(*[("to be edited", 1)] * STRIKES)
         with pytest.raises(ConnectionEnded, match="EIO"):
-            _intercept_for_ever(poisoned, intercept_message(region.gfns.start, READ))
+            keep_asking(poisoned, region.gfns.start)
         del vmm.vps[1]
         assert kept.reached
         do(kept, vmm, touches)
@@ -297,7 +260,7 @@ def reaches_nothing_that_went_at(kept: KeptDaemon, point: str) -> None:
         region = vmm.add(vmm.new_region(1))
         vmm.touch(region)
         kept.plan((point, 1))
-        libc.munmap(region.uaddrs)
+        Doing(partial(libc.munmap, region.uaddrs)).wait()
         eventually(lambda: kept.reached, True)
         assert vmm.ask(region.gfns.start) == ("forward", "unbacked")
         vmm.check()
@@ -421,30 +384,6 @@ def a_long_request_survives_any_number_of_restarts(kept: KeptDaemon) -> None:
         _, msgid, _, _ = link.receive()
         link.send(pack([1, msgid, None, None]))
         assert answer(vmm.connection, 5) == {"kind": "movable"}
-
-
-def a_uid_wants_all_of_the_store(kept: KeptDaemon) -> None:
-    """The VMM that would take the room of others is not kept any more. It goes on, and so does the next."""
-    with RawVmm(kept.socket) as greedy, SurvivingVmm(kept.socket, Mode.DECLARED) as other:
-        while not kept.count("partition_not_kept"):
-            greedy.notifier()
-        greedy.ask("statistics")
-        assert (
-            "others need room"
-            in next(line for line in kept.log() if line["event"] == "partition_not_kept")["reason"]
-        )
-        do(kept, other, touches, ("edited", 1))
-        assert kept.reached
-        assert greedy.connection.receive_all() == []
-
-
-def a_vmm_that_is_not_kept_is_told(kept: KeptDaemon) -> None:
-    with ExitStack() as opened:
-        replies = []
-        for _ in range(30):
-            vmm = opened.enter_context(RawConnection(kept.socket))
-            replies.append(vmm.say_hello("vmm", name="one of many")["features"]["kept"])
-        assert replies == [True] * 16 + [False] * 14
 
 
 def its_keeper_dies(kept: KeptDaemon) -> None:

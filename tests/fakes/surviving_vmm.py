@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from fakes.doing import Doing
 from fakes.eventually import PATIENCE
 from fakes.live_vmm import ELSEWHERE, LiveVmm
 from fakes.raw_client import WRITE, intercept_message
@@ -243,7 +244,7 @@ class SurvivingVmm:
             for page in range(uaddrs.start, uaddrs.end):
                 self.frames.pop(page, None)
         elif self.mode.is_watched:
-            libc.munmap(uaddrs)
+            Doing(partial(libc.munmap, uaddrs)).wait()
             self.notifier.invalidate(ELSEWHERE)  # what was read by now is served
         else:
             with self.invalidation(uaddrs):

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from fakes import kill_scenarios
-from fakes.kept_daemon import LAUNCH, KeptDaemon
+from fakes.kept_daemon import KeptDaemon
 from fakes.kill_deeds import (
     DEEDS,
     Deed,
@@ -99,7 +99,6 @@ CERTAIN_IF_OWN: Final[Mapping[Deed, frozenset[str]]] = {
 """With a hypervisor of the VMM's own."""
 SCENARIOS: Final[Sequence[Scenario]] = [
     kill_scenarios.no_request_is_lost,
-    kill_scenarios.descriptors_are_not_lost_unnoticed,
     kill_scenarios.an_intercept_is_sent_back,
     kill_scenarios.nothing_is_carried_out_twice,
     kill_scenarios.many_requests_of_a_client_survive_one_death_each,
@@ -214,18 +213,6 @@ def test_the_loss_of_its_hypervisor_meanwhile_ends_a_partition_alone(tmp_path: P
     with KeptDaemon(tmp_path) as kept:
         kill_scenarios.its_hypervisor_leaves_while_it_is_down(kept.wait_serving())
         assert kept.troubles() == {"partition_lost"}
-
-
-@pytest.mark.parametrize(
-    "scenario",
-    [kill_scenarios.a_uid_wants_all_of_the_store, kill_scenarios.a_vmm_that_is_not_kept_is_told],
-    ids=lambda scenario: scenario.__name__,
-)
-def test_a_store_that_is_small_is_shared(tmp_path: Path, scenario: Scenario) -> None:
-    launch = ("prlimit", "--nofile=160", sys.executable, "-c", LAUNCH)  # room for 48
-    with KeptDaemon(tmp_path, launch=launch) as kept:
-        scenario(kept.wait_serving())
-        assert kept.troubles() == {"partition_not_kept"}
 
 
 def test_what_is_spoilt_ends_alone(tmp_path: Path) -> None:
