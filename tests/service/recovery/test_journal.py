@@ -149,7 +149,6 @@ def test_each_edit_of_the_table_is_recorded(journal: Journal) -> None:
     table.clear(GfnRange(start=0, end=3))
     assert logged(journal.ledger) == [
         Mapped(0, 8, 50, 3, "host", 100, cached=False),
-        Unmapped(4, 6),
         Mapped(4, 6, 54, 0),
         Unmapped(0, 3),
     ]

@@ -163,7 +163,8 @@ async def test_what_had_gone_is_not_recorded_again_by_each_successor() -> None:
     ]
     frames = [encode(record) for record in log]
     left = Successor(Parts(), frames, [], [], 1).frames[len(frames) :]
-    assert [decode(frame) for frame in left] == [Unmapped(101, 105), Served(4)]
+    unmapped = [Unmapped(gfn, gfn + 1) for gfn in range(101, 105)]
+    assert [decode(frame) for frame in left] == [*unmapped, Served(4)]
 
 
 async def test_what_was_open_is_open_and_as_often() -> None:
