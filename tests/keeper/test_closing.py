@@ -4,10 +4,12 @@ process, or for a server that never answers."""
 from __future__ import annotations
 
 import _thread
+import errno
 import os
 import select
 import socket
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
@@ -62,6 +64,23 @@ def test_a_connection_with_something_unread_is_closed_by_a_thread(
     store.add("c1", [ours], polled=True)
     store.drop(ours)
     assert by_threads == [ours]
+
+
+def test_a_connection_that_cannot_be_watched_is_kept_until_it_is_removed(
+    pair: tuple[int, socket.socket],
+) -> None:
+    """The system's room for watches is limited (fs.epoll.max_user_watches)."""
+
+    class Full:
+        def register(self, _descriptor: int, _events: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    ours, theirs = pair
+    store = Store(cast(select.epoll, Full()), 4)
+    assert store.add("c1", [ours], polled=True)
+    assert store.named() == [("c1", ours)]
+    store.remove("c1")
+    assert theirs.recv(1) == b""
 
 
 def test_a_listener_is_closed_by_a_thread(store: Store, by_threads: list[int]) -> None:

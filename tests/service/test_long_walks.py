@@ -459,7 +459,7 @@ ELSEWHERE: Final = {
     "memory/region_manager.py: RegionManager.take_over_mapping": "tests/service/recovery/test_restore.py",
     "recovery/compactor.py: Compactor._still_wanted": "tests/service/recovery/test_compactor.py",
     "recovery/fold.py: Fold.discard": "tests/service/recovery/test_restore.py",
-    "recovery/recover.py: Recovery._vmm": "after each record, as the compactor does",
+    "recovery/recover.py: Recovery._vmm": "after each record and each piece, as the compactor does",
     "recovery/restore.py: restore": "tests/service/recovery/test_restore.py",
     "recovery/restore.py: settle": "tests/service/recovery/test_restore.py",
     "recovery/returning.py: ReturningVmm._bring_back": "after each connection, of which there are few",

@@ -85,7 +85,7 @@ class Store:
     def _poll(self, descriptor: int) -> bool:
         try:
             self._epoll.register(descriptor, 0)  # hang-ups and errors are always reported
-        except PermissionError:  # a file that cannot hang up
+        except OSError:  # a file that cannot hang up, or the system has no room for a watch
             return False
         return True
 

@@ -89,7 +89,8 @@ class Ledger:
 
     @classmethod
     def open(cls, descriptor: int) -> Ledger:
-        """A predecessor's. Raises `LedgerUnreadable`, and the descriptor stays the caller's."""
+        """A predecessor's, which may have died in a compaction: call `give_back`. Raises `LedgerUnreadable`,
+        and `OSError` if the system refuses the map; then the descriptor stays the caller's."""
         try:
             head = os.pread(descriptor, 32, 0)
         except OSError:  # not a file
@@ -106,10 +107,7 @@ class Ledger:
             raise LedgerUnreadable("its log ends outside it")
         if any(head[28:32]):
             raise LedgerVoid("its daemon ended it, or gave it up")
-        ledger = cls(descriptor)
-        for _ in ledger.give_back():  # the predecessor may have died in a compaction
-            pass
-        return ledger
+        return cls(descriptor)
 
     @property
     def restarts(self) -> int:

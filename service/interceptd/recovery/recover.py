@@ -114,6 +114,8 @@ class Recovery:
         for frame, _ in ledger.frames():
             fold.read(frame)
             await give_way()
+        for _ in ledger.give_back():
+            await give_way()
         if fold.opened is None:
             raise NobodyLeft("its VMM was not welcomed")
         vmm = remains.connections.pop(fold.opened.cookie, None)

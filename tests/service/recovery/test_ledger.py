@@ -143,16 +143,6 @@ def test_the_memory_of_the_half_that_was_left_is_given_back(ledger: Ledger) -> N
     assert records(found(ledger)) == [b"short"]
 
 
-def test_a_successor_gives_back_what_a_compaction_that_was_killed_has_written(ledger: Ledger) -> None:
-    ledger.append(b"whole")
-    rewriting = ledger.rewrite()
-    for _ in range(100):
-        rewriting.append(bytes(100_000))
-    before = blocks(ledger)
-    assert records(found(ledger)) == [b"whole"]
-    assert blocks(ledger) < before // 20
-
-
 def test_what_is_given_back_of_a_closed_ledger_is_nothing(ledger: Ledger) -> None:
     pieces = ledger.give_back()
     next(pieces)

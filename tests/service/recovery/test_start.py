@@ -17,6 +17,7 @@ from interceptd.config.live import Settings
 from interceptd.config.schema import Config
 from interceptd.daemon import Daemon
 from interceptd.ledger.ledger import Ledger
+from interceptd.ledger.records import Served, encode
 from interceptd.partition.keeping import Keeper
 from interceptd.recovery.recover import Recovery
 from interceptd.systemd.fd_store import FdStore
@@ -65,3 +66,22 @@ async def test_a_return_that_fails_in_any_way_fails_alone(
         recovery.start(kept, nursery)
         await recovery.wait_found()
     assert [(line["event"], line["error"]) for line in logs] == [("partition_not_recovered", sentence(error))]
+
+
+async def test_what_a_compaction_that_was_killed_has_written_is_given_back(
+    ledger: Ledger, nursery: trio.Nursery
+) -> None:
+    ledger.append(encode(Served(1)))
+    rewriting = ledger.rewrite()
+    for _ in range(100):
+        rewriting.append(bytes(100_000))
+    before = os.fstat(ledger.descriptor).st_blocks
+    ours, theirs = socket.socketpair()
+    with theirs:
+        kept = [Kept("p1", os.dup(ledger.descriptor)), Kept("c1", ours.detach())]
+        recovery = Recovery(
+            Daemon(Settings(Config())).dispatcher, Keeper(None, lambda *_: None, lambda _: None)
+        )
+        recovery.start(kept, nursery)
+        await recovery.wait_found()
+    assert os.fstat(ledger.descriptor).st_blocks < before // 20
