@@ -469,7 +469,9 @@ def what_is_spoilt_ends_alone(kept: KeptDaemon) -> None:
         whole = opened.enter_context(SurvivingVmm(kept.socket, Mode.WATCHED_VMM))
         region = whole.add(whole.new_region(2))
         whole.touch(region)
-        spoilt = [opened.enter_context(SurvivingVmm(kept.socket, Mode.WATCHED)) for _ in SPOILT]
+        spoilt = [
+            opened.enter_context(SurvivingVmm(kept.socket, Mode.WATCHED)) for _ in range(len(SPOILT) + 1)
+        ]
         regions = [vmm.add(vmm.new_region(2)) for vmm in spoilt]
         for vmm, each in zip(spoilt, regions, strict=True):
             vmm.touch(each)

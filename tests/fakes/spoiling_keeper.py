@@ -1,8 +1,8 @@
 """A keeper that spoils what it keeps, once, before it starts the second daemon:
 `python -m fakes.spoiling_keeper PLAN PATIENCE serve ...`.
 
-Owns the ways to spoil a ledger. The first ledger stays as it is, and each of the others is spoilt in another
-way, in the order of `SPOILT`; things that no ledger knows lie beside them.
+Owns the ways to spoil a ledger. The first ledger stays as it is, the last one becomes its copy, and each of
+the others is spoilt in another way, in the order of `SPOILT`. Things that no ledger knows lie beside them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ SPOILT: Final[Mapping[str, tuple[int, bytes]]] = {
 
 def spoil(store: Store) -> None:
     ledgers = [descriptor for name, descriptor in store.named() if name.startswith("p")]
-    assert len(ledgers) == len(SPOILT) + 1
-    for descriptor, (place, data) in zip(ledgers[1:], SPOILT.values(), strict=True):
+    whole, *spoilt, copy = ledgers
+    for place in (0, LOG):
+        os.pwrite(copy, os.pread(whole, PAGE, place), place)
+    for descriptor, (place, data) in zip(spoilt, SPOILT.values(), strict=True):
         if not place:
             os.ftruncate(descriptor, 4)
         else:
