@@ -193,10 +193,10 @@ def an_open_range_stays_closed(kept: KeptDaemon) -> None:
 
 
 def a_vp_that_is_not_back_yet_has_its_index(kept: KeptDaemon) -> None:
-    """The VMM's hypervisor is slow to undo what is in doubt. Meanwhile nobody else can be this VP, and who
-    kicks it is not told that it does not exist."""
+    """The VMM's hypervisor is slow to undo what is in doubt. Meanwhile nobody else can be this VP, and no
+    other one is welcomed. Who kicks it is not told that it does not exist."""
     with RawVmm(kept.socket, hypervisor="vmm") as vmm:
-        link, vp = vmm.link(), vmm.vp()
+        link, notifier, vp = vmm.link(), vmm.notifier(), vmm.vp()
         vmm.map_vma(UADDR, PAGES)
         vmm.add_region(GFN, PAGES, UADDR, kind="mmio")
         vp.send(request("intercept", intercept_message(GFN, READ), 5))
@@ -204,12 +204,19 @@ def a_vp_that_is_not_back_yet_has_its_index(kept: KeptDaemon) -> None:
         kept.kill()
         _, msgid, method, _ = link.receive()
         assert method == "unmap_gpa"
-        with pytest.raises(Refused, match="EEXIST"):
-            vmm.vp()
-        vmm.notifier().ask("kick", {"vp_index": 0})
-        link.send(pack([1, msgid, None, None]))
-        assert answer(vp, 5) == ["retry", "restarted"]
-        assert vmm.vp(1).intercept(GFN + PAGES) == ["forward", "no_region"]
+        with RawConnection(kept.socket) as another:
+            hello = {"protocol": 1, "role": "vp", "vp_index": 1, **vmm.credentials}
+            another.send(request("hello", hello))
+            notifier.send(request("kick", {"vp_index": 0}, 5))
+            for _ in range(5):
+                with pytest.raises(Refused, match="EEXIST"):
+                    vmm.vp()
+            assert not another.is_readable()
+            link.send(pack([1, msgid, None, None]))
+            assert answer(vp, 5) == ["retry", "restarted"]
+            assert answer(notifier, 5) is None
+            another.answer()
+            assert another.intercept(GFN + PAGES) == ["forward", "no_region"]
 
 
 def a_refused_peer_sees_the_end(kept: KeptDaemon) -> None:

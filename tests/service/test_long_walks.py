@@ -454,6 +454,7 @@ ELSEWHERE: Final = {
     "connections/connection.py: Connection.receive": "tests/service/test_connection.py",
     "partition/virtual_processor.py: VirtualProcessor._handle": "one that waited goes on in its turn",
     "partition/partition.py: Partition._telling_vps": "tests/service/test_partition.py",
+    "memory/guest_mappings.py: GuestMappings.unmap_unrecorded": "tests/service/recovery/test_restore.py",
     "memory/region_manager.py: RegionManager.close_gaps": "tests/service/recovery/test_restore.py",
     "memory/region_manager.py: RegionManager.doubt": "tests/service/recovery/test_restore.py",
     "memory/region_manager.py: RegionManager.take_over_mapping": "tests/service/recovery/test_restore.py",
@@ -461,7 +462,6 @@ ELSEWHERE: Final = {
     "recovery/fold.py: Fold.discard": "tests/service/recovery/test_restore.py",
     "recovery/recover.py: Recovery._vmm": "after each record and each piece, as the compactor does",
     "recovery/restore.py: restore": "tests/service/recovery/test_restore.py",
-    "recovery/restore.py: settle": "tests/service/recovery/test_restore.py",
     "recovery/returning.py: ReturningVmm._bring_back": "after each connection, of which there are few",
 }
 HERE: Final = {

@@ -218,6 +218,14 @@ class GuestMappings:
         """Record no longer what the guest may or may not have."""
         self._forget(region, gfns)
 
+    async def unmap_unrecorded(self, ranges: Iterable[GfnRange]) -> None:
+        """Unmap what is not in the record. Raises `HypervisorError`."""
+        assert self.lock.is_mine
+        rest = iter(ranges)
+        while asked := list(islice(rest, self._hypervisor.pieces_per_call)):
+            await self._ask(self._hypervisor.unmap_gpas(asked))
+            await give_way_shielded()
+
     async def discard(self) -> None:
         """Free the record of a partition that has ended, and let others run meanwhile."""
         while self._record.drop_some():

@@ -302,6 +302,12 @@ class RegionManager:
             self._mappings.doubt(region, part)
             await give_way_shielded()
 
+    async def unmap_unrecorded(self, strays: Sequence[GfnRange]) -> None:
+        """Unmap what the guest may have, and no region. Raises `HypervisorError`. Under the lock, because an
+        invalidation may be served meanwhile, and the journal tells of one call of the hypervisor at a time."""
+        async with self._lock:
+            await self._mappings.unmap_unrecorded(strays)
+
     async def close_gaps(self, table: SoftwareSlat) -> None:
         """Map NO_ACCESS what a movable region has no entry for in the SLAT. Raises `HypervisorError`."""
         async with self._lock:

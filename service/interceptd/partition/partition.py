@@ -99,6 +99,9 @@ class Partition:
         self._joined: dict[_Joined, None] = {}
         self._is_losing = False
         self._vmm_left = trio.Event()
+        self._is_back = trio.Event()
+        """Unless it `returns`: what a predecessor has left unfinished was taken from the guest."""
+        self._is_back.set()
         self._left_latency = InterceptLatency()
 
     @property
@@ -231,6 +234,15 @@ class Partition:
         link.claimed = True
         self._spawn(connection, owed, hello, serve, leave)
 
+    def returns(self, restarts: int) -> None:
+        """A predecessor had it: who joins is not welcomed before it `is_back`."""
+        self.restarts = restarts
+        self._is_back = trio.Event()
+
+    def is_back(self) -> None:
+        """Welcome those who have joined meanwhile, and from now on."""
+        self._is_back.set()
+
     def kick(self, vp_index: int) -> bool:
         """Kick one VP; False if there is no such VP."""
         vp = self.vps.get(vp_index)
@@ -310,8 +322,10 @@ class Partition:
             structlog.contextvars.bind_contextvars(partition_id=self.partition_id, **context)
             try:
                 with joined.scope, report_and_close(connection, self.event_bus):
-                    if hello is not None and self.keeping is not None:
-                        await self.keeping.join(connection, hello)
+                    if hello is not None:
+                        await self._is_back.wait()
+                        if self.keeping is not None:
+                            await self.keeping.join(connection, hello)
                     if owed:
                         await connection.send(owed)
                         connection.mark_answered(put_off=hello is None)

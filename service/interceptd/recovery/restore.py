@@ -6,13 +6,11 @@ finished, and goes. Must not know connections. Nobody else uses the partition ye
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import MmioGranularity
 from interceptd.address_space.declared import DeclaredAddressSpace
-from interceptd.hypervisor import Hypervisor
 from interceptd.memory.region_change import union
 from interceptd.partition.partition import Partition
 from interceptd.recovery.fold import Fold, region_of
@@ -56,14 +54,5 @@ def announce(partition: Partition, fold: Fold) -> None:
 async def settle(partition: Partition, strays: Sequence[GfnRange]) -> None:
     """Take from the guest what `restore` has set aside, and make movable regions whole. Raises
     `HypervisorError`: then the partition must end."""
-    hypervisor = partition.hypervisor
-    for part in _parts(strays, hypervisor):
-        await hypervisor.unmap_gpas(part)
-        await give_way()
+    await partition.regions.unmap_unrecorded(strays)
     await partition.regions.close_gaps(partition.table)
-
-
-def _parts(ranges: Sequence[GfnRange], hypervisor: Hypervisor) -> Iterator[list[GfnRange]]:
-    rest = iter(ranges)
-    while part := list(islice(rest, hypervisor.pieces_per_call)):
-        yield part

@@ -154,6 +154,7 @@ class ReturningVmm:
         except HypervisorError as error:
             why = f"what a dead daemon has left unfinished cannot be undone: {sentence(error)}"
             raise PartitionLost(why) from error
+        partition.is_back()
         connections = 1
         for joined in list(self._fold.joined.values()):
             if joined.inbox != HYPERVISOR_INBOX:

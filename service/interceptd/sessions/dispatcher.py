@@ -198,7 +198,7 @@ class Dispatcher:
         request = replace(request, deposit_pages=min(pages, most))
         partition = self._factory.create(request, name, connection, record.partition_id, keeping)
         partition.token = record.token
-        partition.restarts = keeping.ledger.restarts
+        partition.returns(keeping.ledger.restarts)
         connection.tenant.partitions.add(1)
         self._partitions.add(partition)
         return partition

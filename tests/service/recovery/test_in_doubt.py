@@ -143,6 +143,7 @@ async def recovered(death: Death, pieces: int, seen: list[Death] | None = None) 
     model = ModelPartition()
     partition = model.partition
     partition.hypervisor, partition.table = hypervisor, hypervisor.table
+    model.mappings._hypervisor = hypervisor
     strays = await restore(partition, fold)
     if death.unread is not None:
         with suppress(WireError):

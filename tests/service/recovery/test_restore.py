@@ -193,6 +193,21 @@ async def test_strays_are_taken_away_as_many_at_once_as_the_hypervisor_takes() -
     assert [len(call) for call in model.hypervisor.calls] == [3, 3, 2]
 
 
+async def test_strays_are_taken_away_under_the_lock() -> None:
+    """An invalidation is served meanwhile, and the journal tells of one call of the hypervisor at a time."""
+    model, strays = await restored(mapped(100, 4, 0))
+    was_busy = []
+    unmap = model.hypervisor.unmap_gpas
+
+    async def unmap_gpas(ranges: Sequence[GfnRange]) -> None:
+        was_busy.append(model.regions.busy)
+        await unmap(ranges)
+
+    model.hypervisor.unmap_gpas = unmap_gpas  # type: ignore[method-assign]
+    await settle(model.partition, strays)
+    assert was_busy == [True]
+
+
 # ------------------------------------------------ turns
 
 
