@@ -303,8 +303,8 @@ class RegionManager:
             await give_way_shielded()
 
     async def unmap_unrecorded(self, strays: Sequence[GfnRange]) -> None:
-        """Unmap what the guest may have, and no region. Raises `HypervisorError`. Under the lock, because an
-        invalidation may be served meanwhile, and the journal tells of one call of the hypervisor at a time."""
+        """Unmap what the guest may have, and no region. Raises `HypervisorError`. Holds the lock, because an
+        invalidation may be served meanwhile: the journal tells of one call of the hypervisor at a time."""
         async with self._lock:
             await self._mappings.unmap_unrecorded(strays)
 
