@@ -58,7 +58,7 @@ def wiping_before_marking(plan: Plan) -> None:
 
 
 def answering_before_recording(_: Plan) -> None:
-    """What was carried out is recorded when its answer is sent."""
+    """What was carried out is recorded when its answer is sent, and nothing is owed any more."""
     append, answer = Journal.append, Connection.answer
     held: list[tuple[Journal, Record]] = []
 
@@ -69,14 +69,9 @@ def answering_before_recording(_: Plan) -> None:
             append(journal, record)
 
     async def answer_first(connection: Connection, data: bytes) -> None:
-        inbox = connection.inbox
-        if not held or inbox is None:
-            await answer(connection, data)
-            return
-        await connection.send(data)
+        await answer(connection, data)
         while held:
             append(*held.pop())
-        inbox.answered()
 
     _replace(Journal, "append", hold)
     _replace(Connection, "answer", answer_first)

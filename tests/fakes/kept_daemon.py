@@ -110,7 +110,13 @@ class KeptDaemon:
         return self
 
     def plan(self, *steps: tuple[str, int]) -> None:
-        """Let the daemon, and those that follow, die at these points, and no others."""
+        """Let the daemon, and those that follow, die at these points, and no others.
+
+        Once it waits for something: just after an answer it has not marked it yet, and would die of that.
+        """
+        if steps:
+            daemon = self.daemon
+            eventually(lambda: " S " in Path(f"/proc/{daemon}/stat").read_text(), True)
         self._plan.set(*steps)
 
     @property
