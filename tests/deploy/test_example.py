@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from interceptd.cli import main
 from interceptd.config.schema import Config, Limits
 from interceptd.config.sources import load_config
 from interceptd.ledger.ledger_format import LEDGER_FORMAT, READABLE_FORMATS
+from interceptd.process import SIGNALS
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "interceptd.toml"
 SHOWN = re.compile(r"^#(?=\w+ = )", re.MULTILINE)
@@ -127,6 +129,17 @@ def test_check_config_prints_every_value_and_its_source_as_an_equivalent_file(
     file.write_text(shown)
     config = load_config(file)
     assert (config.limits, config.socket_mode) == (Limits(operators=4, vmms_per_uid=3, vps_per_uid=5), 0o600)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """`serve` blocks and ignores some in this process."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @pytest.mark.parametrize("command", ["serve", "check-config"])

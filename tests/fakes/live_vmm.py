@@ -68,12 +68,12 @@ class LiveVmm:
     notifier: BlockingNotifier
     path: Path
 
-    def __init__(self) -> None:
+    def __init__(self, first_page: int = QUIET_PAGE) -> None:
         self._vps: dict[int, BlockingVp] = {}
         self._lock = threading.Lock()
         self.kept_userfaultfd = -1
         self.mapped: list[UaddrRange] = []
-        self._next_page = QUIET_PAGE
+        self._next_page = first_page
         self._afterwards: Callable[[int], None] = lambda control: None  # noqa: ARG005 - nothing to do
 
     def after_the_answer(self, act: Callable[[int], None]) -> None:

@@ -20,7 +20,7 @@ from typing import Final, Self
 
 from fakes.doing import Doing
 from fakes.eventually import PATIENCE
-from fakes.live_vmm import ELSEWHERE, LiveVmm
+from fakes.live_vmm import ELSEWHERE, QUIET_PAGE, LiveVmm
 from fakes.raw_client import WRITE, intercept_message
 from intercept_client import (
     BlockingHypervisor,
@@ -114,10 +114,14 @@ class Region:
         return NewRegion(gfns=self.gfns, uaddrs=self.uaddrs, kind=self.kind, writable=True, executable=False)
 
 
+OWN_PAGE: Final = 2 * QUIET_PAGE
+"""Where a process that runs tests maps, and leaves mapped, what its guests may reach."""
+
+
 @cache
 def own_process() -> LiveVmm:
     """Hands out the addresses of this process, which are one for all VMMs here."""
-    return LiveVmm()
+    return LiveVmm(OWN_PAGE)
 
 
 @dataclass(eq=False)

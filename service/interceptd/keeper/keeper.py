@@ -72,6 +72,7 @@ class Keeper:
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # our parent may have blocked them
         self._epoll.register(self._wakes, select.EPOLLIN)
         self._epoll.register(self._notify, select.EPOLLIN)
         self._start()
