@@ -353,6 +353,17 @@ def test_a_signal_to_end_drains_and_a_second_one_is_passed_on_too(number: int, k
     assert keeper.wait_ended() == 130
 
 
+def test_a_signal_that_the_parent_has_blocked_reaches_it(start: StartKeeper) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        keeper = start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    program = keeper.next().ready()
+    keeper.signal(signal.SIGTERM)
+    assert program.wait_signal() == signal.SIGINT
+
+
 def test_a_program_that_is_killed_while_it_drains_is_not_started_again(keeper: KeeperProcess) -> None:
     program = keeper.next().ready()
     keeper.signal(signal.SIGTERM)
