@@ -61,7 +61,7 @@ async def test_no_pass_visits_what_a_partition_has_many_of(
 ) -> None:
     """In none of the lists that it lies in: neither while a pinned region is being populated, nor then. Two
     regions behind each page, so that they share a centre."""
-    many, visited = 2 * CHUNK, list[int]()
+    many, visited, others = 2 * CHUNK, list[int](), references_of_lists()
     for page in range(many):
         await model.map_vma(page, 1, 2 * page)
         await model.add_region(2 * many + page, 1, 0)
@@ -81,7 +81,7 @@ async def test_no_pass_visits_what_a_partition_has_many_of(
     monkeypatch.setattr(model.hypervisor, "map_gpas", visiting)
     await model.faults.populate(pinned)
     visited.append(references_of_lists())
-    assert before < many / 4, "behind one page"
+    assert before - others < many / 4, "behind one page"
     assert len(visited) == 2
     assert max(visited) < before + many / 4
 

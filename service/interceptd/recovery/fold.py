@@ -104,8 +104,8 @@ class Fold:
         before = [(gfns.start, gfns.end) for gfns in self.doubt if gfns not in last]
         if before:
             yield records.Changing(before)
-        if last:
-            yield records.Changing([(gfns.start, gfns.end) for gfns in self._changing])
+        if before or last:
+            yield records.Changing([(gfns.start, gfns.end) for gfns in self._changing if last])
 
     async def discard(self) -> None:
         """Free it in pieces, and let others run meanwhile."""
