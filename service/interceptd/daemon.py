@@ -109,7 +109,8 @@ class Daemon:
             raise failure
 
     async def _serve(self, task_status: trio.TaskStatus[None], monitoring: ExitStack) -> None:
-        """`monitoring` begins when somebody may wait: who was kept, or else who connects after the start."""
+        """`monitoring` begins when a client may wait: at once if connections were kept, otherwise after the
+        start."""
         config = self._settings.now
         is_successor = bool(self._passed.kept)
         with (
@@ -177,7 +178,7 @@ class Daemon:
     async def _go_on(
         self, vmm_socket: socket.socket, operator_socket: socket.socket, connections: trio.Nursery
     ) -> None:
-        """Have the sockets kept, and bring back what a predecessor left, before anybody new can connect."""
+        """Have the listeners kept, and bring back what a predecessor left, before new clients can connect."""
         store, passed = self._keeper.store, self._passed
         if store is None:
             return
@@ -194,7 +195,7 @@ class Daemon:
                 (OWN_OPERATOR, operator_socket, passed.operator),
             ):
                 if given is None and own[name] is not listener:
-                    store.remove(name)  # one that was bound elsewhere
+                    store.remove(name)  # the old listener was bound elsewhere
                     await store.store(name, [listener.fileno()], poll=False)
         except (StoreRefused, OSError) as error:
             log.warning("nothing_kept", error=sentence(error))
@@ -222,7 +223,8 @@ class Daemon:
         return self._keeper.works
 
     def rest(self) -> NoReturn:
-        """End the process, and no partition: the service manager starts the next daemon, which goes on."""
+        """End the process without ending partitions: the service manager starts a successor, which goes
+        on."""
         log.info("daemon_rests", partitions=len(self.partitions))
         self._keeper.rest()
         leave(EX_TEMPFAIL)
@@ -249,10 +251,11 @@ class Daemon:
             self._drain_requested.set()
 
     async def restart(self) -> None:
-        """Find out whether a successor could go on; then the caller may `rest`. Raises `WireError` if not."""
+        """Check that a successor could go on; then the caller may `rest`. Raises `WireError` if it could
+        not."""
         self._require_restartable()
         await require_successor(self._check_successor)
-        self._require_restartable()  # still
+        self._require_restartable()  # it may have changed meanwhile
 
     def _require_restartable(self) -> None:
         if not self.keeps:

@@ -1,6 +1,6 @@
-"""Whether what is installed now could go on where this daemon ends.
+"""Checks whether the installed version could take over from this daemon.
 
-Owns the command that finds out, and how long it may take. Must not know the daemon.
+Owns the command that checks, and how long it may take. Must not know the daemon.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHECK_SECONDS = 30.0
 
 
 def check_command(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Ask the program that would be started whether it can use the configuration, and read the ledgers.
+    """The command that checks whether the installed program accepts the configuration and reads the ledgers.
 
     `arguments` are those of `serve`.
     """
@@ -30,7 +30,8 @@ def check_command(arguments: Sequence[str]) -> tuple[str, ...]:
 
 
 async def require_successor(command: Sequence[str]) -> None:
-    """Run the check, for at most 30 s. Raises `WireError` EINVAL, with its last words, if it fails."""
+    """Run the check, for at most 30 s. If it fails, raises `WireError` EINVAL with the last line it
+    printed."""
     try:
         with trio.fail_after(CHECK_SECONDS):
             check = await trio.run_process(

@@ -72,14 +72,14 @@ class Connection:
         self._requests = RequestReader(accepted)
         self._inbox: Inbox | None = None
         self._has_response = False
-        """Whether the inbox holds a response that was returned."""
+        """Whether the inbox holds a response that `receive_response` has returned."""
         self._turn = 0
         self._ends_wait = HUNG_UP
         """What ends the wait for an answer."""
         self._unpaid: rpc.Request | None = None
         """A request that was received and waits for its turn."""
         self._begin: Callable[[], None] | None = None
-        """What is to be done when it has its turn."""
+        """Called when a fed request has its turn."""
         self._descriptors = ReceivedFds(self.tenant.closer, 0)
         self._rest_due: float | None = None
         """When the descriptors of an incomplete request are closed."""
@@ -90,7 +90,7 @@ class Connection:
         self._counted = True
 
     def count_kept(self) -> None:
-        """Count it whatever the limit is: a predecessor has accepted it."""
+        """Count it regardless of the limit: a predecessor accepted it."""
         self.tenant.count_kept_connection()
         self._counted = True
 
@@ -118,7 +118,7 @@ class Connection:
             raise _second_request()
 
     def expect_one_at_a_time(self) -> None:
-        """The same, of a connection whose peer may have sent one while no daemon ran."""
+        """The same, if the peer may already have sent one while no daemon ran."""
         self._ends_wait = READABLE_OR_HUNG_UP
 
     @property
@@ -135,22 +135,22 @@ class Connection:
         return self._inbox
 
     def use(self, inbox: Inbox) -> None:
-        """From now on receive into `inbox`, which a successor finds."""
+        """Receive into `inbox` from now on, where a successor finds it."""
         self._inbox = self._requests.inbox = inbox
 
     def feed(self, received: bytes, begin: Callable[[], None] | None = None) -> None:
-        """Take what a predecessor had received and not answered as if it came now. `begin` is called when
-        `receive` returns it; what it raises, `receive` raises."""
+        """Treat what a predecessor received and did not answer as if it came now. `receive` calls `begin`
+        before it returns the request, and passes on what that raises."""
         self._receiver.receive_data(received)
         self._begin = begin
 
     def mark_answered(self, *, put_off: bool = False) -> None:
-        """Nothing is owed to the peer, see `Inbox.answered`; `answer` says so by itself."""
+        """Mark the request as answered, see `Inbox.answered`; `answer` does so itself."""
         if self._inbox is not None:
             self._inbox.answered(put_off=put_off)
 
     def lose_descriptors(self, why: WireError) -> None:
-        """Those of the request that is received next are lost."""
+        """Report the descriptors of the next request as lost."""
         self._descriptors.lose(why)
 
     def drop_descriptors(self) -> None:
@@ -169,8 +169,8 @@ class Connection:
                 self.tenant.charge(self._descriptors.received)
             self._descriptors.close()
             with suppress(OSError):  # it is broken
-                # Nothing can come any more, and the peer reads the end behind our last message. It also ends
-                # the keeper's duplicate.
+                # Nothing can come any more, and the peer reads the end behind our last message. This also
+                # makes the keeper drop its duplicate.
                 self._socket.shutdown(socket.SHUT_RDWR)
             if read_rest(self._socket):
                 self.tenant.closer.close_connection(self._socket.detach())
@@ -276,7 +276,7 @@ class Connection:
         return await self._receive_only()
 
     def expect_short_requests(self) -> None:
-        """From now on a request fits into a small inbox, as a VP's and a notifier's do."""
+        """From now on accept only requests that fit into a small inbox: a VP's or a notifier's."""
         self._receiver = rpc.Receiver({rpc.REQUEST}, SHORT_REQUESTS)
 
     def expect_long_requests(self) -> None:
@@ -288,7 +288,7 @@ class Connection:
         self._receiver = rpc.Receiver({rpc.RESPONSE}, REQUEST_VALUES)
 
     async def receive_response(self) -> rpc.Response | None:
-        """The peer's next answer; None when it has closed. Raises like `receive`. Forgets the one before."""
+        """The peer's next answer; None when it has closed. Wipes the last one. Raises like `receive`."""
         if self._has_response:
             self.mark_answered()
         message = await self._receive_one()
@@ -336,7 +336,7 @@ class Connection:
             self._socket.send(rpc.encode_error(msgid, error), socket.MSG_NOSIGNAL)
 
     async def _next_message(self) -> rpc.Message | None:
-        """Where no second message may follow."""
+        """The next message, where no second one may follow."""
         while (message := self._receiver.next_message()) is None:
             if self._receiver.has_bytes:
                 await trio.lowlevel.checkpoint()  # a long message takes long to scan

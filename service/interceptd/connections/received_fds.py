@@ -74,7 +74,7 @@ class ReceivedFds:
 
     def receive(self, source: socket.socket, size: int, inbox: Inbox | None = None) -> bytes:
         """Like `recv`, but keeps the descriptors that come along, and closes those beyond the limit. With an
-        inbox, the bytes are there as soon as they are received; the caller notes them.
+        inbox, the kernel writes the bytes there; the caller notes them.
 
         Used even where none are wanted: `recv` would close them in this thread, which may block. Raises
         `OSError`, and like `drop`.

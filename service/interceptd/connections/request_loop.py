@@ -71,8 +71,8 @@ async def serve_calls(
 ) -> None:
     """Answer calls until the peer closes. A `WireError` or a `RangeError` becomes the answer.
 
-    `send` replaces the connection's own where another task sends on it too. What was carried out is recorded
-    in the `journal` before its answer is sent: a successor then answers, and carries out nothing.
+    `send` replaces the connection's own where another task sends on it too. A call that was carried out is
+    recorded in the `journal` before its answer is sent, so a successor only answers it.
     """
     while (request := await connection.receive()) is not None:
         with in_flight.one() if in_flight is not None else nullcontext():

@@ -99,7 +99,7 @@ class Tenant:
         self.is_crowd = self.connections.count > FEW
 
     def count_kept_connection(self) -> None:
-        """The same, beyond the limit too."""
+        """The same, even beyond the limit."""
         self.connections.add(1)
         self.is_crowd = self.connections.count > FEW
 

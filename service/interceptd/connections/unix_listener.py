@@ -50,11 +50,11 @@ def listen_unix(
 
     Blocks, for up to `LOCK_SECONDS`, while other daemons bind in the same directory. `passed` is a socket
     that a service manager already listens on: it is closed afterwards, and its file stays. `kept` is one that
-    an earlier daemon bound here: it is used if it can still be reached at `path`, and closed otherwise. No
-    connection may send descriptors unless `let_send_descriptors` permits it.
+    a predecessor bound: it is used if it can still be reached at `path`, and closed otherwise. No connection
+    may send descriptors unless `let_send_descriptors` permits it.
     """
     if kept is not None and (passed is not None or not _reached_at(path, kept)):
-        kept.shutdown(socket.SHUT_RDWR)  # what the store has of it, too: what waits there sees the end
+        kept.shutdown(socket.SHUT_RDWR)  # the store's duplicate, too: clients that wait there see the end
         kept.close()
         kept = None
     if passed is not None:
@@ -84,7 +84,7 @@ def listen_unix(
 
 
 def _reached_at(path: str, kept: socket.socket) -> bool:
-    """Whether `kept` was bound for `path`, and a socket still is there."""
+    """Whether `kept` was bound for `path`, and a socket is still there."""
     try:
         return kept.getsockname() == _unready(path) and stat.S_ISSOCK(os.lstat(path).st_mode)
     except FileNotFoundError:
@@ -92,14 +92,14 @@ def _reached_at(path: str, kept: socket.socket) -> bool:
 
 
 def _open_to(path: str, mode: int, group: str | None) -> None:
-    """The configuration may have changed since it was bound."""
+    """Set group and mode, which the configuration may have changed since the socket was bound."""
     if group is not None:
         _change_group(path, group)
     os.chmod(path, mode)
 
 
 def _unready(path: str) -> str:
-    """The name that a socket is bound by, until it listens. It remains its getsockname(2)."""
+    """The path that a socket is bound to until it listens. getsockname(2) keeps returning it."""
     return os.fsdecode(os.fsencode(path)[: LONGEST_PATH - 1] + b"~")
 
 

@@ -1,6 +1,6 @@
-"""`interceptd keep`: starts the daemon again whenever it ends, and holds its descriptors meanwhile.
+"""`interceptd keep`: starts the daemon again when it dies or rests, and holds its descriptors meanwhile.
 
-As much of a service manager as that takes: sd_pid_notify_with_fds(3) and sd_listen_fds(3). It has to outlive
-every fault of the daemon, so it is small, imports the standard library alone, and knows neither the wire nor
+It is a service manager with sd_pid_notify_with_fds(3) and sd_listen_fds(3), and no more. It must outlive
+every fault of the daemon, so it is small, imports only the standard library, and knows neither the wire nor
 what a descriptor is for.
 """

@@ -1,4 +1,4 @@
-"""The process that `interceptd keep` becomes once it has read its arguments: it loads no library.
+"""The program that `interceptd keep` executes once it has read its arguments. It loads no library.
 
 `python -m interceptd.keeper PATIENCE serve ARGUMENTS...`
 """

@@ -14,7 +14,7 @@ LISTEN_VARIABLES: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
 def passed_to_us(environment: Mapping[str, str]) -> list[tuple[str, int]]:
-    """Names and descriptors that a manager of ours passed to this process. They become close-on-exec."""
+    """Names and descriptors that our own manager passed to this process. They become close-on-exec."""
     count, pid, names = (environment.get(name, "") for name in LISTEN_VARIABLES)
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
@@ -30,10 +30,10 @@ def start(
     named: Sequence[tuple[str, int]],
     own_signals: Iterable[signal.Signals],
 ) -> int:
-    """Start a program that gets duplicates of descriptors; returns its pid. Raises OSError if the system
-    refuses a process.
+    """Start a program with duplicates of descriptors; returns its pid. Raises OSError if the system refuses
+    a process.
 
-    It has a process group of its own: a Ctrl-C is meant for the keeper alone.
+    The program gets a process group of its own: only the keeper receives Ctrl-C.
     """
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, own_signals

@@ -1,6 +1,6 @@
-"""The keeper's loop: one daemon at a time, its messages, our signals, and the clock.
+"""The keeper's loop: one daemon at a time, its messages, the keeper's signals, and the clock.
 
-Owns when the daemon is started, asked to end, and given up. Must not know what it serves.
+Owns when the daemon is started, asked to end, and given up. Must not know what the daemon serves.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class _Check(NamedTuple):
 
 
 class Keeper:
-    """Runs `program` with `arguments`, the first of which is `serve`. `patience`: for how many seconds there
-    may be no daemon that is ready, before what is kept is let go."""
+    """Runs `program` with `arguments`, whose first is `serve`. After `patience` seconds without a ready
+    daemon it lets go of what it keeps."""
 
     def __init__(self, program: Sequence[str], arguments: Sequence[str], patience: float) -> None:
         self._program, self._arguments, self._patience = program, arguments, patience
@@ -64,11 +64,11 @@ class Keeper:
         self._check: _Check | None = None
         self._format = ""
         self._pending: list[signal.Signals] = []
-        """What the daemon is sent once it is ready: before, a signal would kill it."""
+        """Signals for the daemon once it is ready: before, they would kill it."""
         self._ending = self._done = self._ignored = False
 
     def run(self) -> int:
-        """Keep until the daemon drained, or we were told to end; returns the exit status."""
+        """Run until the daemon has drained or a signal ends the keeper; returns the exit status."""
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)
@@ -110,7 +110,7 @@ class Keeper:
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     def _reap(self) -> None:
-        """Every process that ended: as the first process of a container we inherit the orphans."""
+        """Reap every process that ended: the first process of a container inherits the orphans."""
         self._hear()  # what the daemon said before it ended, while it still counts as ours
         while True:
             try:
@@ -164,16 +164,16 @@ class Keeper:
             self._check = self._check._replace(deadline=now + CHECK_SECONDS)
 
     def _give_up(self) -> None:
-        """The peers have waited long enough. A daemon that is not ready has duplicates: it ends, too."""
+        """Let go of everything, and kill the daemon that is not ready: it has duplicates."""
         log("error", "descriptors_let_go", kept=len(self._store), patience_s=self._patience)
         self._give_up_at = None
         self._signal(signal.SIGKILL)
         self._store.let_go()
 
-    # ------------------------------------------------ what we are told
+    # ------------------------------------------------ messages and signals
 
     def _hear(self) -> None:
-        """What has come until now: who sends without end does not hold us up."""
+        """Take the messages that have arrived; endless senders do not hold up the loop."""
         for _ in range(MESSAGES_AT_ONCE):
             if (message := self._notify.receive()) is None:
                 return
@@ -225,7 +225,8 @@ class Keeper:
             self._pending.append(number)
 
     def _end(self) -> None:
-        """Drain the daemon. One that is taking over first has to be ready, but for a second signal."""
+        """Drain the daemon; if it is taking over, once it is ready. A second signal does not wait for
+        that."""
         if self._pid is None:
             self._done = True
         elif self._ending or self._give_up_at is None:
@@ -237,7 +238,7 @@ class Keeper:
     # ------------------------------------------------ a planned restart
 
     def _restart(self) -> None:
-        """First the next version says whether it starts with our arguments and reads what this one wrote."""
+        """Begin to check whether the installed version accepts the arguments and reads the ledgers."""
         if self._pid is None or not self._ready or self._check is not None:
             log("warning", "restart_refused", why="the daemon is not ready, or a restart has begun")
             return
@@ -262,14 +263,15 @@ class Keeper:
 
 
 def _capacity() -> int:
-    """Raise the soft limit of open files to the hard one. At a start each descriptor takes two numbers."""
+    """Raise the soft limit of open files to the hard one; returns how many descriptors fit. During a start
+    each one takes two numbers."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return CAPACITY if hard == resource.RLIM_INFINITY else min(CAPACITY, (hard - SPARE_DESCRIPTORS) // 2)
 
 
 def _environment(address: str, capacity: int) -> dict[str, str]:
-    """The daemon's, without what depends on its pid. A watchdog that is not ours is not the daemon's."""
+    """The daemon's, without what depends on its pid. It gets the watchdog only if that watches the keeper."""
     inherited = {name: value for name, value in os.environ.items() if name not in child.LISTEN_VARIABLES}
     if inherited.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         del inherited["WATCHDOG_PID"], inherited["WATCHDOG_USEC"]

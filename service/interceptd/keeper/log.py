@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 PIECE_BYTES = select.PIPE_BUF
-"""What a pipe that is writable takes without blocking."""
+"""A writable pipe takes this much without blocking."""
 
 
 def log(level: str, event: str, **fields: object) -> None:

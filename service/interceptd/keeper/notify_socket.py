@@ -1,7 +1,7 @@
 """The socket that the daemon notifies: sd_notify(3), seen from the manager.
 
-Owns receiving messages with their descriptors, and forwarding to a manager of ours. Must not know what a
-message asks for.
+Owns receiving messages with their descriptors, and forwarding to the keeper's own manager. Must not know what
+a message asks for.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(253 * _INT) + socket.CMSG_SPACE(3 * 
 _FORWARDED: Final = frozenset(
     {"READY", "RELOADING", "STOPPING", "MONOTONIC_USEC", "STATUS", "WATCHDOG", "EXTEND_TIMEOUT_USEC"}
 )
-"""Facts that hold for us too, under a manager of ours. Not MAINPID: we are the main process."""
+"""Facts that also hold for the keeper under its own manager. Not MAINPID: the keeper is the main process."""
 
 
 class Message(NamedTuple):
     pid: int
-    """Of its sender, by the kernel's word."""
+    """Of its sender, from the kernel."""
     facts: Mapping[str, str]
     descriptors: list[int]
     complete: bool
@@ -38,7 +38,7 @@ class NotifySocket:
     can send to it."""
 
     def __init__(self, outer: str) -> None:
-        """`outer`: $NOTIFY_SOCKET of a manager of ours, or nothing."""
+        """`outer`: $NOTIFY_SOCKET of the keeper's own manager, or empty."""
         self._outer = f"\0{outer[1:]}" if outer.startswith("@") else outer
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -67,7 +67,7 @@ class NotifySocket:
         return Message(pid, facts, list(descriptors), not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC))
 
     def forward(self, facts: Mapping[str, str]) -> None:
-        """Tell our own manager what concerns it; a manager that is slow or gone hears nothing."""
+        """Tell the keeper's own manager what concerns it. If that is slow or gone, the message is lost."""
         lines = [f"{name}={value}" for name, value in facts.items() if name in _FORWARDED]
         if lines and self._outer.startswith(("/", "\0")):
             with suppress(OSError):

@@ -1,6 +1,6 @@
 """The descriptors that are kept for the next daemon, by name.
 
-Owns them until they are removed, hang up, or are let go. Must not know what they are for, but for which are
+Owns them until they are removed, hang up, or are let go. Of their purpose it knows only which are
 connections.
 """
 
@@ -28,12 +28,12 @@ _NAME: Final = re.compile("[a-z0-9-]{1,24}")
 class _Entry(NamedTuple):
     name: str
     inode: int | None
-    """Of a socket: the same one is not kept twice under one name."""
+    """Of a socket, which is not kept twice under one name."""
     polled: bool
 
 
 class Store:
-    """`epoll` reports each polled descriptor that hung up, which the caller then drops."""
+    """`epoll` reports each polled descriptor that hung up; the caller then drops it."""
 
     def __init__(self, epoll: select.epoll, capacity: int) -> None:
         self._epoll = epoll
@@ -50,7 +50,7 @@ class Store:
         return [(entry.name, descriptor) for descriptor, entry in self._entries.items()]
 
     def add(self, name: str, descriptors: Sequence[int], *, polled: bool) -> bool:
-        """Keep descriptors, all or none, and close the rest; returns whether."""
+        """Keep all descriptors, or close them; returns whether they were kept. Closes repeated sockets."""
         fits = bool(_NAME.fullmatch(name)) and len(self) + len(descriptors) <= self.capacity
         for descriptor in descriptors:
             inode = _inode_of_socket(descriptor)
@@ -72,11 +72,11 @@ class Store:
         if entry.inode is not None:
             self._sockets.remove((entry.name, entry.inode))
         if entry.polled:
-            self._epoll.unregister(descriptor)  # a close alone would not do while others have duplicates
+            self._epoll.unregister(descriptor)  # closing is not enough while others have duplicates
         _close(descriptor, entry.inode)
 
     def let_go(self) -> None:
-        """Drop all. The peers of connections see the end first, whatever duplicates there are."""
+        """Drop all. Connections are shut down first: others may have duplicates."""
         for descriptor in self._entries:
             hang_up(descriptor)
         for descriptor in list(self._entries):
@@ -96,7 +96,7 @@ def _inode_of_socket(descriptor: int) -> int | None:
 
 
 def hang_up(descriptor: int) -> None:
-    """End a connection at both ends; nothing happens to another file."""
+    """Shut a connection down; other files are left alone."""
     try:
         found = socket.socket(fileno=descriptor)
     except OSError:
@@ -109,13 +109,13 @@ def hang_up(descriptor: int) -> None:
 
 def close(descriptor: int) -> None:
     """Close without waiting: the last close of a userfaultfd waits for the mmap lock of its process. Does not
-    even look at it: it may be a stranger's, on a file system that does not answer."""
-    with suppress(RuntimeError):  # no thread to be had: it stays open
+    examine the file either: a stranger's may be on a file system that does not answer."""
+    with suppress(RuntimeError):  # the system refuses a thread: it stays open
         _thread.start_new_thread(os.close, (descriptor,))
 
 
 def _close(descriptor: int, inode: int | None) -> None:
-    """`close`, without a thread for a socket that nothing lies unread in: that may be another descriptor."""
+    """`close`, but without a thread for a socket with nothing unread: unread data may contain descriptors."""
     if inode is not None and _is_read(descriptor):
         os.close(descriptor)
     else:
@@ -126,6 +126,6 @@ def _is_read(descriptor: int) -> bool:
     unread = array.array("i", [0])
     try:
         fcntl.ioctl(descriptor, termios.FIONREAD, unread)
-    except OSError:  # it listens, and nobody knows what lies in connections that were not accepted
+    except OSError:  # it listens: connections that were not accepted may contain descriptors
         return False
     return not unread[0]

@@ -1,1 +1,1 @@
-"""What a daemon leaves to its successor: what was received, and what was carried out."""
+"""What a daemon leaves to its successor: requests that it received, and changes that it made."""

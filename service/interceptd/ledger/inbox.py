@@ -1,13 +1,13 @@
-"""What one connection has received and not answered, in memory that outlives the daemon.
+"""The receive buffer of one connection, in memory that outlives the daemon.
 
-Owns the receive buffer and the marks around it. Must not know what a request means.
+Owns the buffer and the marks around it. Must not know what a request means.
 
-A kept connection reads straight into its inbox, so whatever the kernel has handed out is there. Byte 0 is
-`IDLE`, which MessagePack never uses, while no answer is owed. One request at a time is in an inbox.
+A kept connection reads straight into its inbox, so everything that the kernel has handed out is there. An
+inbox holds one request at a time. Byte 0 is `IDLE`, which MessagePack never uses, while no answer is owed.
 
-The hot path stores nothing else: a whole intercept comes with one read, and one byte says that it is
-answered. Everything else notes the length after each read. To mark a request as answered, the byte comes
-first and the rest is wiped afterwards: in the other order a kill in between would leave half a request.
+The hot path stores nothing else: one read takes a whole intercept, and one byte marks it as answered. Other
+requests have their length noted after each read. When one is answered, the byte is written first and the rest
+is wiped afterwards: in the other order a kill in between would leave half a request.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ LARGE_INBOXES = 2
 VMM_INBOX, HYPERVISOR_INBOX = range(LARGE_INBOXES)
 INBOX_AREA = 16 << 20
 _LARGE, _SMALL = _HEADER + MESSAGE_LIMIT, _HEADER + SMALL_INBOX
-"""A small one has 21 cache lines: with a power of two, all would lie in the same sets of the cache."""
+"""A small one has 21 cache lines. If it were a power of two, all would share the same sets of the cache."""
 INBOXES = LARGE_INBOXES + (INBOX_AREA - LARGE_INBOXES * _LARGE) // _SMALL
 _IDLE_BYTES = bytes([IDLE]) * MESSAGE_LIMIT
 _LENGTH, _HELLO, _STRIKES, _SERIAL = range(4)
-"""The words of the header: bytes noted, whether the hello is owed, and see `Inbox`."""
+"""The words of the header: bytes noted, whether the answer to the hello is owed, `strikes`, `serial`."""
 
 
 def inbox_place(number: int) -> tuple[int, int]:
@@ -44,7 +44,7 @@ def inbox_place(number: int) -> tuple[int, int]:
 
 
 class Inbox:
-    """One connection's. A new one must be cleared before it is used."""
+    """Of one connection. A new one must be cleared before it is used."""
 
     __slots__ = ("_buffer", "_marked", "_whole", "_words", "number")
 
@@ -61,7 +61,7 @@ class Inbox:
         return len(self._buffer)
 
     def clear(self) -> None:
-        """Owe nothing, and forget what was there."""
+        """Wipe everything: no answer is owed."""
         self._buffer[0] = IDLE
         self._words[_LENGTH] = self._words[_HELLO] = self._words[_STRIKES] = 0
         self._buffer[:] = _IDLE_BYTES[: len(self._buffer)]
@@ -82,8 +82,8 @@ class Inbox:
         return bytes(self._buffer[at : at + count])
 
     def note(self, count: int) -> None:
-        """So many bytes more are there; a request may be incomplete."""
-        if not self._marked and len(self._buffer) == SMALL_INBOX:  # behind them may be an older intercept
+        """Add `count` to the bytes noted; a request may be incomplete."""
+        if not self._marked and len(self._buffer) == SMALL_INBOX:  # an older intercept may lie behind them
             self._buffer[count:] = _IDLE_BYTES[: SMALL_INBOX - count]
         self._words[_LENGTH] += count
         self._marked = True
@@ -94,7 +94,7 @@ class Inbox:
         self._marked = True
 
     def answered(self, *, put_off: bool = False) -> None:
-        """Nothing is owed any more. `put_off` if the peer will ask again, which keeps the strikes."""
+        """No answer is owed any more. `put_off` keeps the strikes: the peer will ask again."""
         self._buffer[0] = IDLE
         if self._marked:
             self._wipe(self._words[_STRIKES] if put_off else 0)
@@ -110,8 +110,8 @@ class Inbox:
 
     @property
     def serial(self) -> int:
-        """The number of the request that is here, if its length was noted. What was carried out is recorded
-        with it: not every client gives each request another msgid."""
+        """The number of the request that is here, if its length was noted. `Done` records it: a client may
+        use one msgid for several requests."""
         return self._words[_SERIAL]
 
     def _next_serial(self) -> None:
@@ -125,7 +125,7 @@ class Inbox:
 
     @property
     def strikes(self) -> int:
-        """How many daemons have begun to carry out this request of a predecessor's."""
+        """How many successors have begun to carry out this request."""
         return self._words[_STRIKES]
 
     def strike(self) -> None:
@@ -135,7 +135,7 @@ class Inbox:
     def take_over(self) -> bytes:
         """What was received and not answered: a request or the beginning of one, or nothing.
 
-        Notes its length, or wipes an inbox that owes nothing: the predecessor may have died before it did.
+        Notes its length, or wipes an inbox that owes nothing: the predecessor may have died before it did so.
         """
         if self._buffer[0] == IDLE:
             if not self._words[_HELLO]:
@@ -151,9 +151,9 @@ class Inbox:
     def _owed(self) -> bytes:
         """One whole message if there is one, else all that may have been received.
 
-        Where no length was noted, or something lies behind it, the daemon died between the kernel's read and
-        the note, or it was an intercept. A peer that sends a request in pieces may be misread in that instant
-        (T-13). Else exactly what was noted is there: idle bytes behind it would pass for the rest of a text.
+        If no length was noted, or bytes lie behind it, the daemon died between the kernel's read and the
+        note, or this is an intercept. A request that comes in pieces may be misread then (T-13). Otherwise
+        only the noted bytes count: idle bytes behind them would pass for the rest of a string.
         """
         data, length = bytes(self._buffer), self._words[_LENGTH]
         received = data[:length] + data[length:].rstrip(_IDLE_BYTES[:1])

@@ -1,9 +1,10 @@
 """What the parts of a partition record for a successor.
 
-Owns when the log is long, and the numbers of what went. Must not know what a successor makes of a record.
+Owns when a log is long enough to compact, and the numbers of `Gone`. Must not know what a successor makes of
+a record.
 
-If a record cannot be written, the ledger is void: it would no longer say what the guest has. The partition
-goes on, and ends with this daemon.
+If a record cannot be written, the ledger becomes void, because it no longer says what the guest has. The
+partition goes on, and ends with this daemon.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from interceptd.ledger.records import Record
 log = structlog.get_logger()
 
 COMPACT_BYTES = 1 << 20
-"""A shorter log is not compacted. A longer one is, once it is twice as long as after the last compaction."""
+"""A log is compacted when it is longer than this, and twice as long as after its last compaction."""
 
 
 class Journal:
-    """One ledger's. `on_long` is called when a compaction is worth its time, and may be called again."""
+    """Of one ledger. `on_long` is called, perhaps repeatedly, while a compaction is worth its time."""
 
     def __init__(self, ledger: Ledger, on_long: Callable[[Journal], None], *, gone_count: int = 0) -> None:
         self.ledger = ledger
@@ -34,7 +35,7 @@ class Journal:
         self._served_count = 0
 
     def append(self, record: Record) -> None:
-        """Record something. It counts from this step on."""
+        """Add a record. It counts at once."""
         if self.is_void:
             return
         try:
@@ -44,28 +45,28 @@ class Journal:
             self.give_up("its log is full")
 
     def compacted(self) -> None:
-        """The log is as short as it can be."""
+        """Note that a compaction has made the log as short as it can be."""
         self._long_bytes = max(COMPACT_BYTES, 2 * self.ledger.log_bytes)
 
     def give_up(self, why: str) -> None:
-        """From now on no successor can take over."""
+        """Make the ledger void: no successor can take over."""
         if not self.is_void:
             self.is_void = True
             self.ledger.void()
             log.warning("partition_not_kept", reason=why)
 
     def gone(self, start_page: int, end_page: int) -> None:
-        """Memory went that no request will announce again."""
+        """Record that memory went which no request will announce again."""
         self._gone_count += 1
         self.append(records.Gone(self._gone_count, start_page, end_page))
 
     @property
     def gone_count(self) -> int:
-        """The number of the last one, for `served`."""
+        """The number of the last `Gone`, for `served`."""
         return self._gone_count
 
     def served(self, number: int) -> None:
-        """Nothing made from the frames of what had gone up to `number` is left."""
+        """Record that the guest has lost everything up to `Gone` number `number`."""
         if number > self._served_count:
             self._served_count = number
             self.append(records.Served(number))

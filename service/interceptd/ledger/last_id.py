@@ -1,5 +1,5 @@
-"""What a daemon leaves to its successor beside the ledgers: the last partition id that was given out (ids are
-never used again), and whether it rested."""
+"""What a daemon leaves to its successor beside the ledgers: its last partition id, because ids are never used
+again, and whether it rested."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SIZE = mmap.PAGESIZE
 
 
 class LastId:
-    """A memfd with two numbers. `descriptor` is a predecessor's, None for a new one. Raises `OSError`."""
+    """A memfd with two numbers. `descriptor` is a predecessor's; None creates one. Raises `OSError`."""
 
     def __init__(self, descriptor: int | None = None) -> None:
         if descriptor is None:
@@ -29,10 +29,10 @@ class LastId:
         self._words[0] = partition_id
 
     def rest(self) -> None:
-        """The daemon ends, and not because of any request."""
+        """Note that the daemon ends of its own accord: no request has killed it."""
         self._words[1] = 1
 
     def take_rest(self) -> bool:
-        """Whether the predecessor rested; to be asked once."""
+        """Whether the predecessor rested. Clears the mark."""
         rested, self._words[1] = self._words[1], 0
         return bool(rested)

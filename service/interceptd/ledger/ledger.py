@@ -12,11 +12,11 @@ records mean.
 | 4 KiB | the inboxes, `INBOX_AREA` |
 | behind them | the two halves |
 
-What a killed process has stored is there, in the order of its stores. A frame of the log, a u32 length and
-as many bytes, is written first, and counts once the commit word covers it: one aligned store of 8 bytes,
-which cannot be torn. (`struct.pack_into` with `<` stores byte by byte, and 10 of 3,000 kills tore it.) So
-there is no checksum. A compaction writes a shorter log with the same meaning to the other half, and moves the
-word there.
+What a process stores in the map outlives it, in the order of its stores. A frame of the log is a u32 length
+and as many bytes. It is written first, and counts once the commit word covers it. Setting that word is one
+aligned store of 8 bytes, which cannot be torn, so there is no checksum. (`struct.pack_into` with `<` stores
+byte by byte: 10 of 3,000 kills tore it.) A compaction writes a shorter log with the same meaning to the other
+half, and moves the word there.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ HALF = 448 << 20
 """Bytes of one half of the log. A million regions take 60 MB, a million mappings 50."""
 _LOG = PAGE + INBOX_AREA
 SIZE = _LOG + 2 * HALF
-"""The file is sparse and mapped whole: only what is touched takes memory."""
+"""The file is sparse and mapped whole; only touched pages take memory."""
 _PIECE = 4 << 20
-"""Bytes that are given back at a time, which takes 0.7 ms."""
+"""Bytes that one step of `give_back` frees, in 0.7 ms."""
 _LENGTH = Struct("=I")
 _LENGTH_BYTES = _LENGTH.size
 _FORMAT, _RESTARTS, _MSGID, _VOID = 0, 1, 4, 5
@@ -48,11 +48,11 @@ _FORMAT, _RESTARTS, _MSGID, _VOID = 0, 1, 4, 5
 
 
 class LedgerUnreadable(Exception):
-    """It is not a ledger, or of a format that this version cannot read, or it makes no sense."""
+    """It is not a ledger, has a format that this version cannot read, or makes no sense."""
 
 
 class LedgerVoid(LedgerUnreadable):
-    """Its daemon gave it up: the partition has ended, or not all of it could be recorded."""
+    """Its daemon made it void: the partition ended, or could not be recorded completely."""
 
 
 class LedgerFull(Exception):
@@ -119,7 +119,7 @@ class Ledger:
 
     @property
     def last_msgid(self) -> int:
-        """Of the requests to the VMM's hypervisor."""
+        """Of the last request to the VMM's hypervisor."""
         return self._words[_MSGID]
 
     @last_msgid.setter
@@ -127,12 +127,12 @@ class Ledger:
         self._words[_MSGID] = msgid
 
     def void(self) -> None:
-        """No successor may take it over: it is not complete."""
+        """Keep successors from taking it over."""
         self._words[_VOID] = 1
 
     @property
     def event(self) -> memoryview:
-        """Where a userfaultfd event is read to; zeroes when it is in the log."""
+        """Where a userfaultfd event is read to; all zero once that is in the log."""
         return self._view[EVENT_PLACE]
 
     def inbox(self, number: int) -> Inbox:
@@ -147,14 +147,14 @@ class Ledger:
         return self._end - self._limit + HALF
 
     def append(self, record: bytes) -> int:
-        """Add a record; returns how long the log is. Raises `LedgerFull`."""
+        """Add a record; returns the length of the log in bytes. Raises `LedgerFull`."""
         end = self._write(self._end, record, self._limit)
-        self._end_word[0] = self._end = end  # one aligned store: now it is there, and whole
+        self._end_word[0] = self._end = end  # one aligned store: from here on the record counts
         return end - self._limit + HALF
 
     def frames(self, at: int | None = None) -> Iterator[tuple[bytes, int]]:
-        """The records from the beginning, or from `at`, to the end that the log has when the last one is
-        asked for; each with the place behind it. Raises `LedgerUnreadable` for what is no frame."""
+        """The records from the beginning or from `at`, each with the place behind it. Includes records that
+        are appended during the iteration. Raises `LedgerUnreadable` for a malformed frame."""
         if at is None:
             at = self._limit - HALF
         while at != self._end:
@@ -168,12 +168,12 @@ class Ledger:
             yield bytes(self._view[start:at]), at
 
     def rewrite(self) -> Rewriting:
-        """Begin to write the log anew, in the other half."""
+        """Begin a new log in the other half."""
         return Rewriting(self)
 
     def give_back(self) -> Iterator[None]:
-        """Give back the memory of the half that the log is not in, a piece for each step of the iteration.
-        What cannot be given back is only wasted."""
+        """Free the memory of the half that the log is not in, one piece per step of the iteration. A piece
+        that cannot be freed is only wasted."""
         half = _half(self._limit % SIZE)
         for start in range(half.start, half.stop, _PIECE):
             with suppress(OSError, ValueError):  # the ledger may have been closed meanwhile
@@ -199,7 +199,7 @@ class Ledger:
 
 
 class Rewriting:
-    """A log in the other half, which nobody sees before `commit`."""
+    """A log in the other half; it takes effect with `commit`."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -211,7 +211,7 @@ class Rewriting:
         self._end = self._ledger._write(self._end, record, self._half.stop)
 
     def commit(self) -> None:
-        """From now on this is the log. It must mean the same as the one before, to its end."""
+        """Make this the log. It must mean the same as all of the old one."""
         ledger = self._ledger
         ledger._limit = self._half.stop
         ledger._end_word[0] = ledger._end = self._end

@@ -1,8 +1,8 @@
 """The records of a ledger's log: what a successor must know.
 
-Owns their encoding: MessagePack arrays, of which the first element is the kind. A later version may add
-kinds, which need another `LEDGER_FORMAT`, and elements at the end, which this version skips. Must not know
-who writes them or what follows from them. All page numbers are of 4 KiB pages.
+Owns their encoding: MessagePack arrays whose first element is the kind. A later version may add elements at
+the end, which this version skips, and kinds, which need another `LEDGER_FORMAT`. Must not know who writes a
+record or what follows from it. All page numbers are of 4 KiB pages.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Opened(_Record, frozen=True, tag="opened"):
     """The VMM said hello; its connection has the VMM's inbox."""
 
     cookie: int
-    """SO_COOKIE of the connection: a successor finds its descriptor by it."""
+    """SO_COOKIE of the connection, by which a successor finds its descriptor."""
     name: str
     msgid: int
 
@@ -38,7 +38,7 @@ class Created(_Record, frozen=True, tag="created"):
 
 
 class Joined(_Record, frozen=True, tag="joined"):
-    """A connection joined; its descriptor is with the keeper. Its hello may be owed."""
+    """A connection joined, and the keeper has its descriptor. The answer to its hello may be owed."""
 
     inbox: int
     cookie: int
@@ -49,7 +49,7 @@ class Joined(_Record, frozen=True, tag="joined"):
 
 
 class Left(_Record, frozen=True, tag="left"):
-    """The connection of that inbox ended, and with it what it had begun."""
+    """The connection of that inbox ended, and with it the invalidations that it had begun."""
 
     inbox: int
 
@@ -76,7 +76,7 @@ class Settled(_Record, frozen=True, tag="settled"):
 
 
 class Mapped(_Record, frozen=True, tag="mapped"):
-    """The guest got these gfns; what was there before is gone. No backing: known and inaccessible."""
+    """These gfns were mapped, and replace what was there. Without backing they are NO_ACCESS."""
 
     start: int
     end: int
@@ -88,29 +88,29 @@ class Mapped(_Record, frozen=True, tag="mapped"):
 
 
 class Unmapped(_Record, frozen=True, tag="unmapped"):
-    """The guest has nothing at these gfns any more."""
+    """These gfns were unmapped."""
 
     start: int
     end: int
 
 
 class Gone(_Record, frozen=True, tag="gone"):
-    """Memory changed, and no request says so: the guest is to lose it."""
+    """Memory went, and no request says so: the guest must lose it."""
 
     number: int
-    """They are counted from 1 on."""
+    """Counted from 1."""
     start_page: int
     end_page: int
 
 
 class Served(_Record, frozen=True, tag="served"):
-    """The guest has lost what every `Gone` up to this number is about."""
+    """The guest has lost the memory of every `Gone` up to this number."""
 
     number: int
 
 
 class Dangling(_Record, frozen=True, tag="dangling"):
-    """Memory of this pinned region went: nothing is mapped from it again."""
+    """Memory of this pinned region went: the region is never mapped again."""
 
     start_gfn: int
 
@@ -121,7 +121,7 @@ class Policy(_Record, frozen=True, tag="policy"):
     mmio_granularity: str
 
 
-# ------------------------------------------------ what is left of older records by a compaction
+# ------------------------------------------------ what a compaction makes of older records
 
 
 class KeptRegion(_Record, frozen=True, tag="region"):
@@ -143,7 +143,7 @@ class KeptVma(_Record, frozen=True, tag="vma"):
 
 
 class KeptBegin(_Record, frozen=True, tag="begin"):
-    """A connection has begun to invalidate a range, `depth` times, and not ended it."""
+    """A connection has begun to invalidate a range `depth` times more than it has ended it."""
 
     inbox: int
     start_page: int

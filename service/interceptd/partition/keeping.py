@@ -1,10 +1,10 @@
-"""What of one VMM the service manager keeps for the next daemon: its ledger, its connections, its memory.
+"""Has the service manager keep a VMM for the next daemon: its ledger, its connections, its memory.
 
-Owns the order in which things are stored and recorded, and the numbers of the inboxes. If the manager refuses
-something, nothing of this VMM outlives the daemon: a successor that had half of it could not go on.
+Owns the order in which they are stored and recorded, and the numbers of the inboxes. If the manager refuses
+one, nothing of this VMM outlives the daemon: with half of it a successor could not go on.
 
-A connection is stored, then recorded, then welcomed: what a successor finds stored and not recorded had no
-welcome, and begins again (H-16 of the protocol).
+A connection is stored, then recorded, then welcomed. If a successor finds one stored and not recorded, it had
+no welcome, and its client begins again (H-16 of the protocol).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = structlog.get_logger()
 LAST_ID = "d"
 """Its name in the store."""
 SHARE = 3
-"""A uid may have so many times as much of the store as it leaves free: so there is room for the next uid."""
+"""A uid may hold so many times as much of the store as it leaves free, so the next uid finds room."""
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -45,8 +45,8 @@ class Hello(NamedTuple):
 
 
 class Keeper:
-    """Where the daemon has things kept. `store` is None if nothing outlives it; `on_long` is called for a
-    journal whose log is worth a compaction, and `on_end` when it ends."""
+    """The daemon's access to the store. `store` is None if nothing outlives the daemon. Calls `on_long` for a
+    journal whose log is worth a compaction, and `on_end` when a journal ends."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Keeper:
         self._last_id: LastId | None = None
         self.predecessor_rested = False
         self._names: defaultdict[int, set[str]] = defaultdict(set)
-        """Under which each uid has something in the store."""
+        """By uid: the names under which it may have descriptors in the store."""
 
     @property
     def works(self) -> bool:
@@ -68,8 +68,8 @@ class Keeper:
         return self.store is not None and self.store.works
 
     async def keep_last_id(self, kept: int | None) -> int:
-        """Keep the last partition id; `kept` is the descriptor of a predecessor's. Returns it, 0 if there is
-        none. Raises `StoreRefused`, `OSError`."""
+        """Keep the last partition id; `kept` is a predecessor's descriptor of it. Returns the id, 0 without
+        one. Raises `StoreRefused`, `OSError`."""
         assert self.store is not None, "else nothing is kept"
         self._last_id = LastId(kept)
         self.predecessor_rested = self._last_id.take_rest()
@@ -78,46 +78,46 @@ class Keeper:
         return self._last_id.value
 
     def created(self, partition_id: int) -> None:
-        """This id was given out."""
+        """Record that this id was given out."""
         if self._last_id is not None:
             self._last_id.value = partition_id
 
     def rest(self) -> None:
-        """The daemon rests: its successor need not suspect any request of having killed it."""
+        """Record that the daemon rests: its successor does not blame a request for its end."""
         if self._last_id is not None:
             self._last_id.rest()
 
     def begin(self, uid: int, key: str) -> None:
-        """From now on the names of this VMM are its uid's."""
+        """Count the names of this VMM for its uid."""
         self._names[uid].update(_names(key))
 
     def end(self, uid: int, key: str) -> None:
-        """Its names are nobody's any more."""
+        """Count the names of this VMM no longer."""
         self._names[uid].difference_update(_names(key))
         if not self._names[uid]:
             del self._names[uid]
 
     def require_share(self, uid: int, more: int) -> None:
-        """Raises `StoreRefused` if so many more would be beyond the uid's share of the store."""
+        """Raises `StoreRefused` if `more` descriptors would exceed the uid's share of the store."""
         assert self.store is not None, "else nothing is kept"
         held = self.store.held_as(self._names[uid])
         if held + more > SHARE * (self.store.room - more):
             raise StoreRefused(f"uid {uid} has {held} descriptors in the store, and others need room, too")
 
     def remove(self, key: str) -> None:
-        """Have everything dropped that is stored of one VMM."""
+        """Have the manager drop everything of one VMM."""
         if self.store is not None:
             for name in _names(key):
                 self.store.remove(name)
 
     async def forget(self, key: str) -> None:
-        """The same, and wait until it is done."""
+        """The same, and wait until the manager has done so."""
         if self.store is not None:
             self.remove(key)
             await self.store.settle()
 
     async def open(self, vmm: Connection, name: str, msgid: int) -> Keeping | None:
-        """Have a VMM kept that said hello. None if nothing is kept."""
+        """Keep a VMM that said hello. None if nothing is kept."""
         if self.store is None:
             return None
         try:
@@ -131,7 +131,7 @@ class Keeper:
 
 
 class Keeping:
-    """One VMM's."""
+    """Of one VMM."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Keeping:
         inboxes: Iterable[int] = (),
         gone_count: int = 0,
     ) -> None:
-        """`inboxes` are those that a predecessor used, and `gone_count` what it had counted."""
+        """`inboxes` are those that a predecessor used, and `gone_count` is its last number."""
         assert keeper.store is not None, "the keeper keeps"
         share = vmm.tenant.time_share
         self.ledger = ledger
@@ -188,25 +188,25 @@ class Keeping:
         except BaseException:
             self._used.discard(number)
             raise
-        connection.use(inbox)  # from here on it is to leave
+        connection.use(inbox)  # from here on `leave` ends what is kept
         self.journal.append(
             records.Joined(number, connection.cookie, hello.role, hello.msgid, hello.vp_index, hello.lists)
         )
 
     def leave(self, connection: Connection) -> None:
-        """A connection ended, and its partition goes on."""
+        """Record that a connection ended while its partition goes on."""
         if connection.inbox is not None:
             self.left(connection.inbox.number)
             self._store.hung_up(f"c{self.key}")
 
     def left(self, inbox: int) -> None:
-        """The connection of that inbox has ended, perhaps while no daemon ran."""
+        """Record that the connection of an inbox ended, perhaps while no daemon ran."""
         self._used.discard(inbox)
         self.journal.append(records.Left(inbox))
 
     @property
     def event(self) -> memoryview:
-        """Where an event of the VMM's userfaultfd is read to."""
+        """Where events of the VMM's userfaultfd are read to."""
         return self.ledger.event
 
     async def keep_memory(self, attachment: Attachment) -> None:
@@ -214,25 +214,26 @@ class Keeping:
         await self._keep("m", *attachment.descriptors, poll=False)
 
     async def forget_memory(self) -> None:
-        """Have the memory's duplicates closed, before ours are: the last close of a userfaultfd waits for its
-        VMM. Nothing breaks it off."""
+        """Have the manager close its duplicates of the memory before we close ours: the last close of a
+        userfaultfd waits for its VMM. Cannot be cancelled."""
         if self._store.remove(f"m{self.key}"):
             with trio.CancelScope(shield=True):
                 await self._store.settle()
 
     async def let_go(self) -> None:
-        """The partition ends, and nothing of it is mapped any more: no successor goes on with it."""
+        """Call it when the partition has ended and nothing of it is mapped: no successor will take it
+        over."""
         self.journal.is_void = True
         self.ledger.void()
         await self.forget_memory()
 
     def give_up(self, why: str) -> None:
-        """Nothing of this VMM outlives the daemon."""
+        """From now on nothing of this VMM outlives the daemon."""
         self.journal.give_up(why)
         self._keeper.remove(self.key)
 
     def end(self) -> None:
-        """The VMM's connection ends."""
+        """Call it when the VMM's connection ends."""
         self._keeper.on_end(self.journal)
         self.journal.is_void = True
         self.ledger.void()
@@ -256,12 +257,12 @@ class Keeping:
 
 
 def _names(key: str) -> list[str]:
-    """All that is stored of one VMM."""
+    """The names of everything that is stored of one VMM."""
     return [f"{letter}{key}" for letter in "cmp"]
 
 
 def key_of(cookie: int) -> str:
-    """A short name: all names of the store are one variable of the next daemon's environment."""
+    """A short name: all names of the store share one variable of the next daemon's environment."""
     digits = ""
     while cookie:
         cookie, digit = divmod(cookie, len(_DIGITS))

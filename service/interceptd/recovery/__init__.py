@@ -1,1 +1,1 @@
-"""Goes on where a daemon that died has stopped."""
+"""Takes over the partitions of a daemon that died or rested."""

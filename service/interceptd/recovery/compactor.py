@@ -1,7 +1,7 @@
 """Shortens the logs of ledgers that have grown long, one after the other.
 
 Owns the order of a compaction. It reads the log itself, so it needs nothing of the running partition, and
-does not see what is half done.
+sees no unfinished call.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from interceptd.scheduling.time_share import SHARE, TimeShare, give_way
 
 
 class Compactor:
-    """One for all ledgers, so that one fold at a time takes memory."""
+    """One for all ledgers, so that only one fold at a time takes memory."""
 
     def __init__(self) -> None:
         self._long: dict[Journal, TimeShare] = {}
         self._is_wanted = trio.Event()
 
     def request(self, journal: Journal, share: TimeShare) -> None:
-        """Compact this one when it is its turn, in the time of the uid that `share` is of."""
+        """Compact this one in its turn, on the time of the uid that `share` belongs to."""
         self._long[journal] = share
         self._is_wanted.set()
 
     def forget(self, journal: Journal) -> None:
-        """Its ledger will be closed in this step."""
+        """Do not compact this one any more: its ledger is closed in this step."""
         self._long.pop(journal, None)
 
     async def run(self) -> NoReturn:
@@ -56,8 +56,8 @@ class Compactor:
                 await trio.lowlevel.checkpoint()
 
     async def _compact(self, journal: Journal) -> None:
-        """Fold the log to its end, write the fold to the other half, copy what was recorded meanwhile, and
-        exchange the halves in the step that reaches the end."""
+        """Fold the log to its end, write the fold to the other half, copy the records that came meanwhile,
+        and exchange the halves in the same step that reaches the end."""
         fold = Fold()
         try:
             await self._rewrite(journal, fold)

@@ -1,8 +1,8 @@
-"""What a log says: the state of a partition after its records.
+"""The state of a partition that the records of its log add up to.
 
-Owns the meaning of each record. Pure: no tasks and no I/O. Must not know how a partition is made of it.
+Owns the meaning of each record. Pure: no tasks and no I/O. Must not know how the state is restored.
 
-A record may repeat what is known already, or take away what is not there, see `Fold.shortest_log`.
+A record may repeat known facts, or remove something that is not there, see `Fold.shortest_log`.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ class Fold:
         self.joined: dict[int, records.Joined] = {}
         """By inbox."""
         self.last: dict[int, records.Done] = {}
-        """By inbox, the last request that was carried out. Its answer may be owed."""
+        """By inbox: the last request that was carried out. Its answer may be owed."""
         self.regions: dict[int, KeptRegion] = {}
         """By the first gfn."""
         self.vmas: RangeMap[Vma] = RangeMap()
         self.table = SoftwareSlat()
         self.begun: dict[int, Counter[UaddrRange]] = {}
-        """By inbox, the ranges that its connection has begun to invalidate and not ended."""
+        """By inbox: the ranges that its connection has begun to invalidate and not ended."""
         self.gone: dict[int, records.Gone] = {}
-        """By number, what went and was not served."""
+        """By number: memory that went, and that the guest may not have lost."""
         self.doubt: RangeMap[GfnRange] = RangeMap()
-        """The gfns of changes that were asked of the VMM's hypervisor and have no outcome."""
+        """The gfns that the VMM's hypervisor was asked to change, with no outcome."""
         self._changing: list[GfnRange] = []
-        """Those of the last one."""
+        """The gfns of the last `Changing`."""
         self.mmio_granularity: str | None = None
         self.attached: records.Attached | None = None
 
@@ -74,12 +74,12 @@ class Fold:
 
     @property
     def gone_count(self) -> int:
-        """From which number on the next `Gone` is counted."""
+        """The number after which the next `Gone` is counted."""
         return max(self.gone, default=0)
 
     def shortest_log(self) -> Iterator[Record]:
-        """A log with the same meaning, as short as it can be. Those that `last` has come first: they may be
-        needed for an answer, and what they did is told again."""
+        """The shortest log with the same meaning. The requests of `last` come early: they may be needed for
+        an answer, and later records override what they did."""
         yield from (record for record in (self.opened, self.created) if record is not None)
         yield from self.joined.values()
         yield from self.last.values()
@@ -99,7 +99,7 @@ class Fold:
         yield from self._doubtful()
 
     def _doubtful(self) -> Iterator[records.Changing]:
-        """What may settle comes last: the record of that is about the last one."""
+        """The last `Changing` stays last: a later `Settled` refers to it."""
         last = {gfns for gfns in self._changing if self.doubt.touches(gfns)}
         before = [(gfns.start, gfns.end) for gfns in self.doubt if gfns not in last]
         if before:
@@ -286,11 +286,11 @@ _DONE: Mapping[str, Callable[[Fold, records.Done], None]] = {
     "invalidate_begin": Fold._invalidate_begin,
     "invalidate_end": Fold._invalidate_end,
 }
-"""By the methods that are logged."""
+"""By method: those whose calls are recorded."""
 
 
 def region_of(kept: KeptRegion) -> Region:
-    """The region that a record describes, with nothing mapped."""
+    """The region that a record describes, without mappings."""
     gfns = GfnRange(start=kept.start_gfn, end=kept.end_gfn)
     return Region(
         gfns=gfns,

@@ -1,8 +1,8 @@
-"""Goes on with what a predecessor left: its partitions, on the connections that the service manager has kept.
+"""Takes over the partitions of a predecessor, with the connections that the service manager has kept.
 
-Owns finding them, and which of them cannot go on. Must not know how one comes back (`returning`).
+Owns finding them, and deciding which cannot go on. Must not know how one comes back (`returning`).
 
-Each comes back in a task of its own, so one that is huge or broken holds up no other.
+Each comes back in a task of its own, so a huge or broken one holds up no other.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class NobodyLeft(Exception):
 
 
 class Recovery:
-    """One start's. `dispatcher` serves what comes back."""
+    """Of one start. `dispatcher` serves the VMMs that come back."""
 
     def __init__(self, dispatcher: Dispatcher, keeper: Keeper) -> None:
         self._dispatcher = dispatcher
@@ -75,7 +75,7 @@ class Recovery:
             await self._let_go(key, remains, ledger)
             return
         except Exception as why:
-            # Whatever it is, it is this VMM's alone: here it would end all the others.
+            # Whatever it is, it concerns this VMM alone: raised here, it would end all others.
             ours = None if isinstance(why, NotRecovered | LedgerUnreadable | OSError) else why
             log.error(  # noqa: TRY400 - as a rule not a fault of ours
                 "partition_not_recovered", key=key, error=sentence(why), exc_info=ours
@@ -100,7 +100,7 @@ class Recovery:
         self.connections += connections
 
     async def _vmm(self, remains: Remains, ledger: Ledger) -> tuple[Connection, Fold]:
-        """The VMM's connection, and what the log says. From here on its uid pays for the time.
+        """The VMM's connection and its folded log. From here on its uid pays for the time.
 
         Raises `NobodyLeft`, and `LedgerUnreadable` for a log that makes no sense."""
         fold = Fold()

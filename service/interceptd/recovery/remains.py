@@ -1,6 +1,6 @@
-"""What a predecessor had stored, sorted by the VMM that it belongs to.
+"""The descriptors that a predecessor stored, sorted by VMM.
 
-Owns the letters of the names in the store, and letting go of what nobody goes on with.
+Owns the letters of their names, and closing those that are not used.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Remains:
     """By cookie."""
     memory: list[int] = field(default_factory=list)
     unusable: list[int] = field(default_factory=list)
-    """What has the name of a connection and is none."""
+    """Descriptors with the name of a connection that are not sockets."""
 
     def let_go(self, closer: Closer) -> None:
-        """Close what was not taken. The peers see the end, although the store may have duplicates. The store
-        must have no duplicate of the memory any more."""
+        """Close what was not taken. Connections are shut down first: the store may have duplicates of them.
+        It must have none of the memory."""
         for connection in self.connections.values():
             with suppress(OSError):  # it may have hung up
                 connection.shutdown(socket.SHUT_RDWR)
@@ -39,7 +39,7 @@ class Remains:
 
 
 def sort(kept: Iterable[Kept]) -> Mapping[str, Remains]:
-    """By the key of the VMM."""
+    """By key of the VMM."""
     found: defaultdict[str, Remains] = defaultdict(Remains)
     for name, descriptor in kept:
         letter, key = name[0], name[1:]

@@ -1,7 +1,7 @@
-"""Gives a new partition the state that a log says.
+"""Gives a new partition the state of a log.
 
-Owns what of it may be believed: a mapping that no region explains is a part of something that was not
-finished, and goes. Must not know connections. Nobody else uses the partition yet.
+Owns which of its mappings to believe: one that no region explains belongs to an unfinished call, and is
+unmapped. Must not know connections. Nobody else uses the partition yet.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from interceptd.telemetry.counters import Source
 
 
 async def restore(partition: Partition, fold: Fold) -> list[GfnRange]:
-    """Install the fold, whose regions, VMAs and table must not be used any more. Returns the gfns that
-    `settle` must unmap before a VP or the VMM is served. Lets others run meanwhile."""
+    """Install the fold, which gives up its regions, VMAs and table. Returns the gfns that `settle` must unmap
+    before a VP or the VMM is served. Lets others run meanwhile."""
     regions = partition.regions
     if fold.mmio_granularity is not None:
         regions.mmio_granularity = MmioGranularity(fold.mmio_granularity)
@@ -42,7 +42,7 @@ async def restore(partition: Partition, fold: Fold) -> list[GfnRange]:
 
 
 def announce(partition: Partition, fold: Fold) -> None:
-    """Open the ranges that were open, and invalidate what went and was not served. After `restore`."""
+    """Reopen the ranges that were open, and invalidate again what was not served. Call it after `restore`."""
     for begun in fold.begun.values():
         for uaddrs in begun.elements():
             partition.notifier.reopen(uaddrs)
@@ -52,7 +52,7 @@ def announce(partition: Partition, fold: Fold) -> None:
 
 
 async def settle(partition: Partition, strays: Sequence[GfnRange]) -> None:
-    """Take from the guest what `restore` has set aside, and make movable regions whole. Raises
-    `HypervisorError`: then the partition must end."""
+    """Unmap what `restore` returned, and map the gaps of movable regions NO_ACCESS. Raises `HypervisorError`:
+    then the partition must end."""
     await partition.regions.unmap_unrecorded(strays)
     await partition.regions.close_gaps(partition.table)

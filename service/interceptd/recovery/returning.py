@@ -1,10 +1,10 @@
-"""One VMM that comes back: its partition, and the connections of both.
+"""One VMM that comes back, with its partition and its connections.
 
-Owns the order in which things come back, and what each connection is owed. Must not know what a request does:
-it was carried out, and its answer is in the log, or it is received once more.
+Owns the order in which they come back, and what each connection is owed. Must not know what a request does:
+either its answer is in the log, or it is received again.
 
-What has to go is taken from the guest before anybody is served: for that the VMM's hypervisor comes first.
-Its memory is watched again before its calls and its VPs are answered.
+Stray and doubtful mappings are unmapped before anybody is served, so the VMM's hypervisor comes back first.
+The VMM's memory is watched again before its calls and its VPs are answered.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ from interceptd.telemetry.counters import Source
 log = structlog.get_logger()
 
 STRIKES = 3
-"""Daemons that may die of one request. Then it is not carried out again, and its connection ends."""
+"""After so many daemons have died of a request, its connection ends instead."""
 LINK_SECONDS = 5.0
-"""How long the hypervisor connection may take to be served again: it waits for nobody but a peer that has not
+"""How long the hypervisor connection may take to be served again. It can only wait for a peer that has not
 read the answer to its hello."""
 
 
 class Left(NamedTuple):
-    """What a predecessor left of one VMM. The VMM's connection is not among the remains any more."""
+    """What a predecessor left of one VMM. `remains` no longer contains the VMM's own connection."""
 
     remains: Remains
     fold: Fold
     keeping: Keeping
     rested: bool
-    """Whether the predecessor rested: then no request has killed it."""
+    """Whether the predecessor rested: then no request killed it."""
 
 
 class Owed(NamedTuple):
@@ -74,8 +74,8 @@ class Owed(NamedTuple):
 
 
 class ReturningVmm:
-    """`found` is called once its partition can be joined; `count` with the partitions and connections that
-    came back."""
+    """Calls `found` once its partition can be joined, and `count` with the numbers of partitions and
+    connections that came back."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class ReturningVmm:
         self._strays: list[GfnRange] = []
 
     async def run(self) -> None:
-        """Bring it back, and serve it to its end."""
+        """Bring the VMM back, and serve it to its end."""
         vmm = self._vmm
         with report_and_close(vmm, self._dispatcher.event_bus):
             vmm.count_kept()
@@ -160,7 +160,7 @@ class ReturningVmm:
             if joined.inbox != HYPERVISOR_INBOX:
                 connections += await self._join(partition, joined)
             await give_way()
-        self._remains.let_go(self._vmm.tenant.closer)  # stored and not recorded: never welcomed
+        self._remains.let_go(self._vmm.tenant.closer)  # stored, but not recorded: never welcomed
         self._count(1, connections)
         statistics = partition.statistics()
         log.info("partition_recovered", regions=statistics.regions, connections=connections)
@@ -171,7 +171,7 @@ class ReturningVmm:
         )
 
     def _invalidate_event(self, partition: Partition) -> None:
-        """The userfaultfd's event that the predecessor had read, and may not have recorded."""
+        """Serve the userfaultfd event that the predecessor read, and may not have recorded."""
         for uaddrs in parse_events(self._keeping.event):
             partition.notifier.invalidate(uaddrs, Source.USERFAULTFD)
         self._keeping.event[:] = bytes(len(self._keeping.event))
@@ -195,7 +195,7 @@ class ReturningVmm:
             raise PartitionLost("the hypervisor connection closed")
 
     async def _attach_memory(self, partition: Partition, owed: Owed) -> None:
-        """Watch the VMM's memory again. A handover that was complete, but for its record, is completed."""
+        """Watch the VMM's memory again. If a handover lacks only its record, the record is added."""
         memory, attached = partition.memory, self._fold.attached
         if not isinstance(memory, ProcessAddressSpace):
             return
@@ -218,7 +218,7 @@ class ReturningVmm:
     async def _join(self, partition: Partition, joined: records.Joined) -> int:
         """Bring back a VP or a notifier connection; returns how many connections came back."""
         if joined.role == "vp":
-            partition.returning.discard(joined.vp_index)  # it is there in this step, or has left
+            partition.returning.discard(joined.vp_index)  # this step brings it back, or it has left
         connection = self._connection(joined)
         if connection is None:
             self._keeping.left(joined.inbox)
@@ -267,10 +267,10 @@ class ReturningVmm:
     async def _owed_to_vmm(
         self, partition: Partition, record: records.Created, owed: Owed, descriptors: ReceivedFds
     ) -> bytes:
-        """The answer that the VMM waits for; empty if its request is received once more."""
+        """The answer that the VMM waits for; empty if its request is received again."""
         request = owed.request
         if request is None:
-            if owed.received:  # with the beginning of a request its descriptors have come
+            if owed.received:  # its descriptors came with the beginning of the request
                 descriptors.lose(_handed_over_too_late())
             self._receive_again(self._vmm, owed)
             return b""
@@ -308,7 +308,7 @@ class ReturningVmm:
         return rpc.encode_result(msgid, codec.to_fields(self._dispatcher.hello_reply()))
 
     def _recorded_reply(self, connection: Connection, owed: Owed) -> bytes:
-        """The answer to what was carried out; empty if it was not."""
+        """The answer to a request that was carried out; empty if it was not."""
         assert connection.inbox is not None, "it was taken over"
         last = self._fold.last.get(connection.inbox.number)
         if owed.request is None or last is None or last.serial != connection.inbox.serial:
@@ -316,7 +316,7 @@ class ReturningVmm:
         return rpc.encode_result(owed.request.msgid, last.reply)
 
     def _receive_again(self, connection: Connection, owed: Owed) -> None:
-        """The request counts a strike once it is carried out: until then it is not to blame for a death."""
+        """Count a strike only when the request is carried out: before that it cannot cause a death."""
         begin = None if owed.request is None else partial(self._strike, connection)
         connection.feed(owed.received, begin)
 
@@ -341,7 +341,7 @@ def _whole_request(received: bytes) -> rpc.Request | None:
     try:
         message = receiver.next_message()
     except ProtocolViolation:
-        return None  # it is found once more, and refused
+        return None  # receiving it again refuses it
     assert isinstance(message, rpc.Request | None), "the receiver accepts nothing else"
     return message
 

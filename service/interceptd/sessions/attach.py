@@ -122,7 +122,7 @@ def notifier_session(partition: Partition) -> NotifierSession:
 def serving_notifier(
     partition: Partition, session: NotifierSession, connection: Connection
 ) -> Callable[[], Awaitable[None]]:
-    """What answers the calls of a notifier connection."""
+    """A function that answers the calls of a notifier connection."""
     return partial(
         serve_calls,
         connection,

@@ -189,10 +189,10 @@ class Dispatcher:
         return partition
 
     def recreate(self, record: Created, name: str, connection: Connection, keeping: Keeping) -> Partition:
-        """A partition that a predecessor had, whatever the limits are now; its state is to be restored.
+        """Create a predecessor's partition again, regardless of the limits; the caller restores its state.
         Raises `WireError` for a request that makes no sense."""
         request = codec.decode_fields(CreatePartition, CreatePartition.METHOD, [record.request])
-        # The limit may be lower now, and the table takes more when it needs them.
+        # The limit may be lower now, and the table takes more pages when it needs them.
         pages = DEPOSIT_PAGES if request.deposit_pages is None else request.deposit_pages
         most = self._settings.now.limits.deposit_pages_per_partition
         request = replace(request, deposit_pages=min(pages, most))
@@ -211,8 +211,9 @@ class Dispatcher:
         owed: bytes = b"",
         before: Callable[[ReceivedFds], Awaitable[bytes]] | None = None,
     ) -> None:
-        """Run a partition to its end. `owed` is the answer that its VMM waits for. What a predecessor had is
-        brought back by `before`, which gets where descriptors are received, and returns what is owed."""
+        """Run a partition to its end. `owed` is the answer that its VMM waits for. For a predecessor's
+        partition, `before` brings its state back; it is called with the received descriptors, and returns
+        what is owed."""
         live = partition.request.address_space is AddressSpaceKind.PROCESS
         descriptors = connection.keep_descriptors() if live else ReceivedFds(connection.tenant.closer)
 

@@ -51,7 +51,7 @@ class NotifierSession:
         return None
 
     def take_over(self, begun: Counter[UaddrRange]) -> None:
-        """What a predecessor's session had begun, and is open, is this one's."""
+        """Take over the open ranges that a predecessor's session began."""
         self._begun = begun
 
     async def close(self) -> None:

@@ -36,9 +36,10 @@ class Overview(Protocol):
         """Begin the daemon's end; it is over after at most `timeout` seconds."""
 
     async def restart(self) -> None:
-        """Find out whether a successor could go on. Raises `WireError` if not, or if nothing would start it.
+        """Check that a successor could go on. Raises `WireError` if it could not, or if nothing would start
+        it.
 
-        Takes up to half a minute.
+        Takes up to 30 s.
         """
 
     def rest(self) -> None:
@@ -55,7 +56,7 @@ class OperatorSession:
         self._restarting = False
 
     def answered(self) -> None:
-        """The answer was sent. Exits where that was to `restart`."""
+        """Call it once an answer was sent. If that was to `restart`, the process exits."""
         if self._restarting:
             self._overview.rest()
 

@@ -1,7 +1,7 @@
 """The descriptor store of a service manager: FDSTORE of sd_pid_notify_with_fds(3), without libsystemd.
 
-Owns $FDSTORE and $INTERCEPTD_KEEP, the socket to the manager, and the count of what lies in the store. Knows
-names and not what they mean, and does not hear what the manager did: a datagram has no answer.
+Owns $FDSTORE and $INTERCEPTD_KEEP, the socket to the manager, and the count of stored descriptors. A datagram
+has no answer, so it never learns what the manager did. Must not know what a name means.
 """
 
 from __future__ import annotations
@@ -45,16 +45,17 @@ class FdStore:
         """Names whose FDSTOREREMOVE found no room."""
         self._logged = False
         self.works = True
-        """Whether the manager that holds our descriptors lives. With it, everything that it held is gone."""
+        """Whether the manager that holds our descriptors lives. If it dies, everything that it held is
+        gone."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._waiting = trio.socket.from_stdlib_socket(self._socket)
-        """The same, for a call that may wait."""
+        """The same socket, for a call that may wait."""
         self._turn = trio.Lock()
         """Only one task may wait for room."""
         self._sent_at = -math.inf
         """When the manager last had room for what was stored."""
         try:
-            self._socket.connect(address)  # only looks the peer up
+            self._socket.connect(address)  # fails if no manager is bound there
         except OSError as error:
             self._lose(sentence(error))
 
@@ -71,12 +72,12 @@ class FdStore:
         self._socket.close()
 
     def adopt(self, names: Iterable[str]) -> None:
-        """Count what a predecessor stored: a name for each descriptor."""
+        """Count what a predecessor stored: one name per descriptor."""
         self._held.update(names)
 
     @property
     def held(self) -> int:
-        """How many descriptors lie in the store, by our own count."""
+        """How many descriptors are in the store, by our own count."""
         return self._held.total()
 
     @property
@@ -85,14 +86,14 @@ class FdStore:
         return self._capacity - self.held
 
     def held_as(self, names: Iterable[str]) -> int:
-        """How many descriptors lie in it under these names."""
+        """How many descriptors are in it under these names."""
         return sum(self._held[name] for name in names)
 
     async def store(self, name: str, descriptors: Sequence[int], *, poll: bool) -> None:
-        """Have duplicates of `descriptors` kept: all, or with `StoreRefused` or if cancelled, none.
+        """Have duplicates of all `descriptors` kept. None are if it raises `StoreRefused` or is cancelled.
 
         With `poll` the manager drops one that hangs up; then call `hung_up`. Waits at most `SEND_SECONDS` for
-        a manager that reads nothing meanwhile; several tasks wait for it together.
+        a manager that reads nothing; tasks that wait at the same time share that limit.
         """
         if not self.works:
             raise StoreRefused("the service manager that kept descriptors is gone")
@@ -116,8 +117,8 @@ class FdStore:
         self._logged = False
 
     def remove(self, name: str) -> bool:
-        """Have everything dropped that was stored under `name`. Does not wait: what finds no room is sent
-        before what is stored next. Returns whether there was anything.
+        """Have everything dropped that was stored under `name`. Does not wait: a message that finds no room
+        is sent before the next store. Returns whether anything was stored.
         """
         if not (self.works and name in self._held):
             return False
@@ -130,10 +131,11 @@ class FdStore:
         self._give_back(name, 1)
 
     async def settle(self) -> None:
-        """Wait until the manager has done what it was sent: sd_notify_barrier(3); at most `SEND_SECONDS`.
+        """Wait until the manager has handled every message so far: sd_notify_barrier(3); at most
+        `SEND_SECONDS`.
 
-        Call it between `remove` and closing what may wait for a peer: the last close has to be ours. A
-        manager would wait with everyone whom it serves.
+        Call it between `remove` and a close that may wait for a peer. That must be the last close: a manager
+        that waits holds up everyone whom it serves.
         """
         ours, theirs = socket.socketpair()
         with ours, trio.move_on_after(SEND_SECONDS), suppress(OSError):
@@ -150,13 +152,13 @@ class FdStore:
             del self._held[name]
 
     async def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
-        """Wait until the manager has room. What is to be removed goes first: it may have the same name."""
+        """Wait until the manager has room. Removals go first: they may concern the same name."""
         while not self._send_unremoved():
             await trio.lowlevel.wait_writable(self._socket)
         await self._waiting.sendmsg([message], [_passing(descriptors)])
 
     def _send_unremoved(self) -> bool:
-        """Whether there was room for all."""
+        """Returns whether there was room for all."""
         while self._unremoved:
             name = self._unremoved[0]
             try:

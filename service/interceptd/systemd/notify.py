@@ -23,7 +23,8 @@ SEND_SECONDS: Final = 1.0
 """How long a manager may take to make room for a datagram."""
 EXTEND_SECONDS: Final = 6.0
 LEDGER_FORMAT_FACT: Final = "X_INTERCEPTD_LEDGER_FORMAT"
-"""What a successor has to read; `interceptd keep` asks the next version before it ends this one."""
+"""Sent with READY. Before a restart `interceptd keep` asks the installed version whether it reads this
+format."""
 
 
 def manager_address(environment: Mapping[str, str]) -> str | None:
@@ -35,7 +36,7 @@ def manager_address(environment: Mapping[str, str]) -> str | None:
 
 class ServiceManager:
     """Without an `address` there is no manager, and nothing is sent. `watchdog` is its period in seconds,
-    None without a watchdog; `facts` are what else READY states, as assignments."""
+    None without a watchdog; `facts` are further assignments that READY sends."""
 
     def __init__(
         self, address: str | None = None, watchdog: float | None = None, facts: Sequence[str] = ()
@@ -68,7 +69,7 @@ class ServiceManager:
         await self._send("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}", f"STATUS={status}")
 
     async def keep_starting(self, status: Callable[[], str]) -> NoReturn:
-        """Say that the start goes on, until cancelled: extends the manager's timeout."""
+        """Extend the manager's start timeout until cancelled."""
         while True:
             await self._send(f"EXTEND_TIMEOUT_USEC={int(EXTEND_SECONDS * 1e6)}", f"STATUS={status()}")
             await trio.sleep(EXTEND_SECONDS / 3)

@@ -1,7 +1,8 @@
 """Descriptors that a service manager passes to the daemon: sd_listen_fds(3), without libsystemd.
 
-Owns $LISTEN_FDS and its companions, and sorting by name: sockets of a socket unit, those that a predecessor
-bound, and what else it had stored. Must not know what is served on a socket, or what a stored descriptor is.
+Owns $LISTEN_FDS and its companions, and sorting by name: sockets of a socket unit, sockets that a predecessor
+bound, and its other stored descriptors. Must not know what is served on a socket, or what a stored descriptor
+is.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ FIRST_DESCRIPTOR: Final = 3
 """SD_LISTEN_FDS_START."""
 OWN_VMM: Final = "own-vmm"
 OWN_OPERATOR: Final = "own-operator"
-"""Names in the store, of the listeners that the daemon bound itself."""
+"""Names in the store of the listeners that the daemon bound itself."""
 _VARIABLES: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 _LISTENERS: Final = ("vmm", "operator", OWN_VMM, OWN_OPERATOR)
 _STORED: Final = re.compile("d|[pcm][0-9a-z]+")
 _SEVERAL: Final = re.compile("[cm].*")
-"""Stored names that several descriptors have."""
+"""Stored names that several descriptors may share."""
 
 
 class Kept(NamedTuple):
@@ -49,9 +50,9 @@ class PassedSockets(msgspec.Struct, frozen=True):
     own_vmm: socket.socket | None = None
     own_operator: socket.socket | None = None
     kept: tuple[Kept, ...] = ()
-    """What else it stored, in the order of the store."""
+    """What else the predecessor stored, in the order of the store."""
     unused: tuple[str, ...] = ()
-    """Names of what does not fit. It is closed here, but still lies in the store."""
+    """Names of descriptors that were not usable. They are closed here, but still in the store."""
 
 
 def take_passed_sockets(
@@ -60,8 +61,8 @@ def take_passed_sockets(
     """Take what was passed to the process `pid`, and remove its variables from `environment`. No program that
     the process starts inherits it.
 
-    Raises `ListenError` for what does not fit. A daemon that `keeps` logs and closes that instead: if it did
-    not start, every partition would end because of what another version had stored.
+    Raises `ListenError` for a descriptor that is not usable. A daemon that `keeps` logs and closes it
+    instead: what another version stored must not stop the start, which would end every partition.
     """
     count, recipient, names = (environment.pop(name, "") for name in _VARIABLES)
     if recipient != str(pid) or not count.isdecimal() or count == "0":
@@ -115,8 +116,8 @@ def _listening(descriptor: int, name: str) -> socket.socket:
 
 
 def _discard(descriptor: int) -> None:
-    """Close it. The peer of a connection sees the end, although the store has a duplicate. A listener goes on
-    listening: it may be the service manager's."""
+    """Close it. A connection is shut down first: the store has a duplicate. A listener goes on listening: it
+    may be the service manager's."""
     try:
         found = socket.socket(fileno=descriptor)
     except OSError:  # not a socket, or not open
