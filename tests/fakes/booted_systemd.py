@@ -66,7 +66,10 @@ cd {PLACE}
 mkdir -p /run/systemd /run/lock python site repository bin etc log
 mount --bind "$1" {PLACE}/python
 mount --bind "$2" {PLACE}/site
-mount --bind "$3" {PLACE}/repository
+for part in service protocol clients; do  # the checkout itself may be closed to the units' user
+  mkdir repository/$part
+  mount --bind "$3/$part" {PLACE}/repository/$part
+done
 mount --bind "$4/bin" {PLACE}/bin
 mount --bind "$4/etc" {PLACE}/etc
 mount --bind "$4/log" {PLACE}/log
