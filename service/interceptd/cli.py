@@ -127,10 +127,10 @@ def serve(sources: Sources) -> None:
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="-- serve [ARGUMENTS]...")
 def keep(patience: float, arguments: tuple[str, ...]) -> None:
-    """Run `serve`, and start it again whenever it ends, killed or not: VMMs notice nothing but a wait.
+    """Run `serve`, and start it again unless it has drained: of a kill or a crash, VMMs notice only a wait.
 
-    SIGUSR1 restarts it, in the version that is installed by then, if that accepts the configuration. SIGTERM
-    or SIGINT drains it and ends. SIGHUP reloads.
+    SIGUSR1 restarts it in the installed version, if that accepts the configuration. SIGTERM and SIGINT drain
+    it and end. SIGHUP reloads.
 
     Exit status: that of `serve` when it has drained, or when it could not start at first.
     """
