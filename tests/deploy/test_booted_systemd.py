@@ -191,7 +191,8 @@ def test_what_the_store_has_no_room_for_is_logged(system: BootedSystemd) -> None
     system.override(SERVICE, "[Service]\nFileDescriptorStoreMax=4\nEnvironment=FDSTORE=4\n")
     with SurvivingVmm(vmm_socket(system), Mode.DECLARED) as vmm:
         vmm.check()
-    assert "the store holds " in system.log("descriptors_not_stored")[0]["error"]
+    (not_kept,) = system.log("partition_not_kept")
+    assert not_kept["reason"]
     assert "Cannot store more fds" not in system.said  # the daemon counts, and asks for no more
 
 

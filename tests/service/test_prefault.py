@@ -98,8 +98,9 @@ async def test_whole_mappings_and_what_reaches_to_the_next_region_take_one_look_
     await model.invalidate(PAGE + 2 * PAGES, 1)
     await model.fault(GFN)
     looked_up = counted(model, monkeypatch)
-    assert await model.prefault(*EVERYWHERE) == (PAGE_LIMIT, PAGES)
-    assert looked_up == [0, GFN, GFN + PAGES, GFN + 2 * PAGES]
+    assert await model.prefault(*EVERYWHERE) == (PAGE_LIMIT, 2 * PAGES - 1)
+    pinned = GFN + 2 * PAGES
+    assert looked_up == [0, GFN, GFN + PAGES, pinned, pinned + 1, pinned + PAGES]
 
 
 async def test_one_call_makes_a_bounded_number_of_faults_and_the_next_goes_on_from_there(

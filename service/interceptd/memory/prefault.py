@@ -54,9 +54,11 @@ async def prefault(gfns: GfnRange, faults: FaultHandler, regions: RegionManager)
             case Mapping():
                 end = min(found.end, gfns.end)
                 mapped += end - gfn
-            case Answer():  # of all pages before the next region
-                following = regions.first_regions(1, gfn + 1)
-                end = min(following[0].gfns.start, gfns.end) if following else gfns.end
+            case Answer():  # of all pages before the next region, or what is left of a dangling one
+                following = [each.gfns for each in regions.first_regions(1, gfn + 1)]
+                if found is Answer.UNBACKED:
+                    following += [each.gfns for each in regions.first_mappings(1, gfn + 1)]
+                end = min([gfns.end, *(each.start for each in following)])
             case _:
                 end = gfn + 1
         gfn = end
