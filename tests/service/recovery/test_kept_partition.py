@@ -65,7 +65,7 @@ async def test_one_that_comes_back_welcomes_nobody_before_it_is_back(nursery: tr
         theirs.recv(1, socket.MSG_PEEK)
     assert not began.is_set()
     model.partition.is_back()
-    assert await peer.response() is None
+    assert await peer.response() == rpc.Response(1, None, None)
     await began.wait()
     assert model.partition.statistics().restarts == 2
     peer.close()
