@@ -111,7 +111,7 @@ def test_what_changes_a_partition_is_logged_and_all_else_is_repeatable() -> None
 
     assert logged == {
         *("create_partition", "attach_memory", "add_region", "remove_region", "change_regions"),
-        *("map_vma", "map_vmas", "unmap_vma", "protect_vma", "set_policy"),
+        *("map_vma", "map_vmas", "unmap_vma", "protect_vma"),
         *("invalidate_begin", "invalidate_end"),
     }
     assert operator == {"repeatable"}

@@ -160,7 +160,7 @@ class Kick(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
 class SetPolicy(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "set_policy"
     REPLY: ClassVar[object] = None
-    RESTART: ClassVar[AfterRestart] = "logged"
+    RESTART: ClassVar[AfterRestart] = "repeatable"
 
     mmio_granularity: MmioGranularity | None = None
 

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 import trio
 
-from intercept_protocol import codec, rpc
+from intercept_protocol import codec, messages, rpc
 from intercept_protocol.addresses import RangeError
 from intercept_protocol.errors import EncodedError, WireError
 from intercept_protocol.events import ERROR_LENGTH, ConnectionRefused
@@ -26,14 +26,10 @@ from interceptd.ledger.records import Done
 from interceptd.telemetry.event_bus import Publisher
 
 log = structlog.get_logger()
-Call = TypeVar("Call")
+Call = TypeVar("Call", bound=messages.Call[Any])
 Reply = msgspec.Struct | None
 Handler = Callable[[Call], Reply | Coroutine[object, object, Reply]]
 """Answers a call at once, or by a coroutine that may wait."""
-LOGGED = frozenset({
-    "attach_memory", "add_region", "remove_region", "change_regions", "map_vma", "map_vmas", "unmap_vma",
-    "protect_vma", "invalidate_begin", "invalidate_end",
-})  # fmt: skip
 Send = Callable[[bytes], Awaitable[None]]
 
 
@@ -141,7 +137,7 @@ async def _reply(
             error = WireError(error.number, f"{request.method}: {error.message}", **error.details)
         return rpc.encode_error(request.msgid, error)
     reply = None if result is None else codec.to_fields(result)
-    if journal is not None and connection.inbox is not None and request.method in LOGGED:
+    if journal is not None and connection.inbox is not None and methods[request.method].RESTART == "logged":
         fields: Any = request.params[0] if request.params else {}
         journal.append(Done(connection.inbox.number, connection.inbox.serial, request.method, fields, reply))
     return rpc.encode_result(request.msgid, reply)

@@ -55,6 +55,11 @@ class Journal:
             self.ledger.void()
             log.warning("partition_not_kept", reason=why)
 
+    def end(self) -> None:
+        """Make the ledger void, of a partition that has ended: nothing is left to go on with."""
+        self.is_void = True
+        self.ledger.void()
+
     def gone(self, start_page: int, end_page: int) -> None:
         """Record that memory went which no request will announce again."""
         self._gone_count += 1

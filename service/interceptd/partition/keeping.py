@@ -223,8 +223,7 @@ class Keeping:
     async def let_go(self) -> None:
         """Call it when the partition has ended and nothing of it is mapped: no successor will take it
         over."""
-        self.journal.is_void = True
-        self.ledger.void()
+        self.journal.end()
         await self.forget_memory()
 
     def give_up(self, why: str) -> None:
@@ -235,8 +234,7 @@ class Keeping:
     def end(self) -> None:
         """Call it when the VMM's connection ends."""
         self._keeper.on_end(self.journal)
-        self.journal.is_void = True
-        self.ledger.void()
+        self.journal.end()
         self._keeper.remove(self.key)
         self._keeper.end(self._uid, self.key)
         self.ledger.close()
