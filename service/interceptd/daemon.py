@@ -90,6 +90,8 @@ class Daemon:
             keeper=self._keeper,
         )
         self.started = trio.Event()
+        self.ended = False
+        """Whether it has drained: a signal that comes now is too late."""
         self._drain_requested = trio.Event()
         self._drain_timeout: float | None = None
         self._started_at = time.monotonic()
@@ -173,6 +175,7 @@ class Daemon:
             if (store := self._keeper.store) is not None:
                 for name in (OWN_VMM, OWN_OPERATOR, LAST_ID):
                     store.remove(name)
+        self.ended = True
         log.info("daemon_ended")
 
     async def _go_on(

@@ -72,6 +72,8 @@ async def run_until_signalled(daemon: Daemon, reloader: Reloader) -> int:
         nonlocal status
         with trio.open_signal_receiver(*END_SIGNALS) as signals, _unblocked(END_SIGNALS):
             async for number in signals:
+                if daemon.ended:
+                    continue
                 if daemon.draining:
                     log.warning("daemon_ended_at_once", signal=signal.Signals(number).name)
                     status = 128 + number

@@ -123,7 +123,7 @@ def test_a_signal_that_comes_while_the_daemon_starts_is_not_lost(tmp_path: Path)
 def test_a_hundred_signals_at_the_end_do_not_change_the_status(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     daemon.signal(signal.SIGTERM)
-    eventually(lambda: len(sockets_of(daemon)), 0)
+    daemon.wait_event("daemon_ended")
     for _ in range(100):
         daemon.signal(signal.SIGTERM)
     assert daemon.wait_ended() == 0
