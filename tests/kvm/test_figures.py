@@ -26,7 +26,7 @@ from intercept_protocol.outcomes import Access
 from interceptctl.guest.programs import STORE, SWEEP
 from interceptctl.guest.small_vmm import BAR_GFN, READ_WRITE, SCRATCH_GPA
 
-pytestmark = pytest.mark.verify
+pytestmark = [pytest.mark.verify, pytest.mark.alone]
 PAGES, ROUNDS, WINDOWS = 1024, 50, 50
 KVM_SLOTS = 32764
 """KVM_CAP_NR_MEMSLOTS on x86-64; older kernels have 509."""

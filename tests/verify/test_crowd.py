@@ -30,6 +30,7 @@ from fakes.puppet import ENVIRONMENT
 
 pytestmark = [
     pytest.mark.verify,
+    pytest.mark.alone,
     pytest.mark.skipif(shutil.which("gcc") is None, reason="the load generator is in C: needs gcc"),
     pytest.mark.skipif(
         not {0, 1} <= os.sched_getaffinity(0), reason="the crowd needs a CPU beside the VP's: CPUs 0 and 1"

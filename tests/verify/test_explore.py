@@ -13,7 +13,7 @@ from explorer.report import Explored, explored
 from explorer.scenarios import SCENARIOS
 from explorer.variants import CORE, CORE_LISTS, CORE_LIVE, CORE_MODEL, VARIANTS, Variant
 
-pytestmark = pytest.mark.verify
+pytestmark = [pytest.mark.verify, pytest.mark.alone]
 
 
 @pytest.mark.parametrize(

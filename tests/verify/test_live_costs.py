@@ -17,7 +17,7 @@ from fakes.live_vmm import LiveVmm
 from fakes.puppet import Puppet
 from intercept_client.memory import Watch
 
-pytestmark = pytest.mark.verify
+pytestmark = [pytest.mark.verify, pytest.mark.alone]
 
 SWEPT_PAGES = 1 << 14
 UNMAPPED_PAGES = 1 << 12

@@ -18,7 +18,7 @@ from intercept_protocol.hv_message import build_memory_intercept
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.guest.small_vmm import Bar, SmallVmm
 
-pytestmark = pytest.mark.verify
+pytestmark = [pytest.mark.verify, pytest.mark.alone]
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from interceptd.log_share import BURST_SECONDS, BYTES_PER_SECOND
 
 pytestmark = [
     pytest.mark.verify,
+    pytest.mark.alone,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user"),
 ]
 
