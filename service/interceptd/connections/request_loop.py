@@ -137,7 +137,8 @@ async def _reply(
             error = WireError(error.number, f"{request.method}: {error.message}", **error.details)
         return rpc.encode_error(request.msgid, error)
     reply = None if result is None else codec.to_fields(result)
-    if journal is not None and connection.inbox is not None and methods[request.method].RESTART == "logged":
+    inbox = connection.inbox
+    if journal is not None and inbox is not None and methods[request.method].RESTART == "logged":
         fields: Any = request.params[0] if request.params else {}
-        journal.append(Done(connection.inbox.number, connection.inbox.serial, request.method, fields, reply))
+        journal.append(Done(inbox.number, inbox.take_serial(), request.method, fields, reply))
     return rpc.encode_result(request.msgid, reply)

@@ -58,13 +58,19 @@ class RequestReader:
         if request is not None:
             unread -= receiver.drop_rest()
         while unread:
-            unread -= len(self._receive(descriptors, unread))
+            unread -= len(self._receive(descriptors, unread, is_rest=request is not None))
         return request
 
-    def _receive(self, descriptors: ReceivedFds, size: int) -> bytes:
-        data = descriptors.receive(self._source, size, self.inbox)
-        if self.inbox is not None:
-            self.inbox.note(len(data))
+    def _receive(self, descriptors: ReceivedFds, size: int, *, is_rest: bool = False) -> bytes:
+        """Read up to `size` bytes; if `is_rest`, they are all that is missing of a request."""
+        inbox = self.inbox
+        if inbox is None:
+            return descriptors.receive(self._source, size)
+        if not is_rest:
+            inbox.expect_part()
+        data = descriptors.receive(self._source, size, inbox)
+        if not inbox.is_small or not is_rest or len(data) < size:
+            inbox.note(len(data))
         return data
 
     def _read_in_steps(self, receiver: rpc.Receiver, descriptors: ReceivedFds) -> rpc.Message | None:

@@ -105,13 +105,14 @@ class SoftwareSlat:
 def mapped(entry: Mapping) -> records.Mapped:
     """The record of an entry."""
     frame = entry.frame
-    cached = entry.cache is Cache.NORMAL
-    if frame is None:
-        return records.Mapped(
-            entry.start, entry.end, entry.start_uaddr_page, entry.access.value, None, 0, cached
-        )
     return records.Mapped(
-        entry.start, entry.end, entry.start_uaddr_page, entry.access.value, frame.backing, frame.page, cached
+        entry.start,
+        entry.end,
+        entry.start_uaddr_page,
+        entry.access._value_,  # a fourth of what `value` costs, on every first touch
+        None if frame is None else frame.backing,
+        0 if frame is None else frame.page,
+        entry.cache is Cache.NORMAL,
     )
 
 

@@ -5,9 +5,10 @@ Owns the buffer and the marks around it. Must not know what a request means.
 A kept connection reads straight into its inbox, so everything that the kernel has handed out is there. An
 inbox holds one request at a time. Byte 0 is `IDLE`, which MessagePack never uses, while no answer is owed.
 
-The hot path stores nothing else: one read takes a whole intercept, and one byte marks it as answered. Other
-requests have their length noted after each read. When one is answered, the byte is written first and the rest
-is wiped afterwards: in the other order a kill in between would leave half a request.
+The hot path stores nothing else: one read takes a whole intercept, and one byte marks it as answered. So it is
+with a whole request in a small inbox: what follows an older and longer one lies behind it. Parts of a request,
+and all that a large inbox receives, have their length noted after each read. When one is answered, the byte is
+written first and the rest is wiped afterwards: in the other order a kill in between would leave half a request.
 """
 
 from __future__ import annotations
@@ -46,13 +47,14 @@ def inbox_place(number: int) -> tuple[int, int]:
 class Inbox:
     """Of one connection. A new one must be cleared before it is used."""
 
-    __slots__ = ("_buffer", "_marked", "_whole", "_words", "number")
+    __slots__ = ("_buffer", "_marked", "_whole", "_words", "is_small", "number")
 
     def __init__(self, number: int, memory: memoryview) -> None:
         self.number = number
         self._words = memory[:_HEADER].cast("I")
         self._buffer = memory[_HEADER:]
         self._whole: Sequence[memoryview] = [self._buffer]
+        self.is_small = len(self._buffer) == SMALL_INBOX
         self._marked = bool(self._words[_LENGTH] or self._words[_HELLO] or self._words[_STRIKES])
         """Whether there is more to wipe than the first byte."""
 
@@ -71,8 +73,8 @@ class Inbox:
 
     def space(self, size: int) -> Sequence[memoryview]:
         """Where to read up to `size` bytes more; empty if the inbox is full."""
-        if not self._marked and size >= len(self._buffer):
-            return self._whole
+        if not self._marked:
+            return self._whole if size >= len(self._buffer) else [self._buffer[:size]]
         at = self._words[_LENGTH]
         return [self._buffer[at : at + size]] if at < len(self._buffer) else []
 
@@ -81,9 +83,15 @@ class Inbox:
         at = self._words[_LENGTH] if self._marked else 0
         return bytes(self._buffer[at : at + count])
 
+    def expect_part(self) -> None:
+        """Call it before a read that may bring only a part of a request: what is left of an older one would
+        pass for its rest."""
+        if self.is_small and not self._marked:
+            self._buffer[:] = _IDLE_BYTES[:SMALL_INBOX]
+
     def note(self, count: int) -> None:
         """Add `count` to the bytes noted; a request may be incomplete."""
-        if not self._marked and len(self._buffer) == SMALL_INBOX:  # an older intercept may lie behind them
+        if self.is_small and not self._marked:  # an older request may lie behind them
             self._buffer[count:] = _IDLE_BYTES[: SMALL_INBOX - count]
         self._words[_LENGTH] += count
         self._marked = True
@@ -100,18 +108,23 @@ class Inbox:
             self._wipe(self._words[_STRIKES] if put_off else 0)
 
     def _wipe(self, strikes: int) -> None:
-        length = self._words[_LENGTH]
-        self._words[_HELLO] = 0
+        words = self._words
+        length = words[_LENGTH]
+        words[_HELLO] = 0
         self._buffer[:length] = _IDLE_BYTES[:length]
-        self._words[_LENGTH] = 0
-        self._words[_STRIKES] = strikes
+        words[_LENGTH] = 0
+        words[_STRIKES] = strikes
         self._next_serial()
         self._marked = bool(strikes)
 
     @property
     def serial(self) -> int:
-        """The number of the request that is here, if its length was noted. `Done` records it: a client may
-        use one msgid for several requests."""
+        """The number of the request that is here, if its length was noted or `Done` records it."""
+        return self._words[_SERIAL]
+
+    def take_serial(self) -> int:
+        """The serial, for a `Done`: the next request has another. A client may use one msgid for several."""
+        self._marked = True
         return self._words[_SERIAL]
 
     def _next_serial(self) -> None:

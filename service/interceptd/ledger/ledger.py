@@ -189,12 +189,11 @@ class Ledger:
         os.close(self.descriptor)
 
     def _write(self, at: int, record: bytes, limit: int) -> int:
-        start = at + _LENGTH_BYTES
-        end = start + len(record)
+        frame = _LENGTH.pack(len(record)) + record
+        end = at + len(frame)
         if end >= limit:  # the end of a log lies in its half
             raise LedgerFull
-        self._view[at:start] = _LENGTH.pack(len(record))
-        self._view[start:end] = record
+        self._map[at:end] = frame
         return end
 
 
