@@ -31,10 +31,11 @@ MOST_RESUMES = 17
 
 class Judge:
     """`gfns` are those that are checked: all that a script touches, and the edges around them. `step`
-    is the schedule's step under way."""
+    is the schedule's step under way. `judges_recovery`: the rules of I11, too."""
 
-    def __init__(self, gfns: Sequence[int], step: Callable[[], int]) -> None:
+    def __init__(self, gfns: Sequence[int], step: Callable[[], int], *, judges_recovery: bool) -> None:
         self.gfns = gfns
+        self._judges_recovery = judges_recovery
         self.truth = Truth(lambda: self._moment)
         self.findings: dict[Rule, Finding] = {}
         """The first of each rule."""
@@ -74,6 +75,12 @@ class Judge:
             self.find(Rule.UNKNOWN, how)
         if (how := subject.disorder()) is not None:
             self.find(Rule.DISORDER, how)
+        if self._judges_recovery:
+            self._look_at_recovery(subject)
+        self._look_for_stranded(subject.slat)
+        self._look_for_unpinned()
+
+    def _look_at_recovery(self, subject: Subject) -> None:
         if (how := subject.unlogged()) is not None:
             self.find(Rule.UNLOGGED, how)
         try:
@@ -81,8 +88,6 @@ class Judge:
                 self._look_at(successor)
         except Exception as error:  # any is a fault of what brings it back
             self.find(Rule.UNRECOVERED, f"{type(error).__name__}: {sentence(error)}")
-        self._look_for_stranded(subject.slat)
-        self._look_for_unpinned()
 
     def _look_at(self, successor: Successor) -> None:
         """What it has, and what its VPs would be answered."""

@@ -61,8 +61,10 @@ def explored(
     seed: int,
     schedules: int,
     watching: Callable[[str], None],
+    recovery_every: int = 1,
 ) -> Explored:
-    """Run so many schedules of each scenario that applies, and shrink a failure of each rule."""
+    """Run so many schedules of each scenario that applies, and shrink a failure of each rule. I11 is judged in
+    one of `recovery_every`."""
 
     async def search(explorer: Explorer) -> Explored:
         failures: list[Failure] = []
@@ -89,7 +91,7 @@ def explored(
             counterexamples=examples,
         )
 
-    return exploring(variant.build, search)
+    return exploring(variant.build, search, recovery_every=recovery_every)
 
 
 async def _counterexample(

@@ -54,10 +54,19 @@ class Outcomes:
 class Run:
     """One schedule under way; the subject's stage, too."""
 
-    def __init__(self, play: Script, build: Build, chooser: Chooser, clock: MockClock, story: Story) -> None:
+    def __init__(
+        self,
+        play: Script,
+        build: Build,
+        chooser: Chooser,
+        clock: MockClock,
+        story: Story,
+        *,
+        judges_recovery: bool,
+    ) -> None:
         self._play = play
         self._story = story
-        self._judge = Judge(_looked_at(play), lambda: self._scheduler.step)
+        self._judge = Judge(_looked_at(play), lambda: self._scheduler.step, judges_recovery=judges_recovery)
         self._truth = self._judge.truth
         self._notifiers = [f"thread {n}" for n in range(len(play.notifiers))]
         self._vps = [f"VP {n}" for n in range(len(play.vps))]
@@ -270,11 +279,18 @@ MOST_RESUMES_FOLLOWED = 20
 
 
 async def play(
-    script_: Script, build: Build, chooser: Chooser, clock: MockClock, story: Story, *, backwards: bool
+    script_: Script,
+    build: Build,
+    chooser: Chooser,
+    clock: MockClock,
+    story: Story,
+    *,
+    backwards: bool,
+    judges_recovery: bool,
 ) -> Outcomes:
     """Run a script once, on the clock of this `trio.run`."""
     youngest_first(backwards=backwards)
-    return await Run(script_, build, chooser, clock, story).run()
+    return await Run(script_, build, chooser, clock, story, judges_recovery=judges_recovery).run()
 
 
 def _looked_at(play: Script) -> list[int]:

@@ -54,11 +54,13 @@ class Failure:
 
 
 class Explorer:
-    """Runs schedules of one variant; made by `exploring`."""
+    """Runs schedules of one variant; made by `exploring`. I11 is judged in schedules whose number is a multiple
+    of `recovery_every`, and in all that are run again."""
 
-    def __init__(self, build: Build, clock: MockClock) -> None:
+    def __init__(self, build: Build, clock: MockClock, recovery_every: int = 1) -> None:
         self._build = build
         self._clock = clock
+        self._recovery_every = recovery_every
         self.schedules = 0
         """Run so far."""
 
@@ -66,7 +68,10 @@ class Explorer:
         """Run schedule number `seed`: the first failure of each rule."""
         rng = random.Random(f"{scenario.name} {seed}")
         play, backwards = scenario.draw(rng), rng.random() < 0.5
-        outcomes = await self._run(play, Drawn(rng), SILENT, backwards=backwards)
+        judges_recovery = seed % self._recovery_every == 0
+        outcomes = await self._run(
+            play, Drawn(rng), SILENT, backwards=backwards, judges_recovery=judges_recovery
+        )
         return {
             rule: Failure(
                 scenario.name,
@@ -90,16 +95,28 @@ class Explorer:
         """Run a schedule by its choices."""
         return await self._run(schedule.play, Replayed(schedule.trace), story, backwards=schedule.backwards)
 
-    async def _run(self, play: Script, chooser: Chooser, story: Story, *, backwards: bool) -> Outcomes:
+    async def _run(
+        self, play: Script, chooser: Chooser, story: Story, *, backwards: bool, judges_recovery: bool = True
+    ) -> Outcomes:
         self.schedules += 1
-        return await run.play(play, self._build, chooser, self._clock, story, backwards=backwards)
+        return await run.play(
+            play,
+            self._build,
+            chooser,
+            self._clock,
+            story,
+            backwards=backwards,
+            judges_recovery=judges_recovery,
+        )
 
 
-def exploring(build: Build, search: Callable[[Explorer], Awaitable[Result]]) -> Result:
+def exploring(
+    build: Build, search: Callable[[Explorer], Awaitable[Result]], *, recovery_every: int = 1
+) -> Result:
     """Search in a trio run with a jumping clock, with the daemon's log disabled."""
     clock = MockClock(autojump_threshold=0)
     with deterministic(), _silence(), _little_garbage_collected():
-        return trio.run(partial(search, Explorer(build, clock)), clock=clock)
+        return trio.run(partial(search, Explorer(build, clock, recovery_every)), clock=clock)
 
 
 @contextmanager
