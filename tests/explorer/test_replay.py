@@ -47,6 +47,27 @@ def test_a_failure_is_found_again_by_its_choices() -> None:
     assert found == found_again
 
 
+def test_recovery_is_judged_in_the_schedules_it_is_wanted_in_and_in_a_replay() -> None:
+    """No replay may miss what a search has found."""
+    scenario = SCENARIOS["remove-and-add-again"]
+
+    async def every(explorer: Explorer) -> list[Failure | None]:
+        return [(await explorer.numbered(scenario, seed)).get(Rule.UNLOGGED) for seed in range(8)]
+
+    async def again(explorer: Explorer) -> list[bool]:
+        found = [failure for failure in await every(explorer) if failure is not None]
+        return [Rule.UNLOGGED in (await explorer.again(each.schedule)).findings for each in found]
+
+    broken = VARIANTS["core-without-unmaps-recorded"].build
+    all_of_them = exploring(broken, every)
+    assert any(all_of_them[1::2])
+    assert exploring(broken, every, recovery_every=2) == [
+        None if seed % 2 else each for seed, each in enumerate(all_of_them)
+    ]
+    replayed = exploring(broken, again, recovery_every=8)
+    assert replayed == [True] * len(replayed)
+
+
 def test_a_shortened_failure_breaks_the_same_rule_in_fewer_steps() -> None:
     async def both(explorer: Explorer) -> tuple[Failure, Failure]:
         failure = (await explorer.first_of_each(UNMAP, 0, 20))[Rule.LEFT]

@@ -113,6 +113,33 @@ def test_behind_a_short_request_an_older_and_longer_one_is_not_seen() -> None:
     assert successor(inbox).take_over() == CALL[:20]
 
 
+def test_what_an_answered_request_has_left_does_not_complete_a_part_of_the_next_one() -> None:
+    inbox = new((2, memoryview(bytearray(64 + SMALL_INBOX))))
+    kernel_writes(inbox, CALL)
+    inbox.answered()
+    inbox.expect_part()
+    assert successor(inbox).take_over() == b""
+    kernel_writes(inbox, CALL[:20])
+    assert successor(inbox).take_over() == CALL[:20], "before it was noted"
+    inbox.note(20)
+    inbox.expect_part()
+    assert successor(inbox).take_over() == CALL[:20], "and it is kept while more is expected"
+
+
+def test_the_request_after_one_that_was_recorded_is_another(memory: tuple[int, memoryview]) -> None:
+    """Its answer would else be that of the recorded one."""
+    inbox = new(memory)
+    kernel_writes(inbox, CALL)
+    recorded = inbox.take_serial()
+    before = successor(inbox)
+    assert (before.take_over(), before.serial) == (CALL, recorded)
+    inbox.answered()
+    kernel_writes(inbox, CALL)
+    after = successor(inbox)
+    assert after.take_over() == CALL
+    assert after.serial != recorded
+
+
 @pytest.mark.parametrize("size", [1, 7, 100])
 @pytest.mark.parametrize("message", [INTERCEPT, CALL])
 def test_what_came_of_a_request_in_pieces_is_there(
@@ -285,6 +312,33 @@ async def test_a_request_that_an_inbox_cannot_hold_ends_the_connection(
             await receiving.result()
     assert raised.value.number == errno.EMSGSIZE
     assert raised.value.details == {"limit": "request_bytes"}
+
+
+@pytest.mark.parametrize("at", [1, 4, 20, 51])
+async def test_of_a_notifiers_request_in_pieces_all_that_came_is_there(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Over an older one. The daemon may die right after each read."""
+    inbox = new((2, memoryview(bytearray(64 + SMALL_INBOX))))
+    read = inbox.received
+    there: list[bytes] = []
+
+    def received(count: int) -> bytes:
+        there.append(successor(inbox).take_over())
+        return read(count)
+
+    monkeypatch.setattr(Inbox, "received", lambda _, count: received(count))
+    with connected(inbox) as (connection, theirs):
+        connection.expect_short_requests()
+        theirs.sendall(CALL)
+        request = await connection.receive()
+        await connection.answer(b"")
+        theirs.sendall(CALL[:at])
+        receiving = Running(nursery, connection.receive)
+        await wait_all_tasks_blocked()
+        theirs.sendall(CALL[at:])
+        assert await receiving.result() == request
+    assert there == [CALL, CALL[:at], CALL]
 
 
 async def test_a_vmms_inbox_holds_the_longest_message() -> None:
