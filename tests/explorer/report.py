@@ -63,8 +63,8 @@ def explored(
     watching: Callable[[str], None],
     recovery_every: int = 1,
 ) -> Explored:
-    """Run so many schedules of each scenario that applies, and shrink a failure of each rule. I11 is judged in
-    one of `recovery_every`."""
+    """Run so many schedules of each scenario that applies, and shrink a failure of each rule. I11 is judged
+    in one of `recovery_every`."""
 
     async def search(explorer: Explorer) -> Explored:
         failures: list[Failure] = []

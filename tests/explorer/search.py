@@ -54,7 +54,7 @@ class Failure:
 
 
 class Explorer:
-    """Runs schedules of one variant; made by `exploring`. I11 is judged in schedules whose number is a multiple
+    """Runs schedules of one variant; made by `exploring`. I11 is judged in those whose number is a multiple
     of `recovery_every`, and in all that are run again."""
 
     def __init__(self, build: Build, clock: MockClock, recovery_every: int = 1) -> None:

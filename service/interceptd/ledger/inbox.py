@@ -5,10 +5,10 @@ Owns the buffer and the marks around it. Must not know what a request means.
 A kept connection reads straight into its inbox, so everything that the kernel has handed out is there. An
 inbox holds one request at a time. Byte 0 is `IDLE`, which MessagePack never uses, while no answer is owed.
 
-The hot path stores nothing else: one read takes a whole intercept, and one byte marks it as answered. So it is
-with a whole request in a small inbox: what follows an older and longer one lies behind it. Parts of a request,
-and all that a large inbox receives, have their length noted after each read. When one is answered, the byte is
-written first and the rest is wiped afterwards: in the other order a kill in between would leave half a request.
+The hot path stores nothing else: one read takes a whole intercept, and one byte marks it as answered. The
+same holds for any request that a small inbox receives in one read; what an older one has left lies behind it.
+Parts of a request, and all that a large inbox receives, have their length noted after each read. They are
+wiped when they are answered, after the byte: in the other order a kill in between would leave half a request.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import errno
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 
 import msgpack
@@ -17,11 +18,13 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fakes.running import Running
-from intercept_protocol import rpc
+from intercept_protocol import messages, rpc
 from intercept_protocol.errors import ProtocolViolation
 from interceptd.config.schema import Limits
 from interceptd.connections.connection import Connection
 from interceptd.connections.hangup_watch import HangupWatch
+from interceptd.connections.received_fds import ReceivedFds
+from interceptd.connections.request_loop import serve_calls
 from interceptd.connections.tenants import Tenants
 from interceptd.ledger.inbox import (
     HYPERVISOR_INBOX,
@@ -33,6 +36,9 @@ from interceptd.ledger.inbox import (
     Inbox,
     inbox_place,
 )
+from interceptd.ledger.journal import Journal
+from interceptd.ledger.ledger import Ledger
+from interceptd.ledger.records import Done, decode
 
 INTERCEPT = rpc.encode_request(7, "intercept", [bytes(range(256))])
 CALL = rpc.encode_request(8, "remove_region", [{"start_gfn": 1, "page_count": 2, "start_uaddr": 4096}])
@@ -339,6 +345,44 @@ async def test_of_a_notifiers_request_in_pieces_all_that_came_is_there(
         theirs.sendall(CALL[at:])
         assert await receiving.result() == request
     assert there == [CALL, CALL[:at], CALL]
+
+
+async def test_a_request_that_the_kernel_hands_out_in_pieces_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may hand out less than a look has shown."""
+    inbox = new((2, memoryview(bytearray(64 + SMALL_INBOX))))
+    whole = ReceivedFds.receive
+
+    def receive(fds: ReceivedFds, source: socket.socket, size: int, into: Inbox | None = None) -> bytes:
+        return whole(fds, source, min(size, 10), into)
+
+    monkeypatch.setattr(ReceivedFds, "receive", receive)
+    with connected(inbox) as (connection, theirs):
+        connection.expect_short_requests()
+        theirs.sendall(CALL)
+        assert await connection.receive() is not None
+        assert successor(inbox).take_over() == CALL
+
+
+async def test_each_recorded_call_of_a_notifier_has_a_serial_that_no_other_request_has(
+    ledger: Ledger, nursery: trio.Nursery
+) -> None:
+    inbox = ledger.inbox(2)
+    inbox.clear()
+    journal = Journal(ledger, lambda _: None)
+    end = rpc.encode_request(7, "invalidate_end", [{"start_uaddr": 0, "length": 4096}])
+    with connected(inbox) as (connection, theirs):
+        connection.expect_short_requests()
+        calls = partial(serve_calls, connection, messages.NOTIFIER_METHODS, lambda _: None, journal=journal)
+        serving = Running(nursery, calls)
+        for _ in range(2):
+            theirs.sendall(end)
+            await wait_all_tasks_blocked()
+        done = [decode(frame) for frame, _ in ledger.frames()]
+        serials = [each.serial for each in done if isinstance(each, Done)]
+        assert len({*serials, inbox.serial}) == 3
+        await serving.cancel()
 
 
 async def test_a_vmms_inbox_holds_the_longest_message() -> None:
