@@ -21,6 +21,7 @@ from fakes.running import Running
 from intercept_protocol import messages, rpc
 from intercept_protocol.errors import ProtocolViolation
 from interceptd.config.schema import Limits
+from interceptd.connections import request_reader
 from interceptd.connections.connection import Connection
 from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.received_fds import ReceivedFds
@@ -334,6 +335,7 @@ async def test_of_a_notifiers_request_in_pieces_all_that_came_is_there(
         return read(count)
 
     monkeypatch.setattr(Inbox, "received", lambda _, count: received(count))
+    monkeypatch.setattr(request_reader, "LONG_LOOK_NS", 1 << 62)  # on a slow machine it would read in steps
     with connected(inbox) as (connection, theirs):
         connection.expect_short_requests()
         theirs.sendall(CALL)
