@@ -109,7 +109,7 @@ def mapped(entry: Mapping) -> records.Mapped:
         entry.start,
         entry.end,
         entry.start_uaddr_page,
-        entry.access._value_,  # a fourth of what `value` costs, on every first touch
+        entry.access,  # a number; `value` would cost as much as the encoding
         None if frame is None else frame.backing,
         0 if frame is None else frame.page,
         entry.cache is Cache.NORMAL,
