@@ -64,7 +64,7 @@ def test_ended_partitions_are_counted_but_not_current(measured: DaemonProcess, p
         witness.serve()
     eventually(lambda: scrape(place).value("interceptd_partitions"), 0.0)
     seen = scrape(place)
-    assert seen.value("interceptd_partitions_started_total") == 1
+    assert seen.value("interceptd_partitions_created_total") == 1
     assert seen.value("interceptd_slat_pages", access="some") == 0
     assert seen.value("interceptd_intercept_duration_seconds_count", waited="no") > 0
 

@@ -47,7 +47,7 @@ def families(seen: Observation) -> Iterator[Metric]:
 def _partitions(seen: Observation) -> Iterator[Metric]:
     gauges = seen.gauges
     yield _gauge("partitions", "Current partitions.", seen.partitions)
-    yield _counter("partitions_started", "Partitions created.", seen.partitions_started)
+    yield _counter("partitions_created", "Partitions created.", seen.partitions_created)
     yield _counter(
         "partitions_lost",
         "Partitions that ended because a mapping could not be revoked.",

@@ -57,7 +57,7 @@ class Observation:
     """Plain figures. Durations are in seconds, and in nanoseconds where the name says so."""
 
     partitions: int
-    partitions_started: int
+    partitions_created: int
     partitions_lost: int
     totals: Totals
     gauges: Gauges
@@ -100,7 +100,7 @@ class Observer:
         dispatcher = self.dispatcher
         return Observation(
             partitions=len(self.partitions),
-            partitions_started=self.partitions.created,
+            partitions_created=self.partitions.created,
             partitions_lost=self.partitions.lost,
             totals=totals,
             gauges=gauges,
