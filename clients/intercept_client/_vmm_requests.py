@@ -98,9 +98,13 @@ def attach_memory(own_memory: OwnMemory, *, promise_begin_end: bool) -> Series[N
 
     `promise_begin_end` promises that every change of the memory will be announced by begin and end, as the
     functions of `intercept_client.memory` do it. If the daemon was restarted meanwhile, or another obstacle
-    may pass (EAGAIN), it is handed over again, up to three times in all, with a new userfaultfd.
+    may pass (EAGAIN), it is handed over again, up to three times in all, with a new userfaultfd. If there is
+    none, the daemon is told why, for its log and its operators.
     """
-    call = messages.AttachMemory(promise_begin_end=promise_begin_end)
+    refusal = own_memory.unwatched_because
+    call = messages.AttachMemory(
+        promise_begin_end=promise_begin_end, userfaultfd_errno=None if refusal is None else refusal.errno
+    )
     for _ in range(HANDOVERS - 1):
         try:
             yield call_exchange(call, own_memory.descriptors)

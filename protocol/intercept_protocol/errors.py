@@ -78,6 +78,12 @@ def error_name(number: int) -> str:
     return _KERNEL_NAMES.get(number) or errno.errorcode.get(number, f"E{number}")
 
 
+def unwatched(userfaultfd_errno: int) -> str:
+    """Why a VMM has no userfaultfd, for people."""
+    usual = ", as under a container's default seccomp profile" if userfaultfd_errno == errno.EPERM else ""
+    return f"{error_name(userfaultfd_errno)}{usual}"
+
+
 _MAX_ERRNO = 4095
 """MAX_ERRNO in include/linux/err.h: the largest errno of the kernel."""
 _KERNEL_NAMES = {errno.EDEADLK: "EDEADLK", errno.EOPNOTSUPP: "EOPNOTSUPP"}

@@ -20,7 +20,7 @@ import pytest
 from conformance.conftest import Server
 from conformance.guests import GFN, PAGE, WHOLE_MEMORY, RawVmm, region, require_offered
 from conformance.statements import needs, statement
-from conformance.wire import Refusal, request
+from conformance.wire import RawConnection, Refusal, request
 
 pytestmark = needs("process")
 COUNT = 4
@@ -210,17 +210,52 @@ def test_a_userfaultfd_of_another_process_is_einval_and_ones_own_may_follow(live
     assert attach(live, MAPS, userfaultfd()) is None
 
 
-@statement("P-20")
+@statement("P-20", "P-41")
 def test_faults_before_the_handover_are_unbacked(live: RawVmm, memory: int) -> None:
     live.ask("add_region", **region(GFN, COUNT, memory))
     assert live.vp().intercept(GFN) == ["forward", "unbacked"]
+    assert live.ask("statistics")["unresolved"] == {"unattached": 1}
 
 
-@statement("P-20")
+@statement("P-20", "P-41")
 def test_memory_neither_promised_nor_watched_is_unbacked(live: RawVmm, memory: int) -> None:
     assert attach(live, ["/proc/self/maps"]) is None
     live.ask("add_region", **region(GFN, COUNT, memory))
     assert live.vp().intercept(GFN) == ["forward", "unbacked"]
+    assert live.ask("statistics")["unresolved"] == {"unannounced": 1}
+
+
+@statement("O-17", "P-40")
+@pytest.mark.parametrize(
+    ("fields", "watch"),
+    [({"userfaultfd_errno": 1}, "none"), ({"userfaultfd_errno": 4095, "promise_begin_end": True}, "promised")],
+    ids=["neither", "promised"],
+)
+def test_an_operator_sees_how_changes_become_known(
+    live: RawVmm, operator: RawConnection, fields: dict[str, object], watch: str
+) -> None:
+    def seen() -> tuple[object, object]:
+        inspected = operator.ask("inspect_partition", {"partition_id": live.partition_id})
+        return inspected["summary"]["watch"], inspected.get("userfaultfd_errno")
+
+    assert seen() == ("unattached", None)
+    assert attach(live, ["/proc/self/maps"], **fields) is None
+    assert seen() == (watch, fields["userfaultfd_errno"])
+
+
+@statement("O-17")
+def test_an_operator_sees_that_memory_is_watched(live: RawVmm, operator: RawConnection) -> None:
+    assert attach(live, MAPS, userfaultfd()) is None
+    listed = operator.ask("list_partitions", {"after": live.partition_id - 1})["partitions"]
+    assert listed[0]["watch"] == "userfaultfd"
+
+
+@statement("P-40", "P-3")
+@pytest.mark.parametrize("number", [0, 4096, -1, "EPERM", True])
+def test_another_errno_is_einval(live: RawVmm, number: object) -> None:
+    refusal = attach(live, ["/proc/self/maps"], userfaultfd_errno=number)
+    assert (refusal and (refusal.name, refusal.details.get("field"))) == ("EINVAL", "userfaultfd_errno")
+    assert attach(live, ["/proc/self/maps"]) is None
 
 
 @statement("P-20", "P-18", "N-2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from conformance.conftest import Server
 from conformance.guests import GFN, PAGES, UADDR, WHOLE_MEMORY, RawVmm
 from conformance.statements import needs, statement
 from conformance.wire import RawConnection
@@ -50,6 +51,32 @@ def test_the_first_256_regions_are_listed_and_the_statistics_count_all(
         vmm.add_region(gfn, 1, UADDR, "mmio")
     seen = operator.ask("inspect_partition", {"partition_id": vmm.partition_id})
     assert (len(seen["regions"]), seen["statistics"]["regions"]) == (REGIONS_TOLD, REGIONS_TOLD + 1)
+
+
+@statement("O-17")
+@needs("notifier")
+def test_how_a_vmm_that_declares_its_memory_announces_changes_is_described(
+    operator: RawConnection, vmm: RawVmm
+) -> None:
+    def notifiers() -> object:
+        return operator.ask("inspect_partition", {"partition_id": vmm.partition_id})["notifiers"]
+
+    assert notifiers() == 0
+    vmm.notifier()
+    seen = operator.ask("inspect_partition", {"partition_id": vmm.partition_id})
+    assert (seen["notifiers"], seen["summary"]["watch"]) == (1, "declared")
+    assert "hypervisor_connected" not in seen
+    assert (seen["statistics"]["unresolved"], vmm.ask("statistics")["unresolved"]) == ({}, {})
+
+
+@statement("O-17")
+@needs("hypervisor")
+def test_whether_the_vmms_hypervisor_is_connected_is_told(operator: RawConnection, server: Server) -> None:
+    with RawVmm(server.socket, hypervisor="vmm") as vmm:
+        before = operator.ask("inspect_partition", {"partition_id": vmm.partition_id})
+        vmm.link()
+        after = operator.ask("inspect_partition", {"partition_id": vmm.partition_id})
+    assert (before["hypervisor_connected"], after["hypervisor_connected"]) == (False, True)
 
 
 @statement("O-2")

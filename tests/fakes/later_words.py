@@ -16,6 +16,7 @@ _ADDED: Final[Mapping[str, object]] = {"is": [None, True, -1, 1.5, LATER, b"late
 UNKNOWN_EVENT: Final = {"event": LATER, "time_ms": 1, LATER: 2}
 _WORDS: Final = frozenset({
     "address_space", "architecture", "hypervisor", "kind", "mmio_granularity", "reason", "source", "state",
+    "watch",
 })  # fmt: skip
 """Fields sent to operators whose values may be other words in a later version."""
 

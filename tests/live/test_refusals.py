@@ -32,7 +32,7 @@ from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import Smaps
-from interceptd.address_space.undecided_log import PERIOD_SECONDS, UndecidedLog
+from interceptd.address_space.fault_causes import PERIOD_SECONDS, FaultCauses
 from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.connections.peer import Peer
 from interceptd.mmu_notifier import MmuNotifier
@@ -249,13 +249,13 @@ def test_a_descriptor_that_cannot_be_looked_at_is_wrong_only_where_that_is_about
 async def test_a_lasting_obstacle_is_logged_at_once_and_then_once_a_minute_with_how_many_met_it(
     autojump_clock: MockClock,  # noqa: ARG001 - as above
 ) -> None:
-    obstacles = UndecidedLog()
+    obstacles = FaultCauses()
     with structlog.testing.capture_logs() as logs:
         for _ in range(5):
-            obstacles.record(Undecided("another userfaultfd"))
+            obstacles.undecided(Undecided("another userfaultfd"))
         await trio.sleep(PERIOD_SECONDS)
-        obstacles.record(Undecided("another userfaultfd"))
-        obstacles.record(Undecided("another userfaultfd"))
+        obstacles.undecided(Undecided("another userfaultfd"))
+        obstacles.undecided(Undecided("another userfaultfd"))
     line = {"event": "faults_undecided", "log_level": "warning", "error": "another userfaultfd"}
     assert logs == [line | {"faults": 1}, line | {"faults": 5}]
 

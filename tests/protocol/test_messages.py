@@ -229,6 +229,7 @@ def test_defaults_are_those_of_the_wire_specification() -> None:
         "vmm-change_regions.remove": [],
         "vmm-change_regions.add": [],
         "vmm-attach_memory.promise_begin_end": None,
+        "vmm-attach_memory.userfaultfd_errno": None,
         "vmm-set_policy.mmio_granularity": None,
         "hypervisor-hello.lists": False,
         **{f"{role}-list_{what}.after": None for role in ("vmm", "operator") for what in LISTED},

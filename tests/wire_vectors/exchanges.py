@@ -39,8 +39,11 @@ def methods() -> list[ExchangeVector]:
     summary = m.PartitionSummary(
         partition_id=1, name="guest-a", uid=1000, pid=4242, address_space="declared", hypervisor="software",
         vps=1, regions=1, mapped_gfns=16, intercepts=3, invalidations=0, age_ms=1500,
-        latency=buckets, latency_waited=waited,
+        latency=buckets, latency_waited=waited, watch=m.MemoryWatch.DECLARED,
     )  # fmt: skip
+    unwatched = msgspec.structs.replace(
+        summary, partition_id=2, pid=0, address_space="process", hypervisor="vmm", watch=m.MemoryWatch.NONE
+    )
     intercepts = {"resume": {"mapped": 1, "already_mapped": 1}, "forward": {"no_region": 1}}
     counters = m.PartitionStatistics(
         regions=1, vmas=1, vps=1, open_invalidations=0, mapped_gfns=16, no_access_gfns=0, slat_extents=1,
@@ -62,6 +65,12 @@ def methods() -> list[ExchangeVector]:
         summary=summary, architecture=m.Architecture.X86_64, mmio_granularity=m.MmioGranularity.VMA,
         statistics=counters,
         regions=[region], virtual_processors=[m.VpView(vp_index=0, state="running", intercepts=3)],
+        notifiers=1,
+    )  # fmt: skip
+    silent = m.PartitionInspection(
+        summary=unwatched, architecture=m.Architecture.X86_64, mmio_granularity=m.MmioGranularity.VMA,
+        statistics=msgspec.structs.replace(counters, unresolved={"unattached": 1, "unannounced": 2}),
+        regions=[], virtual_processors=[], notifiers=0, hypervisor_connected=False, userfaultfd_errno=1,
     )  # fmt: skip
     daemon = m.DaemonStatistics(
         uptime_ms=90_000, partitions=1, vps=1, connections=3, connections_without_hello=0, tasks=12,
@@ -190,6 +199,8 @@ def methods() -> list[ExchangeVector]:
          m.ChangeRegionsReply(kinds=[m.RegionKind.MMIO])),
         ("vmm", "nothing", m.ChangeRegions(), m.ChangeRegionsReply(kinds=[])),
         ("operator", "plain", m.Restart(), None),
+        ("vmm", "no userfaultfd", m.AttachMemory(promise_begin_end=False, userfaultfd_errno=1), None),
+        ("operator", "not watched", m.InspectPartition(partition_id=2), silent),
     ]  # fmt: skip
     return [_exchange(msgid, *case) for msgid, case in enumerate(cases, start=1)]
 

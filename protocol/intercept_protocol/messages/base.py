@@ -14,6 +14,7 @@ from msgspec import Meta
 U64 = Annotated[int, Meta(ge=0)]
 """MessagePack has no integer above 2^64 - 1, so the upper bound needs no check."""
 U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Errno = Annotated[int, Meta(ge=1, le=4095)]
 Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Name = Annotated[str, Meta(max_length=64, pattern="^[^\x00-\x1f\x7f-\x9f]*$")]
 """Without control characters: terminals show it."""

@@ -44,6 +44,21 @@ class AddressSpaceKind(StrEnum):
     """The VMM hands over descriptors of its own memory."""
 
 
+class MemoryWatch(StrEnum):
+    """How the daemon learns that a VMM's memory changes."""
+
+    DECLARED = "declared"
+    """The VMM declares its VMAs, and with them each change."""
+    UNATTACHED = "unattached"
+    """The VMM has not handed over its memory yet: nothing of it is mapped."""
+    USERFAULTFD = "userfaultfd"
+    """The kernel reports changes."""
+    PROMISED = "promised"
+    """The VMM has no userfaultfd, and promises to announce each change."""
+    NONE = "none"
+    """Neither: nothing of it is mapped."""
+
+
 class HypervisorKind(StrEnum):
     """Who maps pages for the guest."""
 

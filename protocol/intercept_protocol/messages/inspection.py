@@ -32,6 +32,8 @@ class PartitionSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Of the intercepts of all its VPs, past and present."""
     latency_waited: Buckets = ()
     """Of those intercepts that waited for other work."""
+    watch: str = ""
+    """A `MemoryWatch`; empty from a server that does not say it."""
 
 
 class PartitionList(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +113,7 @@ class VpView(msgspec.Struct, frozen=True, kw_only=True):
     intercepts: int
 
 
-class PartitionInspection(msgspec.Struct, frozen=True, kw_only=True):
+class PartitionInspection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One partition in full. `regions` has up to `REGION_VIEWS` entries; the statistics count all."""
 
     REGION_VIEWS: ClassVar[int] = 256
@@ -122,3 +124,9 @@ class PartitionInspection(msgspec.Struct, frozen=True, kw_only=True):
     statistics: PartitionStatistics
     regions: list[RegionView]
     virtual_processors: list[VpView]
+    notifiers: int | None = None
+    """Notifier connections. None, as below, from a server that does not say it."""
+    hypervisor_connected: bool | None = None
+    """With the VMM's own hypervisor."""
+    userfaultfd_errno: int | None = None
+    """With which the VMM was refused a userfaultfd, if it said so."""

@@ -36,6 +36,8 @@ class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     """Of the daemon, which the partition survived; 0 from a server that does not survive one."""
     intercepts: dict[str, dict[str, int]]
+    unresolved: dict[str, int] = {}
+    """How many look-ups for faults found nothing to map, by cause."""
     latency: Buckets = ()
     """Of the intercepts of all its VPs, past and present."""
     latency_waited: Buckets = ()

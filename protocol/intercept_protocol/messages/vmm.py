@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 import msgspec
 from msgspec import Meta
 
-from .base import U32, U64, AfterRestart, Call
+from .base import U32, U64, AfterRestart, Call, Errno
 from .enums import (
     AddressSpaceKind,
     Architecture,
@@ -147,6 +147,7 @@ class AttachMemory(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=
     RESTART: ClassVar[AfterRestart] = "logged"
 
     promise_begin_end: bool | None = None
+    userfaultfd_errno: Errno | None = None
 
 
 class Kick(Call[None], frozen=True, kw_only=True, forbid_unknown_fields=True):

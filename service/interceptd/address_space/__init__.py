@@ -20,14 +20,15 @@ from interceptd.pages.mapping import Extent
 class Undecided(Exception):
     """No answer now; ask again later. A fault becomes RETRY; a VMM's own call is refused with `number`."""
 
-    def __init__(self, why: str, number: int = errno.EAGAIN) -> None:
+    def __init__(self, why: str, number: int = errno.EAGAIN, cause: Cause = Cause.OTHER) -> None:
         super().__init__(why)
         self.number = number
+        self.cause = cause
 
     @classmethod
     def because(cls, cause: Cause, detail: str = "") -> Undecided:
         """With the text and the errno of a `Cause`."""
-        return cls(f"{cause.text} ({detail})" if detail else cause.text, cause.number)
+        return cls(cause.with_detail(detail), cause.number, cause)
 
 
 class KindUnknown(Exception):

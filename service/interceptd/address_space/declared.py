@@ -7,6 +7,7 @@ Owns the VMA table; must not know who depends on it. `map_vma` and `map_vmas` ar
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -16,8 +17,10 @@ from msgspec.structs import replace
 from intercept_protocol.addresses import PAGE_SHIFT, PageRange, UaddrRange
 from intercept_protocol.elements import about_element
 from intercept_protocol.errors import WireError
+from intercept_protocol.messages import MemoryWatch
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Caller
+from interceptd.address_space.refusals import Cause
 from interceptd.pages.counted_range_map import CountedRangeMap
 from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
 from interceptd.pages.range_map import RangeMap
@@ -54,6 +57,13 @@ class DeclaredAddressSpace:
         return len(self._vmas)
 
     may_block = False
+
+    watch = MemoryWatch.DECLARED
+
+    userfaultfd_errno = None
+
+    unresolved: Counter[Cause] = Counter()
+    """Empty: what is not declared is not there."""
 
     async def resolve(
         self,

@@ -11,6 +11,7 @@ VMM's own calls have separate workers, so that faults of many VPs do not delay a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -19,16 +20,17 @@ from typing import NamedTuple, Protocol, TypeVar
 import trio
 
 from intercept_protocol.addresses import UaddrRange
+from intercept_protocol.messages import MemoryWatch
 from interceptd.address_space import Caller, KindUnknown, Undecided, Unresolved
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.comparison import Compared, Comparison, Given, compare, uaddrs_of
+from interceptd.address_space.fault_causes import FaultCauses
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.refusals import Call, Cause, Permanence, cause_of, error_name
 from interceptd.address_space.smaps import Smaps
-from interceptd.address_space.undecided_log import UndecidedLog
 from interceptd.address_space.unmap_watch import UnmapWatch
 from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.address_space.workers import Turn, Workers, wait_for_turn
@@ -98,7 +100,9 @@ class ProcessAddressSpace:
         self._comparison: Comparison | None = None
         self._attached = trio.Event()
         self._gone = trio.Event()
-        self._undecided_log = UndecidedLog()
+        self._causes = FaultCauses()
+        self.userfaultfd_errno: int | None = None
+        """With which the VMM was refused a userfaultfd, if it said so (P-40)."""
 
     @property
     def vma_count(self) -> int:
@@ -166,6 +170,8 @@ class ProcessAddressSpace:
         their last invalidation."""
         attachment = self._attachment
         if attachment is None:
+            if caller is Caller.GUEST:
+                self._causes.unbacked(Cause.UNATTACHED)
             return None
         found = await self._ask(attachment, partial(_lookup, attachment, page, window, region), caller)
         if self._watch is not None:
@@ -205,6 +211,19 @@ class ProcessAddressSpace:
     def busy_workers(self) -> int:
         """Threads with a question; an abandoned one stays busy until the kernel answers."""
         return sum(workers.busy for workers in self._workers.values())
+
+    @property
+    def watch(self) -> MemoryWatch:
+        attachment = self._attachment
+        if attachment is None:
+            return MemoryWatch.UNATTACHED
+        if attachment.userfaultfd is not None:
+            return MemoryWatch.USERFAULTFD
+        return MemoryWatch.PROMISED if attachment.promised else MemoryWatch.NONE
+
+    @property
+    def unresolved(self) -> Counter[Cause]:
+        return self._causes.counts
 
     @property
     def attached(self) -> bool:
@@ -307,10 +326,12 @@ class ProcessAddressSpace:
             if not isinstance(answer, Unresolved):
                 return answer
             if answer.cause.permanence is Permanence.PERMANENT:
+                if caller is Caller.GUEST:
+                    self._causes.unbacked(answer.cause, answer.detail)
                 return None
             reason = Undecided.because(answer.cause, answer.detail)
         if caller is Caller.GUEST:
-            self._undecided_log.record(reason)
+            self._causes.undecided(reason)
         raise reason
 
 

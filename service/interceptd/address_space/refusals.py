@@ -42,7 +42,16 @@ class Cause(Enum):
         self.number = number
         """The errno for a VMM's own call, unless the cause is permanent."""
 
+    @property
+    def word(self) -> str:
+        """Its name on the wire (P-41)."""
+        return self.name.lower()
+
+    def with_detail(self, detail: str) -> str:
+        return f"{self.text} ({detail})" if detail else self.text
+
     NO_VMA = "no VMA covers the page", Permanence.PERMANENT
+    UNATTACHED = "the VMM has not called attach_memory", Permanence.PERMANENT
     UNWATCHABLE = "a userfaultfd cannot watch a VMA of this type", Permanence.PERMANENT
     UNANNOUNCED = "there is no userfaultfd and no promise to announce changes", Permanence.PERMANENT
     NOT_VIRGIN = "somebody has called UFFDIO_API before, or the kernel lacks a feature", Permanence.PERMANENT

@@ -155,6 +155,7 @@ class Attached(_Record, frozen=True, tag="attached"):
     """The VMM's memory is attached."""
 
     promised: bool
+    userfaultfd_errno: int | None = None
 
 
 Record = (

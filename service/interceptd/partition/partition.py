@@ -302,6 +302,7 @@ class Partition:
             split_large_pages=self.faults.split_large_pages,
             restarts=self.restarts,
             intercepts=by_outcome(self.answers),
+            unresolved={cause.word: count for cause, count in self.memory.unresolved.items()},
             latency=latency.all.buckets,
             latency_waited=latency.waited.buckets,
         )

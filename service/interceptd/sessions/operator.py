@@ -132,6 +132,7 @@ def _summary(partition: Partition) -> messages.PartitionSummary:
         age_ms=int((time.monotonic() - partition.created_at) * 1000),
         latency=latency.all.buckets,
         latency_waited=latency.waited.buckets,
+        watch=partition.memory.watch,
     )
 
 
@@ -168,4 +169,7 @@ def _inspect(partition: Partition) -> messages.PartitionInspection:
             messages.VpView(vp_index=vp.index, state=vp.state, intercepts=vp.intercepts)
             for vp in partition.vps.values()
         ],
+        notifiers=partition.notifiers,
+        hypervisor_connected=None if partition.link is None else partition.link.connected,
+        userfaultfd_errno=partition.memory.userfaultfd_errno,
     )

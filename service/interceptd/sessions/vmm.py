@@ -15,9 +15,9 @@ import structlog
 from intercept_protocol import messages
 from intercept_protocol.addresses import GfnRange, Pfn, PfnRange, UaddrRange
 from intercept_protocol.elements import about_element
-from intercept_protocol.errors import WireError
+from intercept_protocol.errors import WireError, unwatched
 from intercept_protocol.events import PolicySet
-from intercept_protocol.messages import VmmCall, VpSelection
+from intercept_protocol.messages import MemoryWatch, VmmCall, VpSelection
 from interceptd.address_space import Undecided
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
 from interceptd.address_space.handover import Handover
@@ -141,6 +141,9 @@ class VmmSession:
             await memory.take(handover)
         except Undecided as error:
             raise WireError(error.number, f"attach_memory: {error}") from None
+        memory.userfaultfd_errno = call.userfaultfd_errno
+        if memory.watch is MemoryWatch.NONE:
+            log.warning("memory_not_watched", error=_why_not_watched(call.userfaultfd_errno))
 
     def _translate(self, gfn: int) -> messages.Translation | None:
         mapping = self._partition.hypervisor.translate(gfn)
@@ -156,6 +159,15 @@ class VmmSession:
 
     def _declared(self) -> DeclaredAddressSpace:
         return views.declared(self._partition)
+
+
+def _why_not_watched(userfaultfd_errno: int | None) -> str:
+    """Of a VMM without a userfaultfd that promised nothing: none of its memory will be mapped."""
+    if userfaultfd_errno is None:
+        cause = "the VMM handed over no userfaultfd"
+    else:
+        cause = f"the VMM was refused a userfaultfd ({unwatched(userfaultfd_errno)})"
+    return f"{cause} and promises no begin and end: nothing is mapped"
 
 
 async def kick(partition: Partition, call: messages.Kick) -> None:
