@@ -28,7 +28,7 @@ from intercept_protocol.messages import (
 from intercept_protocol.outcomes import Access, allows
 from intercept_protocol.text import visible
 
-from . import units
+from . import silence, units
 from .quantiles import Quantiles, at_once, quantiles
 
 Statistics = PartitionStatistics | DaemonStatistics
@@ -58,7 +58,7 @@ def partitions(summaries: Sequence[PartitionSummary]) -> RenderableType:
             summary.partition_id,
             Text(visible(summary.name), no_wrap=True, overflow="ellipsis"),
             summary.uid,
-            summary.pid,
+            silence.pid(summary.pid),
             units.count(summary.vps),
             units.pages(summary.mapped_gfns),
             units.count(summary.intercepts),
@@ -66,7 +66,7 @@ def partitions(summaries: Sequence[PartitionSummary]) -> RenderableType:
             units.p50_p99(_waited(summary)),
             units.duration(summary.age_ms),
         )
-    return table
+    return Group(table, *(Text(f"\n{note}") for note in silence.notes(summaries)))
 
 
 def inspection(view: PartitionInspection) -> RenderableType:
@@ -74,17 +74,23 @@ def inspection(view: PartitionInspection) -> RenderableType:
     summary = view.summary
     facts: dict[str, object] = {
         "name": summary.name,
-        "owner": f"uid {summary.uid}, pid {summary.pid}",
+        "owner": silence.owner(summary),
         "age": units.duration(summary.age_ms),
         "architecture": view.architecture,
         "address_space": summary.address_space,
-        "hypervisor": summary.hypervisor,
+        "watch": silence.watch(view),
+        "notifiers": view.notifiers,
+        "hypervisor": silence.hypervisor(view),
         "mmio_granularity": view.mmio_granularity,
         "mapped": units.pages(summary.mapped_gfns),
     }
     return Group(
         Text(f"partition {summary.partition_id}"),
-        Padding(_facts(facts), (0, 0, 0, 2), expand=False),
+        Padding(
+            _facts({name: fact for name, fact in facts.items() if fact is not None}),
+            (0, 0, 0, 2),
+            expand=False,
+        ),
         *_section("statistics", statistics_table(view.statistics)),
         *_section(_of("regions", len(view.regions), view.statistics.regions), regions(view.regions)),
         *_section(
@@ -112,7 +118,20 @@ def statistics_table(statistics: Statistics) -> RenderableType:
     for outcome, reasons in statistics.intercepts.items():
         for reason, number in reasons.items():
             _row(table, outcome, reason, f"{number:,}")
-    return Group(_facts(counters), Text(""), table) if table.row_count else _facts(counters)
+    parts: list[RenderableType] = [_facts(counters)]
+    if table.row_count:
+        parts += [Text(""), table]
+    if isinstance(statistics, PartitionStatistics) and statistics.unresolved:
+        parts += [Text(""), _unresolved(statistics.unresolved)]
+    return Group(*parts)
+
+
+def _unresolved(counts: Mapping[str, int]) -> Table:
+    """Why looks at the VMM's memory found nothing to map."""
+    table = _table("NOT MAPPED", "BECAUSE", "TIMES>")
+    for cause, number in sorted(counts.items(), key=lambda item: -item[1]):
+        _row(table, cause, silence.CAUSES.get(cause, ""), f"{number:,}")
+    return table
 
 
 def _at_once(counted: Counted) -> Quantiles:

@@ -26,7 +26,7 @@ from interceptd.connections.unix_listener import ListenError
 from interceptd.daemon import Daemon
 from interceptd.ledger.ledger_format import LEDGER_FORMAT, READABLE_FORMATS
 from interceptd.logs import configure_logs
-from interceptd.process import SIGNALS, Reloader, run_until_signalled
+from interceptd.process import SIGNALS, Reloader, run_until_signalled, tell_if_closed
 from interceptd.successor import check_command
 from interceptd.systemd.fd_store import FdStore
 from interceptd.systemd.notify import LEDGER_FORMAT_FACT, ServiceManager
@@ -106,6 +106,7 @@ def serve(sources: Sources) -> None:
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
     configure_logs(settings.now.log)
+    tell_if_closed(settings.now)
     _raise_descriptor_limit()
     try:
         store = FdStore.from_environment(os.environ)

@@ -95,6 +95,8 @@ class Daemon:
         self._drain_requested = trio.Event()
         self._drain_timeout: float | None = None
         self._started_at = time.monotonic()
+        self._scrapes: Callable[[], int | None] = lambda: None
+        """How often the metrics were fetched; None if none are served."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained. Raises `ListenError` if a socket path cannot be used."""
@@ -157,6 +159,7 @@ class Daemon:
                         metrics_endpoint = MetricsEndpoint(
                             self.partitions, self.dispatcher, self._manager, self.monitor
                         )
+                        self._scrapes = lambda: metrics_endpoint.scrapes
                         self.start_vital(connections, metrics_endpoint.run, *metrics)
                     task_status.started()
                     await self._manager.ready(self.status())
@@ -295,6 +298,7 @@ class Daemon:
             invalidations=totals.invalidations.total(),
             latency=totals.intercepts.all.buckets,
             latency_waited=totals.intercepts.waited.buckets,
+            scrapes=self._scrapes(),
         )
 
     def status(self) -> str:

@@ -56,6 +56,13 @@ class Reloader:
         exchange = self._settings.exchange(wanted)
         configure_logs(self._settings.now.log)
         log.info("configuration_reloaded", changed=exchange.changed, needs_restart=exchange.needs_restart)
+        tell_if_closed(self._settings.now)
+
+
+def tell_if_closed(config: Config) -> None:
+    """Log that nobody may connect, if it is so: then nobody can be told over the wire."""
+    if not config.uids and not config.allowed_gids:
+        log.warning("nobody_may_connect", error="allowed_uids and allowed_gids are empty")
 
 
 async def run_until_signalled(daemon: Daemon, reloader: Reloader) -> int:

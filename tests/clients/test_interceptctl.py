@@ -26,6 +26,7 @@ from intercept_protocol.messages import (
     DaemonStatistics,
     MappingPage,
     MappingView,
+    MemoryWatch,
     MmioGranularity,
     PartitionInspection,
     PartitionList,
@@ -38,8 +39,9 @@ from intercept_protocol.messages import (
     VmaView,
     VpView,
 )
-from interceptctl import operator_client
+from interceptctl import operator_client, silence
 from interceptctl.cli import main
+from interceptd.address_space.refusals import Cause
 
 LATENCY = (97, 0, 1, 3, *[0] * 20)
 WAITED = (0, 0, 1, 1, *[0] * 20)
@@ -66,6 +68,7 @@ def summary(partition_id: int, name: str = "guest") -> PartitionSummary:
         age_ms=3_725_000,
         latency=LATENCY,
         latency_waited=WAITED,
+        watch="declared",
     )
 
 
@@ -119,6 +122,8 @@ DAEMON = DaemonStatistics(
     invalidations=5,
 )
 HUGE = 2**64 - 1
+WITHOUT_MORE = {"not_virgin", "not_offered", "long_name", "not_allowed", "refused_by_its_file", "other"}
+"""Causes whose word says it, or that no fault meets."""
 CLIENTS = Path(__file__).parents[2] / "clients" / "README.md"
 
 
@@ -195,6 +200,7 @@ def test_ls_json_has_protocol_names_and_exact_numbers(socket_path: Path) -> None
                 "age_ms": 3725000,
                 "latency": list(LATENCY),
                 "latency_waited": list(WAITED),
+                "watch": "declared",
             }
         ]
     }
@@ -274,10 +280,103 @@ def test_latency_is_shown_apart_for_intercepts_answered_at_once_and_those_that_w
     assert [line for line in lines if line in ANSWERED] == ANSWERED
 
 
-def test_show_fits_80_columns(socket_path: Path) -> None:
-    result, _ = run_against(socket_path, replies(INSPECTION), "show", "7")
+SILENT = msgspec.structs.replace(
+    INSPECTION,
+    summary=msgspec.structs.replace(
+        summary(7), pid=0, address_space="process", hypervisor="vmm", watch="none", mapped_gfns=0
+    ),
+    statistics=msgspec.structs.replace(STATISTICS, unresolved={"unannounced": 1234, "no_answer": 7}),
+    notifiers=0,
+    hypervisor_connected=False,
+    userfaultfd_errno=errno.EPERM,
+)
+"""Live, and nothing is mapped."""
+
+
+@pytest.mark.parametrize("view", [INSPECTION, SILENT], ids=["live", "silent"])
+def test_show_fits_80_columns(socket_path: Path, view: PartitionInspection) -> None:
+    result, _ = run_against(socket_path, replies(view), "show", "7")
 
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
+
+
+def facts_of(path: Path, view: PartitionInspection) -> dict[str, str]:
+    """What `show` says, name by name; a fact of several lines is in one."""
+    result, _ = run_against(path, replies(view), "show", "7")
+    facts: dict[str, str] = {}
+    name = ""
+    for line in result.stdout.split("\nstatistics")[0].splitlines()[1:]:
+        start, text = line[2:20].strip(), line[20:].strip()
+        name = start or name
+        facts[name] = f"{facts[name]} {text}" if not start else text
+    return facts
+
+
+def test_show_says_why_nothing_is_mapped(socket_path: Path) -> None:
+    facts = facts_of(socket_path, SILENT)
+
+    assert facts["watch"] == (
+        "none: nothing is mapped without a userfaultfd or promise_begin_end; the VMM was refused a "
+        "userfaultfd (EPERM, as under a container's default seccomp profile)"
+    )
+    assert facts["hypervisor"] == "vmm: not connected, so no region can be added"
+    assert facts["owner"] == "uid 1000, pid -: the process is in another pid namespace"
+    assert facts["notifiers"] == "0"
+
+
+def test_show_counts_what_was_not_mapped_by_cause(socket_path: Path) -> None:
+    result, _ = run_against(socket_path, replies(SILENT), "show", "7")
+
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    start = next(number for number, line in enumerate(lines) if line.startswith("NOT MAPPED"))
+    assert [" ".join(line.split()) for line in lines[start + 1 : start + 3]] == [
+        "unannounced neither a userfaultfd nor promise_begin_end 1,234",
+        "no_answer the VMM's process did not answer in time 7",
+    ]
+
+
+def test_a_promise_cannot_be_kept_without_a_notifier() -> None:
+    promised = msgspec.structs.replace(
+        SILENT, summary=msgspec.structs.replace(SILENT.summary, watch="promised"), userfaultfd_errno=None
+    )
+
+    without, kept = promised, msgspec.structs.replace(promised, notifiers=1)
+    promise = "promised: the VMM announces each change of its memory"
+    assert silence.watch(without) == f"{promise}, but has no notifier connection to do it with"
+    assert silence.watch(kept) == promise
+
+
+def test_show_of_an_earlier_daemon_leaves_out_what_it_does_not_say(socket_path: Path) -> None:
+    earlier = msgspec.structs.replace(INSPECTION, summary=msgspec.structs.replace(summary(7), watch=""))
+
+    assert facts_of(socket_path, earlier).keys().isdisjoint({"watch", "notifiers"})
+
+
+def test_every_cause_and_every_watch_has_its_sentence() -> None:
+    assert {cause.word for cause in Cause} - silence.CAUSES.keys() == WITHOUT_MORE
+    assert set(silence._WATCHES) == set(MemoryWatch)
+
+
+def test_ls_says_which_partitions_have_nothing_mapped_and_what_a_missing_pid_means(
+    socket_path: Path,
+) -> None:
+    silent = [
+        msgspec.structs.replace(SILENT.summary, partition_id=number, watch=watch)
+        for number, watch in [*((number, "none") for number in range(1, 11)), (11, "unattached")]
+    ]
+    page = PartitionList(partitions=[*silent, summary(12)], more=False)
+
+    result, _ = run_against(socket_path, replies(page), "ls")
+
+    _, _, *lines = result.stdout.splitlines()
+    assert [line.split()[3] for line in lines[:12]] == ["-"] * 11 + ["4242"]
+    assert " ".join(" ".join(lines[12:]).split()) == (
+        "watch unattached, nothing is mapped before the VMM calls attach_memory: 11 "
+        "watch none, nothing is mapped without a userfaultfd or promise_begin_end: 1, 2, 3, 4, 5, 6, 7, 8 "
+        "and 2 more "
+        "pid -: the process is in another pid namespace"
+    )
+    assert max(map(len, lines)) <= 80
 
 
 def test_show_json_is_the_whole_inspection(socket_path: Path) -> None:

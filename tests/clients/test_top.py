@@ -119,6 +119,17 @@ def test_the_history_is_short_and_ends_with_the_partition() -> None:
     assert again.history == [0.0]
 
 
+def test_a_frame_counts_the_partitions_that_are_not_watched() -> None:
+    silent = [
+        msgspec.structs.replace(summary(number), address_space="process", watch=watch)
+        for number, watch in enumerate(("none", "unattached", "promised", "userfaultfd"), start=1)
+    ]
+    _, doing, *_ = drawn(second_of(sample(1000, *silent), sample(2000, *silent)), 24)
+    assert doing == "per second: 0 intercepts, 0 invalidations; 2 not watched"
+    _, doing, *_ = drawn(second_of(sample(1000, *silent[2:]), sample(2000, *silent[2:])), 24)
+    assert doing == "per second: 0 intercepts, 0 invalidations"
+
+
 def test_samples_without_time_between_have_rate_zero() -> None:
     (line,) = second_of(sample(1000, summary(1, 1)), sample(1000, summary(1, 9)))
     assert line.intercepts == 0.0

@@ -344,6 +344,9 @@ def test_line_fits_80_columns_and_one_with_regions_a_hundred(fact: AnyFact) -> N
         (DrainStarted(timeout_ms=5000, partitions=1), "1 partition, 5,000 ms"),
         (PartitionRecovered(regions=1, mappings=2, connections=3), "1 region, 2 mappings, 3 connections"),
         (EventsDropped(count=12345), "12,345 events dropped"),
+        (PartitionCreated(name="a", uid=1, pid=0, address_space="process", hypervisor="vmm"),
+         "pid - process vmm a"),
+        (ConnectionRefused(error="EACCES", uid=5, pid=0), "uid 5 pid - EACCES"),
     ],
     ids=lambda value: getattr(value, "event_name", ""),
 )  # fmt: skip

@@ -32,6 +32,7 @@ NOT_CHECKED: Final[Mapping[str, str]] = {
     "N-9": "a process is needed that holds its mmap lock for as long as the test wants",
     "L-3": "the server's configuration would have to change meanwhile, and the wire has no method for that",
     "E-4": "binds clients, in how they decide",
+    "O-19": "access to the server's metrics, and to its configuration, is needed",
     "O-18": "a peer in another pid namespace is needed",
     "Y-9": "the server would have to be restarted in the middle of the run",
     "Y-12": "binds the VMM, which protects itself from the server",

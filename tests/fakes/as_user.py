@@ -14,7 +14,9 @@ from importlib.util import find_spec
 from types import CodeType, ModuleType
 from typing import Final
 
-NEEDED: Final = ("fakes.live_changes", "fakes.live_vmm_program", "fakes.crowd", "interceptd.cli")
+NEEDED: Final = (
+    "fakes.live_changes", "fakes.live_silence", "fakes.live_vmm_program", "fakes.crowd", "interceptd.cli",
+)  # fmt: skip
 """What is run or told to run, with all that it imports."""
 PR_SET_DUMPABLE: Final = 4
 """prctl(2): a change of uid clears it, an exec would set it again."""

@@ -67,6 +67,8 @@ def _field(name: str, value: object, *, other_words: bool) -> object:
         case "intercepts", dict():
             outcomes = {outcome: {**reasons, LATER: 1} for outcome, reasons in value.items()}
             return {**outcomes, LATER: {LATER: 1}}
+        case "unresolved", dict():
+            return {**value, LATER: 1}
         case _, str() if other_words and name in _WORDS:
             return LATER
     return _grown(value, other_words=other_words)

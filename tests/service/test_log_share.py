@@ -244,7 +244,7 @@ async def test_the_daemons_last_line_but_one_says_what_was_not_logged() -> None:
 OWN_LINES = {
     "configuration_not_reloaded", "configuration_reloaded", "connection_not_accepted", "daemon_ended",
     "daemon_ended_at_once", "daemon_restarted", "daemon_rests", "daemon_started", "drain_cut_short",
-    "drain_started", "lines_not_logged", "long_step", "metrics_served", "nothing_kept",
+    "drain_started", "lines_not_logged", "long_step", "metrics_served", "nobody_may_connect", "nothing_kept",
     "partition_not_continued", "partition_not_recovered", "passed_descriptor_not_used",
     "service_manager_not_told", "vital_task_failed",
 }  # fmt: skip
@@ -253,8 +253,9 @@ OWN_LINES = {
 `lines_not_logged`, only when its share is whole again."""
 CLIENTS_LINES = {
     "connection_failed", "connection_gone", "connection_refused", "descriptors_not_stored",
-    "faults_undecided", "hello_refused",
-    "map_broke_down", "map_refused", "mappings_left", "memory_gone", "metrics_failed", "partition_created",
+    "faults_unbacked", "faults_undecided", "hello_refused",
+    "map_broke_down", "map_refused", "mappings_left", "memory_gone", "memory_not_watched", "metrics_failed",
+    "partition_created",
     "partition_end_cut_short", "partition_ended", "partition_lost", "partition_not_kept",
     "partition_recovered",
     "pinned_region_dangling", "policy_set",

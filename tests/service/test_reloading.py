@@ -48,3 +48,21 @@ async def test_the_end_does_not_wait_for_a_reload_whose_disk_does_not_answer() -
         process.cancel_scope.cancel()
     assert waited == []
     answered.set()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (Config(allowed_uids=[]), ["nobody_may_connect"]),
+        (Config(allowed_uids=[], allowed_gids=[36]), []),
+        (Config(), []),
+    ],
+    ids=["nobody", "a group", "the default"],
+)
+async def test_a_configuration_that_lets_nobody_connect_is_told(
+    wanted: Config, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interceptd.process.configure_logs", lambda _: None)  # it would end the capture
+    with capture_logs() as logs:
+        await Reloader(Settings(Config(allowed_uids=[1])), lambda: wanted, ServiceManager()).reload(str)
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == told

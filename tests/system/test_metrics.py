@@ -59,6 +59,13 @@ def test_a_vmm_that_was_served_is_in_the_metrics(measured: DaemonProcess, place:
     assert seen.value("interceptd_hypercalls_total", call="map") > 0
 
 
+def test_an_operator_sees_whether_anybody_fetches_the_metrics(measured: DaemonProcess, place: Path) -> None:
+    before = measured.statistics()["scrapes"]
+    ask(place, "/healthz")
+    scrape(place)
+    assert (before, measured.statistics()["scrapes"]) == (0, 1)
+
+
 def test_ended_partitions_are_counted_but_not_current(measured: DaemonProcess, place: Path) -> None:
     with Witness(measured.socket) as witness:
         witness.serve()
@@ -133,6 +140,7 @@ def test_without_metrics_listen_no_socket_listens(start_daemon: StartDaemon, tmp
     daemon = start_daemon()
     assert sorted(path.name for path in tmp_path.glob("*.sock")) == ["operator.sock", "vmm.sock"]
     assert "metrics_served" not in daemon.log_text()
+    assert "scrapes" not in daemon.statistics()
 
 
 def test_the_socket_has_its_mode_and_goes_with_the_daemon(start_daemon: StartDaemon, place: Path) -> None:

@@ -77,6 +77,7 @@ def methods() -> list[ExchangeVector]:
         partitions_created=1, partitions_lost=0, connections_refused=0, intercepts=intercepts,
         invalidations=0, latency=buckets, latency_waited=waited,
     )  # fmt: skip
+    scraped = msgspec.structs.replace(daemon, scrapes=4)
     vp = m.VpHistogram(
         vp_index=3, intercepts=3, total_ns=14_200, buckets=buckets, waited_ns=9_400, waited_buckets=waited,
     )  # fmt: skip
@@ -200,6 +201,7 @@ def methods() -> list[ExchangeVector]:
         ("vmm", "nothing", m.ChangeRegions(), m.ChangeRegionsReply(kinds=[])),
         ("operator", "plain", m.Restart(), None),
         ("vmm", "no userfaultfd", m.AttachMemory(promise_begin_end=False, userfaultfd_errno=1), None),
+        ("operator", "metrics are served", m.OperatorStatistics(), scraped),
         ("operator", "not watched", m.InspectPartition(partition_id=2), silent),
     ]  # fmt: skip
     return [_exchange(msgid, *case) for msgid, case in enumerate(cases, start=1)]

@@ -15,7 +15,7 @@ from rich.text import Text
 from intercept_protocol.messages import DaemonStatistics
 from intercept_protocol.outcomes import Outcome
 from intercept_protocol.text import visible
-from interceptctl import units
+from interceptctl import silence, units
 
 from .rates import HISTORY, Rate, Sort, VpRate
 
@@ -40,6 +40,8 @@ def frame(
     intercepts = sum(line.intercepts for line in lines)
     invalidations = sum(line.invalidations for line in lines)
     doing = f"{rate(intercepts)} intercepts, {rate(invalidations)} invalidations"
+    if unwatched := sum(silence.is_unwatched(line.summary) for line in lines):
+        doing += f"; {unwatched:,} not watched"
     return _around(daemon, doing, table, len(lines) - len(shown), _keys(sort, "v VPs"))
 
 

@@ -14,7 +14,7 @@ from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.events import AnyFact, Event
 from intercept_protocol.outcomes import Access
 from intercept_protocol.text import visible
-from interceptctl import units
+from interceptctl import silence, units
 
 RECONNECTED: Final = "reconnected"
 _ACCESSES = {int(Access.READ): "r", int(Access.WRITE): "w", int(Access.EXECUTE): "x"}
@@ -41,7 +41,7 @@ def _line(time_ms: int, where: str, name: str, text: str) -> str:
 def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case per event
     match fact:
         case events.PartitionCreated():
-            return f"pid {fact.pid} {fact.address_space} {fact.hypervisor} {fact.name}"
+            return f"pid {silence.pid(fact.pid)} {fact.address_space} {fact.hypervisor} {fact.name}"
         case events.PartitionEnded():
             return units.of(fact.intercepts, "intercept")
         case events.PartitionLost():
@@ -65,7 +65,7 @@ def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case per event
         case events.PolicySet():
             return f"mmio_granularity {fact.mmio_granularity}"
         case events.RefusalFact():
-            return f"uid {fact.uid} pid {fact.pid} {fact.error}"
+            return f"uid {fact.uid} pid {silence.pid(fact.pid)} {fact.error}"
         case events.DrainStarted():
             return f"{units.of(fact.partitions, 'partition')}, {fact.timeout_ms:,} ms"
         case events.DaemonRestarted():

@@ -44,7 +44,7 @@ class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Of those intercepts that waited for an invalidation to end, or for another task's map or unmap."""
 
 
-class DaemonStatistics(msgspec.Struct, frozen=True, kw_only=True):
+class DaemonStatistics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Counters of the daemon since it started, over all partitions; gauges are named without a verb."""
 
     uptime_ms: int
@@ -62,6 +62,8 @@ class DaemonStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Of the intercepts of all partitions, past and present."""
     latency_waited: Buckets = ()
     """Of those intercepts that waited for other work."""
+    scrapes: int | None = None
+    """How often the metrics were fetched; None if none are served, or from a server that does not say it."""
 
 
 class VpHistogram(msgspec.Struct, frozen=True, kw_only=True):

@@ -64,7 +64,9 @@ def recognise(descriptor: int, peer: Peer) -> DescriptorKind:
         )
     if _is_of_our_procfs(descriptor) and not _is_of(peer, descriptor, file):
         raise WireError(
-            errno.EINVAL, f"{link} belongs to another process than the one connected, pid {peer.pid}"
+            errno.EINVAL,
+            f"{link} belongs to another process than the one connected, "
+            + (f"pid {peer.pid}" if peer.pid else "which is in another pid namespace"),
         )
     return DescriptorKind.MAPS if file["name"] == "maps" else DescriptorKind.SMAPS
 

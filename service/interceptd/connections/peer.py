@@ -32,8 +32,15 @@ class Peer(msgspec.Struct, frozen=True):
     """The credentials of the process that connected, as of connect(2)."""
 
     pid: int
+    """0 if the process has none in our pid namespace: it is in another container, for example."""
     uid: int
     gid: int
+
+    @property
+    def named(self) -> dict[str, object]:
+        """The fields of a log line that say who it is."""
+        fields: dict[str, object] = {"pid": self.pid, "uid": self.uid}
+        return fields if self.pid else fields | {"pid_namespace": "another"}
 
     @classmethod
     def of(cls, connected: socket.socket) -> Peer:

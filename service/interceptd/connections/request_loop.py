@@ -102,7 +102,7 @@ class report_and_close:  # lower case: it reads as a verb, `with report_and_clos
         peer = self._connection.peer
         match error:
             case EncodedError():
-                log.info("connection_refused", error=str(error), pid=peer.pid, uid=peer.uid)
+                log.info("connection_refused", error=str(error), **peer.named)
                 why = str(error)[:ERROR_LENGTH]
                 self._event_bus.publish(ConnectionRefused(error=why, uid=peer.uid, pid=peer.pid))
                 self._connection.refuse(error)

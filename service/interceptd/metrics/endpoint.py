@@ -40,6 +40,8 @@ class MetricsEndpoint:
         monitor: StepMonitor,
     ) -> None:
         self._partitions = partitions
+        self.scrapes = 0
+        """How often the metrics were fetched; /healthz does not count."""
         self._lag = LoopLag()
         self._process = ProcessCollector(registry=None)
         self._responder = Responder({"/metrics": self._metrics, "/healthz": self._healthz})
@@ -58,6 +60,7 @@ class MetricsEndpoint:
 
     async def _metrics(self) -> Page:
         """Encoded family by family with other tasks in between, so that a scrape does not delay VPs."""
+        self.scrapes += 1
         seen = await self._observer.observe()
         process = await trio.to_thread.run_sync(_collected, self._process)
         text = []

@@ -343,7 +343,7 @@ class Partition:
         self._nursery.start_soon(live)
 
     def _tell_created(self) -> None:
-        log.info("partition_created", name=self.name, pid=self.owner.pid, uid=self.owner.uid)
+        log.info("partition_created", name=self.name, **self.owner.named)
         self.event_bus.publish(
             events.PartitionCreated(
                 name=self.name,
@@ -373,7 +373,7 @@ class Partition:
 
     async def _end_with_memory(self) -> None:
         await self.memory.run()
-        log.warning("memory_gone", pid=self.owner.pid)
+        log.warning("memory_gone", **self.owner.named)
         self.end()
 
     async def _end(self) -> None:

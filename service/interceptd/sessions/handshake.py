@@ -173,7 +173,7 @@ def _refusing(connection: Connection, msgid: int, event_bus: Publisher) -> Itera
         yield
     except WireError as error:
         peer = connection.peer
-        log.info("hello_refused", error=str(error), pid=peer.pid, uid=peer.uid)
+        log.info("hello_refused", error=str(error), **peer.named)
         why = str(error)[: events.ERROR_LENGTH]
         event_bus.publish(events.HelloRefused(error=why, uid=peer.uid, pid=peer.pid))
         connection.refuse(error, msgid)
