@@ -228,7 +228,10 @@ def test_memory_neither_promised_nor_watched_is_unbacked(live: RawVmm, memory: i
 @statement("O-17", "P-40")
 @pytest.mark.parametrize(
     ("fields", "watch"),
-    [({"userfaultfd_errno": 1}, "none"), ({"userfaultfd_errno": 4095, "promise_begin_end": True}, "promised")],
+    [
+        ({"userfaultfd_errno": 1}, "none"),
+        ({"userfaultfd_errno": 4095, "promise_begin_end": True}, "promised"),
+    ],
     ids=["neither", "promised"],
 )
 def test_an_operator_sees_how_changes_become_known(
