@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate
+from typing import IO, Any, Concatenate
 
 import click
 import trio
@@ -25,16 +25,27 @@ from interceptd.config.sources import CHAOS_VARIABLE, ConfigError, Setting, Sour
 from interceptd.connections.unix_listener import ListenError
 from interceptd.daemon import Daemon
 from interceptd.ledger.ledger_format import LEDGER_FORMAT, READABLE_FORMATS
-from interceptd.logs import configure_logs
+from interceptd.logs.configure import configure_logs
 from interceptd.process import SIGNALS, Reloader, run_until_signalled, tell_if_closed
 from interceptd.successor import check_command
 from interceptd.systemd.fd_store import FdStore
+from interceptd.systemd.journald import Priority, is_journal
 from interceptd.systemd.notify import LEDGER_FORMAT_FACT, ServiceManager
 from interceptd.systemd.socket_activation import PassedSockets, take_passed_sockets
 
+STDERR = 2
 Flags = tuple[Setting, ...]
 ADDRESS_KEYS = {"socket": "socket", "operator_socket": "operator_socket", "metrics_listen": "metrics.listen"}
 """The configuration key of each flag that takes an address."""
+
+
+class Failure(click.ClickException):
+    """An error message. In the journal it has the priority of an error."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        prefix = Priority.ERROR.prefix if is_journal(os.environ, STDERR) else ""
+        for line in f"Error: {self.format_message()}".splitlines():
+            click.echo(f"{prefix}{line}", file=file, err=file is None)
 
 
 @click.group()
@@ -104,7 +115,7 @@ def serve(sources: Sources) -> None:
         settings = Settings(sources.load().config)
         chaos = _chaos()
     except ConfigError as error:
-        raise click.ClickException(str(error)) from None
+        raise Failure(str(error)) from None
     configure_logs(settings.now.log)
     tell_if_closed(settings.now)
     _raise_descriptor_limit()
@@ -113,7 +124,7 @@ def serve(sources: Sources) -> None:
         passed = take_passed_sockets(os.environ, os.getpid(), keeps=store is not None)
         status = trio.run(_run, settings, sources, chaos, passed, store)
     except ListenError as error:
-        raise click.ClickException(str(error)) from None
+        raise Failure(str(error)) from None
     sys.exit(status)
 
 
@@ -149,22 +160,23 @@ def keep(patience: float, arguments: tuple[str, ...]) -> None:
     metavar="N",
     help="Also check that this version can go on from a daemon that keeps its state in this format.",
 )
+@click.option("--quiet", is_flag=True, help="Print only errors.")
 @_configured
-def check_config(sources: Sources, ledger_format: int) -> None:
+def check_config(sources: Sources, ledger_format: int, *, quiet: bool) -> None:
     """Show what `serve` would do with the same arguments: every key, its value and its source.
 
     Exit status: 0 valid, 1 invalid (the error names source, key and what was expected), 2 usage error.
     """
     if ledger_format not in READABLE_FORMATS:
         readable = ", ".join(map(str, sorted(READABLE_FORMATS)))
-        raise click.ClickException(
-            f"ledger format {ledger_format} cannot be read: version {__version__} reads {readable}"
-        )
+        raise Failure(f"ledger format {ledger_format} cannot be read: version {__version__} reads {readable}")
     try:
         loaded = sources.load()
         _chaos()
     except ConfigError as error:
-        raise click.ClickException(str(error)) from None
+        raise Failure(str(error)) from None
+    if quiet:
+        return
     click.echo(f"# {visible(str(sources.file or 'no file'))}: {effective.summary(loaded.config)}")
     for line in effective.lines(loaded):
         click.echo(line)

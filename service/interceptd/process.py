@@ -19,7 +19,7 @@ from interceptd.config.schema import Config
 from interceptd.config.sources import ConfigError
 from interceptd.connections.unix_listener import ListenError
 from interceptd.daemon import Daemon
-from interceptd.logs import configure_logs
+from interceptd.logs.configure import configure_logs
 from interceptd.systemd.notify import ServiceManager
 
 log = structlog.get_logger()

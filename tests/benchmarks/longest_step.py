@@ -42,7 +42,7 @@ from interceptd.config.schema import Config, Log, Metrics
 from interceptd.connections.listen_address import ListenAddress
 from interceptd.daemon import Daemon
 from interceptd.hypervisor import HypervisorError
-from interceptd.logs import configure_logs
+from interceptd.logs.configure import configure_logs
 from interceptd.memory.attempt import Attempt
 from interceptd.memory.region import KindOrigin, Region
 from interceptd.partition.partition import Partition

@@ -98,6 +98,29 @@ def test_check_config_of_a_wrong_file_names_file_key_and_expectation(
     assert checked.stderr.startswith(f"Error: {file}: {complaint}")
 
 
+def test_check_config_quietly_prints_errors_alone(tmp_path: Path) -> None:
+    """What a reload runs each time."""
+    (tmp_path / "right.toml").write_text("limits.operators = 3")
+    (tmp_path / "wrong.toml").write_text("limits.operators = 0")
+    told = [
+        CliRunner().invoke(main, ["check-config", "--quiet", str(tmp_path / name)])
+        for name in ("right.toml", "wrong.toml")
+    ]
+    assert [(each.exit_code, each.stdout) for each in told] == [(0, ""), (1, "")]
+    assert (told[0].stderr, "limits.operators: expected `int` >= 1" in told[1].stderr) == ("", True)
+
+
+def test_an_error_in_the_journal_has_the_priority_of_one(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    status = os.fstat(write)
+    environment = os.environ | {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+    command = [sys.executable, "-m", "interceptd", "check-config", str(tmp_path / "none.toml")]
+    with os.fdopen(read) as said, os.fdopen(write, "w") as stderr:
+        subprocess.run(command, stderr=stderr, env=environment, timeout=PATIENCE, check=False)
+        stderr.close()
+        assert said.read().startswith(f"<3>Error: {tmp_path / 'none.toml'}: ")
+
+
 @pytest.mark.parametrize("outside", ["/run/\udcff\x1b[2J", "/run/\u202e\x7f"], ids=["no UTF-8", "bidi"])
 @pytest.mark.parametrize(
     "arguments", [["--socket"], ["--metrics-listen"], []], ids=["used", "refused", "file"]

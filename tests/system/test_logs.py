@@ -29,7 +29,7 @@ FRAGMENT = 6
 FAILURE = """
 import structlog
 from interceptd.config.schema import Log
-from interceptd.logs import configure_logs
+from interceptd.logs.configure import configure_logs
 
 def serve(token):
     secret = {"token": token}
@@ -169,7 +169,7 @@ HOSTILE = """
 import logging
 import structlog
 from interceptd.config.schema import Log
-from interceptd.logs import configure_logs
+from interceptd.logs.configure import configure_logs
 
 text = "\\x1b[2J\\u202e\\udcff\\n"
 configure_logs(Log(format=FORMAT))

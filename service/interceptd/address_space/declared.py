@@ -51,6 +51,8 @@ class DeclaredAddressSpace:
         self._vma_limit = vma_limit
         self._quota = quota
         self._vmas: CountedRangeMap[Vma] = CountedRangeMap(quota)
+        self.unresolved: Counter[Cause] = Counter()
+        """Empty: what is not declared is not there."""
 
     @property
     def vma_count(self) -> int:
@@ -61,9 +63,6 @@ class DeclaredAddressSpace:
     watch = MemoryWatch.DECLARED
 
     userfaultfd_errno = None
-
-    unresolved: Counter[Cause] = Counter()
-    """Empty: what is not declared is not there."""
 
     async def resolve(
         self,

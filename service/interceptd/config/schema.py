@@ -81,8 +81,9 @@ class Timeouts(_Table, frozen=True, kw_only=True):
 
 class Log(_Table, frozen=True, kw_only=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "console", "json"] = "auto"
-    """`auto` is console on a terminal and json otherwise."""
+    format: Literal["auto", "console", "json", "journal"] = "auto"
+    """`auto` is journal where standard error goes to the systemd journal, console on a terminal, and json
+    otherwise."""
 
 
 class Metrics(_Table, frozen=True, kw_only=True):
