@@ -14,7 +14,6 @@ from fakes import under_seccomp
 from fakes.live_vmm import GFN, LiveVmm
 from intercept_protocol.outcomes import AnyAnswer
 
-
 PAGES: Final = 4
 IOCTL: Final = {"x86_64": 16, "aarch64": 29}
 IOC_NEW: Final = 0xAA00

@@ -28,11 +28,11 @@ from intercept_protocol.outcomes import Access
 from interceptd.address_space import Caller, KindUnknown, Undecided
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.descriptors import attach
+from interceptd.address_space.fault_causes import PERIOD_SECONDS, FaultCauses
 from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import Smaps
-from interceptd.address_space.fault_causes import PERIOD_SECONDS, FaultCauses
 from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.connections.peer import Peer
 from interceptd.mmu_notifier import MmuNotifier

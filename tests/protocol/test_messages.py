@@ -595,16 +595,18 @@ LARGEST_SUMMARY = m.PartitionSummary(
     partition_id=U64_MAX, name="\U0001f600" * 64, uid=2**32 - 2, pid=2**31 - 1, address_space="declared",
     hypervisor="software", vps=U64_MAX, regions=U64_MAX, mapped_gfns=U64_MAX, intercepts=U64_MAX,
     invalidations=U64_MAX, age_ms=U64_MAX, latency=LARGEST_BUCKETS, latency_waited=LARGEST_BUCKETS,
+    watch="userfaultfd",
 )  # fmt: skip
 LARGEST_REGION = m.RegionView(
     start_gfn=U64_MAX, page_count=U64_MAX, start_uaddr=U64_MAX, kind=m.RegionKind.MOVABLE,
     state="populating", writable=True, executable=True, mapped_gfns=U64_MAX,
 )  # fmt: skip
 LARGEST_VP = m.VpView(vp_index=255, state="waiting", intercepts=U64_MAX)
-NO_NUMBERS = "intercepts", "latency", "latency_waited"
+NO_NUMBERS = "intercepts", "unresolved", "latency", "latency_waited"
 LARGEST_STATISTICS = m.PartitionStatistics(
     **{name: U64_MAX for name in m.PartitionStatistics.__struct_fields__ if name not in NO_NUMBERS},
     intercepts={answer.outcome: {a.reason: U64_MAX for a in Answer} for answer in Answer},
+    unresolved={f"cause_with_a_long_name_{number}": U64_MAX for number in range(32)},
     latency=LARGEST_BUCKETS,
     latency_waited=LARGEST_BUCKETS,
 )

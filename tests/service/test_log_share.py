@@ -31,7 +31,7 @@ from interceptd.log_share import (
     charge_lines_to,
     current_share,
 )
-from interceptd.logs import processors
+from interceptd.logs.configure import processors
 
 BURST = int(BURST_SECONDS * BYTES_PER_SECOND)
 LONGEST = 1024

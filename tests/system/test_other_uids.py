@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -105,6 +106,19 @@ def exhaust_the_pace(path: Path) -> int:
 
 _LOADED = program, summary, guest_program, guest_summary, codecs.lookup("ascii")
 """What the tool loads when it needs it: here that is before we become a user who may not read it."""
+
+
+def helps(group: click.Group, *above: str) -> Iterator[tuple[str, ...]]:
+    """Every command that prints a help, the group itself too."""
+    yield *above, "--help"
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from helps(command, *above, name)
+        else:
+            yield *above, name, "--help"
+
+
+HELPS = [*helps(main)]
 
 
 def told(*arguments: str | Path) -> tuple[int, str]:
@@ -331,6 +345,57 @@ def test_a_guest_of_a_user_without_access_fails_with_that_reason_or_without_kvm(
         True,
         True,
     )
+
+
+def helped(path: Path) -> dict[tuple[str, ...], tuple[int, str]]:
+    """Each command's exit code and the start of what it prints, where the operator's socket is named."""
+    return {words: (status, said[:6]) for words in HELPS for status, said in [told("--socket", path, *words)]}
+
+
+def test_no_help_needs_a_right_to_the_operators_socket(closed_daemon: DaemonProcess) -> None:
+    assert as_uid(STRANGER, helped, closed_daemon.operator_socket) == dict.fromkeys(HELPS, (0, "Usage:"))
+    hidden = closed_daemon.socket.parent / "hidden"
+    hidden.mkdir(0o700)
+    assert as_uid(STRANGER, helped, hidden / "operator.sock") == dict.fromkeys(HELPS, (0, "Usage:"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("stats",), ("policy", "show", "1"), ("policy", "set", "1", "--mmio-granularity", "page"), ("restart",),
+     ("drain", "--timeout", "1")],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_socket_in_a_directory_that_is_closed_to_a_user_is_status_3_with_that_reason(
+    closed_daemon: DaemonProcess, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    status, said = as_uid(STRANGER, told, "--socket", tmp_path / "operator.sock", *command)
+    assert (status, "permission denied; only the owner of the operator socket may connect" in said) == (
+        3,
+        True,
+    )
+    assert closed_daemon.status is None
+
+
+def test_the_doctor_of_a_vmms_user_needs_no_operators_socket(daemon: DaemonProcess) -> None:
+    arguments = ("--socket", daemon.operator_socket, "doctor", "--for", "model", "--json")
+    status, said = as_uid(TENANT, told, *arguments, "--vmm-socket", daemon.socket)
+    operator, vmm, *_ = json.loads(said)["findings"]
+    assert (status, operator["state"], vmm["state"]) == (0, "limited", "ok")
+    assert "none for VMMs, which do not need it" in operator["fix"]
+    assert vmm["found"] == f"{daemon.socket} accepts this user's VMMs, mode 0666"
+
+
+def test_the_doctor_of_a_user_who_is_not_allowed_says_so(daemon: DaemonProcess) -> None:
+    """The socket's mode lets everybody connect, and the daemon does not."""
+    arguments = ("--socket", daemon.operator_socket, "doctor", "--for", "model", "--json")
+    status, said = as_uid(STRANGER, told, *arguments)
+    vmm = json.loads(said)["findings"][1]
+    assert (status, vmm["state"], f"uid {STRANGER} is not in allowed_uids" in vmm["found"]) == (
+        1,
+        "missing",
+        True,
+    )
+    assert vmm["fix"].startswith("allowed_uids or allowed_gids")
 
 
 def test_the_doctor_says_which_sockets_a_user_may_not_use(closed_daemon: DaemonProcess) -> None:

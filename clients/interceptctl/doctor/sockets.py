@@ -5,12 +5,15 @@ Owns the probes of their paths; must not know the protocol beyond whether the da
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
 from collections.abc import Mapping
 
-from intercept_client import LONGEST_SOCKET_PATH
+from intercept_client import LONGEST_SOCKET_PATH, BlockingVmm, ConnectionEnded
+from intercept_protocol.errors import WireError
+from intercept_protocol.text import sentence
 from interceptctl import operator_client, units
 
 from .finding import Finding, Mode, State
@@ -72,7 +75,22 @@ def vmm_socket(path: str) -> Finding:
         except OSError as error:
             found = f"{path}: {error.strerror}"
             return Finding(name, mode, State.MISSING, found, "restart the daemon; see its log")
-    return Finding(name, mode, State.OK, f"{path} accepts connections, mode {_mode(path):04o}")
+    try:
+        with BlockingVmm.open(path, timeout=operator_client.ANSWER_TIMEOUT):
+            return Finding(name, mode, State.OK, f"{path} accepts this user's VMMs, mode {_mode(path):04o}")
+    except TimeoutError:
+        found = f"{path}: no answer to a hello within {operator_client.ANSWER_TIMEOUT:g} s"
+        return Finding(name, mode, State.LIMITED, found, "try again; if it stays so, see the daemon's log")
+    except (WireError, OSError) as error:
+        return Finding(name, mode, State.MISSING, f"{path}: {sentence(error)}", _remedy(error))
+
+
+def _remedy(error: WireError | OSError) -> str:
+    """For a connection that was refused, or ended."""
+    refusal = error.error if isinstance(error, ConnectionEnded) else error
+    if isinstance(refusal, WireError) and refusal.number == errno.EACCES:
+        return "allowed_uids or allowed_gids in the daemon's configuration; or give another --vmm-socket"
+    return "see the daemon's log"
 
 
 def _trouble(name: str, path: str, denied: State) -> Finding | None:
@@ -95,7 +113,10 @@ def _trouble(name: str, path: str, denied: State) -> Finding | None:
         return Finding(name, Mode.MODEL, State.MISSING, f"{path}: not a socket", "another path")
     if not os.access(path, os.W_OK):
         found = f"{path}: mode {_mode(path):04o}, no access for this user"
-        fix = "run as its owner; for VMMs: or join its group"
+        if denied is State.LIMITED:
+            fix = "none for VMMs, which do not need it; operators: run as its owner"
+        else:
+            fix = "join its group, or see socket_mode and socket_group in the daemon's configuration"
         return Finding(name, Mode.MODEL, denied, found, fix)
     return None
 
