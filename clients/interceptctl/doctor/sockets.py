@@ -12,7 +12,7 @@ import stat
 from collections.abc import Mapping
 
 from intercept_client import LONGEST_SOCKET_PATH, BlockingVmm, ConnectionEnded
-from intercept_protocol.errors import WireError
+from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.text import sentence
 from interceptctl import operator_client, units
 
@@ -81,11 +81,11 @@ def vmm_socket(path: str) -> Finding:
     except TimeoutError:
         found = f"{path}: no answer to a hello within {operator_client.ANSWER_TIMEOUT:g} s"
         return Finding(name, mode, State.LIMITED, found, "try again; if it stays so, see the daemon's log")
-    except (WireError, OSError) as error:
+    except (WireError, ProtocolViolation, OSError) as error:
         return Finding(name, mode, State.MISSING, f"{path}: {sentence(error)}", _remedy(error))
 
 
-def _remedy(error: WireError | OSError) -> str:
+def _remedy(error: WireError | ProtocolViolation | OSError) -> str:
     """For a connection that was refused, or ended."""
     refusal = error.error if isinstance(error, ConnectionEnded) else error
     if isinstance(refusal, WireError) and refusal.number == errno.EACCES:
