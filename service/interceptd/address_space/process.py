@@ -102,7 +102,7 @@ class ProcessAddressSpace:
         self._gone = trio.Event()
         self._causes = FaultCauses()
         self.userfaultfd_errno: int | None = None
-        """With which the VMM was refused a userfaultfd, if it said so (P-40)."""
+        """With which the VMM was refused a userfaultfd, if it told this daemon so (P-40)."""
 
     @property
     def vma_count(self) -> int:

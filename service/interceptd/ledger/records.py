@@ -155,7 +155,6 @@ class Attached(_Record, frozen=True, tag="attached"):
     """The VMM's memory is attached."""
 
     promised: bool
-    userfaultfd_errno: int | None = None
 
 
 Record = (

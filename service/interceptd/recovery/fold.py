@@ -213,8 +213,7 @@ class Fold:
             del begun[uaddrs]
 
     def _attach_memory(self, done: records.Done) -> None:
-        call = _call(messages.AttachMemory, done)
-        self.attached = records.Attached(bool(call.promise_begin_end), call.userfaultfd_errno)
+        self.attached = records.Attached(bool(_call(messages.AttachMemory, done).promise_begin_end))
 
     def _attached(self, record: records.Attached) -> None:
         self.attached = record

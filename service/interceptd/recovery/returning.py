@@ -214,7 +214,6 @@ class ReturningVmm:
             raise PartitionLost("the VMM's memory was not kept")
         descriptors, self._remains.memory = self._remains.memory, []
         memory.adopt(adopt(descriptors, promised=attached.promised, closer=partition.tenant.closer))
-        memory.userfaultfd_errno = attached.userfaultfd_errno
 
     async def _join(self, partition: Partition, joined: records.Joined) -> int:
         """Bring back a VP or a notifier connection; returns how many connections came back."""

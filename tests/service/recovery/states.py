@@ -92,13 +92,7 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
     st.builds(lambda page, count: done("unmap_vma", uaddrs(page, count)), PAGES, COUNTS),
     st.builds(lambda page, count: done("protect_vma", {**uaddrs(page, count), "readable": True,
               "writable": False, "executable": True}), PAGES, COUNTS),
-    st.builds(
-        lambda promised, number: done(
-            "attach_memory", {"promise_begin_end": promised, "userfaultfd_errno": number}
-        ),
-        st.booleans(),
-        st.none() | st.just(1),
-    ),
+    st.builds(lambda promised: done("attach_memory", {"promise_begin_end": promised}), st.booleans()),
     st.builds(lambda page, inbox: done("invalidate_begin", length(page, 2), inbox=inbox), PAGES, INBOXES),
     st.builds(lambda page, inbox: done("invalidate_end", length(page, 2), inbox=inbox), PAGES, INBOXES),
     st.builds(records.Changing, st.lists(RANGES, min_size=1, max_size=3)),

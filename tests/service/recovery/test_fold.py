@@ -162,8 +162,6 @@ def test_memory_is_attached_with_or_without_a_promise() -> None:
         log = [done("attach_memory", {"promise_begin_end": promised})]
         assert folded(log).attached == Attached(promised=promised)
     assert folded([done("attach_memory", {})]).attached == Attached(promised=False)
-    refused = folded([done("attach_memory", {"userfaultfd_errno": 1})])
-    assert refused.attached == Attached(promised=False, userfaultfd_errno=1)
 
 
 def test_the_last_policy_counts() -> None:
