@@ -234,11 +234,8 @@ async def test_the_daemons_last_line_but_one_says_what_was_not_logged() -> None:
             await served.guest()
             served.daemon.drain()
             await served.ended.wait()
-    assert [(line["event"], line.get("not_logged")) for line in lines] == [
-        ("drain_started", None),
-        ("lines_not_logged", 2),
-        ("daemon_ended", None),
-    ]
+    told = [(line["event"], line.get("not_logged")) for line in lines if line["event"] != "long_step"]
+    assert told == [("drain_started", None), ("lines_not_logged", 2), ("daemon_ended", None)]
 
 
 OWN_LINES = {
