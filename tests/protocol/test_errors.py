@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intercept_protocol.errors import ProtocolViolation, WireError, error_name
+from intercept_protocol.errors import ProtocolViolation, WireError, error_name, unwatched
 from intercept_protocol.text import visible
 
 details = st.dictionaries(st.text(), st.integers(0, 2**64 - 1) | st.text() | st.lists(st.integers(0, 9)))
@@ -120,3 +120,11 @@ def test_violation_travels_in_the_form_of_a_refusal_and_is_none() -> None:
     assert not isinstance(violation, WireError)
 
     assert violation.to_wire() == [74, "EBADMSG", "garbage", {}]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(errno.EPERM, "EPERM, as under a container's default seccomp profile"), (errno.ENOSYS, "ENOSYS")],
+)
+def test_a_refused_userfaultfd_is_explained_where_the_cause_is_usual(number: int, text: str) -> None:
+    assert unwatched(number) == text
