@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,14 @@ def test_the_vmms_socket_may_be_elsewhere(socket_path: Path, tmp_path: Path) -> 
     ]
 
 
+def test_the_vmms_socket_is_where_the_daemons_environment_puts_it(socket_path: Path, tmp_path: Path) -> None:
+    """As in the image of a container."""
+    elsewhere = str(tmp_path / "vmms" / "vmm.sock")
+    environment = {"INTERCEPTCTL_SOCKET": str(socket_path), "INTERCEPTD_SOCKET": elsewhere}
+    result = CliRunner().invoke(main, ["doctor", "--json"], env=environment)
+    assert json.loads(result.stdout)["findings"][1]["found"] == f"{elsewhere}: does not exist"
+
+
 def test_a_path_that_is_too_long_for_a_socket_is_missing() -> None:
     found = sockets.operator_socket("/" + "x" * 107)
     assert (found.state, "108 bytes; the path of a socket may have 107" in found.found) == (
@@ -170,9 +179,25 @@ def test_every_permission_has_a_fix() -> None:
     assert set(kernel._FIXES) == set(Permission)
 
 
-def test_an_absent_kvm_device_is_missing(tmp_path: Path) -> None:
-    found = kernel.kvm(str(tmp_path / "kvm"))
-    assert (found.state, found.found) == (State.MISSING, "No such file or directory")
+@pytest.mark.parametrize(
+    ("probe", "device", "enable"),
+    [
+        (kernel.kvm, "kvm", "modprobe kvm_intel or kvm_amd"),
+        (kernel.userfaultfd_device, "userfaultfd", "Linux 6.1 or newer"),
+    ],
+)
+def test_a_device_is_absent_from_the_kernel_or_only_from_this_dev(
+    tmp_path: Path, probe: Callable[..., Finding], device: str, enable: str
+) -> None:
+    """In a container the kernel and its modules are fine, and another kernel would not help."""
+    path, misc = tmp_path / device, tmp_path / "misc"
+    misc.write_text(f"200 tun\n232 {device}\n")
+    here, nowhere = (probe(str(path), misc=str(each)) for each in (misc, tmp_path / "none"))
+    assert here.found.startswith("no such file, though the kernel offers the device")
+    assert here.fix == f"in a container: --device {path}"
+    assert nowhere.found.startswith("no such device")
+    assert nowhere.fix.startswith(enable)
+    assert here.state == nowhere.state == (State.MISSING if device == "kvm" else State.LIMITED)
 
 
 def test_a_userfaultfd_device_shows_its_permissions(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ _COLOURS: Final = {State.OK: "green", State.LIMITED: "yellow", State.MISSING: "b
     "--vmm-socket",
     metavar="PATH",
     type=SOCKET_PATH,
+    envvar="INTERCEPTD_SOCKET",
+    show_envvar=True,
     help="The VMM socket  [default: vmm.sock in the directory of the operator socket].",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: name, mode, state, found, fix.")

@@ -41,6 +41,8 @@ WATCHING: Final[Mapping[str, int]] = {
 SO_PEERPIDFD: Final = 77
 """include/uapi/asm-generic/socket.h, Linux 6.5."""
 KVM: Final = "/dev/kvm"
+MISC_DEVICES: Final = "/proc/misc"
+"""The kernel's own list of such devices, a number and a name each; the /dev of a container lacks some."""
 KVM_GET_API_VERSION: Final = 0xAE00
 KVM_API_VERSION: Final = 12
 ENOUGH_DESCRIPTORS: Final = 4096
@@ -97,13 +99,18 @@ def userfaultfd() -> Finding:
     return Finding(name, mode, State.OK, "this user may create one, and it can watch memory")
 
 
-def userfaultfd_device(path: str = USERFAULTFD_DEVICE) -> Finding:
+def userfaultfd_device(path: str = USERFAULTFD_DEVICE, misc: str = MISC_DEVICES) -> Finding:
     name, mode = path, Mode.LIVE
     spare = "only needed where seccomp refuses the system call"
     try:
         permissions = f"mode {os.stat(path).st_mode & 0o7777:04o}"
+    except FileNotFoundError:
+        found, fix = _absent(path, misc, "Linux 6.1 or newer")
+        return Finding(name, mode, State.LIMITED, f"{found}; {spare}", fix)
     except OSError as error:
-        return Finding(name, mode, State.LIMITED, f"{error.strerror}; {spare}", "Linux 6.1 or newer")
+        return Finding(
+            name, mode, State.LIMITED, f"{error.strerror}; {spare}", _FIXES[Permission.DEVICE_MODE]
+        )
     if not os.access(path, os.R_OK | os.W_OK):
         fix = _FIXES[Permission.DEVICE_MODE]
         return Finding(name, mode, State.LIMITED, f"{permissions}, no access for this user; {spare}", fix)
@@ -121,20 +128,33 @@ def userfaultfd_sysctl(path: str = USERFAULTFD_SYSCTL) -> Finding:
     return Finding(name, mode, State.OK, f"{value}; either value works since Linux 5.11")
 
 
-def kvm(path: str = KVM) -> Finding:
+def kvm(path: str = KVM, misc: str = MISC_DEVICES) -> Finding:
     name, mode = path, Mode.GUESTS
+    enable = "modprobe kvm_intel or kvm_amd; in a VM: enable nested virtualisation"
     try:
         with open(path, "r+b", buffering=0) as device:
             version = fcntl.ioctl(device, KVM_GET_API_VERSION)
     except PermissionError:
         return Finding(name, mode, State.MISSING, "permission denied", "add this user to the group kvm")
+    except FileNotFoundError:
+        return Finding(name, mode, State.MISSING, *_absent(path, misc, enable))
     except OSError as error:
-        fix = "modprobe kvm_intel or kvm_amd; in a VM: enable nested virtualisation"
-        return Finding(name, mode, State.MISSING, error.strerror or str(error), fix)
+        return Finding(name, mode, State.MISSING, error.strerror or str(error), enable)
     if version != KVM_API_VERSION:
         found = f"API version {version}"
         return Finding(name, mode, State.MISSING, found, f"a kernel with API version {KVM_API_VERSION}")
     return Finding(name, mode, State.OK, f"API version {version}")
+
+
+def _absent(path: str, misc: str, enable: str) -> tuple[str, str]:
+    """What is found and how to fix it where a device has no file; `enable` makes the kernel offer it."""
+    try:
+        offered = [line.split()[1] for line in Path(misc).read_text(encoding="ascii").splitlines()]
+    except OSError:
+        offered = []
+    if Path(path).name in offered:
+        return "no such file, though the kernel offers the device", f"in a container: --device {path}"
+    return "no such device", enable
 
 
 def descriptors(limits: Mapping[str, int] | None) -> Finding:
