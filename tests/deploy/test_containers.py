@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fakes import guide
 from fakes.eventually import PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +29,7 @@ POD: dict[str, Any] = RESOURCES["DaemonSet"]["spec"]["template"]
 ENVIRONMENT = dict(re.findall(r"(\w+)=(\S+)", CONTAINERFILE[CONTAINERFILE.index("\nENV ") :]))
 POD_NAMESPACE = RESOURCES["DaemonSet"]["metadata"]["namespace"]
 VALIDATE = Path(sys.executable).with_name("kubernetes-validate")
-PROMTOOL = shutil.which("promtool")
+PROMTOOL, KUBECTL = shutil.which("promtool"), shutil.which("kubectl")
 
 
 def test_the_container_does_not_run_as_root() -> None:
@@ -172,3 +174,23 @@ def test_the_configuration_in_the_manifest_is_one_that_the_daemon_takes(tmp_path
     assert (checked.returncode, checked.stderr) == (0, "")
     assert "uids 107, 65532" in checked.stdout
     assert "metrics at 0.0.0.0:9477" in checked.stdout
+
+
+def kubectl_commands() -> list[str]:
+    return [command for command in guide.commands("Kubernetes") if command.startswith("kubectl ")]
+
+
+@pytest.mark.skipif(KUBECTL is None, reason="needs kubectl, of Debian's kubernetes-client package")
+@pytest.mark.parametrize("command", kubectl_commands())
+def test_kubectl_takes_the_guides_command_as_far_as_the_cluster(command: str) -> None:
+    """There is none here, so what it would answer is not tested."""
+    filled = command.replace("POD", "pod/interceptd-x2x4x").replace("NODE", "worker-1")
+    nowhere = ["--kubeconfig=/dev/null", "--server=http://127.0.0.1:1"]
+    asked = subprocess.run(
+        [str(KUBECTL), *nowhere, *shlex.split(filled)[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert (asked.returncode, "refused" in asked.stderr, "unknown" in asked.stderr) == (1, True, False)
