@@ -57,7 +57,8 @@ $(FUZZ_READY): $(READY)
 
 verify: $(READY)
 	@$(MAKE) --no-print-directory $(FUZZ_READY) || echo "verify: no atheris for this Python: no fuzzing"
-	@for tool in spin gcc; do command -v $$tool > /dev/null || echo "verify: apt-get install $$tool"; done
+	@for tool in spin gcc podman runc slirp4netns catatonit debootstrap; do \
+		command -v $$tool > /dev/null || echo "verify: apt-get install $$tool"; done
 	@$(BIN)/python -m pytest -m 'verify and not alone' --numprocesses=auto --dist=worksteal; together=$$?; \
 		$(BIN)/python -m pytest -m 'verify and alone' -v; exit $$((together | $$?))
 

@@ -49,7 +49,7 @@ class ContainedVmm:
             *("--entrypoint=python", IMAGE, "-m", "fakes.contained_vmm", mode.name),
         ]
         with self._output.open("w") as output:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output)
         self._rounds = 0
 
     def serve_round(self) -> str:

@@ -1,8 +1,8 @@
 """podman with runc in namespaces of their own, and the image built from the Containerfile; for root.
 
-Owns the namespaces, their mounts, cgroups and storage, and leaves nothing behind. A registry's base image
-cannot be pulled everywhere: Debian's Python takes its name, made once per machine in a cache directory.
-Must not know what a container does.
+Owns the namespaces, their mounts, cgroups and storage, which is memory, and leaves nothing behind. A
+registry's base image cannot be pulled everywhere: Debian's Python takes its name, made once per machine in a
+cache directory. Must not know what a container does.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ STORAGE: Final = """
 [storage]
 driver = "overlay"
 runroot = "/run/containers/storage"
-graphroot = "{directory}/storage"
+graphroot = "/var/lib/containers/storage"
 """
 
 
@@ -168,15 +168,15 @@ class ContainerHost:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         name = f"interceptd-test-{os.getpid()}"
-        self._cgroups = [place / name for place in _hierarchies().values()]
-        for group in self._cgroups:
+        self.cgroups = [place / name for place in _hierarchies().values()]
+        for group in self.cgroups:
             group.mkdir()
             for each in ("cpuset.cpus", "cpuset.mems"):  # empty in a new group, which takes no process so
                 if (group / each).exists():
                     (group / each).write_text((group.parent / each).read_text())
         self._unshare = subprocess.Popen(
             ["sh", "-e", "-c", ENTER, "sh", *FLAGS, "sh", "-e", "-c", f"{MOUNTS}exec catatonit -P"],
-            env={**os.environ, "CGROUPS": " ".join(map(str, self._cgroups))},
+            env={**os.environ, "CGROUPS": " ".join(map(str, self.cgroups))},
             stdin=subprocess.DEVNULL,
         )
 
@@ -203,7 +203,7 @@ class ContainerHost:
     def close(self) -> None:
         self._unshare.kill()  # and with it, by --kill-child, the first process, and so everything
         self._unshare.wait(PATIENCE)
-        for group in self._cgroups:
+        for group in self.cgroups:
             eventually(partial(_is_removed, group), True)
         shutil.rmtree(self._directory)
 
@@ -238,8 +238,9 @@ class ContainerHost:
         return ["nsenter", f"--target={self._pid}", "--all", *command]
 
     def volume(self, name: str) -> Path:
-        """The directory that a named volume is."""
-        return Path(self.podman("volume", "inspect", "--format={{.Mountpoint}}", name).strip())
+        """The directory that a named volume is, as it is reached from outside."""
+        place = self.podman("volume", "inspect", "--format={{.Mountpoint}}", name).strip()
+        return Path(f"/proc/{self._pid}/root{place}")
 
     def daemon_pid(self, container: str) -> str:
         """Of the keeper's child, as the container sees it."""
