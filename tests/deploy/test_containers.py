@@ -194,3 +194,22 @@ def test_kubectl_takes_the_guides_command_as_far_as_the_cluster(command: str) ->
         cwd=ROOT,
     )
     assert (asked.returncode, "refused" in asked.stderr, "unknown" in asked.stderr) == (1, True, False)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("systemd-tmpfiles") is None,
+    reason="the command is for root, and needs Debian's systemd",
+)
+def test_the_guides_command_for_a_node_makes_a_directory_that_the_pod_may_write_to() -> None:
+    """As it is written, in a mount namespace where no other program has asked for directories."""
+    [command] = [command for command in guide.commands("Kubernetes") if "tmpfiles" in command]
+    hides = "for place in /etc/tmpfiles.d /usr/lib/tmpfiles.d /run; do mount -t tmpfs tmpfs $place; done"
+    shows = "stat --format='%F %u %g %a' /run/interceptd-vmm"
+    shown = subprocess.check_output(
+        ["unshare", "--mount", "sh", "-e", "-c", f"{hides}\n{command}\n{shows}"], text=True
+    )
+    pod = POD["spec"]["securityContext"]
+    assert shown == f"directory {pod['runAsUser']} {pod['runAsGroup']} 755\n"
+    assert [v["hostPath"] for v in POD["spec"]["volumes"] if "hostPath" in v] == [
+        {"path": "/run/interceptd-vmm", "type": "Directory"}
+    ]

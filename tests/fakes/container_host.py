@@ -148,7 +148,7 @@ def _make_base(root: Path, archive: Path) -> None:
     """With this machine's certificates and package index, as a base image of its owner's would have them."""
     packages = "--include=python3,python3-venv,ca-certificates"
     made = subprocess.run(
-        ["debootstrap", "--variant=minbase", packages, SUITE, str(root)],
+        ["unshare", "--mount", "debootstrap", "--variant=minbase", packages, SUITE, str(root)],
         capture_output=True,
         text=True,
         check=False,
@@ -211,7 +211,7 @@ class ContainerHost:
 
     def build(self) -> None:
         """Make the image as the guide does. Raises `NoBase`."""
-        self.podman("import", str(base_image()), BASE)
+        self.podman("import", str(base_image()), BASE, patience=BUILD_SECONDS)
         self.podman(*BUILD, patience=BUILD_SECONDS)
 
     def podman(self, *arguments: str, status: int | None = 0, patience: float = PATIENCE) -> str:
@@ -274,18 +274,10 @@ class ContainerHost:
     def _write_commands(self) -> None:
         self.commands.mkdir()
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-        facts = {
-            "directory": self._directory,
-            "files": files,
-            "pid": self._pid,
-            "podman": shutil.which("podman"),
-            "runc": shutil.which("runc"),
-        }
-        for name, text in (
-            ("containers.conf", CONFIGURATION),
-            ("storage.conf", STORAGE),
-            ("bin/podman", WRAPPER),
-        ):
+        commands = {name: shutil.which(name) for name in ("podman", "runc")}
+        facts = {"directory": self._directory, "files": files, "pid": self._pid, **commands}
+        written = {"containers.conf": CONFIGURATION, "storage.conf": STORAGE, "bin/podman": WRAPPER}
+        for name, text in written.items():
             (self._directory / name).write_text(text.format(**facts))
         (self.commands / "podman").chmod(0o755)
 
