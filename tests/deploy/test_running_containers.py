@@ -145,6 +145,16 @@ def test_arguments_leave_the_sockets_and_the_configuration_as_they_are(
     assert reloaded["changed"] == ["limits.operators: 7 -> 6"]
 
 
+def test_a_container_that_was_killed_starts_again_over_the_sockets_that_it_left(host: ContainerHost) -> None:
+    start(host)
+    host.podman("kill", "--signal=KILL", "daemon")
+    host.podman("wait", "daemon")
+    assert (host.volume(VOLUME) / "vmm.sock").is_socket()
+    host.podman("start", "daemon")
+    wait_logged(host, "daemon", "daemon_started", 2)
+    host.podman("healthcheck", "run", "daemon")
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
