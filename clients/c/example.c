@@ -29,11 +29,12 @@ int main(int argc, char **argv) {
     if (argc != 2) return fprintf(stderr, "usage: example SOCKET\n"), 2;
     static struct ic_connection vmm, vp, notifier;
     struct ic_partition partition;
+    struct ic_new_partition wanted = {.address_space = IC_DECLARED, .hypervisor = IC_SOFTWARE};
     struct ic_vma vma = {.start_uaddr = UADDR, .page_count = PAGES, .start_pfn = 0xe0000, .readable = true, .io = true};
     struct ic_region region = {.start_gfn = GFN, .page_count = PAGES, .start_uaddr = UADDR, .kind = IC_AUTO};
 
     check(ic_open_vmm(&vmm, argv[1], "example"), &vmm, "hello");
-    check(ic_create_partition(&vmm, IC_DECLARED, IC_SOFTWARE, &partition), &vmm, "create_partition");
+    check(ic_create_partition(&vmm, &wanted, &partition), &vmm, "create_partition");
     check(ic_map_vma(&vmm, &vma), &vmm, "map_vma");
     check(ic_add_region(&vmm, &region, &region.kind), &vmm, "add_region");
     check(ic_open_vp(&vp, argv[1], &partition, 0), &vp, "attach VP 0");

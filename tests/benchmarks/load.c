@@ -121,7 +121,8 @@ static void *run(void *argument) {
 static double prepare(long number, const char *path) {
     struct ic_connection *vmm = &vmms[number];
     check(ic_open_vmm(vmm, path, "load"), vmm, "hello");
-    check(ic_create_partition(vmm, IC_DECLARED, IC_SOFTWARE, &partitions[number]), vmm, "create_partition");
+    struct ic_new_partition wanted = {.address_space = IC_DECLARED, .hypervisor = IC_SOFTWARE};
+    check(ic_create_partition(vmm, &wanted, &partitions[number]), vmm, "create_partition");
     if (scenario == UNMAP_VMA) {
         for (long i = 0; i < regions; i++) map(vmm, i);
     } else {

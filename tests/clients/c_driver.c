@@ -18,7 +18,7 @@ static enum ic_result call(const char *path, const char *verb, const uint64_t n[
     memcpy(partition.token, token, IC_TOKEN);
     if (!strcmp(verb, "open_vmm")) {
         enum ic_result result = ic_open_vmm(&connection, path, "a VMM whose name is longer than thirty-one characters");
-        if (result == IC_OK && connection.kept) printf("kept ");
+        if (result == IC_OK && connection.hello.kept) printf("kept ");
         return result;
     }
     if (!strcmp(verb, "open_vmm_named_too_long")) {
@@ -30,7 +30,8 @@ static enum ic_result call(const char *path, const char *verb, const uint64_t n[
     if (!strcmp(verb, "open_notifier")) return ic_open_notifier(&connection, path, &partition);
     if (ic_connect(&connection, path) != IC_OK) return IC_LOST;
     if (!strcmp(verb, "create_partition")) {
-        enum ic_result result = ic_create_partition(&connection, IC_PROCESS, IC_SOFTWARE, &partition);
+        struct ic_new_partition wanted = {.address_space = IC_PROCESS, .hypervisor = IC_SOFTWARE};
+        enum ic_result result = ic_create_partition(&connection, &wanted, &partition);
         if (result == IC_OK) printf("partition %llu %.15s ", (unsigned long long)partition.partition_id, (char *)partition.token);
         return result;
     }

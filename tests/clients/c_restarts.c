@@ -58,8 +58,8 @@ static int scripted_poll(int timeout) {
 }
 
 #define connect(socket, address, length) ((void)(address), scripted_connect())
-#define send(socket, bytes, length, flags) ((void)(bytes), scripted_send(length))
-#define recv(socket, to, room, flags) scripted_recv(to, room)
+#define sendmsg(socket, message, flags) scripted_send((message)->msg_iov->iov_len)
+#define recv(socket, to, room, flags) ((void)(flags), scripted_recv(to, room))
 #define poll(polled, count, timeout) scripted_poll(timeout)
 #include "intercept_client.h"
 

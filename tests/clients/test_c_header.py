@@ -38,7 +38,8 @@ int main(int, char **argv) {
     static ic_connection vmm;
     ic_partition partition;
     if (ic_open_vmm(&vmm, argv[1], "guest") != IC_OK) return 1;
-    if (ic_create_partition(&vmm, IC_DECLARED, IC_SOFTWARE, &partition) != IC_OK) return 2;
+    ic_new_partition wanted = {};
+    if (ic_create_partition(&vmm, &wanted, &partition) != IC_OK) return 2;
     bool lost = ic_kick(&vmm, 0) == IC_LOST;
     std::printf("partition %d lost %d ", int(partition.partition_id), lost);
     std::printf("%s: %s", vmm.error.name, vmm.error.message);
