@@ -43,6 +43,11 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+/* How a VMM's functions are declared. One source file may define it as nothing, to have them as symbols: see RUST.md. */
+#ifndef IC_API
+#define IC_API static inline
+#endif
+
 enum {
     IC_MESSAGE = 256,         /* bytes of an intercept message */
     IC_TOKEN = 16,            /* bytes of a partition's token */
@@ -472,7 +477,7 @@ static inline struct ic_reader ic__get_array(struct ic_reader *map, const char *
 
 /* Release the connection's socket, at once; closing the `vmm` connection ends the partition (P-2). Does not block. May be
  * repeated, but no other thread may be using the connection. */
-static inline void ic_close(struct ic_connection *connection) {
+IC_API void ic_close(struct ic_connection *connection) {
     if (connection->socket >= 0) close(connection->socket);
     connection->socket = -1;
     connection->lost = true;
@@ -480,7 +485,7 @@ static inline void ic_close(struct ic_connection *connection) {
 
 /* End the connection from any thread, also while another is in a call on it, which then returns IC_LOST. Does not block, and
  * leaves the socket to `ic_close`. */
-static inline void ic_stop(const struct ic_connection *connection) {
+IC_API void ic_stop(const struct ic_connection *connection) {
     if (connection->socket >= 0) shutdown(connection->socket, SHUT_RDWR);
 }
 
@@ -509,7 +514,7 @@ static inline enum ic_result ic__lose(struct ic_connection *connection, int numb
 /* Bound each wait for the daemon, in milliseconds; 0, as after opening, waits for as long as it takes. An answer comes in one
  * piece, so this is the time for a call. The daemon bounds its own answers (V-2): choose more than `invalidate_timeout_ms` and
  * `hypervisor_timeout_ms`. Does not block. */
-static inline void ic_set_timeout(struct ic_connection *connection, unsigned milliseconds) {
+IC_API void ic_set_timeout(struct ic_connection *connection, unsigned milliseconds) {
     struct timeval timeout;
     memset(&timeout, 0, sizeof timeout);
     timeout.tv_sec = (time_t)(milliseconds / 1000);
@@ -519,7 +524,7 @@ static inline void ic_set_timeout(struct ic_connection *connection, unsigned mil
 }
 
 /* Connect without a hello; the ic_open functions are what a VMM calls. `connection` may be uninitialized. */
-static inline enum ic_result ic_connect(struct ic_connection *connection, const char *path) {
+IC_API enum ic_result ic_connect(struct ic_connection *connection, const char *path) {
     struct sockaddr_un address;
     memset(&address, 0, sizeof address);
     memset(connection, 0, offsetof(struct ic_connection, answer));
@@ -779,7 +784,7 @@ static inline void ic__begin_join(struct ic_writer *request, const char *role, c
  *
  * The ic_open functions block for at most some 10 s, or 20 s while the daemon is restarted. They return IC_OK or, with
  * nothing to close, IC_LOST. `connection` may be uninitialized. */
-static inline enum ic_result ic_open_vmm(struct ic_connection *connection, const char *path, const char *name) {
+IC_API enum ic_result ic_open_vmm(struct ic_connection *connection, const char *path, const char *name) {
     struct ic_writer request;
     ic__begin_hello(&request, "vmm");
     ic__text_field(&request, "name", name);
@@ -787,7 +792,7 @@ static inline enum ic_result ic_open_vmm(struct ic_connection *connection, const
 }
 
 /* Connect and attach one VP of the partition; closing the connection detaches it. */
-static inline enum ic_result ic_open_vp(
+IC_API enum ic_result ic_open_vp(
     struct ic_connection *connection, const char *path, const struct ic_partition *partition, uint32_t vp_index) {
     struct ic_writer request;
     ic__begin_join(&request, "vp", partition);
@@ -796,7 +801,7 @@ static inline enum ic_result ic_open_vp(
 }
 
 /* Connect to announce invalidations. Closing the connection ends those that it began (N-6). */
-static inline enum ic_result ic_open_notifier(
+IC_API enum ic_result ic_open_notifier(
     struct ic_connection *connection, const char *path, const struct ic_partition *partition) {
     struct ic_writer request;
     ic__begin_join(&request, "notifier", partition);
@@ -825,7 +830,7 @@ struct ic_own_regions {
 
 /* The caller owns `own` and the storage, which must outlive both connections. `regions` has room for one element for each
  * region and each region being added. `vmas` has room for one for each VMA, with IC_DECLARED: NULL and 0 with IC_PROCESS. */
-static inline void ic_init_own_regions(
+IC_API void ic_init_own_regions(
     struct ic_own_regions *own, struct ic_pages *regions, size_t region_capacity, struct ic_pages *vmas, size_t vma_capacity) {
     memset(own, 0, sizeof *own);
     pthread_mutex_init(&own->lock, NULL);
@@ -837,7 +842,7 @@ static inline void ic_init_own_regions(
 
 /* Have a `vmm` connection keep up `own`, from before its first region or VMA. From now on a request that would take more
  * room than there is is refused with ENOSPC, name "regions", before it is sent. */
-static inline void ic_keep_up(struct ic_connection *vmm, struct ic_own_regions *own) {
+IC_API void ic_keep_up(struct ic_connection *vmm, struct ic_own_regions *own) {
     vmm->own = own;
 }
 
@@ -940,7 +945,7 @@ static inline void ic__carve_vmas(struct ic_own_regions *own, uint64_t start, ui
 /* ------------------------------------------------ on the `vmm` connection */
 
 /* Create the partition of this connection: it can have only one (P-5). */
-static inline enum ic_result ic_create_partition(
+IC_API enum ic_result ic_create_partition(
     struct ic_connection *connection, const struct ic_new_partition *wanted, struct ic_partition *partition) {
     static const char *const spaces[] = {"declared", "process"}, *const hypervisors[] = {"software", "vmm"};
     struct ic_writer request;
@@ -986,7 +991,7 @@ static inline enum ic_kind ic__kind(struct ic_reader *from) {
 
 /* Back guest pages with a range of the address space. Stores the kind that IC_AUTO became in `kind`, if not NULL. A pinned
  * region is mapped when this returns, any other at the first touch (P-8). */
-static inline enum ic_result ic_add_region(
+IC_API enum ic_result ic_add_region(
     struct ic_connection *connection, const struct ic_region *region, enum ic_kind *kind) {
     struct ic_writer request;
     struct ic_reader reply;
@@ -1003,7 +1008,7 @@ static inline enum ic_result ic_add_region(
 }
 
 /* Returns when the guest can no longer reach any of it. All three numbers must be those of the region (P-12). */
-static inline enum ic_result ic_remove_region(
+IC_API enum ic_result ic_remove_region(
     struct ic_connection *connection, uint64_t start_gfn, uint64_t page_count, uint64_t start_uaddr) {
     struct ic_region region = {start_gfn, page_count, start_uaddr, IC_AUTO, false, false};
     struct ic_writer request;
@@ -1021,7 +1026,7 @@ static inline enum ic_result ic_remove_region(
  * (P-33); `error.list` and `error.index` then say which. The guest finds the old regions or the new ones, never neither. Up to
  * IC_LIST of each, but no more than fit into one request: 101 of each. Stores the kind of each added region in `kinds`, if
  * not NULL. */
-static inline enum ic_result ic_change_regions(
+IC_API enum ic_result ic_change_regions(
     struct ic_connection *connection, const struct ic_region *removed, size_t removed_count,
     const struct ic_region *added, size_t added_count, enum ic_kind *kinds) {
     struct ic_writer request;
@@ -1046,7 +1051,7 @@ static inline enum ic_result ic_change_regions(
 }
 
 /* Add up to IC_LIST regions, all of them or none, in one request. */
-static inline enum ic_result ic_add_regions(
+IC_API enum ic_result ic_add_regions(
     struct ic_connection *connection, const struct ic_region *regions, size_t count, enum ic_kind *kinds) {
     return ic_change_regions(connection, NULL, 0, regions, count, kinds);
 }
@@ -1054,7 +1059,7 @@ static inline enum ic_result ic_add_regions(
 /* Map what the guest would reach if it had read each page (P-37). One call goes through some of the pages, at least one, in
  * about 100 ms, and stores how many: ask again for the rest. Stores how many of those the guest can read in `mapped`, if not
  * NULL. */
-static inline enum ic_result ic_prefault(
+IC_API enum ic_result ic_prefault(
     struct ic_connection *connection, uint64_t start_gfn, uint64_t page_count, uint64_t *done, uint64_t *mapped) {
     struct ic_writer request;
     struct ic_reader reply;
@@ -1085,7 +1090,7 @@ static inline void ic__vma_fields(struct ic_writer *request, const struct ic_vma
 }
 
 /* IC_DECLARED only: declare a mapping where there is none yet (P-13). */
-static inline enum ic_result ic_map_vma(struct ic_connection *connection, const struct ic_vma *vma) {
+IC_API enum ic_result ic_map_vma(struct ic_connection *connection, const struct ic_vma *vma) {
     struct ic_writer request;
     struct ic__change change;
     if (!ic__begin_change(connection, &change, true, 1)) return IC_REFUSED;
@@ -1097,7 +1102,7 @@ static inline enum ic_result ic_map_vma(struct ic_connection *connection, const 
 
 /* IC_DECLARED only: declare up to IC_LIST mappings at once, all of them or, if one is refused, none (P-36); `error.index` then
  * says which. */
-static inline enum ic_result ic_map_vmas(struct ic_connection *connection, const struct ic_vma *vmas, size_t count) {
+IC_API enum ic_result ic_map_vmas(struct ic_connection *connection, const struct ic_vma *vmas, size_t count) {
     struct ic_writer request;
     struct ic__change change;
     ic__request(&request, "map_vmas");
@@ -1109,7 +1114,7 @@ static inline enum ic_result ic_map_vmas(struct ic_connection *connection, const
 }
 
 /* IC_DECLARED only: declare the range unmapped. Returns when the guest can no longer reach any of it (P-14). */
-static inline enum ic_result ic_unmap_vma(struct ic_connection *connection, uint64_t start_uaddr, uint64_t page_count) {
+IC_API enum ic_result ic_unmap_vma(struct ic_connection *connection, uint64_t start_uaddr, uint64_t page_count) {
     struct ic_writer request;
     struct ic__change change;
     if (!ic__begin_change(connection, &change, true, 1)) return IC_REFUSED; /* it may split one */
@@ -1122,7 +1127,7 @@ static inline enum ic_result ic_unmap_vma(struct ic_connection *connection, uint
 }
 
 /* IC_DECLARED only: change the rights. Returns when the guest no longer has the old ones (P-14). */
-static inline enum ic_result ic_protect_vma(
+IC_API enum ic_result ic_protect_vma(
     struct ic_connection *connection, uint64_t start_uaddr, uint64_t page_count, bool readable, bool writable,
     bool executable) {
     struct ic_writer request;
@@ -1135,7 +1140,7 @@ static inline enum ic_result ic_protect_vma(
 
 /* Make a VP that may wait inside ic_intercept return with IC_RETRY (P-16). Also on a `notifier` connection: there is best one
  * for kicks alone, because a kick waits behind the other requests of its connection. */
-static inline enum ic_result ic_kick(struct ic_connection *connection, uint32_t vp_index) {
+IC_API enum ic_result ic_kick(struct ic_connection *connection, uint32_t vp_index) {
     struct ic_writer request;
     ic__request(&request, "kick");
     ic__integer_field(&request, "vp_index", vp_index);
@@ -1143,7 +1148,7 @@ static inline enum ic_result ic_kick(struct ic_connection *connection, uint32_t 
 }
 
 /* The same for all VPs. */
-static inline enum ic_result ic_kick_all(struct ic_connection *connection) {
+IC_API enum ic_result ic_kick_all(struct ic_connection *connection) {
     struct ic_writer request;
     ic__request(&request, "kick");
     ic__text_field(&request, "vp_index", "all");
@@ -1151,7 +1156,7 @@ static inline enum ic_result ic_kick_all(struct ic_connection *connection) {
 }
 
 /* How much the first touch of an MMIO region maps from now on; what is mapped stays (P-17). */
-static inline enum ic_result ic_set_policy(struct ic_connection *connection, enum ic_granularity mmio_granularity) {
+IC_API enum ic_result ic_set_policy(struct ic_connection *connection, enum ic_granularity mmio_granularity) {
     struct ic_writer request;
     ic__request(&request, "set_policy");
     ic__text_field(&request, "mmio_granularity", mmio_granularity == IC_BY_PAGE ? "page" : "vma");
@@ -1170,7 +1175,7 @@ static inline void ic__read_frame(struct ic_reader *map, char *backing, size_t s
 }
 
 /* IC_SOFTWARE only: what the guest reaches at `gfn` right now (P-18). */
-static inline enum ic_result ic_translate(struct ic_connection *connection, uint64_t gfn, struct ic_translation *translation) {
+IC_API enum ic_result ic_translate(struct ic_connection *connection, uint64_t gfn, struct ic_translation *translation) {
     struct ic_writer request;
     struct ic_reader reply;
     memset(translation, 0, sizeof *translation);
@@ -1208,7 +1213,7 @@ static inline void ic__read_intercepts(struct ic_reader *map, struct ic_statisti
 }
 
 /* The partition's counters (P-25). */
-static inline enum ic_result ic_statistics(struct ic_connection *connection, struct ic_statistics *statistics) {
+IC_API enum ic_result ic_statistics(struct ic_connection *connection, struct ic_statistics *statistics) {
     struct ic_writer request;
     struct ic_reader reply;
     memset(statistics, 0, sizeof *statistics);
@@ -1255,7 +1260,7 @@ static inline enum ic_result ic__ask_list(
 
 /* The regions that start above the gfn `after`, or all if it is NULL, by ascending gfn: at most `capacity`, and at most 256 in
  * one call. Stores how many in `count`. If `more` is true, call again with the start of the last one. */
-static inline enum ic_result ic_list_regions(
+IC_API enum ic_result ic_list_regions(
     struct ic_connection *connection, const uint64_t *after, struct ic_region_view *views, size_t capacity, size_t *count,
     bool *more) {
     struct ic_writer request;
@@ -1276,7 +1281,7 @@ static inline enum ic_result ic_list_regions(
 }
 
 /* IC_DECLARED only: the declared VMAs, in the same way; `after` is a uaddr. */
-static inline enum ic_result ic_list_vmas(
+IC_API enum ic_result ic_list_vmas(
     struct ic_connection *connection, const uint64_t *after, struct ic_vma *vmas, size_t capacity, size_t *count, bool *more) {
     struct ic_writer request;
     struct ic_reader at;
@@ -1295,7 +1300,7 @@ static inline enum ic_result ic_list_vmas(
 }
 
 /* What the guest reaches, or is being given right now, in the same way; `after` is a gfn. */
-static inline enum ic_result ic_list_mappings(
+IC_API enum ic_result ic_list_mappings(
     struct ic_connection *connection, const uint64_t *after, struct ic_mapping_view *views, size_t capacity, size_t *count,
     bool *more) {
     struct ic_writer request;
@@ -1325,18 +1330,18 @@ static inline void ic__memory_message(
 }
 
 /* Of a partition with IC_X86_64. Does not block. */
-static inline void ic_memory_intercept(uint8_t message[IC_MESSAGE], uint64_t gpa, enum ic_access access) {
+IC_API void ic_memory_intercept(uint8_t message[IC_MESSAGE], uint64_t gpa, enum ic_access access) {
     ic__memory_message(message, gpa, access, 80, 72);
 }
 
 /* Of a partition with IC_ARM64. Does not block. */
-static inline void ic_memory_intercept_arm64(uint8_t message[IC_MESSAGE], uint64_t gpa, enum ic_access access) {
+IC_API void ic_memory_intercept_arm64(uint8_t message[IC_MESSAGE], uint64_t gpa, enum ic_access access) {
     ic__memory_message(message, gpa, access, 64, 64);
 }
 
 /* The hot path: send the hypervisor's message, and receive what to do. One send, one receive. The daemon answers within its
  * `invalidate_timeout_ms` and a little (V-2). */
-static inline enum ic_result ic_intercept(
+IC_API enum ic_result ic_intercept(
     struct ic_connection *connection, const uint8_t message[IC_MESSAGE], struct ic_answer *answer) {
     static const char *const outcomes[] = {"resume", "forward", "retry", "fail"};
     struct ic_writer request;
@@ -1366,17 +1371,17 @@ static inline enum ic_result ic__announce(
 
 /* Returns when the guest can no longer reach the range: only now may the VMM unmap it. Faults in it wait until the end.
  * Until then do not wait for a VP that may be inside ic_intercept, unless you kick it (K-2). */
-static inline enum ic_result ic_invalidate_begin(struct ic_connection *connection, uint64_t start_uaddr, uint64_t length) {
+IC_API enum ic_result ic_invalidate_begin(struct ic_connection *connection, uint64_t start_uaddr, uint64_t length) {
     return ic__announce(connection, "invalidate_begin", start_uaddr, length);
 }
 
 /* End a begin of exactly this range, on this connection (N-3). */
-static inline enum ic_result ic_invalidate_end(struct ic_connection *connection, uint64_t start_uaddr, uint64_t length) {
+IC_API enum ic_result ic_invalidate_end(struct ic_connection *connection, uint64_t start_uaddr, uint64_t length) {
     return ic__announce(connection, "invalidate_end", start_uaddr, length);
 }
 
 /* Begin and end at once, for a change that has already happened. */
-static inline enum ic_result ic_invalidate(struct ic_connection *connection, uint64_t start_uaddr, uint64_t length) {
+IC_API enum ic_result ic_invalidate(struct ic_connection *connection, uint64_t start_uaddr, uint64_t length) {
     return ic__announce(connection, "invalidate", start_uaddr, length);
 }
 

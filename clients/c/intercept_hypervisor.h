@@ -51,7 +51,7 @@ struct ic_hypervisor_calls {
 
 /* Connect as the partition's hypervisor. `own` is that of the `vmm` connection (ic_keep_up), and outlives this one. Blocks as the
  * other ic_open functions do. */
-static inline enum ic_result ic_open_hypervisor(
+IC_API enum ic_result ic_open_hypervisor(
     struct ic_connection *connection, const char *path, const struct ic_partition *partition, struct ic_own_regions *own) {
     struct ic_writer request;
     ic__begin_join(&request, "hypervisor", partition);
@@ -232,7 +232,7 @@ static inline enum ic_result ic__serve_one(
 /* Do what the daemon asks until the connection ends; returns IC_LOST, and `connection->error` says why. The daemon closes it
  * once the partition has ended and everything is unmapped: then the error is ECONNRESET in "receive". Blocks for as long as the
  * partition lives: call it in a thread of its own. `ic_stop` ends it; while the partition lives, that ends the partition too. */
-static inline enum ic_result ic_serve_hypervisor(
+IC_API enum ic_result ic_serve_hypervisor(
     struct ic_connection *connection, const struct ic_hypervisor_calls *calls, void *context) {
     enum ic_result result;
     do {
@@ -243,16 +243,26 @@ static inline enum ic_result ic_serve_hypervisor(
     return result;
 }
 
-/* For callers with a poll loop, when `connection->socket` is readable: take what has come, and answer each request of which all
- * has come. Never waits for more. Returns IC_OK, or IC_LOST when the connection has ended. */
-static inline enum ic_result ic_step_hypervisor(
+/* Answer each request of which all has come. */
+static inline enum ic_result ic__serve_what_came(
     struct ic_connection *connection, const struct ic_hypervisor_calls *calls, void *context) {
     struct ic_reader at;
-    enum ic_result result = ic__fill(connection, MSG_DONTWAIT);
-    while (result == IC_OK) {
+    enum ic_result result;
+    do {
         result = ic__next(connection, &at);
         if (result == IC_OK) result = ic__serve_one(connection, calls, context, &at);
-    }
+    } while (result == IC_OK);
+    return result == IC_LOST ? IC_LOST : IC_OK;
+}
+
+/* For callers with a poll loop: take what has come, and answer each request of which all has come. Call it once after opening,
+ * because a request may have come with the answer to the hello, and then whenever `connection->socket` is readable. Never waits
+ * for more. Returns IC_OK, or IC_LOST when the connection has ended. */
+IC_API enum ic_result ic_step_hypervisor(
+    struct ic_connection *connection, const struct ic_hypervisor_calls *calls, void *context) {
+    enum ic_result result = ic__serve_what_came(connection, calls, context);
+    if (result == IC_OK) result = ic__fill(connection, MSG_DONTWAIT);
+    if (result == IC_OK) result = ic__serve_what_came(connection, calls, context);
     return result == IC_LOST ? IC_LOST : IC_OK;
 }
 

@@ -39,7 +39,7 @@ struct ic_memory {
 /* Close what is open. Does not block. May be repeated.
  *
  * A userfaultfd that stays open in a process that does not read it makes that process's munmap hang when the daemon dies. */
-static inline void ic_close_memory(struct ic_memory *memory) {
+IC_API void ic_close_memory(struct ic_memory *memory) {
     if (memory->maps >= 0) close(memory->maps);
     if (memory->smaps >= 0) close(memory->smaps);
     if (memory->userfaultfd >= 0) close(memory->userfaultfd);
@@ -68,7 +68,7 @@ static inline int ic__userfaultfd_by_device(int flags) {
 /* A new userfaultfd of this process, which the caller owns; -1 with the system call's errno if there is none to be had. It is
  * not initialised: UFFDIO_API is for the daemon to call (P-19). Does not block. EMFILE, ENFILE and ENOMEM may pass; other errors
  * say what the kernel, a seccomp filter or the mode of /dev/userfaultfd allows. */
-static inline int ic_open_userfaultfd(void) {
+IC_API int ic_open_userfaultfd(void) {
     const int flags = IC__CLOEXEC | IC__NONBLOCK;
     int userfaultfd = ic__userfaultfd_by_call(flags | IC__USER_MODE_ONLY);
     if (userfaultfd < 0 && errno == EINVAL) userfaultfd = ic__userfaultfd_by_call(flags); /* before Linux 5.11 */
@@ -85,7 +85,7 @@ static inline int ic_open_userfaultfd(void) {
  *
  * The caller owns the descriptors until ic_attach_memory or ic_close_memory closes them. A child forked meanwhile keeps copies
  * unless it execs. Does not block. If the main thread has exited, call it in a thread that lives as long as the partition. */
-static inline int ic_open_own_memory(struct ic_memory *memory, bool watch) {
+IC_API int ic_open_own_memory(struct ic_memory *memory, bool watch) {
     char byte;
     memory->smaps = memory->userfaultfd = -1;
     memory->maps = open("/proc/self/maps", O_RDONLY | IC__CLOEXEC);
@@ -113,7 +113,7 @@ static inline int ic_open_own_memory(struct ic_memory *memory, bool watch) {
  *
  * Takes the descriptors: however it ends, they are closed, because a copy that stays open would make a munmap hang when the
  * daemon dies. To try again, open them again. */
-static inline enum ic_result ic_attach_memory(struct ic_connection *vmm, struct ic_memory *memory, bool promise_begin_end) {
+IC_API enum ic_result ic_attach_memory(struct ic_connection *vmm, struct ic_memory *memory, bool promise_begin_end) {
     struct ic_writer request;
     struct ic_reader reply;
     enum ic_result result = IC_REFUSED;
@@ -168,7 +168,7 @@ static inline void ic__end(struct ic_connection *notifier, const void *address, 
     errno = number;
 }
 
-static inline int ic_munmap(struct ic_connection *notifier, void *address, size_t length) {
+IC_API int ic_munmap(struct ic_connection *notifier, void *address, size_t length) {
     if (!ic__begin(notifier, address, length)) return -1;
     int result = munmap(address, length);
     ic__end(notifier, address, length);
@@ -176,7 +176,7 @@ static inline int ic_munmap(struct ic_connection *notifier, void *address, size_
 }
 
 /* The kernel reports no event for it, so the guest loses rights in time only if it is announced. */
-static inline int ic_mprotect(struct ic_connection *notifier, void *address, size_t length, int protection) {
+IC_API int ic_mprotect(struct ic_connection *notifier, void *address, size_t length, int protection) {
     if (!ic__begin(notifier, address, length)) return -1;
     int result = mprotect(address, length, protection);
     ic__end(notifier, address, length);
@@ -184,7 +184,7 @@ static inline int ic_mprotect(struct ic_connection *notifier, void *address, siz
 }
 
 /* For advice that takes pages away: MADV_DONTNEED, MADV_REMOVE, MADV_FREE. */
-static inline int ic_madvise(struct ic_connection *notifier, void *address, size_t length, int advice) {
+IC_API int ic_madvise(struct ic_connection *notifier, void *address, size_t length, int advice) {
     if (!ic__begin(notifier, address, length)) return -1;
     int result = (int)syscall(SYS_madvise, address, length, (long)advice);
     ic__end(notifier, address, length);
@@ -192,7 +192,7 @@ static inline int ic_madvise(struct ic_connection *notifier, void *address, size
 }
 
 /* `new_address` counts only with MREMAP_FIXED in `flags`; what lies there is replaced, so it is announced too. */
-static inline void *ic_mremap(
+IC_API void *ic_mremap(
     struct ic_connection *notifier, void *old_address, size_t old_length, size_t new_length, int flags, void *new_address) {
     bool fixed = flags & IC__REMAP_FIXED;
     void *result = MAP_FAILED;
@@ -206,7 +206,7 @@ static inline void *ic_mremap(
 }
 
 /* mmap with MAP_FIXED: replace whatever is mapped at `address`. */
-static inline void *ic_mmap_fixed(
+IC_API void *ic_mmap_fixed(
     struct ic_connection *notifier, void *address, size_t length, int protection, int flags, int file, off_t offset) {
     if (!ic__begin(notifier, address, length)) return MAP_FAILED;
     void *result = mmap(address, length, protection, flags | MAP_FIXED, file, offset);
@@ -215,7 +215,7 @@ static inline void *ic_mmap_fixed(
 }
 
 /* Free `length` bytes of a file from `offset` on, which this process has mapped at `address`; its size stays. */
-static inline int ic_punch_hole(struct ic_connection *notifier, int file, off_t offset, size_t length, void *address) {
+IC_API int ic_punch_hole(struct ic_connection *notifier, int file, off_t offset, size_t length, void *address) {
     if (!ic__begin(notifier, address, length)) return -1;
     int result = (int)syscall(SYS_fallocate, (long)file, (long)IC__PUNCH_HOLE, (long)offset, (long)length);
     ic__end(notifier, address, length);
@@ -223,7 +223,7 @@ static inline int ic_punch_hole(struct ic_connection *notifier, int file, off_t 
 }
 
 /* Cut a file off at `size` bytes; this process has the `length` bytes beyond it mapped at `address`. */
-static inline int ic_ftruncate(struct ic_connection *notifier, int file, off_t size, void *address, size_t length) {
+IC_API int ic_ftruncate(struct ic_connection *notifier, int file, off_t size, void *address, size_t length) {
     if (!ic__begin(notifier, address, length)) return -1;
     int result = (int)syscall(SYS_ftruncate, (long)file, (long)size);
     ic__end(notifier, address, length);

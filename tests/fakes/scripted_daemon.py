@@ -10,7 +10,7 @@ from __future__ import annotations
 import select
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,7 +60,7 @@ class Ask:
     """Send a request, as on a hypervisor connection, and wait for its answer."""
 
     method: str
-    fields: dict[str, int]
+    fields: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +224,9 @@ class _Conversation:
             self._connection.sendall(answer)
         self._last_answer = answer
 
-    def _ask(self, method: str, fields: dict[str, int]) -> None:
+    def _ask(self, method: str, fields: Mapping[str, object]) -> None:
         self._msgid += 1
-        self._connection.sendall(rpc.encode_request(self._msgid, method, [fields]))
+        self._connection.sendall(rpc.encode_request(self._msgid, method, [dict(fields)]))
         message = self._next_message()
         assert isinstance(message, rpc.Response), f"no answer to {method}: {message!r}"
         assert message.msgid == self._msgid
