@@ -37,6 +37,7 @@ static enum ic_result open_role(const char *path, const char *role, const uint64
 
 static enum ic_result print_hello(enum ic_result result) {
     const struct ic_hello *hello = &connection.hello;
+    if (result != IC_OK) return result;
 #define PRINT(key) if (hello->limits.key != UINT64_MAX) printf(#key "=%llu ", (unsigned long long)hello->limits.key);
     IC_LIMITS(PRINT)
     printf("%s%s%s", *hello->version ? "version " : "", hello->version, *hello->version ? " " : "");

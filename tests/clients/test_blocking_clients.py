@@ -23,7 +23,6 @@ from fakes.scripted_daemon import (
     HangUp,
     Hear,
     Look,
-    Refuse,
     Say,
     ScriptedDaemon,
     Signal,
@@ -36,7 +35,6 @@ from intercept_client import (
     BlockingOperator,
     BlockingVmm,
     BlockingVp,
-    ConnectionEnded,
     ConnectionLost,
     _blocking_clients,
 )
@@ -44,7 +42,7 @@ from intercept_client._blocking_connection import BlockingConnection
 from intercept_client._connecting import connect_now
 from intercept_protocol import outcomes, rpc
 from intercept_protocol.addresses import UaddrRange
-from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.errors import ProtocolViolation
 from intercept_protocol.events import EVENT_METHOD, Event, EventName, VpAttached
 from intercept_protocol.messages import (
     Kick,
@@ -53,7 +51,6 @@ from intercept_protocol.messages import (
     PartitionList,
     Subscribe,
     Translation,
-    VpSelection,
 )
 
 PARTITION = PartitionCredentials(partition_id=7, token=bytes(range(16)))
@@ -102,25 +99,6 @@ def test_intercept_hands_in_the_message_and_returns_the_answer(socket_path: Path
     ]
 
 
-def test_a_refused_call_raises_and_the_next_continues(socket_path: Path) -> None:
-    script = [*hello(), Hear(), Refuse(WireError(errno.ENOENT, "no VP 9")), *replies(None)]
-    with ScriptedDaemon(socket_path, (script,)) as daemon, BlockingVmm.open(socket_path) as vmm:
-        with pytest.raises(WireError, match="ENOENT: no VP 9"):
-            vmm.call(Kick(vp_index=9))
-        vmm.call(Kick(vp_index=VpSelection.ALL))
-
-    assert daemon.heard[1:] == [("kick", [{"vp_index": 9}]), ("kick", [{"vp_index": "all"}])]
-
-
-def test_a_refused_hello_raises_the_daemons_reason(socket_path: Path) -> None:
-    script: list[Step] = [Hear(), Refuse(WireError(errno.EACCES, "no such partition")), HangUp()]
-    with (
-        ScriptedDaemon(socket_path, (script,)),
-        pytest.raises(WireError, match="EACCES: no such partition"),
-    ):
-        BlockingNotifier.open(socket_path, PARTITION)
-
-
 def test_an_absent_socket_is_named(socket_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=str(socket_path)):
         BlockingVmm.open(socket_path)
@@ -133,58 +111,12 @@ def test_a_path_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
     assert caught.value.errno == errno.ENAMETOOLONG
 
 
-def test_a_daemon_that_hangs_up_loses_the_connection_for_good(socket_path: Path) -> None:
-    with ScriptedDaemon(socket_path, ([*hello(), Hear(), HangUp()],)), BlockingVmm.open(socket_path) as vmm:
-        with pytest.raises(ConnectionLost, match="ended"):
-            vmm.statistics()
-        with pytest.raises(ConnectionLost):
-            vmm.statistics()
-
-
-def test_a_daemon_that_hung_up_between_calls_is_still_heard(socket_path: Path) -> None:
-    welcomed, gone = threading.Event(), threading.Event()
-    last_word = rpc.encode_error(0, WireError(errno.ESHUTDOWN, "going down"))
-    script = [*hello(), Await(welcomed), Say(last_word), HangUp(), Signal(gone)]
-    with ScriptedDaemon(socket_path, (script,)), BlockingVmm.open(socket_path) as vmm:
-        welcomed.set()
-        assert gone.wait(PATIENCE)
-        with pytest.raises(ConnectionEnded, match="ESHUTDOWN: going down"):
-            vmm.statistics()
-
-
-def test_nonsense_from_the_daemon_is_a_violation(socket_path: Path) -> None:
-    with (
-        ScriptedDaemon(socket_path, ([*hello(), Hear(), Say(b"HTTP/1.1 400")],)),
-        BlockingVmm.open(socket_path) as vmm,
-        pytest.raises(ProtocolViolation),
-    ):
-        vmm.statistics()
-
-
 def test_a_hello_that_is_not_answered_times_out(socket_path: Path) -> None:
     with (
         ScriptedDaemon(socket_path, ([Hear()],)),
         pytest.raises(TimeoutError, match="did not answer in time"),
     ):
         BlockingVmm.open(socket_path, timeout=SHORT)
-
-
-def test_after_a_call_timed_out_the_next_gets_its_own_answer(socket_path: Path) -> None:
-    go_on = threading.Event()
-    late, own = {"frame": ["host", 1], "access": 1}, {"frame": ["host", 2], "access": 1}
-    script = [*hello(), Hear(), Await(go_on), Answer(late), *replies(own)]
-    with ScriptedDaemon(socket_path, (script,)), BlockingVmm.open(socket_path) as vmm:
-        vmm.timeout = SHORT
-        with pytest.raises(TimeoutError):
-            vmm.translate(1)
-        with pytest.raises(TimeoutError):
-            vmm.translate(1)
-        go_on.set()
-        vmm.timeout = None
-
-        reply = vmm.translate(2)
-
-    assert reply == Translation(frame=("host", 2), access=1)
 
 
 def test_a_signal_handler_that_raises_within_a_call_loses_the_connection(

@@ -1,4 +1,4 @@
-"""The C header in other people's programs: every language that it promises, wherever it is included."""
+"""The C headers in other people's programs: every language that they promise, wherever they are included."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STRICT: Final = ("-pedantic", "-Wall", "-Wextra", "-Werror")
 LANGUAGES: Final = ("c99", "c11", "gnu11", "c++11", "c++17")
 COMPILERS: Final = {"gcc": "g++", "clang": "clang++"}
 """By the C compiler, that of C++."""
-OURS: Final = '#include "intercept_client.h"'
+OURS: Final = '#include "intercept_hypervisor.h"\n#include "intercept_memory.h"\n#include "intercept_client.h"'
 THEIRS: Final = "#include <sys/mman.h>\n#include <time.h>"
 PROGRAM: Final = "int main(void) { return MAP_ANONYMOUS == CLOCK_MONOTONIC; }"
 """Uses names that an earlier POSIX, or strict POSIX, hides."""
@@ -29,6 +29,7 @@ PLACES: Final = {
     "first": (EXTENSIONS, OURS, THEIRS, PROGRAM),
     "last": (EXTENSIONS, THEIRS, OURS, PROGRAM),
     "alone": (OURS, "int main(void) { return IC_OK; }"),
+    "as symbols": ("#define IC_API", OURS, "int main(void) { return IC_OK; }"),
 }
 CPP_PROGRAM: Final = """
 #include "intercept_client.h"
@@ -38,7 +39,7 @@ int main(int, char **argv) {
     static ic_connection vmm;
     ic_partition partition;
     if (ic_open_vmm(&vmm, argv[1], "guest") != IC_OK) return 1;
-    ic_new_partition wanted = {};
+    ic_new_partition wanted = ic_new_partition();
     if (ic_create_partition(&vmm, &wanted, &partition) != IC_OK) return 2;
     bool lost = ic_kick(&vmm, 0) == IC_LOST;
     std::printf("partition %d lost %d ", int(partition.partition_id), lost);

@@ -107,7 +107,9 @@ def test_every_map_that_no_region_covers_is_refused_and_all_others_are_carried_o
         calls = asked.do("calls")
     assert numbers(answered) == [errno.EPERM] * len(lies) + [None] * len(truths)
     assert calls == "".join(
-        f"{what} {fields['start_gfn']:#x}+{fields['page_count']} {int(fields['access'])}, ".replace("0x0+", "0+")
+        f"{what} {fields['start_gfn']:#x}+{fields['page_count']} {int(fields['access'])}, ".replace(
+            "0x0+", "0+"
+        )
         for what, many in (("refused", lies), ("map", truths))
         for fields in many
     )
@@ -148,7 +150,9 @@ def test_a_list_is_carried_out_in_order_and_a_refusal_says_how_far_it_came(
         refused.set()
         answered = asked.ask()
         second = asked.do("calls")
-    assert first.startswith("map 0x100+1 3, map 0x101+1 3, map 0x102+1 3, map 0x103+1 3, unmap 0+1 0, unmap 0x2")
+    assert first.startswith(
+        "map 0x100+1 3, map 0x101+1 3, map 0x102+1 3, map 0x103+1 3, unmap 0+1 0, unmap 0x2"
+    )
     assert first.count("unmap") == PIECES_LIMIT
     assert second == "map 0x100+1 3, map 0x101+1 3, unmap 0x6+1 0, "
     assert answered == [None, None, [errno.ENOSPC, "E28", "No space left on device", {"done": 2}], None]
@@ -225,13 +229,13 @@ def test_last_words_nonsense_and_the_end_are_the_end(
 def test_a_request_that_comes_with_the_answer_to_the_hello_is_carried_out(
     programs: CPrograms, socket_path: Path, how: str
 ) -> None:
-    unmap = rpc.encode_request(9, "unmap_gpa", [{"start_gfn": 1, "page_count": 2}])
-    at_once: list[Step] = [Hear(), Say(rpc.encode_result(1, {"protocol": 1}) + unmap)]
+    ask = Ask("unmap_gpa", {"start_gfn": 1, "page_count": 2}, before=rpc.encode_result(1, {"protocol": 1}))
     with (
-        ScriptedDaemon(socket_path, (hello(), at_once)),
+        ScriptedDaemon(socket_path, (hello(), [Hear(), ask])) as daemon,
         conversation(programs / "c_hypervisor", socket_path, how) as said,
     ):
         eventually(lambda: said.do("calls"), "unmap 0x1+2 0, ")
+    assert daemon.answered == [None]
 
 
 # ------------------------------------------------ from when a region counts, and until when
@@ -274,7 +278,12 @@ SAME: Final = ("change", *ADD_RAM[1:4], *ADD_RAM[1:4])
     ],
 )
 def test_a_region_counts_from_before_its_request_until_its_end(
-    programs: CPrograms, socket_path: Path, verb: tuple[object, ...], end: Step, after: int | None, result: str
+    programs: CPrograms,
+    socket_path: Path,
+    verb: tuple[object, ...],
+    end: Step,
+    after: int | None,
+    result: str,
 ) -> None:
     assert change(programs, socket_path, [end], *verb) == ([None, after], result)
 
@@ -318,9 +327,7 @@ def test_more_regions_than_there_is_room_for_are_refused_before_the_daemon_hears
         assert asked.do("add", 9, 1, 0x9000, 1, 0) == "ok"
 
 
-def test_a_pfn_has_to_be_what_the_vmm_declared_for_the_memory(
-    programs: CPrograms, socket_path: Path
-) -> None:
+def test_a_pfn_has_to_be_what_the_vmm_declared_for_the_memory(programs: CPrograms, socket_path: Path) -> None:
     """Y-12; of several VMAs with contiguous host pages, and of what is left of one that was split."""
     start = MEMORY.start_uaddr
     declared = [("map_vma", start, 2, 0x500), ("map_vma", start + 0x2000, 2, 0x502)]

@@ -6,7 +6,7 @@ import errno
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -46,11 +46,11 @@ from intercept_client import (
     _blocking_connection,
 )
 from intercept_client._connecting import RESTART_PAUSE, RESTART_SECONDS
-from intercept_protocol import codec, outcomes, rpc
+from intercept_protocol import codec, rpc
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import EVENT_METHOD, EventName
-from intercept_protocol.messages import Kick, PartitionCredentials, PartitionList, Translation, VpSelection
+from intercept_protocol.messages import PartitionCredentials, PartitionList
 
 PARTITION = PartitionCredentials(partition_id=7, token=bytes(range(16)))
 RANGE = UaddrRange.of_bytes(0x7000_0000, 0x3000)
@@ -106,65 +106,28 @@ trio_roles = pytest.mark.parametrize("opening", TRIO.values(), ids=TRIO)
 
 # ------------------------------------------------ answers that come twice (T-12)
 
-LIFE: tuple[list[Step], ...] = (
-    [*hello(), *replies(None, None), Hear(), Refuse(WireError(errno.ENOENT, "no VP 9")), *replies(
-        {"frame": ["host", 5], "access": 3}, None
-    )],
-    [*hello(), *replies(["retry", "kicked"], ["resume", "mapped"], ["resume", "mapped"])],
-    [*hello(), *replies(None, None, None)],
-    [*hello(), *replies(None), Say(EVENT), *replies(PartitionList(partitions=[], more=False))],
-)  # fmt: skip
-"""Of a VMM, a VP, a notifier and an operator."""
+LIFE: list[Step] = [*hello(), *replies(None), Say(EVENT), *replies(PartitionList(partitions=[], more=False))]
+"""Of an operator; `test_every_client` has those of a VMM's connections."""
 
 
-def test_blocking_clients_live_their_lives_with_a_daemon_that_answers_everything_twice(
-    socket_path: Path,
-) -> None:
-    with ScriptedDaemon(socket_path, LIFE, answers_twice=True), ExitStack() as opened:
-        vmm = opened.enter_context(BlockingVmm.open(socket_path))
-        vp = opened.enter_context(BlockingVp.open(socket_path, PARTITION, vp_index=3))
-        notifier = opened.enter_context(BlockingNotifier.open(socket_path, PARTITION))
-        operator = opened.enter_context(BlockingOperator.open(socket_path))
-        for _ in range(2):
-            vmm.call(Kick(vp_index=VpSelection.ALL))
-        with pytest.raises(WireError, match="no VP 9"):
-            vmm.call(Kick(vp_index=9))
-        assert vmm.translate(5) == Translation(frame=("host", 5), access=3)
-        assert vmm.translate(6) is None
-        assert [vp.intercept(bytes(256)) for _ in range(3)] == KICKED_THEN_MAPPED
-        with notifier.invalidation(RANGE):
-            pass
-        notifier.invalidate(RANGE)
+def test_a_blocking_operator_lives_with_a_daemon_that_answers_everything_twice(socket_path: Path) -> None:
+    with (
+        ScriptedDaemon(socket_path, (LIFE,), answers_twice=True),
+        BlockingOperator.open(socket_path) as operator,
+    ):
         operator.subscribe([EventName.VP_ATTACHED])
         assert [event.partition_id for event in operator.next_events()] == [7]
         assert operator.list_partitions() == []
 
 
-async def test_trio_clients_live_their_lives_with_a_daemon_that_answers_everything_twice(
-    socket_path: Path,
-) -> None:
-    with ScriptedDaemon(socket_path, LIFE, answers_twice=True):
-        async with AsyncExitStack() as opened:
-            vmm = await opened.enter_async_context(TrioVmm.open(socket_path))
-            vp = await opened.enter_async_context(TrioVp.open(socket_path, PARTITION, vp_index=3))
-            notifier = await opened.enter_async_context(TrioNotifier.open(socket_path, PARTITION))
-            operator = await opened.enter_async_context(TrioOperator.open(socket_path))
-            for _ in range(2):
-                await vmm.call(Kick(vp_index=VpSelection.ALL))
-            with pytest.raises(WireError, match="no VP 9"):
-                await vmm.call(Kick(vp_index=9))
-            assert await vmm.translate(5) == Translation(frame=("host", 5), access=3)
-            assert await vmm.translate(6) is None
-            assert [await vp.intercept(bytes(256)) for _ in range(3)] == KICKED_THEN_MAPPED
-            async with notifier.invalidation(RANGE):
-                pass
-            await notifier.invalidate(RANGE)
+async def test_a_trio_operator_lives_with_a_daemon_that_answers_everything_twice(socket_path: Path) -> None:
+    with ScriptedDaemon(socket_path, (LIFE,), answers_twice=True):
+        async with TrioOperator.open(socket_path) as operator:
             await operator.subscribe([EventName.VP_ATTACHED])
             assert [event.partition_id for event in await operator.next_events()] == [7]
             assert await operator.list_partitions() == []
 
 
-KICKED_THEN_MAPPED = [outcomes.Answer.KICKED, outcomes.Answer.MAPPED, outcomes.Answer.MAPPED]
 UNMAP = Ask("unmap_gpa", {"start_gfn": 1, "page_count": 2})
 WELCOMED_AGAIN: list[Step] = [Hear(), Answer(HELLO_REPLY), UNMAP, Say(WELCOME), UNMAP, HangUp()]
 

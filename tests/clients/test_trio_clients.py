@@ -26,7 +26,6 @@ from fakes.scripted_daemon import (
     replies,
 )
 from intercept_client import (
-    ConnectionEnded,
     ConnectionLost,
     TrioNotifier,
     TrioOperator,
@@ -37,7 +36,7 @@ from intercept_client._connecting import connect_now
 from intercept_client._exchange import END_TIMEOUT
 from intercept_protocol import outcomes, rpc
 from intercept_protocol.addresses import UaddrRange
-from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.errors import WireError
 from intercept_protocol.events import EVENT_METHOD, Event, EventName, VpAttached
 from intercept_protocol.messages import (
     AddressSpaceKind,
@@ -51,7 +50,6 @@ from intercept_protocol.messages import (
     Subscribe,
     Translate,
     Translation,
-    VpSelection,
 )
 
 PARTITION = PartitionCredentials(partition_id=7, token=bytes(range(16)))
@@ -97,58 +95,10 @@ async def test_intercept_hands_in_the_message_and_returns_the_answer(socket_path
     assert daemon.heard[1:] == [("intercept", [bytes(range(256))])]
 
 
-async def test_a_refused_call_raises_and_the_next_continues(socket_path: Path) -> None:
-    script = [*hello(), Hear(), Refuse(WireError(errno.ENOENT, "no VP 9")), *replies(None)]
-    with ScriptedDaemon(socket_path, (script,)):
-        async with TrioVmm.open(socket_path) as vmm:
-            with pytest.raises(WireError, match="ENOENT: no VP 9"):
-                await vmm.call(Kick(vp_index=9))
-            await vmm.call(Kick(vp_index=VpSelection.ALL))
-
-
-async def test_a_refused_hello_raises_the_daemons_reason(socket_path: Path) -> None:
-    with (
-        ScriptedDaemon(
-            socket_path, ([Hear(), Refuse(WireError(errno.EACCES, "no such partition")), HangUp()],)
-        ),
-        pytest.raises(WireError, match="EACCES: no such partition"),
-    ):
-        async with TrioVp.open(socket_path, PARTITION, vp_index=0):
-            pass
-
-
 async def test_an_absent_socket_is_named(socket_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=str(socket_path)):
         async with TrioVmm.open(socket_path):
             pass
-
-
-async def test_a_daemon_that_hangs_up_loses_the_connection_for_good(socket_path: Path) -> None:
-    with ScriptedDaemon(socket_path, ([*hello(), Hear(), HangUp()],)):
-        async with TrioVmm.open(socket_path) as vmm:
-            with pytest.raises(ConnectionLost, match="ended"):
-                await vmm.statistics()
-            with pytest.raises(ConnectionLost):
-                await vmm.statistics()
-
-
-async def test_a_daemon_that_hung_up_between_calls_is_still_heard(socket_path: Path) -> None:
-    welcomed, gone = threading.Event(), threading.Event()
-    last_word = rpc.encode_error(0, WireError(errno.ESHUTDOWN, "going down"))
-    script = [*hello(), Await(welcomed), Say(last_word), HangUp(), Signal(gone)]
-    with ScriptedDaemon(socket_path, (script,)):
-        async with TrioVmm.open(socket_path) as vmm:
-            welcomed.set()
-            await reached(gone)
-            with pytest.raises(ConnectionEnded, match="ESHUTDOWN: going down"):
-                await vmm.statistics()
-
-
-async def test_nonsense_from_the_daemon_is_a_violation(socket_path: Path) -> None:
-    with ScriptedDaemon(socket_path, ([*hello(), Hear(), Say(b"HTTP/1.1 400")],)):
-        async with TrioVmm.open(socket_path) as vmm:
-            with pytest.raises(ProtocolViolation):
-                await vmm.statistics()
 
 
 async def test_calls_of_several_tasks_take_turns(socket_path: Path) -> None:

@@ -57,10 +57,12 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send a request, as on a hypervisor connection, and wait for its answer."""
+    """Send a request, as on a hypervisor connection, in one piece with what is to come before it, and wait for its
+    answer."""
 
     method: str
     fields: Mapping[str, object]
+    before: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +205,8 @@ class _Conversation:
                     self._answer(rpc.encode_error(self._msgid, error))
                 case Say(data):
                     self._connection.sendall(data)
-                case Ask(method, fields):
-                    self._ask(method, fields)
+                case Ask():
+                    self._ask(step)
                 case Signal(event):
                     event.set()
                 case Await(event):
@@ -224,11 +226,12 @@ class _Conversation:
             self._connection.sendall(answer)
         self._last_answer = answer
 
-    def _ask(self, method: str, fields: Mapping[str, object]) -> None:
+    def _ask(self, ask: Ask) -> None:
         self._msgid += 1
-        self._connection.sendall(rpc.encode_request(self._msgid, method, [dict(fields)]))
+        request = rpc.encode_request(self._msgid, ask.method, [dict(ask.fields)])
+        self._connection.sendall(ask.before + request)
         message = self._next_message()
-        assert isinstance(message, rpc.Response), f"no answer to {method}: {message!r}"
+        assert isinstance(message, rpc.Response), f"no answer to {ask.method}: {message!r}"
         assert message.msgid == self._msgid
         self._answered.append(message.error)
 
