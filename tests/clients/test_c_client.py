@@ -312,7 +312,8 @@ STATISTICS = {
     "regions": 1, "vmas": 2, "vps": 3, "open_invalidations": 4, "mapped_gfns": 5, "no_access_gfns": 6,
     "slat_extents": 7, "restarts": 8, "map_calls": 9, "unmap_calls": 10, "deposits": 11, "invalidations": 12,
     "stale_attempts": 13, "split_large_pages": 2**64 - 1, "latency": list(range(24)),
-    "latency_waited": [9] * 24, "intercepts": {"resume": {"mapped": 3, "later": 1}, "later": {}, "retry": {"kicked": 2}},
+    "latency_waited": [9] * 24,
+    "intercepts": {"resume": {"mapped": 3, "later": 1}, "later": {}, "retry": {"kicked": 2}},
 }  # fmt: skip
 FIGURES = "1 2 3 4 5 6 7 {} 9 10 11 12 13 {} 23 {} resume mapped 3 resume later 1 retry kicked 2 ok"
 
@@ -361,24 +362,24 @@ REGION = {
     "executable": False, "mapped_gfns": 7,
 }  # fmt: skip
 VMA = {
-    "start_uaddr": 4096, "page_count": 2, "start_pfn": 9, "readable": True, "writable": False, "executable": True,
-    "io": True,
+    "start_uaddr": 4096, "page_count": 2, "start_pfn": 9, "readable": True, "writable": False,
+    "executable": True, "io": True,
 }  # fmt: skip
 MAPPING = {"frame": ["anonymous", 8], "start_gfn": 1, "page_count": 2, "start_uaddr": 4096, "access": 5}
 
 
 @pytest.mark.parametrize(
-    ("method", "key", "element", "words"),
+    ("key", "element", "words"),
     [
-        ("list_regions", "regions", REGION, "1 2 4096 later live 7 1 0 "),
-        ("list_vmas", "vmas", VMA, "4096 2 9 1 0 1 1 "),
-        ("list_mappings", "mappings", MAPPING, "1 2 4096 anonymous 8 5 "),
+        ("regions", REGION, "1 2 4096 later live 7 1 0 "),
+        ("vmas", VMA, "4096 2 9 1 0 1 1 "),
+        ("mappings", MAPPING, "1 2 4096 anonymous 8 5 "),
     ],
 )
 def test_a_list_comes_in_pages_as_large_as_there_is_room_for(
-    programs: CPrograms, socket_path: Path, method: str, key: str, element: dict[str, object], words: str
+    programs: CPrograms, socket_path: Path, key: str, element: dict[str, object], words: str
 ) -> None:
-    later = {"later": {"x": 1}, **element}
+    later, method = {"later": {"x": 1}, **element}, f"list_{key}"
     for told, more, after, printed in (
         (0, False, 0, "ok"),
         (2, False, 0, words * 2 + "ok"),
@@ -453,7 +454,9 @@ def test_damaged_answers_and_requests_end_as_a_result_and_nothing_is_read_that_d
 ) -> None:
     """A map outside of the region, and a read of what was not received, end the program."""
     chance = random.Random(7)
-    whole = [(call, [1, 1, None, result]) for call, results in enumerate(CALLS) for result in results]
+    whole: list[tuple[int, object]] = [
+        (call, [1, 1, None, result]) for call, results in enumerate(CALLS) for result in results
+    ]
     whole += [(11, HELLO), *((12, request) for request in ASKED)]
     whole += [(call, REFUSED) for call in range(11)]
     packed = [(call, msgpack.packb(message)) for call, message in whole]

@@ -19,7 +19,9 @@ STRICT: Final = ("-pedantic", "-Wall", "-Wextra", "-Werror")
 LANGUAGES: Final = ("c99", "c11", "gnu11", "c++11", "c++17")
 COMPILERS: Final = {"gcc": "g++", "clang": "clang++"}
 """By the C compiler, that of C++."""
-OURS: Final = '#include "intercept_hypervisor.h"\n#include "intercept_memory.h"\n#include "intercept_client.h"'
+OURS: Final = (
+    '#include "intercept_hypervisor.h"\n#include "intercept_memory.h"\n#include "intercept_client.h"'
+)
 THEIRS: Final = "#include <sys/mman.h>\n#include <time.h>"
 PROGRAM: Final = "int main(void) { return MAP_ANONYMOUS == CLOCK_MONOTONIC; }"
 """Uses names that an earlier POSIX, or strict POSIX, hides."""

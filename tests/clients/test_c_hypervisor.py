@@ -1,4 +1,4 @@
-"""The hypervisor connection in C: what a daemon asks, which maps are refused (Y-12, Y-13), and what is answered."""
+"""The hypervisor connection in C: what a daemon asks, what is refused (Y-12, Y-13), and what is answered."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def vmm_in_c(
     told: Sequence[Step] = (),
     calls: Sequence[tuple[object, ...]] = ADD_BOTH,
 ) -> Iterator[Asked]:
-    """`told` is what its `vmm` connection hears behind the answers to `calls`; `asks` begins with `Asked.ask`."""
+    """`told` is what its `vmm` connection hears behind the answers to `calls`; `asks` begins with
+    `Asked.go_on`."""
     ready = threading.Event()
     vmm = [*hello(), *replies(*[ADDED] * len(calls)), *told]
     hypervisor = [*hello(), Await(ready), *asks, HangUp()]
@@ -101,7 +102,7 @@ def test_every_map_that_no_region_covers_is_refused_and_all_others_are_carried_o
 ) -> None:
     lies = [at(MEMORY, fields) for fields, _ in LIES.values()]
     truths = [at(MEMORY, fields) for fields in TRUTHS.values()]
-    asks = [Ask("map_gpa", fields) for fields in [*lies, *truths]]
+    asks: list[Step] = [Ask("map_gpa", fields) for fields in [*lies, *truths]]
     with vmm_in_c(programs, socket_path, asks, how=how) as asked:
         answered = asked.ask()
         calls = asked.do("calls")
@@ -138,8 +139,9 @@ def test_a_list_is_carried_out_in_order_and_a_refusal_says_how_far_it_came(
     unmaps = [{"start_gfn": n * 2, "page_count": 1} for n in range(PIECES_LIMIT)]
     middle = threading.Event()
     refused = threading.Event()
-    asks = [
-        Ask("map_gpas", {"pieces": maps}), Ask("unmap_gpas", {"pieces": unmaps}), Signal(middle), Await(refused),
+    asks: list[Step] = [
+        Ask("map_gpas", {"pieces": maps}), Ask("unmap_gpas", {"pieces": unmaps}),
+        Signal(middle), Await(refused),
         Ask("map_gpas", {"pieces": maps}), Ask("unmap_gpa", unmaps[3]),
     ]  # fmt: skip
     with vmm_in_c(programs, socket_path, asks) as asked:
@@ -181,7 +183,7 @@ WRONG: Final[Mapping[str, tuple[str, Mapping[str, object], int, str | None]]] = 
 def test_what_is_not_a_request_of_this_protocol_is_refused_and_the_next_is_carried_out(
     programs: CPrograms, socket_path: Path, how: str
 ) -> None:
-    asks = [Ask(method, fields) for method, fields, _, _ in WRONG.values()]
+    asks: list[Step] = [Ask(method, fields) for method, fields, _, _ in WRONG.values()]
     with vmm_in_c(programs, socket_path, [*asks, Ask("map_gpa", WHOLE_RAM)], how=how) as asked:
         *refusals, last = asked.ask()
         assert asked.do("calls") == "map 0x100+4 3, "
@@ -198,7 +200,7 @@ def test_a_hypervisor_that_is_welcomed_again_serves_on(
 ) -> None:
     """T-12."""
     unmap = Ask("unmap_gpa", {"start_gfn": 1, "page_count": 2})
-    asks = [unmap, Say(rpc.encode_result(1, {"protocol": 1})), unmap]
+    asks: list[Step] = [unmap, Say(rpc.encode_result(1, {"protocol": 1})), unmap]
     with vmm_in_c(programs, socket_path, asks, how=how, calls=()) as asked:
         assert asked.ask() == [None, None]
         assert asked.do("calls") == "unmap 0x1+2 0, " * 2
@@ -242,12 +244,12 @@ def test_a_request_that_comes_with_the_answer_to_the_hello_is_carried_out(
 
 
 def change(programs: CPrograms, path: Path, end: Sequence[Step], *verb: object) -> tuple[list[object], str]:
-    """RAM is mapped while the request `verb` is in flight, and again once it has ended as `end` says: the errnos, and
-    how it ended for the caller."""
+    """RAM is mapped while the request `verb` is in flight, and again once it has ended as `end` says: the
+    errnos, and how it ended for the caller."""
     heard, asked_once, ended = threading.Event(), threading.Event(), threading.Event()
-    told = [Hear(), Signal(heard), Await(asked_once), *end]
+    told: list[Step] = [Hear(), Signal(heard), Await(asked_once), *end]
     mine = Ask("map_gpa", WHOLE_RAM)
-    asks = [Await(heard), mine, Signal(asked_once), Await(ended), mine]
+    asks: list[Step] = [Await(heard), mine, Signal(asked_once), Await(ended), mine]
     calls = [ADD_RAM] if verb[0] != "add" else []
     with vmm_in_c(programs, path, asks, told=told, calls=calls) as asked:
         asked.go_on()
@@ -264,17 +266,17 @@ SAME: Final = ("change", *ADD_RAM[1:4], *ADD_RAM[1:4])
 
 
 @pytest.mark.parametrize(
-    ("verb", "end", "after", "result"),
+    ("verb", "end"),
     [
-        (ADD_RAM, Answer(ADDED), None, "ok"),
-        (ADD_RAM, REFUSED, errno.EPERM, "refused 28 ENOSPC"),
-        (REMOVE, Answer(None), errno.EPERM, "ok"),
-        (REMOVE, REFUSED, None, "refused 28 ENOSPC"),
-        (REMOVE, GONE, errno.EPERM, "refused 2 ENOENT"),
-        (NEW, Answer({"kinds": ["movable"]}), errno.EPERM, "ok"),
-        (NEW, REFUSED, None, "refused 28 ENOSPC"),
-        (SAME, Answer({"kinds": ["movable"]}), None, "ok"),
-        (SAME, REFUSED, None, "refused 28 ENOSPC"),
+        (ADD_RAM, (Answer(ADDED), None, "ok")),
+        (ADD_RAM, (REFUSED, errno.EPERM, "refused 28 ENOSPC")),
+        (REMOVE, (Answer(None), errno.EPERM, "ok")),
+        (REMOVE, (REFUSED, None, "refused 28 ENOSPC")),
+        (REMOVE, (GONE, errno.EPERM, "refused 2 ENOENT")),
+        (NEW, (Answer({"kinds": ["movable"]}), errno.EPERM, "ok")),
+        (NEW, (REFUSED, None, "refused 28 ENOSPC")),
+        (SAME, (Answer({"kinds": ["movable"]}), None, "ok")),
+        (SAME, (REFUSED, None, "refused 28 ENOSPC")),
     ],
 )
 def test_a_region_counts_from_before_its_request_until_its_end(
@@ -291,9 +293,15 @@ def test_a_region_counts_from_before_its_request_until_its_end(
 def test_during_a_change_its_new_regions_count_too(programs: CPrograms, socket_path: Path) -> None:
     heard, asked_once = threading.Event(), threading.Event()
     new = {"start_gfn": 0x500, "page_count": 4, "start_uaddr": 0x7800_0000, "access": 3}
-    told = [Hear(), Signal(heard), Await(asked_once), REFUSED]
+    told: list[Step] = [Hear(), Signal(heard), Await(asked_once), REFUSED]
     refused = threading.Event()
-    asks = [Await(heard), Ask("map_gpa", new), Signal(asked_once), Await(refused), Ask("map_gpa", new)]
+    asks: list[Step] = [
+        Await(heard),
+        Ask("map_gpa", new),
+        Signal(asked_once),
+        Await(refused),
+        Ask("map_gpa", new),
+    ]
     with vmm_in_c(programs, socket_path, asks, told=told) as asked:
         asked.go_on()
         assert asked.do(*NEW) == "refused 28 ENOSPC"
@@ -305,7 +313,7 @@ def test_a_region_whose_answer_is_late_counts_and_goes_on_counting(
     programs: CPrograms, socket_path: Path
 ) -> None:
     late = threading.Event()
-    told = [Hear(), Await(late), Answer(ADDED)]
+    told: list[Step] = [Hear(), Await(late), Answer(ADDED)]
     with vmm_in_c(programs, socket_path, [Ask("map_gpa", WHOLE_RAM)], told=told, calls=()) as asked:
         asked.do("timeout", 50)
         assert asked.do(*ADD_RAM) == "timed out"
@@ -339,8 +347,9 @@ def test_a_pfn_has_to_be_what_the_vmm_declared_for_the_memory(programs: CProgram
         fields = {"start_gfn": gfn, "page_count": pages, "start_uaddr": uaddr, "access": 1, "start_pfn": pfn}
         return Ask("map_gpa", fields)
 
-    asks = [
-        piece(0x100, 4, 0x500), piece(0x101, 2, 0x501), piece(0x101, 2, 0x502), Signal(asked_once), Await(carved),
+    asks: list[Step] = [
+        piece(0x100, 4, 0x500), piece(0x101, 2, 0x501), piece(0x101, 2, 0x502),
+        Signal(asked_once), Await(carved),
         piece(0x100, 4, 0x500), piece(0x101, 1, 0x501), piece(0x100, 1, 0x500), piece(0x102, 2, 0x502),
     ]  # fmt: skip
     with vmm_in_c(programs, socket_path, asks, calls=[*declared, ADD_RAM], told=replies(None)) as asked:

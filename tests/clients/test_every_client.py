@@ -137,8 +137,13 @@ def test_a_refusal_that_comes_late_is_passed_over_too(client: Open, socket_path:
 
 LIVES: Final[dict[str, tuple[list[Step], list[tuple[str, ...]], list[str]]]] = {
     "vmm": (
-        [*hello(), *replies(None, None), Hear(), Refuse(WireError(errno.ENOENT, "no VP 9"))]
-        + replies({"frame": ["host", 5], "access": 3}, None),
+        [
+            *hello(),
+            *replies(None, None),
+            Hear(),
+            Refuse(WireError(errno.ENOENT, "no VP 9")),
+            *replies({"frame": ["host", 5], "access": 3}, None),
+        ],
         [("kick_all",), ("kick_all",), ("kick", "9"), ("translate", "5"), ("translate", "6")],
         ["ok", "ok", "refused ENOENT: no VP 9", "host 5 3 ok", "nothing ok"],
     ),

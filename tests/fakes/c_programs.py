@@ -1,7 +1,7 @@
 """Programs in C that use the C client: built with all warnings as errors and with the sanitizers, and run.
 
-Owns the compiler's command, and the conversation with a program that takes a line and prints a line. Must not know
-what the lines mean.
+Owns the compiler's command, and the conversation with a program that takes a line and prints a line. Must not
+know what the lines mean.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Conversation:
 @contextmanager
 def conversation(program: Path, *arguments: object) -> Iterator[Conversation]:
     """Ends the program's stdin with the block; then it must succeed as in `run`."""
-    command = [program, *map(str, arguments)]
+    command: list[str | Path] = [program, *map(str, arguments)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         try:

@@ -1,7 +1,7 @@
 """A VMM's client of each kind, told what to do call by call: for threads, for trio, in C.
 
-Owns wording how a call ended in the same way for all: what it returned and `ok`; `refused` and the error; `timed out`;
-`lost`, with the daemon's last words if there are any. Must not know what the daemon says.
+Owns wording how a call ended in the same way for all: what it returned and `ok`; `refused` and the error;
+`timed out`; `lost`, with the daemon's last words if there are any. Must not know what the daemon says.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -44,8 +44,8 @@ class Player(Protocol):
     opened: str
 
     def do(self, verb: str, *numbers: int) -> str:
-        """Make a call: `kick`, `kick_all`, `translate`, `intercept`, `invalidate`; or `timeout`, in milliseconds, for
-        those that follow, 0 for none."""
+        """Make a call: `kick`, `kick_all`, `translate`, `intercept`, `invalidate`; or `timeout`, in
+        milliseconds, for those that follow, 0 for none."""
         ...
 
 
@@ -137,7 +137,7 @@ class _Trio:
         self.opened = "ok"
 
     async def live(self) -> None:
-        opening = {
+        opening: dict[str, Callable[[], AbstractAsyncContextManager[TrioVmm | TrioVp | TrioNotifier]]] = {
             "vmm": lambda: TrioVmm.open(self._path),
             "vp": lambda: TrioVp.open(self._path, PARTITION, vp_index=0),
             "notifier": lambda: TrioNotifier.open(self._path, PARTITION),

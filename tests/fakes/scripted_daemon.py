@@ -57,8 +57,8 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send a request, as on a hypervisor connection, in one piece with what is to come before it, and wait for its
-    answer."""
+    """Send a request, as on a hypervisor connection, in one piece with what comes before it, and wait for
+    its answer."""
 
     method: str
     fields: Mapping[str, object]
