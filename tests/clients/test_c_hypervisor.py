@@ -280,14 +280,10 @@ SAME: Final = ("change", *ADD_RAM[1:4], *ADD_RAM[1:4])
     ],
 )
 def test_a_region_counts_from_before_its_request_until_its_end(
-    programs: CPrograms,
-    socket_path: Path,
-    verb: tuple[object, ...],
-    end: Step,
-    after: int | None,
-    result: str,
+    programs: CPrograms, socket_path: Path, verb: tuple[object, ...], end: tuple[Step, int | None, str]
 ) -> None:
-    assert change(programs, socket_path, [end], *verb) == ([None, after], result)
+    answer, after, result = end
+    assert change(programs, socket_path, [answer], *verb) == ([None, after], result)
 
 
 def test_during_a_change_its_new_regions_count_too(programs: CPrograms, socket_path: Path) -> None:
@@ -313,12 +309,14 @@ def test_a_region_whose_answer_is_late_counts_and_goes_on_counting(
     programs: CPrograms, socket_path: Path
 ) -> None:
     late = threading.Event()
-    told: list[Step] = [Hear(), Await(late), Answer(ADDED)]
+    told: list[Step] = [Hear(), Await(late), Answer(ADDED), *replies(None)]
     with vmm_in_c(programs, socket_path, [Ask("map_gpa", WHOLE_RAM)], told=told, calls=()) as asked:
         asked.do("timeout", 50)
         assert asked.do(*ADD_RAM) == "timed out"
         assert asked.ask() == [None]
         late.set()
+        asked.do("timeout", 0)
+        assert asked.do(*REMOVE) == "ok"
 
 
 def test_more_regions_than_there_is_room_for_are_refused_before_the_daemon_hears_of_them(
