@@ -535,41 +535,49 @@ IC_API enum ic_result ic_connect(struct ic_connection *connection, const char *p
     connection->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (connection->socket < 0) return ic__lose(connection, errno, "socket", NULL);
     ic_set_timeout(connection, 1000 * IC_HELLO_SECONDS);
-    if (connect(connection->socket, (struct sockaddr *)&address, sizeof address)) return ic__lose(connection, errno, "connect", path);
+    int failed;
+    do failed = connect(connection->socket, (struct sockaddr *)&address, sizeof address);
+    while (failed && errno == EINTR);
+    if (failed) return ic__lose(connection, errno, "connect", path);
     ic_set_timeout(connection, 0);
     return IC_OK;
 }
 
 /* ------------------------------------------------ one request and its answer */
 
-/* As one system call, unless the socket is full (T-13). The descriptors go with the first byte (P-19); the caller still owns
- * its own. A request of which nothing could be sent in time was not made. */
-static inline enum ic_result ic__send(
-    struct ic_connection *connection, const uint8_t *bytes, size_t length, const int *descriptors, size_t descriptor_count) {
+/* As send(2), with descriptors, of which the caller still owns its own (P-19). */
+static inline ssize_t ic__send_descriptors(int socket, const uint8_t *bytes, size_t length, const int *descriptors, size_t count) {
     union {
         struct cmsghdr header;
         char room[CMSG_SPACE(IC_DESCRIPTORS * sizeof(int))];
     } control;
+    struct iovec data;
+    struct msghdr message;
+    memset(&control, 0, sizeof control);
+    memset(&message, 0, sizeof message);
+    control.header.cmsg_level = SOL_SOCKET;
+    control.header.cmsg_type = SCM_RIGHTS;
+    control.header.cmsg_len = CMSG_LEN(count * sizeof(int));
+    memcpy(CMSG_DATA(&control.header), descriptors, count * sizeof(int));
+    data.iov_base = (void *)(uintptr_t)bytes;
+    data.iov_len = length;
+    message.msg_iov = &data;
+    message.msg_iovlen = 1;
+    message.msg_control = &control;
+    message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+    return sendmsg(socket, &message, MSG_NOSIGNAL);
+}
+
+/* As one system call, unless the socket is full (T-13). The descriptors go with the first byte. A request of which nothing could
+ * be sent in time was not made. */
+static inline enum ic_result ic__send(
+    struct ic_connection *connection, const uint8_t *bytes, size_t length, const int *descriptors, size_t descriptor_count) {
     if (connection->socket < 0) return ic__lose(connection, ENOTCONN, "send", NULL);
     if (connection->lost) return IC_LOST; /* its error still says why */
     for (size_t sent = 0; sent < length;) {
-        struct iovec rest;
-        struct msghdr message;
-        memset(&message, 0, sizeof message);
-        rest.iov_base = (void *)(uintptr_t)(bytes + sent);
-        rest.iov_len = length - sent;
-        message.msg_iov = &rest;
-        message.msg_iovlen = 1;
-        if (!sent && descriptor_count) {
-            memset(&control, 0, sizeof control);
-            control.header.cmsg_level = SOL_SOCKET;
-            control.header.cmsg_type = SCM_RIGHTS;
-            control.header.cmsg_len = CMSG_LEN(descriptor_count * sizeof(int));
-            memcpy(CMSG_DATA(&control.header), descriptors, descriptor_count * sizeof(int));
-            message.msg_control = &control;
-            message.msg_controllen = CMSG_SPACE(descriptor_count * sizeof(int));
-        }
-        ssize_t count = sendmsg(connection->socket, &message, MSG_NOSIGNAL);
+        ssize_t count = sent || !descriptor_count
+            ? send(connection->socket, bytes + sent, length - sent, MSG_NOSIGNAL)
+            : ic__send_descriptors(connection->socket, bytes, length, descriptors, descriptor_count);
         if (count < 0 && errno == EINTR) continue;
         if (count < 0) {
             if (errno == EPIPE || errno == ECONNRESET) return IC_OK; /* the reason for closing can still be read */
@@ -611,7 +619,8 @@ static inline enum ic_result ic__fill(struct ic_connection *connection, int flag
     if (!room) return ic__lose(connection, EMSGSIZE, "answer", NULL);
     do count = recv(connection->socket, connection->answer + connection->received, room, flags);
     while (count < 0 && errno == EINTR);
-    if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return ic__fail(connection, ETIMEDOUT, "receive", NULL), IC_TIMED_OUT;
+    bool late = count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
+    if (late) return ic__fail(connection, ETIMEDOUT, "receive", NULL), IC_TIMED_OUT;
     if (count < 0) return ic__lose(connection, errno, "receive", NULL);
     if (!count) return ic__lose(connection, ECONNRESET, "receive", "the daemon closed");
     connection->received += (size_t)count;
@@ -1034,7 +1043,7 @@ IC_API enum ic_result ic_change_regions(
     struct ic__change change;
     uint64_t told;
     ic__request(&request, "change_regions");
-    if (removed_count > IC_LIST || added_count > IC_LIST || 10 + 7 * removed_count + 13 * added_count > IC_VALUES) request.full = true;
+    request.full = removed_count > IC_LIST || added_count > IC_LIST || 10 + 7 * removed_count + 13 * added_count > IC_VALUES;
     ic__list_field(&request, "remove", removed_count);
     for (size_t i = 0; i < removed_count && !request.full; i++) ic__map(&request), ic__place_fields(&request, &removed[i]);
     ic__list_field(&request, "add", added_count);
@@ -1375,7 +1384,7 @@ IC_API enum ic_result ic_invalidate_begin(struct ic_connection *connection, uint
     return ic__announce(connection, "invalidate_begin", start_uaddr, length);
 }
 
-/* End a begin of exactly this range, on this connection (N-3). */
+/* End a begin of exactly this range, on this connection (N-3). After a begin that timed out it first waits for the begin's answer. */
 IC_API enum ic_result ic_invalidate_end(struct ic_connection *connection, uint64_t start_uaddr, uint64_t length) {
     return ic__announce(connection, "invalidate_end", start_uaddr, length);
 }

@@ -167,6 +167,14 @@ static inline const struct ic_map *ic__not_own(struct ic_own_regions *own, const
 
 /* ------------------------------------------------ answering it */
 
+/* The daemon decides by the number (Y-10): only errors of this side are named, as others are where Linux has no name (E-5). */
+static inline void ic__name_error(int number, char *name, size_t size) {
+    if (number == EPERM) snprintf(name, size, "EPERM");
+    else if (number == EINVAL) snprintf(name, size, "EINVAL");
+    else if (number == ENOSYS) snprintf(name, size, "ENOSYS");
+    else snprintf(name, size, "E%d", number);
+}
+
 static inline enum ic_result ic__respond(
     struct ic_connection *connection, uint64_t msgid, const struct ic__refusal *refusal) {
     struct ic_writer answer;
@@ -177,10 +185,10 @@ static inline enum ic_result ic__respond(
     ic__integer(&answer, msgid);
     if (refusal) {
         char name[24];
-        snprintf(name, sizeof name, "E%d", refusal->number);
+        ic__name_error(refusal->number, name, sizeof name);
         ic__byte(&answer, 0x94);
         ic__integer(&answer, (uint64_t)refusal->number);
-        ic__text(&answer, refusal->number == EPERM ? "EPERM" : refusal->number == EINVAL ? "EINVAL" : refusal->number == ENOSYS ? "ENOSYS" : name);
+        ic__text(&answer, name);
         ic__text(&answer, refusal->message);
         ic__map(&answer);
         ic__integer_field(&answer, "done", refusal->done);
@@ -203,8 +211,9 @@ static inline enum ic_result ic__do_request(
     const struct ic_map *lie = ic__not_own(connection->own, &request);
     if (lie) {
         char message[160];
+        unsigned long long pages = lie->page_count, gfn = lie->start_gfn, uaddr = lie->start_uaddr;
         snprintf(message, sizeof message, "no region of this VMM covers %llu pages from gfn 0x%llx on at uaddr 0x%llx with access %u",
-                 (unsigned long long)lie->page_count, (unsigned long long)lie->start_gfn, (unsigned long long)lie->start_uaddr, lie->access);
+                 pages, gfn, uaddr, lie->access);
         struct ic__refusal foreign = {EPERM, 0, message, NULL};
         if (calls->refused) calls->refused(context, lie);
         return ic__respond(connection, msgid, &foreign);

@@ -47,11 +47,10 @@ static int scripted_connect(void) {
     return 0;
 }
 
-static ssize_t scripted_send(const struct msghdr *message) {
-    const struct iovec *sent = message->msg_iov;
+static ssize_t scripted_send(const uint8_t *bytes, size_t length) {
     sends++;
-    for (size_t i = 0; prints && i < sent->iov_len; i++) printf("%02x", ((const uint8_t *)sent->iov_base)[i]);
-    return (ssize_t)sent->iov_len;
+    for (size_t i = 0; prints && i < length; i++) printf("%02x", bytes[i]);
+    return (ssize_t)length;
 }
 
 /* Up to the cut, then the rest; byte by byte if there is no cut. Nothing left is the end. */
@@ -71,7 +70,7 @@ static int scripted_poll(int timeout) {
 }
 
 #define connect(socket, address, length) ((void)(address), scripted_connect())
-#define sendmsg(socket, message, flags) scripted_send(message)
+#define send(socket, bytes, length, flags) scripted_send(bytes, length)
 #define recv(socket, to, room, flags) ((void)(flags), scripted_recv(to, room))
 #define poll(polled, count, timeout) scripted_poll(timeout)
 #include "intercept_hypervisor.h"
