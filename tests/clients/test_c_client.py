@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgpack
@@ -26,17 +27,41 @@ def asked(
     return printed, peer.requests[0]
 
 
-def test_the_example_lives_a_vmms_whole_life_with_a_real_daemon(programs: CPrograms, tmp_path: Path) -> None:
-    with DaemonProcess(tmp_path) as daemon:
-        daemon.wait_serving()
-        printed = run(programs / "example", daemon.socket)
-    assert printed == [
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    with DaemonProcess(tmp_path_factory.mktemp("daemon")) as process:
+        yield process.wait_serving()
+
+
+def test_the_example_lives_a_vmms_whole_life_with_a_real_daemon(
+    programs: CPrograms, daemon: DaemonProcess
+) -> None:
+    assert run(programs / "example", daemon.socket) == [
         "gfn 0xf0000: resume mapped",
         "gfn 0xf0001: resume already_mapped",
         "gfn 0xf0002: forward permission",
         "gfn 0xf0040: forward no_region",
         "gfn 0xf0000: forward unbacked",
         "refused: EEXIST: region [0xf0000, 0xf0040) overlaps [0xf0000, 0xf0040)",
+    ]
+
+
+def test_a_vmm_on_its_own_memory_and_hypervisor_lives_with_a_real_daemon(
+    programs: CPrograms, daemon: DaemonProcess
+) -> None:
+    assert run(programs / "c_vmm", daemon.socket) == [
+        "copies left: -1 -1 -1",
+        "resume mapped, reaches 7",
+        "mprotect 0",
+        "forward permission, reaches -1",
+        "resume already_mapped, reaches 7",
+        "mprotect -1 ECANCELED start_uaddr",
+        "munmap 0",
+        "forward unbacked, reaches -1",
+        "mremap 1",
+        "resume mapped, reaches 7",
+        "own regions: 0",
+        "served until: receive: the daemon closed: Connection reset by peer",
     ]
 
 
@@ -297,12 +322,10 @@ def test_hello_says_what_the_daemon_can_and_what_its_limits_are(
     assert asked(programs, socket_path, "open_vmm", answer=[1, 1, None, hello])[0] == printed
 
 
-def test_every_limit_that_the_daemon_states_is_read(programs: CPrograms, tmp_path: Path) -> None:
-    with DaemonProcess(tmp_path) as daemon:
-        daemon.wait_serving()
-        with BlockingVmm.open(daemon.socket) as vmm:
-            stated = vmm.hello.limits
-        [printed] = run(programs / "c_driver", daemon.socket, "open_vmm")
+def test_every_limit_that_the_daemon_states_is_read(programs: CPrograms, daemon: DaemonProcess) -> None:
+    with BlockingVmm.open(daemon.socket) as vmm:
+        stated = vmm.hello.limits
+    [printed] = run(programs / "c_driver", daemon.socket, "open_vmm")
     assert {word for word in printed.split() if "=" in word} == {
         f"{key}={value}" for key, value in stated.items()
     }

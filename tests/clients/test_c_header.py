@@ -31,7 +31,6 @@ PLACES: Final = {
     "first": (EXTENSIONS, OURS, THEIRS, PROGRAM),
     "last": (EXTENSIONS, THEIRS, OURS, PROGRAM),
     "alone": (OURS, "int main(void) { return IC_OK; }"),
-    "as symbols": ("#define IC_API", OURS, "int main(void) { return IC_OK; }"),
 }
 CPP_PROGRAM: Final = """
 #include "intercept_client.h"
@@ -64,6 +63,15 @@ def compiler(name: str, language: str) -> Sequence[str]:
 def test_the_header_compiles_and_hides_nothing_wherever_it_is_included(
     name: str, language: str, place: Sequence[str], tmp_path: Path
 ) -> None:
+    require_silence(name, language, place, tmp_path)
+
+
+def test_the_functions_may_be_symbols_of_one_file(tmp_path: Path) -> None:
+    require_silence("gcc", "c99", ("#define IC_API", *PLACES["alone"]), tmp_path)
+
+
+def require_silence(name: str, language: str, place: Sequence[str], tmp_path: Path) -> None:
+    """It compiles, without a warning."""
     source = tmp_path / ("program.cpp" if "++" in language else "program.c")
     source.write_text("\n".join(place) + "\n")
     compiled = subprocess.run(

@@ -14,6 +14,7 @@ from fakes.daemon_process import DaemonProcess
 from fakes.eventually import PATIENCE
 
 
+@pytest.mark.verify
 def test_the_example_in_rust_makes_an_intercept(tmp_path: Path) -> None:
     if missing := [tool for tool in ("bindgen", "cc", "rustc") if shutil.which(tool) is None]:
         pytest.skip(f"not installed: {', '.join(missing)}")

@@ -13,8 +13,7 @@ from typing import Final
 
 import pytest
 
-from fakes.c_programs import Conversation, CPrograms, conversation, run
-from fakes.daemon_process import DaemonProcess
+from fakes.c_programs import Conversation, CPrograms, conversation
 from fakes.eventually import PATIENCE
 from fakes.scripted_daemon import Answer, HangUp, Hear, Refuse, ScriptedDaemon, Step, hello, replies
 from intercept_protocol import rpc
@@ -26,28 +25,6 @@ NO_FILE: Final = -1
 BEGIN, END = "invalidate_begin", "invalidate_end"
 ELSEWHERE: Final = 0x3000
 EAGAIN: Final = Refuse(WireError(errno.EAGAIN, "an obstacle"))
-
-
-def test_a_vmm_on_its_own_memory_and_hypervisor_lives_with_a_real_daemon(
-    programs: CPrograms, tmp_path: Path
-) -> None:
-    with DaemonProcess(tmp_path) as daemon:
-        daemon.wait_serving()
-        printed = run(programs / "c_vmm", daemon.socket)
-    assert printed == [
-        "copies left: -1 -1 -1",
-        "resume mapped, reaches 7",
-        "mprotect 0",
-        "forward permission, reaches -1",
-        "resume already_mapped, reaches 7",
-        "mprotect -1 ECANCELED start_uaddr",
-        "munmap 0",
-        "forward unbacked, reaches -1",
-        "mremap 1",
-        "resume mapped, reaches 7",
-        "own regions: 0",
-        "served until: receive: the daemon closed: Connection reset by peer",
-    ]
 
 
 class Receiving:
