@@ -63,25 +63,25 @@ def compiler(name: str, language: str) -> Sequence[str]:
 def test_the_header_compiles_and_hides_nothing_wherever_it_is_included(
     name: str, language: str, place: Sequence[str], tmp_path: Path
 ) -> None:
-    require_silence(name, language, place, tmp_path)
+    assert compiled(name, language, place, tmp_path) == (0, "")
 
 
 def test_the_functions_may_be_symbols_of_one_file(tmp_path: Path) -> None:
-    require_silence("gcc", "c99", ("#define IC_API", *PLACES["alone"]), tmp_path)
+    assert compiled("gcc", "c99", ("#define IC_API", *PLACES["alone"]), tmp_path) == (0, "")
 
 
-def require_silence(name: str, language: str, place: Sequence[str], tmp_path: Path) -> None:
-    """It compiles, without a warning."""
+def compiled(name: str, language: str, place: Sequence[str], tmp_path: Path) -> tuple[int, str]:
+    """The compiler's status, and what it says."""
     source = tmp_path / ("program.cpp" if "++" in language else "program.c")
     source.write_text("\n".join(place) + "\n")
-    compiled = subprocess.run(
+    done = subprocess.run(
         [*compiler(name, language), "-fsyntax-only", source],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
     )
-    assert (compiled.returncode, compiled.stderr) == (0, "")
+    return done.returncode, done.stderr
 
 
 def test_a_program_in_cpp_speaks_to_a_daemon(socket_path: Path, tmp_path: Path) -> None:
