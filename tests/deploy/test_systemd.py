@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fakes.daemon_process import DaemonProcess
-from fakes.eventually import eventually
+from fakes.eventually import PATIENCE, eventually
 from fakes.scraper import scrape
 from interceptd.keeper import store as keeper_store
 from interceptd.systemd import fd_store
@@ -39,7 +40,7 @@ def root(tmp_path: Path) -> Path:
     shutil.copytree("/lib/systemd/system", tmp_path / "usr/lib/systemd/system", symlinks=True)
     for unit in SYSTEMD.glob("interceptd*.s*"):
         shutil.copy(unit, tmp_path / "usr/lib/systemd/system")
-    for name in ("usr/bin/interceptd", "usr/lib/systemd/systemd-socket-proxyd", "bin/kill"):
+    for name in ("usr/bin/interceptd", "usr/lib/systemd/systemd-socket-proxyd", "bin/kill", "bin/sh"):
         command = tmp_path / name
         command.parent.mkdir(exist_ok=True)
         command.touch(0o755)
@@ -90,15 +91,38 @@ def test_the_instances_are_hardened_as_the_service_is() -> None:
 
 
 @pytest.mark.parametrize("name", ["interceptd.service", "interceptd@.service"])
-def test_a_service_that_makes_way_or_dies_is_followed_at_once_by_one_that_gets_its_descriptors(
+def test_a_service_that_makes_way_or_dies_is_followed_by_one_that_gets_its_descriptors(
     name: str,
 ) -> None:
     unit = dict(directives(name))
     assert (unit["Restart"], unit["RestartSec"]) == ("on-abort", "0")
     assert unit["SuccessExitStatus"] == str(EX_TEMPFAIL)
     assert unit["RestartForceExitStatus"] == f"1 {EX_SOFTWARE} {EX_TEMPFAIL} SIGABRT"
+    assert unit["StartLimitIntervalSec"] == "0"  # a limit would let go of everything, and fail the socket
     assert unit["Environment"] == f"{fd_store.KEEP_VARIABLE}=yes"  # systemd 253 and older set no $FDSTORE
     assert int(unit["FileDescriptorStoreMax"]) == fd_store.CAPACITY == keeper_store.CAPACITY
+
+
+@pytest.mark.parametrize("name", ["interceptd.service", "interceptd@.service"])
+@pytest.mark.parametrize(
+    ("status", "paused"),
+    [("0", ""), (str(EX_TEMPFAIL), ""), ("1", "1"), (str(EX_SOFTWARE), "1"), ("ABRT", "1"), ("KILL", "1")],
+)
+def test_a_daemon_that_fails_is_followed_after_a_pause_and_one_that_makes_way_without(
+    name: str, status: str, paused: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sleep").write_text('#!/bin/sh\nprintf %s "$1"\n')
+    (tmp_path / "sleep").chmod(0o755)
+    command = shlex.split(dict(directives(name))["ExecStopPost"].replace("$$", "$"))
+    ended = subprocess.run(
+        command,
+        env={"PATH": str(tmp_path), "EXIT_STATUS": status},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert ended.stdout == paused
 
 
 def test_the_socket_unit_passes_the_vmms_socket_under_its_name() -> None:

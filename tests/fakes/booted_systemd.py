@@ -1,7 +1,7 @@
 """systemd as process 1 of its own namespaces, with the units of this repository and their daemon; for root.
 
-Owns the namespaces, their mounts and their cgroup, and leaves nothing behind. The units are changed in their
-paths alone. Must not know what a unit does.
+Owns the namespaces, their mounts and their cgroup, and leaves nothing behind: what is written in the
+directories of `WRITABLE` is gone at its end. Must not know what a unit does.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ REPOSITORY: Final = Path(__file__).parents[2]
 UNITS: Final = REPOSITORY / "deploy" / "systemd"
 SYSTEMD: Final = Path("/lib/systemd/systemd")
 PLACE: Final = "/mnt"
-"""Where the namespaces have what the units need: a daemon sees no /home, /root or /tmp of the host."""
-PATHS: Final = {"/usr/bin/interceptd": f"{PLACE}/bin/interceptd", "/etc/interceptd": f"{PLACE}/etc"}
+"""Where the namespaces have what the commands need: a daemon sees no /home, /root or /tmp of the host."""
+WRITABLE: Final = ("/etc", "/usr/bin", "/usr/lib/sysusers.d")
+"""Directories of the host that have a writable layer of the namespaces' own."""
+COMMANDS: Final = ("interceptd", "interceptctl")
 USER: Final = "interceptd"
 UID: Final = 64123
 INSTANCES: Final = ("web", "other")
@@ -57,26 +59,34 @@ mount -t proc proc /proc
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs {PLACE}
+for directory in {" ".join(WRITABLE)}; do
+  mkdir -p {PLACE}/layers$directory/upper {PLACE}/layers$directory/work
+  mount -t overlay overlay $directory \
+    -o lowerdir=$directory,upperdir={PLACE}/layers$directory/upper,workdir={PLACE}/layers$directory/work
+done
 mount --bind /dev/null /dev/console
 """
 BOOT: Final = f"""
 set -e
 {MOUNTS}
 cd {PLACE}
-mkdir -p /run/systemd /run/lock python site repository bin etc log
+mkdir -p /run/systemd /run/lock python site repository log /etc/interceptd
 mount --bind "$1" {PLACE}/python
 mount --bind "$2" {PLACE}/site
-for part in service protocol clients; do  # the checkout itself may be closed to the units' user
+for part in service protocol clients deploy; do  # the checkout itself may be closed to the units' user
   mkdir repository/$part
   mount --bind "$3/$part" {PLACE}/repository/$part
 done
-mount --bind "$4/bin" {PLACE}/bin
-mount --bind "$4/etc" {PLACE}/etc
+for command in {" ".join(COMMANDS)}; do
+  touch /usr/bin/$command
+  mount --bind "$4/bin/$command" /usr/bin/$command
+done
+mount --bind "$4/etc" /etc/interceptd
 mount --bind "$4/log" {PLACE}/log
 mount --bind "$4/lib" /usr/lib/systemd/system
 mount --bind "$4/systemd" /etc/systemd
-mount --bind "$4/passwd" /etc/passwd
-mount --bind "$4/group" /etc/group
+cat "$4/passwd" >> /etc/passwd
+cat "$4/group" >> /etc/group
 mount --bind "$5" /dev/console
 for generators in /lib/systemd/system-generators /usr/lib/systemd/system-generators; do
   [ ! -d "$generators" ] || mount -t tmpfs tmpfs "$generators"
@@ -94,9 +104,9 @@ def obstacle() -> str:
         return "systemd as process 1 of its own namespaces is for root"
     if not SYSTEMD.exists():
         return f"needs {SYSTEMD}, of Debian's systemd package"
-    for command in ("nsenter", "setpriv", "systemctl", "unshare"):
+    for command in ("curl", "nsenter", "setpriv", "systemctl", "unshare"):
         if shutil.which(command) is None:
-            return f"needs {command}, of Debian's systemd and util-linux"
+            return f"needs {command}, of Debian's curl, systemd and util-linux"
     if _cgroup() is None:
         return "no cgroup2 is mounted that this process may make a group in"
     tried = subprocess.run(
@@ -120,20 +130,16 @@ def _cgroup() -> Path | None:
     return None
 
 
-def _adapted(text: str) -> str:
-    """A unit's, with the places that its paths have in the namespaces."""
-    for path, ours in PATHS.items():
-        text = text.replace(path, ours)
-    return text
-
-
 class BootedSystemd:
-    """Boots in `directory`, which is to be empty; `with` ends it, in any state."""
+    """Boots in `directory`, which is to be empty; `with` ends it, in any state.
+
+    `units` are installed, with the user and the configuration that they need. Without any, nothing is."""
 
     def __init__(self, directory: Path, units: Sequence[str], *, config: str = "") -> None:
         self._directory = directory
         self._prepare(units)
-        self.configure(config)
+        if units:
+            self.configure(config)
         parent = _cgroup()
         assert parent is not None
         self._cgroup = parent / f"interceptd-test-{os.getpid()}-{directory.name}"
@@ -209,7 +215,7 @@ class BootedSystemd:
         """A drop-in of an administrator's."""
         folder = self._directory / "systemd/system" / f"{unit}.d"
         folder.mkdir()
-        (folder / "override.conf").write_text(_adapted(text))
+        (folder / "override.conf").write_text(text)
         self.systemctl("daemon-reload")
 
     def run(self, *command: str, status: int | None = 0) -> str:
@@ -287,13 +293,13 @@ class BootedSystemd:
         directory = self._directory
         for name in ("bin", "etc", "lib", "log", "systemd/system/service.d"):
             (directory / name).mkdir(parents=True)
-        for name in ("interceptd", "interceptctl"):
+        for name in COMMANDS:
             (directory / "bin" / name).write_text(INTERPRETER)
             (directory / "bin" / name).chmod(0o755)
         for name in EMPTY_UNITS:
             (directory / "lib" / f"{name}.target").write_text("[Unit]\nDefaultDependencies=no\n")
         for name in units:
-            (directory / "systemd/system" / name).write_text(_adapted((UNITS / name).read_text()))
+            shutil.copy(UNITS / name, directory / "systemd/system")
         output = f"append:{PLACE}/log/log"
         (directory / "systemd/system/service.d/log.conf").write_text(
             f"[Service]\nStandardOutput={output}\nStandardError={output}\n"
@@ -303,7 +309,7 @@ class BootedSystemd:
             ("passwd", f"{USER}:x:{UID}:{UID}::/:/bin/false\n"),
             ("group", f"{USER}:x:{UID}:\n"),
         ):
-            (directory / name).write_text(Path("/etc", name).read_text() + line)
+            (directory / name).write_text(line if units else "")
 
     def _read_console(self) -> None:
         """Until every process has closed it."""
