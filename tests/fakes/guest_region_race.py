@@ -31,7 +31,8 @@ from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, UaddrRange
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.guest.emulated import Reports
 from interceptctl.guest.programs import REPORT_PORT, Program
-from interceptctl.guest.small_vmm import ENTRY, PROGRAM_BYTES, SmallVmm, start_state
+from interceptctl.guest.small_vmm import SmallVmm, start_state
+from interceptctl.guest.vmm import ENTRY, PROGRAM_BYTES
 
 VCPUS: Final = 8
 READS: Final = 16

@@ -24,7 +24,8 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.messages import MmioGranularity
 from intercept_protocol.outcomes import Access
 from interceptctl.guest.programs import STORE, SWEEP
-from interceptctl.guest.small_vmm import BAR_GFN, READ_WRITE, SCRATCH_GPA
+from interceptctl.guest.small_vmm import READ_WRITE
+from interceptctl.guest.vmm import BAR_GFN, SCRATCH_GPA
 
 pytestmark = [pytest.mark.verify, pytest.mark.alone]
 PAGES, ROUNDS, WINDOWS = 1024, 50, 50

@@ -15,7 +15,8 @@ from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange, UaddrR
 from intercept_protocol.messages import MmioGranularity, RequestedKind
 from intercept_protocol.outcomes import Access, Answer
 from interceptctl.guest.programs import COPY, COUNT, JUMP, PATTERN, STORE, SWEEP, TRIPLE_FAULT, WATCH, Program
-from interceptctl.guest.small_vmm import SCRATCH_GPA, Bar, SmallVmm
+from interceptctl.guest.small_vmm import Bar, SmallVmm
+from interceptctl.guest.vmm import SCRATCH_GPA
 
 MIB = 256
 """Pages."""

@@ -11,7 +11,7 @@ import pytest
 from fakes.guest_region_race import PROBE
 from interceptctl.guest.programs import PROGRAMS as SHIPPED
 from interceptctl.guest.programs import Program
-from interceptctl.guest.small_vmm import PROGRAM_BYTES
+from interceptctl.guest.vmm import PROGRAM_BYTES
 
 PROGRAMS = (*SHIPPED, PROBE)
 needs_assembler = pytest.mark.skipif(

@@ -13,6 +13,7 @@
  *   accesses, slots                     how many: to the scratch device; memslots
  *   begin BAR, end BAR                  announce a change of its memory
  *   unmap BAR, stranger BAR, back BAR   munmap; map other memory there, full of 0x99; map the memfd again. None is announced
+ *   cut BAR                             truncate the memfd to nothing: touching its memory faults from now on
  *   holds BAR BYTE                      whether the memory that is mapped there is full of that
  *   add BAR GFN, remove BAR             its region
  *   reaches BAR                         whether the guest may read its first page right now
@@ -134,6 +135,11 @@ static bool stranger(struct command *command) {
 static bool back(struct command *command) {
     struct bar *bar = bar_of(command);
     return bar && (map_file(bar, memory_of(bar), MAP_FIXED) || fail(command, "mmap"));
+}
+
+static bool cut(struct command *command) {
+    struct bar *bar = bar_of(command);
+    return bar && (!ftruncate(bar->file, 0) || fail(command, "ftruncate"));
 }
 
 static bool holds(struct command *command) {
@@ -329,7 +335,7 @@ static const struct {
 } commands[] = {
     {"bar", 5, add_bar, true}, {"read", 4, read_bar, true}, {"write", 4, write_bar, false}, {"begin", 2, begin, false},
     {"end", 2, end, false}, {"unmap", 2, unmap, false}, {"stranger", 2, stranger, false}, {"back", 2, back, false},
-    {"holds", 3, holds, true}, {"add", 3, add, false}, {"remove", 2, take_away, false}, {"reaches", 2, reaches, true},
+    {"cut", 2, cut, false}, {"holds", 3, holds, true}, {"add", 3, add, false}, {"remove", 2, take_away, false}, {"reaches", 2, reaches, true},
     {"vcpu", 2, add_vcpu, true}, {"restart", 3, restart, false}, {"start", 1, start, false}, {"stop", 1, stop, false},
     {"wait", 1, wait_for_all, false}, {"state", 2, state, true}, {"tally", 2, tally, true}, {"touches", 2, touches, true},
     {"reports", 2, reports, true}, {"values", 1, values, true}, {"accesses", 1, accesses, true}, {"slots", 1, slots, true},

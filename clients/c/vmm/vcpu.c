@@ -17,7 +17,7 @@ struct vcpu *vcpu_create(struct vmm *vmm, unsigned index) {
     vcpu->stop.gpa = NOWHERE;
     pthread_mutex_init(&vcpu->lock, NULL);
     if (ic_open_vp(&vcpu->vp, vmm->path, &vmm->partition, index) != IC_OK) {
-        vmm_lose(vmm, vcpu->vp.error.message);
+        ic_close(&vcpu->vp);
         free(vcpu);
         return NULL;
     }

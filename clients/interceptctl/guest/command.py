@@ -30,6 +30,13 @@ from interceptctl.completion import SOCKET_PATH
     show_default=True,
     help="How the daemon learns of unmaps: announced by begin and end, or watched by userfaultfd only.",
 )
+@click.option(
+    "--vmm",
+    type=click.Choice(["python", "c"]),
+    default="python",
+    show_default=True,
+    help="Which VMM runs them; the one in C is built first, by cc.",
+)
 @click.option("--list", "only_list", is_flag=True, help="List the guests and what each checks.")
 @click.option("--quiet", is_flag=True, help="Print only the verdict.")
 @click.option("--json", "as_json", is_flag=True, help="Print only the report, as JSON.")
@@ -37,6 +44,7 @@ def guest_command(
     names: tuple[str, ...],
     vmm_socket: str | None,
     coverage: str,
+    vmm: str,
     *,
     only_list: bool,
     quiet: bool,
@@ -46,7 +54,7 @@ def guest_command(
 
     A small VMM maps BARs from memfds, runs small guest programs on up to two vCPUs, carries out the daemon's
     map requests with memslots, and checks what the guests saw and wrote. Exit code 1 if a check fails, 4 if
-    KVM is not available.
+    KVM is not available, or there is no compiler for the VMM in C.
     """
     from . import program, summary  # noqa: PLC0415 - they import trio, which slows the start
 
@@ -57,7 +65,7 @@ def guest_command(
             console.print(f"{scenario.name}: {scenario.expects}")
         return
     tell: Callable[[str], None] = (lambda _: None) if quiet or as_json else console.print
-    report = program.run(vmm_socket, coverage, scenarios, tell)
+    report = program.run(vmm_socket, vmm, coverage, scenarios, tell)
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(report), indent=2))
     else:

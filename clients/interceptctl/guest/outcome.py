@@ -9,7 +9,9 @@ from statistics import median
 
 import msgspec
 
-from intercept_client.kvm import GuestVcpu, Stop
+from intercept_client.kvm import Stop
+
+from .vmm import Tally
 
 
 class VcpuOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,10 +54,9 @@ class GuestReport(msgspec.Struct, frozen=True, kw_only=True):
         return all(scenario.passed for scenario in self.scenarios)
 
 
-def vcpu_outcome(vcpu: GuestVcpu, stop: Stop, kvm_mmio_exits: int | None) -> VcpuOutcome:
-    tally = vcpu.tally
+def vcpu_outcome(vp_index: int, tally: Tally, stop: Stop, kvm_mmio_exits: int | None) -> VcpuOutcome:
     return VcpuOutcome(
-        vp_index=vcpu.vcpu.index,
+        vp_index=vp_index,
         stopped=str(stop),
         exits=dict(tally.exits),
         kvm_mmio_exits=kvm_mmio_exits,

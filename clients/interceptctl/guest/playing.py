@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
 
 from intercept_client.kvm import Coverage, PartitionSetting
 
 from .outcome import GuestReport, ScenarioOutcome, vcpu_outcome
 from .scenarios import Kill, Scenario, Unexpected
-from .small_vmm import SmallVmm
+from .vmm import Vmm
 
-MMIO_EXITS = "mmio_exits"
+OpenVmm = Callable[[str, PartitionSetting], Vmm]
+"""Starts a VMM, given the path of the daemon's socket."""
 
 
 def play_all(
-    path: str, kill: Kill, *, coverage: Coverage, scenarios: Sequence[Scenario], tell: Callable[[str], None]
+    path: str,
+    kill: Kill,
+    open_vmm: OpenVmm,
+    *,
+    coverage: Coverage,
+    scenarios: Sequence[Scenario],
+    tell: Callable[[str], None],
 ) -> GuestReport:
     """Run them one after the other with the daemon at `path`, which `kill` kills.
 
@@ -27,24 +33,26 @@ def play_all(
     """
     outcomes = []
     for scenario in scenarios:
-        outcome = _play(path, kill, coverage, scenario)
+        outcome = _play(path, kill, open_vmm, coverage, scenario)
         tell(f"{outcome.name}: {outcome.found}")
         outcomes.append(outcome)
     return GuestReport(coverage=coverage.name.lower(), scenarios=outcomes)
 
 
-def _play(path: str, kill: Kill, coverage: Coverage, scenario: Scenario) -> ScenarioOutcome:
+def _play(
+    path: str, kill: Kill, open_vmm: OpenVmm, coverage: Coverage, scenario: Scenario
+) -> ScenarioOutcome:
     setting = PartitionSetting(
         name=f"guest {scenario.name}", mmio_granularity=scenario.granularity, coverage=coverage
     )
-    with SmallVmm(path, setting) as vmm:
+    with open_vmm(path, setting) as vmm:
         began = time.perf_counter()
         try:
             found, passed = scenario.play(vmm, kill), True
         except (Unexpected, TimeoutError) as error:
             found, passed = str(error), False
         seconds = time.perf_counter() - began
-        memslots = len(vmm.partition.memory.slots)
+        memslots = vmm.memslots
         stops = vmm.stop()
         return ScenarioOutcome(
             name=scenario.name,
@@ -54,17 +62,7 @@ def _play(path: str, kill: Kill, coverage: Coverage, scenario: Scenario) -> Scen
             seconds=seconds,
             memslots=memslots,
             vcpus=[
-                vcpu_outcome(vcpu, stop, _mmio_exits(vmm, index))
+                vcpu_outcome(index, vcpu.tally, stop, vmm.mmio_exits(index))
                 for index, (vcpu, stop) in enumerate(zip(vmm.vcpus, stops, strict=False))
             ],
         )
-
-
-def _mmio_exits(vmm: SmallVmm, index: int) -> int | None:
-    """KVM's own count since the vCPU was created."""
-    with ExitStack() as opened:
-        try:
-            statistics = opened.enter_context(closing(vmm.vcpus[index].vcpu.statistics()))
-        except OSError:  # before Linux 5.14
-            return None
-        return statistics.read(MMIO_EXITS) if MMIO_EXITS in statistics.names else None

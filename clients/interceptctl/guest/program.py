@@ -5,7 +5,8 @@ Turns every failure into an error message and an exit code. Must not know option
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -18,14 +19,19 @@ from intercept_protocol.errors import ProtocolViolation, WireError
 from interceptctl import operator_client
 from interceptctl.exercise.daemon_process import DaemonFailed, running_daemon
 
+from .c_build import CannotBuild, built_vmm
+from .c_vmm import CVmm
 from .outcome import GuestReport
-from .playing import play_all
+from .playing import OpenVmm, play_all
 from .scenarios import SCENARIOS, Kill, Scenario
+from .small_vmm import SmallVmm
 
 _UNREACHABLE: Final = (ConnectionLost, ProtocolViolation, DaemonFailed, OSError)
 
 
-class NoKvm(click.ClickException):
+class CannotRun(click.ClickException):
+    """No KVM, or no compiler."""
+
     exit_code = 4
 
 
@@ -39,22 +45,44 @@ def select(names: Sequence[str], *, may_kill: bool) -> Sequence[Scenario]:
 
 
 def run(
-    path: str | None, coverage: str, scenarios: Sequence[Scenario], tell: Callable[[str], None]
+    path: str | None,
+    vmm: str,
+    coverage: str,
+    scenarios: Sequence[Scenario],
+    tell: Callable[[str], None],
 ) -> GuestReport:
-    """Run the scenarios with the daemon at `path`, or a private one for None.
+    """Run the scenarios with the VMM in `vmm`, and the daemon at `path`, or a private one for None.
 
-    Raises `NoKvm`, and `operator_client.Refused` or `Unreachable` if the guests could not run to the end.
+    Raises `CannotRun`, and `operator_client.Refused` or `Unreachable` if the guests could not run to the end.
     """
-    play = partial(play_all, coverage=Coverage[coverage.upper()], scenarios=scenarios, tell=tell)
     try:
         Machine.open().close()
-        return play(path, _kill_nobody) if path is not None else trio.run(_with_private_daemon, play)
-    except KvmUnavailable as error:
-        raise NoKvm(f"cannot run guests: {error}") from error
+        with _opener(vmm) as open_vmm:
+            play = partial(
+                play_all,
+                open_vmm=open_vmm,
+                coverage=Coverage[coverage.upper()],
+                scenarios=scenarios,
+                tell=tell,
+            )
+            if path is None:
+                return trio.run(_with_private_daemon, play)
+            return play(path, _kill_nobody)
+    except (KvmUnavailable, CannotBuild) as error:
+        raise CannotRun(f"cannot run guests: {error}") from error
     except _UNREACHABLE as error:
         raise operator_client.Unreachable(_text(error, path)) from error
     except WireError as error:
         raise operator_client.Refused(f"refused: {_text(error, path)}") from error
+
+
+@contextmanager
+def _opener(vmm: str) -> Iterator[OpenVmm]:
+    if vmm == "python":
+        yield SmallVmm
+        return
+    with built_vmm() as binary:
+        yield partial(CVmm, binary)
 
 
 async def _with_private_daemon(play: Callable[[str, Kill], GuestReport]) -> GuestReport:

@@ -6,7 +6,6 @@ what both must not show. Must not know how a daemon is killed.
 
 from __future__ import annotations
 
-import ctypes
 import random
 import threading
 import time
@@ -16,20 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
-from intercept_client import libc
-from intercept_client.kvm import GuestVcpu
-from intercept_client.libc import Sharing
-from intercept_protocol.messages import RequestedKind
 from intercept_protocol.outcomes import AnyAnswer
 from interceptctl import units
 
 from .programs import COUNT_ON, WATCH
-from .small_vmm import READ_WRITE, SmallVmm
+from .vmm import Vcpu, Vmm
 
 FLOATING: Final = 0xFFFF_FFFF
 OURS: Final = 0x42
-STRANGERS: Final = 0x99
-"""Each byte of a stranger's memory."""
 COUNTER_GPA: Final = 0x8000
 """In RAM, behind the programs."""
 READS: Final = 5
@@ -66,14 +59,14 @@ class Noticed:
 class HandedOver:
     """A guest of two vCPUs: one counts in RAM, one reads a page whose memory changes hands."""
 
-    def __init__(self, vmm: SmallVmm, kill: Callable[[], None], rng: random.Random) -> None:
+    def __init__(self, vmm: Vmm, kill: Callable[[], None], rng: random.Random) -> None:
         self._vmm = vmm
         self._kill = kill
         self._rng = rng
         self._bar = vmm.add_bar(1)
         self._bar.write(0, bytes([OURS]))
         vmm.add_vcpu(COUNT_ON, esi=COUNTER_GPA)
-        self._reader: GuestVcpu = vmm.add_vcpu(WATCH, esi=self._bar.gpa)
+        self._reader: Vcpu = vmm.add_vcpu(WATCH, esi=self._bar.gpa)
         self._over = threading.Event()
         self._noticed = Noticed()
 
@@ -96,14 +89,9 @@ class HandedOver:
 
     def _change_hands(self) -> None:
         """The BAR's address becomes a stranger's while the guest must not reach it, and later ours again."""
-        partition, bar = self._vmm.partition, self._bar
-        with partition.notifier.invalidation(bar.uaddrs):
-            libc.mmap(bar.uaddrs, READ_WRITE, Sharing.PRIVATE, flags=libc.MAP_FIXED)
-            ctypes.memset(bar.uaddrs.start_uaddr, STRANGERS, bar.uaddrs.length)
-            partition.remove_region(bar.gfns, bar.uaddrs)
+        self._bar.hand_over()
         self._must_read({FLOATING})
-        libc.mmap(bar.uaddrs, READ_WRITE, Sharing.SHARED, flags=libc.MAP_FIXED, file=bar.file)
-        partition.add_region(bar.gfns, bar.uaddrs, RequestedKind.MMIO, writable=True, executable=False)
+        self._bar.take_back()
         self._must_read({OURS})
         self._noticed.changes += 1
 
@@ -156,9 +144,9 @@ class HandedOver:
 
     def _compare(self, kills: int) -> None:
         """Each kill was one restart, and nothing is left of what was begun."""
-        said = self._vmm.partition.vmm.statistics()
-        self._require(said.restarts == kills, f"{said.restarts} restarts after {kills} kills")
-        self._require(not said.open_invalidations, f"{said.open_invalidations} invalidations are open")
+        restarts, open_invalidations = self._vmm.survived()
+        self._require(restarts == kills, f"{restarts} restarts after {kills} kills")
+        self._require(not open_invalidations, f"{open_invalidations} invalidations are open")
         self._noticed.answers = Counter(self._reader.tally.intercepts)
 
     @staticmethod

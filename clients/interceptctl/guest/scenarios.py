@@ -7,21 +7,18 @@ Owns the expectations; must not know how they are shown. Each starts with a fres
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from intercept_client import libc, memory
-from intercept_client.kvm import Stop, StopReason
-from intercept_client.libc import Sharing
-from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange
-from intercept_protocol.messages import MmioGranularity, RequestedKind
+from intercept_client.kvm import StopReason
+from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE
+from intercept_protocol.messages import MmioGranularity
 from intercept_protocol.outcomes import Answer
 
 from .programs import COUNT, JUMP, PATTERN, STORE, SWEEP, TRIPLE_FAULT, WATCH
 from .restarts import HandedOver, Wrong
-from .small_vmm import READ_WRITE, SCRATCH_GPA, Bar, SmallVmm
+from .vmm import SCRATCH_GPA, Memory, Running, Vmm
 
 STOP_SECONDS: Final = 60.0
 """Seconds within which a program must halt."""
@@ -48,14 +45,14 @@ class Unexpected(Exception):
 class Scenario:
     name: str
     expects: str
-    play: Callable[[SmallVmm, Kill], str]
+    play: Callable[[Vmm, Kill], str]
     """Run it; returns what was observed, or raises `Unexpected`."""
     granularity: MmioGranularity = MmioGranularity.VMA
     kills: bool = False
     """Whether it kills the daemon, which then has to be started again."""
 
 
-def _sweep(vmm: SmallVmm, intercepts: int) -> str:
+def _sweep(vmm: Vmm, intercepts: int) -> str:
     bar = vmm.add_bar(BAR_PAGES)
     guest = vmm.add_vcpu(SWEEP, esi=bar.gpa, ecx=BAR_PAGES, ebx=2)
     _ended(vmm.start())
@@ -65,7 +62,7 @@ def _sweep(vmm: SmallVmm, intercepts: int) -> str:
     return f"{taken} intercept{'s' if taken > 1 else ''} for {2 * BAR_PAGES} accesses"
 
 
-def _count(vmm: SmallVmm, _: Kill) -> str:
+def _count(vmm: Vmm, _: Kill) -> str:
     bar = vmm.add_bar(1)
     for _vcpu in range(2):
         vmm.add_vcpu(COUNT, esi=bar.gpa, ecx=INCREMENTS)
@@ -74,7 +71,7 @@ def _count(vmm: SmallVmm, _: Kill) -> str:
     return f"the counter is {bar.word(0)}"
 
 
-def _pattern(vmm: SmallVmm, _: Kill) -> str:
+def _pattern(vmm: Vmm, _: Kill) -> str:
     bar = vmm.add_bar(4)
     vmm.add_vcpu(PATTERN, esi=bar.gpa, edx=bar.gpa + 4 * PAGE_SIZE)
     _ended(vmm.start())
@@ -85,15 +82,15 @@ def _pattern(vmm: SmallVmm, _: Kill) -> str:
     return "every byte arrived"
 
 
-def _device(vmm: SmallVmm, _: Kill) -> str:
+def _device(vmm: Vmm, _: Kill) -> str:
     guest = vmm.add_vcpu(STORE, esi=SCRATCH_GPA, ebx=7)
     _ended(vmm.start())
     _require(vmm.reports.kept == [7], f"the guest read {vmm.reports.kept}")
     _require(guest.tally.intercepts.total() == 1, f"{guest.tally.intercepts.total()} intercepts")
-    return f"{vmm.scratch.accesses} accesses answered by the VMM alone"
+    return f"{vmm.scratch_accesses} accesses answered by the VMM alone"
 
 
-def _read_only(vmm: SmallVmm, _: Kill) -> str:
+def _read_only(vmm: Vmm, _: Kill) -> str:
     rom = vmm.add_bar(1, writable=False)
     rom.write(0, bytes([OURS]))
     guest = vmm.add_vcpu(STORE, esi=rom.gpa, ebx=7)
@@ -103,7 +100,7 @@ def _read_only(vmm: SmallVmm, _: Kill) -> str:
     return "the write was forwarded, the memory is unchanged"
 
 
-def _void(vmm: SmallVmm, _: Kill) -> str:
+def _void(vmm: Vmm, _: Kill) -> str:
     vmm.add_vcpu(JUMP, esi=ELSEWHERE << PAGE_SHIFT)
     vmm.add_vcpu(TRIPLE_FAULT)
     reasons = [running.result(STOP_SECONDS).reason for running in vmm.start()]
@@ -111,16 +108,9 @@ def _void(vmm: SmallVmm, _: Kill) -> str:
     return "each vCPU stopped with its reason"
 
 
-def _move(vmm: SmallVmm, _: Kill) -> str:
+def _move(vmm: Vmm, _: Kill) -> str:
     bar = _watched_bar(vmm)
-    vmm.partition.remove_region(bar.gfns, bar.uaddrs)
-    vmm.partition.add_region(
-        GfnRange(start=ELSEWHERE, end=ELSEWHERE + 1),
-        bar.uaddrs,
-        RequestedKind.MMIO,
-        writable=True,
-        executable=False,
-    )
+    bar.move(ELSEWHERE)
     seen = set(vmm.reports.wait(READS)[1:])
     _require(seen == {FLOATING}, f"the old address reads {sorted(seen)}")
     vmm.add_vcpu(STORE, esi=ELSEWHERE << PAGE_SHIFT, ebx=7)
@@ -129,18 +119,17 @@ def _move(vmm: SmallVmm, _: Kill) -> str:
     return "unmapped at the old address, mapped at the new"
 
 
-def _unmap(vmm: SmallVmm, _: Kill) -> str:
+def _unmap(vmm: Vmm, _: Kill) -> str:
     bar = _watched_bar(vmm)
-    memory.munmap(vmm.partition.notifier, bar.uaddrs)
-    vmm.partition.remove_region(bar.gfns, bar.uaddrs)
+    bar.unmap()
     seen = set(vmm.reports.wait(READS)[1:])
-    libc.mmap(bar.uaddrs, READ_WRITE, Sharing.PRIVATE, flags=libc.MAP_FIXED)  # the address is reused
+    bar.reuse()
     seen |= set(vmm.reports.wait(READS))
     _require(seen == {FLOATING}, f"the guest reads {sorted(seen)}")
     return "the guest reads all ones, never the memory that reused the address"
 
 
-def _restart(vmm: SmallVmm, kill: Kill) -> str:
+def _restart(vmm: Vmm, kill: Kill) -> str:
     try:
         return str(HandedOver(vmm, kill, random.Random(SEED)).run(KILLS))
     except Wrong as wrong:
@@ -166,7 +155,7 @@ SCENARIOS: Final = (
 )
 
 
-def _watched_bar(vmm: SmallVmm) -> Bar:
+def _watched_bar(vmm: Vmm) -> Memory:
     """A page that the guest has read and keeps reading."""
     bar = vmm.add_bar(1)
     bar.write(0, bytes([OURS]))
@@ -176,7 +165,7 @@ def _watched_bar(vmm: SmallVmm) -> Bar:
     return bar
 
 
-def _ended(running: list[Future[Stop]]) -> None:
+def _ended(running: Sequence[Running]) -> None:
     for vcpu in running:
         stop = vcpu.result(STOP_SECONDS)
         _require(stop.reason is StopReason.HALTED, f"a vCPU stopped: {stop}")

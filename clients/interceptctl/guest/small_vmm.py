@@ -1,4 +1,4 @@
-"""The small VMM: a guest with RAM at 0, BARs where the caller puts them, and an emulated scratch register.
+"""The small VMM in Python: a guest with RAM at 0, BARs where the caller puts them, and an emulated register.
 
 Owns the guest's physical layout and the memory behind it; must not know what programs are for. All memory is
 in memfds, which stand in for what a real VMM passes through and stay readable after an unmap.
@@ -6,15 +6,16 @@ in memfds, which stand in for what a real VMM passes through and stay readable a
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from intercept_client import libc
+from intercept_client import libc, memory
 from intercept_client.kvm import (
     Bus,
     GuestPartition,
@@ -33,24 +34,21 @@ from intercept_protocol.outcomes import Access
 
 from .emulated import Reports, Scratch
 from .programs import REPORT_PORT, Program
+from .vmm import BAR_GFN, ENTRY, PROGRAM_BYTES, RAM_PAGES, SCRATCH_GPA, STRANGERS
 
-RAM: Final = GfnRange(start=0, end=16)
-ENTRY: Final = 0x1000
-PROGRAM_BYTES: Final = 0x100
-"""Room for the program of one vCPU; each has its own copy."""
-BAR_GFN: Final = 0x200
-"""2 MiB: the default address of a BAR."""
-SCRATCH_GPA: Final = 0xFEB0_0000
+MMIO_EXITS: Final = "mmio_exits"
 READ_WRITE: Final = Access.READ | Access.WRITE
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """Memory shown to the guest: its gfns, its uaddrs, and the memfd behind it."""
+    """Memory shown to the guest: its gfns at first, its uaddrs, and the memfd behind it."""
 
     gfns: GfnRange
     uaddrs: UaddrRange
     file: int
+    kind: RequestedKind
+    partition: GuestPartition
 
     @property
     def gpa(self) -> int:
@@ -65,6 +63,28 @@ class Bar:
 
     def word(self, offset: int) -> int:
         return int.from_bytes(self.read(offset, 4), "little")
+
+    def move(self, gfn: int) -> None:
+        self.partition.remove_region(self.gfns, self.uaddrs)
+        moved = GfnRange(start=gfn, end=gfn + self.gfns.page_count)
+        self.partition.add_region(moved, self.uaddrs, self.kind, writable=True, executable=False)
+
+    def unmap(self) -> None:
+        memory.munmap(self.partition.notifier, self.uaddrs)
+        self.partition.remove_region(self.gfns, self.uaddrs)
+
+    def reuse(self) -> None:
+        libc.mmap(self.uaddrs, READ_WRITE, Sharing.PRIVATE, flags=libc.MAP_FIXED)
+        ctypes.memset(self.uaddrs.start_uaddr, STRANGERS, self.uaddrs.length)
+
+    def hand_over(self) -> None:
+        with self.partition.notifier.invalidation(self.uaddrs):
+            self.reuse()
+            self.partition.remove_region(self.gfns, self.uaddrs)
+
+    def take_back(self) -> None:
+        libc.mmap(self.uaddrs, READ_WRITE, Sharing.SHARED, flags=libc.MAP_FIXED, file=self.file)
+        self.partition.add_region(self.gfns, self.uaddrs, self.kind, writable=True, executable=False)
 
 
 def _nothing(_why: str) -> None:
@@ -94,9 +114,7 @@ class SmallVmm:
             self.partition: Final = self._opened.enter_context(
                 GuestPartition.open(path, machine, setting, on_lost)
             )
-            self.ram: Final = self.add_bar(
-                RAM.page_count, at=RAM.start, kind=RequestedKind.MOVABLE, executable=True
-            )
+            self.ram: Final = self.add_bar(RAM_PAGES, at=0, kind=RequestedKind.MOVABLE, executable=True)
         except BaseException:
             self._opened.close()
             raise
@@ -124,7 +142,7 @@ class SmallVmm:
         self._opened.callback(os.close, file)
         os.ftruncate(file, page_count * PAGE_SIZE)
         uaddrs = libc.mmap(UaddrRange.of_pages(0, page_count), READ_WRITE, Sharing.SHARED, file=file)
-        bar = Bar(GfnRange(start=at, end=at + page_count), uaddrs, file)
+        bar = Bar(GfnRange(start=at, end=at + page_count), uaddrs, file, kind, self.partition)
         self.partition.add_region(bar.gfns, uaddrs, kind, writable=writable, executable=executable)
         return bar
 
@@ -163,6 +181,27 @@ class SmallVmm:
             if not running.done():
                 vcpu.stop()
         return [running.result() for running in self._running]
+
+    @property
+    def scratch_accesses(self) -> int:
+        return self.scratch.accesses
+
+    @property
+    def memslots(self) -> int:
+        return len(self.partition.memory.slots)
+
+    def mmio_exits(self, index: int) -> int | None:
+        """Of a vCPU, by KVM's own count; None where the kernel has none."""
+        try:
+            statistics = self.vcpus[index].vcpu.statistics()
+        except OSError:  # before Linux 5.14
+            return None
+        with closing(statistics):
+            return statistics.read(MMIO_EXITS) if MMIO_EXITS in statistics.names else None
+
+    def survived(self) -> tuple[int, int]:
+        said = self.partition.vmm.statistics()
+        return said.restarts, said.open_invalidations
 
 
 def start_state(entry: int, registers: dict[str, int]) -> StartState:
