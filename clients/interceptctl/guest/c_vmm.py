@@ -11,8 +11,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -81,26 +81,35 @@ class CMemory:
         self._ask("add", gfn)
 
     def unmap(self) -> None:
-        self._ask("begin")
-        self.unmap_unannounced()
-        self._ask("end")
+        with self.changing():
+            self.unmap_unannounced()
         self.remove()
 
     def reuse(self) -> None:
         self._ask("stranger")
 
     def hand_over(self) -> None:
-        self._ask("begin")
-        self.reuse()
-        self.remove()
-        self._ask("end")
+        with self.changing():
+            self.reuse()
+            self.remove()
 
     def take_back(self) -> None:
         self._ask("back")
         self._ask("add", self.gfn)
 
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """The block is announced as a change of this memory."""
+        self._ask("begin")
+        yield
+        self._ask("end")
+
     def unmap_unannounced(self) -> None:
         self._ask("unmap")
+
+    def truncate(self) -> None:
+        """Its file, to nothing: touching it faults from now on."""
+        self._ask("cut")
 
     def remove(self) -> None:
         """Its region."""
@@ -194,7 +203,7 @@ class CVcpu:
         return ENTRY + self.index * PROGRAM_BYTES
 
     def done(self) -> bool:
-        return self._stop() is None
+        return self._stop() is not None
 
     def result(self, timeout: float | None = None) -> Stop:
         """Block until it has stopped; returns why. Raises TimeoutError."""

@@ -46,6 +46,8 @@ class ScenarioOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GuestReport(msgspec.Struct, frozen=True, kw_only=True):
+    vmm: str
+    """The language that it is written in."""
     coverage: str
     scenarios: list[ScenarioOutcome]
 

@@ -23,6 +23,7 @@ def play_all(
     kill: Kill,
     open_vmm: OpenVmm,
     *,
+    vmm: str,
     coverage: Coverage,
     scenarios: Sequence[Scenario],
     tell: Callable[[str], None],
@@ -36,7 +37,7 @@ def play_all(
         outcome = _play(path, kill, open_vmm, coverage, scenario)
         tell(f"{outcome.name}: {outcome.found}")
         outcomes.append(outcome)
-    return GuestReport(coverage=coverage.name.lower(), scenarios=outcomes)
+    return GuestReport(vmm=vmm, coverage=coverage.name.lower(), scenarios=outcomes)
 
 
 def _play(

@@ -61,6 +61,7 @@ def run(
             play = partial(
                 play_all,
                 open_vmm=open_vmm,
+                vmm=vmm,
                 coverage=Coverage[coverage.upper()],
                 scenarios=scenarios,
                 tell=tell,

@@ -22,15 +22,16 @@ def verdict(report: GuestReport) -> RenderableType:
     """What failed, if anything, and one line."""
     failed = [scenario for scenario in report.scenarios if not scenario.passed]
     if not failed:
-        return Text(
-            f"PASS: {units.of(len(report.scenarios), 'guest')}, memory {report.coverage}", style="bold green"
-        )
+        return Text(f"PASS: {_guests(report)}, memory {report.coverage}", style="bold green")
     lines = [
         Text(f"{scenario.name}: expected: {scenario.expects}; found: {scenario.found}") for scenario in failed
     ]
-    return Group(
-        *lines, Text(f"FAIL: {len(failed)} of {units.of(len(report.scenarios), 'guest')}", style="bold red")
-    )
+    return Group(*lines, Text(f"FAIL: {len(failed)} of {_guests(report)}", style="bold red"))
+
+
+def _guests(report: GuestReport) -> str:
+    counted = units.of(len(report.scenarios), "guest")
+    return counted if report.vmm == "python" else f"{counted} of the VMM in C"
 
 
 def _vcpus(report: GuestReport) -> Table:

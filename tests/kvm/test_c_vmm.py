@@ -1,0 +1,364 @@
+"""The VMM in C: real guests on a real daemon, in a build that ends at any error that a sanitizer knows."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from fakes.daemon_process import DaemonProcess
+from fakes.eventually import PATIENCE, eventually
+from fakes.small_vmms import FLOATING, OURS
+from intercept_client.kvm import Coverage, PartitionSetting, StopReason
+from intercept_protocol.addresses import PAGE_SHIFT
+from intercept_protocol.outcomes import Answer
+from interceptctl.exercise.daemon_process import PrivateDaemon, running_daemon
+from interceptctl.guest.c_build import build_vmm, sources
+from interceptctl.guest.c_vmm import CMemory, CVcpu, CVmm, CVmmFailed
+from interceptctl.guest.outcome import GuestReport
+from interceptctl.guest.playing import play_all
+from interceptctl.guest.programs import COUNT, STORE, WATCH
+from interceptctl.guest.scenarios import SCENARIOS, Scenario
+from interceptctl.guest.vmm import STRANGERS
+
+STRICT = ("-pedantic", "-Wall", "-Wextra", "-Werror", "-pthread")
+SANITIZED = ("-std=c11", *STRICT, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+THREAD_SANITIZED = ("-std=c11", *STRICT, "-g", "-O1", "-fsanitize=thread")
+LANGUAGES = {"gcc": ("-std=c11",), "g++": ("-std=c++17", "-x", "c++")}
+WATCHED = PartitionSetting(coverage=Coverage.WATCHED)
+STRANGERS_WORD = int.from_bytes(bytes([STRANGERS]) * 4, "little")
+OURS_BYTES = OURS.to_bytes(4, "little")
+FORWARDED_GPA = 0xFEB0_1000
+"""Of the device that the VMM asks about."""
+COUNTER_GPA = 0x8000
+"""In RAM, behind the programs."""
+FOR_EVER = 0xFFFF_FFFF
+READS = 40
+
+StartCVmm = Callable[..., CVmm]
+
+
+@pytest.fixture(scope="session")
+def binary(kvm: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001 - for its skip
+    """The VMM, sanitized."""
+    return built(tmp_path_factory.mktemp("c-vmm"), *SANITIZED)
+
+
+def built(directory: Path, *options: str) -> Path:
+    """Skips without a compiler, with the reason."""
+    if shutil.which("cc") is None:
+        pytest.skip("cc is missing: the VMM in C cannot be built")
+    return build_vmm(directory, options)
+
+
+@pytest.fixture
+def start_vmm(binary: Path, daemon: DaemonProcess) -> Iterator[StartCVmm]:
+    """Opens VMMs at the shared daemon, which must end well with the test."""
+    with ExitStack() as vmms:
+
+        def start(setting: PartitionSetting | None = None) -> CVmm:
+            vmm = CVmm(binary, str(daemon.socket), setting or PartitionSetting())
+            return vmms.enter_context(vmm)
+
+        yield start
+
+
+def watching(vmm: CVmm) -> tuple[CMemory, CVcpu]:
+    """A BAR that a running guest reads from."""
+    bar = vmm.add_bar(1)
+    bar.write(0, OURS_BYTES)
+    vcpu = vmm.add_vcpu(WATCH, esi=bar.gpa)
+    vmm.start()
+    vmm.reports.wait_for(OURS)
+    return bar, vcpu
+
+
+def run(vmm: CVmm, vcpu: CVcpu) -> StopReason:
+    vmm.start()
+    return vcpu.result(PATIENCE).reason
+
+
+# ---------------------------------------------------------------- the guests
+
+
+@pytest.mark.parametrize("compiler", LANGUAGES)
+def test_it_is_c11_and_cpp17_without_a_warning(compiler: str) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    command: list[str | Path] = [compiler, *LANGUAGES[compiler], *STRICT, "-fsyntax-only", *sources()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def played(binary: Path, coverage: Coverage, scenarios: Sequence[Scenario]) -> GuestReport:
+    """With a daemon whose keeper starts it again: a scenario kills it."""
+
+    def play(daemon: PrivateDaemon) -> GuestReport:
+        return play_all(
+            daemon.path,
+            daemon.kill,
+            partial(CVmm, binary),
+            vmm="c",
+            coverage=coverage,
+            scenarios=scenarios,
+            tell=print,
+        )
+
+    async def with_a_daemon() -> GuestReport:
+        async with running_daemon() as daemon:
+            return await trio.to_thread.run_sync(play, daemon)
+
+    return trio.run(with_a_daemon)
+
+
+def failed(report: GuestReport) -> list[str]:
+    return [f"{scenario.name}: {scenario.found}" for scenario in report.scenarios if not scenario.passed]
+
+
+def test_it_passes_the_guests_and_goes_on_over_restarts(binary: Path) -> None:
+    report = played(binary, Coverage.ANNOUNCED, SCENARIOS)
+
+    assert (len(report.scenarios), failed(report)) == (len(SCENARIOS), [])
+    (vcpu,) = report.scenarios[1].vcpus
+    assert vcpu.kvm_mmio_exits == 256, "one a page, and none of the second round"
+    assert len(vcpu.first_touch_us) == 257
+
+
+def test_it_passes_the_guests_where_nothing_is_announced(binary: Path) -> None:
+    scenarios = [scenario for scenario in SCENARIOS if not scenario.kills]
+    assert failed(played(binary, Coverage.WATCHED, scenarios)) == []
+
+
+@pytest.mark.verify
+@pytest.mark.usefixtures("kvm")
+@pytest.mark.parametrize("coverage", Coverage)
+def test_its_threads_race_for_nothing(tmp_path: Path, coverage: Coverage) -> None:
+    assert failed(played(built(tmp_path, *THREAD_SANITIZED), coverage, SCENARIOS)) == []
+
+
+def test_a_device_that_it_leaves_to_the_daemon_is_reached_by_forward(start_vmm: StartCVmm) -> None:
+    vmm = start_vmm()
+    guest = vmm.add_vcpu(STORE, esi=FORWARDED_GPA, ebx=7)
+
+    assert run(vmm, guest) is StopReason.HALTED
+
+    assert vmm.reports.kept == [7]
+    assert guest.tally.intercepts[Answer.NO_REGION] == 2
+    assert guest.tally.forwarded == 2
+
+
+def test_increments_are_exact_while_the_host_keeps_revoking_the_page(start_vmm: StartCVmm) -> None:
+    vmm = start_vmm()
+    bar, times = vmm.add_bar(1), 3000
+    for _ in range(2):
+        vmm.add_vcpu(COUNT, esi=bar.gpa, ecx=times)
+    running = vmm.start()
+
+    while not all(vcpu.done() for vcpu in running):
+        with bar.changing():
+            pass
+
+    assert [vcpu.result(PATIENCE).reason for vcpu in running] == [StopReason.HALTED] * 2
+    assert bar.word(0) == 2 * times
+
+
+def test_memory_that_faults_stops_the_vcpu_and_not_the_vmm(start_vmm: StartCVmm) -> None:
+    vmm = start_vmm()
+    bar, guest = watching(vmm)
+
+    bar.truncate()
+
+    stop = guest.result(PATIENCE)
+    assert (stop.reason, stop.gpa, stop.answer) == (StopReason.HOST_FAULT, bar.gpa, Answer.NO_PROGRESS)
+
+
+# ---------------------------------------------------------------- the dangling window
+
+
+def test_without_a_notifier_the_guest_reads_a_strangers_memory(start_vmm: StartCVmm) -> None:
+    """The hazard, on the announced setting with the announcement left out."""
+    vmm = start_vmm()
+    bar, _ = watching(vmm)
+
+    bar.reuse()
+
+    vmm.reports.wait_for(STRANGERS_WORD)
+
+
+def test_announced_the_guest_never_reads_a_strangers_memory_and_is_forwarded(start_vmm: StartCVmm) -> None:
+    vmm = start_vmm()
+    bar, guest = watching(vmm)
+
+    bar.hand_over()
+    seen = vmm.reports.wait(READS)
+
+    assert set(seen[1:]) == {FLOATING}, "but for what was on its way"
+    assert vmm.reports.take_values() == {OURS, FLOATING}
+    assert guest.tally.intercepts[Answer.NO_REGION] >= READS - 1
+
+
+def test_announced_a_write_never_reaches_a_strangers_memory(start_vmm: StartCVmm) -> None:
+    vmm = start_vmm()
+    bar = vmm.add_bar(1)
+    guest = vmm.add_vcpu(STORE, esi=bar.gpa, ebx=1)
+    run(vmm, guest)
+    bar.hand_over()
+    guest.restart(esi=bar.gpa, ebx=2)
+
+    assert run(vmm, guest) is StopReason.HALTED
+
+    assert bar.is_full_of(STRANGERS)
+    assert vmm.reports.kept == [1, FLOATING]
+
+
+def test_an_announced_munmap_under_a_running_guest_floats_and_is_found_again(start_vmm: StartCVmm) -> None:
+    vmm = start_vmm()
+    bar, _ = watching(vmm)
+
+    bar.unmap()
+    while_gone = vmm.reports.wait(READS)
+    bar.take_back()
+
+    assert set(while_gone[1:]) == {FLOATING}
+    vmm.reports.wait_for(OURS)
+
+
+def test_watched_the_guest_is_cut_off_after_an_unmap_that_nobody_announced(start_vmm: StartCVmm) -> None:
+    vmm = start_vmm(WATCHED)
+    bar, guest = watching(vmm)
+
+    bar.unmap_unannounced()
+
+    vmm.reports.wait_for(FLOATING)
+    eventually(lambda: guest.tally.intercepts[Answer.UNBACKED] > 0, True)
+    assert vmm.lost_because is None
+
+
+def test_watched_a_strangers_memory_is_out_of_reach_within_a_bounded_time(start_vmm: StartCVmm) -> None:
+    vmm = start_vmm(WATCHED)
+    bar = vmm.add_bar(1)
+    guest = vmm.add_vcpu(STORE, esi=bar.gpa, ebx=1)
+    run(vmm, guest)
+    assert bar.is_reached()
+
+    bar.reuse()
+    eventually(bar.is_reached, False)
+    bar.remove()
+    guest.restart(esi=bar.gpa, ebx=2)
+    run(vmm, guest)
+
+    assert bar.is_full_of(STRANGERS)
+    assert vmm.reports.kept == [1, FLOATING]
+
+
+# ---------------------------------------------------------------- the death of the daemon
+
+
+@contextmanager
+def doomed(binary: Path, daemon: DaemonProcess, setting: PartitionSetting) -> Iterator[CVmm]:
+    """A VMM at that daemon, which must end well all the same."""
+    with CVmm(binary, str(daemon.socket), setting) as vmm:
+        yield vmm
+
+
+def kill(daemon: DaemonProcess, vmm: CVmm) -> None:
+    daemon.signal(signal.SIGKILL)
+    daemon.wait_ended()
+    eventually(lambda: vmm.lost_because is None, False)
+
+
+@pytest.mark.parametrize("coverage", Coverage)
+def test_mmio_goes_ram_stays_and_a_vcpu_that_needs_the_daemon_stops(
+    binary: Path, own_daemon: DaemonProcess, coverage: Coverage
+) -> None:
+    with doomed(binary, own_daemon, PartitionSetting(coverage=coverage)) as vmm:
+        bar = vmm.add_bar(1)
+        bar.write(0, OURS_BYTES)
+        reader = vmm.add_vcpu(WATCH, esi=bar.gpa)
+        counter = vmm.add_vcpu(COUNT, esi=COUNTER_GPA, ecx=FOR_EVER)
+        vmm.start()
+        vmm.reports.wait_for(OURS)
+        with bar.changing():
+            kill(own_daemon, vmm)
+            bar.unmap_unannounced()
+
+        stop = reader.result(PATIENCE)
+        assert (stop.reason, stop.gpa) == (StopReason.DAEMON_LOST, bar.gpa)
+        assert (bar.is_reached(), vmm.ram.is_reached()) == (False, True)
+        before = vmm.ram.word(COUNTER_GPA)
+        eventually(lambda: vmm.ram.word(COUNTER_GPA) != before, True)
+        assert not counter.done()
+
+
+def test_without_the_daemon_the_vmm_takes_memory_from_the_guest_before_it_unmaps_it(
+    binary: Path, own_daemon: DaemonProcess
+) -> None:
+    with doomed(binary, own_daemon, PartitionSetting()) as vmm:
+        counter = vmm.add_vcpu(COUNT, esi=COUNTER_GPA, ecx=FOR_EVER)
+        vmm.start()
+        eventually(lambda: vmm.ram.word(COUNTER_GPA) > 0, True)
+        kill(own_daemon, vmm)
+
+        with vmm.ram.changing():
+            assert not vmm.ram.is_reached()
+            vmm.ram.unmap_unannounced()
+
+        assert counter.result(PATIENCE).reason is StopReason.DAEMON_LOST
+
+
+# ---------------------------------------------------------------- the program
+
+
+def test_it_reads_commands_and_prints_what_its_vcpus_did(binary: Path, daemon: DaemonProcess) -> None:
+    commands = (
+        "bar 0 16 movable rwx",
+        "write 0 0x1000 fe06f4",  # inc byte ptr [esi]; hlt
+        "bar 0x200 1 mmio rw",
+        "vcpu 0x1000 esi=0x200000",
+        "start",
+        "wait",
+        "read 1 0 1",
+        "bar 0x200 1 mmio rw",
+        "read 9 0 1",
+        "nonsense",
+    )
+    done = subprocess.run(
+        [binary, "-v", daemon.socket],
+        input="\n".join(commands) + "\n",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+
+    *answers, refused, absent, unknown = done.stdout.splitlines()
+    assert answers == ["ok 0", "ok", "ok 1", "ok 0", "ok", "ok", "ok 01"]
+    assert refused.startswith("error EEXIST: region [0x200, 0x201) overlaps")
+    assert (absent, unknown) == ("error no such BAR", "error no such command")
+    printed = done.stderr.splitlines()
+    assert printed[:4] == [
+        "vCPU 0: HALTED",
+        "  exits: MmioRead 1 Halted 1 NotEmulated 1",
+        "  intercepts: resume mapped 2",
+        "  completed 1, forwarded 0, replayed 0",
+    ]
+    assert printed[4].startswith("  first touch: median ")
+    assert sum(int(line.split()[-1]) for line in printed[5:]) == 2, "of both touches, in the histogram"
+
+
+def test_an_absent_daemon_is_named(binary: Path, tmp_path: Path) -> None:
+    with pytest.raises(CVmmFailed, match=r"none\.sock: .*No such file"):
+        CVmm(binary, str(tmp_path / "none.sock"), PartitionSetting())
+
+
+def test_a_place_beyond_a_bar_is_refused(start_vmm: StartCVmm) -> None:
+    vmm = start_vmm()
+    with pytest.raises(CVmmFailed, match="refused 'read': outside"):
+        vmm.ram.read(16 << PAGE_SHIFT, 4)
