@@ -19,13 +19,13 @@ from fakes.small_vmms import FLOATING, OURS
 from intercept_client.kvm import Coverage, PartitionSetting, StopReason
 from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.outcomes import Answer
-from interceptctl.exercise.daemon_process import PrivateDaemon, running_daemon
+from interceptctl.exercise.daemon_process import running_daemon
 from interceptctl.guest.c_build import build_vmm, sources
 from interceptctl.guest.c_vmm import CMemory, CVcpu, CVmm, CVmmFailed
 from interceptctl.guest.outcome import GuestReport
 from interceptctl.guest.playing import play_all
 from interceptctl.guest.programs import COUNT, STORE, WATCH
-from interceptctl.guest.scenarios import SCENARIOS, Scenario
+from interceptctl.guest.scenarios import SCENARIOS, Kill, Scenario
 from interceptctl.guest.vmm import STRANGERS
 
 STRICT = ("-pedantic", "-Wall", "-Wextra", "-Werror", "-pthread")
@@ -97,25 +97,22 @@ def test_it_is_c11_and_cpp17_without_a_warning(compiler: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def played(binary: Path, coverage: Coverage, scenarios: Sequence[Scenario]) -> GuestReport:
-    """With a daemon whose keeper starts it again: a scenario kills it."""
-
-    def play(daemon: PrivateDaemon) -> GuestReport:
-        return play_all(
-            daemon.path,
-            daemon.kill,
-            partial(CVmm, binary),
-            vmm="c",
-            coverage=coverage,
-            scenarios=scenarios,
-            tell=print,
-        )
+def played(binary: Path, coverage: Coverage) -> GuestReport:
+    """All of them, with a daemon whose keeper starts it again: a scenario kills it."""
 
     async def with_a_daemon() -> GuestReport:
         async with running_daemon() as daemon:
-            return await trio.to_thread.run_sync(play, daemon)
+            kill = daemon.kill
+            return await trio.to_thread.run_sync(play, binary, daemon.path, kill, coverage, SCENARIOS)
 
     return trio.run(with_a_daemon)
+
+
+def play(
+    binary: Path, path: str, kill: Kill, coverage: Coverage, scenarios: Sequence[Scenario]
+) -> GuestReport:
+    open_vmm = partial(CVmm, binary)
+    return play_all(path, kill, open_vmm, vmm="c", coverage=coverage, scenarios=scenarios, tell=print)
 
 
 def failed(report: GuestReport) -> list[str]:
@@ -123,7 +120,7 @@ def failed(report: GuestReport) -> list[str]:
 
 
 def test_it_passes_the_guests_and_goes_on_over_restarts(binary: Path) -> None:
-    report = played(binary, Coverage.ANNOUNCED, SCENARIOS)
+    report = played(binary, Coverage.ANNOUNCED)
 
     assert (len(report.scenarios), failed(report)) == (len(SCENARIOS), [])
     (vcpu,) = report.scenarios[1].vcpus
@@ -131,16 +128,18 @@ def test_it_passes_the_guests_and_goes_on_over_restarts(binary: Path) -> None:
     assert len(vcpu.first_touch_us) == 257
 
 
-def test_it_passes_the_guests_where_nothing_is_announced(binary: Path) -> None:
+def test_it_passes_the_guests_where_nothing_is_announced(binary: Path, daemon: DaemonProcess) -> None:
     scenarios = [scenario for scenario in SCENARIOS if not scenario.kills]
-    assert failed(played(binary, Coverage.WATCHED, scenarios)) == []
+    report = play(binary, str(daemon.socket), lambda: None, Coverage.WATCHED, scenarios)
+
+    assert (len(report.scenarios), failed(report)) == (len(scenarios), [])
 
 
 @pytest.mark.verify
 @pytest.mark.usefixtures("kvm")
 @pytest.mark.parametrize("coverage", Coverage)
 def test_its_threads_race_for_nothing(tmp_path: Path, coverage: Coverage) -> None:
-    assert failed(played(built(tmp_path, *THREAD_SANITIZED), coverage, SCENARIOS)) == []
+    assert failed(played(built(tmp_path, *THREAD_SANITIZED), coverage)) == []
 
 
 def test_a_device_that_it_leaves_to_the_daemon_is_reached_by_forward(start_vmm: StartCVmm) -> None:
@@ -268,7 +267,7 @@ def doomed(binary: Path, daemon: DaemonProcess, setting: PartitionSetting) -> It
         yield vmm
 
 
-def kill(daemon: DaemonProcess, vmm: CVmm) -> None:
+def kill_daemon(daemon: DaemonProcess, vmm: CVmm) -> None:
     daemon.signal(signal.SIGKILL)
     daemon.wait_ended()
     eventually(lambda: vmm.lost_because is None, False)
@@ -286,7 +285,7 @@ def test_mmio_goes_ram_stays_and_a_vcpu_that_needs_the_daemon_stops(
         vmm.start()
         vmm.reports.wait_for(OURS)
         with bar.changing():
-            kill(own_daemon, vmm)
+            kill_daemon(own_daemon, vmm)
             bar.unmap_unannounced()
 
         stop = reader.result(PATIENCE)
@@ -304,7 +303,7 @@ def test_without_the_daemon_the_vmm_takes_memory_from_the_guest_before_it_unmaps
         counter = vmm.add_vcpu(COUNT, esi=COUNTER_GPA, ecx=FOR_EVER)
         vmm.start()
         eventually(lambda: vmm.ram.word(COUNTER_GPA) > 0, True)
-        kill(own_daemon, vmm)
+        kill_daemon(own_daemon, vmm)
 
         with vmm.ram.changing():
             assert not vmm.ram.is_reached()
