@@ -284,9 +284,8 @@ def test_mmio_goes_ram_stays_and_a_vcpu_that_needs_the_daemon_stops(
         counter = vmm.add_vcpu(COUNT, esi=COUNTER_GPA, ecx=FOR_EVER)
         vmm.start()
         vmm.reports.wait_for(OURS)
-        with bar.changing():
-            kill_daemon(own_daemon, vmm)
-            bar.unmap_unannounced()
+
+        kill_daemon(own_daemon, vmm)
 
         stop = reader.result(PATIENCE)
         assert (stop.reason, stop.gpa) == (StopReason.DAEMON_LOST, bar.gpa)
@@ -294,17 +293,21 @@ def test_mmio_goes_ram_stays_and_a_vcpu_that_needs_the_daemon_stops(
         before = vmm.ram.word(COUNTER_GPA)
         eventually(lambda: vmm.ram.word(COUNTER_GPA) != before, True)
         assert not counter.done()
+        bar.unmap_unannounced()
 
 
 def test_without_the_daemon_the_vmm_takes_memory_from_the_guest_before_it_unmaps_it(
     binary: Path, own_daemon: DaemonProcess
 ) -> None:
     with doomed(binary, own_daemon, PartitionSetting()) as vmm:
+        bar = vmm.add_bar(1)
         counter = vmm.add_vcpu(COUNT, esi=COUNTER_GPA, ecx=FOR_EVER)
         vmm.start()
         eventually(lambda: vmm.ram.word(COUNTER_GPA) > 0, True)
-        kill_daemon(own_daemon, vmm)
 
+        with bar.changing():
+            kill_daemon(own_daemon, vmm)
+            bar.unmap_unannounced()
         with vmm.ram.changing():
             assert not vmm.ram.is_reached()
             vmm.ram.unmap_unannounced()

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-_PLACES: Final = (Path(__file__).parents[1] / "c", Path(__file__).parents[2] / "c")
-"""The package has the source with it; in a checkout it is beside the package."""
+_SOURCE: Final = Path(__file__).parents[1] / "c" / "vmm"
+"""In a checkout, behind a symbolic link; the wheel has copies."""
 _OPTIONS: Final = ("-std=c11", "-O2", "-pthread")
 _SHOWN: Final = 2000
 
@@ -49,5 +49,4 @@ def build_vmm(directory: Path, options: Sequence[str] = _OPTIONS) -> Path:
 
 def sources() -> list[Path]:
     """Of the VMM, without its headers."""
-    place = next(place for place in _PLACES if place.is_dir())
-    return sorted((place / "vmm").glob("*.c"))
+    return sorted(_SOURCE.glob("*.c"))
