@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import click
+import guests
 import report
 import restart
 import start
@@ -53,6 +54,8 @@ def main(
                 report.show(title, results[title])
         memory = live.measure(Path(directory), rounds)
         live.show(memory)
+        touches = guests.measure(Path(directory), load, rounds)
+        guests.show(touches)
         kept = restart.measure(Path(directory), load)
         restart.show(kept)
     starts = start.measure()
@@ -60,6 +63,7 @@ def main(
     if json_file is not None:
         beside = {
             "live": live.as_json(memory),
+            "guests": guests.as_json(touches),
             "start": start.as_json(starts),
             "restart": restart.as_json(kept),
         }

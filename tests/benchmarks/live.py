@@ -6,7 +6,6 @@ in what the daemon took of the CPU.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,7 @@ from typing import TypeVar
 
 from report import CONSOLE
 from rich.table import Table
-from running import CPU, Place, daemon_command, server
+from running import Place, daemon_command, server, this_process_at
 
 from intercept_client import BlockingNotifier, BlockingVmm, BlockingVp, libc, memory
 from intercept_client.memory import Sharing, UserfaultfdUnavailable, Watch
@@ -115,7 +114,7 @@ def as_json(measured: Mapping[Place, Measured]) -> dict[str, object]:
 
 def _measure(scratch: Path, place: Place, rounds: int) -> Measured:
     with ExitStack() as running:
-        running.enter_context(_this_process_at(place))
+        running.enter_context(this_process_at(place))
         path = scratch / f"live-{place.name}.sock"
         daemon = running.enter_context(server(daemon_command(path), path, place))
         watch = Stopwatch(daemon.pid)
@@ -132,15 +131,6 @@ def _measure(scratch: Path, place: Place, rounds: int) -> Measured:
             for name, (vmm, vp, notifier) in vmms.items():
                 _live(watch, name, vmm, vp, notifier)
     return watch.figures
-
-
-@contextmanager
-def _this_process_at(place: Place) -> Iterator[None]:
-    allowed = os.sched_getaffinity(0)
-    if place is Place.ONE_CPU:
-        os.sched_setaffinity(0, {CPU})
-    yield
-    os.sched_setaffinity(0, allowed)
 
 
 @contextmanager

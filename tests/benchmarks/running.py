@@ -142,6 +142,16 @@ def kept_daemon(
         keeper.wait()
 
 
+@contextmanager
+def this_process_at(place: Place) -> Iterator[None]:
+    """This process, and what it starts."""
+    allowed = os.sched_getaffinity(0)
+    if place is Place.ONE_CPU:
+        os.sched_setaffinity(0, {CPU})
+    yield
+    os.sched_setaffinity(0, allowed)
+
+
 def child_of(keeper: subprocess.Popen[bytes]) -> int:
     return int(Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text())
 

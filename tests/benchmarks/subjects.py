@@ -17,6 +17,7 @@ from running import HERE, Command, Load, Place, Sample, build, daemon_command, s
 FLOOR = "C echo"
 FLOOR_WITHOUT_GCC = "Python echo"
 SERVERS = HERE / "servers"
+PYTHON_ECHO: Command = (sys.executable, SERVERS / "python_echo.py")
 GIB_PAGES = 1 << 18
 
 
@@ -59,7 +60,7 @@ def _others(scratch: Path, load: Load) -> Iterator[tuple[str, str, Command]]:
     """The servers other than interceptd: name, requests, and how they are started."""
     if load.in_c:
         yield FLOOR, "echo", [build(scratch, "servers/c_echo.c"), scratch / "c.sock"]
-    yield FLOOR_WITHOUT_GCC, "echo", [sys.executable, SERVERS / "python_echo.py", scratch / "python.sock"]
+    yield FLOOR_WITHOUT_GCC, "echo", [*PYTHON_ECHO, scratch / "python.sock"]
     yield "trio echo", "echo", [sys.executable, SERVERS / "trio_echo.py", scratch / "trio.sock"]
     asyncio: list[str | Path] = [sys.executable, SERVERS / "asyncio_echo.py"]
     yield "asyncio echo", "echo", [*asyncio, scratch / "asyncio.sock"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,34 @@ def test_a_named_guest_at_another_daemon_is_reported_as_json(daemon: DaemonProce
     assert (sweep["name"], sweep["passed"], vcpu["kvm_mmio_exits"]) == ("sweep", True, 1)
     assert len(vcpu["first_touch_us"]) == 2
     assert vcpu["stopped"] == "halted"
+
+
+def test_a_guest_runs_on_the_vmm_in_c(daemon: DaemonProcess) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("cc is missing: the VMM in C cannot be built")
+    done = guest("sweep", "--vmm", "c", "--vmm-socket", str(daemon.socket))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sweep: 1 intercept for 512 accesses" in done.stdout
+    assert "PASS: 1 guest of the VMM in C, memory announced" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("compiler", "says"), [("no-such-cc", "there is no no-such-cc"), ("false", "false does not build")]
+)
+def test_without_a_compiler_that_works_the_command_says_so(
+    kvm: None,  # noqa: ARG001 - for its skip
+    monkeypatch: pytest.MonkeyPatch,
+    compiler: str,
+    says: str,
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+
+    result = CliRunner().invoke(main, ["guest", "sweep", "--vmm", "c"])
+
+    assert result.exit_code == 4
+    assert "cannot run guests" in result.output
+    assert says in result.output
 
 
 def test_without_kvm_the_command_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

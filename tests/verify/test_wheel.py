@@ -143,3 +143,10 @@ def test_a_consumer_of_the_wheel_is_served_by_its_daemon(
             installed.with_name("interceptctl"), "--socket", daemon.operator_socket, "ls", cwd=tmp_path
         )
     assert listed == "no partitions\n"
+
+
+@pytest.mark.verify
+def test_the_wheel_has_the_source_of_the_vmm_in_c(installed: Path, tmp_path: Path) -> None:
+    source = "from interceptctl.guest.c_build import build_vmm; import pathlib; build_vmm(pathlib.Path())"
+    run(installed, "-c", source, cwd=tmp_path)
+    assert (tmp_path / "vmm").is_file()

@@ -6,7 +6,8 @@
  * never across a copy or anything that waits for the daemon.
  *
  * KVM can neither shrink nor split a slot: what overlaps a change goes whole, and what must stay of it comes back as slots of
- * its own. Slots are never merged: the daemon maps RAM in windows of 2 MiB, so KVM's 32,764 slots reach for 64 GiB. */
+ * its own. Slots are never merged: the daemon maps RAM in windows of 2 MiB, so the 7/8 of KVM's 32,764 slots that maps may take
+ * reach for 55 GiB. */
 #include "vmm.h"
 
 #include <stdlib.h>

@@ -337,6 +337,10 @@ class CVmm:
         self.ask("start")
         return self.vcpus
 
+    def wait(self) -> None:
+        """Block until no vCPU runs: without looking again and again, as `result` does."""
+        self.ask("wait")
+
     def stop(self) -> list[Stop]:
         """As `Vmm.stop`."""
         self.ask("stop")
