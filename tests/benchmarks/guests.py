@@ -1,8 +1,8 @@
 """What a first touch costs a guest: real memory, real memslots, and a VMM in C.
 
 Owns this measurement. A touch is the time from the vCPU's exit until it may go on, without what KVM took to
-make that memslot. It is held against a round trip of the blocking Python echo, with as many clients, in the same
-place.
+make that memslot. It is held against a round trip of the blocking Python echo, with as many clients, in the
+same place.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -83,6 +84,27 @@ def watching(vmm: CVmm) -> tuple[CMemory, CVcpu]:
 def run(vmm: CVmm, vcpu: CVcpu) -> StopReason:
     vmm.start()
     return vcpu.result(PATIENCE).reason
+
+
+# ---------------------------------------------------------------- its parts
+
+PLAYED_KVM = Path(__file__).parent / "c_memory.c"
+UNDER_TEST = ("memory.c", "gate.c")
+
+
+def test_its_memslots_and_its_gate_on_a_kvm_that_is_played(tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("cc is missing: the VMM in C cannot be built")
+    parts = [source for source in sources() if source.name in UNDER_TEST]
+    include, binary = f"-I{parts[0].parent}", tmp_path / "c_memory"
+    command: list[str | Path] = ["cc", *SANITIZED, include, "-o", binary, PLAYED_KVM, *parts]
+    subprocess.run(command, check=True, timeout=PATIENCE)
+
+    done = subprocess.run([binary], capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    passed = {line.removesuffix(": ok") for line in done.stdout.splitlines() if line.endswith(": ok")}
+    assert passed == set(re.findall(r"CASE\((\w+)\)[,}]", PLAYED_KVM.read_text(encoding="utf-8")))
 
 
 # ---------------------------------------------------------------- the guests
