@@ -41,7 +41,7 @@ Exit codes:
      exercise, guest: a check failed
   2  invalid command line
   3  cannot reach the daemon: no connection, no answer, or connection lost
-  4  guest: KVM is not available
+  4  guest: KVM is not available, or no C compiler for --vmm c
 """
 
 _ReplyT = TypeVar("_ReplyT")

@@ -71,6 +71,12 @@ int kvm_create_vcpu(const struct machine *machine, unsigned index, struct kvm_ru
     return vcpu;
 }
 
+int kvm_enter(int vcpu) {
+    int error = ioctl(vcpu, KVM_RUN, 0) ? errno : 0;
+    if (error && error != EINTR && error != EFAULT) die("KVM_RUN");
+    return error;
+}
+
 static void set_flat(struct kvm_segment *segment, uint16_t selector, uint8_t type) {
     memset(segment, 0, sizeof *segment);
     segment->limit = 0xffffffff;

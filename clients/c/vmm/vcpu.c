@@ -5,7 +5,6 @@
 #include "vmm.h"
 
 #include <stdlib.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 
 struct vcpu *vcpu_create(struct vmm *vmm, unsigned index) {
@@ -56,12 +55,8 @@ static enum exit_kind kind_of(const struct kvm_run *run) {
 
 enum exit_kind vcpu_enter(struct vcpu *vcpu, bool only_complete) {
     gate_enter(&vcpu->vmm->memory.gate, vcpu, only_complete);
-    int error = ioctl(vcpu->descriptor, KVM_RUN, 0) ? errno : 0;
+    int error = kvm_enter(vcpu->descriptor);
     gate_leave(&vcpu->vmm->memory.gate, vcpu);
-    if (error && error != EINTR && error != EFAULT) {
-        errno = error;
-        die("KVM_RUN");
-    }
     return !error ? kind_of(vcpu->run) : error == EINTR ? INTERRUPTED : EFAULT_EXIT;
 }
 

@@ -48,6 +48,7 @@ void kvm_open(struct machine *machine);
 int kvm_create_vcpu(const struct machine *machine, unsigned index, struct kvm_run **run); /* its descriptor */
 int kvm_set_slot(const struct machine *machine, struct slot *slot);                       /* 0 or an errno */
 int kvm_delete_slot(const struct machine *machine, const struct slot *slot);
+int kvm_enter(int vcpu); /* KVM_RUN: 0, EINTR for a kick, or EFAULT: the memory behind a slot faults */
 void kvm_make_flat(int vcpu); /* 32-bit protected mode without paging */
 void kvm_get_registers(int vcpu, struct kvm_regs *registers);
 void kvm_set_registers(int vcpu, const struct kvm_regs *registers);
