@@ -195,6 +195,17 @@ def test_a_device_that_it_leaves_to_the_daemon_is_reached_by_forward(start_vmm: 
     assert guest.tally.forwarded == 2
 
 
+def test_a_first_touch_says_what_of_it_was_the_memslot(start_vmm: StartCVmm) -> None:
+    vmm = start_vmm()
+    guest = vmm.add_vcpu(STORE, esi=vmm.add_bar(1).gpa, ebx=1)
+    run(vmm, guest)
+
+    touches, memslots = guest.tally.first_touches, guest.tally.memslot_times
+
+    assert (len(touches), memslots[0]) == (2, 0), "the program's own page is not an access that is completed"
+    assert 0 < memslots[1] < touches[1]
+
+
 def test_increments_are_exact_while_the_host_keeps_revoking_the_page(start_vmm: StartCVmm) -> None:
     vmm = start_vmm()
     bar, times = vmm.add_bar(1), 1000
