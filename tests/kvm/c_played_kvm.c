@@ -24,7 +24,7 @@ static struct kvm_run run_page;
 
 void die(const char *what) {
     perror(what);
-    exit(4);
+    exit(EXIT_FAILURE);
 }
 
 static int edit(const struct slot *slot, bool made) {
@@ -272,7 +272,8 @@ enum { OLD = 7, STALE = 8, GPA = DATA_GFN * PAGE };
 /* An instruction that reads `data`, during whose write the page is not mapped, at `gpa`. */
 static void play_write_after_read(uint64_t gpa) {
     const struct step steps[] = {
-        {0, KVM_EXIT_MMIO, false, GPA, 0}, {0, KVM_EXIT_MMIO, true, gpa, STALE}, {EINTR, 0, false, 0, 0}, {0, KVM_EXIT_HLT, false, 0, 0}};
+        {0, KVM_EXIT_MMIO, false, GPA, 0}, {0, KVM_EXIT_MMIO, true, gpa, STALE}, {EINTR, 0, false, 0, 0},
+        {0, KVM_EXIT_HLT, false, 0, 0}};
     uint32_t old = OLD;
     memcpy(data, &old, sizeof old);
     REQUIRE(play(steps) == HALTED);

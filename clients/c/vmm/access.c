@@ -24,9 +24,10 @@ int access_copy(void *ours, uint64_t uaddr, size_t size, bool to_guest) {
 static enum done complete(struct vcpu *vcpu, uint64_t gpa, uint8_t *bytes, size_t size, bool is_write) {
     struct memory *memory = &vcpu->vmm->memory;
     const char *fault = NULL;
+    unsigned right = is_write ? IC_MAY_WRITE : IC_MAY_READ;
     struct ic_answer answer;
     for (bool is_ours = devices_need_no_question(gpa); !is_ours;) {
-        const struct claim *claim = memory_claim(memory, vcpu->index, gpa >> PAGE_SHIFT, is_write ? IC_MAY_WRITE : IC_MAY_READ);
+        const struct claim *claim = memory_claim(memory, vcpu->index, gpa >> PAGE_SHIFT, right);
         if (claim) {
             vcpu->mapped_in_slot = claim->slot_took;
             int error = access_copy(bytes, claim->uaddr + gpa % PAGE, size, is_write);

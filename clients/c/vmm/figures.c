@@ -44,8 +44,10 @@ void figures_print(struct vcpu *vcpu, FILE *to) {
     for (unsigned i = 0; i < EXIT_KINDS; i++)
         if (tally->exits[i]) fprintf(to, " %s %lu", exit_name((enum exit_kind)i), tally->exits[i]);
     fprintf(to, "\n  intercepts:");
-    for (unsigned i = 0; i < tally->answer_count; i++)
-        fprintf(to, " %s %s %lu", outcomes[tally->answers[i].answer.outcome], tally->answers[i].answer.reason, tally->answers[i].count);
+    for (unsigned i = 0; i < tally->answer_count; i++) {
+        const struct ic_answer *answer = &tally->answers[i].answer;
+        fprintf(to, " %s %s %lu", outcomes[answer->outcome], answer->reason, tally->answers[i].count);
+    }
     fprintf(to, "\n  completed %lu, forwarded %lu, replayed %lu\n", tally->completed, tally->forwarded, tally->replayed);
     for (unsigned long i = 0; i < count; i++) sorted[i] = tally->touches[i].total;
     pthread_mutex_unlock(&vcpu->lock);

@@ -11,7 +11,12 @@ enum { API_VERSION = 12 };
 
 void die(const char *what) {
     perror(what);
-    exit(4);
+    exit(EXIT_FAILURE);
+}
+
+static __attribute__((noreturn)) void no_kvm(const char *why) {
+    perror(why);
+    exit(EXIT_NO_KVM);
 }
 
 double now(void) {
@@ -53,9 +58,9 @@ static void prime(const struct machine *machine) {
 
 void kvm_open(struct machine *machine) {
     int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-    if (kvm < 0) die("/dev/kvm");
-    if (ioctl(kvm, KVM_GET_API_VERSION, 0) != API_VERSION) die("/dev/kvm has another API version");
-    if ((machine->vm = ioctl(kvm, KVM_CREATE_VM, 0)) < 0) die("KVM_CREATE_VM");
+    if (kvm < 0) no_kvm("/dev/kvm");
+    if (ioctl(kvm, KVM_GET_API_VERSION, 0) != API_VERSION) no_kvm("/dev/kvm: the API version");
+    if ((machine->vm = ioctl(kvm, KVM_CREATE_VM, 0)) < 0) no_kvm("KVM_CREATE_VM");
     machine->run_size = (size_t)ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
     machine->slot_limit = (size_t)ioctl(machine->vm, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS);
     close(kvm);

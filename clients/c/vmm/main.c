@@ -6,7 +6,7 @@
  *   -p   the first touch of MMIO maps a page; without it the whole VMA
  *   -v   in the end, print each vCPU's exits, intercepts and first-touch times to stderr
  *
- * Exit code 3 if the daemon cannot be reached or refuses the partition, 4 if KVM is not available. */
+ * Exit code 1 if the kernel refuses something, 3 if the daemon cannot be reached or refuses the partition, 4 without KVM. */
 #include "vmm.h"
 
 int main(int argc, char **argv) {
@@ -19,7 +19,10 @@ int main(int argc, char **argv) {
         verbose |= option == 'v';
     }
     if (argc != optind + 1) return fprintf(stderr, "usage: vmm [-w] [-p] [-v] SOCKET\n"), 2;
-    if (!vmm_open(&vmm, argv[optind], watched, by_page)) return fprintf(stderr, "%s: %s\n", argv[optind], vmm.lost_because), 3;
+    if (!vmm_open(&vmm, argv[optind], watched, by_page)) {
+        fprintf(stderr, "%s: %s\n", argv[optind], vmm.lost_because);
+        return EXIT_NO_DAEMON;
+    }
     commands_run(&vmm, stdin, stdout);
     for (unsigned i = 0; i < vmm.vcpu_count; i++) vmm_ask_to_stop(&vmm, vmm.vcpus[i]);
     for (unsigned i = 0; i < vmm.vcpu_count; i++) vcpu_join(vmm.vcpus[i]);

@@ -12,7 +12,10 @@
 
 #include <stdlib.h>
 
-enum { MOST_ADDED = 3, RESERVE = 8 }; /* two rests and a new slot; maps leave an eighth to unmaps, which split slots and may not fail */
+enum {
+    MOST_ADDED = 3, /* what is left of two slots, and a new one */
+    RESERVE = 8     /* maps leave an eighth of the slots to unmaps, which split some and may not fail */
+};
 
 void memory_init(struct memory *memory, const struct machine *machine) {
     memset(memory, 0, sizeof *memory);
@@ -63,6 +66,13 @@ static struct slot part(const struct slot *slot, uint64_t gfn, uint64_t end) {
     return rest;
 }
 
+/* Whether the guest reaches exactly that already. */
+static bool is_there(const struct memory *memory, const struct slot *slot) {
+    const struct slot *held = find(memory, slot->gfn, slot->access);
+    if (!held || held->access != slot->access || end_of(held) < end_of(slot)) return false;
+    return part(held, slot->gfn, end_of(slot)).uaddr == slot->uaddr;
+}
+
 /* Put `count` slots, sorted, in the place of those from index `first` to `last`, while no vCPU sees the steps. An error of KVM
  * leaves all as it was; if KVM does not take that back either, nobody knows what the guest reaches. */
 static int replace(struct memory *memory, size_t first, size_t last, struct slot *added, size_t count) {
@@ -78,8 +88,10 @@ static int replace(struct memory *memory, size_t first, size_t last, struct slot
     }
     if (error) {
         if (made) made--;
-        while (made) if ((errno = kvm_delete_slot(memory->machine, &added[--made]))) die("KVM keeps a memslot");
-        while (gone > first) if ((errno = kvm_set_slot(memory->machine, &memory->slots[--gone]))) die("KVM has lost a memslot");
+        while (made)
+            if ((errno = kvm_delete_slot(memory->machine, &added[--made]))) die("KVM keeps a memslot");
+        while (gone > first)
+            if ((errno = kvm_set_slot(memory->machine, &memory->slots[--gone]))) die("KVM has lost a memslot");
     } else {
         memory->free_count -= count;
         for (size_t i = first; i < last; i++) memory->free_ids[memory->free_count++] = memory->slots[i].id;
@@ -97,10 +109,10 @@ static int change(struct memory *memory, uint64_t gfn, uint64_t pages, const str
     struct slot added[MOST_ADDED];
     size_t count = 0, first = first_above(memory, gfn), last = first;
     while (last < memory->count && memory->slots[last].gfn < gfn + pages) last++;
-    if (last > first && memory->slots[first].gfn < gfn) added[count++] = part(&memory->slots[first], memory->slots[first].gfn, gfn);
+    const struct slot *low = &memory->slots[first], *high = last > first ? &memory->slots[last - 1] : NULL;
+    if (high && low->gfn < gfn) added[count++] = part(low, low->gfn, gfn);
     if (made) added[count++] = *made;
-    if (last > first && end_of(&memory->slots[last - 1]) > gfn + pages)
-        added[count++] = part(&memory->slots[last - 1], gfn + pages, end_of(&memory->slots[last - 1]));
+    if (high && end_of(high) > gfn + pages) added[count++] = part(high, gfn + pages, end_of(high));
     return last > first || count ? replace(memory, first, last, added, count) : 0;
 }
 
@@ -109,7 +121,8 @@ static void wait_released(struct memory *memory, uint64_t gfn, uint64_t pages, u
     for (unsigned i = 0; i < MAX_VCPUS; i++) {
         const struct claim *claim = &memory->claims[i];
         uint64_t number = claim->number;
-        bool concerned = (claim->gfn >= gfn && claim->gfn - gfn < pages) || (claim->uaddr >= uaddr && claim->uaddr - uaddr < length);
+        bool by_gfn = claim->gfn >= gfn && claim->gfn - gfn < pages;
+        bool concerned = by_gfn || (claim->uaddr >= uaddr && claim->uaddr - uaddr < length);
         while (concerned && claim->held && claim->number == number) pthread_cond_wait(&memory->released, &memory->lock);
     }
 }
@@ -121,11 +134,11 @@ int memory_map(struct memory *memory, uint64_t gfn, uint64_t pages, uint64_t uad
     if (!(access & IC_MAY_READ)) return EOPNOTSUPP; /* a memslot can always be read, and what may be read may run */
     struct slot made = {0, access, gfn, pages, uaddr, 0};
     pthread_mutex_lock(&memory->lock);
-    const struct slot *held = find(memory, gfn, access);
+    size_t limit = memory->machine->slot_limit;
     int error = 0;
     if (memory->frozen) error = ESHUTDOWN;
-    else if (held && held->access == access && end_of(held) >= gfn + pages && part(held, gfn, gfn + pages).uaddr == uaddr) error = 0;
-    else if (memory->count + MOST_ADDED > memory->machine->slot_limit - memory->machine->slot_limit / RESERVE) error = ENOSPC;
+    else if (is_there(memory, &made)) error = 0;
+    else if (memory->count + MOST_ADDED > limit - limit / RESERVE) error = ENOSPC;
     else error = change(memory, gfn, pages, &made);
     if (!error) wait_released(memory, gfn, pages, 0, 0);
     pthread_mutex_unlock(&memory->lock);

@@ -3,7 +3,7 @@
 
 #include <time.h>
 
-enum { ANSWER_MILLISECONDS = 30000, CLOSE_SECONDS = 10 }; /* the daemon bounds its answers by a few times 5 s: beyond this it hangs */
+enum { CLOSE_SECONDS = 10, REFUSALS_PRINTED = 16 };
 
 /* ------------------------------------------------ what the daemon asks for, in a thread of its own (K-1) */
 
@@ -22,13 +22,24 @@ static int unmap_pieces(void *context, const struct ic_unmap *pieces, size_t cou
     struct vmm *vmm = (struct vmm *)context;
     int error = 0;
     gate_close(&vmm->memory.gate);
-    for (; *done < count && !error; *done += !error) error = memory_unmap(&vmm->memory, pieces[*done].start_gfn, pieces[*done].page_count);
+    while (*done < count && !error) {
+        error = memory_unmap(&vmm->memory, pieces[*done].start_gfn, pieces[*done].page_count);
+        *done += !error;
+    }
     gate_open(&vmm->memory.gate);
     return error;
 }
 
+/* A daemon that asks for this is broken, or was taken over. */
+static void say_refused(void *context, const struct ic_map *piece) {
+    struct vmm *vmm = (struct vmm *)context;
+    if (vmm->refusals++ < REFUSALS_PRINTED)
+        fprintf(stderr, "refused to map gfn %#llx to uaddr %#llx: no region has them\n", (unsigned long long)piece->start_gfn,
+                (unsigned long long)piece->start_uaddr);
+}
+
 static void *serve(void *argument) {
-    static const struct ic_hypervisor_calls calls = {map_pieces, unmap_pieces, NULL};
+    static const struct ic_hypervisor_calls calls = {map_pieces, unmap_pieces, say_refused};
     struct vmm *vmm = (struct vmm *)argument;
     ic_serve_hypervisor(&vmm->hypervisor, &calls, vmm);
     vmm_lose(vmm, vmm->hypervisor.error.message);
@@ -39,7 +50,8 @@ static void *serve(void *argument) {
 
 static bool attach_memory(struct vmm *vmm) {
     struct ic_memory memory;
-    if (ic_open_own_memory(&memory, vmm->watched) || (vmm->watched && memory.userfaultfd < 0)) die("the VMM's own memory");
+    if (ic_open_own_memory(&memory, vmm->watched)) die("/proc/self/maps");
+    if (vmm->watched && memory.userfaultfd < 0) die("userfaultfd");
     return ic_attach_memory(&vmm->connection, &memory, !vmm->watched) == IC_OK;
 }
 

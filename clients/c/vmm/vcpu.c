@@ -20,6 +20,7 @@ struct vcpu *vcpu_create(struct vmm *vmm, unsigned index) {
         free(vcpu);
         return NULL;
     }
+    ic_set_timeout(&vcpu->vp, ANSWER_MILLISECONDS);
     vcpu->descriptor = kvm_create_vcpu(&vmm->machine, index, &vcpu->run);
     kvm_make_flat(vcpu->descriptor);
     return vcpu;
@@ -121,6 +122,10 @@ static bool answer_read(struct vcpu *vcpu) {
     return true;
 }
 
+static bool answer_write(struct vcpu *vcpu) {
+    return access_write(vcpu, vcpu->run->mmio.phys_addr, vcpu->run->mmio.data, vcpu->run->mmio.len) != STOPPED;
+}
+
 static void answer_port(struct vcpu *vcpu) {
     const struct kvm_run *run = vcpu->run;
     uint8_t *data = (uint8_t *)vcpu->run + run->io.data_offset;
@@ -135,7 +140,7 @@ static bool answer(struct vcpu *vcpu) {
     bool goes_on = true;
     switch (vcpu->exit) {
     case MMIO_READ: return answer_read(vcpu);
-    case MMIO_WRITE: goes_on = access_write(vcpu, vcpu->run->mmio.phys_addr, vcpu->run->mmio.data, vcpu->run->mmio.len) != STOPPED; break;
+    case MMIO_WRITE: goes_on = answer_write(vcpu); break;
     case PORT_READ: case PORT_WRITE: answer_port(vcpu); break;
     case EMULATION_FAILED: goes_on = fetch_again(vcpu, NOT_EMULATED); break;
     case EFAULT_EXIT: goes_on = fetch_host_fault(vcpu); break;

@@ -23,7 +23,11 @@
 #include <linux/kvm.h>
 #include <pthread.h>
 
+/* The daemon bounds its answers by a few times 5 s: beyond this it hangs, and counts as gone. */
+enum { ANSWER_MILLISECONDS = 30000 };
 enum { PAGE = 4096, PAGE_SHIFT = 12, MAX_VCPUS = 64, MAX_BARS = 64, LONGEST_INSTRUCTION = 15 };
+
+enum { TEXT = 256, EXIT_NO_DAEMON = 3, EXIT_NO_KVM = 4 };
 
 /* Print what failed, with errno, and end the process: the daemon then ends the partition, and KVM the guest. */
 __attribute__((noreturn)) void die(const char *what);
@@ -71,7 +75,7 @@ void gate_init(struct gate *gate);
  * instruction of the last exit, and not begin another. */
 void gate_enter(struct gate *gate, struct vcpu *vcpu, bool only_complete);
 void gate_leave(struct gate *gate, struct vcpu *vcpu);
-void gate_close(struct gate *gate); /* returns when no vCPU is in the guest; may be nested. No vCPU's thread with its vCPU inside */
+void gate_close(struct gate *gate); /* returns when no vCPU is in the guest; may be nested. Not from inside */
 void gate_open(struct gate *gate);
 void gate_ask_to_stop(struct gate *gate, struct vcpu *vcpu);
 bool gate_was_asked_to_stop(struct gate *gate, struct vcpu *vcpu);
@@ -146,11 +150,12 @@ static const uint64_t NOWHERE = UINT64_MAX;
 struct stop {
     enum stop_reason reason;
     uint64_t gpa; /* where the guest was stopped, or NOWHERE */
-    char answer[24], detail[IC_MESSAGE];
+    char answer[24], detail[TEXT];
 };
 
 enum exit_kind {
-    MMIO_READ, MMIO_WRITE, PORT_READ, PORT_WRITE, HALT, SHUTDOWN, EMULATION_FAILED, EFAULT_EXIT, INTERRUPTED, OTHER_EXIT, EXIT_KINDS
+    MMIO_READ, MMIO_WRITE, PORT_READ, PORT_WRITE, HALT, SHUTDOWN, EMULATION_FAILED, EFAULT_EXIT, INTERRUPTED, OTHER_EXIT,
+    EXIT_KINDS
 };
 enum { REASONS = 24, TOUCHES_KEPT = 4096 };
 
@@ -232,6 +237,7 @@ struct vmm {
     struct ic_partition partition;
     struct ic_connection connection, notifier, kicks, hypervisor;
     pthread_t server;
+    unsigned long refusals; /* the server's own: maps that no region covers (Y-12) */
     struct ic_own_regions own;
     struct ic_pages own_pages[MAX_BARS];
     struct vcpu *vcpus[MAX_VCPUS];
@@ -240,12 +246,12 @@ struct vmm {
     struct bar bars[MAX_BARS];
     unsigned bar_count;
     bool is_leaving, is_lost;
-    char lost_because[IC_MESSAGE];
+    char lost_because[TEXT];
 };
 
-bool vmm_open(struct vmm *vmm, const char *path, bool watched, bool by_page); /* false: `connection` says why */
+bool vmm_open(struct vmm *vmm, const char *path, bool watched, bool by_page); /* false: `lost_because` says why */
 void vmm_close(struct vmm *vmm);
-/* The daemon decides nothing any more: MMIO goes, RAM stays, because the guest cannot go on without it and it is the VMM's own. */
+/* The daemon decides nothing any more: MMIO goes. RAM stays: it is the VMM's own, and the guest cannot go on without it. */
 void vmm_lose(struct vmm *vmm, const char *why);
 /* These return what the header's calls do; the end of a connection, or no answer in time, is a loss. */
 enum ic_result vmm_add_region(struct vmm *vmm, struct bar *bar, uint64_t gfn);
@@ -254,7 +260,7 @@ enum ic_result vmm_begin(struct vmm *vmm, const struct bar *bar); /* works witho
 enum ic_result vmm_end(struct vmm *vmm, const struct bar *bar);
 void vmm_ask_to_stop(struct vmm *vmm, struct vcpu *vcpu);
 
-/* ------------------------------------------------ main.c, commands.c, figures.c: the program */
+/* ------------------------------------------------ main.c, commands.c and its like, figures.c: the program */
 
 void commands_run(struct vmm *vmm, FILE *from, FILE *to);
 void figures_print(struct vcpu *vcpu, FILE *to); /* for people */
