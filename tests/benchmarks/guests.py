@@ -15,7 +15,7 @@ from statistics import median, quantiles
 
 from report import CONSOLE
 from rich.table import Table
-from running import Load, Place, daemon_command, server, this_process_at
+from running import Load, Place, cpu_seconds, daemon_command, server, this_process_at
 from subjects import PYTHON_ECHO
 
 from intercept_client.kvm import Coverage, KvmUnavailable, Machine, PartitionSetting
@@ -32,20 +32,32 @@ ECHO_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
+class Round:
+    """Microseconds: each touch without its memslot, each memslot, and the daemon's CPU for a touch."""
+
+    touches: list[float]
+    memslots: list[float]
+    daemon_cpu: float
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
     """Microseconds of all rounds, and what each round's are in echoes of that round."""
 
     touches: list[float] = field(default_factory=list)
     memslots: list[float] = field(default_factory=list)
+    daemon_cpu: list[float] = field(default_factory=list)
+    """For a touch, by round."""
     echoes: list[float] = field(default_factory=list)
     in_echoes: list[tuple[float, float]] = field(default_factory=list)
     """Median and 99th percentile, over the echo's median."""
 
-    def add(self, touches: Sequence[float], memslots: Sequence[float], echo: float) -> None:
-        self.touches.extend(touches)
-        self.memslots.extend(memslots)
+    def add(self, found: Round, echo: float) -> None:
+        self.touches.extend(found.touches)
+        self.memslots.extend(found.memslots)
+        self.daemon_cpu.append(found.daemon_cpu)
         self.echoes.append(echo)
-        self.in_echoes.append((median(touches) / echo, _p99(touches) / echo))
+        self.in_echoes.append((median(found.touches) / echo, _p99(found.touches) / echo))
 
 
 Measured = Mapping[str, Figures]
@@ -69,19 +81,19 @@ def measure(scratch: Path, load: Load, rounds: int) -> Measured:
             daemon = scratch / f"guests-{place.name}.sock"
             echo = scratch / f"guests-echo-{place.name}.sock"
             running.enter_context(this_process_at(place))
-            running.enter_context(server(daemon_command(daemon), daemon, place))
+            process = running.enter_context(server(daemon_command(daemon), daemon, place))
             running.enter_context(server([*PYTHON_ECHO, echo], echo, place))
             for _ in range(rounds):
                 for vcpus in VCPUS:
                     for coverage in Coverage:
                         of_it = figures.setdefault(_title(coverage, vcpus, place), Figures())
                         trip = load.measure("echo", echo, place, "-v", vcpus, "-t", ECHO_SECONDS).p50
-                        of_it.add(*_touched(binary, daemon, coverage, vcpus), trip)
+                        of_it.add(_touched(binary, daemon, process.pid, coverage, vcpus), trip)
     return figures
 
 
 def show(measured: Measured) -> None:
-    columns = ("", "median us", "p99 us", "memslot us", "median, echoes", "p99, echoes")
+    columns = ("", "median us", "p99 us", "memslot us", "daemon's CPU us", "in echoes (least)", "p99 (least)")
     table = Table(
         *columns, title="a guest's first touch, VMM in C, without its memslot", title_justify="left"
     )
@@ -92,8 +104,9 @@ def show(measured: Measured) -> None:
             f"{median(of_it.touches):.0f}",
             f"{_p99(of_it.touches):.0f}",
             f"{median(of_it.memslots):.0f}",
-            f"{median(medians):.1f} ({min(medians):.1f} to {max(medians):.1f})",
-            f"{median(tails):.1f} ({min(tails):.1f} to {max(tails):.1f})",
+            f"{median(of_it.daemon_cpu):.0f}",
+            f"{median(medians):.1f} ({min(medians):.1f})",
+            f"{median(tails):.0f} ({min(tails):.0f})",
         )
     if measured:
         CONSOLE.print(table)
@@ -105,6 +118,7 @@ def as_json(measured: Measured) -> dict[str, object]:
             "p50": median(of_it.touches),
             "p99": _p99(of_it.touches),
             "memslot": median(of_it.memslots),
+            "daemon_cpu": median(of_it.daemon_cpu),
             "echo": median(of_it.echoes),
             "p50_in_echoes": median(middle for middle, _ in of_it.in_echoes),
             "p99_in_echoes": median(tail for _, tail in of_it.in_echoes),
@@ -113,15 +127,16 @@ def as_json(measured: Measured) -> dict[str, object]:
     }
 
 
-def _touched(binary: Path, daemon: Path, coverage: Coverage, vcpus: int) -> tuple[list[float], list[float]]:
-    """What one round's touches took without their memslots, and the memslots; microseconds."""
+def _touched(binary: Path, daemon: Path, daemon_pid: int, coverage: Coverage, vcpus: int) -> Round:
     setting = PartitionSetting(coverage=coverage, mmio_granularity=MmioGranularity.PAGE)
     with CVmm(binary, str(daemon), setting) as vmm:
         for index in range(vcpus):
             bar = vmm.add_bar(PAGES, at=FIRST_GFN + index * APART)
             vmm.add_vcpu(SWEEP, esi=bar.gpa, ecx=PAGES, ebx=1)
+        spent = cpu_seconds(daemon_pid)
         vmm.start()
         vmm.wait()
+        spent = cpu_seconds(daemon_pid) - spent
         tallies = [vcpu.tally for vcpu in vmm.vcpus]
     pairs = [
         (total * 1e6, memslot * 1e6)
@@ -131,7 +146,11 @@ def _touched(binary: Path, daemon: Path, coverage: Coverage, vcpus: int) -> tupl
     ]
     if len(pairs) != vcpus * PAGES:
         raise RuntimeError(f"{len(pairs)} first touches of {vcpus * PAGES} pages")
-    return [total - memslot for total, memslot in pairs], [memslot for _, memslot in pairs]
+    return Round(
+        [total - memslot for total, memslot in pairs],
+        [memslot for _, memslot in pairs],
+        spent * 1e6 / len(pairs),
+    )
 
 
 def _title(coverage: Coverage, vcpus: int, place: Place) -> str:

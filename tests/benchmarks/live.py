@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from report import CONSOLE
 from rich.table import Table
-from running import Place, daemon_command, server, this_process_at
+from running import Place, cpu_seconds, daemon_command, server, this_process_at
 
 from intercept_client import BlockingNotifier, BlockingVmm, BlockingVp, libc, memory
 from intercept_client.memory import Sharing, UserfaultfdUnavailable, Watch
@@ -61,8 +61,7 @@ class Stopwatch:
 
     def __init__(self, daemon_pid: int) -> None:
         self.figures: dict[str, Figures] = {}
-        self._daemon_clock = (~daemon_pid << 3) | 2
-        """Of all its threads, clock_getcpuclockid(3): MAKE_PROCESS_CPUCLOCK, CPUCLOCK_SCHED."""
+        self._daemon_pid = daemon_pid
 
     def each(
         self,
@@ -73,13 +72,13 @@ class Stopwatch:
     ) -> None:
         """`settle` waits for what the daemon does after it has answered."""
         figures = self.figures.setdefault(name, Figures())
-        spent = time.clock_gettime(self._daemon_clock)
+        spent = cpu_seconds(self._daemon_pid)
         for argument in arguments:
             asked = time.perf_counter()
             act(argument)
             figures.taken.append((time.perf_counter() - asked) * 1e6)
         settle()
-        spent = time.clock_gettime(self._daemon_clock) - spent
+        spent = cpu_seconds(self._daemon_pid) - spent
         figures.daemon_cpu.append(spent * 1e6 / len(arguments))
 
 
