@@ -205,7 +205,7 @@ class Daemon:
                     await store.store(name, [listener.fileno()], poll=False)
         except (StoreRefused, OSError) as error:
             log.warning("nothing_kept", error=sentence(error))
-        recovery = Recovery(self.dispatcher, self._keeper)
+        recovery = Recovery(self.dispatcher, self.partitions, self._keeper)
         recovery.start(passed.kept, connections)
         async with trio.open_nursery() as starting:
             starting.start_soon(self._manager.keep_starting, self.status)

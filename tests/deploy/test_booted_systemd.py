@@ -14,6 +14,7 @@ from fakes.eventually import PATIENCE, eventually
 from fakes.live_attacks import MADV_POPULATE_READ
 from fakes.live_vmm import LiveVmm
 from fakes.puppet import Puppet
+from fakes.scraper import Scrape
 from fakes.surviving_vmm import Mode, SurvivingVmm
 from fakes.witness import Witness
 from intercept_client import ConnectionLost, libc
@@ -137,9 +138,11 @@ def test_the_port_for_metrics_is_forwarded_to_the_daemon_by_a_service_that_is_ac
     system.systemctl("start", port)
     assert scrape(system, "healthz", status=None) == ""  # no daemon runs, and a scrape starts none
     assert system.show(SERVICE, "ActiveState") == "inactive"
-    system.systemctl("start", SERVICE)
-    assert scrape(system, "healthz") == "serving\n"
-    assert "interceptd_partitions 0.0" in scrape(system, "metrics")
+    with SurvivingVmm(vmm_socket(system), Mode.DECLARED):
+        system.systemctl("restart", SERVICE)
+        assert scrape(system, "healthz") == "serving\n"
+        page = Scrape(scrape(system, "metrics"))
+    assert page.by("interceptd_recoveries_total", "result") == {"recovered": 1}
     assert (system.show(proxy, "ActiveState"), system.show(proxy, "SubState")) == ("active", "running")
 
 

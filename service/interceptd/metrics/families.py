@@ -53,6 +53,10 @@ def _partitions(seen: Observation) -> Iterator[Metric]:
         "Partitions that ended because a mapping could not be revoked.",
         seen.partitions_lost,
     )
+    results = {(result,): count for result, count in seen.recoveries.items()}
+    yield _labelled_counter(
+        "recoveries", "Partitions that a predecessor left, by what became of them.", results, "result"
+    )
     yield _gauge("virtual_processors", "Attached VPs.", gauges.vps)
     yield _gauge("regions", "Regions of all partitions.", gauges.regions)
     yield _gauge("vmas", "VMAs declared by VMMs.", gauges.vmas)

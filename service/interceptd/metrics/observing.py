@@ -59,6 +59,8 @@ class Observation:
     partitions: int
     partitions_created: int
     partitions_lost: int
+    recoveries: Mapping[str, int]
+    """Of a predecessor's partitions, by result."""
     totals: Totals
     gauges: Gauges
     connections: Mapping[str, int]
@@ -102,6 +104,10 @@ class Observer:
             partitions=len(self.partitions),
             partitions_created=self.partitions.created,
             partitions_lost=self.partitions.lost,
+            recoveries={
+                "recovered": self.partitions.recovered,
+                "not_recovered": self.partitions.not_recovered,
+            },
             totals=totals,
             gauges=gauges,
             connections={

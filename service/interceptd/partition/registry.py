@@ -26,6 +26,10 @@ class PartitionRegistry:
         self.created = 0
         """Also those of predecessors: the last id."""
         self.lost = 0
+        self.recovered = 0
+        """Partitions of predecessors that came back."""
+        self.not_recovered = 0
+        """Partitions of predecessors that ended because they could not come back."""
         self.closed = False
         """Whether the daemon is ending: nothing is to be added any more."""
 

@@ -20,6 +20,7 @@ from interceptd.ledger.inbox import VMM_INBOX
 from interceptd.ledger.ledger import Ledger, LedgerUnreadable, LedgerVoid
 from interceptd.log_share import charge_lines_to
 from interceptd.partition.keeping import Keeper, Keeping
+from interceptd.partition.registry import PartitionRegistry
 from interceptd.recovery.fold import Fold
 from interceptd.recovery.remains import Remains, sort
 from interceptd.recovery.returning import Left, ReturningVmm
@@ -39,14 +40,14 @@ class NobodyLeft(Exception):
 
 
 class Recovery:
-    """Of one start. `dispatcher` serves the VMMs that come back."""
+    """Of one start. `dispatcher` serves the VMMs that come back; `registry` counts them."""
 
-    def __init__(self, dispatcher: Dispatcher, keeper: Keeper) -> None:
+    def __init__(self, dispatcher: Dispatcher, registry: PartitionRegistry, keeper: Keeper) -> None:
         self._dispatcher = dispatcher
+        self._registry = registry
         self._keeper = keeper
         self._missing: set[str] = set()
         self._changed = trio.Event()
-        self.partitions = 0
         self.connections = 0
 
     def start(self, kept: Iterable[Kept], connections: trio.Nursery) -> None:
@@ -76,6 +77,7 @@ class Recovery:
             return
         except Exception as why:
             # Whatever it is, it concerns this VMM alone: raised here, it would end all others.
+            self._registry.not_recovered += 1
             ours = None if isinstance(why, NotRecovered | LedgerUnreadable | OSError) else why
             log.error(  # noqa: TRY400 - as a rule not a fault of ours
                 "partition_not_recovered", key=key, error=sentence(why), exc_info=ours
@@ -96,7 +98,7 @@ class Recovery:
         self.found(key)
 
     def _count(self, partitions: int, connections: int) -> None:
-        self.partitions += partitions
+        self._registry.recovered += partitions
         self.connections += connections
 
     async def _vmm(self, remains: Remains, ledger: Ledger) -> tuple[Connection, Fold]:

@@ -61,11 +61,13 @@ async def test_a_return_that_fails_in_any_way_fails_alone(
 
     monkeypatch.setattr(Ledger, "open", fail)
     kept = [Kept("p1", os.dup(ledger.descriptor)), Kept("c1", os.open(os.devnull, os.O_RDONLY))]
-    recovery = Recovery(Daemon(Settings(Config())).dispatcher, Keeper(None, lambda *_: None, lambda _: None))
+    daemon = Daemon(Settings(Config()))
+    recovery = Recovery(daemon.dispatcher, daemon.partitions, Keeper(None, lambda *_: None, lambda _: None))
     with structlog.testing.capture_logs() as logs:
         recovery.start(kept, nursery)
         await recovery.wait_found()
     assert [(line["event"], line["error"]) for line in logs] == [("partition_not_recovered", sentence(error))]
+    assert (daemon.partitions.recovered, daemon.partitions.not_recovered) == (0, 1)
 
 
 async def test_what_a_compaction_that_was_killed_has_written_is_given_back(
@@ -79,9 +81,9 @@ async def test_what_a_compaction_that_was_killed_has_written_is_given_back(
     ours, theirs = socket.socketpair()
     with theirs:
         kept = [Kept("p1", os.dup(ledger.descriptor)), Kept("c1", ours.detach())]
-        recovery = Recovery(
-            Daemon(Settings(Config())).dispatcher, Keeper(None, lambda *_: None, lambda _: None)
-        )
+        daemon = Daemon(Settings(Config()))
+        keeper = Keeper(None, lambda *_: None, lambda _: None)
+        recovery = Recovery(daemon.dispatcher, daemon.partitions, keeper)
         recovery.start(kept, nursery)
         await recovery.wait_found()
     assert os.fstat(ledger.descriptor).st_blocks < before // 20
