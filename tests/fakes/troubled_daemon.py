@@ -1,0 +1,50 @@
+"""A daemon with a trouble that no client can cause, or only some kernels do, for the alerts that tell of it.
+
+Owns the troubles. The first argument names one, the rest go to `interceptd`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from typing import Final
+
+from interceptd.address_space.procmaps import ProcMaps
+from interceptd.cli import main
+from interceptd.mmu_notifier import MmuNotifier
+
+STEP_SECONDS: Final = 0.01
+
+
+def long_steps() -> None:
+    """Each announced invalidation computes for long."""
+    invalidate = MmuNotifier.invalidate
+
+    def compute(*arguments: object) -> object:
+        end = time.thread_time() + STEP_SECONDS
+        while time.thread_time() < end:
+            pass
+        return invalidate(*arguments)  # type: ignore[arg-type]
+
+    MmuNotifier.invalidate = compute  # type: ignore[method-assign, assignment]
+
+
+def held_mmap_locks() -> None:
+    """From a SIGUSR1 on, the kernel answers no question about a process's VMAs, as while its mmap lock is held."""
+
+    def wait(*_: object) -> None:
+        threading.Event().wait()
+
+    def hold(*_: object) -> None:
+        ProcMaps.vma_at = wait  # type: ignore[method-assign, assignment]
+
+    signal.signal(signal.SIGUSR1, hold)
+
+
+TROUBLES: Final = {trouble.__name__: trouble for trouble in (long_steps, held_mmap_locks)}
+
+if __name__ == "__main__":
+    TROUBLES[sys.argv.pop(1)]()
+    sys.exit(main())
