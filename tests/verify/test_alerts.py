@@ -8,20 +8,21 @@ from __future__ import annotations
 import json
 import math
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from fakes.alert_faults import FAULTS, Scene, again_and_again
-from fakes.eventually import eventually
+from fakes.doing import Doing
+from fakes.eventually import PATIENCE, eventually
 from fakes.kept_daemon import KeptDaemon
 from fakes.prometheus_process import PROMETHEUS, PrometheusProcess, free_port
 from fakes.surviving_vmm import Mode, SurvivingVmm
-from fakes.witness import Witness
 
 pytestmark = [
     pytest.mark.verify,
@@ -32,11 +33,22 @@ pytestmark = [
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = (DEPLOY / "prometheus" / "alerts.yml").read_text()
 ALERTS = [rule["alert"] for group in yaml.safe_load(RULES)["groups"] for rule in group["rules"]]
+HOUR_OF_SCRAPES = 240
+LIFE = 40
+PAUSE = 0.05
+"""Seconds."""
+PACE = threading.Event()
+"""Never set."""
 PANELS = [
     panel
     for panel in json.loads((DEPLOY / "grafana" / "interceptd.json").read_text())["panels"]
     if "targets" in panel
 ]
+TARGETS = {
+    f"{panel['title']} {panel['id']} {target['refId']}": target["expr"]
+    for panel in PANELS
+    for target in panel["targets"]
+}
 PAIRS = [(alert, fault) for alert, faults in FAULTS.items() for fault in faults]
 
 
@@ -59,6 +71,61 @@ def test_a_fault_fires_its_alert(scene: Scene, alert: str, fault: Callable[[Scen
     with closing(fault(scene)) as happening:  # type: ignore[type-var]
         next(happening)
         eventually(lambda: alert in scene.prometheus.firing(scene.instance), True)
+
+
+def test_an_hour_of_normal_work_fires_nothing_and_every_panel_shows_it(
+    scene: Scene, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a planned restart in it. Beside it are a daemon that nobody uses, and a socket whose daemon has not
+    started yet."""
+    prometheus = scene.prometheus
+    monkeypatch.setenv("WATCHDOG_USEC", "500000")  # 30 s
+    never_started = prometheus.watch(free_port())
+    idle_port = free_port()
+    unused = Scene(tmp_path_factory.mktemp("idle"), idle_port, prometheus.watch(idle_port), prometheus)
+    with unused.daemon(), KeptDaemon(scene.directory, config=scene.config) as kept:
+        kept.wait_serving()
+        with again_and_again(lambda: a_guests_life(kept.socket)):
+            wait_scrapes(scene, HOUR_OF_SCRAPES // 2)
+            kept.signal_daemon(signal.SIGTERM)
+            wait_scrapes(scene, HOUR_OF_SCRAPES)
+            eventually(lambda: shown(prometheus, scene.instance), {title: "numbers" for title in TARGETS})
+            assert "no number" not in shown(prometheus, unused.instance).values()
+        assert kept.count("partition_recovered") == 1
+    assert [prometheus.fired(each.instance, "1h") for each in (scene, unused)] == [set(), set()]
+    assert prometheus.fired(never_started, "1h") == set()
+
+
+def a_guests_life(path: Path) -> None:
+    """From its VMM's start to its end, at a leisurely pace."""
+    with SurvivingVmm(path, Mode.DECLARED_VMM) as vmm:
+        region = vmm.add(vmm.new_region(20))
+        for _ in range(LIFE):
+            vmm.touch(region)
+            with vmm.invalidation(region.uaddrs):
+                waiting = Doing(partial(vmm.touch, region))
+                PACE.wait(PAUSE)
+            waiting.wait()
+
+
+def wait_scrapes(scene: Scene, count: int) -> None:
+    eventually(
+        lambda: (
+            (scene.prometheus.value(f'sum_over_time(up{{instance="{scene.instance}"}}[2h])') or 0) >= count
+        ),
+        True,
+        patience=3 * PATIENCE,
+    )
+
+
+def shown(prometheus: PrometheusProcess, instance: str) -> dict[str, str]:
+    """What each target of a panel has for an instance."""
+    found = {}
+    for title, expression in TARGETS.items():
+        filled = expression.replace("$__rate_interval", "5m").replace("$instance", instance)
+        values = [float(sample["value"][1]) for sample in prometheus.ask(filled)]
+        found[title] = "no number" if any(map(math.isnan, values)) else "numbers" if values else "nothing"
+    return found
 
 
 def test_every_alert_has_a_fault() -> None:
