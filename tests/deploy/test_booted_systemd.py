@@ -256,6 +256,7 @@ def test_what_the_store_has_no_room_for_is_logged(system: BootedSystemd) -> None
     assert "Cannot store more fds" not in system.said  # the daemon counts, and asks for no more
 
 
+@pytest.mark.verify
 def test_the_sockets_of_an_instance_outlive_its_daemon_and_no_other_instance_reaches_them(
     system: BootedSystemd,
 ) -> None:
@@ -270,6 +271,7 @@ def test_the_sockets_of_an_instance_outlive_its_daemon_and_no_other_instance_rea
         assert seen.split() == ["other"]
 
 
+@pytest.mark.verify
 def test_with_a_keeper_of_its_own_a_partition_outlives_the_daemon_and_a_stop_drains(
     system: BootedSystemd,
 ) -> None:

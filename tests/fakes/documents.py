@@ -1,4 +1,4 @@
-"""The Python examples of the documents, as they stand there.
+"""The Python examples and the commands of the documents, as they stand there.
 
 Owns finding them, and where they have the sockets; must not know what they do.
 """
@@ -18,6 +18,19 @@ def examples(document: str) -> list[str]:
     """The Python blocks of a document, whose path is relative to the repository."""
     text = (ROOT / document).read_text(encoding="utf-8")
     return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(document: str, section: str) -> list[tuple[str, str]]:
+    """The prompt, `#` for root or `$`, and the rest of the line, of each command in a section's consoles."""
+    heading, kind, found = "", "", []
+    for line in (ROOT / document).read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            kind = "" if kind else line[3:] or "text"
+        elif not kind and line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif kind == "console" and heading == section and line[:2] in ("# ", "$ "):
+            found.append((line[0], line[2:]))
+    return found
 
 
 [VMM] = examples("README.md")
