@@ -1,7 +1,6 @@
-"""What `deploy/README.md` says of systemd and of metrics, command by command, on a machine that systemd has booted.
+"""What `deploy/README.md` says of systemd and of metrics, command by command, where systemd has booted.
 
-`BY_HAND` does what the text asks for between the commands. Where a command's comment quotes something, it must be
-shown.
+`BY_HAND` does what the text asks for between the commands. What a command's comment quotes must be shown.
 """
 
 from __future__ import annotations

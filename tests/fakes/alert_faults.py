@@ -1,7 +1,7 @@
 """What each alert is for, done to a real daemon whose metrics a real Prometheus scrapes.
 
-Owns the faults: each is a generator that first waits for what must have been scraped before, and goes on with its
-fault until it is closed. Must not know the alerts' conditions.
+Owns the faults: each is a generator that first waits for what must have been scraped before, and goes on with
+its fault until it is closed. Must not know the alerts' conditions.
 """
 
 from __future__ import annotations
@@ -105,11 +105,10 @@ class SlowTable(Table):
 
 
 def dies_and_nobody_starts_it_again(scene: Scene) -> Iterator[None]:
-    with scene.daemon() as daemon:
-        with Witness(daemon.wait_serving().socket):
-            scene.wait_scraped("interceptd_partitions", 1)
-            daemon.signal(signal.SIGKILL)
-            yield
+    with scene.daemon() as daemon, Witness(daemon.wait_serving().socket):
+        scene.wait_scraped("interceptd_partitions", 1)
+        daemon.signal(signal.SIGKILL)
+        yield
 
 
 def dies_four_times(scene: Scene) -> Iterator[None]:
@@ -226,9 +225,12 @@ def gets_no_cpu(scene: Scene) -> Iterator[None]:
 
 
 def has_long_steps(scene: Scene) -> Iterator[None]:
-    with scene.troubled("long_steps") as daemon, Witness(daemon.wait_serving().socket) as witness:
-        with again_and_again(witness.serve):
-            yield
+    with (
+        scene.troubled("long_steps") as daemon,
+        Witness(daemon.wait_serving().socket) as witness,
+        again_and_again(witness.serve),
+    ):
+        yield
 
 
 def has_workers_that_wait(scene: Scene) -> Iterator[None]:

@@ -32,7 +32,7 @@ def long_steps() -> None:
 
 
 def held_mmap_locks() -> None:
-    """From a SIGUSR1 on, the kernel answers no question about a process's VMAs, as while its mmap lock is held."""
+    """From a SIGUSR1 on, the kernel answers no question about VMAs, as while a mmap lock is held."""
 
     def wait(*_: object) -> None:
         threading.Event().wait()

@@ -76,8 +76,7 @@ def test_a_fault_fires_its_alert(scene: Scene, alert: str, fault: Callable[[Scen
 def test_an_hour_of_normal_work_fires_nothing_and_every_panel_shows_it(
     scene: Scene, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a planned restart in it. Beside it are a daemon that nobody uses, and a socket whose daemon has not
-    started yet."""
+    """With a planned restart. Beside it are an unused daemon, and a socket whose daemon has not started."""
     prometheus = scene.prometheus
     monkeypatch.setenv("WATCHDOG_USEC", "500000")  # 30 s
     never_started = prometheus.watch(free_port())
@@ -89,7 +88,7 @@ def test_an_hour_of_normal_work_fires_nothing_and_every_panel_shows_it(
             wait_scrapes(scene, HOUR_OF_SCRAPES // 2)
             kept.signal_daemon(signal.SIGTERM)
             wait_scrapes(scene, HOUR_OF_SCRAPES)
-            eventually(lambda: shown(prometheus, scene.instance), {title: "numbers" for title in TARGETS})
+            eventually(lambda: shown(prometheus, scene.instance), dict.fromkeys(TARGETS, "numbers"))
             assert "no number" not in shown(prometheus, unused.instance).values()
         assert kept.count("partition_recovered") == 1
     assert [prometheus.fired(each.instance, "1h") for each in (scene, unused)] == [set(), set()]
