@@ -212,6 +212,32 @@ def test_no_number_of_failed_starts_lets_anything_go(system: BootedSystemd) -> N
 
 
 @pytest.mark.verify
+def test_a_daemon_that_is_not_installed_for_a_while_is_waited_for(system: BootedSystemd) -> None:
+    with SurvivingVmm(vmm_socket(system), Mode.DECLARED) as vmm:
+        system.run("chmod", "0", "/usr/bin/interceptd")
+        system.systemctl("restart", SERVICE, status=1)
+        eventually(lambda: int(system.show(SERVICE, "NRestarts")) > 0, True)
+        system.run("chmod", "0755", "/usr/bin/interceptd")
+        vmm.check()
+        assert vmm.vmm.statistics().restarts == 1
+
+
+@pytest.mark.verify
+def test_with_a_keeper_of_its_own_a_restart_with_a_wrong_configuration_keeps_the_vmms_socket(
+    system: BootedSystemd,
+) -> None:
+    system.override(SERVICE, KEEP)
+    system.systemctl("start", SERVICE)
+    system.configure(NOT_VALID)
+    system.systemctl("restart", SERVICE, status=1)
+    eventually(lambda: int(system.show(SERVICE, "NRestarts")) > 0, True)
+    assert system.show(SOCKET, "ActiveState") == "active"
+    system.configure(CONFIG)
+    with Witness(vmm_socket(system)) as witness:
+        assert witness.serve() == Witness.SERVED
+
+
+@pytest.mark.verify
 def test_a_stop_lets_go_of_what_waits_for_a_daemon_that_cannot_start(system: BootedSystemd) -> None:
     with SurvivingVmm(vmm_socket(system), Mode.DECLARED) as vmm:
         system.configure(NOT_VALID)

@@ -97,7 +97,7 @@ def test_a_service_that_makes_way_or_dies_is_followed_by_one_that_gets_its_descr
     unit = dict(directives(name))
     assert (unit["Restart"], unit["RestartSec"]) == ("on-abort", "0")
     assert unit["SuccessExitStatus"] == str(EX_TEMPFAIL)
-    assert unit["RestartForceExitStatus"] == f"1 {EX_SOFTWARE} {EX_TEMPFAIL} SIGABRT"
+    assert unit["RestartForceExitStatus"] == f"1 2 {EX_SOFTWARE} {EX_TEMPFAIL} EXEC SIGABRT"
     assert unit["StartLimitIntervalSec"] == "0"  # a limit would let go of everything, and fail the socket
     assert unit["Environment"] == f"{fd_store.KEEP_VARIABLE}=yes"  # systemd 253 and older set no $FDSTORE
     assert int(unit["FileDescriptorStoreMax"]) == fd_store.CAPACITY == keeper_store.CAPACITY

@@ -26,7 +26,6 @@ from fakes.surviving_vmm import Mode, SurvivingVmm
 
 pytestmark = [
     pytest.mark.verify,
-    pytest.mark.alone,
     pytest.mark.skipif(PROMETHEUS is None, reason="needs prometheus, of Debian's package"),
 ]
 
@@ -34,6 +33,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = (DEPLOY / "prometheus" / "alerts.yml").read_text()
 ALERTS = [rule["alert"] for group in yaml.safe_load(RULES)["groups"] for rule in group["rules"]]
 HOUR_OF_SCRAPES = 240
+LONG = 3 * PATIENCE
 LIFE = 40
 PAUSE = 0.05
 """Seconds."""
@@ -70,9 +70,10 @@ def scene(prometheus: PrometheusProcess, tmp_path: Path) -> Scene:
 def test_a_fault_fires_its_alert(scene: Scene, alert: str, fault: Callable[[Scene], Iterator[None]]) -> None:
     with closing(fault(scene)) as happening:  # type: ignore[type-var]
         next(happening)
-        eventually(lambda: alert in scene.prometheus.firing(scene.instance), True)
+        eventually(lambda: alert in scene.prometheus.firing(scene.instance), True, patience=LONG)
 
 
+@pytest.mark.alone
 def test_an_hour_of_normal_work_fires_nothing_and_every_panel_shows_it(
     scene: Scene, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +114,7 @@ def wait_scrapes(scene: Scene, count: int) -> None:
             (scene.prometheus.value(f'sum_over_time(up{{instance="{scene.instance}"}}[2h])') or 0) >= count
         ),
         True,
-        patience=3 * PATIENCE,
+        patience=LONG,
     )
 
 
