@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from types import TracebackType
@@ -85,6 +88,15 @@ class PrometheusProcess:
         self._targets.append(f"127.0.0.1:{port}")
         self._write_targets()
         return self._targets[-1]
+
+    @contextmanager
+    def between_scrapes(self) -> Iterator[None]:
+        """What is done within the block takes no longer than from one scrape to the next."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def ask(self, expression: str) -> list[Any]:
         """The samples that an expression has now. Durations are those of the rules."""

@@ -49,6 +49,7 @@ TARGETS = {
     for panel in PANELS
     for target in panel["targets"]
 }
+WATCHDOG = "Draining, watchdog 34 B"
 PAIRS = [(alert, fault) for alert, faults in FAULTS.items() for fault in faults]
 
 
@@ -87,12 +88,16 @@ def test_an_hour_of_normal_work_fires_nothing_and_every_panel_shows_it(
         kept.wait_serving()
         with again_and_again(lambda: a_guests_life(kept.socket)):
             wait_scrapes(scene, HOUR_OF_SCRAPES // 2)
-            kept.signal_daemon(signal.SIGTERM)
+            with prometheus.between_scrapes():
+                kept.signal_daemon(signal.SIGTERM)
+                eventually(lambda: kept.count("metrics_served"), 2)
             wait_scrapes(scene, HOUR_OF_SCRAPES)
             eventually(lambda: shown(prometheus, scene.instance), dict.fromkeys(TARGETS, "numbers"))
+            assert prometheus.value(filled(TARGETS[WATCHDOG], scene.instance)) == 1
             assert "no number" not in shown(prometheus, unused.instance).values()
         assert kept.count("partition_recovered") == 1
     assert [prometheus.fired(each.instance, "1h") for each in (scene, unused)] == [set(), set()]
+    assert prometheus.value(f'max_over_time(up{{instance="{never_started}"}}[1h])') == 0
     assert prometheus.fired(never_started, "1h") == set()
 
 
@@ -118,12 +123,16 @@ def wait_scrapes(scene: Scene, count: int) -> None:
     )
 
 
+def filled(expression: str, instance: str) -> str:
+    """With Grafana's variables."""
+    return expression.replace("$__rate_interval", "5m").replace("$instance", instance)
+
+
 def shown(prometheus: PrometheusProcess, instance: str) -> dict[str, str]:
     """What each target of a panel has for an instance."""
     found = {}
     for title, expression in TARGETS.items():
-        filled = expression.replace("$__rate_interval", "5m").replace("$instance", instance)
-        values = [float(sample["value"][1]) for sample in prometheus.ask(filled)]
+        values = [float(sample["value"][1]) for sample in prometheus.ask(filled(expression, instance))]
         found[title] = "no number" if any(map(math.isnan, values)) else "numbers" if values else "nothing"
     return found
 
