@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from configparser import ConfigParser
@@ -16,7 +15,7 @@ import pytest
 
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import PATIENCE, eventually
-from fakes.scraper import scrape
+from fakes.scraper import free_port, scrape
 from interceptd.keeper import store as keeper_store
 from interceptd.systemd import fd_store
 from interceptd.vital import EX_SOFTWARE, EX_TEMPFAIL
@@ -147,8 +146,7 @@ def test_the_metrics_port_is_of_the_loopback_alone() -> None:
 )
 def test_the_metrics_are_reached_by_the_port_that_the_proxy_carries(tmp_path: Path) -> None:
     place = tmp_path / "metrics.sock"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with (
         DaemonProcess(tmp_path, config=f'metrics.listen = "unix:{place}"') as daemon,
         running([str(ACTIVATE), "-l", f"127.0.0.1:{port}", str(PROXYD), str(place)]),

@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any, Final, Self
 from urllib.parse import urlencode
 
 from fakes.eventually import PATIENCE, eventually
+from fakes.scraper import free_port
 
 PROMETHEUS: Final = shutil.which("prometheus")
 FASTER: Final = 60
@@ -39,13 +39,6 @@ scrape_configs:
 def faster(text: str) -> str:
     """A rule or an expression, with each duration divided."""
     return _DURATION.sub(lambda found: f"{int(found[1]) * _SECONDS[found[2]] * 1000 // FASTER}ms", text)
-
-
-def free_port() -> int:
-    """A port of the loopback that nothing listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 class PrometheusProcess:

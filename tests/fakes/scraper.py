@@ -17,6 +17,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from fakes.eventually import PATIENCE
 
 
+def free_port() -> int:
+    """A port of the loopback that nothing listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
 class Answer(NamedTuple):
     status: int
     content_type: str | None

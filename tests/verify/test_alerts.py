@@ -21,7 +21,8 @@ from fakes.alert_faults import FAULTS, Scene, again_and_again
 from fakes.doing import Doing
 from fakes.eventually import PATIENCE, eventually
 from fakes.kept_daemon import KeptDaemon
-from fakes.prometheus_process import PROMETHEUS, PrometheusProcess, free_port
+from fakes.prometheus_process import PROMETHEUS, PrometheusProcess
+from fakes.scraper import free_port
 from fakes.surviving_vmm import Mode, SurvivingVmm
 
 pytestmark = [
