@@ -6,18 +6,23 @@ import re
 import signal
 import socket
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from fakes.daemon_process import DaemonProcess, StartDaemon, run_to_end
-from fakes.eventually import eventually
+from fakes.doing import Doing
+from fakes.eventually import PATIENCE, eventually
+from fakes.kept_daemon import KeptDaemon
 from fakes.raw_client import RawConnection
 from fakes.raw_vmm import GFN, RawVmm
 from fakes.rude_peers import stop_reading
 from fakes.scraper import Answer, ask, scrape
+from fakes.surviving_vmm import Mode, SurvivingVmm
 from fakes.witness import Witness
 
 
@@ -43,6 +48,34 @@ def connections(place: Path) -> dict[str, float]:
 
 
 # ------------------------------------------------ what it shows
+
+
+def test_a_partition_counts_as_recovered_before_anyone_can_scrape(tmp_path: Path, place: Path) -> None:
+    """Also while its VMM's hypervisor has still to answer: else it would look as if it had ended."""
+    reached, answer = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        reached.set()
+        assert answer.wait(PATIENCE)
+
+    with (
+        KeptDaemon(tmp_path, config=f'metrics.listen = "unix:{place}"') as kept,
+        SurvivingVmm(kept.wait_serving().socket, Mode.DECLARED_VMM) as vmm,
+    ):
+        region = vmm.add(vmm.new_region(1))
+        vmm.table.meanwhile = hold
+        touching = Doing(partial(vmm.touch, region))
+        try:
+            assert reached.wait(PATIENCE)
+            kept.kill()
+            kept.wait_serving()
+            eventually(lambda: kept.count("metrics_served"), 2)
+            seen = scrape(place)
+            assert not kept.count("partition_recovered")
+        finally:
+            answer.set()
+        touching.wait()
+    assert seen.by("interceptd_recoveries_total", "result") == {"recovered": 1}
 
 
 def test_a_vmm_that_was_served_is_in_the_metrics(measured: DaemonProcess, place: Path) -> None:

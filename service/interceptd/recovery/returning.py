@@ -131,6 +131,7 @@ class ReturningVmm:
         opened = self._fold.opened
         assert opened is not None, "else it was not welcomed"
         partition = self._dispatcher.recreate(record, opened.name, self._vmm, self._keeping)
+        self._count(1, 0)
 
         async def before(descriptors: ReceivedFds) -> bytes:
             self._strays = await restore(partition, self._fold)
@@ -161,7 +162,7 @@ class ReturningVmm:
                 connections += await self._join(partition, joined)
             await give_way()
         self._remains.let_go(self._vmm.tenant.closer)  # stored, but not recorded: never welcomed
-        self._count(1, connections)
+        self._count(0, connections)
         statistics = partition.statistics()
         log.info("partition_recovered", regions=statistics.regions, connections=connections)
         partition.event_bus.publish(
