@@ -16,7 +16,7 @@ from fakes.raw_client import READ, ConnectionClosed, RawConnection, intercept_me
 from fakes.raw_vmm import PAGE, RawVmm, region, vma
 
 PARTITIONS, VPS_EACH, VPS, BEGINS, NOTIFIERS = 64, 256, 4096, 1024, 64
-"""The default limits; VPs and partitions are a uid's."""
+"""What one attacker has: VPs and notifiers as a partition may, and partitions as its descriptors allow."""
 REGIONS: Final = 100_000
 VMAS: Final = 60_000
 DESCRIPTORS: Final = 253

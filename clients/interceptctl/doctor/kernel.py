@@ -174,9 +174,12 @@ def descriptors(limits: Mapping[str, int] | None) -> Finding:
 
 def descriptors_at(limits: Mapping[str, int]) -> int:
     """How many descriptors one uid can occupy if it reaches all of these limits (as stated by `hello`)."""
-    connections = limits.get("vps_per_partition", 0) + limits.get("notifiers_per_partition", 0) + 1
+    partitions = limits.get("partitions_per_uid", 0)
+    joined = limits.get("vps_per_partition", 0) + limits.get("notifiers_per_partition", 0) + 1
+    connections = partitions * joined
     return (
-        limits.get("partitions_per_uid", 0) * (connections + DESCRIPTORS_OF_WORKERS)
+        min(connections, limits.get("connections_per_uid", connections))
+        + partitions * DESCRIPTORS_OF_WORKERS
         + limits.get("vmms_per_uid", 0) * DESCRIPTORS_PER_VMM
         + limits.get("connections_without_hello", 0)
         + limits.get("operators", 0)

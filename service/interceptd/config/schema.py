@@ -27,17 +27,20 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Limits(_Table, frozen=True, kw_only=True):
-    """How much a client may ask for. `hello` states each limit, and the error at a limit names it."""
+    """How much a client may ask for. `hello` states each limit, and the error at a limit names it.
+
+    The defaults fit a host all of whose VMMs have one uid.
+    """
 
     connections_without_hello: Count = 512
-    connections_per_uid: Count = 8192
+    connections_per_uid: Count = 32_768
     """In any state, on both sockets."""
     control_requests_per_second: Count = 10_000
     """Per uid, over all of its connections; intercepts do not count. The daemon delays the excess."""
-    partitions_per_uid: Count = 64
-    vmms_per_uid: Count = 128
+    partitions_per_uid: Count = 1024
+    vmms_per_uid: Count = 2048
     """VMM connections, with or without a partition."""
-    vps_per_uid: Count = 4096
+    vps_per_uid: Count = 16_384
     regions_per_uid: Count = 1 << 20
     mappings_per_uid: Count = 1 << 20
     """In all partitions, like `mappings_per_partition`."""

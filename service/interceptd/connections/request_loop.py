@@ -20,6 +20,7 @@ from intercept_protocol.addresses import RangeError
 from intercept_protocol.errors import EncodedError, WireError
 from intercept_protocol.events import ERROR_LENGTH, ConnectionRefused
 from interceptd.connections.connection import Connection, ConnectionGone
+from interceptd.connections.refusals import CONNECTION, warn_of_limit
 from interceptd.errors import PartitionLost
 from interceptd.ledger.journal import Journal
 from interceptd.ledger.records import Done
@@ -105,6 +106,7 @@ class report_and_close:  # lower case: it reads as a verb, `with report_and_clos
                 log.info("connection_refused", error=str(error), **peer.named)
                 why = str(error)[:ERROR_LENGTH]
                 self._event_bus.publish(ConnectionRefused(error=why, uid=peer.uid, pid=peer.pid))
+                warn_of_limit(peer.uid, CONNECTION, error, self._connection.tenant.warnings)
                 self._connection.refuse(error)
             case ConnectionGone():
                 log.debug("connection_gone", reason=str(error))
@@ -124,21 +126,27 @@ async def _reply(
     try:
         call = codec.decode_call(methods, request.method, request.params)
     except WireError as error:
-        return rpc.encode_error(request.msgid, error)
+        return _refused(connection, request, error)
     try:
         result = answer(call)
         if isinstance(result, Coroutine):  # only an answer that may wait needs the watch
             result = await connection.answer_watched(result)
     except RangeError as error:
         refusal = WireError(errno.EINVAL, f"{request.method}: {error}", field=error.field)
-        return rpc.encode_error(request.msgid, refusal)
+        return _refused(connection, request, refusal)
     except WireError as error:
         if "list" in error.details:  # says "add[3]", which by itself names nothing
             error = WireError(error.number, f"{request.method}: {error.message}", **error.details)
-        return rpc.encode_error(request.msgid, error)
+        return _refused(connection, request, error)
     reply = None if result is None else codec.to_fields(result)
     inbox = connection.inbox
     if journal is not None and inbox is not None and methods[request.method].RESTART == "logged":
         fields: Any = request.params[0] if request.params else {}
         journal.append(Done(inbox.number, inbox.take_serial(), request.method, fields, reply))
     return rpc.encode_result(request.msgid, reply)
+
+
+def _refused(connection: Connection, request: rpc.Request, error: WireError) -> bytes:
+    """The error as the answer."""
+    connection.tenant.refused(request.method, error)
+    return rpc.encode_error(request.msgid, error)

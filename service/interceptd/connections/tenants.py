@@ -12,9 +12,12 @@ from typing import Protocol
 import structlog
 import trio
 
+from intercept_protocol.errors import EncodedError
 from interceptd.connections.closer import Closer
 from interceptd.connections.crowd import FEW, Crowd
+from interceptd.connections.refusals import RefusedRequests, method_word, warn_of_limit
 from interceptd.eager_lock import EagerLock
+from interceptd.log_pace import LogPace
 from interceptd.log_share import LogShare
 from interceptd.quota import Quota
 from interceptd.scheduling.step_monitor import StepMonitor
@@ -62,7 +65,12 @@ class Tenant:
     """
 
     def __init__(
-        self, uid: int, limits: Callable[[], UidLimits], gate: OnePerRound, turns: TimeShares
+        self,
+        uid: int,
+        limits: Callable[[], UidLimits],
+        gate: OnePerRound,
+        turns: TimeShares,
+        refused: RefusedRequests,
     ) -> None:
         self.uid = uid
         self.time_share = turns.share()
@@ -92,6 +100,13 @@ class Tenant:
         self._queue = EagerLock()
         self._gate = gate
         self.log_share = LogShare(uid)
+        self.warnings = LogPace()
+        self._refused = refused
+
+    def refused(self, method: str, error: EncodedError) -> None:
+        """Count a request that is answered with `error`, and warn of the limit that it names, if any."""
+        self._refused.count(method, error)
+        warn_of_limit(self.uid, method_word(method), error, self.warnings)
 
     def count_connection(self) -> None:
         """Raises ENOSPC at the limit."""
@@ -144,7 +159,7 @@ class Tenant:
             self.unclosed,
         )  # fmt: skip
         paid = self._paid_until <= trio.current_time() and self.log_share.idle
-        return paid and not any(quota.count for quota in quotas)
+        return paid and self.warnings.idle and not any(quota.count for quota in quotas)
 
 
 class Tenants:
@@ -155,6 +170,7 @@ class Tenants:
         self._turns = turns or TimeShares(StepMonitor())
         self._gate = self._turns.one_per_round()  # each uid waits in it at most once: they take turns
         self._by_uid: dict[int, Tenant] = {}
+        self.refused = RefusedRequests()
 
     def of(self, uid: int) -> Tenant:
         if uid not in self._by_uid:
@@ -162,7 +178,7 @@ class Tenants:
                 idle.tell_not_logged()
                 del self._by_uid[idle.uid]
             self._turns.set_uids(len(self._by_uid) + 1)
-            self._by_uid[uid] = Tenant(uid, self._limits, self._gate, self._turns)
+            self._by_uid[uid] = Tenant(uid, self._limits, self._gate, self._turns, self.refused)
         return self._by_uid[uid]
 
     def tell_not_logged(self) -> None:

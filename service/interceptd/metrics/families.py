@@ -19,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from intercept_protocol.outcomes import Answer
 from interceptd import __version__
+from interceptd.connections.refusals import METHODS, UNKNOWN
 from interceptd.metrics.observing import Observation
 from interceptd.sessions.handshake import LEFT, REFUSAL_NUMBERS
 from interceptd.telemetry.counters import Source
@@ -26,6 +27,8 @@ from interceptd.telemetry.histogram import BOUNDARIES_NS, LatencyHistogram
 
 _NO_REFUSALS = {errno.errorcode[number]: 0 for number in REFUSAL_NUMBERS} | {LEFT: 0}
 """Every series exists from the start: Prometheus sees no increase in one that begins with its first count."""
+_LIMITED = [(method, errno.errorcode[errno.ENOSPC]) for method in (*METHODS, UNKNOWN)]
+"""For the same reason those that an alert asks for; the others are too many."""
 Labels = TypeVar("Labels", bound=tuple[str, ...])
 _BOUNDARIES = (*(repr(boundary / 1e9) for boundary in BOUNDARIES_NS), "+Inf")
 """`le` in seconds. A bucket counts durations below its bound, in whole microseconds."""
@@ -126,6 +129,10 @@ def _connections(seen: Observation) -> Iterator[Metric]:
     yield _labelled_gauge("connections", "Connections, by role.", roles, "role")
     refusals = {(reason,): count for reason, count in (_NO_REFUSALS | dict(seen.refusals)).items()}
     yield _labelled_counter("connections_refused", "Rejected connections.", refusals, "reason")
+    refused = dict.fromkeys(_LIMITED, 0) | dict(seen.refused_requests)
+    yield _labelled_counter(
+        "requests_refused", "Requests answered with an error.", refused, "method", "error"
+    )
     ended = {(result,): count for result, count in seen.requests.items()}
     yield _labelled_counter(
         "metrics_requests", "Requests to this listener, without this one.", ended, "result"

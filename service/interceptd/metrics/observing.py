@@ -66,6 +66,8 @@ class Observation:
     connections: Mapping[str, int]
     """By role; `none` stands for connections without a hello."""
     refusals: Mapping[str, int]
+    refused_requests: Mapping[tuple[str, str], int]
+    """By method and error."""
     draining: bool
     tasks: int
     lag: LatencyHistogram
@@ -119,6 +121,7 @@ class Observer:
                 "operator": dispatcher.operators,
             },
             refusals=dispatcher.admission.refusals,
+            refused_requests=dict(dispatcher.admission.tenants.refused.counts),
             draining=self.partitions.closed,
             tasks=trio.lowlevel.current_statistics().tasks_living,
             lag=self.lag.histogram,

@@ -166,6 +166,7 @@ class Dispatcher:
                 call = codec.decode_call(messages.VMM_METHODS, request.method, request.params)
                 partition = self._create_partition(call, name, connection, keeping)
             except WireError as error:
+                connection.tenant.refused(request.method, error)
                 await connection.answer(rpc.encode_error(request.msgid, error))
                 continue
             if keeping is not None:

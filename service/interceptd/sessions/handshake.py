@@ -176,5 +176,6 @@ def _refusing(connection: Connection, msgid: int, event_bus: Publisher) -> Itera
         log.info("hello_refused", error=str(error), **peer.named)
         why = str(error)[: events.ERROR_LENGTH]
         event_bus.publish(events.HelloRefused(error=why, uid=peer.uid, pid=peer.pid))
+        connection.tenant.refused("hello", error)
         connection.refuse(error, msgid)
         raise HelloRefused(error.name) from error
