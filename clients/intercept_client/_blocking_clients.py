@@ -20,7 +20,7 @@ from intercept_protocol.outcomes import AnyAnswer
 from intercept_protocol.rpc import Notification
 
 from . import _notifier_requests, _operator_requests, _vmm_requests
-from ._blocking_connection import BlockingConnection, deadline_in
+from ._blocking_connection import BlockingConnection, deadline_in, opening_deadline
 from ._connecting import StrPath
 from ._errors import FATAL, ConnectionLost
 from ._exchange import (
@@ -48,9 +48,15 @@ class _Client:
     the connection stays usable: the next call first waits for that answer.
     """
 
-    def __init__(self, path: StrPath, hello: messages.Call[HelloReply], timeout: float | None) -> None:
+    def __init__(
+        self,
+        path: StrPath,
+        hello: messages.Call[HelloReply],
+        timeout: float | None,
+        open_timeout: float | None,
+    ) -> None:
         """Use `open`."""
-        deadline = deadline_in(timeout)
+        deadline = opening_deadline(timeout, open_timeout)
         self.timeout = timeout
         self._connection, self.hello = BlockingConnection.open(path, lambda: call_exchange(hello), deadline)
 
@@ -149,10 +155,16 @@ class BlockingVmm(_CallClient):
     list_vmas = _series_method(_vmm_requests.list_vmas)
     list_mappings = _series_method(_vmm_requests.list_mappings)
 
-    def __init__(self, path: StrPath, hello: messages.Call[HelloReply], timeout: float | None) -> None:
+    def __init__(
+        self,
+        path: StrPath,
+        hello: messages.Call[HelloReply],
+        timeout: float | None,
+        open_timeout: float | None,
+    ) -> None:
         """Use `open`."""
         self.regions = OwnRegions()
-        super().__init__(path, hello, timeout)
+        super().__init__(path, hello, timeout, open_timeout)
 
     def call(self, call: messages.Call[Reply], *, descriptors: Sequence[int] = ()) -> Reply:
         """As `call` of every client; `descriptors` go along with the message and stay the caller's to close.
@@ -165,12 +177,22 @@ class BlockingVmm(_CallClient):
         return super()._run(self.regions.follow(exchange))
 
     @classmethod
-    def open(cls, path: StrPath, *, name: str = "", timeout: float | None = None) -> Self:
+    def open(
+        cls,
+        path: StrPath,
+        *,
+        name: str = "",
+        timeout: float | None = None,
+        open_timeout: float | None = None,
+    ) -> Self:
         """Connect to the daemon's socket for VMMs; operators will see `name`.
+
+        `timeout` becomes that of the calls. To connect and be welcomed may take `open_timeout` seconds, by
+        default `timeout`, or 15 s without one; `math.inf` waits for as long as it takes.
 
         Raises an `OSError` that names the path, or as `call` does.
         """
-        return cls(path, messages.HelloVmm(name=name), timeout)
+        return cls(path, messages.HelloVmm(name=name), timeout, open_timeout)
 
 
 class BlockingVp(_Client):
@@ -178,13 +200,19 @@ class BlockingVp(_Client):
 
     @classmethod
     def open(
-        cls, path: StrPath, partition: PartitionCredentials, *, vp_index: int, timeout: float | None = None
+        cls,
+        path: StrPath,
+        partition: PartitionCredentials,
+        *,
+        vp_index: int,
+        timeout: float | None = None,
+        open_timeout: float | None = None,
     ) -> Self:
-        """Attach a VP of `partition`. Raises as `BlockingVmm.open` does."""
+        """Attach a VP of `partition`. The time-outs and errors are those of `BlockingVmm.open`."""
         hello = messages.HelloVp(
             partition_id=partition.partition_id, token=partition.token, vp_index=vp_index
         )
-        return cls(path, hello, timeout)
+        return cls(path, hello, timeout, open_timeout)
 
     def intercept(self, message: bytes) -> AnyAnswer:
         """Hand in one 256-byte intercept message and wait for what to do about it.
@@ -209,10 +237,17 @@ class BlockingNotifier(_CallClient):
     kick = _method(_vmm_requests.kick)
 
     @classmethod
-    def open(cls, path: StrPath, partition: PartitionCredentials, *, timeout: float | None = None) -> Self:
-        """Connect as a notifier of `partition`. Raises as `BlockingVmm.open` does."""
+    def open(
+        cls,
+        path: StrPath,
+        partition: PartitionCredentials,
+        *,
+        timeout: float | None = None,
+        open_timeout: float | None = None,
+    ) -> Self:
+        """Connect as a notifier of `partition`. The time-outs and errors are those of `BlockingVmm.open`."""
         hello = messages.HelloNotifier(partition_id=partition.partition_id, token=partition.token)
-        return cls(path, hello, timeout)
+        return cls(path, hello, timeout, open_timeout)
 
     @contextmanager
     def invalidation(self, uaddrs: UaddrRange) -> Iterator[None]:
@@ -265,9 +300,9 @@ class BlockingOperator(_CallClient):
     subscribe = _method(_operator_requests.subscribe)
 
     @classmethod
-    def open(cls, path: StrPath, *, timeout: float | None = None) -> Self:
-        """Connect to the operators' socket. Raises as `BlockingVmm.open` does."""
-        return cls(path, messages.HelloOperator(), timeout)
+    def open(cls, path: StrPath, *, timeout: float | None = None, open_timeout: float | None = None) -> Self:
+        """Connect to the operators' socket. The time-outs and errors are those of `BlockingVmm.open`."""
+        return cls(path, messages.HelloOperator(), timeout, open_timeout)
 
     def next_events(self) -> list[Event]:
         """Wait for events that `subscribe` asked for; returns at least one, oldest first.

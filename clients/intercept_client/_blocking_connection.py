@@ -6,6 +6,7 @@ know roles or methods, nor import trio. Deadlines are readings of `time.monotoni
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Self, TypeVar
 from intercept_protocol.events import Event
 from intercept_protocol.rpc import Notification
 
-from ._connecting import RESTART_PAUSE, RETRY_DELAY, RestartWindow, StrPath, connect_now, rights
+from ._connecting import OPEN_SECONDS, RESTART_PAUSE, RETRY_DELAY, RestartWindow, StrPath, connect_now, rights
 from ._exchange import Exchange, Reply
 from ._session import ClientSession
 
@@ -28,6 +29,12 @@ _Opened = TypeVar("_Opened")
 def deadline_in(seconds: float | None) -> float | None:
     """The deadline that lies `seconds` ahead."""
     return None if seconds is None else time.monotonic() + seconds
+
+
+def opening_deadline(timeout: float | None, open_timeout: float | None) -> float | None:
+    """The deadline of an `open` that begins now, given the time-out of the calls and its own, if any."""
+    seconds = next(given for given in (open_timeout, timeout, OPEN_SECONDS) if given is not None)
+    return None if math.isinf(seconds) else deadline_in(seconds)
 
 
 def connect(path: StrPath, deadline: float | None) -> socket.socket:
@@ -42,7 +49,7 @@ def connect(path: StrPath, deadline: float | None) -> socket.socket:
 def open_despite_restart(attempt: Callable[[], _Opened], deadline: float | None) -> _Opened:
     """What `attempt` returns, which connects and says hello; it is called again as `RestartWindow` says.
 
-    Raises what the last attempt raises, and `TimeoutError`.
+    Raises what the last attempt raises, and `TimeoutError` at the deadline.
     """
     window = RestartWindow()
     while True:

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, Protocol, Self, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
@@ -18,8 +18,13 @@ from intercept_protocol.messages import PartitionCredentials
 from intercept_protocol.outcomes import Access
 from intercept_protocol.text import sentence
 
-from ._blocking_connection import connect, deadline_in, open_despite_restart, remaining_until
-from ._connecting import StrPath
+from ._blocking_connection import (
+    connect,
+    open_despite_restart,
+    opening_deadline,
+    remaining_until,
+)
+from ._connecting import OPEN_SECONDS, StrPath
 from ._errors import FATAL, ConnectionLost
 from ._hypervisor_session import (
     CLOSED_HERE,
@@ -31,9 +36,6 @@ from ._hypervisor_session import (
     refused_after,
 )
 from ._own_regions import OwnRegions
-
-OPEN_SECONDS: Final = 10.0
-"""The daemon bounds a hello by 5 s."""
 
 
 class GuestMapper(Protocol):
@@ -93,9 +95,9 @@ class BlockingHypervisor:
         mapper: GuestMapper,
         *,
         regions: OwnRegions,
-        timeout: float | None = OPEN_SECONDS,
+        open_timeout: float = OPEN_SECONDS,
     ) -> Self:
-        """Connect as the hypervisor of `partition`; `timeout` in seconds is for this alone.
+        """Connect as the hypervisor of `partition`: within `open_timeout` seconds, the welcome included.
 
         `regions` are those of the `BlockingVmm` that created the partition. What they do not cover is never
         mapped: the request is refused, and logged as an error of the logger `intercept_client`.
@@ -103,7 +105,7 @@ class BlockingHypervisor:
         Raises an `OSError` that names the path, `WireError` if the daemon refuses, `TimeoutError`,
         `ConnectionLost` and `ProtocolViolation`.
         """
-        deadline = deadline_in(timeout)
+        deadline = opening_deadline(None, open_timeout)
 
         def attempt() -> tuple[socket.socket, HypervisorSession]:
             session = HypervisorSession(partition, regions)

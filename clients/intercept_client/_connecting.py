@@ -22,6 +22,8 @@ LONGEST_SOCKET_PATH: Final = 107
 
 RESTART_SECONDS: Final = 10.0
 """How long a connection is begun again because it ended before its hello was answered (H-16)."""
+OPEN_SECONDS: Final = RESTART_SECONDS + 5.0
+"""How long `open` takes at most if its caller says nothing else: the daemon bounds a hello by 5 s."""
 RESTART_PAUSE: Final = 0.05
 """Seconds between these attempts. A restart takes some tenths of a second, and each attempt counts as five
 requests (T-11)."""

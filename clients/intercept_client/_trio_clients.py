@@ -21,7 +21,7 @@ from intercept_protocol.outcomes import AnyAnswer
 from intercept_protocol.rpc import Notification
 
 from . import _notifier_requests, _operator_requests, _vmm_requests
-from ._connecting import StrPath
+from ._connecting import OPEN_SECONDS, StrPath
 from ._errors import FATAL, ConnectionLost
 from ._exchange import END_TIMEOUT, Exchange, Reply, call_exchange, intercept_exchange
 from ._own_regions import OwnRegions
@@ -48,8 +48,10 @@ class _Client:
 
     @classmethod
     @asynccontextmanager
-    async def _open(cls, path: StrPath, hello: messages.Call[HelloReply]) -> AsyncIterator[Self]:
-        connection, answer = await TrioConnection.open(path, lambda: call_exchange(hello))
+    async def _open(
+        cls, path: StrPath, hello: messages.Call[HelloReply], open_timeout: float
+    ) -> AsyncIterator[Self]:
+        connection, answer = await TrioConnection.open(path, lambda: call_exchange(hello), open_timeout)
         try:
             yield cls(connection, answer)
         finally:
@@ -139,12 +141,17 @@ class TrioVmm(_CallClient):
     list_mappings = _series_method(_vmm_requests.list_mappings)
 
     @classmethod
-    def open(cls, path: StrPath, *, name: str = "") -> AbstractAsyncContextManager[Self]:
+    def open(
+        cls, path: StrPath, *, name: str = "", open_timeout: float = OPEN_SECONDS
+    ) -> AbstractAsyncContextManager[Self]:
         """Connect to the daemon's socket for VMMs, for the length of an `async with` block.
 
-        Operators will see `name`. Raises an `OSError` that names the path, or as `call` does.
+        Operators will see `name`. To connect and be welcomed may take `open_timeout` seconds; `math.inf`
+        waits for as long as it takes.
+
+        Raises `TimeoutError`, another `OSError` that names the path, or as `call` does.
         """
-        return cls._open(path, messages.HelloVmm(name=name))
+        return cls._open(path, messages.HelloVmm(name=name), open_timeout)
 
     def __init__(self, connection: TrioConnection, hello: HelloReply) -> None:
         """Use `open`."""
@@ -167,13 +174,18 @@ class TrioVp(_Client):
 
     @classmethod
     def open(
-        cls, path: StrPath, partition: PartitionCredentials, *, vp_index: int
+        cls,
+        path: StrPath,
+        partition: PartitionCredentials,
+        *,
+        vp_index: int,
+        open_timeout: float = OPEN_SECONDS,
     ) -> AbstractAsyncContextManager[Self]:
-        """Attach a VP of `partition`. Raises as `TrioVmm.open` does."""
+        """Attach a VP of `partition`. Takes as long, and raises, as `TrioVmm.open` does."""
         hello = messages.HelloVp(
             partition_id=partition.partition_id, token=partition.token, vp_index=vp_index
         )
-        return cls._open(path, hello)
+        return cls._open(path, hello, open_timeout)
 
     async def intercept(self, message: bytes) -> AnyAnswer:
         """Hand in one 256-byte intercept message and wait for what to do about it.
@@ -198,10 +210,12 @@ class TrioNotifier(_CallClient):
     kick = _method(_vmm_requests.kick)
 
     @classmethod
-    def open(cls, path: StrPath, partition: PartitionCredentials) -> AbstractAsyncContextManager[Self]:
-        """Connect as a notifier of `partition`. Raises as `TrioVmm.open` does."""
+    def open(
+        cls, path: StrPath, partition: PartitionCredentials, *, open_timeout: float = OPEN_SECONDS
+    ) -> AbstractAsyncContextManager[Self]:
+        """Connect as a notifier of `partition`. Takes as long, and raises, as `TrioVmm.open` does."""
         hello = messages.HelloNotifier(partition_id=partition.partition_id, token=partition.token)
-        return cls._open(path, hello)
+        return cls._open(path, hello, open_timeout)
 
     @asynccontextmanager
     async def invalidation(self, uaddrs: UaddrRange) -> AsyncIterator[None]:
@@ -253,9 +267,9 @@ class TrioOperator(_CallClient):
     subscribe = _method(_operator_requests.subscribe)
 
     @classmethod
-    def open(cls, path: StrPath) -> AbstractAsyncContextManager[Self]:
-        """Connect to the operators' socket. Raises as `TrioVmm.open` does."""
-        return cls._open(path, messages.HelloOperator())
+    def open(cls, path: StrPath, *, open_timeout: float = OPEN_SECONDS) -> AbstractAsyncContextManager[Self]:
+        """Connect to the operators' socket. Takes as long, and raises, as `TrioVmm.open` does."""
+        return cls._open(path, messages.HelloOperator(), open_timeout)
 
     async def next_events(self) -> list[Event]:
         """Wait for events that `subscribe` asked for; returns at least one, oldest first.

@@ -32,19 +32,21 @@ async def connect(path: StrPath) -> trio.socket.SocketType:
             await trio.sleep(RETRY_DELAY)
 
 
-async def open_despite_restart(attempt: Callable[[], Awaitable[_Opened]]) -> _Opened:
+async def open_despite_restart(attempt: Callable[[], Awaitable[_Opened]], open_timeout: float) -> _Opened:
     """What `attempt` returns, which connects and says hello; it is called again as `RestartWindow` says.
 
-    May be cancelled. Raises what the last attempt raises.
+    May be cancelled. Raises what the last attempt raises, and `TimeoutError` after `open_timeout` seconds.
     """
     window = RestartWindow()
-    while True:
-        try:
-            return await attempt()
-        except OSError as failure:
-            if not window.covers(failure, trio.current_time()):
-                raise
-        await trio.sleep(RESTART_PAUSE)
+    with trio.move_on_after(open_timeout):
+        while True:
+            try:
+                return await attempt()
+            except OSError as failure:
+                if not window.covers(failure, trio.current_time()):
+                    raise
+            await trio.sleep(RESTART_PAUSE)
+    raise TimeoutError("the daemon did not answer in time")
 
 
 class TrioConnection:
@@ -56,10 +58,12 @@ class TrioConnection:
         self._turn = trio.Lock()
 
     @classmethod
-    async def open(cls, path: StrPath, hello: Callable[[], Exchange[Reply]]) -> tuple[Self, Reply]:
+    async def open(
+        cls, path: StrPath, hello: Callable[[], Exchange[Reply]], open_timeout: float
+    ) -> tuple[Self, Reply]:
         """Connect and say hello, also while the daemon is restarted; the connection, and the daemon's answer.
 
-        Raises as `connect` and `run` do.
+        Raises as `connect` and `run` do, and `TimeoutError` after `open_timeout` seconds.
         """
 
         async def attempt() -> tuple[Self, Reply]:
@@ -70,7 +74,7 @@ class TrioConnection:
                 connection.close()
                 raise
 
-        return await open_despite_restart(attempt)
+        return await open_despite_restart(attempt, open_timeout)
 
     async def run(self, exchange: Exchange[Reply]) -> Reply:
         """Send the request and wait for its answer.

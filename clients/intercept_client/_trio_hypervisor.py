@@ -17,7 +17,7 @@ from intercept_protocol.messages import PartitionCredentials
 from intercept_protocol.outcomes import Access
 from intercept_protocol.text import sentence
 
-from ._connecting import StrPath
+from ._connecting import OPEN_SECONDS, StrPath
 from ._errors import FATAL, ConnectionLost
 from ._hypervisor_session import (
     CLOSED_HERE,
@@ -70,15 +70,22 @@ class TrioHypervisor:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, path: StrPath, partition: PartitionCredentials, mapper: AsyncGuestMapper, *, regions: OwnRegions
+        cls,
+        path: StrPath,
+        partition: PartitionCredentials,
+        mapper: AsyncGuestMapper,
+        *,
+        regions: OwnRegions,
+        open_timeout: float = OPEN_SECONDS,
     ) -> AsyncIterator[Self]:
-        """Connect as the hypervisor of `partition`, for the length of an `async with` block.
+        """Connect as the hypervisor of `partition`, for the length of an `async with` block. To
+        connect and be welcomed may take `open_timeout` seconds.
 
         `regions` are those of the `TrioVmm` that created the partition. What they do not cover is never
         mapped: the request is refused, and logged as an error of the logger `intercept_client`.
 
-        Raises an `OSError` that names the path, `WireError` if the daemon refuses, `ConnectionLost` and
-        `ProtocolViolation`.
+        Raises an `OSError` that names the path, `WireError` if the daemon refuses, `TimeoutError`,
+        `ConnectionLost` and `ProtocolViolation`.
         """
 
         async def attempt() -> tuple[trio.socket.SocketType, HypervisorSession]:
@@ -94,7 +101,7 @@ class TrioHypervisor:
                 raise
             return sock, session
 
-        hypervisor = cls(*await open_despite_restart(attempt), mapper)
+        hypervisor = cls(*await open_despite_restart(attempt, open_timeout), mapper)
         try:
             yield hypervisor
         finally:

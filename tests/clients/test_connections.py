@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from intercept_client import BlockingVmm, TrioVmm, _blocking_connection
 from intercept_client._blocking_connection import BlockingConnection, deadline_in
+from intercept_client._connecting import OPEN_SECONDS
 from intercept_client._exchange import Progress, call_exchange
 from intercept_client._trio_connection import TrioConnection
 from intercept_protocol import rpc
@@ -110,3 +113,49 @@ def test_a_blocking_call_without_a_deadline_waits_forever_after_one_with_a_deadl
     connection.run(call_exchange(KICK), None)
 
     assert ours.gettimeout() is None
+
+
+# ------------------------------------------------ a daemon that accepts and says nothing
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[Path]:
+    """A socket that connects, and whose owner never answers."""
+    path = tmp_path / "silent.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        yield path
+
+
+def test_a_blocking_open_does_not_wait_for_ever(silent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_blocking_connection, "OPEN_SECONDS", DEAF_FOR)
+    with pytest.raises(TimeoutError, match="did not answer in time"):
+        BlockingVmm.open(silent)
+
+
+def test_the_open_timeout_of_a_blocking_client_is_not_that_of_its_calls(silent: Path) -> None:
+    with pytest.raises(TimeoutError, match="did not answer in time"):
+        BlockingVmm.open(silent, timeout=10 * OPEN_SECONDS, open_timeout=DEAF_FOR)
+
+
+async def test_a_trio_open_does_not_wait_for_ever(
+    silent: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    began = trio.current_time()
+    with pytest.raises(TimeoutError, match="did not answer in time"):
+        async with TrioVmm.open(silent):
+            raise AssertionError("nobody has welcomed it")
+    assert trio.current_time() - began == pytest.approx(OPEN_SECONDS)
+    assert autojump_clock.rate == 0
+
+
+async def test_a_trio_open_takes_as_long_as_its_caller_says(
+    silent: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    began = trio.current_time()
+    with pytest.raises(TimeoutError):
+        async with TrioVmm.open(silent, open_timeout=2.0):
+            raise AssertionError("nobody has welcomed it")
+    assert trio.current_time() - began == pytest.approx(2.0)
+    assert autojump_clock.rate == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import threading
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -242,7 +243,7 @@ async def test_an_end_that_is_not_answered_in_time_closes_the_connection(
     socket_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     with ScriptedDaemon(socket_path, ([*hello(), *replies(None), Hear()],)):
-        async with TrioNotifier.open(socket_path, PARTITION) as notifier:
+        async with TrioNotifier.open(socket_path, PARTITION, open_timeout=math.inf) as notifier:
             with pytest.raises(ConnectionLost, match="invalidate_end was not answered within 10 s"):
                 async with notifier.invalidation(RANGE):
                     began = autojump_clock.current_time()

@@ -183,7 +183,7 @@ class SurvivingVmm:
         if not self.mode.has_own_hypervisor:
             return
         link = BlockingHypervisor.open(
-            self.path, self.partition, self.table, regions=self.vmm.regions, timeout=PATIENCE
+            self.path, self.partition, self.table, regions=self.vmm.regions, open_timeout=PATIENCE
         )
 
         def serve() -> None:
