@@ -26,7 +26,7 @@ from intercept_protocol.text import sentence
 from interceptd import __version__
 from interceptd.config.live import Settings
 from interceptd.config.schema import Config
-from interceptd.connections.accept import accept_forever
+from interceptd.connections.accept import Shortage, accept_forever
 from interceptd.connections.listen_address import ListenAddress
 from interceptd.connections.unix_listener import ListenError, listen_unix
 from interceptd.partition.factory import PartitionFactory
@@ -89,6 +89,7 @@ class Daemon:
             turns=self._turns,
             keeper=self._keeper,
         )
+        self._shortage = Shortage(self.dispatcher.admission.tenants.suspect)
         self.started = trio.Event()
         self.ended = False
         """Whether it has drained: a signal that comes now is too late."""
@@ -146,7 +147,9 @@ class Daemon:
                         (Endpoint.OPERATOR, operator_socket),
                     ):
                         serve = partial(self.dispatcher.serve, endpoint)
-                        self.start_vital(listeners, accept_forever, listener, serve, connections)
+                        self.start_vital(
+                            listeners, accept_forever, listener, serve, connections, self._shortage
+                        )
                     log.info(
                         "daemon_started",
                         socket=_place(self._passed.vmm, config.socket),
@@ -157,7 +160,7 @@ class Daemon:
                         from interceptd.metrics.endpoint import MetricsEndpoint  # noqa: PLC0415
 
                         metrics_endpoint = MetricsEndpoint(
-                            self.partitions, self.dispatcher, self._manager, self.monitor
+                            self.partitions, self.dispatcher, self._manager, self.monitor, self._shortage
                         )
                         self._scrapes = lambda: metrics_endpoint.scrapes
                         self.start_vital(connections, metrics_endpoint.run, *metrics)

@@ -21,6 +21,7 @@ _NUMBER: Final = re.compile(r"^- \*\*([A-Z]-\d+)\*\* (.*(?:\n  .*)*)$", flags=re
 
 NOT_CHECKED: Final[Mapping[str, str]] = {
     "T-13": "binds clients, in how they send",
+    "H-19": "the server would have to run out of descriptors, which no method of the wire brings about",
     "T-14": "the server would have to run out of descriptors, which no method of the wire brings about",
     "T-15": "every run would wait five seconds, and the clock would decide",
     "H-9": "a peer of another uid is needed, and access to the server's configuration",

@@ -240,13 +240,14 @@ async def test_the_daemons_last_line_but_one_says_what_was_not_logged() -> None:
 
 OWN_LINES = {
     "configuration_not_reloaded", "configuration_reloaded", "connection_not_accepted", "daemon_ended",
-    "daemon_ended_at_once", "daemon_restarted", "daemon_rests", "daemon_started", "drain_cut_short",
+    "daemon_ended_at_once", "daemon_restarted", "daemon_rests", "daemon_started", "descriptors_run_out",
+    "drain_cut_short",
     "drain_started", "lines_not_logged", "long_step", "metrics_served", "nobody_may_connect", "nothing_kept",
     "partition_not_continued", "partition_not_recovered", "passed_descriptor_not_used",
     "service_manager_not_told", "vital_task_failed",
 }  # fmt: skip
 """Of the daemon's own tasks, and `drain_started` of an operator's. What clients could cause has a pace:
-`accept_forever` and the step monitor wait between two lines, and a uid is forgotten, with its
+`Shortage` and the step monitor wait between two lines, and a uid is forgotten, with its
 `lines_not_logged`, only when its share is whole again."""
 CLIENTS_LINES = {
     "connection_failed", "connection_gone", "connection_refused", "descriptors_not_stored",
@@ -255,7 +256,7 @@ CLIENTS_LINES = {
     "partition_created",
     "partition_end_cut_short", "partition_ended", "partition_lost", "partition_not_kept",
     "partition_recovered",
-    "pinned_region_dangling", "policy_set",
+    "pinned_region_dangling", "policy_set", "request_refused",
 }  # fmt: skip
 """Of tasks that have a share."""
 

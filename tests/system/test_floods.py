@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -53,20 +52,6 @@ def test_a_flood_that_stays_is_timed_out_and_makes_room(start_daemon: StartDaemo
         flood = [opened.enter_context(RawConnection(daemon.socket)) for _ in range(FLOOD)]
         assert witness.serve() == Witness.SERVED
         assert {connection.farewell().name for connection in flood[:512]} == {"ETIMEDOUT"}
-        assert witness.vp(1).intercept(GFN)[0] == "resume"
-
-
-def test_a_daemon_without_descriptors_serves_existing_peers_and_later_the_next(
-    start_daemon: StartDaemon,
-) -> None:
-    daemon = start_daemon()
-    with Witness(daemon.socket) as witness:
-        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (40, 40))
-        with ExitStack() as opened:
-            for _ in range(100):
-                opened.enter_context(RawConnection(daemon.socket))
-            eventually(lambda: "connection_not_accepted" in daemon.events(), True)
-            assert witness.serve() == Witness.SERVED
         assert witness.vp(1).intercept(GFN)[0] == "resume"
 
 

@@ -12,6 +12,7 @@ copy a context, or pass the answer through another trio task.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -26,6 +27,7 @@ import trio
 from intercept_protocol.text import sentence
 from interceptd.address_space import Undecided
 from interceptd.connections.closer import Closer
+from interceptd.descriptor_reserve import kept_from_partitions
 
 STEP_SECONDS = 0.001
 """How long a question goes on without giving way. The event loop may wait as long for the interpreter."""
@@ -152,6 +154,8 @@ class _Worker:
             undo.callback(os.close, self._asked)
             self._reported = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             undo.callback(os.close, self._reported)
+            if kept_from_partitions(self._reported):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             threading.Thread(target=self._run, args=(name,), name=name, daemon=True).start()
             undo.pop_all()
 

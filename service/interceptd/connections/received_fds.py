@@ -15,6 +15,7 @@ from contextlib import suppress
 from intercept_protocol.errors import ProtocolViolation, WireError
 from interceptd.connections.closer import Closer
 from interceptd.connections.unread import LOOK_LIMIT, may_bring_descriptors, unread_bytes
+from interceptd.descriptor_reserve import kept_from_partitions
 from interceptd.ledger.inbox import Inbox
 
 KEPT_LIMIT = 4
@@ -126,6 +127,8 @@ class ReceivedFds:
 
     def _keep(self, descriptors: list[int]) -> None:
         self.received += len(descriptors)
+        if any(map(kept_from_partitions, descriptors)):
+            self.lose(_cut_off(self.received))
         room = self._limit - len(self._kept) if self._loss is None else 0
         self._kept += descriptors[:room]
         self._dispose(descriptors[room:])

@@ -196,6 +196,15 @@ class Tenants:
         """Of all uids, in any state."""
         return sum(tenant.connections.count for tenant in self._by_uid.values())
 
+    def suspect(self) -> dict[str, int]:
+        """For the log: the uid with the most connections, and how many it has."""
+        most = max(self._by_uid.values(), key=lambda tenant: tenant.connections.count, default=None)
+        return (
+            {}
+            if most is None
+            else {"most_connections_uid": most.uid, "most_connections": most.connections.count}
+        )
+
     @property
     def vmms(self) -> int:
         """VMM connections of all uids, with a partition or without."""

@@ -72,7 +72,7 @@ def processors(log: Log) -> list[Processor]:
 
 
 class _LibraryHandler(logging.Handler):
-    """Writes what libraries log, e.g. trio when accept runs out of descriptors."""
+    """Writes what libraries log."""
 
     def __init__(self, output: StderrLogger) -> None:
         super().__init__()

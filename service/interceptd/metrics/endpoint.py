@@ -15,6 +15,7 @@ from prometheus_client import Metric, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
+from interceptd.connections.accept import Shortage, accept_forever
 from interceptd.connections.listen_address import ListenAddress
 from interceptd.log_share import LogShare, charge_lines_to
 from interceptd.metrics.families import families
@@ -38,7 +39,9 @@ class MetricsEndpoint:
         dispatcher: Dispatcher,
         manager: ServiceManager,
         monitor: StepMonitor,
+        shortage: Shortage,
     ) -> None:
+        self._shortage = shortage
         self._partitions = partitions
         self.scrapes = 0
         """How often the metrics were fetched; /healthz does not count."""
@@ -55,14 +58,21 @@ class MetricsEndpoint:
         charge_lines_to(LogShare())  # a scraper has no uid that we know
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._lag.run)
-            listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
-            await trio.serve_listeners(self._responder.serve, listeners)
+            await accept_forever(listener, self._serve, nursery, self._shortage)
+
+    async def _serve(self, accepted: socket.socket) -> None:
+        """Answer one scraper or probe."""
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(accepted)) as stream:
+            await self._responder.serve(stream)
 
     async def _metrics(self) -> Page:
         """Encoded family by family with other tasks in between, so that a scrape does not delay VPs."""
         self.scrapes += 1
         seen = await self._observer.observe()
-        process = await trio.to_thread.run_sync(_collected, self._process)
+        try:
+            process = await trio.to_thread.run_sync(_collected, self._process)
+        except RuntimeError:  # the system refuses a thread
+            process = []
         text = []
         for family in chain(families(seen), process):
             text.append(generate_latest(_SingleFamily(family)))

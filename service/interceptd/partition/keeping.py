@@ -18,6 +18,7 @@ import trio
 
 from interceptd.address_space.attachment import Attachment
 from interceptd.connections.connection import Connection
+from interceptd.descriptor_reserve import kept_from_newcomers
 from interceptd.ledger import records
 from interceptd.ledger.inbox import HYPERVISOR_INBOX, INBOXES, LARGE_INBOXES, VMM_INBOX
 from interceptd.ledger.journal import Journal
@@ -124,6 +125,10 @@ class Keeper:
             ledger = Ledger.create()
         except OSError as error:
             log.warning("partition_not_kept", reason=str(error))
+            return None
+        if kept_from_newcomers(ledger.descriptor):
+            ledger.close()
+            log.warning("partition_not_kept", reason="no descriptor is left for its ledger")
             return None
         keeping = Keeping(self, ledger, vmm)
         await keeping.open(vmm, name, msgid)

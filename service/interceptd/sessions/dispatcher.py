@@ -27,6 +27,7 @@ from interceptd.connections.connection import Connection
 from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.request_loop import report_and_close, serve_calls
+from interceptd.descriptor_reserve import is_used_up
 from interceptd.hypervisor.software import DEPOSIT_PAGES
 from interceptd.ledger.records import Created
 from interceptd.log_share import charge_lines_to
@@ -183,6 +184,10 @@ class Dispatcher:
             raise WireError(errno.ESHUTDOWN, "the daemon is draining and takes no more partitions")
         if call.address_space is AddressSpaceKind.PROCESS:
             connection.tenant.closer.require_room()
+            if is_used_up():
+                raise WireError(
+                    errno.EMFILE, "the daemon has no descriptors left for the memory of another VMM"
+                )
         with connection.tenant.partitions.acquired():
             partition = self._factory.create(call, name, connection, self._partitions.next_id(), keeping)
         self._partitions.add(partition)

@@ -25,6 +25,7 @@ from interceptd.config.schema import Config
 from interceptd.connections.connection import LAST_LOOK_SECONDS, Connection, ConnectionGone
 from interceptd.connections.peer import require_allowed
 from interceptd.connections.tenants import Tenants
+from interceptd.descriptor_reserve import kept_from_newcomers
 from interceptd.scheduling.time_share import TimeShares
 from interceptd.telemetry.event_bus import Publisher
 
@@ -35,10 +36,11 @@ LEFT: Final = "left"
 ONE_AT_A_TIME: Final = (messages.HelloVp, messages.HelloHypervisor)
 """The roles that may not send a request before the last one is answered."""
 REFUSAL_NUMBERS = (
-    errno.EACCES, errno.EAGAIN, errno.EBADMSG, errno.EEXIST, errno.EINVAL, errno.EMSGSIZE, errno.ENOSPC,
+    errno.EACCES, errno.EAGAIN, errno.EBADMSG, errno.EEXIST, errno.EINVAL, errno.EMFILE, errno.EMSGSIZE,
+    errno.ENOSPC,
     errno.EPROTO, errno.EPROTONOSUPPORT, errno.ETIMEDOUT,
 )  # fmt: skip
-"""The errors that can answer a hello (protocol, section 9)."""
+"""The errors that can end a connection before its hello is welcomed (protocol, section 9)."""
 
 
 class Endpoint(Enum):
@@ -101,6 +103,12 @@ class Admission:
         Raises `WireError` or `ProtocolViolation` for a peer that must be refused under msgid 0 (its uid may
         be at a limit), and `ConnectionGone` for one that was refused already, or left.
         """
+        if endpoint is Endpoint.VMM and kept_from_newcomers(connection.descriptor):
+            self.refusals[errno.errorcode[errno.EMFILE]] += 1
+            raise ProtocolViolation(
+                errno.EMFILE,
+                "the daemon has no descriptor left for another connection of a VMM; try again later",
+            )
         try:
             connection.count()
         except WireError as error:
