@@ -29,6 +29,7 @@ from interceptd.config.schema import Config
 from interceptd.connections.accept import Shortage, accept_forever
 from interceptd.connections.listen_address import ListenAddress
 from interceptd.connections.unix_listener import ListenError, listen_unix
+from interceptd.memory_budget import MemoryBudget, resident_bytes
 from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.keeping import LAST_ID, Keeper
 from interceptd.partition.partition import by_outcome
@@ -88,6 +89,7 @@ class Daemon:
             event_bus=self.event_bus,
             turns=self._turns,
             keeper=self._keeper,
+            memory=MemoryBudget(lambda: settings.now.limits.memory_mib << 20, resident_bytes()),
         )
         self._shortage = Shortage(self.dispatcher.admission.tenants.suspect)
         self.started = trio.Event()

@@ -23,6 +23,7 @@ from interceptd.ledger.journal import Journal
 from interceptd.pages.interval_index import IntervalIndex
 from interceptd.pages.range_bounds import RangeBounds
 from interceptd.pages.range_map import RangeMap
+from interceptd.quota import Quota
 from interceptd.telemetry.counters import Source
 from interceptd.telemetry.event_bus import Publisher
 from interceptd.telemetry.histogram import LatencyHistogram
@@ -30,6 +31,9 @@ from interceptd.telemetry.histogram import LatencyHistogram
 PENDING_PIECES = 1024
 """Beyond this many disjoint pieces the pending set becomes "everything": memory stays bounded, and
 invalidating too much is still correct."""
+ALWAYS_OPEN = 16
+"""So many a notifier connection may begin whatever memory is left, and a VMM's `unmap_vma` always: what lets
+memory go is not refused."""
 UNREPEATED = frozenset({Source.USERFAULTFD, Source.COMPARISON})
 """What a successor must be told; the other sources are requests, which it finds and carries out."""
 EVERYTHING = UaddrRange(start=0, end=PAGE_LIMIT)
@@ -102,9 +106,15 @@ class MmuNotifier:
     """One partition's channel from the invalidation sources to its region manager."""
 
     def __init__(
-        self, open_limit: Callable[[], int], event_bus: Publisher, journal: Journal | None = None
+        self,
+        open_limit: Callable[[], int],
+        event_bus: Publisher,
+        journal: Journal | None = None,
+        quota: Quota | None = None,
     ) -> None:
+        """`quota` counts the open invalidations of the uid."""
         self._open_limit = open_limit
+        self._quota = quota
         self._journal = journal
         self._event_bus = event_bus
         self._windows: set[Window] = set()
@@ -160,6 +170,8 @@ class MmuNotifier:
                 f"a partition may have {limit} open invalidations",
                 limit="open_invalidations_per_partition",
             )
+        if self._quota is not None and source is Source.NOTIFIER and self._open_depth >= ALWAYS_OPEN:
+            self._quota.require(1)
         return self.reopen(uaddrs, source)
 
     def reopen(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
@@ -171,6 +183,8 @@ class MmuNotifier:
             self._open_bounds.add(uaddrs)
         entry.depth += 1
         self._open_depth += 1
+        if self._quota is not None:
+            self._quota.add(1)
         self._event_bus.publish(
             InvalidationBegun(
                 source=source.value, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count
@@ -188,12 +202,20 @@ class MmuNotifier:
         entry = self._open[uaddrs]
         entry.depth -= 1
         self._open_depth -= 1
+        if self._quota is not None:
+            self._quota.release()
         if not entry.depth:
             del self._open[uaddrs]
             self._open_index.remove(uaddrs, 0)
             self._open_bounds.remove(uaddrs)
             self._call_listeners(uaddrs)
             entry.over.set()
+
+    def discard(self) -> None:
+        """The partition has ended: nothing is open any more, not even what nobody is left to end."""
+        if self._quota is not None:
+            self._quota.release(self._open_depth)
+        self._open_depth = 0
 
     @property
     def open_invalidations(self) -> int:

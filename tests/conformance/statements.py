@@ -32,6 +32,7 @@ NOT_CHECKED: Final[Mapping[str, str]] = {
     "K-2": "binds the VMM, which waits until its own timeout if it breaks the rule",
     "N-9": "a process is needed that holds its mmap lock for as long as the test wants",
     "L-3": "the server's configuration would have to change meanwhile, and the wire has no method for that",
+    "L-4": "the other limits are reached before the default, and what the server holds is not on the wire",
     "E-4": "binds clients, in how they decide",
     "O-19": "access to the server's metrics, and to its configuration, is needed",
     "O-18": "a peer in another pid namespace is needed",

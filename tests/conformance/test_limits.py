@@ -6,7 +6,8 @@ from conformance.guests import RawVmm
 from conformance.statements import needs, statement
 
 STATED = {
-    "message_bytes", "request_bytes", "request_values", "request_values_vmm", "connections_per_uid",
+    "memory_mib", "message_bytes", "request_bytes", "request_values", "request_values_vmm",
+    "connections_per_uid",
     "control_requests_per_second", "vps_per_uid",
     "regions_per_uid", "mappings_per_uid", "vmas_per_uid", "unclosed_descriptors_per_uid",
     "requests_in_flight_per_connection", "connections_without_hello", "hello_timeout_ms",

@@ -30,6 +30,7 @@ UNSET = {
     "operator_socket": Config().operator_path,
     "allowed_uids": [0],
     "socket_group": "kvm",
+    "limits.memory_mib": 1024,
     "metrics.listen": "unix:/run/interceptd/metrics.sock",
 }
 """Defaults that depend on the other keys or on who runs, or are none: what the example shows for them."""

@@ -16,7 +16,9 @@ from fakes.counted_bounds import Bound, Counted
 from fakes.drawn import SPACE, ranges
 from intercept_protocol.addresses import PageRange, UaddrRange
 from intercept_protocol.errors import WireError
-from interceptd.mmu_notifier import EVERYTHING, PENDING_PIECES, Batch, MmuNotifier
+from interceptd.mmu_notifier import ALWAYS_OPEN, EVERYTHING, PENDING_PIECES, Batch, MmuNotifier
+from interceptd.quota import Quota
+from interceptd.telemetry.counters import Source
 from interceptd.telemetry.event_bus import EventBus
 
 
@@ -399,3 +401,29 @@ async def test_waiting_for_an_invalidation_ends_when_its_batch_is_served(
     notifier.served(notifier.take())
     await wait_all_tasks_blocked()
     assert over == [0, 1, 2]
+
+
+# ------------------------------------------------ the uid's count
+
+
+def test_open_invalidations_count_for_the_uid_until_they_end_or_the_partition_does() -> None:
+    quota = Quota(7, "open invalidations", "any", lambda: 100)
+    notifier = MmuNotifier(lambda: 100, EventBus(), quota=quota)
+    for _ in range(3):
+        notifier.begin(uaddrs(0, 8))
+    notifier.reopen(uaddrs(8, 9))
+    notifier.end(uaddrs(0, 8))
+    assert quota.count == notifier.open_invalidations == 3
+    notifier.discard()
+    assert quota.count == 0
+
+
+def test_a_few_begins_and_those_of_the_vmms_own_calls_need_no_room() -> None:
+    notifier = MmuNotifier(lambda: 100, EventBus(), quota=Quota(7, "begins", "memory_mib", lambda: 0))
+    for _ in range(ALWAYS_OPEN):
+        notifier.begin(uaddrs(0, 8))
+    with pytest.raises(WireError) as refused:
+        notifier.begin(uaddrs(0, 8))
+    assert refused.value.details == {"limit": "memory_mib"}
+    notifier.begin(uaddrs(0, 8), Source.UNMAP_VMA)
+    assert notifier.open_invalidations == ALWAYS_OPEN + 1

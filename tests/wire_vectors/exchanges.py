@@ -17,8 +17,8 @@ FEATURES: dict[str, object] = {
     "kept": False,
 }
 LIMITS = {
-    "message_bytes": 65_536, "request_bytes": 1280, "request_values": 256, "request_values_vmm": 2048,
-    "requests_in_flight_per_connection": 1,
+    "memory_mib": 1024, "message_bytes": 65_536, "request_bytes": 1280, "request_values": 256,
+    "request_values_vmm": 2048, "requests_in_flight_per_connection": 1,
     "connections_per_uid": 32_768, "control_requests_per_second": 10_000, "connections_without_hello": 512,
     "hello_timeout_ms": 5000, "invalidate_timeout_ms": 5000, "hypervisor_timeout_ms": 5000,
     "vmms_per_uid": 2048, "partitions_per_uid": 1024, "vps_per_uid": 16_384, "regions_per_uid": 1 << 20,

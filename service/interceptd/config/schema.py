@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from intercept_protocol._frames import MESSAGE_LIMIT, REQUEST_VALUES, REQUEST_VALUES_VMM, SHORT_REQUESTS
+from interceptd.config.system_memory import default_memory_mib
 from interceptd.connections.listen_address import ListenAddress
 from interceptd.connections.peer import overflow_uid
 
@@ -32,6 +33,8 @@ class Limits(_Table, frozen=True, kw_only=True):
     The defaults fit a host all of whose VMMs have one uid.
     """
 
+    memory_mib: Count = msgspec.field(default_factory=default_memory_mib)
+    """Of the daemon, by its own estimate."""
     connections_without_hello: Count = 512
     connections_per_uid: Count = 32_768
     """In any state, on both sockets."""
@@ -109,7 +112,7 @@ class Config(_Table, frozen=True, kw_only=True):
     a user namespace stands for every uid that it does not map, it must be listed."""
     allowed_gids: list[Gid] = []
     """Groups whose members, primary or supplementary, may connect too; except the overflow uid."""
-    limits: Limits = Limits()
+    limits: Limits = msgspec.field(default_factory=Limits)
     timeouts: Timeouts = Timeouts()
     log: Log = Log()
     metrics: Metrics = Metrics()

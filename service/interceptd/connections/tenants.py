@@ -6,6 +6,7 @@ Owns the ledger of every limit per uid, and the rates. Must not know what is req
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from interceptd.connections.refusals import RefusedRequests, method_word, warn_o
 from interceptd.eager_lock import EagerLock
 from interceptd.log_pace import LogPace
 from interceptd.log_share import LogShare
+from interceptd.memory_budget import Cost, MemoryBudget, MemoryShare, unlimited
 from interceptd.quota import Quota
 from interceptd.scheduling.step_monitor import StepMonitor
 from interceptd.scheduling.time_share import OnePerRound, TimeShares
@@ -70,7 +72,9 @@ class Tenant:
         limits: Callable[[], UidLimits],
         gate: OnePerRound,
         turns: TimeShares,
+        *,
         refused: RefusedRequests,
+        memory: MemoryBudget,
     ) -> None:
         self.uid = uid
         self.time_share = turns.share()
@@ -78,15 +82,16 @@ class Tenant:
         self._crowd = Crowd()
         self.is_crowd = False
         """Whether it has many connections, which use its own `wait_readable`."""
-        self.connections = Quota(
-            uid, "connections", "connections_per_uid", lambda: limits().connections_per_uid
-        )
-        self.vmms = Quota(uid, "VMMs", "vmms_per_uid", lambda: limits().vmms_per_uid)
-        self.partitions = Quota(uid, "partitions", "partitions_per_uid", lambda: limits().partitions_per_uid)
-        self.vps = Quota(uid, "VPs", "vps_per_uid", lambda: limits().vps_per_uid)
-        self.regions = Quota(uid, "regions", "regions_per_uid", lambda: limits().regions_per_uid)
-        self.mappings = Quota(uid, "mappings", "mappings_per_uid", lambda: limits().mappings_per_uid)
-        self.vmas = Quota(uid, "VMAs", "vmas_per_uid", lambda: limits().vmas_per_uid)
+        self.memory = MemoryShare(uid, memory)
+        self.connections = self._quota("connections", Cost.CONNECTION, lambda: limits().connections_per_uid)
+        self.hellos = self._quota("connections without hello", Cost.HELLO, lambda: sys.maxsize)
+        self.vmms = self._quota("VMMs", Cost.VMM, lambda: limits().vmms_per_uid)
+        self.partitions = self._quota("partitions", Cost.PARTITION, lambda: limits().partitions_per_uid)
+        self.vps = self._quota("VPs", Cost.VP, lambda: limits().vps_per_uid)
+        self.regions = self._quota("regions", Cost.REGION, lambda: limits().regions_per_uid)
+        self.mappings = self._quota("mappings", Cost.MAPPING, lambda: limits().mappings_per_uid)
+        self.vmas = self._quota("VMAs", Cost.VMA, lambda: limits().vmas_per_uid)
+        self.invalidations = self._quota("open invalidations", Cost.OPEN_INVALIDATION, lambda: sys.maxsize)
         self.unclosed = Quota(
             uid,
             "unclosed descriptors",
@@ -102,6 +107,10 @@ class Tenant:
         self.log_share = LogShare(uid)
         self.warnings = LogPace()
         self._refused = refused
+
+    def _quota(self, noun: str, cost: Cost, limit: Callable[[], int]) -> Quota:
+        """Of what takes memory; its limit is named after the noun."""
+        return Quota(self.uid, noun, f"{noun.lower()}_per_uid", limit, memory=self.memory, cost=cost)
 
     def refused(self, method: str, error: EncodedError) -> None:
         """Count a request that is answered with `error`, and warn of the limit that it names, if any."""
@@ -154,18 +163,21 @@ class Tenant:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to remember: it has nothing, and its whole bursts again."""
-        quotas = (
-            self.connections, self.vmms, self.partitions, self.vps, self.regions, self.mappings, self.vmas,
-            self.unclosed,
-        )  # fmt: skip
         paid = self._paid_until <= trio.current_time() and self.log_share.idle
-        return paid and self.warnings.idle and not any(quota.count for quota in quotas)
+        return paid and self.warnings.idle and not (self.memory.held or self.unclosed.count)
 
 
 class Tenants:
-    """All of them, by uid. `limits` is called whenever one is needed; `turns` divides the loop's time."""
+    """All of them, by uid. `limits` is called whenever one is needed; `turns` divides the loop's time, and
+    `memory` is what they share."""
 
-    def __init__(self, limits: Callable[[], UidLimits], turns: TimeShares | None = None) -> None:
+    def __init__(
+        self,
+        limits: Callable[[], UidLimits],
+        turns: TimeShares | None = None,
+        memory: MemoryBudget | None = None,
+    ) -> None:
+        self.memory = memory or unlimited()
         self._limits = limits
         self._turns = turns or TimeShares(StepMonitor())
         self._gate = self._turns.one_per_round()  # each uid waits in it at most once: they take turns
@@ -178,7 +190,9 @@ class Tenants:
                 idle.tell_not_logged()
                 del self._by_uid[idle.uid]
             self._turns.set_uids(len(self._by_uid) + 1)
-            self._by_uid[uid] = Tenant(uid, self._limits, self._gate, self._turns, self.refused)
+            self._by_uid[uid] = Tenant(
+                uid, self._limits, self._gate, self._turns, refused=self.refused, memory=self.memory
+            )
         return self._by_uid[uid]
 
     def tell_not_logged(self) -> None:

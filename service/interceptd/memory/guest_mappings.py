@@ -315,7 +315,7 @@ class GuestMappings:
     def _no_room(self, more: int) -> HypervisorError:
         if len(self._record) + more > (limit := self._limit()):
             return HypervisorError(errno.ENOSPC, _too_many(limit))
-        return HypervisorError(errno.ENOSPC, self._quota.refusal().message)
+        return HypervisorError(errno.ENOSPC, self._quota.refusal(more).message)
 
     def _whole_piece(self, region: Region, gfns: GfnRange) -> GfnRange:
         """All of the mapping that `gfns` would cut in two: it goes where no other mapping may be made. Else

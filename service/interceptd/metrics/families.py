@@ -63,6 +63,8 @@ def _partitions(seen: Observation) -> Iterator[Metric]:
     yield _gauge("virtual_processors", "Attached VPs.", gauges.vps)
     yield _gauge("regions", "Regions of all partitions.", gauges.regions)
     yield _gauge("vmas", "VMAs declared by VMMs.", gauges.vmas)
+    yield _gauge("memory_budget_bytes", "Memory that the daemon may use.", seen.memory_budget)
+    yield _gauge("memory_estimated_bytes", "Memory that it uses, estimated.", seen.memory_estimated)
 
 
 def _intercepts(seen: Observation) -> Iterator[Metric]:

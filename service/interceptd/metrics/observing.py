@@ -56,6 +56,9 @@ class Gauges:
 class Observation:
     """Plain figures. Durations are in seconds, and in nanoseconds where the name says so."""
 
+    memory_budget: int
+    memory_estimated: int
+    """Bytes."""
     partitions: int
     partitions_created: int
     partitions_lost: int
@@ -102,7 +105,10 @@ class Observer:
             gauges.add(partition)
             await trio.lowlevel.checkpoint()
         dispatcher = self.dispatcher
+        memory = dispatcher.admission.tenants.memory
         return Observation(
+            memory_budget=memory.limit,
+            memory_estimated=memory.estimated,
             partitions=len(self.partitions),
             partitions_created=self.partitions.created,
             partitions_lost=self.partitions.lost,

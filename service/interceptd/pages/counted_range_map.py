@@ -22,23 +22,23 @@ class CountedRangeMap(RangeMap[Item]):
 
     def insert_if_free(self, item: Item) -> bool:
         inserted = super().insert_if_free(item)
-        self._quota.count += inserted
+        self._quota.change(inserted)
         return inserted
 
     def carve(self, pages: RangeItem | PageRange) -> list[Item]:
         before = len(self._items)
         removed = super().carve(pages)
-        self._quota.count += len(self._items) - before
+        self._quota.change(len(self._items) - before)
         return removed
 
     def take_over(self, items: RangeMap[Item]) -> None:
         """Have the items of another map, which must not be used any more, instead of none."""
         assert not self._items, "an empty map"
         self._items, self._page_count = items._items, items._page_count
-        self._quota.count += len(self._items)
+        self._quota.change(len(self._items))
 
     def drop_some(self) -> bool:
         before = len(self._items)
         more = super().drop_some()
-        self._quota.count += len(self._items) - before
+        self._quota.change(len(self._items) - before)
         return more

@@ -57,13 +57,16 @@ class PartitionFactory:
         port_calls = PortCalls()
         hypervisor: Hypervisor = MeasuredHypervisor(built, port_calls)
         event_bus = PartitionPublisher(self._event_bus, partition_id)
+        tenant = connection.tenant
         notifier = MmuNotifier(
-            lambda: settings.now.limits.open_invalidations_per_partition, event_bus, journal
+            lambda: settings.now.limits.open_invalidations_per_partition,
+            event_bus,
+            journal,
+            tenant.invalidations,
         )
         timeout = (request.invalidate_timeout_ms or settings.now.timeouts.invalidate_ms) / 1000
         if self._chaos is not None:
             hypervisor = ChaoticHypervisor(hypervisor, self._chaos)
-        tenant = connection.tenant
         mappings = GuestMappings(
             hypervisor, lambda: settings.now.limits.mappings_per_partition, tenant.mappings
         )

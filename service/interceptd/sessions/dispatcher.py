@@ -31,6 +31,7 @@ from interceptd.descriptor_reserve import is_used_up
 from interceptd.hypervisor.software import DEPOSIT_PAGES
 from interceptd.ledger.records import Created
 from interceptd.log_share import charge_lines_to
+from interceptd.memory_budget import MemoryBudget
 from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.keeping import Keeper, Keeping
 from interceptd.partition.partition import Partition
@@ -58,6 +59,7 @@ class Dispatcher:
         event_bus: EventBus,
         turns: TimeShares,
         keeper: Keeper,
+        memory: MemoryBudget,
     ) -> None:
         self._settings = settings
         self._factory = factory
@@ -66,7 +68,7 @@ class Dispatcher:
         self.hello_reply = hello_reply
         self.event_bus = event_bus
         self._keeper = keeper
-        self.admission = Admission(settings, event_bus, turns)
+        self.admission = Admission(settings, event_bus, turns, memory)
         self._attacher = Attacher(settings, partitions, hello_reply)
         self.watch = HangupWatch()
         """Must run as long as connections are served."""

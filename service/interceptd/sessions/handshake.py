@@ -26,6 +26,7 @@ from interceptd.connections.connection import LAST_LOOK_SECONDS, Connection, Con
 from interceptd.connections.peer import require_allowed
 from interceptd.connections.tenants import Tenants
 from interceptd.descriptor_reserve import kept_from_newcomers
+from interceptd.memory_budget import MemoryBudget
 from interceptd.scheduling.time_share import TimeShares
 from interceptd.telemetry.event_bus import Publisher
 
@@ -80,10 +81,12 @@ class Handshake(msgspec.Struct, frozen=True):
 class Admission:
     """One for both sockets. Limits are per uid, so that no uid can keep another out."""
 
-    def __init__(self, settings: Settings, event_bus: Publisher, turns: TimeShares) -> None:
+    def __init__(
+        self, settings: Settings, event_bus: Publisher, turns: TimeShares, memory: MemoryBudget
+    ) -> None:
         self._settings = settings
         self._event_bus = event_bus
-        self.tenants = Tenants(lambda: settings.now.limits, turns)
+        self.tenants = Tenants(lambda: settings.now.limits, turns, memory)
         self._without_hello: Counter[tuple[Endpoint, int]] = Counter()
         self.refusals: Counter[str] = Counter()
         """Rejected connections, by the error that they were sent; `LEFT` counts those that left."""
@@ -109,12 +112,9 @@ class Admission:
                 errno.EMFILE,
                 "the daemon has no descriptor left for another connection of a VMM; try again later",
             )
-        try:
+        with self._counting_refusals():
             connection.count()
-        except WireError as error:
-            self.refusals[error.name] += 1
-            raise
-        with self._counted(endpoint, connection.peer.uid):
+        with self._counted(endpoint, connection):
             try:
                 await connection.tenant.throttle()  # also for one that reconnects after each refusal
                 return await _receive_hello(connection, endpoint, self._settings.now, self._event_bus)
@@ -130,8 +130,17 @@ class Admission:
         connection.tenant.charge()
 
     @contextmanager
-    def _counted(self, endpoint: Endpoint, uid: int) -> Iterator[None]:
+    def _counting_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except EncodedError as error:
+            self.refusals[error.name] += 1
+            raise
+
+    @contextmanager
+    def _counted(self, endpoint: Endpoint, connection: Connection) -> Iterator[None]:
         limit = self._settings.now.limits.connections_without_hello
+        uid, hellos = connection.peer.uid, connection.tenant.hellos
         queue = (endpoint, uid)
         if self._without_hello[queue] >= limit:
             self.refusals[errno.errorcode[errno.EAGAIN]] += 1
@@ -140,10 +149,13 @@ class Admission:
                 f"{limit} connections of uid {uid} have not said hello yet",
                 limit="connections_without_hello",
             )
+        with self._counting_refusals():
+            hellos.acquire()
         self._without_hello[queue] += 1
         try:
             yield
         finally:
+            hellos.release()
             self._without_hello[queue] -= 1
             if not self._without_hello[queue]:
                 del self._without_hello[queue]

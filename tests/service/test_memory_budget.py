@@ -1,0 +1,87 @@
+"""The memory budget: what a uid may hold of it, what counts, and where its default comes from."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from interceptd.config.system_memory import cgroup_limit
+from interceptd.memory_budget import MemoryBudget, MemoryShare
+from interceptd.quota import Quota
+
+LIMIT, BASE = 1000, 200
+
+
+@pytest.fixture
+def budget() -> MemoryBudget:
+    return MemoryBudget(lambda: LIMIT, BASE)
+
+
+def test_a_uid_holds_at_most_three_times_what_it_leaves_free(budget: MemoryBudget) -> None:
+    one, other = MemoryShare(1, budget), MemoryShare(2, budget)
+    assert (one.has_room(600), one.has_room(601)) == (True, False)
+    one.change(600)
+    assert (other.has_room(150), other.has_room(151), budget.estimated) == (True, False, 800)
+    one.change(-600)
+    assert (other.has_room(600), budget.estimated) == (True, BASE)
+
+
+def test_what_exists_counts_beyond_the_budget_and_may_go(budget: MemoryBudget) -> None:
+    """After a restart, or when the limit was lowered."""
+    share = MemoryShare(1, budget)
+    quota = Quota(1, "regions", "regions_per_uid", lambda: 100, memory=share, cost=100)
+    quota.add(9)
+    assert (share.held, budget.free) == (900, -100)
+    assert not quota.has_room(1)
+    quota.release(4)
+    assert (share.held, quota.has_room(1), quota.has_room(2)) == (500, True, False)
+
+
+def test_a_quota_names_the_limit_that_is_reached(budget: MemoryBudget) -> None:
+    quota = Quota(
+        1, "regions", "regions_per_uid", lambda: 3, memory=MemoryShare(1, budget), cost=250
+    )  # fmt: skip
+    with quota.acquired(), quota.reserved(1):
+        assert (quota.refusal(1).number, quota.refusal(1).details) == (errno.ENOSPC, {"limit": "memory_mib"})
+        assert quota.refusal(2).details == {"limit": "regions_per_uid"}
+    assert budget.held == 250
+
+
+# ------------------------------------------------ the cgroup's limit
+
+
+def system(root: Path, memberships: str, **files: str) -> int | None:
+    """The limit, where the process is in these cgroups; `files` have `_` for each slash."""
+    (root / "cgroup").write_text(memberships)
+    for name, text in files.items():
+        place = (
+            root / "fs" / name.replace("_", "/").replace("MAX", "memory.max").replace("STAT", "memory.stat")
+        )
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    return cgroup_limit(root / "cgroup", root / "fs")
+
+
+def test_version_2_has_the_lowest_limit_on_the_way_up(tmp_path: Path) -> None:
+    assert system(tmp_path, "0::/a/b\n", a_MAX="4096\n", a_b_MAX="max\n") == 4096
+
+
+def test_in_a_namespace_the_root_has_the_limit(tmp_path: Path) -> None:
+    assert system(tmp_path, "0::/\n", MAX="8192\n") == 8192
+
+
+def test_version_1_states_the_lowest_limit_itself(tmp_path: Path) -> None:
+    statistics = "cache 1\nhierarchical_memory_limit 12288\n"
+    assert system(tmp_path, "4:memory:/a\n0::/\n", memory_a_STAT=statistics) == 12288
+
+
+def test_a_container_that_sees_version_1_at_its_root_finds_the_limit_there(tmp_path: Path) -> None:
+    statistics = "hierarchical_memory_limit 12288\n"
+    assert system(tmp_path, "4:cpu,memory:/docker/1\n", memory_STAT=statistics) == 12288
+
+
+@pytest.mark.parametrize("memberships", ["0::/a\n", "4:memory:/\n0::/\n", "", "0::/../b\n"])
+def test_there_may_be_no_limit(tmp_path: Path, memberships: str) -> None:
+    assert system(tmp_path, memberships, memory_STAT=f"hierarchical_memory_limit {2**63 - 4096}\n") is None
