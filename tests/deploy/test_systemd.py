@@ -80,7 +80,7 @@ def test_settings_that_would_break_the_daemon_are_not_in_the_unit(name: str, bre
 
 
 def test_the_instances_are_hardened_as_the_service_is() -> None:
-    own = {"Description", "After", "ExecStart", "ExecReload", "LimitNOFILE", "Also"}
+    own = {"Description", "After", "ExecStart", "ExecReload", "LimitNOFILE", "MemoryMax", "Also"}
     own |= {"RuntimeDirectory", "RuntimeDirectoryPreserve", "TemporaryFileSystem", "BindPaths"}
     shared, instance = (
         [pair for pair in directives(name) if pair[0] not in own]

@@ -12,11 +12,24 @@ from typing import Final
 import pytest
 
 from fakes.daemon_process import DaemonProcess
+from fakes.eventually import PATIENCE
 from fakes.hostile_tenant import HostileTenant, Size
+from fakes.kept_daemon import KeptDaemon
 from fakes.raw_client import RawConnection, Refused
 from fakes.raw_vmm import GFN, PAGE, RawVmm, region, vma
 from fakes.scraper import scrape
 from fakes.witness import Witness
+from intercept_client import (
+    Access,
+    AddressSpaceKind,
+    BlockingNotifier,
+    BlockingVmm,
+    GfnRange,
+    HypervisorKind,
+    RequestedKind,
+    UaddrRange,
+    WireError,
+)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 
@@ -127,3 +140,26 @@ def test_a_tenant_that_takes_all_memory_is_refused_and_nobody_else_notices(
     if cgroup is not None:
         killed = (cgroup / "memory.oom_control").read_text()
         assert "oom_kill 0" in killed
+
+
+def test_what_a_restart_brings_back_beyond_the_budget_goes_on(tmp_path: Path) -> None:
+    """Only more is refused: what lets memory go is not."""
+    gfns, uaddrs, more = GfnRange.of(0, 16), UaddrRange(start=0, end=16), GfnRange.of(64, 1)
+    access = {"writable": True, "executable": False}
+    with KeptDaemon(tmp_path, config="limits.memory_mib = 4096") as kept:
+        kept.wait_serving()
+        with BlockingVmm.open(kept.socket, timeout=PATIENCE) as vmm:
+            partition = vmm.create_partition(AddressSpaceKind.DECLARED, HypervisorKind.SOFTWARE)
+            vmm.map_vma(uaddrs, 0, Access.READ | Access.WRITE)
+            vmm.add_region(gfns, uaddrs, RequestedKind.MOVABLE, **access)
+            with BlockingNotifier.open(kept.socket, partition, timeout=PATIENCE) as notifier:
+                kept.config.write_text("limits.memory_mib = 1")
+                kept.kill()
+                assert (vmm.statistics().regions, vmm.statistics().restarts) == (1, 1)
+                with pytest.raises(WireError) as refused:
+                    vmm.add_region(more, UaddrRange(start=0, end=1), RequestedKind.MOVABLE, **access)
+                assert refused.value.details == {"limit": "memory_mib"}
+                notifier.invalidate(uaddrs)
+                vmm.remove_region(gfns, uaddrs)
+                vmm.unmap_vma(uaddrs)
+                assert (vmm.statistics().regions, vmm.statistics().vmas) == (0, 0)
