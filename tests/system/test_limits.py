@@ -371,6 +371,7 @@ def test_every_limit_that_hello_states_is_reached_by_a_test(limits: dict[str, in
         "requests_in_flight_per_connection",
         "control_requests_per_second",  # no error: tests/service/test_tenants.py, and below
         "hypervisor_timeout_ms",  # by the bad hypervisors
+        "memory_mib",  # tests/system/test_memory_budget.py
         "mappings_per_partition", "mappings_per_uid",  # an answer to an intercept, below
     }  # fmt: skip
     assert set(limits) == others | set(REACHED)

@@ -38,6 +38,8 @@ long, too, may descriptors stay unread because their peer reads no answers."""
 LAST_LOOK_SECONDS = 0.1
 """After a peer's deadline, time to read what it sent in time: a peer must not pay for a pause of the daemon
 (a signal, a debugger, a suspended machine)."""
+UNREAD_ANSWER_BYTES = 4096
+"""The kernel doubles it, and takes 0.8 KiB for a short answer; by default it would be 208 KiB."""
 BATCH = 16
 """Elements of lists that cost as much as a request."""
 _HOT_PATH = Turns()
@@ -276,7 +278,9 @@ class Connection:
         return await self._receive_only()
 
     def expect_short_requests(self) -> None:
-        """From now on accept only requests that fit into a small inbox: a VP's or a notifier's."""
+        """From now on accept only requests that fit into a small inbox: a VP's or a notifier's. Few of its
+        answers, which are short, too, may lie unread: the kernel holds them at the daemon's expense."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_ANSWER_BYTES)
         self._receiver = rpc.Receiver({rpc.REQUEST}, SHORT_REQUESTS)
 
     def expect_long_requests(self) -> None:
