@@ -25,6 +25,7 @@ from interceptd.memory.fault_handler import Fault, FaultHandler
 from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.region import KindOrigin, Region
 from interceptd.memory.region_manager import RegionManager
+from interceptd.memory_budget import Cost, MemoryShare, unlimited
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.quota import Quota
 from interceptd.telemetry.event_bus import EventBus, PartitionPublisher
@@ -41,7 +42,8 @@ Step = Callable[[int], Awaitable[object]]
 
 def quota(noun: str) -> Quota:
     """One that nothing here reaches."""
-    return Quota(0, noun, "of a uid", lambda: LIMIT)
+    memory = MemoryShare(0, unlimited())
+    return Quota(0, noun, "of a uid", lambda: LIMIT, memory=memory, cost=Cost.MAPPING)
 
 
 class Core:
