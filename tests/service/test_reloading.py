@@ -17,6 +17,11 @@ from interceptd.process import Reloader
 from interceptd.systemd.notify import ServiceManager
 
 
+async def read_at_once(load: Callable[[], Config], **_options: object) -> Config:
+    """Virtual time does not wait for a thread."""
+    return load()
+
+
 async def no_thread(_: Callable[[], Config], **_options: object) -> Config:
     raise RuntimeError("can't start new thread")
 
@@ -63,6 +68,7 @@ async def test_a_configuration_that_lets_nobody_connect_is_told(
     wanted: Config, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("interceptd.process.configure_logs", lambda _: None)  # it would end the capture
+    monkeypatch.setattr(trio.to_thread, "run_sync", read_at_once)
     with capture_logs() as logs:
         await Reloader(Settings(Config(allowed_uids=[1])), lambda: wanted, ServiceManager()).reload(str)
     assert [line["event"] for line in logs if line["log_level"] == "warning"] == told

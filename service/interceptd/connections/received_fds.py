@@ -127,7 +127,7 @@ class ReceivedFds:
 
     def _keep(self, descriptors: list[int]) -> None:
         self.received += len(descriptors)
-        if any(map(kept_from_partitions, descriptors)):
+        if descriptors and kept_from_partitions(max(descriptors)):
             self.lose(_cut_off(self.received))
         room = self._limit - len(self._kept) if self._loss is None else 0
         self._kept += descriptors[:room]
