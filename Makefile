@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FUZZ_READY := $(VENV)/.fuzz-ready
 SECONDS ?= 600
-CORE := address_space/declared memory/attempt memory/guest_mappings hypervisor/hv_status hypervisor/slat hypervisor/software memory/fault_handler \
+CORE := address_space/declared memory/attempt memory/guest_mappings memory/known_vmas hypervisor/hv_status hypervisor/slat hypervisor/software memory/fault_handler \
 	pages/interval_index pages/mapping mmu_notifier pages/ordered_map partition/partition partition/progress_guard eager_lock quota pages/range_bounds pages/range_map pages/sorted_chunks \
 	memory/mapping_change memory/region memory/region_change memory/region_facts memory/region_list memory/region_manager partition/virtual_processor
 # The code that decides: tests in virtual time must cover every line and branch of it, and of protocol/.

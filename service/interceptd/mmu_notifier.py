@@ -119,6 +119,7 @@ class MmuNotifier:
         self._event_bus = event_bus
         self._windows: set[Window] = set()
         self._listeners: list[Callable[[UaddrRange], None]] = []
+        self._forget: list[Callable[[UaddrRange], None]] = []
         self._open: dict[UaddrRange, OpenInvalidation] = {}
         self._open_index: IntervalIndex[OpenInvalidation] = IntervalIndex()
         self._open_bounds = RangeBounds()
@@ -133,6 +134,11 @@ class MmuNotifier:
         """From the oldest invalidation of a batch until the whole batch is served."""
 
     # ------------------------------------------------ sources
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is being invalidated: no range is open, and all that was announced is served."""
+        return not (self._unserved or self._open_depth)
 
     @property
     def invalidations(self) -> int:
@@ -234,14 +240,17 @@ class MmuNotifier:
         if window.closed is not None:
             window.closed.set()
 
-    async def wait_windows_closed(self) -> None:
-        """Block until every window that is open at the call is closed."""
+    async def outlive_what_was_learned(self) -> None:
+        """Block until nothing is relied on that was learned before the call: every window that is open then
+        is closed, and what was learned in windows is forgotten."""
         for closed in [_closed(window) for window in self._windows]:
             await closed.wait()
+        self._forget_learned(EVERYTHING)
 
     def mark_stale(self, uaddrs: UaddrRange) -> None:
         """Make stale every window that overlaps `uaddrs`: its attempt must start again."""
         self._call_listeners(uaddrs)
+        self._forget_learned(uaddrs)
         for window in self._windows:
             if not window.stale and window.uaddrs.overlaps(uaddrs):
                 window.stale = True
@@ -252,6 +261,7 @@ class MmuNotifier:
         bounds = RangeBounds()
         for uaddrs in ranges:
             self._call_listeners(uaddrs)
+            self._forget_learned(uaddrs)
             bounds.add(uaddrs)
         for window in self._windows:
             if not window.stale and bounds.touches(window.uaddrs):
@@ -263,6 +273,15 @@ class MmuNotifier:
         when they become stale, and when an open invalidation ends, which may have changed them at any time
         since its begin."""
         self._listeners.append(listener)
+
+    def learn_in_windows(self, forget: Callable[[UaddrRange], None]) -> None:
+        """Call `forget`, in the same step, with pages that become stale. For what is learned only in windows
+        that are not stale, so that nothing of it can have changed in an open invalidation."""
+        self._forget.append(forget)
+
+    def _forget_learned(self, uaddrs: UaddrRange) -> None:
+        for forget in self._forget:
+            forget(uaddrs)
 
     def _call_listeners(self, uaddrs: UaddrRange) -> None:
         for listener in self._listeners:

@@ -20,7 +20,7 @@ from .inspection import disorder, misrecorded
 from .line import WELCOME, Line
 from .model_partition import VMM, ModelPartition, Parts, addition, removal
 from .pauses import Asked, Point
-from .script import Bar, MapVma, Pages, ProtectVma, Script, Touch
+from .script import Bar, MapFixed, MapVma, Pages, ProtectVma, Script, Touch
 from .successor import Successor, unlogged
 from .system_under_test import Build, Stage, Subject
 
@@ -75,7 +75,7 @@ class Core(Subject):
         )
         self._model.hypervisor.may_block = held in (Held.BOTH, Held.LISTS)
         self._model.hypervisor.pieces_per_call = 3 if held is Held.LISTS else 1
-        self._model.address_space.may_block = held is Held.ADDRESS_SPACE
+        self._model.address_space.may_block = held is not Held.NEITHER
         self._model.hypervisor.refused_maps = play.refused
         self._lines: dict[int, Line] = {}
         self._touches: dict[int, Touch] = {}
@@ -143,6 +143,9 @@ class Core(Subject):
 
     def end(self, pages: Pages) -> None:
         self._model.end(pages.start, pages.count)
+
+    def map_fixed(self, verb: MapFixed) -> None:
+        self._model.map_fixed(verb.pages.start, verb.pages.count, verb.pfn)
 
     async def invalidate(self, pages: Pages) -> None:
         """As a userfaultfd does, which tells no successor again."""

@@ -25,7 +25,7 @@ from intercept_protocol.messages import (
     RequestedKind,
 )
 from intercept_protocol.outcomes import Access, Answer
-from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.address_space.declared import DeclaredAddressSpace, Vma
 from interceptd.config.schema import Limits
 from interceptd.connections.peer import Peer
 from interceptd.connections.received_fds import ReceivedFds
@@ -34,6 +34,7 @@ from interceptd.connections.tenants import Tenants
 from interceptd.hypervisor.hv_status import HvStatus
 from interceptd.memory.fault_handler import Fault, FaultHandler
 from interceptd.memory.guest_mappings import GuestMappings
+from interceptd.memory.known_vmas import KnownVmas
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.pages.mapping import Mapping as MappedPages
@@ -63,6 +64,7 @@ class Parts:
     mappings: type[GuestMappings] = GuestMappings
     notifier: type[MmuNotifier] = MmuNotifier
     faults: type[FaultHandler] = FaultHandler
+    known: type[KnownVmas] = KnownVmas
     processor: type[VirtualProcessor] = VirtualProcessor
     session: type[VmmSession] = VmmSession
     address_space: type[DeclaredAddressSpace] = DeclaredAddressSpace
@@ -122,7 +124,8 @@ class ModelPartition:
             event_bus=event_bus,
             journal=log,
         )
-        self.faults = parts.faults(self.regions, self.address_space, TIMEOUT)
+        self.known = parts.known()
+        self.faults = parts.faults(self.regions, self.address_space, TIMEOUT, self.known)
         self.partition = Partition(
             partition_id=partition_id,
             name="model",
@@ -180,6 +183,19 @@ class ModelPartition:
 
     async def unmap_vma(self, page: int, page_count: int) -> None:
         await self._ask(messages.UnmapVma(start_uaddr=page << PAGE_SHIFT, page_count=page_count))
+
+    def map_fixed(self, page: int, page_count: int, pfn: int) -> None:
+        """What a VMM may do with live memory between a begin and an end: replace it without another word."""
+        uaddrs = UaddrRange.at_page(page, page_count)
+        where = {"start_uaddr": uaddrs.start_uaddr, "page_count": page_count, "start_pfn": pfn}
+        gone = messages.UnmapVma(start_uaddr=uaddrs.start_uaddr, page_count=page_count)
+        there = messages.MapVma(**where, readable=True, writable=True, executable=False, io=False)
+        with self._recorded(gone) as replies:
+            self.declared._vmas.carve(uaddrs)
+            replies.append(None)
+        with self._recorded(there) as replies:
+            self.declared.map_vma(Vma(page, page + page_count, pfn, RW, io=False))
+            replies.append(None)
 
     async def protect_vma(self, page: int, page_count: int, access: Access) -> None:
         await self._ask(

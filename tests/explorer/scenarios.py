@@ -86,6 +86,7 @@ _ALL = (
     Scenario("read-only", "a read-only region or VMA", situations.read_only),
     Scenario("rights-go", "a VMA is made read-only", situations.rights_go),
     Scenario("movable", "RAM is unmapped and mapped again while VPs fault", situations.movable, MOVABLE),
+    Scenario("several-vmas", "one of several VMAs behind RAM changes", situations.several_vmas, MOVABLE),
     Scenario(
         "no-translation", "a fault whose gpa is not the translation of a gva", situations.no_translation
     ),

@@ -208,6 +208,17 @@ class Invalidate:
         return f"invalidate {self.pages}"
 
 
+@dataclass(frozen=True, slots=True)
+class MapFixed:
+    """Other memory replaces what was there. The daemon is told by the begin and the end around it."""
+
+    pages: Pages
+    pfn: int
+
+    def __str__(self) -> str:
+        return f"maps {self.pages} to pfns {self.pfn}-{self.pfn + self.pages.count - 1} over what was there"
+
+
 Verb = (
     MapVma
     | LendVp
@@ -220,6 +231,7 @@ Verb = (
     | AwaitVp
     | Die
     | Begin
+    | MapFixed
     | End
     | Invalidate
 )

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from .rules import Rule
 from .scheduler import TIME
-from .script import Begin, End, Script, Verb
+from .script import Begin, End, MapFixed, Script, Verb
 from .search import Explorer, Failure, Schedule
 
 MOST_RUNS = 1500
@@ -105,5 +105,5 @@ def _smaller_plays(play: Script) -> Iterator[Script]:
 
 def _ends_what_it_began(verbs: Sequence[Verb]) -> bool:
     begun = [verb.pages for verb in verbs if isinstance(verb, Begin)]
-    ended = [verb.pages for verb in verbs if isinstance(verb, End)]
+    ended = [verb.pages for verb in verbs if isinstance(verb, End | MapFixed)]
     return all(pages in begun for pages in ended)

@@ -25,6 +25,7 @@ from .script import (
     Invalidate,
     Kick,
     LendVp,
+    MapFixed,
     MapVma,
     Pages,
     ProtectVma,
@@ -44,6 +45,7 @@ RAM = Bar("RAM", gfn=100, count=16, page=0, kind=RegionKind.MOVABLE, access=RW |
 PINNED = Bar("pinned RAM", gfn=100, count=16, page=0, kind=RegionKind.PINNED)
 READ_ONLY = Bar("ROM", gfn=100, count=16, page=0, access=Access.READ)
 BIG_RAM = Bar("RAM", gfn=0, count=512, page=0, kind=RegionKind.MOVABLE)
+LONG_RAM = Bar("RAM", gfn=0, count=1024, page=0, kind=RegionKind.MOVABLE)
 GIVEN: tuple[Verb, ...] = (MapVma(ALL, 1000), AddRegion(BAR))
 
 
@@ -321,6 +323,25 @@ def movable(rng: random.Random) -> Script:
         vmm=(UnmapVma(gone), MapVma(gone, 2000)),
         vps=(_vp(rng, 2, 100, 105), _vp(rng, 2, 104, 110)),
         refused=rng.choice((frozenset(), frozenset({1}), frozenset({2}))),
+    )
+
+
+def several_vmas(rng: random.Random) -> Script:
+    """Two VMAs behind one region, the first of them in two of the blocks that a fault maps. Some of them is
+    replaced, as live memory is: nothing but a begin and an end tells of it."""
+    gone = rng.choice((Pages(520, 560), Pages(690, 760)))
+    replaced = (Begin(gone), MapFixed(gone, 40_000), End(gone))
+    gone_and_back = (UnmapVma(gone), MapVma(gone, 50_000))
+    vmm, *notifiers = rng.choice((((), replaced), ((), replaced), (gone_and_back,)))
+    return Script(
+        given=(
+            MapVma(Pages(0, 700), 10_000),
+            MapVma(Pages(700, LONG_RAM.count), 20_000),
+            AddRegion(LONG_RAM),
+        ),
+        vmm=vmm,
+        notifiers=tuple(notifiers),
+        vps=((Touch(5), *_vp(rng, 2, 530, 550)), _vp(rng, 3, 530, 695, 705)),
     )
 
 

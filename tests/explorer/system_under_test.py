@@ -14,7 +14,7 @@ from interceptd.hypervisor.software import SoftwareHypervisor
 
 from .pauses import Asked, Pauses, Point
 from .rules import Rule
-from .script import Bar, MapVma, Pages, ProtectVma, Script, Touch
+from .script import Bar, MapFixed, MapVma, Pages, ProtectVma, Script, Touch
 from .successor import Successor
 
 
@@ -71,6 +71,10 @@ class Subject(Protocol):
     async def begin(self, pages: Pages) -> None: ...
 
     def end(self, pages: Pages) -> None: ...
+
+    def map_fixed(self, verb: MapFixed) -> None:
+        """Between a begin and an end; nothing else tells of it."""
+        raise NotImplementedError("not in the scenarios of this subject")
 
     async def invalidate(self, pages: Pages) -> None:
         """Pages with a step are invalidated one by one, and answered together."""

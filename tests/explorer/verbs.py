@@ -45,6 +45,10 @@ class Verbs:
                 with truth.motion(pages), _Announcing(self._judge):
                     await subject.begin(pages)
                     truth.closed(pages)
+            case script.MapFixed(pages, pfn):
+                subject.map_fixed(verb)
+                truth.unmapped(pages)
+                truth.mapped(pages, pfn, script.RW)
             case script.End(pages):
                 truth.opened(pages)
                 subject.end(pages)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from explorer import model_partition
+from explorer.kept_log import KeptLog
 from explorer.model_partition import RW, TIMEOUT
 from explorer.pauses import Pauses
 from fakes.pauses import Gates
@@ -26,6 +27,7 @@ class ModelPartition(model_partition.ModelPartition):
         failing_calls: Mapping[int, HvStatus] | None = None,
         vma_limit: int = 1 << 20,
         partition_id: int = 1,
+        log: KeptLog | None = None,
     ) -> None:
         self.gates = Gates()
         super().__init__(
@@ -34,4 +36,5 @@ class ModelPartition(model_partition.ModelPartition):
             failing_calls=failing_calls,
             vma_limit=vma_limit,
             partition_id=partition_id,
+            log=log,
         )

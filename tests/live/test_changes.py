@@ -22,8 +22,9 @@ from fakes.outside import Frame, frame_at
 from fakes.puppet import Puppet, StartVmm
 from fakes.raw_client import WRITE
 from intercept_client.memory import Watch
-from intercept_protocol.messages import HypervisorKind
-from intercept_protocol.outcomes import Answer
+from intercept_protocol.messages import HypervisorKind, RequestedKind
+from intercept_protocol.outcomes import Access, Answer
+from interceptd.memory.region import FAULT_IN_PAGES
 
 Change = Callable[[LiveVmm, Memory], None]
 ALL = list(range(PAGES))
@@ -165,6 +166,16 @@ def test_a_watched_change_without_event_is_revoked_without_announcement(
     """The daemon compares once a second."""
     watched.do(change, share(watched))
     eventually(lambda: reached(watched), REST)
+
+
+def test_a_watched_change_without_event_counts_for_pages_that_are_not_mapped_yet(watched: Puppet) -> None:
+    """What was learned of their VMA at the first touch is forgotten before the daemon compares."""
+    memory = Memory(watched.do(LiveVmm.map, 2 * FAULT_IN_PAGES))
+    watched.do(LiveVmm.add_region, GFN, memory.uaddrs, RequestedKind.MOVABLE)
+    assert watched.do(LiveVmm.fault, GFN, WRITE) is Answer.MAPPED
+    watched.do(LiveVmm.mprotect, memory.uaddrs, Access.READ)
+    watched.do(LiveVmm.drain)
+    assert watched.do(LiveVmm.fault, GFN + FAULT_IN_PAGES, WRITE) is Answer.PERMISSION
 
 
 @pytest.mark.parametrize("change", [changes.shm_remap, changes.remap_file_pages, changes.mprotect])

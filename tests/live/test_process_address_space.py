@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 from msgspec.structs import replace
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
 from fakes.closers import closer
 from fakes.eventually import PATIENCE, eventually
@@ -29,6 +29,7 @@ from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.proc_text import MmGone
 from interceptd.address_space.process import WORKERS, ProcessAddressSpace
 from interceptd.address_space.procmaps import ProcMaps
+from interceptd.address_space.unmap_watch import UnmapWatch
 from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.pages.mapping import Frame, Mapping
@@ -156,6 +157,43 @@ async def test_resolve_handles_pending_unmaps_before_it_answers(memory: UaddrRan
         assert not unmapping.is_alive()
     finally:
         space.close()
+
+
+async def test_an_event_that_is_not_read_yet_is_announced_before_what_was_learned_is_used(
+    memory: UaddrRange,
+) -> None:
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
+    space = ProcessAddressSpace(notifier, given=nothing, timeout=5, vmm=None, name="1", closer=closer())
+    forgotten: list[UaddrRange] = []
+    notifier.learn_in_windows(forgotten.append)
+    assert space.drain_nowait()
+    await space.attach(
+        Attachment(open_maps(), None, Userfaultfd(open_userfaultfd()), promised=False, closer=closer())
+    )
+    try:
+        part = UaddrRange(start=memory.start, end=memory.start + PAGES)
+        await space.resolve(part.start, part, memory)
+        assert space.drain_nowait()
+        unmapping = threading.Thread(target=libc.munmap, args=(part,))
+        unmapping.start()
+        wait_for_its_event(unmapping)
+        with assert_no_checkpoints():
+            assert not space.drain_nowait()
+        assert forgotten == [part]
+        assert space.drain_nowait()
+        unmapping.join(5)
+        assert not unmapping.is_alive()
+    finally:
+        space.close()
+
+
+async def test_what_was_learned_of_a_process_that_is_gone_is_not_used() -> None:
+    class Gone:
+        def read_events(self) -> list[UaddrRange]:
+            raise ProcessLookupError
+
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
+    assert not UnmapWatch(Gone(), notifier).drain_nowait()  # type: ignore[arg-type] # it needs no more
 
 
 def unwatched(timeout: float, name: str = "1") -> ProcessAddressSpace:

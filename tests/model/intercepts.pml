@@ -1,5 +1,5 @@
 /* Written by tests/model/promela.py from tests/model/transitions/table.py: edit that.
-   A page set is a bit mask. The world: 2 pages, 2 VPs, 1 source(s) of invalidations, a region manager, a VMM. */
+   A page set is a bit mask. The world: 2 pages, 1 VPs, 1 source(s) of invalidations, a region manager, a VMM. */
 #define LOCK_FREE 0
 #define LOCK_VP 1
 #define LOCK_MANAGER 2
@@ -35,12 +35,17 @@ byte reached = 0;
 byte old = 0;
 byte going = 0;
 byte serving = 0;
-byte phase[2] = PHASE_IDLE;
-byte page[2] = 0;
-byte window[2] = 0;
-byte reliance[2] = RELIANCE_FRESH;
-byte extent[2] = 0;
-byte outdated[2] = 0;
+byte known = 0;
+byte mistaken = 0;
+byte phase[1] = PHASE_IDLE;
+byte page[1] = 0;
+byte window[1] = 0;
+byte reliance[1] = RELIANCE_FRESH;
+byte extent[1] = 0;
+byte seen[1] = 0;
+byte sight[1] = RELIANCE_FRESH;
+byte outdated[1] = 0;
+byte misseen[1] = 0;
 byte notice[1] = NOTICE_NONE;
 byte opened[1] = 0;
 byte due[1] = 0;
@@ -51,7 +56,7 @@ inline keep_promises() {
   assert(WITHIN(reached, (backed | old)));  /* I2: what the guest reaches is memory */
   assert((WITHIN(reached, region) || lock == LOCK_REMOVER));  /* I2: what the guest reaches lies in the region, unless that is being removed */
   assert(WITHIN(reached, record));  /* I10: what the guest reaches is on record */
-  assert(((lock == LOCK_FREE || lock == LOCK_MANAGER || lock == LOCK_REMOVER || lock == LOCK_CHANGER) || (phase[0] == PHASE_MAPPING || phase[1] == PHASE_MAPPING)));  /* the lock is let go of */
+  assert(((lock == LOCK_FREE || lock == LOCK_MANAGER || lock == LOCK_REMOVER || lock == LOCK_CHANGER) || (phase[0] == PHASE_MAPPING)));  /* the lock is let go of */
 }
 
 inline resume(me, the_page) { d_step {
@@ -80,10 +85,30 @@ inline begin(me, the_page, the_pages) { d_step {
 } }
 
 inline resolve(me, the_found) { d_step {
-  phase[me] == PHASE_RESOLVING && WITHIN(the_found, (window[me] & backed)) && WITHIN((page[me] & backed), the_found) ->
+  phase[me] == PHASE_RESOLVING && WITHIN(the_found, backed) && WITHIN((page[me] & backed), the_found) ->
   printf("STEP vp %d resolve found %d\n", me, the_found);
   phase[me] = PHASE_RESOLVED;
+  extent[me] = (the_found & window[me]);
+  seen[me] = (the_found & ~(opened[0]));
+  sight[me] = RELIANCE_FRESH;
+  misseen[me] = 0;
+  keep_promises()
+} }
+
+inline learn(me, the_found) { d_step {
+  sight[me] == RELIANCE_FRESH && WITHIN(the_found, seen[me]) ->
+  printf("STEP vp %d learn found %d\n", me, the_found);
+  known = (known | the_found);
+  mistaken = ((mistaken & ~the_found) | (the_found & misseen[me]));
+  keep_promises()
+} }
+
+inline recall(me, the_found) { d_step {
+  phase[me] == PHASE_RESOLVING && WITHIN(the_found, (window[me] & known)) && WITHIN(page[me], the_found) ->
+  printf("STEP vp %d recall found %d\n", me, the_found);
+  phase[me] = PHASE_RESOLVED;
   extent[me] = the_found;
+  outdated[me] = (the_found & mistaken);
   keep_promises()
 } }
 
@@ -160,7 +185,8 @@ inline begin_invalidation(me, the_pages) { d_step {
   printf("STEP source %d begin_invalidation pages %d\n", me, the_pages);
   assert(WITHIN((opened[me] | due[me]), 0));  /* a source that begins another invalidation has ended its last one */
   reliance[0] = (MEET(window[0], the_pages) -> RELIANCE_STALE : reliance[0]);
-  reliance[1] = (MEET(window[1], the_pages) -> RELIANCE_STALE : reliance[1]);
+  known = (known & ~the_pages);
+  sight[0] = (MEET(seen[0], the_pages) -> RELIANCE_STALE : sight[0]);
   notice[me] = NOTICE_BEGUN;
   opened[me] = the_pages;
   going = (going | the_pages);
@@ -180,8 +206,9 @@ inline change(me, the_found) { d_step {
   printf("STEP source %d change found %d\n", me, the_found);
   assert(!MEET(reached, opened[me]));  /* I1: memory is changed where the guest does not reach it */
   backed = ((backed & ~opened[me]) | the_found);
+  mistaken = (mistaken | (known & opened[me]));
   outdated[0] = (outdated[0] | (extent[0] & opened[me]));
-  outdated[1] = (outdated[1] | (extent[1] & opened[me]));
+  misseen[0] = (misseen[0] | (seen[0] & opened[me]));
   keep_promises()
 } }
 
@@ -200,8 +227,9 @@ inline vanish(me, the_pages) { d_step {
   due[me] = the_pages;
   backed = (backed & ~the_pages);
   old = (old | (reached & the_pages));
+  mistaken = (mistaken | (known & the_pages));
   outdated[0] = (outdated[0] | (extent[0] & the_pages));
-  outdated[1] = (outdated[1] | (extent[1] & the_pages));
+  misseen[0] = (misseen[0] | (seen[0] & the_pages));
   keep_promises()
 } }
 
@@ -209,7 +237,8 @@ inline tell(me) { d_step {
   notice[me] == NOTICE_GONE ->
   printf("STEP source %d tell\n", me);
   reliance[0] = (MEET(window[0], due[me]) -> RELIANCE_STALE : reliance[0]);
-  reliance[1] = (MEET(window[1], due[me]) -> RELIANCE_STALE : reliance[1]);
+  known = (known & ~due[me]);
+  sight[0] = (MEET(seen[0], due[me]) -> RELIANCE_STALE : sight[0]);
   notice[me] = NOTICE_TOLD;
   going = (going | due[me]);
   batch[me] = BATCH_PENDING;
@@ -274,7 +303,7 @@ inline remove(me) { d_step {
   printf("STEP vmm %d remove\n", me);
   lock = LOCK_REMOVER;
   reliance[0] = (MEET(window[0], region) -> RELIANCE_STALE : reliance[0]);
-  reliance[1] = (MEET(window[1], region) -> RELIANCE_STALE : reliance[1]);
+  known = (known & ~region);
   region = 0;
   keep_promises()
 } }
@@ -334,7 +363,7 @@ inline exchange(me, the_found) { d_step {
   printf("STEP vmm %d exchange found %d\n", me, the_found);
   assert(WITHIN(reached, (region & ~turning)));  /* P-34: regions are exchanged where nothing is left of what turns */
   reliance[0] = (MEET(window[0], region) -> RELIANCE_STALE : reliance[0]);
-  reliance[1] = (MEET(window[1], region) -> RELIANCE_STALE : reliance[1]);
+  known = (known & ~region);
   region = the_found;
   keep_promises()
 } }
@@ -363,6 +392,14 @@ active proctype vp_0() { do
   :: resolve(0, 1)
   :: resolve(0, 2)
   :: resolve(0, 3)
+  :: learn(0, 0)
+  :: learn(0, 1)
+  :: learn(0, 2)
+  :: learn(0, 3)
+  :: recall(0, 0)
+  :: recall(0, 1)
+  :: recall(0, 2)
+  :: recall(0, 3)
   :: forward(0)
   :: give_up(0)
   :: commit(0)
@@ -372,32 +409,6 @@ active proctype vp_0() { do
   :: mapped(0)
   :: map_is_back(0)
   :: finish(0)
-od }
-
-active proctype vp_1() { do
-  :: resume(1, 1)
-  :: resume(1, 2)
-  :: no_region(1, 1)
-  :: no_region(1, 2)
-  :: begin(1, 1, 1)
-  :: begin(1, 1, 2)
-  :: begin(1, 1, 3)
-  :: begin(1, 2, 1)
-  :: begin(1, 2, 2)
-  :: begin(1, 2, 3)
-  :: resolve(1, 0)
-  :: resolve(1, 1)
-  :: resolve(1, 2)
-  :: resolve(1, 3)
-  :: forward(1)
-  :: give_up(1)
-  :: commit(1)
-  :: map(1, 1)
-  :: map(1, 2)
-  :: map(1, 3)
-  :: mapped(1)
-  :: map_is_back(1)
-  :: finish(1)
 od }
 
 active proctype source_0() { do

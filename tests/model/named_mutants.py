@@ -17,19 +17,22 @@ from model.transitions.table import (
     EXTENT,
     FOUND,
     GOING,
+    KNOWN,
     LOCK,
     ONE,
     OPEN,
     OPENED,
+    PAGE,
     PHASE,
     RECORD,
     REGION,
     RELIANCE,
+    SEEN,
     SERVING,
+    SIGHT,
     SOME,
     TABLE,
     TURNING,
-    WINDOW,
     Batch,
     Lock,
     Phase,
@@ -39,6 +42,7 @@ from model.transitions.table import (
 Mutant = Callable[[], t.Table]
 FRESH = t.Is(RELIANCE, (Reliance.FRESH,))
 FREE = t.Is(LOCK, (Lock.FREE,))
+SEEN_FRESH = t.Is(SIGHT, (Reliance.FRESH,))
 DONE = t.Is(BATCH, (Batch.DONE,))
 
 
@@ -148,8 +152,37 @@ def every_vp_maps_the_whole_extent() -> t.Table:
 
 
 def one_frame_extrapolated_over_the_window() -> t.Table:
-    table = without_condition(TABLE, "resolve", t.Within(FOUND, WINDOW & BACKED))
-    return edited(table, "resolve", lambda row: replace(row, when=(*row.when, t.Within(FOUND, WINDOW))))
+    return without_condition(TABLE, "resolve", t.Within(FOUND, BACKED))
+
+
+def learned_although_stale() -> t.Table:
+    return without_condition(TABLE, "learn", SEEN_FRESH)
+
+
+def learned_if_the_attempt_is_fresh() -> t.Table:
+    """What was seen reaches beyond the attempt's window."""
+    table = without_condition(TABLE, "learn", SEEN_FRESH)
+    return edited(table, "learn", lambda row: replace(row, when=(*row.when, FRESH)))
+
+
+def learned_in_open_ranges() -> t.Table:
+    table = without_effect(TABLE, "resolve", t.Put(SEEN, FOUND - OPEN))
+    return edited(table, "resolve", lambda row: replace(row, then=(*row.then, t.Put(SEEN, FOUND))))
+
+
+def known_for_ever() -> t.Table:
+    return _forgetting_nothing("begin_invalidation", "tell")
+
+
+def forgotten_when_it_is_served() -> t.Table:
+    """And not in the step that makes attempts stale."""
+    table = _forgetting_nothing("begin_invalidation", "tell")
+    forget = t.Put(KNOWN, KNOWN - SERVING)
+    return edited(table, "served", lambda row: replace(row, then=(forget, *row.then)))
+
+
+def a_no_from_memory() -> t.Table:
+    return without_condition(TABLE, "recall", t.Within(PAGE, FOUND))
 
 
 def attempts_on_replaced_memory_not_called_stale() -> t.Table:
@@ -185,8 +218,21 @@ NAMED_MUTANTS: Mapping[str, Mutant] = {
         resumed_while_the_map_is_out,
         every_vp_maps_the_whole_extent,
         one_frame_extrapolated_over_the_window,
+        learned_although_stale,
+        learned_if_the_attempt_is_fresh,
+        learned_in_open_ranges,
+        known_for_ever,
+        forgotten_when_it_is_served,
+        a_no_from_memory,
     )
 }
+
+
+def _forgetting_nothing(*rows: str) -> t.Table:
+    table = TABLE
+    for name in rows:
+        table = edited(table, name, lambda row: replace(row, then=_but(row.then, KNOWN)))
+    return table
 
 
 def _but(effects: tuple[t.Effect, ...], *variables: t.Variable) -> tuple[t.Effect, ...]:

@@ -7,7 +7,7 @@ without us. Must not know what the rows mean.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from itertools import product
 from pathlib import Path
@@ -26,7 +26,7 @@ class Scope:
     """How large a world is searched."""
 
     pages: int = 2
-    vps: int = 2
+    vps: int = 1
     sources: int = 1
     without: frozenset[str] = frozenset()
     """Rows that nobody takes in it."""
@@ -41,7 +41,7 @@ class Scope:
 
 def model(scope: Scope, table: t.Table = TABLE, promises: Sequence[t.Promise] = PROMISES) -> str:
     """The whole text."""
-    table = {name: row for name, row in table.items() if name not in scope.without}
+    table = _read({name: row for name, row in table.items() if name not in scope.without}, promises)
     return "\n".join(
         [
             "/* Written by tests/model/promela.py from tests/model/transitions/table.py: edit that.",
@@ -60,6 +60,30 @@ def model(scope: Scope, table: t.Table = TABLE, promises: Sequence[t.Promise] = 
             *(line for actor in t.Actor for line in _processes(scope, actor, table)),
         ]
     )
+
+
+def _read(table: t.Table, promises: Sequence[t.Promise]) -> t.Table:
+    """Without the effects on variables on which nothing depends in this scope: they only make more states."""
+    read = set(_variables_in([row.when for row in table.values()] + [each.holds for each in promises]))
+    while True:
+        table_read = [each for row in table.values() for each in row.then if each.variable in read]
+        more = read.union(_variables_in(table_read))
+        if more == read:
+            kept = {name: [each for each in row.then if each.variable in read] for name, row in table.items()}
+            return {name: replace(row, then=tuple(kept[name])) for name, row in table.items()}
+        read = more
+
+
+def _variables_in(term: object) -> Iterator[t.Variable]:
+    """All that are named in a term, or in several."""
+    if isinstance(term, t.Variable):
+        yield term
+    elif isinstance(term, list | tuple):
+        for each in term:
+            yield from _variables_in(each)
+    elif is_dataclass(term) and not isinstance(term, Enum):
+        for each in fields(term):
+            yield from _variables_in(getattr(term, each.name))
 
 
 def _states() -> Iterator[str]:

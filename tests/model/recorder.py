@@ -26,6 +26,7 @@ from interceptd.hypervisor import HypervisorCounters
 from interceptd.hypervisor.software import SoftwareHypervisor
 from interceptd.memory.attempt import Attempt, Busy, Whole
 from interceptd.memory.guest_mappings import GuestMappings
+from interceptd.memory.known_vmas import KnownVmas
 from interceptd.memory.region import Region
 from interceptd.memory.region_change import RegionChange
 from interceptd.memory.region_manager import RegionManager
@@ -91,6 +92,7 @@ class Recorder(trio.abc.Instrument):
         self.lock = _Lock(self)
         self.mappings.lock = self.lock
         self.regions = _RegionManager(self)
+        self.known = _Known(self)
         self.attempts: dict[int, Attempt] = {}
         self.covered = 0
         """What is asked for in the change of regions under way covers before and after it."""
@@ -152,6 +154,7 @@ class Recorder(trio.abc.Instrument):
             ("old", 0): joined(1 << page for page, pfn in reached.items() if self.truth.get(page) != pfn),
             ("going", 0): joined(map(mask, self.notifier._pending.pieces)),
             ("serving", 0): 0 if serving is None else joined(map(mask, serving.pieces)),
+            ("known", 0): joined(mask(extent.uaddrs) for extent in self.known._extents),
             ("backed", 0): joined(1 << page for page in self.truth),
             ("every opened", 0): joined(map(mask, self.notifier._open)),
         }
@@ -274,14 +277,37 @@ class _RegionManager(RegionManager):
         self._recorder.took("exchange", found=joined(mask(each.uaddrs) for each in self._regions))
 
 
+class _Known(KnownVmas):
+    """All of it may be accessed, so what is found is used."""
+
+    __slots__ = ("_recorder",)
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def find(self, page: int, window: UaddrRange) -> Extent | None:
+        extent = super().find(page, window)
+        if extent is not None:
+            self._recorder.took("recall", found=mask(extent.uaddrs))
+        return extent
+
+    def learn(self, extent: Extent) -> None:
+        self._recorder.took("learn", found=mask(extent.uaddrs))
+        super().learn(extent)
+
+
 class RecordedMemory:
     """The address space as the intercept path asks it."""
 
-    may_block = False
+    may_block = True
 
     def __init__(self, recorder: Recorder, pauses: Pauses) -> None:
         self._recorder = recorder
         self._pauses = pauses
+
+    def drain_nowait(self) -> bool:
+        return self._recorder.declared.drain_nowait()
 
     @property
     def vma_count(self) -> int:

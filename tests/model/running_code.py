@@ -146,7 +146,7 @@ class _Run:
         self._pauses = DrawnPauses(schedule.pauses)
         self.recorder = Recorder(PAGES, vps=3, pauses=self._pauses, pieces_per_call=schedule.pieces_per_call)
         self._faults = FaultHandler(
-            self.recorder.regions, RecordedMemory(self.recorder, self._pauses), TIMEOUT
+            self.recorder.regions, RecordedMemory(self.recorder, self._pauses), TIMEOUT, self.recorder.known
         )
         self._pfn = 0
         self._fill(PageRange(start=0, end=PAGES))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import trio
@@ -10,9 +10,10 @@ from hypothesis import given, settings
 
 from intercept_protocol.addresses import UaddrRange
 from interceptd.memory.attempt import Attempt
+from interceptd.memory.known_vmas import KnownVmas
 from interceptd.memory.mapping_change import MappingChange
 from interceptd.memory.region_manager import RegionManager
-from interceptd.mmu_notifier import Batch, MmuNotifier
+from interceptd.mmu_notifier import Batch, MmuNotifier, Window
 from model.promela import KEPT, Scope, model
 from model.running_code import Schedule, problems, schedules, trace_of, traces
 from model.shadow import Step
@@ -75,11 +76,24 @@ def acknowledged_at_once(patch: pytest.MonkeyPatch) -> None:
 
 
 def nobody_is_called_stale(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(MmuNotifier, "mark_stale", lambda *_: None)
+    patch.setattr(MmuNotifier, "mark_stale", MmuNotifier._forget_learned)
 
 
 def exchanged_unmarked(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(MmuNotifier, "mark_all_stale", lambda *_: None)
+    def forget_alone(notifier: MmuNotifier, ranges: Iterable[UaddrRange]) -> None:
+        for uaddrs in ranges:
+            notifier._forget_learned(uaddrs)
+
+    patch.setattr(MmuNotifier, "mark_all_stale", forget_alone)
+
+
+def known_for_ever(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(KnownVmas, "forget", lambda *_: None)
+
+
+def learned_unseen(patch: pytest.MonkeyPatch) -> None:
+    """No invalidation finds what is being looked up."""
+    patch.setattr(RegionManager, "open_look", lambda _, region, __: Window(region.uaddrs))
 
 
 def nothing_is_taken_away(patch: pytest.MonkeyPatch) -> None:
@@ -98,6 +112,8 @@ def nothing_is_taken_away(patch: pytest.MonkeyPatch) -> None:
         (acknowledged_at_once, "not allowed, for batch is done does not hold"),
         (nobody_is_called_stale, "is Reliance.FRESH, and Reliance.STALE in the table"),
         (exchanged_unmarked, "is Reliance.FRESH, and Reliance.STALE in the table"),
+        (known_for_ever, "known 0 is 7, and 0 in the table"),
+        (learned_unseen, "learn 0 found=0b11111: not allowed, for found within seen does not hold"),
         (nothing_is_taken_away, "not allowed, for record apart from turning does not hold"),
     ],
 )

@@ -24,6 +24,7 @@ SOURCES = HERE.parent.parent / "service" / "interceptd"
 CORE = (
     "memory/region_manager.py",
     "memory/guest_mappings.py",
+    "memory/known_vmas.py",
     "memory/region_change.py",
     "memory/mapping_change.py",
     "memory/fault_handler.py",
@@ -55,6 +56,7 @@ TESTS = (
     "tests/service/test_facts.py",
     "tests/service/test_intercept.py",
     "tests/service/test_interval_index.py",
+    "tests/service/test_known_vmas.py",
     "tests/service/test_large_pages.py",
     "tests/service/test_event_bus.py",
     "tests/service/test_histogram.py",

@@ -7,6 +7,7 @@ the software one.
 from __future__ import annotations
 
 from functools import partial
+from time import perf_counter_ns
 
 import pytest
 import trio
@@ -19,12 +20,13 @@ from fakes.model_partition import ModelPartition
 from fakes.model_vp import attached_vp
 from fakes.running import Running
 from intercept_protocol import messages
-from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
+from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
+from intercept_protocol.messages import MmioGranularity
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.errors import PartitionLost
 from interceptd.memory.attempt import Busy
 from interceptd.memory.fault_handler import Fault
-from interceptd.memory.region import Region
+from interceptd.memory.region import LARGE_PAGE, Region
 from interceptd.pages.mapping import Mapping
 from interceptd.sessions.notifier import NotifierSession
 from interceptd.sessions.vmm import kick
@@ -42,11 +44,11 @@ async def prompt(model: ModelPartition) -> ModelPartition:
     return model
 
 
-async def at_once(model: ModelPartition, gfn: int) -> Answer | None:
-    """The answer to a read that the look-up did not decide, if it can be given in one step."""
-    found = model.faults.lookup(gfn, Access.READ)
+async def at_once(model: ModelPartition, gfn: int, access: Access = Access.READ) -> Answer | None:
+    """The answer to an access that the look-up did not decide, if it can be given in one step."""
+    found = model.faults.lookup(gfn, access)
     assert isinstance(found, Busy | Region)
-    return await model.faults.handle_nowait(Fault(gfn, Access.READ, found))
+    return await model.faults.handle_nowait(Fault(gfn, access, found))
 
 
 # ------------------------------------------------ an intercept
@@ -101,6 +103,48 @@ async def test_a_mapped_page_that_is_being_invalidated_is_not_decided_at_once(pr
     prompt.notifier.invalidate(UaddrRange.at_page(PAGE, 1))
     with assert_no_checkpoints():
         assert await at_once(prompt, GFN) is None
+
+
+async def test_a_map_that_is_refused_at_once_leaves_what_was_mapped_beside_it(prompt: ModelPartition) -> None:
+    prompt.regions.mmio_granularity = MmioGranularity.PAGE
+    for gfn in (GFN, GFN + 2):
+        assert await at_once(prompt, gfn) is Answer.MAPPED
+    prompt.hypervisor.refuse_map()
+    with capture_logs() as logs:
+        assert await at_once(prompt, GFN + 1) is Answer.HYPERVISOR_ERROR
+    assert [log["event"] for log in logs] == ["map_refused"]
+    assert [mapping.gfns for mapping in prompt.regions.first_mappings(3)] == [
+        GfnRange(start=gfn, end=gfn + 1) for gfn in (GFN, GFN + 2)
+    ]
+    assert await at_once(prompt, GFN + 1) is Answer.MAPPED
+
+
+async def test_a_no_is_decided_at_once_too(prompt: ModelPartition) -> None:
+    await prompt.protect_vma(PAGE, PAGES, Access.READ)
+    assert await at_once(prompt, GFN, Access.WRITE) is Answer.PERMISSION
+    await prompt.map_vma(PAGE + PAGES, PAGES, PFN)
+    await prompt.add_region(GFN + PAGES, PAGES, PAGE + PAGES, kind=None)
+    await prompt.unmap_vma(PAGE + PAGES, PAGES)
+    await prompt.map_vma(PAGE + PAGES, PAGES, PFN, io=True)
+    assert await at_once(prompt, GFN + PAGES) is Answer.UNBACKED
+
+
+async def test_what_is_mapped_at_once_is_counted_and_timed_like_all_else(prompt: ModelPartition) -> None:
+    """A page of a large one, then the same again when it is refused, then the rest of it."""
+    gfn, page, began = 0x400, 0x8000, perf_counter_ns()
+    await prompt.map_vma(page, LARGE_PAGE, PFN)
+    await prompt.add_region(gfn, LARGE_PAGE, page)
+    prompt.regions.mmio_granularity = MmioGranularity.PAGE
+    assert await at_once(prompt, gfn) is Answer.MAPPED
+    assert prompt.faults.split_large_pages == 1
+    prompt.hypervisor.refuse_map()
+    assert await at_once(prompt, gfn + 1) is Answer.HYPERVISOR_ERROR
+    assert prompt.faults.split_large_pages == 1
+    prompt.regions.mmio_granularity = MmioGranularity.VMA
+    assert await at_once(prompt, gfn + 1) is Answer.MAPPED
+    stages = prompt.faults.stages
+    assert (stages.resolve.count, stages.map.count) == (3, 3)
+    assert stages.resolve.total_ns + stages.map.total_ns < perf_counter_ns() - began
 
 
 async def test_what_may_wait_for_the_hypervisor_is_not_decided_at_once(prompt: ModelPartition) -> None:

@@ -43,6 +43,9 @@ class LiveLike:
     def vma_count(self) -> int:
         return self._inner.vma_count
 
+    def drain_nowait(self) -> bool:
+        return self._inner.drain_nowait()
+
     async def resolve(
         self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST
     ) -> Extent | None:

@@ -357,7 +357,7 @@ async def test_waiting_for_windows_is_over_once_those_that_were_open_are_closed(
     over: list[int] = []
 
     async def wait(number: int) -> None:
-        await notifier.wait_windows_closed()
+        await notifier.outlive_what_was_learned()
         over.append(number)
 
     nursery.start_soon(wait, 1)

@@ -69,6 +69,10 @@ class AddressSpace(Protocol):
         """Whether the VMA at `page` is VM_IO | VM_PFNMAP; None without a VMA. Raises `Undecided`, and
         `KindUnknown` if it cannot be determined for any VMA."""
 
+    def drain_nowait(self) -> bool:
+        """Announce the changes that were reported so far. False if there were any or may be more: what was
+        learned before must not be used now. Never blocks."""
+
     @property
     def may_block(self) -> bool:
         """Whether the VMM can make a question block."""

@@ -102,8 +102,8 @@ class Comparison:
         """Revoke from the guest every change made before the call, as far as one round reaches. Raises
         `Undecided`.
 
-        Waits for the attempts in flight, which may have resolved before the change. One round serves every
-        call made before it began.
+        Waits for the attempts in flight, which may have resolved before the change, and forgets what was
+        learned before. One round serves every call made before it began.
         """
         wanted = self._begun + 1
         async with self._turn:
@@ -114,7 +114,7 @@ class Comparison:
 
     async def _round(self, most: int) -> None:
         self._begun += 1
-        await self._notifier.wait_windows_closed()
+        await self._notifier.outlive_what_was_learned()
         for gfns in (GfnRange(start=self._next, end=PAGE_LIMIT), GfnRange(start=0, end=self._next)):
             most = await self._compare_in(gfns, most)
 

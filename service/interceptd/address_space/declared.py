@@ -64,6 +64,10 @@ class DeclaredAddressSpace:
 
     userfaultfd_errno = None
 
+    def drain_nowait(self) -> bool:
+        """True: every change is announced when it is made."""
+        return True
+
     async def resolve(
         self,
         page: int,

@@ -111,6 +111,10 @@ class ProcessAddressSpace:
 
     may_block = True
 
+    def drain_nowait(self) -> bool:
+        """See `AddressSpace.drain_nowait`. Without a userfaultfd the VMM announces its changes itself."""
+        return self._watch is None or self._watch.drain_nowait()
+
     async def take(self, handover: Handover) -> None:
         """`attach` what a VMM handed over. Raises like `Handover.attachment` and `attach`."""
         workers = self._workers[Caller.VMM]

@@ -46,14 +46,27 @@ class UnmapWatch:
         if not complete:
             self._notifier.mark_stale(EVERYTHING)
 
+    def drain_nowait(self) -> bool:
+        """Read once; whether nothing was reported. If the mm is gone, that is False too."""
+        try:
+            return not self._read_once()
+        except OSError:
+            return False
+
     async def _read(self, most: int) -> int:
         """Read up to `most` times; returns how many reads brought events."""
         for count in range(most):
-            events = self._userfaultfd.read_events()
-            if not events:
+            if not self._read_once():
                 return count
-            for uaddrs in events:
-                self._notifier.invalidate(uaddrs, Source.USERFAULTFD)
-            self._userfaultfd.forget_event()
             await give_way()
         return most
+
+    def _read_once(self) -> bool:
+        """Announce what one read brings; whether that was anything."""
+        events = self._userfaultfd.read_events()
+        if not events:
+            return False
+        for uaddrs in events:
+            self._notifier.invalidate(uaddrs, Source.USERFAULTFD)
+        self._userfaultfd.forget_event()
+        return True

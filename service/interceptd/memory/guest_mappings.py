@@ -179,6 +179,24 @@ class GuestMappings:
         finally:
             await made.free()
 
+    async def map_free(self, region: Region, mapping: Mapping) -> bool:
+        """`map_gaps` of one piece of which nothing is mapped yet, by a hypervisor that never blocks; False if
+        something is in the way.
+
+        The straight line of a first touch: one step without a checkpoint, so that there is nobody who would
+        have to wait, or could see it half-made.
+        """
+        record = self._record
+        if not self._has_room(1) or not insert_joined(record, mapping):
+            return False
+        region.mapped_gfns += mapping.end - mapping.start
+        try:
+            await self._ask_to_map(region, [mapping])
+        except HypervisorError as error:
+            log.warning("map_refused", region=str(region.gfns), error=str(error))
+            raise
+        return True
+
     async def map_no_access(self, pieces: Sequence[Piece]) -> None:
         """NO_ACCESS over pieces of movable regions that nothing is mapped in. Raises `HypervisorError`, whose
         `done` counts the pieces."""
@@ -273,20 +291,25 @@ class GuestMappings:
             for mapping in mappings:
                 self._record.insert(mapping)
                 region.mapped_gfns += mapping.end - mapping.start
-            try:
-                await self._ask(self._hypervisor.map_gpas(mappings))
-            except HypervisorError as error:
-                for refused in gfns[error.done :]:
-                    self._forget(region, refused)
-                raise
-            except PartitionLost:
-                raise
-            except Exception as error:  # a mistake of ours: who knows what the guest reaches now
-                log.exception("map_broke_down", region=str(region.gfns))
-                raise PartitionLost(f"mapping {named(gfns)} broke down: {sentence(error)}") from error
+            await self._ask_to_map(region, mappings)
             for mapping in mappings:  # but for those that were joined with the one before
                 if mapping is mappings[0] or self._record.find(mapping.start) is mapping:
                     join(self._record, mapping)
+
+    async def _ask_to_map(self, region: Region, mappings: Sequence[Mapping]) -> None:
+        """Ask for what is recorded already, and record no longer what is refused."""
+        try:
+            await self._ask(self._hypervisor.map_gpas(mappings))
+        except HypervisorError as error:
+            for refused in mappings[error.done :]:
+                self._forget(region, refused.gfns)
+            raise
+        except PartitionLost:
+            raise
+        except Exception as error:  # a mistake of ours: who knows what the guest reaches now
+            log.exception("map_broke_down", region=str(region.gfns))
+            gfns = [mapping.gfns for mapping in mappings]
+            raise PartitionLost(f"mapping {named(gfns)} broke down: {sentence(error)}") from error
 
     async def _take_back(self, region: Region, mappings: Sequence[Mapping]) -> None:
         going = self.revocation()

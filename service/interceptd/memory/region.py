@@ -12,7 +12,7 @@ import msgspec
 
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import MmioGranularity, RegionKind
-from intercept_protocol.outcomes import Access
+from intercept_protocol.outcomes import Access, allows
 from interceptd.pages.mapping import Cache, Extent, Mapping
 
 FAULT_IN_PAGES = 512
@@ -83,6 +83,10 @@ class Region(msgspec.Struct, eq=False, gc=False):
         return self.kind_origin is KindOrigin.STATED or (
             extent.io is not None and kind_of_vma(extent.io) is self.kind
         )
+
+    def grants(self, extent: Extent, access: Access) -> bool:
+        """Whether the guest may have this access to the extent."""
+        return self.fits(extent) and allows(self.rights(extent), access)
 
     def splits_large_page(self, extent: Extent) -> bool:
         """Whether the extent has only a part of a large page that region and VMA have whole.

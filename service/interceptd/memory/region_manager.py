@@ -36,7 +36,7 @@ from interceptd.memory.mapping_change import MappingChange, Refused
 from interceptd.memory.region import Region, RegionState
 from interceptd.memory.region_change import RegionChange
 from interceptd.memory.region_list import RegionList
-from interceptd.mmu_notifier import Batch, MmuNotifier
+from interceptd.mmu_notifier import Batch, MmuNotifier, Window
 from interceptd.pages.mapping import Extent, Mapping
 from interceptd.quota import Quota
 from interceptd.scheduling.time_share import give_way_shielded
@@ -86,6 +86,12 @@ class RegionManager:
         return not (self._mappings.may_block or self._lock.locked())
 
     @property
+    def quiet(self) -> bool:
+        """Whether a change would be one step, and nothing is being invalidated: a fault can be decided
+        without an attempt, because nothing can come between."""
+        return self._notifier.quiet and self.uncontended
+
+    @property
     def region_count(self) -> int:
         return len(self._regions)
 
@@ -131,6 +137,25 @@ class RegionManager:
         """End the optimistic section; every attempt is finished, however it went."""
         self._notifier.close_window(attempt.window)
 
+    def window(self, region: Region, gfn: int) -> UaddrRange:
+        """All that a fault on `gfn` may map, while it is `quiet`."""
+        return region.uaddrs_of(region.window(gfn, self.mmio_granularity))
+
+    def learn_in_windows(self, forget: Callable[[UaddrRange], None]) -> None:
+        """See `MmuNotifier.learn_in_windows`."""
+        self._notifier.learn_in_windows(forget)
+
+    def open_look(self, region: Region, page: int) -> Window:
+        """Begin to look up what backs the region around `page`, in the step in which an attempt began there.
+
+        An attempt of its own, because what is learned of the whole region outlives the attempt.
+        """
+        return self._notifier.open_window(self._notifier.cut_back(region.uaddrs, page))
+
+    def close_look(self, look: Window) -> None:
+        """End it; every look is closed."""
+        self._notifier.close_window(look)
+
     # ------------------------------------------------ changing: under the lock
 
     async def commit(
@@ -158,6 +183,14 @@ class RegionManager:
             mapping = self._mappings.find(attempt.gfn)
             served = isinstance(mapping, Mapping) and allows(mapping.access, attempt.access)
             return Answer.MAPPED if served else None
+
+    async def map_free(self, region: Region, mapping: Mapping) -> Answer | None:
+        """`commit` while it is `quiet`, in the step in which what backs the mapping was found; None if
+        something is mapped there. It takes no lock: nobody holds it, and nobody can come between."""
+        try:
+            return Answer.MAPPED if await self._mappings.map_free(region, mapping) else None
+        except HypervisorError:
+            return Answer.HYPERVISOR_ERROR
 
     async def add(self, region: Region) -> None:
         """Insert a region; a movable one is mapped NO_ACCESS, so its first touch is a GPA_INTERCEPT.

@@ -51,6 +51,21 @@ class Extent(msgspec.Struct, frozen=True, gc=False):
     io: bool | None
     vma: UaddrRange
 
+    @property
+    def start(self) -> int:
+        return self.uaddrs.start
+
+    @property
+    def end(self) -> int:
+        return self.uaddrs.end
+
+    def slice(self, start: int, end: int) -> Extent:
+        uaddrs = self.uaddrs
+        if start == uaddrs.start and end == uaddrs.end:
+            return self
+        frame = self.frame.ahead(start - uaddrs.start)
+        return Extent(UaddrRange(start=start, end=end), frame, self.access, self.io, self.vma)
+
 
 class Mapping(msgspec.Struct, frozen=True, gc=False):
     """Guest pages [start, end) mapped to contiguous frames from `frame` on.
@@ -101,20 +116,21 @@ class Mapping(msgspec.Struct, frozen=True, gc=False):
 def insert_joined(mappings: RangeMap[Mapping], mapping: Mapping) -> bool:
     """Insert a mapping, merged with the neighbours that it continues: memory that comes and goes page by page
     must not leave an entry per page. False if it overlaps another: then it is not inserted."""
-    inserted = mappings.insert_if_free(mapping)
-    if inserted:
-        join(mappings, mapping)
-    return inserted
+    before = mappings.last_before(mapping.end)
+    if before is not None and before.end > mapping.start:
+        return False
+    after = mappings.starting_at(mapping.end)
+    if after is not None and mapping.continued_by(after):
+        mappings.carve(after)
+        mapping = replace(mapping, end=after.end)
+    if before is not None and before.continued_by(mapping):
+        mappings.extend(before, replace(before, end=mapping.end))
+    else:
+        mappings.insert(mapping)
+    return True
 
 
 def join(mappings: RangeMap[Mapping], mapping: Mapping) -> None:
     """Merge a mapping of `mappings` with the neighbours that it continues, if any."""
-    before, after = mappings.find(mapping.start - 1), mappings.find(mapping.end)
-    joined = mapping
-    if before is not None and before.continued_by(mapping):
-        joined = replace(before, end=mapping.end)
-    if after is not None and mapping.continued_by(after):
-        joined = replace(joined, end=after.end)
-    if joined is not mapping:
-        mappings.carve(joined)
-        mappings.insert(joined)
+    mappings.carve(mapping)
+    insert_joined(mappings, mapping)

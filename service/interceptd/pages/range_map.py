@@ -55,6 +55,14 @@ class RangeMap(Generic[Item]):
         item = self._items.floor(page)
         return item if item is not None and page < item.end else None
 
+    def last_before(self, page: int) -> Item | None:
+        """The last item that starts below `page`."""
+        return self._items.floor(page - 1)
+
+    def starting_at(self, page: int) -> Item | None:
+        """The item that starts at `page`."""
+        return self._items.get(page)
+
     def touches(self, pages: RangeItem | PageRange) -> bool:
         """Whether any item overlaps `pages`."""
         last = self._items.floor(pages.end - 1)
@@ -118,6 +126,12 @@ class RangeMap(Generic[Item]):
         self._items[item.start] = item
         self._page_count += item.end - item.start
         return True
+
+    def extend(self, item: Item, longer: Item) -> None:
+        """Put `longer`, which starts where `item` does, in its place; the caller knows that the pages behind
+        `item` are free."""
+        self._items[item.start] = longer
+        self._page_count += longer.end - item.end
 
     def drop_some(self) -> bool:
         """Remove some items, and False if there are none: a large map is freed in pieces. `page_count` is

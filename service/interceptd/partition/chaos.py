@@ -42,6 +42,9 @@ class ChaoticAddressSpace:
     def may_block(self) -> bool:
         return self._inner.may_block
 
+    def drain_nowait(self) -> bool:
+        return self._inner.drain_nowait()
+
     async def resolve(
         self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST
     ) -> Extent | None:

@@ -156,11 +156,11 @@ class VirtualProcessor:
 
     async def _handle(self, fault: Fault) -> Answer:
         """Resolve, map and wait; a kick, a drain or the end of the connection interrupts it."""
-        self._quiet = trio.Event()
-        self._interrupted_by = None
         try:
             answer = await self._faults.handle_nowait(fault)
             if answer is None:
+                self._quiet = trio.Event()
+                self._interrupted_by = None
                 with trio.CancelScope() as self._waiting:
                     handling = self._faults.handle(fault, self._take_kick)
                     answer = await self._connection.answer_watched(handling)

@@ -22,6 +22,13 @@ from .changes import (
     TrustsStaleWholes,
     WakesNobody,
 )
+from .known import (
+    LearnsStale,
+    LooksAtTheAttempt,
+    LooksIntoOpenRanges,
+    RemembersForEver,
+    RemembersHoles,
+)
 from .others import (
     AcknowledgesEarly,
     DropsOverflow,
@@ -119,6 +126,11 @@ MUTANTS = {
     "dangling-mark": _mutant(Parts(regions=ForgetsDangling), ForgetsDangling),
     "no-access-on-invalidation": _mutant(Parts(mappings=ForgetsNoAccess), ForgetsNoAccess),
     "no-access-on-roll-back": _mutant(Parts(hypervisor=RollsBackToNothing), RollsBackToNothing),
+    "known-forgotten": _mutant(Parts(known=RemembersForEver), RemembersForEver),
+    "known-if-fresh": _mutant(Parts(regions=LearnsStale), LearnsStale),
+    "known-if-all-is-fresh": _mutant(Parts(regions=LooksAtTheAttempt), LooksAtTheAttempt),
+    "known-outside-open-ranges": _mutant(Parts(regions=LooksIntoOpenRanges), LooksIntoOpenRanges),
+    "known-yes-only": _mutant(Parts(faults=RemembersHoles), RemembersHoles),
     "progress-guard": _mutant(Parts(processor=NeverGivesUp), NeverGivesUp),
     "kept-kick": _mutant(Parts(processor=ForgetsKicks), ForgetsKicks),
     "gone-recorded": _mutant(Parts(log=RecordsNothingGone), RecordsNothingGone),

@@ -97,7 +97,7 @@ class StaysFresh(MmuNotifier):
     """An invalidation marks no attempt stale."""
 
     def mark_stale(self, uaddrs: UaddrRange) -> None:
-        pass
+        self._forget_learned(uaddrs)
 
 
 class Extrapolates(DeclaredAddressSpace):

@@ -17,10 +17,12 @@ from model.transitions.terms import (
     NOTHING,
     Actor,
     Apart,
+    Effect,
     Either,
     Is,
     Meet,
     OfAll,
+    Pages,
     Parameter,
     Put,
     PutEach,
@@ -96,14 +98,25 @@ GOING = Variable("going")
 SERVING = Variable("serving")
 """What the pass takes away."""
 
+KNOWN = Variable("known")
+"""The pages of which it is remembered what backs them."""
+MISTAKEN = Variable("mistaken")
+"""Of those, what was learned before the memory changed; of other pages it says nothing."""
+
 PHASE = Variable("phase", Actor.VP, Phase.IDLE)
 PAGE = Variable("page", Actor.VP)
 WINDOW = Variable("window", Actor.VP)
 RELIANCE = Variable("reliance", Actor.VP, Reliance.FRESH)
 EXTENT = Variable("extent", Actor.VP)
 """The pages whose frames were found."""
+SEEN = Variable("seen", Actor.VP)
+"""The pages that may be learned of what was found: it reaches beyond the window."""
+SIGHT = Variable("sight", Actor.VP, Reliance.FRESH)
+"""Whether what was seen may still be learned."""
 OUTDATED = Variable("outdated", Actor.VP)
-"""Of those, what was found before the memory changed."""
+"""Of the extent, what was found before the memory changed."""
+MISSEEN = Variable("misseen", Actor.VP)
+"""The same of what was seen."""
 
 NOTICE = Variable("notice", Actor.SOURCE, Notice.NONE)
 OPENED = Variable("opened", Actor.SOURCE)
@@ -113,8 +126,8 @@ DUE = Variable("due", Actor.SOURCE)
 BATCH = Variable("batch", Actor.SOURCE, Batch.DONE)
 
 VARIABLES = (
-    LOCK, REGION, COVERED, TURNING, BACKED, RECORD, CHANGING, REACHED, OLD, GOING, SERVING,
-    PHASE, PAGE, WINDOW, RELIANCE, EXTENT, OUTDATED, NOTICE, OPENED, DUE, BATCH,
+    LOCK, REGION, COVERED, TURNING, BACKED, RECORD, CHANGING, REACHED, OLD, GOING, SERVING, KNOWN, MISTAKEN,
+    PHASE, PAGE, WINDOW, RELIANCE, EXTENT, SEEN, SIGHT, OUTDATED, MISSEEN, NOTICE, OPENED, DUE, BATCH,
 )  # fmt: skip
 
 OPEN = OfAll(OPENED)
@@ -127,8 +140,20 @@ _LEAVE = (Put(PHASE, Phase.IDLE), Put(WINDOW, NOTHING), Put(EXTENT, NOTHING), Pu
 """Every attempt is finished, however it went."""
 
 
+def _stale(pages: Pages) -> tuple[Effect, ...]:
+    """In one step attempts that rely on `pages` are stale, and what is known of them is forgotten."""
+    return PutEach(RELIANCE, Reliance.STALE, (Meet(WINDOW, pages),)), Put(KNOWN, KNOWN - pages)
+
+
+def _unseen(pages: Pages) -> Effect:
+    """Nor is anything of what was seen learned, if it was of `pages`."""
+    return PutEach(SIGHT, Reliance.STALE, (Meet(SEEN, pages),))
+
+
 OF_A_CHANGE = frozenset({"change_regions", "exchange", "changed"})
 """The rows that replace regions by others."""
+OF_MEMORY = frozenset({"learn", "recall"})
+"""The rows about what is remembered of VMAs."""
 
 TABLE: Table = {
     # ------------------------------------------------ a VP
@@ -151,8 +176,23 @@ TABLE: Table = {
     ),
     "resolve": Row(
         Actor.VP, (FOUND,),
-        when=(Is(PHASE, (Phase.RESOLVING,)), Within(FOUND, WINDOW & BACKED), Within(PAGE & BACKED, FOUND)),
-        then=(Put(PHASE, Phase.RESOLVED), Put(EXTENT, FOUND)),
+        when=(Is(PHASE, (Phase.RESOLVING,)), Within(FOUND, BACKED), Within(PAGE & BACKED, FOUND)),
+        then=(
+            Put(PHASE, Phase.RESOLVED), Put(EXTENT, FOUND & WINDOW),
+            Put(SEEN, FOUND - OPEN), Put(SIGHT, Reliance.FRESH), Put(MISSEEN, NOTHING),
+        ),
+    ),
+    "learn": Row(
+        Actor.VP, (FOUND,),
+        when=(Is(SIGHT, (Reliance.FRESH,)), Within(FOUND, SEEN)),
+        then=(
+            Put(KNOWN, KNOWN | FOUND), Put(MISTAKEN, (MISTAKEN - FOUND) | (FOUND & MISSEEN)),
+        ),
+    ),
+    "recall": Row(  # instead of resolving: only a "yes" is remembered
+        Actor.VP, (FOUND,),
+        when=(Is(PHASE, (Phase.RESOLVING,)), Within(FOUND, WINDOW & KNOWN), Within(PAGE, FOUND)),
+        then=(Put(PHASE, Phase.RESOLVED), Put(EXTENT, FOUND), Put(OUTDATED, FOUND & MISTAKEN)),
     ),
     "forward": Row(  # unbacked: a "no" can be stale, too
         Actor.VP, (),
@@ -194,7 +234,7 @@ TABLE: Table = {
         Actor.SOURCE, (SOME,),
         when=(Is(NOTICE, (Notice.NONE,)),),
         then=(
-            PutEach(RELIANCE, Reliance.STALE, (Meet(WINDOW, SOME),)),
+            *_stale(SOME), _unseen(SOME),
             Put(NOTICE, Notice.BEGUN), Put(OPENED, SOME), Put(GOING, GOING | SOME), Put(BATCH, Batch.PENDING),
         ),
     ),
@@ -207,7 +247,8 @@ TABLE: Table = {
         Actor.SOURCE, (FOUND,),
         when=(Is(NOTICE, (Notice.OPEN,)), Within(FOUND, OPENED)),
         then=(
-            Put(BACKED, (BACKED - OPENED) | FOUND), PutEach(OUTDATED, OUTDATED | (EXTENT & OPENED)),
+            Put(BACKED, (BACKED - OPENED) | FOUND), Put(MISTAKEN, MISTAKEN | (KNOWN & OPENED)),
+            PutEach(OUTDATED, OUTDATED | (EXTENT & OPENED)), PutEach(MISSEEN, MISSEEN | (SEEN & OPENED)),
         ),
     ),
     "end_invalidation": Row(  # before the acknowledgement if the connection closes
@@ -220,14 +261,15 @@ TABLE: Table = {
         when=(Is(NOTICE, (Notice.NONE,)),),
         then=(
             Put(NOTICE, Notice.GONE), Put(DUE, SOME), Put(BACKED, BACKED - SOME),
-            Put(OLD, OLD | (REACHED & SOME)), PutEach(OUTDATED, OUTDATED | (EXTENT & SOME)),
+            Put(OLD, OLD | (REACHED & SOME)), Put(MISTAKEN, MISTAKEN | (KNOWN & SOME)),
+            PutEach(OUTDATED, OUTDATED | (EXTENT & SOME)), PutEach(MISSEEN, MISSEEN | (SEEN & SOME)),
         ),
     ),
     "tell": Row(
         Actor.SOURCE, (),
         when=(Is(NOTICE, (Notice.GONE,)),),
         then=(
-            PutEach(RELIANCE, Reliance.STALE, (Meet(WINDOW, DUE),)),
+            *_stale(DUE), _unseen(DUE),
             Put(NOTICE, Notice.TOLD), Put(GOING, GOING | DUE), Put(BATCH, Batch.PENDING),
         ),
     ),
@@ -273,8 +315,7 @@ TABLE: Table = {
         Actor.VMM, (),
         when=(Is(LOCK, (Lock.FREE,)),),
         then=(
-            Put(LOCK, Lock.REMOVER), PutEach(RELIANCE, Reliance.STALE, (Meet(WINDOW, REGION),)),
-            Put(REGION, NOTHING),
+            Put(LOCK, Lock.REMOVER), *_stale(REGION), Put(REGION, NOTHING),
         ),
     ),
     "unmap": Row(
@@ -313,7 +354,7 @@ TABLE: Table = {
     "exchange": Row(  # the old regions out, the new ones in, and attempts stale, in one step
         Actor.VMM, (FOUND,),
         when=(Is(LOCK, (Lock.CHANGER,)), Apart(RECORD, TURNING), Within(COVERED, FOUND)),
-        then=(PutEach(RELIANCE, Reliance.STALE, (Meet(WINDOW, REGION),)), Put(REGION, FOUND)),
+        then=(*_stale(REGION), Put(REGION, FOUND)),
     ),
     "changed": Row(
         Actor.VMM, (),
