@@ -6,6 +6,8 @@ in what the daemon took of the CPU.
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -41,8 +43,10 @@ FIRST_GFN = 0x100
 PAGES = 128
 RW = Access.READ | Access.WRITE
 T = TypeVar("T")
-DECLARED, BARE = "first touch, declared memory", "munmap of a page, bare"
-"""What the others are to be held against."""
+ECHO, DECLARED, BARE = "Python echo", "first touch, declared memory", "munmap of a page, bare"
+"""What the others are to be held against. The echo is another process at the other end of a socket pair."""
+ECHOED_BYTES, ANSWER_BYTES = 270, 20
+"""As long as an intercept and its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +92,13 @@ def measure(scratch: Path, rounds: int) -> dict[Place, Measured]:
 
 def show(measured: Mapping[Place, Measured]) -> None:
     for place, figures in measured.items():
-        columns = ("", "median us", "p99 us", "daemon's CPU us")
+        columns = ("", "median us", "in echoes", "p99 us", "daemon's CPU us")
         table = Table(*columns, title=f"live memory, {place.value}, client in Python", title_justify="left")
         for name, of_it in figures.items():
             p99 = quantiles(of_it.taken, n=100)[-1]
-            cpu = "" if name == BARE else f"{median(of_it.daemon_cpu):.0f}"
-            table.add_row(name, f"{median(of_it.taken):.0f}", f"{p99:.0f}", cpu)
+            cpu = "" if name in (ECHO, BARE) else f"{median(of_it.daemon_cpu):.0f}"
+            echoes = median(of_it.taken) / median(figures[ECHO].taken)
+            table.add_row(name, f"{median(of_it.taken):.0f}", f"{echoes:.1f}", f"{p99:.0f}", cpu)
         CONSOLE.print(table)
 
 
@@ -124,12 +129,30 @@ def _measure(scratch: Path, place: Place, rounds: int) -> Measured:
             except UserfaultfdUnavailable as why:
                 CONSOLE.print(f"{name}: left out: {why}")
         declared, declared_vp, _ = running.enter_context(_vmm(path, None))
+        echo = running.enter_context(_echo())
         for _ in range(rounds):
+            watch.each(ECHO, echo, [bytes(ECHOED_BYTES)] * PAGES)
             _bare(watch)
             _declared(watch, declared, declared_vp)
             for name, (vmm, vp, notifier) in vmms.items():
                 _live(watch, name, vmm, vp, notifier)
     return watch.figures
+
+
+@contextmanager
+def _echo() -> Iterator[Callable[[bytes], bytes]]:
+    """Ask another process, which answers at once."""
+    here, there = socket.socketpair()
+    with here, there:
+        child = os.fork()
+        if not child:
+            here.close()
+            while there.recv(ECHOED_BYTES):
+                there.send(bytes(ANSWER_BYTES))
+            os._exit(0)
+        there.close()
+        yield lambda asked: (here.send(asked), here.recv(ECHOED_BYTES))[1]
+    os.waitpid(child, 0)
 
 
 @contextmanager
