@@ -23,6 +23,7 @@ from .exercise.command import exercise_command
 from .guest.command import guest_command
 from .policy import policy_command
 from .top.command import top_command
+from .vmms import vmms_command
 from .watch.command import watch_command
 
 DEFAULT_SOCKET: Final = "/run/interceptd/operator.sock"
@@ -214,4 +215,5 @@ main.add_command(exercise_command)
 main.add_command(guest_command)
 main.add_command(policy_command)
 main.add_command(top_command)
+main.add_command(vmms_command)
 main.add_command(watch_command)

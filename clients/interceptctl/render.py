@@ -48,15 +48,15 @@ def console() -> Console:
 def partitions(summaries: Sequence[PartitionSummary]) -> RenderableType:
     if not summaries:
         return Text("no partitions")
-    table = _table(
+    table = headed(
         *("ID>", "NAME", "UID>", "PID>", "VPS>", "MAPPED>", "INTERCEPTS>"),
         *(f"AT ONCE\n{units.P50_P99}>", f"WAITED\n{units.P50_P99}>", "AGE>"),
     )
     for summary in summaries:
-        _row(
+        add_row(
             table,
             summary.partition_id,
-            Text(visible(summary.name), no_wrap=True, overflow="ellipsis"),
+            name(summary.name),
             summary.uid,
             silence.pid(summary.pid),
             units.count(summary.vps),
@@ -114,10 +114,10 @@ def statistics_table(statistics: Statistics) -> RenderableType:
         if took.p50_ns is not None:
             half, most = units.latency(took.p50_ns), units.latency(took.p99_ns)
             counters[name] = f"p50 <= {half}, p99 <= {most}"
-    table = _table("OUTCOME", "REASON", "INTERCEPTS>")
+    table = headed("OUTCOME", "REASON", "INTERCEPTS>")
     for outcome, reasons in statistics.intercepts.items():
         for reason, number in reasons.items():
-            _row(table, outcome, reason, f"{number:,}")
+            add_row(table, outcome, reason, f"{number:,}")
     parts: list[RenderableType] = [_facts(counters)]
     if table.row_count:
         parts += [Text(""), table]
@@ -128,9 +128,9 @@ def statistics_table(statistics: Statistics) -> RenderableType:
 
 def _unresolved(counts: Mapping[str, int]) -> Table:
     """Why looks at the VMM's memory found nothing to map."""
-    table = _table("NOT MAPPED", "BECAUSE", "TIMES>")
+    table = headed("NOT MAPPED", "BECAUSE", "TIMES>")
     for cause, number in sorted(counts.items(), key=lambda item: -item[1]):
-        _row(table, cause, silence.CAUSES.get(cause, ""), f"{number:,}")
+        add_row(table, cause, silence.CAUSES.get(cause, ""), f"{number:,}")
     return table
 
 
@@ -144,9 +144,9 @@ def _waited(counted: Counted) -> Quantiles:
 
 def regions(views: Iterable[RegionView]) -> Table:
     """Regions: where the guest sees them and where they start in the VMM."""
-    table = _table("GUEST PHYSICAL>", "VMM ADDRESS>", "KIND", "STATE", "RIGHTS", "SIZE>", "MAPPED>")
+    table = headed("GUEST PHYSICAL>", "VMM ADDRESS>", "KIND", "STATE", "RIGHTS", "SIZE>", "MAPPED>")
     for region in views:
-        _row(
+        add_row(
             table,
             units.span(region.start_gfn, region.page_count),
             f"{region.start_uaddr:#x}",
@@ -161,9 +161,9 @@ def regions(views: Iterable[RegionView]) -> Table:
 
 def vmas(views: Iterable[VmaView]) -> Table:
     """What a VMM declared: addresses, and the host pages behind them."""
-    table = _table("VMM ADDRESSES>", "HOST PHYSICAL>", "RIGHTS", "DEVICE", "SIZE>")
+    table = headed("VMM ADDRESSES>", "HOST PHYSICAL>", "RIGHTS", "DEVICE", "SIZE>")
     for vma in views:
-        _row(
+        add_row(
             table,
             units.span(vma.start_uaddr >> PAGE_SHIFT, vma.page_count),
             units.address(vma.start_pfn),
@@ -176,11 +176,11 @@ def vmas(views: Iterable[VmaView]) -> Table:
 
 def mappings(views: Iterable[MappingView]) -> Table:
     """What a guest reaches, and the frame of each first page."""
-    table = _table("GUEST PHYSICAL>", "VMM ADDRESS>", "BACKING", "PAGE>", "RIGHTS", "SIZE>")
+    table = headed("GUEST PHYSICAL>", "VMM ADDRESS>", "BACKING", "PAGE>", "RIGHTS", "SIZE>")
     for mapping in views:
         backing, page = mapping.frame
         access = Access(mapping.access & 7)
-        _row(
+        add_row(
             table,
             units.span(mapping.start_gfn, mapping.page_count),
             f"{mapping.start_uaddr:#x}",
@@ -201,9 +201,9 @@ def _rights(*, readable: bool, writable: bool, executable: bool) -> str:
 
 
 def _vps(vps: Iterable[VpView]) -> Table:
-    table = _table("VP>", "STATE", "INTERCEPTS>")
+    table = headed("VP>", "STATE", "INTERCEPTS>")
     for vp in vps:
-        _row(table, vp.vp_index, vp.state, f"{vp.intercepts:,}")
+        add_row(table, vp.vp_index, vp.state, f"{vp.intercepts:,}")
     return table
 
 
@@ -218,11 +218,16 @@ def _of(title: str, shown: int, total: int) -> str:
 def _facts(facts: Mapping[str, object]) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        _row(table, name, value)
+        add_row(table, name, value)
     return table
 
 
-def _table(*headings: str) -> Table:
+def name(text: str) -> Text:
+    """A cell that is cut where the table is too wide."""
+    return Text(visible(text), no_wrap=True, overflow="ellipsis")
+
+
+def headed(*headings: str) -> Table:
     """A table without borders. A heading that ends in > makes a right-aligned column of numbers.
 
     One-line headings are aligned with the last line of two-line headings.
@@ -237,5 +242,5 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _row(table: Table, *cells: object) -> None:
+def add_row(table: Table, *cells: object) -> None:
     table.add_row(*(cell if isinstance(cell, Text) else Text(visible(str(cell))) for cell in cells))

@@ -19,6 +19,7 @@ from intercept_protocol.messages import (
 
 NO_PID: Final = "-"
 """In place of a pid that the daemon cannot see."""
+NO_PID_NOTE: Final = f"pid {NO_PID}: the process is in another pid namespace"
 UNWATCHED: Final = (MemoryWatch.UNATTACHED, MemoryWatch.NONE)
 """While this is so, nothing is mapped."""
 _WATCHES: Final[Mapping[str, str]] = {
@@ -81,7 +82,7 @@ def notes(summaries: Sequence[PartitionSummary]) -> Iterator[str]:
         if ids:
             yield f"watch {word}, {_WATCHES[word]}: {_some(ids)}"
     if any(not summary.pid for summary in summaries):
-        yield f"pid {NO_PID}: the process is in another pid namespace"
+        yield NO_PID_NOTE
 
 
 def is_unwatched(summary: PartitionSummary) -> bool:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from time import perf_counter_ns
+from time import monotonic_ns, perf_counter_ns
 
 import trio
 
@@ -57,6 +57,8 @@ class OpenInvalidation:
     """A range between begin and end. Begins of the same range nest; `depth` counts them."""
 
     uaddrs: UaddrRange
+    since_ns: int
+    """When the first of them began, by the monotonic clock."""
     depth: int = 0
     over: trio.Event = field(default_factory=trio.Event)
 
@@ -184,7 +186,7 @@ class MmuNotifier:
         """`begin`, whatever the limit is: a predecessor has done so."""
         entry = self._open.get(uaddrs)
         if entry is None:
-            entry = self._open[uaddrs] = OpenInvalidation(uaddrs)
+            entry = self._open[uaddrs] = OpenInvalidation(uaddrs, monotonic_ns())
             self._open_index.add(uaddrs, 0, entry)
             self._open_bounds.add(uaddrs)
         entry.depth += 1
@@ -226,6 +228,13 @@ class MmuNotifier:
     @property
     def open_invalidations(self) -> int:
         return self._open_depth
+
+    @property
+    def oldest_open_ms(self) -> int:
+        """How long the oldest open invalidation has been open; 0 if none is. That of a predecessor counts
+        from the return."""
+        oldest = next(iter(self._open.values()), None)  # a dict keeps the order of insertion
+        return 0 if oldest is None else (monotonic_ns() - oldest.since_ns) // 1_000_000
 
     # ------------------------------------------------ optimistic sections
 

@@ -201,6 +201,9 @@ def test_ls_json_has_protocol_names_and_exact_numbers(socket_path: Path) -> None
                 "latency": list(LATENCY),
                 "latency_waited": list(WAITED),
                 "watch": "declared",
+                "open_invalidations": 0,
+                "oldest_invalidation_ms": 0,
+                "waiting_vps": 0,
             }
         ]
     }

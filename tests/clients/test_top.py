@@ -244,7 +244,19 @@ def test_lines_are_in_the_requested_order() -> None:
     orders = {
         sort.value: [line.summary.partition_id for line in second_of(then, now, sort=sort)] for sort in Sort
     }
-    assert orders == {"rate": [2, 3, 1], "p99": [1, 2, 3], "id": [1, 2, 3]}
+    assert orders == {"rate": [2, 3, 1], "p99": [1, 2, 3], "retry": [1, 2, 3], "id": [1, 2, 3]}
+
+
+def test_the_partition_with_most_retries_is_first_though_others_are_busier() -> None:
+    def retried(uptime_ms: int, *retries: int) -> Sample:
+        counted = {
+            number: Counted(summary(number, 9), {"retry": {"contended": count}})
+            for number, count in enumerate(retries, start=1)
+        }
+        return Sample(daemon(uptime_ms), counted)
+
+    lines = second_of(retried(0, 8, 0), retried(1000, 9, 5), sort=Sort.RETRY)
+    assert [(line.summary.partition_id, line.outcomes["retry"]) for line in lines] == [(2, 5.0), (1, 1.0)]
 
 
 def test_a_rate_after_the_daemons_end_begins_at_0_however_long_the_successor_runs() -> None:

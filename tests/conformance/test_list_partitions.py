@@ -7,8 +7,8 @@ import os
 import pytest
 
 from conformance.conftest import Server
-from conformance.guests import GFN, RawVmm
-from conformance.statements import statement
+from conformance.guests import GFN, WHOLE_MEMORY, RawVmm, waits
+from conformance.statements import needs, statement
 from conformance.wire import RawConnection
 
 SUMMARY = {
@@ -48,6 +48,31 @@ def test_they_come_by_ascending_id_above_after(operator: RawConnection, server: 
         above = operator.ask("list_partitions", {"after": vmm.partition_id})["partitions"]
         assert later.partition_id in [partition["partition_id"] for partition in above]
         assert vmm.partition_id not in [partition["partition_id"] for partition in above]
+
+
+@statement("O-21")
+@needs("notifier")
+def test_an_invalidation_that_is_open_and_a_vp_that_waits_for_it_are_told(
+    operator: RawConnection, vmm: RawVmm
+) -> None:
+    def told() -> tuple[int, int, int]:
+        (ours, *_) = operator.ask("list_partitions", {"after": vmm.partition_id - 1})["partitions"]
+        return ours["open_invalidations"], ours["waiting_vps"], ours["oldest_invalidation_ms"]
+
+    vmm.add_memory()
+    vp, notifier = vmm.vp(), vmm.notifier()
+    assert told() == (0, 0, 0)
+    notifier.ask("invalidate_begin", WHOLE_MEMORY)
+    notifier.ask("invalidate_begin", WHOLE_MEMORY)
+    assert waits(vmm, vp, GFN)
+    first, second = told(), told()
+    assert (first[:2], second[:2]) == ((2, 1), (2, 1))
+    assert 0 <= first[2] <= second[2]
+    notifier.ask("invalidate_end", WHOLE_MEMORY)
+    assert told()[:2] == (1, 1)
+    notifier.ask("invalidate_end", WHOLE_MEMORY)
+    assert vp.answer()[0] == "resume"
+    assert told() == (0, 0, 0)
 
 
 @statement("O-1", "L-2")

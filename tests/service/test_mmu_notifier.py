@@ -30,6 +30,25 @@ def of(pages: PageRange) -> UaddrRange:
     return UaddrRange(start=pages.start, end=pages.end)
 
 
+# ------------------------------------------------ open invalidations
+
+
+def test_the_age_of_the_oldest_open_invalidation_is_that_of_the_first_begin_that_has_no_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticks = iter((10, 20, 100, 100, 100))
+    monkeypatch.setattr("interceptd.mmu_notifier.monotonic_ns", lambda: next(ticks) * 1_000_000)
+    notifier = MmuNotifier(open_limit=lambda: 4, event_bus=EventBus())
+    assert notifier.oldest_open_ms == 0
+    for pages in (uaddrs(0, 8), uaddrs(4, 12), uaddrs(0, 8)):
+        notifier.begin(pages)
+    ages = [notifier.oldest_open_ms]
+    for pages in (uaddrs(0, 8), uaddrs(0, 8), uaddrs(4, 12)):
+        notifier.end(pages)
+        ages.append(notifier.oldest_open_ms)
+    assert ages == [90, 90, 80, 0]  # the third began within the first
+
+
 # ------------------------------------------------ windows
 
 

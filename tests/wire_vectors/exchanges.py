@@ -42,8 +42,9 @@ def methods() -> list[ExchangeVector]:
         latency=buckets, latency_waited=waited, watch=m.MemoryWatch.DECLARED,
     )  # fmt: skip
     unwatched = msgspec.structs.replace(
-        summary, partition_id=2, pid=0, address_space="process", hypervisor="vmm", watch=m.MemoryWatch.NONE
-    )
+        summary, partition_id=2, pid=0, address_space="process", hypervisor="vmm", watch=m.MemoryWatch.NONE,
+        open_invalidations=3, oldest_invalidation_ms=4_700, waiting_vps=1,
+    )  # fmt: skip
     intercepts = {"resume": {"mapped": 1, "already_mapped": 1}, "forward": {"no_region": 1}}
     counters = m.PartitionStatistics(
         regions=1, vmas=1, vps=1, open_invalidations=0, mapped_gfns=16, no_access_gfns=0, slat_extents=1,

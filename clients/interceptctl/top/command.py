@@ -44,7 +44,7 @@ _SORTS: Final = list(Sort)
     type=click.Choice([sort.value for sort in Sort]),
     default=Sort.RATE.value,
     show_default=True,
-    help="Order: highest rate, highest P99 of the intercepts answered at once, or lowest id.",
+    help="Order: highest rate, highest P99 of the intercepts answered at once, most retries, or lowest id.",
 )
 @click.option("--once", is_flag=True, help="Print one frame after one interval and exit.")
 @click.option("--json", "as_json", is_flag=True, help="With --once: print the rates as JSON.")

@@ -28,6 +28,8 @@ class Sort(StrEnum):
     """Highest rate first."""
     P99 = "p99"
     """Highest P99 first, of the intercepts that did not wait."""
+    RETRY = "retry"
+    """Most retries first; of VPs, which are not asked for theirs, the highest rate first."""
     ID = "id"
 
 
@@ -76,6 +78,10 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
     def place(self) -> tuple[int, int]:
         return self.summary.partition_id, 0
 
+    @property
+    def retries(self) -> float:
+        return self.outcomes[Outcome.RETRY]
+
 
 class VpRate(msgspec.Struct, frozen=True, kw_only=True):
     """One VP's line. `mean_ns` is of the intercepts answered at once; None if there were none."""
@@ -93,6 +99,11 @@ class VpRate(msgspec.Struct, frozen=True, kw_only=True):
     def place(self) -> tuple[int, int]:
         return self.partition_id, self.vp_index
 
+    @property
+    def retries(self) -> float:
+        """Not known of a VP: the rate stands for it."""
+        return self.intercepts
+
 
 Line = TypeVar("Line", Rate, VpRate)
 Key = TypeVar("Key")
@@ -106,6 +117,8 @@ def in_order(lines: Sequence[Line], sort: Sort) -> list[Line]:
             return sorted(by_place, key=lambda line: -line.intercepts)
         case Sort.P99:
             return sorted(by_place, key=lambda line: -(line.at_once.p99_ns or 0))
+        case Sort.RETRY:
+            return sorted(by_place, key=lambda line: -line.retries)
         case Sort.ID:
             return by_place
 

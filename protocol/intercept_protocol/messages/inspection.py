@@ -34,6 +34,12 @@ class PartitionSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Of those intercepts that waited for other work."""
     watch: str = ""
     """A `MemoryWatch`; empty from a server that does not say it."""
+    open_invalidations: int = 0
+    """0, as those below, from a server that does not say it."""
+    oldest_invalidation_ms: int = 0
+    """How long that has been open which is open longest."""
+    waiting_vps: int = 0
+    """VPs whose intercept waits for something now."""
 
 
 class PartitionList(msgspec.Struct, frozen=True, kw_only=True):

@@ -133,6 +133,9 @@ def _summary(partition: Partition) -> messages.PartitionSummary:
         latency=latency.all.buckets,
         latency_waited=latency.waited.buckets,
         watch=partition.memory.watch,
+        open_invalidations=partition.notifier.open_invalidations,
+        oldest_invalidation_ms=partition.notifier.oldest_open_ms,
+        waiting_vps=sum(vp.state == "waiting" for vp in partition.vps.values()),
     )
 
 
