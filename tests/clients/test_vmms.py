@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -15,11 +16,11 @@ from interceptctl.cli import main
 
 
 def summary(partition_id: int, pid: int, name: str = "guest", **figures: int) -> PartitionSummary:
-    usual = {"vps": 2, "regions": 20, "mapped_gfns": 0, "intercepts": 0, "invalidations": 0, "age_ms": 1}
-    return PartitionSummary(
+    usual = PartitionSummary(
         partition_id=partition_id, name=name, uid=107, pid=pid, address_space="declared",
-        hypervisor="software", **usual | figures,
+        hypervisor="software", vps=2, regions=20, mapped_gfns=0, intercepts=0, invalidations=0, age_ms=1,
     )  # fmt: skip
+    return msgspec.structs.replace(usual, **figures)
 
 
 SUMMARIES: Final = [
@@ -43,18 +44,7 @@ def test_the_partitions_of_a_process_are_one_line_and_those_of_unseen_processes_
     socket_path: Path,
 ) -> None:
     heading, *lines = run(socket_path, "--sort", "partitions").stdout.splitlines()
-    assert heading.split() == [
-        "UID",
-        "PID",
-        "ID",
-        "NAME",
-        "PARTITIONS",
-        "VPS",
-        "WAIT",
-        "REGIONS",
-        "OPEN",
-        "SINCE",
-    ]
+    assert " ".join(heading.split()) == "UID PID ID NAME PARTITIONS VPS WAIT REGIONS OPEN SINCE"
     assert [line.split() for line in lines] == [
         ["107", "400", "2", "leak", "2", "4", "0", "21", "0"],
         ["107", "600", "3", "stuck", "1", "2", "2", "20", "2", "1m23s"],

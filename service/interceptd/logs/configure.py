@@ -1,11 +1,11 @@
 """Logging: structlog, as console lines for people, JSON for machines, or entries of the systemd journal.
 
 Owns the processors; must not know what is logged, nor how it is written (`output`). Events are past-tense
-facts with fields. The task of a partition or VP binds its id to each line (contextvars: trio gives each task
-its own copy). Tracebacks omit local variables, which may hold tokens. Text from outside is escaped: an event
-stays on one line and cannot control the terminal. A line that a client caused names the client's uid, takes
-its place in the share of that uid, and has its texts cut; one beyond the share is counted in `not_logged` of
-the next (`log_share`).
+facts with fields. A task that serves a client binds the pid and uid of the client to each line, that of a
+partition or VP also its id (contextvars: trio gives each task its own copy). Tracebacks omit local variables,
+which may hold tokens. Text from outside is escaped: an event stays on one line and cannot control the
+terminal. A line that a client caused takes its place in the share of its uid, and has its texts cut; one
+beyond the share is counted in `not_logged` of the next (`log_share`).
 """
 
 from __future__ import annotations

@@ -344,7 +344,7 @@ class Partition:
         self._nursery.start_soon(live)
 
     def _tell_created(self) -> None:
-        log.info("partition_created", name=self.name, **self.owner.named)
+        log.info("partition_created", name=self.name)
         self.event_bus.publish(
             events.PartitionCreated(
                 name=self.name,
@@ -374,7 +374,7 @@ class Partition:
 
     async def _end_with_memory(self) -> None:
         await self.memory.run()
-        log.warning("memory_gone", **self.owner.named)
+        log.warning("memory_gone")
         self.end()
 
     async def _end(self) -> None:

@@ -110,9 +110,11 @@ class Recovery:
         if first is None:
             raise NobodyLeft("its VMM has left")
         tenants, watch = self._dispatcher.admission.tenants, self._dispatcher.watch
-        tenant = tenants.of(Peer.of(first).uid)
+        peer = Peer.of(first)
+        tenant = tenants.of(peer.uid)
         SHARE.set(tenant.time_share)
         charge_lines_to(tenant.log_share)
+        structlog.contextvars.bind_contextvars(**peer.named)
         for frame, _ in ledger.frames():
             fold.read(frame)
             await give_way()

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 
+import structlog
 import trio
 from msgspec.structs import replace
 
@@ -80,6 +81,7 @@ class Dispatcher:
             connection = Connection(accepted, self.admission.tenants, self.watch)
             SHARE.set(connection.tenant.time_share)
             charge_lines_to(connection.tenant.log_share)
+            structlog.contextvars.bind_contextvars(**connection.peer.named)
             held.enter_context(report_and_close(connection, self.event_bus))
             try:
                 handshake = await self.admission.admit(connection, endpoint)

@@ -193,7 +193,7 @@ def _refusing(connection: Connection, msgid: int, event_bus: Publisher) -> Itera
         yield
     except WireError as error:
         peer = connection.peer
-        log.info("hello_refused", error=str(error), **peer.named)
+        log.info("hello_refused", error=str(error))
         why = str(error)[: events.ERROR_LENGTH]
         event_bus.publish(events.HelloRefused(error=why, uid=peer.uid, pid=peer.pid))
         connection.tenant.refused("hello", error)
