@@ -38,12 +38,17 @@ def span(start_page: int, page_count: int) -> str:
 
 def pages(page_count: int) -> str:
     """Pages of 4 KiB as bytes: 4 KiB, 512 MiB, 1.5 GiB."""
-    size: float = page_count * PAGE_SIZE / 1024
+    return size(page_count * PAGE_SIZE)
+
+
+def size(count: int) -> str:
+    """Bytes, in at most nine characters: 0.5 KiB, 12.48 MiB, 1023 GiB."""
+    rest = count / 1024
     for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
-        if size < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:.4g} EiB"
+        if rest < 1024:
+            return f"{rest:.4g} {unit}"
+        rest /= 1024
+    return f"{rest:.4g} EiB"
 
 
 def duration(milliseconds: int) -> str:

@@ -35,6 +35,7 @@ class Vmm(msgspec.Struct, frozen=True, kw_only=True):
     vps: int
     waiting_vps: int
     regions: int
+    memory_bytes: int
     open_invalidations: int
     oldest_invalidation_ms: int
 
@@ -46,6 +47,7 @@ class Order(StrEnum):
     """Time that the oldest open invalidation has been open."""
     WAIT = "wait"
     """VPs that wait."""
+    MEMORY = "memory"
     REGIONS = "regions"
     VPS = "vps"
     PARTITIONS = "partitions"
@@ -54,6 +56,7 @@ class Order(StrEnum):
 _FIELDS: Final = {
     Order.OPEN: "oldest_invalidation_ms",
     Order.WAIT: "waiting_vps",
+    Order.MEMORY: "memory_bytes",
     Order.REGIONS: "regions",
     Order.VPS: "vps",
     Order.PARTITIONS: "partitions",
@@ -74,7 +77,8 @@ def vmms_command(path: str, sort: str, *, as_json: bool) -> None:
     """List the VMMs' processes: what each holds, and what it holds up.
 
     WAIT counts VPs whose intercept waits now, OPEN the invalidations that were begun and not ended, and SINCE
-    is how long the oldest of them has been open. ID and NAME are those of the process's first partition.
+    is how long the oldest of them has been open. MEMORY is what the daemon holds for the process, by its own
+    estimate. ID and NAME are those of the process's first partition.
     """
     with operator_client.operator(path) as operator:
         vmms = in_order(by_process(operator.list_partitions()), Order(sort))
@@ -111,6 +115,7 @@ def _vmm(own: Sequence[PartitionSummary]) -> Vmm:
         vps=sum(summary.vps for summary in own),
         waiting_vps=sum(summary.waiting_vps for summary in own),
         regions=sum(summary.regions for summary in own),
+        memory_bytes=sum(summary.memory_bytes for summary in own),
         open_invalidations=sum(summary.open_invalidations for summary in own),
         oldest_invalidation_ms=max(summary.oldest_invalidation_ms for summary in own),
     )
@@ -120,7 +125,8 @@ def _table(vmms: Sequence[Vmm]) -> RenderableType:
     if not vmms:
         return Text("no partitions")
     table = render.headed(
-        *("UID>", "PID>", "ID>", "NAME", "PARTITIONS>", "VPS>", "WAIT>", "REGIONS>", "OPEN>", "SINCE>")
+        *("UID>", "PID>", "ID>", "NAME", "PARTITIONS>", "VPS>"),
+        *("WAIT>", "REGIONS>", "MEMORY>", "OPEN>", "SINCE>"),
     )
     for vmm in vmms:
         render.add_row(
@@ -133,6 +139,7 @@ def _table(vmms: Sequence[Vmm]) -> RenderableType:
             units.count(vmm.vps),
             units.count(vmm.waiting_vps),
             units.count(vmm.regions),
+            units.size(vmm.memory_bytes),
             units.count(vmm.open_invalidations),
             units.duration(vmm.oldest_invalidation_ms) if vmm.open_invalidations else "",
         )

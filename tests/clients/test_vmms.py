@@ -27,11 +27,11 @@ SUMMARIES: Final = [
     summary(1, 500, "web", open_invalidations=1, oldest_invalidation_ms=3),
     summary(2, 400, "leak"),
     summary(3, 600, "stuck", open_invalidations=2, oldest_invalidation_ms=83_000, waiting_vps=2),
-    summary(4, 400, regions=1),
+    summary(4, 400, regions=1, memory_bytes=512 << 20),
     summary(5, 0, "boxed", regions=70_000),
     summary(6, 0, "boxed too", vps=64),
 ]
-FIRST: Final = {"open": 600, "wait": 600, "regions": 0, "vps": 0, "partitions": 400}
+FIRST: Final = {"open": 600, "wait": 600, "memory": 400, "regions": 0, "vps": 0, "partitions": 400}
 
 
 def run(path: Path, *arguments: str, summaries: list[PartitionSummary] = SUMMARIES) -> Result:
@@ -44,13 +44,13 @@ def test_the_partitions_of_a_process_are_one_line_and_those_of_unseen_processes_
     socket_path: Path,
 ) -> None:
     heading, *lines = run(socket_path, "--sort", "partitions").stdout.splitlines()
-    assert " ".join(heading.split()) == "UID PID ID NAME PARTITIONS VPS WAIT REGIONS OPEN SINCE"
+    assert " ".join(heading.split()) == "UID PID ID NAME PARTITIONS VPS WAIT REGIONS MEMORY OPEN SINCE"
     assert [line.split() for line in lines] == [
-        ["107", "400", "2", "leak", "2", "4", "0", "21", "0"],
-        ["107", "600", "3", "stuck", "1", "2", "2", "20", "2", "1m23s"],
-        ["107", "500", "1", "web", "1", "2", "0", "20", "1", "0s"],
-        ["107", "-", "5", "boxed", "1", "2", "0", "70000", "0"],
-        ["107", "-", "6", "boxed", "too", "1", "64", "0", "20", "0"],
+        ["107", "400", "2", "leak", "2", "4", "0", "21", "512", "MiB", "0"],
+        ["107", "600", "3", "stuck", "1", "2", "2", "20", "0", "KiB", "2", "1m23s"],
+        ["107", "500", "1", "web", "1", "2", "0", "20", "0", "KiB", "1", "0s"],
+        ["107", "-", "5", "boxed", "1", "2", "0", "70000", "0", "KiB", "0"],
+        ["107", "-", "6", "boxed", "too", "1", "64", "0", "20", "0", "KiB", "0"],
         [],
         ["pid", "-:", "the", "process", "is", "in", "another", "pid", "namespace"],
     ]

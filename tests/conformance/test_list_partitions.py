@@ -75,6 +75,21 @@ def test_an_invalidation_that_is_open_and_a_vp_that_waits_for_it_are_told(
     assert told() == (0, 0, 0)
 
 
+@statement("O-21")
+def test_what_a_partition_takes_of_the_servers_memory_grows_with_it(
+    operator: RawConnection, vmm: RawVmm
+) -> None:
+    def taken() -> int:
+        (ours, *_) = operator.ask("list_partitions", {"after": vmm.partition_id - 1})["partitions"]
+        taken = ours["memory_bytes"]
+        assert type(taken) is int
+        return taken
+
+    before = taken()
+    vmm.add_memory()
+    assert 0 <= before < taken()
+
+
 @statement("O-1", "L-2")
 def test_after_the_last_id_the_list_is_empty(operator: RawConnection) -> None:
     assert operator.ask("list_partitions", {"after": 2**64 - 1}) == {"partitions": [], "more": False}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from fakes.served import serving
+from intercept_protocol.outcomes import Answer
 from interceptd.config.system_memory import cgroup_limit
-from interceptd.memory_budget import MemoryBudget, MemoryShare
+from interceptd.memory_budget import Cost, MemoryBudget, MemoryShare
 from interceptd.quota import Quota
 
 LIMIT, BASE = 1000, 200
@@ -47,6 +50,27 @@ def test_a_quota_names_the_limit_that_is_reached(budget: MemoryBudget) -> None:
         assert (quota.refusal(1).number, quota.refusal(1).details) == (errno.ENOSPC, {"limit": "memory_mib"})
         assert quota.refusal(2).details == {"limit": "regions_per_uid"}
     assert budget.held == 250
+
+
+async def test_what_operators_are_told_of_the_partitions_adds_up_to_what_the_uid_holds() -> None:
+    """With each thing that has a cost, two partitions, and an operator."""
+    async with serving() as served:
+        _, full = await served.guest(), await served.guest()
+        await served.mmio(full)
+        vp, notifier = await served.vp(full), await served.notifier(full)
+        assert await vp.intercept(0x100) is Answer.MAPPED
+        await notifier.ask("invalidate_begin", start_uaddr=0, length=0x1000)
+        vmm = await served.hello("vmm")
+        created = await vmm.ask("create_partition", address_space="declared", hypervisor="vmm")
+        assert isinstance(created, dict)
+        await served.hello("hypervisor", partition_id=created["partition_id"], token=created["token"])
+        operator = await served.operator()
+        listed = await operator.ask("list_partitions")
+        assert isinstance(listed, dict)
+        told = [partition["memory_bytes"] for partition in listed["partitions"]]
+        held = served.daemon.dispatcher.admission.tenants.of(os.getuid()).memory.held
+        assert sum(told) == held - Cost.CONNECTION
+        assert told[0] < told[1]
 
 
 # ------------------------------------------------ the cgroup's limit

@@ -43,7 +43,7 @@ def methods() -> list[ExchangeVector]:
     )  # fmt: skip
     unwatched = msgspec.structs.replace(
         summary, partition_id=2, pid=0, address_space="process", hypervisor="vmm", watch=m.MemoryWatch.NONE,
-        open_invalidations=3, oldest_invalidation_ms=4_700, waiting_vps=1,
+        open_invalidations=3, oldest_invalidation_ms=4_700, waiting_vps=1, memory_bytes=215_808,
     )  # fmt: skip
     intercepts = {"resume": {"mapped": 1, "already_mapped": 1}, "forward": {"no_region": 1}}
     counters = m.PartitionStatistics(

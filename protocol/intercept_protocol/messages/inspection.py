@@ -40,6 +40,8 @@ class PartitionSummary(msgspec.Struct, frozen=True, kw_only=True):
     """How long that has been open which is open longest."""
     waiting_vps: int = 0
     """VPs whose intercept waits for something now."""
+    memory_bytes: int = 0
+    """Of the daemon's memory, by its estimate."""
 
 
 class PartitionList(msgspec.Struct, frozen=True, kw_only=True):

@@ -101,6 +101,10 @@ class GuestMappings:
             change = change.around
         return self._record.find(gfn)
 
+    @property
+    def mapping_count(self) -> int:
+        return len(self._record)
+
     def some(self, gfns: GfnRange, count: int) -> list[Mapping]:
         """The first mappings in `gfns`, in order and cut to them: all, or `count` and perhaps one more."""
         return self._record.clipped(self._record.head(gfns, count))

@@ -95,6 +95,10 @@ class RegionManager:
     def region_count(self) -> int:
         return len(self._regions)
 
+    @property
+    def mapping_count(self) -> int:
+        return self._mappings.mapping_count
+
     def first_regions(self, count: int, start_gfn: int = 0) -> list[Region]:
         """Up to `count` regions that start at `start_gfn` or behind it, in the order of their gfns."""
         return list(islice(self._regions.starting_from(start_gfn), count))

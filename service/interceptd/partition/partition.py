@@ -36,6 +36,7 @@ from interceptd.hypervisor.slat import SoftwareSlat
 from interceptd.ledger.journal import Journal
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.region_manager import RegionManager
+from interceptd.memory_budget import Cost
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.keeping import Hello, Keeping
 from interceptd.partition.virtual_processor import VirtualProcessor
@@ -260,6 +261,20 @@ class Partition:
         for vp in list(self.vps.values()):
             vp.drain()
             await give_way()
+
+    def memory_bytes(self) -> int:
+        """What it takes of the memory budget, with its connections; work of a constant length."""
+        connections = 1 + len(self.vps) + self.notifiers + (self.link is not None and self.link.connected)
+        return (
+            Cost.VMM
+            + Cost.PARTITION
+            + Cost.CONNECTION * connections
+            + Cost.VP * len(self.vps)
+            + Cost.REGION * self.regions.region_count
+            + Cost.MAPPING * self.regions.mapping_count
+            + Cost.VMA * self.address_space.vma_count
+            + Cost.OPEN_INVALIDATION * self.notifier.open_invalidations
+        )
 
     def latency(self) -> InterceptLatency:
         """Of the intercepts of all VPs that are or were."""

@@ -136,6 +136,7 @@ def _summary(partition: Partition) -> messages.PartitionSummary:
         open_invalidations=partition.notifier.open_invalidations,
         oldest_invalidation_ms=partition.notifier.oldest_open_ms,
         waiting_vps=sum(vp.state == "waiting" for vp in partition.vps.values()),
+        memory_bytes=partition.memory_bytes(),
     )
 
 
