@@ -47,6 +47,8 @@ class PartitionRegistry:
 
     def add(self, partition: Partition) -> None:
         self._partitions[partition.partition_id] = partition
+        if partition.partition_id < self.created:  # a predecessor's: they come back in any order
+            self._partitions = dict(sorted(self._partitions.items()))
         self.created = max(self.created, partition.partition_id)
 
     def remove(self, partition: Partition) -> None:
