@@ -41,7 +41,7 @@ class Vmm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Order(StrEnum):
-    """What the first line has most of. Ties are ordered by what waits, then by the first partition's id."""
+    """What the first line has most of. Ties are in the order of `OPEN`, then of `WAIT`, then by id."""
 
     OPEN = "open"
     """Time that the oldest open invalidation has been open."""
@@ -67,7 +67,7 @@ _FIELDS: Final = {
 @click.option(
     "--sort",
     type=click.Choice([order.value for order in Order]),
-    default=Order.WAIT.value,
+    default=Order.OPEN.value,
     show_default=True,
     help="Order: the most of it first; open: by how long.",
 )
@@ -96,8 +96,11 @@ def by_process(summaries: Iterable[PartitionSummary]) -> list[Vmm]:
 
 
 def in_order(vmms: Iterable[Vmm], order: Order) -> list[Vmm]:
-    field = _FIELDS[order]
-    return sorted(vmms, key=lambda vmm: (-getattr(vmm, field), -vmm.waiting_vps, vmm.partition_ids))
+    def key(vmm: Vmm) -> tuple[int, int, int, list[int]]:
+        most = getattr(vmm, _FIELDS[order])
+        return -most, -vmm.oldest_invalidation_ms, -vmm.waiting_vps, vmm.partition_ids
+
+    return sorted(vmms, key=key)
 
 
 def _process(summary: PartitionSummary) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""A tenant that costs the others time, in a process of its own and of another uid.
+"""A tenant that costs the others time, in a process of its own and, as a rule, of another uid.
 
 Owns the process, and what the attacks have in common. An attack is a generator of three parts: it prepares,
 it does what its figures are compared with, and it attacks; then it waits at a `yield`, or its process ends
@@ -62,9 +62,9 @@ Attack = Callable[[Path, Size], Iterator[None]]
 
 
 class HostileTenant:
-    """A child process of the user `uid` that carries out an attack, part by part."""
+    """A child process of the user `uid`, or of the tests' own, that carries out an attack, part by part."""
 
-    def __init__(self, attack: Attack, path: Path, uid: int, size: Size = FULL) -> None:
+    def __init__(self, attack: Attack, path: Path, uid: int | None, size: Size = FULL) -> None:
         self._control, theirs = FORK.Pipe()
         self._process = FORK.Process(target=_carry_out, args=(attack, path, uid, size, theirs))
         self._process.start()
@@ -76,9 +76,17 @@ class HostileTenant:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.kill()
+        self._control.close()
+
+    def kill(self) -> None:
         self._process.kill()
         self._process.join()
-        self._control.close()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None, "it was started"
+        return self._process.pid
 
     def go_on(self) -> bool:
         """Block while it does its next part. Returns whether its process still is there."""
@@ -93,10 +101,11 @@ class HostileTenant:
         return True
 
 
-def _carry_out(attack: Attack, path: Path, uid: int, size: Size, control: Connection) -> None:
+def _carry_out(attack: Attack, path: Path, uid: int | None, size: Size, control: Connection) -> None:
     RawConnection.patience = PATIENCE
-    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
-    become(uid, uid)
+    if uid is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
+        become(uid, uid)
     try:
         control.recv()
         for _ in attack(path, size):

@@ -42,7 +42,7 @@ def test_refusals_are_counted_and_a_limit_that_is_reached_is_logged_once_a_minut
     assert warnings(daemon) == [
         {
             "event": "request_refused", "method": method, "error": "ENOSPC", "limit": limit,
-            "uid": os.getuid(), "not_warned": 0,
+            "uid": os.getuid(), "pid": os.getpid(), "not_warned": 0,
         }
         for method, limit in (("create_partition", "partitions_per_uid"), ("hello", "vmms_per_uid"))
     ]  # fmt: skip

@@ -49,6 +49,8 @@ log = structlog.get_logger()
 
 STRIKES = 3
 """After so many daemons have died of a request, its connection ends instead."""
+SUSPECTED = 2
+"""After so many the log names it: many requests are owed when a daemon dies, few when its successor does."""
 LINK_SECONDS = 5.0
 """How long the hypervisor connection may take to be served again. It can only wait for a peer that has not
 read the answer to its hello."""
@@ -318,15 +320,18 @@ class ReturningVmm:
 
     def _receive_again(self, connection: Connection, owed: Owed) -> None:
         """Count a strike only when the request is carried out: before that it cannot cause a death."""
-        begin = None if owed.request is None else partial(self._strike, connection)
+        begin = None if owed.request is None else partial(self._strike, connection, owed.request.method)
         connection.feed(owed.received, begin)
 
-    def _strike(self, connection: Connection) -> None:
+    def _strike(self, connection: Connection, method: str) -> None:
         assert connection.inbox is not None, "it was taken over"
         if self._predecessor_rested:
             return
         connection.inbox.strike()
-        if connection.inbox.strikes >= STRIKES:
+        deaths = connection.inbox.strikes
+        if deaths >= SUSPECTED:
+            log.warning("request_suspected", method=method, deaths=deaths, **connection.peer.named)
+        if deaths >= STRIKES:
             raise ProtocolViolation(
                 errno.EIO,
                 f"{STRIKES} daemons have died of a request; it is not carried out again",
