@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Final
 
 BYTES_PER_SECOND: Final = 2048
-"""In the long run, ten lines or 180 MB a day; of failures as much again."""
+"""In the long run, ten lines or 180 MB a day; of warnings as much again, and of failures."""
 BURST_SECONDS: Final = 32.0
 """How much of that a quiet uid may write at once: 64 KiB, the created and ended lines of 128 partitions."""
 TEXT_LENGTH: Final = 300
@@ -22,9 +22,11 @@ TEXT_LENGTH: Final = 300
 
 
 class Severity(Enum):
-    """Each has an account of its own, so that ordinary lines do not drown failures."""
+    """Each has an account of its own, so that ordinary lines drown neither warnings nor failures."""
 
     ORDINARY = "ordinary"
+    WARNING = "warning"
+    """A limit that is reached, a request that daemons die of."""
     FAILURE = "failure"
     """Levels error and critical: the loss of a partition, a broken session."""
 

@@ -41,8 +41,8 @@ PATIENT_MS: Final = 600_000
 """Longer than the night."""
 HOARDED: Final = 20
 """Times that 128 regions are added."""
-FLOOD: Final = 300
-"""Requests that the log has a line of."""
+FLOOD: Final = 800
+"""Requests that the log has a line of, more than a uid's share has room for."""
 
 
 class Guest(NamedTuple):

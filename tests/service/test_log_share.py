@@ -102,16 +102,21 @@ async def test_a_long_line_is_paid_for_by_those_that_follow() -> None:
     assert [event.get("not_logged") for event in told.events] == [None, 1]
 
 
-@pytest.mark.parametrize("level", ["error", "critical", "exception"])
-async def test_ordinary_lines_do_not_drown_failures_which_have_an_account_of_their_own(level: str) -> None:
+@pytest.mark.parametrize(
+    ("flood", "level"),
+    [("info", "warning"), *(("warning", level) for level in ("error", "critical", "exception"))],
+)
+async def test_lines_do_not_drown_more_severe_ones_which_have_an_account_of_their_own(
+    flood: str, level: str
+) -> None:
     told = Told()
     for _ in range(1000):
-        told.log.warning("map_refused")
+        getattr(told.log, flood)("less_severe")
     before = told.size
     for _ in range(1000):
-        getattr(told.log, level)("partition_lost")
-    first = next(event for event in told.events if event["event"] == "partition_lost")
-    assert first["not_logged"] == 1000 - len([line for line in told.lines if "map_refused" in line])
+        getattr(told.log, level)("more_severe")
+    first = next(event for event in told.events if event["event"] == "more_severe")
+    assert first["not_logged"] == 1000 - len([line for line in told.lines if "less_severe" in line])
     assert BURST <= told.size - before <= BURST + LONGEST
 
 
@@ -256,7 +261,7 @@ CLIENTS_LINES = {
     "partition_created",
     "partition_end_cut_short", "partition_ended", "partition_lost", "partition_not_kept",
     "partition_recovered",
-    "pinned_region_dangling", "policy_set", "request_refused",
+    "pinned_region_dangling", "policy_set", "request_refused", "request_suspected",
 }  # fmt: skip
 """Of tasks that have a share."""
 

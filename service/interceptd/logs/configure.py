@@ -125,7 +125,12 @@ def _charge(_: object, method: str, rendered: object) -> Any:
 
 
 def _severity(method: str) -> Severity:
-    return Severity.FAILURE if method in {"error", "exception", "critical"} else Severity.ORDINARY
+    match method:
+        case "error" | "exception" | "critical":
+            return Severity.FAILURE
+        case "warning":
+            return Severity.WARNING
+    return Severity.ORDINARY
 
 
 def _rendering(log: Log) -> list[Processor]:
