@@ -15,6 +15,8 @@ import pytest
 
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import PATIENCE, eventually
+from fakes.guide import NIGHT, commands
+from fakes.puppet import ENVIRONMENT
 from fakes.raw_client import RawConnection
 
 JOURNALD: Final = Path("/lib/systemd/systemd-journald")
@@ -55,17 +57,24 @@ def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
     """Its standard error is the journal."""
     command = (sys.executable, "-m", "interceptd")
     launch = (*NAMESPACES, "sh", "-c", JOURNAL, "sh", "systemd-cat", "sh", "-c", ANNOUNCED, "sh", *command)
-    with DaemonProcess(tmp_path, launch=launch) as process:
+    with DaemonProcess(tmp_path, launch=launch, config="limits.partitions_per_uid = 1") as process:
         yield process.wait_serving()
+
+
+def inside(daemon: DaemonProcess, *command: str) -> str:
+    """What a command prints in the daemon's namespaces."""
+    (shell,) = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
+    there = ("nsenter", "-t", shell, "--mount", "--pid", *command)
+    environment = os.environ | ENVIRONMENT
+    return subprocess.run(
+        there, capture_output=True, text=True, check=True, timeout=PATIENCE, env=environment
+    ).stdout
 
 
 def entries(daemon: DaemonProcess, *matches: str) -> list[dict[str, Any]]:
     """What `journalctl` shows there."""
-    (shell,) = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
-    inside = ("nsenter", "-t", shell, "--mount", "--pid")
-    command = (*inside, "journalctl", "--directory", "/run/log/journal", "--output", "json", *matches)
-    subprocess.run((*inside, "journalctl", "--sync"), capture_output=True, check=True, timeout=PATIENCE)
-    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
+    inside(daemon, "journalctl", "--sync")
+    told = inside(daemon, "journalctl", "--directory", "/run/log/journal", "--output", "json", *matches)
     return [json.loads(line) for line in told.splitlines()]
 
 
@@ -85,3 +94,34 @@ def test_the_journal_has_a_priority_and_a_field_for_each_fact(daemon: DaemonProc
     assert entries(daemon, "-p", "warning") == []
     (started,) = entries(daemon, "INTERCEPTD_EVENT=daemon_started")
     assert started["INTERCEPTD_SOCKET"] == str(daemon.socket)
+
+
+GUILTY: Final = """
+import os, sys
+from fakes.raw_vmm import MODEL, RawVmm
+from fakes.raw_client import RawConnection
+with RawVmm(sys.argv[1]) as vmm, RawConnection(sys.argv[1]) as another:
+    for _ in range(5):
+        vmm.ask("set_policy", mmio_granularity="page")
+    another.say_hello("vmm")
+    another.refusal("create_partition", MODEL)
+print(os.getpid())
+"""
+"""A VMM that has most lines in the log, and is refused a second partition. Ten lines fit the journal's queue
+(net.unix.max_dgram_qlen, where no systemd raised it), so none is dropped."""
+
+
+def test_the_commands_for_a_bad_night_name_the_guilty_process(daemon: DaemonProcess) -> None:
+    """As deploy/THURSDAY_NIGHT.md prints them."""
+    refused, flood, suspected = (
+        command
+        for section in ("No new VM starts", "The log floods", "The daemon restarts")
+        for command in commands(section, NIGHT)
+        if command.startswith("journalctl")
+    )
+    pid = inside(daemon, sys.executable, "-c", GUILTY, str(daemon.socket)).strip()
+    eventually(lambda: len(entries(daemon, f"INTERCEPTD_PID={pid}")), 8)
+    line = inside(daemon, "bash", "-c", refused).splitlines()[-1]
+    assert {"limit=partitions_per_uid", f"pid={pid}"} < set(line.split())
+    assert inside(daemon, "bash", "-c", flood).split()[:2] == ["8", pid]
+    assert inside(daemon, "bash", "-c", suspected).splitlines()[-1:] in ([], ["-- No entries --"])
