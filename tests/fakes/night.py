@@ -73,14 +73,14 @@ def create(vmm: BlockingVmm) -> PartitionCredentials:
 def ordinary(path: Path, _: Size) -> Iterator[None]:
     """Begins and ends invalidations."""
     with (
-        guest(path, "ordinary") as (_, partition, vp),
-        BlockingNotifier.open(path, partition) as notifier,
+        guest(path, "ordinary") as own,
+        BlockingNotifier.open(path, own.partition) as notifier,
     ):
         yield
         while True:
             with notifier.invalidation(UADDRS):
                 pass
-            vp.intercept(GFNS.start)  # `retry restarted` once after a restart
+            own.vp.intercept(GFNS.start)  # `retry restarted` once after a restart
             yield
 
 
@@ -96,8 +96,8 @@ def live(path: Path, _: Size) -> Iterator[None]:
 def slow(path: Path, _: Size) -> Iterator[None]:
     """Has an invalidation open, too, but nobody waits for it yet."""
     with (
-        guest(path, "slow") as (_, partition, _),
-        BlockingNotifier.open(path, partition) as notifier,
+        guest(path, "slow") as own,
+        BlockingNotifier.open(path, own.partition) as notifier,
     ):
         yield
         with notifier.invalidation(UADDRS):
@@ -107,27 +107,27 @@ def slow(path: Path, _: Size) -> Iterator[None]:
 def stuck(path: Path, _: Size) -> Iterator[None]:
     """Begins an invalidation, and never ends it."""
     with (
-        guest(path, "stuck") as (_, partition, vp),
-        BlockingNotifier.open(path, partition) as notifier,
+        guest(path, "stuck") as own,
+        BlockingNotifier.open(path, own.partition) as notifier,
     ):
         yield
         notifier.call(InvalidateBegin(start_uaddr=UADDRS.start_uaddr, length=UADDRS.length))
-        vp.send(request("intercept", intercept_message(GFNS.start, READ)))
+        own.vp.send(request("intercept", intercept_message(GFNS.start, READ)))
         yield
 
 
 def hoard(path: Path, _: Size) -> Iterator[None]:
     """Adds regions without end."""
-    with guest(path, "hoard") as (vmm, _, _):
+    with guest(path, "hoard") as own:
         yield
         gfns = itertools.count(0x1000)
-        for _ in range(HOARDED):
-            vmm.add_regions([
+        for _again in range(HOARDED):
+            own.vmm.add_regions([
                 NewRegion(
                     gfns=GfnRange.of(next(gfns), 1), uaddrs=ONE_PAGE, kind=RequestedKind.MOVABLE,
                     writable=True, executable=False,
                 )
-                for _ in range(128)
+                for _again in range(128)
             ])  # fmt: skip
         yield
 
@@ -147,19 +147,19 @@ def leak(path: Path, _: Size) -> Iterator[None]:
 
 def flood(path: Path, _: Size) -> Iterator[None]:
     """Asks for what the log has a line of."""
-    with guest(path, "flood") as (vmm, _, _):
+    with guest(path, "flood") as own:
         yield
-        for _ in range(FLOOD):
-            vmm.set_policy(mmio_granularity=MmioGranularity.PAGE)
+        for _again in range(FLOOD):
+            own.vmm.set_policy(mmio_granularity=MmioGranularity.PAGE)
         yield
 
 
 def poison(path: Path, _: Size) -> Iterator[None]:
     """Sends a request that daemons die of, as the test has planned."""
-    with guest(path, "poison") as (vmm, _, _):
+    with guest(path, "poison") as own:
         yield
         with pytest.raises(ConnectionEnded, match="EIO"):
-            vmm.unmap_vma(UADDRS)
+            own.vmm.unmap_vma(UADDRS)
         yield
 
 

@@ -249,7 +249,7 @@ class ReturningVmm:
 
             async def ask_again() -> None:
                 await connection.wait_readable()
-                self._strike(connection)
+                self._strike(connection, INTERCEPT_METHOD)
 
             partition.start_vp(vp, connection, reply, before=ask_again)
             return
