@@ -55,6 +55,7 @@ from ._errors import ClientMisuse, ConnectionEnded, ConnectionLost
 from ._hypervisor_session import MapRequest, refused_after
 from ._own_regions import OwnRegions
 from ._showing import show_as_from
+from ._trace_ring import RecordsRead, TraceRing
 from ._vmm_requests import DeclaredVma, NewRegion
 
 if TYPE_CHECKING:
@@ -105,10 +106,12 @@ __all__ = [
     "ProtocolViolation",
     "RangeError",
     "Reason",
+    "RecordsRead",
     "RegionKind",
     "RegionView",
     "Remap",
     "RequestedKind",
+    "TraceRing",
     "Translation",
     "TrioHypervisor",
     "TrioNotifier",

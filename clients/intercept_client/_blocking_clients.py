@@ -298,6 +298,7 @@ class BlockingOperator(_CallClient):
     drain = _method(_operator_requests.drain)
     restart = _method(_operator_requests.restart)
     subscribe = _method(_operator_requests.subscribe)
+    trace = _method(_operator_requests.trace)
 
     @classmethod
     def open(cls, path: StrPath, *, timeout: float | None = None, open_timeout: float | None = None) -> Self:

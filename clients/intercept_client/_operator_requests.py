@@ -18,11 +18,13 @@ from intercept_protocol.messages import (
     PartitionInspection,
     PartitionSummary,
     RegionView,
+    TraceBegun,
     VmaView,
 )
 
 from ._exchange import Exchange, call_exchange
 from ._series import Series, pages
+from ._trace_ring import TraceRing
 
 
 def inspect_partition(partition_id: int) -> Exchange[PartitionInspection]:
@@ -78,6 +80,14 @@ def subscribe(
             reasons=None if reasons is None else list(reasons),
         )
     )
+
+
+def trace(partition_id: int, ring: TraceRing) -> Exchange[TraceBegun]:
+    """Have the daemon write what happens in a partition into `ring`, until this connection ends.
+
+    One connection traces one partition, and a partition is traced once: EBUSY for another.
+    """
+    return call_exchange(messages.Trace(partition_id=partition_id), [ring.descriptor])
 
 
 def list_partitions() -> Series[list[PartitionSummary]]:

@@ -265,6 +265,7 @@ class TrioOperator(_CallClient):
     drain = _method(_operator_requests.drain)
     restart = _method(_operator_requests.restart)
     subscribe = _method(_operator_requests.subscribe)
+    trace = _method(_operator_requests.trace)
 
     @classmethod
     def open(cls, path: StrPath, *, open_timeout: float = OPEN_SECONDS) -> AbstractAsyncContextManager[Self]:

@@ -22,6 +22,7 @@ from .doctor.command import doctor_command
 from .exercise.command import exercise_command
 from .guest.command import guest_command
 from .policy import policy_command
+from .record.command import record_command
 from .top.command import top_command
 from .vmms import vmms_command
 from .watch.command import watch_command
@@ -214,6 +215,7 @@ main.add_command(doctor_command)
 main.add_command(exercise_command)
 main.add_command(guest_command)
 main.add_command(policy_command)
+main.add_command(record_command)
 main.add_command(top_command)
 main.add_command(vmms_command)
 main.add_command(watch_command)

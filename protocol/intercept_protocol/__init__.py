@@ -7,5 +7,6 @@ For users, and stable as `intercept_client` is: `messages` (every request and re
 `outcomes`, `errors`, `hv_message` and `memory_intercept` (the hypervisor's 256 bytes). A VMM in Python needs
 none of them: `intercept_client` exports what it uses. For those who write another client or server: `rpc`
 (framing), `codec` (typed messages to and from maps), `elements` (errors about an element of a list) and
-`text` (what others sent, safe to show).
+`text` (what others sent, safe to show). For those who read traces and recordings (`protocol/RECORDING.md`):
+`trace` (the records) and `recording` (the file).
 """

@@ -27,6 +27,7 @@ from interceptd.quota import Quota
 from interceptd.telemetry.counters import Source
 from interceptd.telemetry.event_bus import Publisher
 from interceptd.telemetry.histogram import LatencyHistogram
+from interceptd.telemetry.trace import Trace
 
 PENDING_PIECES = 1024
 """Beyond this many disjoint pieces the pending set becomes "everything": memory stays bounded, and
@@ -132,6 +133,7 @@ class MmuNotifier:
         self._ring, self._doorbell = trio.open_memory_channel[None](1)
         self.by_source: Counter[Source] = Counter()
         self.stale_windows = 0
+        self.trace: Trace | None = None
         self.passes = LatencyHistogram()
         """From the oldest invalidation of a batch until the whole batch is served."""
 
@@ -347,7 +349,10 @@ class MmuNotifier:
     def served(self, batch: Batch) -> None:
         """Nothing made from the old frames is left: wake the tasks that wait for the batch."""
         if batch.began_ns is not None:
-            self.passes.record(perf_counter_ns() - batch.began_ns)
+            took = perf_counter_ns() - batch.began_ns
+            self.passes.record(took)
+            if self.trace is not None:
+                self.trace.served(took)
         if self._journal is not None:
             self._journal.served(batch.gone_count)
         self._serving = None

@@ -1,6 +1,6 @@
 /* Load generator: VPs that ask for intercepts, one at a time each, as fast as they are answered.
  *
- *   load [-v VPS] [-p PARTITIONS] [-t SECONDS] [-r REGIONS] [-g PAGES] [-m MAPPED] [-c PIECES] [-s STRIDE] SCENARIO SOCKET
+ *   load [-w] [-v VPS] [-p PARTITIONS] [-t SECONDS] [-r REGIONS] [-g PAGES] [-m MAPPED] [-c PIECES] [-s STRIDE] SCENARIO SOCKET
  *
  *   echo            an intercept to a server that is no interceptd, and answers any
  *   already_mapped  an intercept of a page that is mapped, rotating over MAPPED regions
@@ -11,7 +11,8 @@
  *   unmap_vma       a munmap on declared memory, with its invalidation; between two of them it is mapped and touched
  *   hold            connect, say "ready" and a newline, and keep everything until stdin ends
  *
- * The three that undo something between two of them are of one VP.
+ * The three that undo something between two of them are of one VP. -w says "ready" and a newline when all is set up, and
+ * begins when stdin ends.
  *
  * Each partition has REGIONS regions of PAGES pages with a gap between any two, of which the first MAPPED are touched;
  * -c cuts each region's memory into PIECES of other rights, alternately. Gfns are visited in steps of STRIDE regions.
@@ -45,6 +46,7 @@ static struct ic_connection vmms[MAX_VPS];
 static struct ic_partition partitions[MAX_VPS];
 static long vp_count = 1, partition_count, regions = 1, pages = 512, mapped = 1, pieces = 1, stride = 1;
 static double seconds = 0.5, stop_at;
+static bool waits;
 static pthread_barrier_t start;
 
 static double now(void) {
@@ -180,12 +182,13 @@ static void report(double setup) {
 }
 
 int main(int argc, char **argv) {
-    for (int option; (option = getopt(argc, argv, "v:p:t:r:g:m:c:s:")) != -1;) {
+    for (int option; (option = getopt(argc, argv, "wv:p:t:r:g:m:c:s:")) != -1;) {
         long *const numbers[] = {&vp_count, &partition_count, &regions, &pages, &mapped, &pieces, &stride};
         static const char letters[] = "vprgmcs";
         const char *at = strchr(letters, option);
         if (option == '?') return 2;
-        if (at) *numbers[at - letters] = strtol(optarg, NULL, 0);
+        if (option == 'w') waits = true;
+        else if (at) *numbers[at - letters] = strtol(optarg, NULL, 0);
         else seconds = atof(optarg);
     }
     if (argc != optind + 2) return fprintf(stderr, "usage: load [OPTIONS] SCENARIO SOCKET\n"), 2;
@@ -198,7 +201,8 @@ int main(int argc, char **argv) {
     double setup = 0;
     for (long i = 0; scenario != ECHO && i < partition_count; i++) setup += prepare(i, path) / partition_count;
     for (long i = 0; i < vp_count; i++) join(i, path);
-    if (scenario == HOLD) return printf("ready\n"), fflush(stdout), getchar(), 0;
+    if (waits || scenario == HOLD) printf("ready\n"), fflush(stdout), getchar();
+    if (scenario == HOLD) return 0;
     pthread_barrier_init(&start, NULL, vp_count + 1);
     for (long i = 0; i < vp_count; i++)
         if (pthread_create(&vps[i].thread, NULL, run, &vps[i])) return perror("pthread_create"), 1;

@@ -84,6 +84,22 @@ class Load:
             raise click.ClickException(f"load {scenario} {options}: {done.stderr.strip()[-400:]}")
         return Sample(**json.loads(done.stdout))
 
+    def measure_once_ready(
+        self, scenario: str, path: Path, place: Place, *options: object, ready: Callable[[], None]
+    ) -> Sample:
+        """Call `ready` between the set-up and what is measured. In C only."""
+        command = [*self._command, "-w", *map(str, options), scenario, path]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=place.before_exec
+        ) as process:
+            assert process.stdout is not None
+            if process.stdout.readline() == b"ready\n":
+                ready()
+            measured, _ = process.communicate()
+        if process.returncode:
+            raise click.ClickException(f"load {scenario} {options} ended with status {process.returncode}")
+        return Sample(**json.loads(measured))
+
     @contextmanager
     def holding(self, path: Path, *options: object) -> Iterator[None]:
         """What the load generator connects and sets up, held until the end of the block. In C only."""

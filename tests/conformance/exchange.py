@@ -22,7 +22,7 @@ METHODS: Final[Mapping[str, frozenset[str]]] = {
     "notifier": frozenset({"invalidate_begin", "invalidate_end", "invalidate", "kick"}),
     "operator": frozenset({
         "list_partitions", "inspect_partition", "statistics", "set_policy", "drain", "restart",
-        "subscribe", "histograms", "list_regions", "list_vmas", "list_mappings",
+        "subscribe", "histograms", "list_regions", "list_vmas", "list_mappings", "trace",
     }),
 }  # fmt: skip
 """By role. ENOSYS to one of these means that it is missing; to any other it is the right answer (P-3)."""

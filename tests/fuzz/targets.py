@@ -11,7 +11,7 @@ import os
 import re
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from intercept_protocol.errors import EncodedError, ProtocolViolation, WireError
 from intercept_protocol.hv_message import MESSAGE_SIZE, InterceptMessage, MessageType, memory_access
 from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
+from intercept_protocol.recording import Chunk, RecordingError, RecordingReader
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.smaps import parse_records
 from interceptd.address_space.userfaultfd import parse_events
@@ -180,13 +181,32 @@ def config(data: bytes) -> None:
             assert loaded.limits.stated()
 
 
+def recording(data: bytes) -> None:
+    """A file has the same chunks, or the same fault, in one piece and byte by byte."""
+    whole = _recorded([data])
+    assert whole == _recorded(data[at : at + 1] for at in range(len(data)))
+
+
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     target.__name__: target
-    for target in (frames, receiver, intercept, hv_message, calls, events, maps, smaps, config)
+    for target in (frames, receiver, intercept, hv_message, calls, events, recording, maps, smaps, config)
 }
 
 
 # ------------------------------------------------ helpers
+
+
+def _recorded(pieces: Iterable[bytes]) -> tuple[list[Chunk], str]:
+    """The chunks of a file, and how it ended."""
+    reader = RecordingReader()
+    chunks: list[Chunk] = []
+    try:
+        for piece in pieces:
+            chunks += reader.feed(piece)
+        reader.close()
+    except RecordingError as error:
+        return chunks, str(error)
+    return chunks, ""
 
 
 _FIRST_LINE = re.compile(

@@ -38,7 +38,9 @@ from intercept_protocol.messages import (
 from intercept_protocol.messages.vmm import LIST_LIMIT
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.config.live import Settings
-from interceptd.config.schema import Config
+from interceptd.config.schema import Config, Limits
+from interceptd.connections.received_fds import ReceivedFds
+from interceptd.connections.tenants import Tenants
 from interceptd.daemon import Daemon
 from interceptd.memory import long_lists
 from interceptd.memory.region import KindOrigin, Region, RegionState
@@ -380,7 +382,7 @@ async def test_an_operators_view_of_many_partitions_takes_turns(nursery: trio.Nu
         registry.add(ModelPartition(partition_id=number + 1).partition)
     daemon = Daemon(Settings(Config()))
     daemon.partitions = registry
-    session = OperatorSession(daemon, EventBus(), Subscription())
+    session = OperatorSession(daemon, EventBus(), Subscription(), ReceivedFds(Tenants(Limits).of(0).closer))
     others = Others(nursery)
     for call in (ListPartitions(after=0), OperatorStatistics()):
         before = others.turns

@@ -54,7 +54,11 @@ def first_error(directory: Path, table: Table, promises: Sequence[Promise] = PRO
     return next((found for found in searched if found.errors), None)
 
 
-@pytest.mark.parametrize(("world", "states"), WORLDS, ids=str)
+@pytest.mark.parametrize(
+    ("world", "states"),
+    WORLDS,
+    ids=[f"{world.pages} pages, {world.vps} VPs, {world.sources} sources" for world, _ in WORLDS],
+)
 def test_no_order_of_steps_breaks_a_promise(tmp_path: Path, world: Scope, states: int) -> None:
     found = search(model(world), tmp_path)
     print(f"\n{world}: {found}")

@@ -7,6 +7,7 @@ import msgspec
 from intercept_protocol import codec, events, rpc
 from intercept_protocol import messages as m
 from intercept_protocol.outcomes import Access
+from intercept_protocol.trace import ANSWERS, REGION_KINDS, SOURCES
 from wire_vectors.forms import ExchangeVector, as_json, map_as_json
 
 TOKEN = bytes(range(16))
@@ -204,6 +205,9 @@ def methods() -> list[ExchangeVector]:
         ("vmm", "no userfaultfd", m.AttachMemory(promise_begin_end=False, userfaultfd_errno=1), None),
         ("operator", "metrics are served", m.OperatorStatistics(), scraped),
         ("operator", "not watched", m.InspectPartition(partition_id=2), silent),
+        ("operator", "plain", m.Trace(partition_id=1),
+         m.TraceBegun(records=262144, record_size=64, answers=ANSWERS, sources=SOURCES,
+                      region_kinds=REGION_KINDS)),
     ]  # fmt: skip
     return [_exchange(msgid, *case) for msgid, case in enumerate(cases, start=1)]
 

@@ -45,6 +45,7 @@ from .inspection import (
     PartitionSummary,
     RegionPage,
     RegionView,
+    TraceBegun,
     VmaPage,
     VmaView,
     VpView,
@@ -64,6 +65,7 @@ from .operator import (
     OperatorStatistics,
     Restart,
     Subscribe,
+    Trace,
 )
 from .statistics import (
     LATENCY_BUCKETS,
@@ -179,6 +181,8 @@ __all__ = [
     "SetPolicy",
     "Statistics",
     "Subscribe",
+    "Trace",
+    "TraceBegun",
     "Translate",
     "Translation",
     "UnmapGpa",

@@ -115,6 +115,17 @@ class MappingPage(msgspec.Struct, frozen=True, kw_only=True):
     more: bool
 
 
+class TraceBegun(msgspec.Struct, frozen=True, kw_only=True):
+    """What the numbers in a ring of records stand for."""
+
+    records: int
+    """How many the ring holds."""
+    record_size: int
+    answers: tuple[tuple[str, str], ...]
+    sources: tuple[str, ...]
+    region_kinds: tuple[str, ...]
+
+
 class VpView(msgspec.Struct, frozen=True, kw_only=True):
     vp_index: int
     state: str

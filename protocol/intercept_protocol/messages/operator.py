@@ -12,7 +12,7 @@ from intercept_protocol.events import EventName, Reason
 
 from .base import U32, U64, AfterRestart, Call
 from .enums import MmioGranularity
-from .inspection import MappingPage, PartitionInspection, PartitionList, RegionPage, VmaPage
+from .inspection import MappingPage, PartitionInspection, PartitionList, RegionPage, TraceBegun, VmaPage
 from .statistics import DaemonStatistics, HistogramPage
 
 
@@ -113,15 +113,25 @@ class OperatorListMappings(Call[MappingPage], frozen=True, kw_only=True, forbid_
     after: U64 | None = None
 
 
+class Trace(Call[TraceBegun], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Record a partition into the ring whose descriptor comes along, until this connection ends."""
+
+    METHOD: ClassVar[str] = "trace"
+    REPLY: ClassVar[object] = TraceBegun
+    RESTART: ClassVar[AfterRestart] = "repeatable"
+
+    partition_id: U64
+
+
 OperatorCall = (
     ListPartitions | InspectPartition | OperatorStatistics | Histograms
     | OperatorSetPolicy | Drain | Restart | Subscribe
-    | OperatorListRegions | OperatorListVmas | OperatorListMappings
+    | OperatorListRegions | OperatorListVmas | OperatorListMappings | Trace
 )  # fmt: skip
 OPERATOR_METHODS: Mapping[str, type[OperatorCall]] = {
     call.METHOD: call
     for call in (
         ListPartitions, InspectPartition, OperatorStatistics, Histograms, OperatorSetPolicy, Drain, Restart,
-        Subscribe, OperatorListRegions, OperatorListVmas, OperatorListMappings,
+        Subscribe, OperatorListRegions, OperatorListVmas, OperatorListMappings, Trace,
     )
 }  # fmt: skip

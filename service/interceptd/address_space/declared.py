@@ -26,6 +26,7 @@ from interceptd.pages.mapping import HOST_BACKING, Extent, Frame
 from interceptd.pages.range_map import RangeMap
 from interceptd.quota import Quota
 from interceptd.scheduling.time_share import give_way, give_way_shielded
+from interceptd.telemetry.trace import Trace
 
 VMAS_PER_PART = 64
 """VMAs that a long edit processes before it looks at the time."""
@@ -53,6 +54,7 @@ class DeclaredAddressSpace:
         self._vmas: CountedRangeMap[Vma] = CountedRangeMap(quota)
         self.unresolved: Counter[Cause] = Counter()
         """Empty: what is not declared is not there."""
+        self.trace: Trace | None = None
 
     @property
     def vma_count(self) -> int:
@@ -115,6 +117,7 @@ class DeclaredAddressSpace:
         """Raises ENOSPC at the limit, EEXIST over another VMA."""
         self._require_room(1)
         self._insert(vma)
+        self._note_mapped(vma)
 
     def map_vmas(self, vmas: Sequence[Vma]) -> None:
         """All of them, or none: raises ENOSPC without room for all, and EEXIST that says which overlaps
@@ -130,6 +133,12 @@ class DeclaredAddressSpace:
                 self._vmas.carve(vma)
             with about_element("vmas", mapped):
                 raise
+        for vma in vmas:
+            self._note_mapped(vma)
+
+    def _note_mapped(self, vma: Vma) -> None:
+        if self.trace is not None:
+            self.trace.vma_mapped(vma.start, vma.end, vma.start_pfn, vma.access, vma.io)
 
     def _insert(self, vma: Vma) -> None:
         if not self._vmas.insert_if_free(vma):
@@ -149,6 +158,8 @@ class DeclaredAddressSpace:
         there meanwhile. Raises ENOSPC, and changes nothing, if splitting a VMA would exceed the limit.
         """
         self._require_room(self._cuts(uaddrs) - len(self._vmas.overlapping(self._vmas.head(uaddrs, 2))))
+        if self.trace is not None:
+            self.trace.vma_unmapped(uaddrs.start, uaddrs.end)
         for part in self._parts(uaddrs):
             self._vmas.carve(part)
             if part.end < uaddrs.end:
@@ -157,6 +168,8 @@ class DeclaredAddressSpace:
     async def protect_vma(self, uaddrs: UaddrRange, access: Access) -> None:
         """Set the rights of everything in `uaddrs`. Otherwise like `unmap_vma`."""
         self._require_room(self._cuts(uaddrs))
+        if self.trace is not None:
+            self.trace.vma_protected(uaddrs.start, uaddrs.end, access)
         for part in self._parts(uaddrs):
             for vma in self._vmas.carve(part):
                 self._vmas.insert(replace(vma, access=access))

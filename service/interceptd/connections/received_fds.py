@@ -101,6 +101,12 @@ class ReceivedFds:
             raise self._loss
         return self._empty()
 
+    def lent(self) -> tuple[int, ...]:
+        """The kept descriptors, which stay here: `drop` closes them. Raises the error given to `lose`."""
+        if self._loss is not None:
+            raise self._loss
+        return tuple(self._kept)
+
     def lose(self, why: WireError) -> None:
         """Close the kept descriptors and all until the next `drop`; `take` raises `why`. Raises like `drop`.
 

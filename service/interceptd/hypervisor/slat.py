@@ -1,7 +1,7 @@
 """The software second-level table: gfn -> (frame, access), stored as extents.
 
-Owns the entries, the capacity of a table page, and that a successor learns of every edit; must not know
-hypercalls. An edit is synchronous and costs what its extents cost, whether it spans a page or 64 GiB.
+Owns the entries, the capacity of a table page, and that a successor and a trace learn of every edit. Must not
+know hypercalls. An edit is synchronous and costs what its extents cost, whether it spans a page or 64 GiB.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from interceptd.ledger.journal import Journal
 from interceptd.pages.mapping import Cache, Mapping, insert_joined
 from interceptd.pages.range_map import RangeMap
 from interceptd.scheduling.time_share import give_way_shielded
+from interceptd.telemetry.trace import Trace
 
 ENTRIES_PER_PART = 16
 """Entries that a walk looks at before it lets others run."""
@@ -25,12 +26,13 @@ GFNS_PER_TABLE_PAGE = 512
 class SoftwareSlat:
     """What the guest can access. Entries without rights are NO_ACCESS."""
 
-    __slots__ = ("_entries", "_journal", "_no_access_gfns")
+    __slots__ = ("_entries", "_journal", "_no_access_gfns", "trace")
 
     def __init__(self, journal: Journal | None = None) -> None:
         self._entries: RangeMap[Mapping] = RangeMap()
         self._journal = journal
         self._no_access_gfns = 0
+        self.trace: Trace | None = None
 
     def __len__(self) -> int:
         """Extents, NO_ACCESS included."""
@@ -71,6 +73,8 @@ class SoftwareSlat:
             self._no_access_gfns += _no_access(mapping)
             if self._journal is not None:
                 self._journal.append(mapped(mapping))
+            if self.trace is not None:
+                self.trace.mapped(mapping)
         return inserted
 
     def replace(self, mapping: Mapping) -> None:
@@ -93,8 +97,12 @@ class SoftwareSlat:
 
     def clear(self, gfns: GfnRange) -> None:
         """Remove the entries in `gfns`."""
-        if self._carve(gfns) and self._journal is not None:
+        if not self._carve(gfns):
+            return
+        if self._journal is not None:
             self._journal.append(records.Unmapped(gfns.start, gfns.end))
+        if self.trace is not None:
+            self.trace.unmapped(gfns)
 
     def _carve(self, pages: Mapping | GfnRange) -> bool:
         removed = self._entries.carve(pages)

@@ -27,6 +27,7 @@ from interceptd.pages.mapping import Extent, Mapping
 from interceptd.scheduling.time_share import give_way
 from interceptd.telemetry.counters import Stages
 from interceptd.telemetry.histogram import LatencyHistogram
+from interceptd.telemetry.trace import Trace
 
 ROUNDS = 16
 """Times that one access is tried before the answer is RETRY. A VMM that invalidates without end keeps only
@@ -50,6 +51,11 @@ class Fault:
     """By the look-up; None once the first attempt has used it."""
     waited: bool = False
     """Whether it had to wait for an invalidation, or for another VP's map."""
+    decode_ns: int = 0
+    wait_ns: int = 0
+    resolve_ns: int = 0
+    map_ns: int = 0
+    """How long each stage took, over all rounds."""
 
 
 class FaultHandler:
@@ -71,6 +77,8 @@ class FaultHandler:
         self.lookup = regions.lookup
         """`RegionManager.lookup`, unwrapped: most accesses need nothing else."""
         self.stages = Stages()
+        self.trace: Trace | None = None
+        """Told what backs the memory of a live process, as faults learn it."""
         self.split_large_pages = 0
         """Maps of only a part of a large page that could have been mapped whole."""
 
@@ -259,7 +267,9 @@ class FaultHandler:
         on it."""
         extent = await self._address_space.resolve(page, window, region.uaddrs)
         if extent is not None and extent.io is None and region.kind_origin is KindOrigin.INFERRED:
-            return replace(extent, io=await self._address_space.is_io(page))
+            extent = replace(extent, io=await self._address_space.is_io(page))
+        if self.trace is not None and extent is not None and not attempt.stale:
+            self.trace.backed(extent)
         return extent
 
     async def _resolve_whole(

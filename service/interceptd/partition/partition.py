@@ -44,6 +44,7 @@ from interceptd.scheduling.time_share import give_way
 from interceptd.telemetry.counters import PortCalls, Totals
 from interceptd.telemetry.event_bus import PartitionPublisher
 from interceptd.telemetry.histogram import InterceptLatency
+from interceptd.telemetry.trace import Trace
 
 log = structlog.get_logger()
 
@@ -275,6 +276,19 @@ class Partition:
             + Cost.VMA * self.address_space.vma_count
             + Cost.OPEN_INVALIDATION * self.notifier.open_invalidations
         )
+
+    @property
+    def trace(self) -> Trace | None:
+        """What an operator records of it."""
+        return self.event_bus.trace
+
+    def trace_into(self, trace: Trace | None) -> None:
+        """Write what happens into `trace` from now on; None for nothing any more."""
+        self.event_bus.trace = self.table.trace = self.notifier.trace = trace
+        if isinstance(self.memory, DeclaredAddressSpace):
+            self.memory.trace = trace
+        else:
+            self.faults.trace = trace
 
     def latency(self) -> InterceptLatency:
         """Of the intercepts of all VPs that are or were."""

@@ -121,7 +121,7 @@ class VirtualProcessor:
 
     async def _answer(self, wanted: MemoryAccess | None) -> Answer:
         began = perf_counter_ns()
-        latency = self.latency.at_once
+        latency, fault = self.latency.at_once, None
         if wanted is None:
             answer = Answer.NOT_MEMORY
         elif self._draining:
@@ -134,21 +134,29 @@ class VirtualProcessor:
                     pass
                 case found:
                     fault = Fault(*wanted, found)
-                    self._faults.stages.decode.record(perf_counter_ns() - began)
+                    fault.decode_ns = perf_counter_ns() - began
+                    self._faults.stages.decode.record(fault.decode_ns)
                     answer = await self._handle(fault)
                     if fault.waited:
                         latency = self.latency.waited
         if answer is not Answer.ALREADY_MAPPED:
             self._guard.reset()
         self._answers[answer] += 1
-        latency.record(perf_counter_ns() - began)
+        took = perf_counter_ns() - began
+        latency.record(took)
         if self._event_bus.intercepts_wanted:
-            self._publish(wanted, answer)
+            self._publish(wanted, answer, took, fault)
         return answer
 
-    def _publish(self, wanted: MemoryAccess | None, answer: Answer) -> None:
+    def _publish(self, wanted: MemoryAccess | None, answer: Answer, took: int, fault: Fault | None) -> None:
+        """For an operator's trace, and for subscribers."""
+        bus = self._event_bus
+        if bus.trace is not None:
+            bus.trace.intercept(self.index, wanted, answer, took, fault)
+        if not bus.subscribers_want_intercepts:
+            return
         gfn, access = wanted or (None, None)
-        self._event_bus.publish(
+        bus.publish(
             InterceptAnswered(
                 vp_index=self.index, outcome=answer.outcome, reason=answer.reason, gfn=gfn, access=access
             )

@@ -111,15 +111,16 @@ class Dispatcher:
         self.operators += 1
         charge_lines_to(None)
         try:
+            descriptors = handshake.connection.keep_descriptors()
             await handshake.connection.answer(handshake.hello_reply(self.hello_reply()))
-            await self._serve_calls(handshake.connection)
+            await self._serve_calls(handshake.connection, descriptors)
         finally:
             self.operators -= 1
 
-    async def _serve_calls(self, connection: Connection) -> None:
+    async def _serve_calls(self, connection: Connection, descriptors: ReceivedFds) -> None:
         """Answer an operator, and send it the events that it subscribed to, until it leaves."""
         subscription = Subscription()
-        session = OperatorSession(self._overview, self.event_bus, subscription)
+        session = OperatorSession(self._overview, self.event_bus, subscription, descriptors)
         stream = EventStream(connection, subscription)
         failure: Exception | None = None
 
@@ -136,7 +137,7 @@ class Dispatcher:
                     failure = error
                 nursery.cancel_scope.cancel()
         finally:
-            self.event_bus.unsubscribe(subscription)
+            session.close()
         if failure is not None:
             try:
                 raise failure

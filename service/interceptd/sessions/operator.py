@@ -14,6 +14,8 @@ from typing import Protocol
 from intercept_protocol import messages
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import OperatorCall
+from intercept_protocol.trace import ANSWERS, RECORD_SIZE, REGION_KINDS, SOURCES
+from interceptd.connections.received_fds import ReceivedFds
 from interceptd.connections.request_loop import Reply
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
@@ -22,6 +24,7 @@ from interceptd.sessions import views
 from interceptd.sessions.vmm import set_policy
 from interceptd.telemetry.event_bus import EventBus, EventFilter, Subscription
 from interceptd.telemetry.histogram import BOUNDARIES_NS
+from interceptd.telemetry.trace import Trace, TraceRing
 
 
 class Overview(Protocol):
@@ -49,8 +52,12 @@ class Overview(Protocol):
 class OperatorSession:
     """One operator's; `subscription` is what is sent to it."""
 
-    def __init__(self, overview: Overview, event_bus: EventBus, subscription: Subscription) -> None:
+    def __init__(
+        self, overview: Overview, event_bus: EventBus, subscription: Subscription, descriptors: ReceivedFds
+    ) -> None:
         self._overview = overview
+        self._descriptors = descriptors
+        self._traced: Partition | None = None
         self._event_bus = event_bus
         self._subscription = subscription
         self._restarting = False
@@ -59,6 +66,13 @@ class OperatorSession:
         """Call it once an answer was sent. If that was to `restart`, the process exits."""
         if self._restarting:
             self._overview.rest()
+
+    def close(self) -> None:
+        """The operator has left."""
+        self._event_bus.unsubscribe(self._subscription)
+        if self._traced is not None and (trace := self._traced.trace) is not None:
+            self._traced.trace_into(None)
+            trace.close()
 
     def answer(self, call: OperatorCall) -> Reply | Coroutine[object, object, Reply]:
         match call:
@@ -84,7 +98,28 @@ class OperatorSession:
                 return views.mapping_page(self._find(call.partition_id), call.after)
             case messages.Subscribe():
                 self._event_bus.subscribe(self._subscription, _filter(call))
+            case messages.Trace():
+                return self._trace(self._find(call.partition_id))
         return None
+
+    def _trace(self, partition: Partition) -> messages.TraceBegun:
+        descriptors = self._descriptors.lent()
+        if self._traced is not None:
+            raise WireError(errno.EBUSY, "trace: this connection traces a partition already")
+        if partition.trace is not None:
+            raise WireError(errno.EBUSY, f"trace: partition {partition.partition_id} is traced already")
+        if len(descriptors) != 1:
+            raise WireError(errno.EINVAL, f"trace: takes one descriptor, not {len(descriptors)}")
+        ring = TraceRing(descriptors[0])
+        partition.trace_into(Trace(ring))
+        self._traced = partition
+        return messages.TraceBegun(
+            records=ring.records,
+            record_size=RECORD_SIZE,
+            answers=ANSWERS,
+            sources=SOURCES,
+            region_kinds=REGION_KINDS,
+        )
 
     async def _restart(self) -> None:
         await self._overview.restart()

@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from intercept_protocol.events import AnyFact, Event, EventName, EventsDropped, InterceptAnswered
+from interceptd.telemetry.trace import Trace
 
 Item = TypeVar("Item")
 EVENTS_KEPT = 1024
@@ -143,23 +144,35 @@ class EventBus:
 
 
 class PartitionPublisher:
-    """A partition's view of the event_bus: whatever it publishes happened there."""
+    """A partition's view of the event bus, and its trace: whatever it publishes happened there."""
 
-    __slots__ = ("_event_bus", "_partition_id")
+    __slots__ = ("_event_bus", "_partition_id", "trace")
 
     def __init__(self, event_bus: EventBus, partition_id: int) -> None:
         self._event_bus = event_bus
         self._partition_id = partition_id
+        self.trace: Trace | None = None
 
     @property
     def intercepts_wanted(self) -> bool:
+        """Whether a subscriber or the trace wants them."""
+        return self._event_bus.intercepts_wanted or self.trace is not None
+
+    @property
+    def subscribers_want_intercepts(self) -> bool:
         return self._event_bus.intercepts_wanted
 
     def publish(self, fact: AnyFact, /) -> None:
         self._event_bus.publish(fact, self._partition_id)
+        if self.trace is not None:
+            self.trace.fact(fact)
 
     def publish_each(self, fact_of: Callable[[Item], AnyFact], items: Iterable[Item], /) -> None:
-        self._event_bus.publish_each(fact_of, items, self._partition_id)
+        if self.trace is not None:
+            for item in items:
+                self.publish(fact_of(item))
+        else:
+            self._event_bus.publish_each(fact_of, items, self._partition_id)
 
 
 def _now_ms() -> int:

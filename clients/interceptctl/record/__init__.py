@@ -1,0 +1,1 @@
+"""`interceptctl record`: a partition's recording, into a file."""

@@ -1,0 +1,311 @@
+"""A partition is traced and recorded: a real daemon writes, other processes read."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from fakes.daemon_process import DaemonProcess
+from fakes.eventually import PATIENCE, eventually
+from fakes.raw_client import READ, RawConnection, Refused, request
+from fakes.raw_vmm import GFN, PAGE, PFN, UADDR, RawVmm
+from intercept_client import BlockingOperator, TraceRing, WireError
+from intercept_protocol.recording import (
+    Chunk,
+    End,
+    Header,
+    Mappings,
+    RecordingReader,
+    Records,
+    Regions,
+    StateBegins,
+    StateEnds,
+    Vmas,
+    encode_header,
+)
+from intercept_protocol.trace import RECORD_SIZE, RING_HEADER, Kind, Words, intercept_of, kinds_of, records_of
+from interceptctl.record.recorder import Recorder
+
+SEALED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+RING = RING_HEADER + 256 * RECORD_SIZE
+HEADER = encode_header(
+    Header(
+        partition_id=1, name="", address_space="declared", hypervisor="software", architecture="x86_64",
+        mmio_granularity="vma", daemon="", wall_clock_ns=0, monotonic_ns=0,
+    )
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    with DaemonProcess(tmp_path_factory.mktemp("traces")) as daemon:
+        yield daemon.wait_serving()
+
+
+@pytest.fixture
+def vmm(daemon: DaemonProcess) -> Iterator[RawVmm]:
+    with RawVmm(daemon.socket) as vmm:
+        yield vmm
+
+
+@pytest.fixture
+def operator(daemon: DaemonProcess) -> Iterator[BlockingOperator]:
+    with BlockingOperator.open(daemon.operator_socket, timeout=PATIENCE) as operator:
+        yield operator
+
+
+@pytest.fixture
+def ring() -> Iterator[TraceRing]:
+    with closing(TraceRing(256)) as ring:
+        yield ring
+
+
+def kinds(ring: TraceRing) -> list[str]:
+    return [Kind(kind).name.lower() for kind in kinds_of(ring.read().stored)]
+
+
+def test_what_happens_in_a_partition_is_written_in_order(
+    vmm: RawVmm, operator: BlockingOperator, ring: TraceRing
+) -> None:
+    begun = operator.trace(vmm.partition_id, ring)
+    assert (begun.records, begun.record_size) == (256, RECORD_SIZE)
+    vmm.map_vma(UADDR, 4, PFN)
+    vmm.add_region(GFN, 4, UADDR, "mmio")
+    vp = vmm.vp()
+    vp.intercept(GFN)
+    vp.intercept(GFN + 1)
+    vp.intercept(0)
+    vmm.ask("protect_vma", start_uaddr=UADDR, page_count=1, readable=True, writable=False, executable=False)
+    vmm.ask("unmap_vma", start_uaddr=UADDR, page_count=4)
+    lost, first, stored = ring.read()
+    assert (lost, first) == (0, 0)
+    records = records_of(first, stored)
+    assert [Kind(record.kind).name.lower() for record in records] == [
+        "vma_mapped", "region_added", "vp_attached",
+        "guest_mapped", "intercept", "intercept", "intercept",
+        "invalidation_begun", "vma_protected", "guest_unmapped", "invalidation_served", "invalidation_ended",
+        "invalidation_begun", "vma_unmapped", "guest_unmapped", "invalidation_served", "invalidation_ended",
+    ]  # fmt: skip
+    words = Words(begun.answers, begun.sources, begun.region_kinds)
+    answered = [intercept_of(record, words) for record in records if record.kind == Kind.INTERCEPT]
+    assert [(each.gfn, each.reason) for each in answered] == [
+        (GFN, "mapped"), (GFN + 1, "already_mapped"), (0, "no_region"),
+    ]  # fmt: skip
+    assert answered[0].total_ns >= answered[0].decode_ns > 0
+    assert answered[1].decode_ns == 0, "the look-up decided it"
+    times = [record.time_ns for record in records]
+    assert times == sorted(times)
+    assert records[0].values[:3] == (UADDR // PAGE, 4, PFN)
+    assert records[3].values[:4] == (GFN, 4, UADDR // PAGE, PFN)
+    assert begun.sources[records[7].detail] == "protect_vma"
+
+
+def test_the_end_of_the_connection_ends_the_trace_and_another_may_begin(
+    daemon: DaemonProcess, vmm: RawVmm, operator: BlockingOperator, ring: TraceRing
+) -> None:
+    vp = vmm.vp()
+    with BlockingOperator.open(daemon.operator_socket, timeout=PATIENCE) as first:
+        first.trace(vmm.partition_id, ring)
+        with pytest.raises(WireError) as twice, closing(TraceRing(256)) as other:
+            operator.trace(vmm.partition_id, other)
+        assert twice.value.name == "EBUSY"
+        vp.intercept(0)
+        assert kinds(ring) == ["intercept"]
+
+    with closing(TraceRing(256)) as second:
+
+        def traces() -> bool:
+            try:
+                operator.trace(vmm.partition_id, second)
+            except WireError:
+                return False
+            return True
+
+        eventually(traces, True)
+        vp.intercept(0)
+        assert kinds(second) == ["intercept"]
+    assert kinds(ring) == []
+
+
+def test_a_reader_that_is_too_slow_learns_how_many_records_it_lost(
+    vmm: RawVmm, operator: BlockingOperator, ring: TraceRing
+) -> None:
+    vp = vmm.vp()
+    operator.trace(vmm.partition_id, ring)
+    for _ in range(1000):
+        vp.intercept(0)
+    lost, first, stored = ring.read()
+    assert (lost, first, len(stored) // RECORD_SIZE) == (745, 745, 255), "the oldest may be overwritten now"
+    vp.intercept(0)
+    lost, first, stored = ring.read()
+    assert (lost, first, len(stored) // RECORD_SIZE) == (0, 1000, 1)
+
+
+def memfd(size: int, *, seals: int = SEALED, allocated: bool = True) -> int:
+    descriptor = os.memfd_create("ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, size)
+    if allocated:
+        os.posix_fallocate(descriptor, 0, size)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    return descriptor
+
+
+def unfit() -> list[tuple[str, Sequence[int]]]:
+    return [
+        ("takes one descriptor, not 0", []),
+        ("takes one descriptor, not 2", [memfd(RING), memfd(RING)]),
+        ("not a memfd", [os.open("/dev/null", os.O_RDWR)]),
+        ("not a memfd", [os.pipe()[0]]),
+        ("sealed", [memfd(RING, seals=0)]),
+        ("sealed", [memfd(RING, seals=fcntl.F_SEAL_GROW)]),
+        ("allocated", [memfd(RING, allocated=False)]),
+        ("power of two", [memfd(RING_HEADER)]),
+        ("power of two", [memfd(RING + RECORD_SIZE)]),
+        ("power of two", [memfd(RING - 1)]),
+        ("Operation not permitted", [memfd(RING, seals=SEALED | fcntl.F_SEAL_WRITE)]),
+    ]
+
+
+def test_memory_that_could_fail_under_the_daemon_is_refused(daemon: DaemonProcess, vmm: RawVmm) -> None:
+    before = daemon.footprint().descriptors
+    with RawConnection(daemon.operator_socket) as operator:
+        operator.say_hello("operator")
+        for why, descriptors in unfit():
+            operator.send(request("trace", {"partition_id": vmm.partition_id}), descriptors)
+            with pytest.raises(Refused) as caught:
+                operator.answer()
+            refusal = caught.value.refusal
+            assert (refusal.name, why in refusal.message) == ("EINVAL", True), refusal.message
+            for descriptor in descriptors:
+                os.close(descriptor)
+        assert vmm.vp().intercept(0, READ) == ["forward", "no_region"]
+    eventually(lambda: daemon.footprint().descriptors <= before + 1, True)
+
+
+def test_nobody_else_can_take_the_memory_back_or_write_it(
+    vmm: RawVmm, operator: BlockingOperator, ring: TraceRing
+) -> None:
+    operator.trace(vmm.partition_id, ring)
+    for change in (
+        lambda: os.ftruncate(ring.descriptor, 0),
+        lambda: os.pwrite(ring.descriptor, b"x", 0),
+        lambda: punch_hole(ring.descriptor),
+    ):
+        with pytest.raises(PermissionError):
+            change()
+    vmm.vp().intercept(0)
+    assert ring.written
+
+
+def punch_hole(descriptor: int) -> None:
+    subprocess.run(
+        ["fallocate", "--punch-hole", "--offset=0", f"--length={PAGE}", f"/proc/self/fd/{descriptor}"],
+        pass_fds=[descriptor],
+        check=False,
+        capture_output=True,
+    )
+    if os.fstat(descriptor).st_blocks * 512 >= RING:
+        raise PermissionError("its pages are still there")
+
+
+# ---------------------------------------------------------------- recordings
+
+
+def chunks_of(data: bytes) -> list[Chunk]:
+    reader = RecordingReader()
+    chunks = list(reader.feed(data))
+    reader.close()
+    return chunks
+
+
+def test_a_recording_has_the_state_and_then_what_happens(
+    vmm: RawVmm, operator: BlockingOperator, ring: TraceRing
+) -> None:
+    vmm.map_vma(UADDR, 4, PFN)
+    vmm.add_region(GFN, 4, UADDR, "mmio")
+    vp = vmm.vp()
+    vp.intercept(GFN)
+    out = io.BytesIO()
+    looks = 0
+
+    def proceed() -> str | None:
+        nonlocal looks
+        looks += 1
+        if looks == 10:
+            vp.intercept(0)
+        return "enough" if looks == 20 else None
+
+    recorder = Recorder(out, proceed)
+    recorder.record(operator, operator.list_partitions()[-1], ring)
+    written = chunks_of(HEADER + out.getvalue())
+    match written:
+        case [
+            StateBegins(0), Regions([region]), Vmas([vma]), Mappings([mapping]), StateEnds(0),
+            Records(0, stored), End("enough"),
+        ]:  # fmt: skip
+            assert (region.start_gfn, vma.start_pfn, mapping.frame) == (GFN, PFN, ("host", PFN))
+            assert list(kinds_of(stored)) == [Kind.INTERCEPT]
+        case _:
+            pytest.fail(f"{written}")
+    assert (recorder.progress.records, recorder.progress.gaps) == (1, 0)
+
+
+def test_after_a_gap_the_state_is_recorded_again(
+    vmm: RawVmm, operator: BlockingOperator, ring: TraceRing
+) -> None:
+    vp = vmm.vp()
+    out = io.BytesIO()
+    looks = 0
+
+    def proceed() -> str | None:
+        nonlocal looks
+        looks += 1
+        if looks == 10:
+            for _ in range(300):
+                vp.intercept(0)
+        return "enough" if looks == 20 else None
+
+    recorder = Recorder(out, proceed)
+    recorder.record(operator, operator.list_partitions()[-1], ring)
+    written = [type(chunk).__name__ for chunk in chunks_of(HEADER + out.getvalue())]
+    assert written.count("StateBegins") == 2
+    assert written.index("Gap") < written.index("Records") < len(written)
+    assert (recorder.progress.lost, recorder.progress.records) == (45, 255)
+
+
+def test_the_command_records_until_it_is_interrupted(
+    daemon: DaemonProcess, vmm: RawVmm, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.rec"
+    with subprocess.Popen(
+        [
+            sys.executable, "-m", "interceptctl", "--socket", str(daemon.operator_socket),
+            "record", str(file), "--partition", str(vmm.partition_id),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as command:  # fmt: skip
+        vp = vmm.vp()
+
+        def is_recorded() -> bool:
+            vp.intercept(0)
+            return file.exists() and file.stat().st_size > 2000
+
+        try:
+            eventually(is_recorded, True)
+            command.send_signal(signal.SIGINT)
+            told, _ = command.communicate(timeout=PATIENCE)
+        finally:
+            command.kill()
+    assert command.returncode == 0
+    assert "records" in told
+    assert chunks_of(file.read_bytes())[-1] == End("interrupted")
