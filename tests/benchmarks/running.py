@@ -90,7 +90,10 @@ class Load:
         """Call `ready` between the set-up and what is measured. In C only."""
         command = [*self._command, "-w", *map(str, options), scenario, path]
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=place.before_exec
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=place.before_exec,  # noqa: PLW1509 - no other thread runs here
         ) as process:
             assert process.stdout is not None
             if process.stdout.readline() == b"ready\n":

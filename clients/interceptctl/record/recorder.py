@@ -6,12 +6,13 @@ how progress is shown.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import sleep
 from typing import BinaryIO, Final
 
-from intercept_client import BlockingOperator, ConnectionLost, TraceRing
+from intercept_client import BlockingOperator, ConnectionLost, TraceRing, WireError
 from intercept_protocol import messages
 from intercept_protocol.messages import AddressSpaceKind, PartitionSummary
 from intercept_protocol.recording import (
@@ -30,6 +31,8 @@ from intercept_protocol.trace import RECORD_SIZE, Kind, kinds_of
 
 PAUSE: Final = 0.01
 """Seconds between two looks at a ring without new records: a busy daemon writes some 500 meanwhile."""
+
+ENDED: Final = "the partition ended"
 
 
 @dataclass
@@ -80,7 +83,7 @@ class Recorder:
             if self._drain(ring):
                 why = self._write_state(operator, partition, ring)
             elif self._partition_ended:
-                why = "the partition ended"
+                why = ENDED
             else:
                 why = self._proceed()
                 sleep(PAUSE)
@@ -95,11 +98,16 @@ class Recorder:
         while gap:
             self._write(StateBegins(self._base + ring.written))
             gap = False
-            for chunk in _state(operator, partition):
-                self._write(chunk)
-                gap = self._drain(ring) or gap
-                if (why := self._proceed()) is not None:
-                    return why
+            try:
+                for chunk in _state(operator, partition):
+                    self._write(chunk)
+                    gap = self._drain(ring) or gap
+                    if (why := self._proceed()) is not None:
+                        return why
+            except WireError as refusal:
+                if refusal.number != errno.ENOENT:
+                    raise
+                return ENDED
         self._write(StateEnds(self._base + ring.written))
         return None
 
@@ -114,6 +122,7 @@ class Recorder:
                 self.progress.gaps += 1
                 self._write(Gap(self._base + first - lost, lost))
             if not stored:
+                self._out.flush()
                 return gap
             self._write(Records(self._base + first, stored))
             self._next = self._base + first + len(stored) // RECORD_SIZE
