@@ -142,21 +142,19 @@ class VirtualProcessor:
         if answer is not Answer.ALREADY_MAPPED:
             self._guard.reset()
         self._answers[answer] += 1
-        took = perf_counter_ns() - began
-        latency.record(took)
+        now = perf_counter_ns()
+        latency.record(now - began)
         if self._event_bus.intercepts_wanted:
-            self._publish(wanted, answer, took, fault)
+            if (trace := self._event_bus.trace) is not None:
+                trace.intercept(now, self.index, wanted, answer, now - began, fault)
+            self._publish(wanted, answer)
         return answer
 
-    def _publish(self, wanted: MemoryAccess | None, answer: Answer, took: int, fault: Fault | None) -> None:
-        """For an operator's trace, and for subscribers."""
-        bus = self._event_bus
-        if bus.trace is not None:
-            bus.trace.intercept(self.index, wanted, answer, took, fault)
-        if not bus.subscribers_want_intercepts:
+    def _publish(self, wanted: MemoryAccess | None, answer: Answer) -> None:
+        if not self._event_bus.subscribers_want_intercepts:
             return
         gfn, access = wanted or (None, None)
-        bus.publish(
+        self._event_bus.publish(
             InterceptAnswered(
                 vp_index=self.index, outcome=answer.outcome, reason=answer.reason, gfn=gfn, access=access
             )
