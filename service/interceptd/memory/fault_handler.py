@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter_ns
 
 import trio
@@ -27,7 +27,7 @@ from interceptd.pages.mapping import Extent, Mapping
 from interceptd.scheduling.time_share import give_way
 from interceptd.telemetry.counters import Stages
 from interceptd.telemetry.histogram import LatencyHistogram
-from interceptd.telemetry.trace import Trace
+from interceptd.telemetry.trace import MAP, RESOLVE, STAGES, WAIT, Trace
 
 ROUNDS = 16
 """Times that one access is tried before the answer is RETRY. A VMM that invalidates without end keeps only
@@ -51,11 +51,8 @@ class Fault:
     """By the look-up; None once the first attempt has used it."""
     waited: bool = False
     """Whether it had to wait for an invalidation, or for another VP's map."""
-    decode_ns: int = 0
-    wait_ns: int = 0
-    resolve_ns: int = 0
-    map_ns: int = 0
-    """How long each stage took, over all rounds."""
+    spent: list[int] = field(default_factory=lambda: [0] * STAGES)
+    """Nanoseconds in each stage (`telemetry.trace`), over all rounds."""
 
 
 class FaultHandler:
@@ -89,7 +86,7 @@ class FaultHandler:
         region = fault.found
         if not isinstance(region, Region):
             return None
-        if self._regions.quiet and (answer := await self._map_free(region, fault.gfn, fault.access)):
+        if self._regions.quiet and (answer := await self._map_free(fault, region)):
             return answer
         if self._address_space.may_block or not self._regions.uncontended:
             return None
@@ -97,7 +94,7 @@ class FaultHandler:
         if isinstance(step, Busy):
             return None
         fault.found = None
-        return await self._try(step, trio.current_time() + self._timeout)
+        return await self._try(fault, step, trio.current_time() + self._timeout)
 
     async def handle(self, fault: Fault, interrupted: Callable[[Answer], Answer | None]) -> Answer:
         """Decide a fault; bounded by the timeout and by `ROUNDS`.
@@ -119,7 +116,7 @@ class FaultHandler:
                         if (instead := interrupted(answer)) is not None:
                             return instead
                         fault.waited = True
-                        with _timed(self.stages.wait):
+                        with _timed(self.stages.wait, fault, WAIT):
                             await until.wait()
                         await give_way()  # many may have waited for the same
                     case attempt:
@@ -127,27 +124,30 @@ class FaultHandler:
                         if self._may_wait() and (instead := interrupted(answer)) is not None:
                             self._regions.finish(attempt)
                             return instead
-                        if (verdict := await self._try(attempt, deadline)) is not None:
+                        if (verdict := await self._try(fault, attempt, deadline)) is not None:
                             return verdict
                         await trio.lowlevel.checkpoint()  # nothing above need be one: here a round can end
         return answer
 
-    async def _map_free(self, region: Region, gfn: int, access: Access) -> Answer | None:
+    async def _map_free(self, fault: Fault, region: Region) -> Answer | None:
         """The straight line of a first touch: it is quiet, what backs the page is known, and nothing is
         mapped there. None if that is not so, or the answer is a "no"."""
         began = perf_counter_ns()
-        page = gfn - region.gfns.start + region.uaddrs.start
-        extent = await self._known_extent(page, self._regions.window(region, gfn), region)
+        page = fault.gfn - region.gfns.start + region.uaddrs.start
+        extent = await self._known_extent(page, self._regions.window(region, fault.gfn), region)
         if extent is None or not region.fits(extent):
             return None
         resolved = perf_counter_ns()
         mapping = region.mapping(extent)
-        if not allows(mapping.access, access):
+        if not allows(mapping.access, fault.access):
             return None
+        self._tell_backed(extent)
         answer = await self._regions.map_free(region, mapping)
         if answer is not None:
+            ended = perf_counter_ns()
+            fault.spent[RESOLVE], fault.spent[MAP] = resolved - began, ended - resolved
             self.stages.resolve.record(resolved - began)
-            self.stages.map.record(perf_counter_ns() - resolved)
+            self.stages.map.record(ended - resolved)
             if answer is Answer.MAPPED:
                 self.split_large_pages += region.splits_large_page(extent)
         return answer
@@ -219,19 +219,20 @@ class FaultHandler:
                 self._regions.finish(whole.attempt)
                 await whole.extents.free()
 
-    async def _try(self, attempt: Attempt, deadline: float) -> Answer | None:
+    async def _try(self, fault: Fault, attempt: Attempt, deadline: float) -> Answer | None:
         """One round; None if the attempt went stale, which leaves even a negative result undecided."""
         region = attempt.region
         try:
-            with _timed(self.stages.resolve):
+            with _timed(self.stages.resolve, fault, RESOLVE):
                 extent = await self._resolve(attempt)
             if attempt.stale:
                 return None
             if extent is None or not region.fits(extent):
                 return Answer.UNBACKED
+            self._tell_backed(extent)
             if not allows(region.rights(extent), attempt.access):
                 return Answer.PERMISSION
-            with _timed(self.stages.map):
+            with _timed(self.stages.map, fault, MAP):
                 answer = await self._regions.commit(attempt, [extent], deadline)
             if answer is Answer.MAPPED:
                 self.split_large_pages += region.splits_large_page(extent)
@@ -268,9 +269,11 @@ class FaultHandler:
         extent = await self._address_space.resolve(page, window, region.uaddrs)
         if extent is not None and extent.io is None and region.kind_origin is KindOrigin.INFERRED:
             extent = replace(extent, io=await self._address_space.is_io(page))
-        if self.trace is not None and extent is not None and not attempt.stale:
-            self.trace.backed(extent)
         return extent
+
+    def _tell_backed(self, extent: Extent) -> None:
+        if self.trace is not None:
+            self.trace.backed(extent)
 
     async def _resolve_whole(
         self, region: Region, extents: LongList[Extent], pieces: float = math.inf
@@ -288,21 +291,26 @@ class FaultHandler:
                 raise unpopulated(region, f"nothing is mapped at uaddr {page << PAGE_SHIFT:#x}")
             if Access.READ not in extent.access:
                 raise unpopulated(region, f"uaddr {page << PAGE_SHIFT:#x} may not be read")
+            self._tell_backed(extent)
             extents.append(extent)
             page = extent.uaddrs.end
             await give_way()
 
 
 class _timed:  # lower case, because it is used like a function: `with _timed(histogram)`
-    """Record how long the block took, however it ended. A generator would cost three times as much."""
+    """Record how long a stage took, however it ended. A generator would cost three times as much."""
 
-    __slots__ = ("_began", "_histogram")
+    __slots__ = ("_began", "_histogram", "_spent", "_stage")
 
-    def __init__(self, histogram: LatencyHistogram) -> None:
+    def __init__(self, histogram: LatencyHistogram, fault: Fault, stage: int) -> None:
         self._histogram = histogram
+        self._spent = fault.spent
+        self._stage = stage
 
     def __enter__(self) -> None:
         self._began = perf_counter_ns()
 
     def __exit__(self, *_: object) -> None:
-        self._histogram.record(perf_counter_ns() - self._began)
+        took = perf_counter_ns() - self._began
+        self._histogram.record(took)
+        self._spent[self._stage] += took

@@ -28,6 +28,7 @@ from interceptd.partition.progress_guard import ProgressGuard
 from interceptd.scheduling.time_share import give_way
 from interceptd.telemetry.event_bus import PartitionPublisher
 from interceptd.telemetry.histogram import InterceptLatency
+from interceptd.telemetry.trace import DECODE
 
 log = structlog.get_logger()
 
@@ -134,8 +135,8 @@ class VirtualProcessor:
                     pass
                 case found:
                     fault = Fault(*wanted, found)
-                    fault.decode_ns = perf_counter_ns() - began
-                    self._faults.stages.decode.record(fault.decode_ns)
+                    fault.spent[DECODE] = looked_up = perf_counter_ns() - began
+                    self._faults.stages.decode.record(looked_up)
                     answer = await self._handle(fault)
                     if fault.waited:
                         latency = self.latency.waited

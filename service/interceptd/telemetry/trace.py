@@ -44,6 +44,9 @@ from interceptd.pages.mapping import Extent, Frame, Mapping
 _SEALED: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _F_SEAL_FUTURE_WRITE: Final = 0x10
 """include/uapi/linux/fcntl.h: who has it mapped may write it, and nobody else; no page can be given back."""
+DECODE, WAIT, RESOLVE, MAP = range(4)
+STAGES: Final = 4
+"""The stages of an intercept, as metrics have them: the look-up, waiting, what backs the page, the map."""
 _HALF: Final = (1 << 32) - 1
 _INTERCEPT: Final = int(Kind.INTERCEPT)
 _ZEROS: Final = (0,) * 6
@@ -126,13 +129,11 @@ def _unfit(why: str) -> WireError:
 
 
 class Times(Protocol):
-    """How long the stages of an intercept took, in ns."""
+    """How an intercept went that the look-up did not decide."""
 
     waited: bool
-    decode_ns: int
-    wait_ns: int
-    resolve_ns: int
-    map_ns: int
+    spent: list[int]
+    """Nanoseconds, by stage."""
 
 
 def _two(first: int, second: int) -> int:
@@ -163,11 +164,12 @@ class Trace:
         if times is None:
             self._ring.write_two(now_ns, _INTERCEPT, vp_index, detail, gfn, took_ns)
             return
+        spent = times.spent
         if times.waited:
             detail |= WAITED
         self._ring.write(
             now_ns, _INTERCEPT, vp_index, detail, gfn, took_ns,
-            _two(times.decode_ns, times.wait_ns), _two(times.resolve_ns, times.map_ns),
+            _two(spent[DECODE], spent[WAIT]), _two(spent[RESOLVE], spent[MAP]),
         )  # fmt: skip
 
     def _write(self, kind: Kind, detail: int, *values: int, vp_index: int = NO_VP) -> None:
