@@ -23,6 +23,7 @@ from .exercise.command import exercise_command
 from .guest.command import guest_command
 from .policy import policy_command
 from .record.command import record_command
+from .replay.command import replay_command
 from .top.command import top_command
 from .vmms import vmms_command
 from .watch.command import watch_command
@@ -40,7 +41,7 @@ _HELP = """Inspect and control a running interceptd.
 Exit codes:
   0  done
   1  the daemon refused the request, or the output was lost; doctor,
-     exercise, guest: a check failed
+     exercise, guest: a check failed; replay: an answer differs
   2  invalid command line
   3  cannot reach the daemon: no connection, no answer, or connection lost
   4  guest: KVM is not available, or no C compiler for --vmm c
@@ -216,6 +217,7 @@ main.add_command(exercise_command)
 main.add_command(guest_command)
 main.add_command(policy_command)
 main.add_command(record_command)
+main.add_command(replay_command)
 main.add_command(top_command)
 main.add_command(vmms_command)
 main.add_command(watch_command)

@@ -103,6 +103,8 @@ class Intercept(NamedTuple):
     wait_ns: int
     resolve_ns: int
     map_ns: int
+    decided_earlier: int
+    """How many records were written between the decision and the answer."""
 
 
 def records_of(first_number: int, stored: bytes | memoryview) -> list[Traced]:
@@ -131,7 +133,7 @@ def intercept_of(record: Traced, words: Words) -> Intercept:
     if code >= len(words.answers):
         raise ValueError(f"record {record.number} has answer {code}, of {len(words.answers)}")
     outcome, reason = words.answers[code]
-    gfn, total_ns, decode_wait, resolve_map, _, _ = record.values
+    gfn, total_ns, decode_wait, resolve_map, decided_earlier, _ = record.values
     return Intercept(
         record.number,
         record.time_ns,
@@ -146,6 +148,7 @@ def intercept_of(record: Traced, words: Words) -> Intercept:
         decode_wait & _HALF,
         resolve_map >> 32,
         resolve_map & _HALF,
+        decided_earlier,
     )
 
 

@@ -67,12 +67,14 @@ class OpenInvalidation:
 class Batch:
     """The invalidations that one pass of the region manager serves."""
 
-    __slots__ = ("_pieces", "began_ns", "collapsed", "done", "gone_count")
+    __slots__ = ("_pieces", "announced", "began_ns", "collapsed", "done", "gone_count")
 
     def __init__(self) -> None:
         self._pieces: RangeMap[UaddrRange] = RangeMap()
         self.began_ns: int | None = None
         """When the oldest one was announced, by the performance counter; None while the batch is empty."""
+        self.announced = 0
+        """How many invalidations were added."""
         self.collapsed = False
         """Whether there were too many pieces, so that the batch stands for everything."""
         self.gone_count = 0
@@ -97,6 +99,7 @@ class Batch:
     def add(self, uaddrs: UaddrRange) -> None:
         if self.began_ns is None:
             self.began_ns = perf_counter_ns()
+        self.announced += 1
         self._pieces.carve(uaddrs)
         self._pieces.insert(uaddrs)
         if len(self._pieces) > PENDING_PIECES:
@@ -352,7 +355,7 @@ class MmuNotifier:
             took = perf_counter_ns() - batch.began_ns
             self.passes.record(took)
             if self.trace is not None:
-                self.trace.served(took)
+                self.trace.served(took, batch.announced)
         if self._journal is not None:
             self._journal.served(batch.gone_count)
         self._serving = None

@@ -59,9 +59,9 @@ def test_half_a_record_is_an_error() -> None:
 
 def test_an_intercept_has_its_answer_its_access_and_the_times_of_its_stages() -> None:
     detail = ANSWER_CODES[Answer.MAPPED] | Access.WRITE << 8 | WAITED
-    data = stored(Kind.INTERCEPT, 3, detail, 0xFEB00, 100, 1 << 32 | 2, 3 << 32 | 4)
+    data = stored(Kind.INTERCEPT, 3, detail, 0xFEB00, 100, 1 << 32 | 2, 3 << 32 | 4, 5)
     found = intercept_of(records_of(9, data)[0], Words())
-    assert found == (9, 5, 3, 0xFEB00, Access.WRITE, "resume", "mapped", True, 100, 1, 2, 3, 4)
+    assert found == (9, 5, 3, 0xFEB00, Access.WRITE, "resume", "mapped", True, 100, 1, 2, 3, 4, 5)
 
 
 def test_what_is_no_memory_access_has_no_gfn() -> None:

@@ -53,6 +53,8 @@ class Fault:
     """Whether it had to wait for an invalidation, or for another VP's map."""
     spent: list[int] = field(default_factory=lambda: [0] * STAGES)
     """Nanoseconds in each stage (`telemetry.trace`), over all rounds."""
+    decided_at: int | None = None
+    """How many records a trace had when an answer was decided that waited before it was given."""
 
 
 class FaultHandler:

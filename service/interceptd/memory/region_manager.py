@@ -41,6 +41,7 @@ from interceptd.pages.mapping import Extent, Mapping
 from interceptd.quota import Quota
 from interceptd.scheduling.time_share import give_way_shielded
 from interceptd.telemetry.event_bus import Publisher
+from interceptd.telemetry.trace import Trace
 
 log = structlog.get_logger()
 
@@ -71,6 +72,8 @@ class RegionManager:
         self._notifier = notifier
         self._quota = quota
         self._regions = RegionList(region_limit)
+        self.trace: Trace | None = None
+        """Told in the step that makes it true; subscribers hear of a region when its change is complete."""
         self._lock = mappings.lock
 
     # ------------------------------------------------ looking up: synchronous, no lock
@@ -204,6 +207,7 @@ class RegionManager:
         async with self._lock:
             with self._quota.acquired():
                 self._regions.add(region)
+                self._note_added(region)
             if region.kind is RegionKind.MOVABLE:
                 try:
                     await self._mappings.map_no_access([(region, region.gfns)])
@@ -425,6 +429,7 @@ class RegionManager:
         for region in new:
             self._regions.link(region)
             self._quota.add(1)
+            self._note_added(region)
 
     async def _publish(self, fact_of: Callable[[Region], AnyFact], regions: Sequence[Region]) -> None:
         """An event about each region, and let others run meanwhile: each is offered to every subscriber."""
@@ -435,3 +440,9 @@ class RegionManager:
     def _unlink(self, region: Region) -> None:
         self._regions.remove(region)
         self._quota.release()
+        if self.trace is not None:
+            self.trace.region_removed(region_facts.removed(region))
+
+    def _note_added(self, region: Region) -> None:
+        if self.trace is not None:
+            self.trace.region_added(region_facts.added(region))

@@ -284,7 +284,7 @@ class Partition:
 
     def trace_into(self, trace: Trace | None) -> None:
         """Write what happens into `trace` from now on; None for nothing any more."""
-        self.event_bus.trace = self.table.trace = self.notifier.trace = trace
+        self.event_bus.trace = self.table.trace = self.notifier.trace = self.regions.trace = trace
         if isinstance(self.memory, DeclaredAddressSpace):
             self.memory.trace = trace
         else:

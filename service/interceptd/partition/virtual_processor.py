@@ -169,8 +169,7 @@ class VirtualProcessor:
                 self._quiet = trio.Event()
                 self._interrupted_by = None
                 with trio.CancelScope() as self._waiting:
-                    handling = self._faults.handle(fault, self._take_kick)
-                    answer = await self._connection.answer_watched(handling)
+                    answer = await self._connection.answer_watched(self._decide(fault))
                     await give_way()  # many may have waited for the same
         except PartitionLost as error:  # raised once the VP has its answer
             self._lost = error
@@ -178,6 +177,12 @@ class VirtualProcessor:
         finally:
             self._waiting = None
         return answer or self._interrupted_by or Answer.CONTENDED
+
+    async def _decide(self, fault: Fault) -> Answer:
+        answer = await self._faults.handle(fault, self._take_kick)
+        if self._event_bus.trace is not None:  # others may be answered before this VP is
+            fault.decided_at = self._event_bus.trace.written
+        return answer
 
     def _take_kick(self, _unless: Answer) -> Answer | None:
         """KICKED instead of the wait to come, if a kick was kept for it."""

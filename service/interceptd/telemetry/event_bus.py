@@ -168,11 +168,7 @@ class PartitionPublisher:
             self.trace.fact(fact)
 
     def publish_each(self, fact_of: Callable[[Item], AnyFact], items: Iterable[Item], /) -> None:
-        if self.trace is not None:
-            for item in items:
-                self.publish(fact_of(item))
-        else:
-            self._event_bus.publish_each(fact_of, items, self._partition_id)
+        self._event_bus.publish_each(fact_of, items, self._partition_id)
 
 
 def _now_ms() -> int:

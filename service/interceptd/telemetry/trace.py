@@ -76,29 +76,29 @@ class TraceRing:
             raise _unfit("its pages must be allocated (posix_fallocate)")
         self._view = memoryview(self._map)
         self._count = self._view[COUNT_PLACE : COUNT_PLACE + 8].cast("Q")
-        self._count[0] = self._written = 0
+        self._count[0] = self.written = 0
         self._slots = self._view[RING_HEADER:]
         self._view[:COUNT_PLACE] = MAGIC + struct.pack("=II", RING_VERSION, RECORD_SIZE)
         self._mask = records - 1
 
     def write(self, time_ns: int, kind: int, vp_index: int, detail: int, *values: int) -> None:
         """Add a record with up to six values, over the oldest one. It counts once it is whole."""
-        written = self._written
+        written = self.written
         _pack_into(
             self._slots, (written & self._mask) * RECORD_SIZE, time_ns, kind, vp_index, detail,
             *values, *_ZEROS[len(values) :],
         )  # fmt: skip
-        self._count[0] = self._written = written + 1
+        self._count[0] = self.written = written + 1
 
     def write_two(  # noqa: PLR0917 - on the hot path
         self, time_ns: int, kind: int, vp_index: int, detail: int, a: int, b: int
     ) -> None:
         """`write` with two values, in two thirds of its time."""
-        written = self._written
+        written = self.written
         _pack_two_into(
             self._slots, (written & self._mask) * RECORD_SIZE, time_ns, kind, vp_index, detail, a, b, b""
         )
-        self._count[0] = self._written = written + 1
+        self._count[0] = self.written = written + 1
 
     def close(self) -> None:
         self._count.release()
@@ -134,6 +134,8 @@ class Times(Protocol):
     waited: bool
     spent: list[int]
     """Nanoseconds, by stage."""
+    decided_at: int | None
+    """What `Trace.written` was at the decision; None if nothing could come in between."""
 
 
 def _two(first: int, second: int) -> int:
@@ -146,6 +148,11 @@ class Trace:
 
     def __init__(self, ring: TraceRing) -> None:
         self._ring = ring
+
+    @property
+    def written(self) -> int:
+        """How many records there are."""
+        return self._ring.written
 
     def close(self) -> None:
         self._ring.close()
@@ -170,22 +177,16 @@ class Trace:
         self._ring.write(
             now_ns, _INTERCEPT, vp_index, detail, gfn, took_ns,
             _two(spent[DECODE], spent[WAIT]), _two(spent[RESOLVE], spent[MAP]),
+            0 if times.decided_at is None else max(self.written - times.decided_at, 0),
         )  # fmt: skip
 
     def _write(self, kind: Kind, detail: int, *values: int, vp_index: int = NO_VP) -> None:
         self._ring.write(perf_counter_ns(), kind, vp_index, detail, *values)
 
     def fact(self, fact: Fact) -> None:
-        """What operators see as an event, too."""
+        """What operators see as an event, too; of regions only that one is dangling."""
         write = self._write
         match fact:
-            case events.RegionAdded():
-                write(
-                    Kind.REGION_ADDED, _REGION_KINDS[fact.kind], fact.start_gfn, fact.page_count,
-                    fact.start_uaddr >> PAGE_SHIFT, _rights(fact.writable, fact.executable),
-                )  # fmt: skip
-            case events.RegionRemoved():
-                write(Kind.REGION_REMOVED, 0, fact.start_gfn, fact.page_count)
             case events.PinnedRegionDangling():
                 write(Kind.REGION_DANGLING, 0, fact.start_gfn, fact.page_count)
             case events.InvalidationBegun():
@@ -206,9 +207,20 @@ class Trace:
     def _invalidation(self, kind: Kind, fact: events.InvalidationFact) -> None:
         self._write(kind, _SOURCES[fact.source], fact.start_uaddr >> PAGE_SHIFT, fact.page_count)
 
-    def served(self, took_ns: int) -> None:
-        """A pass of the region manager: the guest lost everything that was invalidated before it."""
-        self._write(Kind.INVALIDATION_SERVED, 0, took_ns)
+    def region_added(self, fact: events.RegionAdded) -> None:
+        """Faults find the region from now on."""
+        self._write(
+            Kind.REGION_ADDED, _REGION_KINDS[fact.kind], fact.start_gfn, fact.page_count,
+            fact.start_uaddr >> PAGE_SHIFT, _rights(fact.writable, fact.executable),
+        )  # fmt: skip
+
+    def region_removed(self, fact: events.RegionRemoved) -> None:
+        """Faults do not find the region any more."""
+        self._write(Kind.REGION_REMOVED, 0, fact.start_gfn, fact.page_count)
+
+    def served(self, took_ns: int, announced: int) -> None:
+        """A pass of the region manager: the guest lost what so many announcements said, the oldest ones."""
+        self._write(Kind.INVALIDATION_SERVED, 0, took_ns, announced)
 
     def mapped(self, mapping: Mapping) -> None:
         """The guest's table has it."""

@@ -1,0 +1,1 @@
+"""`interceptctl replay`: a recording, repeated against a daemon."""

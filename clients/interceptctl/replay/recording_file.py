@@ -1,0 +1,70 @@
+"""A recording on disk, read as often as needed, a piece at a time.
+
+Owns the file, and that every way in which it cannot be read becomes one sentence. Must not know what records
+mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from intercept_protocol.recording import Chunk, Header, RecordingError, RecordingReader
+from intercept_protocol.text import sentence
+from interceptctl import operator_client
+
+PIECE: Final = 1 << 16
+
+
+class RecordingFile:
+    """An open recording. What reads it raises `Failure` for a file that is damaged or no recording."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        """Use `opened`."""
+        self._path = path
+        self._file = file
+        self.header = self._read_header()
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All of them, from the first; one reader at a time."""
+        reader = RecordingReader()
+        self._file.seek(0)
+        try:
+            while piece := self._file.read(PIECE):
+                yield from reader.feed(piece)
+            reader.close()
+        except RecordingError as error:
+            raise self._failure(str(error)) from error
+        except OSError as error:
+            raise self._failure(sentence(error)) from error
+
+    def _read_header(self) -> Header:
+        reader = RecordingReader()
+        try:
+            while reader.header is None and (piece := self._file.read(PIECE)):
+                next(reader.feed(piece), None)
+            if reader.header is None:
+                reader.close()
+        except RecordingError as error:
+            raise self._failure(str(error)) from error
+        assert reader.header is not None, "close raises without one"
+        return reader.header
+
+    def _failure(self, why: str) -> operator_client.Failure:
+        return operator_client.Failure(f"{self._path}: {why}")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[RecordingFile]:
+    """The recording at `path`. Raises `Failure` if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            if not file.seekable():
+                raise operator_client.Failure(f"{path}: this is not a file on disk, which can be read twice")
+            yield RecordingFile(path, file)
+    except OSError as error:
+        if error.filename != str(path):
+            raise
+        raise operator_client.Failure(sentence(error)) from error
