@@ -13,6 +13,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Final, NamedTuple
 
 from .outcomes import Access, Answer
@@ -41,6 +43,12 @@ ANSWER_CODES: Final = {answer: code for code, answer in enumerate(Answer)}
 SOURCES: Final = ("notifier", "unmap_vma", "protect_vma", "userfaultfd", "comparison")
 """What may announce an invalidation."""
 REGION_KINDS: Final = ("mmio", "movable", "pinned")
+
+
+@lru_cache(1024)
+def backing_number(backing: str) -> int:
+    """What stands for a backing in a record: the first 8 bytes of its name's BLAKE2b (RFC 7693)."""
+    return int.from_bytes(blake2b(backing.encode(errors="surrogateescape"), digest_size=8).digest(), "little")
 
 
 class Kind(IntEnum):

@@ -9,19 +9,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import PATIENCE, eventually
+from fakes.keeper_process import children
 from fakes.raw_client import READ, RawConnection, Refused, request
 from fakes.raw_vmm import GFN, PAGE, PFN, UADDR, RawVmm
-from intercept_client import BlockingOperator, TraceRing, WireError
+from intercept_client import BlockingOperator, ConnectionLost, TraceRing, WireError
 from intercept_protocol.recording import (
     Chunk,
     End,
+    Gap,
     Header,
     Mappings,
     RecordingReader,
@@ -313,3 +315,39 @@ def test_the_command_records_until_it_is_interrupted(
     assert command.returncode == 0
     assert "records" in told
     assert chunks_of(file.read_bytes())[-1] == End("interrupted")
+
+
+def test_a_recording_goes_on_with_the_daemon_that_follows_a_killed_one(tmp_path: Path) -> None:
+    keep = (sys.executable, "-m", "interceptd", "keep", "--patience", "60", "--")
+    with DaemonProcess(tmp_path, launch=keep) as keeper:
+        keeper.wait_serving()
+        out = io.BytesIO()
+        try:
+            with RawVmm(keeper.socket) as vmm:
+                vp = vmm.vp()
+                looks = 0
+
+                def proceed() -> str | None:
+                    """The state takes three looks."""
+                    nonlocal looks
+                    looks += 1
+                    if looks == 5:
+                        vp.intercept(0)
+                        os.kill(children(keeper.pid)[0], signal.SIGKILL)
+                    return "enough" if looks == 10 else None
+
+                recorder = Recorder(out, proceed)
+                for _ in range(2):
+                    with (
+                        suppress(ConnectionLost),
+                        closing(TraceRing(256)) as ring,
+                        BlockingOperator.open(keeper.operator_socket, timeout=PATIENCE) as operator,
+                    ):
+                        recorder.record(operator, operator.list_partitions()[-1], ring)
+        finally:
+            for child in children(keeper.pid):
+                os.kill(child, signal.SIGKILL)
+    written = chunks_of(HEADER + out.getvalue())
+    gap = written.index(Gap(1, None))
+    assert [type(chunk) for chunk in written[gap - 1 : gap + 2]] == [Records, Gap, StateBegins]
+    assert written[-1] == End("enough")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from time import sleep
 from typing import BinaryIO, Final
 
-from intercept_client import BlockingOperator, ConnectionLost, TraceRing, WireError
+from intercept_client import BlockingOperator, ConnectionEnded, ConnectionLost, TraceRing, WireError
 from intercept_protocol import messages
 from intercept_protocol.messages import AddressSpaceKind, PartitionSummary
 from intercept_protocol.recording import (
@@ -63,7 +63,8 @@ class Recorder:
     def record(self, operator: BlockingOperator, partition: PartitionSummary, ring: TraceRing) -> None:
         """Record through `ring`, a new one, until `proceed` says stop or the partition ends.
 
-        If the daemon goes away, this raises `ConnectionLost`; call it again with a connection to the next.
+        If the daemon goes away without a word, this raises `ConnectionLost`: call it again with a connection
+        to the next.
         """
         if self._began:
             self._write(Gap(self._next, None))
@@ -73,9 +74,11 @@ class Recorder:
         self._began = True
         try:
             self._record(operator, partition, ring)
-        except ConnectionLost:
+        except ConnectionLost as lost:
             self._drain(ring)
-            raise
+            if not isinstance(lost, ConnectionEnded):
+                raise
+            self._write(End(ENDED if self._partition_ended else str(lost)))
 
     def _record(self, operator: BlockingOperator, partition: PartitionSummary, ring: TraceRing) -> None:
         why = self._write_state(operator, partition, ring)
@@ -86,7 +89,7 @@ class Recorder:
                 why = ENDED
             else:
                 why = self._proceed()
-                sleep(PAUSE)
+                _pause(operator)
         self._drain(ring)
         self._write(End(why))
 
@@ -133,6 +136,14 @@ class Recorder:
         encoded = encode_chunk(chunk)
         self._out.write(encoded)
         self.progress.size += len(encoded)
+
+
+def _pause(operator: BlockingOperator) -> None:
+    """Let the daemon write. Raises `ConnectionLost` if it is gone: nothing in the ring says so."""
+    timeout, operator.timeout = operator.timeout, PAUSE
+    with suppress(TimeoutError):
+        operator.next_events()
+    operator.timeout = timeout
 
 
 def _state(operator: BlockingOperator, partition: PartitionSummary) -> Iterator[Chunk]:

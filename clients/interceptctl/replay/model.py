@@ -16,12 +16,12 @@ from typing import NamedTuple
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
 from intercept_protocol.messages import MappingView, RegionKind, RegionView, VmaView
 from intercept_protocol.outcomes import Access
-from intercept_protocol.trace import IO, Kind, Traced, Words
+from intercept_protocol.trace import IO, Kind, Traced, Words, backing_number
 
 from .page_map import PageMap, Span, joined
 
-Backing = int | str | None
-"""What a frame belongs to: a number in a record, a name in a state, None for a declared host page."""
+Backing = int | None
+"""The number of what a frame belongs to; None for a declared host page."""
 
 
 class Vma(NamedTuple):
@@ -131,10 +131,12 @@ class Model:
     def add_mappings(self, views: Iterable[MappingView]) -> None:
         for view in views:
             gfns = GfnRange.of(view.start_gfn, view.page_count)
-            backing, page = view.frame
+            name, page = view.frame
             uaddr_page, access = view.start_uaddr >> PAGE_SHIFT, Access(view.access & 7)
             made = Made(answered=True, of_state=True)
-            self.table.put(Mapping(gfns.start, gfns.end, uaddr_page, page, access, backing, made))
+            self.table.put(
+                Mapping(gfns.start, gfns.end, uaddr_page, page, access, backing_number(name), made)
+            )
 
     # ------------------------------------------------ records
 

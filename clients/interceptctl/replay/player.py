@@ -87,7 +87,6 @@ class Player:
         self._state_ends: int | None = None
         """What happens while a state is read, and the record from which on it holds."""
         self._numbers: dict[Backing, int] = {}
-        self._names: dict[Backing, Backing] = {}
         self._announced: deque[tuple[UaddrRange | None, int]] = deque()
         """Of the invalidations that are not served, the range of those that are not held open, and how many
         faults had mapped something by then."""
@@ -324,7 +323,7 @@ class Player:
         model, wrong = self._model, False
         for known in model.vmas.clipped(found.start, found.end):
             part = found.slice(known.start, known.end)
-            same_frame = self._is_one_frame(known, part)
+            same_frame = (known.page, known.backing) == (part.page, part.backing)
             if same_frame and known.access == part.access:
                 continue
             if same_frame and known.since is None:
@@ -343,14 +342,6 @@ class Player:
             for region in list(model.regions):
                 if region.uaddrs.start < found.end and found.start < region.uaddrs.end:
                     await self._settle(record, region)
-
-    def _is_one_frame(self, known: Vma, found: Vma) -> bool:
-        """Names come from a state and numbers from records: the first time they meet, they are the same."""
-        if known.page != found.page:
-            return False
-        if isinstance(known.backing, str) and isinstance(found.backing, int):
-            return self._names.setdefault(known.backing, found.backing) == found.backing
-        return known.backing == found.backing
 
     def _contradiction(self, record: Traced, known: Vma, found: Vma) -> None:
         since = "since the state" if known.since is None else f"since record {known.since:,}"
@@ -373,8 +364,7 @@ class Player:
     def _pfn(self, vma: Vma) -> int:
         if not self._live:
             return vma.page
-        backing = self._names.get(vma.backing, vma.backing)
-        number = self._numbers.setdefault(backing, len(self._numbers) % (1 << 15))
+        number = self._numbers.setdefault(vma.backing, len(self._numbers) % (1 << 15))
         return (number << _BACKINGS) + vma.page % (1 << _BACKINGS)
 
     async def _settle(self, record: Traced, region: Region) -> None:
@@ -557,5 +547,4 @@ def _behind(mapping: Mapping, record: Traced | None = None) -> Vma:
 
 
 def _backing(vma: Vma) -> str:
-    name = vma.backing if isinstance(vma.backing, str) else f"backing {vma.backing or 0:#x}"
-    return f"page {vma.page:#x} of {name}, {spelled(vma.access)}"
+    return f"page {vma.page:#x} of backing {vma.backing or 0:#x}, {spelled(vma.access)}"

@@ -38,6 +38,7 @@ from intercept_protocol.trace import (
     SOURCES,
     WAITED,
     Kind,
+    backing_number,
 )
 from interceptd.pages.mapping import Extent, Frame, Mapping
 
@@ -256,5 +257,4 @@ def _rights(writable: bool, executable: bool) -> int:
 
 
 def _frame(frame: Frame | None) -> tuple[int, int]:
-    """Its page, and a number that only the same backing has, with all but certainty."""
-    return (0, 0) if frame is None else (frame.page, hash(frame.backing) & (1 << 64) - 1)
+    return (0, 0) if frame is None else (frame.page, backing_number(frame.backing))
