@@ -83,7 +83,7 @@ struct ic_error {
 
 /* The limits that the daemon states (section 10); UINT64_MAX for one that it does not state. */
 #define IC_LIMITS(each)                                                                                                   \
-    each(message_bytes) each(request_bytes) each(request_values) each(request_values_vmm)                                 \
+    each(memory_mib) each(message_bytes) each(request_bytes) each(request_values) each(request_values_vmm)                \
     each(requests_in_flight_per_connection) each(connections_per_uid) each(control_requests_per_second)                   \
     each(connections_without_hello) each(hello_timeout_ms) each(invalidate_timeout_ms) each(hypervisor_timeout_ms)        \
     each(vmms_per_uid) each(partitions_per_uid) each(vps_per_uid) each(regions_per_uid) each(mappings_per_uid)            \

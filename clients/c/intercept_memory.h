@@ -31,9 +31,10 @@ enum {
 
 /* ------------------------------------------------ handing it over */
 
-/* Descriptors by which the daemon sees this process's memory (P-19); -1 for one that is not open. */
+/* Descriptors by which the daemon sees this process's memory (P-19); -1 for one that is not open. `userfaultfd_errno` is why
+ * the kernel gave no userfaultfd, which the daemon is told for its log (P-40); 0 if it gave one, or none was asked for. */
 struct ic_memory {
-    int maps, smaps, userfaultfd;
+    int maps, smaps, userfaultfd, userfaultfd_errno;
 };
 
 /* Close what is open. Does not block. May be repeated.
@@ -80,14 +81,15 @@ IC_API int ic_open_userfaultfd(void) {
 }
 
 /* Open this process's maps and smaps and, with `watch`, a userfaultfd. Returns 0, or -1 with errno and nothing open. Where the
- * kernel gives no userfaultfd it is -1, and errno says why (0 if there is one): the VMM then has to promise begin and end, or
- * nothing is mapped (P-20).
+ * kernel gives no userfaultfd it is -1, and `userfaultfd_errno` says why: the VMM then has to promise begin and end, or nothing
+ * is mapped (P-20).
  *
  * The caller owns the descriptors until ic_attach_memory or ic_close_memory closes them. A child forked meanwhile keeps copies
  * unless it execs. Does not block. If the main thread has exited, call it in a thread that lives as long as the partition. */
 IC_API int ic_open_own_memory(struct ic_memory *memory, bool watch) {
     char byte;
     memory->smaps = memory->userfaultfd = -1;
+    memory->userfaultfd_errno = 0;
     memory->maps = open("/proc/self/maps", O_RDONLY | IC__CLOEXEC);
     bool of_main_thread = memory->maps >= 0 && read(memory->maps, &byte, 1) == 1; /* it is empty once that has exited */
     if (memory->maps >= 0) close(memory->maps);
@@ -99,9 +101,8 @@ IC_API int ic_open_own_memory(struct ic_memory *memory, bool watch) {
         errno = number;
         return -1;
     }
-    errno = 0;
     if (watch) memory->userfaultfd = ic_open_userfaultfd();
-    if (memory->userfaultfd >= 0) errno = 0;
+    if (watch && memory->userfaultfd < 0) memory->userfaultfd_errno = errno;
     return 0;
 }
 
@@ -109,7 +110,7 @@ IC_API int ic_open_own_memory(struct ic_memory *memory, bool watch) {
  *
  * `promise_begin_end` promises that every change of the VMM's mappings will be announced, as the functions below do it (P-20).
  * If the daemon was restarted meanwhile, or another obstacle may pass (EAGAIN), the memory is handed over again, up to three
- * times in all, with a new userfaultfd.
+ * times in all, with a new userfaultfd; if there is none to be had, EAGAIN is the answer.
  *
  * Takes the descriptors: however it ends, they are closed, because a copy that stays open would make a munmap hang when the
  * daemon dies. To try again, open them again. */
@@ -125,6 +126,7 @@ IC_API enum ic_result ic_attach_memory(struct ic_connection *vmm, struct ic_memo
         if (memory->userfaultfd >= 0) descriptors[count++] = memory->userfaultfd;
         ic__request(&request, "attach_memory");
         ic__flag_field(&request, "promise_begin_end", promise_begin_end);
+        if (memory->userfaultfd_errno) ic__integer_field(&request, "userfaultfd_errno", (unsigned)memory->userfaultfd_errno);
         result = ic__ask_with(vmm, &request, descriptors, count, &reply);
         if (result != IC_REFUSED || vmm->error.number != EAGAIN) break;
         if (memory->userfaultfd < 0) continue;

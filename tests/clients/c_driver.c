@@ -7,6 +7,7 @@
 
 #include <dirent.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 
 #define PRINT_NUMBER(value) printf("%llu ", (unsigned long long)(value))
 
@@ -129,11 +130,22 @@ static int open_descriptors(void) {
     return count;
 }
 
-/* Prints the number of descriptors that it leaves open. */
-static enum ic_result attach_memory(void) {
+/* Leave room for the `count` lowest free descriptors. */
+static void limit_descriptors(unsigned count) {
+    struct rlimit limit;
+    int lowest = dup(0);
+    getrlimit(RLIMIT_NOFILE, &limit);
+    close(lowest);
+    limit.rlim_cur = (rlim_t)lowest + count;
+    setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+/* Prints the number of descriptors that it leaves open. `n[0]`: leaves no room for a userfaultfd; `n[1]`: asks for none. */
+static enum ic_result attach_memory(const uint64_t *n) {
     struct ic_memory memory;
     int before = open_descriptors();
-    if (ic_open_own_memory(&memory, true)) exit(1);
+    if (n[0]) limit_descriptors(2);
+    if (ic_open_own_memory(&memory, !n[1])) exit(1);
     enum ic_result result = ic_attach_memory(&connection, &memory, true);
     printf("left %d ", open_descriptors() - before);
     return result;
@@ -169,7 +181,7 @@ static enum ic_result ask(const char *verb, const uint64_t *n) {
         if (result == IC_OK) printf("partition %llu %.15s ", (unsigned long long)created.partition_id, (char *)created.token);
         return result;
     }
-    if (!strcmp(verb, "attach_memory")) return attach_memory();
+    if (!strcmp(verb, "attach_memory")) return attach_memory(n);
     if (!strcmp(verb, "add_region")) {
         enum ic_result result = ic_add_region(&connection, &region, &region.kind);
         if (result == IC_OK) printf("kind %d ", (int)region.kind);

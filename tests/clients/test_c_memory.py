@@ -71,6 +71,26 @@ def test_the_memory_is_handed_over_with_the_first_byte_again_while_an_obstacle_m
         assert brought[2:] in ([], ["anon_inode:[userfaultfd]"])
 
 
+@pytest.mark.parametrize(
+    ("no_room", "unwatched", "told"),
+    [
+        (1, 0, {"promise_begin_end": True, "userfaultfd_errno": errno.EMFILE}),
+        (1, 1, {"promise_begin_end": True}),
+    ],
+)
+def test_the_daemon_is_told_why_there_is_no_userfaultfd_if_one_was_wanted(
+    programs: CPrograms, socket_path: Path, no_room: int, unwatched: int, told: dict[str, object]
+) -> None:
+    """P-40."""
+    with (
+        ScriptedDaemon(socket_path, ([*hello(), *replies(None)],)) as daemon,
+        conversation(programs / "c_driver", socket_path, "session", "vmm") as said,
+    ):
+        assert said.end() == "ok"
+        assert said.do("attach_memory", no_room, unwatched) == "left 0 ok"
+    assert daemon.heard[1:] == [("attach_memory", [told])]
+
+
 # ------------------------------------------------ announced system calls
 
 

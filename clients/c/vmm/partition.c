@@ -51,7 +51,7 @@ static void *serve(void *argument) {
 static bool attach_memory(struct vmm *vmm) {
     struct ic_memory memory;
     if (ic_open_own_memory(&memory, vmm->watched)) die("/proc/self/maps");
-    if (vmm->watched && memory.userfaultfd < 0) die("userfaultfd");
+    if (vmm->watched && (errno = memory.userfaultfd_errno)) die("userfaultfd");
     return ic_attach_memory(&vmm->connection, &memory, !vmm->watched) == IC_OK;
 }
 
