@@ -7,7 +7,8 @@
  * protocol/README.md specifies the wire; comments cite its numbered statements (T-2, V-1).
  *
  * Blocking: every call sends a request and waits for its answer, unless its comment says otherwise. Signals do not
- * interrupt it: to make a VP return, kick it. `ic_set_timeout` bounds the wait.
+ * interrupt it: to make a VP return, kick it. `ic_set_timeout` bounds the call. A call takes up to 17 KiB of stack; serving a
+ * hypervisor takes 21 KiB, and what the callbacks take.
  *
  * Threads: one thread at a time may use a connection; different connections are independent. `ic_stop` alone may be called
  * by any thread, to make a call of another thread return.
@@ -41,7 +42,12 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
+
+#ifndef __cplusplus
+extern int clock_gettime(int clock, struct timespec *now); /* strict C hides it; C++ always has it */
+#endif
 
 /* How a VMM's functions are declared. One source file may define it as nothing, to have them as symbols: see RUST.md. */
 #ifndef IC_API
@@ -62,6 +68,7 @@ enum {
     IC_HELLO_SECONDS = 10,    /* to wait for the answer to a hello; the daemon itself waits less long for the hello (H-2) */
     IC_ATTEMPTS = 200,        /* to open a connection while the daemon is restarted (H-16): for 10 s */
     IC_PAUSE = 50,            /* milliseconds between them */
+    IC__MONOTONIC = 1,        /* CLOCK_MONOTONIC, which strict C hides */
     IC_BUCKETS = 24,          /* of a histogram (O-8) */
     IC_REASONS = 32           /* pairs of outcome and reason that `struct ic_statistics` has room for */
 };
@@ -116,6 +123,8 @@ struct ic_connection {
     uint8_t msgid, msgids_used; /* of the last request; the highest of all */
     bool owed;                  /* the answer to the last request, which timed out */
     bool lost;
+    unsigned timeout, wait;     /* milliseconds, or 0: of a call; of one wait, as the socket has it */
+    uint64_t deadline;          /* of the call, by ic__now, if it has a time-out */
     size_t received, consumed;  /* bytes in `answer`; those of them that were taken */
     struct ic_own_regions *own; /* what ic_keep_up keeps up, or what maps are checked against */
     struct ic_hello hello;
@@ -511,16 +520,42 @@ static inline enum ic_result ic__lose(struct ic_connection *connection, int numb
     return IC_LOST;
 }
 
-/* Bound each wait for the daemon, in milliseconds; 0, as after opening, waits for as long as it takes. An answer comes in one
- * piece, so this is the time for a call. The daemon bounds its own answers (V-2): choose more than `invalidate_timeout_ms` and
- * `hypervisor_timeout_ms`. Does not block. */
-IC_API void ic_set_timeout(struct ic_connection *connection, unsigned milliseconds) {
+static inline void ic__bound_wait(struct ic_connection *connection, unsigned milliseconds) {
     struct timeval timeout;
     memset(&timeout, 0, sizeof timeout);
     timeout.tv_sec = (time_t)(milliseconds / 1000);
     timeout.tv_usec = (suseconds_t)(milliseconds % 1000 * 1000);
     setsockopt(connection->socket, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
     setsockopt(connection->socket, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
+    connection->wait = milliseconds;
+}
+
+static inline uint64_t ic__now(void) {
+    struct timespec now;
+    clock_gettime(IC__MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static inline void ic__begin_call(struct ic_connection *connection) {
+    if (connection->timeout) connection->deadline = ic__now() + connection->timeout;
+}
+
+/* Before each wait: false if the call's time is over, otherwise the wait ends with it. A wait that would be too long by less than
+ * a sixteenth is left alone, because to bound it takes two system calls. */
+static inline bool ic__has_time(struct ic_connection *connection) {
+    if (!connection->timeout) return true;
+    uint64_t now = ic__now(), left = now < connection->deadline ? connection->deadline - now : 0;
+    if (left && (left > connection->wait || connection->wait - left > connection->timeout / 16))
+        ic__bound_wait(connection, (unsigned)left);
+    return left;
+}
+
+/* Bound each call from now on, in milliseconds, whatever the daemon says meanwhile and however often signals come; it may take
+ * a sixteenth more. 0, as after opening, is no bound. The daemon bounds its own answers (V-2): choose more than
+ * `invalidate_timeout_ms` and `hypervisor_timeout_ms`. Not for a `hypervisor` connection. Does not block. */
+IC_API void ic_set_timeout(struct ic_connection *connection, unsigned milliseconds) {
+    connection->timeout = milliseconds;
+    ic__bound_wait(connection, milliseconds);
 }
 
 /* Connect without a hello; the ic_open functions are what a VMM calls. `connection` may be uninitialized. */
@@ -535,9 +570,10 @@ IC_API enum ic_result ic_connect(struct ic_connection *connection, const char *p
     connection->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (connection->socket < 0) return ic__lose(connection, errno, "socket", NULL);
     ic_set_timeout(connection, 1000 * IC_HELLO_SECONDS);
+    ic__begin_call(connection);
     int failed;
     do failed = connect(connection->socket, (struct sockaddr *)&address, sizeof address);
-    while (failed && errno == EINTR);
+    while (failed && errno == EINTR && ic__has_time(connection));
     if (failed) return ic__lose(connection, errno, "connect", path);
     ic_set_timeout(connection, 0);
     return IC_OK;
@@ -575,13 +611,14 @@ static inline enum ic_result ic__send(
     if (connection->socket < 0) return ic__lose(connection, ENOTCONN, "send", NULL);
     if (connection->lost) return IC_LOST; /* its error still says why */
     for (size_t sent = 0; sent < length;) {
+        if (sent && !ic__has_time(connection)) return ic__lose(connection, ETIMEDOUT, "send", NULL);
         ssize_t count = sent || !descriptor_count
             ? send(connection->socket, bytes + sent, length - sent, MSG_NOSIGNAL)
             : ic__send_descriptors(connection->socket, bytes, length, descriptors, descriptor_count);
-        if (count < 0 && errno == EINTR) continue;
+        if (count < 0 && errno == EINTR && ic__has_time(connection)) continue;
         if (count < 0) {
             if (errno == EPIPE || errno == ECONNRESET) return IC_OK; /* the reason for closing can still be read */
-            bool in_time = errno != EAGAIN && errno != EWOULDBLOCK;
+            bool in_time = errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR;
             if (in_time || sent) return ic__lose(connection, in_time ? errno : ETIMEDOUT, "send", NULL);
             return ic__fail(connection, ETIMEDOUT, "send", NULL), IC_TIMED_OUT;
         }
@@ -617,8 +654,11 @@ static inline enum ic_result ic__fill(struct ic_connection *connection, int flag
     size_t room = sizeof connection->answer - connection->received;
     ssize_t count;
     if (!room) return ic__lose(connection, EMSGSIZE, "answer", NULL);
-    do count = recv(connection->socket, connection->answer + connection->received, room, flags);
-    while (count < 0 && errno == EINTR);
+    do {
+        bool may_try = flags & MSG_DONTWAIT || ic__has_time(connection);
+        count = may_try ? recv(connection->socket, connection->answer + connection->received, room, flags) : -1;
+        if (!may_try) errno = EAGAIN;
+    } while (count < 0 && errno == EINTR);
     bool late = count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
     if (late) return ic__fail(connection, ETIMEDOUT, "receive", NULL), IC_TIMED_OUT;
     if (count < 0) return ic__lose(connection, errno, "receive", NULL);
@@ -679,6 +719,7 @@ static inline enum ic_result ic__ask_with(
     struct ic_connection *connection, struct ic_writer *request, const int *descriptors, size_t descriptor_count,
     struct ic_reader *result) {
     if (request->full) return ic__refuse(connection, EMSGSIZE, "request", "a text or list in it");
+    ic__begin_call(connection);
     if (connection->owed && !connection->lost) {
         enum ic_result late = ic__answer(connection, result);
         if (late == IC_LOST || late == IC_TIMED_OUT) return late;

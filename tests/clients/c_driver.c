@@ -6,6 +6,7 @@
 #include "intercept_memory.h"
 
 #include <dirent.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 
@@ -220,6 +221,19 @@ static enum ic_result ask(const char *verb, const uint64_t *n) {
     return change(verb, n);
 }
 
+static void interrupt(int number) { (void)number; }
+
+/* From now on a signal interrupts every wait, each millisecond. */
+static enum ic_result be_interrupted(void) {
+    struct sigaction action;
+    const struct itimerval often = {{0, 1000}, {0, 1000}};
+    memset(&action, 0, sizeof action);
+    action.sa_handler = interrupt;
+    sigaction(SIGALRM, &action, NULL);
+    setitimer(ITIMER_REAL, &often, NULL);
+    return IC_OK;
+}
+
 static void session(void) {
     char line[256], verb[32];
     while (fgets(line, sizeof line, stdin)) {
@@ -227,7 +241,7 @@ static void session(void) {
         uint64_t numbers[NUMBERS];
         if (sscanf(line, "%31s %lli %lli %lli", verb, (long long *)&n[0], (long long *)&n[1], (long long *)&n[2]) < 1) exit(2);
         for (unsigned i = 0; i < NUMBERS; i++) numbers[i] = n[i];
-        print_end(ask(verb, numbers));
+        print_end(strcmp(verb, "be_interrupted") ? ask(verb, numbers) : be_interrupted());
     }
 }
 

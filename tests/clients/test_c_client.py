@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import msgpack
 import pytest
 
 from fakes.answering_peer import AnsweringPeer
-from fakes.c_programs import CPrograms, build, run
+from fakes.c_programs import CPrograms, build, conversation, run
 from fakes.daemon_process import DaemonProcess
+from fakes.scripted_daemon import Answer, Await, Hear, ScriptedDaemon, Step, hello, replies
 from intercept_client import BlockingVmm
 
 TOKEN = b"fifteen letters\0"
@@ -578,6 +580,22 @@ def test_msgids_begin_again_and_their_answers_too(programs: CPrograms) -> None:
 def test_behind_an_answer_what_was_never_asked_loses_the_connection(programs: CPrograms, stray: str) -> None:
     printed = run(programs / "c_restarts", "ask", FIRST + stray, SECOND)
     assert set(printed) == {"resume mapped, lost 74 answer"}
+
+
+def test_signals_neither_end_a_call_nor_keep_it_from_timing_out(
+    programs: CPrograms, socket_path: Path
+) -> None:
+    go_on = threading.Event()
+    script: list[Step] = [*hello(), Hear(), Await(go_on), Answer(None), *replies(None)]
+    with (
+        ScriptedDaemon(socket_path, (script,)),
+        conversation(programs / "c_driver", socket_path, "session", "vmm") as said,
+    ):
+        assert [said.end(), said.do("timeout", 50)] == ["ok", "ok"]
+        assert said.do("be_interrupted") == "ok"
+        assert said.do("kick", 1) == "timed out"
+        go_on.set()
+        assert [said.do("timeout", 0), said.do("kick", 2)] == ["ok", "ok"]
 
 
 WELCOME = msgpack.packb([1, 1, None, {"protocol": 1}]).hex()

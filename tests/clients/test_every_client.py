@@ -13,11 +13,13 @@ from fakes.c_programs import CPrograms
 from fakes.eventually import PATIENCE
 from fakes.every_client import KINDS, Open, opener
 from fakes.scripted_daemon import (
+    Answer,
     Await,
     HangUp,
     Hear,
     Refuse,
     Say,
+    SayOverAndOver,
     ScriptedDaemon,
     Signal,
     Step,
@@ -120,6 +122,20 @@ def test_after_a_call_timed_out_the_next_gets_its_own_answer(
         vmm.do("timeout", 0)
         assert vmm.do("translate", 2) == "host 2 3 ok"
     assert daemon.heard[1:] == [("translate", [{"gfn": 1}]), ("translate", [{"gfn": 2}])]
+
+
+def test_a_call_ends_in_time_whatever_comes_meanwhile(client: Open, socket_path: Path) -> None:
+    """Answers that come again are passed over (T-12), and are no reason to wait on and on."""
+    timed_out = threading.Event()
+    again_and_again = SayOverAndOver(4096 * rpc.encode_result(2, None), timed_out)
+    script = [*hello(), *replies(None), Hear(), again_and_again, Answer(None), *replies(None)]
+    with ScriptedDaemon(socket_path, (script,)), client(socket_path, "vmm") as vmm:
+        assert vmm.do("kick", 1) == "ok"
+        vmm.do("timeout", SHORT)
+        assert vmm.do("kick", 2) == "timed out"
+        timed_out.set()
+        vmm.do("timeout", 0)
+        assert vmm.do("kick", 3) == "ok"
 
 
 def test_a_refusal_that_comes_late_is_passed_over_too(client: Open, socket_path: Path) -> None:

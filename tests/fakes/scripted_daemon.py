@@ -56,6 +56,14 @@ class Say:
 
 
 @dataclass(frozen=True, slots=True)
+class SayOverAndOver:
+    """Write these bytes again and again, as fast as the client takes them, until the test ends it."""
+
+    data: bytes
+    until: threading.Event
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """Send a request, as on a hypervisor connection, in one piece with what comes before it, and wait for
     its answer."""
@@ -91,7 +99,7 @@ class HangUp:
     """Close the connection; only what needs none may follow."""
 
 
-Step = Hear | Answer | Refuse | Say | Ask | Signal | Await | Look | HangUp
+Step = Hear | Answer | Refuse | Say | SayOverAndOver | Ask | Signal | Await | Look | HangUp
 
 
 def replies(*results: object) -> list[Step]:
@@ -205,6 +213,9 @@ class _Conversation:
                     self._answer(rpc.encode_error(self._msgid, error))
                 case Say(data):
                     self._connection.sendall(data)
+                case SayOverAndOver(data, until):
+                    while not until.is_set():
+                        self._connection.sendall(data)
                 case Ask():
                     self._ask(step)
                 case Signal(event):
