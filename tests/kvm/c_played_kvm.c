@@ -169,7 +169,7 @@ static void frozen_it_maps_nothing_and_drops_whole_slots(void) {
     REQUIRE(memory_map(&memory, 1, 1, UADDR, RW) == ESHUTDOWN);
     memory_drop_behind(&memory, UADDR + 4 * PAGE, PAGE);
     REQUIRE(memory_slot_count(&memory) == 1 && memory_reaches(&memory, GFN + PAGES, RW));
-    memory_drop(&memory, GFN + PAGES, 1);
+    memory_drop_behind(&memory, 2 * UADDR, PAGE);
     REQUIRE(!slots_of_kvm());
 }
 

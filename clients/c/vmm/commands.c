@@ -49,7 +49,6 @@ bool answered(struct command *command, enum ic_result result, const struct ic_co
 
 /* ------------------------------------------------ devices, memslots, the daemon */
 
-
 bool command_reports(struct command *command) {
     struct devices *devices = &command->vmm->devices;
     uint64_t wanted = number(command, 1);
@@ -119,7 +118,15 @@ static void run(struct command *command) {
     while (i < count && strcmp(command->words[0], commands[i].name)) i++;
     if (i == count) fail(command, "no such command");
     else if (command->word_count < commands[i].words) fail(command, "too few words");
+    else if (command->word_count > WORDS) fail(command, "too many words");
     else if (commands[i].run(command) && !commands[i].answers) fprintf(command->to, "ok");
+}
+
+/* Whether the line is whole; what is beyond is passed over. */
+static bool pass_over_rest(const char *line, FILE *from) {
+    if (strlen(line) < LINE - 1 || line[LINE - 2] == '\n') return true;
+    for (int byte = 0; byte != '\n' && byte != EOF;) byte = fgetc(from);
+    return false;
 }
 
 void commands_run(struct vmm *vmm, FILE *from, FILE *to) {
@@ -128,11 +135,13 @@ void commands_run(struct vmm *vmm, FILE *from, FILE *to) {
     command.vmm = vmm;
     command.to = to;
     while (fgets(line, sizeof line, from)) {
+        bool is_whole = pass_over_rest(line, from);
         char *rest = NULL, *word = strtok_r(line, " \n", &rest);
-        for (command.word_count = 0; word && command.word_count < WORDS; word = strtok_r(NULL, " \n", &rest))
+        for (command.word_count = 0; word && command.word_count <= WORDS; word = strtok_r(NULL, " \n", &rest))
             command.words[command.word_count++] = word;
         if (!command.word_count) continue;
-        run(&command);
+        if (is_whole) run(&command);
+        else fail(&command, "the line is too long");
         fputc('\n', to);
         fflush(to);
     }

@@ -9,7 +9,7 @@ enum { LINE = 16384, WORDS = 32 };
 struct command {
     struct vmm *vmm;
     unsigned word_count;
-    char *words[WORDS];
+    char *words[WORDS + 1]; /* one more, for a line that has too many */
     FILE *to;
 };
 

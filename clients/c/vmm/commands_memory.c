@@ -6,34 +6,52 @@
 #include <sys/mman.h>
 
 enum { STRANGERS = 0x99 };
+static const uint64_t MOST_PAGES = 1ull << 40;
 
-
-static bool map_file(struct bar *bar, void *at, int fixed) {
-    void *memory = mmap(at, bar->pages << PAGE_SHIFT, PROT_READ | PROT_WRITE, MAP_SHARED | fixed, bar->file, 0);
-    bar->uaddr = (uintptr_t)memory;
-    return memory != MAP_FAILED;
+static void *map_file(const struct bar *bar, void *at, int fixed) {
+    return mmap(at, bar->pages << PAGE_SHIFT, PROT_READ | PROT_WRITE, MAP_SHARED | fixed, bar->file, 0);
 }
 
 static void *memory_of(const struct bar *bar) { return (void *)(uintptr_t)bar->uaddr; }
 
+/* False, with errno and nothing open, if there is no memory for it. */
+static bool open_memory(struct bar *bar) {
+    if ((bar->file = memfd_create("bar", MFD_CLOEXEC)) < 0) return false;
+    void *memory = ftruncate(bar->file, (off_t)(bar->pages << PAGE_SHIFT)) ? MAP_FAILED : map_file(bar, NULL, 0);
+    bar->uaddr = (uintptr_t)memory;
+    int number = errno;
+    if (memory == MAP_FAILED) close(bar->file);
+    errno = number;
+    return memory != MAP_FAILED;
+}
+
+static void count_bars(struct vmm *vmm, unsigned count) {
+    pthread_mutex_lock(&vmm->loss_lock);
+    vmm->bar_count = count;
+    pthread_mutex_unlock(&vmm->loss_lock);
+}
+
 bool command_bar(struct command *command) {
     struct vmm *vmm = command->vmm;
-    struct bar *bar = &vmm->bars[vmm->bar_count];
-    if (vmm->bar_count == MAX_BARS) return fail(command, "no room for another BAR");
+    unsigned index = vmm->bar_count;
+    struct bar *bar = &vmm->bars[index];
+    if (index == MAX_BARS) return fail(command, "no room for another BAR");
     memset(bar, 0, sizeof *bar);
     bar->gfn = number(command, 1);
     bar->pages = number(command, 2);
+    if (!bar->pages || bar->pages >= MOST_PAGES) return fail(command, "a BAR has 1 to 2^40 - 1 pages");
     bar->kind = strcmp(command->words[3], "movable") ? IC_MMIO : IC_MOVABLE;
     bar->writable = strchr(command->words[4], 'w') != NULL;
     bar->executable = strchr(command->words[4], 'x') != NULL;
-    if ((bar->file = memfd_create("bar", MFD_CLOEXEC)) < 0) die("memfd_create");
-    if (ftruncate(bar->file, (off_t)(bar->pages << PAGE_SHIFT)) || !map_file(bar, NULL, 0)) die("a BAR's memory");
-    pthread_mutex_lock(&vmm->loss_lock);
-    unsigned index = vmm->bar_count++;
-    pthread_mutex_unlock(&vmm->loss_lock);
-    if (!answered(command, vmm_add_region(vmm, bar, bar->gfn), &vmm->connection)) return false;
-    fprintf(command->to, "ok %u", index);
-    return true;
+    if (!open_memory(bar)) return fail(command, strerror(errno));
+    count_bars(vmm, index + 1); /* the daemon may map it before it answers, and a loss then takes it away */
+    enum ic_result result = vmm_add_region(vmm, bar, bar->gfn);
+    if (answered(command, result, &vmm->connection)) return fprintf(command->to, "ok %u", index), true;
+    if (result != IC_REFUSED) return false;
+    count_bars(vmm, index);
+    munmap(memory_of(bar), bar->pages << PAGE_SHIFT);
+    close(bar->file);
+    return false;
 }
 
 bool command_read(struct command *command) {
@@ -49,15 +67,20 @@ bool command_read(struct command *command) {
 }
 
 bool command_write(struct command *command) {
+    uint8_t bytes[LINE / 2];
+    size_t size = 0;
     struct bar *bar = bar_of(command);
-    off_t at = (off_t)number(command, 2);
+    uint64_t at = number(command, 2);
+    const char *hex = command->words[3];
     if (!bar) return false;
-    for (const char *hex = command->words[3]; isxdigit((unsigned char)hex[0]) && isxdigit((unsigned char)hex[1]); hex += 2) {
+    for (; isxdigit((unsigned char)hex[0]) && isxdigit((unsigned char)hex[1]); hex += 2) {
         char digits[3] = {hex[0], hex[1], 0};
-        uint8_t byte = (uint8_t)strtoul(digits, NULL, 16);
-        if (pwrite(bar->file, &byte, 1, at++) != 1) return fail(command, "outside");
+        bytes[size++] = (uint8_t)strtoul(digits, NULL, 16);
     }
-    return true;
+    if (*hex) return fail(command, "no hex");
+    uint64_t length = bar->pages << PAGE_SHIFT;
+    if (at > length || size > length - at) return fail(command, "outside"); /* a write would make the file longer */
+    return pwrite(bar->file, bytes, size, (off_t)at) == (ssize_t)size || fail(command, strerror(errno));
 }
 
 bool command_begin(struct command *command) {
@@ -87,7 +110,7 @@ bool command_stranger(struct command *command) {
 
 bool command_back(struct command *command) {
     struct bar *bar = bar_of(command);
-    return bar && (map_file(bar, memory_of(bar), MAP_FIXED) || fail(command, "mmap"));
+    return bar && (map_file(bar, memory_of(bar), MAP_FIXED) != MAP_FAILED || fail(command, "mmap"));
 }
 
 bool command_cut(struct command *command) {
@@ -98,11 +121,14 @@ bool command_cut(struct command *command) {
 bool command_holds(struct command *command) {
     struct bar *bar = bar_of(command);
     if (!bar) return false;
-    const uint8_t *memory = (const uint8_t *)memory_of(bar);
-    uint8_t byte = (uint8_t)number(command, 2);
-    size_t at = 0, length = bar->pages << PAGE_SHIFT;
-    while (at < length && memory[at] == byte) at++;
-    fprintf(command->to, "ok %d", at == length);
+    uint8_t wanted[PAGE], page[PAGE];
+    bool is_full = true;
+    memset(wanted, (int)(number(command, 2) & 0xff), PAGE);
+    for (uint64_t i = 0; i < bar->pages && is_full; i++) {
+        if (access_copy(page, bar->uaddr + i * PAGE, PAGE, false)) return fail(command, "its memory faults");
+        is_full = !memcmp(page, wanted, PAGE);
+    }
+    fprintf(command->to, "ok %d", is_full);
     return true;
 }
 

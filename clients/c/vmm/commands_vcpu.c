@@ -4,32 +4,32 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-
-static bool set_registers(struct command *command, struct vcpu *vcpu, unsigned entry_at) {
-    struct kvm_regs registers;
-    memset(&registers, 0, sizeof registers);
-    registers.rip = number(command, entry_at);
-    registers.rflags = 2; /* reserved, and always set */
+/* What a vCPU begins with: the entry that word `entry_at` names, and the registers that follow. */
+static bool read_registers(struct command *command, unsigned entry_at, struct kvm_regs *registers) {
+    memset(registers, 0, sizeof *registers);
+    registers->rip = number(command, entry_at);
+    registers->rflags = 2; /* reserved, and always set */
     struct { const char *name; __u64 *value; } known[] = {
-        {"eax=", &registers.rax}, {"ebx=", &registers.rbx}, {"ecx=", &registers.rcx}, {"edx=", &registers.rdx},
-        {"esi=", &registers.rsi}, {"edi=", &registers.rdi}};
+        {"eax=", &registers->rax}, {"ebx=", &registers->rbx}, {"ecx=", &registers->rcx}, {"edx=", &registers->rdx},
+        {"esi=", &registers->rsi}, {"edi=", &registers->rdi}};
     for (unsigned word = entry_at + 1; word < command->word_count; word++) {
         unsigned i = 0, count = sizeof known / sizeof *known;
         while (i < count && strncmp(command->words[word], known[i].name, 4)) i++;
         if (i == count) return fail(command, "no such register");
         *known[i].value = strtoull(command->words[word] + 4, NULL, 0);
     }
-    kvm_set_registers(vcpu->descriptor, &registers);
     return true;
 }
 
 bool command_vcpu(struct command *command) {
     struct vmm *vmm = command->vmm;
+    struct kvm_regs registers;
+    if (!read_registers(command, 1, &registers)) return false;
     if (vmm->vcpu_count == MAX_VCPUS) return fail(command, "no room for another vCPU");
     struct vcpu *vcpu = vcpu_create(vmm, vmm->vcpu_count);
     if (!vcpu) return fail(command, "the daemon attaches no VP");
     vmm->vcpus[vmm->vcpu_count++] = vcpu;
-    if (!set_registers(command, vcpu, 1)) return false;
+    kvm_set_registers(vcpu->descriptor, &registers);
     fprintf(command->to, "ok %u", vcpu->index);
     return true;
 }
@@ -45,7 +45,10 @@ bool command_restart(struct command *command) {
     struct vcpu *vcpu = vcpu_of(command);
     if (!vcpu) return false;
     if (is_running(vcpu)) return fail(command, "it runs");
-    return set_registers(command, vcpu, 2);
+    struct kvm_regs registers;
+    if (!read_registers(command, 2, &registers)) return false;
+    kvm_set_registers(vcpu->descriptor, &registers);
+    return true;
 }
 
 bool command_start(struct command *command) {

@@ -20,7 +20,7 @@ int main(int argc, char **argv) {
     }
     if (argc != optind + 1) return fprintf(stderr, "usage: vmm [-w] [-p] [-v] SOCKET\n"), 2;
     if (!vmm_open(&vmm, argv[optind], watched, by_page)) {
-        fprintf(stderr, "%s: %s\n", argv[optind], vmm.lost_because);
+        fprintf(stderr, "%s\n", vmm.lost_because);
         return EXIT_NO_DAEMON;
     }
     commands_run(&vmm, stdin, stdout);

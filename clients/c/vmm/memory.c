@@ -161,20 +161,16 @@ void memory_freeze(struct memory *memory) {
     pthread_mutex_unlock(&memory->lock);
 }
 
-static void drop(struct memory *memory, uint64_t gfn, uint64_t pages, uint64_t uaddr, uint64_t length) {
+void memory_drop_behind(struct memory *memory, uint64_t uaddr, uint64_t length) {
     pthread_mutex_lock(&memory->lock);
     for (size_t i = memory->count; i-- > 0;) {
         const struct slot *slot = &memory->slots[i];
-        bool by_gfn = slot->gfn < gfn + pages && end_of(slot) > gfn;
-        bool by_uaddr = slot->uaddr < uaddr + length && slot->uaddr + (slot->pages << PAGE_SHIFT) > uaddr;
-        if ((by_gfn || by_uaddr) && (errno = replace(memory, i, i + 1, NULL, 0))) die("KVM keeps a memslot");
+        bool overlaps = slot->uaddr < uaddr + length && slot->uaddr + (slot->pages << PAGE_SHIFT) > uaddr;
+        if (overlaps && (errno = replace(memory, i, i + 1, NULL, 0))) die("KVM keeps a memslot");
     }
-    wait_released(memory, gfn, pages, uaddr, length);
+    wait_released(memory, 0, 0, uaddr, length);
     pthread_mutex_unlock(&memory->lock);
 }
-
-void memory_drop(struct memory *memory, uint64_t gfn, uint64_t pages) { drop(memory, gfn, pages, 0, 0); }
-void memory_drop_behind(struct memory *memory, uint64_t uaddr, uint64_t length) { drop(memory, 0, 0, uaddr, length); }
 
 /* ------------------------------------------------ completing the guest's accesses */
 

@@ -118,8 +118,8 @@ void vmm_lose(struct vmm *vmm, const char *why) {
         vmm->is_lost = true;
         snprintf(vmm->lost_because, sizeof vmm->lost_because, "%s", why);
         memory_freeze(&vmm->memory); /* nothing would unmap it in time */
-        for (unsigned i = 0; i < vmm->bar_count; i++) /* a BAR without a region has no slot */
-            if (vmm->bars[i].kind != IC_MOVABLE) memory_drop(&vmm->memory, vmm->bars[i].gfn, vmm->bars[i].pages);
+        for (const struct bar *bar = vmm->bars; bar < vmm->bars + vmm->bar_count; bar++)
+            if (bar->kind != IC_MOVABLE) memory_drop_behind(&vmm->memory, bar->uaddr, bar->pages << PAGE_SHIFT);
     }
     pthread_mutex_unlock(&vmm->loss_lock);
 }
@@ -131,18 +131,10 @@ static enum ic_result told(struct vmm *vmm, const struct ic_connection *connecti
 
 /* ------------------------------------------------ the guest's physical memory changes */
 
-static void place(struct vmm *vmm, struct bar *bar, uint64_t gfn) {
-    pthread_mutex_lock(&vmm->loss_lock);
-    bar->gfn = gfn;
-    pthread_mutex_unlock(&vmm->loss_lock);
-}
-
 enum ic_result vmm_add_region(struct vmm *vmm, struct bar *bar, uint64_t gfn) {
-    uint64_t before = bar->gfn;
     struct ic_region region = {gfn, bar->pages, bar->uaddr, bar->kind, bar->writable, bar->executable};
-    place(vmm, bar, gfn); /* the daemon may map it before it answers, and a loss then takes it away */
     enum ic_result result = told(vmm, &vmm->connection, ic_add_region(&vmm->connection, &region, NULL));
-    if (result == IC_REFUSED) place(vmm, bar, before);
+    if (result == IC_OK) bar->gfn = gfn;
     return result;
 }
 

@@ -108,7 +108,7 @@ void memory_free(struct memory *memory);
 int memory_map(struct memory *memory, uint64_t gfn, uint64_t pages, uint64_t uaddr, unsigned access);
 int memory_unmap(struct memory *memory, uint64_t gfn, uint64_t pages); /* returns when no access to it is under way */
 void memory_freeze(struct memory *memory);                             /* no more maps */
-void memory_drop(struct memory *memory, uint64_t gfn, uint64_t pages); /* every slot that overlaps, whole: needs no free slot */
+/* Every slot that overlaps that memory, whole, wherever the guest has it: needs no free slot. */
 void memory_drop_behind(struct memory *memory, uint64_t uaddr, uint64_t length);
 bool memory_reaches(struct memory *memory, uint64_t gfn, unsigned access);
 uint64_t memory_generation(struct memory *memory);
@@ -242,7 +242,7 @@ struct vmm {
     struct ic_pages own_pages[MAX_BARS];
     struct vcpu *vcpus[MAX_VCPUS];
     unsigned vcpu_count;
-    pthread_mutex_t loss_lock; /* of these; of a BAR, its gfn */
+    pthread_mutex_t loss_lock; /* of these; but a BAR's gfn is the main thread's */
     struct bar bars[MAX_BARS];
     unsigned bar_count;
     bool is_leaving, is_lost;
