@@ -49,6 +49,11 @@ def test_a_package_says_that_it_is_typed(package: Path) -> None:
     assert (package / "py.typed").is_file()
 
 
+def test_no_part_of_a_package_is_a_symbolic_link() -> None:
+    """An sdist leaves it out, and so does the wheel that is built from it."""
+    assert [path for package in PACKAGES for path in package.rglob("*") if path.is_symlink()] == []
+
+
 def test_the_operators_tool_uses_the_public_client_library_alone() -> None:
     """Or what it needs is missing from the library for everybody else."""
     private = re.compile(r"(?:from|import) intercept_(?:client|protocol)(?:\.\w+)*\._")

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-_SOURCE: Final = Path(__file__).parents[1] / "c" / "vmm"
-"""In a checkout, behind a symbolic link; the wheel has copies."""
+_PACKAGE: Final = Path(__file__).parents[1]
+_IN_WHEEL: Final = _PACKAGE / "c"
+_IN_CHECKOUT: Final = _PACKAGE.with_name("c")
 _OPTIONS: Final = ("-std=c11", "-O2", "-pthread")
 _SHOWN: Final = 2000
 
@@ -49,4 +50,5 @@ def build_vmm(directory: Path, options: Sequence[str] = _OPTIONS) -> Path:
 
 def sources() -> list[Path]:
     """Of the VMM, without its headers."""
-    return sorted(_SOURCE.glob("*.c"))
+    headers = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
+    return sorted((headers / "vmm").glob("*.c"))
