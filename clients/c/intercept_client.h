@@ -492,8 +492,8 @@ IC_API void ic_close(struct ic_connection *connection) {
     connection->lost = true;
 }
 
-/* End the connection from any thread, also while another is in a call on it, which then returns IC_LOST. Does not block, and
- * leaves the socket to `ic_close`. */
+/* End an open connection from any thread, also while another is in a call on it, which then returns IC_LOST. Does not block, and
+ * leaves the socket to `ic_close`. Not while ic_open or ic_close may run: the one makes the socket, the other gives it back. */
 IC_API void ic_stop(const struct ic_connection *connection) {
     if (connection->socket >= 0) shutdown(connection->socket, SHUT_RDWR);
 }
@@ -879,7 +879,10 @@ struct ic_own_regions {
 };
 
 /* The caller owns `own` and the storage, which must outlive both connections. `regions` has room for one element for each
- * region and each region being added. `vmas` has room for one for each VMA, with IC_DECLARED: NULL and 0 with IC_PROCESS. */
+ * region and each region being added. `vmas` has room for one for each VMA, with IC_DECLARED: NULL and 0 with IC_PROCESS.
+ *
+ * Each piece that the daemon maps is looked up from the first element to the last, under the lock: some 2 ns each, so 2 us for
+ * 1,000 regions, and 0.1 ms for a list of 64 pieces. */
 IC_API void ic_init_own_regions(
     struct ic_own_regions *own, struct ic_pages *regions, size_t region_capacity, struct ic_pages *vmas, size_t vma_capacity) {
     memset(own, 0, sizeof *own);
@@ -891,7 +894,7 @@ IC_API void ic_init_own_regions(
 }
 
 /* Have a `vmm` connection keep up `own`, from before its first region or VMA. From now on a request that would take more
- * room than there is is refused with ENOSPC, name "regions", before it is sent. */
+ * room than there is is refused with ENOSPC, name "regions", before it is sent. Does not block. */
 IC_API void ic_keep_up(struct ic_connection *vmm, struct ic_own_regions *own) {
     vmm->own = own;
 }
