@@ -45,8 +45,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifndef __cplusplus
-extern int clock_gettime(int clock, struct timespec *now); /* strict C hides it; C++ always has it */
+#ifndef CLOCK_MONOTONIC
+extern int clock_gettime(int clock, struct timespec *now); /* strict C hides both */
 #endif
 
 /* How a VMM's functions are declared. One source file may define it as nothing, to have them as symbols: see RUST.md. */

@@ -90,7 +90,7 @@ static inline bool ic__in_range(uint64_t start, uint64_t count) {
 static inline const char *ic__read_piece(struct ic_reader *at, bool maps, struct ic_map *piece) {
     struct ic_reader fields = *at;
     bool has_pfn = maps && ic__has(&fields, "start_pfn");
-    uint64_t count = ic__expect(at, IC__MAP), known = maps ? 4 + (has_pfn || !ic__value(&fields, "start_pfn").wrong) : 2;
+    uint64_t count = ic__expect(at, IC__MAP), known = maps ? 4u + (has_pfn || !ic__value(&fields, "start_pfn").wrong) : 2;
     for (uint64_t left = 2 * count; left && !at->wrong; left--) ic__skip(at);
     memset(piece, 0, sizeof *piece);
     piece->start_gfn = ic__get_integer(&fields, "start_gfn");

@@ -15,8 +15,8 @@
 #include <sys/syscall.h>
 #include <sys/types.h>
 
-#ifndef __cplusplus
-extern long syscall(long number, ...); /* C++ always has it */
+#if !defined __cplusplus && !defined __USE_MISC /* with either it is there */
+extern long syscall(long number, ...);
 #endif
 
 enum {

@@ -15,7 +15,7 @@ from fakes.scripted_daemon import HangUp, Hear, ScriptedDaemon, hello, replies
 from intercept_protocol.messages import PartitionCredentials
 
 HEADER: Final = Path(__file__).parents[2] / "clients" / "c"
-STRICT: Final = ("-pedantic", "-Wall", "-Wextra", "-Werror")
+STRICT: Final = ("-pedantic", "-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wredundant-decls")
 LANGUAGES: Final = ("c99", "c11", "gnu11", "c++11", "c++17")
 COMPILERS: Final = {"gcc": "g++", "clang": "clang++"}
 """By the C compiler, that of C++."""

@@ -111,10 +111,11 @@ def test_its_memslots_its_gate_and_its_loop_on_a_kvm_that_is_played(tmp_path: Pa
 # ---------------------------------------------------------------- the guests
 
 
-def test_it_is_cpp17_without_a_warning_too() -> None:
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    command: list[str | Path] = ["g++", "-std=c++17", *STRICT, "-fsyntax-only", "-x", "c++", *sources()]
+@pytest.mark.parametrize("compiler", [("g++", "-std=c++17", "-x", "c++"), ("gcc", "-std=c99")])
+def test_it_is_in_other_languages_without_a_warning_too(compiler: Sequence[str]) -> None:
+    if shutil.which(compiler[0]) is None:
+        pytest.skip(f"{compiler[0]} is not installed")
+    command: list[str | Path] = [*compiler, *STRICT, "-fsyntax-only", *sources()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -8,7 +8,7 @@
  * daemon with any of them (K-1). The main thread alone uses the `vmm` and the two `notifier` connections, each vCPU's thread
  * its `vp` connection, and one more thread the `hypervisor` connection.
  *
- * It is C11, and C++17.
+ * It is C99, C11 and C++17.
  */
 #ifndef VMM_H
 #define VMM_H
