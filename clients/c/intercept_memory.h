@@ -170,6 +170,7 @@ static inline void ic__end(struct ic_connection *notifier, const void *address, 
     errno = number;
 }
 
+/* What the guest still has mapped there goes before the memory does. */
 IC_API int ic_munmap(struct ic_connection *notifier, void *address, size_t length) {
     if (!ic__begin(notifier, address, length)) return -1;
     int result = munmap(address, length);

@@ -19,7 +19,6 @@ from fakes.scripted_daemon import (
     Hear,
     Refuse,
     Say,
-    SayOverAndOver,
     ScriptedDaemon,
     Signal,
     Step,
@@ -127,7 +126,7 @@ def test_after_a_call_timed_out_the_next_gets_its_own_answer(
 def test_a_call_ends_in_time_whatever_comes_meanwhile(client: Open, socket_path: Path) -> None:
     """Answers that come again are passed over (T-12), and are no reason to wait on and on."""
     timed_out = threading.Event()
-    again_and_again = SayOverAndOver(4096 * rpc.encode_result(2, None), timed_out)
+    again_and_again = Say(4096 * rpc.encode_result(2, None), timed_out)
     script = [*hello(), *replies(None), Hear(), again_and_again, Answer(None), *replies(None)]
     with ScriptedDaemon(socket_path, (script,)), client(socket_path, "vmm") as vmm:
         assert vmm.do("kick", 1) == "ok"

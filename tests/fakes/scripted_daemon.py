@@ -50,17 +50,10 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Write these bytes unchanged."""
+    """Write these bytes unchanged; with `until` again and again, as fast as the client takes them."""
 
     data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class SayOverAndOver:
-    """Write these bytes again and again, as fast as the client takes them, until the test ends it."""
-
-    data: bytes
-    until: threading.Event
+    until: threading.Event | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +92,7 @@ class HangUp:
     """Close the connection; only what needs none may follow."""
 
 
-Step = Hear | Answer | Refuse | Say | SayOverAndOver | Ask | Signal | Await | Look | HangUp
+Step = Hear | Answer | Refuse | Say | Ask | Signal | Await | Look | HangUp
 
 
 def replies(*results: object) -> list[Step]:
@@ -211,11 +204,8 @@ class _Conversation:
                     self._answer(rpc.encode_result(self._msgid, _to_wire(result)))
                 case Refuse(error):
                     self._answer(rpc.encode_error(self._msgid, error))
-                case Say(data):
-                    self._connection.sendall(data)
-                case SayOverAndOver(data, until):
-                    while not until.is_set():
-                        self._connection.sendall(data)
+                case Say():
+                    self._say(step)
                 case Ask():
                     self._ask(step)
                 case Signal(event):
@@ -228,6 +218,11 @@ class _Conversation:
                     self._connection.close()
         while self._connection.fileno() >= 0 and self._hear():
             pass
+
+    def _say(self, say: Say) -> None:
+        self._connection.sendall(say.data)
+        while say.until is not None and not say.until.is_set():
+            self._connection.sendall(say.data)
 
     def _answer(self, answer: bytes) -> None:
         self._check_one_in_flight()
