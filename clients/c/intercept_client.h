@@ -20,7 +20,7 @@
  *   IC_OK         the daemon has done it;
  *   IC_REFUSED    the daemon answered with an error, or the request was not sent; the connection stays open;
  *   IC_TIMED_OUT  no answer in time; the daemon may still carry it out. The connection stays open: the next call first
- *                 waits for that answer, and passes over it;
+ *                 waits for that answer, and passes over it; if it does not come, that call is not made;
  *   IC_LOST       the connection is over; what is left to do with it is `ic_close`.
  * After the last three, `connection->error` says why.
  *
@@ -905,12 +905,14 @@ IC_API void ic_keep_up(struct ic_connection *vmm, struct ic_own_regions *own) {
 struct ic__change {
     struct ic__list *list; /* NULL if nothing is kept up */
     size_t before;
+    uint8_t msgid; /* of the request before */
 };
 
 static inline bool ic__begin_change(struct ic_connection *connection, struct ic__change *change, bool vmas, size_t added) {
     struct ic_own_regions *own = connection->own;
     change->list = !own ? NULL : vmas ? &own->vmas : &own->regions;
     change->before = own ? change->list->count : 0;
+    change->msgid = connection->msgid;
     if (!own || added <= change->list->capacity - change->list->count) return true;
     ic__refuse(connection, ENOSPC, "regions", "the list of the VMM's own is full");
     return false;
@@ -941,8 +943,9 @@ static inline enum ic_result ic__end_change(
     size_t removed_count) {
     struct ic__list *list = change->list;
     if (!list) return result;
+    bool was_sent = connection->msgid != change->msgid;
     pthread_mutex_lock(&connection->own->lock);
-    if (result == IC_REFUSED) list->count = change->before;
+    if (result == IC_REFUSED || !was_sent) list->count = change->before;
     if (result == IC_OK && removed_count) {
         size_t kept = 0;
         for (size_t i = 0; i < list->count; i++) {

@@ -319,6 +319,20 @@ def test_a_region_whose_answer_is_late_counts_and_goes_on_counting(
         assert asked.do(*REMOVE) == "ok"
 
 
+def test_a_region_whose_request_was_never_sent_takes_no_room(programs: CPrograms, socket_path: Path) -> None:
+    """Room for 8. While one answer is outstanding, nothing else is sent (T-7)."""
+    late = threading.Event()
+    told: list[Step] = [Hear(), Await(late), Answer(ADDED), *replies(ADDED)]
+    with vmm_in_c(programs, socket_path, [], told=told, calls=()) as asked:
+        asked.go_on()
+        asked.do("timeout", 10)
+        assert [asked.do(*ADD_RAM) for _ in range(10)] == ["timed out"] * 10
+        late.set()
+        asked.do("timeout", 0)
+        assert asked.do("add", 9, 1, 0x9000, 1, 0) == "ok"
+        assert len(asked.daemon.heard) == 4
+
+
 def test_more_regions_than_there_is_room_for_are_refused_before_the_daemon_hears_of_them(
     programs: CPrograms, socket_path: Path
 ) -> None:
