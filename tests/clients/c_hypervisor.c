@@ -5,6 +5,7 @@
  *   change GFN PAGES UADDR NEW_GFN NEW_PAGES NEW_UADDR: removes a region and adds a writable one
  *   refuse N: from now on piece N of a request, from 0, is refused with ENOSPC
  *   calls: what the hypervisor was asked since the last time
+ *   stop: ends the hypervisor's connection, in whose call the other thread is
  *   served: waits for the end of the hypervisor's connection, and says why it ended
  */
 #include "intercept_hypervisor.h"
@@ -72,6 +73,7 @@ static enum ic_result ask(const char *verb, const uint64_t n[6]) {
     if (!strcmp(verb, "change")) return ic_change_regions(&vmm, &region, 1, &added, 1, NULL);
     if (!strcmp(verb, "map_vma")) return ic_map_vma(&vmm, &vma);
     if (!strcmp(verb, "unmap_vma")) return ic_unmap_vma(&vmm, n[0], n[1]);
+    if (!strcmp(verb, "stop")) return ic_stop(&hypervisor), IC_OK;
     if (!strcmp(verb, "timeout")) return ic_set_timeout(&vmm, (unsigned)n[0]), IC_OK;
     fprintf(stderr, "no verb %s\n", verb);
     exit(2);

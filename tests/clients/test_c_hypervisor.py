@@ -228,6 +228,14 @@ def test_last_words_nonsense_and_the_end_are_the_end(
 
 
 @serving
+def test_another_thread_may_end_it(programs: CPrograms, socket_path: Path, how: str) -> None:
+    with vmm_in_c(programs, socket_path, [], how=how, calls=()) as asked:
+        assert asked.do("stop") == "ok"
+        assert asked.do("served") == ENDED
+        asked.go_on()
+
+
+@serving
 def test_a_request_that_comes_with_the_answer_to_the_hello_is_carried_out(
     programs: CPrograms, socket_path: Path, how: str
 ) -> None:
