@@ -1,6 +1,6 @@
 /* Load generator: VPs that ask for intercepts, one at a time each, as fast as they are answered.
  *
- *   load [-w] [-v VPS] [-p PARTITIONS] [-t SECONDS] [-r REGIONS] [-g PAGES] [-m MAPPED] [-c PIECES] [-s STRIDE] SCENARIO SOCKET
+ *   load [-w] [-v VPS] [-p PARTITIONS] [-t SECONDS] [-r REGIONS] [-g PAGES] [-m MAPPED] [-c PIECES] [-s STRIDE] [-h VMM] SCENARIO SOCKET
  *
  *   echo            an intercept to a server that is no interceptd, and answers any
  *   already_mapped  an intercept of a page that is mapped, rotating over MAPPED regions
@@ -8,11 +8,12 @@
  *   no_region       an intercept of a gfn beside the regions
  *   first_touch     an intercept that maps a region's whole VMA; between two of them it is invalidated, off the clock
  *   invalidate      an invalidation of what is mapped; between two of them it is touched, off the clock
+ *   announce        a begin and an end around what is mapped, in all its pieces; between two of them it is touched, off the clock
  *   unmap_vma       a munmap on declared memory, with its invalidation; between two of them it is mapped and touched
  *   hold            connect, say "ready" and a newline, and keep everything until stdin ends
  *
- * The three that undo something between two of them are of one VP. -w says "ready" and a newline when all is set up, and
- * begins when stdin ends.
+ * The four that undo something between two of them are of one VP per partition. With -h 1 the VMM carries out the maps, in a
+ * thread per partition that only answers. -w says "ready" and a newline when all is set up, and begins when stdin ends.
  *
  * Each partition has REGIONS regions of PAGES pages with a gap between any two, of which the first MAPPED are touched;
  * -c cuts each region's memory into PIECES of other rights, alternately. Gfns are visited in steps of STRIDE regions.
@@ -20,16 +21,16 @@
  * answered over their median, and setup_us, what adding a region took. In C, so that the client's own cost hardly counts.
  */
 #define _GNU_SOURCE
-#include "intercept_client.h"
+#include "intercept_hypervisor.h"
 
 #include <pthread.h>
 #include <stdlib.h>
 #include <time.h>
 
 enum { MAX_VPS = 4096, PER_PARTITION = 256, FIRST_GFN = 0x100, PAGE = 4096 };
-enum scenario { ECHO, ALREADY_MAPPED, PERMISSION, NO_REGION, FIRST_TOUCH, INVALIDATE, UNMAP_VMA, HOLD, SCENARIOS };
+enum scenario { ECHO, ALREADY_MAPPED, PERMISSION, NO_REGION, FIRST_TOUCH, INVALIDATE, ANNOUNCE, UNMAP_VMA, HOLD, SCENARIOS };
 static const char *const names[] = {
-    "echo", "already_mapped", "permission", "no_region", "first_touch", "invalidate", "unmap_vma", "hold"};
+    "echo", "already_mapped", "permission", "no_region", "first_touch", "invalidate", "announce", "unmap_vma", "hold"};
 
 struct vp {
     struct ic_connection connection, notifier;
@@ -42,9 +43,10 @@ struct vp {
 
 static enum scenario scenario;
 static struct vp vps[MAX_VPS];
-static struct ic_connection vmms[MAX_VPS];
+static struct ic_connection vmms[MAX_VPS], hypervisors[MAX_VPS];
+static struct ic_own_regions own[MAX_VPS];
 static struct ic_partition partitions[MAX_VPS];
-static long vp_count = 1, partition_count, regions = 1, pages = 512, mapped = 1, pieces = 1, stride = 1;
+static long vp_count = 1, partition_count, regions = 1, pages = 512, mapped = 1, pieces = 1, stride = 1, by_vmm;
 static double seconds = 0.5, stop_at;
 static bool waits;
 static pthread_barrier_t start;
@@ -81,6 +83,11 @@ static void map(struct ic_connection *vmm, long region) {
     check(ic_map_vma(vmm, &vma), vmm, "map_vma");
 }
 
+static void touch_pieces(struct vp *vp, long region) {
+    for (long piece = 0; piece < pieces; piece++)
+        touch(&vp->connection, gfn_of(region) + piece * (pages / pieces), IC_READ, NULL);
+}
+
 /* One thing, of which the part between `asked` and the return is on the clock. */
 static double once(struct vp *vp, long i) {
     long region = (i * stride + vp->index) % mapped;
@@ -99,6 +106,11 @@ static double once(struct vp *vp, long i) {
         touch(&vp->connection, gfn_of(region), IC_READ, NULL);
         asked = now();
         return check(ic_invalidate(&vp->notifier, uaddr_of(region), length), &vp->notifier, "invalidate"), asked;
+    case ANNOUNCE:
+        touch_pieces(vp, region);
+        asked = now();
+        check(ic_invalidate_begin(&vp->notifier, uaddr_of(region), length), &vp->notifier, "invalidate_begin");
+        return check(ic_invalidate_end(&vp->notifier, uaddr_of(region), length), &vp->notifier, "invalidate_end"), asked;
     default:
         touch(&vp->connection, gfn_of(region), IC_READ, NULL);
         asked = now();
@@ -120,11 +132,38 @@ static void *run(void *argument) {
     return NULL;
 }
 
+static int nothing_to_map(void *context, const struct ic_map *pieces_, size_t count, size_t *done) {
+    return (void)context, (void)pieces_, (void)count, (void)done, 0;
+}
+
+static int nothing_to_unmap(void *context, const struct ic_unmap *pieces_, size_t count, size_t *done) {
+    return (void)context, (void)pieces_, (void)count, (void)done, 0;
+}
+
+static void *answer_maps(void *hypervisor) {
+    static const struct ic_hypervisor_calls calls = {.map = nothing_to_map, .unmap = nothing_to_unmap};
+    ic_serve_hypervisor(hypervisor, &calls, NULL);
+    return NULL;
+}
+
+/* The daemon's requests are checked as in any VMM, and then nothing is done. */
+static void become_hypervisor(long number, const char *path) {
+    struct ic_pages *held = calloc(regions + pieces + 2, sizeof *held);
+    pthread_t thread;
+    if (!held) exit(1);
+    ic_init_own_regions(&own[number], held, regions, held + regions, pieces + 2);
+    ic_keep_up(&vmms[number], &own[number]);
+    check(ic_open_hypervisor(&hypervisors[number], path, &partitions[number], &own[number]), &hypervisors[number], "attach");
+    if (pthread_create(&thread, NULL, answer_maps, &hypervisors[number])) exit(1);
+    pthread_detach(thread);
+}
+
 static double prepare(long number, const char *path) {
     struct ic_connection *vmm = &vmms[number];
     check(ic_open_vmm(vmm, path, "load"), vmm, "hello");
-    struct ic_new_partition wanted = {.address_space = IC_DECLARED, .hypervisor = IC_SOFTWARE};
+    struct ic_new_partition wanted = {.address_space = IC_DECLARED, .hypervisor = by_vmm ? IC_VMM : IC_SOFTWARE};
     check(ic_create_partition(vmm, &wanted, &partitions[number]), vmm, "create_partition");
+    if (by_vmm) become_hypervisor(number, path);
     if (scenario == UNMAP_VMA) {
         for (long i = 0; i < regions; i++) map(vmm, i);
     } else {
@@ -151,12 +190,10 @@ static void join(unsigned index, const char *path) {
     }
     vp->vmm = &vmms[partition];
     check(ic_open_vp(&vp->connection, path, &partitions[partition], index / partition_count), &vp->connection, "attach");
-    if (scenario == FIRST_TOUCH || scenario == INVALIDATE)
+    if (scenario == FIRST_TOUCH || scenario == INVALIDATE || scenario == ANNOUNCE)
         check(ic_open_notifier(&vp->notifier, path, &partitions[partition]), &vp->notifier, "attach");
     bool first = index < partition_count;
-    for (long i = 0; first && i < mapped && scenario != NO_REGION && scenario != PERMISSION; i++)
-        for (long piece = 0; piece < pieces; piece++)
-            touch(&vp->connection, gfn_of(i) + piece * (pages / pieces), IC_READ, NULL);
+    for (long i = 0; first && i < mapped && scenario != NO_REGION && scenario != PERMISSION; i++) touch_pieces(vp, i);
 }
 
 static int by_value(const void *a, const void *b) {
@@ -182,9 +219,9 @@ static void report(double setup) {
 }
 
 int main(int argc, char **argv) {
-    for (int option; (option = getopt(argc, argv, "wv:p:t:r:g:m:c:s:")) != -1;) {
-        long *const numbers[] = {&vp_count, &partition_count, &regions, &pages, &mapped, &pieces, &stride};
-        static const char letters[] = "vprgmcs";
+    for (int option; (option = getopt(argc, argv, "wv:p:t:r:g:m:c:s:h:")) != -1;) {
+        long *const numbers[] = {&vp_count, &partition_count, &regions, &pages, &mapped, &pieces, &stride, &by_vmm};
+        static const char letters[] = "vprgmcsh";
         const char *at = strchr(letters, option);
         if (option == '?') return 2;
         if (option == 'w') waits = true;
@@ -194,9 +231,9 @@ int main(int argc, char **argv) {
     if (argc != optind + 2) return fprintf(stderr, "usage: load [OPTIONS] SCENARIO SOCKET\n"), 2;
     while (scenario < SCENARIOS && strcmp(argv[optind], names[scenario])) scenario++;
     if (scenario == SCENARIOS || vp_count > MAX_VPS) return fprintf(stderr, "no such scenario, or too many VPs\n"), 2;
-    bool undoes = scenario == FIRST_TOUCH || scenario == INVALIDATE || scenario == UNMAP_VMA;
-    if (undoes && vp_count > 1) return fprintf(stderr, "%s: one VP would undo what another waits for\n", names[scenario]), 2;
     if (!partition_count) partition_count = (vp_count + PER_PARTITION - 1) / PER_PARTITION;
+    bool undoes = scenario == FIRST_TOUCH || scenario == INVALIDATE || scenario == ANNOUNCE || scenario == UNMAP_VMA;
+    if (undoes && vp_count > partition_count) return fprintf(stderr, "%s: one VP would undo what another waits for\n", names[scenario]), 2;
     const char *path = argv[optind + 1];
     double setup = 0;
     for (long i = 0; scenario != ECHO && i < partition_count; i++) setup += prepare(i, path) / partition_count;
