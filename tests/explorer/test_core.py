@@ -44,7 +44,7 @@ def test_the_core_breaks_no_rule(scenario: str, variant: Variant) -> None:
 class AnswersUnserved(RegionManager):
     async def wait_served(self, batch: Batch) -> None:
         """Where it should make the pass itself, it makes none."""
-        if not self.uncontended:
+        if self.busy:
             await super().wait_served(batch)
 
 

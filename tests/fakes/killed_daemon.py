@@ -67,15 +67,15 @@ POINTS: Final[Mapping[str, Point]] = {
     "noted": _after("ledger.inbox:Inbox.note"),
     "carried out": _before(_APPEND, _recording("Done")),
     "done": _after(_APPEND, _recording("Done")),
-    "to be sent": _before("connections.connection:Connection._send_now"),
-    "sent": _after("connections.connection:Connection._send_now"),
+    "to be sent": _before("connections.connection:Connection.send_now"),
+    "sent": _after("connections.connection:Connection.send_now"),
     "marked": _before("ledger.inbox:Inbox._wipe"),
     "wiped": _after("ledger.inbox:Inbox.answered"),
     # an intercept, on the hot path
     "intercept read": _after("connections.received_fds:ReceivedFds.receive"),
     # the guest's mappings
     "changing": _after(_APPEND, _recording("Changing")),
-    "asked": _after("connections.connection:Connection._send_now", lambda _, data: data[:2] == b"\x94\0"),
+    "asked": _after("connections.connection:Connection.send_now", lambda _, data: data[:2] == b"\x94\0"),
     "told": _after("connections.connection:Connection.receive_response"),
     "to be edited": _before(_APPEND, _recording("Mapped", "Unmapped")),
     "edited": _after(_APPEND, _recording("Mapped", "Unmapped")),

@@ -147,10 +147,24 @@ async def test_what_is_mapped_at_once_is_counted_and_timed_like_all_else(prompt:
     assert stages.resolve.total_ns + stages.map.total_ns < perf_counter_ns() - began
 
 
-async def test_what_may_wait_for_the_hypervisor_is_not_decided_at_once(prompt: ModelPartition) -> None:
+async def test_a_first_touch_waits_only_for_the_hypervisor_and_is_not_broken_off(
+    prompt: ModelPartition, nursery: trio.Nursery
+) -> None:
     prompt.hypervisor.may_block = True
+    mapping = prompt.gates.hold(Point.MAP)
+    touch = Running(nursery, at_once, prompt, GFN)
+    await mapping.wait_reached()
+    assert not await touch.cancel()
+    mapping.open()
+    assert await touch.result() is Answer.MAPPED
+
+
+async def test_known_memory_waits_for_nothing_but_the_hypervisor(prompt: ModelPartition) -> None:
+    prompt.address_space.may_block = prompt.hypervisor.may_block = True
+    prompt.regions.mmio_granularity = MmioGranularity.PAGE
     assert await at_once(prompt, GFN) is None
-    assert prompt.address_space.resolved == []
+    assert await prompt.fault(GFN) is Answer.MAPPED
+    assert await at_once(prompt, GFN + 1) is Answer.MAPPED
 
 
 async def test_a_fault_that_may_wait_for_the_address_space_is_not_decided_at_once(
@@ -291,10 +305,10 @@ async def test_announcements_during_a_pass_are_served_by_its_next_round(
         await first.done.wait()
 
 
-async def test_a_caller_waiting_for_the_hypervisor_can_be_cancelled_while_the_pass_continues(
+async def test_a_caller_whose_pass_waits_for_the_hypervisor_cannot_be_cancelled(
     model: ModelPartition, nursery: trio.Nursery
 ) -> None:
-    """It is the region manager's task that makes it, and that cannot be broken off."""
+    """Only the hypervisor's deadline ends that wait: nothing may see a pass that is half made."""
     await model.map_vma(PAGE, PAGES, PFN)
     await model.add_region(GFN, PAGES, PAGE)
     await model.fault(GFN)
@@ -302,10 +316,30 @@ async def test_a_caller_waiting_for_the_hypervisor_can_be_cancelled_while_the_pa
     batch = model.notifier.invalidate(UaddrRange.at_page(PAGE, PAGES))
     waiting = Running(nursery, model.regions.wait_served, batch)
     await unmapping.wait_reached()
-    left = await waiting.cancel()
-    assert (left, batch.done.is_set()) == (True, False)
+    assert not await waiting.cancel()
     unmapping.open()
-    await batch.done.wait()
+    await waiting.result()
+    assert model.pfn(GFN) is None
+
+
+async def test_a_caller_who_waits_for_the_pass_of_another_can_be_cancelled(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    await model.map_vma(PAGE, PAGES, PFN)
+    await model.add_region(GFN, PAGES, PAGE)
+    await model.fault(GFN)
+    unmapping = model.gates.hold(Point.UNMAP)
+    first = model.notifier.invalidate(UaddrRange.at_page(PAGE, 1))
+    passing = Running(nursery, model.regions.wait_served, first)
+    await unmapping.wait_reached()
+    second = model.notifier.invalidate(UaddrRange.at_page(PAGE + 1, 1))
+    waiting = Running(nursery, model.regions.wait_served, second)
+    await wait_all_tasks_blocked()
+    assert await waiting.cancel()
+    unmapping.open()
+    await passing.result()
+    await second.done.wait()
+    assert model.pfns(GFN, 2) == [None, None]
 
 
 async def test_an_announcement_while_the_lock_is_held_waits_for_the_region_managers_task(

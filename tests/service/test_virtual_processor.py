@@ -182,6 +182,7 @@ async def test_a_kept_kick_does_not_affect_intercepts_that_need_not_wait(backed:
 
 
 async def test_kick_while_it_resolves_gives_the_attempt_up(backed: ModelPartition) -> None:
+    backed.address_space.may_block = True
     backed.gates.hold(Point.RESOLVE)
     async with attached_vp(backed) as vp:
         await vp.peer.send_intercept(GFN)
@@ -301,6 +302,7 @@ async def test_closing_while_it_waits_ends_the_attempt(backed: ModelPartition) -
 async def test_a_second_request_before_the_answer_ends_the_connection_with_eproto(
     backed: ModelPartition,
 ) -> None:
+    backed.address_space.may_block = True
     backed.gates.hold(Point.RESOLVE)
     async with attached_vp(backed) as vp:
         await vp.peer.send_intercept(GFN)

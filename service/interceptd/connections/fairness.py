@@ -25,6 +25,11 @@ class Turns:
         self._latest: object = None
         self._running = 0
 
+    @property
+    def is_lonely(self) -> bool:
+        """Whether the last one is taken to be the only busy connection."""
+        return self._running > ALONE
+
     def running(self, connection: object) -> int:
         """How often running it was this connection's turn, this time included."""
         if connection is not self._latest:

@@ -65,16 +65,19 @@ async def serve_calls(
     send: Send | None = None,
     in_flight: CallsInFlight | None = None,
     journal: Journal | None = None,
+    watched: bool = True,
 ) -> None:
     """Answer calls until the peer closes. A `WireError` or a `RangeError` becomes the answer.
 
+    If the peer closes before its answer, what computes it is cancelled. Where not `watched`, `answer` sees to
+    that itself.
     `send` replaces the connection's own where another task sends on it too. A call that was carried out is
     recorded in the `journal` before its answer is sent, so a successor only answers it.
     """
     while (request := await connection.receive()) is not None:
         with in_flight.one() if in_flight is not None else nullcontext():
             try:
-                reply = await _reply(connection, methods, answer, request, journal)
+                reply = await _reply(connection, methods, answer, request, journal, watched=watched)
             finally:
                 connection.drop_descriptors()
             if send is None:
@@ -122,6 +125,8 @@ async def _reply(
     answer: Handler[Call],
     request: rpc.Request,
     journal: Journal | None,
+    *,
+    watched: bool,
 ) -> bytes:
     try:
         call = codec.decode_call(methods, request.method, request.params)
@@ -130,7 +135,7 @@ async def _reply(
     try:
         result = answer(call)
         if isinstance(result, Coroutine):  # only an answer that may wait needs the watch
-            result = await connection.answer_watched(result)
+            result = await (connection.answer_watched(result) if watched else result)
     except RangeError as error:
         refusal = WireError(errno.EINVAL, f"{request.method}: {error}", field=error.field)
         return _refused(connection, request, refusal)

@@ -13,7 +13,7 @@ from time import perf_counter_ns
 
 from intercept_protocol import rpc
 from interceptd.connections.received_fds import ReceivedFds
-from interceptd.connections.unread import is_long
+from interceptd.connections.unread import is_long, unread_bytes
 from interceptd.ledger.inbox import Inbox
 
 LOOK_BYTES = 4096
@@ -22,6 +22,7 @@ LONG_LOOK_NS = 200_000
 """Some thousand sends of the peer: a look is made for each request."""
 SHORT_PAUSE_NS = 1_000_000
 """Since the last look so little can have been sent that the next one need not be guarded (1 us)."""
+_MSG_CTRUNC = int(socket.MSG_CTRUNC)
 STEPS = 64
 """Reads of one call where no look is made. Each takes some 4 us; a usual request takes 30."""
 
@@ -60,6 +61,15 @@ class RequestReader:
         while unread:
             unread -= len(self._receive(descriptors, unread, is_rest=request is not None))
         return request
+
+    def take(self, expected: bytes) -> bool:
+        """Take `expected` out of the socket if nothing else is in it. Never blocks; raises `OSError`."""
+        if unread_bytes(self._source) != len(expected):
+            return False
+        data, _, flags, _ = self._source.recvmsg(len(expected), 0, socket.MSG_PEEK)
+        if data != expected or flags & _MSG_CTRUNC:  # with descriptors, which `recv` would close here
+            return False
+        return self._source.recv(len(expected)) == expected
 
     def _receive(self, descriptors: ReceivedFds, size: int, *, is_rest: bool = False) -> bytes:
         """Read up to `size` bytes; if `is_rest`, they are all that is missing of a request."""

@@ -197,10 +197,16 @@ class RemoteHypervisor:
         if self._journal is not None:
             self._journal.ledger.last_msgid = self._msgid
         msgid, deadline = self._msgid, self._deadline()
-        request = self._in_flight[msgid] = _Request()
+        data = rpc.encode_request(msgid, call.METHOD, [codec.to_fields(call)])
+        request = _Request()
         try:
+            rest = self._connection.send_now(data)
+            if self._is_next and self._connection.take_soon(rpc.encode_result(msgid, None)):
+                return
+            self._in_flight[msgid] = request
             with trio.move_on_after(deadline):
-                await self._connection.send(rpc.encode_request(msgid, call.METHOD, [codec.to_fields(call)]))
+                if rest:
+                    await self._connection.send(rest)
                 await request.answered.wait()
             if not request.answered.is_set():
                 with trio.move_on_after(LAST_LOOK_SECONDS):
@@ -211,9 +217,14 @@ class RemoteHypervisor:
         except ConnectionGone as error:
             raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: {error}") from None
         finally:
-            del self._in_flight[msgid]
+            self._in_flight.pop(msgid, None)
         if request.error is not None:
             raise refusal(call, request.error)
+
+    @property
+    def _is_next(self) -> bool:
+        """Whether the next answer must be the one to the request that is not in flight yet."""
+        return not self._in_flight and not self._late
 
     def _complete(self, response: rpc.Response) -> None:
         request = self._in_flight.get(response.msgid)

@@ -82,15 +82,15 @@ class FaultHandler:
         """Maps of only a part of a large page that could have been mapped whole."""
 
     async def handle_nowait(self, fault: Fault) -> Answer | None:
-        """Begin, resolve and commit in one step, if nothing can block; None if `handle` must decide, which
-        pays for being interruptible.
+        """Begin, resolve and commit where only the hypervisor may block, whose call is not broken off anyway;
+        None if `handle` must decide, which pays for being interruptible.
         """
         region = fault.found
         if not isinstance(region, Region):
             return None
         if self._regions.quiet and (answer := await self._map_free(fault, region)):
             return answer
-        if self._address_space.may_block or not self._regions.uncontended:
+        if self._regions.busy or not await self._is_known(region, fault.gfn, fault.access):
             return None
         step = self._regions.begin(region, fault.gfn, fault.access)
         if isinstance(step, Busy):
@@ -153,6 +153,14 @@ class FaultHandler:
             if answer is Answer.MAPPED:
                 self.split_large_pages += region.splits_large_page(extent)
         return answer
+
+    async def _is_known(self, region: Region, gfn: int, access: Access) -> bool:
+        """Whether an attempt in this step would ask nothing that may block."""
+        if not self._address_space.may_block:
+            return True
+        page = gfn - region.gfns.start + region.uaddrs.start
+        known = await self._known_extent(page, self._regions.window(region, gfn), region)
+        return known is not None and region.grants(known, access)
 
     async def _known_extent(self, page: int, window: UaddrRange, region: Region) -> Extent | None:
         """What backs the page, if that can be told in this step."""

@@ -286,14 +286,16 @@ class RegionManager:
             self._notifier.served(batch)
 
     async def wait_served(self, batch: Batch) -> None:
-        """Block until no SLAT entry is left that was made from the batch's frames.
-
-        A pass that is held up by nobody is made here, in one step, and spares two switches of tasks (15 us).
-        """
-        if self.uncontended:
-            await self.serve_pending()
+        """Block until no SLAT entry is left that was made from the batch's frames."""
+        await self.serve_now()
         if not batch.done.is_set():
             await batch.done.wait()
+
+    async def serve_now(self) -> None:
+        """Make the pass here if the lock is free, which spares two switches of tasks (15 us). It waits for
+        nobody but the hypervisor, and is not broken off."""
+        if not self._lock.locked():
+            await self.serve_pending()
 
     async def close(self) -> None:
         """Unmap everything and forget the regions: the end of the partition (I6)."""

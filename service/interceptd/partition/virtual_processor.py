@@ -56,9 +56,12 @@ class VirtualProcessor:
         self._answers = answers
         self._event_bus = event_bus
         self._guard = ProgressGuard()
+        self._is_deciding = False
+        """Whether an intercept is being decided that the look-up did not decide; from then on it `_owes`."""
+        self._owes = False
+        self._quiet: trio.Event | None = None
+        """Created by the first task that waits for it."""
         self._waiting: trio.CancelScope | None = None
-        self._quiet = trio.Event()
-        self._quiet.set()
         self._interrupted_by: Answer | None = None
         self._kick_kept = False
         self._draining = False
@@ -66,7 +69,7 @@ class VirtualProcessor:
 
     @property
     def state(self) -> str:
-        return "running" if self._waiting is None else "waiting"
+        return "waiting" if self._is_deciding else "running"
 
     @property
     def intercepts(self) -> int:
@@ -83,33 +86,43 @@ class VirtualProcessor:
                     msgid, wanted = request
                     reply = encode_answer(msgid, await self._answer(wanted))
                 await self._connection.answer(reply)
-                self._quiet.set()
+                if self._owes:
+                    self._settle()
                 if self._lost is not None:
                     raise self._lost
         finally:
-            self._quiet.set()
+            self._settle()
 
     def kick(self) -> None:
         """Answer the intercept that waits now with RETRY kicked; if none does, the next one that would."""
-        if self._waiting is None:
-            self._kick_kept = True
-        else:
+        if self._is_deciding:
             self._interrupt(Answer.KICKED)
+        else:
+            self._kick_kept = True
 
     def fail(self) -> None:
         """The partition is lost: what waits is answered FAIL hypervisor_error."""
-        if self._waiting is not None:
+        if self._is_deciding:
             self._interrupt(Answer.HYPERVISOR_ERROR)
 
     def drain(self) -> None:
         """From now on decide nothing: what waits and what comes is answered RETRY draining."""
         self._draining = True
-        if self._waiting is not None:
+        if self._is_deciding:
             self._interrupt(Answer.DRAINING)
 
     async def wait_quiet(self) -> None:
         """Block until no intercept is without its answer."""
-        await self._quiet.wait()
+        if self._owes:
+            if self._quiet is None:
+                self._quiet = trio.Event()
+            await self._quiet.wait()
+
+    def _settle(self) -> None:
+        self._owes = False
+        if self._quiet is not None:
+            self._quiet.set()
+            self._quiet = None
 
     async def _reply(self, request: rpc.Request) -> bytes:
         """The general form of a request: another encoding of an intercept, or none."""
@@ -163,11 +176,11 @@ class VirtualProcessor:
 
     async def _handle(self, fault: Fault) -> Answer:
         """Resolve, map and wait; a kick, a drain or the end of the connection interrupts it."""
+        self._is_deciding = self._owes = True
+        self._interrupted_by = None
         try:
             answer = await self._faults.handle_nowait(fault)
-            if answer is None:
-                self._quiet = trio.Event()
-                self._interrupted_by = None
+            if answer is None and self._interrupted_by is None:
                 with trio.CancelScope() as self._waiting:
                     answer = await self._connection.answer_watched(self._decide(fault))
                     await give_way()  # many may have waited for the same
@@ -175,7 +188,7 @@ class VirtualProcessor:
             self._lost = error
             return Answer.HYPERVISOR_ERROR
         finally:
-            self._waiting = None
+            self._is_deciding, self._waiting = False, None
         return answer or self._interrupted_by or Answer.CONTENDED
 
     async def _decide(self, fault: Fault) -> Answer:
@@ -190,9 +203,9 @@ class VirtualProcessor:
         return Answer.KICKED if kept else None
 
     def _interrupt(self, answer: Answer) -> None:
-        assert self._waiting is not None
         self._interrupted_by = answer
-        self._waiting.cancel()
+        if self._waiting is not None:
+            self._waiting.cancel()
 
 
 def _intercept_message(request: rpc.Request) -> bytes:

@@ -225,7 +225,7 @@ class ReturningVmm:
         connection = self._connection(joined)
         if connection is None:
             self._keeping.left(joined.inbox)
-            session = notifier_session(partition)
+            session = notifier_session(partition, None)
             session.take_over(self._begun(joined.inbox))
             await session.close()
             return 0
@@ -259,7 +259,7 @@ class ReturningVmm:
     def _join_notifier(
         self, partition: Partition, connection: Connection, joined: records.Joined, owed: Owed
     ) -> None:
-        session = notifier_session(partition)
+        session = notifier_session(partition, connection)
         session.take_over(self._begun(joined.inbox))
         reply = self._owed_hello(owed, joined) or self._recorded_reply(connection, owed)
         if not reply:

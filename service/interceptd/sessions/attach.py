@@ -21,7 +21,7 @@ from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.sessions.handshake import Handshake
-from interceptd.sessions.notifier import NotifierSession
+from interceptd.sessions.notifier import NotifierSession, unwatched
 from interceptd.sessions.vmm import kick
 
 
@@ -91,7 +91,7 @@ class Attacher:
                 f"a partition may have {limit} notifier connections",
                 limit="notifiers_per_partition",
             )
-        session = notifier_session(partition)
+        session = notifier_session(partition, handshake.connection)
         handshake.connection.expect_short_requests()
         partition.start_notifier(
             handshake.connection,
@@ -113,10 +113,17 @@ def virtual_processor(partition: Partition, vp_index: int, connection: Connectio
     )
 
 
-def notifier_session(partition: Partition) -> NotifierSession:
+def notifier_session(partition: Partition, connection: Connection | None) -> NotifierSession:
+    """Of a connection that is served, or of None, which can only be closed."""
     memory = partition.memory
     catch_up = memory.catch_up if isinstance(memory, ProcessAddressSpace) else None
-    return NotifierSession(partition.notifier, partition.regions, partial(kick, partition), catch_up)
+    return NotifierSession(
+        partition.notifier,
+        partition.regions,
+        partial(kick, partition),
+        catch_up,
+        unwatched if connection is None else connection.answer_watched,
+    )
 
 
 def serving_notifier(
@@ -130,4 +137,5 @@ def serving_notifier(
         session.answer,
         in_flight=partition.announcements,
         journal=partition.journal,
+        watched=False,
     )
