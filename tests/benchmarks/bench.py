@@ -13,6 +13,8 @@ from pathlib import Path
 
 import click
 import guests
+import paths
+import recording
 import report
 import restart
 import start
@@ -56,8 +58,14 @@ def main(
         live.show(memory)
         touches = guests.measure(Path(directory), load, rounds)
         guests.show(touches)
+        ways = {place: paths.measure(Path(directory), load, place) for place in Place}
+        for place, way in ways.items():
+            if way:
+                paths.show(way, place)
         kept = restart.measure(Path(directory), load)
         restart.show(kept)
+        recorded = recording.measure(Path(directory), load)
+        recording.show(recorded)
     starts = start.measure()
     start.show(starts)
     if json_file is not None:
@@ -66,6 +74,8 @@ def main(
             "guests": guests.as_json(touches),
             "start": start.as_json(starts),
             "restart": restart.as_json(kept),
+            "paths": {place.value: paths.as_json(way) for place, way in ways.items()},
+            "recording": recording.as_json(recorded),
         }
         figures = {"machine": facts, "results": report.as_json(results), **beside}
         json_file.write_text(json.dumps(figures) + "\n")

@@ -129,9 +129,9 @@ def _measure(scratch: Path, place: Place, rounds: int) -> Measured:
             except UserfaultfdUnavailable as why:
                 CONSOLE.print(f"{name}: left out: {why}")
         declared, declared_vp, _ = running.enter_context(_vmm(path, None))
-        echo = running.enter_context(_echo())
+        ask = running.enter_context(echo())
         for _ in range(rounds):
-            watch.each(ECHO, echo, [bytes(ECHOED_BYTES)] * PAGES)
+            watch.each(ECHO, ask, [bytes(ECHOED_BYTES)] * PAGES)
             _bare(watch)
             _declared(watch, declared, declared_vp)
             for name, (vmm, vp, notifier) in vmms.items():
@@ -140,7 +140,7 @@ def _measure(scratch: Path, place: Place, rounds: int) -> Measured:
 
 
 @contextmanager
-def _echo() -> Iterator[Callable[[bytes], bytes]]:
+def echo() -> Iterator[Callable[[bytes], bytes]]:
     """Ask another process, which answers at once."""
     here, there = socket.socketpair()
     with here, there:
