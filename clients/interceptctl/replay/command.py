@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import click
 import msgspec
 
-from interceptctl import units
+from interceptctl import recordings, units
 from interceptctl.completion import SOCKET_PATH
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ def replay_command(
     The first difference is shown with what FILE says of its page. Exit code 1 if there is one, or if FILE is
     damaged.
     """
-    from . import program, recording_file, summary  # noqa: PLC0415 - they import trio, which slows the start
+    from . import program, summary  # noqa: PLC0415 - they import trio, which slows the start
 
     shown = _Shown(quiet=quiet or as_json)
-    with recording_file.opened(file) as recording:
+    with recordings.opened(file) as recording:
         try:
             report = program.run(vmm_socket, recording, speed, shown.show)
         finally:

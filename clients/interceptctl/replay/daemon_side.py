@@ -21,9 +21,9 @@ from intercept_protocol.messages import (
     RegionKind,
 )
 from intercept_protocol.outcomes import Access
+from interceptctl.page_map import Span, joined
 
 from .model import Region
-from .page_map import Span, joined
 
 TIMEOUT_MS: Final = 20
 """For intercepts in a range that is being invalidated, which wait in vain: nothing else happens meanwhile."""

@@ -17,8 +17,7 @@ from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
 from intercept_protocol.messages import MappingView, RegionKind, RegionView, VmaView
 from intercept_protocol.outcomes import Access
 from intercept_protocol.trace import IO, Kind, Traced, Words, backing_number
-
-from .page_map import PageMap, Span, joined
+from interceptctl.page_map import PageMap, Span, joined
 
 Backing = int | None
 """The number of what a frame belongs to; None for a declared host page."""

@@ -33,10 +33,10 @@ from intercept_protocol.recording import (
 )
 from intercept_protocol.trace import Intercept, Kind, Traced, intercept_of
 from interceptctl import operator_client
+from interceptctl.page_map import without
 
 from .daemon_side import RepeatedPartition
 from .model import Backing, Made, Mapping, Model, Region, Vma, vma_of
-from .page_map import without
 from .survey import Survey
 from .verdict import Difference, Verdict
 

@@ -19,11 +19,11 @@ from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.recording import Chunk
 from interceptctl import operator_client
 from interceptctl.exercise.daemon_process import UNKEPT_DAEMON, DaemonFailed, running_daemon
+from interceptctl.recordings import RecordingFile
 
 from .explain import explanation
 from .order import in_order
 from .player import playing
-from .recording_file import RecordingFile
 from .survey import survey_of
 from .verdict import Verdict
 

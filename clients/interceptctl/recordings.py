@@ -21,22 +21,28 @@ PIECE: Final = 1 << 16
 class RecordingFile:
     """An open recording. What reads it raises `Failure` for a file that is damaged or no recording."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: BinaryIO, *, partial: bool) -> None:
         """Use `opened`."""
+        self.damage: str | None = None
+        """Why the last `chunks` ended early; only of a recording that is opened as `partial`."""
         self._path = path
         self._file = file
+        self._partial = partial
         self.header = self._read_header()
 
     def chunks(self) -> Iterator[Chunk]:
         """All of them, from the first; one reader at a time."""
         reader = RecordingReader()
+        self.damage = None
         self._file.seek(0)
         try:
             while piece := self._file.read(PIECE):
                 yield from reader.feed(piece)
             reader.close()
         except RecordingError as error:
-            raise self._failure(str(error)) from error
+            if not self._partial:
+                raise self._failure(str(error)) from error
+            self.damage = str(error)
         except OSError as error:
             raise self._failure(sentence(error)) from error
 
@@ -57,13 +63,14 @@ class RecordingFile:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[RecordingFile]:
-    """The recording at `path`. Raises `Failure` if it cannot be read."""
+def opened(path: Path, *, partial: bool = False) -> Iterator[RecordingFile]:
+    """The recording at `path`. Raises `Failure` if it cannot be read. If it is damaged behind its header,
+    `partial` has the chunks before that read."""
     try:
         with path.open("rb") as file:
             if not file.seekable():
                 raise operator_client.Failure(f"{path}: this is not a file on disk, which can be read twice")
-            yield RecordingFile(path, file)
+            yield RecordingFile(path, file, partial=partial)
     except OSError as error:
         if error.filename != str(path):
             raise
