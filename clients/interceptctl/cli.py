@@ -24,6 +24,7 @@ from .guest.command import guest_command
 from .policy import policy_command
 from .record.command import record_command
 from .replay.command import replay_command
+from .report.command import report_command
 from .top.command import top_command
 from .vmms import vmms_command
 from .watch.command import watch_command
@@ -218,6 +219,7 @@ main.add_command(guest_command)
 main.add_command(policy_command)
 main.add_command(record_command)
 main.add_command(replay_command)
+main.add_command(report_command)
 main.add_command(top_command)
 main.add_command(vmms_command)
 main.add_command(watch_command)

@@ -1,7 +1,7 @@
-"""A recording on disk, read as often as needed, a piece at a time.
+"""A recording on disk, read as often as needed, a piece at a time; and files that are written.
 
-Owns the file, and that every way in which it cannot be read becomes one sentence. Must not know what records
-mean.
+Owns the file, and that every way in which it cannot be read or written becomes one sentence. Must not know
+what records mean.
 """
 
 from __future__ import annotations
@@ -75,3 +75,15 @@ def opened(path: Path, *, partial: bool = False) -> Iterator[RecordingFile]:
         if error.filename != str(path):
             raise
         raise operator_client.Failure(sentence(error)) from error
+
+
+@contextmanager
+def created(path: Path) -> Iterator[BinaryIO]:
+    """The file for writing. An error of it, here or in the block, becomes `Failure`."""
+    try:
+        with path.open("wb") as out:
+            yield out
+    except OSError as error:
+        if error.filename not in {None, str(path)}:
+            raise
+        raise operator_client.Failure(f"{path}: {sentence(error)}") from error

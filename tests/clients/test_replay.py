@@ -26,10 +26,10 @@ from intercept_protocol.recording import Gap, StateBegins, StateEnds, Vmas
 from intercept_protocol.trace import Kind, Traced
 from interceptctl.cli import main
 from interceptctl.exercise.daemon_process import running_daemon
+from interceptctl.page_map import PageMap
 from interceptctl.replay import program
 from interceptctl.replay.model import Vma
 from interceptctl.replay.order import in_order
-from interceptctl.replay.page_map import PageMap
 
 GFN, PAGE, PFN = 0x100, 0x700, 0x900
 RECORDINGS = sorted(REAL.glob("*.rec"))

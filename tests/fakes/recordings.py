@@ -16,6 +16,7 @@ from intercept_protocol.outcomes import Access, Answer
 from intercept_protocol.recording import (
     Chunk,
     End,
+    Gap,
     Header,
     Mappings,
     RecordingReader,
@@ -27,7 +28,17 @@ from intercept_protocol.recording import (
     encode_chunk,
     encode_header,
 )
-from intercept_protocol.trace import ANSWER_CODES, NO_VP, RECORD, SOURCES, Kind, Traced, records_of
+from intercept_protocol.trace import (
+    ANSWER_CODES,
+    NO_MEMORY,
+    NO_VP,
+    RECORD,
+    REGION_KINDS,
+    SOURCES,
+    Kind,
+    Traced,
+    records_of,
+)  # fmt: skip
 
 REAL: Final = Path(__file__).parent.parent / "recordings"
 HEADER: Final = Header(
@@ -106,11 +117,28 @@ class Drawn:
         self.count += 1
         return self
 
+    def gap(self, lost: int | None) -> Drawn:
+        self.chunk(Gap(self.count, lost))
+        self.count += lost or 0
+        return self.state()
+
     def intercept(
-        self, gfn: int, answer: Answer, *, vp_index: int = 0, total_ns: int = 1, earlier: int = 0
+        self, gfn: int | None, answer: Answer, *, vp_index: int = 0, total_ns: int = 1, earlier: int = 0
     ) -> Drawn:
-        detail = ANSWER_CODES[answer] | Access.READ << 8
-        return self.record(Kind.INTERCEPT, gfn, total_ns, 0, 0, earlier, detail=detail, vp_index=vp_index)
+        detail = ANSWER_CODES[answer] | Access.READ << 8 | (NO_MEMORY if gfn is None else 0)
+        return self.record(
+            Kind.INTERCEPT, gfn or 0, total_ns, 0, 0, earlier, detail=detail, vp_index=vp_index
+        )
+
+    def region_added(self, gfn: int, count: int, page: int, kind: str = "movable") -> Drawn:
+        rights = Access.READ | Access.WRITE
+        return self.record(Kind.REGION_ADDED, gfn, count, page, rights, detail=REGION_KINDS.index(kind))
+
+    def mapped(self, gfn: int, count: int) -> Drawn:
+        return self.record(Kind.GUEST_MAPPED, gfn, count, detail=Access.READ)
+
+    def unmapped(self, gfn: int, count: int) -> Drawn:
+        return self.record(Kind.GUEST_UNMAPPED, gfn, count)
 
     def invalidation(self, kind: Kind, page: int, count: int, source: str = "notifier") -> Drawn:
         return self.record(kind, page, count, detail=SOURCES.index(source))

@@ -6,7 +6,7 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Final
@@ -34,13 +34,24 @@ def normalized(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def test_the_dependencies_match_the_imports() -> None:
-    names = {name for package in PACKAGES for module in package.rglob("*.py") for name in imported(module)}
-    foreign = names - OURS - sys.stdlib_module_names
+def needed(modules: Iterable[Path]) -> set[str]:
+    """The distributions that they import."""
+    names = {name for module in modules for name in imported(module)}
     installed = packages_distributions()
-    needed = {normalized(installed[name][0]) for name in foreign}
-    required = {re.split(r"[<>=!~ ;\[]", text)[0] for text in PROJECT["project"]["dependencies"]}
-    assert {normalized(name) for name in required} == needed
+    return {normalized(installed[name][0]) for name in names - OURS - sys.stdlib_module_names}
+
+
+def required(texts: Iterable[str]) -> set[str]:
+    return {normalized(re.split(r"[<>=!~ ;\[]", text)[0]) for text in texts}
+
+
+def test_the_dependencies_match_the_imports() -> None:
+    report = ROOT / "clients" / "interceptctl" / "report"
+    modules = {module for package in PACKAGES for module in package.rglob("*.py")}
+    of_report = set(report.glob("*.py"))
+    always = required(PROJECT["project"]["dependencies"])
+    assert needed(modules - of_report) == always
+    assert needed(of_report) - always == required(PROJECT["project"]["optional-dependencies"]["report"])
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)

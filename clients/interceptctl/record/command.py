@@ -12,16 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, Final
+from typing import Final
 
 import click
 
 from intercept_client import BlockingOperator, TraceRing
 from intercept_protocol import messages
 from intercept_protocol.recording import Header, encode_header
-from intercept_protocol.text import sentence
 from intercept_protocol.trace import RECORDS_AT_LEAST, RECORDS_LIMIT
-from interceptctl import operator_client, units
+from interceptctl import operator_client, recordings, units
 from interceptctl.completion import partition_ids
 
 from .recorder import Progress, Recorder
@@ -84,7 +83,7 @@ def record_command(
         partition = _partition(operator, partition_id)
         header = _header(operator, partition)
     stopping = _Stopping(seconds, max_size)
-    with _opened(file) as out, _interrupts(stopping.interrupt):
+    with recordings.created(file) as out, _interrupts(stopping.interrupt):
         recorder = Recorder(out, lambda: stopping.why(recorder.progress))
         recorder.progress.size = out.write(encode_header(header))
 
@@ -122,18 +121,6 @@ def _header(operator: BlockingOperator, partition: messages.PartitionSummary) ->
         wall_clock_ns=time.time_ns(),
         monotonic_ns=time.monotonic_ns(),
     )
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
-    """The file for writing. An error of it, here or in the block, becomes `Failure`."""
-    try:
-        with file.open("wb") as out:
-            yield out
-    except OSError as error:
-        if error.filename not in {None, str(file)}:
-            raise
-        raise operator_client.Failure(f"{file}: {sentence(error)}") from error
 
 
 @contextmanager
