@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import json
 import os
 import signal
 import subprocess
@@ -295,7 +296,7 @@ def test_the_command_records_until_it_is_interrupted(
     with subprocess.Popen(
         [
             sys.executable, "-m", "interceptctl", "--socket", str(daemon.operator_socket),
-            "record", str(file), "--partition", str(vmm.partition_id),
+            "record", str(file), "--json", "--partition", str(vmm.partition_id),
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -313,7 +314,8 @@ def test_the_command_records_until_it_is_interrupted(
         finally:
             command.kill()
     assert command.returncode == 0
-    assert "records" in told
+    summary = json.loads(told)
+    assert (summary["file"], summary["lost"], summary["size"]) == (str(file), 0, file.stat().st_size)
     assert chunks_of(file.read_bytes())[-1] == End("interrupted")
 
 

@@ -5,11 +5,14 @@ Owns its options, when a recording ends, and what is shown meanwhile; must not k
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -57,6 +60,7 @@ RING_RECORDS: Final = 1 << 18
     type=click.IntRange(RECORDS_AT_LEAST, RECORDS_LIMIT),
     help="How many records may wait to be written, a power of two; each takes 64 bytes.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print what was recorded as JSON.")
 @click.pass_obj
 def record_command(
     path: str,
@@ -66,6 +70,7 @@ def record_command(
     seconds: float | None,
     max_size: float | None,
     records: int,
+    as_json: bool,
 ) -> None:
     """Record what happens in a partition into FILE, until Ctrl-C or the partition's end.
 
@@ -92,7 +97,7 @@ def record_command(
                 recorder.record(operator, partition, ring)
 
         operator_client.outlast(path, follow, stopping.wait)
-    stopping.show_end(recorder.progress, file)
+    stopping.show_end(recorder.progress, file, as_json=as_json)
 
 
 def _partition(operator: BlockingOperator, partition_id: int | None) -> messages.PartitionSummary:
@@ -169,10 +174,13 @@ class _Stopping:
         time.sleep(seconds)
         return not self._interrupted
 
-    def show_end(self, progress: Progress, file: Path) -> None:
+    def show_end(self, progress: Progress, file: Path, *, as_json: bool) -> None:
         if sys.stderr.isatty():
             click.echo("\r\x1b[K", err=True, nl=False)
-        click.echo(f"{file}: {self._line(progress)}")
+        if as_json:
+            click.echo(json.dumps({"file": os.fsdecode(file), **asdict(progress)}))
+        else:
+            click.echo(f"{file}: {self._line(progress)}")
 
     def _line(self, progress: Progress) -> str:
         parts = [
