@@ -12,8 +12,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Final, NamedTuple
+
+import pytest
 
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import PATIENCE, eventually
@@ -21,8 +24,8 @@ from fakes.kept_daemon import KeptDaemon
 from fakes.live_vmm import GFN, LiveVmm
 from fakes.prometheus_process import PrometheusProcess
 from fakes.puppet import ENVIRONMENT, Puppet
-from fakes.raw_client import READ, RawConnection
-from fakes.raw_vmm import WHOLE_MEMORY, RawVmm
+from fakes.raw_client import READ, RawConnection, Refused
+from fakes.raw_vmm import MODEL, PAGE, WHOLE_MEMORY, RawVmm, region
 from fakes.spoiling_keeper import SPOILT
 from fakes.surviving_vmm import Mode, SurvivingVmm, Table
 from fakes.witness import Witness
@@ -35,6 +38,10 @@ from intercept_protocol.outcomes import Access
 DESCRIPTORS: Final = 128
 MAP_SECONDS, UNMAP_SECONDS, STOP_SECONDS = 0.2, 1.5, 0.3
 WORKERS: Final = 4
+MEMORY_MIB: Final = 48
+"""Not much more than a daemon takes at its start."""
+LIST: Final = 100
+"""Regions of one request."""
 
 
 class Scene(NamedTuple):
@@ -244,6 +251,37 @@ def has_workers_that_wait(scene: Scene) -> Iterator[None]:
         del faults
 
 
+def has_a_vmm_without_userfaultfd(scene: Scene) -> Iterator[None]:
+    """It promises nothing either, like one in a container that knows no better."""
+    with scene.daemon() as daemon, Puppet() as vmm:
+        vmm.do(LiveVmm.connect, daemon.wait_serving().socket)
+        vmm.do(LiveVmm.attach, Watch.NONE, promise=False)
+        yield
+
+
+# ------------------------------------------------ limits
+
+
+def reaches_a_limit(scene: Scene) -> Iterator[None]:
+    with scene.daemon("limits.partitions_per_uid = 1\n") as daemon, RawVmm(daemon.wait_serving().socket):
+        scene.wait_scraped("interceptd_partitions", 1)
+        with RawConnection(daemon.socket) as another:
+            another.say_hello("vmm")
+            assert another.refusal("create_partition", MODEL).details["limit"] == "partitions_per_uid"
+            yield
+
+
+def has_a_uid_that_takes_all_memory(scene: Scene) -> Iterator[None]:
+    config = f"limits.memory_mib = {MEMORY_MIB}\n"
+    with scene.daemon(config) as daemon, RawVmm(daemon.wait_serving().socket) as vmm:
+        with pytest.raises(Refused) as refused:
+            for first in count(0, 2 * LIST):
+                gfns = range(first, first + 2 * LIST, 2)
+                vmm.ask("change_regions", remove=[], add=[region(gfn, 1, gfn * PAGE) for gfn in gfns])
+        assert refused.value.refusal.details["limit"] == "memory_mib"
+        yield
+
+
 # ------------------------------------------------ connections
 
 
@@ -277,6 +315,7 @@ FAULTS: Final[dict[str, Sequence[Callable[[Scene], Iterator[None]]]]] = {
     ],
     "InterceptdPartitionLost": [a_hypervisor_refuses_an_unmap],
     "InterceptdInterceptsFail": [a_hypervisor_refuses_a_map],
+    "InterceptdMemoryNotWatched": [has_a_vmm_without_userfaultfd],
     "InterceptdRetries": [an_invalidation_stays_open],
     "InterceptdInterceptsSlow": [a_hypervisor_is_slow],
     "InterceptdInvalidationsSlow": [a_hypervisor_is_slow],
@@ -284,6 +323,8 @@ FAULTS: Final[dict[str, Sequence[Callable[[Scene], Iterator[None]]]]] = {
     "InterceptdLongSteps": [has_long_steps],
     "InterceptdWorkersStuck": [has_workers_that_wait],
     "InterceptdConnectionsRefused": [is_asked_by_strangers],
+    "InterceptdLimitReached": [reaches_a_limit],
+    "InterceptdMemoryRunsOut": [has_a_uid_that_takes_all_memory],
     "InterceptdDescriptorsRunOut": [has_few_descriptors],
 }
 """By alert."""

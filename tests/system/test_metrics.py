@@ -109,6 +109,14 @@ def test_ended_partitions_are_counted_but_not_current(measured: DaemonProcess, p
     assert seen.value("interceptd_intercept_duration_seconds_count", waited="no") > 0
 
 
+def test_partitions_are_shown_by_how_their_memory_is_watched(
+    measured: DaemonProcess, vmm: RawVmm, place: Path
+) -> None:
+    with RawVmm(measured.socket, address_space="process"):
+        seen = scrape(place).by("interceptd_watched_partitions", "watch")
+    assert (vmm.partition_id, seen) == (1, {"declared": 1, "unattached": 1})
+
+
 def test_connections_are_shown_by_role(measured: DaemonProcess, vmm: RawVmm, place: Path) -> None:
     vmm.notifier()
     vmm.vp(0)

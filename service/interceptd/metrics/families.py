@@ -17,6 +17,7 @@ from msgspec.structs import asdict
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+from intercept_protocol.messages import MemoryWatch
 from intercept_protocol.outcomes import Answer
 from interceptd import __version__
 from interceptd.connections.refusals import METHODS, UNKNOWN
@@ -50,6 +51,10 @@ def families(seen: Observation) -> Iterator[Metric]:
 def _partitions(seen: Observation) -> Iterator[Metric]:
     gauges = seen.gauges
     yield _gauge("partitions", "Current partitions.", seen.partitions)
+    watches = {(watch.value,): gauges.watches[watch] for watch in MemoryWatch}
+    yield _labelled_gauge(
+        "watched_partitions", "Current partitions, by how their memory is watched.", watches, "watch"
+    )
     yield _counter("partitions_created", "Partitions created.", seen.partitions_created)
     yield _counter(
         "partitions_lost",

@@ -6,11 +6,13 @@ figures are named or shown.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import trio
 
+from intercept_protocol.messages import MemoryWatch
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.metrics.loop_lag import LoopLag
 from interceptd.partition.partition import Partition
@@ -36,6 +38,8 @@ class Gauges:
     no_access_gfns: int = 0
     slat_extents: int = 0
     busy_workers: int = 0
+    watches: Counter[MemoryWatch] = field(default_factory=Counter)
+    """Partitions, by how their memory is watched."""
 
     def add(self, partition: Partition) -> None:
         slat = partition.hypervisor.counters()
@@ -48,6 +52,7 @@ class Gauges:
         self.mapped_gfns += slat.mapped_gfns
         self.no_access_gfns += slat.no_access_gfns
         self.slat_extents += slat.slat_extents
+        self.watches[partition.memory.watch] += 1
         if isinstance(partition.memory, ProcessAddressSpace):
             self.busy_workers += partition.memory.busy_workers
 
