@@ -29,9 +29,10 @@ from interceptd.telemetry.event_bus import Publisher
 from interceptd.telemetry.histogram import LatencyHistogram
 from interceptd.telemetry.trace import Trace
 
-PENDING_PIECES = 1024
+PENDING_PIECES = 256
 """Beyond this many disjoint pieces the pending set becomes "everything": memory stays bounded, and
-invalidating too much is still correct."""
+invalidating too much is still correct. Sources wait for their invalidations, so there are as many pieces as
+threads of the VMM that change memory at once. Of 120 bytes each; `Cost.PARTITION` has room for two sets."""
 ALWAYS_OPEN = 16
 """So many a notifier connection may begin whatever memory is left, and a VMM's `unmap_vma` always: what lets
 memory go is not refused."""
@@ -103,7 +104,7 @@ class Batch:
         self._pieces.carve(uaddrs)
         self._pieces.insert(uaddrs)
         if len(self._pieces) > PENDING_PIECES:
-            self._pieces = RangeMap()  # to carve a thousand pieces takes 2 ms
+            self._pieces = RangeMap()  # to carve hundreds of pieces takes long
             self._pieces.insert(EVERYTHING)
             self.collapsed = True
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import array
 import errno
+import fcntl
 import os
 import select
 import socket
+import struct
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -22,6 +26,7 @@ from fakes.running import Running
 from fakes.used_up_time import time_used_up_every
 from intercept_protocol import rpc
 from intercept_protocol.errors import ProtocolViolation, WireError
+from intercept_protocol.messages import PIECES_LIMIT, MapGpa, MapGpas, MappingPage, MappingView
 from interceptd.config.schema import Limits
 from interceptd.connections.connection import (
     RECEIVE_BYTES,
@@ -33,6 +38,7 @@ from interceptd.connections.fairness import ALONE, TURN
 from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.request_reader import STEPS
 from interceptd.connections.tenants import BURST_SECONDS, Tenants
+from interceptd.memory_budget import UNREAD_ANSWERS, UNREAD_REQUESTS, Cost
 
 REQUEST = rpc.encode_request(1, "statistics", [{}])
 
@@ -522,3 +528,65 @@ async def test_vps_that_never_pause_let_others_have_a_turn_at_every_message(
                 other_end.send_now(REQUEST)
                 await one.receive_whole(bytes)
     assert others.turns >= 2 * ALONE - 2, "the first one is alone yet, and trio draws who is first in a round"
+
+
+# ------------------------------------------------ what lies unread
+
+
+MOST = 2**64 - 1
+LONGEST = {
+    "expect_short_requests": rpc.encode_error(2**32 - 1, WireError(errno.EINVAL, "x" * 2000)),
+    "expect_long_requests": rpc.encode_result(
+        2**32 - 1,
+        msgspec.to_builtins(
+            MappingPage(
+                mappings=[
+                    MappingView(
+                        start_gfn=MOST,
+                        page_count=MOST,
+                        start_uaddr=MOST,
+                        frame=(f"file {0xFFF}:{0xFFFFF}:{MOST}", MOST),
+                        access=7,
+                    )
+                ]
+                * MappingPage.PAGE,
+                more=True,
+            )
+        ),
+    ),
+    "expect_responses": rpc.encode_request(
+        2**32 - 1,
+        MapGpas.METHOD,
+        [
+            msgspec.to_builtins(
+                MapGpas(
+                    pieces=[MapGpa(start_gfn=MOST, page_count=MOST, start_uaddr=MOST, access=7, start_pfn=MOST)]
+                    * PIECES_LIMIT
+                )
+            )
+        ],
+    ),
+}
+"""Of what the daemon sends to such a peer."""
+COUNTED = {
+    "expect_short_requests": Cost.CONNECTION,
+    "expect_long_requests": UNREAD_ANSWERS,
+    "expect_responses": UNREAD_REQUESTS,
+}
+
+
+@pytest.mark.parametrize("kind", LONGEST)
+@pytest.mark.parametrize("size", ["short", "longest"])
+async def test_of_what_a_peer_does_not_read_little_takes_kernel_memory_and_is_cut_nowhere(
+    connection: Connection, ends: tuple[socket.socket, socket.socket], kind: str, size: str
+) -> None:
+    getattr(connection, kind)()
+    message = b"x" if size == "short" else LONGEST[kind]
+    sent = []
+    with suppress(BlockingIOError):
+        while True:
+            sent.append(ends[0].send(message))
+    [taken] = struct.unpack("i", fcntl.ioctl(ends[0], termios.TIOCOUTQ, bytes(4)))
+    assert set(sent) == {len(message)}
+    assert len(sent) > 1
+    assert taken <= COUNTED[kind]

@@ -8,6 +8,7 @@ from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.known_io import GONE_PIECES, KNOWN_VMAS, KnownIo, KnownVma
 from interceptd.address_space.live_vma import LiveVma
+from interceptd.memory_budget import CACHES, CacheShare, MemoryBudget, MemoryShare
 
 
 def vma(start: int, end: int, name: bytes = b"") -> LiveVma:
@@ -108,3 +109,66 @@ def test_neighbours_that_are_alike_count_as_one() -> None:
     io = KnownIo()
     io.learn([learned(vma(page, page + 1)) for page in range(KNOWN_VMAS + 2)])
     assert io.io_of(vma(0, 1), 0) is False
+
+
+# ------------------------------------------------ how much is remembered
+
+
+ENTRIES = 20
+
+
+@pytest.fixture
+def memory() -> MemoryShare:
+    """With room for so many entries of a byte each."""
+    return MemoryShare(1, MemoryBudget(lambda: ENTRIES * (CACHES + 1)))
+
+
+def bounded(memory: MemoryShare) -> KnownIo:
+    io = KnownIo()
+    io.share = CacheShare(memory, cost=1)
+    return io
+
+
+def apart(count: int) -> list[LiveVma]:
+    return [vma(page, page + 1) for page in range(0, 2 * count, 2)]
+
+
+def test_no_more_is_remembered_than_the_uids_memory_has_room_for(memory: MemoryShare) -> None:
+    io, vmas = bounded(memory), apart(ENTRIES + 1)
+    io.learn([learned(each) for each in vmas[:-1]])
+    assert (io.io_of(vmas[0], 0), memory.cached) == (False, ENTRIES)
+    io.learn([learned(vmas[-1])])
+    assert [io.io_of(each, each.start) for each in (vmas[0], vmas[-1])] == [None, False]
+    assert memory.cached == 1
+
+
+def test_another_partition_of_the_uid_leaves_less_room(memory: MemoryShare) -> None:
+    one, other, vmas = bounded(memory), bounded(memory), apart(ENTRIES)
+    one.learn([learned(each) for each in vmas[:-1]])
+    for each in vmas[:3]:
+        other.learn([learned(each)])
+    assert [other.io_of(each, each.start) for each in vmas[:3]] == [None, None, False]
+    one.start_over()
+    other.learn([learned(vmas[3])])
+    assert [other.io_of(each, each.start) for each in vmas[2:4]] == [False, False]
+
+
+def test_what_is_forgotten_counts_too_and_leaves_nothing_known_without_room(memory: MemoryShare) -> None:
+    io, vmas = bounded(memory), apart(ENTRIES - 1)
+    io.learn([learned(each) for each in vmas])
+    io.forget(UaddrRange(start=0, end=1))
+    assert (io.io_of(vmas[1], 2), memory.cached) == (False, ENTRIES)
+    io.forget(UaddrRange(start=2, end=3))
+    assert (io.io_of(vmas[2], 4), memory.cached) == (None, 1)
+    io.read_on(0)
+    io.learn([learned(vmas[2])])
+    assert (io.io_of(vmas[2], 4), memory.cached) == (False, 1)
+
+
+def test_a_closed_cache_counts_nothing_whatever_comes(memory: MemoryShare) -> None:
+    io = bounded(memory)
+    io.learn([learned(vma(0, 1))])
+    io.close()
+    io.forget(UaddrRange(start=0, end=1))
+    io.learn([learned(vma(2, 3))])
+    assert memory.cached == 0

@@ -11,7 +11,7 @@ import pytest
 from fakes.served import serving
 from intercept_protocol.outcomes import Answer
 from interceptd.config.system_memory import cgroup_limit
-from interceptd.memory_budget import Cost, MemoryBudget, MemoryShare
+from interceptd.memory_budget import CacheShare, Cost, MemoryBudget, MemoryShare
 from interceptd.quota import Quota
 
 LIMIT, BASE = 1000, 200
@@ -40,6 +40,18 @@ def test_what_exists_counts_beyond_the_budget_and_may_go(budget: MemoryBudget) -
     assert not quota.has_room(1)
     quota.release(4)
     assert (share.held, quota.has_room(1), quota.has_room(2)) == (500, True, False)
+
+
+def test_a_cache_takes_an_eighth_of_what_it_leaves_free_and_gives_way_to_nothing_else(
+    budget: MemoryBudget,
+) -> None:
+    share = MemoryShare(1, budget)
+    one, other = CacheShare(share, cost=10), CacheShare(share, cost=10)
+    assert (one.resize(9), one.resize(8), share.cached, budget.estimated) == (False, True, 80, 280)
+    assert (other.resize(1), one.resize(7), other.resize(1)) == (False, True, True)
+    assert (share.has_room(520), share.has_room(521)) == (True, False)
+    share.change(520)
+    assert (one.resize(8), one.resize(6), share.cached) == (False, True, 70)
 
 
 def test_a_quota_names_the_limit_that_is_reached(budget: MemoryBudget) -> None:

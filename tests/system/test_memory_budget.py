@@ -12,9 +12,11 @@ from typing import Final
 import pytest
 
 from fakes.daemon_process import DaemonProcess
-from fakes.eventually import PATIENCE
+from fakes.eventually import PATIENCE, eventually
 from fakes.hostile_tenant import HostileTenant, Size
 from fakes.kept_daemon import KeptDaemon
+from fakes.live_vmm import LiveVmm
+from fakes.puppet import ENVIRONMENT, Puppet
 from fakes.raw_client import RawConnection, Refused
 from fakes.raw_vmm import GFN, PAGE, RawVmm, region, vma
 from fakes.scraper import scrape
@@ -30,6 +32,8 @@ from intercept_client import (
     UaddrRange,
     WireError,
 )
+from intercept_client.memory import Watch
+from interceptd.memory_budget import Cost
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 
@@ -163,3 +167,23 @@ def test_what_a_restart_brings_back_beyond_the_budget_goes_on(tmp_path: Path) ->
                 vmm.remove_region(gfns, uaddrs)
                 vmm.unmap_vma(uaddrs)
                 assert (vmm.statistics().regions, vmm.statistics().vmas) == (0, 0)
+
+
+def test_what_is_remembered_of_live_memory_counts_until_its_partition_ends(tmp_path: Path) -> None:
+    place = tmp_path / "metrics.sock"
+
+    def estimated() -> float:
+        return scrape(place).value("interceptd_memory_estimated_bytes")
+
+    config = f'metrics.listen = "unix:{place}"'
+    with DaemonProcess(tmp_path, config=config, environment=ENVIRONMENT) as daemon:
+        daemon.wait_serving()
+        at_first = estimated()
+        with Puppet() as vmm:
+            vmm.do(LiveVmm.connect, daemon.socket)
+            vmm.do(LiveVmm.attach, Watch.NONE, promise=True)
+            page = vmm.do(LiveVmm.map, 1)
+            before = estimated()
+            vmm.do(LiveVmm.add_region, GFN, page, "auto")
+            assert estimated() >= before + Cost.REGION + Cost.CACHED_VMA
+        eventually(estimated, at_first)

@@ -14,13 +14,14 @@ from msgspec.structs import replace
 
 from intercept_protocol.addresses import PAGE_LIMIT, UaddrRange
 from interceptd.address_space.live_vma import Identity, LiveVma
+from interceptd.memory_budget import CacheShare
 from interceptd.pages.range_map import RangeMap
 
 KNOWN_VMAS = 1 << 14
-"""The most VMAs remembered; equal neighbours are merged. The partitions of a uid (64) then remember as many
-as it may declare. Beyond it, a VMA that was learned before costs another pass."""
+"""The most VMAs remembered, if its uid's memory has room for them; equal neighbours are merged. Beyond it, a
+VMA that was learned before costs another pass."""
 GONE_PIECES = 1024
-"""Beyond this many disjoint forgotten pieces, everything is forgotten."""
+"""Beyond this many disjoint forgotten pieces, if there is room, everything is forgotten."""
 
 
 class KnownVma(msgspec.Struct, frozen=True, gc=False):
@@ -36,9 +37,11 @@ class KnownVma(msgspec.Struct, frozen=True, gc=False):
 
 
 class KnownIo:
-    """A pass learns in address order: `start_over`, then `read_on` and `learn` alternately."""
+    """A pass learns in address order: `start_over`, then `read_on` and `learn` alternately. `share` bounds it;
+    without one, it is bounded by numbers alone."""
 
     def __init__(self) -> None:
+        self.share: CacheShare | None = None
         self._lock = threading.Lock()
         self._starts: list[int] = []
         self._vmas: list[KnownVma] = []
@@ -61,24 +64,30 @@ class KnownIo:
                 return
             self._gone.carve(uaddrs)
             self._gone.insert(uaddrs)
-            if len(self._gone) > GONE_PIECES:
+            if len(self._gone) > GONE_PIECES or not self._has_room():
+                self._clear()
                 self._gone = RangeMap()
                 self._gone.insert(UaddrRange(start=0, end=PAGE_LIMIT))
+                self._has_room()
 
     def start_over(self) -> None:
         """Forget everything for a new pass."""
         with self._lock:
             self._clear()
             self._gone = RangeMap()
+            self._has_room()
 
     def read_on(self, page: int) -> None:
         """The pass continues at this page: what follows is read after earlier invalidations."""
         with self._lock:
             self._gone.carve(UaddrRange(start=page, end=PAGE_LIMIT))
+            self._has_room()
 
     def learn(self, vmas: list[KnownVma]) -> None:
         """Remember what was read since the last `read_on`."""
         with self._lock:
+            if not self._has_room(len(vmas)):
+                self._clear()
             for vma in vmas:
                 if self._vmas and self._vmas[-1].continued_by(vma):
                     self._vmas[-1] = replace(self._vmas[-1], end=vma.end)
@@ -89,6 +98,19 @@ class KnownIo:
                     self._clear()
                 self._starts.append(vma.start)
                 self._vmas.append(vma)
+            self._has_room()
+
+    def close(self) -> None:
+        """Nobody asks any more: give back the share."""
+        with self._lock:
+            if self.share is not None:
+                self.share.resize(0)
+                self.share = None
 
     def _clear(self) -> None:
         self._starts, self._vmas = [], []
+
+    def _has_room(self, more: int = 0) -> bool:
+        """Count what is remembered, and `more`; False if there is no room for that."""
+        entries = len(self._vmas) + len(self._gone) + more
+        return self.share is None or self.share.resize(entries)

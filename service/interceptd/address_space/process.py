@@ -36,6 +36,7 @@ from interceptd.address_space.userfaultfd import Userfaultfd
 from interceptd.address_space.workers import Turn, Workers, wait_for_turn
 from interceptd.connections.closer import Closer
 from interceptd.connections.peer import Pidfd
+from interceptd.memory_budget import CacheShare
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.pages.mapping import Extent, Frame, Mapping
 from interceptd.scheduling.time_share import give_way
@@ -71,7 +72,7 @@ class ProcessAddressSpace:
     `given` returns the guest's mappings of this memory. `timeout`, in seconds, bounds each question of the
     VMM's own calls; the intercept's deadline bounds those of a fault. `name` names the threads, for people;
     `closer` counts those that were abandoned. A long question goes on in `turn`. `kept` is how a
-    successor gets what is attached.
+    successor gets what is attached; `cache` bounds what is remembered of VMAs.
     """
 
     def __init__(
@@ -85,8 +86,10 @@ class ProcessAddressSpace:
         closer: Closer,
         turn: Turn = nullcontext,
         kept: KeptMemory | None = None,
+        cache: CacheShare | None = None,
     ) -> None:
         self._notifier = notifier
+        self._cache = cache
         self._kept = kept
         self._given = given
         self._timeout = timeout
@@ -143,6 +146,8 @@ class ProcessAddressSpace:
         """`attach` what a predecessor had attached: the process is asked nothing."""
         self._attachment = attachment
         if attachment.smaps is not None:
+            if self._cache is not None:
+                attachment.smaps.bound_cache(self._cache)
             self._notifier.listen(attachment.smaps.forget)
         if attachment.userfaultfd is not None:
             if self._kept is not None:

@@ -17,6 +17,7 @@ from interceptd.address_space.known_io import KnownIo, KnownVma
 from interceptd.address_space.live_vma import LiveVma
 from interceptd.address_space.proc_text import ProcText, Torn
 from interceptd.address_space.procmaps import LINE, parsed
+from interceptd.memory_budget import CacheShare
 
 _FLAGS = re.compile(rb"\nVmFlags:([^\n]*)(?:\n|\Z)")
 """The last line of a record. A name cannot look like it: the kernel writes a line end in it as \\012."""
@@ -35,7 +36,12 @@ class Smaps:
         self._reached = 0
         """The page up to which the pass has read. Use it only within a turn."""
 
+    def bound_cache(self, share: CacheShare) -> None:
+        """Before the first question: remember no more than `share` has room for."""
+        self._known.share = share
+
     def close(self) -> None:
+        self._known.close()
         self._text.close()
 
     def fileno(self) -> int:
@@ -43,6 +49,7 @@ class Smaps:
 
     def detach(self) -> int:
         """Give up the descriptor, which is the caller's to close."""
+        self._known.close()
         return self._text.detach()
 
     def known(self, vma: LiveVma, page: int) -> bool | None:

@@ -39,8 +39,12 @@ long, too, may descriptors stay unread because their peer reads no answers."""
 LAST_LOOK_SECONDS = 0.1
 """After a peer's deadline, time to read what it sent in time: a peer must not pay for a pause of the daemon
 (a signal, a debugger, a suspended machine)."""
-UNREAD_ANSWER_BYTES = 4096
-"""The kernel doubles it, and takes 0.8 KiB for a short answer; by default it would be 208 KiB."""
+SHORT_ANSWER_BYTES = 4 << 10
+LONG_ANSWER_BYTES = 38 << 10
+HYPERVISOR_REQUEST_BYTES = 8 << 10
+"""SO_SNDBUF, by default 208 KiB: how much of a peer may lie unread, in kernel memory that is the daemon's. The
+kernel doubles it, takes 0.8 KiB even for a short message, and takes whole what has 64 bytes less than this,
+and less than 35 KiB (`unix_stream_sendmsg`): so each message of its kind fits."""
 BATCH = 16
 """Elements of lists that cost as much as a request."""
 LATE = 16
@@ -284,17 +288,18 @@ class Connection:
         return await self._receive_only()
 
     def expect_short_requests(self) -> None:
-        """From now on accept only requests that fit into a small inbox: a VP's or a notifier's. Few of its
-        answers, which are short, too, may lie unread: the kernel holds them at the daemon's expense."""
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_ANSWER_BYTES)
+        """From now on accept only requests that fit into a small inbox: a VP's or a notifier's."""
+        self._let_lie_unread(SHORT_ANSWER_BYTES)
         self._receiver = rpc.Receiver({rpc.REQUEST}, SHORT_REQUESTS)
 
     def expect_long_requests(self) -> None:
         """From now on a request may hold lists, as a VMM's do."""
+        self._let_lie_unread(LONG_ANSWER_BYTES)
         self._receiver = rpc.Receiver({rpc.REQUEST}, REQUEST_VALUES_VMM)
 
     def expect_responses(self) -> None:
-        """From now on the daemon sends the requests and the peer answers."""
+        """From now on the daemon sends the requests and the peer answers, perhaps without reading them."""
+        self._let_lie_unread(HYPERVISOR_REQUEST_BYTES)
         self._receiver = rpc.Receiver({rpc.RESPONSE}, REQUEST_VALUES)
 
     async def receive_response(self) -> rpc.Response | None:
@@ -364,6 +369,9 @@ class Connection:
         close the connection afterwards."""
         with suppress(OSError):  # the peer is gone or does not read
             self._socket.send(rpc.encode_error(msgid, error), socket.MSG_NOSIGNAL)
+
+    def _let_lie_unread(self, size: int) -> None:
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
     async def _next_message(self) -> rpc.Message | None:
         """The next message, where no second one may follow."""

@@ -164,7 +164,8 @@ class Tenant:
     def idle(self) -> bool:
         """Whether there is nothing to remember: it has nothing, and its whole bursts again."""
         paid = self._paid_until <= trio.current_time() and self.log_share.idle
-        return paid and self.warnings.idle and not (self.memory.held or self.unclosed.count)
+        holds = self.memory.held or self.memory.cached or self.unclosed.count
+        return paid and self.warnings.idle and not holds
 
 
 class Tenants:

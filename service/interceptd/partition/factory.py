@@ -25,6 +25,7 @@ from interceptd.ledger.journal import Journal
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.region_manager import RegionManager
+from interceptd.memory_budget import CacheShare, Cost
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.chaos import Chaos, ChaoticAddressSpace, ChaoticHypervisor
 from interceptd.partition.keeping import Keeping
@@ -131,6 +132,7 @@ class PartitionFactory:
                     closer=vmm.tenant.closer,
                     turn=partial(self._turns.turn, vmm.peer.uid),
                     kept=kept,
+                    cache=CacheShare(vmm.tenant.memory, Cost.CACHED_VMA),
                 )
 
     def _hypervisor(
