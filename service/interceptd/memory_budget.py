@@ -21,7 +21,7 @@ from intercept_protocol.errors import WireError
 SHARE: Final = 3
 """A uid may hold so many times as much as it leaves free, so the next uid finds room."""
 CACHES: Final = 8
-"""A uid's caches hold at most one of so many bytes that are left free: they never crowd out what is needed."""
+"""A uid's caches hold at most one of so many bytes that are free: they never crowd out what is needed."""
 UNREAD_ANSWERS: Final = 112 << 10
 UNREAD_REQUESTS: Final = 24 << 10
 """What a VMM and its hypervisor do not read, in the kernel: see `connections.connection`."""
@@ -107,13 +107,13 @@ class MemoryShare:
 
     def refusal(self) -> WireError:
         """The error of one who wants more."""
+        held_mib = (self.held + self.cached) >> 20
         return WireError(
             errno.ENOSPC,
-            f"uid {self._uid} holds {self.held + self.cached >> 20} MiB of the daemon's memory, and others need room, too: "
+            f"uid {self._uid} holds {held_mib} MiB of the daemon's memory, and others need room, too: "
             f"limits.{LIMIT_NAME} is {self._budget.limit >> 20}",
             limit=LIMIT_NAME,
         )
-
 
     def change_cached(self, by: int) -> bool:
         """Count bytes of a cache, if there is room; always, if they are less. For any thread."""

@@ -234,6 +234,7 @@ def test_descriptors_are_enough_if_a_uid_at_all_of_the_daemons_limits_leaves_som
         State.OK,
     ]
     assert f"needs {needed}" in found(needed - 1).found
+    assert all(way in found(needed - 1).fix for way in ("unit", "container", "pod", "ulimit"))
 
 
 def test_without_a_daemon_descriptors_for_ten_partitions_are_required(

@@ -11,7 +11,7 @@ import pytest
 from fakes.container_host import ContainerHost, obstacle
 from fakes.eventually import PATIENCE
 
-pytestmark = pytest.mark.skipif(bool(obstacle()), reason=obstacle())
+pytestmark = [pytest.mark.verify, pytest.mark.skipif(bool(obstacle()), reason=obstacle())]
 
 
 class HostFailed(Exception):

@@ -250,6 +250,8 @@ def test_the_pod_of_the_daemonset_answers_its_probes_and_serves_a_vmm_of_the_nod
     assert status_of(host, POD)["NoNewPrivs"] == "1"
     assert container["resources"]["limits"]["memory"] == "1Gi"
     assert memory_limit(host, POD) == 1024 * MIB
+    told = host.podman("exec", POD, "interceptd", "check-config", "/etc/interceptd/interceptd.toml")
+    assert re.search(r"^limits.memory_mib = 768 +# default$", told, re.MULTILINE)
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
         probe(host, container, container[name])
     with ContainedVmm(host, tmp_path, Mode.DECLARED, volume=str(node), uid=VMM_UID) as vmm:

@@ -275,11 +275,15 @@ def has_a_uid_that_takes_all_memory(scene: Scene) -> Iterator[None]:
     config = f"limits.memory_mib = {MEMORY_MIB}\n"
     with scene.daemon(config) as daemon, RawVmm(daemon.wait_serving().socket) as vmm:
         with pytest.raises(Refused) as refused:
-            for first in count(0, 2 * LIST):
-                gfns = range(first, first + 2 * LIST, 2)
-                vmm.ask("change_regions", remove=[], add=[region(gfn, 1, gfn * PAGE) for gfn in gfns])
+            add_regions_for_ever(vmm)
         assert refused.value.refusal.details["limit"] == "memory_mib"
         yield
+
+
+def add_regions_for_ever(vmm: RawVmm) -> None:
+    for first in count(0, 2 * LIST):
+        gfns = range(first, first + 2 * LIST, 2)
+        vmm.ask("change_regions", remove=[], add=[region(gfn, 1, gfn * PAGE) for gfn in gfns])
 
 
 # ------------------------------------------------ connections

@@ -16,6 +16,7 @@ from typing import Final
 
 NEEDED: Final = (
     "fakes.live_changes", "fakes.live_silence", "fakes.live_vmm_program", "fakes.crowd", "interceptd.cli",
+    "interceptd.metrics.endpoint",
 )  # fmt: skip
 """What is run or told to run, with all that it imports."""
 PR_SET_DUMPABLE: Final = 4

@@ -560,7 +560,9 @@ LONGEST = {
         [
             msgspec.to_builtins(
                 MapGpas(
-                    pieces=[MapGpa(start_gfn=MOST, page_count=MOST, start_uaddr=MOST, access=7, start_pfn=MOST)]
+                    pieces=[
+                        MapGpa(start_gfn=MOST, page_count=MOST, start_uaddr=MOST, access=7, start_pfn=MOST)
+                    ]
                     * PIECES_LIMIT
                 )
             )

@@ -167,7 +167,10 @@ def descriptors(limits: Mapping[str, int] | None) -> Finding:
     enough = ENOUGH_DESCRIPTORS if limits is None else descriptors_at(limits)
     if hard != resource.RLIM_INFINITY and hard < enough:
         found = f"{hard} at most; one uid at the daemon's limits needs {enough}"
-        fix = "LimitNOFILE= in the unit, or ulimit -Hn; or lower the limits, vps_per_partition first"
+        fix = (
+            "LimitNOFILE= in the unit, --ulimit nofile= for a container, the limit of the node's container "
+            "runtime for a pod, or ulimit -Hn; or lower the limits, connections_per_uid first"
+        )
         return Finding(name, mode, State.LIMITED, found, fix)
     return Finding(name, mode, State.OK, f"{hard} at most, {enough} are enough")
 

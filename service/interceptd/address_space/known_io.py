@@ -37,11 +37,11 @@ class KnownVma(msgspec.Struct, frozen=True, gc=False):
 
 
 class KnownIo:
-    """A pass learns in address order: `start_over`, then `read_on` and `learn` alternately. `share` bounds it;
-    without one, it is bounded by numbers alone."""
+    """A pass learns in address order: `start_over`, then `read_on` and `learn` alternately."""
 
     def __init__(self) -> None:
         self.share: CacheShare | None = None
+        """What bounds it, beside the numbers above."""
         self._lock = threading.Lock()
         self._starts: list[int] = []
         self._vmas: list[KnownVma] = []

@@ -42,9 +42,9 @@ LAST_LOOK_SECONDS = 0.1
 SHORT_ANSWER_BYTES = 4 << 10
 LONG_ANSWER_BYTES = 38 << 10
 HYPERVISOR_REQUEST_BYTES = 8 << 10
-"""SO_SNDBUF, by default 208 KiB: how much of a peer may lie unread, in kernel memory that is the daemon's. The
-kernel doubles it, takes 0.8 KiB even for a short message, and takes whole what has 64 bytes less than this,
-and less than 35 KiB (`unix_stream_sendmsg`): so each message of its kind fits."""
+"""SO_SNDBUF, by default 208 KiB: how much may lie unread, in kernel memory that is the daemon's. The kernel
+doubles it, takes 0.8 KiB even for a short message, and sends at once what has 64 bytes less, and less than 35
+KiB (`unix_stream_sendmsg`): every message of its kind."""
 BATCH = 16
 """Elements of lists that cost as much as a request."""
 LATE = 16
