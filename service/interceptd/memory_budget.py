@@ -138,10 +138,16 @@ class CacheShare:
 
     def resize(self, entries: int) -> bool:
         """Whether the cache may have so many entries; it is counted with them then. Fewer are always fine."""
-        if not self._memory.change_cached((entries - self._entries) * self._cost):
-            return False
-        self._entries = entries
+        if entries != self._entries:
+            if not self._memory.change_cached((entries - self._entries) * self._cost):
+                return False
+            self._entries = entries
         return True
+
+
+def uncounted() -> CacheShare:
+    """The share of a cache that nothing bounds but itself."""
+    return CacheShare(MemoryShare(0, unlimited()), cost=0)
 
 
 def resident_bytes() -> int:

@@ -24,6 +24,7 @@ from interceptd.address_space.declared import Vma
 from interceptd.memory.fault_handler import Fault
 from interceptd.memory.known_vmas import KNOWN_EXTENTS, KnownVmas
 from interceptd.memory.region import Region
+from interceptd.memory_budget import CACHES, CacheShare, MemoryBudget, MemoryShare
 from interceptd.pages.mapping import Extent, Frame
 
 GFN, PAGE, PFN, PAGES = 0x100, 0x9000, 0x7000, 16
@@ -243,3 +244,25 @@ def test_cutting_what_is_known_does_not_exceed_the_limit() -> None:
     for page in range(1, 3 * KNOWN_EXTENTS, 2):
         known.forget(UaddrRange(start=page, end=page + 1))
         assert len(known) <= KNOWN_EXTENTS
+
+
+def test_no_more_is_remembered_than_the_uids_memory_has_room_for() -> None:
+    """Two bytes of eighteen; whatever is forgotten makes room."""
+    memory = MemoryShare(1, MemoryBudget(lambda: 2 * (CACHES + 1)))
+    known, other = KnownVmas(CacheShare(memory, cost=1)), KnownVmas(CacheShare(memory, cost=1))
+    for start in (10, 20, 30):
+        known.learn(extent(start, start + 5))
+    other.learn(extent(10, 15))
+    assert (len(known), len(other), memory.cached) == (2, 0, 2)
+    known.forget(UaddrRange(start=10, end=15))
+    other.learn(extent(10, 15))
+    assert (len(known), len(other), memory.cached) == (1, 1, 2)
+    known.forget(UaddrRange(start=22, end=23))
+    assert (len(known), len(other), memory.cached) == (0, 1, 1)
+
+
+async def test_an_ended_partition_remembers_nothing(live: ModelPartition) -> None:
+    await live.fault(GFN)
+    assert len(live.known) == 1
+    live.faults.close()
+    assert len(live.known) == 0

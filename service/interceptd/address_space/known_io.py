@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from intercept_protocol.addresses import PAGE_LIMIT, UaddrRange
 from interceptd.address_space.live_vma import Identity, LiveVma
-from interceptd.memory_budget import CacheShare
+from interceptd.memory_budget import uncounted
 from interceptd.pages.range_map import RangeMap
 
 KNOWN_VMAS = 1 << 14
@@ -40,7 +40,7 @@ class KnownIo:
     """A pass learns in address order: `start_over`, then `read_on` and `learn` alternately."""
 
     def __init__(self) -> None:
-        self.share: CacheShare | None = None
+        self.share = uncounted()
         """What bounds it, beside the numbers above."""
         self._lock = threading.Lock()
         self._starts: list[int] = []
@@ -103,9 +103,8 @@ class KnownIo:
     def close(self) -> None:
         """Nobody asks any more: give back the share."""
         with self._lock:
-            if self.share is not None:
-                self.share.resize(0)
-                self.share = None
+            self.share.resize(0)
+            self.share = uncounted()
 
     def _clear(self) -> None:
         self._starts, self._vmas = [], []
@@ -113,4 +112,4 @@ class KnownIo:
     def _has_room(self, more: int = 0) -> bool:
         """Count what is remembered, and `more`; False if there is no room for that."""
         entries = len(self._vmas) + len(self._gone) + more
-        return self.share is None or self.share.resize(entries)
+        return self.share.resize(entries)

@@ -13,7 +13,7 @@ from time import perf_counter_ns
 import trio
 from msgspec.structs import replace
 
-from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
+from intercept_protocol.addresses import PAGE_LIMIT, PAGE_SHIFT, GfnRange, UaddrRange
 from intercept_protocol.elements import about_element
 from intercept_protocol.messages import RegionKind
 from intercept_protocol.outcomes import Access, Answer, allows
@@ -80,6 +80,10 @@ class FaultHandler:
         """Told what backs the memory of a live process, as faults learn it."""
         self.split_large_pages = 0
         """Maps of only a part of a large page that could have been mapped whole."""
+
+    def close(self) -> None:
+        """The partition has ended: nothing is known of its memory."""
+        self._known.forget(UaddrRange(start=0, end=PAGE_LIMIT))
 
     async def handle_nowait(self, fault: Fault) -> Answer | None:
         """Begin, resolve and commit where only the hypervisor may block, whose call is not broken off anyway;

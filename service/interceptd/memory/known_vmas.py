@@ -10,20 +10,23 @@ from __future__ import annotations
 from typing import Final
 
 from intercept_protocol.addresses import UaddrRange
+from interceptd.memory_budget import CacheShare, uncounted
 from interceptd.pages.mapping import Extent
 from interceptd.pages.range_map import RangeMap
 
 KNOWN_EXTENTS: Final = 512
-"""The most extents that are remembered of a partition, some 200 KiB. Others are asked for each time."""
+"""The most extents that are remembered of a partition, some 200 KiB, if its uid's memory has room for them.
+Others are asked for each time."""
 
 
 class KnownVmas:
-    """See the module. One per partition."""
+    """See the module. One per partition, which `share` bounds."""
 
-    __slots__ = ("_extents",)
+    __slots__ = ("_extents", "_share")
 
-    def __init__(self) -> None:
+    def __init__(self, share: CacheShare | None = None) -> None:
         self._extents: RangeMap[Extent] = RangeMap()
+        self._share = share or uncounted()
 
     def __len__(self) -> int:
         return len(self._extents)
@@ -38,12 +41,15 @@ class KnownVmas:
 
     def learn(self, extent: Extent) -> None:
         """Remember an extent instead of what was known of its pages, if there is room."""
-        self._extents.carve(extent)
-        if len(self._extents) < KNOWN_EXTENTS:
+        self.forget(UaddrRange(start=extent.start, end=extent.end))
+        count = len(self._extents) + 1
+        if count <= KNOWN_EXTENTS and self._share.resize(count):
             self._extents.insert(extent)
 
     def forget(self, uaddrs: UaddrRange) -> None:
         """Know nothing of `uaddrs` any more."""
         self._extents.carve(uaddrs)
-        if len(self._extents) > KNOWN_EXTENTS:  # one was cut in two
+        count = len(self._extents)
+        if count > KNOWN_EXTENTS or not self._share.resize(count):  # one was cut in two
             self._extents = RangeMap()
+            self._share.resize(0)

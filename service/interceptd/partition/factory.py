@@ -24,6 +24,7 @@ from interceptd.hypervisor.software import DEPOSIT_PAGES, SoftwareHypervisor
 from interceptd.ledger.journal import Journal
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.guest_mappings import GuestMappings
+from interceptd.memory.known_vmas import KnownVmas
 from interceptd.memory.region_manager import RegionManager
 from interceptd.memory_budget import CacheShare, Cost
 from interceptd.mmu_notifier import MmuNotifier
@@ -99,7 +100,9 @@ class PartitionFactory:
             link=built if isinstance(built, RemoteHypervisor) else None,
             notifier=notifier,
             regions=regions,
-            faults=FaultHandler(regions, address_space, timeout),
+            faults=FaultHandler(
+                regions, address_space, timeout, KnownVmas(CacheShare(tenant.memory, Cost.CACHED_VMA))
+            ),
             event_bus=event_bus,
             keeping=keeping,
             port_calls=port_calls,

@@ -149,6 +149,7 @@ class Partition:
             if self.keeping is not None:
                 await self.keeping.let_go()
             self.memory.close()
+            self.faults.close()
             self.notifier.discard()
             await self.memory.discard()
             await self.regions.discard()
