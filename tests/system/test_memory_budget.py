@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -144,6 +145,17 @@ def test_a_tenant_that_takes_all_memory_is_refused_and_nobody_else_notices(
     if cgroup is not None:
         killed = (cgroup / "memory.oom_control").read_text()
         assert "oom_kill 0" in killed
+
+
+def test_a_limit_that_is_raised_while_the_daemon_runs_counts_from_the_next_reload(
+    daemon: DaemonProcess, cgroup: Path | None
+) -> None:
+    if cgroup is None:
+        pytest.skip("needs the memory cgroup of version 1, writable")
+    (cgroup / "memory.limit_in_bytes").write_text(str(2 * LIMIT_MIB << 20))
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_event("configuration_reloaded")
+    assert daemon.log_lines()[-1]["changed"] == [f"limits.memory_mib: {BUDGET_MIB} -> {2 * BUDGET_MIB}"]
 
 
 def test_what_a_restart_brings_back_beyond_the_budget_goes_on(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -17,10 +16,8 @@ _UNLIMITED: Final = 1 << 62
 """Version 1 shows a number near 2^63 where there is no limit."""
 
 
-@cache
 def default_memory_mib() -> int:
-    """Three quarters of what the cgroup allows when this is first called: the kernel needs some, too. Without
-    a limit, 1,024."""
+    """Three quarters of what the cgroup allows now: the kernel needs some, too. Without a limit, 1,024."""
     limit = cgroup_limit(Path("/proc/self/cgroup"), ROOT)
     return WITHOUT_LIMIT_MIB if limit is None else max(1, limit * 3 // 4 >> 20)
 
