@@ -136,6 +136,11 @@ class CacheShare:
         self._cost = cost
         self._entries = 0
 
+    @property
+    def held(self) -> int:
+        """Bytes."""
+        return self._entries * self._cost
+
     def resize(self, entries: int) -> bool:
         """Whether the cache may have so many entries; it is counted with them then. Fewer are always fine."""
         if entries != self._entries:

@@ -187,15 +187,22 @@ def test_what_is_remembered_of_live_memory_counts_until_its_partition_ends(tmp_p
     def estimated() -> float:
         return scrape(place).value("interceptd_memory_estimated_bytes")
 
+    def of_the_partition(daemon: DaemonProcess) -> int:
+        [partition] = daemon.operator().ask("list_partitions")["partitions"]
+        memory: int = partition["memory_bytes"]
+        return memory
+
     config = f'metrics.listen = "unix:{place}"'
     with DaemonProcess(tmp_path, config=config, environment=ENVIRONMENT) as daemon:
-        daemon.wait_serving()
+        daemon.wait_serving().operator()
         at_first = estimated()
         with Puppet() as vmm:
             vmm.do(LiveVmm.connect, daemon.socket)
             vmm.do(LiveVmm.attach, Watch.NONE, promise=True)
             page = vmm.do(LiveVmm.map, 1)
-            before = estimated()
+            alone, before = of_the_partition(daemon), estimated()
             vmm.do(LiveVmm.add_region, GFN, page, "auto")
-            assert estimated() >= before + Cost.REGION + Cost.CACHED_VMA
+            more = estimated() - before
+            assert more >= Cost.REGION + Cost.CACHED_VMA
+            assert of_the_partition(daemon) == alone + more
         eventually(estimated, at_first)

@@ -72,8 +72,16 @@ class PartitionFactory:
         mappings = GuestMappings(
             hypervisor, lambda: settings.now.limits.mappings_per_partition, tenant.mappings
         )
+        caches = [CacheShare(tenant.memory, Cost.CACHED_VMA) for _ in range(2)]
         memory = self._memory(
-            request, notifier, mappings, timeout, vmm=connection, partition_id=partition_id, kept=keeping
+            request,
+            notifier,
+            mappings,
+            timeout,
+            vmm=connection,
+            partition_id=partition_id,
+            kept=keeping,
+            cache=caches[1],
         )
         address_space: AddressSpace = memory
         if self._chaos is not None:
@@ -100,11 +108,10 @@ class PartitionFactory:
             link=built if isinstance(built, RemoteHypervisor) else None,
             notifier=notifier,
             regions=regions,
-            faults=FaultHandler(
-                regions, address_space, timeout, KnownVmas(CacheShare(tenant.memory, Cost.CACHED_VMA))
-            ),
+            faults=FaultHandler(regions, address_space, timeout, KnownVmas(caches[0])),
             event_bus=event_bus,
             keeping=keeping,
+            caches=caches,
             port_calls=port_calls,
             end_timeout=lambda: settings.now.timeouts.drain_ms / 1000,
         )
@@ -119,6 +126,7 @@ class PartitionFactory:
         vmm: Connection,
         partition_id: int,
         kept: Keeping | None,
+        cache: CacheShare,
     ) -> DeclaredAddressSpace | ProcessAddressSpace:
         match request.address_space:
             case AddressSpaceKind.DECLARED:
@@ -135,7 +143,7 @@ class PartitionFactory:
                     closer=vmm.tenant.closer,
                     turn=partial(self._turns.turn, vmm.peer.uid),
                     kept=kept,
-                    cache=CacheShare(vmm.tenant.memory, Cost.CACHED_VMA),
+                    cache=cache,
                 )
 
     def _hypervisor(

@@ -11,7 +11,7 @@ import hmac
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -36,7 +36,7 @@ from interceptd.hypervisor.slat import SoftwareSlat
 from interceptd.ledger.journal import Journal
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.region_manager import RegionManager
-from interceptd.memory_budget import Cost
+from interceptd.memory_budget import CacheShare, Cost
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.keeping import Hello, Keeping
 from interceptd.partition.virtual_processor import VirtualProcessor
@@ -79,6 +79,8 @@ class Partition:
     end_timeout: Callable[[], float]
     keeping: Keeping | None = None
     """How a successor of the daemon gets it."""
+    caches: Sequence[CacheShare] = ()
+    """What is remembered of its VMM's memory."""
     restarts: int = 0
     """How many daemons have taken it over."""
     port_calls: PortCalls = field(default_factory=PortCalls)
@@ -276,6 +278,7 @@ class Partition:
             + Cost.MAPPING * self.regions.mapping_count
             + Cost.VMA * self.address_space.vma_count
             + Cost.OPEN_INVALIDATION * self.notifier.open_invalidations
+            + sum(cache.held for cache in self.caches)
         )
 
     @property
