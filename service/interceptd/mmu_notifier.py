@@ -53,6 +53,12 @@ class Window:
     closed: trio.Event | None = None
     """Created by the first task that waits for it."""
 
+    @property
+    def teaches(self) -> bool:
+        """Whether what was looked up in it may outlive it: it is not stale, and nobody waits for its end to
+        whom it would be too old."""
+        return not self.stale and self.closed is None
+
 
 @dataclass(slots=True, eq=False)
 class OpenInvalidation:
@@ -256,11 +262,11 @@ class MmuNotifier:
             window.closed.set()
 
     async def outlive_what_was_learned(self) -> None:
-        """Block until nothing is relied on that was learned before the call: every window that is open then
-        is closed, and what was learned in windows is forgotten."""
+        """Forget what was learned in windows, and block until nothing is relied on that was learned before
+        the call: every window that was open then is closed, and has taught nothing."""
+        self._forget_learned(EVERYTHING)  # before it waits: a window that opens meanwhile is not waited for
         for closed in [_closed(window) for window in self._windows]:
             await closed.wait()
-        self._forget_learned(EVERYTHING)
 
     def mark_stale(self, uaddrs: UaddrRange) -> None:
         """Make stale every window that overlaps `uaddrs`: its attempt must start again."""
@@ -291,7 +297,7 @@ class MmuNotifier:
 
     def learn_in_windows(self, forget: Callable[[UaddrRange], None]) -> None:
         """Call `forget`, in the same step, with pages that become stale. For what is learned only in windows
-        that are not stale, so that nothing of it can have changed in an open invalidation."""
+        that teach, so that nothing of it can have changed in an open invalidation."""
         self._forget.append(forget)
 
     def _forget_learned(self, uaddrs: UaddrRange) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import trio
-from trio.testing import assert_no_checkpoints
+from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
 from explorer.kept_log import KeptLog
 from explorer.model_partition import Parts
@@ -175,9 +175,46 @@ async def test_a_comparison_begins_with_nothing_known(live: ModelPartition, nurs
     fault = Running(nursery, live.fault, GFN)
     await resolving.wait_reached()
     outlived = Running(nursery, live.notifier.outlive_what_was_learned)
+    await wait_all_tasks_blocked()
     resolving.open()
     await fault.result()
     await outlived.result()
+    assert len(live.known) == 0
+
+
+async def test_what_was_learned_before_a_comparison_is_not_used_while_it_waits(
+    live: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """A fault that begins meanwhile is not waited for, and may map when the comparison has seen all."""
+    await live.fault(GFN)
+    await live.add_region(GFN + PAGES, PAGES, PAGE + PAGES)
+    resolving = live.gates.hold(Point.RESOLVED)
+    before = Running(nursery, live.fault, GFN + PAGES)
+    await resolving.wait_reached()
+    live.map_fixed(PAGE, PAGES, PFN + 0x100)  # unannounced, like shmat(SHM_REMAP)
+    outlived = Running(nursery, live.notifier.outlive_what_was_learned)
+    await wait_all_tasks_blocked()
+    async with live.mappings.lock:
+        meanwhile = Running(nursery, live.fault, GFN + 1)
+        await wait_all_tasks_blocked()
+        assert not outlived.done
+        resolving.open()
+        await outlived.result()
+        assert not meanwhile.done
+    assert await before.result() is Answer.UNBACKED
+    assert await meanwhile.result() is Answer.MAPPED
+    assert live.pfn(GFN + 1) == PFN + 0x101
+
+
+async def test_a_look_that_is_cut_short_teaches_nothing_and_is_not_waited_for(
+    live: ModelPartition, nursery: trio.Nursery
+) -> None:
+    resolving = live.gates.hold(Point.RESOLVED)
+    fault = Running(nursery, live.fault, GFN)
+    await resolving.wait_reached()
+    assert await fault.cancel()
+    with assert_no_checkpoints():
+        await live.notifier.outlive_what_was_learned()
     assert len(live.known) == 0
 
 
@@ -236,6 +273,16 @@ def test_no_more_than_a_limit_is_remembered_and_the_first_stay() -> None:
     assert find(3 * KNOWN_EXTENTS) is None
     known.forget(UaddrRange(start=20_000, end=20_001))
     assert len(known) == KNOWN_EXTENTS
+
+
+def test_learning_in_the_middle_of_what_is_known_does_not_exceed_the_limit() -> None:
+    """Of a part that is asked for again and again, because it grants too little."""
+    known = KnownVmas()
+    known.learn(extent(0, 4 * KNOWN_EXTENTS))
+    for page in range(1, 3 * KNOWN_EXTENTS, 2):
+        known.learn(extent(page, page + 1))
+        assert len(known) <= KNOWN_EXTENTS
+    assert known.find(page, UaddrRange(start=page, end=page + 1)) == extent(page, page + 1)
 
 
 def test_cutting_what_is_known_does_not_exceed_the_limit() -> None:

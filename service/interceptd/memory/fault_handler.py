@@ -271,7 +271,7 @@ class FaultHandler:
             extent = await self._ask(page, look.uaddrs, region)
             if extent is None:
                 return None
-            if not look.stale:
+            if look.teaches:
                 self._known.learn(extent)
         finally:
             self._regions.close_look(look)

@@ -41,13 +41,16 @@ class KnownVmas:
 
     def learn(self, extent: Extent) -> None:
         """Remember an extent instead of what was known of its pages, if there is room."""
-        self.forget(UaddrRange(start=extent.start, end=extent.end))
+        self._cut_out(extent.uaddrs)
         count = len(self._extents) + 1
         if count <= KNOWN_EXTENTS and self._share.resize(count):
             self._extents.insert(extent)
 
     def forget(self, uaddrs: UaddrRange) -> None:
         """Know nothing of `uaddrs` any more."""
+        self._cut_out(uaddrs)
+
+    def _cut_out(self, uaddrs: UaddrRange) -> None:
         self._extents.carve(uaddrs)
         count = len(self._extents)
         if count > KNOWN_EXTENTS or not self._share.resize(count):  # one was cut in two

@@ -5,6 +5,8 @@ Owns the mutants. Each class is the daemon's except for the fault that its docst
 
 from __future__ import annotations
 
+import trio
+
 from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space import AddressSpace
 from interceptd.memory.fault_handler import FaultHandler
@@ -58,6 +60,10 @@ class _Shown(Window):
     @property
     def stale(self) -> bool:  # type: ignore[override]
         return self.seen.stale
+
+    @property
+    def closed(self) -> trio.Event | None:  # type: ignore[override]
+        return self.seen.closed
 
 
 class LooksIntoOpenRanges(RegionManager):
