@@ -5,6 +5,7 @@ The model's address space says that it may block, like that of live memory; `res
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ import trio
 from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
 from explorer.kept_log import KeptLog
-from explorer.model_partition import Parts
+from explorer.model_partition import Parts, addition, removal
 from explorer.pauses import Point
 from explorer.successor import Successor
 from fakes.model_partition import ModelPartition
@@ -147,6 +148,30 @@ async def test_an_invalidation_forgets_what_it_overlaps_in_its_own_step(live: Mo
     live.notifier.invalidate(UaddrRange.at_page(PAGE + 4, 4))
     known = [page for page in range(PAGE, PAGE + PAGES) if live.known.find(page, UaddrRange.at_page(page, 1))]
     assert known == [*range(PAGE, PAGE + 4), *range(PAGE + 8, PAGE + PAGES)]
+
+
+async def remove_and_add(live: ModelPartition, meanwhile: Callable[[], None]) -> None:
+    await live.remove_region(GFN, PAGES, PAGE)
+    meanwhile()
+    await live.add_region(GFN, PAGES, PAGE)
+
+
+async def shorten_and_lengthen(live: ModelPartition, meanwhile: Callable[[], None]) -> None:
+    whole, some = (GFN, PAGES, PAGE), (GFN, PAGES - 8, PAGE)
+    await live.change_regions([removal(*whole)], [addition(*some)])
+    meanwhile()
+    await live.change_regions([removal(*some)], [addition(*whole)])
+
+
+@pytest.mark.parametrize("without", [remove_and_add, shorten_and_lengthen])
+async def test_nothing_is_known_of_memory_in_no_region(
+    live: ModelPartition, without: Callable[[ModelPartition, Callable[[], None]], Awaitable[None]]
+) -> None:
+    """Nobody may tell of its changes."""
+    await live.fault(GFN)
+    await without(live, partial(live.map_fixed, PAGE + PAGES - 8, 8, PFN + 0x100))
+    assert await live.fault(GFN + PAGES - 8) is Answer.MAPPED
+    assert live.pfn(GFN + PAGES - 8) == PFN + 0x100
 
 
 async def test_what_was_reported_is_announced_before_what_is_known_is_used(
