@@ -194,6 +194,21 @@ async def test_what_was_reported_is_announced_before_what_is_known_is_used(
     assert live.pfn(GFN + 1) == PFN + 0x101
 
 
+async def test_what_is_reported_while_a_fault_begins_does_not_let_it_wait_uninterruptibly(
+    live: ModelPartition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the hypervisor may block, only its call may: a VMM can make a question block for ever."""
+    await live.fault(GFN)
+    live.hypervisor.may_block = True
+    drains = iter([True])
+    monkeypatch.setattr(live.address_space, "drain_nowait", partial(next, drains, False))
+    assert await at_once(live, GFN + 1) is Answer.MAPPED
+    assert live.address_space.resolved == [PAGE]
+    assert await at_once(live, GFN + 2) is None
+    with assert_no_checkpoints():
+        await live.notifier.outlive_what_was_learned()  # no attempt was left open
+
+
 async def test_a_comparison_begins_with_nothing_known(live: ModelPartition, nursery: trio.Nursery) -> None:
     """Not even what was looked up before it began, and is learned only now."""
     resolving = live.gates.hold(Point.RESOLVED)

@@ -94,13 +94,17 @@ class FaultHandler:
             return None
         if self._regions.quiet and (answer := await self._map_free(fault, region)):
             return answer
-        if self._regions.busy or not await self._is_known(region, fault.gfn, fault.access):
+        if self._regions.busy:
             return None
         step = self._regions.begin(region, fault.gfn, fault.access)
         if isinstance(step, Busy):
             return None
+        known = None
+        if self._address_space.may_block and (known := self._recall_granted(step)) is None:
+            self._regions.finish(step)
+            return None
         fault.found = None
-        return await self._try(fault, step, trio.current_time() + self._timeout)
+        return await self._try(fault, step, trio.current_time() + self._timeout, known)
 
     async def handle(self, fault: Fault, interrupted: Callable[[Answer], Answer | None]) -> Answer:
         """Decide a fault; bounded by the timeout and by `ROUNDS`.
@@ -158,19 +162,20 @@ class FaultHandler:
                 self.split_large_pages += region.splits_large_page(extent)
         return answer
 
-    async def _is_known(self, region: Region, gfn: int, access: Access) -> bool:
-        """Whether an attempt in this step would ask nothing that may block."""
-        if not self._address_space.may_block:
-            return True
-        page = gfn - region.gfns.start + region.uaddrs.start
-        known = await self._known_extent(page, self._regions.window(region, gfn), region)
-        return known is not None and region.grants(known, access)
-
     async def _known_extent(self, page: int, window: UaddrRange, region: Region) -> Extent | None:
         """What backs the page, if that can be told in this step."""
         if not self._address_space.may_block:
             return await self._address_space.resolve(page, window, region.uaddrs)
+        return self._recall(page, window)
+
+    def _recall(self, page: int, window: UaddrRange) -> Extent | None:
+        """What is known to back the page, after all that was reported."""
         return self._known.find(page, window) if self._address_space.drain_nowait() else None
+
+    def _recall_granted(self, attempt: Attempt) -> Extent | None:
+        """The same within the attempt's window, if it grants the access."""
+        known = self._recall(attempt.uaddr_page, attempt.window.uaddrs)
+        return known if known is not None and attempt.region.grants(known, attempt.access) else None
 
     def _begin(self, fault: Fault) -> Mapping | Answer | Busy | Attempt:
         """The next step of a fault: the first one goes on from what the look-up found."""
@@ -233,12 +238,15 @@ class FaultHandler:
                 self._regions.finish(whole.attempt)
                 await whole.extents.free()
 
-    async def _try(self, fault: Fault, attempt: Attempt, deadline: float) -> Answer | None:
-        """One round; None if the attempt went stale, which leaves even a negative result undecided."""
+    async def _try(
+        self, fault: Fault, attempt: Attempt, deadline: float, known: Extent | None = None
+    ) -> Answer | None:
+        """One round; None if the attempt went stale, which leaves even a negative result undecided. What is
+        `known` is not asked for."""
         region = attempt.region
         try:
             with _timed(self.stages.resolve, fault, RESOLVE):
-                extent = await self._resolve(attempt)
+                extent = await self._resolve(attempt) if known is None else known
             if attempt.stale:
                 return None
             if extent is None or not region.fits(extent):
@@ -263,8 +271,9 @@ class FaultHandler:
         """What backs the page, within the attempt's window. Where that takes a question that may block, it is
         about all of the region, and what it brings is learned."""
         page, region, window = attempt.uaddr_page, attempt.region, attempt.window.uaddrs
-        known = await self._known_extent(page, window, region)
-        if not self._address_space.may_block or (known is not None and region.grants(known, attempt.access)):
+        if not self._address_space.may_block:
+            return await self._address_space.resolve(page, window, region.uaddrs)
+        if (known := self._recall_granted(attempt)) is not None:
             return known
         look = self._regions.open_look(region, page)
         try:

@@ -116,12 +116,14 @@ class Extrapolates(DeclaredAddressSpace):
 class ResolvesUnderTheLock(FaultHandler):
     """The region lock is held while the address space resolves."""
 
-    async def _try(self, fault: Fault, attempt: Attempt, deadline: float) -> Answer | None:
+    async def _try(
+        self, fault: Fault, attempt: Attempt, deadline: float, known: Extent | None = None
+    ) -> Answer | None:
         async with self._regions._lock:
             await self._address_space.resolve(
                 attempt.uaddr_page, attempt.window.uaddrs, attempt.region.uaddrs
             )
-        return await super()._try(fault, attempt, deadline)
+        return await super()._try(fault, attempt, deadline, known)
 
 
 class ForwardsWhenBusy(FaultHandler):
