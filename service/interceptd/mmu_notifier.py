@@ -52,6 +52,8 @@ class Window:
     stale: bool = False
     closed: trio.Event | None = None
     """Created by the first task that waits for it."""
+    is_attempt: bool = True
+    """Whether it counts when it becomes stale. A look is part of an attempt, and reaches beyond it."""
 
     @property
     def teaches(self) -> bool:
@@ -250,9 +252,9 @@ class MmuNotifier:
 
     # ------------------------------------------------ optimistic sections
 
-    def open_window(self, uaddrs: UaddrRange) -> Window:
+    def open_window(self, uaddrs: UaddrRange, *, is_attempt: bool = True) -> Window:
         """Start relying on `uaddrs`, none of which may be in an open invalidation."""
-        window = Window(uaddrs)
+        window = Window(uaddrs, is_attempt=is_attempt)
         self._windows.add(window)
         return window
 
@@ -275,7 +277,7 @@ class MmuNotifier:
         for window in self._windows:
             if not window.stale and window.uaddrs.overlaps(uaddrs):
                 window.stale = True
-                self.stale_windows += 1
+                self.stale_windows += window.is_attempt
 
     def mark_all_stale(self, ranges: Iterable[UaddrRange]) -> None:
         """`mark_stale` of many ranges, with one look at each window."""
@@ -287,7 +289,7 @@ class MmuNotifier:
         for window in self._windows:
             if not window.stale and bounds.touches(window.uaddrs):
                 window.stale = True
-                self.stale_windows += 1
+                self.stale_windows += window.is_attempt
 
     def listen(self, listener: Callable[[UaddrRange], None]) -> None:
         """Call `listener`, in the same step, with pages about which nothing learned may be used any more:

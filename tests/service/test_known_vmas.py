@@ -133,6 +133,7 @@ async def test_nothing_is_learned_if_any_of_it_was_invalidated_meanwhile(
     resolving.open()
     assert await fault.result() is Answer.MAPPED
     assert len(live.known) == 0
+    assert live.notifier.stale_windows == 0  # the attempt was about another page
 
 
 async def test_nothing_is_learned_in_an_open_range(live: ModelPartition) -> None:

@@ -157,7 +157,8 @@ class RegionManager:
 
         An attempt of its own, because what is learned of the whole region outlives the attempt.
         """
-        return self._notifier.open_window(self._notifier.cut_back(region.uaddrs, page))
+        uaddrs = self._notifier.cut_back(region.uaddrs, page)
+        return self._notifier.open_window(uaddrs, is_attempt=False)
 
     def close_look(self, look: Window) -> None:
         """End it; every look is closed."""
