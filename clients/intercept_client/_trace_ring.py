@@ -59,19 +59,17 @@ class TraceRing:
         """The next records, up to `RECORDS_A_READ`; none if there are no new ones. Never blocks."""
         lost = 0
         while True:
-            oldest = max(self.written - self._records, 0)
-            lost += max(oldest - self._next, 0)
-            first = max(self._next, oldest)
-            count = min(self.written - first, RECORDS_A_READ)
+            written = self.written
+            first = max(self._next, written - self._records)
+            lost += first - self._next
+            count = min(written - first, RECORDS_A_READ)
             stored = self._copy(first, count)
             # The daemon may be writing record `written` now, over the one in its slot.
-            overwritten = max(self.written + 1 - self._records - first, 0)
-            if overwritten < count or not count:
-                self._next = first + count
-                lost += overwritten
-                return RecordsRead(lost, first + overwritten, stored[overwritten * RECORD_SIZE :])
-            lost += count
+            overwritten = min(max(self.written + 1 - self._records - first, 0), count)
+            lost += overwritten
             self._next = first + count
+            if overwritten < count or not count:
+                return RecordsRead(lost, first + overwritten, stored[overwritten * RECORD_SIZE :])
 
     def close(self) -> None:
         """Give the memory back."""
