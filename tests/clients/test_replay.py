@@ -315,6 +315,10 @@ def foreign(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     yield file("range", Drawn().state([region(2**63, 2**63, PAGE)]).end()), "what cannot be"
     wrapping = Drawn().state().record(Kind.VMA_MAPPED, 2**64 - 1, 2**64 - 1, 2**64 - 1)
     yield file("wrapping", wrapping.end()), "record 0 says what cannot be"
+    everything = Drawn().state().invalidation(Kind.INVALIDATION_BEGUN, 0, 2**52)
+    yield file("everything", everything.end()), "what cannot be: invalidate_begin"
+    already = Drawn().state().invalidation(Kind.INVALIDATION_ENDED, 0, 2**52)
+    yield file("already", already.end()), "what cannot be: invalidate_begin"
     huge = Drawn().state().record(Kind.REGION_ADDED, 1, 2, 3, 4, detail=77)
     yield file("word", huge.end()), "number 77 for one of 3 words"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
@@ -13,19 +14,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
+from click.testing import CliRunner, Result
 
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import PATIENCE, eventually
 from fakes.keeper_process import children
 from fakes.raw_client import READ, RawConnection, Refused, request
 from fakes.raw_vmm import GFN, PAGE, PFN, UADDR, RawVmm
-from intercept_client import BlockingOperator, ConnectionLost, TraceRing, WireError
+from fakes.recordings import HEADER
+from intercept_client import BlockingOperator, ConnectionLost, RecordsRead, TraceRing, WireError
+from intercept_protocol.messages import PartitionInspection, PartitionSummary, TraceBegun
 from intercept_protocol.recording import (
     Chunk,
     End,
     Gap,
-    Header,
     Mappings,
     RecordingReader,
     Records,
@@ -33,19 +37,14 @@ from intercept_protocol.recording import (
     StateBegins,
     StateEnds,
     Vmas,
-    encode_header,
 )
 from intercept_protocol.trace import RECORD_SIZE, RING_HEADER, Kind, Words, intercept_of, kinds_of, records_of
-from interceptctl.record.recorder import Recorder
+from interceptctl.cli import main
+from interceptctl.record import command
+from interceptctl.record.recorder import Progress, Recorder
 
 SEALED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 RING = RING_HEADER + 256 * RECORD_SIZE
-HEADER = encode_header(
-    Header(
-        partition_id=1, name="", address_space="declared", hypervisor="software", architecture="x86_64",
-        mmio_granularity="vma", daemon="", wall_clock_ns=0, monotonic_ns=0,
-    )
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +226,10 @@ def punch_hole(descriptor: int) -> None:
 # ---------------------------------------------------------------- recordings
 
 
+def summary(operator: BlockingOperator, vmm: RawVmm) -> PartitionSummary:
+    return operator.inspect_partition(vmm.partition_id).summary
+
+
 def chunks_of(data: bytes) -> list[Chunk]:
     reader = RecordingReader()
     chunks = list(reader.feed(data))
@@ -251,9 +254,9 @@ def test_a_recording_has_the_state_and_then_what_happens(
             vp.intercept(0)
         return "enough" if looks == 20 else None
 
-    recorder = Recorder(out, proceed)
-    recorder.record(operator, operator.list_partitions()[-1], ring)
-    written = chunks_of(HEADER + out.getvalue())
+    recorder = Recorder(lambda: out, HEADER, proceed)
+    recorder.record(operator, summary(operator, vmm), ring)
+    written = chunks_of(out.getvalue())
     match written:
         case [
             StateBegins(0), Regions([region]), Vmas([vma]), Mappings([mapping]), StateEnds(0),
@@ -281,9 +284,9 @@ def test_after_a_gap_the_state_is_recorded_again(
                 vp.intercept(0)
         return "enough" if looks == 20 else None
 
-    recorder = Recorder(out, proceed)
-    recorder.record(operator, operator.list_partitions()[-1], ring)
-    written = [type(chunk).__name__ for chunk in chunks_of(HEADER + out.getvalue())]
+    recorder = Recorder(lambda: out, HEADER, proceed)
+    recorder.record(operator, summary(operator, vmm), ring)
+    written = [type(chunk).__name__ for chunk in chunks_of(out.getvalue())]
     assert written.count("StateBegins") == 2
     assert written.index("Gap") < written.index("Records") < len(written)
     assert (recorder.progress.lost, recorder.progress.records) == (45, 255)
@@ -319,6 +322,157 @@ def test_the_command_records_until_it_is_interrupted(
     assert chunks_of(file.read_bytes())[-1] == End("interrupted")
 
 
+def test_a_recording_ends_though_ever_more_is_written(vmm: RawVmm, operator: BlockingOperator) -> None:
+    vp = vmm.vp()
+
+    class Busy(TraceRing):
+        reads = 0
+
+        def read(self) -> RecordsRead:
+            self.reads += 1
+            assert self.reads < 500, "nobody asked whether to go on"
+            found = super().read()
+            vp.intercept(0)
+            return found
+
+    looks = iter([None] * 20)
+
+    def proceed() -> str | None:
+        vp.intercept(0)
+        return next(looks, "enough")
+
+    out = io.BytesIO()
+    with closing(Busy(256)) as ring:
+        recorder = Recorder(lambda: out, HEADER, proceed)
+        recorder.record(operator, summary(operator, vmm), ring)
+    assert chunks_of(out.getvalue())[-1] == End("enough")
+
+
+def test_a_recording_has_the_words_of_the_daemon(daemon: DaemonProcess, vmm: RawVmm, ring: TraceRing) -> None:
+    with OfAnotherVersion.open(daemon.operator_socket, timeout=PATIENCE) as operator:
+        out = io.BytesIO()
+        recorder = Recorder(lambda: out, HEADER, lambda: "enough")
+        recorder.record(operator, summary(operator, vmm), ring)
+    reader = RecordingReader()
+    list(reader.feed(out.getvalue()))
+    assert reader.header is not None
+    assert reader.header.words.sources[-1] == "a later one"
+
+
+class OfAnotherVersion(BlockingOperator):
+    """Of a daemon that has taken the partition over from another."""
+
+    def trace(self, partition_id: int, ring: TraceRing) -> TraceBegun:
+        begun = super().trace(partition_id, ring)
+        return msgspec.structs.replace(begun, sources=(*begun.sources, "a later one"))
+
+    def inspect_partition(self, partition_id: int) -> PartitionInspection:
+        found = super().inspect_partition(partition_id)
+        return msgspec.structs.replace(
+            found, statistics=msgspec.structs.replace(found.statistics, restarts=1)
+        )
+
+
+@pytest.mark.parametrize(
+    ("successor", "why"),
+    [(BlockingOperator, "the partition ended"), (OfAnotherVersion, "the daemon records in other words now")],
+)
+def test_a_recording_does_not_go_on_with_what_is_not_its_own(
+    daemon: DaemonProcess, vmm: RawVmm, successor: type[BlockingOperator], why: str
+) -> None:
+    """A daemon that began anew counts its partitions from 1 again."""
+    out = io.BytesIO()
+    looks = 0
+
+    def proceed() -> str | None:
+        nonlocal looks
+        looks += 1
+        if looks == 5:
+            raise ConnectionLost("no word")
+        return "enough" if looks == 10 else None
+
+    recorder = Recorder(lambda: out, HEADER, proceed)
+    with BlockingOperator.open(daemon.operator_socket, timeout=PATIENCE) as operator:
+        partition = summary(operator, vmm)
+        with pytest.raises(ConnectionLost), closing(TraceRing(256)) as ring:
+            recorder.record(operator, partition, ring)
+    with (
+        successor.open(daemon.operator_socket, timeout=PATIENCE) as operator,
+        closing(TraceRing(256)) as ring,
+    ):
+
+        def goes_on() -> bool:
+            try:
+                recorder.record(operator, partition, ring)
+            except WireError as refusal:  # the first connection's end was not noticed yet
+                return refusal.name != "EBUSY"
+            return True
+
+        eventually(goes_on, True)
+    assert chunks_of(out.getvalue())[-2:] == [StateEnds(0), End(why)]
+
+
+def record(daemon: DaemonProcess, *arguments: str | Path) -> Result:
+    command = ["--socket", str(daemon.operator_socket), "record", *map(str, arguments)]
+    return CliRunner().invoke(main, command)
+
+
+def test_a_recording_that_is_refused_leaves_the_file_as_it_was(
+    daemon: DaemonProcess, vmm: RawVmm, operator: BlockingOperator, ring: TraceRing, tmp_path: Path
+) -> None:
+    """It may be the file of the other recording, which goes on."""
+    file = tmp_path / "a.rec"
+    file.write_bytes(b"the first one")
+    operator.trace(vmm.partition_id, ring)
+    result = record(daemon, file, "--partition", str(vmm.partition_id))
+    assert (result.exit_code, "traced already" in result.output) == (1, True), result.output
+    assert file.read_bytes() == b"the first one"
+
+
+def test_a_file_that_cannot_be_written_is_said(daemon: DaemonProcess, vmm: RawVmm, tmp_path: Path) -> None:
+    for file, why in ((tmp_path / "none" / "a.rec", "No such file"), (Path("/dev/full"), "No space left")):
+        result = record(daemon, file, "--partition", str(vmm.partition_id))
+        assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
+        assert result.output.startswith(f"Error: {file}: "), result.output
+        assert why in result.output
+        assert len(result.output.splitlines()) == 1
+
+
+def test_a_ring_for_which_there_is_no_memory_is_said(
+    daemon: DaemonProcess, vmm: RawVmm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(os, "posix_fallocate", lacks)
+    result = record(daemon, tmp_path / "a.rec", "--partition", str(vmm.partition_id), "--ring", "256")
+    assert (result.exit_code, result.output) == (1, "Error: memory for 256 records: Cannot allocate memory\n")
+
+
+def test_a_recording_that_is_given_up_while_no_daemon_is_there_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.rec"
+    why = command._Stopping.why
+    with DaemonProcess(tmp_path) as daemon, RawVmm(daemon.wait_serving().socket):
+        looks = 0
+
+        def dies(stopping: command._Stopping, progress: Progress) -> str | None:
+            nonlocal looks
+            looks += 1
+            told = why(stopping, progress)
+            if looks == 5:
+                daemon.signal(signal.SIGKILL)
+                daemon.wait_ended()
+                signal.raise_signal(signal.SIGINT)
+            return told
+
+        monkeypatch.setattr(command._Stopping, "why", dies)
+        result = record(daemon, file)
+    assert result.exit_code == 0, result.output
+    assert isinstance(chunks_of(file.read_bytes())[-1], End)
+
+
 def test_a_recording_goes_on_with_the_daemon_that_follows_a_killed_one(tmp_path: Path) -> None:
     keep = (sys.executable, "-m", "interceptd", "keep", "--patience", "60", "--")
     with DaemonProcess(tmp_path, launch=keep) as keeper:
@@ -338,18 +492,18 @@ def test_a_recording_goes_on_with_the_daemon_that_follows_a_killed_one(tmp_path:
                         os.kill(children(keeper.pid)[0], signal.SIGKILL)
                     return "enough" if looks == 10 else None
 
-                recorder = Recorder(out, proceed)
+                recorder = Recorder(lambda: out, HEADER, proceed)
                 for _ in range(2):
                     with (
                         suppress(ConnectionLost),
                         closing(TraceRing(256)) as ring,
                         BlockingOperator.open(keeper.operator_socket, timeout=PATIENCE) as operator,
                     ):
-                        recorder.record(operator, operator.list_partitions()[-1], ring)
+                        recorder.record(operator, summary(operator, vmm), ring)
         finally:
             for child in children(keeper.pid):
                 os.kill(child, signal.SIGKILL)
-    written = chunks_of(HEADER + out.getvalue())
+    written = chunks_of(out.getvalue())
     gap = written.index(Gap(1, None))
     assert [type(chunk) for chunk in written[gap - 1 : gap + 2]] == [Records, Gap, StateBegins]
     assert written[-1] == End("enough")

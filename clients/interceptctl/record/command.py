@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,8 @@ import click
 
 from intercept_client import BlockingOperator, TraceRing
 from intercept_protocol import messages
-from intercept_protocol.recording import Header, encode_header
+from intercept_protocol.recording import Header
+from intercept_protocol.text import sentence
 from intercept_protocol.trace import RECORDS_AT_LEAST, RECORDS_LIMIT
 from interceptctl import operator_client, recordings, units
 from interceptctl.completion import partition_ids
@@ -49,7 +50,7 @@ RING_RECORDS: Final = 1 << 18
     "--max-size",
     metavar="MIB",
     type=click.FloatRange(0, min_open=True),
-    help="Stop at this size.",
+    help="Stop once FILE has this size.",
 )
 @click.option(
     "--ring",
@@ -74,8 +75,9 @@ def record_command(
 ) -> None:
     """Record what happens in a partition into FILE, until Ctrl-C or the partition's end.
 
-    FILE then holds the partition's regions, VMAs and mappings, and every intercept, invalidation, map and
-    unmap after them, in order, with times. `interceptctl replay` repeats it; `interceptctl report` shows it.
+    FILE is overwritten. It then holds the partition's regions, VMAs and mappings, and every intercept,
+    invalidation, map and unmap after them, in order, with times. `interceptctl replay` repeats it;
+    `interceptctl report` shows it.
 
     Recording never holds the daemon up: if this program is too slow, records are lost, and the file says how
     many and where. It then begins anew with the partition's state.
@@ -88,15 +90,20 @@ def record_command(
         partition = _partition(operator, partition_id)
         header = _header(operator, partition)
     stopping = _Stopping(seconds, max_size)
-    with recordings.created(file) as out, _interrupts(stopping.interrupt):
-        recorder = Recorder(out, lambda: stopping.why(recorder.progress))
-        recorder.progress.size = out.write(encode_header(header))
+    with ExitStack() as opened, _interrupts(stopping.interrupt):
+        # Only once the daemon traces the partition is what FILE held before given up.
+        recorder = Recorder(
+            lambda: opened.enter_context(recordings.created(file)),
+            header,
+            lambda: stopping.why(recorder.progress),
+        )
 
         def follow(operator: BlockingOperator) -> None:
-            with closing(TraceRing(records)) as ring:
+            with closing(_ring(records)) as ring:
                 recorder.record(operator, partition, ring)
 
-        operator_client.outlast(path, follow, stopping.wait)
+        operator_client.outlast(path, follow, lambda seconds: stopping.wait(seconds, recorder.progress))
+        recorder.end("no successor of the daemon came")
     stopping.show_end(recorder.progress, file, as_json=as_json)
 
 
@@ -126,6 +133,13 @@ def _header(operator: BlockingOperator, partition: messages.PartitionSummary) ->
         wall_clock_ns=time.time_ns(),
         monotonic_ns=time.monotonic_ns(),
     )
+
+
+def _ring(records: int) -> TraceRing:
+    try:
+        return TraceRing(records)
+    except OSError as error:
+        raise operator_client.Failure(f"memory for {records} records: {sentence(error)}") from error
 
 
 @contextmanager
@@ -169,10 +183,10 @@ class _Stopping:
             return "the file has its largest size"
         return None
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float, progress: Progress) -> bool:
         """Let the daemon's successor start; False to give up."""
         time.sleep(seconds)
-        return not self._interrupted
+        return self.why(progress) is None
 
     def show_end(self, progress: Progress, file: Path, *, as_json: bool) -> None:
         if sys.stderr.isatty():

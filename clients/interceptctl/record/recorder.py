@@ -12,13 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
+import msgspec
+
 from intercept_client import BlockingOperator, ConnectionEnded, ConnectionLost, TraceRing, WireError
 from intercept_protocol import messages
-from intercept_protocol.messages import AddressSpaceKind, PartitionSummary
+from intercept_protocol.messages import AddressSpaceKind, PartitionSummary, TraceBegun
 from intercept_protocol.recording import (
     Chunk,
     End,
     Gap,
+    Header,
     Mappings,
     Records,
     Regions,
@@ -26,6 +29,7 @@ from intercept_protocol.recording import (
     StateEnds,
     Vmas,
     encode_chunk,
+    encode_header,
 )
 from intercept_protocol.trace import RECORD_SIZE, Kind, kinds_of
 
@@ -48,17 +52,22 @@ class Progress:
 
 
 class Recorder:
-    """Of one partition, into `out`. `proceed` is called often, and returns why to stop, or None."""
+    """Of one partition, into what `opened` returns, which is asked for once the daemon traces it. `proceed`
+    is called often, and returns why to stop, or None."""
 
-    def __init__(self, out: BinaryIO, proceed: Callable[[], str | None]) -> None:
+    def __init__(
+        self, opened: Callable[[], BinaryIO], header: Header, proceed: Callable[[], str | None]
+    ) -> None:
         self.progress = Progress()
-        self._out = out
+        self._opened = opened
+        self._header = header
         self._proceed = proceed
-        self._began = False
+        self._out: BinaryIO | None = None
         self._base = 0
         """Records of earlier daemons: each counts its own from 0."""
         self._next = 0
         self._partition_ended = False
+        self._ended = False
 
     def record(self, operator: BlockingOperator, partition: PartitionSummary, ring: TraceRing) -> None:
         """Record through `ring`, a new one, until `proceed` says stop or the partition ends.
@@ -66,12 +75,10 @@ class Recorder:
         If the daemon goes away without a word, this raises `ConnectionLost`: call it again with a connection
         to the next.
         """
-        if self._began:
-            self._write(Gap(self._next, None))
-            self.progress.gaps += 1
-            self._base = self._next
-        operator.trace(partition.partition_id, ring)
-        self._began = True
+        why = self._begin(operator, partition.partition_id, ring)
+        if why is not None:
+            self._write(End(why))
+            return
         try:
             self._record(operator, partition, ring)
         except ConnectionLost as lost:
@@ -79,6 +86,35 @@ class Recorder:
             if not isinstance(lost, ConnectionEnded):
                 raise
             self._write(End(ENDED if self._partition_ended else str(lost)))
+
+    def end(self, why: str) -> None:
+        """Nothing follows: no successor of the daemon came. Not if the recording has ended."""
+        if self._out is not None and not self._ended:
+            self._write(End(why))
+
+    def _begin(self, operator: BlockingOperator, partition_id: int, ring: TraceRing) -> str | None:
+        """Have it traced; returns why the recording ends if it cannot go on with this daemon."""
+        if self._out is None:
+            header = _in_words_of(operator.trace(partition_id, ring), self._header)
+            self._header, self._out = header, self._opened()
+            self._put(encode_header(header))
+            return None
+        try:
+            if not operator.inspect_partition(partition_id).statistics.restarts:
+                return ENDED  # this one is of a daemon that began anew
+            begun = operator.trace(partition_id, ring)
+        except WireError as refusal:
+            if refusal.number != errno.ENOENT:
+                raise
+            return ENDED
+        except ConnectionEnded as ended:
+            return str(ended)
+        if _in_words_of(begun, self._header) != self._header:
+            return "the daemon records in other words now"
+        self._base = self._next
+        self._write(Gap(self._base, None))
+        self.progress.gaps += 1
+        return None
 
     def _record(self, operator: BlockingOperator, partition: PartitionSummary, ring: TraceRing) -> None:
         why = self._write_state(operator, partition, ring)
@@ -115,27 +151,40 @@ class Recorder:
         return None
 
     def _drain(self, ring: TraceRing) -> bool:
-        """Write all new records; True if some were lost before them."""
-        gap = False
-        while True:
+        """Write what is new by now; True if records were lost before it."""
+        gap, end, behind = False, ring.written, 0
+        while behind < end:
             lost, first, stored = ring.read()
             if lost:
                 gap = True
                 self.progress.lost += lost
                 self.progress.gaps += 1
                 self._write(Gap(self._base + first - lost, lost))
-            if not stored:
-                self._out.flush()
-                return gap
-            self._write(Records(self._base + first, stored))
-            self._next = self._base + first + len(stored) // RECORD_SIZE
-            self.progress.records += len(stored) // RECORD_SIZE
-            self._partition_ended = self._partition_ended or Kind.PARTITION_ENDED in kinds_of(stored)
+            count = len(stored) // RECORD_SIZE
+            behind = first + count
+            self._next = self._base + behind
+            if count:
+                self._write(Records(self._base + first, stored))
+                self.progress.records += count
+                self._partition_ended = self._partition_ended or Kind.PARTITION_ENDED in kinds_of(stored)
+        assert self._out is not None, "it is traced"
+        self._out.flush()
+        return gap
 
     def _write(self, chunk: Chunk) -> None:
-        encoded = encode_chunk(chunk)
+        self._ended = isinstance(chunk, End)
+        self._put(encode_chunk(chunk))
+
+    def _put(self, encoded: bytes) -> None:
+        assert self._out is not None, "the header comes first"
         self._out.write(encoded)
         self.progress.size += len(encoded)
+
+
+def _in_words_of(begun: TraceBegun, header: Header) -> Header:
+    return msgspec.structs.replace(
+        header, answers=begun.answers, sources=begun.sources, region_kinds=begun.region_kinds
+    )
 
 
 def _pause(operator: BlockingOperator) -> None:

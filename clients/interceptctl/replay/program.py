@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import trio
 
-from intercept_client import ConnectionLost
+from intercept_client import ClientMisuse, ConnectionLost
 from intercept_protocol.addresses import RangeError
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.recording import Chunk
@@ -52,6 +52,8 @@ def run(path: str | None, recording: RecordingFile, speed: float | None, progres
     """
     try:
         return trio.run(_replay, path, recording, speed, progress)
+    except ClientMisuse as error:
+        raise operator_client.Failure(f"the recording says what cannot be: {error}") from error
     except WireError as error:
         raise operator_client.Refused(f"refused: {operator_client.sentence(error, path)}") from error
     except _UNREACHABLE as error:
