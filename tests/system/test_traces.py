@@ -44,6 +44,7 @@ from interceptctl.record import command
 from interceptctl.record.recorder import Progress, Recorder
 
 SEALED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+F_SEAL_FUTURE_WRITE = 0x10
 RING = RING_HEADER + 256 * RECORD_SIZE
 
 
@@ -165,6 +166,24 @@ def memfd(size: int, *, seals: int = SEALED, allocated: bool = True) -> int:
     return descriptor
 
 
+def memfd_with_pages_behind_its_end() -> int:
+    """As many as it lacks."""
+    descriptor = memfd(RING, seals=0, allocated=False)
+    fallocate(descriptor, "--keep-size", f"--offset={RING}", f"--length={RING}")
+    assert os.fstat(descriptor).st_blocks * 512 == RING
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALED)
+    return descriptor
+
+
+def fallocate(descriptor: int, *options: str) -> None:
+    subprocess.run(
+        ["fallocate", *options, f"/proc/self/fd/{descriptor}"],
+        pass_fds=[descriptor],
+        check=False,
+        capture_output=True,
+    )
+
+
 def unfit() -> list[tuple[str, Sequence[int]]]:
     return [
         ("takes one descriptor, not 0", []),
@@ -174,10 +193,13 @@ def unfit() -> list[tuple[str, Sequence[int]]]:
         ("sealed", [memfd(RING, seals=0)]),
         ("sealed", [memfd(RING, seals=fcntl.F_SEAL_GROW)]),
         ("allocated", [memfd(RING, allocated=False)]),
+        ("allocated", [memfd_with_pages_behind_its_end()]),
         ("power of two", [memfd(RING_HEADER)]),
         ("power of two", [memfd(RING + RECORD_SIZE)]),
         ("power of two", [memfd(RING - 1)]),
         ("Operation not permitted", [memfd(RING, seals=SEALED | fcntl.F_SEAL_WRITE)]),
+        ("Operation not permitted", [memfd(RING, seals=SEALED | fcntl.F_SEAL_SEAL)]),
+        ("Operation not permitted", [memfd(RING, seals=SEALED | F_SEAL_FUTURE_WRITE)]),
     ]
 
 
@@ -213,12 +235,7 @@ def test_nobody_else_can_take_the_memory_back_or_write_it(
 
 
 def punch_hole(descriptor: int) -> None:
-    subprocess.run(
-        ["fallocate", "--punch-hole", "--offset=0", f"--length={PAGE}", f"/proc/self/fd/{descriptor}"],
-        pass_fds=[descriptor],
-        check=False,
-        capture_output=True,
-    )
+    fallocate(descriptor, "--punch-hole", "--offset=0", f"--length={PAGE}")
     if os.fstat(descriptor).st_blocks * 512 >= RING:
         raise PermissionError("its pages are still there")
 

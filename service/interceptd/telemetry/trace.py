@@ -21,6 +21,7 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.events import Fact
 from intercept_protocol.hv_message import MemoryAccess
 from intercept_protocol.outcomes import Access, Answer
+from intercept_protocol.text import sentence
 from intercept_protocol.trace import (
     ANSWER_CODES,
     COUNT_PLACE,
@@ -67,14 +68,16 @@ class TraceRing:
     def __init__(self, descriptor: int) -> None:
         """Maps it; the descriptor stays the caller's. Raises EINVAL for anything but such a memfd."""
         self.records = records = _records_of(descriptor)
+        size = RING_HEADER + records * RECORD_SIZE
         try:
-            self._map = mmap.mmap(descriptor, RING_HEADER + records * RECORD_SIZE)
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE)
+            self._map = mmap.mmap(descriptor, size)
         except OSError as error:
-            raise _unfit(os.strerror(error.errno or errno.EINVAL)) from error
-        if os.fstat(descriptor).st_blocks * 512 < len(self._map):  # after the seal, which keeps them
+            raise _unfit(sentence(error)) from error
+        try:
+            _keep_pages(descriptor, size)
+        except BaseException:
             self._map.close()
-            raise _unfit("its pages must be allocated (posix_fallocate)")
+            raise
         self._view = memoryview(self._map)
         self._count = self._view[COUNT_PLACE : COUNT_PLACE + 8].cast("Q")
         self._count[0] = self.written = 0
@@ -123,6 +126,17 @@ def _records_of(descriptor: int) -> int:
             f"{RECORDS_AT_LEAST} to {RECORDS_LIMIT} times"
         )
     return records
+
+
+def _keep_pages(descriptor: int, size: int) -> None:
+    """Have nobody take a page back, and see that none is missing. The memfd is mapped already."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE)
+        os.ftruncate(descriptor, size)  # which it has: pages behind its end would count for missing ones
+    except OSError as error:
+        raise _unfit(sentence(error)) from error
+    if os.fstat(descriptor).st_blocks * 512 < size:
+        raise _unfit("its pages must be allocated (posix_fallocate)")
 
 
 def _unfit(why: str) -> WireError:
