@@ -10,8 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
+from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -243,6 +244,19 @@ def punch_hole(descriptor: int) -> None:
 # ---------------------------------------------------------------- recordings
 
 
+def going_on(happens: Callable[[], object]) -> Callable[[], str | None]:
+    """For a recorder: the state takes three looks; then something happens, once; then it is enough."""
+    looks = count(1)
+
+    def proceed() -> str | None:
+        look = next(looks)
+        if look == 10:
+            happens()
+        return "enough" if look == 20 else None
+
+    return proceed
+
+
 def summary(operator: BlockingOperator, vmm: RawVmm) -> PartitionSummary:
     return operator.inspect_partition(vmm.partition_id).summary
 
@@ -262,16 +276,7 @@ def test_a_recording_has_the_state_and_then_what_happens(
     vp = vmm.vp()
     vp.intercept(GFN)
     out = io.BytesIO()
-    looks = 0
-
-    def proceed() -> str | None:
-        nonlocal looks
-        looks += 1
-        if looks == 10:
-            vp.intercept(0)
-        return "enough" if looks == 20 else None
-
-    recorder = Recorder(lambda: out, HEADER, proceed)
+    recorder = Recorder(lambda: out, HEADER, going_on(lambda: vp.intercept(0)))
     recorder.record(operator, summary(operator, vmm), ring)
     written = chunks_of(out.getvalue())
     match written:
@@ -291,17 +296,7 @@ def test_after_a_gap_the_state_is_recorded_again(
 ) -> None:
     vp = vmm.vp()
     out = io.BytesIO()
-    looks = 0
-
-    def proceed() -> str | None:
-        nonlocal looks
-        looks += 1
-        if looks == 10:
-            for _ in range(300):
-                vp.intercept(0)
-        return "enough" if looks == 20 else None
-
-    recorder = Recorder(lambda: out, HEADER, proceed)
+    recorder = Recorder(lambda: out, HEADER, going_on(lambda: [vp.intercept(0) for _ in range(300)]))
     recorder.record(operator, summary(operator, vmm), ring)
     written = [type(chunk).__name__ for chunk in chunks_of(out.getvalue())]
     assert written.count("StateBegins") == 2
@@ -399,16 +394,11 @@ def test_a_recording_does_not_go_on_with_what_is_not_its_own(
 ) -> None:
     """A daemon that began anew counts its partitions from 1 again."""
     out = io.BytesIO()
-    looks = 0
 
-    def proceed() -> str | None:
-        nonlocal looks
-        looks += 1
-        if looks == 5:
-            raise ConnectionLost("no word")
-        return "enough" if looks == 10 else None
+    def lose() -> None:
+        raise ConnectionLost("no word")
 
-    recorder = Recorder(lambda: out, HEADER, proceed)
+    recorder = Recorder(lambda: out, HEADER, going_on(lose))
     with BlockingOperator.open(daemon.operator_socket, timeout=PATIENCE) as operator:
         partition = summary(operator, vmm)
         with pytest.raises(ConnectionLost), closing(TraceRing(256)) as ring:
@@ -472,19 +462,20 @@ def test_a_recording_that_is_given_up_while_no_daemon_is_there_is_whole(
     file = tmp_path / "a.rec"
     why = command._Stopping.why
     with DaemonProcess(tmp_path) as daemon, RawVmm(daemon.wait_serving().socket):
-        looks = 0
 
-        def dies(stopping: command._Stopping, progress: Progress) -> str | None:
-            nonlocal looks
-            looks += 1
+        def kill_and_interrupt() -> None:
+            daemon.signal(signal.SIGKILL)
+            daemon.wait_ended()
+            signal.raise_signal(signal.SIGINT)
+
+        look = going_on(kill_and_interrupt)
+
+        def and_look(stopping: command._Stopping, progress: Progress) -> str | None:
             told = why(stopping, progress)
-            if looks == 5:
-                daemon.signal(signal.SIGKILL)
-                daemon.wait_ended()
-                signal.raise_signal(signal.SIGINT)
+            look()
             return told
 
-        monkeypatch.setattr(command._Stopping, "why", dies)
+        monkeypatch.setattr(command._Stopping, "why", and_look)
         result = record(daemon, file)
     assert result.exit_code == 0, result.output
     assert isinstance(chunks_of(file.read_bytes())[-1], End)
@@ -498,18 +489,12 @@ def test_a_recording_goes_on_with_the_daemon_that_follows_a_killed_one(tmp_path:
         try:
             with RawVmm(keeper.socket) as vmm:
                 vp = vmm.vp()
-                looks = 0
 
-                def proceed() -> str | None:
-                    """The state takes three looks."""
-                    nonlocal looks
-                    looks += 1
-                    if looks == 5:
-                        vp.intercept(0)
-                        os.kill(children(keeper.pid)[0], signal.SIGKILL)
-                    return "enough" if looks == 10 else None
+                def last_words() -> None:
+                    vp.intercept(0)
+                    os.kill(children(keeper.pid)[0], signal.SIGKILL)
 
-                recorder = Recorder(lambda: out, HEADER, proceed)
+                recorder = Recorder(lambda: out, HEADER, going_on(last_words))
                 for _ in range(2):
                     with (
                         suppress(ConnectionLost),
