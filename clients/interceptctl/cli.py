@@ -20,6 +20,7 @@ from . import operator_client, render, units
 from .completion import SOCKET_PATH, partition_ids
 from .doctor.command import doctor_command
 from .exercise.command import exercise_command
+from .finite import Finite
 from .guest.command import guest_command
 from .policy import policy_command
 from .record.command import record_command
@@ -152,7 +153,7 @@ def show_health(path: str, *, as_json: bool) -> None:
     "--timeout",
     metavar="SECONDS",
     required=True,
-    type=click.FloatRange(0, (2**32 - 1) / 1000),
+    type=Finite(0, (2**32 - 1) / 1000),
     help="How long requests in progress may take.",
 )
 @_as_json

@@ -817,3 +817,21 @@ def test_what_a_command_prints_fits_80_columns(
 
     assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def fractions(command: click.Command, *names: str) -> Iterator[tuple[str, click.Option]]:
+    """Every option that takes a number with a fraction."""
+    for name, each in getattr(command, "commands", {}).items():
+        yield from fractions(each, *names, name)
+    for option in command.params:
+        if isinstance(option, click.Option) and isinstance(option.type, click.types.FloatParamType):
+            yield " ".join((*names, option.opts[0])), option
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_number_that_is_none_is_refused_by_every_option(value: str) -> None:
+    found = dict(fractions(main))
+    assert {"record --max-size", "replay --speed", "drain --timeout"} <= set(found)
+    for option in found.values():
+        with pytest.raises(click.BadParameter):
+            option.type.convert(value, option, None)

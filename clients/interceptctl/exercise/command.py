@@ -14,6 +14,7 @@ from rich.console import Console
 from intercept_protocol.text import visible
 from interceptctl import units
 from interceptctl.completion import SOCKET_PATH
+from interceptctl.finite import Finite
 
 from .memory import Mode
 from .scenario import DEFAULT_KILLS, DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS, MOST_VPS, Scenario
@@ -38,7 +39,7 @@ from .scenario import DEFAULT_KILLS, DEFAULT_SECONDS, DEFAULT_SEED, DEFAULT_VPS,
 @click.option("--steps", type=click.IntRange(1), help="Stop after this many changes by the VMM.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     help=f"Stop after this time.  [default: {DEFAULT_SECONDS:g}, or no limit with --steps]",
 )
 @click.option(

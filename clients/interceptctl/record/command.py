@@ -26,6 +26,7 @@ from intercept_protocol.text import sentence
 from intercept_protocol.trace import RECORDS_AT_LEAST, RECORDS_LIMIT
 from interceptctl import operator_client, recordings, units
 from interceptctl.completion import partition_ids
+from interceptctl.finite import Finite
 
 from .recorder import Progress, Recorder
 
@@ -45,11 +46,11 @@ RING_RECORDS: Final = 1 << 18
     shell_complete=partition_ids,
     help="Which partition  [default: the only one].",
 )
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Stop after so long.")
+@click.option("--seconds", type=Finite(0, min_open=True), help="Stop after so long.")
 @click.option(
     "--max-size",
     metavar="MIB",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     help="Stop once FILE has this size.",
 )
 @click.option(

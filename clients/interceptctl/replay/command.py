@@ -16,6 +16,7 @@ import msgspec
 
 from interceptctl import recordings, units
 from interceptctl.completion import SOCKET_PATH
+from interceptctl.finite import Finite
 
 if TYPE_CHECKING:
     from .verdict import Verdict
@@ -35,7 +36,7 @@ SHOWN_SECONDS: Final = 0.25
 @click.option(
     "--speed",
     metavar="N",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     help="N times as fast as recorded  [default: as fast as it goes].",
 )
 @click.option("--quiet", is_flag=True, help="Print only the verdict.")

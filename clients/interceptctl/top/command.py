@@ -19,6 +19,7 @@ from rich.live import Live
 from intercept_client import BlockingOperator
 from intercept_protocol.messages import DaemonStatistics
 from interceptctl import operator_client, render
+from interceptctl.finite import Finite
 
 from .frame import away, frame, vp_frame
 from .keys import END, key_within, single_keys
@@ -33,7 +34,7 @@ _SORTS: Final = list(Sort)
 @click.option(
     "--interval",
     metavar="SECONDS",
-    type=click.FloatRange(0.1, 3600),
+    type=Finite(0.1, 3600),
     default=1.0,
     show_default=True,
     help="Time between frames.",
