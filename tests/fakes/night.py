@@ -39,7 +39,7 @@ GFNS, UADDRS = GfnRange.of(0x100, PAGES), UaddrRange(start=0x7F000, end=0x7F000 
 ONE_PAGE: Final = UaddrRange(start=0x7F000, end=0x7F001)
 PATIENT_MS: Final = 600_000
 """Longer than the night."""
-HOARDED: Final = 20
+HOARDED: Final = 60
 """Times that 128 regions are added."""
 FLOOD: Final = 800
 """Requests that the log has a line of, more than a uid's share has room for."""

@@ -63,4 +63,4 @@ def test_a_killed_vmms_totals_stay_in_the_daemons_statistics(daemon: DaemonProce
     assert after["partitions_created"] - before["partitions_created"] == 1
     assert after["invalidations"] - before["invalidations"] == 1
     assert after["intercepts"]["resume"]["mapped"] - before["intercepts"]["resume"]["mapped"] == 1
-    assert after["partitions_lost"] == 0
+    assert after["partitions_lost"] == before["partitions_lost"]
