@@ -17,7 +17,7 @@ from fakes.model_vp import attached_vp
 from fakes.one_region import GFN, PAGE, PAGES, PFN, with_region
 from fakes.pauses import DrawnPauses
 from intercept_protocol import rpc
-from intercept_protocol.addresses import PAGE_SHIFT
+from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.hv_message import MessageType, build_memory_intercept
 from intercept_protocol.messages import INTERCEPT_METHOD
@@ -327,6 +327,18 @@ async def test_a_waiting_vp_fails_when_the_partition_is_lost(backed: ModelPartit
     async with attached_vp(backed) as vp:
         await vp.peer.send_intercept(GFN)
         await wait_all_tasks_blocked()
+        vp.processor.fail()
+        assert await vp.peer.answer() is Answer.HYPERVISOR_ERROR
+
+
+async def test_a_vp_whose_wait_ends_in_the_step_that_loses_the_partition_fails_too(
+    backed: ModelPartition,
+) -> None:
+    await backed.begin(PAGE, PAGES)
+    async with attached_vp(backed) as vp:
+        await vp.peer.send_intercept(GFN)
+        await wait_all_tasks_blocked()
+        backed.notifier.end(UaddrRange(start=PAGE, end=PAGE + PAGES))
         vp.processor.fail()
         assert await vp.peer.answer() is Answer.HYPERVISOR_ERROR
 

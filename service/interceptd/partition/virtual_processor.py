@@ -189,6 +189,8 @@ class VirtualProcessor:
             return Answer.HYPERVISOR_ERROR
         finally:
             self._is_deciding, self._waiting = False, None
+        if self._interrupted_by is Answer.HYPERVISOR_ERROR:  # what was decided meanwhile is void, too
+            return Answer.HYPERVISOR_ERROR
         return answer or self._interrupted_by or Answer.CONTENDED
 
     async def _decide(self, fault: Fault) -> Answer:
