@@ -10,7 +10,7 @@ from fakes.killed import KilledServer, torn
 from interceptd.ledger.inbox import VMM_INBOX
 from interceptd.ledger.ledger import Ledger
 
-pytestmark = pytest.mark.verify
+pytestmark = [pytest.mark.verify, pytest.mark.alone]
 KILLS = 1000
 
 
