@@ -33,8 +33,9 @@ from intercept_protocol.recording import (
 )
 from intercept_protocol.trace import RECORD_SIZE, Kind, kinds_of
 
-PAUSE: Final = 0.01
-"""Seconds between two looks at a ring without new records: a busy daemon writes some 500 meanwhile."""
+PAUSE: Final = 0.05
+"""Seconds between two looks at a ring without new records: a busy daemon writes some 4,000 meanwhile, and a
+look takes its CPU."""
 
 ENDED: Final = "the partition ended"
 

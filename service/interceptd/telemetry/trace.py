@@ -51,7 +51,6 @@ STAGES: Final = 4
 """The stages of an intercept, as metrics have them: the look-up, waiting, what backs the page, the map."""
 _HALF: Final = (1 << 32) - 1
 _INTERCEPT: Final = int(Kind.INTERCEPT)
-_ZEROS: Final = (0,) * 6
 _pack_into: Final = RECORD.pack_into
 _pack_two_into: Final = struct.Struct("<QHHI2Q32s").pack_into
 """The same record, the last four values of which are 0."""
@@ -85,12 +84,15 @@ class TraceRing:
         self._view[:COUNT_PLACE] = MAGIC + struct.pack("=II", RING_VERSION, RECORD_SIZE)
         self._mask = records - 1
 
-    def write(self, time_ns: int, kind: int, vp_index: int, detail: int, *values: int) -> None:
-        """Add a record with up to six values, over the oldest one. It counts once it is whole."""
+    def write(  # noqa: PLR0917 - on the path of a first touch
+        self, time_ns: int, kind: int, vp_index: int, detail: int,
+        a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0,
+    ) -> None:  # fmt: skip
+        """Add a record, over the oldest one. It counts once it is whole."""
         written = self.written
         _pack_into(
             self._slots, (written & self._mask) * RECORD_SIZE, time_ns, kind, vp_index, detail,
-            *values, *_ZEROS[len(values) :],
+            a, b, c, d, e, f,
         )  # fmt: skip
         self._count[0] = self.written = written + 1
 
