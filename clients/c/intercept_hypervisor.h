@@ -72,7 +72,7 @@ struct ic__asked {
     struct ic_unmap unmap[IC_PIECES];
 };
 
-/* What the daemon is told instead of nil. */
+/* The error in an answer; without one the answer is nil. */
 struct ic__refusal {
     int number;
     size_t done;

@@ -31,8 +31,8 @@ enum {
 
 /* ------------------------------------------------ handing it over */
 
-/* Descriptors by which the daemon sees this process's memory (P-19); -1 for one that is not open. `userfaultfd_errno` is why
- * the kernel gave no userfaultfd, which the daemon is told for its log (P-40); 0 if it gave one, or none was asked for. */
+/* Descriptors by which the daemon sees this process's memory (P-19); -1 for one that is not open. `userfaultfd_errno` is the
+ * error of userfaultfd(2), sent to the daemon for its log (P-40); 0 if it succeeded or was not called. */
 struct ic_memory {
     int maps, smaps, userfaultfd, userfaultfd_errno;
 };

@@ -99,7 +99,7 @@ def attach_memory(own_memory: OwnMemory, *, promise_begin_end: bool) -> Series[N
     `promise_begin_end` promises that every change of the memory will be announced by begin and end, as the
     functions of `intercept_client.memory` do it. If the daemon was restarted meanwhile, or another obstacle
     may pass (EAGAIN), it is handed over again, up to three times in all, with a new userfaultfd. If there is
-    none, the daemon is told why, for its log and its operators.
+    none, the request says why, and the daemon logs it and shows it to operators.
     """
     refusal = own_memory.unwatched_because
     call = messages.AttachMemory(

@@ -1,5 +1,5 @@
 /* A VMM on its own memory and its own hypervisor, which is a table: `c_vmm SOCKET`, with a real daemon, prints a line for each
- * thing that it is asked, or is told.
+ * request from the daemon and each reply to its own.
  */
 #include "intercept_hypervisor.h"
 #include "intercept_memory.h"

@@ -210,7 +210,7 @@ class Invalidate:
 
 @dataclass(frozen=True, slots=True)
 class MapFixed:
-    """Other memory replaces what was there. The daemon is told by the begin and the end around it."""
+    """Replace what was there by other memory, announced by a begin and an end around it."""
 
     pages: Pages
     pfn: int

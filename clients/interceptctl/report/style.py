@@ -21,7 +21,7 @@ _OUTCOME_COLOURS: Final = {
     "retry": ("#e69f00", "#f0c04f", "#b8860b", "#d9b38c", "#8c6d1f"),
     "fail": ("#d62728", "#ff7f7f"),
 }  # fmt: skip
-"""Those of one outcome are alike, and all are told apart by colour-blind people."""
+"""Shades of one hue for each outcome. The hues stay distinct under colour blindness."""
 _UNKNOWN_OUTCOME: Final = ("#cc79a7",)
 INVALIDATION: Final = "#cc79a7"
 REGION: Final = "#888888"
