@@ -25,9 +25,9 @@ FLAGS = (
     "--headless", "--no-sandbox", "--remote-debugging-pipe", "--no-first-run", "--disable-extensions",
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
     "--disable-sync", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-    "--window-size=1000,700",
+    "--window-size=1000,700", "--force-device-scale-factor=0.5",
 )  # fmt: skip
-"""WebGL is computed by the CPU: there need not be a GPU."""
+"""WebGL is computed by the CPU: there need not be a GPU, but fewer pixels cost less."""
 
 
 def found() -> bool:

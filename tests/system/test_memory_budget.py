@@ -39,8 +39,8 @@ from interceptd.memory_budget import Cost
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 
 TENANT: Final = 61001
-LIMIT_MIB: Final = 112
-BUDGET_MIB: Final = 84
+LIMIT_MIB: Final = 96
+BUDGET_MIB: Final = 72
 """Three quarters."""
 CGROUPS: Final = Path("/sys/fs/cgroup/memory")
 LIST: Final = 128
