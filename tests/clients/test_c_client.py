@@ -1,4 +1,4 @@
-"""The C client, built with all warnings as errors and with the sanitizers: a life, and calls as they go out."""
+"""The C client, built with all warnings as errors and with the sanitizers: a life, and calls that go out."""
 
 from __future__ import annotations
 
