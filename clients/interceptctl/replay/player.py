@@ -1,11 +1,7 @@
 """Repeats a recording: what changed becomes requests, and each intercept is sent and its answer compared.
 
-Owns the order of things, and which answers depend on the partition's state alone. Must not know files or
-terminals. The requests go one after the other, so nothing depends on how fast the daemon is.
-
-Live memory is repeated as declared memory: what faults found is declared just before they are repeated, and
-taken back when it is invalidated. How much of a VMA such a fault mapped depends on what the kernel said then,
-so the guest's mappings are made as they were.
+Owns the order of things. Must not know files or terminals. The requests go one after the other, so nothing
+depends on how fast the daemon is.
 """
 
 from __future__ import annotations
@@ -15,12 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final
 
-from intercept_client import DeclaredVma
 from intercept_protocol.addresses import PAGE_SHIFT, RangeError, UaddrRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.hv_message import InterceptMessage, MessageType, build_memory_intercept
-from intercept_protocol.messages import AddressSpaceKind, Architecture, MmioGranularity, RegionKind
-from intercept_protocol.outcomes import Access, Answer, spelled
+from intercept_protocol.messages import AddressSpaceKind, Architecture, MmioGranularity
+from intercept_protocol.outcomes import Access, Answer
 from intercept_protocol.recording import (
     Chunk,
     Gap,
@@ -33,23 +28,16 @@ from intercept_protocol.recording import (
 )
 from intercept_protocol.trace import Intercept, Kind, Traced, intercept_of
 from interceptctl import operator_client
-from interceptctl.page_map import without
 
+from .comparison import claim, difference, is_another_order, why_not
 from .daemon_side import RepeatedPartition
-from .model import Backing, Made, Mapping, Model, Region, Vma, vma_of
+from .live_memory import LiveMemory, behind, derive_vmas
+from .model import Model, Region, vma_of
+from .refused import ask, refused
+from .restoring import HostPages, Restored
 from .survey import Survey
-from .verdict import Difference, Verdict
+from .verdict import Verdict
 
-REPEATABLE: Final = frozenset(
-    str(answer.reason)
-    for answer in (
-        Answer.MAPPED, Answer.ALREADY_MAPPED, Answer.NOT_MEMORY, Answer.NO_REGION, Answer.PERMISSION,
-        Answer.UNBACKED, Answer.INVALIDATING,
-    )
-)  # fmt: skip
-"""Reasons that depend on the partition's state; all others depend on time, too."""
-_BACKINGS: Final = 36
-"""Each backing of live memory gets 2^36 host pages, whose contents nobody looks at."""
 _NO_MEMORY: Final = InterceptMessage(
     message_type=MessageType.X64_HALT, payload_size=0, payload=bytes(240)
 ).build()
@@ -81,12 +69,12 @@ class Player:
         self._architecture = Architecture(header.architecture)
         MmioGranularity(header.mmio_granularity)
         self._model = self._new_model()
-        self._partition: RepeatedPartition | None = None
+        self._made: LiveMemory | None = None
         """None until a state is complete."""
         self._stretch: list[Traced] = []
         self._state_ends: int | None = None
         """What happens while a state is read, and the record from which on it holds."""
-        self._numbers: dict[Backing, int] = {}
+        self._pages = HostPages(live=self._live)
         self._announced: deque[tuple[UaddrRange | None, int]] = deque()
         """Of the invalidations that are not served, the range of those that are not held open, and how many
         faults had mapped something by then."""
@@ -130,7 +118,7 @@ class Player:
     async def _record(self, record: Traced) -> None:
         if self._state_ends is not None and record.number >= self._state_ends:
             await self._begin()
-        if self._partition is None:
+        if self._made is None:
             self._stretch.append(record)
             self.verdict.unplaced += record.kind == Kind.INTERCEPT
             return
@@ -141,7 +129,7 @@ class Player:
     # ------------------------------------------------ states
 
     async def _close(self) -> None:
-        self._partition, self._state_ends, self._stretch = None, None, []
+        self._made, self._state_ends, self._stretch = None, None, []
         self._announced.clear()
         await self._stack.aclose()
 
@@ -153,59 +141,29 @@ class Player:
                 model.apply(record)
         self._stretch, self._state_ends = [], None
         granularity = MmioGranularity(model.mmio_granularity)
-        partition = RepeatedPartition.opened(self._path, self._architecture, granularity)
-        self._partition = await self._stack.enter_async_context(partition)
+        opened = RepeatedPartition.opened(self._path, self._architecture, granularity)
+        partition = await self._stack.enter_async_context(opened)
+        restored = Restored(partition, model, self._pages, self.verdict)
+        self._made = LiveMemory(restored, self._survey)
         if self._live:
-            self._derive_vmas()
-        await self._partition.declare([self._declared(vma) for vma in model.vmas])
-        regions = list(model.regions)
-        for region in regions:
-            if region.dangling and not region.waiting:
-                await self._add_dangling(region)
-        for region in regions:
-            if not (region.dangling or region.waiting):
-                await self._add(region)
-        for uaddrs in model.open.elements():
-            await self._partition.begin(uaddrs)
+            derive_vmas(model)
+        await restored.make()
 
-    def _derive_vmas(self) -> None:
-        """What must be behind the guest's mappings. Of two that show it, that with more rights says more."""
-        for mapping in sorted(self._model.table, key=lambda mapping: mapping.access):
-            self._model.vmas.put(_behind(mapping))
+    @property
+    def _memory(self) -> LiveMemory:
+        """What there is once a state is complete."""
+        assert self._made is not None
+        return self._made
 
-    async def _add(self, region: Region) -> None:
-        assert self._partition is not None
-        if region.kind is RegionKind.PINNED:
-            await self._partition.add(region)
-        else:
-            await self._partition.map_exactly(region, self._model.reached(region), present=False)
-
-    async def _add_dangling(self, region: Region) -> None:
-        """A pinned region that lost some of its memory: it is added whole, and then loses that."""
-        assert self._partition is not None
-        vmm, model = self._partition.vmm, self._model
-        start, end = region.uaddrs.start, region.uaddrs.end
-        hidden = [vma for vma in model.vmas.clipped(start, end) if Access.READ not in vma.access]
-        for vma in hidden:
-            await vmm.unmap_vma(UaddrRange(start=vma.start, end=vma.end))
-        readable = [(vma.start, vma.end) for vma in model.vmas.clipped(start, end) if vma not in hidden]
-        missing = without((start, end), readable)
-        await self._partition.declare(
-            [DeclaredVma(UaddrRange(start=a, end=b), a, Access.READ | Access.WRITE) for a, b in missing]
-        )
-        await self._partition.add(region)
-        for first, behind in missing:
-            await vmm.unmap_vma(UaddrRange(start=first, end=behind))
-        await self._partition.declare([self._declared(vma) for vma in hidden])
-        for first, behind in without((region.start, region.end), model.reached(region)):
-            page = region.uaddr_page(first)
-            await self._partition.notifier.invalidate(UaddrRange(start=page, end=page + behind - first))
+    @property
+    def _restored(self) -> Restored:
+        return self._memory.restored
 
     # ------------------------------------------------ records
 
     async def _play(self, record: Traced) -> None:
-        partition, model = self._partition, self._model
-        assert partition is not None
+        restored, model = self._restored, self._model
+        partition = restored.partition
         a, b = record.values[:2]
         match record.kind:
             case Kind.INTERCEPT:
@@ -214,12 +172,12 @@ class Player:
                 model.apply(record)
                 region = model.regions.at(a)
                 if region is not None and not await self._complete(record, region):
-                    await self._ask(record, "add_region", self._add(region))
+                    await ask(self.verdict, record, "add_region", restored.add(region))
                 return
             case Kind.REGION_REMOVED:
                 for region in model.regions.overlapping(a, a + b):
                     if not region.waiting:
-                        await self._ask(record, "remove_region", partition.remove(region))
+                        await ask(self.verdict, record, "remove_region", partition.remove(region))
             case Kind.GUEST_MAPPED:
                 model.apply(record)
                 for region in model.regions.overlapping(a, a + b):
@@ -227,7 +185,8 @@ class Player:
                 return
             case Kind.POLICY_SET:
                 policy = MmioGranularity.PAGE if record.detail else MmioGranularity.VMA
-                await self._ask(record, "set_policy", partition.vmm.set_policy(mmio_granularity=policy))
+                request = partition.vmm.set_policy(mmio_granularity=policy)
+                await ask(self.verdict, record, "set_policy", request)
                 self._changed_ns = record.time_ns
             case _:
                 await self._play_memory(record)
@@ -236,7 +195,7 @@ class Player:
     async def _play_memory(self, record: Traced) -> None:
         match record.kind:
             case Kind.BACKED if self._live:
-                await self._learn(record, vma_of(record, *record.values[2:4]))
+                await self._memory.learn(record, vma_of(record, *record.values[2:4]))
             case Kind.INVALIDATION_BEGUN | Kind.INVALIDATION_ENDED | Kind.RANGE_INVALIDATED:
                 await self._invalidation(record)
             case Kind.INVALIDATION_SERVED:
@@ -245,18 +204,18 @@ class Player:
                 await self._vma(record)
 
     async def _vma(self, record: Traced) -> None:
-        assert self._partition is not None
-        vmm = self._partition.vmm
+        restored = self._restored
+        partition, vmm = restored.partition, restored.partition.vmm
         uaddrs = UaddrRange.at_page(*record.values[:2])
         match record.kind:
             case Kind.VMA_MAPPED:
                 vma = vma_of(record, record.values[2], None)
-                await self._ask(record, "map_vma", self._partition.declare([self._declared(vma)]))
+                await ask(self.verdict, record, "map_vma", partition.declare([restored.pages.declared(vma)]))
             case Kind.VMA_UNMAPPED:
-                await self._ask(record, "unmap_vma", vmm.unmap_vma(uaddrs))
+                await ask(self.verdict, record, "unmap_vma", vmm.unmap_vma(uaddrs))
             case _:
                 access = Access(record.detail & 7)
-                await self._ask(record, "protect_vma", vmm.protect_vma(uaddrs, access))
+                await ask(self.verdict, record, "protect_vma", vmm.protect_vma(uaddrs, access))
 
     async def _complete(self, record: Traced, region: Region) -> bool:
         """Whether it is a pinned region that was not whole; it is added once the guest reaches all of it.
@@ -265,28 +224,27 @@ class Player:
         """
         if not region.waiting:
             return False
-        model = self._model
+        restored, model = self._restored, self._model
         if model.reached(region) == [(region.start, region.end)]:
             region.waiting = False
             if self._live:
                 for mapping in model.table.clipped(region.start, region.end):
-                    await self._learn(record, _behind(mapping, record))
-            await self._ask(record, "add_region", self._add(region))
+                    await self._memory.learn(record, behind(mapping, record))
+            await ask(self.verdict, record, "add_region", restored.add(region))
         return True
 
     # ------------------------------------------------ invalidations
 
     async def _invalidation(self, record: Traced) -> None:
-        partition, model = self._partition, self._model
-        assert partition is not None
+        partition, model = self._restored.partition, self._model
         uaddrs = UaddrRange.at_page(*record.values[:2])
         announced = model.source(record)
         if record.kind == Kind.RANGE_INVALIDATED:
             self._announced.append((uaddrs, self._faults))
             if self._live:
-                await self._forget(record, uaddrs)
+                await self._memory.forget(record, uaddrs)
             else:
-                await self._ask(record, "invalidate", partition.notifier.invalidate(uaddrs))
+                await ask(self.verdict, record, "invalidate", partition.notifier.invalidate(uaddrs))
             return
         if record.kind == Kind.INVALIDATION_BEGUN:
             self._announced.append((None, self._faults))
@@ -295,87 +253,20 @@ class Player:
         if announced != "notifier":
             return  # it is part of the call that made it
         if record.kind == Kind.INVALIDATION_BEGUN:
-            await self._ask(record, "invalidate_begin", partition.begin(uaddrs))
+            await ask(self.verdict, record, "invalidate_begin", partition.begin(uaddrs))
             return
         if self._live:
-            await self._forget(record, uaddrs)
+            await self._memory.forget(record, uaddrs)
         if model.open[uaddrs]:
-            await self._ask(record, "invalidate_end", partition.end(uaddrs))
+            await ask(self.verdict, record, "invalidate_end", partition.end(uaddrs))
 
     async def _served(self, record: Traced) -> None:
         """What a fault mapped between an invalidation and its pass, the pass took away again."""
-        assert self._partition is not None
+        partition = self._restored.partition
         for _ in range(min(record.values[1], len(self._announced))):
             uaddrs, faults = self._announced.popleft()
             if uaddrs is not None and faults != self._faults:
-                await self._ask(record, "invalidate", self._partition.notifier.invalidate(uaddrs))
-
-    # ------------------------------------------------ live memory
-
-    async def _forget(self, record: Traced, uaddrs: UaddrRange) -> None:
-        assert self._partition is not None
-        self._model.forget(uaddrs)
-        await self._ask(record, "unmap_vma", self._partition.vmm.unmap_vma(uaddrs))
-
-    async def _learn(self, record: Traced, found: Vma) -> None:
-        """Declare what a fault found, where that is not declared yet."""
-        assert self._partition is not None
-        model, wrong = self._model, False
-        for known in model.vmas.clipped(found.start, found.end):
-            part = found.slice(known.start, known.end)
-            same_frame = (known.page, known.backing) == (part.page, part.backing)
-            if same_frame and known.access == part.access:
-                continue
-            if same_frame and known.since is None:
-                pass  # the guest's mappings show fewer rights than there are
-            elif self._survey.told_later(record, known.start, known.end):
-                self.verdict.told_late += 1
-            else:
-                self._contradiction(record, known, part)
-            wrong = True
-            await self._forget(record, UaddrRange(start=known.start, end=known.end))
-        for start, end in model.vmas.gaps(found.start, found.end):
-            vma = found.slice(start, end)
-            model.vmas.put(vma)
-            await self._ask(record, "map_vmas", self._partition.declare([self._declared(vma)]))
-        if wrong:
-            for region in list(model.regions):
-                if region.uaddrs.start < found.end and found.start < region.uaddrs.end:
-                    await self._settle(record, region)
-
-    def _contradiction(self, record: Traced, known: Vma, found: Vma) -> None:
-        since = "since the state" if known.since is None else f"since record {known.since:,}"
-        self.verdict.differ(
-            Difference(
-                record=record.number,
-                time_ns=record.time_ns,
-                gfn=self._model.gfn_of(found.start),
-                page=found.start,
-                what="what backs memory of the VMM",
-                recorded=_backing(found),
-                replayed=f"{_backing(known)}, {since}",
-                why="nothing was invalidated in between",
-            )
-        )
-
-    def _declared(self, vma: Vma) -> DeclaredVma:
-        return DeclaredVma(UaddrRange(start=vma.start, end=vma.end), self._pfn(vma), vma.access, io=vma.io)
-
-    def _pfn(self, vma: Vma) -> int:
-        if not self._live:
-            return vma.page
-        number = self._numbers.setdefault(vma.backing, len(self._numbers) % (1 << 15))
-        return (number << _BACKINGS) + vma.page % (1 << _BACKINGS)
-
-    async def _settle(self, record: Traced, region: Region) -> None:
-        """Have the guest reach of the region what it reached in the recording."""
-        partition = self._partition
-        assert partition is not None
-        if region.kind is RegionKind.PINNED:
-            return
-        wanted = self._model.reached(region)
-        if await partition.reached(region.gfns) != wanted:
-            await self._ask(record, "change_regions", partition.map_exactly(region, wanted, present=True))
+                await ask(self.verdict, record, "invalidate", partition.notifier.invalidate(uaddrs))
 
     # ------------------------------------------------ intercepts
 
@@ -383,83 +274,31 @@ class Player:
         intercept, verdict = intercept_of(record, self._header.words), self.verdict
         verdict.intercepts += 1
         region = None if intercept.gfn is None else self._model.regions.at(intercept.gfn)
-        why = self._why_not(intercept, region)
+        why = why_not(intercept, region, self._model, live=self._live)
         if why is not None:
             verdict.not_repeatable[why] += 1
             return
-        made = self._claim(intercept)
+        made = claim(intercept, self._model)
         got = await self._send(record, intercept)
         if got is None:
             return
         verdict.compared += 1
         if got == (intercept.outcome, intercept.reason):
             verdict.equal += 1
-        elif self._is_another_order(intercept, got[1], made):
+        elif is_another_order(intercept, got[1], made):
             verdict.equal += 1
             verdict.reordered += 1
         else:
-            self._difference(intercept, region, got)
+            verdict.differ(difference(intercept, region, got))
         if "mapped" in {intercept.reason, got[1]} and region is not None:
             self._faults += 1
             began_ns = record.time_ns - intercept.total_ns
             if self._live or began_ns <= self._changed_ns or got[1] != intercept.reason:
-                await self._settle(record, region)
-
-    def _why_not(self, intercept: Intercept, region: Region | None) -> str | None:
-        """Why the recorded answer cannot be expected again."""
-        if intercept.reason not in REPEATABLE:
-            return intercept.reason
-        if intercept.gfn is None:
-            return None
-        model, reason = self._model, intercept.reason
-        if region is None:
-            going = reason == "already_mapped" and model.table.at(intercept.gfn) is not None
-            return "region being removed" if going else None
-        if region.waiting:
-            return "region being added"
-        page = region.uaddr_page(intercept.gfn)
-        if reason == "invalidating":
-            return None if model.open_at(page) else "invalidating"
-        vma = model.vmas.at(page)
-        if reason == "unbacked" and vma is not None and not region.dangling:
-            if vma.io is not (region.kind is RegionKind.MMIO) and region.kind is not RegionKind.PINNED:
-                return "memory of another kind than the region's (auto)"
-            if (
-                self._live
-                and vma.since is not None
-                and vma.since_ns >= intercept.time_ns - intercept.total_ns
-            ):
-                return "memory that was mapped meanwhile"
-        return None
-
-    def _claim(self, intercept: Intercept) -> Made | None:
-        """How what the guest reaches there came about; this may be the answer that it was made for."""
-        mapping = None if intercept.gfn is None else self._model.table.at(intercept.gfn)
-        if mapping is None:
-            return None
-        if intercept.reason == "mapped":
-            mapping.made.answered = True
-        return mapping.made
-
-    def _is_another_order(self, intercept: Intercept, got: str, made: Made | None) -> bool:
-        """Whether the recorded answers are right in another order.
-
-        Of two that want one page, the first to come maps it; the second may be answered before it. What the
-        VMM prefaults is found mapped, too.
-        """
-        if made is None:
-            return False
-        if (intercept.reason, got) == ("already_mapped", "mapped") and not made.answered:
-            made.early = True
-            return True
-        if (intercept.reason, got) == ("mapped", "already_mapped") and made.early:
-            made.early = False
-            return True
-        return False
+                await self._restored.settle(record, region)
 
     async def _send(self, record: Traced, intercept: Intercept) -> tuple[str, str] | None:
         """The answer as (outcome, reason); None if the daemon would not have it."""
-        assert self._partition is not None
+        partition = self._restored.partition
         message = _NO_MEMORY
         if intercept.gfn is not None:
             message = build_memory_intercept(
@@ -469,51 +308,14 @@ class Player:
                 vp_index=intercept.vp_index,
             )
         try:
-            vp = await self._partition.vp(intercept.vp_index)
+            vp = await partition.vp(intercept.vp_index)
             answer = await vp.intercept(message)
             if answer is Answer.NO_PROGRESS:  # answers that are not repeated would have ended the run
                 answer = await vp.intercept(message)
         except WireError as error:
-            self._refused(record, "intercept", error)
+            refused(self.verdict, record, "intercept", error)
             return None
         return str(answer.outcome), answer.reason
-
-    def _difference(self, intercept: Intercept, region: Region | None, got: tuple[str, str]) -> None:
-        gfn = intercept.gfn
-        self.verdict.differ(
-            Difference(
-                record=intercept.number,
-                time_ns=intercept.time_ns,
-                vp_index=intercept.vp_index,
-                gfn=gfn,
-                page=None if region is None or gfn is None else region.uaddr_page(gfn),
-                what="no access to memory" if gfn is None else f"{spelled(intercept.access)} of gfn {gfn:#x}",
-                recorded=f"{intercept.outcome} {intercept.reason}",
-                replayed=" ".join(got),
-            )
-        )
-
-    async def _ask(self, record: Traced, what: str, request: Awaitable[None]) -> None:
-        """Repeat what the recorded daemon has carried out; that this one refuses it is a difference."""
-        try:
-            await request
-        except WireError as error:
-            self._refused(record, what, error)
-
-    def _refused(self, record: Traced, what: str, error: WireError) -> None:
-        start = record.values[0]
-        of_guest = record.kind in {Kind.INTERCEPT, Kind.REGION_ADDED, Kind.REGION_REMOVED, Kind.GUEST_MAPPED}
-        self.verdict.differ(
-            Difference(
-                record=record.number,
-                time_ns=record.time_ns,
-                gfn=start if of_guest else None,
-                page=None if of_guest else start,
-                what=what,
-                recorded="carried out",
-                replayed=f"refused: {error}",
-            )
-        )
 
 
 @asynccontextmanager
@@ -535,16 +337,3 @@ def _sense_of(record: Traced) -> Iterator[None]:
         yield
     except (RangeError, ValueError) as error:
         raise operator_client.Failure(f"record {record.number:,} says what cannot be: {error}") from error
-
-
-def _behind(mapping: Mapping, record: Traced | None = None) -> Vma:
-    """The VMA that a mapping shows, with the rights that it must have at least."""
-    start = mapping.uaddr_page
-    return Vma(
-        start, start + mapping.end - mapping.start, mapping.page, mapping.access & ~Access.EXECUTE, False,
-        mapping.backing, None if record is None else record.number, 0 if record is None else record.time_ns,
-    )  # fmt: skip
-
-
-def _backing(vma: Vma) -> str:
-    return f"page {vma.page:#x} of backing {vma.backing or 0:#x}, {spelled(vma.access)}"
