@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from fakes import guide
-from fakes.eventually import PATIENCE
+from interceptd.cli import main
 
 ROOT = Path(__file__).parents[2]
 CONTAINERFILE = (ROOT / "deploy" / "container" / "Containerfile").read_text()
@@ -169,9 +170,8 @@ def test_the_port_of_the_metrics_is_one_everywhere() -> None:
 def test_the_configuration_in_the_manifest_is_one_that_the_daemon_takes(tmp_path: Path) -> None:
     file = tmp_path / "interceptd.toml"
     file.write_text(RESOURCES["ConfigMap"]["data"]["interceptd.toml"])
-    command = [sys.executable, "-m", "interceptd", "check-config", str(file)]
-    checked = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert (checked.returncode, checked.stderr) == (0, "")
+    checked = CliRunner().invoke(main, ["check-config", str(file)])
+    assert (checked.exit_code, checked.stderr) == (0, "")
     assert "uids 107, 65532" in checked.stdout
     assert "metrics at 0.0.0.0:9477" in checked.stdout
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from fakes.eventually import PATIENCE
 from interceptd.cli import main
@@ -66,14 +66,13 @@ def test_every_duration_of_the_example_names_its_unit() -> None:
     )
 
 
-def check_config(file: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "interceptd", "check-config", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+def check_config(file: Path) -> Result:
+    return CliRunner().invoke(main, ["check-config", str(file)])
 
 
 def test_check_config_of_the_example_shows_the_defaults() -> None:
     checked = check_config(EXAMPLE)
-    assert (checked.returncode, checked.stderr) == (0, "")
+    assert (checked.exit_code, checked.stderr) == (0, "")
     assert checked.stdout.startswith(f"# {EXAMPLE}: would serve VMMs of uid")
     assert (
         "at /run/interceptd/vmm.sock (mode 0660) and operators at /run/interceptd/operator.sock"
@@ -95,7 +94,7 @@ def test_check_config_of_a_wrong_file_names_file_key_and_expectation(
     file = tmp_path / "wrong.toml"
     file.write_text(text)
     checked = check_config(file)
-    assert (checked.returncode, checked.stdout) == (1, "")
+    assert (checked.exit_code, checked.stdout) == (1, "")
     assert checked.stderr.startswith(f"Error: {file}: {complaint}")
 
 
@@ -189,7 +188,7 @@ def test_both_commands_take_the_file_in_both_forms(
 def test_check_config_binds_nothing(tmp_path: Path) -> None:
     file = tmp_path / "interceptd.toml"
     file.write_text(f'socket = "{tmp_path}/vmm.sock"')
-    assert check_config(file).returncode == 0
+    assert check_config(file).exit_code == 0
     assert list(tmp_path.iterdir()) == [file]
 
 
