@@ -28,7 +28,7 @@ from intercept_protocol.messages import AddressSpaceKind, HypervisorKind
 from interceptd.recovery.returning import STRIKES
 
 PROGRAMS: Final = Path(sys.executable).parent
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+pytestmark = [pytest.mark.verify, pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")]
 
 
 class Operator:
