@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import trio
+
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import AddressSpace, Caller
@@ -101,14 +103,14 @@ class RecordedHypervisor:
         assert 0 < len(mappings) <= self.pieces_per_call
         self.calls.append([])
         for done, mapping in enumerate(mappings):
-            with _done(done):
+            with trio.CancelScope(shield=True), _done(done):
                 await self._map(mapping)
 
     async def unmap_gpas(self, ranges: Sequence[GfnRange]) -> None:
         assert 0 < len(ranges) <= self.pieces_per_call
         self.calls.append([])
         for done, gfns in enumerate(ranges):
-            with _done(done):
+            with trio.CancelScope(shield=True), _done(done):
                 await self._unmap(gfns)
 
     def _asked(self, event: Mapped | Unmapped) -> None:

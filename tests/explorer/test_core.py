@@ -94,7 +94,7 @@ def test_i10_an_unshielded_change_is_detected(monkeypatch: pytest.MonkeyPatch) -
         return trio.CancelScope()
 
     unshielding = SimpleNamespace(**{**vars(trio), "CancelScope": unshielded})
-    monkeypatch.setattr("interceptd.memory.guest_mappings.trio", unshielding)
+    monkeypatch.setattr("explorer.ports.trio", unshielding)
     found = failures(CORE.build, "two-vps-and-an-unmap", 0, 300)
     assert Rule.UNKNOWN in found
 

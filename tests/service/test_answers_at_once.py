@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
-from trio.testing import assert_checkpoints, assert_no_checkpoints, wait_all_tasks_blocked
+from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
 from fakes.raw_peer import RawPeer
 from fakes.running import Running
@@ -25,7 +25,7 @@ from interceptd.connections.fairness import ALONE, Turns
 from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.tenants import Tenants
 from interceptd.hypervisor import HypervisorError
-from interceptd.hypervisor.remote import RemoteHypervisor
+from interceptd.hypervisor.remote import RemoteHypervisor, TimedOut
 
 GFNS = GfnRange(start=0x10, end=0x12)
 DONE = rpc.encode_result(1, None)
@@ -78,6 +78,22 @@ async def test_an_answer_that_comes_in_a_moment_costs_no_checkpoint(vmm: Vmm) ->
     assert not vmm.served.done
 
 
+async def test_an_answer_that_is_here_after_a_yield_is_not_waited_for(vmm: Vmm) -> None:
+    vmm.socket.send(DONE)
+    with assert_no_checkpoints():
+        await vmm.link.unmap_gpas([GFNS])
+    assert vmm.moments == []
+
+
+async def test_only_its_deadline_ends_the_wait_for_an_answer(vmm: Vmm, nursery: trio.Nursery) -> None:
+    """Nobody may see a change that is half made."""
+    unmapping = Running(nursery, vmm.link.unmap_gpas, [GFNS])
+    await wait_all_tasks_blocked()
+    assert not await unmapping.cancel()
+    with pytest.raises(TimedOut):
+        await unmapping.result()
+
+
 async def test_a_refusal_that_comes_in_a_moment_is_a_refusal(vmm: Vmm) -> None:
     vmm.sends = lambda peer: peer.send(rpc.encode_error(1, WireError(errno.ENOMEM, "no slot")))
     with pytest.raises(HypervisorError) as refused:
@@ -93,11 +109,10 @@ async def test_a_second_answer_behind_it_ends_the_connection(vmm: Vmm) -> None:
         await vmm.served.result()
 
 
-async def test_an_answer_with_a_descriptor_is_left_to_the_connections_own_task(vmm: Vmm) -> None:
-    """Which has it closed by a thread."""
+async def test_a_descriptor_that_comes_with_an_answer_is_closed(vmm: Vmm) -> None:
     read, write = os.pipe()
     vmm.sends = lambda peer: sockets.send_fds(peer, [DONE], [write])
-    with assert_checkpoints():
+    with assert_no_checkpoints():
         await vmm.link.unmap_gpas([GFNS])
     os.close(write)
     assert os.read(read, 1) == b"", "nobody holds the other end"

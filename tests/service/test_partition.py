@@ -29,7 +29,7 @@ from interceptd.config.schema import Limits, Timeouts
 from interceptd.connections.connection import Connection
 from interceptd.connections.hangup_watch import HangupWatch
 from interceptd.connections.peer import Peer
-from interceptd.connections.request_loop import serve_calls
+from interceptd.connections.request_loop import CallsInFlight, serve_calls
 from interceptd.connections.tenants import Tenants
 from interceptd.errors import PartitionLost
 from interceptd.hypervisor import HypervisorError
@@ -120,6 +120,15 @@ async def test_a_notifier_that_does_not_read_its_acknowledgement_does_not_block_
         model.partition.end()
         await life.result()
     assert trio.current_time() - started <= TIMEOUT
+
+
+async def test_calls_in_flight_are_waited_for_until_they_are_answered(nursery: trio.Nursery) -> None:
+    calls = CallsInFlight()
+    with calls.one():
+        waiting = Running(nursery, calls.wait_answered)
+        await wait_all_tasks_blocked()
+        assert not waiting.done
+    await waiting.result()
 
 
 async def test_the_partition_ends_after_a_vmm_failure_which_propagates() -> None:

@@ -7,7 +7,9 @@ from functools import partial
 import pytest
 import structlog.testing
 import trio
+from trio.testing import assert_no_checkpoints
 
+from fakes.running import Running
 from interceptd.config.schema import Limits
 from interceptd.connections.tenants import (
     BURST_SECONDS,
@@ -16,6 +18,8 @@ from interceptd.connections.tenants import (
     Tenants,
 )
 from interceptd.log_share import BYTES_PER_SECOND, LogShare, Severity
+from interceptd.scheduling.step_monitor import StepMonitor
+from interceptd.scheduling.time_share import TimeShares
 
 RATE = 100
 BURST = int(BURST_SECONDS * RATE)
@@ -44,6 +48,28 @@ async def test_a_burst_passes_at_once_and_later_requests_are_rate_limited(
     assert await turns(tenant, BURST) == pytest.approx(began)
     assert await turns(tenant, 5) == pytest.approx(began + 5 / RATE)
     assert autojump_clock.rate == 0
+
+
+async def test_a_request_whose_turn_it_is_at_once_keeps_the_pace_too(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Each in a round that is young."""
+    monitor, began = StepMonitor(now=lambda: 0), trio.current_time()
+    limits = Limits(control_requests_per_second=RATE)
+    tenant = Tenants(lambda: limits, TimeShares(monitor)).of(1000)
+    with assert_no_checkpoints():
+        await turns(tenant, BURST - 1)
+    assert await turns(tenant, 6) == pytest.approx(began + 5 / RATE)
+    assert autojump_clock.rate == 0
+
+
+async def test_a_request_does_not_overtake_one_that_waits(nursery: trio.Nursery) -> None:
+    tenant = Tenants(Limits, TimeShares(StepMonitor(now=lambda: 0))).of(1000)
+    async with tenant._queue:  # as one that waits for the pace
+        later = Running(nursery, tenant.throttle)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not later.done
+    await later.result()
 
 
 async def test_a_uid_that_was_quiet_has_its_burst_again(autojump_clock: trio.testing.MockClock) -> None:

@@ -14,6 +14,7 @@ from interceptd.scheduling.time_share import (
     SHARE,
     SHARED_ROUND_NS,
     SLICE_NS,
+    YOUNG_ROUND_NS,
     TimeShare,
     TimeShares,
     give_way,
@@ -244,22 +245,44 @@ async def test_if_nobody_counts_the_rounds_any_more_everybody_goes_on(
 # ------------------------------------------------ one per round
 
 
-async def test_one_task_passes_the_gate_in_each_round(turns: TimeShares) -> None:
+async def passings(turns: TimeShares, clock: Clock, takes_ns: int) -> list[int]:
+    """The rounds in which each of five tasks passed, whose requests take so long."""
     gate, passed = turns.one_per_round(), list[int]()
 
     async def enter() -> None:
         await gate.enter()
         passed.append(turns.monitor.round)
+        clock.now += takes_ns
 
     async with trio.open_nursery() as nursery:
         for _ in range(5):
             nursery.start_soon(enter)
-    assert len(set(passed)) == 5
+    return passed
 
 
-async def test_the_first_one_of_a_round_does_not_wait(turns: TimeShares) -> None:
+async def test_one_task_passes_the_gate_in_each_round_that_is_not_young(
+    turns: TimeShares, clock: Clock
+) -> None:
+    assert len(set(await passings(turns, clock, YOUNG_ROUND_NS + 1))) == 5
+
+
+async def test_several_pass_while_the_round_is_young(turns: TimeShares, clock: Clock) -> None:
+    passed = await passings(turns, clock, YOUNG_ROUND_NS // 2)
+    assert passed[:3] == [passed[0]] * 3
+    assert len(set(passed)) == 3
+
+
+async def test_nobody_overtakes_one_who_waits_because_a_new_round_is_young(turns: TimeShares) -> None:
+    gate = turns.one_per_round()
+    async with gate._lock:  # as one who waits
+        assert not gate.enter_nowait()
+    assert gate.enter_nowait()
+
+
+async def test_the_first_one_of_a_round_does_not_wait(turns: TimeShares, clock: Clock) -> None:
     gate, began = turns.one_per_round(), turns.monitor.round
     await gate.enter()
     assert turns.monitor.round == began
+    clock.now += YOUNG_ROUND_NS + 1
     await gate.enter()
     assert turns.monitor.round > began

@@ -16,6 +16,7 @@ from typing import TypeVar
 import trio
 
 from intercept_protocol import rpc
+from intercept_protocol._announcement_codec import AnnouncementRequest
 from intercept_protocol._frames import REQUEST_VALUES, REQUEST_VALUES_VMM, SHORT_REQUESTS
 from intercept_protocol.errors import EncodedError, ProtocolViolation, WireError
 from intercept_protocol.text import sentence
@@ -59,6 +60,7 @@ class ConnectionGone(Exception):
 
 
 Whole = TypeVar("Whole")
+Recognise = Callable[[bytes], AnnouncementRequest | None]
 Answered = TypeVar("Answered")
 
 
@@ -88,8 +90,9 @@ class Connection:
         """What ends the wait for an answer."""
         self._late = 0
         """Answers that are not waited for, because one was late."""
-        self._unpaid: rpc.Request | None = None
+        self._unpaid: rpc.Request | AnnouncementRequest | None = None
         """A request that was received and waits for its turn."""
+        self._recognise: Recognise | None = None
         self._begin: Callable[[], None] | None = None
         """Called when a fed request has its turn."""
         self._descriptors = ReceivedFds(self.tenant.closer, 0)
@@ -195,13 +198,14 @@ class Connection:
         """Block until something was sent, or the peer has closed. Raises `ConnectionGone`."""
         await self._parked_readable()
 
-    async def receive(self) -> rpc.Request | None:
+    async def receive(self) -> rpc.Request | AnnouncementRequest | None:
         """The next request, as soon as the rate limit of its uid allows; None when the peer has closed.
         Raises `ProtocolViolation`, `ConnectionGone`. A cancelled call loses nothing: call it again."""
         if self._unpaid is None:
             self._unpaid = await self._receive()
         if self._unpaid is not None:
-            await self._pay(batches := _batches(self._unpaid))
+            batches = _batches(self._unpaid) if isinstance(self._unpaid, rpc.Request) else 0
+            await self._pay(batches)
             if batches:
                 await give_way()  # a long list took long to decode, and carrying it out will
         request, self._unpaid = self._unpaid, None
@@ -210,18 +214,22 @@ class Connection:
             begin()
         return request
 
-    async def _receive(self) -> rpc.Request | None:
+    async def _receive(self) -> rpc.Request | AnnouncementRequest | None:
         await self._let_others_run()
         message = await self._receive_one()
-        assert isinstance(message, rpc.Request | None), "the receiver accepts nothing else"
+        assert isinstance(message, rpc.Request | AnnouncementRequest | None), (
+            "the receiver accepts nothing else"
+        )
         return message
 
-    async def _receive_one(self) -> rpc.Message | None:
+    async def _receive_one(self) -> rpc.Message | AnnouncementRequest | None:
         """The next message, taken out of the socket without a byte of the one behind it."""
-        message = self._receiver.next_message() if self._receiver.has_bytes else None
+        message: rpc.Message | AnnouncementRequest | None = None
+        if self._receiver.has_bytes:
+            message = self._receiver.next_message()
         while message is None:
             try:
-                message = self._requests.read(self._receiver, self._descriptors)
+                message = self._requests.read(self._receiver, self._descriptors, self._recognise)
             except BlockingIOError:
                 await self._wait_readable()
             except EOFError:
@@ -287,8 +295,10 @@ class Connection:
         self._receiver.receive_data(data)
         return await self._receive_only()
 
-    def expect_short_requests(self) -> None:
-        """From now on accept only requests that fit into a small inbox: a VP's or a notifier's."""
+    def expect_short_requests(self, recognise: Recognise | None = None) -> None:
+        """From now on accept only requests that fit into a small inbox: a VP's or a notifier's. `recognise`
+        decodes the usual ones, if one is all that a look shows."""
+        self._recognise = recognise
         self._let_lie_unread(SHORT_ANSWER_BYTES)
         self._receiver = rpc.Receiver({rpc.REQUEST}, SHORT_REQUESTS)
 
@@ -323,13 +333,17 @@ class Connection:
             return False
         if not _HOT_PATH.is_lonely or self._receiver.has_bytes:
             return False
-        if not readable_in_a_moment(self._socket.fileno()):
-            self._late = LATE
-            return False
+        os.sched_yield()  # if the peer is on the same CPU, its answer is here then
         try:
-            return self._requests.take(likely)
+            try:
+                return self._requests.take(likely, self._descriptors)
+            except BlockingIOError:
+                if readable_in_a_moment(self._socket.fileno()):
+                    return self._requests.take(likely, self._descriptors)
         except OSError as error:
             raise ConnectionGone(sentence(error)) from error
+        self._late = LATE
+        return False
 
     async def send(self, data: bytes) -> None:
         """Send a message; blocks while the peer does not read. Raises `ConnectionGone`.

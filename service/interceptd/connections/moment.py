@@ -24,9 +24,12 @@ _ppoll = ctypes.CDLL(None).ppoll
 _ppoll.argtypes = (ctypes.POINTER(_PollFd), ctypes.c_ulong, ctypes.POINTER(_Timespec), ctypes.c_void_p)
 _ppoll.restype = ctypes.c_int
 _MOMENT = ctypes.pointer(_Timespec(0, MOMENT_NS))
+_ASKED = _PollFd(0, select.POLLIN, 0)
+"""One for all calls: only the event loop's thread makes any."""
+_ASKED_AT = ctypes.pointer(_ASKED)
 
 
 def readable_in_a_moment(descriptor: int) -> bool:
     """Block the thread until the socket is readable, or for a moment; true if it is, or was closed."""
-    asked = _PollFd(descriptor, select.POLLIN, 0)
-    return bool(_ppoll(ctypes.byref(asked), 1, _MOMENT, None) > 0)
+    _ASKED.fd = descriptor
+    return bool(_ppoll(_ASKED_AT, 1, _MOMENT, None) > 0)

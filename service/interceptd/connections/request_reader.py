@@ -9,20 +9,22 @@ the first of these that is read.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from time import perf_counter_ns
+from typing import TypeVar
 
 from intercept_protocol import rpc
 from interceptd.connections.received_fds import ReceivedFds
-from interceptd.connections.unread import is_long, unread_bytes
+from interceptd.connections.unread import is_long
 from interceptd.ledger.inbox import Inbox
 
+Whole = TypeVar("Whole")
 LOOK_BYTES = 4096
 """Bytes per look: fifteen intercepts, or any usual control message."""
 LONG_LOOK_NS = 200_000
 """Some thousand sends of the peer: a look is made for each request."""
 SHORT_PAUSE_NS = 1_000_000
 """Since the last look so little can have been sent that the next one need not be guarded (1 us)."""
-_MSG_CTRUNC = int(socket.MSG_CTRUNC)
 STEPS = 64
 """Reads of one call where no look is made. Each takes some 4 us; a usual request takes 30."""
 
@@ -40,8 +42,14 @@ class RequestReader:
         self._looked_at = 0
         """Nanoseconds of `perf_counter_ns`."""
 
-    def read(self, receiver: rpc.Receiver, descriptors: ReceivedFds) -> rpc.Message | None:
-        """Read what has arrived of a message, with its descriptors; None while the rest is missing.
+    def read(
+        self,
+        receiver: rpc.Receiver,
+        descriptors: ReceivedFds,
+        recognise: Callable[[bytes], Whole | None] | None = None,
+    ) -> rpc.Message | Whole | None:
+        """Read what has arrived of a message, with its descriptors; None while the rest is missing. If
+        `recognise` accepts all that a look shows, its result is the message.
 
         Raises `BlockingIOError` if nothing has arrived, `EOFError` if the peer has closed, `OSError`, and
         `ProtocolViolation`. Cheapest if the request is all that has arrived, in one piece.
@@ -54,22 +62,22 @@ class RequestReader:
         data = self._source.recv(LOOK_BYTES, socket.MSG_PEEK)
         self._looked_at = perf_counter_ns()
         self._may_look = self._looked_at - now <= LONG_LOOK_NS
-        request = _decoded(receiver, data)
         unread = len(data)
-        if request is not None:
+        request: rpc.Message | Whole | None = None
+        if recognise is not None and not receiver.has_bytes:
+            request = recognise(data)
+        if request is None and (request := _decoded(receiver, data)) is not None:
             unread -= receiver.drop_rest()
         while unread:
             unread -= len(self._receive(descriptors, unread, is_rest=request is not None))
         return request
 
-    def take(self, expected: bytes) -> bool:
-        """Take `expected` out of the socket if nothing else is in it. Never blocks; raises `OSError`."""
-        if unread_bytes(self._source) != len(expected):
+    def take(self, expected: bytes, descriptors: ReceivedFds) -> bool:
+        """Take `expected` out of the socket, with its descriptors, if it is all that a look shows. Never
+        blocks; raises `OSError`."""
+        if self._source.recv(len(expected) + 1, socket.MSG_PEEK) != expected:
             return False
-        data, _, flags, _ = self._source.recvmsg(len(expected), 0, socket.MSG_PEEK)
-        if data != expected or flags & _MSG_CTRUNC:  # with descriptors, which `recv` would close here
-            return False
-        return self._source.recv(len(expected)) == expected
+        return descriptors.receive(self._source, len(expected)) == expected
 
     def _receive(self, descriptors: ReceivedFds, size: int, *, is_rest: bool = False) -> bytes:
         """Read up to `size` bytes; if `is_rest`, they are all that is missing of a request."""

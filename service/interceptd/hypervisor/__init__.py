@@ -44,7 +44,8 @@ def named(ranges: Sequence[GfnRange]) -> str:
 
 class Hypervisor(Protocol):
     """Edits guest mappings. Both operations take a list of ranges, disjoint, at least one and at most
-    `pieces_per_call`, and do them in order. They may block, bounded by the implementation."""
+    `pieces_per_call`, and do them in order. They may block: an implementation that waits bounds the wait, and
+    shields it from cancellation, because nobody may see a half-made change."""
 
     @property
     def pieces_per_call(self) -> int:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -111,9 +110,14 @@ class RemoteHypervisor:
     async def map_gpas(self, mappings: Sequence[Mapping]) -> None:
         """See `Hypervisor.map_gpas`. If it is not known what was mapped, as after a timeout, everything is
         unmapped before the error is raised."""
-        gfns = [(mapping.start, mapping.end) for mapping in mappings]
-        with self._recorded(gfns, known_after=HypervisorError):
+        if self._journal is not None:
+            self._journal.append(Changing([(mapping.start, mapping.end) for mapping in mappings]))
+        try:
             await self._map(mappings)
+        except HypervisorError:
+            self._settled()
+            raise
+        self._settled()
 
     async def _map(self, mappings: Sequence[Mapping]) -> None:
         self._map_calls += 1
@@ -134,8 +138,10 @@ class RemoteHypervisor:
 
     async def unmap_gpas(self, ranges: Sequence[GfnRange]) -> None:
         """See `Hypervisor.unmap_gpas`."""
-        with self._recorded([(gfns.start, gfns.end) for gfns in ranges]):
-            await self._unmap(ranges)
+        if self._journal is not None:
+            self._journal.append(Changing([(gfns.start, gfns.end) for gfns in ranges]))
+        await self._unmap(ranges)
+        self._settled()
 
     async def _unmap(self, ranges: Sequence[GfnRange]) -> None:
         self._unmap_calls += 1
@@ -147,27 +153,16 @@ class RemoteHypervisor:
             raise
         self._unmapped(ranges)
 
-    @contextmanager
-    def _recorded(
-        self, gfns: list[tuple[int, int]], *, known_after: type[Exception] | tuple[()] = ()
-    ) -> Iterator[None]:
-        """Record before the VMM is asked, and when the outcome is recorded, which it is too after an error
-        of `known_after`. A successor that finds only the former unmaps them, since the VMM may or may not
-        have carried it out."""
-        if self._journal is None:
-            yield
-            return
-        self._journal.append(Changing(gfns))
-        try:
-            yield
-        except known_after:
+    def _settled(self) -> None:
+        """Record that the outcome of what was recorded as `Changing` is recorded. A successor that finds only
+        that unmaps it, since the VMM may or may not have carried it out."""
+        if self._journal is not None:
             self._journal.append(Settled())
-            raise
-        self._journal.append(Settled())
 
     def _mapped(self, mappings: Sequence[Mapping]) -> None:
         for mapping in mappings:
-            self.table.replace(mapping)
+            if not self.table.insert(mapping):  # as a rule there was nothing
+                self.table.replace(mapping)
 
     def _unmapped(self, ranges: Sequence[GfnRange]) -> None:
         for gfns in ranges:
@@ -196,30 +191,38 @@ class RemoteHypervisor:
         self._msgid = self._msgid % (rpc.MSGID_LIMIT - 1) + 1  # 0 is not used for requests
         if self._journal is not None:
             self._journal.ledger.last_msgid = self._msgid
-        msgid, deadline = self._msgid, self._deadline()
+        msgid = self._msgid
         data = rpc.encode_request(msgid, call.METHOD, [codec.to_fields(call)])
-        request = _Request()
         try:
             rest = self._connection.send_now(data)
             if self._is_next and self._connection.take_soon(rpc.encode_result(msgid, None)):
                 return
-            self._in_flight[msgid] = request
-            with trio.move_on_after(deadline):
+            error = await self._answer_to(call, msgid, rest)
+        except ConnectionGone as gone:
+            raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: {gone}") from None
+        if error is not None:
+            raise refusal(call, error)
+
+    async def _answer_to(self, call: HypervisorCall, msgid: int, rest: bytes) -> WireError | None:
+        """Send the `rest` of a request, and wait for the answer that `serve` receives; returns its error.
+        Raises `TimedOut`, `ConnectionGone`."""
+        assert self._connection is not None, "a part was sent to it"
+        request = self._in_flight[msgid] = _Request()
+        deadline = self._deadline()
+        try:
+            with _shielded_for(deadline):
                 if rest:
                     await self._connection.send(rest)
                 await request.answered.wait()
             if not request.answered.is_set():
-                with trio.move_on_after(LAST_LOOK_SECONDS):
+                with _shielded_for(LAST_LOOK_SECONDS):
                     await request.answered.wait()
             if not request.answered.is_set():
                 self._late.append(msgid)
                 raise TimedOut(errno.ETIMEDOUT, f"{call.METHOD}: no answer within {deadline} s")
-        except ConnectionGone as error:
-            raise HypervisorError(errno.ENOTCONN, f"{call.METHOD}: {error}") from None
         finally:
-            self._in_flight.pop(msgid, None)
-        if request.error is not None:
-            raise refusal(call, request.error)
+            del self._in_flight[msgid]
+        return request.error
 
     @property
     def _is_next(self) -> bool:
@@ -247,6 +250,10 @@ class RemoteHypervisor:
             return False
         ours = (self._msgid - self._first_msgid) % (rpc.MSGID_LIMIT - 1)
         return not 0 < (msgid - self._first_msgid) % (rpc.MSGID_LIMIT - 1) <= ours
+
+
+def _shielded_for(seconds: float) -> trio.CancelScope:
+    return trio.CancelScope(deadline=trio.current_time() + seconds, shield=True)
 
 
 def _map_gpa(mapping: Mapping) -> messages.MapGpa:

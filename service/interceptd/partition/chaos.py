@@ -30,6 +30,8 @@ class Chaos:
 
 
 class ChaoticAddressSpace:
+    may_block = True
+
     def __init__(self, inner: AddressSpace, chaos: Chaos) -> None:
         self._inner = inner
         self._chaos = chaos
@@ -37,10 +39,6 @@ class ChaoticAddressSpace:
     @property
     def vma_count(self) -> int:
         return self._inner.vma_count
-
-    @property
-    def may_block(self) -> bool:
-        return self._inner.may_block
 
     def drain_nowait(self) -> bool:
         return self._inner.drain_nowait()
@@ -72,14 +70,16 @@ class ChaoticHypervisor:
         return self._inner.pieces_per_call
 
     async def map_gpas(self, mappings: Sequence[Mapping]) -> None:
-        await self._chaos.pause()
-        await self._inner.map_gpas(mappings)
-        await self._chaos.pause()
+        with trio.CancelScope(shield=True):
+            await self._chaos.pause()
+            await self._inner.map_gpas(mappings)
+            await self._chaos.pause()
 
     async def unmap_gpas(self, ranges: Sequence[GfnRange]) -> None:
-        await self._chaos.pause()
-        await self._inner.unmap_gpas(ranges)
-        await self._chaos.pause()
+        with trio.CancelScope(shield=True):
+            await self._chaos.pause()
+            await self._inner.unmap_gpas(ranges)
+            await self._chaos.pause()
 
     def translate(self, gfn: int) -> Mapping | None:
         return self._inner.translate(gfn)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import structlog
 import trio
 
-from intercept_protocol import codec, events, messages, rpc
+from intercept_protocol import _announcement_codec, codec, events, messages, rpc
 from intercept_protocol._frames import REQUEST_VALUES_VMM
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.errors import ProtocolViolation, WireError
@@ -229,7 +229,7 @@ class ReturningVmm:
             session.take_over(self._begun(joined.inbox))
             await session.close()
             return 0
-        connection.expect_short_requests()
+        connection.expect_short_requests(None if joined.role == "vp" else _announcement_codec.match)
         owed = self._take_over(connection, joined.inbox)
         if joined.role == "vp":
             self._join_vp(partition, connection, joined, owed)

@@ -20,6 +20,8 @@ SLICE_NS: Final = 500_000
 SHARED_ROUND_NS: Final = 1_000_000
 """Nanoseconds of a round of the event loop after which long work waits for its turn, while there are other
 uids."""
+YOUNG_ROUND_NS: Final = 100_000
+"""Nanoseconds of a round of the event loop in which requests that have no turn may still be carried out."""
 LONELY_ROUND_NS: Final = 4_000_000
 """The same for a uid that is the only one."""
 
@@ -156,19 +158,30 @@ class TimeShares:
 
 
 class OnePerRound:
-    """A gate that one task passes in each round of the event loop, in the order of arrival."""
+    """A gate that one task passes in each round of the event loop, in the order of arrival, and more while
+    the round is young: a round for each would take as long as what most of them ask."""
 
     def __init__(self, monitor: StepMonitor) -> None:
         self._monitor = monitor
         self._lock = EagerLock()
         self._passed_in = -1
 
+    def enter_nowait(self) -> bool:
+        """Pass if nobody waits, and nobody has passed in this round or it has only begun."""
+        if self._lock.locked():
+            return False
+        monitor = self._monitor
+        if self._passed_in == monitor.round and monitor.now() - monitor.began > YOUNG_ROUND_NS:
+            return False
+        self._passed_in = monitor.round
+        return True
+
     async def enter(self) -> None:
-        """Block until it is this task's turn; not at all if nobody has passed in this round."""
-        if self._lock.locked() or self._passed_in == self._monitor.round:
+        """Block until it is this task's turn; not at all where `enter_nowait` passes."""
+        if not self.enter_nowait():
             async with self._lock:
                 await trio.lowlevel.checkpoint()
-        self._passed_in = self._monitor.round
+            self._passed_in = self._monitor.round
 
 
 SHARE: ContextVar[TimeShare | None] = ContextVar("time_share", default=None)

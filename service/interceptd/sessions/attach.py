@@ -9,7 +9,7 @@ import errno
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from intercept_protocol import messages
+from intercept_protocol import _announcement_codec, messages
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import HelloReply, PartitionHello
 from interceptd.address_space.process import ProcessAddressSpace
@@ -92,7 +92,7 @@ class Attacher:
                 limit="notifiers_per_partition",
             )
         session = notifier_session(partition, handshake.connection)
-        handshake.connection.expect_short_requests()
+        handshake.connection.expect_short_requests(_announcement_codec.match)
         partition.start_notifier(
             handshake.connection,
             handshake.hello_reply(self._hello_reply()),

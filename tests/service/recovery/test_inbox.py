@@ -19,6 +19,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from fakes.running import Running
 from intercept_protocol import messages, rpc
+from intercept_protocol._announcement_codec import AnnouncementRequest
 from intercept_protocol.errors import ProtocolViolation
 from interceptd.config.schema import Limits
 from interceptd.connections import request_reader
@@ -292,7 +293,7 @@ def string(length: int) -> bytes:
     return rpc.encode_request(1, "statistics", [{"x": "x" * (1000 + length - len(shorter))}])
 
 
-async def receive(connection: Connection) -> rpc.Request | None:
+async def receive(connection: Connection) -> rpc.Request | AnnouncementRequest | None:
     return await connection.receive()
 
 
