@@ -1,6 +1,7 @@
 /* Load generator: VPs that ask for intercepts, one at a time each, as fast as they are answered.
  *
- *   load [-w] [-v VPS] [-p PARTITIONS] [-t SECONDS] [-r REGIONS] [-g PAGES] [-m MAPPED] [-c PIECES] [-s STRIDE] [-h VMM] SCENARIO SOCKET
+ *   load [-w] [-v VPS] [-p PARTITIONS] [-t SECONDS] [-r REGIONS] [-g PAGES] [-m MAPPED] [-c PIECES] [-s STRIDE] [-h VMM] [-k RAM] [-l LIVE]
+ *        SCENARIO SOCKET
  *
  *   echo            an intercept to a server that is no interceptd, and answers any
  *   already_mapped  an intercept of a page that is mapped, rotating over MAPPED regions
@@ -9,11 +10,14 @@
  *   first_touch     an intercept that maps a region's whole VMA; between two of them it is invalidated, off the clock
  *   invalidate      an invalidation of what is mapped; between two of them it is touched, off the clock
  *   announce        a begin and an end around what is mapped, in all its pieces; between two of them it is touched, off the clock
+ *   windows         an intercept in each window of 512 pages of a region, one after the other, and then all are invalidated, off the clock
+ *   munmap          a munmap of a page of live memory until the VMM has been asked to take it from the guest; needs -h, -k and -l
  *   unmap_vma       a munmap on declared memory, with its invalidation; between two of them it is mapped and touched
  *   hold            connect, say "ready" and a newline, and keep everything until stdin ends
  *
- * The four that undo something between two of them are of one VP per partition. With -h 1 the VMM carries out the maps, in a
- * thread per partition that only answers. -w says "ready" and a newline when all is set up, and begins when stdin ends.
+ * Those that undo something between two of them are of one VP per partition. With -h 1 the VMM carries out the maps, in a
+ * thread per partition that only answers. With -k 1 the regions are movable memory, not MMIO. With -l 1 their memory is live, its
+ * changes promised to be announced, with -l 2 watched. -w says "ready" and a newline when all is set up, and begins when stdin ends.
  *
  * Each partition has REGIONS regions of PAGES pages with a gap between any two, of which the first MAPPED are touched;
  * -c cuts each region's memory into PIECES of other rights, alternately. Gfns are visited in steps of STRIDE regions.
@@ -22,15 +26,18 @@
  */
 #define _GNU_SOURCE
 #include "intercept_hypervisor.h"
+#include "intercept_memory.h"
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
 
-enum { MAX_VPS = 4096, PER_PARTITION = 256, FIRST_GFN = 0x100, PAGE = 4096 };
-enum scenario { ECHO, ALREADY_MAPPED, PERMISSION, NO_REGION, FIRST_TOUCH, INVALIDATE, ANNOUNCE, UNMAP_VMA, HOLD, SCENARIOS };
+enum { MAX_VPS = 4096, PER_PARTITION = 256, FIRST_GFN = 0x100, PAGE = 4096, WINDOW = 512 };
+enum scenario { ECHO, ALREADY_MAPPED, PERMISSION, NO_REGION, FIRST_TOUCH, INVALIDATE, ANNOUNCE, WINDOWS, MUNMAP, UNMAP_VMA, HOLD, SCENARIOS };
 static const char *const names[] = {
-    "echo", "already_mapped", "permission", "no_region", "first_touch", "invalidate", "announce", "unmap_vma", "hold"};
+    "echo", "already_mapped", "permission", "no_region", "first_touch", "invalidate", "announce", "windows", "munmap", "unmap_vma", "hold"};
 
 struct vp {
     struct ic_connection connection, notifier;
@@ -46,7 +53,9 @@ static struct vp vps[MAX_VPS];
 static struct ic_connection vmms[MAX_VPS], hypervisors[MAX_VPS];
 static struct ic_own_regions own[MAX_VPS];
 static struct ic_partition partitions[MAX_VPS];
-static long vp_count = 1, partition_count, regions = 1, pages = 512, mapped = 1, pieces = 1, stride = 1, by_vmm;
+static long vp_count = 1, partition_count, regions = 1, pages = 512, mapped = 1, pieces = 1, stride = 1, by_vmm, is_ram, live;
+static uint8_t *memory; /* live memory, or address 0 of what is declared */
+static sem_t taken;     /* posted for each request to take something from the guest */
 static double seconds = 0.5, stop_at;
 static bool waits;
 static pthread_barrier_t start;
@@ -64,7 +73,7 @@ static void check(enum ic_result result, const struct ic_connection *connection,
 }
 
 static uint64_t gfn_of(long region) { return FIRST_GFN + (uint64_t)region * (pages + 1); }
-static uint64_t uaddr_of(long region) { return (uint64_t)region * (pages + 1) * PAGE; }
+static uint64_t uaddr_of(long region) { return (uint64_t)(uintptr_t)memory + (uint64_t)region * (pages + 1) * PAGE; }
 
 static void touch(struct ic_connection *connection, uint64_t gfn, enum ic_access access, const char *expected) {
     static _Thread_local uint8_t message[IC_MESSAGE];
@@ -111,6 +120,19 @@ static double once(struct vp *vp, long i) {
         asked = now();
         check(ic_invalidate_begin(&vp->notifier, uaddr_of(region), length), &vp->notifier, "invalidate_begin");
         return check(ic_invalidate_end(&vp->notifier, uaddr_of(region), length), &vp->notifier, "invalidate_end"), asked;
+    case WINDOWS:
+        i %= pages / WINDOW;
+        if (!i) check(ic_invalidate(&vp->notifier, uaddr_of(0), length), &vp->notifier, "invalidate");
+        asked = now();
+        return touch(&vp->connection, gfn_of(0) + i * WINDOW, IC_READ, "mapped"), asked;
+    case MUNMAP: /* from the first page on, so that the rest stays one VMA */
+        if (i == pages) exit((fprintf(stderr, "munmap: no page is left\n"), 1));
+        touch(&vp->connection, gfn_of(0) + i, IC_READ, NULL);
+        while (!sem_trywait(&taken)) continue;
+        asked = now();
+        if (munmap(memory + i * PAGE, PAGE)) exit((perror("munmap"), 1));
+        while (sem_wait(&taken)) continue;
+        return asked;
     default:
         touch(&vp->connection, gfn_of(region), IC_READ, NULL);
         asked = now();
@@ -132,12 +154,14 @@ static void *run(void *argument) {
     return NULL;
 }
 
-static int nothing_to_map(void *context, const struct ic_map *pieces_, size_t count, size_t *done) {
-    return (void)context, (void)pieces_, (void)count, (void)done, 0;
+static int nothing_to_map(void *context, const struct ic_map *maps, size_t count, size_t *done) {
+    if (!maps->access) sem_post(&taken);
+    return (void)context, (void)count, (void)done, 0;
 }
 
-static int nothing_to_unmap(void *context, const struct ic_unmap *pieces_, size_t count, size_t *done) {
-    return (void)context, (void)pieces_, (void)count, (void)done, 0;
+static int nothing_to_unmap(void *context, const struct ic_unmap *unmaps, size_t count, size_t *done) {
+    sem_post(&taken);
+    return (void)context, (void)unmaps, (void)count, (void)done, 0;
 }
 
 static void *answer_maps(void *hypervisor) {
@@ -161,10 +185,14 @@ static void become_hypervisor(long number, const char *path) {
 static double prepare(long number, const char *path) {
     struct ic_connection *vmm = &vmms[number];
     check(ic_open_vmm(vmm, path, "load"), vmm, "hello");
-    struct ic_new_partition wanted = {.address_space = IC_DECLARED, .hypervisor = by_vmm ? IC_VMM : IC_SOFTWARE};
+    struct ic_new_partition wanted = {.address_space = live ? IC_PROCESS : IC_DECLARED, .hypervisor = by_vmm ? IC_VMM : IC_SOFTWARE};
     check(ic_create_partition(vmm, &wanted, &partitions[number]), vmm, "create_partition");
     if (by_vmm) become_hypervisor(number, path);
-    if (scenario == UNMAP_VMA) {
+    if (live) {
+        struct ic_memory own_memory;
+        if (ic_open_own_memory(&own_memory, live == 2)) exit((perror("open memory"), 1));
+        check(ic_attach_memory(vmm, &own_memory, live == 1), vmm, "attach_memory");
+    } else if (scenario == UNMAP_VMA) {
         for (long i = 0; i < regions; i++) map(vmm, i);
     } else {
         struct ic_vma vma = {.page_count = (uint64_t)regions * (pages + 1), .readable = true, .writable = true, .io = true};
@@ -174,7 +202,7 @@ static double prepare(long number, const char *path) {
         check(ic_protect_vma(vmm, (uint64_t)i * PAGE, pages / pieces, true, false, false), vmm, "protect_vma");
     double began = now();
     for (long i = 0; i < regions; i++) {
-        struct ic_region region = {gfn_of(i), pages, uaddr_of(i), IC_MMIO, true, false};
+        struct ic_region region = {gfn_of(i), pages, uaddr_of(i), is_ram ? IC_MOVABLE : IC_MMIO, true, false};
         check(ic_add_region(vmm, &region, NULL), vmm, "add_region");
     }
     return (now() - began) / regions;
@@ -190,10 +218,10 @@ static void join(unsigned index, const char *path) {
     }
     vp->vmm = &vmms[partition];
     check(ic_open_vp(&vp->connection, path, &partitions[partition], index / partition_count), &vp->connection, "attach");
-    if (scenario == FIRST_TOUCH || scenario == INVALIDATE || scenario == ANNOUNCE)
+    if (scenario == FIRST_TOUCH || scenario == INVALIDATE || scenario == ANNOUNCE || scenario == WINDOWS)
         check(ic_open_notifier(&vp->notifier, path, &partitions[partition]), &vp->notifier, "attach");
     bool first = index < partition_count;
-    for (long i = 0; first && i < mapped && scenario != NO_REGION && scenario != PERMISSION; i++) touch_pieces(vp, i);
+    for (long i = 0; first && i < mapped && scenario != NO_REGION && scenario != PERMISSION && scenario != WINDOWS; i++) touch_pieces(vp, i);
 }
 
 static int by_value(const void *a, const void *b) {
@@ -219,9 +247,9 @@ static void report(double setup) {
 }
 
 int main(int argc, char **argv) {
-    for (int option; (option = getopt(argc, argv, "wv:p:t:r:g:m:c:s:h:")) != -1;) {
-        long *const numbers[] = {&vp_count, &partition_count, &regions, &pages, &mapped, &pieces, &stride, &by_vmm};
-        static const char letters[] = "vprgmcsh";
+    for (int option; (option = getopt(argc, argv, "wv:p:t:r:g:m:c:s:h:k:l:")) != -1;) {
+        long *const numbers[] = {&vp_count, &partition_count, &regions, &pages, &mapped, &pieces, &stride, &by_vmm, &is_ram, &live};
+        static const char letters[] = "vprgmcshkl";
         const char *at = strchr(letters, option);
         if (option == '?') return 2;
         if (option == 'w') waits = true;
@@ -232,8 +260,13 @@ int main(int argc, char **argv) {
     while (scenario < SCENARIOS && strcmp(argv[optind], names[scenario])) scenario++;
     if (scenario == SCENARIOS || vp_count > MAX_VPS) return fprintf(stderr, "no such scenario, or too many VPs\n"), 2;
     if (!partition_count) partition_count = (vp_count + PER_PARTITION - 1) / PER_PARTITION;
-    bool undoes = scenario == FIRST_TOUCH || scenario == INVALIDATE || scenario == ANNOUNCE || scenario == UNMAP_VMA;
+    bool undoes = scenario == FIRST_TOUCH || scenario == INVALIDATE || scenario == ANNOUNCE || scenario == WINDOWS || scenario == MUNMAP || scenario == UNMAP_VMA;
     if (undoes && vp_count > partition_count) return fprintf(stderr, "%s: one VP would undo what another waits for\n", names[scenario]), 2;
+    if (scenario == MUNMAP && !(by_vmm && is_ram && live)) return fprintf(stderr, "munmap: needs -h, -k and -l\n"), 2;
+    size_t size = (size_t)regions * (pages + 1) * PAGE;
+    if (live && (memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) == MAP_FAILED)
+        return perror("mmap"), 1;
+    sem_init(&taken, 0, 0);
     const char *path = argv[optind + 1];
     double setup = 0;
     for (long i = 0; scenario != ECHO && i < partition_count; i++) setup += prepare(i, path) / partition_count;
