@@ -36,6 +36,8 @@ threads of the VMM that change memory at once. Of 120 bytes each; `Cost.PARTITIO
 ALWAYS_OPEN = 16
 """So many a notifier connection may begin whatever memory is left, and a VMM's `unmap_vma` always: what lets
 memory go is not refused."""
+FEW_OPEN = 8
+"""Open invalidations among which a search is faster than an index, which takes 5 us for each."""
 UNREPEATED = frozenset({Source.USERFAULTFD, Source.COMPARISON})
 """What a successor must be told; the other sources are requests, which it finds and carries out."""
 EVERYTHING = UaddrRange(start=0, end=PAGE_LIMIT)
@@ -76,10 +78,13 @@ class OpenInvalidation:
 class Batch:
     """The invalidations that one pass of the region manager serves."""
 
-    __slots__ = ("_pieces", "announced", "began_ns", "collapsed", "done", "gone_count")
+    __slots__ = ("_first", "_pieces", "announced", "began_ns", "collapsed", "done", "gone_count")
 
     def __init__(self) -> None:
-        self._pieces: RangeMap[UaddrRange] = RangeMap()
+        self._first: UaddrRange | None = None
+        """While it is the only one: a map takes as long as all the rest of a small batch."""
+        self._pieces: RangeMap[UaddrRange] | None = None
+        """Created for the second one."""
         self.began_ns: int | None = None
         """When the oldest one was announced, by the performance counter; None while the batch is empty."""
         self.announced = 0
@@ -92,23 +97,34 @@ class Batch:
         """Set once no SLAT entry made from the old frames is left."""
 
     def __contains__(self, page: int) -> bool:
-        return self._pieces.find(page) is not None
+        if self._pieces is not None:
+            return self._pieces.find(page) is not None
+        return self._first is not None and page in self._first
 
     def touches(self, uaddrs: UaddrRange) -> bool:
-        return self._pieces.touches(uaddrs)
+        if self._pieces is not None:
+            return self._pieces.touches(uaddrs)
+        return self._first is not None and self._first.overlaps(uaddrs)
 
     @property
     def empty(self) -> bool:
-        return not self._pieces
+        return self._first is None
 
     @property
     def pieces(self) -> list[UaddrRange]:
-        return list(self._pieces)
+        if self._pieces is not None:
+            return list(self._pieces)
+        return [] if self._first is None else [self._first]
 
     def add(self, uaddrs: UaddrRange) -> None:
-        if self.began_ns is None:
-            self.began_ns = perf_counter_ns()
         self.announced += 1
+        if self._first is None:
+            self.began_ns = perf_counter_ns()
+            self._first = uaddrs
+            return
+        if self._pieces is None:
+            self._pieces = RangeMap()
+            self._pieces.insert(self._first)
         self._pieces.carve(uaddrs)
         self._pieces.insert(uaddrs)
         if len(self._pieces) > PENDING_PIECES:
@@ -136,7 +152,8 @@ class MmuNotifier:
         self._listeners: list[Callable[[UaddrRange], None]] = []
         self._forget: list[Callable[[UaddrRange], None]] = []
         self._open: dict[UaddrRange, OpenInvalidation] = {}
-        self._open_index: IntervalIndex[OpenInvalidation] = IntervalIndex()
+        self._open_index: IntervalIndex[OpenInvalidation] | None = None
+        """Created when there are more than a few for the first time."""
         self._open_bounds = RangeBounds()
         self._open_depth = 0
         self._pending = Batch()
@@ -160,32 +177,42 @@ class MmuNotifier:
     def invalidations(self) -> int:
         return self.by_source.total()
 
-    def invalidate(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
-        """The frames behind `uaddrs` are going or gone. Wait for the batch's `done` before acknowledging."""
+    def invalidate(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER, *, ring: bool = True) -> Batch:
+        """The frames behind `uaddrs` are going or gone. Wait for the batch's `done` before acknowledging.
+
+        It rings for the region manager's task, unless the caller has the invalidation served in the same step
+        (`RegionManager.serve_now`).
+        """
         if self._journal is not None and source in UNREPEATED:
             self._journal.gone(uaddrs.start, uaddrs.end)
-        return self.invalidate_again(uaddrs, source)
+        return self.invalidate_again(uaddrs, source, ring=ring)
 
-    def invalidate_again(self, uaddrs: UaddrRange, source: Source) -> Batch:
+    def invalidate_again(self, uaddrs: UaddrRange, source: Source, *, ring: bool = True) -> Batch:
         """`invalidate`, of what a predecessor has recorded and not served."""
         self._event_bus.publish(
             RangeInvalidated(
                 source=source.value, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count
             )
         )
-        return self._invalidate(uaddrs, source)
+        return self._invalidate(uaddrs, source, ring=ring)
 
-    def _invalidate(self, uaddrs: UaddrRange, source: Source) -> Batch:
+    def _invalidate(self, uaddrs: UaddrRange, source: Source, *, ring: bool) -> Batch:
         self.by_source[source] += 1
         self.mark_stale(uaddrs)
         self._pending.add(uaddrs)
         self._unserved = True
-        with suppress(trio.WouldBlock):  # already rung: the coming pass serves this one too
-            self._ring.send_nowait(None)
+        if ring:
+            self.ring()
         return self._pending
 
-    def begin(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
-        """Invalidate, and hold faults until the matching `end`. Raises ENOSPC at the limit."""
+    def ring(self) -> None:
+        """Have the region manager's task serve what is pending."""
+        with suppress(trio.WouldBlock):  # already rung: the coming pass serves this one too
+            self._ring.send_nowait(None)
+
+    def begin(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER, *, ring: bool = True) -> Batch:
+        """Invalidate, and hold faults until the matching `end`. Raises ENOSPC at the limit. `ring` as for
+        `invalidate`."""
         if self._open_depth >= (limit := self._open_limit()):
             raise WireError(
                 errno.ENOSPC,
@@ -194,15 +221,20 @@ class MmuNotifier:
             )
         if self._quota is not None and source is Source.NOTIFIER and self._open_depth >= ALWAYS_OPEN:
             self._quota.require(1)
-        return self.reopen(uaddrs, source)
+        return self.reopen(uaddrs, source, ring=ring)
 
-    def reopen(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
+    def reopen(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER, *, ring: bool = True) -> Batch:
         """`begin`, whatever the limit is: a predecessor has done so."""
         entry = self._open.get(uaddrs)
         if entry is None:
             entry = self._open[uaddrs] = OpenInvalidation(uaddrs, monotonic_ns())
-            self._open_index.add(uaddrs, 0, entry)
             self._open_bounds.add(uaddrs)
+            if self._open_index is not None:
+                self._open_index.add(uaddrs, 0, entry)
+            elif len(self._open) > FEW_OPEN:
+                self._open_index = IntervalIndex()
+                for each in self._open.values():
+                    self._open_index.add(each.uaddrs, 0, each)
         entry.depth += 1
         self._open_depth += 1
         if self._quota is not None:
@@ -212,7 +244,7 @@ class MmuNotifier:
                 source=source.value, start_uaddr=uaddrs.start_uaddr, page_count=uaddrs.page_count
             )
         )
-        return self._invalidate(uaddrs, source)
+        return self._invalidate(uaddrs, source, ring=ring)
 
     def end(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> None:
         """Match one `begin` of exactly this range; after the last one the waiting faults continue."""
@@ -228,8 +260,9 @@ class MmuNotifier:
             self._quota.release()
         if not entry.depth:
             del self._open[uaddrs]
-            self._open_index.remove(uaddrs, 0)
             self._open_bounds.remove(uaddrs)
+            if self._open_index is not None:
+                self._open_index.remove(uaddrs, 0)
             self._call_listeners(uaddrs)
             entry.over.set()
 
@@ -314,7 +347,9 @@ class MmuNotifier:
         """An open invalidation that overlaps these pages."""
         if not self._open_bounds.touches(uaddrs):
             return None
-        return next(self._open_index.overlapping(uaddrs), None)
+        if self._open_index is not None:
+            return next(self._open_index.overlapping(uaddrs), None)
+        return next(each for each in self._open.values() if each.uaddrs.overlaps(uaddrs))
 
     def is_invalidating(self, uaddrs: UaddrRange) -> bool:
         """Whether any of these pages is in an invalidation that is open or not served yet."""

@@ -243,7 +243,7 @@ class ModelPartition:
         uaddrs = UaddrRange.at_page(page, page_count)
         call = messages.InvalidateBegin(start_uaddr=uaddrs.start_uaddr, length=page_count << PAGE_SHIFT)
         with self._recorded(call) as replies:
-            await self.regions.wait_served(self.notifier.begin(uaddrs))
+            await self.regions.wait_served(self.notifier.begin(uaddrs, ring=False))
             replies.append(None)
 
     def end(self, page: int, page_count: int) -> None:
@@ -254,7 +254,8 @@ class ModelPartition:
             replies.append(None)
 
     async def invalidate(self, page: int, page_count: int, source: Source = Source.NOTIFIER) -> None:
-        await self.regions.wait_served(self.notifier.invalidate(UaddrRange.at_page(page, page_count), source))
+        uaddrs = UaddrRange.at_page(page, page_count)
+        await self.regions.wait_served(self.notifier.invalidate(uaddrs, source, ring=False))
 
     async def invalidate_each(self, pages: Iterable[int]) -> None:
         """Announced one by one without waiting, as a userfaultfd does, and then waited for."""

@@ -175,8 +175,11 @@ class _Lock(EagerLock):
         self.held_by = Lock.FREE
 
     async def __aenter__(self) -> None:
-        await self._lock.acquire()  # always a checkpoint: one more place where others may come between
-        self._holder = trio.lowlevel.current_task()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        was_free = not self.locked()
+        await super().__aenter__()
+        if was_free:  # always a checkpoint: one more place where others may come between
+            await trio.lowlevel.cancel_shielded_checkpoint()
         actor, number = WHO.get()
         self.held_by = _LOCKS[actor]
         if (actor, number) == (Actor.VMM, Edit.CHANGE):
@@ -201,13 +204,13 @@ class _Notifier(MmuNotifier):
         super().__init__(open_limit=lambda: 64, event_bus=EventBus())
         self._recorder = recorder
 
-    def begin(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
+    def begin(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER, *, ring: bool = True) -> Batch:
         self._recorder.took("begin_invalidation", pages=mask(uaddrs))
-        return super().begin(uaddrs, source)
+        return super().begin(uaddrs, source, ring=ring)
 
-    def invalidate(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
+    def invalidate(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER, *, ring: bool = True) -> Batch:
         self._recorder.took("tell")
-        return super().invalidate(uaddrs, source)
+        return super().invalidate(uaddrs, source, ring=ring)
 
     def end(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> None:
         self._recorder.took("end_invalidation")
@@ -342,22 +345,24 @@ class _Hypervisor:
             recorder.took("commit")
             recorder.mapping.add(vp)
         recorder.took("map", pages=joined(mask(mapping.gfns, GFN) for mapping in mappings))
-        await self._pauses.at(Point.MAP, mappings[0])
-        for mapping in mappings:
-            await recorder.software.map_gpas([mapping])
-        recorder.took("mapped")
-        await self._pauses.at(Point.MAPPED, mappings[0])
+        with trio.CancelScope(shield=True):
+            await self._pauses.at(Point.MAP, mappings[0])
+            for mapping in mappings:
+                await recorder.software.map_gpas([mapping])
+            recorder.took("mapped")
+            await self._pauses.at(Point.MAPPED, mappings[0])
         recorder.took("map_is_back")
 
     async def unmap_gpas(self, ranges: Sequence[GfnRange]) -> None:
         recorder, (actor, _) = self._recorder, WHO.get()
         out, done = ("take_away", "taken_away") if actor is Actor.MANAGER else ("unmap", "unmapped")
         recorder.took(out, pages=joined(mask(gfns, GFN) for gfns in ranges))
-        await self._pauses.at(Point.UNMAP, ranges[0])
-        for gfns in ranges:
-            await recorder.software.unmap_gpas([gfns])
-        recorder.took(done)
-        await self._pauses.at(Point.UNMAPPED, ranges[0])
+        with trio.CancelScope(shield=True):
+            await self._pauses.at(Point.UNMAP, ranges[0])
+            for gfns in ranges:
+                await recorder.software.unmap_gpas([gfns])
+            recorder.took(done)
+            await self._pauses.at(Point.UNMAPPED, ranges[0])
         recorder.took(f"{out}_is_back")
 
     def translate(self, gfn: int) -> Mapped | None:

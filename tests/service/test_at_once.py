@@ -159,6 +159,46 @@ async def test_a_first_touch_waits_only_for_the_hypervisor_and_is_not_broken_off
     assert await touch.result() is Answer.MAPPED
 
 
+async def test_a_page_whose_first_touch_the_hypervisor_has_not_confirmed_is_not_mapped_yet(
+    prompt: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """Another VP waits for the outcome, and an invalidation takes away what the map brings."""
+    prompt.hypervisor.may_block = True
+    mapping = prompt.gates.hold(Point.MAP)
+    touch = Running(nursery, at_once, prompt, GFN)
+    await mapping.wait_reached()
+    assert isinstance(prompt.faults.lookup(GFN, Access.READ), Busy)
+    going = Running(nursery, prompt.invalidate, PAGE, 1)
+    await wait_all_tasks_blocked()
+    assert not going.done
+    mapping.open()
+    assert await touch.result() is Answer.MAPPED
+    await going.result()
+    assert prompt.pfns(GFN, 2) == [None, PFN + 1]
+
+
+async def test_a_first_touch_that_the_hypervisor_refuses_is_not_recorded(
+    prompt: ModelPartition,
+) -> None:
+    prompt.hypervisor.may_block = True
+    prompt.hypervisor.refuse_map()
+    with capture_logs():
+        assert await at_once(prompt, GFN) is Answer.HYPERVISOR_ERROR
+    assert prompt.regions.mapping_count == 0
+    assert not prompt.regions.busy
+
+
+async def test_a_first_touch_while_something_else_is_invalidated_is_an_attempt(
+    prompt: ModelPartition,
+) -> None:
+    """The straight line is for when nothing is."""
+    prompt.hypervisor.may_block = True
+    await prompt.map_vma(PAGE + PAGES, 1, PFN)
+    await prompt.begin(PAGE + PAGES, 1)
+    assert not prompt.regions.quiet
+    assert await at_once(prompt, GFN) is Answer.MAPPED
+
+
 async def test_known_memory_waits_for_nothing_but_the_hypervisor(prompt: ModelPartition) -> None:
     prompt.address_space.may_block = prompt.hypervisor.may_block = True
     prompt.regions.mmio_granularity = MmioGranularity.PAGE
@@ -250,6 +290,40 @@ async def test_an_uncontended_announcement_is_served_by_its_caller(
     assert answering is not None
     with assert_no_checkpoints():
         await answering
+    assert prompt.pfn(GFN) is None
+
+
+@pytest.mark.parametrize("call", [messages.Invalidate(**RANGE), messages.InvalidateBegin(**RANGE)])
+async def test_what_its_caller_serves_does_not_wake_the_region_managers_task(
+    prompt: ModelPartition, call: messages.NotifierCall
+) -> None:
+    answering = NotifierSession(prompt.notifier, prompt.regions, partial(kick, prompt.partition)).answer(call)
+    assert answering is not None
+    await wait_all_tasks_blocked()
+    await answering
+    assert prompt.notifier._doorbell.statistics().tasks_waiting_receive == 1
+
+
+@pytest.mark.parametrize("call", [messages.Invalidate(**RANGE), messages.InvalidateBegin(**RANGE)])
+async def test_an_announcement_during_the_pass_of_another_is_served_after_it(
+    prompt: ModelPartition, nursery: trio.Nursery, call: messages.NotifierCall
+) -> None:
+    await prompt.map_vma(PAGE + PAGES, 1, PFN)
+    await prompt.add_region(GFN + PAGES, 1, PAGE + PAGES)
+    await prompt.fault(GFN)
+    await prompt.fault(GFN + PAGES)
+    unmapping = prompt.gates.hold(Point.UNMAP)
+    first = Running(nursery, prompt.invalidate, PAGE + PAGES, 1)
+    await unmapping.wait_reached()
+    session = NotifierSession(prompt.notifier, prompt.regions, partial(kick, prompt.partition))
+    answering = session.answer(call)
+    assert answering is not None
+    second = Running(nursery, lambda: answering)
+    await wait_all_tasks_blocked()
+    unmapping.open()
+    await first.result()
+    await wait_all_tasks_blocked()
+    assert second.done
     assert prompt.pfn(GFN) is None
 
 

@@ -16,7 +16,7 @@ from fakes.counted_bounds import Bound, Counted
 from fakes.drawn import SPACE, ranges
 from intercept_protocol.addresses import PageRange, UaddrRange
 from intercept_protocol.errors import WireError
-from interceptd.mmu_notifier import ALWAYS_OPEN, EVERYTHING, PENDING_PIECES, Batch, MmuNotifier
+from interceptd.mmu_notifier import ALWAYS_OPEN, EVERYTHING, FEW_OPEN, PENDING_PIECES, Batch, MmuNotifier
 from interceptd.quota import Quota
 from interceptd.telemetry.counters import Source
 from interceptd.telemetry.event_bus import EventBus
@@ -252,6 +252,19 @@ def test_a_fault_beside_many_open_invalidations_looks_at_few_of_them(lengths: Se
     assert notifier.open_at(faulting.pages) is None
     assert notifier.cut_back(uaddrs(0, end), looked) == uaddrs(page, end)
     assert faulting.looks + looked.compared <= 4 * 11
+
+
+@pytest.mark.parametrize("count", [FEW_OPEN, FEW_OPEN + 1, FEW_OPEN + 2])
+def test_each_open_invalidation_is_found_until_its_end_however_many_there_are(count: int) -> None:
+    notifier = MmuNotifier(open_limit=lambda: count, event_bus=EventBus())
+    begun = [uaddrs(page, page + 1) for page in range(0, 4 * count, 4)]
+    for pages in begun:
+        notifier.begin(pages)
+    found = [notifier.open_at(pages) for pages in begun]
+    assert [entry.uaddrs for entry in found if entry] == begun
+    for pages in begun:
+        notifier.end(pages)
+        assert notifier.open_at(pages) is None
 
 
 # ------------------------------------------------ what is going

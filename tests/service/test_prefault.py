@@ -135,6 +135,7 @@ async def test_pages_that_are_not_decided_are_passed_over_one_by_one(
     async def resolve(*_: object) -> None:
         raise Undecided("the process does not answer")
 
+    model.address_space.may_block = True
     await with_region(model)
     monkeypatch.setattr(model.address_space, "resolve", resolve)
     began = trio.current_time()
@@ -158,6 +159,7 @@ async def test_it_does_not_wait_for_the_end_of_an_invalidation(model: ModelParti
 
 async def test_an_invalidation_meanwhile_is_no_error(model: ModelPartition, nursery: trio.Nursery) -> None:
     """It makes the attempt stale, which starts again."""
+    model.address_space.may_block = True
     await with_region(model)
     gate = model.gates.hold(Point.RESOLVED)
     call = Running(nursery, model.prefault, GFN, PAGES)

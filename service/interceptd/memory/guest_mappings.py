@@ -184,18 +184,23 @@ class GuestMappings:
             await made.free()
 
     async def map_free(self, region: Region, mapping: Mapping) -> bool:
-        """`map_gaps` of one piece of which nothing is mapped yet, by a hypervisor that never blocks; False if
+        """`map_gaps` of one piece of which nothing is mapped yet, while nobody holds the lock; False if
         something is in the way.
 
-        The straight line of a first touch: one step without a checkpoint, so that there is nobody who would
-        have to wait, or could see it half-made.
+        The straight line of a first touch. If the hypervisor never blocks, it is one step without a
+        checkpoint, so that there is nobody who would have to wait, or could see it half-made.
         """
         record = self._record
         if not self._has_room(1) or not insert_joined(record, mapping):
             return False
         region.mapped_gfns += mapping.end - mapping.start
         try:
-            await self._ask_to_map(region, [mapping])
+            if self._hypervisor.may_block:
+                async with self.lock:
+                    with _Change(self, [mapping.gfns]):
+                        await self._ask_to_map(region, [mapping])
+            else:
+                await self._ask_to_map(region, [mapping])
         except HypervisorError as error:
             log.warning("map_refused", region=str(region.gfns), error=str(error))
             raise
@@ -210,7 +215,7 @@ class GuestMappings:
         with self.changing([gfns for _, gfns in pieces]):
             while asked := mappings[done : done + self._hypervisor.pieces_per_call]:
                 try:
-                    await self._ask(self._hypervisor.map_gpas(asked))
+                    await self._hypervisor.map_gpas(asked)
                 except HypervisorError as error:
                     error.done += done
                     raise
@@ -245,7 +250,7 @@ class GuestMappings:
         assert self.lock.is_mine
         rest = iter(ranges)
         while asked := list(islice(rest, self._hypervisor.pieces_per_call)):
-            await self._ask(self._hypervisor.unmap_gpas(asked))
+            await self._hypervisor.unmap_gpas(asked)
             await give_way_shielded()
 
     async def discard(self) -> None:
@@ -254,14 +259,6 @@ class GuestMappings:
             await give_way_shielded()
 
     # ------------------------------------------------ helpers
-
-    async def _ask(self, call: Awaitable[None]) -> None:
-        """Await the hypervisor to the end of its call. No shield (3.5 us) where nothing can break off."""
-        if self._hypervisor.may_block:
-            with trio.CancelScope(shield=True):
-                await call
-        else:
-            await call
 
     def _all_gaps(self, wanted: Iterable[Mapping]) -> Iterator[Mapping]:
         """The gaps of all that is wanted, cut so that few mappings are in the way of each part."""
@@ -303,7 +300,7 @@ class GuestMappings:
     async def _ask_to_map(self, region: Region, mappings: Sequence[Mapping]) -> None:
         """Ask for what is recorded already, and record no longer what is refused."""
         try:
-            await self._ask(self._hypervisor.map_gpas(mappings))
+            await self._hypervisor.map_gpas(mappings)
         except HypervisorError as error:
             for refused in mappings[error.done :]:
                 self._forget(region, refused.gfns)
@@ -445,7 +442,7 @@ class Revocation:
         mappings = self._mappings
         with mappings.changing([gfns for _, gfns in pieces]):
             try:
-                await mappings._ask(call)
+                await call
             except Exception as error:
                 done = error.done if isinstance(error, HypervisorError) else 0
                 self._forget(pieces[:done])

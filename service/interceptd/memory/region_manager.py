@@ -84,15 +84,10 @@ class RegionManager:
         return self._lock.locked()
 
     @property
-    def uncontended(self) -> bool:
-        """Whether a change would be made in one step: the lock is free, and the hypervisor never blocks."""
-        return not (self._mappings.may_block or self._lock.locked())
-
-    @property
     def quiet(self) -> bool:
-        """Whether a change would be one step, and nothing is being invalidated: a fault can be decided
-        without an attempt, because nothing can come between."""
-        return self._notifier.quiet and self.uncontended
+        """Whether nobody changes or invalidates anything: what a fault is to map can be decided, and asked
+        for, without an attempt, because nothing can come between."""
+        return self._notifier.quiet and not self._lock.locked()
 
     @property
     def region_count(self) -> int:
@@ -194,7 +189,7 @@ class RegionManager:
 
     async def map_free(self, region: Region, mapping: Mapping) -> Answer | None:
         """`commit` while it is `quiet`, in the step in which what backs the mapping was found; None if
-        something is mapped there. It takes no lock: nobody holds it, and nobody can come between."""
+        something is mapped there. It waits for no lock: nobody holds it, and nobody can come between."""
         try:
             return Answer.MAPPED if await self._mappings.map_free(region, mapping) else None
         except HypervisorError:
@@ -293,9 +288,11 @@ class RegionManager:
             await batch.done.wait()
 
     async def serve_now(self) -> None:
-        """Make the pass here if the lock is free, which spares two switches of tasks (15 us). It waits for
-        nobody but the hypervisor, and is not broken off."""
-        if not self._lock.locked():
+        """Make the pass here if the lock is free, which spares two switches of tasks (15 us), else have the
+        region manager's task make it. It waits for nobody but the hypervisor, and is not broken off."""
+        if self._lock.locked():
+            self._notifier.ring()
+        else:
             await self.serve_pending()
 
     async def close(self) -> None:

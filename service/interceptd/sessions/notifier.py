@@ -71,12 +71,12 @@ class NotifierSession:
         await self._watched(self._kick(kick))
 
     async def _begin(self, uaddrs: UaddrRange) -> None:
-        batch = self._notifier.begin(uaddrs)
+        batch = self._notifier.begin(uaddrs, ring=False)
         self._begun[uaddrs] += 1
         await self._wait_served(batch)
 
     async def _invalidate(self, uaddrs: UaddrRange) -> None:
-        await self._wait_served(self._notifier.invalidate(uaddrs))
+        await self._wait_served(self._notifier.invalidate(uaddrs, ring=False))
         if self._catch_up is not None:
             try:
                 await self._watched(self._catch_up())

@@ -30,10 +30,10 @@ class LeavesAttemptsFresh(MmuNotifier):
 
     _announcing = False
 
-    def _invalidate(self, uaddrs: UaddrRange, source: Source) -> Batch:
+    def _invalidate(self, uaddrs: UaddrRange, source: Source, *, ring: bool) -> Batch:
         self._announcing = True
         try:
-            return super()._invalidate(uaddrs, source)
+            return super()._invalidate(uaddrs, source, ring=ring)
         finally:
             self._announcing = False
 
@@ -64,9 +64,9 @@ class TakesBeforeTheLock(MmuNotifier):
 class DropsOverflow(MmuNotifier):
     """Invalidations that come while the pending set is full are dropped."""
 
-    def _invalidate(self, uaddrs: UaddrRange, source: Source) -> Batch:
-        full = len(self._pending._pieces) == PENDING_PIECES
-        return self._pending if full else super()._invalidate(uaddrs, source)
+    def _invalidate(self, uaddrs: UaddrRange, source: Source, *, ring: bool) -> Batch:
+        full = len(self._pending.pieces) == PENDING_PIECES
+        return self._pending if full else super()._invalidate(uaddrs, source, ring=ring)
 
 
 class NeverCutsBack(MmuNotifier):

@@ -110,21 +110,27 @@ class ReopensNothing(MmuNotifier):
 
     _begins = False
 
-    def begin(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
+    def begin(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER, *, ring: bool = True) -> Batch:
         self._begins = True
-        return super().begin(uaddrs, source)
+        return super().begin(uaddrs, source, ring=ring)
 
-    def reopen(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
-        return super().reopen(uaddrs, source) if self._begins else self.invalidate(uaddrs, source)
+    def reopen(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER, *, ring: bool = True) -> Batch:
+        return super().reopen(uaddrs, source, ring=ring) if self._begins else self.invalidate(uaddrs, source)
 
 
 class AnnouncesNothingAgain(MmuNotifier):
     """A successor does not take away what had gone, and was not served."""
 
-    def invalidate(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER) -> Batch:
+    def invalidate(self, uaddrs: UaddrRange, source: Source = Source.NOTIFIER, *, ring: bool = True) -> Batch:
         if self._journal is not None and source is Source.USERFAULTFD:
             self._journal.gone(uaddrs.start, uaddrs.end)
-        return super().invalidate_again(uaddrs, source)
+        return super().invalidate_again(uaddrs, source, ring=ring)
 
-    def invalidate_again(self, uaddrs: UaddrRange, source: Source) -> Batch:  # noqa: ARG002 - all are forgotten
+    def invalidate_again(
+        self,
+        uaddrs: UaddrRange,  # noqa: ARG002 - all are forgotten
+        source: Source,  # noqa: ARG002
+        *,
+        ring: bool = True,  # noqa: ARG002
+    ) -> Batch:
         return self._pending
