@@ -48,7 +48,8 @@ class KnownVmas:
 
     def forget(self, uaddrs: UaddrRange) -> None:
         """Know nothing of `uaddrs` any more."""
-        self._cut_out(uaddrs)
+        if self._extents.touches(uaddrs):
+            self._cut_out(uaddrs)
 
     def _cut_out(self, uaddrs: UaddrRange) -> None:
         self._extents.carve(uaddrs)

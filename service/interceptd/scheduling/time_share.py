@@ -20,7 +20,7 @@ SLICE_NS: Final = 500_000
 SHARED_ROUND_NS: Final = 1_000_000
 """Nanoseconds of a round of the event loop after which long work waits for its turn, while there are other
 uids."""
-YOUNG_ROUND_NS: Final = 100_000
+YOUNG_ROUND_NS: Final = 200_000
 """Nanoseconds of a round of the event loop in which requests that have no turn may still be carried out."""
 LONELY_ROUND_NS: Final = 4_000_000
 """The same for a uid that is the only one."""
