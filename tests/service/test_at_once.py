@@ -91,6 +91,33 @@ async def test_a_first_touch_that_nobody_holds_up_is_one_step(prompt: ModelParti
     assert prompt.pfn(GFN) == PFN
 
 
+@pytest.mark.parametrize("may_block", [False, True])
+async def test_a_first_touch_that_nothing_is_in_the_way_of_needs_no_attempt(
+    prompt: ModelPartition, monkeypatch: pytest.MonkeyPatch, *, may_block: bool
+) -> None:
+    prompt.hypervisor.may_block = may_block
+    monkeypatch.setattr(prompt.regions, "begin", None)
+    assert await at_once(prompt, GFN) is Answer.MAPPED
+    [region] = prompt.regions.first_regions(1)
+    assert region.mapped_gfns == PAGES
+
+
+@pytest.mark.parametrize("may_block", [False, True])
+async def test_a_first_touch_that_there_is_no_room_for_is_refused(
+    prompt: ModelPartition, monkeypatch: pytest.MonkeyPatch, *, may_block: bool
+) -> None:
+    prompt.hypervisor.may_block = may_block
+    prompt.regions.mmio_granularity = MmioGranularity.PAGE
+    monkeypatch.setattr(prompt.regions._mappings, "_limit", lambda: 1)
+    monkeypatch.setattr(prompt.regions, "commit", None)
+    assert await at_once(prompt, GFN) is Answer.MAPPED
+    monkeypatch.undo()
+    monkeypatch.setattr(prompt.regions._mappings, "_limit", lambda: 1)
+    with capture_logs():
+        assert await at_once(prompt, GFN + 2) is Answer.HYPERVISOR_ERROR
+    assert prompt.regions.mapping_count == 1
+
+
 async def test_a_page_that_is_being_invalidated_is_not_decided_at_once(prompt: ModelPartition) -> None:
     await prompt.begin(PAGE, 1)
     with assert_no_checkpoints():

@@ -289,6 +289,15 @@ def test_a_page_beside_an_invalidation_is_not_going(page: int) -> None:
     assert (pending, notifier.invalidation_of(page)) == (None, None)
 
 
+def test_of_several_pieces_all_pages_are_going_and_none_between_them() -> None:
+    notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
+    batch = notifier.invalidate(uaddrs(0, 1))
+    assert notifier.invalidate(uaddrs(4, 8)) is batch
+    assert [page for page in range(10) if notifier.invalidation_of(page)] == [0, 4, 5, 6, 7]
+    assert [page for page in range(10) if notifier.is_invalidating(uaddrs(page, page + 1))] == [0, 4, 5, 6, 7]
+    assert (batch.announced, batch.pieces) == (2, [uaddrs(0, 1), uaddrs(4, 8)])
+
+
 def test_a_page_whose_invalidation_came_during_a_pass_is_going_after_it() -> None:
     notifier = MmuNotifier(open_limit=lambda: 1, event_bus=EventBus())
     notifier.invalidate(uaddrs(0, 1))
