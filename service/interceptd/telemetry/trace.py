@@ -50,7 +50,11 @@ DECODE, WAIT, RESOLVE, MAP = range(4)
 STAGES: Final = 4
 """The stages of an intercept, as metrics have them: the look-up, waiting, what backs the page, the map."""
 _HALF: Final = (1 << 32) - 1
+"""Half a value of a record, which holds the nanoseconds of two stages: 4.3 s."""
 _INTERCEPT: Final = int(Kind.INTERCEPT)
+_GUEST_MAPPED: Final = int(Kind.GUEST_MAPPED)
+_BACKED: Final = int(Kind.BACKED)
+"""Plain numbers, of the records of a first touch."""
 _pack_into: Final = RECORD.pack_into
 _pack_two_into: Final = struct.Struct("<QHHI2Q32s").pack_into
 """The same record, the last four values of which are 0."""
@@ -155,11 +159,6 @@ class Times(Protocol):
     """What `Trace.written` was at the decision; None if nothing could come in between."""
 
 
-def _two(first: int, second: int) -> int:
-    """In one number, each at most 4.3 s."""
-    return min(first, _HALF) << 32 | min(second, _HALF)
-
-
 class Trace:
     """One partition's, while an operator records it."""
 
@@ -189,11 +188,13 @@ class Trace:
             self._ring.write_two(now_ns, _INTERCEPT, vp_index, detail, gfn, took_ns)
             return
         spent = times.spent
+        if took_ns > _HALF:  # no stage takes longer than the whole
+            spent = [min(stage, _HALF) for stage in spent]
         if times.waited:
             detail |= WAITED
         self._ring.write(
             now_ns, _INTERCEPT, vp_index, detail, gfn, took_ns,
-            _two(spent[DECODE], spent[WAIT]), _two(spent[RESOLVE], spent[MAP]),
+            spent[DECODE] << 32 | spent[WAIT], spent[RESOLVE] << 32 | spent[MAP],
             0 if times.decided_at is None else max(self.written - times.decided_at, 0),
         )  # fmt: skip
 
@@ -241,9 +242,10 @@ class Trace:
 
     def mapped(self, mapping: Mapping) -> None:
         """The guest's table has it."""
-        self._write(
-            Kind.GUEST_MAPPED, mapping.access, mapping.start, mapping.end - mapping.start,
-            mapping.start_uaddr_page, *_frame(mapping.frame),
+        page, backing = _frame(mapping.frame)
+        self._ring.write(
+            perf_counter_ns(), _GUEST_MAPPED, NO_VP, mapping.access, mapping.start,
+            mapping.end - mapping.start, mapping.start_uaddr_page, page, backing,
         )  # fmt: skip
 
     def unmapped(self, gfns: GfnRange) -> None:
@@ -252,9 +254,11 @@ class Trace:
 
     def backed(self, extent: Extent) -> None:
         """A fault learned what backs these pages of the VMM."""
-        self._write(
-            Kind.BACKED, extent.access | (IO if extent.io else 0), extent.uaddrs.start,
-            extent.uaddrs.page_count, *_frame(extent.frame),
+        uaddrs, rights = extent.uaddrs, int(extent.access)  # `|` of flags takes longer than the record
+        page, backing = _frame(extent.frame)
+        self._ring.write(
+            perf_counter_ns(), _BACKED, NO_VP, rights | IO if extent.io else rights, uaddrs.start,
+            uaddrs.end - uaddrs.start, page, backing,
         )  # fmt: skip
 
     def vma_mapped(self, start: int, end: int, start_pfn: int, access: Access, io: bool) -> None:
