@@ -67,6 +67,16 @@ from .operator import (
     Subscribe,
     Trace,
 )
+from .restore import (
+    AROUND_LIMIT,
+    AROUND_PAGES,
+    OnImageError,
+    Restore,
+    RestoreProgress,
+    RestoreReply,
+    RestoreState,
+    RestoreStatistics,
+)
 from .statistics import (
     LATENCY_BUCKETS,
     Buckets,
@@ -104,6 +114,8 @@ from .vmm import (
 from .vp import INTERCEPT_METHOD
 
 __all__ = [
+    "AROUND_LIMIT",
+    "AROUND_PAGES",
     "HELLOS",
     "HYPERVISOR_METHODS",
     "INTERCEPT_METHOD",
@@ -156,6 +168,7 @@ __all__ = [
     "MemoryWatch",
     "MmioGranularity",
     "NotifierCall",
+    "OnImageError",
     "OperatorCall",
     "OperatorListMappings",
     "OperatorListRegions",
@@ -178,6 +191,11 @@ __all__ = [
     "RemoveRegion",
     "RequestedKind",
     "Restart",
+    "Restore",
+    "RestoreProgress",
+    "RestoreReply",
+    "RestoreState",
+    "RestoreStatistics",
     "SetPolicy",
     "Statistics",
     "Subscribe",

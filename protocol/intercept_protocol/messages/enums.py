@@ -42,6 +42,8 @@ class AddressSpaceKind(StrEnum):
     """The VMM declares its VMAs."""
     PROCESS = "process"
     """The VMM hands over descriptors of its own memory."""
+    IMAGE = "image"
+    """A file holds the guest's memory, until the VMM gives a page back. Only `restore` makes one."""
 
 
 class MemoryWatch(StrEnum):
@@ -66,6 +68,8 @@ class HypervisorKind(StrEnum):
     """A second-level table in the daemon."""
     VMM = "vmm"
     """The VMM itself, over a hypervisor connection."""
+    USERFAULTFD = "userfaultfd"
+    """The kernel of the VMM's host, which fills missing pages. Only `restore` makes one."""
 
 
 class Architecture(StrEnum):

@@ -23,6 +23,7 @@ from .enums import (
     VpSelection,
 )
 from .inspection import MappingPage, RegionPage, VmaPage
+from .restore import Restore, RestoreProgress
 from .statistics import PartitionStatistics
 
 LIST_LIMIT = 128
@@ -232,14 +233,14 @@ class ListMappings(Call[MappingPage], frozen=True, kw_only=True, forbid_unknown_
 
 
 VmmCall = (
-    CreatePartition | AddRegion | RemoveRegion | ChangeRegions | MapVma | MapVmas | UnmapVma | ProtectVma
+    CreatePartition | Restore | RestoreProgress | AddRegion | RemoveRegion | ChangeRegions | MapVma | MapVmas | UnmapVma | ProtectVma
     | AttachMemory | Kick | SetPolicy | Statistics | Translate | Prefault
     | ListRegions | ListVmas | ListMappings
 )  # fmt: skip
 VMM_METHODS: Mapping[str, type[VmmCall]] = {
     call.METHOD: call
     for call in (
-        CreatePartition, AddRegion, RemoveRegion, ChangeRegions, MapVma, MapVmas, UnmapVma, ProtectVma,
+        CreatePartition, Restore, RestoreProgress, AddRegion, RemoveRegion, ChangeRegions, MapVma, MapVmas, UnmapVma, ProtectVma,
         AttachMemory, Kick, SetPolicy, Statistics, Translate, Prefault,
         ListRegions, ListVmas, ListMappings,
     )
