@@ -15,7 +15,7 @@ import atheris
 with atheris.instrument_imports(include=["fuzz", "intercept_protocol", "interceptd", "tomllib"]):
     from fuzz.targets import KEPT, TARGETS
 
-LONGEST = {"frames": 4096, "receiver": 1024, "events": 512}
+LONGEST = {"frames": 4096, "receiver": 1024, "events": 512, "handoff": 512}
 """Bytes of an input at most, where the default of the fuzzer would take long: these are read byte by byte."""
 
 

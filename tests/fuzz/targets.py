@@ -7,6 +7,7 @@ bytes agree. Must not know where the bytes come from: a fuzzer, or the corpus.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import struct
@@ -23,6 +24,7 @@ from intercept_protocol._frames import MESSAGE_LIMIT, FrameScanner
 from intercept_protocol._intercept_codec import InterceptCodec, encode_answer
 from intercept_protocol.addresses import PAGE_LIMIT, PAGE_SHIFT
 from intercept_protocol.errors import EncodedError, ProtocolViolation, WireError
+from intercept_protocol.handoff import PAGE_SIZES, Handoff, Refused, parse
 from intercept_protocol.hv_message import MESSAGE_SIZE, InterceptMessage, MessageType, memory_access
 from intercept_protocol.messages import Architecture
 from intercept_protocol.outcomes import Access, Answer
@@ -187,13 +189,57 @@ def recording(data: bytes) -> None:
     assert whole == _recorded(data[at : at + 1] for at in range(len(data)))
 
 
+def handoff(data: bytes) -> None:
+    """A hand-off is the same, or refused, however it is cut; what is taken is what a JSON decoder finds."""
+    at_once = _handed_over(data)
+    first = next(filter(None, (_handed_over(data[:size]) for size in range(len(data)))), at_once)
+    assert (at_once is None) == (first is None)
+    if isinstance(first, str):
+        assert isinstance(at_once, str), "more bytes make no hand-off of what was refused"
+    if isinstance(at_once, Handoff):
+        assert first == at_once
+        sent = json.loads(data)
+        for each, fields in zip(at_once.regions, sent, strict=True):
+            kib = fields.get("page_size_kib")
+            size = fields.get("page_size")
+            assert each.page_size == (size if size is not None else kib if kib is not None else 4096)
+            assert each.page_size in PAGE_SIZES
+            for name in ("base_host_virt_addr", "size", "offset"):
+                value = getattr(each, name)
+                assert value == fields[name]
+                assert value % each.page_size == 0
+
+
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     target.__name__: target
-    for target in (frames, receiver, intercept, hv_message, calls, events, recording, maps, smaps, config)
+    for target in (
+        frames,
+        receiver,
+        intercept,
+        hv_message,
+        calls,
+        events,
+        recording,
+        maps,
+        smaps,
+        config,
+        handoff,
+    )
 }
 
 
 # ------------------------------------------------ helpers
+
+
+def _handed_over(data: bytes) -> Handoff | str | None:
+    """The hand-off, why it is refused, or None while it is not whole."""
+    try:
+        return parse(data)
+    except Refused as refused:
+        why = str(refused)
+        assert why.isprintable()
+        assert 0 < len(why) < ERROR_BYTES
+        return why
 
 
 def _recorded(pieces: Iterable[bytes]) -> tuple[list[Chunk], str]:

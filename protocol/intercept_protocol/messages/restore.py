@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 import msgspec
 from msgspec import Meta
 
-from .base import AfterRestart, Call, U64
+from .base import U64, AfterRestart, Call
 from .statistics import Buckets
 
 AROUND_PAGES = 64

@@ -233,14 +233,16 @@ class ListMappings(Call[MappingPage], frozen=True, kw_only=True, forbid_unknown_
 
 
 VmmCall = (
-    CreatePartition | Restore | RestoreProgress | AddRegion | RemoveRegion | ChangeRegions | MapVma | MapVmas | UnmapVma | ProtectVma
+    CreatePartition | Restore | RestoreProgress
+    | AddRegion | RemoveRegion | ChangeRegions | MapVma | MapVmas | UnmapVma | ProtectVma
     | AttachMemory | Kick | SetPolicy | Statistics | Translate | Prefault
     | ListRegions | ListVmas | ListMappings
 )  # fmt: skip
 VMM_METHODS: Mapping[str, type[VmmCall]] = {
     call.METHOD: call
     for call in (
-        CreatePartition, Restore, RestoreProgress, AddRegion, RemoveRegion, ChangeRegions, MapVma, MapVmas, UnmapVma, ProtectVma,
+        CreatePartition, Restore, RestoreProgress,
+        AddRegion, RemoveRegion, ChangeRegions, MapVma, MapVmas, UnmapVma, ProtectVma,
         AttachMemory, Kick, SetPolicy, Statistics, Translate, Prefault,
         ListRegions, ListVmas, ListMappings,
     )
