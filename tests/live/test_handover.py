@@ -19,13 +19,12 @@ from fakes.closers import closer
 from fakes.eventually import PATIENCE
 from fakes.userfaultfd_kernel import UserfaultfdKernel
 from intercept_protocol.errors import WireError
-from interceptd.address_space import Undecided, handover
+from interceptd.address_space import Undecided
 from interceptd.address_space.attachment import Attachment
 from interceptd.address_space.descriptors import attach
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.address_space.workers import Workers
-from interceptd.connections.closer import Closer
 from interceptd.connections.peer import Peer
 
 SOON, LATE = 0.05, 600.0
@@ -63,23 +62,23 @@ class Slow:
         self.begun = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
 
-    def __call__(
-        self, descriptors: list[int], received: int, peer: Peer, *, promised: bool, closer: Closer
-    ) -> Attachment:
-        assert (received, peer) == (1, OURS)
+    def __call__(self, descriptors: list[int]) -> Attachment:
         self._token.run_sync_soon(self.begun.set)
         self.answer.wait()
-        return Attachment(ProcMaps(descriptors[0]), None, None, promised=promised, closer=closer)
+        return Attachment(ProcMaps(descriptors[0]), None, None, promised=True, closer=closer())
+
+
+def never(_: list[int]) -> Attachment:
+    raise AssertionError("abandoned before it began")
 
 
 async def test_a_descriptor_that_blocks_is_abandoned_in_time_and_closed_later(
-    pipe: tuple[int, int], workers: Workers, monkeypatch: pytest.MonkeyPatch
+    pipe: tuple[int, int], workers: Workers
 ) -> None:
     reading, writing = pipe
     slow = Slow()
-    monkeypatch.setattr(handover, "attach", slow)
     with pytest.raises(Undecided, match="examining a descriptor timed out") as undecided:
-        await Handover([writing], 1, OURS, promised=True, closer=closer()).attachment(SOON, workers)
+        await Handover([writing], slow, closer()).made(SOON, workers)
     slow.answer.set()
     assert (await closed(reading), undecided.value.number) == (True, errno.ETIMEDOUT)
 
@@ -92,7 +91,7 @@ async def test_pending_descriptors_are_closed_when_abandoned(
     nursery.start_soon(workers.ask, partial(another_answers.wait, PATIENCE))
     await wait_all_tasks_blocked()
     with pytest.raises(Undecided, match="examining a descriptor timed out"):
-        await Handover([writing], 1, OURS, promised=True, closer=closer()).attachment(SOON, workers)
+        await Handover([writing], never, closer()).made(SOON, workers)
     assert await closed(reading)
     another_answers.set()
 
@@ -105,7 +104,7 @@ async def test_without_a_thread_descriptors_are_abandoned_and_closed_with_the_ne
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(threading.Thread, "start", no_thread)
         with pytest.raises(Undecided, match="no thread to ask with"):
-            await Handover([writing], 1, OURS, promised=True, closer=one).attachment(LATE, workers)
+            await Handover([writing], never, one).made(LATE, workers)
     one.close([UNUSED])
     assert await closed(reading)
 
@@ -154,15 +153,14 @@ def test_a_wrong_descriptor_whose_close_fails_is_einval_and_keeps_no_other_open(
 
 
 async def test_a_vmm_that_leaves_while_its_descriptor_is_looked_at_leaves_none_open(
-    pipe: tuple[int, int], workers: Workers, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+    pipe: tuple[int, int], workers: Workers, nursery: trio.Nursery
 ) -> None:
     reading, writing = pipe
     slow = Slow()
-    monkeypatch.setattr(handover, "attach", slow)
-    handing = Handover([writing], 1, OURS, promised=True, closer=closer())
+    handing = Handover([writing], slow, closer())
     with trio.CancelScope() as leaving:
         nursery.start_soon(cancel_once, slow.begun, leaving)
-        await handing.attachment(LATE, workers)
+        await handing.made(LATE, workers)
     slow.answer.set()
     assert (leaving.cancelled_caught, await closed(reading)) == (True, True)
 
@@ -174,13 +172,12 @@ async def cancel_once(happened: trio.Event, scope: trio.CancelScope) -> None:
 
 
 async def test_an_attachment_made_in_time_stays_open_until_its_owner_closes_it(
-    pipe: tuple[int, int], workers: Workers, monkeypatch: pytest.MonkeyPatch
+    pipe: tuple[int, int], workers: Workers
 ) -> None:
     reading, writing = pipe
     slow = Slow()
     slow.answer.set()
-    monkeypatch.setattr(handover, "attach", slow)
-    made = await Handover([writing], 1, OURS, promised=True, closer=closer()).attachment(LATE, workers)
+    made = await Handover([writing], slow, closer()).made(LATE, workers)
     os.set_blocking(reading, False)
     with pytest.raises(BlockingIOError):
         os.read(reading, 1)

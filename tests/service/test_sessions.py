@@ -364,7 +364,7 @@ async def test_memory_that_cannot_be_attached_now_may_be_attached_later(
 
     vmm = await served.hello("vmm")
     await vmm.ask("create_partition", address_space="process", hypervisor="software")
-    monkeypatch.setattr(Handover, "attachment", slow)
+    monkeypatch.setattr(Handover, "made", slow)
     for _ in range(2):
         with pytest.raises(WireError, match="attach_memory: a descriptor does not answer") as refused:
             await vmm.ask("attach_memory")

@@ -54,10 +54,10 @@ def recognise(descriptor: int, peer: Peer) -> DescriptorKind:
     namespace. But the peer was allowed to open it, and only the peer gets answers from it.
     """
     link = os.readlink(f"/proc/self/fd/{descriptor}")
-    if link == USERFAULTFD_LINK and _is_readable(descriptor):
+    if link == USERFAULTFD_LINK and is_readable(descriptor):
         return DescriptorKind.USERFAULTFD
     file = _PROCESS_FILE.search(link)
-    if file is None or not _is_procfs(descriptor) or not _is_readable(descriptor):
+    if file is None or not _is_procfs(descriptor) or not is_readable(descriptor):
         raise WireError(
             errno.EINVAL,
             f"attach_memory takes {_TAKEN}, not {_describe(descriptor, link)}",
@@ -194,7 +194,7 @@ def _is_of(peer: Peer, descriptor: int, file: re.Match[str]) -> bool:
     return False
 
 
-def _is_readable(descriptor: int) -> bool:
+def is_readable(descriptor: int) -> bool:
     """Whether it was opened for reading: not with O_PATH, and not write-only."""
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     return not flags & os.O_PATH and flags & os.O_ACCMODE != os.O_WRONLY
@@ -208,7 +208,7 @@ def _is_procfs(descriptor: int) -> bool:
 
 def _describe(descriptor: int, link: str) -> str:
     noun = _noun(descriptor, link)
-    if _is_readable(descriptor):
+    if is_readable(descriptor):
         return noun
     path_only = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_PATH
     return f"{noun} opened {'with O_PATH' if path_only else 'write-only'}"

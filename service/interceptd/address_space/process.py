@@ -118,11 +118,11 @@ class ProcessAddressSpace:
         """See `AddressSpace.drain_nowait`. Without a userfaultfd the VMM announces its changes itself."""
         return self._watch is None or self._watch.drain_nowait()
 
-    async def take(self, handover: Handover) -> None:
-        """`attach` what a VMM handed over. Raises like `Handover.attachment` and `attach`."""
+    async def take(self, handover: Handover[Attachment]) -> None:
+        """`attach` what a VMM handed over. Raises like `Handover.made` and `attach`."""
         workers = self._workers[Caller.VMM]
         try:
-            attachment = await handover.attachment(self._timeout, workers)
+            attachment = await handover.made(self._timeout, workers)
             if self._kept is None:
                 await self.attach(attachment)
             else:

@@ -18,7 +18,7 @@ from interceptd.connections.unread import LOOK_LIMIT, may_bring_descriptors, unr
 from interceptd.descriptor_reserve import kept_from_partitions
 from interceptd.ledger.inbox import Inbox
 
-KEPT_LIMIT = 4
+KEPT_LIMIT = 5
 """Descriptors kept at a time: one more than any method takes, so that the method can report a surplus."""
 SCM_MAX_FD = 253
 """Descriptors in one message, include/net/scm.h."""

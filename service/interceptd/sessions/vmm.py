@@ -20,6 +20,7 @@ from intercept_protocol.events import PolicySet
 from intercept_protocol.messages import MemoryWatch, VmmCall, VpSelection
 from interceptd.address_space import Undecided
 from interceptd.address_space.declared import DeclaredAddressSpace, Vma
+from interceptd.address_space.descriptors import attach
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.connections.received_fds import ReceivedFds
@@ -130,15 +131,15 @@ class VmmSession:
         closer = self._partition.tenant.closer
         closer.require_room()
         received, descriptors = self._descriptors.received, self._descriptors.take()
-        handover = Handover(
-            descriptors,
-            received,
-            self._partition.owner,
+        examine = partial(
+            attach,
+            received=received,
+            peer=self._partition.owner,
             promised=bool(call.promise_begin_end),
             closer=closer,
         )
         try:
-            await memory.take(handover)
+            await memory.take(Handover(descriptors, examine, closer))
         except Undecided as error:
             raise WireError(error.number, f"attach_memory: {error}") from None
         memory.userfaultfd_errno = call.userfaultfd_errno
