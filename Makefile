@@ -4,9 +4,10 @@
 # make bench  an intercept beside other servers               make bench-scale, make bench-compare
 # make fuzz   the byte parsers, SECONDS=600 each              make mutation  mutants of the core, which tests must kill
 # make explore  random schedules of the core, judged step by step
+# make firecracker  fetches the one that some tests run; the tests do it
 # make coverage, make core-coverage (100 % of protocol/ and of the core), make clean
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format verify fuzz bench bench-compare bench-scale coverage core-coverage explore mutation clean
+.PHONY: help setup run test check format verify fuzz bench bench-compare bench-scale coverage core-coverage explore mutation firecracker clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,7 +21,7 @@ CORE := address_space/declared memory/attempt memory/guest_mappings memory/known
 # The code that decides: tests in virtual time must cover every line and branch of it, and of protocol/.
 
 help:
-	@sed -n '1,7s/^# //p' Makefile
+	@sed -n '1,8s/^# //p' Makefile
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -37,7 +38,15 @@ run: $(READY)
 	@echo; echo "mode: real guests (process + vmm, under KVM)"
 	@$(BIN)/interceptctl guest || [ $$? -eq 4 ]  # 4: no KVM, as its message says
 
+FIRECRACKER := .firecracker/firecracker-1.12.1
+
+$(FIRECRACKER): tests/firecracker/requirements.txt | $(READY)
+	@$(BIN)/python tests/firecracker/binary.py
+
+firecracker: $(FIRECRACKER)
+
 test: $(READY)
+	@$(MAKE) --no-print-directory firecracker || true
 	$(BIN)/python -m pytest -m 'not verify' --numprocesses=auto --dist=worksteal
 
 check: $(READY)
@@ -56,6 +65,7 @@ $(FUZZ_READY): $(READY)
 	@touch $@
 
 verify: $(READY)
+	@$(MAKE) --no-print-directory firecracker || true
 	@$(MAKE) --no-print-directory $(FUZZ_READY) || echo "verify: no atheris for this Python: no fuzzing"
 	@for tool in spin gcc podman runc slirp4netns catatonit debootstrap; do \
 		command -v $$tool > /dev/null || echo "verify: apt-get install $$tool"; done
@@ -77,6 +87,7 @@ $(BENCH_READY): $(READY)
 	@touch $@
 
 bench: $(BENCH_READY)
+	@$(MAKE) --no-print-directory firecracker || true
 	@$(BIN)/python $(BENCH)/bench.py --json $(RESULTS)/latest.json --plot $(RESULTS)/latest.png
 
 bench-compare: $(BENCH_READY)
@@ -105,4 +116,4 @@ coverage: $(READY)
 	$(BIN)/coverage report
 
 clean:
-	rm -rf $(VENV) fuzz-found .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .firecracker fuzz-found .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
