@@ -65,7 +65,9 @@ def check_regions(descriptor: int, regions: Iterable[HandoffRegion]) -> None:
         try:
             fcntl.ioctl(descriptor, UFFDIO_REGISTER, request)
         except OSError as error:
-            raise Refused(f"region {index} is no memory of the VMM that can be filled: {sentence(error)}") from error
+            raise Refused(
+                f"region {index} is no memory of the VMM that can be filled: {sentence(error)}"
+            ) from error
         small = bool(_REGISTER.unpack(request)[3] & _OFFERS_ZEROPAGE)
         if small != (region.page_size == 4096):
             raise Refused(f"region {index} has other pages than of {region.page_size} bytes")

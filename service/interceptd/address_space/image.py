@@ -1,128 +1,229 @@
-"""The memory image of a snapshot as an address space: what stands behind a page of a restored guest.
+"""The memory of a snapshot as an address space: what stands behind a page of a restored guest.
 
-Owns the image's descriptor, how its bytes are read without waiting for a disk or a file server, and which
-pages the VMM has given back, behind which there are zeroes from then on. Must not know userfaultfds, regions
-or gfns.
+Owns which part of the image each page of the VMM holds, and which pages the VMM has given back: behind those
+there are zeroes from then on. Must not know userfaultfds, regions or gfns.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 import trio
 
 from intercept_protocol.addresses import UaddrRange
 from intercept_protocol.messages import MemoryWatch
-from interceptd.address_space import Caller
-from interceptd.address_space.refusals import Cause
+from intercept_protocol.outcomes import Access
+from interceptd.address_space import Caller, Undecided
+from interceptd.address_space.fault_causes import FaultCauses
+from interceptd.address_space.image_file import Image
+from interceptd.address_space.refusals import Cause, error_name
 from interceptd.address_space.workers import Workers
-from interceptd.pages.mapping import Extent
-from interceptd.telemetry.trace import Trace
+from interceptd.pages.mapping import IMAGE_BACKING, ZERO_BACKING, Extent, Frame
+from interceptd.pages.range_map import RangeMap
+from interceptd.scheduling.time_share import give_way, give_way_shielded
 
-IMAGE_BACKING = "image"
-"""The backing of what comes from the image: `page` is a page of it."""
-ZERO_BACKING = "zero"
-"""The backing of what the VMM has given back: `page` is the page of the VMM."""
+_RIGHTS = Access.READ | Access.WRITE | Access.EXECUTE
+REMOVED_PER_PART = 64
+"""Runs of what was given back that a walk looks at before it lets others run."""
+READS = 3
+"""Times that one question has a page read that is not in the page cache afterwards."""
 
 
 class ImagePart(msgspec.Struct, frozen=True, gc=False):
-    """Pages [start, end) of the VMM that hold the image from `image_page` on, in pages of `unit` times 4 KiB
-    (512 for huge pages)."""
+    """Pages [start, end) of the VMM that hold the image from `image_page` on."""
 
     start: int
     end: int
     image_page: int
-    unit: int = 1
 
     def slice(self, start: int, end: int) -> ImagePart:
-        return ImagePart(start, end, self.image_page + start - self.start, self.unit)
-
-
-class Image:
-    """Owns the descriptor. Raises `OSError` if its size or file system cannot be told. The constructor asks
-    the file system: for a worker."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self.pages = 0
-
-    def read_nowait(self, page: int, count: int) -> int | None:
-        """The address of so many pages' bytes, good until the next call; None if not all are in the page
-        cache."""
-        raise NotImplementedError
-
-    def read(self, page: int, count: int) -> None:
-        """In a worker: bring the pages into the page cache. Raises `OSError`, EIO at the end of the file."""
-        raise NotImplementedError
-
-    def detach(self) -> int:
-        """Give up the descriptor, which is the caller's to close."""
-        descriptor, self._descriptor = self._descriptor, -1
-        return descriptor
+        return ImagePart(start, end, self.image_page + start - self.start)
 
 
 class ImageAddressSpace:
-    """See `AddressSpace`. `on_failure` is told each time that the image could not be read."""
+    """See `AddressSpace`. Its pages come in units of `unit` times 4 KiB (512 for huge pages).
+
+    `on_failure` is told of each read of the image that failed. It is its own `known`, too: what stands behind
+    a page is always known, and only its bytes may take time.
+    """
 
     def __init__(
-        self, image: Image, workers: Workers, on_failure: Callable[[OSError], None] = lambda _: None
+        self,
+        image: Image,
+        workers: Workers,
+        parts: Sequence[ImagePart],
+        *,
+        unit: int = 1,
+        on_failure: Callable[[OSError], None] = lambda _: None,
     ) -> None:
         self._image = image
         self._workers = workers
+        self._unit = unit
         self._on_failure = on_failure
-        self.known = self
-        self.unresolved: Counter[Cause] = Counter()
-        self.trace: Trace | None = None
-        self.removed_pages = 0
+        self._parts: RangeMap[ImagePart] = RangeMap()
+        for part in parts:
+            self._parts.insert(part)
+        self._removed: RangeMap[UaddrRange] = RangeMap()
+        self._causes = FaultCauses()
         self.failures = 0
+        """Reads of the image that failed."""
+        self.is_failing = False
+        """Whether the last one did."""
         self.vmm_gone = trio.Event()
+        """Set it when the VMM's memory is gone."""
 
     may_block = True
+    learns = False
     watch = MemoryWatch.DECLARED
     userfaultfd_errno = None
 
     @property
-    def vma_count(self) -> int:
-        return 0
+    def known(self) -> ImageAddressSpace:
+        return self
 
-    def adopt(self, parts: Sequence[ImagePart]) -> None:
-        """Serve these parts of the VMM's memory, which do not overlap."""
-        raise NotImplementedError
+    @property
+    def vma_count(self) -> int:
+        """What is recorded: parts of the image, and runs of what was given back."""
+        return len(self._parts) + len(self._removed)
+
+    @property
+    def removed_pages(self) -> int:
+        """Pages that the VMM has given back, at any time."""
+        return self._removed.page_count
+
+    @property
+    def unresolved(self) -> Counter[Cause]:
+        return self._causes.counts
 
     def removed(self, uaddrs: UaddrRange) -> None:
         """The VMM has given these pages back: there are zeroes behind them. Call it in the step in which that
         is announced to the notifier."""
-        raise NotImplementedError
+        removed = self._removed
+        before, after = removed.find(uaddrs.start - 1), removed.find(uaddrs.end)
+        start = uaddrs.start if before is None else before.start
+        end = uaddrs.end if after is None else after.end
+        whole = UaddrRange(start=start, end=end)
+        removed.carve(whole)
+        removed.insert(whole)
 
-    async def resolve(
-        self, page: int, window: UaddrRange, region: UaddrRange, caller: Caller = Caller.GUEST
-    ) -> Extent | None:
-        raise NotImplementedError
+    def image_runs(self, uaddrs: UaddrRange) -> list[UaddrRange]:
+        """The parts of `uaddrs` that were not given back."""
+        return [UaddrRange(start=start, end=end) for start, end in self._removed.gaps(uaddrs)]
 
-    async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:  # noqa: ARG002
-        return False
+    async def image_pages(self, uaddrs: UaddrRange) -> int:
+        """How many pages of `uaddrs` were not given back. Lets others run meanwhile."""
+        count, rest = 0, uaddrs
+        while rest.page_count:
+            part = self._removed.head(rest, REMOVED_PER_PART)
+            count += sum(end - start for start, end in self._removed.gaps(part))
+            rest = UaddrRange(start=part.end, end=rest.end)
+            await give_way()
+        return count
 
     def drain_nowait(self) -> bool:
+        """True: where something was given back that is not announced yet, the kernel lets nothing in."""
         return True
 
     def find(self, page: int, window: UaddrRange) -> Extent | None:
-        raise NotImplementedError
+        """See `Known.find`: the pages around `page` whose bytes are at hand, or that are zero."""
+        part = self._parts.find(page)
+        if part is None:
+            return None
+        extent = self._run(part, page, window)
+        return extent if extent.frame.backing == ZERO_BACKING else self._at_hand(extent, page)
 
     def learn(self, extent: Extent) -> None:
-        """Nothing: what is behind a page is known anyway."""
+        """Does nothing, and so does `forget`: what is behind a page is known anyway."""
 
     def forget(self, uaddrs: UaddrRange) -> None:
-        """Nothing, see `learn`."""
+        pass
+
+    async def resolve(
+        self,
+        page: int,
+        window: UaddrRange,
+        region: UaddrRange,  # noqa: ARG002 - for address spaces that watch VMAs
+        caller: Caller = Caller.GUEST,  # noqa: ARG002 - the VMM asks nothing
+    ) -> Extent | None:
+        """See `AddressSpace.resolve`: has the bytes read that are not at hand, by a worker, for as long as
+        the image takes. Raises `Undecided` if it cannot be read."""
+        part = self._parts.find(page)
+        if part is None:
+            return None
+        for _ in range(READS):
+            if (extent := self.find(page, window)) is not None:
+                return extent
+            run = self._run(part, page, window)
+            try:
+                read = await self._workers.ask(
+                    partial(self._image.read, run.frame.page, run.uaddrs.page_count)
+                )
+            except OSError as error:
+                raise self._failed(error) from error
+            self._image.keep(read)
+            self.is_failing = False
+        extent = self.find(page, window)
+        if extent is None:
+            raise Undecided.because(Cause.CHANGING)
+        return extent
+
+    async def is_io(self, page: int, caller: Caller = Caller.GUEST) -> bool | None:  # noqa: ARG002 - as above
+        return None if self._parts.find(page) is None else False
 
     async def run(self) -> None:
         """Return once the VMM's memory is gone."""
         await self.vmm_gone.wait()
 
     def close(self) -> None:
-        """End the worker threads. The descriptor is closed by who has it (`Image.detach`)."""
+        """End the worker threads, and close the image."""
         self._workers.close()
+        self._image.close()
 
     async def discard(self) -> None:
         """Free what is known of an ended partition, and let others run meanwhile."""
+        while self._removed.drop_some():
+            await give_way_shielded()
+
+    def _run(self, part: ImagePart, page: int, window: UaddrRange) -> Extent:
+        """All of the part and the window around the page that is of one kind."""
+        start, end = max(window.start, part.start), min(window.end, part.end)
+        whole = UaddrRange(start=part.start, end=part.end)
+        if self._removed:
+            zeroes = self._removed.find(page)
+            if zeroes is not None:
+                start, end = max(start, zeroes.start), min(end, zeroes.end)
+                uaddrs = UaddrRange(start=start, end=end)
+                return Extent(uaddrs, Frame(ZERO_BACKING, start), _RIGHTS, False, whole)
+            start, end = next(
+                (first, last)
+                for first, last in self._removed.gaps(UaddrRange(start=start, end=end))
+                if first <= page < last
+            )
+        frame = Frame(IMAGE_BACKING, part.image_page + start - part.start)
+        return Extent(UaddrRange(start=start, end=end), frame, _RIGHTS, False, whole)
+
+    def _at_hand(self, extent: Extent, page: int) -> Extent | None:
+        """The part of the extent around the page whose bytes can be had now: all, those before the first page
+        that is not there, or those from the page on."""
+        first, start, end = extent.frame.page, extent.start, extent.end
+        count = self._image.resident(first, end - start)
+        if count == end - start:
+            return extent
+        count -= count % self._unit
+        if page < start + count:
+            return extent.slice(start, start + count)
+        start = page - (page - start) % self._unit
+        count = self._image.resident(first + start - extent.start, end - start)
+        count -= count % self._unit
+        return extent.slice(start, start + count) if page < start + count else None
+
+    def _failed(self, error: OSError) -> Undecided:
+        self.failures += 1
+        self.is_failing = True
+        self._on_failure(error)
+        reason = Undecided.because(Cause.IMAGE_ERROR, error_name(error))
+        self._causes.undecided(reason)
+        return reason

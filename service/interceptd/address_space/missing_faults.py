@@ -1,7 +1,8 @@
-"""A userfaultfd that reports missing pages, and the ioctls that bring them in (Linux: ioctl_userfaultfd(2)).
+"""A userfaultfd that reports missing pages, and the ioctls that bring them in (ioctl_userfaultfd(2)).
 
-Owns the format of its messages and the numbers of the ioctls. Must not know images, gfns or partitions.
-Reading never blocks. The ioctls wait for the VMA's lock, which the process holds while it changes its memory.
+Owns the format of its messages and the numbers of its ioctls. Must not know images, gfns or partitions.
+Reading and waking never block. The other ioctls wait for the lock of a VMA, which the process holds while it
+changes its memory, and for memory.
 
 Messages are read one at a time, so that where the process is kept for a successor each lies in the ledger
 before it is acted on.
@@ -9,23 +10,32 @@ before it is acted on.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import struct
+from collections.abc import Callable
 from typing import Final
 
-import trio
-
-from intercept_protocol.addresses import PAGE_SHIFT, UaddrRange
-from interceptd.address_space.userfaultfd import UFFDIO_UNREGISTER
+from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, UaddrRange
+from intercept_protocol.outcomes import Access
+from interceptd.address_space import Undecided
+from interceptd.address_space.userfaultfd import UFFDIO_UNREGISTER, restore_nonblocking
+from interceptd.address_space.workers import Workers
 
 UFFDIO_WAKE = 0x8010AA02
 UFFDIO_COPY = 0xC028AA03
 UFFDIO_ZEROPAGE = 0xC020AA04
 EVENT_PAGEFAULT = 0x12
 EVENT_REMOVE = 0x15
+FLAG_WRITE = 1
+"""UFFD_PAGEFAULT_FLAG_WRITE."""
 MESSAGE_BYTES: Final = 32
+HUGE_UNIT: Final = 512
+"""Pages of 4 KiB in a huge page."""
+_ACCESSES = (Access.READ, Access.WRITE)
 _MESSAGE = struct.Struct("<B7xQQQ")
 """struct uffd_msg: the event; of a page fault its flags and address, of a REMOVE its start and end."""
 _RANGE = struct.Struct("<2Q")
@@ -36,27 +46,21 @@ _ZEROPAGE = struct.Struct("<3Qq")
 """struct uffdio_zeropage: start, len, mode, zeropage."""
 
 
-class Partly(Exception):
-    """An ioctl was not done in full. `number` is its errno, and `done` counts the bytes from the start that
-    are in: if there are any, `number` tells nothing, and the ioctl is repeated behind them."""
-
-    def __init__(self, number: int, done: int) -> None:
-        super().__init__(errno.errorcode.get(number, str(number)))
-        self.number = number
-        self.done = done
-
-
 class MissingFaults:
-    """Borrows the descriptor, whose owner closes it. `gone` is set once the kernel says that the process has
-    no memory any more (ESRCH)."""
+    """Borrows the descriptor, whose owner closes it. `workers` have one thread. `unit` is the number of 4 KiB
+    pages that the kernel brings in at least, 512 for huge pages."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, workers: Workers, *, unit: int = 1) -> None:
         self._descriptor = descriptor
+        self._workers = workers
         self._message: bytearray | memoryview = bytearray(MESSAGE_BYTES)
         self._into: list[bytearray | memoryview] = [self._message]
-        self._copy = bytearray(_COPY.size)
-        self._zeropage = bytearray(_ZEROPAGE.size)
-        self.gone = trio.Event()
+        self._zeroes = 0 if unit == 1 else _zeroes(unit)
+        """The address of a huge page's zeroes: the kernel's zero page is a small one."""
+        self._unit = unit
+
+        self.access = Access.READ
+        """What the thread wanted that waits for the page read last."""
 
     def fileno(self) -> int:
         return self._descriptor
@@ -68,7 +72,7 @@ class MissingFaults:
 
     def read(self) -> int | UaddrRange | None:
         """The page that a thread waits for, the range that is being removed, or None if there is no message.
-        After a removal call `forget_message` once it is recorded."""
+        After a removal call `forget_message` once it is recorded. Raises `OSError`."""
         while True:
             try:
                 os.preadv(self._descriptor, self._into, -1, os.RWF_NOWAIT)
@@ -76,33 +80,39 @@ class MissingFaults:
                 return None
             event, first, second, _ = _MESSAGE.unpack_from(self._message)
             if event == EVENT_PAGEFAULT:
-                return int(second >> PAGE_SHIFT)
+                self.access = _ACCESSES[first & FLAG_WRITE]
+                return int(second) >> PAGE_SHIFT
             if event == EVENT_REMOVE:
-                return UaddrRange(start=first >> PAGE_SHIFT, end=second >> PAGE_SHIFT)
+                return UaddrRange(start=first >> PAGE_SHIFT, end=second + PAGE_SIZE - 1 >> PAGE_SHIFT)
 
     def forget_message(self) -> None:
         """What was read last is recorded."""
         self._message[:] = bytes(MESSAGE_BYTES)
 
-    def copy(self, page: int, source: int, count: int) -> None:
+    def restore_nonblocking(self) -> bool:
+        """See `Userfaultfd.restore_nonblocking`."""
+        return restore_nonblocking(self._descriptor)
+
+    def copy(self, page: int, source: int, count: int) -> int:
         """Bring in `count` pages at `page`, with the bytes at the address `source`, and wake who waits for
-        them. Raises `Partly`, `OSError`."""
-        request = self._copy
-        length = count << PAGE_SHIFT
-        _COPY.pack_into(request, 0, page << PAGE_SHIFT, source, length, 0, 0)
+        them. Returns how many from the first on are in now, or the negative errno if none is."""
+        request = bytearray(_COPY.pack(page << PAGE_SHIFT, source, count << PAGE_SHIFT, 0, 0))
         try:
             fcntl.ioctl(self._descriptor, UFFDIO_COPY, request)
         except OSError as error:
-            self._raise(error, _COPY.unpack(request)[4])
+            return _brought(_COPY.unpack(request)[4], error)
+        return count
 
-    def zero(self, page: int, count: int) -> None:
-        """The same with pages of zeroes; not of huge pages (EINVAL)."""
-        request = self._zeropage
-        _ZEROPAGE.pack_into(request, 0, page << PAGE_SHIFT, count << PAGE_SHIFT, 0, 0)
+    def zero(self, page: int, count: int) -> int:
+        """The same with zeroes."""
+        if self._zeroes:
+            return self.copy(page, self._zeroes, self._unit)
+        request = bytearray(_ZEROPAGE.pack(page << PAGE_SHIFT, count << PAGE_SHIFT, 0, 0))
         try:
             fcntl.ioctl(self._descriptor, UFFDIO_ZEROPAGE, request)
         except OSError as error:
-            self._raise(error, _ZEROPAGE.unpack(request)[3])
+            return _brought(_ZEROPAGE.unpack(request)[3], error)
+        return count
 
     def wake(self, uaddrs: UaddrRange) -> None:
         """Let all threads go on that wait for these pages: who still misses one waits again."""
@@ -110,10 +120,26 @@ class MissingFaults:
 
     def unregister(self, uaddrs: UaddrRange) -> None:
         """From now on the kernel itself fills what is missing there, with zeroes. Blocks for the process's
-        mmap lock: belongs in a worker thread. Raises `OSError`."""
+        mmap lock: belongs in a worker. Raises `OSError`."""
         fcntl.ioctl(self._descriptor, UFFDIO_UNREGISTER, _RANGE.pack(uaddrs.start_uaddr, uaddrs.length))
 
-    def _raise(self, error: OSError, done: int) -> None:
-        if error.errno == errno.ESRCH:
-            self.gone.set()
-        raise Partly(error.errno or 0, max(done, 0)) from None
+    async def in_worker(self, call: Callable[[], None]) -> None:
+        """Make ioctls in a thread. Raises what `call` does, and `OSError` if there is no thread now."""
+        try:
+            await self._workers.ask(call)
+        except Undecided as error:
+            raise OSError(error.number, str(error)) from error
+
+
+def _brought(bytes_done: int, error: OSError) -> int:
+    return bytes_done >> PAGE_SHIFT if bytes_done > 0 else -(error.errno or errno.EIO)
+
+
+_ZEROES: list[mmap.mmap] = []
+
+
+def _zeroes(unit: int) -> int:
+    """The address of zeroes that are never freed; they take no memory until they are read."""
+    if not _ZEROES:
+        _ZEROES.append(mmap.mmap(-1, unit << PAGE_SHIFT))
+    return ctypes.addressof(ctypes.c_byte.from_buffer(_ZEROES[0]))

@@ -76,6 +76,8 @@ class Cause(Enum):
         Permanence.TRANSIENT,
         errno.ETIMEDOUT,
     )
+    IMAGE_ERROR = "the image cannot be read", Permanence.TRANSIENT, errno.EIO
+    """What a restored guest's memory comes from: its content is not known, so no fault is decided."""
     OTHER = "the kernel refuses", Permanence.TRANSIENT
     """An errno that the table does not have."""
 

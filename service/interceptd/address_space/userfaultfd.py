@@ -136,11 +136,16 @@ class Userfaultfd:
 
     def restore_nonblocking(self) -> bool:
         """Set O_NONBLOCK, without which poll(2) reports an error forever; returns whether it was cleared."""
-        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
-        if flags & os.O_NONBLOCK:
-            return False
-        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)
-        return True
+        return restore_nonblocking(self._descriptor)
+
+
+def restore_nonblocking(descriptor: int) -> bool:
+    """See `Userfaultfd.restore_nonblocking`."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    if flags & os.O_NONBLOCK:
+        return False
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+    return True
 
 
 def missing(features: int, ioctls: int) -> list[str]:

@@ -6,6 +6,7 @@ regions or uaddr invalidations.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -23,6 +24,14 @@ class HypervisorError(Exception):
         super().__init__(message)
         self.number = number
         self.done = done
+
+
+class MemoryChanging(HypervisorError):
+    """The VMM is changing its memory, or what was to be mapped is not at hand any more: nothing was decided,
+    so ask again a little later. The pieces before are mapped, and stay."""
+
+    def __init__(self, message: str, *, done: int = 0) -> None:
+        super().__init__(errno.EAGAIN, message, done=done)
 
 
 class HypervisorCounters(msgspec.Struct):

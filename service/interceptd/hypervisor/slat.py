@@ -53,6 +53,12 @@ class SoftwareSlat:
         """The entries in `gfns`, sliced to it."""
         return self._entries.clipped(gfns)
 
+    def first_entries(self, gfns: GfnRange) -> tuple[GfnRange, list[Mapping]]:
+        """A part from the start of `gfns`, and the few entries that there are, for walks that yield."""
+        part = self._entries.head(gfns, ENTRIES_PER_PART)
+        part = GfnRange(start=part.start, end=part.end)
+        return part, self._entries.clipped(part)
+
     def new_gfns(self, gfns: GfnRange) -> list[tuple[int, int]]:
         """The parts of `gfns` without an entry, which would need table space."""
         return self._entries.gaps(gfns)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
+from typing import Protocol
 
 import trio
 from msgspec.structs import replace
@@ -40,6 +41,22 @@ UNDECIDED_PAUSE = 0.02
 per second, and short-lived causes, such as a userfaultfd being closed, are over by then."""
 
 
+class Known(Protocol):
+    """What is known to back uaddrs, so that an address space that may block need not be asked."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether it must be told what the address space answers."""
+
+    def find(self, page: int, window: UaddrRange) -> Extent | None:
+        """The part of `window` around `page` that is known to be backed; None if that of the page is not."""
+
+    def learn(self, extent: Extent) -> None: ...
+
+    def forget(self, uaddrs: UaddrRange) -> None:
+        """Know nothing of `uaddrs` any more."""
+
+
 @dataclass(slots=True)
 class Fault:
     """An access that the look-up did not decide. Handle it before the next checkpoint: what the look-up found
@@ -65,12 +82,12 @@ class FaultHandler:
         regions: RegionManager,
         address_space: AddressSpace,
         timeout: float,
-        known: KnownVmas | None = None,
+        known: Known | None = None,
     ) -> None:
         self._regions = regions
         self._address_space = address_space
         self._timeout = timeout
-        self._known = KnownVmas() if known is None else known
+        self._known: Known = KnownVmas() if known is None else known
         """Of an address space that may block; of another one nothing is learned."""
         regions.learn_in_windows(self._known.forget)
         self.lookup = regions.lookup
@@ -269,12 +286,14 @@ class FaultHandler:
 
     async def _resolve(self, attempt: Attempt) -> Extent | None:
         """What backs the page, within the attempt's window. Where that takes a question that may block, it is
-        about all of the region, and what it brings is learned."""
+        about all of the region where it is learned what that brings."""
         page, region, window = attempt.uaddr_page, attempt.region, attempt.window.uaddrs
         if not self._address_space.may_block:
             return await self._address_space.resolve(page, window, region.uaddrs)
         if (known := self._recall_granted(attempt)) is not None:
             return known
+        if not self._known.learns:
+            return await self._ask(page, window, region)
         look = self._regions.open_look(region, page)
         try:
             extent = await self._ask(page, look.uaddrs, region)

@@ -21,7 +21,7 @@ from intercept_protocol.messages import RegionKind
 from intercept_protocol.text import sentence
 from interceptd.eager_lock import EagerLock
 from interceptd.errors import PartitionLost
-from interceptd.hypervisor import Hypervisor, HypervisorError, named
+from interceptd.hypervisor import Hypervisor, HypervisorError, MemoryChanging, named
 from interceptd.memory.long_lists import LongList
 from interceptd.memory.region import Piece, Region
 from interceptd.pages.counted_range_map import CountedRangeMap
@@ -152,11 +152,18 @@ class GuestMappings:
         """Make faults on `gfns` wait until the end of a `with` block."""
         return _Change(self, gfns)
 
-    async def map_gaps(self, region: Region, wanted: Iterable[Mapping], deadline: float) -> int:
+    async def map_gaps(
+        self,
+        region: Region,
+        wanted: Iterable[Mapping],
+        deadline: float,
+        goes_on: Callable[[], bool] = lambda: True,
+    ) -> int:
         """Give the guest those parts of `wanted` that it has not got; returns how many parts that took.
 
         Raises `HypervisorError` when one is refused, and undoes what this call mapped and nothing else.
-        Beyond the deadline the rest is left, and what is mapped stays.
+        Beyond the deadline, or when it no longer `goes_on` after others ran, the rest is left, and what is
+        mapped stays; so it does when the VMM is changing its memory (`MemoryChanging`).
         """
         assert self.lock.is_mine
         made: LongList[Mapping] = LongList()
@@ -170,11 +177,15 @@ class GuestMappings:
                     continue
                 if made:
                     await give_way_shielded()
+                    if not goes_on():
+                        break
                 await self._map(region, asked)
                 made.extend(asked)
                 if trio.current_time() > deadline:
                     break
             return len(made)
+        except MemoryChanging:
+            raise
         except HypervisorError as error:
             log.warning("map_refused", region=str(region.gfns), error=str(error))
             made.extend(asked[: error.done])
@@ -201,6 +212,8 @@ class GuestMappings:
                         await self._ask_to_map(region, [mapping])
             else:
                 await self._ask_to_map(region, [mapping])
+        except MemoryChanging:
+            raise
         except HypervisorError as error:
             log.warning("map_refused", region=str(region.gfns), error=str(error))
             raise

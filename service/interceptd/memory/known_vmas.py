@@ -23,6 +23,7 @@ class KnownVmas:
     """See the module. One per partition, which `share` bounds."""
 
     __slots__ = ("_extents", "_share")
+    learns = True
 
     def __init__(self, share: CacheShare | None = None) -> None:
         self._extents: RangeMap[Extent] = RangeMap()

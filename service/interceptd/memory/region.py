@@ -17,7 +17,7 @@ from interceptd.pages.mapping import Cache, Extent, Mapping
 
 FAULT_IN_PAGES = 512
 """MSHV_MAP_FAULT_IN_PAGES: a fault on movable memory maps the 2 MiB around it, counted from the region's
-start and not from gfn 0 (mshv_region_handle_gfn_fault)."""
+start and not from gfn 0 (mshv_region_handle_gfn_fault), unless the region has blocks of its own."""
 
 
 _ACCESSES = tuple(Access(bits) for bits in range(8))
@@ -57,6 +57,8 @@ class Region(msgspec.Struct, eq=False, gc=False):
     state: RegionState = RegionState.LIVE
     mapped_gfns: int = 0
     """Gfns that are recorded as mapped: counted, because a region may have a mapping for each."""
+    block: int = FAULT_IN_PAGES
+    """Pages that a fault on movable memory may map, counted in blocks from the region's start."""
 
     def uaddrs_of(self, gfns: GfnRange) -> UaddrRange:
         shift = self.uaddrs.start - self.gfns.start
@@ -72,9 +74,8 @@ class Region(msgspec.Struct, eq=False, gc=False):
             case RegionKind.MMIO if granularity is MmioGranularity.PAGE:
                 return GfnRange(start=gfn, end=gfn + 1)
             case RegionKind.MOVABLE:
-                offset = (gfn - self.gfns.start) // FAULT_IN_PAGES * FAULT_IN_PAGES
-                start = self.gfns.start + offset
-                return GfnRange(start=start, end=min(start + FAULT_IN_PAGES, self.gfns.end))
+                start = gfn - (gfn - self.gfns.start) % self.block
+                return GfnRange(start=start, end=min(start + self.block, self.gfns.end))
             case _:
                 return self.gfns
 

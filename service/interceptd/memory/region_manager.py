@@ -25,7 +25,7 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.events import AnyFact
 from intercept_protocol.messages import MmioGranularity, RegionKind
 from intercept_protocol.outcomes import Access, Answer, allows
-from interceptd.hypervisor import HypervisorError
+from interceptd.hypervisor import HypervisorError, MemoryChanging
 from interceptd.hypervisor.slat import SoftwareSlat
 from interceptd.ledger.journal import Journal
 from interceptd.ledger.records import Dangling
@@ -170,6 +170,8 @@ class RegionManager:
         what this call mapped and nothing else, and is the answer HYPERVISOR_ERROR. (What had fewer rights and
         was to get more is left unmapped then, and faults again.)
 
+        CONTENDED if the VMM is changing its memory, so that nothing could be decided.
+
         The deadline holds between the calls, though none is broken off: beyond it the rest is left
         for another fault, and what is mapped stays, because it is right in itself. A VMM that answers each of
         many calls just in time would else hold its VP up for as long as it likes (I4).
@@ -178,7 +180,11 @@ class RegionManager:
             if attempt.stale:
                 return None
             try:
-                made = await self._mappings.map_gaps(attempt.region, attempt.wanted(extents), deadline)
+                made = await self._mappings.map_gaps(
+                    attempt.region, attempt.wanted(extents), deadline, lambda: not attempt.stale
+                )
+            except MemoryChanging:
+                return Answer.CONTENDED
             except HypervisorError:
                 return Answer.HYPERVISOR_ERROR
             if not made:
@@ -192,6 +198,8 @@ class RegionManager:
         something is mapped there. It waits for no lock: nobody holds it, and nobody can come between."""
         try:
             return Answer.MAPPED if await self._mappings.map_free(region, mapping) else None
+        except MemoryChanging:
+            return Answer.CONTENDED
         except HypervisorError:
             return Answer.HYPERVISOR_ERROR
 

@@ -33,6 +33,12 @@ HOST_BACKING = "host"
 """The backing of declared memory: `page` is a host page number."""
 
 
+IMAGE_BACKING = "image"
+"""The backing of a restored guest's pages that come from its image: `page` is a page of it."""
+ZERO_BACKING = "zero"
+"""The backing of its pages that the VMM gave back: `page` is a page of the VMM."""
+
+
 class Cache(Enum):
     NORMAL = "normal"
     NOT_CACHED = "not_cached"

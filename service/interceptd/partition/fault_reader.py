@@ -1,32 +1,70 @@
 """The faults of a restored guest: reads the userfaultfd, and has each missing page brought in.
 
-Owns the order of one message from the read to the answer, and what is tried again when. It stands where the
+Owns the order of one message from the read to its effect, and what is tried again when. It stands where the
 VPs of another guest stand. Must not know how pages are kept, or where their bytes come from.
+
+A message that a page was given back takes effect in the step in which it is read, whatever else goes on: its
+thread waits for that, and the kernel lets nothing in before. A fault is decided in the same step, too, unless
+it must wait; then a task goes on with it. Whatever becomes of it, in the end the page is brought in, or its
+thread is woken and looks again.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import Final
 
+import structlog
+import trio
+
+from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
+from intercept_protocol.events import InterceptAnswered
 from intercept_protocol.messages import RestoreState
-from intercept_protocol.outcomes import Answer
+from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.image import ImageAddressSpace
 from interceptd.address_space.missing_faults import MissingFaults
+from interceptd.hypervisor import HypervisorError
 from interceptd.hypervisor.userfaultfd import UserfaultfdHypervisor
-from interceptd.memory.fault_handler import FaultHandler
+from interceptd.memory.fault_handler import Fault, FaultHandler
 from interceptd.memory.region import Region
 from interceptd.mmu_notifier import MmuNotifier
+from interceptd.pages.mapping import Mapping
+from interceptd.scheduling.time_share import give_way
+from interceptd.telemetry.counters import Source
 from interceptd.telemetry.event_bus import PartitionPublisher
 from interceptd.telemetry.histogram import InterceptLatency
+from interceptd.telemetry.trace import DECODE
 
-READER_INDEX = 0
+log = structlog.get_logger()
+
+READER_INDEX: Final = 0
 """In views it stands where VP 0 does."""
+TASKS: Final = 64
+"""Faults that wait at a time, for the image or for a change; more of them wait for their turn."""
+LOOK_SECONDS: Final = 1.0
+"""Interval of the look whether all is in."""
+SPURIOUS_WAKE_SECONDS: Final = 0.001
+"""Pause after a wake-up without a message, as in `address_space/unmap_watch.py`."""
+
+
+@dataclass(slots=True, eq=False)
+class _Pause:
+    """Faults that are tried again after a while, which doubles as long as none of them gets on."""
+
+    first: float
+    most: float
+    """Seconds."""
+    faults: dict[int, tuple[Access, int]] = field(default_factory=dict)
+    """By gfn: the access, and when the fault was read."""
+    is_on: bool = False
 
 
 class FaultReader:
     """`regions` are all of the guest, and stay. It has the attributes of a `VirtualProcessor` that views and
-    the end of a partition use."""
+    the end of a partition use. `latency` is of each fault from its read to the page that it brought in."""
 
     index = READER_INDEX
 
@@ -44,20 +82,33 @@ class FaultReader:
     ) -> None:
         self._uffd = uffd
         self._regions = regions
+        self._region = regions[0]
+        """In which the last fault was."""
         self._faults = faults
         self._notifier = notifier
         self._memory = memory
         self._hypervisor = hypervisor
         self._answers = answers
         self._event_bus = event_bus
+        self._queue: dict[int, tuple[Access, int]] = {}
+        """Of those that must wait: as in `_Pause`."""
+        self._deciding: dict[int, bool] = {}
+        """By gfn, faults that a task goes on with; whether it was read again meanwhile."""
+        self._changing = _Pause(0.0005, 0.064)
+        self._failing = _Pause(0.1, 5.0)
+        self._idle = trio.Event()
+        self._idle.set()
         self.latency = InterceptLatency()
-        self.state = "running"
         self.restore_state = RestoreState.SERVING
-        self.demand_pages = 0
-        self.around_pages = 0
-        self.prefetched_pages = 0
-        self.zero_pages = 0
         self.retries = 0
+        """Times that nothing could be decided because the VMM's memory was changing."""
+        self.first_fault_ns: int | None = None
+        self.last_fault_ns: int | None = None
+        """By the performance counter."""
+
+    @property
+    def state(self) -> str:
+        return "running" if self._idle.is_set() else "waiting"
 
     @property
     def intercepts(self) -> int:
@@ -65,16 +116,220 @@ class FaultReader:
 
     async def run(self) -> None:
         """Serve until cancelled, or until the VMM's memory is gone. Raises `PartitionLost`."""
-        raise NotImplementedError
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._look_whether_all_is_in)
+            await self._read()
+            self._nursery.cancel_scope.cancel()
+
+    async def wait_idle(self) -> None:
+        """Block until no fault waits."""
+        await self._idle.wait()
+
+    def wake_all(self) -> None:
+        """Have all faults read again that a predecessor has read and not answered."""
+        for region in self._regions:
+            self._hypervisor.wake(region.uaddrs)
+
+    async def leave_to_kernel(self) -> bool:
+        """If no page of the image is missing, let the kernel fill with zeroes what the VMM gives back;
+        whether that is so now. May block for the VMM's mmap lock."""
+        if self.restore_state is RestoreState.COMPLETE:
+            return True
+        if await self.missing_pages():
+            return False
+        try:
+            await self._hypervisor.unregister([region.uaddrs for region in self._regions])
+        except OSError as error:
+            log.warning("unregister_refused", error=str(error))
+            return False
+        self.restore_state = RestoreState.COMPLETE
+        log.info("restore_complete")
+        return True
+
+    async def missing_pages(self) -> int:
+        """How many pages of the image are not in, and were not given back. Lets others run meanwhile."""
+        count = 0
+        for region in self._regions:
+            rest = region.gfns
+            while rest.page_count:
+                part, entries = self._hypervisor.table.first_entries(rest)
+                for entry in entries:
+                    if not entry.access:
+                        uaddrs = region.uaddrs_of(entry.gfns)
+                        count += await self._memory.image_pages(uaddrs)
+                rest = GfnRange(start=part.end, end=rest.end)
+                await give_way()
+        return count
 
     def kick(self) -> None:
-        """Nothing: no VP of it can be stopped from here."""
+        """Does nothing, and so do `fail` and `drain`: no thread waits for an answer on a connection. Who
+        waits for a page goes on with its process's end, or when another daemon serves it."""
 
-    def fail(self) -> None:
-        """Nothing: who waits goes on when its process ends, or when another daemon serves it."""
-
-    def drain(self) -> None:
-        """Nothing, as above."""
+    fail = drain = kick
 
     async def wait_quiet(self) -> None:
-        """Returns at once: nobody waits for an answer on a connection."""
+        """Returns at once, as above."""
+
+    # ------------------------------------------------ reading
+
+    async def _read(self) -> None:
+        uffd, hypervisor = self._uffd, self._hypervisor
+        is_awake = False
+        while not hypervisor.vmm_gone:
+            if hypervisor.may_block:
+                await hypervisor.settled()
+            try:
+                message = uffd.read()
+            except OSError as error:
+                log.warning("userfaultfd_unreadable", error=str(error))
+                break
+            if message is None:
+                if is_awake and uffd.restore_nonblocking():
+                    await trio.sleep(SPURIOUS_WAKE_SECONDS)
+                await trio.lowlevel.wait_readable(uffd)
+                is_awake = True
+                continue
+            is_awake = False
+            if isinstance(message, int):
+                await self._fault(message)
+            else:
+                self._remove(message)
+            await give_way()
+        self._memory.vmm_gone.set()
+
+    def _remove(self, uaddrs: UaddrRange) -> None:
+        self._memory.removed(uaddrs)
+        self._notifier.invalidate(uaddrs, Source.USERFAULTFD)
+        self._uffd.forget_message()
+
+    async def _fault(self, page: int) -> None:
+        began = self.last_fault_ns = perf_counter_ns()
+        if self.first_fault_ns is None:
+            self.first_fault_ns = began
+        region = self._region
+        if page not in region.uaddrs:
+            found = next((region for region in self._regions if page in region.uaddrs), None)
+            if found is None:
+                log.error("fault_outside_regions", uaddr=f"{page << PAGE_SHIFT:#x}")
+                return
+            region = self._region = found
+        await self._decide(page - region.uaddrs.start + region.gfns.start, self._uffd.access, began)
+
+    # ------------------------------------------------ deciding
+
+    async def _decide(self, gfn: int, access: Access, began: int) -> None:
+        """What can be decided in this step is; a task goes on with the rest."""
+        if gfn in self._deciding:
+            self._deciding[gfn] = True
+            return
+        match self._faults.lookup(gfn, access):
+            case Region() as region if not self._hypervisor.may_block:
+                fault = Fault(gfn, access, region)
+                fault.spent[DECODE] = looked_up = perf_counter_ns() - began
+                self._faults.stages.decode.record(looked_up)
+                answer = await self._faults.handle_nowait(fault)
+                if answer is None:
+                    self._wait(gfn, access, began)
+                else:
+                    await self._act(answer, fault, began)
+            case Mapping() if not self._hypervisor.may_block:
+                await self._act(Answer.ALREADY_MAPPED, Fault(gfn, access, None), began)
+            case _:
+                self._wait(gfn, access, began)
+
+    def _wait(self, gfn: int, access: Access, began: int) -> None:
+        self._queue.setdefault(gfn, (access, began))
+        if len(self._deciding) < TASKS:
+            if not self._deciding:
+                self._idle = trio.Event()
+            gfn = next(iter(self._queue))
+            self._deciding[gfn] = False
+            self._nursery.start_soon(self._go_on, gfn, *self._queue.pop(gfn))
+
+    async def _go_on(self, gfn: int, access: Access, began: int) -> None:
+        """Decide a fault that must wait, and then others."""
+        while True:
+            fault = Fault(gfn, access, None)
+            answer = await self._faults.handle(fault, _never)
+            await self._act(answer, fault, began)
+            if self._deciding.pop(gfn):
+                await self._decide(gfn, access, began)
+            if not self._queue or len(self._deciding) >= TASKS:
+                break
+            gfn = next(iter(self._queue))
+            access, began = self._queue.pop(gfn)
+            self._deciding[gfn] = False
+        if not self._deciding:
+            self._idle.set()
+
+    async def _act(self, answer: Answer, fault: Fault, began: int) -> None:
+        """See to it that the thread goes on that waits for the page, now or later."""
+        if answer is Answer.ALREADY_MAPPED:
+            mapping = self._faults.lookup(fault.gfn, fault.access)
+            if isinstance(mapping, Mapping):
+                try:
+                    await self._hypervisor.bring_again(mapping, fault.gfn)
+                except HypervisorError:
+                    answer = Answer.CONTENDED
+            else:
+                answer = Answer.CONTENDED
+        self._note(answer, fault, began)
+        if answer not in (Answer.MAPPED, Answer.ALREADY_MAPPED):
+            self._try_later(answer, fault, began)
+
+    def _try_later(self, answer: Answer, fault: Fault, began: int) -> None:
+        if answer in (Answer.CONTENDED, Answer.INVALIDATING) and not self._memory.is_failing:
+            self.retries += 1
+            pause = self._changing
+        else:
+            pause = self._failing
+        pause.faults[fault.gfn] = fault.access, began
+        if not pause.is_on:
+            pause.is_on = True
+            self._nursery.start_soon(self._try_again, pause)
+
+    async def _try_again(self, pause: _Pause) -> None:
+        seconds = pause.first
+        while pause.faults:
+            await trio.sleep(seconds)
+            faults, pause.faults = pause.faults, {}
+            for gfn, (access, began) in faults.items():
+                await self._decide(gfn, access, began)
+                await give_way()
+            seconds = min(2 * seconds, pause.most) if len(pause.faults) >= len(faults) else pause.first
+        pause.is_on = False
+
+    def _note(self, answer: Answer, fault: Fault, began: int) -> None:
+        self._answers[answer] += 1
+        now = perf_counter_ns()
+        if answer is Answer.MAPPED or answer is Answer.ALREADY_MAPPED:
+            (self.latency.waited if fault.waited else self.latency.at_once).record(now - began)
+        bus = self._event_bus
+        if bus.intercepts_wanted:
+            if (trace := bus.trace) is not None:
+                trace.intercept(now, self.index, (fault.gfn, fault.access), answer, now - began, fault)
+            if bus.subscribers_want_intercepts:
+                bus.publish(
+                    InterceptAnswered(
+                        vp_index=self.index,
+                        outcome=answer.outcome,
+                        reason=answer.reason,
+                        gfn=fault.gfn,
+                        access=fault.access,
+                    )
+                )
+
+    # ------------------------------------------------ the end
+
+    async def _look_whether_all_is_in(self) -> None:
+        """A look costs a walk, and is worth it only when so little is missing that all of it may have been
+        given back."""
+        table = self._hypervisor.table
+        while True:
+            await trio.sleep(LOOK_SECONDS)
+            if table.no_access_gfns <= self._memory.removed_pages and await self.leave_to_kernel():
+                return
+
+
+def _never(_answer: Answer) -> None:
+    """A fault of a restored guest is not interrupted."""

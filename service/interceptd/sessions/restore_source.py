@@ -22,7 +22,7 @@ from intercept_protocol.errors import WireError
 from intercept_protocol.messages import Restore
 from intercept_protocol.text import sentence
 from interceptd.address_space.descriptors import is_readable
-from interceptd.address_space.image import Image
+from interceptd.address_space.image_file import Image
 from interceptd.address_space.workers import pause_if_due
 from interceptd.connections.closer import Closer
 from interceptd.telemetry.trace import TraceRing
@@ -98,7 +98,7 @@ def examine(descriptors: list[int], received: int, call: Restore, closer: Closer
         if ring is not None:
             undo.callback(ring.close)
         with _about("image"):
-            image = Image(found["image"])
+            image = Image(found["image"], closer)
         left.remove(found["image"])
         undo.callback(image.close)
         listener = socket.socket(fileno=found["listener"])
