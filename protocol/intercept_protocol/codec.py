@@ -12,7 +12,7 @@ from typing import TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from ._choices import choices_at
+from ._choices import Choices, choices_at, narrowed
 from .elements import about_element
 from .errors import ProtocolViolation, WireError
 from .messages import HELLOS, PROTOCOL_VERSION, Call, Hello
@@ -57,6 +57,7 @@ def _decode(struct: type[T], params: list[object]) -> T:
     if None in fields.values():
         optional = _optional(struct)
         fields = {name: item for name, item in fields.items() if item is not None or name not in optional}
+    _check_words(struct, fields)
     try:
         return msgspec.convert(fields, struct, builtin_types=_BYTES_ARE_BYTES)
     except msgspec.ValidationError as error:
@@ -66,8 +67,19 @@ def _decode(struct: type[T], params: list[object]) -> T:
         choices = choices_at(struct, path) if why.startswith(_NOT_A_CHOICE) else None
         if choices is None or not choices.words:
             raise WireError(errno.EINVAL, f"{field}: {why}", field=field) from None
-        why = f"must be {choices}; {why}"
-        raise WireError(errno.EINVAL, f"{field}: {why}", field=field, choices=list(choices.words)) from None
+        raise _no_choice(field, choices, why) from None
+
+
+def _check_words(struct: type, fields: Mapping[object, object]) -> None:
+    """Raise the error about the first word that the type of its field has, and this request does not take."""
+    for field, choices in narrowed(struct).items():
+        if isinstance(word := fields.get(field), str) and word not in choices.words:
+            raise _no_choice(field, choices, f"invalid enum value {word!r:.{_QUOTED}}")
+
+
+def _no_choice(field: str, choices: Choices, why: str) -> WireError:
+    message = f"{field}: must be {choices}; {why}"
+    return WireError(errno.EINVAL, message, field=field, choices=list(choices.words))
 
 
 def _check_elements(struct: type, fields: Mapping[object, object]) -> None:

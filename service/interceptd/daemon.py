@@ -21,7 +21,7 @@ import trio
 from intercept_protocol import messages
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import DaemonRestarted, DrainStarted
-from intercept_protocol.messages import PROTOCOL_VERSION, AddressSpaceKind, Architecture, HypervisorKind
+from intercept_protocol.messages import ADDRESS_SPACES, HYPERVISORS, PROTOCOL_VERSION, Architecture
 from intercept_protocol.text import sentence
 from interceptd import __version__
 from interceptd.config.live import Settings
@@ -358,8 +358,8 @@ def _hello_reply(settings: Settings, chaos: int, keeping: Callable[[], bool]) ->
         "hypervisor_timeout_ms": config.timeouts.hypervisor_ms,
     }
     features: dict[str, object] = {
-        "address_spaces": [kind.value for kind in AddressSpaceKind],
-        "hypervisors": [kind.value for kind in HypervisorKind],
+        "address_spaces": [kind.value for kind in ADDRESS_SPACES],
+        "hypervisors": [kind.value for kind in HYPERVISORS],
         "architectures": [architecture.value for architecture in Architecture],
         "kept": keeping(),
     }

@@ -16,7 +16,7 @@ METHODS: Final[Mapping[str, frozenset[str]]] = {
     "vmm": frozenset({
         "create_partition", "add_region", "remove_region", "change_regions", "map_vma", "map_vmas",
         "unmap_vma", "protect_vma", "kick", "set_policy", "statistics", "translate", "attach_memory",
-        "prefault", "list_regions", "list_vmas", "list_mappings",
+        "prefault", "list_regions", "list_vmas", "list_mappings", "restore", "restore_progress",
     }),
     "vp": frozenset({"intercept"}),
     "notifier": frozenset({"invalidate_begin", "invalidate_end", "invalidate", "kick"}),

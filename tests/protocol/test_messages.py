@@ -111,7 +111,7 @@ def test_what_changes_a_partition_is_logged_and_all_else_is_repeatable() -> None
 
     assert logged == {
         *("create_partition", "attach_memory", "add_region", "remove_region", "change_regions"),
-        *("map_vma", "map_vmas", "unmap_vma", "protect_vma"),
+        *("map_vma", "map_vmas", "unmap_vma", "protect_vma", "restore"),
         *("invalidate_begin", "invalidate_end"),
     }
     assert operator == {"repeatable"}
@@ -231,6 +231,11 @@ def test_defaults_are_those_of_the_wire_specification() -> None:
         "vmm-attach_memory.promise_begin_end": None,
         "vmm-attach_memory.userfaultfd_errno": None,
         "vmm-set_policy.mmio_granularity": None,
+        "vmm-restore.around_pages": 64,
+        "vmm-restore.on_image_error": "hold",
+        "vmm-restore.connect_timeout_ms": 60_000,
+        "vmm-restore.prefetch": False,
+        "vmm-restore.trace": False,
         "hypervisor-hello.lists": False,
         **{f"{role}-list_{what}.after": None for role in ("vmm", "operator") for what in LISTED},
         "hypervisor-map_gpa.start_pfn": None,
@@ -288,6 +293,35 @@ def test_word_field_with_another_word_is_named_with_the_choices(form: Form, name
     choices = msgspec.convert(refusal.details["choices"], list[str])
     assert form.fields[name] in choices
     assert ", ".join(choices) in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "right"),
+    [("address_space", "image", ["declared", "process"]), ("hypervisor", "userfaultfd", ["software", "vmm"])],
+)
+@pytest.mark.parametrize("others", [{}, {"no_such_field": 1}], ids=["", "with another fault"])
+def test_words_of_a_restored_guest_create_no_partition(
+    field: str, wrong: str, right: list[str], others: dict[str, object]
+) -> None:
+    fields = {"address_space": "declared", "hypervisor": "software", field: wrong, **others}
+    with pytest.raises(WireError, match=f"create_partition: {field}: must be one of") as caught:
+        codec.decode_call(m.VMM_METHODS, "create_partition", [fields])
+
+    assert caught.value.details == {"field": field, "choices": right}
+
+
+RESTORE_BOUNDS = {"around_pages": (1, 512), "connect_timeout_ms": (1, 3_600_000)}
+
+
+@pytest.mark.parametrize("name", RESTORE_BOUNDS)
+def test_numbers_of_a_restore_have_the_bounds_that_the_specification_states(name: str) -> None:
+    least, most = RESTORE_BOUNDS[name]
+    for right in (least, most):
+        codec.decode_call(m.VMM_METHODS, "restore", [{name: right}])
+    for wrong in (least - 1, most + 1):
+        with pytest.raises(WireError) as caught:
+            codec.decode_call(m.VMM_METHODS, "restore", [{name: wrong}])
+        assert_names(caught.value, name)
 
 
 def test_word_that_a_number_could_stand_for_is_refused_with_both_choices() -> None:
@@ -358,7 +392,11 @@ def test_address_field_takes_64_bits(form: Form, name: str) -> None:
 
 
 @each(
-    [(form, name) for form, name in INTEGERS if name.endswith("_ms") or name in ("vp_index", "deposit_pages")]
+    [
+        (form, name)
+        for form, name in INTEGERS
+        if (name.endswith("_ms") or name in ("vp_index", "deposit_pages")) and form.method != "restore"
+    ]
 )
 def test_32_bit_field_refuses_33_bits(form: Form, name: str) -> None:
     assert_names(form.refusal(form.fields | {name: 2**32}), name)

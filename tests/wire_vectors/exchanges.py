@@ -12,8 +12,8 @@ from wire_vectors.forms import ExchangeVector, as_json, map_as_json
 
 TOKEN = bytes(range(16))
 FEATURES: dict[str, object] = {
-    "address_spaces": list(m.AddressSpaceKind),
-    "hypervisors": list(m.HypervisorKind),
+    "address_spaces": list(m.ADDRESS_SPACES),
+    "hypervisors": list(m.HYPERVISORS),
     "architectures": list(m.Architecture),
     "kept": False,
 }
@@ -88,6 +88,16 @@ def methods() -> list[ExchangeVector]:
         virtual_processors=[vp],
         more=True,
     )
+    waiting = m.RestoreStatistics(
+        state=m.RestoreState.WAITING, image_pages=1 << 15, pages_in=0, demand_pages=0, around_pages=0,
+        prefetched_pages=0, zero_pages=0, removed_pages=0, faults=0, retries=0, image_errors=0,
+        error="no known hand-off starts with the bytes 47 45 54 20 2f",
+    )  # fmt: skip
+    serving = m.RestoreStatistics(
+        state=m.RestoreState.SERVING, image_pages=1 << 15, pages_in=1290, demand_pages=20, around_pages=1260,
+        prefetched_pages=10, zero_pages=64, removed_pages=256, faults=21, retries=2, image_errors=1,
+        age_ms=1500, first_fault_ms=3, quiet_ms=1400, pid=4242, latency=buckets,
+    )  # fmt: skip
     hello = m.HelloReply(
         protocol=1, server="interceptd", version="0.1.0",
         limits=LIMITS, features=FEATURES,
@@ -208,6 +218,14 @@ def methods() -> list[ExchangeVector]:
         ("operator", "plain", m.Trace(partition_id=1),
          m.TraceBegun(records=262144, record_size=64, answers=ANSWERS, sources=SOURCES,
                       region_kinds=REGION_KINDS)),
+        ("vmm", "a list of pages", m.Restore(prefetch=True),
+         m.RestoreReply(partition_id=1, image_pages=1 << 15)),
+        ("vmm", "every field",
+         m.Restore(around_pages=512, on_image_error=m.OnImageError.KILL, connect_timeout_ms=3_600_000,
+                   prefetch=True, trace=True),
+         m.RestoreReply(partition_id=2**53 + 1, image_pages=1)),
+        ("vmm", "serving", m.RestoreProgress(partition_id=1), serving),
+        ("vmm", "nobody connected yet", m.RestoreProgress(partition_id=1), waiting),
     ]  # fmt: skip
     return [_exchange(msgid, *case) for msgid, case in enumerate(cases, start=1)]
 

@@ -48,6 +48,13 @@ def refused() -> list[RefusalVector]:
         ),
         ("vmm", "change_regions", [{"remove": {}}], errno.EINVAL, "remove"),
         ("vmm", "create_partition", [{"address_space": "declared"}], errno.EINVAL, "hypervisor"),
+        (
+            "vmm",
+            "create_partition",
+            [{"address_space": "image", "hypervisor": "userfaultfd"}],
+            errno.EINVAL,
+            "address_space",
+        ),
         ("vmm", "prefault", [{"start_gfn": 1}], errno.EINVAL, "page_count"),
         ("vmm", "list_mappings", [{"after": -1}], errno.EINVAL, "after"),
         ("operator", "list_regions", [], errno.EINVAL, "partition_id"),
@@ -57,6 +64,11 @@ def refused() -> list[RefusalVector]:
         ("notifier", "invalidate", [{"start_uaddr": 0}], errno.EINVAL, "length"),
         ("operator", "drain", [{}], errno.EINVAL, "timeout_ms"),
         ("operator", "drain", [{"timeout_ms": 2**32}], errno.EINVAL, "timeout_ms"),
+        ("vmm", "restore", [{"around_pages": 0}], errno.EINVAL, "around_pages"),
+        ("vmm", "restore", [{"around_pages": 513}], errno.EINVAL, "around_pages"),
+        ("vmm", "restore", [{"on_image_error": "zero"}], errno.EINVAL, "on_image_error"),
+        ("vmm", "restore", [{"connect_timeout_ms": 3_600_001}], errno.EINVAL, "connect_timeout_ms"),
+        ("vmm", "restore_progress", [], errno.EINVAL, "partition_id"),
     ]
     return [_refusal(*case) for case in cases]
 

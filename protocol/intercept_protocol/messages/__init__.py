@@ -86,6 +86,8 @@ from .statistics import (
     VpHistogram,
 )
 from .vmm import (
+    ADDRESS_SPACES,
+    HYPERVISORS,
     VMM_METHODS,
     AddRegion,
     AddRegionReply,
@@ -114,9 +116,11 @@ from .vmm import (
 from .vp import INTERCEPT_METHOD
 
 __all__ = [
+    "ADDRESS_SPACES",
     "AROUND_LIMIT",
     "AROUND_PAGES",
     "HELLOS",
+    "HYPERVISORS",
     "HYPERVISOR_METHODS",
     "INTERCEPT_METHOD",
     "LATENCY_BUCKETS",

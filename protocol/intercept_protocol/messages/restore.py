@@ -1,4 +1,4 @@
-"""The requests of whoever starts a VMM that restores a snapshot: the daemon serves its guest's memory.
+"""The requests of a program that starts a VMM from a snapshot: the daemon serves the guest's memory.
 
 Owns those requests and their replies; must not know how the VMM hands its memory over.
 """

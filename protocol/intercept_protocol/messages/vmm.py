@@ -6,7 +6,7 @@ Owns those requests and their replies; must not know how one is carried out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
 import msgspec
 from msgspec import Meta
@@ -37,13 +37,18 @@ class PartitionCredentials(msgspec.Struct, frozen=True, kw_only=True):
     token: bytes
 
 
+ADDRESS_SPACES: Final = (AddressSpaceKind.DECLARED, AddressSpaceKind.PROCESS)
+HYPERVISORS: Final = (HypervisorKind.SOFTWARE, HypervisorKind.VMM)
+"""What `create_partition` takes; the others are of `restore`."""
+
+
 class CreatePartition(Call[PartitionCredentials], frozen=True, kw_only=True, forbid_unknown_fields=True):
     METHOD: ClassVar[str] = "create_partition"
     REPLY: ClassVar[object] = PartitionCredentials
     RESTART: ClassVar[AfterRestart] = "logged"
 
-    address_space: AddressSpaceKind
-    hypervisor: HypervisorKind
+    address_space: Annotated[AddressSpaceKind, Meta(extra={"choices": ADDRESS_SPACES})]
+    hypervisor: Annotated[HypervisorKind, Meta(extra={"choices": HYPERVISORS})]
     architecture: Architecture = Architecture.X86_64
     mmio_granularity: MmioGranularity = MmioGranularity.VMA
     remap: Remap = Remap.REPLACE
