@@ -138,6 +138,8 @@ class BlockingVmm(_CallClient):
 
     create_partition = _method(_vmm_requests.create_partition)
     attach_memory = _series_method(_vmm_requests.attach_memory)
+    restore = _series_method(_vmm_requests.restore)
+    restore_progress = _method(_vmm_requests.restore_progress)
     add_region = _method(_vmm_requests.add_region)
     remove_region = _method(_vmm_requests.remove_region)
     change_regions = _method(_vmm_requests.change_regions)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -22,12 +22,15 @@ from intercept_protocol.messages import (
     HypervisorKind,
     MappingView,
     MmioGranularity,
+    OnImageError,
     PartitionCredentials,
     PartitionStatistics,
     RegionKind,
     RegionView,
     Remap,
     RequestedKind,
+    RestoreReply,
+    RestoreStatistics,
     Translation,
     VmaView,
     VpSelection,
@@ -36,9 +39,10 @@ from intercept_protocol.messages.vmm import LIST_LIMIT
 from intercept_protocol.outcomes import Access, allows
 
 from ._errors import ClientMisuse
-from ._exchange import Exchange, call_exchange, field_exchange
+from ._exchange import Exchange, Reply, call_exchange, field_exchange
 from ._own_memory import OwnMemory
 from ._series import Series, pages
+from ._trace_ring import TraceRing
 
 
 class NewRegion(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,16 +109,73 @@ def attach_memory(own_memory: OwnMemory, *, promise_begin_end: bool) -> Series[N
     call = messages.AttachMemory(
         promise_begin_end=promise_begin_end, userfaultfd_errno=None if refusal is None else refusal.errno
     )
+    yield from _handing_over(
+        lambda: call_exchange(call, own_memory.descriptors), own_memory.renew_userfaultfd
+    )
+
+
+def _handing_over(attempt: Callable[[], Exchange[Reply]], renew: Callable[[], None]) -> Series[Reply]:
+    """Hand over until the answer is another than EAGAIN, at most `HANDOVERS` times."""
     for _ in range(HANDOVERS - 1):
         try:
-            yield call_exchange(call, own_memory.descriptors)
+            reply: Reply = yield attempt()
         except WireError as refusal:
             if refusal.number != errno.EAGAIN:
                 raise
         else:
-            return
-        own_memory.renew_userfaultfd()
-    yield call_exchange(call, own_memory.descriptors)
+            return reply
+        renew()
+    reply = yield attempt()
+    return reply
+
+
+class HasFileno(Protocol):
+    """A socket, an open file, or anything else with a descriptor."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+
+def restore(
+    image: HasFileno,
+    listener: HasFileno,
+    *,
+    around_pages: int = messages.AROUND_PAGES,
+    on_image_error: OnImageError = OnImageError.HOLD,
+    connect_timeout: float = 60.0,
+    prefetch: HasFileno | None = None,
+    trace: TraceRing | None = None,
+) -> Series[RestoreReply]:
+    """Have the daemon serve the memory of a VMM that will connect to `listener`, and restore from `image`.
+
+    The VMM is one that knows nothing of the daemon, such as Firecracker. The guest gets no partition of this
+    connection, which may be closed: the daemon serves it until the VMM ends. `listener` is a listening Unix
+    stream socket; close it once this returns, for a VMM that comes too late would hang. The daemon waits for
+    `connect_timeout` seconds. A first touch brings in up to `around_pages` pages. `prefetch` is a file of
+    page runs, each of two u32, little endian: the first page and how many. `trace` is written until the guest
+    ends. All descriptors stay the caller's to close.
+
+    If the daemon was restarted meanwhile (EAGAIN), they are handed over again, up to three times in all.
+    """
+    call = messages.Restore(
+        around_pages=around_pages,
+        on_image_error=on_image_error,
+        connect_timeout_ms=round(connect_timeout * 1000),
+        prefetch=prefetch is not None,
+        trace=trace is not None,
+    )
+    descriptors = [image.fileno(), listener.fileno()]
+    if prefetch is not None:
+        descriptors.append(prefetch.fileno())
+    if trace is not None:
+        descriptors.append(trace.descriptor)
+    return (yield from _handing_over(lambda: call_exchange(call, descriptors), lambda: None))
+
+
+def restore_progress(partition_id: int) -> Exchange[RestoreStatistics]:
+    """How far a guest is that `restore` returned: asked by the same user, on any connection of a VMM that has
+    no partition. Those that have ended are known for a while."""
+    return call_exchange(messages.RestoreProgress(partition_id=partition_id))
 
 
 def add_region(
