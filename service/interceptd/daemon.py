@@ -139,6 +139,7 @@ class Daemon:
         ):
             async with trio.open_nursery() as connections:
                 self.start_vital(connections, self.dispatcher.watch.run)
+                self.start_vital(connections, self.dispatcher.restores.run)
                 self.start_vital(connections, self._compactor.run)
                 if is_successor:
                     monitoring.enter_context(self.monitor.installed())

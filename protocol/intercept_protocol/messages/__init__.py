@@ -14,6 +14,7 @@ from .enums import (
     RegionKind,
     Remap,
     RequestedKind,
+    RestoreState,
     VpSelection,
 )
 from .hello import (
@@ -74,8 +75,6 @@ from .restore import (
     Restore,
     RestoreProgress,
     RestoreReply,
-    RestoreState,
-    RestoreStatistics,
 )
 from .statistics import (
     LATENCY_BUCKETS,
@@ -83,6 +82,7 @@ from .statistics import (
     DaemonStatistics,
     HistogramPage,
     PartitionStatistics,
+    RestoreStatistics,
     VpHistogram,
 )
 from .vmm import (

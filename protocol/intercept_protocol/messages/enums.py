@@ -94,3 +94,16 @@ class Remap(StrEnum):
 
     REPLACE = "replace"
     ERROR = "error"
+
+
+class RestoreState(StrEnum):
+    """How far a restored guest is."""
+
+    WAITING = "waiting"
+    """No VMM has handed over its memory yet."""
+    SERVING = "serving"
+    """Pages of the image are still missing in the guest's memory."""
+    COMPLETE = "complete"
+    """All pages are in: the VMM needs the daemon no more."""
+    ENDED = "ended"
+    """The VMM has ended, or never came; `error` says why, if that was not its end."""

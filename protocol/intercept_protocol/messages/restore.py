@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from .base import U64, AfterRestart, Call
-from .statistics import Buckets
+from .statistics import RestoreStatistics
 
 AROUND_PAGES = 64
 """256 KiB: beyond it a sweep gains little, and a single fault waits longer."""
@@ -26,19 +26,6 @@ class OnImageError(StrEnum):
     """It waits, and the daemon tries again."""
     KILL = "kill"
     """The daemon kills the VMM."""
-
-
-class RestoreState(StrEnum):
-    """How far a restored guest is."""
-
-    WAITING = "waiting"
-    """No VMM has handed over its memory yet."""
-    SERVING = "serving"
-    """Pages of the image are still missing in the guest's memory."""
-    COMPLETE = "complete"
-    """All pages are in: the VMM needs the daemon no more."""
-    ENDED = "ended"
-    """The VMM has ended, or never came; `error` says why, if that was not its end."""
 
 
 class RestoreReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,42 +48,6 @@ class Restore(Call[RestoreReply], frozen=True, kw_only=True, forbid_unknown_fiel
     connect_timeout_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 60_000
     prefetch: bool = False
     trace: bool = False
-
-
-class RestoreStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one restored guest. Counts of pages are of 4 KiB and since the hand-over, unless the daemon was
-    restarted."""
-
-    state: RestoreState
-    image_pages: int
-    pages_in: int
-    """Pages of the guest that have their content, of the image or zero."""
-    demand_pages: int
-    """Brought in because the guest touched them."""
-    around_pages: int
-    """Brought in with a neighbour that the guest touched."""
-    prefetched_pages: int
-    zero_pages: int
-    """Of those brought in: zero, because the VMM had given the page back."""
-    removed_pages: int
-    """What the VMM has given back, at any time."""
-    faults: int
-    retries: int
-    """Times that the kernel refused because the VMM's memory was changing (EAGAIN)."""
-    image_errors: int
-    """Reads of the image that failed."""
-    age_ms: int = 0
-    """Since the hand-over."""
-    first_fault_ms: int | None = None
-    """From the hand-over to the first fault."""
-    quiet_ms: int | None = None
-    """From the hand-over to the last fault so far."""
-    pid: int = 0
-    """Of the VMM; 0 before the hand-over, or if it has none in the daemon's pid namespace."""
-    error: str = ""
-    """Why it ended or waits; empty if nothing is wrong."""
-    latency: Buckets = ()
-    """Of its faults."""
 
 
 class RestoreProgress(Call[RestoreStatistics], frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,10 +9,48 @@ from typing import ClassVar
 
 import msgspec
 
+from .enums import RestoreState
+
 LATENCY_BUCKETS = 24
 """The number of buckets of a latency histogram; `HistogramPage.boundaries_ns` has their bounds."""
 Buckets = tuple[int, ...]
 """Counts of one latency histogram, shortest durations first; empty from a server without histograms."""
+
+
+class RestoreStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one restored guest. Counts of pages are of 4 KiB and since the hand-over, unless the daemon was
+    restarted."""
+
+    state: RestoreState
+    image_pages: int
+    pages_in: int
+    """Pages of the guest that have their content, of the image or zero."""
+    demand_pages: int
+    """Brought in because the guest touched them."""
+    around_pages: int
+    """Brought in with a neighbour that the guest touched."""
+    prefetched_pages: int
+    zero_pages: int
+    """Of those brought in: zero, because the VMM had given the page back."""
+    removed_pages: int
+    """What the VMM has given back, at any time."""
+    faults: int
+    retries: int
+    """Times that the kernel refused because the VMM's memory was changing (EAGAIN)."""
+    image_errors: int
+    """Reads of the image that failed."""
+    age_ms: int = 0
+    """Since the hand-over."""
+    first_fault_ms: int | None = None
+    """From the hand-over to the first fault."""
+    quiet_ms: int | None = None
+    """From the hand-over to the last fault so far."""
+    pid: int = 0
+    """Of the VMM; 0 before the hand-over, or if it has none in the daemon's pid namespace."""
+    error: str = ""
+    """Why it ended or waits; empty if nothing is wrong."""
+    latency: Buckets = ()
+    """Of its faults."""
 
 
 class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +80,8 @@ class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Of the intercepts of all its VPs, past and present."""
     latency_waited: Buckets = ()
     """Of those intercepts that waited for an invalidation to end, or for another task's map or unmap."""
+    restore: RestoreStatistics | None = None
+    """Of a guest whose memory comes from an image."""
 
 
 class DaemonStatistics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

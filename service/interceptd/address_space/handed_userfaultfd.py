@@ -1,4 +1,4 @@
-"""Proves that a descriptor is a userfaultfd whose faults can be served, and asks the kernel about its regions.
+"""Proves that a descriptor is a userfaultfd that can be served, and has the kernel check its regions.
 
 Owns the proof. Must not know who serves them. Both functions belong in a worker: the second waits for the
 mmap lock of the VMM.

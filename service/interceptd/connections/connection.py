@@ -24,7 +24,7 @@ from interceptd.connections.fairness import ALONE, TURN, Turns
 from interceptd.connections.hangup_watch import HUNG_UP, READABLE_OR_HUNG_UP, HangupWatch
 from interceptd.connections.moment import readable_in_a_moment
 from interceptd.connections.peer import Peer, Pidfd, peer_groups
-from interceptd.connections.received_fds import ReceivedFds, let_send_descriptors, read_rest
+from interceptd.connections.received_fds import KEPT_LIMIT, ReceivedFds, let_send_descriptors, read_rest
 from interceptd.connections.request_reader import RequestReader
 from interceptd.connections.socket_cookie import cookie_of
 from interceptd.connections.tenants import Tenants
@@ -116,10 +116,10 @@ class Connection:
         """A pidfd of the process that connected; the caller closes it."""
         return Pidfd.of(self._socket)
 
-    def keep_descriptors(self) -> ReceivedFds:
-        """Let the peer send descriptors, and keep them; before this call they are closed."""
+    def keep_descriptors(self, limit: int = KEPT_LIMIT) -> ReceivedFds:
+        """Let the peer send descriptors, and keep so many; before this call they are closed."""
         self.let_send_descriptors()
-        self._descriptors = ReceivedFds(self.tenant.closer)
+        self._descriptors = ReceivedFds(self.tenant.closer, limit)
         return self._descriptors
 
     def let_send_descriptors(self) -> None:

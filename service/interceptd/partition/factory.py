@@ -7,20 +7,29 @@ from __future__ import annotations
 
 import errno
 import random
+from collections.abc import Callable
 from functools import partial
 
 from intercept_protocol.errors import WireError
-from intercept_protocol.messages import AddressSpaceKind, CreatePartition, HypervisorKind
+from intercept_protocol.messages import AddressSpaceKind, CreatePartition, HypervisorKind, Restore
 from interceptd.address_space import AddressSpace
 from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.address_space.image import ImageAddressSpace
+from interceptd.address_space.image_file import Image
+from interceptd.address_space.missing_faults import MissingFaults
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.address_space.turn_queue import TurnQueue
+from interceptd.address_space.workers import Workers
 from interceptd.config.live import Settings
 from interceptd.connections.connection import Connection
+from interceptd.connections.peer import Peer
+from interceptd.connections.tenants import Tenant
 from interceptd.hypervisor import Hypervisor
 from interceptd.hypervisor.measured import MeasuredHypervisor
 from interceptd.hypervisor.remote import RemoteHypervisor
+from interceptd.hypervisor.slat import SoftwareSlat
 from interceptd.hypervisor.software import DEPOSIT_PAGES, SoftwareHypervisor
+from interceptd.hypervisor.userfaultfd import UserfaultfdHypervisor
 from interceptd.ledger.journal import Journal
 from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.guest_mappings import GuestMappings
@@ -29,8 +38,10 @@ from interceptd.memory.region_manager import RegionManager
 from interceptd.memory_budget import CacheShare, Cost
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.chaos import Chaos, ChaoticAddressSpace, ChaoticHypervisor
+from interceptd.partition.fault_reader import FaultReader
 from interceptd.partition.keeping import Keeping
-from interceptd.partition.partition import Partition
+from interceptd.partition.partition import Memory, Partition
+from interceptd.partition.restored_guest import HandedOver, RestoredGuest, parts_of, regions_of
 from interceptd.telemetry.counters import PortCalls
 from interceptd.telemetry.event_bus import EventBus, PartitionPublisher
 
@@ -53,13 +64,86 @@ class PartitionFactory:
         keeping: Keeping | None = None,
     ) -> Partition:
         """Raises ENOSPC for more deposited pages than a partition may have."""
+        built = self._hypervisor(request, None if keeping is None else keeping.journal)
+        port_calls = PortCalls()
+        return self._partition(
+            request,
+            MeasuredHypervisor(built, port_calls),
+            partial(self._memory, request, vmm=connection, partition_id=partition_id, kept=keeping),
+            partition_id=partition_id,
+            name=name,
+            owner=connection.peer,
+            tenant=connection.tenant,
+            table=built.table,
+            link=built if isinstance(built, RemoteHypervisor) else None,
+            keeping=keeping,
+            port_calls=port_calls,
+        )
+
+    def restore(
+        self,
+        options: Restore,
+        vmm: HandedOver,
+        *,
+        partition_id: int,
+        name: str,
+        tenant: Tenant,
+        image: Image,
+        workers: Workers,
+    ) -> Partition:
+        """A partition whose guest's memory comes from `image`, for the VMM that has handed it over. `workers`
+        may wait for the image."""
+        ioctls = Workers(1, f"memory of {partition_id}", tenant.closer)
+        uffd = MissingFaults(vmm.userfaultfd, ioctls, unit=vmm.unit)
+        port_calls = PortCalls()
+        hypervisor = UserfaultfdHypervisor(uffd, image, unit=vmm.unit, port_calls=port_calls)
+        memory = ImageAddressSpace(image, workers, parts_of(vmm), unit=vmm.unit)
+        partition = self._partition(
+            CreatePartition(address_space=AddressSpaceKind.IMAGE, hypervisor=HypervisorKind.USERFAULTFD),
+            hypervisor,
+            lambda *_: memory,
+            partition_id=partition_id,
+            name=name,
+            owner=vmm.peer,
+            tenant=tenant,
+            table=hypervisor.table,
+            port_calls=port_calls,
+        )
+        reader = FaultReader(
+            uffd,
+            regions=regions_of(vmm, options.around_pages),
+            faults=partition.faults,
+            notifier=partition.notifier,
+            memory=memory,
+            hypervisor=hypervisor,
+            answers=partition.answers,
+            event_bus=partition.event_bus,
+        )
+        partition.restored = RestoredGuest(
+            options, vmm, image_pages=image.pages, memory=memory, hypervisor=hypervisor, reader=reader
+        )
+        memory.on_failure = partition.restored.image_failed
+        return partition
+
+    def _partition(
+        self,
+        request: CreatePartition,
+        port: Hypervisor,
+        make_memory: Callable[[MmuNotifier, GuestMappings, float, CacheShare], Memory],
+        *,
+        partition_id: int,
+        name: str,
+        owner: Peer,
+        tenant: Tenant,
+        table: SoftwareSlat,
+        port_calls: PortCalls,
+        link: RemoteHypervisor | None = None,
+        keeping: Keeping | None = None,
+    ) -> Partition:
+        """What all partitions have, around their ports."""
         settings = self._settings
         journal = None if keeping is None else keeping.journal
-        built = self._hypervisor(request, journal)
-        port_calls = PortCalls()
-        hypervisor: Hypervisor = MeasuredHypervisor(built, port_calls)
         event_bus = PartitionPublisher(self._event_bus, partition_id)
-        tenant = connection.tenant
         notifier = MmuNotifier(
             lambda: settings.now.limits.open_invalidations_per_partition,
             event_bus,
@@ -67,22 +151,12 @@ class PartitionFactory:
             tenant.invalidations,
         )
         timeout = (request.invalidate_timeout_ms or settings.now.timeouts.invalidate_ms) / 1000
-        if self._chaos is not None:
-            hypervisor = ChaoticHypervisor(hypervisor, self._chaos)
+        hypervisor = port if self._chaos is None else ChaoticHypervisor(port, self._chaos)
         mappings = GuestMappings(
             hypervisor, lambda: settings.now.limits.mappings_per_partition, tenant.mappings
         )
         caches = [CacheShare(tenant.memory, Cost.CACHED_VMA) for _ in range(2)]
-        memory = self._memory(
-            request,
-            notifier,
-            mappings,
-            timeout,
-            vmm=connection,
-            partition_id=partition_id,
-            kept=keeping,
-            cache=caches[1],
-        )
+        memory = make_memory(notifier, mappings, timeout, caches[1])
         address_space: AddressSpace = memory
         if self._chaos is not None:
             address_space = ChaoticAddressSpace(address_space, self._chaos)
@@ -95,20 +169,21 @@ class PartitionFactory:
             event_bus=event_bus,
             journal=journal,
         )
+        known = memory.known if isinstance(memory, ImageAddressSpace) else KnownVmas(caches[0])
         return Partition(
             partition_id=partition_id,
             name=name,
-            owner=connection.peer,
+            owner=owner,
             tenant=tenant,
             request=request,
             address_space=address_space,
             memory=memory,
             hypervisor=hypervisor,
-            table=built.table,
-            link=built if isinstance(built, RemoteHypervisor) else None,
+            table=table,
+            link=link,
             notifier=notifier,
             regions=regions,
-            faults=FaultHandler(regions, address_space, timeout, KnownVmas(caches[0])),
+            faults=FaultHandler(regions, address_space, timeout, known),
             event_bus=event_bus,
             keeping=keeping,
             caches=caches,
@@ -122,11 +197,11 @@ class PartitionFactory:
         notifier: MmuNotifier,
         mappings: GuestMappings,
         timeout: float,
+        cache: CacheShare,
         *,
         vmm: Connection,
         partition_id: int,
         kept: Keeping | None,
-        cache: CacheShare,
     ) -> DeclaredAddressSpace | ProcessAddressSpace:
         match request.address_space:
             case AddressSpaceKind.DECLARED:
@@ -145,6 +220,8 @@ class PartitionFactory:
                     kept=kept,
                     cache=cache,
                 )
+            case AddressSpaceKind.IMAGE:
+                raise ValueError("only `restore` makes one with an image")
 
     def _hypervisor(
         self, request: CreatePartition, journal: Journal | None
@@ -154,6 +231,8 @@ class PartitionFactory:
                 return self._software(request, journal)
             case HypervisorKind.VMM:
                 return RemoteHypervisor(lambda: self._settings.now.timeouts.hypervisor_ms / 1000, journal)
+            case HypervisorKind.USERFAULTFD:
+                raise ValueError("only `restore` makes one with a userfaultfd")
 
     def _software(self, request: CreatePartition, journal: Journal | None) -> SoftwareHypervisor:
         pool_limit = self._settings.now.limits.deposit_pages_per_partition

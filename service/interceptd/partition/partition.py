@@ -24,6 +24,7 @@ from intercept_protocol.outcomes import Answer, Outcome
 from intercept_protocol.text import sentence
 from interceptd.address_space import AddressSpace
 from interceptd.address_space.declared import DeclaredAddressSpace
+from interceptd.address_space.image import ImageAddressSpace
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.connections.connection import Connection
 from interceptd.connections.peer import Peer
@@ -38,7 +39,9 @@ from interceptd.memory.fault_handler import FaultHandler
 from interceptd.memory.region_manager import RegionManager
 from interceptd.memory_budget import CacheShare, Cost
 from interceptd.mmu_notifier import MmuNotifier
+from interceptd.partition.fault_reader import FaultReader
 from interceptd.partition.keeping import Hello, Keeping
+from interceptd.partition.restored_guest import RestoredGuest
 from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.scheduling.time_share import give_way
 from interceptd.telemetry.counters import PortCalls, Totals
@@ -48,6 +51,7 @@ from interceptd.telemetry.trace import Trace
 
 log = structlog.get_logger()
 
+Memory = DeclaredAddressSpace | ProcessAddressSpace | ImageAddressSpace
 LAST_ANSWERS_SECONDS = 1.0
 """How long VPs that wait have to be told that the partition is lost."""
 VMM_LEAVES_SECONDS = 0.5
@@ -65,7 +69,7 @@ class Partition:
     tenant: Tenant
     request: CreatePartition
     address_space: AddressSpace
-    memory: DeclaredAddressSpace | ProcessAddressSpace
+    memory: Memory
     """The address space itself, for the VMM's calls that concern it; `address_space` may be a wrapper."""
     hypervisor: Hypervisor
     table: SoftwareSlat
@@ -77,6 +81,10 @@ class Partition:
     faults: FaultHandler
     event_bus: PartitionPublisher
     end_timeout: Callable[[], float]
+    restored: RestoredGuest | None = None
+    """Of a guest whose memory comes from an image."""
+    before_end: Callable[[], Awaitable[None]] | None = None
+    """What is done, while the daemon still serves, for a VMM that lives on."""
     keeping: Keeping | None = None
     """How a successor of the daemon gets it."""
     caches: Sequence[CacheShare] = ()
@@ -87,7 +95,7 @@ class Partition:
     """What `hypervisor` measures, if it does."""
     token: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
     created_at: float = field(default_factory=time.monotonic)
-    vps: dict[int, VirtualProcessor] = field(default_factory=dict)
+    vps: dict[int, VirtualProcessor | FaultReader] = field(default_factory=dict)
     returning: set[int] = field(default_factory=set)
     """Indices of VPs that a predecessor had and that are not served yet; each starts with a kept kick."""
     notifiers: int = 0
@@ -137,6 +145,8 @@ class Partition:
                         raise
                     failure = error
                 self._vmm_left.set()
+                if self._serving.cancelled_caught and self.before_end is not None:
+                    await self.before_end()
                 await self._end()
                 await self._end_joined()
                 self._nursery.cancel_scope.cancel()
@@ -220,6 +230,16 @@ class Partition:
 
         self.notifiers += 1
         self._spawn(connection, owed, hello, serve, leave)
+
+    def start_reader(self, reader: FaultReader) -> None:
+        """Have the faults of a restored guest served by a task of this partition; views show it as a VP."""
+        self.vps[reader.index] = reader
+        self.start(reader.run)
+
+    def start(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run a task that lives as long as the partition and may lose it (`PartitionLost`)."""
+        assert self._nursery is not None, "only a partition that runs"
+        self._nursery.start_soon(self._telling_vps, task)
 
     def start_link(
         self, link: RemoteHypervisor, connection: Connection, owed: bytes, hello: Hello | None = None
@@ -339,6 +359,7 @@ class Partition:
             unresolved={cause.word: count for cause, count in self.memory.unresolved.items()},
             latency=latency.all.buckets,
             latency_waited=latency.waited.buckets,
+            restore=None if self.restored is None else self.restored.statistics(),
         )
 
     def _spawn(

@@ -45,9 +45,14 @@ class PartitionRegistry:
     def next_id(self) -> int:
         return self.created + 1
 
+    def reserve_id(self) -> int:
+        """The next id, for a partition that is added later, or never."""
+        self.created += 1
+        return self.created
+
     def add(self, partition: Partition) -> None:
         self._partitions[partition.partition_id] = partition
-        if partition.partition_id < self.created:  # a predecessor's: they come back in any order
+        if partition.partition_id < self.created:  # a predecessor's, or reserved: they come in any order
             self._partitions = dict(sorted(self._partitions.items()))
         self.created = max(self.created, partition.partition_id)
 

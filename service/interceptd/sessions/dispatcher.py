@@ -22,11 +22,12 @@ from intercept_protocol.messages import (
     CreatePartition,
     HelloReply,
     HelloVmm,
+    HypervisorKind,
 )
 from interceptd.config.live import Settings
 from interceptd.connections.connection import Connection
 from interceptd.connections.hangup_watch import HangupWatch
-from interceptd.connections.received_fds import ReceivedFds
+from interceptd.connections.received_fds import KEPT_LIMIT, ReceivedFds
 from interceptd.connections.request_loop import report_and_close, serve_calls
 from interceptd.descriptor_reserve import is_used_up
 from interceptd.hypervisor.software import DEPOSIT_PAGES
@@ -42,6 +43,7 @@ from interceptd.sessions.attach import Attacher
 from interceptd.sessions.event_stream import EventStream
 from interceptd.sessions.handshake import Admission, Endpoint, Handshake, HelloRefused
 from interceptd.sessions.operator import OperatorSession, Overview
+from interceptd.sessions.restores import Restores
 from interceptd.sessions.vmm import VmmSession
 from interceptd.telemetry.event_bus import EventBus, Subscription
 
@@ -71,6 +73,8 @@ class Dispatcher:
         self._keeper = keeper
         self.admission = Admission(settings, event_bus, turns, memory)
         self._attacher = Attacher(settings, partitions, hello_reply)
+        self.restores = Restores(factory, partitions, keeper)
+        """As is `watch`."""
         self.watch = HangupWatch()
         """Must run as long as connections are served."""
         self.operators = 0
@@ -166,25 +170,44 @@ class Dispatcher:
 
     async def serve_new_vmm(self, connection: Connection, name: str, keeping: Keeping | None) -> None:
         """Serve a VMM that has no partition yet, and then the partition that it creates, to its end."""
+        descriptors = connection.keep_descriptors()
         while (request := await connection.receive()) is not None:
-            connection.drop_descriptors()  # nothing takes any before there is a partition
+            reply: messages.RestoreReply | messages.RestoreStatistics
             try:
                 call = codec.decode_call(messages.VMM_METHODS, request.method, request.params)
-                partition = self._create_partition(call, name, connection, keeping)
+                match call:
+                    case messages.Restore():
+                        reply = await connection.answer_watched(
+                            self.restores.begin(call, name, connection, descriptors)
+                        )
+                    case messages.RestoreProgress():
+                        reply = self.restores.progress(call, connection.peer)
+                    case _:
+                        partition = self._create_partition(call, name, connection, keeping)
+                        break
             except WireError as error:
                 connection.tenant.refused(request.method, error)
-                await connection.answer(rpc.encode_error(request.msgid, error))
-                continue
-            if keeping is not None:
-                keeping.created(partition.partition_id, partition.token, request.params)
-            await self.live(partition, connection, owed=created(partition, request.msgid))
+                answer = rpc.encode_error(request.msgid, error)
+            else:
+                answer = rpc.encode_result(request.msgid, codec.to_fields(reply))
+            connection.drop_descriptors()
+            await connection.answer(answer)
+        else:
             return
+        connection.drop_descriptors()
+        if keeping is not None:
+            keeping.created(partition.partition_id, partition.token, request.params)
+        await self.live(partition, connection, owed=created(partition, request.msgid))
 
     def _create_partition(
         self, call: messages.VmmCall, name: str, connection: Connection, keeping: Keeping | None
     ) -> Partition:
         if not isinstance(call, CreatePartition):
             raise WireError(errno.ENOENT, f"{call.METHOD}: there is no partition yet, create_partition first")
+        if call.address_space is AddressSpaceKind.IMAGE:
+            raise _only_by_restore("address_space", call.address_space)
+        if call.hypervisor is HypervisorKind.USERFAULTFD:
+            raise _only_by_restore("hypervisor", call.hypervisor)
         if self._partitions.closed:
             raise WireError(errno.ESHUTDOWN, "the daemon is draining and takes no more partitions")
         if call.address_space is AddressSpaceKind.PROCESS:
@@ -226,7 +249,7 @@ class Dispatcher:
         partition, `before` brings its state back; it is called with the received descriptors, and returns
         what is owed."""
         live = partition.request.address_space is AddressSpaceKind.PROCESS
-        descriptors = connection.keep_descriptors() if live else ReceivedFds(connection.tenant.closer)
+        descriptors = connection.keep_descriptors(KEPT_LIMIT if live else 0)
 
         async def serve() -> None:
             reply = owed if before is None else await before(descriptors)
@@ -246,3 +269,9 @@ def created(partition: Partition, msgid: int) -> bytes:
     """The answer to `create_partition`."""
     credentials = messages.PartitionCredentials(partition_id=partition.partition_id, token=partition.token)
     return rpc.encode_result(msgid, codec.to_fields(credentials))
+
+
+def _only_by_restore(field: str, value: str) -> WireError:
+    return WireError(
+        errno.EINVAL, f"create_partition: {field}: {value} is made by restore alone", field=field
+    )

@@ -17,7 +17,7 @@ import trio
 
 from intercept_protocol import handoff
 from intercept_protocol.errors import EncodedError
-from intercept_protocol.handoff import Handoff, HandoffRegion, Refused
+from intercept_protocol.handoff import Handoff, Refused
 from intercept_protocol.text import sentence
 from interceptd.address_space import Undecided
 from interceptd.address_space.handed_userfaultfd import check_regions, prove
@@ -28,26 +28,13 @@ from interceptd.connections.peer import Peer, Pidfd
 from interceptd.connections.received_fds import ReceivedFds, let_send_descriptors
 from interceptd.connections.tenants import Tenant
 from interceptd.descriptor_reserve import is_used_up
+from interceptd.partition.restored_guest import HandedOver
 from interceptd.scheduling.time_share import give_way
 
 HANDOFF_SECONDS: Final = 10.0
 """From the connection to the whole hand-off, and then for its examination."""
 RETRY_SECONDS: Final = 0.1
 """After which a socket that could not be accepted, for want of descriptors or threads, is tried again."""
-
-
-class HandedOver:
-    """What a VMM handed over. Owns the connection, the pidfd and the userfaultfd."""
-
-    def __init__(
-        self, connection: socket.socket, pidfd: Pidfd, userfaultfd: int, regions: list[HandoffRegion]
-    ) -> None:
-        self.connection = connection
-        """Nothing comes over it any more, and its end means nothing."""
-        self.peer = Peer.of(connection)
-        self.pidfd = pidfd
-        self.userfaultfd = userfaultfd
-        self.regions = regions
 
 
 class HandoffListener:
@@ -107,6 +94,8 @@ class HandoffListener:
         try:
             whole = await _read(connection, received)
             whole.check_image(self._image_size)
+            if len({region.page_size for region in whole.regions}) > 1:
+                raise Refused("its regions have pages of different sizes")
             descriptors = received.take()
         finally:
             received.close()
@@ -119,7 +108,7 @@ class HandoffListener:
         if pidfd is None:
             userfaultfd.close()
             raise Refused("its process has ended")
-        return HandedOver(connection, pidfd, userfaultfd.descriptor, whole.regions)
+        return HandedOver(connection, pidfd, userfaultfd.descriptor, whole.regions, closer)
 
 
 class _Accepted:

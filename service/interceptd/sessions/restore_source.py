@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from intercept_protocol.addresses import PAGE_SIZE
+from intercept_protocol.addresses import PAGE_SIZE, GfnRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import Restore
 from intercept_protocol.text import sentence
@@ -38,7 +38,7 @@ _BLKGETSIZE64: Final = 0x80081272
 
 
 class RestoreSource:
-    """Owns the descriptors, which `closer` closes. `close` may be called again."""
+    """Owns the descriptors, which `closer` closes."""
 
     def __init__(
         self,
@@ -57,20 +57,19 @@ class RestoreSource:
 
     def close(self) -> None:
         self.close_listener()
-        self.image.close()
+        self._closer.close([self.image.detach()])
         if self.ring is not None:
             self.ring.close()
-            self.ring = None
 
     def close_listener(self) -> None:
-        """Nobody can connect any more."""
+        """Nobody can connect any more, whoever else has it."""
         if self.listener.fileno() >= 0:
+            self.listener.shutdown(socket.SHUT_RDWR)
             self._closer.close([self.listener.detach()])
 
-    def take_ring(self) -> TraceRing | None:
-        """Hand over the ring; the caller closes it."""
-        ring, self.ring = self.ring, None
-        return ring
+    def runs(self) -> Iterator[GfnRange]:
+        """The list of pages, in its order."""
+        return (GfnRange(start=first, end=first + count) for first, count in RUN.iter_unpack(self.prefetch))
 
 
 def examine(descriptors: list[int], received: int, call: Restore, closer: Closer) -> RestoreSource:
@@ -100,7 +99,7 @@ def examine(descriptors: list[int], received: int, call: Restore, closer: Closer
         with _about("image"):
             image = Image(found["image"], closer)
         left.remove(found["image"])
-        undo.callback(image.close)
+        undo.callback(lambda: closer.close([image.detach()]))
         listener = socket.socket(fileno=found["listener"])
         left.remove(found["listener"])
         undo.pop_all()
@@ -120,7 +119,7 @@ def _about(field: str) -> Iterator[None]:
 
 
 def _image_pages(descriptor: int) -> int:
-    size = _size_of(descriptor, {stat.S_ISREG, stat.S_ISBLK}, "a regular file, a memfd or a block device")
+    size = _size_of(descriptor, {stat.S_IFREG, stat.S_IFBLK}, "a regular file, a memfd or a block device")
     if size == 0 or size % PAGE_SIZE:
         raise _unfit(f"it has {size} bytes, and must have a multiple of {PAGE_SIZE}, and some")
     return size // PAGE_SIZE
@@ -138,7 +137,7 @@ def _require_listener(descriptor: int) -> None:
 
 
 def _runs(descriptor: int, pages: int) -> bytes:
-    size = _size_of(descriptor, {stat.S_ISREG}, "a regular file or a memfd")
+    size = _size_of(descriptor, {stat.S_IFREG}, "a regular file or a memfd")
     if size % RUN.size or size > RUNS_LIMIT * RUN.size:
         raise _unfit(f"it has {size} bytes, and must have a multiple of {RUN.size}, for {RUNS_LIMIT} at most")
     runs = _read(descriptor, size)

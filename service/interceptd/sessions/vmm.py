@@ -46,7 +46,7 @@ class VmmSession:
 
     def answer(self, call: VmmCall) -> Reply | Coroutine[object, object, Reply]:
         match call:
-            case messages.CreatePartition():
+            case messages.CreatePartition() | messages.Restore() | messages.RestoreProgress():
                 raise WireError(errno.EEXIST, "this connection has a partition already")
             case messages.AddRegion() | messages.RemoveRegion() | messages.ChangeRegions():
                 return self._regions.answer(call)

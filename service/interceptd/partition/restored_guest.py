@@ -1,0 +1,195 @@
+"""A guest whose memory comes from an image: its VMM, its state, and its figures.
+
+Owns what is particular to such a partition: when its VMM begins and ends to be served, and what becomes of it
+when the image or the daemon fails it. Must not know how the VMM was found, nor how a page is brought in.
+"""
+
+from __future__ import annotations
+
+import select
+import signal
+import socket
+from collections.abc import Sequence
+from time import monotonic
+
+import structlog
+import trio
+
+from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange, UaddrRange
+from intercept_protocol.handoff import HandoffRegion
+from intercept_protocol.messages import OnImageError, RegionKind, Restore, RestoreState, RestoreStatistics
+from intercept_protocol.outcomes import Access
+from intercept_protocol.text import sentence
+from interceptd.address_space.image import ImageAddressSpace, ImagePart
+from interceptd.connections.closer import Closer
+from interceptd.connections.peer import Peer, Pidfd
+from interceptd.hypervisor.userfaultfd import UserfaultfdHypervisor
+from interceptd.log_pace import LogPace
+from interceptd.memory.region import KindOrigin, Region
+from interceptd.partition.fault_reader import FaultReader
+
+log = structlog.get_logger()
+
+_ALL_RIGHTS = Access.READ | Access.WRITE | Access.EXECUTE
+
+
+class HandedOver:
+    """What a VMM handed over. Owns the connection, the pidfd and the userfaultfd, which `closer` closes."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        pidfd: Pidfd,
+        userfaultfd: int,
+        regions: Sequence[HandoffRegion],
+        closer: Closer,
+    ) -> None:
+        self.connection = connection
+        """Nothing comes over it any more, and its end means nothing (Firecracker up to 1.11 closes it)."""
+        self.peer = Peer.of(connection)
+        self.pidfd = pidfd
+        self.userfaultfd = userfaultfd
+        self.regions = regions
+        self.unit = regions[0].page_size // PAGE_SIZE
+        """Of 4 KiB: the pages of all regions have one size."""
+        self._closer = closer
+
+    def close(self) -> None:
+        """Does not block, though to close a userfaultfd waits for the mmap lock of its process."""
+        self._closer.close([self.userfaultfd])
+        self._closer.close_connection(self.connection.detach())
+        self.pidfd.close()
+
+
+class RestoredGuest:
+    """What is served to the VMM `vmm`; `options` are those of the request. `reader` and `memory` count."""
+
+    def __init__(
+        self,
+        options: Restore,
+        vmm: HandedOver,
+        *,
+        image_pages: int,
+        memory: ImageAddressSpace,
+        hypervisor: UserfaultfdHypervisor,
+        reader: FaultReader,
+    ) -> None:
+        self._options = options
+        self._image_pages = image_pages
+        self._vmm = vmm
+        self._memory = memory
+        self._hypervisor = hypervisor
+        self.reader = reader
+        self._handed_over_at = monotonic()
+        self._ended = False
+        self.error = ""
+        """Why it has ended; empty if nothing is wrong."""
+        self._image_error = ""
+        self._warnings = LogPace()
+
+    @property
+    def state(self) -> RestoreState:
+        return RestoreState.ENDED if self._ended else self.reader.restore_state
+
+    async def wait_vmm_ended(self) -> None:
+        """Block until the process that handed its memory over has ended."""
+        await trio.lowlevel.wait_readable(self._vmm.pidfd)
+
+    def image_failed(self, error: OSError) -> None:
+        """The image could not be read. The guest waits, and the image is read again, or the VMM is killed;
+        nothing else ever stands where its content belongs."""
+        self._image_error = f"image: {sentence(error)}"
+        if (not_warned := self._warnings.passed_over("image")) is not None:
+            log.error("image_failed", error=sentence(error), not_warned=not_warned)
+        if self._options.on_image_error is OnImageError.KILL:
+            self._kill(self._image_error)
+
+    def end(self) -> None:
+        """Call it when the partition has ended. A VMM that lives on and lacks pages stays frozen, or is
+        killed. Closes what the VMM handed over."""
+        complete = self.state is RestoreState.COMPLETE
+        self._ended = True
+        if not complete and not _has_ended(self._vmm.pidfd):
+            missing = self._image_pages - self._pages_in
+            if self._options.on_image_error is OnImageError.KILL:
+                self._kill(f"the daemon ended before {missing} pages were in")
+            else:
+                self.error = self.error or f"the daemon ended before {missing} pages were in: the guest waits"
+                log.critical("guest_left_frozen", pages_missing=missing, vmm_pid=self._vmm.peer.pid)
+        self._vmm.close()
+
+    def statistics(self) -> RestoreStatistics:
+        reader = self.reader
+        return RestoreStatistics(
+            state=self.state,
+            image_pages=self._image_pages,
+            pages_in=self._pages_in,
+            demand_pages=reader.demand_pages,
+            around_pages=reader.around_pages,
+            prefetched_pages=reader.prefetched_pages,
+            zero_pages=reader.zero_pages,
+            removed_pages=self._memory.removed_pages,
+            faults=reader.intercepts,
+            retries=reader.retries,
+            image_errors=self._memory.failures,
+            age_ms=int((monotonic() - self._handed_over_at) * 1000),
+            first_fault_ms=self._since_hand_over(reader.first_fault_at),
+            quiet_ms=self._since_hand_over(reader.last_fault_at),
+            pid=self._vmm.peer.pid,
+            error=self.error or (self._image_error if self._memory.is_failing else ""),
+            latency=reader.latency.all.buckets,
+        )
+
+    @property
+    def _pages_in(self) -> int:
+        return self._hypervisor.counters().mapped_gfns
+
+    def _since_hand_over(self, at: float | None) -> int | None:
+        """Milliseconds."""
+        return None if at is None else max(int((at - self._handed_over_at) * 1000), 0)
+
+    def _kill(self, why: str) -> None:
+        if _has_ended(self._vmm.pidfd):
+            return
+        self.error = f"killed: {why}"
+        pid = self._vmm.peer.pid
+        try:
+            signal.pidfd_send_signal(self._vmm.pidfd.fileno(), signal.SIGKILL)
+        except OSError as error:
+            self.error = f"cannot be killed ({sentence(error)}): {why}"
+            log.critical("guest_left_frozen", error=self.error, vmm_pid=pid)
+        else:
+            log.error("guest_killed", error=why, vmm_pid=pid)
+
+
+def _has_ended(process: Pidfd) -> bool:
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def parts_of(vmm: HandedOver) -> list[ImagePart]:
+    """Where in the VMM which part of the image belongs."""
+    return [
+        ImagePart(
+            region.base_host_virt_addr >> PAGE_SHIFT,
+            (region.base_host_virt_addr + region.size) >> PAGE_SHIFT,
+            region.offset >> PAGE_SHIFT,
+        )
+        for region in vmm.regions
+    ]
+
+
+def regions_of(vmm: HandedOver, around_pages: int) -> list[Region]:
+    """The same as regions: a gfn is a page number of the image."""
+    return [
+        Region(
+            gfns=GfnRange.of(region.offset >> PAGE_SHIFT, region.size >> PAGE_SHIFT),
+            uaddrs=UaddrRange.of_pages(region.base_host_virt_addr, region.size >> PAGE_SHIFT),
+            kind=RegionKind.MOVABLE,
+            kind_origin=KindOrigin.STATED,
+            access=_ALL_RIGHTS,
+            block=max(around_pages, vmm.unit),
+        )
+        for region in vmm.regions
+    ]

@@ -1,0 +1,311 @@
+"""The guests that the daemon restores, from the request to their end.
+
+Owns who may ask and how many, the task of each, and the figures of those that have ended. A restore belongs
+to no connection: from the reply on the daemon itself has it. Must not know how a page is brought in.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from functools import partial
+from typing import Final, NoReturn
+
+import structlog
+import trio
+from msgspec.structs import replace
+
+from intercept_protocol.addresses import PAGE_SIZE, GfnRange
+from intercept_protocol.errors import WireError
+from intercept_protocol.messages import (
+    Restore,
+    RestoreProgress,
+    RestoreReply,
+    RestoreState,
+    RestoreStatistics,
+)
+from interceptd.address_space import Undecided
+from interceptd.address_space.handover import Handover
+from interceptd.address_space.workers import Workers
+from interceptd.connections.connection import Connection
+from interceptd.connections.peer import Peer
+from interceptd.connections.received_fds import ReceivedFds
+from interceptd.connections.socket_cookie import cookie_of
+from interceptd.connections.tenants import Tenant
+from interceptd.descriptor_reserve import is_used_up
+from interceptd.log_share import charge_lines_to
+from interceptd.memory.prefetch import prefetch
+from interceptd.partition.factory import PartitionFactory
+from interceptd.partition.fault_reader import FaultReader
+from interceptd.partition.keeping import Keeper
+from interceptd.partition.partition import Partition
+from interceptd.partition.registry import PartitionRegistry
+from interceptd.partition.restored_guest import HandedOver, RestoredGuest
+from interceptd.scheduling.time_share import SHARE
+from interceptd.sessions.handoff_listener import HandoffListener
+from interceptd.sessions.restore_source import RestoreSource, examine
+from interceptd.telemetry.trace import Trace
+
+log = structlog.get_logger()
+
+WORKERS: Final = 4
+"""Threads of one restore that may wait for its image."""
+EXAMINE_SECONDS: Final = 10.0
+ENDED_LIMIT: Final = 64
+"""Ended restores whose figures are still told."""
+
+
+class Restores:
+    """Of a daemon. `run` must run as long as VMMs are served."""
+
+    def __init__(self, factory: PartitionFactory, partitions: PartitionRegistry, keeper: Keeper) -> None:
+        self._factory = factory
+        self._partitions = partitions
+        self._keeper = keeper
+        self._nursery: trio.Nursery | None = None
+        self._living: dict[int, _Restore] = {}
+        self._ended: dict[int, tuple[int, RestoreStatistics]] = {}
+        """The uid of each, and its last figures."""
+
+    async def run(self) -> NoReturn:
+        """Serve restored guests until cancelled itself."""
+        async with trio.open_nursery() as self._nursery:
+            await trio.sleep_forever()
+        raise AssertionError("it is only cancelled")
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for their VMM."""
+        return sum(each.state is RestoreState.WAITING for each in self._living.values())
+
+    def drain(self) -> None:
+        """End those that wait for their VMM; the others are partitions like any other."""
+        for each in self._living.values():
+            each.stop_waiting()
+
+    async def begin(
+        self, call: Restore, name: str, asker: Connection, descriptors: ReceivedFds
+    ) -> RestoreReply:
+        """Take over what came with the request, and wait for a VMM from now on. Raises `WireError`."""
+        tenant = asker.tenant
+        self._require_open()
+        tenant.closer.require_room()
+        if is_used_up():
+            raise WireError(errno.EMFILE, "restore: the daemon has no descriptors left for another guest")
+        with tenant.vmms.acquired(), tenant.partitions.acquired():
+            received, handed = descriptors.received, descriptors.take()
+            workers = Workers(WORKERS, f"image of uid {tenant.uid}", tenant.closer)
+            try:
+                source = await _examined(handed, received, call, tenant, workers)
+            except BaseException:
+                workers.close()
+                raise
+            try:
+                return self._start(call, name, tenant, source, workers)
+            except BaseException:
+                source.close()
+                workers.close()
+                raise
+
+    def progress(self, call: RestoreProgress, asker: Peer) -> RestoreStatistics:
+        """Raises ENOENT for an id that is none, or another uid's."""
+        uid, figures = None, None
+        if (living := self._living.get(call.partition_id)) is not None:
+            uid, figures = living.tenant.uid, living.statistics()
+        elif (ended := self._ended.get(call.partition_id)) is not None:
+            uid, figures = ended
+        if figures is None or uid != asker.uid:
+            raise WireError(errno.ENOENT, f"no restore {call.partition_id}", partition_id=call.partition_id)
+        return figures
+
+    def _start(
+        self, call: Restore, name: str, tenant: Tenant, source: RestoreSource, workers: Workers
+    ) -> RestoreReply:
+        self._require_open()  # a drain may have begun meanwhile
+        if not tenant.memory.has_room(len(source.prefetch)):
+            raise tenant.memory.refusal()
+        cookie = cookie_of(source.listener)
+        for other in self._living.values():
+            if other.cookie == cookie:
+                raise WireError(
+                    errno.EBUSY, f"restore: listener: restore {other.partition_id} has it", field="listener"
+                )
+        assert self._nursery is not None, "it runs as long as VMMs are served"
+        partition_id = self._partitions.reserve_id()
+        self._keeper.created(partition_id)
+        restore = _Restore(
+            call,
+            name,
+            partition_id,
+            tenant=tenant,
+            source=source,
+            workers=workers,
+            factory=self._factory,
+            partitions=self._partitions,
+        )
+        self._living[partition_id] = restore
+        tenant.memory.change(len(source.prefetch))
+        self._nursery.start_soon(self._live, restore)
+        return RestoreReply(partition_id=partition_id, image_pages=source.image.pages)
+
+    async def _live(self, restore: _Restore) -> None:
+        tenant = restore.tenant
+        SHARE.set(tenant.time_share)
+        charge_lines_to(tenant.log_share)
+        structlog.contextvars.bind_contextvars(uid=tenant.uid, partition_id=restore.partition_id)
+        try:
+            await restore.run()
+        finally:
+            del self._living[restore.partition_id]
+            self._remember(restore)
+            tenant.memory.change(-restore.prefetch_bytes)
+            tenant.partitions.release()
+            tenant.vmms.release()
+
+    def _remember(self, restore: _Restore) -> None:
+        figures = replace(restore.statistics(), state=RestoreState.ENDED)
+        self._ended[restore.partition_id] = restore.tenant.uid, figures
+        if len(self._ended) > ENDED_LIMIT:
+            del self._ended[next(iter(self._ended))]
+
+    def _require_open(self) -> None:
+        if self._partitions.closed:
+            raise WireError(errno.ESHUTDOWN, "the daemon is draining and takes no more partitions")
+
+
+class _Restore:
+    """One restore: first it waits for a VMM, then it serves it."""
+
+    def __init__(
+        self,
+        options: Restore,
+        name: str,
+        partition_id: int,
+        *,
+        tenant: Tenant,
+        source: RestoreSource,
+        workers: Workers,
+        factory: PartitionFactory,
+        partitions: PartitionRegistry,
+    ) -> None:
+        self._options = options
+        self._name = name
+        self.tenant = tenant
+        self.partition_id = partition_id
+        self._source = source
+        self._workers = workers
+        self._factory = factory
+        self._partitions = partitions
+        self.cookie = cookie_of(source.listener)
+        self.prefetch_bytes = len(source.prefetch)
+        self._waiting = trio.CancelScope()
+        self._guest: RestoredGuest | None = None
+        self._error = ""
+        """Why it waits, or was never served."""
+
+    @property
+    def state(self) -> RestoreState:
+        return RestoreState.WAITING if self._guest is None else self._guest.state
+
+    def statistics(self) -> RestoreStatistics:
+        if self._guest is not None:
+            return self._guest.statistics()
+        return RestoreStatistics(
+            state=RestoreState.WAITING, image_pages=self._source.image.pages, pages_in=0, demand_pages=0,
+            around_pages=0, prefetched_pages=0, zero_pages=0, removed_pages=0, faults=0, retries=0,
+            image_errors=0, error=self._error,
+        )  # fmt: skip
+
+    def stop_waiting(self) -> None:
+        if self._guest is None:
+            self._error = "the daemon ended"
+            self._waiting.cancel()
+
+    async def run(self) -> None:
+        """From the request to the end. Raises nothing of its own: that would end all others."""
+        try:
+            vmm = await self._wait()
+            if vmm is not None:
+                await self._serve(vmm)
+        except Exception as error:
+            self._error = "the daemon failed"
+            log.error("restore_failed", exc_info=error)  # noqa: TRY400 - as the session of another VMM does
+        finally:
+            self._source.close()
+            self._workers.close()
+
+    async def _wait(self) -> HandedOver | None:
+        """What a VMM has handed over; None if none has in time."""
+        seconds, image = self._options.connect_timeout_ms / 1000, self._source.image
+        log.info("restore_waits", image_pages=image.pages, timeout_s=seconds)
+        listener = HandoffListener(
+            self._source.listener, image.pages * PAGE_SIZE, self.tenant, self._workers, self._refused
+        )
+        self._waiting.deadline = trio.current_time() + seconds
+        with self._waiting:
+            vmm = await listener.handed_over()
+            self._source.close_listener()
+            return vmm
+        if not self._partitions.closed:
+            late = f"no VMM has handed over its memory within {seconds:g} s"
+            self._error = f"{late}; {self._error}" if self._error else late
+        log.warning("restore_not_claimed", error=self._error)
+        return None
+
+    async def _serve(self, vmm: HandedOver) -> None:
+        partition = self._factory.restore(
+            self._options,
+            vmm,
+            partition_id=self.partition_id,
+            name=self._name,
+            tenant=self.tenant,
+            image=self._source.image,
+            workers=self._workers,
+        )
+        guest = self._guest = partition.restored
+        assert guest is not None, "made to be restored"
+        ring = self._source.ring
+        trace = None if ring is None else Trace(ring)
+        partition.trace_into(trace)
+        partition.before_end = partial(self._bring_in_the_rest, partition, guest.reader)
+        self._partitions.add(partition)
+        try:
+            await partition.run(partial(self._serve_guest, partition, guest))
+        except WireError as error:  # it is lost, and has said so
+            guest.error = guest.error or error.message
+        finally:
+            guest.end()
+            partition.trace_into(None)
+            self._partitions.remove(partition)
+
+    async def _serve_guest(self, partition: Partition, guest: RestoredGuest) -> None:
+        for region in guest.reader.regions:
+            await partition.regions.add(region)
+        partition.start_reader(guest.reader)
+        partition.start(partial(_prefetch, self._source.runs(), partition, guest.reader))
+        await guest.wait_vmm_ended()
+
+    async def _bring_in_the_rest(self, partition: Partition, reader: FaultReader) -> None:
+        """So that the VMM can do without a daemon; in the time that a partition has for its end."""
+        with trio.move_on_after(partition.end_timeout()):
+            await _prefetch([region.gfns for region in reader.regions], partition, reader)
+            await reader.complete.wait()
+
+    def _refused(self, why: str, peer: Peer) -> None:
+        self._error = f"a hand-off was refused: {why}"
+        log.warning("handoff_refused", error=why, vmm_pid=peer.pid, vmm_uid=peer.uid)
+
+
+async def _prefetch(runs: Iterable[GfnRange], partition: Partition, reader: FaultReader) -> None:
+    await prefetch(runs, partition.faults, partition.regions, reader)
+
+
+async def _examined(
+    handed: list[int], received: int, call: Restore, tenant: Tenant, workers: Workers
+) -> RestoreSource:
+    closer = tenant.closer
+    handover = Handover(handed, partial(examine, received=received, call=call, closer=closer), closer)
+    try:
+        return await handover.made(EXAMINE_SECONDS, workers)
+    except Undecided as error:
+        raise WireError(error.number, f"restore: {error}") from None
