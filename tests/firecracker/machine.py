@@ -102,7 +102,12 @@ class Machine:
     def snapshot(self, to: Snapshot) -> None:
         """Pause the guest for a full snapshot, and let it go on."""
         self._ask("PATCH", "/vm", {"state": "Paused"})
-        self.put("/snapshot/create", snapshot_type="Full", snapshot_path=str(to.state), mem_file_path=str(to.memory))
+        self.put(
+            "/snapshot/create",
+            snapshot_type="Full",
+            snapshot_path=str(to.state),
+            mem_file_path=str(to.memory),
+        )
         self._ask("PATCH", "/vm", {"state": "Resumed"})
 
     def restore(self, state: Path, handler: Path) -> None:
