@@ -32,7 +32,7 @@ def saved(kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sn
 @pytest.fixture(scope="session")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     """One daemon for all; what a test did to it, the next one starts from."""
-    with DaemonProcess(tmp_path_factory.mktemp("daemon"), config='log.format = "json"') as process:
+    with DaemonProcess(tmp_path_factory.mktemp("daemon")) as process:
         yield process.wait_serving()
         assert process.stop() == 0
 

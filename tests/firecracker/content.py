@@ -37,19 +37,15 @@ class Content:
         self._words.release()
         self._bytes.close()
 
-    @property
-    def size(self) -> int:
-        return len(self._bytes)
-
     def read(self, address: int) -> int:
         return self._words[_offset(address) // 8]
 
     def write(self, address: int, word: int) -> None:
         self._words[_offset(address) // 8] = word
 
-    def fill(self, address: int, count: int, stride: int, key: int) -> None:
-        for each in range(address, address + count * stride, stride):
-            self.write(each, each ^ key)
+    def bytes_from(self, address: int) -> bytes:
+        """To the end of memory."""
+        return self._bytes[_offset(address) :]
 
     def remove(self, page: int, count: int) -> None:
         """What was given to the balloon is zero when it is touched again."""

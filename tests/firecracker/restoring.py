@@ -64,15 +64,15 @@ def all_memory(mib: int) -> list[Span]:
     return spans if size <= GAP else [*spans, pages(GAP_END, GAP_END + size - GAP)]
 
 
-def save(kernel: Path, directory: Path, mib: int, *, huge: bool = False) -> Snapshot:
+def save(kernel: Path, directory: Path, mib: int, *, huge: bool = False, apart: int = 1) -> Snapshot:
     """Boot a guest, fill its memory, give some of it to the balloon, and take a snapshot. With pages of 2 MiB
-    there is no balloon."""
+    there is no balloon. Of `apart` pages one is filled."""
     saved = Snapshot(directory / "state", directory / "memory")
     with Machine(directory / "saved") as machine:
         machine.boot(kernel, mib, huge=huge, balloon=not huge)
         for span in all_memory(mib):
-            machine.ask("fill", *span, KEY)
-            machine.ask("fill", span.address + PAGE - 8, span.words, span.stride, KEY)
+            for address in (span.address, span.address + PAGE - 8):
+                machine.ask("fill", address, span.words // apart, span.stride * apart, KEY)
         if not huge:
             machine.ask("balloon", BALLOON)
             machine.ask("inflate", GIVEN.start, len(GIVEN))
