@@ -132,7 +132,7 @@ class Restores:
     def new_directory(self) -> Path:
         self._count += 1
         directory = self._directory / f"guest{self._count}"
-        directory.mkdir()
+        directory.mkdir(parents=True)
         return directory
 
     def begin(self, saved: Snapshot, directory: Path, partition_id: int) -> Guest:

@@ -142,7 +142,8 @@ def test_firecracker_is_killed_in_the_middle_of_its_faults(
 @pytest.mark.parametrize("when", ["before Firecracker comes", "in the middle of its faults"])
 def test_the_asker_is_killed(saved: Snapshot, restores: Restores, when: str) -> None:
     directory = restores.new_directory()
-    command = [sys.executable, "-m", "firecracker.asker", restores.daemon, saved.memory, directory / SOCKET]
+    command: list[str | Path] = [sys.executable, "-m", "firecracker.asker"]
+    command += [restores.daemon, saved.memory, directory / SOCKET]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT, cwd=TESTS) as asker:
         assert asker.stdout is not None
         partition_id = int(asker.stdout.readline())
