@@ -26,6 +26,7 @@ from .policy import policy_command
 from .record.command import record_command
 from .replay.command import replay_command
 from .report.command import report_command
+from .restore.command import restore_command
 from .top.command import top_command
 from .vmms import vmms_command
 from .watch.command import watch_command
@@ -221,6 +222,7 @@ main.add_command(policy_command)
 main.add_command(record_command)
 main.add_command(replay_command)
 main.add_command(report_command)
+main.add_command(restore_command)
 main.add_command(top_command)
 main.add_command(vmms_command)
 main.add_command(watch_command)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Final
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Final, NamedTuple, TypeVar
 
 import click
 
-from intercept_client import BlockingOperator, ConnectionEnded, ConnectionLost
+from intercept_client import BlockingOperator, BlockingVmm, ConnectionEnded, ConnectionLost
 from intercept_protocol.errors import ProtocolViolation, WireError
 from intercept_protocol.text import sentence as sentence_of
 from intercept_protocol.text import visible_lines
@@ -27,6 +27,8 @@ LONGEST_PAUSE: Final = 2.0
 SUCCESSOR_ATTEMPTS: Final = 100
 SUCCESSOR_PAUSE: Final = 0.2
 """Seconds between two of them. A keeper waits 10 s for its daemon, unless told otherwise."""
+
+_ClientT = TypeVar("_ClientT", BlockingOperator, BlockingVmm)
 
 
 class Failure(click.ClickException):
@@ -52,10 +54,32 @@ class Gone(Unreachable):
     """The daemon went away, or is not there: it, or a successor, may come."""
 
 
-@contextmanager
-def operator(path: str, timeout: float = ANSWER_TIMEOUT) -> Iterator[BlockingOperator]:
+class _Socket(NamedTuple):
+    """What the user calls it, and the daemon's option that sets its path."""
+
+    kind: str
+    option: str
+
+
+_OPERATORS: Final = _Socket("an operator socket", "operator-socket")
+_VMMS: Final = _Socket("a VMM socket", "socket")
+
+
+def operator(path: str, timeout: float = ANSWER_TIMEOUT) -> AbstractContextManager[BlockingOperator]:
     """A connected operator. Errors, here or in the block, become `Refused` or `Unreachable`."""
-    with _connect(path, timeout) as client:
+    return _connected(path, timeout, lambda: BlockingOperator.open(path, timeout=timeout), _OPERATORS)
+
+
+def vmm(path: str, name: str, timeout: float = ANSWER_TIMEOUT) -> AbstractContextManager[BlockingVmm]:
+    """A connection to the VMMs' socket, which operators see as `name`. Errors as of `operator`."""
+    return _connected(path, timeout, lambda: BlockingVmm.open(path, name=name, timeout=timeout), _VMMS)
+
+
+@contextmanager
+def _connected(
+    path: str, timeout: float, connect: Callable[[], _ClientT], what: _Socket
+) -> Iterator[_ClientT]:
+    with _connect(path, timeout, connect, what) as client:
         try:
             yield client
         except ProtocolViolation as violation:
@@ -70,8 +94,13 @@ def operator(path: str, timeout: float = ANSWER_TIMEOUT) -> Iterator[BlockingOpe
             raise _gone(path, str(error)) from error
 
 
-def outlast(path: str, use: Callable[[BlockingOperator], None], wait: Callable[[float], bool]) -> None:
-    """Run `use` with a connection until it returns; begin again with another whenever the daemon goes away.
+def outlast(
+    connected: Callable[[], AbstractContextManager[_ClientT]],
+    use: Callable[[_ClientT], None],
+    wait: Callable[[float], bool],
+) -> None:
+    """Run `use` with a client of `connected` until it returns; begin again with another whenever the daemon
+    goes away.
 
     The first connection must succeed. `wait` is called with the seconds to let pass between two attempts, of
     which there is no limit; it returns False to give up. Raises as `operator` does, but not `Gone`.
@@ -80,7 +109,7 @@ def outlast(path: str, use: Callable[[BlockingOperator], None], wait: Callable[[
     pause = SHORTEST_PAUSE
     while True:
         try:
-            with operator(path) as client:
+            with connected() as client:
                 used, pause = True, SHORTEST_PAUSE
                 use(client)
                 return
@@ -112,23 +141,23 @@ def wait_successor(path: str) -> None:
         return
 
 
-def _connect(path: str, timeout: float) -> BlockingOperator:
+def _connect(path: str, timeout: float, connect: Callable[[], _ClientT], what: _Socket) -> _ClientT:
     try:
-        return BlockingOperator.open(path, timeout=timeout)
+        return connect()
     except ProtocolViolation as violation:
-        raise _unreachable(path, f"not an operator socket: {violation}") from violation
+        raise _unreachable(path, f"not {what.kind}: {violation}") from violation
     except WireError as refusal:
         if refusal.number == errno.EPROTONOSUPPORT:
             raise _unreachable(path, refusal.message) from refusal
-        raise _unreachable(path, f"not an operator socket, or access denied: {refusal}") from refusal
+        raise _unreachable(path, f"not {what.kind}, or access denied: {refusal}") from refusal
     except ConnectionLost as error:
-        raise _gone(path, f"not an operator socket: {error}") from error
+        raise _gone(path, f"not {what.kind}: {error}") from error
     except TimeoutError as error:
-        raise _gone(path, f"not an operator socket, or busy: no answer within {timeout:g} s") from error
+        raise _gone(path, f"not {what.kind}, or busy: no answer within {timeout:g} s") from error
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise _gone(path, _cause(error, "operator-socket")) from error
+        raise _gone(path, _cause(error, what.option)) from error
     except OSError as error:
-        raise _unreachable(path, _cause(error, "operator-socket")) from error
+        raise _unreachable(path, _cause(error, what.option)) from error
 
 
 def sentence(error: BaseException, vmm_socket: str | None) -> str:

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 import click
@@ -27,6 +24,7 @@ from intercept_protocol.trace import RECORDS_AT_LEAST, RECORDS_LIMIT
 from interceptctl import operator_client, recordings, units
 from interceptctl.completion import partition_ids
 from interceptctl.finite import Finite
+from interceptctl.interrupts import interrupts
 
 from .recorder import Progress, Recorder
 
@@ -91,7 +89,7 @@ def record_command(
         partition = _partition(operator, partition_id)
         header = _header(operator, partition)
     stopping = _Stopping(seconds, max_size)
-    with ExitStack() as opened, _interrupts(stopping.interrupt):
+    with ExitStack() as opened, interrupts(stopping.interrupt):
         # Only once the daemon traces the partition is what FILE held before given up.
         recorder = Recorder(
             lambda: opened.enter_context(recordings.created(file)),
@@ -103,7 +101,11 @@ def record_command(
             with closing(_ring(records)) as ring:
                 recorder.record(operator, partition, ring)
 
-        operator_client.outlast(path, follow, lambda seconds: stopping.wait(seconds, recorder.progress))
+        operator_client.outlast(
+            lambda: operator_client.operator(path),
+            follow,
+            lambda seconds: stopping.wait(seconds, recorder.progress),
+        )
         recorder.end("no successor of the daemon came")
     stopping.show_end(recorder.progress, file, as_json=as_json)
 
@@ -141,21 +143,6 @@ def _ring(records: int) -> TraceRing:
         return TraceRing(records)
     except OSError as error:
         raise operator_client.Failure(f"memory for {records} records: {sentence(error)}") from error
-
-
-@contextmanager
-def _interrupts(interrupt: Callable[[], None]) -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM call `interrupt`: what is in the ring is still to be written."""
-
-    def called(_signal: int, _frame: FrameType | None) -> None:
-        interrupt()
-
-    before = {each: signal.signal(each, called) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 class _Stopping:

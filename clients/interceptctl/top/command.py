@@ -72,7 +72,7 @@ def top_command(path: str, interval: float, *, vps: bool, sort: str, once: bool,
             _print_one(operator, interval, shown, as_json=as_json)
     else:
         with _Screen(interval, shown) as screen, suppress(KeyboardInterrupt):
-            operator_client.outlast(path, screen.follow, screen.wait)
+            operator_client.outlast(lambda: operator_client.operator(path), screen.follow, screen.wait)
 
 
 class _Shown:

@@ -124,7 +124,7 @@ def watch_command(
         return not _is_unread()
 
     with suppress(KeyboardInterrupt, ReaderGone):
-        operator_client.outlast(path, follow, wait)
+        operator_client.outlast(lambda: operator_client.operator(path), follow, wait)
 
 
 def _events(names: Sequence[str], vp_index: int | None, answered: Sequence[str]) -> list[EventName]:

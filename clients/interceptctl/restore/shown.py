@@ -1,0 +1,136 @@
+"""What a restore shows: a bar or lines while it goes on, and a summary at its end.
+
+Owns the words and the terminal. Must not know when the daemon is asked.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from intercept_protocol.messages import RestoreState, RestoreStatistics
+from intercept_protocol.text import visible
+from interceptctl import silence, units
+from interceptctl.quantiles import quantiles
+
+
+class Shown:
+    """Progress, on standard error: a bar on a terminal, else a line for each change of state."""
+
+    def __init__(self, listen: Path) -> None:
+        self._listen = listen
+        self._said = ""
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            console = Console(stderr=True, highlight=False, emoji=False, markup=False)
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.fields[done]}"),
+            )
+            self._bar = Progress(*columns, console=console, auto_refresh=False, transient=True)
+            self._task = self._bar.add_task("", total=None, done="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, now: RestoreStatistics) -> None:
+        said = state(now, self._listen)
+        if self._bar is not None:
+            waiting = now.state == RestoreState.WAITING
+            self._bar.update(
+                self._task,
+                description=said,
+                total=None if waiting else now.image_pages,
+                completed=now.pages_in,
+                done="" if waiting else f"{_in(now)}, {units.of(now.faults, 'fault')}",
+                refresh=True,
+            )
+        else:
+            self.say(said)
+
+    def say(self, sentence: str) -> None:
+        """A line of its own, if it says something new."""
+        if sentence == self._said:
+            return
+        self._said = sentence
+        if self._bar is not None:
+            self._bar.console.print(sentence)
+        else:
+            click.echo(sentence, err=True)
+
+
+def state(now: RestoreStatistics, listen: Path) -> str:
+    error = visible(now.error)
+    match now.state:
+        case RestoreState.WAITING:
+            refused = f"; the last that came was refused: {error}" if error else ""
+            return f"waiting for a VMM at {visible(str(listen))}{refused}"
+        case RestoreState.SERVING:
+            return f"serving pid {silence.pid(now.pid)}{f': {error}' if error else ''}"
+        case RestoreState.COMPLETE:
+            return "all pages are in; the VMM needs the daemon no more"
+        case _:
+            return f"ended: {error}" if error else "the VM ended"
+
+
+def end(last: RestoreStatistics | None, listen: Path, *, interrupted: bool, away: bool) -> Iterator[str]:
+    """What the restore came to, as far as the daemon said."""
+    if away:
+        yield "no daemon is there: the guest waits at the first page that is missing until one goes on"
+    elif interrupted:
+        yield "interrupted; the daemon goes on with it"
+    if last is None:
+        return
+    if not (last.state == RestoreState.ENDED and last.error):
+        yield state(last, listen)
+    if last.pages_in:
+        yield from _summary(last)
+
+
+def failure(last: RestoreStatistics, listen: Path) -> Iterator[str]:
+    """Why it ended, and what to do."""
+    yield f"the restore ended: {last.error}"
+    if not last.pages_in:
+        yield f"have the VMM load its snapshot with {listen} as backend_path; --wait gives it more time"
+
+
+def _summary(now: RestoreStatistics) -> Iterator[str]:
+    """What the restore brought in until now."""
+    yield (
+        f"{_in(now)} in: {units.pages(now.demand_pages)} on demand, {units.pages(now.around_pages)} around, "
+        f"{units.pages(now.prefetched_pages)} prefetched; {units.pages(now.zero_pages)} of it zero"
+    )
+    if now.faults:
+        took = quantiles((), now.latency)
+        measured = (
+            f", P50 {units.latency(took.p50_ns)}, P99 {units.latency(took.p99_ns)}" if now.latency else ""
+        )
+        yield f"{units.of(now.faults, 'fault')}{measured}{_moments(now)}"
+    if now.image_errors:
+        yield f"{units.of(now.image_errors, 'read')} of the image failed"
+
+
+def _moments(now: RestoreStatistics) -> str:
+    if now.first_fault_ms is None or now.quiet_ms is None:
+        return ""
+    return f"; the first {now.first_fault_ms} ms after the hand-over, the last {now.quiet_ms} ms"
+
+
+def _in(now: RestoreStatistics) -> str:
+    return f"{units.pages(now.pages_in)} of {units.pages(now.image_pages)}"
