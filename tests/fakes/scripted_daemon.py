@@ -7,6 +7,7 @@ rather than hangs.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import threading
@@ -24,6 +25,7 @@ from fakes.eventually import PATIENCE
 from intercept_protocol import codec, messages, rpc
 from intercept_protocol.errors import WireError
 
+MOST_DESCRIPTORS: Final = 8
 HELLO_REPLY: Final = messages.HelloReply(
     protocol=1, server="scripted", version="0", limits={"message_bytes": 65536}, features={}
 )
@@ -111,7 +113,8 @@ class ScriptedDaemon:
 
     After its script a connection only listens until the client closes. With `answers_twice` each answer is
     repeated at once, and the one before it too, as after restarts (T-12). `heard` holds every request of
-    every connection as (method, params), and `answered` the error of every answer to an `Ask`, None for none.
+    every connection as (method, params), `descriptors` what came with them, open until the block ends, and
+    `answered` the error of every answer to an `Ask`, None for none.
     Leaving the block waits for all clients to close, and raises what went wrong in a script.
     """
 
@@ -120,6 +123,7 @@ class ScriptedDaemon:
     backlog: int = 16
     answers_twice: bool = False
     heard: list[tuple[str, list[object]]] = field(default_factory=list)
+    descriptors: list[int] = field(default_factory=list)
     answered: list[object] = field(default_factory=list)
     _failures: list[BaseException] = field(default_factory=list)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -147,6 +151,8 @@ class ScriptedDaemon:
         for thread in self._threads:  # the first may still add others
             thread.join(PATIENCE)
         self._listener.close()
+        for descriptor in self.descriptors:
+            os.close(descriptor)
         for failure in self._failures:
             if error is None:
                 raise failure
@@ -174,7 +180,9 @@ class ScriptedDaemon:
     def _serve(self, connection: socket.socket, script: Sequence[Step]) -> None:
         with connection:
             connection.settimeout(PATIENCE)
-            conversation = _Conversation(connection, self.heard, self.answered, repeats=self.answers_twice)
+            conversation = _Conversation(
+                connection, self.heard, self.descriptors, self.answered, repeats=self.answers_twice
+            )
             conversation.follow(script)
 
 
@@ -183,12 +191,14 @@ class _Conversation:
         self,
         connection: socket.socket,
         heard: list[tuple[str, list[object]]],
+        descriptors: list[int],
         answered: list[object],
         *,
         repeats: bool,
     ) -> None:
         self._connection = connection
         self._heard = heard
+        self._descriptors = descriptors
         self._answered = answered
         self._receiver = rpc.Receiver({rpc.REQUEST, rpc.RESPONSE})
         self._msgid = 0
@@ -255,9 +265,10 @@ class _Conversation:
         """Wait for one; None at the client's end."""
         while (message := self._receiver.next_message()) is None:
             try:
-                data = self._connection.recv(4096)
+                data, received, _, _ = socket.recv_fds(self._connection, 4096, MOST_DESCRIPTORS)
             except ConnectionResetError:
                 return None  # the client closed without reading all that the script says
+            self._descriptors += received
             if not data:
                 return None
             self._receiver.receive_data(data)

@@ -83,8 +83,8 @@ class Following:
 
     def _forgotten(self) -> operator_client.Refused:
         return operator_client.Refused(
-            f"the daemon knows no restore {self._partition_id} of ours any more: it was started anew, without a "
-            "keeper. A VMM that still runs waits for ever at the first page that is missing: kill it"
+            f"the daemon knows nothing of partition {self._partition_id} any more: it was started anew, "
+            "without a keeper. A VMM that still runs waits for ever at its first missing page: kill it"
         )
 
     def _drain(self) -> None:

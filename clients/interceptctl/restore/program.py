@@ -69,7 +69,7 @@ def stay(wish: Wish, *, as_json: bool) -> None:
             recording = stack.enter_context(closing(Recording(wish.record, image, prefetched or b"")))
         with closing(Listening(wish.listen)) as listening:
             reply = _hand_over(wish, image, listening, prefetched, recording)
-        progress = Shown(wish.listen)
+        progress = Shown(reply.partition_id, wish.listen)
 
         def show(now: RestoreStatistics) -> None:
             if now.state != RestoreState.WAITING:

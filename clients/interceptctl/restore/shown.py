@@ -24,7 +24,8 @@ from interceptctl.quantiles import quantiles
 class Shown:
     """Progress, on standard error: a bar on a terminal, else a line for each change of state."""
 
-    def __init__(self, listen: Path) -> None:
+    def __init__(self, partition_id: int, listen: Path) -> None:
+        self._partition = f"partition {partition_id}"
         self._listen = listen
         self._said = ""
         self._bar: Progress | None = None
@@ -50,7 +51,7 @@ class Shown:
             self._bar.stop()
 
     def show(self, now: RestoreStatistics) -> None:
-        said = state(now, self._listen)
+        said = f"{self._partition}: {state(now, self._listen)}"
         if self._bar is not None:
             waiting = now.state == RestoreState.WAITING
             self._bar.update(
