@@ -97,7 +97,12 @@ class PartitionFactory:
         uffd = MissingFaults(vmm.userfaultfd, ioctls, unit=vmm.unit)
         port_calls = PortCalls()
         hypervisor = UserfaultfdHypervisor(uffd, image, unit=vmm.unit, port_calls=port_calls)
-        memory = ImageAddressSpace(image, workers, parts_of(vmm), unit=vmm.unit)
+        regions = regions_of(vmm, options.around_pages)
+
+        def image_failed(error: OSError) -> None:
+            guest.image_failed(error)
+
+        memory = ImageAddressSpace(image, workers, parts_of(vmm), unit=vmm.unit, on_failure=image_failed)
         partition = self._partition(
             CreatePartition(address_space=AddressSpaceKind.IMAGE, hypervisor=HypervisorKind.USERFAULTFD),
             hypervisor,
@@ -111,7 +116,7 @@ class PartitionFactory:
         )
         reader = FaultReader(
             uffd,
-            regions=regions_of(vmm, options.around_pages),
+            regions=regions,
             faults=partition.faults,
             notifier=partition.notifier,
             memory=memory,
@@ -119,10 +124,16 @@ class PartitionFactory:
             answers=partition.answers,
             event_bus=partition.event_bus,
         )
-        partition.restored = RestoredGuest(
-            options, vmm, image_pages=image.pages, memory=memory, hypervisor=hypervisor, reader=reader
+        guest = RestoredGuest(
+            options,
+            vmm,
+            regions,
+            image_pages=image.pages,
+            memory=memory,
+            hypervisor=hypervisor,
+            reader=reader,
         )
-        memory.on_failure = partition.restored.image_failed
+        partition.restored = guest
         return partition
 
     def _partition(

@@ -88,7 +88,7 @@ class FaultReader:
         self._notifier = notifier
         self._memory = memory
         self._hypervisor = hypervisor
-        self._answers = answers
+        self.answers = answers
         self._event_bus = event_bus
         self._queue: dict[int, tuple[Access, int]] = {}
         """Of those that must wait: as in `_Pause`."""
@@ -300,7 +300,7 @@ class FaultReader:
         pause.is_on = False
 
     def _note(self, answer: Answer, fault: Fault, began: int) -> None:
-        self._answers[answer] += 1
+        self.answers[answer] += 1
         now = perf_counter_ns()
         if answer is Answer.MAPPED or answer is Answer.ALREADY_MAPPED:
             (self.latency.waited if fault.waited else self.latency.at_once).record(now - began)

@@ -10,7 +10,7 @@ import select
 import signal
 import socket
 from collections.abc import Sequence
-from time import monotonic
+from time import perf_counter_ns
 
 import structlog
 import trio
@@ -18,7 +18,7 @@ import trio
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange, UaddrRange
 from intercept_protocol.handoff import HandoffRegion
 from intercept_protocol.messages import OnImageError, RegionKind, Restore, RestoreState, RestoreStatistics
-from intercept_protocol.outcomes import Access
+from intercept_protocol.outcomes import Access, Answer
 from intercept_protocol.text import sentence
 from interceptd.address_space.image import ImageAddressSpace, ImagePart
 from interceptd.connections.closer import Closer
@@ -68,6 +68,7 @@ class RestoredGuest:
         self,
         options: Restore,
         vmm: HandedOver,
+        regions: Sequence[Region],
         *,
         image_pages: int,
         memory: ImageAddressSpace,
@@ -77,10 +78,11 @@ class RestoredGuest:
         self._options = options
         self._image_pages = image_pages
         self._vmm = vmm
+        self.regions = regions
         self._memory = memory
         self._hypervisor = hypervisor
         self.reader = reader
-        self._handed_over_at = monotonic()
+        self._handed_over_ns = perf_counter_ns()
         self._ended = False
         self.error = ""
         """Why it has ended; empty if nothing is wrong."""
@@ -118,23 +120,34 @@ class RestoredGuest:
                 log.critical("guest_left_frozen", pages_missing=missing, vmm_pid=self._vmm.peer.pid)
         self._vmm.close()
 
+    def image_gfns(self, gfns: GfnRange) -> list[GfnRange]:
+        """The parts of `gfns` that come from the image: what the VMM gave back does not any more."""
+        parts = []
+        for region in self.regions:
+            start, end = max(gfns.start, region.gfns.start), min(gfns.end, region.gfns.end)
+            if start < end:
+                uaddrs = region.uaddrs_of(GfnRange(start=start, end=end))
+                parts += [region.gfns_of(run) for run in self._memory.image_runs(uaddrs)]
+        return parts
+
     def statistics(self) -> RestoreStatistics:
-        reader = self.reader
+        reader, hypervisor = self.reader, self._hypervisor
+        demanded = min(reader.answers[Answer.MAPPED] * self._vmm.unit, hypervisor.demanded_pages)
         return RestoreStatistics(
             state=self.state,
             image_pages=self._image_pages,
             pages_in=self._pages_in,
-            demand_pages=reader.demand_pages,
-            around_pages=reader.around_pages,
-            prefetched_pages=reader.prefetched_pages,
-            zero_pages=reader.zero_pages,
+            demand_pages=demanded,
+            around_pages=hypervisor.demanded_pages - demanded,
+            prefetched_pages=hypervisor.prefetched_pages,
+            zero_pages=hypervisor.zeroed_pages,
             removed_pages=self._memory.removed_pages,
             faults=reader.intercepts,
             retries=reader.retries,
             image_errors=self._memory.failures,
-            age_ms=int((monotonic() - self._handed_over_at) * 1000),
-            first_fault_ms=self._since_hand_over(reader.first_fault_at),
-            quiet_ms=self._since_hand_over(reader.last_fault_at),
+            age_ms=self._since_hand_over(perf_counter_ns()),
+            first_fault_ms=self._at(reader.first_fault_ns),
+            quiet_ms=self._at(reader.last_fault_ns),
             pid=self._vmm.peer.pid,
             error=self.error or (self._image_error if self._memory.is_failing else ""),
             latency=reader.latency.all.buckets,
@@ -144,9 +157,12 @@ class RestoredGuest:
     def _pages_in(self) -> int:
         return self._hypervisor.counters().mapped_gfns
 
-    def _since_hand_over(self, at: float | None) -> int | None:
-        """Milliseconds."""
-        return None if at is None else max(int((at - self._handed_over_at) * 1000), 0)
+    def _at(self, ns: int | None) -> int | None:
+        return None if ns is None else self._since_hand_over(ns)
+
+    def _since_hand_over(self, ns: int) -> int:
+        """Milliseconds until a time of the performance counter."""
+        return max(ns - self._handed_over_ns, 0) // 1_000_000
 
     def _kill(self, why: str) -> None:
         if _has_ended(self._vmm.pidfd):

@@ -57,7 +57,7 @@ class RestoreSource:
 
     def close(self) -> None:
         self.close_listener()
-        self._closer.close([self.image.detach()])
+        self.image.close()
         if self.ring is not None:
             self.ring.close()
 
@@ -99,7 +99,7 @@ def examine(descriptors: list[int], received: int, call: Restore, closer: Closer
         with _about("image"):
             image = Image(found["image"], closer)
         left.remove(found["image"])
-        undo.callback(lambda: closer.close([image.detach()]))
+        undo.callback(image.close)
         listener = socket.socket(fileno=found["listener"])
         left.remove(found["listener"])
         undo.pop_all()

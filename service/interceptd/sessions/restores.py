@@ -7,7 +7,7 @@ to no connection: from the reply on the daemon itself has it. Must not know how 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Final, NoReturn
 
@@ -36,7 +36,6 @@ from interceptd.descriptor_reserve import is_used_up
 from interceptd.log_share import charge_lines_to
 from interceptd.memory.prefetch import prefetch
 from interceptd.partition.factory import PartitionFactory
-from interceptd.partition.fault_reader import FaultReader
 from interceptd.partition.keeping import Keeper
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
@@ -51,6 +50,8 @@ log = structlog.get_logger()
 WORKERS: Final = 4
 """Threads of one restore that may wait for its image."""
 EXAMINE_SECONDS: Final = 10.0
+RETRY_SECONDS: Final = 0.1
+"""After which the rest of a guest is tried again, while the daemon ends."""
 ENDED_LIMIT: Final = 64
 """Ended restores whose figures are still told."""
 
@@ -267,7 +268,7 @@ class _Restore:
         ring = self._source.ring
         trace = None if ring is None else Trace(ring)
         partition.trace_into(trace)
-        partition.before_end = partial(self._bring_in_the_rest, partition, guest.reader)
+        partition.before_end = partial(self._bring_in_the_rest, partition, guest)
         self._partitions.add(partition)
         try:
             await partition.run(partial(self._serve_guest, partition, guest))
@@ -279,25 +280,36 @@ class _Restore:
             self._partitions.remove(partition)
 
     async def _serve_guest(self, partition: Partition, guest: RestoredGuest) -> None:
-        for region in guest.reader.regions:
+        for region in guest.regions:
             await partition.regions.add(region)
         partition.start_reader(guest.reader)
-        partition.start(partial(_prefetch, self._source.runs(), partition, guest.reader))
+        partition.start(partial(_bring_in, self._source.runs(), partition, guest))
         await guest.wait_vmm_ended()
 
-    async def _bring_in_the_rest(self, partition: Partition, reader: FaultReader) -> None:
+    async def _bring_in_the_rest(self, partition: Partition, guest: RestoredGuest) -> None:
         """So that the VMM can do without a daemon; in the time that a partition has for its end."""
-        with trio.move_on_after(partition.end_timeout()):
-            await _prefetch([region.gfns for region in reader.regions], partition, reader)
-            await reader.complete.wait()
+        everything = [region.gfns for region in guest.regions]
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = trio.current_time() + partition.end_timeout()
+            nursery.start_soon(_cancel_with, guest.wait_vmm_ended, nursery.cancel_scope)
+            await _bring_in(everything, partition, guest)
+            while not await guest.reader.leave_to_kernel():
+                await trio.sleep(RETRY_SECONDS)
+                await _bring_in(everything, partition, guest)
+            nursery.cancel_scope.cancel()
 
     def _refused(self, why: str, peer: Peer) -> None:
         self._error = f"a hand-off was refused: {why}"
         log.warning("handoff_refused", error=why, vmm_pid=peer.pid, vmm_uid=peer.uid)
 
 
-async def _prefetch(runs: Iterable[GfnRange], partition: Partition, reader: FaultReader) -> None:
-    await prefetch(runs, partition.faults, partition.regions, reader)
+async def _cancel_with(happening: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    await happening()
+    scope.cancel()
+
+
+async def _bring_in(runs: Iterable[GfnRange], partition: Partition, guest: RestoredGuest) -> None:
+    await prefetch(runs, partition.faults, partition.regions, guest.reader, guest.image_gfns)
 
 
 async def _examined(
