@@ -63,7 +63,8 @@ enum {
     IC_REQUEST_LIMIT = 16384, /* the largest request removes and adds 101 regions, at most 62 and 97 bytes each */
     IC_ANSWER_LIMIT = 65536,  /* F-1 */
     IC_NESTING = 16,          /* F-2 */
-    IC_DESCRIPTORS = 3,       /* that go with a request */
+    IC_DESCRIPTORS = 4,       /* that go with a request */
+    IC_HANDOVERS = 3,         /* how often they are handed over before an EAGAIN is the answer */
     IC_LAST_MSGID = 127,      /* from 1 on; they take a byte. A daemon repeats no answer but the last (T-12) */
     IC_HELLO_SECONDS = 10,    /* to wait for the answer to a hello; the daemon itself waits less long for the hello (H-2) */
     IC_ATTEMPTS = 200,        /* to open a connection while the daemon is restarted (H-16): for 10 s */
@@ -168,6 +169,25 @@ struct ic_new_partition {
 struct ic_partition {
     uint64_t partition_id;
     uint8_t token[IC_TOKEN];
+};
+
+/* What becomes of a guest whose image cannot be read (P-48). */
+enum ic_image_error { IC_HOLD, IC_KILL };
+
+/* The fields of restore, and the descriptors that go along, which stay the caller's (P-42). What is 0 is the protocol's default;
+ * a `prefetch` or a `trace` of 0, none. */
+struct ic_new_restore {
+    int image, listener, prefetch, trace;
+    enum ic_image_error on_image_error;
+    uint32_t around_pages, connect_timeout_ms;
+};
+
+/* P-49. Later daemons may have other states. `first_fault_ms` and `quiet_ms` are UINT64_MAX before the first fault. */
+struct ic_restore_progress {
+    char state[12], error[256];
+    uint64_t image_pages, pages_in, demand_pages, around_pages, prefetched_pages, zero_pages, removed_pages;
+    uint64_t faults, retries, image_errors, age_ms, first_fault_ms, quiet_ms, pid;
+    uint64_t latency[IC_BUCKETS];
 };
 
 /* Guest pages and the addresses that back them; `start_uaddr` in bytes. */
@@ -1023,6 +1043,77 @@ IC_API enum ic_result ic_create_partition(
     return ic__read(connection, &request, &reply);
 }
 
+/* Have the daemon serve the memory of a VMM that will connect to `listener` and restore from `image` (P-42): one that knows
+ * nothing of this protocol, such as Firecracker. Its guest is no partition of this connection, which may be closed. Close the
+ * listener afterwards: a VMM that comes too late would hang. If the daemon was restarted meanwhile (EAGAIN), the descriptors are
+ * handed over again, up to three times in all. */
+IC_API enum ic_result ic_restore(
+    struct ic_connection *connection, const struct ic_new_restore *wanted, uint64_t *partition_id, uint64_t *image_pages) {
+    struct ic_writer request;
+    struct ic_reader reply;
+    int descriptors[IC_DESCRIPTORS] = {wanted->image, wanted->listener};
+    size_t count = 2;
+    if (wanted->prefetch) descriptors[count++] = wanted->prefetch;
+    if (wanted->trace) descriptors[count++] = wanted->trace;
+    enum ic_result result = IC_REFUSED;
+    for (unsigned handover = 1; handover <= IC_HANDOVERS; handover++) {
+        ic__request(&request, "restore");
+        if (wanted->around_pages) ic__integer_field(&request, "around_pages", wanted->around_pages);
+        if (wanted->on_image_error == IC_KILL) ic__text_field(&request, "on_image_error", "kill");
+        if (wanted->connect_timeout_ms) ic__integer_field(&request, "connect_timeout_ms", wanted->connect_timeout_ms);
+        if (wanted->prefetch) ic__flag_field(&request, "prefetch", true);
+        if (wanted->trace) ic__flag_field(&request, "trace", true);
+        result = ic__ask_with(connection, &request, descriptors, count, &reply);
+        if (result != IC_REFUSED || connection->error.number != EAGAIN) break;
+    }
+    if (result != IC_OK) return result;
+    *partition_id = ic__get_integer(&reply, "partition_id");
+    *image_pages = ic__get_integer(&reply, "image_pages");
+    return ic__read(connection, &request, &reply);
+}
+
+static inline void ic__read_histogram(struct ic_reader *map, const char *key, uint64_t *buckets) {
+    uint64_t count;
+    struct ic_reader at = ic__get_array(map, key, &count);
+    if (count != IC_BUCKETS) at.wrong = true;
+    for (unsigned i = 0; i < IC_BUCKETS; i++) buckets[i] = ic__expect(&at, IC__INTEGER);
+    map->wrong |= at.wrong;
+}
+
+static inline uint64_t ic__milliseconds(struct ic_reader *map, const char *key) {
+    return ic__has(map, key) ? ic__get_integer(map, key) : UINT64_MAX;
+}
+
+/* How far a guest is that ic_restore began (P-49); on any `vmm` connection of the same user that has no partition. */
+IC_API enum ic_result ic_restore_progress(
+    struct ic_connection *connection, uint64_t partition_id, struct ic_restore_progress *progress) {
+    struct ic_writer request;
+    struct ic_reader reply;
+    memset(progress, 0, sizeof *progress);
+    ic__request(&request, "restore_progress");
+    ic__integer_field(&request, "partition_id", partition_id);
+    enum ic_result result = ic__ask(connection, &request, &reply);
+    if (result != IC_OK) return result;
+    ic__get_text(&reply, "state", progress->state, sizeof progress->state);
+    ic__get_text(&reply, "error", progress->error, sizeof progress->error);
+    progress->image_pages = ic__get_integer(&reply, "image_pages");
+    progress->pages_in = ic__get_integer(&reply, "pages_in");
+    progress->demand_pages = ic__get_integer(&reply, "demand_pages");
+    progress->around_pages = ic__get_integer(&reply, "around_pages");
+    progress->prefetched_pages = ic__get_integer(&reply, "prefetched_pages");
+    progress->zero_pages = ic__get_integer(&reply, "zero_pages");
+    progress->removed_pages = ic__get_integer(&reply, "removed_pages");
+    progress->faults = ic__get_integer(&reply, "faults");
+    progress->retries = ic__get_integer(&reply, "retries");
+    progress->image_errors = ic__get_integer(&reply, "image_errors");
+    progress->age_ms = ic__get_integer(&reply, "age_ms");
+    progress->first_fault_ms = ic__milliseconds(&reply, "first_fault_ms");
+    progress->quiet_ms = ic__milliseconds(&reply, "quiet_ms");
+    progress->pid = ic__get_integer(&reply, "pid");
+    ic__read_histogram(&reply, "latency", progress->latency);
+    return ic__read(connection, &request, &reply);
+}
+
 static const char *const ic__kinds[] = {"auto", "mmio", "movable", "pinned"};
 
 static inline void ic__place_fields(struct ic_writer *request, const struct ic_region *region) {
@@ -1244,14 +1335,6 @@ IC_API enum ic_result ic_translate(struct ic_connection *connection, uint64_t gf
     translation->has_pfn = ic__has(&reply, "pfn");
     if (translation->has_pfn) translation->pfn = ic__get_integer(&reply, "pfn");
     return ic__read(connection, &request, &reply);
-}
-
-static inline void ic__read_histogram(struct ic_reader *map, const char *key, uint64_t *buckets) {
-    uint64_t count;
-    struct ic_reader at = ic__get_array(map, key, &count);
-    if (count != IC_BUCKETS) at.wrong = true;
-    for (unsigned i = 0; i < IC_BUCKETS; i++) buckets[i] = ic__expect(&at, IC__INTEGER);
-    map->wrong |= at.wrong;
 }
 
 static inline void ic__read_intercepts(struct ic_reader *map, struct ic_statistics *statistics) {

@@ -25,8 +25,7 @@ enum {
     IC__CLOEXEC = SOCK_CLOEXEC,      /* O_CLOEXEC and O_NONBLOCK, by names that strict C has, too */
     IC__NONBLOCK = SOCK_NONBLOCK,
     IC__REMAP_FIXED = 2,             /* MREMAP_FIXED */
-    IC__PUNCH_HOLE = 3,              /* FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE */
-    IC_HANDOVERS = 3                 /* how often memory is handed over before an EAGAIN is the answer */
+    IC__PUNCH_HOLE = 3               /* FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE */
 };
 
 /* ------------------------------------------------ handing it over */

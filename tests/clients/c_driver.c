@@ -94,6 +94,30 @@ static enum ic_result statistics(void) {
     return result;
 }
 
+/* `n[0]`: a list of pages goes along; `n[1]`: the memory of a trace; `n[2]`: the fields have other values than by default. */
+static enum ic_result restore(const uint64_t *n) {
+    uint64_t partition_id = 0, image_pages = 0;
+    struct ic_new_restore wanted = {open("/dev/null", O_RDONLY), open("/dev/zero", O_RDONLY), 0, 0, IC_HOLD, 0, 0};
+    if (n[0]) wanted.prefetch = open("/dev/full", O_RDONLY);
+    if (n[1]) wanted.trace = open("/dev/urandom", O_RDONLY);
+    if (n[2]) wanted.on_image_error = IC_KILL, wanted.around_pages = 512, wanted.connect_timeout_ms = 3600000;
+    enum ic_result result = ic_restore(&connection, &wanted, &partition_id, &image_pages);
+    if (result == IC_OK) PRINT_NUMBER(partition_id), PRINT_NUMBER(image_pages);
+    return result;
+}
+
+static enum ic_result restore_progress(uint64_t partition_id) {
+    static struct ic_restore_progress told;
+    enum ic_result result = ic_restore_progress(&connection, partition_id, &told);
+    if (result != IC_OK) return result;
+    printf("%s '%s' ", told.state, told.error);
+    const uint64_t *figures = &told.image_pages;
+    for (unsigned i = 0; i < (offsetof(struct ic_restore_progress, latency) - offsetof(struct ic_restore_progress, image_pages)) / sizeof(uint64_t); i++)
+        PRINT_NUMBER(figures[i]);
+    PRINT_NUMBER(told.latency[23]);
+    return result;
+}
+
 /* n[0]: how many there is room for; n[1]: `after`, if it is not 0. */
 static enum ic_result list(const char *what, const uint64_t *n) {
     struct ic_region_view regions[IC_LIST];
@@ -183,6 +207,8 @@ static enum ic_result ask(const char *verb, const uint64_t *n) {
         return result;
     }
     if (!strcmp(verb, "attach_memory")) return attach_memory(n);
+    if (!strcmp(verb, "restore")) return restore(n);
+    if (!strcmp(verb, "restore_progress")) return restore_progress(n[0]);
     if (!strcmp(verb, "add_region")) {
         enum ic_result result = ic_add_region(&connection, &region, &region.kind);
         if (result == IC_OK) printf("kind %d ", (int)region.kind);

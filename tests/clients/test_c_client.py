@@ -252,6 +252,63 @@ def test_a_prefault_reply_that_nobody_could_go_on_from_is_invalid(
     assert printed.startswith("lost 74 answer to prefault: ")
 
 
+@pytest.mark.parametrize(
+    ("numbers", "fields"),
+    [
+        ((0, 0, 0), {}),
+        ((1, 1, 0), {"prefetch": True, "trace": True}),
+        ((0, 0, 1), {"around_pages": 512, "on_image_error": "kill", "connect_timeout_ms": 3_600_000}),
+    ],
+)
+def test_a_restore_says_only_what_is_not_the_default(
+    programs: CPrograms, socket_path: Path, numbers: tuple[int, ...], fields: dict[str, object]
+) -> None:
+    reply = {"partition_id": 2**64 - 1, "image_pages": 1}
+    printed, request = asked(programs, socket_path, "restore", *numbers, answer=[1, 1, None, reply])
+    assert printed == f"{2**64 - 1} 1 ok"
+    assert request == [0, 1, "restore", [fields]]
+
+
+@pytest.mark.parametrize("missing", ["partition_id", "image_pages"])
+def test_a_restore_reply_that_lacks_something_is_invalid(
+    programs: CPrograms, socket_path: Path, missing: str
+) -> None:
+    reply = {"partition_id": 1, "image_pages": 1}
+    del reply[missing]
+    printed, _ = asked(programs, socket_path, "restore", answer=[1, 1, None, reply])
+    assert printed.startswith("lost 74 answer to restore: ")
+
+
+PROGRESS = {
+    "latency": [*[0] * 23, 14], "later": "x", "pid": 13, "age_ms": 11, "image_errors": 10, "retries": 9,
+    "faults": 8, "removed_pages": 7, "zero_pages": 6, "prefetched_pages": 5, "around_pages": 4,
+    "demand_pages": 3, "pages_in": 2, "image_pages": 1, "error": "nobody came", "state": "of_later_daemons",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [({}, f"{2**64 - 1} {2**64 - 1}"), ({"first_fault_ms": 0, "quiet_ms": 12}, "0 12")],
+    ids=["before the first fault", "after it"],
+)
+def test_the_progress_of_a_restore_is_read_wherever_its_fields_stand(
+    programs: CPrograms, socket_path: Path, told: dict[str, object], shown: str
+) -> None:
+    answer = [1, 1, None, PROGRESS | told]
+    printed, request = asked(programs, socket_path, "restore_progress", 7, answer=answer)
+    assert printed == f"of_later_da 'nobody came' 1 2 3 4 5 6 7 8 9 10 11 {shown} 13 14 ok"
+    assert request == [0, 1, "restore_progress", [{"partition_id": 7}]]
+
+
+@pytest.mark.parametrize("wrong", [{"state": 1}, {"latency": [0]}, {"pages_in": -1}, {"quiet_ms": "x"}])
+def test_a_progress_of_another_form_is_invalid(
+    programs: CPrograms, socket_path: Path, wrong: dict[str, object]
+) -> None:
+    answer = [1, 1, None, PROGRESS | wrong]
+    printed, _ = asked(programs, socket_path, "restore_progress", 7, answer=answer)
+    assert printed.startswith("lost 74 answer to restore_progress: ")
+
+
 def test_an_intercept_carries_the_message_that_the_daemon_reads(
     programs: CPrograms, socket_path: Path
 ) -> None:

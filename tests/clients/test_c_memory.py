@@ -91,6 +91,26 @@ def test_the_daemon_is_told_why_there_is_no_userfaultfd_if_one_was_wanted(
     assert daemon.heard[1:] == [("attach_memory", [told])]
 
 
+IMAGE_AND_LISTENER: Final = ["/dev/null", "/dev/zero"]
+
+
+@pytest.mark.parametrize("others", [(), ("/dev/full",), ("/dev/full", "/dev/urandom")], ids=len)
+@pytest.mark.parametrize("obstacles", [0, 2, 3])
+def test_a_restore_hands_its_descriptors_over_in_order_again_while_an_obstacle_may_pass(
+    programs: CPrograms, socket_path: Path, others: Sequence[str], obstacles: int
+) -> None:
+    """P-42."""
+    refusals = [rpc.encode_error(2 + n, EAGAIN.error) for n in range(obstacles)]
+    taken = rpc.encode_result(2 + obstacles, {"image_pages": 512, "later": 1, "partition_id": 7})
+    receiving = Receiving(socket_path, [*refusals, taken][:3])
+    with conversation(programs / "c_driver", socket_path, "session", "vmm") as said:
+        assert said.end() == "ok"
+        end = said.do("restore", *(int(n < len(others)) for n in range(2)))
+    receiving.join()
+    assert end == ("7 512 ok" if obstacles < 3 else "refused 11 EAGAIN an obstacle")
+    assert receiving.brought == [[*IMAGE_AND_LISTENER, *others]] * min(obstacles + 1, 3)
+
+
 # ------------------------------------------------ announced system calls
 
 

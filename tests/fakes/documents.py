@@ -34,7 +34,7 @@ def commands(document: str, section: str) -> list[tuple[str, str]]:
 
 
 [VMM] = examples("README.md")
-[HEARING, HANDING_OVER, CHANGING, ADDING_RAM] = examples("clients/README.md")
+[HEARING, HANDING_OVER, CHANGING, RESTORING, ADDING_RAM] = examples("clients/README.md")
 
 
 def at(example: str, directory: Path) -> str:
