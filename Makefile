@@ -88,10 +88,10 @@ $(BENCH_READY): $(READY)
 
 bench: $(BENCH_READY)
 	@$(MAKE) --no-print-directory firecracker || true
-	@$(BIN)/python $(BENCH)/bench.py --json $(RESULTS)/latest.json --plot $(RESULTS)/latest.png
+	@PYTHONPATH=tests $(BIN)/python $(BENCH)/bench.py --json $(RESULTS)/latest.json --plot $(RESULTS)/latest.png
 
 bench-compare: $(BENCH_READY)
-	@$(BIN)/python $(BENCH)/bench.py --json $(RESULTS)/latest.json --compare $(RESULTS)/baseline.json
+	@PYTHONPATH=tests $(BIN)/python $(BENCH)/bench.py --json $(RESULTS)/latest.json --compare $(RESULTS)/baseline.json
 
 bench-scale: $(BENCH_READY)
 	@$(BIN)/python $(BENCH)/scale.py

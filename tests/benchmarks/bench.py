@@ -17,6 +17,7 @@ import paths
 import recording
 import report
 import restart
+import restore
 import start
 from comparing import compared
 from report import CONSOLE, Rounds
@@ -66,6 +67,8 @@ def main(
         restart.show(kept)
         recorded = recording.measure(Path(directory), load)
         recording.show(recorded)
+        restored = restore.measure(Path(directory), load)
+        restore.show(restored)
     starts = start.measure()
     start.show(starts)
     if json_file is not None:
@@ -76,6 +79,7 @@ def main(
             "restart": restart.as_json(kept),
             "paths": {place.value: paths.as_json(way) for place, way in ways.items()},
             "recording": recording.as_json(recorded),
+            "restore": restore.as_json(restored),
         }
         figures = {"machine": facts, "results": report.as_json(results), **beside}
         json_file.write_text(json.dumps(figures) + "\n")

@@ -2,7 +2,7 @@
  *
  *   handler SOCKET IMAGE AROUND
  *
- * Listens at SOCKET and serves each VMM that connects in a process of its own, out of a mapping of IMAGE, with
+ * Listens at SOCKET, says "ready", and serves each VMM that connects in a process of its own, out of a mapping of IMAGE, with
  * AROUND pages (a power of two) about each page that is touched; what the VMM gave back is zero. It checks nothing
  * of what it is sent.
  */
@@ -153,6 +153,8 @@ int main(int argc, char **argv) {
     require(bind(listener, (struct sockaddr *)&name, sizeof name) == 0, argv[1]);
     require(listen(listener, 64) == 0, argv[1]);
     signal(SIGCHLD, SIG_IGN);
+    puts("ready");
+    fflush(stdout);
     for (;;) {
         int connection = accept(listener, NULL, NULL);
         require(connection >= 0, "accept");

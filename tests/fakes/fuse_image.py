@@ -65,6 +65,13 @@ class FuseImage:
         assert self._control.recv(1) == order.value
 
 
+def needs() -> str | None:
+    """What is missing here; None if there can be one."""
+    if os.geteuid() != 0 or not Path("/dev/fuse").exists():
+        return "only root can mount FUSE, with /dev/fuse"
+    return None
+
+
 @contextmanager
 def fuse_image(image: Path) -> Iterator[FuseImage]:
     control, theirs = socket.socketpair()

@@ -85,6 +85,10 @@ class Machine:
 
     # ------------------------------------------------ the API
 
+    def wait_started(self) -> None:
+        """Until it takes requests; the first request waits by itself."""
+        self._connected().close()
+
     def put(self, path: str, **body: object) -> None:
         """Raises ApiError if Firecracker refuses."""
         self._ask("PUT", path, body)
@@ -154,9 +158,7 @@ class Machine:
     # ------------------------------------------------ helpers
 
     def _ask(self, method: str, path: str, body: object) -> None:
-        connection = _UnixConnection(self._api)
-        eventually(lambda: self.status is not None or self._connects(connection), True)
-        assert self.status is None, f"Firecracker ended with status {self.status}: {self.log()}"
+        connection = self._connected()
         try:
             connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -165,6 +167,12 @@ class Machine:
             connection.close()
         if response.status >= 300:
             raise ApiError(f"{method} {path}: {text}")
+
+    def _connected(self) -> _UnixConnection:
+        connection = _UnixConnection(self._api)
+        eventually(lambda: self.status is not None or self._connects(connection), True)
+        assert self.status is None, f"Firecracker ended with status {self.status}: {self.log()}"
+        return connection
 
     def _connects(self, connection: _UnixConnection) -> bool:
         """It binds its socket before it listens."""
