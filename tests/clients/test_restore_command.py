@@ -503,6 +503,10 @@ def test_what_comes_for_another_reason_than_a_touch_is_not_of_the_set() -> None:
     assert taken(mapped(700, 50), mapped(8, 2), touch(9), touch(9)) == stored((8, 2))
 
 
+def test_faults_may_be_answered_in_another_order_than_their_pages_come() -> None:
+    assert taken(mapped(700, 5), mapped(8, 2), touch(9), touch(701)) == stored((8, 2), (700, 5))
+
+
 def test_what_is_brought_in_beside_a_touch_is_of_the_set_only_so_far_as_a_touch_reaches() -> None:
     assert taken(mapped(0, PAGES), touch(600)) == stored((88, PAGES - 88))
 
