@@ -12,6 +12,7 @@ made in a worker, the reader waits (`settled`).
 from __future__ import annotations
 
 import errno
+import resource
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
@@ -28,7 +29,8 @@ from interceptd.pages.mapping import ZERO_BACKING, Mapping
 from interceptd.telemetry.counters import PortCalls
 
 SLOW_NS: Final = 2_000_000
-"""An ioctl that took longer has waited for the VMM's lock, or for memory: the next ones are a worker's."""
+"""An ioctl that took longer and slept has waited for the VMM's lock, or for memory: the next ones are a
+worker's. One that did not sleep was only preempted, as by the guest that it woke."""
 PATIENT_NS: Final = 10_000_000_000
 """For how long."""
 PREFETCHING: ContextVar[bool] = ContextVar("prefetching", default=False)
@@ -173,11 +175,14 @@ class UserfaultfdHypervisor:
             source = self._image.read_nowait(mapping.frame.page, count)
             if source is None:
                 raise _not_at_hand(done)
-        began = perf_counter_ns()
+        slept, began = _sleeps(), perf_counter_ns()
         try:
             self._fill(mapping.start_uaddr_page, source, count, done)
         finally:
-            self._measure(perf_counter_ns() - began)
+            took = perf_counter_ns() - began
+            self._count(took)
+            if took > SLOW_NS and _sleeps() > slept:
+                self.may_block, self._patient_until = True, began + PATIENT_NS
         self._record(mapping)
 
     async def _map_patiently(self, mappings: Sequence[Mapping]) -> None:
@@ -207,7 +212,12 @@ class UserfaultfdHypervisor:
         try:
             await self._in_worker(partial(self._fill, mapping.start_uaddr_page, address, count, done))
         finally:
-            self._measure(perf_counter_ns() - began)
+            took = perf_counter_ns() - began
+            self._count(took)
+            if took > SLOW_NS:
+                self._patient_until = began + PATIENT_NS
+            elif began > self._patient_until:
+                self.may_block = False
 
     async def _in_worker(self, fill: Callable[[], None]) -> None:
         try:
@@ -256,17 +266,18 @@ class UserfaultfdHypervisor:
             if found:
                 uffd.wake(UaddrRange(start=page, end=end))
 
-    def _measure(self, took: int) -> None:
+    def _count(self, took: int) -> None:
         self._map_calls += 1
         self._port_calls.map_gpa.record(took)
-        if took > SLOW_NS:
-            self.may_block, self._patient_until = True, perf_counter_ns() + PATIENT_NS
-        elif self.may_block and perf_counter_ns() > self._patient_until:
-            self.may_block = False
 
     @staticmethod
     def _is_zero(mapping: Mapping) -> bool:
         return mapping.frame is not None and mapping.frame.backing == ZERO_BACKING
+
+
+def _sleeps() -> int:
+    """How often this thread has slept (voluntary context switches)."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def _refused(number: int, page: int, done: int) -> HypervisorError:
