@@ -84,6 +84,7 @@ class RestoredGuest:
         self.reader = reader
         self._handed_over_ns = perf_counter_ns()
         self._ended = False
+        self._pages_at_end = 0
         self.error = ""
         """Why it has ended; empty if nothing is wrong."""
         self._image_error = ""
@@ -96,6 +97,15 @@ class RestoredGuest:
     async def wait_vmm_ended(self) -> None:
         """Block until the process that handed its memory over has ended."""
         await trio.lowlevel.wait_readable(self._vmm.pidfd)
+
+    def note_pages(self) -> None:
+        """Call it before the partition's end, which empties the table: so many pages are in."""
+        self._pages_at_end = self._pages_in
+
+    @property
+    def vmm_gone(self) -> bool:
+        """Whether the process, or the memory that it handed over, is no more."""
+        return self._memory.vmm_gone.is_set() or _has_ended(self._vmm.pidfd)
 
     def image_failed(self, error: OSError) -> None:
         """The image could not be read. The guest waits, and the image is read again, or the VMM is killed;
@@ -111,13 +121,13 @@ class RestoredGuest:
         killed. Closes what the VMM handed over."""
         complete = self.state is RestoreState.COMPLETE
         self._ended = True
-        if not complete and not _has_ended(self._vmm.pidfd):
-            missing = self._image_pages - self._pages_in
+        if not complete and not self.vmm_gone:
+            why = self.error or "the daemon ended before all pages were in"
             if self._options.on_image_error is OnImageError.KILL:
-                self._kill(f"the daemon ended before {missing} pages were in")
+                self._kill(why)
             else:
-                self.error = self.error or f"the daemon ended before {missing} pages were in: the guest waits"
-                log.critical("guest_left_frozen", pages_missing=missing, vmm_pid=self._vmm.peer.pid)
+                self.error = why
+                log.critical("guest_left_frozen", error=why)
         self._vmm.close()
 
     def image_gfns(self, gfns: GfnRange) -> list[GfnRange]:
@@ -136,7 +146,7 @@ class RestoredGuest:
         return RestoreStatistics(
             state=self.state,
             image_pages=self._image_pages,
-            pages_in=self._pages_in,
+            pages_in=self._pages_at_end if self._ended else self._pages_in,
             demand_pages=demanded,
             around_pages=hypervisor.demanded_pages - demanded,
             prefetched_pages=hypervisor.prefetched_pages,
@@ -165,17 +175,16 @@ class RestoredGuest:
         return max(ns - self._handed_over_ns, 0) // 1_000_000
 
     def _kill(self, why: str) -> None:
-        if _has_ended(self._vmm.pidfd):
+        if self.vmm_gone:
             return
         self.error = f"killed: {why}"
-        pid = self._vmm.peer.pid
         try:
             signal.pidfd_send_signal(self._vmm.pidfd.fileno(), signal.SIGKILL)
         except OSError as error:
             self.error = f"cannot be killed ({sentence(error)}): {why}"
-            log.critical("guest_left_frozen", error=self.error, vmm_pid=pid)
+            log.critical("guest_left_frozen", error=self.error)
         else:
-            log.error("guest_killed", error=why, vmm_pid=pid)
+            log.error("guest_killed", error=why)
 
 
 def _has_ended(process: Pidfd) -> bool:

@@ -153,6 +153,7 @@ class Restores:
         tenant = restore.tenant
         SHARE.set(tenant.time_share)
         charge_lines_to(tenant.log_share)
+        structlog.contextvars.unbind_contextvars("pid", "pid_namespace")  # of who asked
         structlog.contextvars.bind_contextvars(uid=tenant.uid, partition_id=restore.partition_id)
         try:
             await restore.run()
@@ -254,21 +255,25 @@ class _Restore:
         return None
 
     async def _serve(self, vmm: HandedOver) -> None:
-        partition = self._factory.restore(
-            self._options,
-            vmm,
-            partition_id=self.partition_id,
-            name=self._name,
-            tenant=self.tenant,
-            image=self._source.image,
-            workers=self._workers,
-        )
+        structlog.contextvars.bind_contextvars(**vmm.peer.named)
+        try:
+            partition = self._factory.restore(
+                self._options,
+                vmm,
+                partition_id=self.partition_id,
+                name=self._name,
+                tenant=self.tenant,
+                image=self._source.image,
+                workers=self._workers,
+            )
+        except BaseException:
+            vmm.close()
+            raise
         guest = self._guest = partition.restored
         assert guest is not None, "made to be restored"
-        ring = self._source.ring
-        trace = None if ring is None else Trace(ring)
-        partition.trace_into(trace)
         partition.before_end = partial(self._bring_in_the_rest, partition, guest)
+        trace = None if self._source.ring is None else Trace(self._source.ring)
+        partition.trace_into(trace)
         self._partitions.add(partition)
         try:
             await partition.run(partial(self._serve_guest, partition, guest))
@@ -284,19 +289,26 @@ class _Restore:
             await partition.regions.add(region)
         partition.start_reader(guest.reader)
         partition.start(partial(_bring_in, self._source.runs(), partition, guest))
-        await guest.wait_vmm_ended()
+        try:
+            await guest.wait_vmm_ended()
+        finally:
+            guest.note_pages()
 
     async def _bring_in_the_rest(self, partition: Partition, guest: RestoredGuest) -> None:
         """So that the VMM can do without a daemon; in the time that a partition has for its end."""
         everything = [region.gfns for region in guest.regions]
-        async with trio.open_nursery() as nursery:
-            nursery.cancel_scope.deadline = trio.current_time() + partition.end_timeout()
-            nursery.start_soon(_cancel_with, guest.wait_vmm_ended, nursery.cancel_scope)
-            await _bring_in(everything, partition, guest)
-            while not await guest.reader.leave_to_kernel():
-                await trio.sleep(RETRY_SECONDS)
-                await _bring_in(everything, partition, guest)
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.cancel_scope.deadline = trio.current_time() + partition.end_timeout()
+                nursery.start_soon(_cancel_with, guest.wait_vmm_ended, nursery.cancel_scope)
+                while not guest.vmm_gone:
+                    await _bring_in(everything, partition, guest)
+                    if await guest.reader.leave_to_kernel():
+                        break
+                    await trio.sleep(RETRY_SECONDS)
+                nursery.cancel_scope.cancel()
+        finally:
+            guest.note_pages()
 
     def _refused(self, why: str, peer: Peer) -> None:
         self._error = f"a hand-off was refused: {why}"
