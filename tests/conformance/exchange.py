@@ -27,7 +27,7 @@ METHODS: Final[Mapping[str, frozenset[str]]] = {
 }  # fmt: skip
 """By role. ENOSYS to one of these means that it is missing; to any other it is the right answer (P-3)."""
 ROLES: Final = frozenset({"hypervisor", *METHODS})
-PROFILES: Final = ("core", "notifier", "hypervisor", "operator", "process")
+PROFILES: Final = ("core", "notifier", "hypervisor", "operator", "process", "restore")
 """The parts of a server. Core is what every VMM needs: `vmm` and `vp` connections and declared memory."""
 ENOSYS: Final = 38
 _LINE: Final = 160
