@@ -149,7 +149,10 @@ class Asker:
     def ask(self, *others: int, **fields: object) -> int:
         """Ask for a restore of the image, keep no listener, and return its partition_id."""
         with self.listener() as listener, self.image.open("rb") as image:
-            reply = self.send([image.fileno(), listener.fileno(), *others], **fields)
+            return self.begun(self.send([image.fileno(), listener.fileno(), *others], **fields))
+
+    def begun(self, reply: Any) -> int:
+        """The partition_id in the reply to a restore, which the block then ends."""
         assert isinstance(reply, dict), reply
         assert reply["image_pages"] == PAGES
         self._waiting = reply["partition_id"]
