@@ -115,7 +115,7 @@ class Machine:
         self._ask("PATCH", "/vm", {"state": "Resumed"})
 
     def restore(self, state: Path, handler: Path) -> None:
-        """Load the snapshot and let the guest run; its memory comes from whoever listens at `handler`."""
+        """Load the snapshot and let the guest run; its memory comes from who listens at `handler`."""
         backend = {"backend_type": "Uffd", "backend_path": str(handler)}
         self.put("/snapshot/load", snapshot_path=str(state), mem_backend=backend, resume_vm=True)
 
