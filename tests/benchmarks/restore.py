@@ -109,7 +109,7 @@ def measure(scratch: Path, load: Load) -> Costs:
         _write_image(many, SWEEP_PAGES)
         daemons = {}
         for place in Place:
-            daemons[place] = directory / f"{place.name}.sock"
+            daemons[place] = Path(running.enter_context(TemporaryDirectory(dir=directory)), "vmm.sock")
             running.enter_context(server(daemon_command(daemons[place]), daemons[place], place))
         for _ in range(ROUNDS):
             for place in Place:
