@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from intercept_client import BlockingVmm, WireError
-from intercept_protocol.messages import RestoreProgress, RestoreState, RestoreStatistics
+from intercept_client import BlockingVmm, RestoreState, RestoreStatistics, WireError
 from interceptctl import operator_client
 
 from .recording import Recording
@@ -69,7 +68,7 @@ class Following:
 
     def _ask(self, vmm: BlockingVmm) -> RestoreStatistics:
         try:
-            now = vmm.call(RestoreProgress(partition_id=self._partition_id))
+            now = vmm.restore_progress(self._partition_id)
         except WireError as refusal:
             if refusal.number != errno.ENOENT:
                 raise

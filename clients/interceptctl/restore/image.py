@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from intercept_protocol import working_set
 from intercept_protocol.addresses import PAGE_SIZE
@@ -26,8 +27,11 @@ class Image:
     def __init__(self, path: Path, descriptor: int) -> None:
         """Use `opened`."""
         self.path = path
-        self.descriptor = descriptor
+        self._descriptor = descriptor
         self.pages = _pages(path, descriptor)
+
+    def fileno(self) -> int:
+        return self._descriptor
 
     def digest(self, stored_runs: bytes) -> bytes:
         """Over the pages that `stored_runs` has sampled. Raises `Failure` if they cannot be read."""
@@ -35,7 +39,7 @@ class Image:
 
     def _page(self, number: int) -> bytes:
         try:
-            content = os.pread(self.descriptor, PAGE_SIZE, number * PAGE_SIZE)
+            content = os.pread(self._descriptor, PAGE_SIZE, number * PAGE_SIZE)
         except OSError as error:
             raise Failure(f"{self.path}: page {number}: {sentence(error)}") from error
         if len(content) < PAGE_SIZE:
@@ -93,15 +97,12 @@ def read_working_set(path: Path, image: Image) -> bytes:
 
 
 @contextmanager
-def prefetch_list(stored_runs: bytes) -> Iterator[int]:
-    """A descriptor of memory that holds the runs, for the daemon to read."""
-    descriptor = os.memfd_create("interceptd-prefetch", os.MFD_CLOEXEC)
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(stored_runs)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def prefetch_list(stored_runs: bytes) -> Iterator[BinaryIO]:
+    """Memory that holds the runs, for the daemon to read."""
+    with open(os.memfd_create("interceptd-prefetch", os.MFD_CLOEXEC), "wb") as file:
+        file.write(stored_runs)
+        file.flush()
+        yield file
 
 
 class WorkingSetFile:

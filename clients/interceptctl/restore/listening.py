@@ -47,8 +47,7 @@ class Listening:
                 raise Failure(_why(path, error)) from error
             raise
 
-    @property
-    def descriptor(self) -> int:
+    def fileno(self) -> int:
         return self._socket.fileno()
 
     def close(self) -> None:

@@ -16,8 +16,14 @@ from typing import Final, NamedTuple
 import click
 import msgspec
 
-from intercept_client import BlockingVmm, WireError
-from intercept_protocol.messages import OnImageError, Restore, RestoreReply, RestoreState, RestoreStatistics
+from intercept_client import (
+    BlockingVmm,
+    OnImageError,
+    RestoreReply,
+    RestoreState,
+    RestoreStatistics,
+    WireError,
+)
 from intercept_protocol.text import visible
 from interceptctl import operator_client
 from interceptctl.interrupts import interrupts
@@ -89,23 +95,20 @@ def _hand_over(
     wish: Wish, image: Image, listening: Listening, prefetched: bytes | None, recording: Recording | None
 ) -> RestoreReply:
     """Have the daemon take the restore over. The path of the socket is removed if it does not."""
-    request = Restore(
-        around_pages=wish.around,
-        on_image_error=wish.on_image_error,
-        connect_timeout_ms=round(wish.wait_seconds * 1000),
-        prefetch=prefetched is not None,
-        trace=recording is not None,
-    )
-    descriptors = [image.descriptor, listening.descriptor]
     try:
         with ExitStack() as stack:
-            if prefetched is not None:
-                descriptors.append(stack.enter_context(prefetch_list(prefetched)))
-            if recording is not None:
-                descriptors.append(recording.descriptor)
+            pages = None if prefetched is None else stack.enter_context(prefetch_list(prefetched))
             vmm = stack.enter_context(_connected(wish))
             try:
-                return vmm.call(request, descriptors=descriptors)
+                return vmm.restore(
+                    image,
+                    listening,
+                    around_pages=wish.around,
+                    on_image_error=wish.on_image_error,
+                    connect_timeout=wish.wait_seconds,
+                    prefetch=pages,
+                    trace=None if recording is None else recording.ring,
+                )
             except WireError as refusal:
                 raise _refused(refusal, vmm.hello.version) from refusal
     except BaseException:

@@ -59,19 +59,15 @@ class Recording:
         self._path = path
         self._image = image
         try:
-            self._ring = TraceRing(RING_RECORDS)
+            self.ring = TraceRing(RING_RECORDS)
         except OSError as error:
             raise Failure(f"memory for {RING_RECORDS} records: {sentence(error)}") from error
         try:
-            self._touches = Touches(self._ring, image.pages, prefetched)
+            self._touches = Touches(self.ring, image.pages, prefetched)
             self._file = WorkingSetFile(path)
         except BaseException:
-            self._ring.close()
+            self.ring.close()
             raise
-
-    @property
-    def descriptor(self) -> int:
-        return self._ring.descriptor
 
     def drain(self) -> None:
         """Take what the daemon has written by now."""
@@ -94,4 +90,4 @@ class Recording:
     def close(self) -> None:
         """What was not written is gone."""
         self._file.close()
-        self._ring.close()
+        self.ring.close()
