@@ -51,7 +51,8 @@ def now(
     state: RestoreState, pages_in: int = 8, *, error: str = "", faults: int = 3, pid: int = 4242
 ) -> RestoreStatistics:
     return RestoreStatistics(
-        state=state, image_pages=PAGES, pages_in=pages_in, demand_pages=3, around_pages=5,
+        state=state, image_pages=PAGES, pages_in=pages_in,
+        demand_pages=3 if pages_in else 0, around_pages=5 if pages_in else 0,
         prefetched_pages=0, zero_pages=1, removed_pages=0, faults=faults, retries=0, image_errors=0,
         first_fault_ms=2, quiet_ms=30, pid=pid, error=error, latency=(2, 1, *[0] * 22),
     )  # fmt: skip
@@ -174,8 +175,9 @@ def test_it_stays_until_the_vm_ends_and_then_says_what_was_brought_in(place: Pla
     ]
     assert result.stdout.splitlines() == [
         "the VM ended",
-        "32 KiB of 4 MiB in: 12 KiB on demand, 20 KiB around, 0 KiB prefetched; 4 KiB of it zero",
-        "3 faults, P50 2us, P99 4us; the first 2 ms after the hand-over, the last 30 ms",
+        "32 KiB brought in of an image of 4 MiB, 4 KiB of it zero",
+        "12 KiB on demand, 20 KiB around, 0 KiB prefetched",
+        "3 faults, P50 2us, P99 4us; the first after 2 ms, the last after 30 ms",
     ]
     assert seen == [True, False], "its path is of no use once the VMM is there"
     assert place.served.methods == ["hello", "restore", "hello", *["restore_progress"] * 3]
@@ -228,7 +230,7 @@ def test_an_image_error_that_killed_the_vmm_is_exit_code_1_after_what_was_brough
     killed = now(RestoreState.ENDED, error="page 9 of the image: Input/output error")
     result = place.against([Answer(TAKEN)], replies(killed))
     assert result.exit_code == 1
-    assert result.stdout.startswith("32 KiB of 4 MiB in: ")
+    assert result.stdout.startswith("32 KiB brought in of an image of 4 MiB, ")
     assert result.stderr.endswith("Error: the restore ended: page 9 of the image: Input/output error\n")
 
 
@@ -414,8 +416,8 @@ def write(descriptor: int, *records: tuple[int, ...], before: int = 0) -> None:
     os.pwrite(descriptor, struct.pack("=Q", before + len(records)), COUNT_PLACE)
 
 
-def mapped(first: int, count: int, backing: int = IMAGE) -> tuple[int, ...]:
-    return Kind.GUEST_MAPPED, 7, first, count, 0x7000, first, backing
+def mapped(first: int, count: int, backing: int = IMAGE, access: int = 7) -> tuple[int, ...]:
+    return Kind.GUEST_MAPPED, access, first, count, 0x7000, first, backing
 
 
 def touch(page: int, detail: int = 0) -> tuple[int, ...]:
@@ -424,6 +426,7 @@ def touch(page: int, detail: int = 0) -> tuple[int, ...]:
 
 RUN_OF_A_GUEST = (
     (Kind.REGION_ADDED, 1, 0, PAGES, 0x7000, 7),
+    mapped(0, PAGES, backing=0, access=0),
     mapped(512, 64),
     touch(530),
     mapped(0, 1),

@@ -59,7 +59,7 @@ class Shown:
                 description=said,
                 total=None if waiting else now.image_pages,
                 completed=now.pages_in,
-                done="" if waiting else f"{_in(now)}, {units.of(now.faults, 'fault')}",
+                done="" if waiting else _done(now),
                 refresh=True,
             )
         else:
@@ -100,22 +100,24 @@ def end(last: RestoreStatistics | None, listen: Path, *, interrupted: bool, away
         return
     if not (last.state == RestoreState.ENDED and last.error):
         yield state(last, listen)
-    if last.pages_in:
+    if _brought_in(last):
         yield from _summary(last)
 
 
 def failure(last: RestoreStatistics, listen: Path) -> Iterator[str]:
     """Why it ended, and what to do."""
     yield f"the restore ended: {last.error}"
-    if not last.pages_in:
+    if not _brought_in(last):
         yield f"have the VMM load its snapshot with {listen} as backend_path; --wait gives it more time"
 
 
 def _summary(now: RestoreStatistics) -> Iterator[str]:
     """What the restore brought in until now."""
+    image, zero = units.pages(now.image_pages), units.pages(now.zero_pages)
+    yield f"{units.pages(_brought_in(now))} brought in of an image of {image}, {zero} of it zero"
     yield (
-        f"{_in(now)} in: {units.pages(now.demand_pages)} on demand, {units.pages(now.around_pages)} around, "
-        f"{units.pages(now.prefetched_pages)} prefetched; {units.pages(now.zero_pages)} of it zero"
+        f"{units.pages(now.demand_pages)} on demand, {units.pages(now.around_pages)} around, "
+        f"{units.pages(now.prefetched_pages)} prefetched"
     )
     if now.faults:
         took = quantiles((), now.latency)
@@ -130,8 +132,14 @@ def _summary(now: RestoreStatistics) -> Iterator[str]:
 def _moments(now: RestoreStatistics) -> str:
     if now.first_fault_ms is None or now.quiet_ms is None:
         return ""
-    return f"; the first {now.first_fault_ms} ms after the hand-over, the last {now.quiet_ms} ms"
+    return f"; the first after {now.first_fault_ms} ms, the last after {now.quiet_ms} ms"
 
 
-def _in(now: RestoreStatistics) -> str:
-    return f"{units.pages(now.pages_in)} of {units.pages(now.image_pages)}"
+def _done(now: RestoreStatistics) -> str:
+    pages = f"{units.pages(now.pages_in)} of {units.pages(now.image_pages)}"
+    return f"{pages}, {units.of(now.faults, 'fault')}"
+
+
+def _brought_in(now: RestoreStatistics) -> int:
+    """Pages, some of them more than once: what the VMM gave back is in no more."""
+    return now.demand_pages + now.around_pages + now.prefetched_pages

@@ -50,7 +50,7 @@ class Touches:
         for record in records:
             if record.kind == Kind.GUEST_MAPPED:
                 first_page, count, _, _, backing, _ = record.values
-                if backing != ZERO:
+                if record.detail and backing != ZERO:  # else it is NO_ACCESS: nothing came in
                     self._brought_in.append((first_page, count))
             elif record.kind == Kind.INTERCEPT and not record.detail & NO_MEMORY:
                 self._touched(record.values[0])
