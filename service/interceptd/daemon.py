@@ -315,6 +315,7 @@ class Daemon:
 
     async def _end_partitions(self) -> None:
         with trio.move_on_after(self._drain_seconds) as scope:
+            self.dispatcher.restores.drain()
             for partition in self.partitions:
                 partition.end()
             await self.partitions.wait_empty()

@@ -91,6 +91,18 @@ def image_bytes(pages: int, salt: int = 0) -> bytes:
     return b"".join(struct.pack("<QQ", page + salt, 1).ljust(PAGE, b"\xab") for page in range(pages))
 
 
+def new_userfaultfd(features: int | None = EVENT_REMOVE) -> int:
+    """With these features; None: not initialised."""
+    device = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        uffd: int = fcntl.ioctl(device, USERFAULTFD_IOC_NEW, os.O_CLOEXEC | os.O_NONBLOCK)
+    finally:
+        os.close(device)
+    if features is not None:
+        fcntl.ioctl(uffd, UFFDIO_API, bytearray(struct.pack("<3Q", 0xAA, features, 0)))
+    return uffd
+
+
 class _Memory:
     """All regions, by pages of the image."""
 
@@ -101,9 +113,7 @@ class _Memory:
         self.page_size = page_size
 
     def hand_over(self, path: str) -> socket.socket:
-        device = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
-        uffd = fcntl.ioctl(device, USERFAULTFD_IOC_NEW, os.O_CLOEXEC | os.O_NONBLOCK)
-        fcntl.ioctl(uffd, UFFDIO_API, bytearray(struct.pack("<3Q", 0xAA, EVENT_REMOVE, 0)))
+        uffd = new_userfaultfd()
         regions, offset = [], 0
         for each in self.maps:
             address = ctypes.addressof(ctypes.c_char.from_buffer(each))

@@ -129,6 +129,7 @@ class PartitionFactory:
             vmm,
             regions,
             image_pages=image.pages,
+            workers=(ioctls, workers),
             memory=memory,
             hypervisor=hypervisor,
             reader=reader,

@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Sequence
 from time import perf_counter_ns
+from typing import Final, NoReturn
 
 import structlog
 import trio
@@ -21,6 +22,7 @@ from intercept_protocol.messages import OnImageError, RegionKind, Restore, Resto
 from intercept_protocol.outcomes import Access, Answer
 from intercept_protocol.text import sentence
 from interceptd.address_space.image import ImageAddressSpace, ImagePart
+from interceptd.address_space.workers import Workers
 from interceptd.connections.closer import Closer
 from interceptd.connections.peer import Peer, Pidfd
 from interceptd.hypervisor.userfaultfd import UserfaultfdHypervisor
@@ -30,6 +32,7 @@ from interceptd.partition.fault_reader import FaultReader
 
 log = structlog.get_logger()
 
+TRIM_SECONDS: Final = 5.0
 _ALL_RIGHTS = Access.READ | Access.WRITE | Access.EXECUTE
 
 
@@ -62,7 +65,7 @@ class HandedOver:
 
 
 class RestoredGuest:
-    """What is served to the VMM `vmm`; `options` are those of the request. `reader` and `memory` count."""
+    """What is served to the VMM `vmm`; `options` are those of the request. `workers` are all threads of it."""
 
     def __init__(
         self,
@@ -71,12 +74,14 @@ class RestoredGuest:
         regions: Sequence[Region],
         *,
         image_pages: int,
+        workers: Sequence[Workers],
         memory: ImageAddressSpace,
         hypervisor: UserfaultfdHypervisor,
         reader: FaultReader,
     ) -> None:
         self._options = options
         self._image_pages = image_pages
+        self._workers = workers
         self._vmm = vmm
         self.regions = regions
         self._memory = memory
@@ -98,6 +103,13 @@ class RestoredGuest:
         """Block until the process that handed its memory over has ended."""
         await trio.lowlevel.wait_readable(self._vmm.pidfd)
 
+    async def trim_workers(self) -> NoReturn:
+        """End the threads that have nothing to do for a while."""
+        while True:
+            await trio.sleep(TRIM_SECONDS)
+            for workers in self._workers:
+                workers.trim()
+
     def note_pages(self) -> None:
         """Call it before the partition's end, which empties the table: so many pages are in."""
         self._pages_at_end = self._pages_in
@@ -110,7 +122,7 @@ class RestoredGuest:
     def image_failed(self, error: OSError) -> None:
         """The image could not be read. The guest waits, and the image is read again, or the VMM is killed;
         nothing else ever stands where its content belongs."""
-        self._image_error = f"image: {sentence(error)}"
+        self._image_error = f"the image cannot be read: {sentence(error)}"
         if (not_warned := self._warnings.passed_over("image")) is not None:
             log.error("image_failed", error=sentence(error), not_warned=not_warned)
         if self._options.on_image_error is OnImageError.KILL:
@@ -128,6 +140,8 @@ class RestoredGuest:
             else:
                 self.error = why
                 log.critical("guest_left_frozen", error=why)
+        for workers in self._workers:
+            workers.close()
         self._vmm.close()
 
     def image_gfns(self, gfns: GfnRange) -> list[GfnRange]:

@@ -239,6 +239,7 @@ class _Restore:
     async def _wait(self) -> HandedOver | None:
         """What a VMM has handed over; None if none has in time."""
         seconds, image = self._options.connect_timeout_ms / 1000, self._source.image
+        self._workers.end_idle()
         log.info("restore_waits", image_pages=image.pages, timeout_s=seconds)
         listener = HandoffListener(
             self._source.listener, image.pages * PAGE_SIZE, self.tenant, self._workers, self._refused
@@ -288,6 +289,7 @@ class _Restore:
         for region in guest.regions:
             await partition.regions.add(region)
         partition.start_reader(guest.reader)
+        partition.start(guest.trim_workers)
         partition.start(partial(_bring_in, self._source.runs(), partition, guest))
         try:
             await guest.wait_vmm_ended()
