@@ -1044,9 +1044,8 @@ IC_API enum ic_result ic_create_partition(
 }
 
 /* Have the daemon serve the memory of a VMM that will connect to `listener` and restore from `image` (P-42): one that knows
- * nothing of this protocol, such as Firecracker. Its guest is no partition of this connection, which may be closed. Close the
- * listener afterwards: a VMM that comes too late would hang. If the daemon was restarted meanwhile (EAGAIN), the descriptors are
- * handed over again, up to three times in all. */
+ * nothing of this protocol, such as Firecracker. Its guest is no partition of this connection, which may be closed. If the daemon
+ * was restarted meanwhile (EAGAIN), the descriptors are handed over again, up to three times in all. */
 IC_API enum ic_result ic_restore(
     struct ic_connection *connection, const struct ic_new_restore *wanted, uint64_t *partition_id, uint64_t *image_pages) {
     struct ic_writer request;

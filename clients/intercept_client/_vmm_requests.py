@@ -150,10 +150,10 @@ def restore(
 
     The VMM is one that knows nothing of the daemon, such as Firecracker. The guest gets no partition of this
     connection, which may be closed: the daemon serves it until the VMM ends. `listener` is a listening Unix
-    stream socket; close it once this returns, for a VMM that comes too late would hang. The daemon waits for
-    `connect_timeout` seconds. A first touch brings in up to `around_pages` pages. `prefetch` is a file of
-    page runs, each of two u32, little endian: the first page and how many. `trace` is written until the guest
-    ends. All descriptors stay the caller's to close.
+    stream socket, at which the daemon waits for `connect_timeout` seconds; then it shuts it down. A first
+    touch brings in up to `around_pages` pages. `prefetch` is a file of page runs, each of two u32, little
+    endian: the first page and how many. `trace` is written until the guest ends. All descriptors stay the
+    caller's to close.
 
     If the daemon was restarted meanwhile (EAGAIN), they are handed over again, up to three times in all.
     """

@@ -9,5 +9,5 @@ none of them: `intercept_client` exports what it uses. For those who write anoth
 (framing), `codec` (typed messages to and from maps), `elements` (errors about an element of a list),
 `handoff` (how a VMM that restores hands its memory over) and `text` (what others sent, safe to show). For
 those who read traces and recordings (`protocol/RECORDING.md`): `trace` (the records) and `recording` (the
-file).
+file). For those who make lists of pages for `restore`: `working_set` (the file).
 """

@@ -43,7 +43,8 @@ class HandoffRegion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Handoff(msgspec.Struct, frozen=True, kw_only=True):
-    """`regions`, at least one, overlap neither in the VMM nor in the image; they are in the VMM's order."""
+    """`regions`, at least one, have pages of one size, and overlap neither in the VMM nor in the image; their
+    order is the VMM's."""
 
     regions: list[HandoffRegion]
 
@@ -141,6 +142,8 @@ def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _check(regions: Sequence[HandoffRegion]) -> None:
+    if len({region.page_size for region in regions}) > 1:
+        raise Refused("its regions have pages of different sizes")
     for index, region in enumerate(regions):
         if region.page_size not in PAGE_SIZES:
             raise Refused(f"region {index} has neither pages of 4096 bytes nor of 2 MiB")

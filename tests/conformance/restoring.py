@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -118,15 +119,13 @@ class Asker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if self._waiting is not None and self.progress(self._waiting)["state"] == "waiting":
-                self.served(self._waiting)
-        finally:
-            for vmm in self._vmms:
-                vmm.end()
+        with self.connection, ExitStack() as ending:
             if self._waiting is not None and kind is None:
-                self.until(self._waiting, lambda now: now["state"] == "ended")
-            self.connection.close()
+                ending.callback(self.until, self._waiting, lambda now: now["state"] == "ended")
+            for vmm in self._vmms:
+                ending.callback(vmm.end)
+            if self._waiting is not None and self.progress(self._waiting)["state"] == "waiting":
+                ending.callback(self.served(self._waiting).end)
 
     def listener(self) -> socket.socket:
         """That at `listen`."""

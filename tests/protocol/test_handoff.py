@@ -137,6 +137,7 @@ def test_other_hand_offs_are_told_by_their_first_bytes(data: bytes, name: str) -
         (text_of(region()) + b"[]", "trailing characters"),
         (text_of(region()) + b"\0]", "trailing characters"),
         (b'[{"later":' + b"[" * 20000 + b"]", "too deeply nested"),
+        (text_of(region(), region(BASE + SIZE, SIZE, SIZE, page_size=HUGE)), "pages of different sizes"),
         (text_of(region(page_size=65536)), "region 0 has neither pages of 4096 bytes nor of 2 MiB"),
         (text_of(region(page_size=1 << 30)), "region 0 has neither pages"),
         (text_of(region(BASE + 1)), "region 0: base_host_virt_addr is no multiple of its page size, 4096"),

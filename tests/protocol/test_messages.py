@@ -640,13 +640,20 @@ LARGEST_REGION = m.RegionView(
     state="populating", writable=True, executable=True, mapped_gfns=U64_MAX,
 )  # fmt: skip
 LARGEST_VP = m.VpView(vp_index=255, state="waiting", intercepts=U64_MAX)
-NO_NUMBERS = "intercepts", "unresolved", "latency", "latency_waited"
+NO_NUMBERS = "intercepts", "unresolved", "latency", "latency_waited", "state", "error", "restore"
+LARGEST_RESTORE = m.RestoreStatistics(
+    **{name: U64_MAX for name in m.RestoreStatistics.__struct_fields__ if name not in NO_NUMBERS},
+    state="complete",
+    error="x" * 4096,
+    latency=LARGEST_BUCKETS,
+)
 LARGEST_STATISTICS = m.PartitionStatistics(
     **{name: U64_MAX for name in m.PartitionStatistics.__struct_fields__ if name not in NO_NUMBERS},
     intercepts={answer.outcome: {a.reason: U64_MAX for a in Answer} for answer in Answer},
     unresolved={f"cause_with_a_long_name_{number}": U64_MAX for number in range(32)},
     latency=LARGEST_BUCKETS,
     latency_waited=LARGEST_BUCKETS,
+    restore=LARGEST_RESTORE,
 )
 
 

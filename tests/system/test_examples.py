@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fakes.daemon_process import DaemonProcess, StartDaemon
-from fakes.documents import ADDING_RAM, CHANGING, HANDING_OVER, HEARING, at, printed
+from fakes.documents import ADDING_RAM, CHANGING, HANDING_OVER, HEARING, RESTORING, at, printed
 from fakes.eventually import PATIENCE, eventually
 from fakes.raw_vmm import RawVmm
 from intercept_client import (
@@ -43,6 +43,19 @@ def test_the_handover_example_prints_what_its_comments_say(daemon: DaemonProcess
     )
     assert (run.stdout.splitlines(), run.stderr) == (said, "")
     assert said[0] == "resume mapped"
+
+
+def test_the_example_of_a_restore_asks_for_one_and_for_its_progress(
+    daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    names: dict[str, Any] = {}
+    exec(RESTORING, names)
+    image, listen = tmp_path / "memory", tmp_path / "uffd.sock"
+    image.write_bytes(bytes(2 * 4096))
+    partition_id = names["serve_restore"](daemon.socket, image, listen)
+    told = names["how_far"](daemon.socket, partition_id)
+    assert (told.state, told.image_pages, told.error) == ("waiting", 2, "")
+    assert listen.is_socket()
 
 
 def test_the_example_of_adding_ram_splits_no_large_page_where_one_region_would(daemon: DaemonProcess) -> None:

@@ -9,8 +9,6 @@ from typing import ClassVar
 
 import msgspec
 
-from .enums import RestoreState
-
 LATENCY_BUCKETS = 24
 """The number of buckets of a latency histogram; `HistogramPage.boundaries_ns` has their bounds."""
 Buckets = tuple[int, ...]
@@ -21,7 +19,8 @@ class RestoreStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Of one restored guest. Counts of pages are of 4 KiB and since the hand-over, unless the daemon was
     restarted."""
 
-    state: RestoreState
+    state: str
+    """A `RestoreState`, unless a later daemon has others."""
     image_pages: int
     pages_in: int
     """Pages of the guest that have their content, of the image or zero."""

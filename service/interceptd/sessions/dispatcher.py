@@ -22,7 +22,6 @@ from intercept_protocol.messages import (
     CreatePartition,
     HelloReply,
     HelloVmm,
-    HypervisorKind,
 )
 from interceptd.config.live import Settings
 from interceptd.connections.connection import Connection
@@ -204,10 +203,6 @@ class Dispatcher:
     ) -> Partition:
         if not isinstance(call, CreatePartition):
             raise WireError(errno.ENOENT, f"{call.METHOD}: there is no partition yet, create_partition first")
-        if call.address_space is AddressSpaceKind.IMAGE:
-            raise _only_by_restore("address_space", call.address_space)
-        if call.hypervisor is HypervisorKind.USERFAULTFD:
-            raise _only_by_restore("hypervisor", call.hypervisor)
         if self._partitions.closed:
             raise WireError(errno.ESHUTDOWN, "the daemon is draining and takes no more partitions")
         if call.address_space is AddressSpaceKind.PROCESS:
@@ -269,9 +264,3 @@ def created(partition: Partition, msgid: int) -> bytes:
     """The answer to `create_partition`."""
     credentials = messages.PartitionCredentials(partition_id=partition.partition_id, token=partition.token)
     return rpc.encode_result(msgid, codec.to_fields(credentials))
-
-
-def _only_by_restore(field: str, value: str) -> WireError:
-    return WireError(
-        errno.EINVAL, f"create_partition: {field}: {value} is made by restore alone", field=field
-    )

@@ -94,8 +94,6 @@ class HandoffListener:
         try:
             whole = await _read(connection, received)
             whole.check_image(self._image_size)
-            if len({region.page_size for region in whole.regions}) > 1:
-                raise Refused("its regions have pages of different sizes")
             descriptors = received.take()
         finally:
             received.close()

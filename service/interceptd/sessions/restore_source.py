@@ -56,13 +56,15 @@ class RestoreSource:
         self._closer = closer
 
     def close(self) -> None:
-        self.close_listener()
+        """Others may still connect to the listener: what waits there may be another restore."""
+        if self.listener.fileno() >= 0:
+            self._closer.close([self.listener.detach()])
         self.image.close()
         if self.ring is not None:
             self.ring.close()
 
     def close_listener(self) -> None:
-        """Nobody can connect any more, whoever else has it."""
+        """Nobody can connect any more, even if others have it too."""
         if self.listener.fileno() >= 0:
             self.listener.shutdown(socket.SHUT_RDWR)
             self._closer.close([self.listener.detach()])

@@ -233,6 +233,7 @@ class _Restore:
             self._error = "the daemon failed"
             log.error("restore_failed", exc_info=error)  # noqa: TRY400 - as the session of another VMM does
         finally:
+            self._source.close_listener()
             self._source.close()
             self._workers.close()
 
