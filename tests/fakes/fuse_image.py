@@ -38,9 +38,10 @@ from fakes.silent_fuse import (
     mount,
 )
 
-READ, RELEASE, FORGET, INTERRUPT, BATCH_FORGET = 15, 18, 2, 36, 42
+READ, STATFS, RELEASE, FORGET, INTERRUPT, BATCH_FORGET = 15, 17, 18, 2, 36, 42
 """Operations, include/uapi/linux/fuse.h."""
 READ_BYTES: Final = 128 << 10
+PAGE_SIZE: Final = 4096
 WITHOUT_ANSWER: Final = (FORGET, INTERRUPT, BATCH_FORGET)
 
 
@@ -149,13 +150,17 @@ class Server:
             return struct.pack("<4Q2I", FILE_NODE, 0, 0, 0, 0, 0) + self._attributes(FILE_NODE)
         if operation == GETATTR:
             return struct.pack("<QII", 0, 0, 0) + self._attributes(node)
+        if operation == STATFS:
+            return struct.pack("<5Q10I", *[0] * 5, PAGE_SIZE, 255, PAGE_SIZE, *[0] * 7)
         return bytes(16) if operation in (OPEN, RELEASE) else None
 
     def _attributes(self, node: int) -> bytes:
         mode, size = stat.S_IFREG | 0o644, self._size
         if node == FOLDER_NODE:
             mode, size = stat.S_IFDIR | 0o755, 0
-        return struct.pack("<6Q3I7I", node, size, size // 512, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+        return struct.pack(
+            "<6Q3I7I", node, size, size // 512, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, PAGE_SIZE, 0
+        )
 
 
 def _send_file(path: str, control: socket.socket) -> None:

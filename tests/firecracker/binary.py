@@ -36,10 +36,15 @@ def why_not() -> str | None:
         return "/dev/userfaultfd cannot be opened: Firecracker restores from a page-fault handler by it"
     if shutil.which("gcc") is None:
         return "gcc is missing: the guest cannot be built"
-    if not BINARY.is_file():
+    return why_not_run(BINARY)
+
+
+def why_not_run(binary: Path) -> str | None:
+    """Why this file is not what the tests run; None if it is."""
+    if not binary.is_file():
         return "no Firecracker: `make firecracker` fetches it"
-    if hashlib.sha256(BINARY.read_bytes()).hexdigest() != SHA256:
-        return f"{BINARY} is not Firecracker {VERSION}: `make firecracker` fetches it"
+    if hashlib.sha256(binary.read_bytes()).hexdigest() != SHA256:
+        return f"{binary} is not Firecracker {VERSION}: `make firecracker` fetches it"
     return None
 
 
