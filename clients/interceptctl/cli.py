@@ -44,7 +44,8 @@ _HELP = """Inspect and control a running interceptd.
 Exit codes:
   0  done
   1  the daemon refused the request, or the output was lost; doctor,
-     exercise, guest: a check failed; replay: an answer differs
+     exercise, guest: a check failed; replay: an answer differs;
+     restore: it ended with an error
   2  invalid command line
   3  cannot reach the daemon: no connection, no answer, or connection lost
   4  guest: KVM is not available, or no C compiler for --vmm c
