@@ -8,6 +8,6 @@ For users, and stable as `intercept_client` is: `messages` (every request and re
 none of them: `intercept_client` exports what it uses. For those who write another client or server: `rpc`
 (framing), `codec` (typed messages to and from maps), `elements` (errors about an element of a list),
 `handoff` (how a VMM that restores hands its memory over) and `text` (what others sent, safe to show). For
-those who read traces and recordings (`protocol/RECORDING.md`): `trace` (the records) and `recording` (the
-file). For those who make lists of pages for `restore`: `working_set` (the file).
+those who read traces, recordings and working sets (`protocol/RECORDING.md`): `trace` (the records),
+`recording` and `working_set` (the files).
 """

@@ -20,6 +20,7 @@ import msgpack
 
 from fakes.procmaps_parsed import asking_by_parsing
 from intercept_protocol import codec, messages, rpc
+from intercept_protocol import working_set as working_sets
 from intercept_protocol._frames import MESSAGE_LIMIT, FrameScanner
 from intercept_protocol._intercept_codec import InterceptCodec, encode_answer
 from intercept_protocol.addresses import PAGE_LIMIT, PAGE_SHIFT
@@ -189,6 +190,17 @@ def recording(data: bytes) -> None:
     assert whole == _recorded(data[at : at + 1] for at in range(len(data)))
 
 
+def working_set(data: bytes) -> None:
+    """A file is refused, or written again as it was; its pages and the sampled ones are of its image."""
+    try:
+        found = working_sets.decode(data)
+    except working_sets.WorkingSetError:
+        return
+    assert working_sets.encode(found) == data
+    assert 0 <= working_sets.page_count(found.stored_runs) <= found.image_pages
+    assert all(page < found.image_pages for page in working_sets.sampled_pages(found.stored_runs))
+
+
 def handoff(data: bytes) -> None:
     """A hand-off is the same, or refused, however it is cut; what is taken is what a JSON decoder finds."""
     at_once = _handed_over(data)
@@ -217,6 +229,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
         calls,
         events,
         recording,
+        working_set,
         maps,
         smaps,
         config,
