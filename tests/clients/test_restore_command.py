@@ -207,11 +207,10 @@ def test_ctrl_c_before_the_vmm_is_there_leaves_the_path_that_it_will_connect_to(
 
 
 def test_a_refused_hand_over_is_shown_with_its_reason_while_it_waits(place: Place) -> None:
-    refused = now(RestoreState.WAITING, 0, error="regions of 4096 bytes, image of 8192")
+    refused = now(RestoreState.WAITING, 0, error="a hand-off was refused: 4096 bytes")
     result = place.against([Answer(TAKEN)], replies(WAITING, refused, ENDED))
     assert result.stderr.splitlines()[1] == (
-        f"partition 7: waiting for a VMM at {place.listen}; "
-        "the last that came was refused: regions of 4096 bytes, image of 8192"
+        f"partition 7: waiting for a VMM at {place.listen}; a hand-off was refused: 4096 bytes"
     )
 
 
@@ -471,10 +470,12 @@ def test_a_recording_without_a_touch_leaves_the_file_as_it_was(place: Place) -> 
     assert f"{place.working_set}: not written, as nothing was touched" in result.stdout
 
 
-def test_a_recording_says_that_it_ends_with_the_daemon_that_wrote_the_trace(place: Place) -> None:
+@pytest.mark.parametrize("faults", [1, 4], ids=["counted anew", "not traced"])
+def test_a_recording_says_that_it_ends_with_the_daemon_that_wrote_the_trace(
+    place: Place, faults: int
+) -> None:
     trace = Look(lambda: write(place.served.descriptors[2], *RUN_OF_A_GUEST))
-    fewer = now(RestoreState.ENDED, faults=1)
-    then = [Hear(), trace, Answer(SERVING), *replies(fewer)]
+    then = [Hear(), trace, Answer(SERVING), *replies(SERVING, now(RestoreState.ENDED, faults=faults))]
     result = place.against([Answer(TAKEN)], then, "--record", place.working_set)
     assert place.recorded() == TOUCHED
     assert "the daemon was restarted: pages touched after that are missing" in result.stdout

@@ -35,11 +35,13 @@ class Following:
         self.last: RestoreStatistics | None = None
         self.interrupted = False
         self.restarted = False
-        """Whether the daemon that was asked first is gone."""
+        """Whether the daemon that was asked first, and writes the trace, is gone."""
         self.away = False
         """Whether there is no daemon now."""
         self._partition_id = partition_id
         self._recording = recording
+        self._traced = 0
+        """How many records there were just before the daemon was last asked."""
         self._show = show
         self._say = say
 
@@ -67,6 +69,7 @@ class Following:
         return not self.interrupted
 
     def _ask(self, vmm: BlockingVmm) -> RestoreStatistics:
+        traced = self._records()
         try:
             now = vmm.restore_progress(self._partition_id)
         except WireError as refusal:
@@ -76,9 +79,17 @@ class Following:
         if self.last is not None:
             if self.last.pid not in {0, now.pid} or self.last.image_pages != now.image_pages:
                 raise self._forgotten()  # a daemon that began anew gave its number to another
-            self.restarted = self.restarted or now.faults < self.last.faults
-        self.last, self.away = now, False
+            if now.faults < self.last.faults or self._lacks_records(now.faults - self.last.faults):
+                self.restarted = True
+        self.last, self.away, self._traced = now, False, traced
         return now
+
+    def _lacks_records(self, faults: int) -> bool:
+        """Whether none was written of so many faults since the daemon was last asked."""
+        return self._recording is not None and faults > 0 and self._records() == self._traced
+
+    def _records(self) -> int:
+        return 0 if self._recording is None else self._recording.ring.written
 
     def _forgotten(self) -> operator_client.Refused:
         return operator_client.Refused(

@@ -80,8 +80,7 @@ def state(now: RestoreStatistics, listen: Path) -> str:
     error = visible(now.error)
     match now.state:
         case RestoreState.WAITING:
-            refused = f"; the last that came was refused: {error}" if error else ""
-            return f"waiting for a VMM at {visible(str(listen))}{refused}"
+            return f"waiting for a VMM at {visible(str(listen))}{f'; {error}' if error else ''}"
         case RestoreState.SERVING:
             return f"serving pid {silence.pid(now.pid)}{f': {error}' if error else ''}"
         case RestoreState.COMPLETE:
