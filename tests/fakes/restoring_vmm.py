@@ -1,4 +1,4 @@
-"""A VMM that restores a snapshot as Firecracker does, without a guest: it hands its memory over, and touches it.
+"""A VMM that restores a snapshot as Firecracker does, without a guest: it hands its memory over and uses it.
 
 Owns the child process and the conversation with it. Must not know who serves the memory.
 
@@ -48,7 +48,9 @@ class RestoringVmm:
         )
 
     def __enter__(self) -> Self:
-        assert self.hear() == "handed over"
+        if (heard := self.hear()) != "handed over":
+            self.__exit__(None, None, None)
+            raise AssertionError(f"it did not hand over: {heard!r}")
         return self
 
     def __exit__(

@@ -108,7 +108,9 @@ class FaultReader:
 
     @property
     def state(self) -> str:
-        return "running" if self._idle.is_set() else "waiting"
+        """Whether the guest waits for a page that cannot be brought in at once."""
+        waits = self._deciding or self._failing.is_on or self._changing.is_on
+        return "waiting" if waits else "running"
 
     @property
     def intercepts(self) -> int:

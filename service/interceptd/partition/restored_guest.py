@@ -65,7 +65,7 @@ class HandedOver:
 
 
 class RestoredGuest:
-    """What is served to the VMM `vmm`; `options` are those of the request. `workers` are all threads of it."""
+    """What is served to `vmm`; `options` are those of the request, `workers` all threads of it."""
 
     def __init__(
         self,
@@ -173,9 +173,13 @@ class RestoredGuest:
             first_fault_ms=self._at(reader.first_fault_ns),
             quiet_ms=self._at(reader.last_fault_ns),
             pid=self._vmm.peer.pid,
-            error=self.error or (self._image_error if self._memory.is_failing else ""),
+            error=self.error or (self._image_error if self._waits_for_image else ""),
             latency=reader.latency.all.buckets,
         )
+
+    @property
+    def _waits_for_image(self) -> bool:
+        return self._memory.is_failing and self.reader.state == "waiting"
 
     @property
     def _pages_in(self) -> int:
