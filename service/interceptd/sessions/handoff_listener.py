@@ -92,7 +92,7 @@ class HandoffListener:
             raise Refused(f"uid {peer.uid} is not who asked, uid {self._tenant.uid}")
         received = ReceivedFds(self._tenant.closer, limit=1)
         try:
-            whole = await _read(connection, received)
+            whole = await read_handoff(connection, received)
             whole.check_image(self._image_size)
             descriptors = received.take()
         finally:
@@ -145,8 +145,9 @@ def _prove(descriptors: list[int], whole: Handoff, closer: Closer) -> _Proven:
     return _Proven(descriptors[0], closer)
 
 
-async def _read(connection: socket.socket, received: ReceivedFds) -> Handoff:
-    """The first descriptor that comes is kept, the others are closed."""
+async def read_handoff(connection: socket.socket, received: ReceivedFds) -> Handoff:
+    """What comes over a connection. Blocks for up to `HANDOFF_SECONDS`; raises `Refused`, `EncodedError` and
+    `OSError`. `received` has the descriptors then."""
     data = b""
     with trio.move_on_after(HANDOFF_SECONDS):
         while True:
