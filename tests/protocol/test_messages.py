@@ -297,11 +297,16 @@ def test_word_field_with_another_word_is_named_with_the_choices(form: Form, name
 
 @pytest.mark.parametrize(
     ("field", "wrong", "right"),
-    [("address_space", "image", ["declared", "process"]), ("hypervisor", "userfaultfd", ["software", "vmm"])],
+    [
+        ("address_space", "image", ["declared", "process"]),
+        ("address_space", b"image", ["declared", "process"]),
+        ("hypervisor", "userfaultfd", ["software", "vmm"]),
+        ("hypervisor", 5, ["software", "vmm"]),
+    ],
 )
 @pytest.mark.parametrize("others", [{}, {"no_such_field": 1}], ids=["", "with another fault"])
 def test_words_of_a_restored_guest_create_no_partition(
-    field: str, wrong: str, right: list[str], others: dict[str, object]
+    field: str, wrong: object, right: list[str], others: dict[str, object]
 ) -> None:
     fields = {"address_space": "declared", "hypervisor": "software", field: wrong, **others}
     with pytest.raises(WireError, match=f"create_partition: {field}: must be one of") as caught:
