@@ -221,7 +221,7 @@ class Toucher:
                 stuck.reads(Order.HOLD)
                 partition_id = asker.restore(stuck.file, socket)
                 other = subprocess.Popen([self.binary, socket, str(SINGLE_PAGES), "each"])
-                while not asker.progress(partition_id)["faults"]:
+                while asker.progress(partition_id).get("first_fault_ms") is None:
                     time.sleep(0.01)
                 beside = self.faults(serves, image, Place.ANY_CPU)["p99"]
                 if other.poll() is not None:
