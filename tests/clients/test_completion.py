@@ -49,6 +49,8 @@ def complete(shell: str, line: str, cursor_word: int, *, path: Path | None = Non
         ]),
         ("interceptctl top --so", ["plain,--sort"]),
         ("interceptctl --socket /run/x", ["file,/run/x"]),
+        ("interceptctl restore --on-image-error k", ["plain,kill"]),
+        ("interceptctl restore --image /x", ["file,/x"]),
         ("interceptd serve --config /etc/x", ["file,/etc/x"]),
         ("interceptd check", ["plain,check-config"]),
     ],

@@ -16,6 +16,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -231,6 +232,13 @@ def test_an_image_error_that_killed_the_vmm_is_exit_code_1_after_what_was_brough
     assert result.exit_code == 1
     assert result.stdout.startswith("32 KiB brought in of an image of 4 MiB, ")
     assert result.stderr.endswith("Error: the restore ended: page 9 of the image: Input/output error\n")
+
+
+def test_a_state_that_only_a_later_daemon_knows_is_shown_as_it_is(place: Place) -> None:
+    later = msgspec.structs.replace(SERVING, state="resting")
+    result = place.against([Answer(TAKEN)], replies(later, ENDED))
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines()[0] == "partition 7: resting"
 
 
 # ---------------------------------------------------------------- a daemon that is restarted
@@ -479,6 +487,16 @@ def test_a_recording_says_that_it_ends_with_the_daemon_that_wrote_the_trace(
     result = place.against([Answer(TAKEN)], then, "--record", place.working_set)
     assert place.recorded() == TOUCHED
     assert "the daemon was restarted: pages touched after that are missing" in result.stdout
+
+
+def test_what_was_touched_before_the_daemon_began_anew_is_recorded(place: Place) -> None:
+    trace = Look(lambda: write(place.served.descriptors[2], *RUN_OF_A_GUEST))
+    unknown = Refuse(WireError(errno.ENOENT, "restore_progress: no restore 7"))
+    then: list[Step] = [Hear(), trace, Answer(SERVING), Hear(), unknown]
+    result = place.against([Answer(TAKEN)], then, "--record", place.working_set)
+    assert result.exit_code == 1
+    assert place.recorded() == TOUCHED
+    assert f"{place.working_set}: 65 pages (260 KiB)" in result.stderr
 
 
 def test_a_recording_that_cannot_be_written_is_refused_before_the_daemon_is_asked(place: Place) -> None:

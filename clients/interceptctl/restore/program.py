@@ -86,8 +86,12 @@ def stay(wish: Wish, *, as_json: bool) -> None:
         try:
             with progress, interrupts(following.interrupt):
                 operator_client.outlast(lambda: _connected(wish), following.follow, following.wait)
-        finally:
-            recorded = None if recording is None else recording.finish(restarted=following.restarted)
+        except Failure:
+            if recording is not None:
+                for line in recording.finish(restarted=True).sentences():
+                    click.echo(line, err=True)
+            raise
+        recorded = None if recording is None else recording.finish(restarted=following.restarted)
         _conclude(wish, reply.partition_id, following, recorded, as_json=as_json)
 
 

@@ -85,8 +85,10 @@ def state(now: RestoreStatistics, listen: Path) -> str:
             return f"serving pid {silence.pid(now.pid)}{f': {error}' if error else ''}"
         case RestoreState.COMPLETE:
             return "all pages are in; the VMM needs the daemon no more"
-        case _:
+        case RestoreState.ENDED:
             return f"ended: {error}" if error else "the VM ended"
+        case later:
+            return visible(later)
 
 
 def end(last: RestoreStatistics | None, listen: Path, *, interrupted: bool, away: bool) -> Iterator[str]:
@@ -106,7 +108,7 @@ def end(last: RestoreStatistics | None, listen: Path, *, interrupted: bool, away
 def failure(last: RestoreStatistics, listen: Path) -> Iterator[str]:
     """Why it ended, and what to do."""
     yield f"the restore ended: {last.error}"
-    if not _brought_in(last):
+    if not last.pid and not _brought_in(last):
         yield f"have the VMM load its snapshot with {listen} as backend_path; --wait gives it more time"
 
 
