@@ -54,6 +54,7 @@ class RestoredGuest:
         notifier: type[MmuNotifier] = MmuNotifier,
         memory: type[ImageAddressSpace] = ImageAddressSpace,
         hypervisor: type[UserfaultfdHypervisor] = UserfaultfdHypervisor,
+        reader: type[FaultReader] = FaultReader,
     ) -> None:
         limits = Limits()
         self.tenant = Tenants(lambda: limits).of(0)
@@ -86,7 +87,7 @@ class RestoredGuest:
             for part in parts
         ]
         self.answers: Counter[Answer] = Counter()
-        self.reader = FaultReader(
+        self.reader = reader(
             uffd,
             regions=self.regions,
             faults=self.faults,

@@ -125,6 +125,10 @@ class UserfaultfdHypervisor:
         for gfns in ranges:
             self.table.clear(gfns)
 
+    def be_patient(self, for_ns: int) -> None:
+        """Have a worker make the ioctls for so long."""
+        self.may_block, self._patient_until = True, perf_counter_ns() + for_ns
+
     async def settled(self) -> None:
         """Block until no ioctl is under way: then messages may be read."""
         while self._settled is not None:
@@ -182,7 +186,7 @@ class UserfaultfdHypervisor:
             took = perf_counter_ns() - began
             self._count(took)
             if took > SLOW_NS and _sleeps() > slept:
-                self.may_block, self._patient_until = True, began + PATIENT_NS
+                self.be_patient(PATIENT_NS)
         self._record(mapping)
 
     async def _map_patiently(self, mappings: Sequence[Mapping]) -> None:
@@ -215,7 +219,7 @@ class UserfaultfdHypervisor:
             took = perf_counter_ns() - began
             self._count(took)
             if took > SLOW_NS:
-                self._patient_until = began + PATIENT_NS
+                self.be_patient(PATIENT_NS)
             elif began > self._patient_until:
                 self.may_block = False
 
