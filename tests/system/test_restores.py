@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +21,12 @@ from typing import Any, Final
 
 import pytest
 
+from fakes import as_user
 from fakes.daemon_process import DaemonProcess, StartDaemon
 from fakes.eventually import eventually
 from fakes.huge_pages import HUGE, reserved
 from fakes.other_user import as_uid
+from fakes.puppet import ENVIRONMENT
 from fakes.raw_client import Connect, RawConnection, Refusal, Refused, request
 from fakes.restoring_vmm import PAGE, RestoringVmm, image_bytes, new_userfaultfd
 from intercept_protocol.trace import RECORD, RECORD_SIZE, RECORDS_AT_LEAST, RING_HEADER, Kind
@@ -34,6 +37,7 @@ pytestmark = pytest.mark.skipif(
 )
 PAGES: Final = 1024
 STRANGER: Final = 12345
+ALLOWED: Final = f"socket_mode = 0o666\nallowed_uids = [0, {STRANGER}]\n"
 
 
 class Asker:
@@ -313,7 +317,7 @@ def progress_of(path: Path, partition_id: int) -> str:
 
 
 def test_a_restore_of_another_uid_is_like_one_that_is_none(start_daemon: StartDaemon, tmp_path: Path) -> None:
-    daemon = start_daemon(config=f"socket_mode = 0o666\nallowed_uids = [0, {STRANGER}]\n")
+    daemon = start_daemon(config=ALLOWED)
     tmp_path.chmod(0o755)
     for parent in tmp_path.parents[:3]:
         parent.chmod(0o755)
@@ -330,6 +334,25 @@ def test_the_last_64_ended_restores_are_remembered(asker: Asker) -> None:
     asker.wait_state(ids[-1], "ended")
     assert "no VMM has handed over its memory within 0.001 s" in asker.wait_state(ids[1], "ended")["error"]
     assert asker.connection.refusal("restore_progress", {"partition_id": ids[0]}).name == "ENOENT"
+
+
+def test_a_daemon_without_privileges_serves_and_does_not_promise_to_kill() -> None:
+    command = (*as_user.launch(STRANGER), sys.executable, "-m", "interceptd")
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o777)
+        with (
+            DaemonProcess(directory, config=ALLOWED, launch=command, environment=ENVIRONMENT) as daemon,
+            RawConnection(daemon.wait_serving().socket) as connection,
+        ):
+            asker = Asker(connection, directory)
+            with listening(asker.listener) as listener, asker.image.open("rb") as image:
+                refusal = asker.refusal(image.fileno(), listener.fileno(), on_image_error="kill")
+            assert (refusal.name, refusal.details) == ("EPERM", {"field": "on_image_error"})
+            restored = asker.restore()
+            with RestoringVmm(asker.listener, [PAGES]) as vmm:
+                assert vmm.ask("read", 0, PAGES) == numbers(0, PAGES)
+                asker.wait_state(restored, "complete")
 
 
 # ------------------------------------------------ hand-offs

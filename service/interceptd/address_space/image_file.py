@@ -71,6 +71,11 @@ class Image:
         self._flags = 0 if _file_system(descriptor) in _IN_MEMORY else os.RWF_NOWAIT
         self._kept: deque[Run] | None = None if self._flags == 0 or _knows_nowait(descriptor) else deque()
 
+    @property
+    def kept_limit(self) -> int:
+        """Bytes that `keep` may keep: of a file whose page cache cannot be asked."""
+        return 0 if self._kept is None else KEPT_BYTES + (MOST_PAGES << PAGE_SHIFT)
+
     def resident(self, page: int, count: int) -> int:
         """How many of the pages from `page` on can be had at once, which are then at hand for `read_nowait`.
         At most `MOST_PAGES`. Never blocks."""

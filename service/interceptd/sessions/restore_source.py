@@ -55,6 +55,11 @@ class RestoreSource:
         self.ring = ring
         self._closer = closer
 
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes of the daemon's memory, at most."""
+        return len(self.prefetch) + self.image.kept_limit
+
     def close(self) -> None:
         """Others may still connect to the listener: what waits there may be another restore."""
         if self.listener.fileno() >= 0:

@@ -7,6 +7,7 @@ to no connection: from the reply on the daemon itself has it. Must not know how 
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Final, NoReturn
@@ -18,6 +19,7 @@ from msgspec.structs import replace
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import (
+    OnImageError,
     Restore,
     RestoreProgress,
     RestoreReply,
@@ -93,6 +95,8 @@ class Restores:
         tenant.closer.require_room()
         if is_used_up():
             raise WireError(errno.EMFILE, "restore: the daemon has no descriptors left for another guest")
+        if call.on_image_error is OnImageError.KILL:
+            _require_kill(asker)
         with tenant.vmms.acquired(), tenant.partitions.acquired():
             received, handed = descriptors.received, descriptors.take()
             workers = Workers(WORKERS, f"image of uid {tenant.uid}", tenant.closer)
@@ -123,7 +127,7 @@ class Restores:
         self, call: Restore, name: str, tenant: Tenant, source: RestoreSource, workers: Workers
     ) -> RestoreReply:
         self._require_open()  # a drain may have begun meanwhile
-        if not tenant.memory.has_room(len(source.prefetch)):
+        if not tenant.memory.has_room(source.memory_bytes):
             raise tenant.memory.refusal()
         cookie = cookie_of(source.listener)
         for other in self._living.values():
@@ -145,7 +149,7 @@ class Restores:
             partitions=self._partitions,
         )
         self._living[partition_id] = restore
-        tenant.memory.change(len(source.prefetch))
+        tenant.memory.change(source.memory_bytes)
         self._nursery.start_soon(self._live, restore)
         return RestoreReply(partition_id=partition_id, image_pages=source.image.pages)
 
@@ -160,7 +164,7 @@ class Restores:
         finally:
             del self._living[restore.partition_id]
             self._remember(restore)
-            tenant.memory.change(-restore.prefetch_bytes)
+            tenant.memory.change(-restore.memory_bytes)
             tenant.partitions.release()
             tenant.vmms.release()
 
@@ -199,7 +203,7 @@ class _Restore:
         self._factory = factory
         self._partitions = partitions
         self.cookie = cookie_of(source.listener)
-        self.prefetch_bytes = len(source.prefetch)
+        self.memory_bytes = source.memory_bytes
         self._waiting = trio.CancelScope()
         self._guest: RestoredGuest | None = None
         self._error = ""
@@ -316,6 +320,25 @@ class _Restore:
     def _refused(self, why: str, peer: Peer) -> None:
         self._error = f"a hand-off was refused: {why}"
         log.warning("handoff_refused", error=why, vmm_pid=peer.pid, vmm_uid=peer.uid)
+
+
+def _require_kill(asker: Connection) -> None:
+    """Raises EPERM unless the daemon may kill what runs as the asker's user."""
+    pidfd = asker.peer_pidfd()
+    if pidfd is None:  # it has exited, or the kernel is older than any userfaultfd that can be served
+        return
+    try:
+        signal.pidfd_send_signal(pidfd.fileno(), 0)
+    except PermissionError:
+        raise WireError(
+            errno.EPERM,
+            f"restore: on_image_error: the daemon may not kill a process of uid {asker.peer.uid}",
+            field="on_image_error",
+        ) from None
+    except ProcessLookupError:
+        pass
+    finally:
+        pidfd.close()
 
 
 async def _cancel_with(happening: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
