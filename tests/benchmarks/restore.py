@@ -2,12 +2,14 @@
 
 Owns these measurements and their tables; part of `make bench`, and can be run by itself with `tests` on the
 PYTHONPATH. Faults and sweeps are those of a process that hands its memory over as Firecracker does
-(`toucher.c`); restores are real Firecrackers'. The image is in the page cache, but where it is stuck.
+(`toucher.c`); restores are real Firecrackers'. The image is in the page cache unless it is said to be cold or
+stuck.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,10 +39,13 @@ SWEEP_PAGES: Final = 32768
 AROUND: Final = 64
 GUEST_MIB: Final = 128
 GUESTS: Final = 8
-APART: Final = 33
-"""Pages: of so many a guest's working set has one, so that fault-around brings two in with a fault."""
+APART: Final = 129
+"""Pages: one of so many is in a guest's working set, so that each has a fault, and brings a block in."""
 WORKING_SET: Final = Span(FIRST, (GUEST_MIB * MIB - FIRST) // PAGE // APART, APART * PAGE)
-PREFETCH: Final = [(page, 1) for page in range(FIRST // PAGE, GUEST_MIB * MIB // PAGE, APART)]
+PREFETCH: Final = [
+    (page - page % AROUND, AROUND)
+    for page in range(FIRST // PAGE, FIRST // PAGE + WORKING_SET.words * APART, APART)
+]
 C, DAEMON, PREFETCHED = "in C", "interceptd", "interceptd, prefetched"
 
 
@@ -52,6 +57,7 @@ class Costs:
     faults: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     sweeps: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     quiet: dict[str, list[float]] = field(default_factory=dict)
+    cold: dict[str, list[float]] = field(default_factory=dict)
     together: dict[str, list[float]] = field(default_factory=dict)
     beside: list[tuple[float, float]] = field(default_factory=list)
 
@@ -148,15 +154,15 @@ def show(costs: Costs) -> None:
         told = f"p99 of a fault: {alone:.0f} us alone, {stuck:.0f} us while another's image is stuck"
         CONSOLE.print(f"{told}: {ratio:.2f} times")
     if costs.quiet:
-        table = Table(
-            "", "one restore, ms", f"{GUESTS} at once, all memory, ms", "MB/s", title_justify="left"
-        )
+        columns = ("one restore, ms", "the same, cold", f"{GUESTS} at once, all memory, ms", "MB/s")
+        table = Table("", *columns, title_justify="left")
         table.title = f"Firecracker, {GUEST_MIB} MiB: from its load to the guest's answer: medians"
         for who, taken in costs.quiet.items():
             several = median(costs.together[who]) if who in costs.together else None
             table.add_row(
                 who,
                 f"{1e3 * median(taken):.0f}",
+                f"{1e3 * median(costs.cold[who]):.0f}",
                 f"{1e3 * several:.0f}" if several else "",
                 f"{GUESTS * GUEST_MIB * MIB / several / 1e6:.0f}" if several else "",
             )
@@ -168,6 +174,7 @@ def as_json(costs: Costs) -> dict[str, object]:
         "faults": costs.faults,
         "sweeps": costs.sweeps,
         "quiet": costs.quiet,
+        "cold": costs.cold,
         "together": costs.together,
         "beside": costs.beside,
     }
@@ -249,6 +256,9 @@ def _restores(costs: Costs, directory: Path, in_c: InC, daemon: Path) -> None:
         for who, serves in servers.items():
             taken = _restored(directory, serves, saved, 1, WORKING_SET)
             costs.quiet.setdefault(who, []).append(taken)
+            _drop_from_page_cache(saved.memory)
+            taken = _restored(directory, serves, saved, 1, WORKING_SET)
+            costs.cold.setdefault(who, []).append(taken)
             if who != PREFETCHED:
                 together = _restored(directory, serves, saved, GUESTS, *all_memory(GUEST_MIB))
                 costs.together.setdefault(who, []).append(together)
@@ -276,6 +286,13 @@ def _restored(directory: Path, serves: Server, saved: Snapshot, count: int, *spa
     if any(each != hashes[0] for each in hashes):
         raise RuntimeError("guests of one image differ")
     return taken
+
+
+def _drop_from_page_cache(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
 
 
 def _ratio(own: Sequence[float], other: Sequence[float]) -> float:
