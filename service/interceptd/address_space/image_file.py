@@ -48,12 +48,16 @@ class _Buffer:
         """The pages of the image that it holds."""
 
 
+_PASSED = mmap.mmap(-1, MOST_PAGES << PAGE_SHIFT)
+"""Where bytes go that only have to pass through the page cache: nobody looks at them, so threads share it."""
+
+
 class Run(NamedTuple):
-    """Pages that a worker has read."""
+    """Pages that a worker has read; without bytes if the page cache has them."""
 
     start: int
     end: int
-    data: bytearray
+    data: memoryview
 
 
 class Image:
@@ -107,13 +111,14 @@ class Image:
     def read(self, page: int, count: int) -> Run:
         """In a worker: have the pages read into the page cache. Raises `OSError`, EIO where the file has
         become shorter."""
-        data = bytearray()
-        wanted = count << PAGE_SHIFT
-        while len(data) < wanted:
-            part = os.pread(self._descriptor, wanted - len(data), (page << PAGE_SHIFT) + len(data))
-            if not part:
+        wanted, done = count << PAGE_SHIFT, 0
+        data = memoryview(bytearray(0 if self._kept is None else wanted))
+        while done < wanted:
+            into = data[done:] if data else memoryview(_PASSED)[: wanted - done]
+            size = os.preadv(self._descriptor, [into], (page << PAGE_SHIFT) + done)
+            if not size:
                 raise OSError(errno.EIO, f"the image ends before page {page + count:#x}")
-            data += part
+            done += size
         return Run(page, page + count, data)
 
     def keep(self, run: Run) -> None:

@@ -20,6 +20,8 @@ from interceptd.memory.region_manager import RegionManager
 
 PIECE_PAGES: Final = 64
 """256 KiB: what is brought in before faults are looked at. A block of a region may be larger."""
+TOGETHER: Final = 3
+"""Pieces that may wait for the image at a time. A worker is left for the faults."""
 REFUSED_SECONDS: Final = 0.1
 """Pause after a page that could not be brought in: it may be that none can be."""
 
@@ -37,21 +39,30 @@ async def prefetch(
     demand: Demand,
     wanted: Callable[[GfnRange], list[GfnRange]],
 ) -> None:
-    """Bring in what is missing of `runs`, in their order; what cannot be brought in is left to the guest.
+    """Bring in what is missing of `runs`, nearly in order; what cannot be brought in is left to the guest.
 
     `wanted` tells which parts of some gfns come from the image: what the VMM gave back does not any more.
     Cancelling is safe at any time.
     """
+    pieces = (
+        GfnRange(start=start, end=min(start + PIECE_PAGES, run.end))
+        for run in runs
+        for start in range(run.start, run.end, PIECE_PAGES)
+    )
+
+    async def bring_in_pieces() -> None:
+        for piece in pieces:
+            await trio.lowlevel.checkpoint()
+            await demand.wait_idle()
+            for part in wanted(piece):
+                if not await _bring_in(part, faults, regions):
+                    await trio.sleep(REFUSED_SECONDS)
+
     token = PREFETCHING.set(True)
     try:
-        for run in runs:
-            for start in range(run.start, run.end, PIECE_PAGES):
-                piece = GfnRange(start=start, end=min(start + PIECE_PAGES, run.end))
-                await trio.lowlevel.checkpoint()
-                await demand.wait_idle()
-                for part in wanted(piece):
-                    if not await _bring_in(part, faults, regions):
-                        await trio.sleep(REFUSED_SECONDS)
+        async with trio.open_nursery() as nursery:
+            for _ in range(TOGETHER):
+                nursery.start_soon(bring_in_pieces)
     finally:
         PREFETCHING.reset(token)
 
