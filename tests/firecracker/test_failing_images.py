@@ -50,7 +50,7 @@ def test_a_guest_whose_image_fails_waits_until_it_can_be_read(
     assert restores.progress(guest)["image_errors"] > 0
     image.reads(Order.SERVE)
     assert guest.machine.answer() == guest.content.hash(*PART)
-    assert restores.progress(guest)["error"] == ""
+    eventually(lambda: restores.progress(guest)["error"], "")
 
 
 def test_a_guest_whose_image_fails_is_killed_if_so_configured(
