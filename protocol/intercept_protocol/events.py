@@ -38,6 +38,8 @@ class EventName(StrEnum):
     RANGE_INVALIDATED = "range_invalidated"
     INTERCEPT_ANSWERED = "intercept_answered"
     POLICY_SET = "policy_set"
+    HANDOFF_REFUSED = "handoff_refused"
+    IMAGE_FAILED = "image_failed"
     HELLO_REFUSED = "hello_refused"
     CONNECTION_REFUSED = "connection_refused"
     DRAIN_STARTED = "drain_started"
@@ -178,6 +180,16 @@ class ConnectionRefused(RefusalFact, frozen=True, kw_only=True, tag="connection_
     """The connection was closed with an error under msgid 0."""
 
 
+class HandoffRefused(RefusalFact, frozen=True, kw_only=True, tag="handoff_refused"):
+    """What a VMM handed over at the listener of a `restore` was not taken; another is awaited."""
+
+
+class ImageFailed(Fact, frozen=True, kw_only=True, tag="image_failed"):
+    """The memory image of a restored guest cannot be read: the guest waits, or its VMM is killed."""
+
+    error: str
+
+
 class DrainStarted(Fact, frozen=True, kw_only=True, tag="drain_started"):
     timeout_ms: int
     partitions: int
@@ -200,7 +212,8 @@ AnyFact = (
     PartitionCreated | PartitionEnded | PartitionLost | PartitionRecovered | VpAttached | VpDetached
     | RegionAdded | RegionRemoved | PinnedRegionDangling
     | InvalidationBegun | InvalidationEnded | RangeInvalidated | InterceptAnswered
-    | PolicySet | HelloRefused | ConnectionRefused | DrainStarted | DaemonRestarted | EventsDropped
+    | PolicySet | HandoffRefused | ImageFailed | HelloRefused | ConnectionRefused
+    | DrainStarted | DaemonRestarted | EventsDropped
 )  # fmt: skip
 _NAMES: Final = frozenset(EventName) | {EVENTS_DROPPED}
 

@@ -43,7 +43,9 @@ from intercept_protocol.events import (
     Event,
     EventName,
     EventsDropped,
+    HandoffRefused,
     HelloRefused,
+    ImageFailed,
     InterceptAnswered,
     InvalidationBegun,
     PartitionCreated,
@@ -359,6 +361,8 @@ def test_addresses_are_bytes_ranges_are_half_open_and_one_is_singular(fact: AnyF
     [
         PartitionCreated(name="\x1b[2J", uid=0, pid=1, address_space="process", hypervisor="vmm"),
         PartitionLost(error="\x1b[2J"),
+        ImageFailed(error="\x1b[2J"),
+        HandoffRefused(error="\x1b[2J", uid=0, pid=1),
         HelloRefused(error="\x1b[2J", uid=0, pid=1),
         ConnectionRefused(error="\x1b[2J", uid=0, pid=1),
     ],

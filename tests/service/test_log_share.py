@@ -173,6 +173,7 @@ PACKAGE = Path(interceptd.__file__).parent
 OWN_TASKS = {
     "connections.accept.accept_forever", "connections.hangup_watch.HangupWatch.run",
     "recovery.compactor.Compactor.run", "scheduling.time_share.TimeShares.run",
+    "sessions.restores.Restores.run",
 }  # fmt: skip
 SCRAPERS_TASKS = {"LoopLag.run", "metrics.endpoint.MetricsEndpoint.run"}
 OPERATORS_TASKS = {"Dispatcher.serve", "EventStream.run"}
@@ -256,12 +257,15 @@ OWN_LINES = {
 `lines_not_logged`, only when its share is whole again."""
 CLIENTS_LINES = {
     "connection_failed", "connection_gone", "connection_refused", "descriptors_not_stored",
-    "faults_unbacked", "faults_undecided", "hello_refused",
+    "fault_outside_regions", "faults_unbacked", "faults_undecided",
+    "guest_killed", "guest_left_frozen", "handoff_refused", "hello_refused", "image_failed",
     "map_broke_down", "map_refused", "mappings_left", "memory_gone", "memory_not_watched", "metrics_failed",
     "partition_created",
     "partition_end_cut_short", "partition_ended", "partition_lost", "partition_not_kept",
     "partition_recovered",
     "pinned_region_dangling", "policy_set", "request_refused", "request_suspected",
+    "restore_complete", "restore_failed", "restore_not_claimed", "restore_waits",
+    "unregister_refused", "userfaultfd_unreadable",
 }  # fmt: skip
 """Of tasks that have a share."""
 

@@ -29,6 +29,7 @@ from fakes.other_user import as_uid
 from fakes.puppet import ENVIRONMENT
 from fakes.raw_client import Connect, RawConnection, Refusal, Refused, request
 from fakes.restoring_vmm import PAGE, RestoringVmm, image_bytes, new_userfaultfd
+from fakes.witness import Witness
 from intercept_protocol.trace import RECORD, RECORD_SIZE, RECORDS_AT_LEAST, RING_HEADER, Kind
 
 pytestmark = pytest.mark.skipif(
@@ -86,6 +87,16 @@ class Asker:
 @pytest.fixture
 def asker(connect: Connect, tmp_path: Path) -> Asker:
     return Asker(connect(), tmp_path)
+
+
+@pytest.fixture
+def watcher(daemon: DaemonProcess, witness: Witness) -> Iterator[RawConnection]:  # noqa: ARG001 - it looks before and after
+    """An operator who is told what fails."""
+    with RawConnection(daemon.operator_socket) as operator:
+        operator.say_hello("operator")
+        operator.ask("subscribe", {"events": ["handoff_refused", "image_failed"]})
+        yield operator
+        operator.leave()
 
 
 @contextmanager
@@ -378,7 +389,7 @@ HANDOFFS: Final = {
 
 @pytest.mark.parametrize("said", HANDOFFS)
 def test_a_wrong_hand_off_is_refused_and_another_awaited(
-    asker: Asker, daemon: DaemonProcess, said: str
+    asker: Asker, watcher: RawConnection, said: str
 ) -> None:
     restored = asker.restore()
     descriptors = []
@@ -397,7 +408,9 @@ def test_a_wrong_hand_off_is_refused_and_another_awaited(
             peer.shutdown(socket.SHUT_WR)
         assert peer.recv(1) == b""
     asker.wait_error(restored, said)
-    assert "handoff_refused" in daemon.events()
+    [event] = watcher.receive()[2]
+    assert (event["event"], event["partition_id"]) == ("handoff_refused", restored)
+    assert said in event["error"]
     with RestoringVmm(asker.listener, [PAGES]) as vmm:
         assert vmm.ask("read", 1, 1) == "1"
         assert asker.progress(restored)["error"] == ""
@@ -431,13 +444,15 @@ def test_without_a_vmm_a_restore_ends_and_its_socket_refuses(asker: Asker) -> No
 # ------------------------------------------------ when something fails
 
 
-def test_a_guest_waits_for_an_image_that_fails(asker: Asker) -> None:
+def test_a_guest_waits_for_an_image_that_fails(asker: Asker, watcher: RawConnection) -> None:
     content = asker.image.read_bytes()
     restored = asker.restore(around_pages=1)
     with RestoringVmm(asker.listener, [PAGES]) as vmm:
         assert vmm.ask("read", 0, 1) == "0"
         os.truncate(asker.image, 100 * PAGE)
         vmm.say("read", 500, 2)
+        [event] = watcher.receive()[2]
+        assert (event["event"], event["partition_id"]) == ("image_failed", restored)
         asker.wait_error(restored, "the image cannot be read: the image ends before page")
         asker.image.write_bytes(content)
         assert vmm.hear() == "500 501"

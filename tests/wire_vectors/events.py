@@ -11,7 +11,9 @@ from intercept_protocol.events import (
     DrainStarted,
     Event,
     EventsDropped,
+    HandoffRefused,
     HelloRefused,
+    ImageFailed,
     InterceptAnswered,
     InvalidationBegun,
     InvalidationEnded,
@@ -55,6 +57,8 @@ def told() -> list[EventVector]:
         InterceptAnswered(vp_index=3, outcome="fail", reason="no_progress", gfn=0xFEB03, access=2),
         InterceptAnswered(vp_index=3, outcome="forward", reason="not_memory"),
         PolicySet(mmio_granularity="page"),
+        HandoffRefused(error="the regions have 4096 bytes, and the image has 8192", **peer),
+        ImageFailed(error="Input/output error"),
     ]
     beside: list[AnyFact] = [
         HelloRefused(error="EACCES: no such partition, or it is not yours to join", **peer),

@@ -44,7 +44,7 @@ def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case per event
             return f"pid {silence.pid(fact.pid)} {fact.address_space} {fact.hypervisor} {fact.name}"
         case events.PartitionEnded():
             return units.of(fact.intercepts, "intercept")
-        case events.PartitionLost():
+        case events.PartitionLost() | events.ImageFailed():
             return fact.error
         case events.PartitionRecovered():
             kept = (fact.regions, "region"), (fact.mappings, "mapping"), (fact.connections, "connection")

@@ -128,6 +128,7 @@ class PartitionFactory:
             options,
             vmm,
             regions,
+            event_bus=partition.event_bus,
             image_pages=image.pages,
             workers=(ioctls, workers),
             memory=memory,

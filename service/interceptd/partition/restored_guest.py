@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange, UaddrRange
+from intercept_protocol.events import ERROR_LENGTH, ImageFailed
 from intercept_protocol.handoff import HandoffRegion
 from intercept_protocol.messages import OnImageError, RegionKind, Restore, RestoreState, RestoreStatistics
 from intercept_protocol.outcomes import Access, Answer
@@ -29,6 +30,7 @@ from interceptd.hypervisor.userfaultfd import UserfaultfdHypervisor
 from interceptd.log_pace import LogPace
 from interceptd.memory.region import KindOrigin, Region
 from interceptd.partition.fault_reader import FaultReader
+from interceptd.telemetry.event_bus import PartitionPublisher
 
 log = structlog.get_logger()
 
@@ -73,6 +75,7 @@ class RestoredGuest:
         vmm: HandedOver,
         regions: Sequence[Region],
         *,
+        event_bus: PartitionPublisher,
         image_pages: int,
         workers: Sequence[Workers],
         memory: ImageAddressSpace,
@@ -80,6 +83,7 @@ class RestoredGuest:
         reader: FaultReader,
     ) -> None:
         self._options = options
+        self._event_bus = event_bus
         self._image_pages = image_pages
         self._workers = workers
         self._vmm = vmm
@@ -124,7 +128,9 @@ class RestoredGuest:
         nothing else ever stands where its content belongs."""
         self._image_error = f"the image cannot be read: {sentence(error)}"
         if (not_warned := self._warnings.passed_over("image")) is not None:
-            log.error("image_failed", error=sentence(error), not_warned=not_warned)
+            why = sentence(error)
+            log.error("image_failed", error=why, not_warned=not_warned)
+            self._event_bus.publish(ImageFailed(error=why[:ERROR_LENGTH]))
         if self._options.on_image_error is OnImageError.KILL:
             self._kill(self._image_error)
 

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange
 from intercept_protocol.errors import WireError
+from intercept_protocol.events import ERROR_LENGTH, HandoffRefused
 from intercept_protocol.messages import (
     OnImageError,
     Restore,
@@ -45,6 +46,7 @@ from interceptd.partition.restored_guest import HandedOver, RestoredGuest
 from interceptd.scheduling.time_share import SHARE
 from interceptd.sessions.handoff_listener import HandoffListener
 from interceptd.sessions.restore_source import RestoreSource, examine
+from interceptd.telemetry.event_bus import EventBus
 from interceptd.telemetry.trace import Trace
 
 log = structlog.get_logger()
@@ -61,7 +63,14 @@ ENDED_LIMIT: Final = 64
 class Restores:
     """Of a daemon. `run` must run as long as VMMs are served."""
 
-    def __init__(self, factory: PartitionFactory, partitions: PartitionRegistry, keeper: Keeper) -> None:
+    def __init__(
+        self,
+        factory: PartitionFactory,
+        partitions: PartitionRegistry,
+        keeper: Keeper,
+        event_bus: EventBus,
+    ) -> None:
+        self._event_bus = event_bus
         self._factory = factory
         self._partitions = partitions
         self._keeper = keeper
@@ -147,6 +156,7 @@ class Restores:
             workers=workers,
             factory=self._factory,
             partitions=self._partitions,
+            event_bus=self._event_bus,
         )
         self._living[partition_id] = restore
         tenant.memory.change(source.memory_bytes)
@@ -193,7 +203,9 @@ class _Restore:
         workers: Workers,
         factory: PartitionFactory,
         partitions: PartitionRegistry,
+        event_bus: EventBus,
     ) -> None:
+        self._event_bus = event_bus
         self._options = options
         self._name = name
         self.tenant = tenant
@@ -320,6 +332,8 @@ class _Restore:
     def _refused(self, why: str, peer: Peer) -> None:
         self._error = f"a hand-off was refused: {why}"
         log.warning("handoff_refused", error=why, vmm_pid=peer.pid, vmm_uid=peer.uid)
+        fact = HandoffRefused(error=why[:ERROR_LENGTH], uid=peer.uid, pid=peer.pid)
+        self._event_bus.publish(fact, self.partition_id)
 
 
 def _require_kill(asker: Connection) -> None:
