@@ -11,7 +11,7 @@ from intercept_protocol.addresses import UaddrRange
 from interceptd.address_space.image import ImageAddressSpace
 from interceptd.hypervisor.userfaultfd import UserfaultfdHypervisor
 from interceptd.mmu_notifier import MmuNotifier
-from interceptd.pages.mapping import Mapping
+from interceptd.pages.mapping import IMAGE_BACKING, Mapping
 from interceptd.partition.fault_reader import FaultReader
 
 STEPS = 200
@@ -57,9 +57,9 @@ class _LeavesWhoFoundThePageIn(UserfaultfdHypervisor):
 
 class _BringsZeroesOnce(UserfaultfdHypervisor):
     async def bring_again(self, mapping: Mapping, gfn: int) -> None:
-        """A page that has an entry is in."""
-        page = gfn - mapping.start + mapping.start_uaddr_page
-        self.wake(UaddrRange(start=page, end=page + 1))
+        """A page of zeroes that has an entry is in."""
+        if mapping.frame is not None and mapping.frame.backing == IMAGE_BACKING:
+            await super().bring_again(mapping, gfn)
 
 
 class _InvalidatesNothing(FaultReader):
@@ -76,7 +76,7 @@ class _InvalidatesNothing(FaultReader):
         (replace(OWN, hypervisor=_ReadsMeanwhile), Broken.OLD_CONTENT),
         (replace(OWN, hypervisor=_LeavesWhoFoundThePageIn), Broken.STUCK),
         (replace(OWN, hypervisor=_BringsZeroesOnce), Broken.STUCK),
-        (replace(OWN, reader=_InvalidatesNothing), Broken.OLD_CONTENT),
+        (replace(OWN, reader=_InvalidatesNothing), Broken.STUCK),
     ],
     ids=lambda value: value.name if isinstance(value, Broken) else None,
 )

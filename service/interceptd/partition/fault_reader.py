@@ -44,6 +44,8 @@ READER_INDEX: Final = 0
 """In views it stands where VP 0 does."""
 TASKS: Final = 64
 """Faults that wait at a time, for the image or for a change; more of them wait for their turn."""
+WOKEN: Final = 1024
+"""Threads that were woken and are remembered."""
 LOOK_SECONDS: Final = 1.0
 """Interval of the look whether all is in."""
 SPURIOUS_WAKE_SECONDS: Final = 0.001
@@ -94,6 +96,9 @@ class FaultReader:
         """Of those that must wait: as in `_Pause`."""
         self._deciding: dict[int, bool] = {}
         """By gfn, faults that a task goes on with; whether it was read again meanwhile."""
+        self._woken: dict[int, Mapping] = {}
+        """By gfn, the mapping with which a thread was told to look again. If it comes back with the same one,
+        it waits for a while first: nobody spins (I8), whatever is wrong."""
         self._changing = _Pause(0.0005, 0.064)
         self._failing = _Pause(0.1, 5.0)
         self._idle = trio.Event()
@@ -267,17 +272,26 @@ class FaultReader:
     async def _act(self, answer: Answer, fault: Fault, began: int) -> None:
         """See to it that the thread goes on that waits for the page, now or later."""
         if answer is Answer.ALREADY_MAPPED:
-            mapping = self._faults.lookup(fault.gfn, fault.access)
-            if isinstance(mapping, Mapping):
-                try:
-                    await self._hypervisor.bring_again(mapping, fault.gfn)
-                except HypervisorError:
-                    answer = Answer.CONTENDED
-            else:
-                answer = Answer.CONTENDED
+            answer = await self._bring_again(fault)
         self._note(answer, fault, began)
         if answer not in (Answer.MAPPED, Answer.ALREADY_MAPPED):
             self._try_later(answer, fault, began)
+
+    async def _bring_again(self, fault: Fault) -> Answer:
+        """The page was brought in since the thread missed it, as a rule."""
+        mapping = self._faults.lookup(fault.gfn, fault.access)
+        if not isinstance(mapping, Mapping):
+            return Answer.CONTENDED
+        if self._woken.pop(fault.gfn, None) is mapping:
+            return Answer.CONTENDED
+        if len(self._woken) >= WOKEN:
+            self._woken.clear()
+        self._woken[fault.gfn] = mapping
+        try:
+            await self._hypervisor.bring_again(mapping, fault.gfn)
+        except HypervisorError:
+            return Answer.CONTENDED
+        return Answer.ALREADY_MAPPED
 
     def _try_later(self, answer: Answer, fault: Fault, began: int) -> None:
         if answer in (Answer.CONTENDED, Answer.INVALIDATING) and not self._memory.is_failing:
