@@ -11,7 +11,7 @@ thread is woken and looks again.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
@@ -59,9 +59,19 @@ class _Pause:
     first: float
     most: float
     """Seconds."""
-    faults: dict[int, tuple[Access, int]] = field(default_factory=dict)
-    """By gfn: the access, and when the fault was read."""
+    gfns: list[int] = field(default_factory=list)
     is_on: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Owed:
+    """A fault that waits for something."""
+
+    access: Access
+    began: int
+    """When it was read."""
+    again: bool = False
+    """Whether it was read again since."""
 
 
 class FaultReader:
@@ -92,10 +102,10 @@ class FaultReader:
         self._hypervisor = hypervisor
         self.answers = answers
         self._event_bus = event_bus
-        self._queue: dict[int, tuple[Access, int]] = {}
-        """Of those that must wait: as in `_Pause`."""
-        self._deciding: dict[int, bool] = {}
-        """By gfn, faults that a task goes on with; whether it was read again meanwhile."""
+        self._owed: dict[int, _Owed] = {}
+        """By gfn, the faults that something goes on with: they are in the queue, in a task or in a pause."""
+        self._queue: deque[int] = deque()
+        self._tasks = 0
         self._woken: dict[int, Mapping] = {}
         """By gfn, the mapping with which a thread was told to look again. If it comes back with the same one,
         it waits for a while first: nobody spins (I8), whatever is wrong."""
@@ -220,15 +230,16 @@ class FaultReader:
                 log.error("fault_outside_regions", uaddr=f"{page << PAGE_SHIFT:#x}")
                 return
             region = self._region = found
-        await self._decide(page - region.uaddrs.start + region.gfns.start, self._uffd.access, began)
+        gfn = page - region.uaddrs.start + region.gfns.start
+        if self._owed and (owed := self._owed.get(gfn)) is not None:
+            owed.again = True
+        else:
+            await self._decide(gfn, self._uffd.access, began)
 
     # ------------------------------------------------ deciding
 
     async def _decide(self, gfn: int, access: Access, began: int) -> None:
         """What can be decided in this step is; a task goes on with the rest."""
-        if gfn in self._deciding:
-            self._deciding[gfn] = True
-            return
         match self._faults.lookup(gfn, access):
             case Region() as region if not self._hypervisor.may_block:
                 fault = Fault(gfn, access, region)
@@ -236,38 +247,37 @@ class FaultReader:
                 self._faults.stages.decode.record(looked_up)
                 answer = await self._faults.handle_nowait(fault)
                 if answer is None:
-                    self._wait(gfn, access, began)
+                    self._queue_up(gfn, access, began)
                 else:
                     await self._act(answer, fault, began)
             case Mapping() if not self._hypervisor.may_block:
                 await self._act(Answer.ALREADY_MAPPED, Fault(gfn, access, None), began)
             case _:
-                self._wait(gfn, access, began)
+                self._queue_up(gfn, access, began)
 
-    def _wait(self, gfn: int, access: Access, began: int) -> None:
-        self._queue.setdefault(gfn, (access, began))
-        if len(self._deciding) < TASKS:
-            if not self._deciding:
-                self._idle = trio.Event()
-            gfn = next(iter(self._queue))
-            self._deciding[gfn] = False
-            self._nursery.start_soon(self._go_on, gfn, *self._queue.pop(gfn))
+    def _owe(self, gfn: int, access: Access, began: int) -> None:
+        """From now on something goes on with this fault."""
+        if not self._owed:
+            self._idle = trio.Event()
+        if gfn not in self._owed:
+            self._owed[gfn] = _Owed(access, began)
 
-    async def _go_on(self, gfn: int, access: Access, began: int) -> None:
-        """Decide a fault that must wait, and then others."""
-        while True:
-            fault = Fault(gfn, access, None)
+    def _queue_up(self, gfn: int, access: Access, began: int) -> None:
+        self._owe(gfn, access, began)
+        self._queue.append(gfn)
+        if self._tasks < TASKS:
+            self._tasks += 1
+            self._nursery.start_soon(self._work)
+
+    async def _work(self) -> None:
+        """Decide faults that must wait, one after the other."""
+        while self._queue:
+            gfn = self._queue.popleft()
+            owed = self._owed[gfn]
+            fault = Fault(gfn, owed.access, None)
             answer = await self._faults.handle(fault, _never)
-            await self._act(answer, fault, began)
-            if self._deciding.pop(gfn):
-                await self._decide(gfn, access, began)
-            if not self._queue or len(self._deciding) >= TASKS:
-                break
-            gfn = next(iter(self._queue))
-            access, began = self._queue.pop(gfn)
-            self._deciding[gfn] = False
-        if not self._deciding:
-            self._idle.set()
+            await self._act(answer, fault, owed.began)
+        self._tasks -= 1
 
     async def _act(self, answer: Answer, fault: Fault, began: int) -> None:
         """See to it that the thread goes on that waits for the page, now or later."""
@@ -276,13 +286,16 @@ class FaultReader:
         self._note(answer, fault, began)
         if answer not in (Answer.MAPPED, Answer.ALREADY_MAPPED):
             self._try_later(answer, fault, began)
+        elif self._owed and (owed := self._owed.pop(fault.gfn, None)) is not None:
+            if owed.again:
+                self._hypervisor.wake(self._uaddrs_of(fault.gfn))
+            if not self._owed:
+                self._idle.set()
 
     async def _bring_again(self, fault: Fault) -> Answer:
         """The page was brought in since the thread missed it, as a rule."""
         mapping = self._faults.lookup(fault.gfn, fault.access)
-        if not isinstance(mapping, Mapping):
-            return Answer.CONTENDED
-        if self._woken.pop(fault.gfn, None) is mapping:
+        if not isinstance(mapping, Mapping) or self._woken.pop(fault.gfn, None) is mapping:
             return Answer.CONTENDED
         if len(self._woken) >= WOKEN:
             self._woken.clear()
@@ -294,26 +307,32 @@ class FaultReader:
         return Answer.ALREADY_MAPPED
 
     def _try_later(self, answer: Answer, fault: Fault, began: int) -> None:
+        self._owe(fault.gfn, fault.access, began)
         if answer in (Answer.CONTENDED, Answer.INVALIDATING) and not self._memory.is_failing:
             self.retries += 1
             pause = self._changing
         else:
             pause = self._failing
-        pause.faults[fault.gfn] = fault.access, began
+        pause.gfns.append(fault.gfn)
         if not pause.is_on:
             pause.is_on = True
             self._nursery.start_soon(self._try_again, pause)
 
     async def _try_again(self, pause: _Pause) -> None:
         seconds = pause.first
-        while pause.faults:
+        while pause.gfns:
             await trio.sleep(seconds)
-            faults, pause.faults = pause.faults, {}
-            for gfn, (access, began) in faults.items():
-                await self._decide(gfn, access, began)
+            gfns, pause.gfns = pause.gfns, []
+            for gfn in gfns:
+                owed = self._owed[gfn]
+                await self._decide(gfn, owed.access, owed.began)
                 await give_way()
-            seconds = min(2 * seconds, pause.most) if len(pause.faults) >= len(faults) else pause.first
+            seconds = min(2 * seconds, pause.most) if len(pause.gfns) >= len(gfns) else pause.first
         pause.is_on = False
+
+    def _uaddrs_of(self, gfn: int) -> UaddrRange:
+        page = GfnRange(start=gfn, end=gfn + 1)
+        return next(region.uaddrs_of(page) for region in self._regions if gfn in region.gfns)
 
     def _note(self, answer: Answer, fault: Fault, began: int) -> None:
         self.answers[answer] += 1
