@@ -213,7 +213,7 @@ class Schedule:
                 pass
             for _ in range(4):
                 await trio.lowlevel.checkpoint()
-            if not (kernel.waiting or kernel.removals):
+            if self._guest.notifier.quiet and not (kernel.waiting or kernel.removals):
                 break
             clock.jump(0.1)
         if kernel.waiting:
