@@ -13,6 +13,7 @@ import errno
 import os
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -138,10 +139,8 @@ class FakeKernel(MissingFaults):
             removal = self._events.popleft()
             removal.is_read = True
             return removal.uaddrs
-        try:
+        with suppress(BlockingIOError):
             os.eventfd_read(self._readable)
-        except BlockingIOError:
-            pass
         return None
 
     def forget_message(self) -> None:
@@ -250,6 +249,3 @@ class FakeWorkers(Workers):
 
     def close(self) -> None:
         """There are no threads."""
-
-
-

@@ -69,11 +69,11 @@ class Pending(Generic[T]):
 
     def __init__(self, puppet: Puppet, number: int) -> None:
         self._puppet = puppet
-        self._number = number
+        self.number = number
 
     def result(self, patience: float = PATIENCE) -> T:
         """Wait for it; TimeoutError when it does not end, `VmmFailed` for what it raised."""
-        return cast("T", self._puppet.result_of(self._number, patience))
+        return cast("T", self._puppet.result_of(self.number, patience))
 
 
 class Puppet:
@@ -120,15 +120,24 @@ class Puppet:
     def result_of(self, number: int, patience: float = PATIENCE) -> object:
         self._control.settimeout(patience)
         while number not in self._results:
-            data = self._control.recv(MESSAGE_BYTES)
-            if not data:
-                raise EOFError("the VMM's process is gone")
-            report: Report = pickle.loads(data)
-            self._results[report.number] = report.result
+            self.receive()
         result = self._results.pop(number)
         if isinstance(result, Failed):
             raise VmmFailed(result)
         return result
+
+    def fileno(self) -> int:
+        """Readable when a report has come."""
+        return self._control.fileno()
+
+    def receive(self) -> int:
+        """Wait for a report, of any order, and return the order's number."""
+        data = self._control.recv(MESSAGE_BYTES)
+        if not data:
+            raise EOFError("the VMM's process is gone")
+        report: Report = pickle.loads(data)
+        self._results[report.number] = report.result
+        return report.number
 
     def kill(self) -> None:
         self._process.kill()

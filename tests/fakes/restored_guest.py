@@ -5,12 +5,11 @@ Owns the wiring. The userfaultfd and the image are given, real ones or fakes. Mu
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
-
-import math
 
 import trio
 
