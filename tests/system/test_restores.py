@@ -29,6 +29,7 @@ from fakes.other_user import as_uid
 from fakes.puppet import ENVIRONMENT
 from fakes.raw_client import Connect, RawConnection, Refusal, Refused, request
 from fakes.restoring_vmm import PAGE, RestoringVmm, image_bytes, new_userfaultfd
+from fakes.silent_fuse import silent_file
 from fakes.witness import Witness
 from intercept_protocol.trace import RECORD, RECORD_SIZE, RECORDS_AT_LEAST, RING_HEADER, Kind
 
@@ -36,6 +37,7 @@ pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not Path("/dev/userfaultfd").exists(),
     reason="needs /dev/userfaultfd, which root alone may open",
 )
+needs_fuse = pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse")
 PAGES: Final = 1024
 STRANGER: Final = 12345
 ALLOWED: Final = f"socket_mode = 0o666\nallowed_uids = [0, {STRANGER}]\n"
@@ -283,6 +285,24 @@ def test_another_number_of_descriptors_is_refused(asker: Asker, count: int) -> N
         "EINVAL",
         f"restore takes 2 descriptors (image, listener), not {count}",
     )
+
+
+@needs_fuse
+def test_an_image_that_does_not_answer_is_given_up_and_blocks_no_other(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    daemon = start_daemon(config="[timeouts]\ninvalidate_ms = 50\n")
+    with (
+        Witness(daemon.socket) as witness,
+        RawConnection(daemon.socket) as connection,
+        silent_file() as silent,
+        listening(tmp_path / "uffd.sock") as listener,
+    ):
+        asker = Asker(connection, tmp_path)
+        assert asker.refusal(silent, listener.fileno()).name == "ETIMEDOUT"
+        assert witness.serve() == Witness.SERVED
+        with asker.image.open("rb") as image:
+            asker.ask(image.fileno(), listener.fileno())
 
 
 def test_one_listener_serves_one_restore(asker: Asker) -> None:

@@ -72,7 +72,7 @@ class Dispatcher:
         self._keeper = keeper
         self.admission = Admission(settings, event_bus, turns, memory)
         self._attacher = Attacher(settings, partitions, hello_reply)
-        self.restores = Restores(factory, partitions, keeper, event_bus)
+        self.restores = Restores(settings, factory, partitions, keeper=keeper, event_bus=event_bus)
         """As is `watch`."""
         self.watch = HangupWatch()
         """Must run as long as connections are served."""

@@ -30,6 +30,7 @@ from intercept_protocol.messages import (
 from interceptd.address_space import Undecided
 from interceptd.address_space.handover import Handover
 from interceptd.address_space.workers import Workers
+from interceptd.config.live import Settings
 from interceptd.connections.connection import Connection
 from interceptd.connections.peer import Peer
 from interceptd.connections.received_fds import ReceivedFds
@@ -53,7 +54,6 @@ log = structlog.get_logger()
 
 WORKERS: Final = 4
 """Threads of one restore that may wait for its image."""
-EXAMINE_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = 0.1
 """After which the rest of a guest is tried again, while the daemon ends."""
 ENDED_LIMIT: Final = 64
@@ -65,11 +65,14 @@ class Restores:
 
     def __init__(
         self,
+        settings: Settings,
         factory: PartitionFactory,
         partitions: PartitionRegistry,
+        *,
         keeper: Keeper,
         event_bus: EventBus,
     ) -> None:
+        self._settings = settings
         self._event_bus = event_bus
         self._factory = factory
         self._partitions = partitions
@@ -110,7 +113,8 @@ class Restores:
             received, handed = descriptors.received, descriptors.take()
             workers = Workers(WORKERS, f"image of uid {tenant.uid}", tenant.closer)
             try:
-                source = await _examined(handed, received, call, tenant, workers)
+                seconds = self._settings.now.timeouts.invalidate_ms / 1000
+                source = await _examined(handed, received, call, tenant, workers, seconds=seconds)
             except BaseException:
                 workers.close()
                 raise
@@ -365,11 +369,11 @@ async def _bring_in(runs: Iterable[GfnRange], partition: Partition, guest: Resto
 
 
 async def _examined(
-    handed: list[int], received: int, call: Restore, tenant: Tenant, workers: Workers
+    handed: list[int], received: int, call: Restore, tenant: Tenant, workers: Workers, *, seconds: float
 ) -> RestoreSource:
     closer = tenant.closer
     handover = Handover(handed, partial(examine, received=received, call=call, closer=closer), closer)
     try:
-        return await handover.made(EXAMINE_SECONDS, workers)
+        return await handover.made(seconds, workers)
     except Undecided as error:
         raise WireError(error.number, f"restore: {error}") from None
