@@ -66,9 +66,12 @@ class PartitionFactory:
         """Raises ENOSPC for more deposited pages than a partition may have."""
         built = self._hypervisor(request, None if keeping is None else keeping.journal)
         port_calls = PortCalls()
+        hypervisor: Hypervisor = MeasuredHypervisor(built, port_calls)
+        if self._chaos is not None:
+            hypervisor = ChaoticHypervisor(hypervisor, self._chaos)
         return self._partition(
             request,
-            MeasuredHypervisor(built, port_calls),
+            hypervisor,
             partial(self._memory, request, vmm=connection, partition_id=partition_id, kept=keeping),
             partition_id=partition_id,
             name=name,
@@ -141,7 +144,7 @@ class PartitionFactory:
     def _partition(
         self,
         request: CreatePartition,
-        port: Hypervisor,
+        hypervisor: Hypervisor,
         make_memory: Callable[[MmuNotifier, GuestMappings, float, CacheShare], Memory],
         *,
         partition_id: int,
@@ -164,7 +167,6 @@ class PartitionFactory:
             tenant.invalidations,
         )
         timeout = (request.invalidate_timeout_ms or settings.now.timeouts.invalidate_ms) / 1000
-        hypervisor = port if self._chaos is None else ChaoticHypervisor(port, self._chaos)
         mappings = GuestMappings(
             hypervisor, lambda: settings.now.limits.mappings_per_partition, tenant.mappings
         )
