@@ -95,7 +95,8 @@ class PartitionFactory:
         workers: Workers,
     ) -> Partition:
         """A partition whose guest's memory comes from `image`, for the VMM that has handed it over. `workers`
-        may wait for the image."""
+        may wait for the image. There is no chaos in its hypervisor, whose call is one step with the look at
+        what belongs behind the page."""
         ioctls = Workers(1, f"memory of {partition_id}", tenant.closer)
         uffd = MissingFaults(vmm.userfaultfd, ioctls, unit=vmm.unit)
         port_calls = PortCalls()
