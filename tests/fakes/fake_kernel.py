@@ -226,7 +226,7 @@ class FakeImage(Image):
         if self.fails:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         self.cached.update(range(page, page + count))
-        return Run(page, page + count, bytearray())
+        return Run(page, page + count, memoryview(b""))
 
     def keep(self, run: Run) -> None:
         """The page cache does."""

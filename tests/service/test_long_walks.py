@@ -451,6 +451,11 @@ async def test_of_many_faults_that_waited_for_the_same_few_go_on_in_a_round(
 # ------------------------------------------------ no other place
 
 ELSEWHERE: Final = {
+    "address_space/image.py: ImageAddressSpace.discard": "tests/service/test_restored_guest.py",
+    "address_space/image.py: ImageAddressSpace.image_pages": "tests/service/test_restored_guest.py",
+    "partition/fault_reader.py: FaultReader.missing_pages": "tests/service/test_restored_guest.py",
+    "partition/fault_reader.py: FaultReader._read": "tests/service/test_restored_guest.py",
+    "partition/fault_reader.py: FaultReader._try_again": "as many as threads of the VMM wait",
     "address_space/process.py: ProcessAddressSpace._probe": "no work of its own: the probes take turns",
     "address_space/unmap_watch.py: UnmapWatch._read": "tests/live/test_storms.py",
     "connections/connection.py: Connection.receive": "tests/service/test_connection.py",

@@ -54,11 +54,13 @@ SPURIOUS_WAKE_SECONDS: Final = 0.001
 
 @dataclass(slots=True, eq=False)
 class _Pause:
-    """Faults that are tried again after a while, which doubles as long as none of them gets on."""
+    """Faults that are tried again after a while, which doubles as long as none that waited gets on."""
 
     first: float
     most: float
     """Seconds."""
+    seconds: float = 0.0
+    """That the next pause takes."""
     gfns: list[int] = field(default_factory=list)
     is_on: bool = False
 
@@ -109,8 +111,8 @@ class FaultReader:
         self._woken: dict[int, Mapping] = {}
         """By gfn, the mapping with which a thread was told to look again. If it comes back with the same one,
         it waits for a while first: nobody spins (I8), whatever is wrong."""
-        self._changing = _Pause(0.0005, 0.064)
-        self._failing = _Pause(0.1, 5.0)
+        self._changing = _Pause(0.0005, 0.064, 0.0005)
+        self._failing = _Pause(0.1, 5.0, 0.1)
         self._idle = trio.Event()
         self._idle.set()
         self.latency = InterceptLatency()
@@ -287,6 +289,7 @@ class FaultReader:
         if answer not in (Answer.MAPPED, Answer.ALREADY_MAPPED):
             self._try_later(answer, fault, began)
         elif self._owed and (owed := self._owed.pop(fault.gfn, None)) is not None:
+            self._changing.seconds, self._failing.seconds = self._changing.first, self._failing.first
             if owed.again:
                 self._hypervisor.wake(self._uaddrs_of(fault.gfn))
             if not self._owed:
@@ -319,15 +322,14 @@ class FaultReader:
             self._nursery.start_soon(self._try_again, pause)
 
     async def _try_again(self, pause: _Pause) -> None:
-        seconds = pause.first
         while pause.gfns:
-            await trio.sleep(seconds)
+            await trio.sleep(pause.seconds)
+            pause.seconds = min(2 * pause.seconds, pause.most)
             gfns, pause.gfns = pause.gfns, []
             for gfn in gfns:
                 owed = self._owed[gfn]
                 await self._decide(gfn, owed.access, owed.began)
                 await give_way()
-            seconds = min(2 * seconds, pause.most) if len(pause.gfns) >= len(gfns) else pause.first
         pause.is_on = False
 
     def _uaddrs_of(self, gfn: int) -> UaddrRange:

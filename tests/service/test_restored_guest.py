@@ -1,0 +1,223 @@
+"""A restored guest over a fake kernel: what each refusal of the kernel and of the image leads to."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from fakes.fake_kernel import ZERO, FakeImage, FakeKernel, FakeWorkers
+from fakes.others import Others
+from fakes.restored_guest import RestoredGuest
+from fakes.used_up_time import time_used_up_every
+from intercept_protocol.addresses import GfnRange, UaddrRange
+from intercept_protocol.messages import RestoreState
+from intercept_protocol.outcomes import Answer
+from interceptd.address_space.image import ImagePart
+from interceptd.address_space.refusals import Cause
+
+START = 0x2000
+PAGES = 32
+
+
+def uaddrs(start: int, count: int = 1) -> UaddrRange:
+    return UaddrRange(start=START + start, end=START + start + count)
+
+
+class Restored:
+    """A guest of one region whose workers are released at once."""
+
+    def __init__(self, kernel: FakeKernel, *, around: int = 8) -> None:
+        self.kernel = kernel
+        self.image = FakeImage(PAGES)
+        self.workers = FakeWorkers()
+        self.workers.held.release_all()
+        kernel.held.release_all()
+        self.failures: list[OSError] = []
+        self.guest = RestoredGuest(
+            kernel,
+            self.image,
+            [ImagePart(START, START + PAGES, 0)],
+            around=around,
+            workers=self.workers,
+            on_failure=self.failures.append,
+        )
+
+    async def read(self, page: int) -> int | None:
+        """What a thread finds, once nothing goes on any more; None if it still waits."""
+        if self.kernel.touch(START + page) is None:
+            await wait_all_tasks_blocked()
+        return self.kernel.present.get(START + page)
+
+    async def remove(self, start: int, count: int = 1) -> None:
+        removal = self.kernel.begin_removal(uaddrs(start, count))
+        await wait_all_tasks_blocked()
+        self.kernel.run_on(removal)
+        self.kernel.take_away(removal)
+
+
+@pytest.fixture
+def kernel() -> Iterator[FakeKernel]:
+    kernel = FakeKernel()
+    yield kernel
+    kernel.close()
+
+
+@pytest.fixture
+async def restored(kernel: FakeKernel, autojump_clock: MockClock) -> AsyncIterator[Restored]:  # noqa: ARG001
+    restored = Restored(kernel)
+    restored.image.cached.update(range(PAGES))
+    async with restored.guest.running():
+        yield restored
+
+
+async def test_a_fault_brings_in_its_block_and_no_more(restored: Restored) -> None:
+    assert await restored.read(9) == 10
+    assert sorted(restored.kernel.present) == list(range(START + 8, START + 16))
+    assert restored.guest.reader.latency.count == 1
+    assert restored.guest.hypervisor.demanded_pages == 8
+
+
+async def test_a_block_without_some_of_its_pages_is_brought_in_as_far_as_it_is_there(
+    restored: Restored,
+) -> None:
+    restored.image.cached -= {2}
+    restored.image.fails = True
+    assert await restored.read(1) == 2
+    assert await restored.read(3) == 4
+    assert START + 2 not in restored.kernel.present
+
+
+async def test_mixed_runs_of_image_and_zero(restored: Restored) -> None:
+    await restored.remove(3, 2)
+    assert [await restored.read(page) for page in range(8)] == [1, 2, 3, ZERO, ZERO, 6, 7, 8]
+    assert restored.guest.answers == {Answer.MAPPED: 3}
+    assert restored.guest.hypervisor.zeroed_pages == 2
+
+
+async def test_an_image_that_fails_holds_the_guest_and_is_tried_again(restored: Restored) -> None:
+    restored.image.cached.clear()
+    restored.image.fails = True
+    assert restored.kernel.touch(START) is None
+    await trio.sleep(60)
+    assert restored.kernel.waiting == {START: 1}
+    assert 10 < len(restored.failures) < 20
+    assert restored.guest.memory.unresolved[Cause.IMAGE_ERROR] == len(restored.failures)
+    restored.image.fails = False
+    await trio.sleep(5)
+    assert restored.kernel.present[START] == 1
+    assert not restored.kernel.waiting
+
+
+async def test_a_change_that_lasts_is_asked_about_ever_more_rarely(restored: Restored) -> None:
+    removal = restored.kernel.begin_removal(uaddrs(0))
+    assert await restored.read(8) is None
+    await trio.sleep(1)
+    assert 10 < restored.guest.reader.retries < 30
+    restored.kernel.run_on(removal)
+    await trio.sleep(0.1)
+    assert restored.kernel.present[START + 8] == 9
+
+
+async def test_unmapped_memory_is_left(restored: Restored, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for several pages, the kernel does not say which is gone."""
+    bring_in = restored.kernel._bring_in
+    gone, calls = {START + 3, START + 4}, list[int]()
+
+    def refuse(page: int, values: list[int]) -> int:
+        calls.append(len(values))
+        return -errno.ENOENT if gone & set(range(page, page + len(values))) else bring_in(page, values)
+
+    monkeypatch.setattr(restored.kernel, "_bring_in", refuse)
+    assert await restored.read(6) == 7
+    assert sorted(restored.kernel.present) == [START + page for page in (0, 1, 2, 5, 6, 7)]
+    assert len(calls) <= 12
+
+
+async def test_another_refusal_is_tried_again_and_undoes_nothing(
+    restored: Restored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = [-errno.ENOMEM]
+    bring_in = restored.kernel._bring_in
+    monkeypatch.setattr(
+        restored.kernel, "_bring_in", lambda *wanted: refused.pop() if refused else bring_in(*wanted)
+    )
+    assert await restored.read(0) is None
+    assert restored.guest.answers == {Answer.HYPERVISOR_ERROR: 1}
+    assert restored.guest.manager.mapping_count == 0
+    await trio.sleep(0.2)
+    assert restored.kernel.present[START] == 1
+
+
+async def test_the_vmm_is_gone(restored: Restored, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restored.kernel, "_bring_in", lambda *_: -errno.ESRCH)
+    await restored.read(0)
+    await restored.guest.memory.run()
+    assert restored.guest.hypervisor.vmm_gone
+
+
+async def test_prefetch_passes_over_what_was_given_back_and_waits_for_faults(restored: Restored) -> None:
+    await restored.remove(0, 12)
+    restored.image.cached -= {20}
+    restored.image.fails = True
+    assert await restored.read(20) is None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(restored.guest.prefetch, [GfnRange(start=0, end=PAGES)])
+        await trio.sleep(1)
+        assert restored.guest.hypervisor.prefetched_pages == 0
+        restored.image.fails = False
+    assert restored.guest.hypervisor.prefetched_pages == 12
+    assert sorted(restored.kernel.present) == list(range(START + 12, START + PAGES))
+
+
+async def test_what_is_all_in_is_left_to_the_kernel(restored: Restored) -> None:
+    await restored.remove(4, 4)
+    await restored.guest.prefetch([GfnRange(start=0, end=PAGES)])
+    await trio.sleep(2)
+    assert restored.guest.reader.restore_state is RestoreState.COMPLETE
+    assert restored.kernel.touch(START + 5) == ZERO
+
+
+async def test_pages_of_the_image_that_are_missing(restored: Restored) -> None:
+    await restored.remove(4, 4)
+    await restored.read(8)
+    assert await restored.guest.reader.missing_pages() == PAGES - 4 - 8
+
+
+async def test_runs_that_touch_are_recorded_as_one(restored: Restored) -> None:
+    for start in (4, 8, 6, 20, 5):
+        await restored.remove(start, 2)
+    assert restored.guest.memory.image_runs(uaddrs(0, PAGES)) == [
+        uaddrs(0, 4),
+        uaddrs(10, 10),
+        uaddrs(22, 10),
+    ]
+    assert restored.guest.memory.removed_pages == 8
+
+
+async def test_long_walks_over_what_was_given_back_take_turns(
+    restored: Restored, nursery: trio.Nursery
+) -> None:
+    for start in range(0, PAGES, 2):
+        restored.guest.memory.removed(uaddrs(start))
+    others = Others(nursery)
+    with time_used_up_every(1):
+        assert await restored.guest.reader.missing_pages() == PAGES // 2
+        await restored.guest.memory.discard()
+    assert others.turns >= 3
+
+
+async def test_messages_are_read_in_turns(kernel: FakeKernel, nursery: trio.Nursery) -> None:
+    others = Others(nursery)
+    with time_used_up_every(1):
+        restored = Restored(kernel, around=1)
+        restored.image.cached.update(range(PAGES))
+        async with restored.guest.running():
+            for page in range(PAGES):
+                kernel.touch(START + page)
+            while len(kernel.present) < PAGES:
+                await trio.lowlevel.checkpoint()
+    assert others.turns >= PAGES
