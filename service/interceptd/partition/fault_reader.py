@@ -126,8 +126,7 @@ class FaultReader:
     @property
     def state(self) -> str:
         """Whether the guest waits for a page that cannot be brought in at once."""
-        waits = self._deciding or self._failing.is_on or self._changing.is_on
-        return "waiting" if waits else "running"
+        return "waiting" if self._owed else "running"
 
     @property
     def intercepts(self) -> int:
