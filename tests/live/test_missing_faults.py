@@ -112,6 +112,7 @@ async def test_the_end_of_the_process_ends_its_memory(vmm: Puppet, tmp_path: Pat
         vmm.kill()
         vmm.wait_ended()
         await memory.guest.prefetch([GfnRange(start=0, end=8)])
+        await memory.guest.memory.run()
         assert memory.guest.hypervisor.vmm_gone
 
 

@@ -145,7 +145,11 @@ class UserfaultfdHypervisor:
         gfn -= gfn % self._unit
         page = gfn - mapping.start + mapping.start_uaddr_page
         if self._is_zero(mapping):
-            await self._in_worker(partial(self._fill, page, None, self._unit, 0))
+            fill = partial(self._fill, page, None, self._unit, 0)
+            if self.may_block:
+                await self._in_worker(fill)
+            else:
+                fill()
         else:
             self.wake(UaddrRange(start=page, end=page + self._unit))
 

@@ -359,10 +359,13 @@ class FaultReader:
 
     async def _look_whether_all_is_in(self) -> None:
         """A look costs a walk, and is worth it only when so little is missing that all of it may have been
-        given back."""
+        given back. It notices, too, that the VMM is gone, which somebody else may have been told."""
         table = self._hypervisor.table
         while True:
             await trio.sleep(LOOK_SECONDS)
+            if self._hypervisor.vmm_gone:
+                self._memory.vmm_gone.set()
+                return
             if table.no_access_gfns <= self._memory.removed_pages and await self.leave_to_kernel():
                 return
 
