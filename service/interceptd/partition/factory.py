@@ -6,6 +6,7 @@ Owns the choice of the ports and the wiring of the parts. Must not know roles or
 from __future__ import annotations
 
 import errno
+import math
 import random
 from collections.abc import Callable
 from functools import partial
@@ -31,7 +32,7 @@ from interceptd.hypervisor.slat import SoftwareSlat
 from interceptd.hypervisor.software import DEPOSIT_PAGES, SoftwareHypervisor
 from interceptd.hypervisor.userfaultfd import UserfaultfdHypervisor
 from interceptd.ledger.journal import Journal
-from interceptd.memory.fault_handler import FaultHandler
+from interceptd.memory.fault_handler import FaultHandler, Known
 from interceptd.memory.guest_mappings import GuestMappings
 from interceptd.memory.known_vmas import KnownVmas
 from interceptd.memory.region_manager import RegionManager
@@ -185,7 +186,10 @@ class PartitionFactory:
             event_bus=event_bus,
             journal=journal,
         )
-        known = memory.known if isinstance(memory, ImageAddressSpace) else KnownVmas(caches[0])
+        known: Known = KnownVmas(caches[0])
+        patience = timeout
+        if isinstance(memory, ImageAddressSpace):  # no thread would be answered before its page is in
+            known, patience = memory.known, math.inf
         return Partition(
             partition_id=partition_id,
             name=name,
@@ -199,7 +203,7 @@ class PartitionFactory:
             link=link,
             notifier=notifier,
             regions=regions,
-            faults=FaultHandler(regions, address_space, timeout, known),
+            faults=FaultHandler(regions, address_space, patience, known),
             event_bus=event_bus,
             keeping=keeping,
             caches=caches,
