@@ -345,6 +345,25 @@ async def test_one_mapping_of_a_list_that_gets_more_rights_is_taken_away_before(
     assert (model.mappings.some(region.gfns, 4), region.mapped_gfns) == ([whole], 3)
 
 
+async def test_once_others_have_run_what_does_not_hold_any_more_is_not_mapped(model: ModelPartition) -> None:
+    """At a limit pieces are mapped one by one, and a removal may be read between two: what the image has is
+    not what belongs there any more."""
+    mappings = GuestMappings(
+        model.hypervisor, lambda: 2, Quota(0, "mappings", "mappings_per_uid", lambda: 1 << 20)
+    )
+    region = Region(GfnRange.of(GFN, 16), UaddrRange.at_page(PAGE, 16), MMIO, KindOrigin.STATED, RW)
+    asked = list[int]()
+
+    def goes_on() -> bool:
+        asked.append(len(model.hypervisor.calls))
+        return False
+
+    async with mappings.lock:
+        assert await mappings.map_gaps(region, wanted(3), math.inf, goes_on) == 1
+    assert asked == [1]
+    assert mappings.mapping_count == 1
+
+
 async def test_at_a_limit_of_mappings_no_gfn_goes_twice_in_a_list(model: ModelPartition) -> None:
     """The first cuts the mapping, the second has to take all of it."""
     mappings = GuestMappings(
