@@ -331,14 +331,19 @@ def test_who_has_a_partition_asks_for_no_restore(asker: Asker) -> None:
         assert asker.connection.refusal(method, fields).name == "EEXIST"
 
 
-def test_a_restore_counts_as_a_partition_of_its_uid(start_daemon: StartDaemon, tmp_path: Path) -> None:
-    daemon = start_daemon(config="[limits]\npartitions_per_uid = 1\n")
+@pytest.mark.parametrize("limit", ["partitions_per_uid = 1", "vmms_per_uid = 2"])
+def test_a_restore_counts_as_a_partition_and_a_vmm_of_its_uid(
+    start_daemon: StartDaemon, tmp_path: Path, limit: str
+) -> None:
+    daemon = start_daemon(config=f"[limits]\n{limit}\n")
     with RawConnection(daemon.socket) as connection:
         asker = Asker(connection, tmp_path)
+        for _ in range(2):  # one after the other
+            asker.wait_state(asker.restore(connect_timeout_ms=1), "ended")
         asker.restore()
         with listening(tmp_path / "other.sock") as listener, asker.image.open("rb") as image:
             refusal = asker.refusal(image.fileno(), listener.fileno())
-        assert (refusal.name, refusal.details) == ("ENOSPC", {"limit": "partitions_per_uid"})
+        assert (refusal.name, refusal.details) == ("ENOSPC", {"limit": limit.split(maxsplit=1)[0]})
 
 
 def progress_of(path: Path, partition_id: int) -> str:
