@@ -38,8 +38,13 @@ class EventName(StrEnum):
     RANGE_INVALIDATED = "range_invalidated"
     INTERCEPT_ANSWERED = "intercept_answered"
     POLICY_SET = "policy_set"
+    RESTORE_BEGUN = "restore_begun"
+    RESTORE_NOT_CLAIMED = "restore_not_claimed"
+    RESTORE_COMPLETE = "restore_complete"
     HANDOFF_REFUSED = "handoff_refused"
     IMAGE_FAILED = "image_failed"
+    GUEST_KILLED = "guest_killed"
+    GUEST_LEFT_FROZEN = "guest_left_frozen"
     HELLO_REFUSED = "hello_refused"
     CONNECTION_REFUSED = "connection_refused"
     DRAIN_STARTED = "drain_started"
@@ -164,6 +169,45 @@ class PolicySet(Fact, frozen=True, kw_only=True, tag="policy_set"):
     mmio_granularity: str
 
 
+class RestoreBegun(Fact, frozen=True, kw_only=True, tag="restore_begun"):
+    """The daemon waits for a VMM. Once one has handed over, there is a `PartitionCreated`."""
+
+    name: str
+    uid: int
+    image_pages: int
+    timeout_ms: int
+
+
+class RestoreNotClaimed(Fact, frozen=True, kw_only=True, tag="restore_not_claimed"):
+    """No VMM has handed over in time, so there never was a partition."""
+
+    error: str
+
+
+class RestoreComplete(Fact, frozen=True, kw_only=True, tag="restore_complete"):
+    """All pages are in, and the VMM needs the daemon no more."""
+
+    pages_in: int
+
+
+class ImageFailed(Fact, frozen=True, kw_only=True, tag="image_failed"):
+    """A read failed. While it goes on failing, this is told from time to time."""
+
+    error: str
+
+
+class GuestKilled(Fact, frozen=True, kw_only=True, tag="guest_killed"):
+    """The daemon has killed a VMM that it could not serve."""
+
+    error: str
+
+
+class GuestLeftFrozen(Fact, frozen=True, kw_only=True, tag="guest_left_frozen"):
+    """The VMM lives and lacks pages, and nobody will bring them in."""
+
+    error: str
+
+
 class RefusalFact(Fact, frozen=True, kw_only=True):
     """The reason, and the peer's credentials from the kernel."""
 
@@ -181,13 +225,7 @@ class ConnectionRefused(RefusalFact, frozen=True, kw_only=True, tag="connection_
 
 
 class HandoffRefused(RefusalFact, frozen=True, kw_only=True, tag="handoff_refused"):
-    """What a VMM handed over at the listener of a `restore` was not taken; another is awaited."""
-
-
-class ImageFailed(Fact, frozen=True, kw_only=True, tag="image_failed"):
-    """The memory image of a restored guest cannot be read: the guest waits, or its VMM is killed."""
-
-    error: str
+    """What a process handed over cannot be served. The restore waits for another."""
 
 
 class DrainStarted(Fact, frozen=True, kw_only=True, tag="drain_started"):
@@ -212,8 +250,9 @@ AnyFact = (
     PartitionCreated | PartitionEnded | PartitionLost | PartitionRecovered | VpAttached | VpDetached
     | RegionAdded | RegionRemoved | PinnedRegionDangling
     | InvalidationBegun | InvalidationEnded | RangeInvalidated | InterceptAnswered
-    | PolicySet | HandoffRefused | ImageFailed | HelloRefused | ConnectionRefused
-    | DrainStarted | DaemonRestarted | EventsDropped
+    | PolicySet | HelloRefused | ConnectionRefused | DrainStarted | DaemonRestarted | EventsDropped
+    | RestoreBegun | RestoreNotClaimed | RestoreComplete | HandoffRefused | ImageFailed | GuestKilled
+    | GuestLeftFrozen
 )  # fmt: skip
 _NAMES: Final = frozenset(EventName) | {EVENTS_DROPPED}
 

@@ -284,6 +284,9 @@ class Daemon:
         configured = self._settings.now.timeouts.drain_ms / 1000
         return configured if self._drain_timeout is None else self._drain_timeout
 
+    def waiting_restores(self) -> Iterator[messages.PartitionSummary]:
+        return self.dispatcher.restores.waiting()
+
     async def daemon_statistics(self) -> messages.DaemonStatistics:
         """Lets others run while it adds up many partitions."""
         totals = await self.partitions.totals()

@@ -42,6 +42,8 @@ class PartitionSummary(msgspec.Struct, frozen=True, kw_only=True):
     """VPs whose intercept waits for something now."""
     memory_bytes: int = 0
     """Of the daemon's memory, by its estimate."""
+    restore: str = ""
+    """A `RestoreState`; empty for another partition. One that waits for its VMM is no partition yet."""
 
 
 class PartitionList(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,6 +50,8 @@ class RestoreStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Why it ended or waits; empty if nothing is wrong."""
     latency: Buckets = ()
     """Of its faults."""
+    oldest_fault_ms: int = 0
+    """How long that fault has waited for its page which waits longest; 0 if none waits."""
 
 
 class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):

@@ -77,7 +77,7 @@ class ImageAddressSpace:
 
     may_block = True
     learns = False
-    watch = MemoryWatch.DECLARED
+    watch = MemoryWatch.USERFAULTFD
     userfaultfd_errno = None
 
     @property

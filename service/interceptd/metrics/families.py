@@ -17,11 +17,12 @@ from msgspec.structs import asdict
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from intercept_protocol.messages import MemoryWatch
+from intercept_protocol.messages import MemoryWatch, RestoreState
 from intercept_protocol.outcomes import Answer
 from interceptd import __version__
 from interceptd.connections.refusals import METHODS, UNKNOWN
 from interceptd.metrics.observing import Observation
+from interceptd.partition.restored_guest import Ending
 from interceptd.sessions.handshake import LEFT, REFUSAL_NUMBERS
 from interceptd.telemetry.counters import Source
 from interceptd.telemetry.histogram import BOUNDARIES_NS, LatencyHistogram
@@ -30,6 +31,7 @@ _NO_REFUSALS = {errno.errorcode[number]: 0 for number in REFUSAL_NUMBERS} | {LEF
 """Every series exists from the start: Prometheus sees no increase in one that begins with its first count."""
 _LIMITED = [(method, errno.errorcode[errno.ENOSPC]) for method in (*METHODS, UNKNOWN)]
 """For the same reason those that an alert asks for; the others are too many."""
+_UNENDED = (RestoreState.WAITING, RestoreState.SERVING, RestoreState.COMPLETE)
 Labels = TypeVar("Labels", bound=tuple[str, ...])
 _BOUNDARIES = (*(repr(boundary / 1e9) for boundary in BOUNDARIES_NS), "+Inf")
 """`le` in seconds. A bucket counts durations below its bound, in whole microseconds."""
@@ -44,6 +46,7 @@ def families(seen: Observation) -> Iterator[Metric]:
     yield from _intercepts(seen)
     yield from _invalidations(seen)
     yield from _hypervisor(seen)
+    yield from _restores(seen)
     yield from _connections(seen)
     yield from _event_loop(seen)
 
@@ -129,6 +132,47 @@ def _hypervisor(seen: Observation) -> Iterator[Metric]:
         totals.split_large_pages,
     )
     yield _counter("deposits", "Deposits of pages for second-level tables.", totals.deposits)
+
+
+def _restores(seen: Observation) -> Iterator[Metric]:
+    counts = seen.totals.restore
+    states = {(state.value,): seen.restores[state] for state in _UNENDED}
+    yield _labelled_gauge("restores", "Restores that go on, by state.", states, "state")
+    results = {(ending.value,): seen.restore_endings[ending] for ending in Ending}
+    yield _labelled_counter(
+        "restores_ended", "Restores that have ended, by what became of them.", results, "result"
+    )
+    pages = {
+        ("demand",): counts.demand_pages,
+        ("around",): counts.around_pages,
+        ("prefetch",): counts.prefetched_pages,
+    }
+    yield _labelled_counter(
+        "restore_pages", "Pages of restored guests brought in, by what for.", pages, "cause"
+    )
+    yield _counter("restore_zero_pages", "Of those, pages that are zero.", counts.zero_pages)
+    yield _histogram(
+        "restore_fault_duration",
+        "Time from the read of a restored guest's fault until its page is in.",
+        {(): counts.faults},
+    )
+    yield _gauge(
+        "restore_oldest_fault_seconds",
+        "Time that a restored guest's fault has waited; the longest.",
+        seen.gauges.oldest_fault_ms / 1000,
+    )
+    yield _counter(
+        "restore_retries", "Refusals because a VMM's memory was changing (EAGAIN).", counts.retries
+    )
+    yield _counter("restore_image_errors", "Reads of images that failed.", counts.image_errors)
+    yield _histogram(
+        "restore_first_fault", "Time from a hand-over to the first fault.", {(): counts.first_fault}
+    )
+    yield _histogram(
+        "restore_quiet",
+        "Time from a hand-over to the last fault, of guests that have no more.",
+        {(): counts.quiet},
+    )
 
 
 def _connections(seen: Observation) -> Iterator[Metric]:

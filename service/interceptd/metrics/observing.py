@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 import trio
 
-from intercept_protocol.messages import MemoryWatch
+from intercept_protocol.messages import MemoryWatch, RestoreState
 from interceptd.address_space.process import ProcessAddressSpace
 from interceptd.metrics.loop_lag import LoopLag
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
+from interceptd.partition.restored_guest import Ending
 from interceptd.scheduling.step_monitor import StepMonitor
 from interceptd.sessions.dispatcher import Dispatcher
 from interceptd.systemd.notify import ServiceManager
@@ -38,6 +39,8 @@ class Gauges:
     no_access_gfns: int = 0
     slat_extents: int = 0
     busy_workers: int = 0
+    oldest_fault_ms: int = 0
+    """Of a restored guest, the longest that one waits."""
     watches: Counter[MemoryWatch] = field(default_factory=Counter)
     """Partitions, by how their memory is watched."""
 
@@ -53,6 +56,8 @@ class Gauges:
         self.no_access_gfns += slat.no_access_gfns
         self.slat_extents += slat.slat_extents
         self.watches[partition.memory.watch] += 1
+        if partition.restored is not None:
+            self.oldest_fault_ms = max(self.oldest_fault_ms, partition.restored.reader.oldest_fault_ms)
         if isinstance(partition.memory, ProcessAddressSpace):
             self.busy_workers += partition.memory.busy_workers
 
@@ -69,6 +74,9 @@ class Observation:
     partitions_lost: int
     recoveries: Mapping[str, int]
     """Of a predecessor's partitions, by result."""
+    restores: Mapping[RestoreState, int]
+    """That go on now."""
+    restore_endings: Mapping[Ending, int]
     totals: Totals
     gauges: Gauges
     connections: Mapping[str, int]
@@ -121,6 +129,8 @@ class Observer:
                 "recovered": self.partitions.recovered,
                 "not_recovered": self.partitions.not_recovered,
             },
+            restores=dispatcher.restores.states(),
+            restore_endings=dispatcher.restores.endings,
             totals=totals,
             gauges=gauges,
             connections={

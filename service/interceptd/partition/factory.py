@@ -139,6 +139,7 @@ class PartitionFactory:
             memory=memory,
             hypervisor=hypervisor,
             reader=reader,
+            event_bus=partition.event_bus,
         )
         partition.restored = guest
         return partition

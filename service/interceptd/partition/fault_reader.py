@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
-from intercept_protocol.events import InterceptAnswered
+from intercept_protocol.events import InterceptAnswered, RestoreComplete
 from intercept_protocol.messages import RestoreState
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.image import ImageAddressSpace
@@ -129,6 +129,13 @@ class FaultReader:
         return "waiting" if self._owed else "running"
 
     @property
+    def oldest_fault_ms(self) -> int:
+        """How long that fault has waited which waits longest, or 0."""
+        if not self._owed:
+            return 0
+        return (perf_counter_ns() - next(iter(self._owed.values())).began) // 1_000_000
+
+    @property
     def intercepts(self) -> int:
         return self.latency.count
 
@@ -161,7 +168,9 @@ class FaultReader:
             log.warning("unregister_refused", error=str(error))
             return False
         self.restore_state = RestoreState.COMPLETE
-        log.info("restore_complete")
+        pages_in = self._hypervisor.counters().mapped_gfns
+        log.info("restore_complete", pages_in=pages_in)
+        self._event_bus.publish(RestoreComplete(pages_in=pages_in))
         return True
 
     async def missing_pages(self) -> int:

@@ -44,7 +44,7 @@ from interceptd.partition.keeping import Hello, Keeping
 from interceptd.partition.restored_guest import RestoredGuest
 from interceptd.partition.virtual_processor import VirtualProcessor
 from interceptd.scheduling.time_share import give_way
-from interceptd.telemetry.counters import PortCalls, Totals
+from interceptd.telemetry.counters import PortCalls, RestoreCounts, Totals
 from interceptd.telemetry.event_bus import PartitionPublisher
 from interceptd.telemetry.histogram import InterceptLatency
 from interceptd.telemetry.trace import Trace
@@ -336,6 +336,7 @@ class Partition:
             map_calls=counters.map_calls,
             unmap_calls=counters.unmap_calls,
             deposits=counters.deposits,
+            restore=RestoreCounts() if self.restored is None else self.restored.counts(),
         )
 
     def statistics(self) -> messages.PartitionStatistics:

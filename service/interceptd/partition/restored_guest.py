@@ -10,12 +10,14 @@ import select
 import signal
 import socket
 from collections.abc import Sequence
+from enum import Enum
 from time import perf_counter_ns
 from typing import Final, NoReturn
 
 import structlog
 import trio
 
+from intercept_protocol import events
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange, UaddrRange
 from intercept_protocol.events import ERROR_LENGTH, ImageFailed
 from intercept_protocol.handoff import HandoffRegion
@@ -30,12 +32,27 @@ from interceptd.hypervisor.userfaultfd import UserfaultfdHypervisor
 from interceptd.log_pace import LogPace
 from interceptd.memory.region import KindOrigin, Region
 from interceptd.partition.fault_reader import FaultReader
+from interceptd.telemetry.counters import RestoreCounts
 from interceptd.telemetry.event_bus import PartitionPublisher
+from interceptd.telemetry.histogram import LatencyHistogram
 
 log = structlog.get_logger()
 
 TRIM_SECONDS: Final = 5.0
 _ALL_RIGHTS = Access.READ | Access.WRITE | Access.EXECUTE
+
+
+class Ending(Enum):
+    """What became of a restore."""
+
+    ENDED = "ended"
+    """The VMM has ended, or had all its pages when the daemon did."""
+    KILLED = "killed"
+    LEFT_FROZEN = "left_frozen"
+    NOT_CLAIMED = "not_claimed"
+    """No VMM has handed over in time."""
+    DRAINED = "drained"
+    """None had when the daemon ended."""
 
 
 class HandedOver:
@@ -81,6 +98,7 @@ class RestoredGuest:
         memory: ImageAddressSpace,
         hypervisor: UserfaultfdHypervisor,
         reader: FaultReader,
+        event_bus: PartitionPublisher,
     ) -> None:
         self._options = options
         self._event_bus = event_bus
@@ -91,6 +109,7 @@ class RestoredGuest:
         self._memory = memory
         self._hypervisor = hypervisor
         self.reader = reader
+        self._event_bus = event_bus
         self._handed_over_ns = perf_counter_ns()
         self._ended = False
         self._pages_at_end = 0
@@ -98,6 +117,9 @@ class RestoredGuest:
         """Why it has ended; empty if nothing is wrong."""
         self._image_error = ""
         self._warnings = LogPace()
+        self._most_around = 0
+        self.ending = Ending.ENDED
+        """What became of it, once it has ended."""
 
     @property
     def state(self) -> RestoreState:
@@ -128,9 +150,8 @@ class RestoredGuest:
         nothing else ever stands where its content belongs."""
         self._image_error = f"the image cannot be read: {sentence(error)}"
         if (not_warned := self._warnings.passed_over("image")) is not None:
-            why = sentence(error)
-            log.error("image_failed", error=why, not_warned=not_warned)
-            self._event_bus.publish(ImageFailed(error=why[:ERROR_LENGTH]))
+            log.error("image_failed", error=sentence(error), not_warned=not_warned)
+            self._event_bus.publish(events.ImageFailed(error=sentence(error)[: events.ERROR_LENGTH]))
         if self._options.on_image_error is OnImageError.KILL:
             self._kill(self._image_error)
 
@@ -144,8 +165,7 @@ class RestoredGuest:
             if self._options.on_image_error is OnImageError.KILL:
                 self._kill(why)
             else:
-                self.error = why
-                log.critical("guest_left_frozen", error=why)
+                self._leave_frozen(why)
         for workers in self._workers:
             workers.close()
         self._vmm.close()
@@ -160,28 +180,51 @@ class RestoredGuest:
                 parts += [region.gfns_of(run) for run in self._memory.image_runs(uaddrs)]
         return parts
 
-    def statistics(self) -> RestoreStatistics:
+    def counts(self) -> RestoreCounts:
+        """None decreases, also when the guest ends."""
         reader, hypervisor = self.reader, self._hypervisor
-        demanded = min(reader.answers[Answer.MAPPED] * self._vmm.unit, hypervisor.demanded_pages)
+        demand = self._demand_pages
+        # A page may be in before its fault is counted: until then it looks like one around another.
+        self._most_around = max(self._most_around, hypervisor.demanded_pages - demand)
+        is_over = self.state in (RestoreState.COMPLETE, RestoreState.ENDED)
+        return RestoreCounts(
+            demand_pages=demand,
+            around_pages=self._most_around,
+            prefetched_pages=hypervisor.prefetched_pages,
+            zero_pages=hypervisor.zeroed_pages,
+            retries=reader.retries,
+            image_errors=self._memory.failures,
+            faults=reader.latency.all,
+            first_fault=self._after(reader.first_fault_ns),
+            quiet=self._after(reader.last_fault_ns if is_over else None),
+        )
+
+    def statistics(self) -> RestoreStatistics:
+        reader, hypervisor, demand = self.reader, self._hypervisor, self._demand_pages
         return RestoreStatistics(
             state=self.state,
             image_pages=self._image_pages,
             pages_in=self._pages_at_end if self._ended else self._pages_in,
-            demand_pages=demanded,
-            around_pages=hypervisor.demanded_pages - demanded,
+            demand_pages=demand,
+            around_pages=hypervisor.demanded_pages - demand,
             prefetched_pages=hypervisor.prefetched_pages,
             zero_pages=hypervisor.zeroed_pages,
             removed_pages=self._memory.removed_pages,
             faults=reader.intercepts,
             retries=reader.retries,
             image_errors=self._memory.failures,
-            age_ms=self._since_hand_over(perf_counter_ns()),
+            age_ms=self._ms_since_hand_over(perf_counter_ns()),
             first_fault_ms=self._at(reader.first_fault_ns),
             quiet_ms=self._at(reader.last_fault_ns),
             pid=self._vmm.peer.pid,
             error=self.error or (self._image_error if self._waits_for_image else ""),
             latency=reader.latency.all.buckets,
+            oldest_fault_ms=0 if self._ended else reader.oldest_fault_ms,
         )
+
+    @property
+    def _demand_pages(self) -> int:
+        return min(self.reader.answers[Answer.MAPPED] * self._vmm.unit, self._hypervisor.demanded_pages)
 
     @property
     def _waits_for_image(self) -> bool:
@@ -192,11 +235,21 @@ class RestoredGuest:
         return self._hypervisor.counters().mapped_gfns
 
     def _at(self, ns: int | None) -> int | None:
-        return None if ns is None else self._since_hand_over(ns)
+        return None if ns is None else self._ms_since_hand_over(ns)
+
+    def _ms_since_hand_over(self, ns: int) -> int:
+        """Until a time of the performance counter."""
+        return self._since_hand_over(ns) // 1_000_000
+
+    def _after(self, ns: int | None) -> LatencyHistogram:
+        """The time until then, alone in a histogram."""
+        histogram = LatencyHistogram()
+        if ns is not None:
+            histogram.record(self._since_hand_over(ns))
+        return histogram
 
     def _since_hand_over(self, ns: int) -> int:
-        """Milliseconds until a time of the performance counter."""
-        return max(ns - self._handed_over_ns, 0) // 1_000_000
+        return max(ns - self._handed_over_ns, 0)
 
     def _kill(self, why: str) -> None:
         if self.vmm_gone:
@@ -205,10 +258,16 @@ class RestoredGuest:
         try:
             signal.pidfd_send_signal(self._vmm.pidfd.fileno(), signal.SIGKILL)
         except OSError as error:
-            self.error = f"cannot be killed ({sentence(error)}): {why}"
-            log.critical("guest_left_frozen", error=self.error)
+            self._leave_frozen(f"cannot be killed ({sentence(error)}): {why}")
         else:
+            self.ending = Ending.KILLED
             log.error("guest_killed", error=why)
+            self._event_bus.publish(events.GuestKilled(error=why[: events.ERROR_LENGTH]))
+
+    def _leave_frozen(self, why: str) -> None:
+        self.error, self.ending = why, Ending.LEFT_FROZEN
+        log.critical("guest_left_frozen", error=why)
+        self._event_bus.publish(events.GuestLeftFrozen(error=why[: events.ERROR_LENGTH]))
 
 
 def _has_ended(process: Pidfd) -> bool:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from heapq import merge
 from itertools import islice
+from operator import attrgetter
 from typing import Protocol
 
 from intercept_protocol import messages
@@ -32,6 +34,10 @@ class Overview(Protocol):
 
     @property
     def partitions(self) -> PartitionRegistry: ...
+
+    def waiting_restores(self) -> Iterator[messages.PartitionSummary]:
+        """Partitions to be, which wait for their VMM, by ascending id."""
+        ...
 
     async def daemon_statistics(self) -> messages.DaemonStatistics: ...
 
@@ -126,11 +132,14 @@ class OperatorSession:
         self._restarting = True
 
     async def _list(self, after: int) -> messages.PartitionList:
-        following = (p for p in self._overview.partitions if p.partition_id > after)
+        everything: Iterator[Partition | messages.PartitionSummary] = merge(
+            self._overview.partitions, self._overview.waiting_restores(), key=attrgetter("partition_id")
+        )
+        following = (each for each in everything if each.partition_id > after)
         page = list(islice(following, messages.PartitionList.PAGE + 1))
         summaries = []
-        for partition in page[: messages.PartitionList.PAGE]:
-            summaries.append(_summary(partition))
+        for each in page[: messages.PartitionList.PAGE]:
+            summaries.append(_summary(each) if isinstance(each, Partition) else each)
             await give_way()
         return messages.PartitionList(partitions=summaries, more=len(page) > len(summaries))
 
@@ -172,6 +181,7 @@ def _summary(partition: Partition) -> messages.PartitionSummary:
         oldest_invalidation_ms=partition.notifier.oldest_open_ms,
         waiting_vps=sum(vp.state == "waiting" for vp in partition.vps.values()),
         memory_bytes=partition.memory_bytes(),
+        restore="" if partition.restored is None else partition.restored.state,
     )
 
 

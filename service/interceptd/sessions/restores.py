@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import signal
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from typing import Final, NoReturn
 
@@ -16,11 +18,15 @@ import structlog
 import trio
 from msgspec.structs import replace
 
+from intercept_protocol import events
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.events import ERROR_LENGTH, HandoffRefused
 from intercept_protocol.messages import (
+    AddressSpaceKind,
+    HypervisorKind,
     OnImageError,
+    PartitionSummary,
     Restore,
     RestoreProgress,
     RestoreReply,
@@ -43,11 +49,11 @@ from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.keeping import Keeper
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
-from interceptd.partition.restored_guest import HandedOver, RestoredGuest
+from interceptd.partition.restored_guest import Ending, HandedOver, RestoredGuest
 from interceptd.scheduling.time_share import SHARE
 from interceptd.sessions.handoff_listener import HandoffListener
 from interceptd.sessions.restore_source import RestoreSource, examine
-from interceptd.telemetry.event_bus import EventBus
+from interceptd.telemetry.event_bus import EventBus, PartitionPublisher
 from interceptd.telemetry.trace import Trace
 
 log = structlog.get_logger()
@@ -77,10 +83,12 @@ class Restores:
         self._factory = factory
         self._partitions = partitions
         self._keeper = keeper
+        self._event_bus = event_bus
         self._nursery: trio.Nursery | None = None
         self._living: dict[int, _Restore] = {}
         self._ended: dict[int, tuple[int, RestoreStatistics]] = {}
         """The uid of each, and its last figures."""
+        self.endings: Counter[Ending] = Counter()
 
     async def run(self) -> NoReturn:
         """Serve restored guests until cancelled itself."""
@@ -88,10 +96,13 @@ class Restores:
             await trio.sleep_forever()
         raise AssertionError("it is only cancelled")
 
-    @property
-    def waiting(self) -> int:
-        """How many wait for their VMM."""
-        return sum(each.state is RestoreState.WAITING for each in self._living.values())
+    def waiting(self) -> Iterator[PartitionSummary]:
+        """Those that wait for their VMM, by ascending id."""
+        return (each.summary() for _, each in sorted(self._living.items()) if each.is_waiting)
+
+    def states(self) -> Counter[RestoreState]:
+        """How many there are in each state."""
+        return Counter(each.state for each in self._living.values())
 
     def drain(self) -> None:
         """End those that wait for their VMM; the others are partitions like any other."""
@@ -160,7 +171,7 @@ class Restores:
             workers=workers,
             factory=self._factory,
             partitions=self._partitions,
-            event_bus=self._event_bus,
+            event_bus=PartitionPublisher(self._event_bus, partition_id),
         )
         self._living[partition_id] = restore
         tenant.memory.change(source.memory_bytes)
@@ -183,6 +194,7 @@ class Restores:
             tenant.vmms.release()
 
     def _remember(self, restore: _Restore) -> None:
+        self.endings[restore.ending] += 1
         figures = replace(restore.statistics(), state=RestoreState.ENDED)
         self._ended[restore.partition_id] = restore.tenant.uid, figures
         if len(self._ended) > ENDED_LIMIT:
@@ -207,7 +219,7 @@ class _Restore:
         workers: Workers,
         factory: PartitionFactory,
         partitions: PartitionRegistry,
-        event_bus: EventBus,
+        event_bus: PartitionPublisher,
     ) -> None:
         self._event_bus = event_bus
         self._options = options
@@ -220,6 +232,9 @@ class _Restore:
         self._partitions = partitions
         self.cookie = cookie_of(source.listener)
         self.memory_bytes = source.memory_bytes
+        self._event_bus = event_bus
+        self._asked_at = time.monotonic()
+        self._ending = Ending.NOT_CLAIMED
         self._waiting = trio.CancelScope()
         self._guest: RestoredGuest | None = None
         self._error = ""
@@ -228,6 +243,25 @@ class _Restore:
     @property
     def state(self) -> RestoreState:
         return RestoreState.WAITING if self._guest is None else self._guest.state
+
+    @property
+    def is_waiting(self) -> bool:
+        return self._guest is None
+
+    @property
+    def ending(self) -> Ending:
+        """What became of it, once it has ended."""
+        return self._ending if self._guest is None else self._guest.ending
+
+    def summary(self) -> PartitionSummary:
+        """While it waits: as what an operator sees in the list of partitions."""
+        return PartitionSummary(
+            partition_id=self.partition_id, name=self._name, uid=self.tenant.uid, pid=0,
+            address_space=AddressSpaceKind.IMAGE, hypervisor=HypervisorKind.USERFAULTFD, vps=0, regions=0,
+            mapped_gfns=0, intercepts=0, invalidations=0,
+            age_ms=int((time.monotonic() - self._asked_at) * 1000), memory_bytes=self.memory_bytes,
+            restore=RestoreState.WAITING,
+        )  # fmt: skip
 
     def statistics(self) -> RestoreStatistics:
         if self._guest is not None:
@@ -240,7 +274,7 @@ class _Restore:
 
     def stop_waiting(self) -> None:
         if self._guest is None:
-            self._error = "the daemon ended"
+            self._error, self._ending = "the daemon ended", Ending.DRAINED
             self._waiting.cancel()
 
     async def run(self) -> None:
@@ -261,7 +295,15 @@ class _Restore:
         """What a VMM has handed over; None if none has in time."""
         seconds, image = self._options.connect_timeout_ms / 1000, self._source.image
         self._workers.end_idle()
-        log.info("restore_waits", image_pages=image.pages, timeout_s=seconds)
+        log.info("restore_begun", name=self._name, image_pages=image.pages, timeout_s=seconds)
+        self._event_bus.publish(
+            events.RestoreBegun(
+                name=self._name,
+                uid=self.tenant.uid,
+                image_pages=image.pages,
+                timeout_ms=self._options.connect_timeout_ms,
+            )
+        )
         listener = HandoffListener(
             self._source.listener, image.pages * PAGE_SIZE, self.tenant, self._workers, self._refused
         )
@@ -274,6 +316,7 @@ class _Restore:
             late = f"no VMM has handed over its memory within {seconds:g} s"
             self._error = f"{late}; {self._error}" if self._error else late
         log.warning("restore_not_claimed", error=self._error)
+        self._event_bus.publish(events.RestoreNotClaimed(error=self._error[: events.ERROR_LENGTH]))
         return None
 
     async def _serve(self, vmm: HandedOver) -> None:
@@ -289,6 +332,7 @@ class _Restore:
                 workers=self._workers,
             )
         except BaseException:
+            self._ending = Ending.LEFT_FROZEN
             vmm.close()
             raise
         guest = self._guest = partition.restored
@@ -336,8 +380,9 @@ class _Restore:
     def _refused(self, why: str, peer: Peer) -> None:
         self._error = f"a hand-off was refused: {why}"
         log.warning("handoff_refused", error=why, vmm_pid=peer.pid, vmm_uid=peer.uid)
-        fact = HandoffRefused(error=why[:ERROR_LENGTH], uid=peer.uid, pid=peer.pid)
-        self._event_bus.publish(fact, self.partition_id)
+        self._event_bus.publish(
+            events.HandoffRefused(error=why[: events.ERROR_LENGTH], uid=peer.uid, pid=peer.pid)
+        )
 
 
 def _require_kill(asker: Connection) -> None:

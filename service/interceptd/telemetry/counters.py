@@ -58,6 +58,36 @@ class PortCalls(msgspec.Struct, frozen=True):
         self.unmap_gpa.add(other.unmap_gpa)
 
 
+class RestoreCounts(msgspec.Struct):
+    """Of one restored guest, or their sums over many; in pages of 4 KiB."""
+
+    demand_pages: int = 0
+    around_pages: int = 0
+    prefetched_pages: int = 0
+    zero_pages: int = 0
+    """Of those three."""
+    retries: int = 0
+    """Times that the kernel refused because the VMM's memory was changing."""
+    image_errors: int = 0
+    faults: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
+    """From the read of a fault to its page."""
+    first_fault: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
+    """Of each guest: from the hand-over to its first fault."""
+    quiet: LatencyHistogram = msgspec.field(default_factory=LatencyHistogram)
+    """Of each guest that will have no more of them: to its last fault."""
+
+    def add(self, other: RestoreCounts) -> None:
+        self.demand_pages += other.demand_pages
+        self.around_pages += other.around_pages
+        self.prefetched_pages += other.prefetched_pages
+        self.zero_pages += other.zero_pages
+        self.retries += other.retries
+        self.image_errors += other.image_errors
+        self.faults.add(other.faults)
+        self.first_fault.add(other.first_fault)
+        self.quiet.add(other.quiet)
+
+
 class Totals(msgspec.Struct):
     """Counters of one partition, or their sums over many."""
 
@@ -73,6 +103,7 @@ class Totals(msgspec.Struct):
     map_calls: int = 0
     unmap_calls: int = 0
     deposits: int = 0
+    restore: RestoreCounts = msgspec.field(default_factory=RestoreCounts)
 
     def add(self, other: Totals) -> None:
         """Add the counters of `other`."""
@@ -87,3 +118,4 @@ class Totals(msgspec.Struct):
         self.map_calls += other.map_calls
         self.unmap_calls += other.unmap_calls
         self.deposits += other.deposits
+        self.restore.add(other.restore)
