@@ -22,13 +22,14 @@ from intercept_protocol.messages import (
     PartitionStatistics,
     PartitionSummary,
     RegionView,
+    RestoreStatistics,
     VmaView,
     VpView,
 )
 from intercept_protocol.outcomes import Access, allows
 from intercept_protocol.text import visible
 
-from . import silence, units
+from . import restored, silence, units
 from .quantiles import Quantiles, at_once, quantiles
 
 Statistics = PartitionStatistics | DaemonStatistics
@@ -91,6 +92,7 @@ def inspection(view: PartitionInspection) -> RenderableType:
             (0, 0, 0, 2),
             expand=False,
         ),
+        *_restore(view.statistics.restore),
         *_section("statistics", statistics_table(view.statistics)),
         *_section(_of("regions", len(view.regions), view.statistics.regions), regions(view.regions)),
         *_section(
@@ -100,13 +102,15 @@ def inspection(view: PartitionInspection) -> RenderableType:
     )
 
 
+def _restore(now: RestoreStatistics | None) -> tuple[RenderableType, ...]:
+    if now is None:
+        return ()
+    return _section(f"restore: {restored.state(now)}", Text("\n".join(restored.figures(now))))
+
+
 def statistics_table(statistics: Statistics) -> RenderableType:
     """Every counter under its name in the protocol, latencies, and intercepts by outcome and reason."""
-    counters: dict[str, object] = {
-        name: f"{value:,}"
-        for name, value in msgspec.structs.asdict(statistics).items()
-        if isinstance(value, int)
-    }
+    counters: dict[str, object] = _counters(statistics)
     for name, took in (
         ("answered at once", _at_once(statistics)),
         ("waited", _waited(statistics)),
@@ -121,9 +125,19 @@ def statistics_table(statistics: Statistics) -> RenderableType:
     parts: list[RenderableType] = [_facts(counters)]
     if table.row_count:
         parts += [Text(""), table]
+    if isinstance(statistics, PartitionStatistics) and statistics.restore is not None:
+        parts += _section("restore", _facts(_counters(statistics.restore)))
     if isinstance(statistics, PartitionStatistics) and statistics.unresolved:
         parts += [Text(""), _unresolved(statistics.unresolved)]
     return Group(*parts)
+
+
+def _counters(statistics: Statistics | RestoreStatistics) -> dict[str, object]:
+    return {
+        name: f"{value:,}"
+        for name, value in msgspec.structs.asdict(statistics).items()
+        if isinstance(value, int)
+    }
 
 
 def _unresolved(counts: Mapping[str, int]) -> Table:

@@ -15,6 +15,7 @@ from intercept_protocol.messages import (
     MemoryWatch,
     PartitionInspection,
     PartitionSummary,
+    RestoreState,
 )
 
 NO_PID: Final = "-"
@@ -42,6 +43,7 @@ CAUSES: Final[Mapping[str, str]] = {
     "smaps_ended": "the VMM's thread that opened smaps has ended",
     "image_error": "the image of its snapshot could not be read",
     "no_answer": "the VMM's process did not answer in time",
+    "image_error": "the guest's image cannot be read",
     "mm_gone": "the VMM's process has exited or called exec",
 }
 """Of `unresolved`, for those that have more to say than their word."""
@@ -82,8 +84,19 @@ def notes(summaries: Sequence[PartitionSummary]) -> Iterator[str]:
         ids = [summary.partition_id for summary in summaries if summary.watch == word]
         if ids:
             yield f"watch {word}, {_WATCHES[word]}: {_some(ids)}"
-    if any(not summary.pid for summary in summaries):
+    if waiting := [summary.partition_id for summary in summaries if waits_for_vmm(summary)]:
+        yield f"waiting for a VMM, whose memory comes from a snapshot: {_some(waiting)}"
+    if any(hides_pid(summary) for summary in summaries):
         yield NO_PID_NOTE
+
+
+def waits_for_vmm(summary: PartitionSummary) -> bool:
+    """It is a restore, and no partition yet."""
+    return summary.restore == RestoreState.WAITING
+
+
+def hides_pid(summary: PartitionSummary) -> bool:
+    return not summary.pid and not waits_for_vmm(summary)
 
 
 def is_unwatched(summary: PartitionSummary) -> bool:

@@ -81,7 +81,8 @@ def vmms_command(path: str, sort: str, *, as_json: bool) -> None:
     estimate. ID and NAME are those of the process's first partition.
     """
     with operator_client.operator(path) as operator:
-        vmms = in_order(by_process(operator.list_partitions()), Order(sort))
+        summaries = operator.list_partitions()
+    vmms = in_order(by_process(each for each in summaries if not silence.waits_for_vmm(each)), Order(sort))
     if as_json:
         click.echo(json.dumps({"vmms": msgspec.to_builtins(vmms)}, indent=2))
     else:

@@ -250,9 +250,9 @@ AnyFact = (
     PartitionCreated | PartitionEnded | PartitionLost | PartitionRecovered | VpAttached | VpDetached
     | RegionAdded | RegionRemoved | PinnedRegionDangling
     | InvalidationBegun | InvalidationEnded | RangeInvalidated | InterceptAnswered
-    | PolicySet | HelloRefused | ConnectionRefused | DrainStarted | DaemonRestarted | EventsDropped
-    | RestoreBegun | RestoreNotClaimed | RestoreComplete | HandoffRefused | ImageFailed | GuestKilled
-    | GuestLeftFrozen
+    | PolicySet | RestoreBegun | RestoreNotClaimed | RestoreComplete | HandoffRefused | ImageFailed
+    | GuestKilled | GuestLeftFrozen | HelloRefused | ConnectionRefused | DrainStarted | DaemonRestarted
+    | EventsDropped
 )  # fmt: skip
 _NAMES: Final = frozenset(EventName) | {EVENTS_DROPPED}
 

@@ -90,6 +90,7 @@ def test_ls_json_has_protocol_names_and_exact_numbers(socket_path: Path) -> None
                 "oldest_invalidation_ms": 0,
                 "waiting_vps": 0,
                 "memory_bytes": 0,
+                "restore": "",
             }
         ]
     }

@@ -106,6 +106,18 @@ def test_a_partition_that_is_new_has_no_rate_yet() -> None:
     assert (line.intercepts, line.history) == (0.0, [0.0])
 
 
+def test_the_summary_says_how_much_is_restored_per_second() -> None:
+    def counted(pages: int | None) -> Counted:
+        return Counted(summary(1), {}, pages)
+
+    first, second = (Sample(daemon(at), {1: counted(at)}) for at in (1000, 3000))
+    (line,) = second_of(first, second)
+    assert line.restored_pages == 1000
+    assert drawn([line], 10)[1] == "per second: 0 intercepts, 0 invalidations, 3.906 MiB restored"
+    (other,) = second_of(sample(1000, summary(1)), sample(2000, summary(1)))
+    assert "restored" not in drawn([other], 10)[1]
+
+
 def test_the_busiest_partition_is_first() -> None:
     first, second = sample(0, summary(1), summary(2)), sample(1000, summary(1, 5), summary(2, 50))
     assert [line.summary.partition_id for line in second_of(first, second)] == [2, 1]

@@ -55,6 +55,8 @@ from intercept_protocol.events import (
     PolicySet,
     RegionAdded,
     RegionRemoved,
+    RestoreBegun,
+    RestoreComplete,
     VpAttached,
     VpDetached,
 )
@@ -307,6 +309,8 @@ FACTS: list[AnyFact] = [
     InterceptAnswered(vp_index=255, outcome="fail", reason="hypervisor_error", gfn=0xFFFFFFF, access=4),
     InterceptAnswered(vp_index=255, outcome="forward", reason="not_memory"),
     PolicySet(mmio_granularity="page"),
+    RestoreBegun(name="guest-a", uid=64055, image_pages=2**20, timeout_ms=3_600_000),
+    RestoreComplete(pages_in=2**20),
     PartitionRecovered(regions=10**6, mappings=10**6, connections=321),
     DaemonRestarted(partitions=64, connections=8192),
     DrainStarted(timeout_ms=2**32 - 1, partitions=64),

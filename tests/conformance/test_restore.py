@@ -17,7 +17,7 @@ from conformance.conftest import Server
 from conformance.guests import MODEL, PAGE, RawVmm
 from conformance.restoring import PAGES, ZERO, Asker, VmmProcess, as_json, content, found, memfd
 from conformance.statements import needs, statement
-from conformance.wire import RawConnection, Refusal, Refused
+from conformance.wire import RawConnection, Refusal, Refused, events_until
 
 pytestmark = needs("restore")
 HEADROOM = 600
@@ -185,6 +185,43 @@ def test_operators_see_a_guest_that_was_handed_over_like_any_other(
     assert (listed["partition_id"], listed["uid"]) == (partition_id, os.getuid())
     view = operator.ask("inspect_partition", {"partition_id": partition_id})
     assert view["statistics"]["restore"]["state"] == "serving"
+
+
+@statement("O-22")
+@needs("operator")
+def test_operators_see_a_restore_that_waits(asker: Asker, operator: RawConnection) -> None:
+    partition_id = asker.ask()
+
+    def listed() -> dict[str, Any]:
+        seen: dict[str, Any] = operator.ask("list_partitions", {"after": partition_id - 1})["partitions"][0]
+        return seen
+
+    waiting = listed()
+    assert (waiting["partition_id"], waiting["restore"], waiting["pid"]) == (partition_id, "waiting", 0)
+    assert (waiting["uid"], waiting["mapped_gfns"]) == (os.getuid(), 0)
+    refusal = operator.refusal("inspect_partition", {"partition_id": partition_id})
+    assert refusal.name == "ENOENT"
+    asker.served(partition_id)
+    assert (listed()["partition_id"], listed()["restore"]) == (partition_id, "serving")
+
+
+@statement("P-44", "O-11")
+@needs("operator")
+def test_operators_are_told_of_hand_offs(asker: Asker, operator: RawConnection) -> None:
+    told = ["restore_begun", "handoff_refused", "partition_created"]
+    assert operator.ask("subscribe", {"events": told}) is None
+    partition_id = asker.ask()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(os.fspath(asker.listen))
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        stranger.shutdown(socket.SHUT_WR)
+        assert stranger.recv(1) == b""
+    asker.served(partition_id)
+    heard = events_until(operator, "partition_created")
+    own = [event for event in heard if event["partition_id"] == partition_id]
+    assert [event["event"] for event in own] == told
+    assert own[0]["image_pages"] == PAGES
+    assert own[1]["error"]
 
 
 # ------------------------------------------------ the hand-off

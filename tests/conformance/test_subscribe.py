@@ -9,25 +9,11 @@ import pytest
 from conformance.conftest import Server
 from conformance.guests import GFN, PAGES, UADDR, WHOLE_MEMORY, RawVmm
 from conformance.statements import needs, statement
-from conformance.wire import RawConnection, Refused, request
+from conformance.wire import RawConnection, Refused, events_until, next_event, request
 
 EVENTS_KEPT = 1024
 WHOLE = {"start_uaddr": UADDR, "page_count": PAGES}
 BAR = {"start_gfn": GFN, "page_count": PAGES, "start_uaddr": UADDR}
-
-
-def next_event(operator: RawConnection) -> dict[str, Any]:
-    kind, method, (fields,) = operator.receive()
-    assert (kind, method, type(fields["time_ms"])) == (2, "event", int)
-    return dict(fields)
-
-
-def events_until(operator: RawConnection, last: str) -> list[dict[str, Any]]:
-    """The events up to the first of that name."""
-    heard = [next_event(operator)]
-    while heard[-1]["event"] != last:
-        heard.append(next_event(operator))
-    return heard
 
 
 def subscribe(operator: RawConnection, *events: str, **narrowed: object) -> None:

@@ -218,3 +218,17 @@ class RawConnection:
 
 Connect = Callable[[], RawConnection]
 """Opens one more connection, which the fixture closes."""
+
+
+def next_event(operator: RawConnection) -> dict[str, Any]:
+    kind, method, (fields,) = operator.receive()
+    assert (kind, method, type(fields["time_ms"])) == (2, "event", int)
+    return dict(fields)
+
+
+def events_until(operator: RawConnection, last: str) -> list[dict[str, Any]]:
+    """The events up to the first of that name."""
+    heard = [next_event(operator)]
+    while heard[-1]["event"] != last:
+        heard.append(next_event(operator))
+    return heard

@@ -32,7 +32,7 @@ OF_PROMETHEUS = {"up"}
 """Series that Prometheus makes itself."""
 OF_THE_SCRAPE = {"job", "instance"}
 """Labels that Prometheus adds."""
-SPELLED_OUT = {"stage", "source", "call", "access", "role", "watch"}
+SPELLED_OUT = {"stage", "source", "call", "access", "role", "watch", "state", "cause"}
 """Labels all of whose values the documentation names; those of the others are the protocol's."""
 ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| [^|]*\| ([^|]*)\| (.*) \|$", re.MULTILINE)
 

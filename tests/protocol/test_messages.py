@@ -640,6 +640,10 @@ LARGEST_SUMMARY = m.PartitionSummary(
     invalidations=U64_MAX, age_ms=U64_MAX, latency=LARGEST_BUCKETS, latency_waited=LARGEST_BUCKETS,
     watch="userfaultfd",
 )  # fmt: skip
+LARGEST_RESTORED_SUMMARY = msgspec.structs.replace(
+    LARGEST_SUMMARY, address_space="image", hypervisor="userfaultfd", vps=1, regions=256, restore="complete"
+)
+"""Of a restored guest, which has no more regions than one hand-off names."""
 LARGEST_REGION = m.RegionView(
     start_gfn=U64_MAX, page_count=U64_MAX, start_uaddr=U64_MAX, kind=m.RegionKind.MOVABLE,
     state="populating", writable=True, executable=True, mapped_gfns=U64_MAX,
@@ -666,8 +670,9 @@ def wire_size(reply: msgspec.Struct) -> int:
     return len(rpc.encode_result(2**32 - 1, codec.to_fields(reply)))
 
 
-def test_largest_page_of_partitions_fits_in_one_message() -> None:
-    reply = m.PartitionList(partitions=[LARGEST_SUMMARY] * m.PartitionList.PAGE, more=True)
+@pytest.mark.parametrize("largest", [LARGEST_SUMMARY, LARGEST_RESTORED_SUMMARY], ids=["other", "restored"])
+def test_largest_page_of_partitions_fits_in_one_message(largest: m.PartitionSummary) -> None:
+    reply = m.PartitionList(partitions=[largest] * m.PartitionList.PAGE, more=True)
 
     assert wire_size(reply) <= MESSAGE_LIMIT
 

@@ -46,6 +46,10 @@ def methods() -> list[ExchangeVector]:
         summary, partition_id=2, pid=0, address_space="process", hypervisor="vmm", watch=m.MemoryWatch.NONE,
         open_invalidations=3, oldest_invalidation_ms=4_700, waiting_vps=1, memory_bytes=215_808,
     )  # fmt: skip
+    to_be_restored = msgspec.structs.replace(
+        summary, partition_id=3, pid=0, address_space="image", hypervisor="userfaultfd", vps=0, regions=0,
+        mapped_gfns=0, intercepts=0, latency=(), latency_waited=(), watch="", restore=m.RestoreState.WAITING,
+    )  # fmt: skip
     intercepts = {"resume": {"mapped": 1, "already_mapped": 1}, "forward": {"no_region": 1}}
     counters = m.PartitionStatistics(
         regions=1, vmas=1, vps=1, open_invalidations=0, mapped_gfns=16, no_access_gfns=0, slat_extents=1,
@@ -96,7 +100,7 @@ def methods() -> list[ExchangeVector]:
     serving = m.RestoreStatistics(
         state=m.RestoreState.SERVING, image_pages=1 << 15, pages_in=1290, demand_pages=20, around_pages=1260,
         prefetched_pages=10, zero_pages=64, removed_pages=256, faults=21, retries=2, image_errors=1,
-        age_ms=1500, first_fault_ms=3, quiet_ms=1400, pid=4242, latency=buckets,
+        age_ms=1500, first_fault_ms=3, quiet_ms=1400, pid=4242, latency=buckets, oldest_fault_ms=12,
     )  # fmt: skip
     hello = m.HelloReply(
         protocol=1, server="interceptd", version="0.1.0",
@@ -146,7 +150,8 @@ def methods() -> list[ExchangeVector]:
         ("hypervisor", "declared", m.MapGpa(**bar, start_pfn=0xC0000, access=3), None),
         ("hypervisor", "process", m.MapGpa(**bar, access=7), None),
         ("hypervisor", "plain", m.UnmapGpa(start_gfn=0xFEB00, page_count=16), None),
-        ("operator", "first page", m.ListPartitions(), m.PartitionList(partitions=[summary], more=False)),
+        ("operator", "first page", m.ListPartitions(),
+         m.PartitionList(partitions=[summary, to_be_restored], more=False)),
         ("operator", "next page", m.ListPartitions(after=128), m.PartitionList(partitions=[], more=False)),
         ("operator", "plain", m.InspectPartition(partition_id=1), inspection),
         ("operator", "plain", m.OperatorStatistics(), daemon),

@@ -17,8 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from intercept_protocol.messages import RestoreState, RestoreStatistics
 from intercept_protocol.text import visible
-from interceptctl import silence, units
-from interceptctl.quantiles import quantiles
+from interceptctl import restored, units
 
 
 class Shown:
@@ -77,18 +76,11 @@ class Shown:
 
 
 def state(now: RestoreStatistics, listen: Path) -> str:
-    error = visible(now.error)
-    match now.state:
-        case RestoreState.WAITING:
-            return f"waiting for a VMM at {visible(str(listen))}{f'; {error}' if error else ''}"
-        case RestoreState.SERVING:
-            return f"serving pid {silence.pid(now.pid)}{f': {error}' if error else ''}"
-        case RestoreState.COMPLETE:
-            return "all pages are in; the VMM needs the daemon no more"
-        case RestoreState.ENDED:
-            return f"ended: {error}" if error else "the VM ended"
-        case later:
-            return visible(later)
+    """Also where a VMM is waited for."""
+    if now.state == RestoreState.WAITING:
+        error = f"; {visible(now.error)}" if now.error else ""
+        return f"waiting for a VMM at {visible(str(listen))}{error}"
+    return restored.state(now)
 
 
 def end(last: RestoreStatistics | None, listen: Path, *, interrupted: bool, away: bool) -> Iterator[str]:
@@ -101,46 +93,17 @@ def end(last: RestoreStatistics | None, listen: Path, *, interrupted: bool, away
         return
     if not (last.state == RestoreState.ENDED and last.error):
         yield state(last, listen)
-    if _brought_in(last):
-        yield from _summary(last)
+    if restored.brought_in(last):
+        yield from restored.figures(last)
 
 
 def failure(last: RestoreStatistics, listen: Path) -> Iterator[str]:
     """Why it ended, and what to do."""
     yield f"the restore ended: {last.error}"
-    if not last.pid and not _brought_in(last):
+    if not last.pid and not restored.brought_in(last):
         yield f"have the VMM load its snapshot with {listen} as backend_path; --wait gives it more time"
-
-
-def _summary(now: RestoreStatistics) -> Iterator[str]:
-    """What the restore brought in until now."""
-    image, zero = units.pages(now.image_pages), units.pages(now.zero_pages)
-    yield f"{units.pages(_brought_in(now))} brought in of an image of {image}, {zero} of it zero"
-    yield (
-        f"{units.pages(now.demand_pages)} on demand, {units.pages(now.around_pages)} around, "
-        f"{units.pages(now.prefetched_pages)} prefetched"
-    )
-    if now.faults:
-        took = quantiles((), now.latency)
-        measured = (
-            f", P50 {units.latency(took.p50_ns)}, P99 {units.latency(took.p99_ns)}" if now.latency else ""
-        )
-        yield f"{units.of(now.faults, 'fault')}{measured}{_moments(now)}"
-    if now.image_errors:
-        yield f"{units.of(now.image_errors, 'read')} of the image failed"
-
-
-def _moments(now: RestoreStatistics) -> str:
-    if now.first_fault_ms is None or now.quiet_ms is None:
-        return ""
-    return f"; the first after {now.first_fault_ms} ms, the last after {now.quiet_ms} ms"
 
 
 def _done(now: RestoreStatistics) -> str:
     pages = f"{units.pages(now.pages_in)} of {units.pages(now.image_pages)}"
     return f"{pages}, {units.of(now.faults, 'fault')}"
-
-
-def _brought_in(now: RestoreStatistics) -> int:
-    """Pages, some of them more than once: what the VMM gave back is in no more."""
-    return now.demand_pages + now.around_pages + now.prefetched_pages

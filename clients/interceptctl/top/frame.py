@@ -40,6 +40,8 @@ def frame(
     intercepts = sum(line.intercepts for line in lines)
     invalidations = sum(line.invalidations for line in lines)
     doing = f"{rate(intercepts)} intercepts, {rate(invalidations)} invalidations"
+    if pages := [line.restored_pages for line in lines if line.restored_pages is not None]:
+        doing += f", {units.pages(round(sum(pages)))} restored"
     if unwatched := sum(silence.is_unwatched(line.summary) for line in lines):
         doing += f"; {unwatched:,} not watched"
     return _around(daemon, doing, table, len(lines) - len(shown), _keys(sort, "v VPs"))

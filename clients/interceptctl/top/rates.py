@@ -40,6 +40,8 @@ class Counted:
     summary: PartitionSummary
     intercepts: Mapping[str, Mapping[str, int]]
     """By outcome and reason."""
+    restored_pages: int | None = None
+    """Of a guest whose memory comes from an image: pages brought in."""
 
     def outcome(self, outcome: Outcome) -> int:
         return sum(self.intercepts.get(outcome.value, {}).values())
@@ -69,6 +71,8 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
     intercepts: float
     outcomes: dict[str, float]
     invalidations: float
+    restored_pages: float | None
+    """None for a guest whose memory does not come from an image."""
     at_once: Quantiles
     waited: Quantiles
     """Of the intercepts that waited for an invalidation, or for another VP's map or unmap (O-14)."""
@@ -185,6 +189,9 @@ class Rates:
                 for outcome in Outcome
             },
             invalidations=per_second(now.summary.invalidations - then.summary.invalidations, seconds),
+            restored_pages=None
+            if now.restored_pages is None
+            else per_second(now.restored_pages - (then.restored_pages or 0), seconds),
             at_once=quantiles(
                 at_once(past.latency, past.latency_waited), at_once(present.latency, present.latency_waited)
             ),

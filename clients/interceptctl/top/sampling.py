@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from enum import Enum
+from itertools import islice
 from typing import Final, TypeVar
 
 from intercept_client import BlockingOperator
@@ -18,6 +19,7 @@ from intercept_protocol.messages import (
     InspectPartition,
     VpHistogram,
 )
+from interceptctl import restored, silence
 
 from .rates import Counted, Sample, VpCounted
 
@@ -34,7 +36,8 @@ class View(Enum):
 def sample(operator: BlockingOperator, view: View) -> Sample:
     """The current counters that the view shows."""
     daemon = operator.statistics()
-    summaries = operator.list_partitions()[:ASKED_ABOUT]
+    listed = (each for each in operator.list_partitions() if not silence.waits_for_vmm(each))
+    summaries = list(islice(listed, ASKED_ABOUT))
     if view is View.VPS:
         vps = {
             (summary.partition_id, histogram.vp_index): VpCounted(summary, histogram)
@@ -46,7 +49,9 @@ def sample(operator: BlockingOperator, view: View) -> Sample:
     for summary in summaries:
         seen = _unless_ended(operator, InspectPartition(partition_id=summary.partition_id))
         if seen is not None:
-            partitions[summary.partition_id] = Counted(seen.summary, seen.statistics.intercepts)
+            now = seen.statistics.restore
+            pages = None if now is None else restored.brought_in(now)
+            partitions[summary.partition_id] = Counted(seen.summary, seen.statistics.intercepts, pages)
     return Sample(daemon, partitions)
 
 

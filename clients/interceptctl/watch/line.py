@@ -44,7 +44,13 @@ def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case per event
             return f"pid {silence.pid(fact.pid)} {fact.address_space} {fact.hypervisor} {fact.name}"
         case events.PartitionEnded():
             return units.of(fact.intercepts, "intercept")
-        case events.PartitionLost() | events.ImageFailed():
+        case (
+            events.PartitionLost()
+            | events.RestoreNotClaimed()
+            | events.ImageFailed()
+            | events.GuestKilled()
+            | events.GuestLeftFrozen()
+        ):
             return fact.error
         case events.PartitionRecovered():
             kept = (fact.regions, "region"), (fact.mappings, "mapping"), (fact.connections, "connection")
@@ -64,6 +70,11 @@ def particulars(fact: AnyFact) -> str:  # noqa: PLR0912  # one case per event
             return f"vp {fact.vp_index} {_touched(fact)}{fact.outcome} {fact.reason}"
         case events.PolicySet():
             return f"mmio_granularity {fact.mmio_granularity}"
+        case events.RestoreBegun():
+            image = units.pages(fact.image_pages)
+            return f"uid {fact.uid} {image} waits {units.duration(fact.timeout_ms)} {fact.name}"
+        case events.RestoreComplete():
+            return units.pages(fact.pages_in)
         case events.RefusalFact():
             return f"uid {fact.uid} pid {silence.pid(fact.pid)} {fact.error}"
         case events.DrainStarted():
