@@ -30,7 +30,7 @@ def state(now: RestoreStatistics) -> str:
 def figures(now: RestoreStatistics) -> Iterator[str]:
     """What was brought in until now, for what, and how fast."""
     brought = brought_in(now)
-    rate = f", {units.pages(brought * 1000 // now.age_ms)}/s since the hand-over" if now.age_ms else ""
+    rate = f", {units.pages(brought * 1000 // now.age_ms)}/s so far" if now.age_ms else ""
     image, zero = units.pages(now.image_pages), units.pages(now.zero_pages)
     yield f"{units.pages(brought)} brought in of an image of {image}, {zero} of it zero{rate}"
     yield (

@@ -133,7 +133,6 @@ class PartitionFactory:
             options,
             vmm,
             regions,
-            event_bus=partition.event_bus,
             image_pages=image.pages,
             workers=(ioctls, workers),
             memory=memory,

@@ -19,7 +19,6 @@ import trio
 
 from intercept_protocol import events
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange, UaddrRange
-from intercept_protocol.events import ERROR_LENGTH, ImageFailed
 from intercept_protocol.handoff import HandoffRegion
 from intercept_protocol.messages import OnImageError, RegionKind, Restore, RestoreState, RestoreStatistics
 from intercept_protocol.outcomes import Access, Answer
@@ -92,7 +91,6 @@ class RestoredGuest:
         vmm: HandedOver,
         regions: Sequence[Region],
         *,
-        event_bus: PartitionPublisher,
         image_pages: int,
         workers: Sequence[Workers],
         memory: ImageAddressSpace,
@@ -101,7 +99,6 @@ class RestoredGuest:
         event_bus: PartitionPublisher,
     ) -> None:
         self._options = options
-        self._event_bus = event_bus
         self._image_pages = image_pages
         self._workers = workers
         self._vmm = vmm

@@ -21,7 +21,6 @@ from msgspec.structs import replace
 from intercept_protocol import events
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange
 from intercept_protocol.errors import WireError
-from intercept_protocol.events import ERROR_LENGTH, HandoffRefused
 from intercept_protocol.messages import (
     AddressSpaceKind,
     HypervisorKind,
@@ -221,7 +220,6 @@ class _Restore:
         partitions: PartitionRegistry,
         event_bus: PartitionPublisher,
     ) -> None:
-        self._event_bus = event_bus
         self._options = options
         self._name = name
         self.tenant = tenant
