@@ -229,7 +229,8 @@ class UserfaultfdHypervisor:
 
     async def _in_worker(self, fill: Callable[[], None]) -> None:
         try:
-            await self._uffd.in_worker(fill)
+            with trio.CancelScope(shield=True):
+                await self._uffd.in_worker(fill)
         except OSError as error:
             raise MemoryChanging(f"no thread for an ioctl: {error}") from error
 
