@@ -58,6 +58,7 @@ class RestoredGuest:
         limits = Limits()
         self.tenant = Tenants(lambda: limits).of(0)
         workers = Workers(4, "image", self.tenant.closer) if workers is None else workers
+        self.uffd = uffd
         self.event_bus = EventBus()
         publisher = PartitionPublisher(self.event_bus, 1)
         self.notifier = notifier(lambda: 64, publisher, journal)

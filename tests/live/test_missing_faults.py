@@ -16,6 +16,8 @@ from fakes.served_memory import ServedMemory, page_word, served_memory
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RestoreState
 from intercept_protocol.outcomes import Answer
+from interceptd.address_space.missing_faults import MESSAGE_BYTES, removal_in
+from interceptd.telemetry.counters import Source
 
 PAGES = 64
 
@@ -137,6 +139,28 @@ async def test_ioctls_of_a_worker_bring_in_the_same(vmm: Puppet, tmp_path: Path)
         assert await memory.do(vmms.read_words, at(memory, 0, PAGES)) == [
             0 if 8 <= page < 11 else page_word(page) for page in range(PAGES)
         ]
+
+
+async def test_a_removal_lies_where_a_successor_finds_it_until_it_is_recorded(
+    vmm: Puppet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    area = memoryview(bytearray(MESSAGE_BYTES))
+    found: list[UaddrRange | None] = []
+
+    async with served_memory(vmm, tmp_path, [PAGES]) as memory:
+        announce = memory.guest.notifier.invalidate
+
+        def invalidate(uaddrs: UaddrRange, source: Source) -> object:
+            found.append(removal_in(area))
+            return announce(uaddrs, source)
+
+        monkeypatch.setattr(memory.guest.notifier, "invalidate", invalidate)
+        memory.guest.uffd.read_into(area)
+        await memory.do(vmms.read_word, at(memory, 0).start)
+        assert removal_in(area) is None
+        await memory.do(vmms.give_back, at(memory, 2, 3))
+        assert found == [at(memory, 2, 3)]
+        assert removal_in(area) is None
 
 
 # ------------------------------------------------ pages that are given back while they are touched

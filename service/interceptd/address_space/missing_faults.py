@@ -83,7 +83,7 @@ class MissingFaults:
                 self.access = _ACCESSES[first & FLAG_WRITE]
                 return int(second) >> PAGE_SHIFT
             if event == EVENT_REMOVE:
-                return UaddrRange(start=first >> PAGE_SHIFT, end=second + PAGE_SIZE - 1 >> PAGE_SHIFT)
+                return _removed(first, second)
 
     def forget_message(self) -> None:
         """What was read last is recorded."""
@@ -129,6 +129,17 @@ class MissingFaults:
             await self._workers.ask(call)
         except Undecided as error:
             raise OSError(error.number, str(error)) from error
+
+
+def removal_in(message: bytes | memoryview) -> UaddrRange | None:
+    """The range of a removal that a predecessor has read to `message` and not forgotten; None if there is
+    none. A fault there need not be known: its thread is woken, and looks again."""
+    event, start, end, _ = _MESSAGE.unpack(message)
+    return _removed(start, end) if event == EVENT_REMOVE else None
+
+
+def _removed(start: int, end: int) -> UaddrRange:
+    return UaddrRange(start=start >> PAGE_SHIFT, end=end + PAGE_SIZE - 1 >> PAGE_SHIFT)
 
 
 def _brought(bytes_done: int, error: OSError) -> int:
