@@ -109,6 +109,7 @@ class Schedule:
             *[self._run_on] * 3,
             *[self._take_away] * 2,
             *[self._release] * 6,
+            self._fill,
             self._evict,
             self._fail,
         ]
@@ -171,6 +172,14 @@ class Schedule:
             for page in range(removal.uaddrs.start, removal.uaddrs.end):
                 self._allowed[page] = {ZERO}
         return removal is not None
+
+    def _fill(self) -> bool:
+        """Somebody else brings a page in, as the VMM itself may, and wakes nobody."""
+        page = self._rng.choice(self._pages)
+        if page in self._kernel.present or self._is_going(page):
+            return False
+        (self._kernel.present[page],) = self._allowed[page]
+        return True
 
     def _release(self) -> bool:
         held = self._rng.choice((self._workers.held, self._kernel.held))

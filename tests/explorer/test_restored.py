@@ -76,7 +76,7 @@ class _InvalidatesNothing(FaultReader):
         (replace(OWN, hypervisor=_ReadsMeanwhile), Broken.OLD_CONTENT),
         (replace(OWN, hypervisor=_LeavesWhoFoundThePageIn), Broken.STUCK),
         (replace(OWN, hypervisor=_BringsZeroesOnce), Broken.STUCK),
-        (replace(OWN, reader=_InvalidatesNothing), Broken.OLD_CONTENT),
+        (replace(OWN, reader=_InvalidatesNothing), Broken.RECORDED),
     ],
     ids=lambda value: value.name if isinstance(value, Broken) else None,
 )
