@@ -41,7 +41,6 @@ CAUSES: Final[Mapping[str, str]] = {
     "no_record": "the VMM's smaps did not show it",
     "changing": "it changed at every look",
     "smaps_ended": "the VMM's thread that opened smaps has ended",
-    "image_error": "the image of its snapshot could not be read",
     "no_answer": "the VMM's process did not answer in time",
     "image_error": "the guest's image cannot be read",
     "mm_gone": "the VMM's process has exited or called exec",
