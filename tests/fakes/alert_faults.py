@@ -7,6 +7,7 @@ its fault until it is closed. Must not know the alerts' conditions.
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
+from fakes import fuse_image
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import PATIENCE, eventually
 from fakes.kept_daemon import KeptDaemon
@@ -26,6 +28,8 @@ from fakes.prometheus_process import PrometheusProcess
 from fakes.puppet import ENVIRONMENT, Puppet
 from fakes.raw_client import READ, RawConnection, Refused
 from fakes.raw_vmm import MODEL, PAGE, WHOLE_MEMORY, RawVmm, region
+from fakes.restore_asker import PAGES, Asker, listening
+from fakes.restoring_vmm import RestoringVmm, image_bytes
 from fakes.spoiling_keeper import SPOILT
 from fakes.surviving_vmm import Mode, SurvivingVmm, Table
 from fakes.witness import Witness
@@ -213,6 +217,61 @@ def a_hypervisor_is_slow(scene: Scene) -> Iterator[None]:
             yield
 
 
+# ------------------------------------------------ restored guests
+
+
+@contextmanager
+def restored(scene: Scene, daemon: DaemonProcess, **options: object) -> Iterator[RestoringVmm]:
+    """A VMM that has handed over its memory, of which no page is in."""
+    if os.geteuid() != 0 or not Path("/dev/userfaultfd").exists():
+        pytest.skip("needs /dev/userfaultfd, which root alone may open")
+    with RawConnection(daemon.wait_serving().socket) as connection:
+        scene.wait_scraped("interceptd_partitions", 0)
+        asker = Asker(connection, scene.directory)
+        asker.restore(**options)
+        with RestoringVmm(asker.listener, [PAGES]) as vmm:
+            yield vmm
+
+
+def has_an_image_that_does_not_answer(scene: Scene) -> Iterator[None]:
+    if (reason := fuse_image.needs()) is not None:
+        pytest.skip(reason)
+    content = scene.directory / "content"
+    content.write_bytes(image_bytes(PAGES))
+    with (
+        fuse_image.fuse_image(content) as image,
+        scene.daemon() as daemon,
+        RawConnection(daemon.wait_serving().socket) as connection,
+    ):
+        asker = Asker(connection, scene.directory)
+        with listening(asker.listener) as listener:
+            asker.ask(image.file, listener.fileno())
+        with RestoringVmm(asker.listener, [PAGES]) as vmm:
+            image.reads(fuse_image.Order.HOLD)
+            vmm.say("read", 0, 1)
+            yield
+        image.reads(fuse_image.Order.SERVE)
+
+
+def has_an_image_that_fails(scene: Scene) -> Iterator[None]:
+    with scene.daemon() as daemon, restored(scene, daemon) as vmm:
+        os.truncate(scene.directory / "image", 0)
+        vmm.say("read", 0, 1)
+        yield
+
+
+def fails_a_restored_guest(scene: Scene) -> Iterator[None]:
+    with scene.troubled("failing_restores") as daemon, restored(scene, daemon):
+        yield
+
+
+def waits_for_a_vmm_in_vain(scene: Scene) -> Iterator[None]:
+    with scene.daemon() as daemon, RawConnection(daemon.wait_serving().socket) as connection:
+        scene.wait_scraped("interceptd_partitions", 0)
+        Asker(connection, scene.directory).restore(connect_timeout_ms=1)
+        yield
+
+
 # ------------------------------------------------ the event loop and its threads
 
 
@@ -322,6 +381,10 @@ FAULTS: Final[dict[str, Sequence[Callable[[Scene], Iterator[None]]]]] = {
     "InterceptdPartitionLost": [a_hypervisor_refuses_an_unmap],
     "InterceptdInterceptsFail": [a_hypervisor_refuses_a_map],
     "InterceptdMemoryNotWatched": [has_a_vmm_without_userfaultfd],
+    "InterceptdRestoredGuestWaits": [has_an_image_that_does_not_answer],
+    "InterceptdImageFails": [has_an_image_that_fails],
+    "InterceptdGuestLeftFrozen": [fails_a_restored_guest],
+    "InterceptdRestoresNotClaimed": [waits_for_a_vmm_in_vain],
     "InterceptdRetries": [an_invalidation_stays_open],
     "InterceptdInterceptsSlow": [a_hypervisor_is_slow],
     "InterceptdInvalidationsSlow": [a_hypervisor_is_slow],

@@ -14,6 +14,7 @@ from typing import Final
 from interceptd.address_space.procmaps import ProcMaps
 from interceptd.cli import main
 from interceptd.mmu_notifier import MmuNotifier
+from interceptd.partition.restored_guest import RestoredGuest
 
 STEP_SECONDS: Final = 0.01
 
@@ -43,7 +44,16 @@ def held_mmap_locks() -> None:
     signal.signal(signal.SIGUSR1, hold)
 
 
-TROUBLES: Final = {trouble.__name__: trouble for trouble in (long_steps, held_mmap_locks)}
+def failing_restores() -> None:
+    """What serves a restored guest fails, with its VMM's memory handed over."""
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("a fault of the daemon")
+
+    RestoredGuest.wait_vmm_ended = fail  # type: ignore[method-assign, assignment]
+
+
+TROUBLES: Final = {trouble.__name__: trouble for trouble in (long_steps, held_mmap_locks, failing_restores)}
 
 if __name__ == "__main__":
     TROUBLES[sys.argv.pop(1)]()

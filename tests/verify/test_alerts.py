@@ -22,6 +22,9 @@ from fakes.doing import Doing
 from fakes.eventually import PATIENCE, eventually
 from fakes.kept_daemon import KeptDaemon
 from fakes.prometheus_process import PROMETHEUS, PrometheusProcess
+from fakes.raw_client import RawConnection
+from fakes.restore_asker import PAGES, Asker
+from fakes.restoring_vmm import RestoringVmm
 from fakes.scraper import free_port
 from fakes.surviving_vmm import Mode, SurvivingVmm
 
@@ -92,8 +95,9 @@ def test_an_hour_of_normal_work_fires_nothing_and_every_panel_shows_it(
             with prometheus.between_scrapes():
                 kept.signal_daemon(signal.SIGTERM)
                 eventually(lambda: kept.count("metrics_served"), 2)
-            wait_scrapes(scene, HOUR_OF_SCRAPES)
-            eventually(lambda: shown(prometheus, scene.instance), dict.fromkeys(TARGETS, "numbers"))
+            with again_and_again(lambda: a_restored_guests_life(kept.socket, scene.directory)):
+                wait_scrapes(scene, HOUR_OF_SCRAPES)
+                eventually(lambda: shown(prometheus, scene.instance), dict.fromkeys(TARGETS, "numbers"))
             assert prometheus.value(filled(TARGETS[WATCHDOG], scene.instance)) == 1
             assert "no number" not in shown(prometheus, unused.instance).values()
         assert kept.count("partition_recovered") == 1
@@ -112,6 +116,17 @@ def a_guests_life(path: Path) -> None:
                 waiting = Doing(partial(vmm.touch, region))
                 PACE.wait(PAUSE)
             waiting.wait()
+
+
+def a_restored_guests_life(path: Path, directory: Path) -> None:
+    """From the request to its VMM's end, at a leisurely pace."""
+    with RawConnection(path) as connection:
+        asker = Asker(connection, directory)
+        asker.restore()
+        with RestoringVmm(asker.listener, [PAGES]) as vmm:
+            for page in range(0, PAGES, PAGES // 8):
+                assert vmm.ask("read", page, 1) == str(page)
+                PACE.wait(PAUSE)
 
 
 def wait_scrapes(scene: Scene, count: int) -> None:
