@@ -249,8 +249,10 @@ def has_an_image_that_does_not_answer(scene: Scene) -> Iterator[None]:
         with RestoringVmm(asker.listener, [PAGES]) as vmm:
             image.reads(fuse_image.Order.HOLD)
             vmm.say("read", 0, 1)
-            yield
-        image.reads(fuse_image.Order.SERVE)
+            try:
+                yield
+            finally:  # or the daemon cannot end
+                image.reads(fuse_image.Order.SERVE)
 
 
 def has_an_image_that_fails(scene: Scene) -> Iterator[None]:
