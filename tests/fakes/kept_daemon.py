@@ -110,14 +110,17 @@ class KeptDaemon:
         return self
 
     def plan(self, *steps: tuple[str, int]) -> None:
-        """Let the daemon, and those that follow, die at these points, and no others.
-
-        Once it waits for something: just after an answer it has not marked it yet, and would die of that.
-        """
+        """Let the daemon, and those that follow, die at these points, and no others, once it is idle."""
         if steps:
-            daemon = self.daemon
-            eventually(lambda: " S " in Path(f"/proc/{daemon}/stat").read_text(), True)
+            self.wait_idle()
         self._plan.set(*steps)
+
+    def wait_idle(self) -> Self:
+        """Block until the daemon waits for something. Just after an answer it has not marked it yet: if it
+        dies then, its successor sends it again."""
+        daemon = self.daemon
+        eventually(lambda: " S " in Path(f"/proc/{daemon}/stat").read_text(), True)
+        return self
 
     @property
     def reached(self) -> bool:

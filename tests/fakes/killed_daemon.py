@@ -126,7 +126,38 @@ POINTS: Final[Mapping[str, Point]] = {
     "found": _after("recovery.recover:Recovery.wait_found"),
     "ready": _after("systemd.notify:ServiceManager.ready"),
 }  # fmt: skip
-_NUMBERS: Final = {name: number for number, name in enumerate(POINTS, start=1)}
+_KEPT_RESTORE: Final = "partition.kept_restore:KeptRestore."
+RESTORE_POINTS: Final[Mapping[str, Point]] = {
+    # a restore is asked for
+    "listener stored": _after("systemd.fd_store:FdStore.store", _stored("l")),
+    "image stored": _after("systemd.fd_store:FdStore.store", _stored("i")),
+    "page list stored": _after("systemd.fd_store:FdStore.store", _stored("f")),
+    "restore to be recorded": _before(_APPEND, _recording("Restoring")),
+    "restore recorded": _after(_APPEND, _recording("Restoring")),
+    # a VMM hands its memory over
+    "hand-off connected": _after(f"{_KEPT_RESTORE}connected"),
+    "hand-off seen": _before(f"{_KEPT_RESTORE}handed_off"),
+    "hand-off to be recorded": _before(_APPEND, _recording("HandedOff")),
+    "hand-off recorded": _after(_APPEND, _recording("HandedOff")),
+    "listener dropped": _after(f"{_KEPT_RESTORE}handed_off"),
+    # pages come in, and are given back
+    "brought in": _before("hypervisor.userfaultfd:UserfaultfdHypervisor._record"),
+    "brought in and recorded": _after("hypervisor.userfaultfd:UserfaultfdHypervisor._record"),
+    "removal read": _before("partition.fault_reader:FaultReader._remove"),
+    "removal forgotten": _after("address_space.missing_faults:MissingFaults.forget_message"),
+    "to be left to the kernel": _before("address_space.missing_faults:MissingFaults.unregister"),
+    "left to the kernel": _after("address_space.missing_faults:MissingFaults.unregister"),
+    # a successor
+    "restore found": _before("sessions.restores:Restores.go_on"),
+    "image open": _after("sessions.restores:open_image"),
+    "bringing back": _before("recovery.returning_restore:announce"),
+    "removing again": _before("recovery.returning_restore:removal_in"),
+    "brought back": _before("partition.fault_reader:FaultReader.wake_all"),
+    "woken": _after("partition.fault_reader:FaultReader.wake_all"),
+}  # fmt: skip
+"""Those of a restored guest alone."""
+_ALL: Final = {**POINTS, **RESTORE_POINTS}
+_NUMBERS: Final = {name: number for number, name in enumerate(_ALL, start=1)}
 
 
 class Plan:
@@ -202,7 +233,7 @@ def main() -> None:
         from fakes.forgetful_daemons import MUTANTS  # noqa: PLC0415
 
         MUTANTS[mutant](plan)
-    for name, point in POINTS.items():
+    for name, point in _ALL.items():
         patch(plan, name, point)
     cli.main()
 

@@ -1,12 +1,13 @@
 """A ledger as a file of a few kilobytes: what is touched of it, compressed.
 
-Owns how it is written and read. `PYTHONPATH=tests python -m fakes.ledger_file FILE` writes the example, in
-the format that this version writes; one that was released is not written again.
+Owns how it is written and read. `PYTHONPATH=tests python -m fakes.ledger_file FILE RESTORED` writes the two
+examples, in the format that this version writes; one that was released is not written again.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from interceptd.ledger.records import Done, Record
 INTERCEPT = rpc.encode_request(7, "intercept", [bytes(range(256))])
 CALL = rpc.encode_request(8, "remove_region", [{"start_gfn": 256, "page_count": 16, "start_uaddr": 0x10000}])
 EVENT = bytes(range(32))
+REMOVAL = struct.pack("<B7x3Q", 0x15, 0x10000, 0x12000, 0)
+"""A userfaultfd's message that pages are given back."""
 
 
 def _example_log() -> Iterator[Record]:
@@ -69,6 +72,23 @@ def _example_log() -> Iterator[Record]:
     yield records.Attached(promised=False)
 
 
+def _restored_log() -> Iterator[Record]:
+    """Every kind of record of a restored guest."""
+    request = {"around_pages": 8, "on_image_error": "kill"}
+    yield records.Restoring(1000, 6, "a starter", 1024, request, (1001, 3))
+    yield records.HandedOff(1006, [(0x10000, 0x300000, 0, 4096), (0x900000, 0x100000, 0x300000, 4096)])
+    yield records.Mapped(0, 768, 16, 0)
+    yield records.Mapped(768, 1024, 2304, 0)
+    yield records.Mapped(4, 8, 20, 7, "image", 4)
+    yield records.Gone(1, 20, 22)
+    yield records.Unmapped(4, 6)
+    yield records.Mapped(4, 6, 20, 0)
+    yield records.Served(1)
+    yield records.Mapped(4, 5, 20, 7, "zero", 20)
+    yield records.Gone(2, 2400, 2402)
+    yield records.Removed(2304, 2310)
+
+
 def example() -> Ledger:
     """Of a daemon that died in the middle of things."""
     ledger = Ledger.create()
@@ -85,6 +105,15 @@ def example() -> Ledger:
             space[: len(received)] = received
     ledger.inbox(0).note(20)
     ledger.inbox(3).owe_hello()
+    return ledger
+
+
+def restored_example() -> Ledger:
+    """The same, of a restored guest."""
+    ledger = Ledger.create()
+    for record in _restored_log():
+        ledger.append(records.encode(record))
+    ledger.event[:] = REMOVAL
     return ledger
 
 
@@ -118,3 +147,4 @@ def load(file: Path) -> int:
 
 if __name__ == "__main__":
     save(example(), Path(sys.argv[1]))
+    save(restored_example(), Path(sys.argv[2]))

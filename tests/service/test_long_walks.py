@@ -470,7 +470,7 @@ ELSEWHERE: Final = {
     "recovery/recover.py: Recovery._vmm": "after each record and each piece, as the compactor does",
     "recovery/restore.py: restore": "tests/service/recovery/test_restore.py",
     "recovery/returning.py: ReturningVmm._bring_back": "after each connection, of which there are few",
-    "sessions/handoff_listener.py: read_handoff": "tests/service/test_handoff_listener.py",
+    "sessions/handoff_listener.py: look_at_handoff": "tests/service/test_handoff_listener.py",
 }
 HERE: Final = {
     "address_space/declared.py: DeclaredAddressSpace.discard",

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from fakes.daemon_process import DaemonProcess
 from fakes.eventually import PATIENCE, eventually
+from fakes.kept_daemon import KeptDaemon
 from fakes.restoring_vmm import PAGE, RestoringVmm, image_bytes
 from intercept_client import BlockingVmm, RestoreState
 from intercept_protocol.working_set import RUN, decode
@@ -37,7 +38,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
 class Run:
     """The command, once the daemon waits for the VMM."""
 
-    def __init__(self, daemon: DaemonProcess, directory: Path, *arguments: object) -> None:
+    def __init__(self, daemon: DaemonProcess | KeptDaemon, directory: Path, *arguments: object) -> None:
         self.listen = directory / "fc.sock"
         command = ["restore", "--listen", self.listen, "--image", directory / "image", *arguments]
         self._process = subprocess.Popen(
@@ -83,6 +84,20 @@ def test_what_one_run_touches_is_brought_in_before_the_next_touches_it(
         assert [vmm.ask("read", page, 1) for page in TOUCHED] == [str(page) for page in TOUCHED]
     told = second.end()
     assert (told["restore"]["faults"], told["restore"]["prefetched_pages"]) == (0, 3)
+
+
+def test_a_restore_is_followed_through_a_death_of_the_daemon(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(image_bytes(PAGES))
+    with KeptDaemon(tmp_path) as kept:
+        run = Run(kept.wait_serving(), tmp_path, "--around", 1, "--json")
+        with RestoringVmm(run.listen, [100, PAGES - 100]) as vmm:
+            assert vmm.ask("read", 7, 1) == "7"
+            vmm.ask("give_back", 30, 2)
+            kept.wait_idle().kill()
+            assert vmm.ask("read", 8, 2) == "8 9"
+        told = run.end()["restore"]
+    assert (told["state"], told["error"], told["pid"]) == ("ended", "", vmm.pid)
+    assert (told["pages_in"], told["removed_pages"], told["faults"]) == (3, 2, 2)
 
 
 def test_nobody_in_time_is_said(daemon: DaemonProcess, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from interceptd.address_space.image_file import Image
 from interceptd.address_space.refusals import Cause, error_name
 from interceptd.address_space.workers import Workers
 from interceptd.pages.mapping import IMAGE_BACKING, ZERO_BACKING, Extent, Frame
-from interceptd.pages.range_map import RangeMap
+from interceptd.pages.range_map import RangeMap, add_pages
 from interceptd.scheduling.time_share import give_way, give_way_shielded
 
 _RIGHTS = Access.READ | Access.WRITE | Access.EXECUTE
@@ -101,13 +101,7 @@ class ImageAddressSpace:
     def removed(self, uaddrs: UaddrRange) -> None:
         """The VMM has given these pages back: there are zeroes behind them. Call it in the step in which that
         is announced to the notifier."""
-        removed = self._removed
-        before, after = removed.find(uaddrs.start - 1), removed.find(uaddrs.end)
-        start = uaddrs.start if before is None else before.start
-        end = uaddrs.end if after is None else after.end
-        whole = UaddrRange(start=start, end=end)
-        removed.carve(whole)
-        removed.insert(whole)
+        add_pages(self._removed, uaddrs)
 
     def image_runs(self, uaddrs: UaddrRange) -> list[UaddrRange]:
         """The parts of `uaddrs` that were not given back."""

@@ -73,6 +73,14 @@ class ReceivedFds:
         """Whether descriptors wait to be taken. One may be the peer's end of this very connection."""
         return bool(self._kept)
 
+    def look(self, source: socket.socket, size: int) -> bytes:
+        """Like `receive`, but takes nothing out of the socket: what is kept are duplicates."""
+        data, ancillary, flags, _ = source.recvmsg(
+            size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC | socket.MSG_PEEK
+        )
+        self._keep_passed(ancillary, flags)
+        return data
+
     def receive(self, source: socket.socket, size: int, inbox: Inbox | None = None) -> bytes:
         """Like `recv`, but keeps the descriptors that come along, and closes those beyond the limit. With an
         inbox, the kernel writes the bytes there; the caller notes them.
@@ -89,10 +97,8 @@ class ReceivedFds:
                 inbox.space(size), _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
             )
             data = inbox.received(count)
-        if ancillary:
-            self._keep(_passed(ancillary))
-        if flags & _MSG_CTRUNC:
-            self.lose(_cut_off(self.received))
+        if ancillary or flags & _MSG_CTRUNC:
+            self._keep_passed(ancillary, flags)
         return data
 
     def take(self) -> list[int]:
@@ -130,6 +136,12 @@ class ReceivedFds:
     def _empty(self) -> list[int]:
         kept, self._kept, self.received = self._kept, [], 0
         return kept
+
+    def _keep_passed(self, ancillary: Iterable[tuple[int, int, bytes]], flags: int) -> None:
+        if ancillary:
+            self._keep(_passed(ancillary))
+        if flags & _MSG_CTRUNC:
+            self.lose(_cut_off(self.received))
 
     def _keep(self, descriptors: list[int]) -> None:
         self.received += len(descriptors)

@@ -181,12 +181,15 @@ class Ledger:
             yield
 
     def close(self) -> None:
-        """Unmap and close it. Inboxes in use keep the map, and with it the memory."""
+        """Unmap and close it. Idempotent. Inboxes in use keep the map, and with it the memory."""
+        if self.descriptor < 0:
+            return
         for view in (self._words, self._end_word, self._view):
             view.release()
         with suppress(BufferError):  # an inbox is in use
             self._map.close()
         os.close(self.descriptor)
+        self.descriptor = -1
 
     def _write(self, at: int, record: bytes, limit: int) -> int:
         frame = _LENGTH.pack(len(record)) + record

@@ -5,6 +5,6 @@ from __future__ import annotations
 
 from typing import Final
 
-LEDGER_FORMAT: Final = 1
+LEDGER_FORMAT: Final = 2
 """The format that this version writes. A change that an older version would misread gets a new number."""
-READABLE_FORMATS: Final = frozenset({1})
+READABLE_FORMATS: Final = frozenset({1, 2})

@@ -121,6 +121,32 @@ class Policy(_Record, frozen=True, tag="policy"):
     mmio_granularity: str
 
 
+# ------------------------------------------------ a guest whose memory comes from an image
+
+
+class Restoring(_Record, frozen=True, tag="restoring"):
+    """`restore` was asked for: the first record of a ledger that belongs to no connection."""
+
+    uid: int
+    """Who asked."""
+    partition_id: int
+    name: str
+    image_pages: int
+    request: Fields
+    asked_by: tuple[int, int] | None
+    """SO_COOKIE of the connection that asked, if it is kept, and `Inbox.serial` of the request. Its answer
+    may be owed."""
+
+
+class HandedOff(_Record, frozen=True, tag="handed off"):
+    """A VMM handed its memory over, and the keeper has it: each region's address and size in bytes, offset in
+    the image, and page size."""
+
+    cookie: int
+    """SO_COOKIE of the connection over which it came."""
+    regions: list[tuple[int, int, int, int]]
+
+
 # ------------------------------------------------ what a compaction makes of older records
 
 
@@ -157,9 +183,16 @@ class Attached(_Record, frozen=True, tag="attached"):
     promised: bool
 
 
+class Removed(_Record, frozen=True, tag="removed"):
+    """A restored guest has given these pages of its VMM back, at any time."""
+
+    start_page: int
+    end_page: int
+
+
 Record = (
     Opened | Created | Joined | Left | Done | Changing | Settled | Mapped | Unmapped | Gone | Served
-    | Dangling | Policy | KeptRegion | KeptVma | KeptBegin | Attached
+    | Dangling | Policy | Restoring | HandedOff | KeptRegion | KeptVma | KeptBegin | Attached | Removed
 )  # fmt: skip
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(Record).decode

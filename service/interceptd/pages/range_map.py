@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Generic, Protocol, Self, TypeVar
 
-from intercept_protocol.addresses import PAGE_LIMIT, PageRange
+from intercept_protocol.addresses import PAGE_LIMIT, PageRange, UaddrRange
 from interceptd.pages.ordered_map import OrderedMap
 
 
@@ -151,3 +151,13 @@ class RangeMap(Generic[Item]):
             removed.append(item if (item.start, item.end) == (start, end) else item.slice(start, end))
             self._page_count -= end - start
         return removed
+
+
+def add_pages(pages: RangeMap[UaddrRange], more: UaddrRange) -> None:
+    """Make `more` part of a set of pages, in which neighbours are one item."""
+    before, after = pages.find(more.start - 1), pages.find(more.end)
+    start = more.start if before is None else before.start
+    end = more.end if after is None else after.end
+    whole = UaddrRange(start=start, end=end)
+    pages.carve(whole)
+    pages.insert(whole)

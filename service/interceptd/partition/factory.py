@@ -94,14 +94,19 @@ class PartitionFactory:
         tenant: Tenant,
         image: Image,
         workers: Workers,
+        keeping: Keeping | None = None,
     ) -> Partition:
         """A partition whose guest's memory comes from `image`, for the VMM that has handed it over. `workers`
         may wait for the image. There is no chaos in its hypervisor, whose call is one step with the look at
         what belongs behind the page."""
         ioctls = Workers(1, f"memory of {partition_id}", tenant.closer)
         uffd = MissingFaults(vmm.userfaultfd, ioctls, unit=vmm.unit)
+        journal = None
+        if keeping is not None:
+            uffd.read_into(keeping.event)
+            journal = keeping.journal
         port_calls = PortCalls()
-        hypervisor = UserfaultfdHypervisor(uffd, image, unit=vmm.unit, port_calls=port_calls)
+        hypervisor = UserfaultfdHypervisor(uffd, image, journal, unit=vmm.unit, port_calls=port_calls)
         regions = regions_of(vmm, options.around_pages)
 
         def image_failed(error: OSError) -> None:
@@ -117,6 +122,7 @@ class PartitionFactory:
             owner=vmm.peer,
             tenant=tenant,
             table=hypervisor.table,
+            keeping=keeping,
             port_calls=port_calls,
         )
         reader = FaultReader(

@@ -18,6 +18,7 @@ import trio
 
 from interceptd.address_space.attachment import Attachment
 from interceptd.connections.connection import Connection
+from interceptd.connections.tenants import Tenant
 from interceptd.descriptor_reserve import kept_from_newcomers
 from interceptd.ledger import records
 from interceptd.ledger.inbox import HYPERVISOR_INBOX, INBOXES, LARGE_INBOXES, VMM_INBOX
@@ -33,6 +34,8 @@ LAST_ID = "d"
 """Its name in the store."""
 SHARE = 3
 """A uid may hold so many times as much of the store as it leaves free, so the next uid finds room."""
+_LETTERS = "pcmlif"
+"""Ledger, connections, memory; of a restore its listener, image, and list of pages."""
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -119,6 +122,13 @@ class Keeper:
 
     async def open(self, vmm: Connection, name: str, msgid: int) -> Keeping | None:
         """Keep a VMM that said hello. None if nothing is kept."""
+        keeping = self.new_keeping(vmm.tenant, key_of(vmm.cookie))
+        if keeping is not None:
+            await keeping.open(vmm, name, msgid)
+        return keeping
+
+    def new_keeping(self, tenant: Tenant, key: str) -> Keeping | None:
+        """With a ledger that is not stored yet. None if nothing is kept."""
         if self.store is None:
             return None
         try:
@@ -130,31 +140,29 @@ class Keeper:
             ledger.close()
             log.warning("partition_not_kept", reason="no descriptor is left for its ledger")
             return None
-        keeping = Keeping(self, ledger, vmm)
-        await keeping.open(vmm, name, msgid)
-        return keeping
+        return Keeping(self, ledger, tenant, key)
 
 
 class Keeping:
-    """Of one VMM."""
+    """Of one VMM, by the name that it has in the store."""
 
     def __init__(
         self,
         keeper: Keeper,
         ledger: Ledger,
-        vmm: Connection,
+        tenant: Tenant,
+        key: str,
         *,
         inboxes: Iterable[int] = (),
         gone_count: int = 0,
     ) -> None:
         """`inboxes` are those that a predecessor used, and `gone_count` is its last number."""
         assert keeper.store is not None, "the keeper keeps"
-        share = vmm.tenant.time_share
+        share = tenant.time_share
         self.ledger = ledger
         self.journal = Journal(ledger, lambda long: keeper.on_long(long, share), gone_count=gone_count)
-        self.key = key_of(vmm.cookie)
-        """Its name in the store."""
-        self._uid = vmm.peer.uid
+        self.key = key
+        self._uid = tenant.uid
         self._keeper = keeper
         self._store: FdStore = keeper.store
         keeper.begin(self._uid, self.key)
@@ -166,8 +174,8 @@ class Keeping:
         inbox.clear()
         inbox.owe_hello()
         vmm.use(inbox)
-        await self._keep("p", self.ledger.descriptor, poll=False)
-        await self._keep("c", vmm.descriptor, poll=True)
+        await self.keep("p", self.ledger.descriptor, poll=False)
+        await self.keep("c", vmm.descriptor, poll=True)
         self.journal.append(records.Opened(vmm.cookie, name, msgid))
 
     def created(self, partition_id: int, token: bytes, request: Sequence[Any]) -> None:
@@ -189,7 +197,7 @@ class Keeping:
         inbox.clear()
         inbox.owe_hello()
         try:
-            await self._keep("c", connection.descriptor, poll=True)
+            await self.keep("c", connection.descriptor, poll=True)
         except BaseException:
             self._used.discard(number)
             raise
@@ -216,7 +224,7 @@ class Keeping:
 
     async def keep_memory(self, attachment: Attachment) -> None:
         """Keep what the VMM handed over, before it is used."""
-        await self._keep("m", *attachment.descriptors, poll=False)
+        await self.keep("m", *attachment.descriptors, poll=False)
 
     async def forget_memory(self) -> None:
         """Have the manager close its duplicates of the memory before we close ours: the last close of a
@@ -244,7 +252,8 @@ class Keeping:
         self._keeper.end(self._uid, self.key)
         self.ledger.close()
 
-    async def _keep(self, letter: str, *descriptors: int, poll: bool) -> None:
+    async def keep(self, letter: str, *descriptors: int, poll: bool) -> None:
+        """Keep descriptors under one of `_LETTERS`. With `poll` one that hangs up is dropped."""
         if self.journal.is_void:
             return
         try:
@@ -252,6 +261,10 @@ class Keeping:
             await self._store.store(f"{letter}{self.key}", descriptors, poll=poll)
         except StoreRefused as refused:
             self.give_up(str(refused))
+
+    def drop(self, letter: str) -> None:
+        """Keep what was kept under this letter no longer."""
+        self._store.remove(f"{letter}{self.key}")
 
     def _free_inbox(self, role: str) -> int | None:
         if role == "hypervisor":
@@ -261,7 +274,7 @@ class Keeping:
 
 def _names(key: str) -> list[str]:
     """The names of everything that is stored of one VMM."""
-    return [f"{letter}{key}" for letter in "cmp"]
+    return [f"{letter}{key}" for letter in _LETTERS]
 
 
 def key_of(cookie: int) -> str:

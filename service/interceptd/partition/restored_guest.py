@@ -77,8 +77,12 @@ class HandedOver:
 
     def close(self) -> None:
         """Does not block, though to close a userfaultfd waits for the mmap lock of its process."""
-        self._closer.close([self.userfaultfd])
         self._closer.close_connection(self.connection.detach())
+        self.close_memory()
+
+    def close_memory(self) -> None:
+        """The same, but for the connection."""
+        self._closer.close([self.userfaultfd])
         self.pidfd.close()
 
 
@@ -140,7 +144,7 @@ class RestoredGuest:
     @property
     def vmm_gone(self) -> bool:
         """Whether the process, or the memory that it handed over, is no more."""
-        return self._memory.vmm_gone.is_set() or _has_ended(self._vmm.pidfd)
+        return self._memory.vmm_gone.is_set() or has_ended(self._vmm.pidfd)
 
     def image_failed(self, error: OSError) -> None:
         """The image could not be read. The guest waits, and the image is read again, or the VMM is killed;
@@ -267,7 +271,22 @@ class RestoredGuest:
         self._event_bus.publish(events.GuestLeftFrozen(error=why[: events.ERROR_LENGTH]))
 
 
-def _has_ended(process: Pidfd) -> bool:
+def abandon(vmm: Pidfd, policy: OnImageError, why: str) -> str:
+    """Nobody can serve a VMM any more that lacks pages. Returns what became of it."""
+    if policy is OnImageError.KILL:
+        try:
+            signal.pidfd_send_signal(vmm.fileno(), signal.SIGKILL)
+        except OSError as error:
+            why = f"cannot be killed ({sentence(error)}): {why}"
+        else:
+            log.error("guest_killed", error=why)
+            return f"killed: {why}"
+    log.critical("guest_left_frozen", error=why)
+    return why
+
+
+def has_ended(process: Pidfd) -> bool:
+    """Whether the process is no more."""
     poll = select.poll()
     poll.register(process, select.POLLIN)
     return bool(poll.poll(0))

@@ -28,7 +28,7 @@ from interceptd.ledger.records import KeptRegion, Record
 from interceptd.memory.region import KindOrigin, Region, RegionState
 from interceptd.pages.mapping import Cache, Frame
 from interceptd.pages.mapping import Mapping as GuestMapping
-from interceptd.pages.range_map import RangeMap
+from interceptd.pages.range_map import RangeMap, add_pages
 from interceptd.scheduling.time_share import give_way_shielded
 from interceptd.sessions.region_calls import access_of
 from interceptd.sessions.vmm import vma_of
@@ -60,6 +60,11 @@ class Fold:
         """The gfns of the last `Changing`."""
         self.mmio_granularity: str | None = None
         self.attached: records.Attached | None = None
+        self.restoring: records.Restoring | None = None
+        """The request, if the guest's memory comes from an image."""
+        self.handed_off: records.HandedOff | None = None
+        self.removed: RangeMap[UaddrRange] = RangeMap()
+        """What a restored guest has given back, at any time."""
 
     def read(self, frame: bytes) -> None:
         """Take the next record of a log. Raises `LedgerUnreadable` for one that makes no sense."""
@@ -80,7 +85,8 @@ class Fold:
     def shortest_log(self) -> Iterator[Record]:
         """The shortest log with the same meaning. The requests of `last` come early: they may be needed for
         an answer, and later records override what they did."""
-        yield from (record for record in (self.opened, self.created) if record is not None)
+        first = (self.restoring, self.handed_off, self.opened, self.created)
+        yield from (record for record in first if record is not None)
         yield from self.joined.values()
         yield from self.last.values()
         yield from self.gone.values()
@@ -96,6 +102,8 @@ class Fold:
                 yield records.KeptBegin(inbox, uaddrs.start, uaddrs.end, depth)
         for entry in self.table:
             yield mapped(entry)
+        for uaddrs in self.removed:
+            yield records.Removed(uaddrs.start, uaddrs.end)
         yield from self._doubtful()
 
     def _doubtful(self) -> Iterator[records.Changing]:
@@ -112,7 +120,7 @@ class Fold:
         while self.regions:
             self.regions.popitem()
             await give_way_shielded()
-        while self.vmas.drop_some():
+        while self.vmas.drop_some() or self.removed.drop_some():
             await give_way_shielded()
         await self.table.discard()
 
@@ -245,10 +253,23 @@ class Fold:
 
     def _gone(self, record: records.Gone) -> None:
         self.gone[record.number] = record
+        if self.restoring is not None:
+            add_pages(self.removed, UaddrRange(start=record.start_page, end=record.end_page))
 
     def _served(self, record: records.Served) -> None:
         while self.gone and (first := next(iter(self.gone))) <= record.number:
             del self.gone[first]
+
+    # ------------------------------------------------ a restored guest
+
+    def _restoring(self, record: records.Restoring) -> None:
+        self.restoring = record
+
+    def _handed_off(self, record: records.HandedOff) -> None:
+        self.handed_off = record
+
+    def _removed(self, record: records.Removed) -> None:
+        add_pages(self.removed, UaddrRange(start=record.start_page, end=record.end_page))
 
 
 def _call(struct: type[Call], done: records.Done) -> Call:
@@ -273,6 +294,9 @@ _APPLY: Mapping[type, Callable[..., None]] = {
     records.KeptVma: Fold._vma,
     records.KeptBegin: Fold._begin,
     records.Attached: Fold._attached,
+    records.Restoring: Fold._restoring,
+    records.HandedOff: Fold._handed_off,
+    records.Removed: Fold._removed,
 }
 _DONE: Mapping[str, Callable[[Fold, records.Done], None]] = {
     "add_region": Fold._add_region,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import partial
 
 import structlog
 import trio
@@ -20,10 +21,12 @@ from interceptd.ledger.inbox import VMM_INBOX
 from interceptd.ledger.ledger import Ledger, LedgerUnreadable, LedgerVoid
 from interceptd.log_share import charge_lines_to
 from interceptd.partition.keeping import Keeper, Keeping
+from interceptd.partition.kept_restore import KeptRestore
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.recovery.fold import Fold
 from interceptd.recovery.remains import Remains, sort
 from interceptd.recovery.returning import Left, ReturningVmm
+from interceptd.recovery.returning_restore import CannotReturn, LeftRestore, ReturningRestore, VmmEnded
 from interceptd.scheduling.time_share import SHARE, give_way
 from interceptd.sessions.dispatcher import Dispatcher
 from interceptd.systemd.socket_activation import Kept
@@ -49,6 +52,7 @@ class Recovery:
         self._missing: set[str] = set()
         self._changed = trio.Event()
         self.connections = 0
+        dispatcher.restores.wait_returned = self.wait_found
 
     def start(self, kept: Iterable[Kept], connections: trio.Nursery) -> None:
         """Begin to bring back everything, in tasks of `connections`."""
@@ -70,6 +74,9 @@ class Recovery:
         ledger: Ledger | None = None
         try:
             ledger = _ledger(remains)
+            if (uid := _restoring_uid(ledger)) is not None:
+                await self._recover_restore(key, remains, ledger, uid)
+                return
             vmm, fold = await self._vmm(remains, ledger)
         except (LedgerVoid, NobodyLeft) as why:
             log.info("partition_not_continued", key=key, reason=sentence(why))
@@ -86,9 +93,31 @@ class Recovery:
             return
         ledger.count_restart()
         inboxes = [VMM_INBOX, *fold.joined]
-        keeping = Keeping(self._keeper, ledger, vmm, inboxes=inboxes, gone_count=fold.gone_count)
+        keeping = Keeping(self._keeper, ledger, vmm.tenant, key, inboxes=inboxes, gone_count=fold.gone_count)
         left = Left(remains, fold, keeping, self._keeper.predecessor_rested)
         await ReturningVmm(self._dispatcher, left, vmm, lambda: self.found(key), self._count).run()
+
+    async def _recover_restore(self, key: str, remains: Remains, ledger: Ledger, uid: int) -> None:
+        """Raises `LedgerUnreadable` for a log that makes no sense, and `NotRecovered`."""
+        tenant = self._dispatcher.admission.tenants.of(uid)
+        SHARE.set(tenant.time_share)
+        charge_lines_to(tenant.log_share)
+        fold = await _folded(ledger)
+        ledger.count_restart()
+        keeping = Keeping(self._keeper, ledger, tenant, key, gone_count=fold.gone_count)
+        left = LeftRestore(remains, fold, KeptRestore(keeping), tenant)
+        found, restores = partial(self.found, key), self._dispatcher.restores
+        try:
+            await ReturningRestore(restores, left, found, partial(self._count, connections=0)).run()
+        except BaseException as why:
+            await self._keeper.forget(key)
+            keeping.end()
+            match why:
+                case VmmEnded():
+                    raise NobodyLeft(sentence(why)) from why
+                case CannotReturn():
+                    raise NotRecovered(sentence(why)) from why
+            raise
 
     async def _let_go(self, key: str, remains: Remains, ledger: Ledger | None) -> None:
         if ledger is not None:
@@ -105,7 +134,6 @@ class Recovery:
         """The VMM's connection and its folded log. From here on its uid pays for the time.
 
         Raises `NobodyLeft`, and `LedgerUnreadable` for a log that makes no sense."""
-        fold = Fold()
         first = next(iter(remains.connections.values()), None)
         if first is None:
             raise NobodyLeft("its VMM has left")
@@ -115,17 +143,34 @@ class Recovery:
         SHARE.set(tenant.time_share)
         charge_lines_to(tenant.log_share)
         structlog.contextvars.bind_contextvars(**peer.named)
-        for frame, _ in ledger.frames():
-            fold.read(frame)
-            await give_way()
-        for _ in ledger.give_back():
-            await give_way()
+        fold = await _folded(ledger)
         if fold.opened is None:
             raise NobodyLeft("its VMM was not welcomed")
         vmm = remains.connections.pop(fold.opened.cookie, None)
         if vmm is None:
             raise NobodyLeft("its VMM has left")
         return Connection(vmm, tenants, watch), fold
+
+
+async def _folded(ledger: Ledger) -> Fold:
+    """Raises `LedgerUnreadable`."""
+    fold = Fold()
+    for frame, _ in ledger.frames():
+        fold.read(frame)
+        await give_way()
+    for _ in ledger.give_back():
+        await give_way()
+    return fold
+
+
+def _restoring_uid(ledger: Ledger) -> int | None:
+    """Who asked, if the ledger is of a restore: its first record says so. Raises `LedgerUnreadable`."""
+    first = next(ledger.frames(), None)
+    if first is None:
+        return None
+    fold = Fold()
+    fold.read(first[0])
+    return None if fold.restoring is None else fold.restoring.uid
 
 
 def _ledger(remains: Remains) -> Ledger:

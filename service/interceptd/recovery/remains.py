@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 from interceptd.connections.closer import Closer
 from interceptd.connections.socket_cookie import cookie_of
@@ -24,18 +25,25 @@ class Remains:
     connections: dict[int, socket.socket] = field(default_factory=dict)
     """By cookie."""
     memory: list[int] = field(default_factory=list)
+    listeners: list[socket.socket] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    page_lists: list[int] = field(default_factory=list)
+    """The last three are of a restore."""
     unusable: list[int] = field(default_factory=list)
-    """Descriptors with the name of a connection that are not sockets."""
+    """Descriptors with the name of a socket that are none."""
 
     def let_go(self, closer: Closer) -> None:
         """Close what was not taken. Connections are shut down first: the store may have duplicates of them.
-        It must have none of the memory."""
+        It must have none of the memory. Listeners are not: another restore may be asked with them."""
         for connection in self.connections.values():
             with suppress(OSError):  # it may have hung up
                 connection.shutdown(socket.SHUT_RDWR)
-        connections = [connection.detach() for connection in self.connections.values()]
-        closer.close([*connections, *self.ledgers, *self.memory, *self.unusable])
-        self.connections, self.ledgers, self.memory, self.unusable = {}, [], [], []
+        sockets = [each.detach() for each in (*self.connections.values(), *self.listeners)]
+        files = (self.ledgers, self.memory, self.images, self.page_lists, self.unusable)
+        closer.close([*sockets, *chain.from_iterable(files)])
+        self.connections, self.listeners = {}, []
+        for each in files:
+            each.clear()
 
 
 def sort(kept: Iterable[Kept]) -> Mapping[str, Remains]:
@@ -47,12 +55,26 @@ def sort(kept: Iterable[Kept]) -> Mapping[str, Remains]:
             case "p":
                 found[key].ledgers.append(descriptor)
             case "c":
-                try:
-                    connection = socket.socket(fileno=descriptor)
-                except OSError:
-                    found[key].unusable.append(descriptor)
-                else:
+                if (connection := _socket(descriptor)) is not None:
                     found[key].connections[cookie_of(connection)] = connection
+                else:
+                    found[key].unusable.append(descriptor)
             case "m":
                 found[key].memory.append(descriptor)
+            case "l":
+                if (listener := _socket(descriptor)) is not None:
+                    found[key].listeners.append(listener)
+                else:
+                    found[key].unusable.append(descriptor)
+            case "i":
+                found[key].images.append(descriptor)
+            case "f":
+                found[key].page_lists.append(descriptor)
     return found
+
+
+def _socket(descriptor: int) -> socket.socket | None:
+    try:
+        return socket.socket(fileno=descriptor)
+    except OSError:
+        return None

@@ -121,11 +121,22 @@ class ReturningVmm:
         self._remains.let_go(self._vmm.tenant.closer)
         self._found()
         self._count(0, 1)
-        if owed.hello:
-            await self._vmm.answer(self._hello_reply(opened.msgid))
+        reply = self._hello_reply(opened.msgid) if owed.hello else await self._restore_reply(owed)
+        lost = None
+        if reply:
+            await self._vmm.answer(reply)
         else:
             self._receive_again(self._vmm, owed)
-        await self._dispatcher.serve_new_vmm(self._vmm, opened.name, self._keeping)
+            lost = _handed_over_too_late("") if owed.received else None
+        await self._dispatcher.serve_new_vmm(self._vmm, opened.name, self._keeping, lost)
+
+    async def _restore_reply(self, owed: Owed) -> bytes:
+        """The answer to a `restore` that was carried out; empty if none was."""
+        if owed.request is None or owed.request.method != messages.Restore.METHOD:
+            return b""
+        asked_by = self._vmm.cookie, self._keeping.ledger.inbox(VMM_INBOX).serial
+        reply = await self._dispatcher.restores.owed_to(asked_by)
+        return b"" if reply is None else rpc.encode_result(owed.request.msgid, codec.to_fields(reply))
 
     # ------------------------------------------------ a partition
 
@@ -356,9 +367,8 @@ def _is_attach(request: rpc.Request) -> bool:
     return request.method == messages.AttachMemory.METHOD
 
 
-def _handed_over_too_late() -> WireError:
+def _handed_over_too_late(addition: str = ", with a new userfaultfd") -> WireError:
     return WireError(
         errno.EAGAIN,
-        "the daemon was restarted before it had kept the descriptors; send them again, with a new"
-        " userfaultfd",
+        f"the daemon was restarted before it had kept the descriptors; send them again{addition}",
     )

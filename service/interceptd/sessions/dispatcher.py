@@ -167,9 +167,14 @@ class Dispatcher:
                 keeping.end()
             connection.tenant.vmms.release()
 
-    async def serve_new_vmm(self, connection: Connection, name: str, keeping: Keeping | None) -> None:
-        """Serve a VMM that has no partition yet, and then the partition that it creates, to its end."""
+    async def serve_new_vmm(
+        self, connection: Connection, name: str, keeping: Keeping | None, lost: WireError | None = None
+    ) -> None:
+        """Serve a VMM that has no partition yet, and then the partition that it creates, to its end. `lost`
+        says why its first request has no descriptors any more."""
         descriptors = connection.keep_descriptors()
+        if lost is not None:
+            descriptors.lose(lost)
         while (request := await connection.receive()) is not None:
             reply: messages.RestoreReply | messages.RestoreStatistics
             try:
@@ -180,7 +185,7 @@ class Dispatcher:
                             self.restores.begin(call, name, connection, descriptors)
                         )
                     case messages.RestoreProgress():
-                        reply = self.restores.progress(call, connection.peer)
+                        reply = await connection.answer_watched(self.restores.progress(call, connection.peer))
                     case _:
                         partition = self._create_partition(call, name, connection, keeping)
                         break

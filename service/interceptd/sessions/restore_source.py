@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import socket
 import stat
 import struct
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 from intercept_protocol.addresses import PAGE_SIZE, GfnRange
@@ -23,7 +24,7 @@ from intercept_protocol.messages import Restore
 from intercept_protocol.text import sentence
 from interceptd.address_space.descriptors import is_readable
 from interceptd.address_space.image_file import Image
-from interceptd.address_space.workers import pause_if_due
+from interceptd.address_space.workers import Workers, pause_if_due
 from interceptd.connections.closer import Closer
 from interceptd.telemetry.trace import TraceRing
 
@@ -43,40 +44,80 @@ class RestoreSource:
     def __init__(
         self,
         image: Image,
-        listener: socket.socket,
-        prefetch: bytes,
+        listener: socket.socket | None,
+        prefetch: PageList | None,
         ring: TraceRing | None,
         closer: Closer,
     ) -> None:
         self.image = image
         self.listener = listener
+        """None once a VMM has handed its memory over."""
         self.prefetch = prefetch
-        """`RUN`s."""
         self.ring = ring
         self._closer = closer
 
     @property
     def memory_bytes(self) -> int:
         """What it takes of the daemon's memory, at most."""
-        return len(self.prefetch) + self.image.kept_limit
+        prefetch_bytes = 0 if self.prefetch is None else len(self.prefetch)
+        return prefetch_bytes + self.image.kept_limit
 
     def close(self) -> None:
         """Others may still connect to the listener: what waits there may be another restore."""
-        if self.listener.fileno() >= 0:
+        if self.listener is not None:
             self._closer.close([self.listener.detach()])
+            self.listener = None
+        if self.prefetch is not None:
+            self.prefetch.close()
         self.image.close()
         if self.ring is not None:
             self.ring.close()
 
     def close_listener(self) -> None:
         """Nobody can connect any more, even if others have it too."""
-        if self.listener.fileno() >= 0:
+        if self.listener is not None:
             self.listener.shutdown(socket.SHUT_RDWR)
             self._closer.close([self.listener.detach()])
+            self.listener = None
 
     def runs(self) -> Iterator[GfnRange]:
         """The list of pages, in its order."""
-        return (GfnRange(start=first, end=first + count) for first, count in RUN.iter_unpack(self.prefetch))
+        return iter(()) if self.prefetch is None else self.prefetch.runs()
+
+
+class PageList:
+    """Runs of pages in a memfd of the daemon's own, which a successor gets. Owns the descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        """It is not empty."""
+        self.descriptor = descriptor
+        self._map = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+
+    @classmethod
+    def of(cls, runs: bytes) -> PageList | None:
+        """None for no runs. Raises `OSError`."""
+        if not runs:
+            return None
+        descriptor = os.memfd_create("interceptd-page-list", os.MFD_CLOEXEC)
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(runs)
+            return cls(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def __len__(self) -> int:
+        """In bytes."""
+        return len(self._map)
+
+    def runs(self) -> Iterator[GfnRange]:
+        return (GfnRange(start=first, end=first + count) for first, count in RUN.iter_unpack(self._map))
+
+    def close(self) -> None:
+        with suppress(BufferError):  # somebody still reads it
+            self._map.close()
+        os.close(self.descriptor)
 
 
 def examine(descriptors: list[int], received: int, call: Restore, closer: Closer) -> RestoreSource:
@@ -98,7 +139,9 @@ def examine(descriptors: list[int], received: int, call: Restore, closer: Closer
         with _about("listener"):
             _require_listener(found["listener"])
         with _about("prefetch"):
-            prefetch = _runs(found["prefetch"], pages) if call.prefetch else b""
+            prefetch = PageList.of(_runs(found["prefetch"], pages)) if call.prefetch else None
+        if prefetch is not None:
+            undo.callback(prefetch.close)
         with _about("trace"):
             ring = TraceRing(found["trace"]) if call.trace else None
         if ring is not None:
@@ -112,6 +155,16 @@ def examine(descriptors: list[int], received: int, call: Restore, closer: Closer
         undo.pop_all()
     closer.close(left)
     return RestoreSource(image, listener, prefetch, ring, closer)
+
+
+async def open_image(descriptor: int, workers: Workers, closer: Closer) -> Image:
+    """What a predecessor has examined. Takes over the descriptor; blocks for as long as its file system does.
+    Raises `OSError`."""
+    try:
+        return await workers.ask(lambda: Image(descriptor, closer))
+    except BaseException:
+        closer.close([descriptor])
+        raise
 
 
 @contextmanager

@@ -29,7 +29,7 @@ OWN_OPERATOR: Final = "own-operator"
 """Names in the store of the listeners that the daemon bound itself."""
 _VARIABLES: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 _LISTENERS: Final = ("vmm", "operator", OWN_VMM, OWN_OPERATOR)
-_STORED: Final = re.compile("d|[pcm][0-9a-z]+")
+_STORED: Final = re.compile("d|[pcmlif][0-9a-z]+")
 _SEVERAL: Final = re.compile("[cm].*")
 """Stored names that several descriptors may share."""
 

@@ -34,6 +34,8 @@ def state(fold: Fold) -> dict[str, object]:
         "in doubt": list(fold.doubt),
         "granularity": fold.mmio_granularity,
         "attached": fold.attached,
+        "restoring": (fold.restoring, fold.handed_off),
+        "removed": list(fold.removed),
     }
 
 
@@ -103,14 +105,19 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
     st.builds(lambda gfns: records.Unmapped(*gfns), RANGES),
     st.builds(records.Served, st.integers(0, 5)),
     st.builds(records.Dangling, PAGES),
+    st.builds(lambda pages: records.HandedOff(7, [(0x10000, pages << 12, 0, 4096)]), COUNTS),
+    st.builds(lambda pages: records.Removed(*pages), RANGES),
     st.builds(records.Policy, st.sampled_from(["page", "vma"])),
 )  # fmt: skip
 
 
 @st.composite
 def logs(draw: st.DrawFn) -> list[Record]:
-    """With what went counted, as a journal counts it, and each part of an end settled once."""
+    """With what went counted, as a journal counts it, and each part of an end settled once. Some are of a
+    restored guest, which the first record says."""
     log: list[Record] = []
+    if draw(st.booleans()):
+        log.append(records.Restoring(1000, 1, "a starter", 16, {}, (5, 6)))
     gone = 0
     for record in draw(st.lists(st.one_of(RECORDS, st.just(None)), max_size=25)):
         if record is not None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fakes.ledger_file import CALL, EVENT, INTERCEPT, example, load, parts
+from fakes.ledger_file import CALL, EVENT, INTERCEPT, example, load, parts, restored_example
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space.declared import Vma
+from interceptd.address_space.missing_faults import removal_in
 from interceptd.ledger import ledger as layout
 from interceptd.ledger import records
 from interceptd.ledger.ledger import Ledger, LedgerUnreadable
@@ -20,7 +22,9 @@ from interceptd.ledger.records import KeptRegion
 from interceptd.pages.mapping import Cache, Frame, Mapping
 from interceptd.recovery.fold import Fold
 
-FILES = {1: Path(__file__).parent / "ledger_format_1.zip"}
+HERE = Path(__file__).parent
+FILES = {number: HERE / f"ledger_format_{number}.zip" for number in (1, 2)}
+RESTORED_FILES = {2: HERE / "ledger_format_2_restored.zip"}
 READ, RW = Access.READ, Access.READ | Access.WRITE
 
 
@@ -83,17 +87,45 @@ def test_what_is_owed_to_its_connections_is_read(kept: Ledger) -> None:
     assert [inbox.owes_hello for inbox in inboxes] == [False, False, False, True]
 
 
-def test_this_version_writes_what_is_in_its_file() -> None:
+@pytest.mark.parametrize("file", RESTORED_FILES.values(), ids=str)
+def test_what_is_kept_of_a_restored_guest_is_read(file: Path) -> None:
+    kept, fold = Ledger.open(load(file)), Fold()
+    for frame, _ in kept.frames():
+        fold.read(frame)
+    request = {"around_pages": 8, "on_image_error": "kill"}
+    assert fold.restoring == records.Restoring(1000, 6, "a starter", 1024, request, (1001, 3))
+    regions = [(0x10000, 0x300000, 0, 4096), (0x900000, 0x100000, 0x300000, 4096)]
+    assert fold.handed_off == records.HandedOff(1006, regions)
+    all_rights = RW | Access.EXECUTE
+    assert list(fold.table) == [
+        Mapping(0, 4, None, 16, Access.NONE),
+        Mapping(4, 5, Frame("zero", 20), 20, all_rights),
+        Mapping(5, 6, None, 21, Access.NONE),
+        Mapping(6, 8, Frame("image", 6), 22, all_rights),
+        Mapping(8, 768, None, 24, Access.NONE),
+        Mapping(768, 1024, None, 2304, Access.NONE),
+    ]
+    assert fold.gone == {2: records.Gone(2, 2400, 2402)}
+    assert [(each.start, each.end) for each in fold.removed] == [(20, 22), (2304, 2310), (2400, 2402)]
+    assert removal_in(kept.event) == UaddrRange(start=16, end=18)
+
+
+@pytest.mark.parametrize(
+    ("make", "file"),
+    [(example, FILES[LEDGER_FORMAT]), (restored_example, RESTORED_FILES[LEDGER_FORMAT])],
+    ids=["example", "restored"],
+)
+def test_this_version_writes_what_is_in_its_file(make: Callable[[], Ledger], file: Path) -> None:
     """If not, it writes another format, which needs a number and a file of its own."""
-    ledger = example()
-    for start, part in parts(FILES[LEDGER_FORMAT]):
+    ledger = make()
+    for start, part in parts(file):
         assert os.pread(ledger.descriptor, len(part), start) == part
     ledger.close()
 
 
 def test_a_later_format_is_refused_by_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "LEDGER_FORMAT", 2)
+    monkeypatch.setattr(layout, "LEDGER_FORMAT", 3)
     later = Ledger.create()
-    with pytest.raises(LedgerUnreadable, match="it has format 2, and this version reads 1"):
+    with pytest.raises(LedgerUnreadable, match="it has format 3, and this version reads 1, 2"):
         Ledger.open(os.dup(later.descriptor))
     later.close()

@@ -86,8 +86,8 @@ async def test_who_gives_up_joining_takes_no_room(
     keeper: Keeper, manager: socket.socket, ledger: Ledger, tenant: Tenant
 ) -> None:
     """A connection that ends while the manager is slow was not stored, and gives nothing back."""
-    vmm, joining = (_Connected(tenant, cookie, manager.fileno()) for cookie in (1, 2))
-    keeping = Keeping(keeper, ledger, cast(Connection, vmm))
+    joining = _Connected(tenant, 2, manager.fileno())
+    keeping = Keeping(keeper, ledger, tenant, "1")
     with suppress(BlockingIOError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.setblocking(False)
         while other.sendto(b"X=1", manager.getsockname()):

@@ -215,8 +215,8 @@ def test_a_socket_is_no_ledger() -> None:
     ("at", "data", "why"),
     [
         (0, b"ICPTKEPS", "it is not a ledger"),
-        (8, word(2, 4), "it has format 2, and this version reads 1"),
-        (8, word(0, 4), "it has format 0, and this version reads 1"),
+        (8, word(3, 4), "it has format 3, and this version reads 1, 2"),
+        (8, word(0, 4), "it has format 0, and this version reads 1, 2"),
         (16, word(0, 8), "its log ends outside it"),
         (16, word(LOG - 1, 8), "its log ends outside it"),
         (16, word(SIZE, 8), "its log ends outside it"),
