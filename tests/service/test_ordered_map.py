@@ -56,6 +56,30 @@ def test_get_answers_for_just_this_key(edits: list[tuple[str, int]], key: int) -
     assert items.get(key) == oracle.get(key)
 
 
+@given(EDITS, KEYS)
+def test_the_next_one_is_that_of_the_least_key_above(edits: list[tuple[str, int]], key: int) -> None:
+    items, oracle = edited(edits)
+    above = [held for held in oracle if held > key]
+    assert items.floor_and_next(key) == (items.floor(key), oracle[min(above)] if above else None)
+
+
+@given(EDITS.filter(lambda edits: edited(edits)[1]), st.data())
+def test_an_entry_moves_to_any_key_before_the_next_one(
+    edits: list[tuple[str, int]], data: st.DataObject
+) -> None:
+    items, oracle = edited(edits)
+    key = data.draw(st.sampled_from(sorted(oracle)))
+    to = data.draw(st.integers(key, min((held for held in oracle if held > key), default=key + 5) - 1))
+    del oracle[key]
+    oracle[to] = -1
+    items.move(key, to, -1)
+    assert list(items) == [oracle[key] for key in sorted(oracle)]
+    assert len(items) == len(oracle)
+    assert [items.get(key) for key in oracle] == list(oracle.values())
+    below = [held for held in oracle if held < to]
+    assert items.floor(to - 1) == (oracle[max(below)] if below else None)
+
+
 @given(EDITS, KEYS, KEYS)
 def test_between_gives_the_keys_from_start_to_before_end(
     edits: list[tuple[str, int]], start: int, end: int

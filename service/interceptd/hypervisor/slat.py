@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from intercept_protocol.addresses import GfnRange
-from intercept_protocol.outcomes import Access
 from interceptd.ledger import records
 from interceptd.ledger.journal import Journal
 from interceptd.pages.mapping import Cache, Mapping, insert_joined
@@ -112,7 +111,8 @@ class SoftwareSlat:
 
     def _carve(self, pages: Mapping | GfnRange) -> bool:
         removed = self._entries.carve(pages)
-        self._no_access_gfns -= sum(map(_no_access, removed))
+        for entry in removed:
+            self._no_access_gfns -= _no_access(entry)
         return bool(removed)
 
 
@@ -131,4 +131,4 @@ def mapped(entry: Mapping) -> records.Mapped:
 
 
 def _no_access(entry: Mapping) -> int:
-    return entry.end - entry.start if entry.access is Access.NONE else 0
+    return 0 if entry.access else entry.end - entry.start

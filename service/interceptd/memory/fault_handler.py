@@ -161,7 +161,11 @@ class FaultHandler:
         mapped there. None if that is not so, or the answer is a "no"."""
         began = perf_counter_ns()
         page = fault.gfn - region.gfns.start + region.uaddrs.start
-        extent = await self._known_extent(page, self._regions.window(region, fault.gfn), region)
+        window = self._regions.window(region, fault.gfn)
+        if self._address_space.may_block:
+            extent = self._recall(page, window)
+        else:
+            extent = await self._address_space.resolve(page, window, region.uaddrs)
         if extent is None or not region.fits(extent):
             return None
         resolved = perf_counter_ns()
@@ -178,12 +182,6 @@ class FaultHandler:
             if answer is Answer.MAPPED:
                 self.split_large_pages += region.splits_large_page(extent)
         return answer
-
-    async def _known_extent(self, page: int, window: UaddrRange, region: Region) -> Extent | None:
-        """What backs the page, if that can be told in this step."""
-        if not self._address_space.may_block:
-            return await self._address_space.resolve(page, window, region.uaddrs)
-        return self._recall(page, window)
 
     def _recall(self, page: int, window: UaddrRange) -> Extent | None:
         """What is known to back the page, after all that was reported."""

@@ -22,7 +22,8 @@ start and not from gfn 0 (mshv_region_handle_gfn_fault), unless the region has b
 
 _ACCESSES = tuple(Access(bits) for bits in range(8))
 """By their bits. To combine flags took 2.3 us, twice a first touch; to combine numbers takes 0.4."""
-_READ_WRITE = (Access.READ | Access.WRITE).value
+_READ, _EXECUTE = Access.READ.value, Access.EXECUTE.value
+_READ_WRITE = _READ | Access.WRITE.value
 
 
 LARGE_PAGE = 512
@@ -108,13 +109,14 @@ class Region(msgspec.Struct, eq=False, gc=False):
         map guest RAM without PROT_EXEC, but what may not be read is not fetched from either."""
         region, vma = int(self.access), int(extent.access)
         rights = region & vma & _READ_WRITE
-        return _ACCESSES[rights | region & Access.EXECUTE.value if rights & Access.READ.value else rights]
+        return _ACCESSES[rights | region & _EXECUTE if rights & _READ else rights]
 
     def mapping(self, extent: Extent) -> Mapping:
         """The guest's view of an extent that lies within the region."""
-        gfns = self.gfns_of(extent.uaddrs)
+        start, end = extent.uaddrs.start, extent.uaddrs.end
+        shift = self.gfns.start - self.uaddrs.start
         cache = Cache.NOT_CACHED if self.kind is RegionKind.MMIO else Cache.NORMAL
-        return Mapping(gfns.start, gfns.end, extent.frame, extent.uaddrs.start, self.rights(extent), cache)
+        return Mapping(start + shift, end + shift, extent.frame, start, self.rights(extent), cache)
 
     def explains(self, mapping: Mapping) -> bool:
         """Whether a mapping within the region can be one of it: of its memory, kind and rights."""

@@ -120,7 +120,7 @@ class RegionManager:
         region = self._regions.find(gfn)
         if region is None:
             return Answer.NO_REGION
-        if access not in region.access:
+        if not allows(region.access, access):
             return Answer.PERMISSION
         return _STATE_ANSWERS.get(region.state, region)
 

@@ -96,13 +96,11 @@ class Mapping(msgspec.Struct, frozen=True, gc=False):
     def slice(self, start: int, end: int) -> Mapping:
         if start == self.start and end == self.end:
             return self
-        return replace(
-            self,
-            start=start,
-            end=end,
-            frame=self.frame_at(start),
-            start_uaddr_page=self.start_uaddr_page + start - self.start,
-        )
+        ahead = start - self.start
+        frame = self.frame
+        if frame is not None and ahead:
+            frame = Frame(frame.backing, frame.page + ahead)
+        return Mapping(start, end, frame, self.start_uaddr_page + ahead, self.access, self.cache)
 
     def continued_by(self, following: Mapping) -> bool:
         """Whether `following` begins where this one ends, with the next frame and the same rights."""
@@ -111,7 +109,7 @@ class Mapping(msgspec.Struct, frozen=True, gc=False):
             and self.access is following.access
             and self.cache is following.cache
             and self.start_uaddr_page + self.end - self.start == following.start_uaddr_page
-            and self.frame_at(self.end) == following.frame
+            and _continues(following.frame, self.frame, self.end - self.start)
         )
 
     def serves(self, other: Mapping) -> bool:
@@ -119,13 +117,19 @@ class Mapping(msgspec.Struct, frozen=True, gc=False):
         return self.frame_at(other.start) == other.frame and other.access in self.access
 
 
+def _continues(frame: Frame | None, first: Frame | None, pages: int) -> bool:
+    """Whether `frame` is that of the page so many pages behind `first`."""
+    if frame is None or first is None:
+        return frame is first
+    return frame.page == first.page + pages and frame.backing == first.backing
+
+
 def insert_joined(mappings: RangeMap[Mapping], mapping: Mapping) -> bool:
     """Insert a mapping, merged with the neighbours that it continues: memory that comes and goes page by page
     must not leave an entry per page. False if it overlaps another: then it is not inserted."""
-    before = mappings.last_before(mapping.end)
+    before, after = mappings.last_before_and_next(mapping.end)
     if before is not None and before.end > mapping.start:
         return False
-    after = mappings.starting_at(mapping.end)
     if after is not None and mapping.continued_by(after):
         mappings.carve(after)
         mapping = replace(mapping, end=after.end)

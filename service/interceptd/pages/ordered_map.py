@@ -56,6 +56,17 @@ class OrderedMap(Generic[Value]):
         at = bisect_right(keys, key) - 1
         return self._values[chunk][at] if keys[at] == key else None
 
+    def floor_and_next(self, key: int) -> tuple[Value | None, Value | None]:
+        """The value of the greatest key at or below `key`, and the next one in order."""
+        chunk = bisect_right(self._firsts, key) - 1
+        if chunk < 0:
+            return None, self._values[0][0] if self._firsts else None
+        values = self._values[chunk]
+        at = bisect_right(self._keys[chunk], key)
+        if at < len(values):
+            return values[at - 1], values[at]
+        return values[at - 1], self._values[chunk + 1][0] if chunk + 1 < len(self._values) else None
+
     def between(self, start: int, end: int) -> Iterator[Value]:
         """The values of the keys in [start, end), in order."""
         chunk = max(bisect_right(self._firsts, start) - 1, 0)
@@ -84,6 +95,16 @@ class OrderedMap(Generic[Value]):
         if len(keys) > CHUNK:
             self._put_in_chunk(chunk + 1, keys[CHUNK // 2 :], values[CHUNK // 2 :])
             del keys[CHUNK // 2 :], values[CHUNK // 2 :]
+
+    def move(self, key: int, to: int, value: Value) -> None:
+        """Give the entry with this key another value, and a key from its own to below the next one."""
+        chunk = bisect_right(self._firsts, key) - 1
+        keys = self._keys[chunk]
+        at = bisect_left(keys, key)
+        keys[at] = to
+        self._values[chunk][at] = value
+        if not at:
+            self._firsts[chunk] = to
 
     def pop(self, key: int) -> Value:
         """Remove and return the value of exactly this key. Raises KeyError for a missing key."""

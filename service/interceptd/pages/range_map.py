@@ -59,9 +59,9 @@ class RangeMap(Generic[Item]):
         """The last item that starts below `page`."""
         return self._items.floor(page - 1)
 
-    def starting_at(self, page: int) -> Item | None:
-        """The item that starts at `page`."""
-        return self._items.get(page)
+    def last_before_and_next(self, page: int) -> tuple[Item | None, Item | None]:
+        """The last item that starts below `page`, and the next one in order."""
+        return self._items.floor_and_next(page - 1)
 
     def touches(self, pages: RangeItem | PageRange) -> bool:
         """Whether any item overlaps `pages`."""
@@ -141,14 +141,22 @@ class RangeMap(Generic[Item]):
     def carve(self, pages: RangeItem | PageRange) -> list[Item]:
         """Remove everything in `pages`, slicing at both ends, and return what was removed."""
         removed = []
+        first, last = pages.start, pages.end
         for item in self.overlapping(pages):
-            del self._items[item.start]
-            start, end = max(item.start, pages.start), min(item.end, pages.end)
-            if item.start < start:
-                self._items[item.start] = item.slice(item.start, start)
-            if end < item.end:
-                self._items[end] = item.slice(end, item.end)
-            removed.append(item if (item.start, item.end) == (start, end) else item.slice(start, end))
+            start, end = item.start, item.end
+            if first <= start:
+                if end <= last:
+                    del self._items[start]
+                    removed.append(item)
+                    self._page_count -= end - start
+                    continue
+                self._items.move(start, last, item.slice(last, end))
+            else:
+                self._items[start] = item.slice(start, first)
+                if last < end:
+                    self._items[last] = item.slice(last, end)
+            start, end = max(start, first), min(end, last)
+            removed.append(item.slice(start, end))
             self._page_count -= end - start
         return removed
 
