@@ -42,7 +42,6 @@ CAUSES: Final[Mapping[str, str]] = {
     "changing": "it changed at every look",
     "smaps_ended": "the VMM's thread that opened smaps has ended",
     "no_answer": "the VMM's process did not answer in time",
-    "image_error": "the guest's image cannot be read",
     "mm_gone": "the VMM's process has exited or called exec",
 }
 """Of `unresolved`, for those that have more to say than their word."""

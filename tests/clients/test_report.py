@@ -183,6 +183,31 @@ def test_gaps_are_listed_and_a_recording_without_any_says_so(tmp_path: Path) -> 
     assert "unknown: another daemon took over" in text
 
 
+def test_of_a_restored_guest_it_says_what_came_in_and_for_what(tmp_path: Path) -> None:
+    recording = Drawn(address_space="image", hypervisor="userfaultfd")
+    recording.mapped(0, 64, "image").intercept(3, Answer.MAPPED)
+    recording.mapped(512, 256, "image")
+    recording.mapped(64, 2, "zero").mapped(66, 62, "image").intercept(65, Answer.CONTENDED)
+    recording.intercept(65, Answer.MAPPED).intercept(65, Answer.ALREADY_MAPPED)
+    told = json.loads(report(tmp_path, recording.end(), "--json").output)
+    assert told["restore"] == {
+        "image_pages": 64 + 256 + 62,
+        "zero_pages": 2,
+        "touched_pages": 2,
+        "first_fault_ns": STEP,
+        "quiet_ns": 6 * STEP,
+    }
+    text = page(tmp_path, recording.end())
+    assert "<dt>from the image</dt><dd>1.492 MiB</dd>" in text
+    assert "<dt>zero, given back before</dt><dd>8 KiB</dd>" in text
+    assert "<dt>touched</dt><dd>2 pages</dd>" in text
+
+
+def test_of_another_guest_it_says_nothing_of_an_image(tmp_path: Path) -> None:
+    assert json.loads(report(tmp_path, busy().end(), "--json").output)["restore"] is None
+    assert "from the image" not in page(tmp_path, busy().end())
+
+
 def test_a_recording_of_nothing_is_a_page_too(tmp_path: Path) -> None:
     assert "<td>total</td>" in page(tmp_path, Drawn().end())
 

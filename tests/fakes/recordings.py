@@ -37,6 +37,7 @@ from intercept_protocol.trace import (
     SOURCES,
     Kind,
     Traced,
+    backing_number,
     records_of,
 )  # fmt: skip
 
@@ -134,8 +135,8 @@ class Drawn:
         rights = Access.READ | Access.WRITE
         return self.record(Kind.REGION_ADDED, gfn, count, page, rights, detail=REGION_KINDS.index(kind))
 
-    def mapped(self, gfn: int, count: int) -> Drawn:
-        return self.record(Kind.GUEST_MAPPED, gfn, count, detail=Access.READ)
+    def mapped(self, gfn: int, count: int, backing: str = "host") -> Drawn:
+        return self.record(Kind.GUEST_MAPPED, gfn, count, 0, 0, backing_number(backing), detail=Access.READ)
 
     def unmapped(self, gfn: int, count: int) -> Drawn:
         return self.record(Kind.GUEST_UNMAPPED, gfn, count)

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from fakes.daemon_process import DaemonProcess, StartDaemon
 from fakes.eventually import eventually
+from fakes.guide import NIGHT, commands
 from fakes.raw_client import RawConnection
 from fakes.restore_asker import PAGES, Asker, numbers
 from fakes.restoring_vmm import RestoringVmm
@@ -127,12 +128,14 @@ def test_a_guest_that_waits_for_its_image_is_named_with_the_reason(watched: Watc
         *_, failed = watched.hear("restore_begun", "partition_created", "image_failed")
         assert "the image ends before page" in failed["error"]
         eventually(lambda: asker.progress(restored)["oldest_fault_ms"] > 0, True)
-        line = watched.type("vmms", "--sort", "wait").splitlines()[1].split()
+        program, *words = commands("A restored VM stalls", NIGHT)[0].split()
+        assert program == "interceptctl"
+        line = watched.type(*words).splitlines()[1].split()
         assert (line[1], line[2], line[6]) == (str(vmm.pid), str(restored), "1")
         shown = watched.type("show", restored)
         assert f"restore: serving pid {vmm.pid}: the image cannot be read: " in " ".join(shown.split())
         assert "a fault has waited for" in shown
-        assert "the guest's image cannot be read" in shown
+        assert "the image of its snapshot could not be read" in " ".join(shown.split())
         seen = watched.scrape()
         assert seen.value("interceptd_restore_oldest_fault_seconds") > 0
         assert seen.value("interceptd_restore_image_errors_total") > 0

@@ -21,7 +21,7 @@ from intercept_protocol import messages
 from intercept_protocol.recording import Header
 from intercept_protocol.text import sentence
 from intercept_protocol.trace import RECORDS_AT_LEAST, RECORDS_LIMIT
-from interceptctl import operator_client, recordings, units
+from interceptctl import operator_client, recordings, silence, units
 from interceptctl.completion import partition_ids
 from interceptctl.finite import Finite
 from interceptctl.interrupts import interrupts
@@ -111,7 +111,7 @@ def record_command(
 
 
 def _partition(operator: BlockingOperator, partition_id: int | None) -> messages.PartitionSummary:
-    partitions = operator.list_partitions()
+    partitions = [each for each in operator.list_partitions() if not silence.waits_for_vmm(each)]
     chosen = [each for each in partitions if partition_id in {None, each.partition_id}]
     if len(chosen) == 1:
         return chosen[0]

@@ -6,6 +6,7 @@ began. Intercepts stay in arrays: there may be millions.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -19,6 +20,8 @@ from interceptctl.page_map import Span
 
 STAGES: Final = ("total", "decode", "wait", "resolve", "map")
 
+IMAGE_BACKINGS: Final = ("image", "zero")
+"""What stands behind a restored guest's pages: `zero` where its VMM gave one back."""
 Whole = npt.NDArray[np.int64]
 
 
@@ -95,6 +98,8 @@ class History:
     """From the oldest of so many invalidations to when the guest no longer reached what they covered."""
     changes: list[Change] = field(default_factory=list)
     holes: list[Hole] = field(default_factory=list)
+    brought_in: Counter[str] = field(default_factory=Counter)
+    """Of a guest whose memory comes from an image: pages that came in, by `IMAGE_BACKINGS`."""
 
     def answer(self, code: int) -> str:
         return " ".join(self.header.answers[code])

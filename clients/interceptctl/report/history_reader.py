@@ -17,11 +17,11 @@ from intercept_protocol.addresses import PAGE_SHIFT
 from intercept_protocol.messages.inspection import MappingView, RegionView
 from intercept_protocol.outcomes import Access, spelled
 from intercept_protocol.recording import Chunk, End, Gap, Header, Mappings, Records, Regions, StateBegins
-from intercept_protocol.trace import NO_MEMORY, RECORD_SIZE, Kind
+from intercept_protocol.trace import NO_MEMORY, RECORD_SIZE, Kind, backing_number
 from interceptctl.page_map import Span
 
 from .held import Held, Layer
-from .history import STAGES, Change, History, Hole, Intercepts, Invalidation, Whole
+from .history import IMAGE_BACKINGS, STAGES, Change, History, Hole, Intercepts, Invalidation, Whole
 
 _COLUMNS: Final = np.dtype(
     [
@@ -33,6 +33,7 @@ _COLUMNS: Final = np.dtype(
     ]
 )
 """A record."""
+_IMAGE_BACKINGS: Final = {backing_number(name): name for name in IMAGE_BACKINGS}
 PAGES: Final = 1 << 52
 """Beyond this number nothing has an address."""
 
@@ -168,6 +169,8 @@ class _Reader:
             return
         self._mapped.put(Held(*_span(row[4], row[5]), self._now, ""))
         self._found.changes.append(Change(number, self._now, row[4], row[5], access))
+        if (name := _IMAGE_BACKINGS.get(row[8])) is not None:
+            self._found.brought_in[name] += row[5]
 
     def _guest_unmapped(self, number: int, row: _Row) -> None:
         self._mapped.take(*_span(row[4], row[5]), self._now)

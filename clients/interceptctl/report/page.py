@@ -24,7 +24,7 @@ from interceptctl import units
 from .charts import busiest, latency
 from .history import STAGES, History, Whole
 from .style import colour
-from .summary import PERCENTILES, answered, percentiles
+from .summary import PERCENTILES, answered, percentiles, restored
 from .timeline import timeline
 
 TABLE_LIMIT: Final = 100
@@ -86,8 +86,21 @@ def _facts(history: History) -> str:
         ("memory", _text(header.address_space)),
         ("hypervisor", f"{_text(header.hypervisor)}, {_text(header.architecture)}"),
         ("daemon", _text(header.daemon)),
+        *_restored(history),
     ]
     return f"<dl>{''.join(f'<div><dt>{name}</dt><dd>{value}</dd></div>' for name, value in facts)}</dl>\n"
+
+
+def _restored(history: History) -> Iterator[tuple[str, str]]:
+    found = restored(history)
+    if found is None:
+        return
+    yield "from the image", units.pages(found["image_pages"])
+    yield "zero, given back before", units.pages(found["zero_pages"])
+    yield "touched", units.of(found["touched_pages"], "page")
+    if "quiet_ns" in found:
+        first, last = (f"{found[name] / 1e9:.3f} s" for name in ("first_fault_ns", "quiet_ns"))
+        yield "first and last fault", f"{first}, {last}"
 
 
 def _began(wall_clock_ns: int) -> str:
