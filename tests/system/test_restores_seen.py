@@ -61,22 +61,20 @@ class Watched:
     def type(self, *words: object) -> str:
         """What `interceptctl` says."""
         arguments = ["--socket", str(self.daemon.operator_socket), *map(str, words)]
-        done = CliRunner().invoke(main, arguments, catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        return done.stdout
+        return CliRunner().invoke(main, arguments, catch_exceptions=False).output
 
 
 @pytest.fixture
 def watched(start_daemon: StartDaemon, tmp_path: Path) -> Iterator[Watched]:
     metrics = tmp_path / "metrics.sock"
-    daemon = start_daemon(config=f'metrics.listen = "unix:{metrics}"\n')
+    daemon = start_daemon(config=f'metrics.listen = "unix:{metrics}"\ntimeouts.drain_ms = 300\n')
     with RawConnection(daemon.socket) as connection, RawConnection(daemon.operator_socket) as operator:
         operator.say_hello("operator")
         assert operator.ask("subscribe", {"events": TOLD}) is None
         yield Watched(daemon, Asker(connection, tmp_path), operator, metrics)
 
 
-def test_a_restore_is_seen_from_the_request_to_the_end(watched: Watched) -> None:
+def test_a_restore_is_seen_from_the_request_to_the_end(watched: Watched, tmp_path: Path) -> None:
     asker = watched.asker
     with tempfile.TemporaryFile() as prefetch:
         prefetch.write(struct.pack("<2I", 512, 16))
@@ -86,6 +84,8 @@ def test_a_restore_is_seen_from_the_request_to_the_end(watched: Watched) -> None
     assert (begun["partition_id"], begun["image_pages"], begun["uid"]) == (restored, PAGES, os.geteuid())
     assert watched.listed() == [(restored, "waiting", 0)]
     assert f"waiting for a VMM, whose memory comes from a snapshot: {restored}\n" in watched.type("ls")
+    assert "no partitions" in watched.type("top", "--once")
+    assert "there is no partition to record" in watched.type("record", tmp_path / "recording")
     assert watched.scrape().value("interceptd_restores", state="waiting") == 1
     with RestoringVmm(asker.listener, [PAGES]) as vmm:
         (created,) = watched.hear("partition_created")
@@ -159,3 +159,16 @@ def test_a_vmm_that_is_killed_is_told_and_counted(watched: Watched) -> None:
         *_, killed = watched.hear("restore_begun", "partition_created", "image_failed", "guest_killed")
         assert (killed["partition_id"], "image" in killed["error"]) == (restored, True)
     eventually(lambda: watched.scrape().value("interceptd_restores_ended_total", result="killed"), 1)
+
+
+def test_a_guest_that_is_left_frozen_is_told(watched: Watched) -> None:
+    restored = watched.asker.restore()
+    with RestoringVmm(watched.asker.listener, [PAGES]):
+        watched.hear("restore_begun", "partition_created")
+        os.truncate(watched.asker.image, 0)
+        watched.daemon.operator().ask("drain", {"timeout_ms": 60_000})
+        *_, frozen = watched.hear("image_failed", "partition_ended", "guest_left_frozen")
+        assert (frozen["partition_id"], frozen["error"]) == (
+            restored,
+            "the daemon ended before all pages were in",
+        )
