@@ -25,7 +25,7 @@ pytestmark = [
 SUCCESSOR: Final = list(RESTORE_POINTS)[list(RESTORE_POINTS).index("restore found") :]
 OWN: Final[Mapping[Deed, Sequence[str]]] = {
     asks: ["ledger stored", "listener stored", "image stored", "page list stored", "restore to be recorded",
-           "restore recorded", "to be sent", "sent"],
+           "restore recorded", "to be sent"],
     hands_over: ["hand-off connected", "hand-off seen", "memory to be stored", "memory stored",
                  "hand-off to be recorded", "hand-off recorded", "listener dropped", "edited"],
     touches: ["brought in", "brought in and recorded"],
