@@ -87,17 +87,8 @@ class Schedule:
         }
         self._layout = layout
         self._written = WRITTEN
-        self._guest = RestoredGuest(
-            self._kernel,
-            self._image,
-            layout,
-            around=rng.choice(AROUND),
-            workers=self._workers,
-            notifier=parts.notifier,
-            memory=parts.memory,
-            hypervisor=parts.hypervisor,
-            reader=parts.reader,
-        )
+        self._parts = parts
+        self._guest = self._new_guest()
         if rng.random() < 0.4:
             self._guest.hypervisor.be_patient(for_ns=1 << 62)
         if rng.random() < 0.5:
@@ -114,23 +105,40 @@ class Schedule:
             self._fail,
         ]
 
+    def _new_guest(self) -> RestoredGuest:
+        parts = self._parts
+        return RestoredGuest(
+            self._kernel,
+            self._image,
+            self._layout,
+            around=self._rng.choice(AROUND),
+            workers=self._workers,
+            notifier=parts.notifier,
+            memory=parts.memory,
+            hypervisor=parts.hypervisor,
+            reader=parts.reader,
+        )
+
     async def run(self, clock: MockClock) -> Verdict:
         verdict = self.verdict
         async with self._guest.running(), trio.open_nursery() as nursery:
             if self._rng.random() < 0.5:
                 nursery.start_soon(self._guest.prefetch, [GfnRange(start=0, end=PAGES)])
             for _ in range(verdict.steps):
-                verb = self._rng.choice(self._verbs)
-                verdict.seen[verb.__name__] += verb()
-                for _ in range(self._rng.choice((0, 0, 1, 1, 2, 5))):
-                    await trio.lowlevel.checkpoint()
-                if self._rng.random() < 0.05:
-                    clock.jump(self._rng.choice((0.0005, 0.002, 0.02, 1.0)))
+                await self._step(clock)
             await self._calm_down(clock)
             nursery.cancel_scope.cancel()
         verdict.completed = self._guest.reader.restore_state is RestoreState.COMPLETE
         self._kernel.close()
         return verdict
+
+    async def _step(self, clock: MockClock) -> None:
+        verb = self._rng.choice(self._verbs)
+        self.verdict.seen[verb.__name__] += verb()
+        for _ in range(self._rng.choice((0, 0, 1, 1, 2, 5))):
+            await trio.lowlevel.checkpoint()
+        if self._rng.random() < 0.05:
+            clock.jump(self._rng.choice((0.0005, 0.002, 0.02, 1.0)))
 
     # ------------------------------------------------ what is drawn; whether it could be done
 
@@ -236,14 +244,16 @@ class Schedule:
                     self.verdict.found.setdefault(Broken.RECORDED, f"page {page:#x}")
 
 
-def explore(seeds: range, steps: int, parts: Parts = Parts()) -> list[Verdict]:
+def explore(
+    seeds: range, steps: int, parts: Parts = Parts(), schedules: type[Schedule] = Schedule
+) -> list[Verdict]:
     """The verdicts of one schedule of so many steps per seed, up to the first that found something."""
     verdicts = []
     with deterministic():
         for seed in seeds:
             youngest_first(backwards=bool(seed % 2))
             clock = MockClock()
-            schedule = Schedule(seed, steps, parts)
+            schedule = schedules(seed, steps, parts)
             verdicts.append(trio.run(schedule.run, clock, clock=clock))
             if verdicts[-1].found:
                 break
