@@ -467,8 +467,9 @@ ELSEWHERE: Final = {
     "memory/region_manager.py: RegionManager.take_over_mapping": "tests/service/recovery/test_restore.py",
     "recovery/compactor.py: Compactor._still_wanted": "tests/service/recovery/test_compactor.py",
     "recovery/fold.py: Fold.discard": "tests/service/recovery/test_restore.py",
-    "recovery/recover.py: Recovery._vmm": "after each record and each piece, as the compactor does",
+    "recovery/recover.py: _folded": "after each record and each piece, as the compactor does",
     "recovery/restore.py: restore": "tests/service/recovery/test_restore.py",
+    "recovery/returning_restore.py: bring_back": "tests/service/recovery/test_returning_restore.py",
     "recovery/returning.py: ReturningVmm._bring_back": "after each connection, of which there are few",
     "sessions/handoff_listener.py: look_at_handoff": "tests/service/test_handoff_listener.py",
 }

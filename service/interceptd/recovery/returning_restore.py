@@ -132,14 +132,16 @@ class ReturningRestore:
 
 
 async def bring_back(partition: Partition, regions: Sequence[Region], fold: Fold, event: memoryview) -> None:
-    """Give a restored guest's partition what the log says, and act on the message that the predecessor read
-    last: it may not have recorded that. Afterwards all who wait for a page are to be woken."""
+    """Give a restored guest's partition what the log says, which the fold gives up, and act on the message that
+    the predecessor read last: it may not have recorded that. Afterwards all who wait are to be woken."""
     memory = partition.memory
     assert isinstance(memory, ImageAddressSpace), "it is a restored guest"
     for region in regions:
         partition.regions.take_over(region)
     for uaddrs in fold.removed:
         memory.removed(uaddrs)
+        await give_way()
+    while fold.removed.drop_some():
         await give_way()
     strays = await restore(partition, fold)
     announce(partition, fold)

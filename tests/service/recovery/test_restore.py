@@ -23,6 +23,7 @@ from interceptd.ledger.records import (
     Mapped,
     Policy,
     Record,
+    Removed,
     Served,
     Unmapped,
     decode,
@@ -254,9 +255,10 @@ async def test_discarding_a_large_fold_takes_turns(others: Others) -> None:
         *(added(gfn, 1, gfn) for gfn in range(MANY)),
         *(mapped(2 * gfn, 1, gfn) for gfn in range(4 * MANY)),
         *(done("map_vma", vma(2 * page, 1, page)) for page in range(4 * MANY)),
+        *(Removed(2 * page, 2 * page + 1) for page in range(4 * MANY)),
     ])  # fmt: skip
     before = others.turns
     with time_used_up_every(QUESTIONS):
         await fold.discard()
     assert others.turns - before >= TURNS - 2
-    assert (len(fold.regions), len(fold.vmas), len(fold.table)) == (0, 0, 0)
+    assert (len(fold.regions), len(fold.vmas), len(fold.table), len(fold.removed)) == (0, 0, 0, 0)

@@ -9,25 +9,35 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from types import SimpleNamespace
+from typing import Final, cast
 
 import pytest
 import structlog
 import trio
 
+from fakes.fake_kernel import FakeImage, FakeKernel, FakeWorkers
+from fakes.others import Others
+from fakes.restored_guest import RestoredGuest
+from fakes.used_up_time import time_used_up_every
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import RestoreProgress, RestoreState
+from interceptd.address_space.image import ImagePart
 from interceptd.config.live import Settings
 from interceptd.config.schema import Config
 from interceptd.connections.peer import Peer
 from interceptd.connections.socket_cookie import cookie_of
 from interceptd.daemon import Daemon
 from interceptd.ledger.ledger import Ledger
-from interceptd.ledger.records import HandedOff, Restoring, encode
+from interceptd.ledger.records import HandedOff, Removed, Restoring, encode
 from interceptd.partition.keeping import Keeper
+from interceptd.partition.partition import Partition
 from interceptd.recovery.recover import Recovery
+from interceptd.recovery.returning_restore import bring_back
 from interceptd.systemd.fd_store import FdStore
 from interceptd.systemd.socket_activation import Kept
+
+from .states import folded
 
 CONNECTS: Final = """
 import signal, socket, sys
@@ -35,6 +45,8 @@ connection = socket.socket(socket.AF_UNIX)
 connection.connect(sys.argv[1])
 signal.pause()
 """
+MANY: Final = 256
+TURNS: Final = 8
 OURSELVES: Final = Peer(os.getpid(), os.geteuid(), os.getegid())
 
 
@@ -155,3 +167,18 @@ async def test_what_was_not_recorded_was_not_asked_for(
     assert logged == ["partition_not_continued"]
     with pytest.raises(WireError, match="no restore 3"):
         await progress(daemon)
+
+
+async def test_much_that_was_given_back_comes_back_in_turns(nursery: trio.Nursery) -> None:
+    others = Others(nursery)
+    layout = [ImagePart(MANY, 3 * MANY, 0)]
+    guest = RestoredGuest(FakeKernel(), FakeImage(2 * MANY), layout, workers=FakeWorkers())
+    parts = SimpleNamespace(
+        regions=guest.manager, memory=guest.memory, table=guest.hypervisor.table, notifier=guest.notifier
+    )
+    fold = folded([Removed(page, page + 1) for page in range(MANY, 3 * MANY, 2)])
+    event = memoryview(bytearray(32))
+    with time_used_up_every(MANY // TURNS):
+        await bring_back(cast(Partition, parts), guest.regions, fold, event)
+    assert others.turns >= TURNS - 2
+    assert guest.memory.removed_pages == MANY
