@@ -132,8 +132,8 @@ class ReturningRestore:
 
 
 async def bring_back(partition: Partition, regions: Sequence[Region], fold: Fold, event: memoryview) -> None:
-    """Give a restored guest's partition what the log says, which the fold gives up, and act on the message that
-    the predecessor read last: it may not have recorded that. Afterwards all who wait are to be woken."""
+    """Give a restored guest's partition what the log says, which the fold gives up, and act on the message
+    that the predecessor read last: it may not have recorded that. Afterwards wake all who wait."""
     memory = partition.memory
     assert isinstance(memory, ImageAddressSpace), "it is a restored guest"
     for region in regions:
