@@ -1,7 +1,8 @@
 """The guests that the daemon restores, from the request to their end.
 
 Owns who may ask and how many, the task of each, and the figures of those that have ended. A restore belongs
-to no connection: from the reply on the daemon itself has it. Must not know how a page is brought in.
+to no connection: it is the daemon's own from the reply on. Must not know how a guest is served
+(`restore_session`).
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import errno
 import signal
 import socket
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NoReturn
@@ -20,12 +20,8 @@ import structlog
 import trio
 from msgspec.structs import replace
 
-from intercept_protocol import events
-from intercept_protocol.addresses import PAGE_SIZE, GfnRange
 from intercept_protocol.errors import WireError
 from intercept_protocol.messages import (
-    AddressSpaceKind,
-    HypervisorKind,
     OnImageError,
     PartitionSummary,
     Restore,
@@ -45,7 +41,6 @@ from interceptd.connections.socket_cookie import cookie_of
 from interceptd.connections.tenants import Tenant
 from interceptd.descriptor_reserve import is_used_up
 from interceptd.log_share import charge_lines_to
-from interceptd.memory.prefetch import prefetch
 from interceptd.partition.factory import PartitionFactory
 from interceptd.partition.keeping import Keeper
 from interceptd.partition.kept_restore import KeptRestore, Request
@@ -53,17 +48,14 @@ from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.partition.restored_guest import Ending, HandedOver, RestoredGuest
 from interceptd.scheduling.time_share import SHARE
-from interceptd.sessions.handoff_listener import HandoffListener
+from interceptd.sessions.restore_session import RestoreSession, unserved
 from interceptd.sessions.restore_source import PageList, RestoreSource, examine, open_image
 from interceptd.telemetry.event_bus import EventBus, PartitionPublisher
-from interceptd.telemetry.trace import Trace
 
 log = structlog.get_logger()
 
 WORKERS: Final = 4
 """Threads of one restore that may wait for its image."""
-RETRY_SECONDS: Final = 0.1
-"""After which the rest of a guest is tried again, while the daemon ends."""
 ENDED_LIMIT: Final = 64
 """Ended restores whose figures are still told."""
 
@@ -103,13 +95,12 @@ class Restores:
         event_bus: EventBus,
     ) -> None:
         self._settings = settings
-        self._event_bus = event_bus
         self._factory = factory
         self._partitions = partitions
         self._keeper = keeper
         self._event_bus = event_bus
         self._nursery: trio.Nursery | None = None
-        self._living: dict[int, _Restore] = {}
+        self._living: dict[int, RestoreSession] = {}
         self._ended: dict[int, tuple[int, RestoreStatistics]] = {}
         """The uid of each, and its last figures."""
         self.endings: Counter[Ending] = Counter()
@@ -177,7 +168,7 @@ class Restores:
         tenant.vmms.add(1)
         tenant.partitions.add(1)
         workers = self._workers(tenant)
-        restore = _Restore(
+        restore = RestoreSession(
             left.call,
             left.name,
             left.partition_id,
@@ -205,7 +196,7 @@ class Restores:
 
     def remember(self, uid: int, partition_id: int, image_pages: int, error: str) -> None:
         """A predecessor's restore that has ended meanwhile."""
-        self._ended[partition_id] = uid, _unserved(RestoreState.ENDED, image_pages, error)
+        self._ended[partition_id] = uid, unserved(RestoreState.ENDED, image_pages, error)
 
     async def progress(self, call: RestoreProgress, asker: Peer) -> RestoreStatistics:
         """Raises ENOENT for an id that is none, or another uid's."""
@@ -226,7 +217,7 @@ class Restores:
 
     async def _kept(
         self, call: Restore, name: str, asker: Connection, source: RestoreSource, workers: Workers
-    ) -> _Restore:
+    ) -> RestoreSession:
         """A restore that outlives the daemon from now on."""
         tenant = asker.tenant
         self._require_open()  # a drain may have begun meanwhile
@@ -242,7 +233,7 @@ class Restores:
                 )
         partition_id = self._partitions.reserve_id()
         self._keeper.created(partition_id)
-        restore = _Restore(
+        restore = RestoreSession(
             call,
             name,
             partition_id,
@@ -276,7 +267,7 @@ class Restores:
 
     async def _live(
         self,
-        restore: _Restore,
+        restore: RestoreSession,
         open_source: Callable[[], Awaitable[None]] | None = None,
         connection: socket.socket | None = None,
     ) -> None:
@@ -295,7 +286,7 @@ class Restores:
             tenant.partitions.release()
             tenant.vmms.release()
 
-    def _remember(self, restore: _Restore) -> None:
+    def _remember(self, restore: RestoreSession) -> None:
         self.endings[restore.ending] += 1
         figures = replace(restore.statistics(), state=RestoreState.ENDED)
         self._ended[restore.partition_id] = restore.tenant.uid, figures
@@ -305,226 +296,6 @@ class Restores:
     def _require_open(self) -> None:
         if self._partitions.closed:
             raise WireError(errno.ESHUTDOWN, "the daemon is draining and takes no more partitions")
-
-
-class _Restore:
-    """One restore: first it waits for a VMM, then it serves it."""
-
-    def __init__(
-        self,
-        options: Restore,
-        name: str,
-        partition_id: int,
-        *,
-        image_pages: int,
-        tenant: Tenant,
-        workers: Workers,
-        factory: PartitionFactory,
-        partitions: PartitionRegistry,
-        event_bus: PartitionPublisher,
-    ) -> None:
-        self._options = options
-        self._name = name
-        self.tenant = tenant
-        self.partition_id = partition_id
-        self.source: RestoreSource | None = None
-        """None until a predecessor's image is open again."""
-        self.kept: KeptRestore | None = None
-        self.bring_back: Callable[[Partition, RestoredGuest], Awaitable[None]] | None = None
-        """Of a predecessor's: see `Returning`."""
-        self.reply = RestoreReply(partition_id=partition_id, image_pages=image_pages)
-        self.vmm: HandedOver | None = None
-        """Of a predecessor's: who has handed its memory over."""
-        self.asked_by: Request | None = None
-        """Of a predecessor's: the request that is perhaps not answered."""
-        self._workers = workers
-        self._factory = factory
-        self._partitions = partitions
-        self.cookie = 0
-        """Of the socket that it was asked with."""
-        self._memory_bytes = 0
-        self._event_bus = event_bus
-        self._asked_at = time.monotonic()
-        self._ending = Ending.NOT_CLAIMED
-        self._waiting = trio.CancelScope()
-        self._guest: RestoredGuest | None = None
-        self._error = ""
-        """Why it waits, or was never served."""
-
-    @property
-    def state(self) -> RestoreState:
-        if self._guest is not None:
-            return self._guest.state
-        return RestoreState.WAITING if self.vmm is None else RestoreState.SERVING
-
-    @property
-    def is_waiting(self) -> bool:
-        return self.state is RestoreState.WAITING
-
-    @property
-    def ending(self) -> Ending:
-        """What became of it, once it has ended."""
-        return self._ending if self._guest is None else self._guest.ending
-
-    def summary(self) -> PartitionSummary:
-        """While it waits: as what an operator sees in the list of partitions."""
-        return PartitionSummary(
-            partition_id=self.partition_id, name=self._name, uid=self.tenant.uid, pid=0,
-            address_space=AddressSpaceKind.IMAGE, hypervisor=HypervisorKind.USERFAULTFD, vps=0, regions=0,
-            mapped_gfns=0, intercepts=0, invalidations=0,
-            age_ms=int((time.monotonic() - self._asked_at) * 1000), memory_bytes=self._memory_bytes,
-            restore=RestoreState.WAITING,
-        )  # fmt: skip
-
-    def statistics(self) -> RestoreStatistics:
-        if self._guest is not None:
-            return self._guest.statistics()
-        pid = 0 if self.vmm is None else self.vmm.peer.pid
-        return _unserved(self.state, self.reply.image_pages, self._error, pid)
-
-    def stop_waiting(self) -> None:
-        if self._guest is None:
-            self._error, self._ending = "the daemon ended", Ending.DRAINED
-            self._waiting.cancel()
-
-    def count_memory(self, size: int) -> None:
-        """What is kept of its files takes so many bytes of the uid's memory."""
-        self.tenant.memory.change(size - self._memory_bytes)
-        self._memory_bytes = size
-
-    def end_kept(self) -> None:
-        """No successor goes on with it."""
-        if self.kept is not None:
-            self.kept.end()
-
-    async def run(
-        self,
-        open_source: Callable[[], Awaitable[None]] | None,
-        connection: socket.socket | None,
-    ) -> None:
-        """From the request to the end, or from what a predecessor has left. Raises nothing of its own: that
-        would end all others."""
-        try:
-            if open_source is not None:
-                await open_source()
-            assert self.source is not None, "now it is open"
-            vmm = self.vmm or await self._wait(self.source, connection)
-            if vmm is not None:
-                await self._serve(vmm, self.source)
-        except Exception as error:
-            self._error = "the daemon failed"
-            log.error("restore_failed", exc_info=error)  # noqa: TRY400 - as the session of another VMM does
-        finally:
-            if self.source is not None:
-                self.source.close_listener()
-                self.source.close()
-            self._workers.close()
-
-    async def _wait(self, source: RestoreSource, connection: socket.socket | None) -> HandedOver | None:
-        """What a VMM has handed over; None if none has in time."""
-        seconds, image = self._options.connect_timeout_ms / 1000, source.image
-        assert source.listener is not None, "it is closed after a hand-off"
-        self._workers.end_idle()
-        log.info("restore_begun", name=self._name, image_pages=image.pages, timeout_s=seconds)
-        self._event_bus.publish(
-            events.RestoreBegun(
-                name=self._name,
-                uid=self.tenant.uid,
-                image_pages=image.pages,
-                timeout_ms=self._options.connect_timeout_ms,
-            )
-        )
-        listener = HandoffListener(
-            source.listener,
-            image.pages * PAGE_SIZE,
-            self.tenant,
-            self._workers,
-            refused=self._refused,
-            kept=self.kept,
-        )
-        self._waiting.deadline = trio.current_time() + seconds
-        with self._waiting:
-            vmm = await listener.handed_over(connection)
-            source.close_listener()
-            return vmm
-        if not self._partitions.closed:
-            late = f"no VMM has handed over its memory within {seconds:g} s"
-            self._error = f"{late}; {self._error}" if self._error else late
-        log.warning("restore_not_claimed", error=self._error)
-        self._event_bus.publish(events.RestoreNotClaimed(error=self._error[: events.ERROR_LENGTH]))
-        return None
-
-    async def _serve(self, vmm: HandedOver, source: RestoreSource) -> None:
-        structlog.contextvars.bind_contextvars(**vmm.peer.named)
-        try:
-            partition = self._factory.restore(
-                self._options,
-                vmm,
-                partition_id=self.partition_id,
-                name=self._name,
-                tenant=self.tenant,
-                image=source.image,
-                workers=self._workers,
-                keeping=None if self.kept is None else self.kept.keeping,
-            )
-        except BaseException:
-            self._ending = Ending.LEFT_FROZEN
-            vmm.close()
-            raise
-        guest = self._guest = partition.restored
-        assert guest is not None, "made to be restored"
-        partition.before_end = partial(self._bring_in_the_rest, partition, guest)
-        trace = None if source.ring is None else Trace(source.ring)
-        partition.trace_into(trace)
-        if self.bring_back is not None and self.kept is not None:
-            partition.returns(self.kept.keeping.ledger.restarts)
-        self._partitions.add(partition)
-        try:
-            await partition.run(partial(self._serve_guest, partition, guest, source))
-        except WireError as error:  # it is lost, and has said so
-            guest.error = guest.error or error.message
-        finally:
-            guest.end()
-            partition.trace_into(None)
-            self._partitions.remove(partition)
-
-    async def _serve_guest(self, partition: Partition, guest: RestoredGuest, source: RestoreSource) -> None:
-        if self.bring_back is None:
-            for region in guest.regions:
-                await partition.regions.add(region)
-        else:
-            await self.bring_back(partition, guest)
-            guest.reader.wake_all()
-        partition.start_reader(guest.reader)
-        partition.start(guest.trim_workers)
-        partition.start(partial(_bring_in, source.runs(), partition, guest))
-        try:
-            await guest.wait_vmm_ended()
-        finally:
-            guest.note_pages()
-
-    async def _bring_in_the_rest(self, partition: Partition, guest: RestoredGuest) -> None:
-        """So that the VMM can do without a daemon; in the time that a partition has for its end."""
-        everything = [region.gfns for region in guest.regions]
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.cancel_scope.deadline = trio.current_time() + partition.end_timeout()
-                nursery.start_soon(_cancel_with, guest.wait_vmm_ended, nursery.cancel_scope)
-                while not guest.vmm_gone:
-                    await _bring_in(everything, partition, guest)
-                    if await guest.reader.leave_to_kernel():
-                        break
-                    await trio.sleep(RETRY_SECONDS)
-                nursery.cancel_scope.cancel()
-        finally:
-            guest.note_pages()
-
-    def _refused(self, why: str, peer: Peer) -> None:
-        self._error = f"a hand-off was refused: {why}"
-        log.warning("handoff_refused", error=why, vmm_pid=peer.pid, vmm_uid=peer.uid)
-        self._event_bus.publish(
-            events.HandoffRefused(error=why[: events.ERROR_LENGTH], uid=peer.uid, pid=peer.pid)
-        )
 
 
 def _require_kill(asker: Connection) -> None:
@@ -544,23 +315,6 @@ def _require_kill(asker: Connection) -> None:
         pass
     finally:
         pidfd.close()
-
-
-def _unserved(state: RestoreState, image_pages: int, error: str, pid: int = 0) -> RestoreStatistics:
-    """The figures of a restore whose guest is not served, or not yet."""
-    return RestoreStatistics(
-        state=state, image_pages=image_pages, pages_in=0, demand_pages=0, around_pages=0, prefetched_pages=0,
-        zero_pages=0, removed_pages=0, faults=0, retries=0, image_errors=0, pid=pid, error=error,
-    )  # fmt: skip
-
-
-async def _cancel_with(happening: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
-    await happening()
-    scope.cancel()
-
-
-async def _bring_in(runs: Iterable[GfnRange], partition: Partition, guest: RestoredGuest) -> None:
-    await prefetch(runs, partition.faults, partition.regions, guest.reader, guest.image_gfns)
 
 
 async def _examined(
