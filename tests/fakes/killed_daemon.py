@@ -141,6 +141,7 @@ RESTORE_POINTS: Final[Mapping[str, Point]] = {
     "hand-off recorded": _after(_APPEND, _recording("HandedOff")),
     "listener dropped": _after(f"{_KEPT_RESTORE}handed_off"),
     # pages come in, and are given back
+    "fault read": _before("partition.fault_reader:FaultReader._fault"),
     "brought in": _before("hypervisor.userfaultfd:UserfaultfdHypervisor._record"),
     "brought in and recorded": _after("hypervisor.userfaultfd:UserfaultfdHypervisor._record"),
     "removal read": _before("partition.fault_reader:FaultReader._remove"),

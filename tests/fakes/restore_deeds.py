@@ -73,6 +73,14 @@ def asks(asker: Asker) -> Iterator[None]:
         pass
 
 
+def asks_once(asker: Asker) -> Iterator[None]:
+    """What is recorded is answered, and need not be asked again."""
+    yield
+    restored = asker.restore()
+    with guest_of(asker, restored):
+        pass
+
+
 def hands_over(asker: Asker) -> Iterator[None]:
     restored = asker.restore()
     yield

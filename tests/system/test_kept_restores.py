@@ -12,7 +12,7 @@ import pytest
 from fakes.kept_daemon import KeptDaemon
 from fakes.raw_client import RawConnection
 from fakes.restore_asker import PAGES, Asker, numbers
-from fakes.restore_deeds import Deed, asks, gives_back, hands_over, killed, touches, touches_all
+from fakes.restore_deeds import Deed, asks, asks_once, gives_back, hands_over, killed, touches, touches_all
 from fakes.restoring_vmm import RestoringVmm
 
 pytestmark = pytest.mark.skipif(
@@ -35,9 +35,10 @@ def asker(kept: KeptDaemon, tmp_path: Path) -> Iterator[Asker]:
 
 STEPS: Final[Sequence[tuple[Deed, str]]] = [
     (asks, "image stored"),
-    (asks, "restore recorded"),
+    (asks_once, "restore recorded"),
     (hands_over, "hand-off connected"),
     (hands_over, "hand-off to be recorded"),
+    (touches, "fault read"),
     (touches, "brought in"),
     (gives_back, "removal read"),
     (gives_back, "gone"),

@@ -16,6 +16,7 @@ import pytest
 import structlog
 import trio
 
+from fakes.eventually import PATIENCE
 from fakes.fake_kernel import FakeImage, FakeKernel, FakeWorkers
 from fakes.others import Others
 from fakes.restored_guest import RestoredGuest
@@ -121,7 +122,7 @@ async def test_a_vmm_is_killed_whose_image_was_lost_if_that_was_asked_for(
 ) -> None:
     left.record(vmm, on_image_error="kill")
     daemon, logged = await left(nursery)
-    assert vmm.process.wait() == -signal.SIGKILL
+    assert vmm.process.wait(PATIENCE) == -signal.SIGKILL
     assert logged == ["guest_killed", "partition_not_recovered"]
     why = "killed: its image and its VMM's memory were not kept"
     assert await progress(daemon) == (RestoreState.ENDED, why)
