@@ -7,6 +7,7 @@ import os
 import socket as sockets
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import trio
@@ -20,10 +21,13 @@ from intercept_protocol.errors import ProtocolViolation, WireError
 from interceptd.config.schema import Limits
 from interceptd.connections import connection as connections
 from interceptd.connections import moment
+from interceptd.connections.closer import Closer
 from interceptd.connections.connection import LATE, Connection
 from interceptd.connections.fairness import ALONE, Turns
 from interceptd.connections.hangup_watch import HangupWatch
+from interceptd.connections.request_reader import RequestReader
 from interceptd.connections.tenants import Tenants
+from interceptd.connections.unread import LOOK_LIMIT
 from interceptd.hypervisor import HypervisorError
 from interceptd.hypervisor.remote import RemoteHypervisor, TimedOut
 
@@ -32,11 +36,27 @@ DONE = rpc.encode_result(1, None)
 MSGID_BEFORE = 0x77
 
 
+class LookedAt(sockets.socket):
+    """Counts how often somebody looked at what is unread."""
+
+    looks = 0
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        self.looks += bool(flags & sockets.MSG_PEEK)
+        return super().recv(size, flags)
+
+    def recvmsg(self, size: int, ancillary: int = 0, flags: int = 0, /) -> Any:
+        self.looks += bool(flags & sockets.MSG_PEEK)
+        return super().recvmsg(size, ancillary, flags)
+
+
 @dataclass
 class Vmm:
     """A VMM that sends `sends` in the moment in which its answer is waited for, or nothing."""
 
     link: RemoteHypervisor
+    closer: Closer
+    """Of the VMM's uid."""
     socket: sockets.socket
     served: Running[None]
     sends: Callable[[sockets.socket], object] | None = None
@@ -61,7 +81,7 @@ async def vmm(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     for _ in range(ALONE + 1):
         turns.running(connection)
     monkeypatch.setattr(connections, "_HOT_PATH", turns)
-    vmm = Vmm(link, theirs, Running(nursery, link.serve, connection))
+    vmm = Vmm(link, connection.tenant.closer, theirs, Running(nursery, link.serve, connection))
     monkeypatch.setattr(connections, "readable_in_a_moment", vmm.moment)
     await wait_all_tasks_blocked()
     yield vmm
@@ -112,12 +132,37 @@ async def test_a_second_answer_behind_it_ends_the_connection(vmm: Vmm) -> None:
 async def test_a_descriptor_that_comes_with_an_answer_is_closed(vmm: Vmm) -> None:
     read, write = os.pipe()
     vmm.sends = lambda peer: sockets.send_fds(peer, [DONE], [write])
-    with assert_no_checkpoints():
-        await vmm.link.unmap_gpas([GFNS])
+    await vmm.link.unmap_gpas([GFNS])
     os.close(write)
     assert os.read(read, 1) == b"", "nobody holds the other end"
     os.close(read)
     assert not vmm.served.done
+
+
+async def test_descriptors_that_are_too_many_end_the_connection_that_brought_them(vmm: Vmm) -> None:
+    """The VP whose map was answered so has done nothing wrong."""
+    read, write = os.pipe()
+    vmm.sends = lambda peer: sockets.send_fds(peer, [DONE], [write])
+    vmm.closer.hold(Limits().unclosed_descriptors_per_uid)
+    with pytest.raises(HypervisorError, match="connection closed"):
+        await vmm.link.unmap_gpas([GFNS])
+    with pytest.raises(ProtocolViolation, match="take too long to close"):
+        await vmm.served.result()
+    os.close(read)
+    os.close(write)
+
+
+def test_what_is_long_is_not_looked_at_for_the_answer() -> None:
+    """A look walks through all of it, and holds up the event loop."""
+    end, theirs = sockets.socketpair()
+    with LookedAt(fileno=end.detach()) as ours, theirs:
+        theirs.send(bytes(LOOK_LIMIT + 1))
+        assert not RequestReader(ours).take(DONE)
+        assert ours.looks == 0
+        ours.recv(LOOK_LIMIT + 1)
+        theirs.send(DONE)
+        assert RequestReader(ours).take(DONE)
+        assert ours.looks == 1
 
 
 async def test_a_vmm_that_was_late_is_not_waited_for_again_for_a_while(vmm: Vmm) -> None:

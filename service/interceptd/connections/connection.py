@@ -336,10 +336,10 @@ class Connection:
         os.sched_yield()  # if the peer is on the same CPU, its answer is here then
         try:
             try:
-                return self._requests.take(likely, self._descriptors)
+                return self._requests.take(likely)
             except BlockingIOError:
                 if readable_in_a_moment(self._socket.fileno()):
-                    return self._requests.take(likely, self._descriptors)
+                    return self._requests.take(likely)
         except OSError as error:
             raise ConnectionGone(sentence(error)) from error
         self._late = LATE

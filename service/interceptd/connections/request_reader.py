@@ -25,6 +25,7 @@ LONG_LOOK_NS = 200_000
 """Some thousand sends of the peer: a look is made for each request."""
 SHORT_PAUSE_NS = 1_000_000
 """Since the last look so little can have been sent that the next one need not be guarded (1 us)."""
+_MSG_CTRUNC = int(socket.MSG_CTRUNC)
 STEPS = 64
 """Reads of one call where no look is made. Each takes some 4 us; a usual request takes 30."""
 
@@ -55,9 +56,7 @@ class RequestReader:
         `ProtocolViolation`. Cheapest if the request is all that has arrived, in one piece.
         """
         now = perf_counter_ns()
-        if self._may_look and now - self._looked_at > SHORT_PAUSE_NS:
-            self._may_look = not is_long(self._source)
-        if not self._may_look:
+        if not self._can_look(now):
             return self._read_in_steps(receiver, descriptors)
         data = self._source.recv(LOOK_BYTES, socket.MSG_PEEK)
         self._looked_at = perf_counter_ns()
@@ -72,12 +71,24 @@ class RequestReader:
             unread -= len(self._receive(descriptors, unread, is_rest=request is not None))
         return request
 
-    def take(self, expected: bytes, descriptors: ReceivedFds) -> bool:
-        """Take `expected` out of the socket, with its descriptors, if it is all that a look shows. Never
-        blocks; raises `OSError`."""
-        if self._source.recv(len(expected) + 1, socket.MSG_PEEK) != expected:
+    def take(self, expected: bytes) -> bool:
+        """Take `expected` out of the socket if it is all that a look shows, and no descriptors come with it:
+        those may be too many, which is for the task to say that reads this connection. Never blocks; raises
+        `OSError`."""
+        now = perf_counter_ns()
+        if not self._can_look(now):
             return False
-        return descriptors.receive(self._source, len(expected)) == expected
+        self._looked_at = now
+        data, _, flags, _ = self._source.recvmsg(len(expected) + 1, 0, socket.MSG_PEEK)
+        if data != expected or flags & _MSG_CTRUNC:
+            return False
+        return self._source.recv(len(expected)) == expected
+
+    def _can_look(self, now: int) -> bool:
+        """Whether a look takes no longer than it may."""
+        if self._may_look and now - self._looked_at > SHORT_PAUSE_NS:
+            self._may_look = not is_long(self._source)
+        return self._may_look
 
     def _receive(self, descriptors: ReceivedFds, size: int, *, is_rest: bool = False) -> bytes:
         """Read up to `size` bytes; if `is_rest`, they are all that is missing of a request."""
