@@ -443,6 +443,26 @@ async def test_a_caller_who_waits_for_the_pass_of_another_can_be_cancelled(
     assert model.pfns(GFN, 2) == [None, None]
 
 
+async def test_an_announcement_is_served_though_its_caller_has_left(
+    model: ModelPartition, nursery: trio.Nursery
+) -> None:
+    """It rang for nobody before, because it was to be served by its caller."""
+    await model.map_vma(PAGE, PAGES, PFN)
+    await model.add_region(GFN, PAGES, PAGE)
+    mapping = model.gates.hold(Point.MAP)
+    fault = Running(nursery, model.fault, GFN)
+    await mapping.wait_reached()
+    batch = model.notifier.invalidate(UaddrRange.at_page(PAGE, 1), ring=False)
+    waiting = Running(nursery, model.regions.wait_served, batch)
+    await wait_all_tasks_blocked()
+    assert await waiting.cancel()
+    mapping.open()
+    await fault.result()
+    await wait_all_tasks_blocked()
+    assert batch.done.is_set()
+    assert model.pfn(GFN) is None
+
+
 async def test_an_announcement_while_the_lock_is_held_waits_for_the_region_managers_task(
     prompt: ModelPartition, nursery: trio.Nursery
 ) -> None:
