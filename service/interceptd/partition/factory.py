@@ -40,9 +40,10 @@ from interceptd.memory_budget import CacheShare, Cost
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.chaos import Chaos, ChaoticAddressSpace, ChaoticHypervisor
 from interceptd.partition.fault_reader import FaultReader
+from interceptd.partition.handed_over import HandedOver, parts_of, regions_of
 from interceptd.partition.keeping import Keeping
 from interceptd.partition.partition import Memory, Partition
-from interceptd.partition.restored_guest import HandedOver, RestoredGuest, parts_of, regions_of
+from interceptd.partition.restored_guest import RestoredGuest
 from interceptd.telemetry.counters import PortCalls
 from interceptd.telemetry.event_bus import EventBus, PartitionPublisher
 

@@ -6,9 +6,7 @@ when the image or the daemon fails it. Must not know how the VMM was found, nor 
 
 from __future__ import annotations
 
-import select
 import signal
-import socket
 from collections.abc import Sequence
 from enum import Enum
 from time import perf_counter_ns
@@ -18,19 +16,18 @@ import structlog
 import trio
 
 from intercept_protocol import events
-from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, GfnRange, UaddrRange
-from intercept_protocol.handoff import HandoffRegion
-from intercept_protocol.messages import OnImageError, RegionKind, Restore, RestoreState, RestoreStatistics
-from intercept_protocol.outcomes import Access, Answer
+from intercept_protocol.addresses import GfnRange
+from intercept_protocol.messages import OnImageError, Restore, RestoreState, RestoreStatistics
+from intercept_protocol.outcomes import Answer
 from intercept_protocol.text import sentence
-from interceptd.address_space.image import ImageAddressSpace, ImagePart
+from interceptd.address_space.image import ImageAddressSpace
 from interceptd.address_space.workers import Workers
-from interceptd.connections.closer import Closer
-from interceptd.connections.peer import Peer, Pidfd
+from interceptd.connections.peer import Pidfd
 from interceptd.hypervisor.userfaultfd import UserfaultfdHypervisor
 from interceptd.log_pace import LogPace
-from interceptd.memory.region import KindOrigin, Region
+from interceptd.memory.region import Region
 from interceptd.partition.fault_reader import FaultReader
+from interceptd.partition.handed_over import HandedOver, has_ended
 from interceptd.telemetry.counters import RestoreCounts
 from interceptd.telemetry.event_bus import PartitionPublisher
 from interceptd.telemetry.histogram import LatencyHistogram
@@ -38,7 +35,6 @@ from interceptd.telemetry.histogram import LatencyHistogram
 log = structlog.get_logger()
 
 TRIM_SECONDS: Final = 5.0
-_ALL_RIGHTS = Access.READ | Access.WRITE | Access.EXECUTE
 
 
 class Ending(Enum):
@@ -52,38 +48,6 @@ class Ending(Enum):
     """No VMM has handed over in time."""
     DRAINED = "drained"
     """None had when the daemon ended."""
-
-
-class HandedOver:
-    """What a VMM handed over. Owns the connection, the pidfd and the userfaultfd, which `closer` closes."""
-
-    def __init__(
-        self,
-        connection: socket.socket,
-        pidfd: Pidfd,
-        userfaultfd: int,
-        regions: Sequence[HandoffRegion],
-        closer: Closer,
-    ) -> None:
-        self.connection = connection
-        """Nothing comes over it any more, and its end means nothing (Firecracker up to 1.11 closes it)."""
-        self.peer = Peer.of(connection)
-        self.pidfd = pidfd
-        self.userfaultfd = userfaultfd
-        self.regions = regions
-        self.unit = regions[0].page_size // PAGE_SIZE
-        """Of 4 KiB: the pages of all regions have one size."""
-        self._closer = closer
-
-    def close(self) -> None:
-        """Does not block, though to close a userfaultfd waits for the mmap lock of its process."""
-        self._closer.close_connection(self.connection.detach())
-        self.close_memory()
-
-    def close_memory(self) -> None:
-        """The same, but for the connection."""
-        self._closer.close([self.userfaultfd])
-        self.pidfd.close()
 
 
 class RestoredGuest:
@@ -283,37 +247,3 @@ def abandon(vmm: Pidfd, policy: OnImageError, why: str) -> str:
             return f"killed: {why}"
     log.critical("guest_left_frozen", error=why)
     return why
-
-
-def has_ended(process: Pidfd) -> bool:
-    """Whether the process is no more."""
-    poll = select.poll()
-    poll.register(process, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def parts_of(vmm: HandedOver) -> list[ImagePart]:
-    """Where in the VMM which part of the image belongs."""
-    return [
-        ImagePart(
-            region.base_host_virt_addr >> PAGE_SHIFT,
-            (region.base_host_virt_addr + region.size) >> PAGE_SHIFT,
-            region.offset >> PAGE_SHIFT,
-        )
-        for region in vmm.regions
-    ]
-
-
-def regions_of(vmm: HandedOver, around_pages: int) -> list[Region]:
-    """The same as regions: a gfn is a page number of the image."""
-    return [
-        Region(
-            gfns=GfnRange.of(region.offset >> PAGE_SHIFT, region.size >> PAGE_SHIFT),
-            uaddrs=UaddrRange.of_pages(region.base_host_virt_addr, region.size >> PAGE_SHIFT),
-            kind=RegionKind.MOVABLE,
-            kind_origin=KindOrigin.STATED,
-            access=_ALL_RIGHTS,
-            block=max(around_pages, vmm.unit),
-        )
-        for region in vmm.regions
-    ]

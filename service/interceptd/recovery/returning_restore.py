@@ -19,9 +19,10 @@ from interceptd.address_space.missing_faults import removal_in
 from interceptd.connections.peer import Pidfd
 from interceptd.connections.tenants import Tenant
 from interceptd.memory.region import Region
+from interceptd.partition.handed_over import HandedOver, has_ended
 from interceptd.partition.kept_restore import KeptRestore, regions_from
 from interceptd.partition.partition import Partition
-from interceptd.partition.restored_guest import HandedOver, RestoredGuest, abandon, has_ended
+from interceptd.partition.restored_guest import RestoredGuest, abandon
 from interceptd.recovery.fold import Fold
 from interceptd.recovery.remains import Remains
 from interceptd.recovery.restore import announce, restore, settle

@@ -29,8 +29,8 @@ from interceptd.connections.peer import Peer, Pidfd
 from interceptd.connections.received_fds import ReceivedFds, let_send_descriptors
 from interceptd.connections.tenants import Tenant
 from interceptd.descriptor_reserve import is_used_up
+from interceptd.partition.handed_over import HandedOver
 from interceptd.partition.kept_restore import KeptRestore
-from interceptd.partition.restored_guest import HandedOver
 from interceptd.scheduling.time_share import give_way
 
 HANDOFF_SECONDS: Final = 10.0

@@ -32,10 +32,11 @@ from interceptd.connections.peer import Peer
 from interceptd.connections.tenants import Tenant
 from interceptd.memory.prefetch import prefetch
 from interceptd.partition.factory import PartitionFactory
+from interceptd.partition.handed_over import HandedOver
 from interceptd.partition.kept_restore import KeptRestore, Request
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
-from interceptd.partition.restored_guest import Ending, HandedOver, RestoredGuest
+from interceptd.partition.restored_guest import Ending, RestoredGuest
 from interceptd.sessions.handoff_listener import HandoffListener
 from interceptd.sessions.restore_source import RestoreSource
 from interceptd.telemetry.event_bus import PartitionPublisher

@@ -42,11 +42,12 @@ from interceptd.connections.tenants import Tenant
 from interceptd.descriptor_reserve import is_used_up
 from interceptd.log_share import charge_lines_to
 from interceptd.partition.factory import PartitionFactory
+from interceptd.partition.handed_over import HandedOver
 from interceptd.partition.keeping import Keeper
 from interceptd.partition.kept_restore import KeptRestore, Request
 from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
-from interceptd.partition.restored_guest import Ending, HandedOver, RestoredGuest
+from interceptd.partition.restored_guest import Ending, RestoredGuest
 from interceptd.scheduling.time_share import SHARE
 from interceptd.sessions.restore_session import RestoreSession, unserved
 from interceptd.sessions.restore_source import PageList, RestoreSource, examine, open_image
