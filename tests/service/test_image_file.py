@@ -93,6 +93,23 @@ def test_what_is_not_there_is_not_waited_for_until_a_worker_has_read_it(
     assert firsts(image, 2, 2) == [3, 4]
 
 
+def test_a_device_is_not_in_memory_where_its_name_is(
+    open_image: OpenImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a device on /dev, which is a tmpfs, as block devices are."""
+    descriptor = os.open("/dev/zero", os.O_RDONLY)
+    monkeypatch.setattr(image_file, "_IN_MEMORY", frozenset({image_file._file_system(descriptor)}))
+    flags: set[int] = set()
+
+    def read(_descriptor: int, _buffers: list[memoryview], _offset: int, how: int) -> int:
+        flags.add(how)
+        return 0
+
+    monkeypatch.setattr(os, "preadv", read)
+    open_image(descriptor).resident(0, 1)
+    assert flags == {os.RWF_NOWAIT}
+
+
 def test_a_file_system_in_memory_is_never_waited_for(open_image: OpenImage) -> None:
     image = open_image(in_memory())
     assert firsts(image, 0, PAGES) == list(range(1, PAGES + 1))

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from fakes.fake_kernel import ZERO, FakeImage, FakeKernel, FakeWorkers
+from fakes.fake_kernel import ZERO, FakeImage, FakeKernel, FakeWorkers, Held
 from fakes.others import Others
 from fakes.restored_guest import RestoredGuest
 from fakes.used_up_time import time_used_up_every
@@ -223,3 +223,36 @@ async def test_messages_are_read_in_turns(kernel: FakeKernel, nursery: trio.Nurs
             while len(kernel.present) < PAGES:
                 await trio.lowlevel.checkpoint()
     assert others.turns >= PAGES
+
+
+async def test_nothing_is_read_before_the_last_ioctl_of_a_call_although_patience_ends(
+    kernel: FakeKernel,
+) -> None:
+    """Old content came back: the thread that gives pages back ran on before an ioctl of the same call."""
+    restored = Restored(kernel)
+    restored.image.cached.update(range(PAGES))
+    async with restored.guest.running():
+        assert await restored.read(3) == 4
+        # Of the block around page 11 some is in: two gaps, one call, two ioctls.
+        restored.guest.regions[0].block = 1
+        assert await restored.read(11) == 12
+        restored.guest.regions[0].block = 8
+        kernel.held = Held()
+        restored.guest.hypervisor.be_patient(for_ns=0)
+        assert kernel.touch(START + 9) is None
+        await wait_all_tasks_blocked()
+        kernel.held.release(0)
+        await wait_all_tasks_blocked()
+        kernel.held.release(0)  # the first ioctl is over, the second is about to be made
+        await wait_all_tasks_blocked()
+        removal = kernel.begin_removal(uaddrs(12, 2))
+        await wait_all_tasks_blocked()
+        under_way, was_read = len(kernel.held), removal.is_read
+        kernel.held.release_all()
+        assert (under_way, was_read) == (1, False)
+        await wait_all_tasks_blocked()
+        assert removal.is_read
+        kernel.run_on(removal)
+        kernel.take_away(removal)
+        assert await restored.read(12) == ZERO
+    assert not restored.guest.hypervisor.may_block

@@ -14,6 +14,7 @@ import ctypes
 import errno
 import mmap
 import os
+import stat
 from collections import deque
 from typing import Final, NamedTuple
 
@@ -25,7 +26,7 @@ MOST_PAGES: Final = 512
 KEPT_BYTES: Final = 4 << 20
 """What a worker has read of a file that does not know RWF_NOWAIT, at most so much of it and the last one."""
 _IN_MEMORY: Final = frozenset({0x01021994, 0x958458F6})
-"""TMPFS_MAGIC (memfds, too) and HUGETLBFS_MAGIC: file systems without a disk or a server."""
+"""TMPFS_MAGIC (memfds, too) and HUGETLBFS_MAGIC: their files have neither a disk nor a server."""
 
 
 class _Statfs(ctypes.Structure):
@@ -72,7 +73,7 @@ class Image:
         """Whole pages of 4 KiB."""
         self._descriptor = descriptor
         self._closer = closer
-        self._flags = 0 if _file_system(descriptor) in _IN_MEMORY else os.RWF_NOWAIT
+        self._flags = 0 if _is_in_memory(descriptor) else os.RWF_NOWAIT
         self._kept: deque[Run] | None = None if self._flags == 0 or _knows_nowait(descriptor) else deque()
 
     @property
@@ -168,6 +169,11 @@ def _file_system(descriptor: int) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return int(told.type)
+
+
+def _is_in_memory(descriptor: int) -> bool:
+    """Also a block device has its name on a tmpfs, mostly, and its pages elsewhere."""
+    return stat.S_ISREG(os.fstat(descriptor).st_mode) and _file_system(descriptor) in _IN_MEMORY
 
 
 def _knows_nowait(descriptor: int) -> bool:

@@ -22,7 +22,7 @@ from typing import Final
 from intercept_protocol.addresses import PAGE_SHIFT, PAGE_SIZE, UaddrRange
 from intercept_protocol.outcomes import Access
 from interceptd.address_space import Undecided
-from interceptd.address_space.userfaultfd import UFFDIO_UNREGISTER, restore_nonblocking
+from interceptd.address_space.userfaultfd import EVENT_UNMAP, UFFDIO_UNREGISTER, restore_nonblocking
 from interceptd.address_space.workers import Workers
 
 UFFDIO_WAKE = 0x8010AA02
@@ -32,12 +32,14 @@ EVENT_PAGEFAULT = 0x12
 EVENT_REMOVE = 0x15
 FLAG_WRITE = 1
 """UFFD_PAGEFAULT_FLAG_WRITE."""
+REMOVALS: Final = (EVENT_REMOVE, EVENT_UNMAP)
+"""What was unmapped is gone like what was given back; a userfaultfd may report that, too."""
 MESSAGE_BYTES: Final = 32
 HUGE_UNIT: Final = 512
 """Pages of 4 KiB in a huge page."""
 _ACCESSES = (Access.READ, Access.WRITE)
 _MESSAGE = struct.Struct("<B7xQQQ")
-"""struct uffd_msg: the event; of a page fault its flags and address, of a REMOVE its start and end."""
+"""struct uffd_msg: the event; of a page fault its flags and address, of a removal its start and end."""
 _RANGE = struct.Struct("<2Q")
 """struct uffdio_range: start, len."""
 _COPY = struct.Struct("<4Qq")
@@ -73,17 +75,15 @@ class MissingFaults:
     def read(self) -> int | UaddrRange | None:
         """The page that a thread waits for, the range that is being removed, or None if there is no message.
         After a removal call `forget_message` once it is recorded. Raises `OSError`."""
-        while True:
-            try:
-                os.preadv(self._descriptor, self._into, -1, os.RWF_NOWAIT)
-            except BlockingIOError:
-                return None
-            event, first, second, _ = _MESSAGE.unpack_from(self._message)
-            if event == EVENT_PAGEFAULT:
-                self.access = _ACCESSES[first & FLAG_WRITE]
-                return int(second) >> PAGE_SHIFT
-            if event == EVENT_REMOVE:
-                return _removed(first, second)
+        try:
+            os.preadv(self._descriptor, self._into, -1, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        event, first, second, _ = _MESSAGE.unpack_from(self._message)
+        if event in REMOVALS:
+            return _removed(first, second)
+        self.access = _ACCESSES[first & FLAG_WRITE]
+        return int(second) >> PAGE_SHIFT
 
     def forget_message(self) -> None:
         """What was read last is recorded."""
@@ -135,7 +135,7 @@ def removal_in(message: bytes | memoryview) -> UaddrRange | None:
     """The range of a removal that a predecessor has read to `message` and not forgotten; None if there is
     none. A fault there need not be known: its thread is woken, and looks again."""
     event, start, end, _ = _MESSAGE.unpack(message)
-    return _removed(start, end) if event == EVENT_REMOVE else None
+    return _removed(start, end) if event in REMOVALS else None
 
 
 def _removed(start: int, end: int) -> UaddrRange:

@@ -206,6 +206,8 @@ class UserfaultfdHypervisor:
         finally:
             self._settled.set()
             self._settled = None
+            # Not before: the reader asks whether this is settled only while it may block.
+            self.may_block = perf_counter_ns() < self._patient_until
 
     async def _bring_in_patiently(self, mapping: Mapping, done: int) -> None:
         count = mapping.end - mapping.start
@@ -218,21 +220,19 @@ class UserfaultfdHypervisor:
         address = None if source is None else source.address
         began = perf_counter_ns()
         try:
-            await self._in_worker(partial(self._fill, mapping.start_uaddr_page, address, count, done))
+            await self._in_worker(partial(self._fill, mapping.start_uaddr_page, address, count, done), done)
         finally:
             took = perf_counter_ns() - began
             self._count(took)
             if took > SLOW_NS:
                 self.be_patient(PATIENT_NS)
-            elif began > self._patient_until:
-                self.may_block = False
 
-    async def _in_worker(self, fill: Callable[[], None]) -> None:
+    async def _in_worker(self, fill: Callable[[], None], done: int = 0) -> None:
         try:
             with trio.CancelScope(shield=True):
                 await self._uffd.in_worker(fill)
         except OSError as error:
-            raise MemoryChanging(f"no thread for an ioctl: {error}") from error
+            raise MemoryChanging(f"no thread for an ioctl: {error}", done=done) from error
 
     def _record(self, mapping: Mapping) -> None:
         count = mapping.end - mapping.start
