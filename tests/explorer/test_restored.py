@@ -63,7 +63,7 @@ class _BringsZeroesOnce(UserfaultfdHypervisor):
 
 
 class _InvalidatesNothing(FaultReader):
-    def _remove(self, uaddrs: UaddrRange) -> None:
+    async def _remove(self, uaddrs: UaddrRange) -> None:
         """The memory forgets the page, and the notifier hears nothing."""
         self._memory.removed(uaddrs)
 

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Self
+from typing import Final, Self
 
 import trio
 
@@ -33,6 +33,7 @@ from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.fault_reader import FaultReader
 from interceptd.telemetry.event_bus import EventBus, PartitionPublisher
 
+LIMITS: Final = Limits()
 RWX = Access.READ | Access.WRITE | Access.EXECUTE
 
 
@@ -54,15 +55,15 @@ class RestoredGuest:
         memory: type[ImageAddressSpace] = ImageAddressSpace,
         hypervisor: type[UserfaultfdHypervisor] = UserfaultfdHypervisor,
         reader: type[FaultReader] = FaultReader,
+        limits: Limits = LIMITS,
     ) -> None:
-        limits = Limits()
         self.tenant = Tenants(lambda: limits).of(0)
         workers = Workers(4, "image", self.tenant.closer) if workers is None else workers
         self.uffd = uffd
         self.event_bus = EventBus()
         publisher = PartitionPublisher(self.event_bus, 1)
         self.notifier = notifier(lambda: 64, publisher, journal)
-        self.memory = memory(image, workers, parts, unit=unit, on_failure=on_failure)
+        self.memory = memory(image, workers, parts, quota=self.tenant.vmas, unit=unit, on_failure=on_failure)
         self.hypervisor = hypervisor(uffd, image, journal, unit=unit)
         self.mappings = GuestMappings(self.hypervisor, lambda: 1 << 20, self.tenant.mappings)
         self.manager = RegionManager(

@@ -455,6 +455,7 @@ ELSEWHERE: Final = {
     "address_space/image.py: ImageAddressSpace.image_pages": "tests/service/test_restored_guest.py",
     "partition/fault_reader.py: FaultReader.missing_pages": "tests/service/test_restored_guest.py",
     "partition/fault_reader.py: FaultReader._read": "tests/service/test_restored_guest.py",
+    "partition/fault_reader.py: FaultReader._remove_rest": "tests/service/test_restored_guest.py",
     "partition/fault_reader.py: FaultReader._try_again": "as many as threads of the VMM wait",
     "address_space/process.py: ProcessAddressSpace._probe": "no work of its own: the probes take turns",
     "address_space/unmap_watch.py: UnmapWatch._read": "tests/live/test_storms.py",

@@ -11,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fakes.fake_kernel import ZERO, FakeImage, FakeKernel, FakeWorkers, Held
 from fakes.others import Others
-from fakes.restored_guest import RestoredGuest
+from fakes.restored_guest import LIMITS, RestoredGuest
 from fakes.used_up_time import time_used_up_every
 from intercept_protocol.addresses import GfnRange, UaddrRange
 from intercept_protocol.messages import RestoreState
@@ -19,6 +19,8 @@ from intercept_protocol.outcomes import Answer
 from interceptd.address_space import image
 from interceptd.address_space.image import ImagePart
 from interceptd.address_space.refusals import Cause
+from interceptd.config.schema import Limits
+from interceptd.partition import fault_reader
 
 START = 0x2000
 PAGES = 32
@@ -31,7 +33,7 @@ def uaddrs(start: int, count: int = 1) -> UaddrRange:
 class Restored:
     """A guest of one region whose workers are released at once."""
 
-    def __init__(self, kernel: FakeKernel, *, around: int = 8) -> None:
+    def __init__(self, kernel: FakeKernel, *, around: int = 8, limits: Limits = LIMITS) -> None:
         self.kernel = kernel
         self.image = FakeImage(PAGES)
         self.workers = FakeWorkers()
@@ -45,6 +47,7 @@ class Restored:
             around=around,
             workers=self.workers,
             on_failure=self.failures.append,
+            limits=limits,
         )
 
     async def read(self, page: int) -> int | None:
@@ -256,3 +259,60 @@ async def test_nothing_is_read_before_the_last_ioctl_of_a_call_although_patience
         kernel.take_away(removal)
         assert await restored.read(12) == ZERO
     assert not restored.guest.hypervisor.may_block
+
+
+async def test_a_large_removal_takes_turns_and_its_faults_wait_until_all_is_known(
+    restored: Restored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image, "REMOVED_PER_PART", 1)
+    for start in range(0, PAGES, 2):
+        restored.guest.memory.removed(uaddrs(start))
+    known: list[int] = []
+    reader = restored.guest.reader
+
+    async def turn() -> None:
+        if restored.kernel.removals:
+            removal = restored.kernel.removals[0]
+            if not removal.runs_on:
+                restored.kernel.run_on(removal)
+                restored.kernel.take_away(removal)
+            restored.kernel.touch(START + PAGES - 1)
+        known.append(restored.guest.memory.removed_pages)
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(fault_reader, "give_way", turn)
+    restored.kernel.begin_removal(uaddrs(0, PAGES))
+    await wait_all_tasks_blocked()
+    assert len(set(known)) > PAGES // 4
+    assert restored.kernel.present[START + PAGES - 1] == ZERO
+    assert reader.state == "running"
+    assert restored.guest.notifier.quiet
+
+
+async def test_what_is_given_back_in_too_many_pieces_waits_for_room(
+    kernel: FakeKernel,
+    autojump_clock: MockClock,  # noqa: ARG001
+) -> None:
+    limits = Limits(vmas_per_uid=2)
+    restored = Restored(kernel, limits=limits)
+    async with restored.guest.running():
+        await restored.remove(0)
+        assert restored.guest.tenant.vmas.count == 1
+        assert not restored.guest.reader.held_up
+        await restored.remove(2)
+        assert "VMAs" in restored.guest.reader.held_up
+        third = kernel.begin_removal(uaddrs(4))
+        await trio.sleep(10)
+        assert not third.is_read
+        restored.guest.tenant.vmas.release()  # another guest of the uid ends
+        await trio.sleep(10)
+        assert third.is_read
+        restored.guest.tenant.vmas.add(1)
+    await restored.guest.memory.discard()
+    assert not restored.guest.tenant.vmas.count
+
+
+async def test_other_memory_that_is_given_back_is_not_remembered(restored: Restored) -> None:
+    await restored.remove(PAGES + 10, 5)
+    await restored.remove(-3, 5)
+    assert restored.guest.memory.removed_pages == 2

@@ -21,8 +21,10 @@ from interceptd.address_space.fault_causes import FaultCauses
 from interceptd.address_space.image_file import Image
 from interceptd.address_space.refusals import Cause, error_name
 from interceptd.address_space.workers import Workers
+from interceptd.pages.counted_range_map import CountedRangeMap
 from interceptd.pages.mapping import IMAGE_BACKING, ZERO_BACKING, Extent, Frame
 from interceptd.pages.range_map import RangeMap, add_pages
+from interceptd.quota import Quota
 from interceptd.scheduling.time_share import give_way, give_way_shielded
 
 _RIGHTS = Access.READ | Access.WRITE | Access.EXECUTE
@@ -46,8 +48,8 @@ class ImagePart(msgspec.Struct, frozen=True, gc=False):
 class ImageAddressSpace:
     """See `AddressSpace`. Its pages come in units of `unit` times 4 KiB (512 for huge pages).
 
-    `on_failure` is told of each read of the image that failed. It is its own `known`, too: what stands behind
-    a page is always known, and only its bytes may take time.
+    `quota` counts the runs of what was given back. `on_failure` is told of each read of the image that fails.
+    It is its own `known`, too: what stands behind a page is always known, and only its bytes may take time.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class ImageAddressSpace:
         workers: Workers,
         parts: Sequence[ImagePart],
         *,
+        quota: Quota,
         unit: int = 1,
         on_failure: Callable[[OSError], None] = lambda _: None,
     ) -> None:
@@ -66,7 +69,8 @@ class ImageAddressSpace:
         self._parts: RangeMap[ImagePart] = RangeMap()
         for part in parts:
             self._parts.insert(part)
-        self._removed: RangeMap[UaddrRange] = RangeMap()
+        self._quota = quota
+        self._removed: RangeMap[UaddrRange] = CountedRangeMap(quota)
         self._causes = FaultCauses()
         self.failures = 0
         """Reads of the image that failed."""
@@ -100,8 +104,18 @@ class ImageAddressSpace:
 
     def removed(self, uaddrs: UaddrRange) -> None:
         """The VMM has given these pages back: there are zeroes behind them. Call it in the step in which that
-        is announced to the notifier."""
-        add_pages(self._removed, uaddrs)
+        is announced to the notifier, whatever the limits are. Other memory of the VMM is passed over."""
+        for part in self._parts.clipped(uaddrs):
+            add_pages(self._removed, UaddrRange(start=part.start, end=part.end))
+
+    def first_removed(self, uaddrs: UaddrRange) -> UaddrRange:
+        """The first part of `uaddrs`, perhaps all, of which `removed` can be told in one step."""
+        part = self._removed.head(uaddrs, REMOVED_PER_PART)
+        return UaddrRange(start=part.start, end=part.end)
+
+    def require_room(self) -> None:
+        """Raise ENOSPC if the VMM may give back no more pieces than it has."""
+        self._quota.require(1)
 
     def image_runs(self, uaddrs: UaddrRange) -> list[UaddrRange]:
         """The parts of `uaddrs` that were not given back."""

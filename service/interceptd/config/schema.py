@@ -48,7 +48,7 @@ class Limits(_Table, frozen=True, kw_only=True):
     mappings_per_uid: Count = 1 << 20
     """In all partitions, like `mappings_per_partition`."""
     vmas_per_uid: Count = 1 << 20
-    """Declared VMAs, in all partitions."""
+    """Declared VMAs, in all partitions, and pieces that restored guests have given back."""
     unclosed_descriptors_per_uid: Count = 512
     """Sent by its clients and not closed yet; a thread that an abandoned question blocks counts as two."""
     vps_per_partition: Annotated[int, Meta(ge=1, le=256)] = 256

@@ -113,7 +113,9 @@ class PartitionFactory:
         def image_failed(error: OSError) -> None:
             guest.image_failed(error)
 
-        memory = ImageAddressSpace(image, workers, parts_of(vmm), unit=vmm.unit, on_failure=image_failed)
+        memory = ImageAddressSpace(
+            image, workers, parts_of(vmm), quota=tenant.vmas, unit=vmm.unit, on_failure=image_failed
+        )
         partition = self._partition(
             CreatePartition(address_space=AddressSpaceKind.IMAGE, hypervisor=HypervisorKind.USERFAULTFD),
             hypervisor,

@@ -21,6 +21,7 @@ import structlog
 import trio
 
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
+from intercept_protocol.errors import WireError
 from intercept_protocol.events import InterceptAnswered, RestoreComplete
 from intercept_protocol.messages import RestoreState
 from intercept_protocol.outcomes import Access, Answer
@@ -48,6 +49,8 @@ WOKEN: Final = 1024
 """Threads that were woken and are remembered."""
 LOOK_SECONDS: Final = 1.0
 """Interval of the look whether all is in."""
+ROOM_SECONDS: Final = 0.1
+"""Interval of the look whether there is room for what is given back."""
 SPURIOUS_WAKE_SECONDS: Final = 0.001
 """Pause after a wake-up without a message, as in `address_space/unmap_watch.py`."""
 
@@ -119,6 +122,8 @@ class FaultReader:
         self.restore_state = RestoreState.SERVING
         self.retries = 0
         """Times that nothing could be decided because the VMM's memory was changing."""
+        self.held_up = ""
+        """Why nothing is read; empty if it is."""
         self.first_fault_ns: int | None = None
         self.last_fault_ns: int | None = None
         """By the performance counter."""
@@ -220,14 +225,46 @@ class FaultReader:
             if isinstance(message, int):
                 await self._fault(message)
             else:
-                self._remove(message)
+                await self._remove(message)
             await give_way()
         self._memory.vmm_gone.set()
 
-    def _remove(self, uaddrs: UaddrRange) -> None:
-        self._memory.removed(uaddrs)
-        self._notifier.invalidate(uaddrs, Source.USERFAULTFD)
+    async def _remove(self, uaddrs: UaddrRange) -> None:
+        memory, notifier = self._memory, self._notifier
+        part = memory.first_removed(uaddrs)
+        memory.removed(part)
+        notifier.invalidate(uaddrs, Source.USERFAULTFD)
+        if part.end < uaddrs.end:
+            notifier.reopen(uaddrs, Source.USERFAULTFD)  # until all is known, faults there wait
         self._uffd.forget_message()
+        if part.end < uaddrs.end:
+            try:
+                await self._remove_rest(UaddrRange(start=part.end, end=uaddrs.end))
+            finally:
+                notifier.end(uaddrs, Source.USERFAULTFD)
+        await self._wait_for_room()
+
+    async def _remove_rest(self, uaddrs: UaddrRange) -> None:
+        while uaddrs.page_count:
+            await give_way()
+            part = self._memory.first_removed(uaddrs)
+            self._memory.removed(part)
+            uaddrs = UaddrRange(start=part.end, end=uaddrs.end)
+
+    async def _wait_for_room(self) -> None:
+        """Block while what was given back is in as many pieces as there may be: a VMM that gives back more
+        waits for its message to be read, and its guest with it."""
+        while True:
+            try:
+                self._memory.require_room()
+            except WireError as error:
+                if not self.held_up:
+                    self.held_up = f"the VMM has given back too many pieces: {error.message}"
+                    log.warning("removals_held_up", error=error.message)
+                await trio.sleep(ROOM_SECONDS)
+            else:
+                self.held_up = ""
+                return
 
     async def _fault(self, page: int) -> None:
         began = self.last_fault_ns = perf_counter_ns()

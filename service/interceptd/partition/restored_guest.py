@@ -182,7 +182,7 @@ class RestoredGuest:
             first_fault_ms=self._at(reader.first_fault_ns),
             quiet_ms=self._at(reader.last_fault_ns),
             pid=self._vmm.peer.pid,
-            error=self.error or (self._image_error if self._waits_for_image else ""),
+            error=self.error or (self._image_error if self._waits_for_image else reader.held_up),
             latency=reader.latency.all.buckets,
             oldest_fault_ms=0 if self._ended else reader.oldest_fault_ms,
         )
