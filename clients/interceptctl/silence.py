@@ -43,6 +43,7 @@ CAUSES: Final[Mapping[str, str]] = {
     "smaps_ended": "the VMM's thread that opened smaps has ended",
     "no_answer": "the VMM's process did not answer in time",
     "mm_gone": "the VMM's process has exited or called exec",
+    "image_error": "the image of its snapshot could not be read",
 }
 """Of `unresolved`, for those that have more to say than their word."""
 
