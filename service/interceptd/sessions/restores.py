@@ -49,6 +49,7 @@ from interceptd.partition.partition import Partition
 from interceptd.partition.registry import PartitionRegistry
 from interceptd.partition.restored_guest import Ending, RestoredGuest
 from interceptd.scheduling.time_share import SHARE
+from interceptd.sessions.ended_restores import EndedRestores
 from interceptd.sessions.restore_session import RestoreSession, unserved
 from interceptd.sessions.restore_source import PageList, RestoreSource, examine, open_image
 from interceptd.telemetry.event_bus import EventBus, PartitionPublisher
@@ -57,8 +58,6 @@ log = structlog.get_logger()
 
 WORKERS: Final = 4
 """Threads of one restore that may wait for its image."""
-ENDED_LIMIT: Final = 64
-"""Ended restores whose figures are still told."""
 
 
 @dataclass
@@ -102,8 +101,7 @@ class Restores:
         self._event_bus = event_bus
         self._nursery: trio.Nursery | None = None
         self._living: dict[int, RestoreSession] = {}
-        self._ended: dict[int, tuple[int, RestoreStatistics]] = {}
-        """The uid of each, and its last figures."""
+        self._ended = EndedRestores()
         self.endings: Counter[Ending] = Counter()
         self.wait_returned: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         """Blocks until those of a predecessor are known."""
@@ -197,7 +195,7 @@ class Restores:
 
     def remember(self, uid: int, partition_id: int, image_pages: int, error: str) -> None:
         """A predecessor's restore that has ended meanwhile."""
-        self._ended[partition_id] = uid, unserved(RestoreState.ENDED, image_pages, error)
+        self._ended.add(partition_id, uid, unserved(RestoreState.ENDED, image_pages, error))
 
     async def progress(self, call: RestoreProgress, asker: Peer) -> RestoreStatistics:
         """Raises ENOENT for an id that is none, or another uid's."""
@@ -206,7 +204,7 @@ class Restores:
         uid, figures = None, None
         if (living := self._living.get(call.partition_id)) is not None:
             uid, figures = living.tenant.uid, living.statistics()
-        elif (ended := self._ended.get(call.partition_id)) is not None:
+        elif (ended := self._ended.find(call.partition_id)) is not None:
             uid, figures = ended
         if figures is None or uid != asker.uid:
             raise WireError(errno.ENOENT, f"no restore {call.partition_id}", partition_id=call.partition_id)
@@ -290,9 +288,7 @@ class Restores:
     def _remember(self, restore: RestoreSession) -> None:
         self.endings[restore.ending] += 1
         figures = replace(restore.statistics(), state=RestoreState.ENDED)
-        self._ended[restore.partition_id] = restore.tenant.uid, figures
-        if len(self._ended) > ENDED_LIMIT:
-            del self._ended[next(iter(self._ended))]
+        self._ended.add(restore.partition_id, restore.tenant.uid, figures)
 
     def _require_open(self) -> None:
         if self._partitions.closed:
