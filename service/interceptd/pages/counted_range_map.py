@@ -20,10 +20,9 @@ class CountedRangeMap(RangeMap[Item]):
         super().__init__()
         self._quota = quota
 
-    def insert_if_free(self, item: Item) -> bool:
-        inserted = super().insert_if_free(item)
-        self._quota.change(inserted)
-        return inserted
+    def insert_unchecked(self, item: Item) -> None:
+        super().insert_unchecked(item)
+        self._quota.change(1)
 
     def carve(self, pages: RangeItem | PageRange) -> list[Item]:
         before = len(self._items)

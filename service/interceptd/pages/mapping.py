@@ -136,7 +136,7 @@ def insert_joined(mappings: RangeMap[Mapping], mapping: Mapping) -> bool:
     if before is not None and before.continued_by(mapping):
         mappings.extend(before, replace(before, end=mapping.end))
     else:
-        mappings.insert(mapping)
+        mappings.insert_unchecked(mapping)
     return True
 
 

@@ -123,9 +123,13 @@ class RangeMap(Generic[Item]):
         """Insert an item unless it overlaps another; False if it does."""
         if self.touches(item):
             return False
+        self.insert_unchecked(item)
+        return True
+
+    def insert_unchecked(self, item: Item) -> None:
+        """Insert an item for which the caller has just looked up both neighbours: it overlaps none."""
         self._items[item.start] = item
         self._page_count += item.end - item.start
-        return True
 
     def extend(self, item: Item, longer: Item) -> None:
         """Put `longer`, which starts where `item` does, in its place; the caller knows that the pages behind
