@@ -264,7 +264,7 @@ CLIENTS_LINES = {
     "partition_end_cut_short", "partition_ended", "partition_lost", "partition_not_kept",
     "partition_recovered",
     "pinned_region_dangling", "policy_set", "request_refused", "request_suspected",
-    "restore_begun", "restore_complete", "restore_failed", "restore_not_claimed",
+    "restore_begun", "removals_held_up", "restore_complete", "restore_failed", "restore_not_claimed",
     "unregister_refused", "userfaultfd_unreadable",
 }  # fmt: skip
 """Of tasks that have a share."""
