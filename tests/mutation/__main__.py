@@ -88,6 +88,7 @@ TESTS = (
     "tests/service/test_counters.py",
     "tests/service/test_long_walks.py",
     "tests/service/test_virtual_processor.py",
+    "tests/service/recovery/test_journal.py",
     "--deselect=tests/service/hazards/test_extents.py::"
     "test_q_a_pinned_region_over_many_vmas_always_yields_to_other_partitions",
     "--deselect=tests/service/hazards/test_extents.py::"
