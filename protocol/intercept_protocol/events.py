@@ -191,7 +191,7 @@ class RestoreComplete(Fact, frozen=True, kw_only=True, tag="restore_complete"):
 
 
 class ImageFailed(Fact, frozen=True, kw_only=True, tag="image_failed"):
-    """A read failed. While it goes on failing, this is told from time to time."""
+    """A read of the image failed. The event is repeated at a pace for as long as reads fail."""
 
     error: str
 

@@ -23,7 +23,6 @@ from trio.testing import MockClock
 from fakes.fake_kernel import ZERO, FakeImage, FakeKernel, FakeWorkers, Removal
 from fakes.restored_guest import RestoredGuest
 from intercept_protocol.addresses import GfnRange, UaddrRange
-from intercept_protocol.messages import RestoreState
 from interceptd.address_space.image import ImageAddressSpace, ImagePart
 from interceptd.hypervisor.userfaultfd import UserfaultfdHypervisor
 from interceptd.mmu_notifier import MmuNotifier
@@ -128,7 +127,7 @@ class Schedule:
                 await self._step(clock)
             await self._calm_down(clock)
             nursery.cancel_scope.cancel()
-        verdict.completed = self._guest.reader.restore_state is RestoreState.COMPLETE
+        verdict.completed = self._guest.completion.reached
         self._kernel.close()
         return verdict
 

@@ -18,7 +18,6 @@ from trio.testing import MockClock
 from fakes.fake_kernel import FakeKernel
 from fakes.restored_guest import RestoredGuest
 from intercept_protocol.addresses import GfnRange, UaddrRange
-from intercept_protocol.messages import RestoreState
 from interceptd.address_space.missing_faults import (
     EVENT_PAGEFAULT,
     EVENT_REMOVE,
@@ -190,7 +189,7 @@ class MortalSchedule(Schedule):
                 break
             verdict.seen["deaths"] += 1
             self._succeed()
-        verdict.completed = self._guest.reader.restore_state is RestoreState.COMPLETE
+        verdict.completed = self._guest.completion.reached
         self._kernel.close()
         return verdict
 

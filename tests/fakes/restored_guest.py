@@ -30,6 +30,7 @@ from interceptd.memory.prefetch import prefetch
 from interceptd.memory.region import KindOrigin, Region
 from interceptd.memory.region_manager import RegionManager
 from interceptd.mmu_notifier import MmuNotifier
+from interceptd.partition.completion import Completion
 from interceptd.partition.fault_reader import FaultReader
 from interceptd.telemetry.event_bus import EventBus, PartitionPublisher
 
@@ -98,6 +99,7 @@ class RestoredGuest:
             answers=self.answers,
             event_bus=publisher,
         )
+        self.completion = Completion(self.regions, self.memory, self.hypervisor, publisher)
 
     async def add_regions(self) -> None:
         for region in self.regions:
@@ -110,6 +112,7 @@ class RestoredGuest:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.manager.run)
             nursery.start_soon(self.reader.run)
+            nursery.start_soon(self.completion.watch)
             yield self
             nursery.cancel_scope.cancel()
         self.memory.close()

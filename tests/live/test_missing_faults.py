@@ -14,7 +14,6 @@ from fakes.huge_pages import reserved
 from fakes.puppet import Puppet
 from fakes.served_memory import ServedMemory, page_word, served_memory
 from intercept_protocol.addresses import GfnRange, UaddrRange
-from intercept_protocol.messages import RestoreState
 from intercept_protocol.outcomes import Answer
 from interceptd.address_space.missing_faults import MESSAGE_BYTES, removal_in
 from interceptd.telemetry.counters import Source
@@ -97,11 +96,11 @@ async def test_once_all_is_in_the_kernel_is_left_alone_with_it(vmm: Puppet, tmp_
     """Also what was given back and never touched again."""
     async with served_memory(vmm, tmp_path, [PAGES]) as memory:
         await memory.do(vmms.give_back, at(memory, 60, 4))
-        assert not await memory.guest.reader.leave_to_kernel()
+        assert not await memory.guest.completion.leave_to_kernel()
         await memory.guest.prefetch([GfnRange(start=0, end=PAGES)])
         assert memory.guest.hypervisor.prefetched_pages == 60
-        assert await memory.guest.reader.leave_to_kernel()
-        assert memory.guest.reader.restore_state is RestoreState.COMPLETE
+        assert await memory.guest.completion.leave_to_kernel()
+        assert memory.guest.completion.reached
         await memory.do(vmms.give_back, at(memory, 0))
         assert await memory.do(vmms.read_words, at(memory, 0, PAGES)) == [
             0 if page == 0 or page >= 60 else page_word(page) for page in range(PAGES)

@@ -453,7 +453,7 @@ async def test_of_many_faults_that_waited_for_the_same_few_go_on_in_a_round(
 ELSEWHERE: Final = {
     "address_space/image.py: ImageAddressSpace.discard": "tests/service/test_restored_guest.py",
     "address_space/image.py: ImageAddressSpace.image_pages": "tests/service/test_restored_guest.py",
-    "partition/fault_reader.py: FaultReader.missing_pages": "tests/service/test_restored_guest.py",
+    "partition/completion.py: Completion.missing_pages": "tests/service/test_restored_guest.py",
     "partition/fault_reader.py: FaultReader._read": "tests/service/test_restored_guest.py",
     "partition/fault_reader.py: FaultReader._remove_rest": "tests/service/test_restored_guest.py",
     "partition/fault_reader.py: FaultReader._try_again": "as many as threads of the VMM wait",

@@ -14,7 +14,6 @@ from fakes.others import Others
 from fakes.restored_guest import LIMITS, RestoredGuest
 from fakes.used_up_time import time_used_up_every
 from intercept_protocol.addresses import GfnRange, UaddrRange
-from intercept_protocol.messages import RestoreState
 from intercept_protocol.outcomes import Answer
 from interceptd.address_space import image
 from interceptd.address_space.image import ImagePart
@@ -181,14 +180,14 @@ async def test_what_is_all_in_is_left_to_the_kernel(restored: Restored) -> None:
     await restored.remove(4, 4)
     await restored.guest.prefetch([GfnRange(start=0, end=PAGES)])
     await trio.sleep(2)
-    assert restored.guest.reader.restore_state is RestoreState.COMPLETE
+    assert restored.guest.completion.reached
     assert restored.kernel.touch(START + 5) == ZERO
 
 
 async def test_pages_of_the_image_that_are_missing(restored: Restored) -> None:
     await restored.remove(4, 4)
     await restored.read(8)
-    assert await restored.guest.reader.missing_pages() == PAGES - 4 - 8
+    assert await restored.guest.completion.missing_pages() == PAGES - 4 - 8
 
 
 async def test_runs_that_touch_are_recorded_as_one(restored: Restored) -> None:
@@ -210,7 +209,7 @@ async def test_long_walks_over_what_was_given_back_take_turns(
         restored.guest.memory.removed(uaddrs(start))
     others = Others(nursery)
     with time_used_up_every(1):
-        assert await restored.guest.reader.missing_pages() == PAGES // 2
+        assert await restored.guest.completion.missing_pages() == PAGES // 2
         await restored.guest.memory.discard()
     assert others.turns >= PAGES // 2
 

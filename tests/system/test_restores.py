@@ -50,7 +50,7 @@ def asker(connect: Connect, tmp_path: Path) -> Asker:
 
 @pytest.fixture
 def watcher(daemon: DaemonProcess, witness: Witness) -> Iterator[RawConnection]:  # noqa: ARG001 - it looks before and after
-    """An operator who is told what fails."""
+    """An operator who receives the events of failed restores."""
     with RawConnection(daemon.operator_socket) as operator:
         operator.say_hello("operator")
         operator.ask("subscribe", {"events": ["handoff_refused", "image_failed"]})

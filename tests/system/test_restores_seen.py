@@ -32,7 +32,7 @@ TOLD = [
 
 
 class Watched:
-    """A daemon, whose operator is told of restores, and who asks for them."""
+    """A daemon, an operator who receives its events, and the program that asks it for restores."""
 
     def __init__(self, daemon: DaemonProcess, asker: Asker, operator: RawConnection, metrics: Path) -> None:
         self.daemon = daemon

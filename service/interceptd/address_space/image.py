@@ -48,7 +48,7 @@ class ImagePart(msgspec.Struct, frozen=True, gc=False):
 class ImageAddressSpace:
     """See `AddressSpace`. Its pages come in units of `unit` times 4 KiB (512 for huge pages).
 
-    `quota` counts the runs of what was given back. `on_failure` is told of each read of the image that fails.
+    `quota` counts the runs of removed pages. `on_failure` is called for each failed read of the image.
     It is its own `known`, too: what stands behind a page is always known, and only its bytes may take time.
     """
 

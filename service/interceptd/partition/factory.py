@@ -39,6 +39,7 @@ from interceptd.memory.region_manager import RegionManager
 from interceptd.memory_budget import CacheShare, Cost
 from interceptd.mmu_notifier import MmuNotifier
 from interceptd.partition.chaos import Chaos, ChaoticAddressSpace, ChaoticHypervisor
+from interceptd.partition.completion import Completion
 from interceptd.partition.fault_reader import FaultReader
 from interceptd.partition.handed_over import HandedOver, parts_of, regions_of
 from interceptd.partition.keeping import Keeping
@@ -147,6 +148,7 @@ class PartitionFactory:
             memory=memory,
             hypervisor=hypervisor,
             reader=reader,
+            completion=Completion(regions, memory, hypervisor, partition.event_bus),
             event_bus=partition.event_bus,
         )
         partition.restored = guest

@@ -22,8 +22,7 @@ import trio
 
 from intercept_protocol.addresses import PAGE_SHIFT, GfnRange, UaddrRange
 from intercept_protocol.errors import WireError
-from intercept_protocol.events import InterceptAnswered, RestoreComplete
-from intercept_protocol.messages import RestoreState
+from intercept_protocol.events import InterceptAnswered
 from intercept_protocol.outcomes import Access, Answer
 from interceptd.address_space.image import ImageAddressSpace
 from interceptd.address_space.missing_faults import MissingFaults
@@ -47,8 +46,6 @@ TASKS: Final = 64
 """Faults that wait at a time, for the image or for a change; more of them wait for their turn."""
 WOKEN: Final = 1024
 """Threads that were woken and are remembered."""
-LOOK_SECONDS: Final = 1.0
-"""Interval of the look whether all is in."""
 ROOM_SECONDS: Final = 0.1
 """Interval of the look whether there is room for what is given back."""
 SPURIOUS_WAKE_SECONDS: Final = 0.001
@@ -119,7 +116,6 @@ class FaultReader:
         self._idle = trio.Event()
         self._idle.set()
         self.latency = InterceptLatency()
-        self.restore_state = RestoreState.SERVING
         self.retries = 0
         """Times that nothing could be decided because the VMM's memory was changing."""
         self.held_up = ""
@@ -147,7 +143,6 @@ class FaultReader:
     async def run(self) -> None:
         """Serve until cancelled, or until the VMM's memory is gone. Raises `PartitionLost`."""
         async with trio.open_nursery() as self._nursery:
-            self._nursery.start_soon(self._look_whether_all_is_in)
             await self._read()
             self._nursery.cancel_scope.cancel()
 
@@ -159,39 +154,6 @@ class FaultReader:
         """Have all faults read again that a predecessor has read and not answered."""
         for region in self._regions:
             self._hypervisor.wake(region.uaddrs)
-
-    async def leave_to_kernel(self) -> bool:
-        """If no page of the image is missing, let the kernel fill with zeroes what the VMM gives back;
-        whether that is so now. May block for the VMM's mmap lock."""
-        if self.restore_state is RestoreState.COMPLETE:
-            return True
-        if await self.missing_pages():
-            return False
-        try:
-            await self._hypervisor.unregister([region.uaddrs for region in self._regions])
-        except OSError as error:
-            log.warning("unregister_refused", error=str(error))
-            return False
-        self.restore_state = RestoreState.COMPLETE
-        pages_in = self._hypervisor.counters().mapped_gfns
-        log.info("restore_complete", pages_in=pages_in)
-        self._event_bus.publish(RestoreComplete(pages_in=pages_in))
-        return True
-
-    async def missing_pages(self) -> int:
-        """How many pages of the image are not in, and were not given back. Lets others run meanwhile."""
-        count = 0
-        for region in self._regions:
-            rest = region.gfns
-            while rest.page_count:
-                part, entries = self._hypervisor.table.first_entries(rest)
-                for entry in entries:
-                    if not entry.access:
-                        uaddrs = region.uaddrs_of(entry.gfns)
-                        count += await self._memory.image_pages(uaddrs)
-                rest = GfnRange(start=part.end, end=rest.end)
-                await give_way()
-        return count
 
     def kick(self) -> None:
         """Does nothing, and so do `fail` and `drain`: no thread waits for an answer on a connection. Who
@@ -400,20 +362,6 @@ class FaultReader:
                         access=fault.access,
                     )
                 )
-
-    # ------------------------------------------------ the end
-
-    async def _look_whether_all_is_in(self) -> None:
-        """A look costs a walk, and is worth it only when so little is missing that all of it may have been
-        given back. It notices, too, that the VMM is gone, which somebody else may have been told."""
-        table = self._hypervisor.table
-        while True:
-            await trio.sleep(LOOK_SECONDS)
-            if self._hypervisor.vmm_gone:
-                self._memory.vmm_gone.set()
-                return
-            if table.no_access_gfns <= self._memory.removed_pages and await self.leave_to_kernel():
-                return
 
 
 def _never(_answer: Answer) -> None:

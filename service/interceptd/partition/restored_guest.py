@@ -26,6 +26,7 @@ from interceptd.connections.peer import Pidfd
 from interceptd.hypervisor.userfaultfd import UserfaultfdHypervisor
 from interceptd.log_pace import LogPace
 from interceptd.memory.region import Region
+from interceptd.partition.completion import Completion
 from interceptd.partition.fault_reader import FaultReader
 from interceptd.partition.handed_over import HandedOver, has_ended
 from interceptd.telemetry.counters import RestoreCounts
@@ -64,6 +65,7 @@ class RestoredGuest:
         memory: ImageAddressSpace,
         hypervisor: UserfaultfdHypervisor,
         reader: FaultReader,
+        completion: Completion,
         event_bus: PartitionPublisher,
     ) -> None:
         self._options = options
@@ -74,6 +76,7 @@ class RestoredGuest:
         self._memory = memory
         self._hypervisor = hypervisor
         self.reader = reader
+        self.completion = completion
         self._event_bus = event_bus
         self._handed_over_ns = perf_counter_ns()
         self._ended = False
@@ -88,7 +91,9 @@ class RestoredGuest:
 
     @property
     def state(self) -> RestoreState:
-        return RestoreState.ENDED if self._ended else self.reader.restore_state
+        if self._ended:
+            return RestoreState.ENDED
+        return RestoreState.COMPLETE if self.completion.reached else RestoreState.SERVING
 
     async def wait_vmm_ended(self) -> None:
         """Block until the process that handed its memory over has ended."""
@@ -117,20 +122,15 @@ class RestoredGuest:
         if (not_warned := self._warnings.passed_over("image")) is not None:
             log.error("image_failed", error=sentence(error), not_warned=not_warned)
             self._event_bus.publish(events.ImageFailed(error=sentence(error)[: events.ERROR_LENGTH]))
-        if self._options.on_image_error is OnImageError.KILL:
-            self._kill(self._image_error)
+        if self._options.on_image_error is OnImageError.KILL and not self.vmm_gone:
+            self._abandon(self._image_error)
 
     def end(self) -> None:
         """Call it when the partition has ended. A VMM that lives on and lacks pages stays frozen, or is
         killed. Closes what the VMM handed over."""
-        complete = self.state is RestoreState.COMPLETE
         self._ended = True
-        if not complete and not self.vmm_gone:
-            why = self.error or "the daemon ended before all pages were in"
-            if self._options.on_image_error is OnImageError.KILL:
-                self._kill(why)
-            else:
-                self._leave_frozen(why)
+        if not self.completion.reached and not self.vmm_gone:
+            self._abandon(self.error or "the daemon ended before all pages were in")
         for workers in self._workers:
             workers.close()
         self._vmm.close()
@@ -216,27 +216,13 @@ class RestoredGuest:
     def _since_hand_over(self, ns: int) -> int:
         return max(ns - self._handed_over_ns, 0)
 
-    def _kill(self, why: str) -> None:
-        if self.vmm_gone:
-            return
-        self.error = f"killed: {why}"
-        try:
-            signal.pidfd_send_signal(self._vmm.pidfd.fileno(), signal.SIGKILL)
-        except OSError as error:
-            self._leave_frozen(f"cannot be killed ({sentence(error)}): {why}")
-        else:
-            self.ending = Ending.KILLED
-            log.error("guest_killed", error=why)
-            self._event_bus.publish(events.GuestKilled(error=why[: events.ERROR_LENGTH]))
-
-    def _leave_frozen(self, why: str) -> None:
-        self.error, self.ending = why, Ending.LEFT_FROZEN
-        log.critical("guest_left_frozen", error=why)
-        self._event_bus.publish(events.GuestLeftFrozen(error=why[: events.ERROR_LENGTH]))
+    def _abandon(self, why: str) -> None:
+        self.ending, self.error = abandon(self._vmm.pidfd, self._options.on_image_error, why, self._event_bus)
 
 
-def abandon(vmm: Pidfd, policy: OnImageError, why: str) -> str:
-    """Nobody can serve a VMM any more that lacks pages. Returns what became of it."""
+def abandon(vmm: Pidfd, policy: OnImageError, why: str, event_bus: PartitionPublisher) -> tuple[Ending, str]:
+    """Nobody can serve a VMM any more that lacks pages: kill it or leave it frozen, as was asked for. Returns
+    which of them was done, and why."""
     if policy is OnImageError.KILL:
         try:
             signal.pidfd_send_signal(vmm.fileno(), signal.SIGKILL)
@@ -244,6 +230,8 @@ def abandon(vmm: Pidfd, policy: OnImageError, why: str) -> str:
             why = f"cannot be killed ({sentence(error)}): {why}"
         else:
             log.error("guest_killed", error=why)
-            return f"killed: {why}"
+            event_bus.publish(events.GuestKilled(error=why[: events.ERROR_LENGTH]))
+            return Ending.KILLED, f"killed: {why}"
     log.critical("guest_left_frozen", error=why)
-    return why
+    event_bus.publish(events.GuestLeftFrozen(error=why[: events.ERROR_LENGTH]))
+    return Ending.LEFT_FROZEN, why

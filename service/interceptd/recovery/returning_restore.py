@@ -22,7 +22,7 @@ from interceptd.memory.region import Region
 from interceptd.partition.handed_over import HandedOver, has_ended
 from interceptd.partition.kept_restore import KeptRestore, regions_from
 from interceptd.partition.partition import Partition
-from interceptd.partition.restored_guest import RestoredGuest, abandon
+from interceptd.partition.restored_guest import Ending, RestoredGuest, abandon
 from interceptd.recovery.fold import Fold
 from interceptd.recovery.remains import Remains
 from interceptd.recovery.restore import announce, restore, settle
@@ -35,7 +35,11 @@ log = structlog.get_logger()
 
 
 class CannotReturn(Exception):
-    """Something is missing; the text says what."""
+    """Something is missing; the text says what. `ending` is what became of the restore."""
+
+    def __init__(self, ending: Ending, why: str) -> None:
+        super().__init__(why)
+        self.ending = ending
 
 
 class VmmEnded(Exception):
@@ -69,10 +73,14 @@ class ReturningRestore:
         assert record is not None, "else it was not answered"
         call = codec.decode_fields(Restore, Restore.METHOD, [record.request])
         try:
-            vmm = self._vmm(call)
-        except (CannotReturn, VmmEnded) as why:
-            error = sentence(why) if isinstance(why, CannotReturn) else ""
-            self._restores.remember(record.uid, record.partition_id, record.image_pages, error)
+            vmm = self._vmm(call, record.partition_id)
+        except VmmEnded:
+            self._restores.remember(record.uid, record.partition_id, record.image_pages, Ending.ENDED)
+            raise
+        except CannotReturn as why:
+            self._restores.remember(
+                record.uid, record.partition_id, record.image_pages, why.ending, sentence(why)
+            )
             raise
         remains = self._remains
         connection = None
@@ -97,12 +105,12 @@ class ReturningRestore:
         self._found()
         await self._restores.go_on(returning)
 
-    def _vmm(self, call: Restore) -> HandedOver | None:
+    def _vmm(self, call: Restore, partition_id: int) -> HandedOver | None:
         """What was handed over; None if nothing was yet."""
         handed_off, remains = self._fold.handed_off, self._remains
         if handed_off is None:
             if not (remains.images and remains.listeners):
-                raise CannotReturn("its image and its listening socket were not kept")
+                raise CannotReturn(Ending.NOT_CLAIMED, "its image and its listening socket were not kept")
             return None
         connection = remains.connections.get(handed_off.cookie)
         pidfd = None if connection is None else Pidfd.of(connection)
@@ -112,9 +120,10 @@ class ReturningRestore:
             pidfd.close()
             raise VmmEnded("its VMM has ended")
         if not (remains.images and remains.memory):
-            why = abandon(pidfd, call.on_image_error, "its image and its VMM's memory were not kept")
+            why = "its image and its VMM's memory were not kept"
+            ended = abandon(pidfd, call.on_image_error, why, self._restores.publisher(partition_id))
             pidfd.close()
-            raise CannotReturn(why)
+            raise CannotReturn(*ended)
         del remains.connections[handed_off.cookie]
         uffd = remains.memory.pop()
         return HandedOver(connection, pidfd, uffd, regions_from(handed_off), self._tenant.closer)

@@ -55,9 +55,8 @@ class RestoreSession:
         self,
         options: Restore,
         name: str,
-        partition_id: int,
+        reply: RestoreReply,
         *,
-        image_pages: int,
         tenant: Tenant,
         workers: Workers,
         factory: PartitionFactory,
@@ -67,13 +66,13 @@ class RestoreSession:
         self._options = options
         self._name = name
         self.tenant = tenant
-        self.partition_id = partition_id
+        self.reply = reply
+        self.partition_id = reply.partition_id
         self.source: RestoreSource | None = None
         """None until a predecessor's image is open again."""
         self.kept: KeptRestore | None = None
         self.bring_back: Callable[[Partition, RestoredGuest], Awaitable[None]] | None = None
         """Of a predecessor's: see `Returning`."""
-        self.reply = RestoreReply(partition_id=partition_id, image_pages=image_pages)
         self.vmm: HandedOver | None = None
         """Of a predecessor's: who has handed its memory over."""
         self.asked_by: Request | None = None
@@ -237,6 +236,7 @@ class RestoreSession:
             await self.bring_back(partition, guest)
             guest.reader.wake_all()
         partition.start_reader(guest.reader)
+        partition.start(guest.completion.watch)
         partition.start(guest.trim_workers)
         partition.start(partial(_bring_in, source.runs(), partition, guest))
         try:
@@ -253,7 +253,7 @@ class RestoreSession:
                 nursery.start_soon(_cancel_with, guest.wait_vmm_ended, nursery.cancel_scope)
                 while not guest.vmm_gone:
                     await _bring_in(everything, partition, guest)
-                    if await guest.reader.leave_to_kernel():
+                    if await guest.completion.leave_to_kernel():
                         break
                     await trio.sleep(RETRY_SECONDS)
                 nursery.cancel_scope.cancel()

@@ -167,23 +167,13 @@ class Restores:
         tenant.vmms.add(1)
         tenant.partitions.add(1)
         workers = self._workers(tenant)
-        restore = RestoreSession(
-            left.call,
-            left.name,
-            left.partition_id,
-            image_pages=left.image_pages,
-            tenant=tenant,
-            workers=workers,
-            factory=self._factory,
-            partitions=self._partitions,
-            event_bus=PartitionPublisher(self._event_bus, left.partition_id),
-        )
+        reply = RestoreReply(partition_id=left.partition_id, image_pages=left.image_pages)
+        restore = self._session(left.call, left.name, reply, tenant, workers)
         restore.kept = left.kept
         restore.bring_back = left.bring_back
         restore.asked_by, restore.vmm = left.asked_by, left.vmm
         if left.listener is not None:
             restore.cookie = cookie_of(left.listener)
-        self._living[left.partition_id] = restore
 
         async def opened() -> None:
             image = await open_image(left.image, workers, tenant.closer)
@@ -193,8 +183,15 @@ class Restores:
 
         await self._live(restore, opened, left.connection)
 
-    def remember(self, uid: int, partition_id: int, image_pages: int, error: str) -> None:
-        """A predecessor's restore that has ended meanwhile."""
+    def publisher(self, partition_id: int) -> PartitionPublisher:
+        """Of the events of one restore."""
+        return PartitionPublisher(self._event_bus, partition_id)
+
+    def remember(
+        self, uid: int, partition_id: int, image_pages: int, ending: Ending, error: str = ""
+    ) -> None:
+        """A predecessor's restore that has ended meanwhile, or cannot go on."""
+        self.endings[ending] += 1
         self._ended.add(partition_id, uid, unserved(RestoreState.ENDED, image_pages, error))
 
     async def progress(self, call: RestoreProgress, asker: Peer) -> RestoreStatistics:
@@ -209,6 +206,23 @@ class Restores:
         if figures is None or uid != asker.uid:
             raise WireError(errno.ENOENT, f"no restore {call.partition_id}", partition_id=call.partition_id)
         return figures
+
+    def _session(
+        self, call: Restore, name: str, reply: RestoreReply, tenant: Tenant, workers: Workers
+    ) -> RestoreSession:
+        """One that is known by its id from now on."""
+        session = RestoreSession(
+            call,
+            name,
+            reply,
+            tenant=tenant,
+            workers=workers,
+            factory=self._factory,
+            partitions=self._partitions,
+            event_bus=self.publisher(reply.partition_id),
+        )
+        self._living[reply.partition_id] = session
+        return session
 
     @staticmethod
     def _workers(tenant: Tenant) -> Workers:
@@ -232,19 +246,9 @@ class Restores:
                 )
         partition_id = self._partitions.reserve_id()
         self._keeper.created(partition_id)
-        restore = RestoreSession(
-            call,
-            name,
-            partition_id,
-            image_pages=source.image.pages,
-            tenant=tenant,
-            workers=workers,
-            factory=self._factory,
-            partitions=self._partitions,
-            event_bus=PartitionPublisher(self._event_bus, partition_id),
-        )
+        reply = RestoreReply(partition_id=partition_id, image_pages=source.image.pages)
+        restore = self._session(call, name, reply, tenant, workers)
         restore.source, restore.cookie = source, cookie
-        self._living[partition_id] = restore
         try:
             restore.kept = await KeptRestore.begin(
                 self._keeper,

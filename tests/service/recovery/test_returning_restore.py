@@ -33,6 +33,7 @@ from interceptd.ledger.ledger import Ledger
 from interceptd.ledger.records import HandedOff, Removed, Restoring, encode
 from interceptd.partition.keeping import Keeper
 from interceptd.partition.partition import Partition
+from interceptd.partition.restored_guest import Ending
 from interceptd.recovery.recover import Recovery
 from interceptd.recovery.returning_restore import bring_back
 from interceptd.systemd.fd_store import FdStore
@@ -127,12 +128,14 @@ async def test_a_vmm_is_killed_whose_image_was_lost_if_that_was_asked_for(
     why = "killed: its image and its VMM's memory were not kept"
     assert await progress(daemon) == (RestoreState.ENDED, why)
     assert daemon.partitions.not_recovered == 1
+    assert daemon.dispatcher.restores.endings == {Ending.KILLED: 1}
 
 
 async def test_a_vmm_stays_frozen_whose_image_was_lost(left: Return, vmm: Vmm, nursery: trio.Nursery) -> None:
     left.record(vmm)
-    _, logged = await left(nursery)
+    daemon, logged = await left(nursery)
     assert logged == ["guest_left_frozen", "partition_not_recovered"]
+    assert daemon.dispatcher.restores.endings == {Ending.LEFT_FROZEN: 1}
     assert vmm.process.poll() is None
 
 
