@@ -23,11 +23,11 @@ def long_steps() -> None:
     """Each announced invalidation computes for long."""
     invalidate = MmuNotifier.invalidate
 
-    def compute(*arguments: object) -> object:
+    def compute(*arguments: object, **options: object) -> object:
         end = time.thread_time() + STEP_SECONDS
         while time.thread_time() < end:
             pass
-        return invalidate(*arguments)  # type: ignore[arg-type]
+        return invalidate(*arguments, **options)  # type: ignore[arg-type]
 
     MmuNotifier.invalidate = compute  # type: ignore[method-assign, assignment]
 
